@@ -1,0 +1,137 @@
+-- Claiming: ready messages become leased to one worker.
+--
+-- Order is (priority, due, id), which is exactly the index messages_ready, so a claim reads the front of that index and sorts nothing. Rows that
+-- another claim has locked are skipped, never waited for. The planner settings pin that plan: a session keeps the plan it made when the table
+-- was empty, and must not scan it when it has grown.
+
+-- Makes due messages ready: scheduled ones whose time has come, and leased ones whose lease has ended. A lease that ended with no deliveries
+-- left makes a dead letter. At most 10,000 a call, so that a claim after a long night stays short.
+create or replace function tocsin.make_due_ready(queue_id integer) returns void
+language plpgsql
+set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+    t timestamptz := tocsin.clock();
+    rows_due tid[];
+    ids bigint[];
+    lapsed bigint[];
+begin
+    select array_agg(d.ctid) into rows_due
+    from (select m.ctid from tocsin.messages m
+          where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.due <= t
+          order by m.due limit 10000 for update skip locked) d;
+    if rows_due is not null then
+        update tocsin.messages m set state = 'ready' where m.ctid = any (rows_due);
+    end if;
+
+    select array_agg(d.id), array_agg(d.lease) into ids, lapsed
+    from (select m.id, m.lease from tocsin.messages m
+          where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
+          order by m.vt limit 10000 for update skip locked) d;
+    if ids is not null then
+        perform tocsin.give_back(ids, lapsed, '0 s', true, 'the lease expired');
+    end if;
+end
+$$;
+
+-- Claims up to max_messages of the worker's queue, each with a fresh lease of vt (null: the queue's visibility timeout), in order. When that
+-- were fewer than asked for, a last row without id tells in how many seconds the next one is due (null: none is known), for a consumer that
+-- goes to sleep now. Refused for a worker that is neither ready nor polling. Nothing while the queue is paused.
+create or replace function tocsin.claim(worker_id bigint, max_messages integer, vt interval default null)
+returns table (
+    id bigint, lease bigint, priority integer, read_ct integer, enqueued_at timestamptz, vt_at timestamptz, dequeued_at timestamptz,
+    producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
+)
+language plpgsql
+set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+    q tocsin.queues;
+    token bigint;
+    t timestamptz;
+    rows_found tid[];
+    expired bigint[];
+begin
+    q := tocsin.admit_claim(worker_id);
+    if q.paused_at is not null then
+        return next;
+        return;
+    end if;
+    perform tocsin.make_due_ready(q.id);
+    t := tocsin.clock();
+    loop
+        select array_agg(r.ctid) filter (where r.expires_at is null or r.expires_at > t),
+               array_agg(r.id) filter (where r.expires_at <= t)
+        into rows_found, expired
+        from (select m.ctid, m.id, m.expires_at from tocsin.messages m
+              where m.queue_id = q.id and m.state = 'ready'
+              order by m.priority, m.due, m.id limit max_messages for update skip locked) r;
+        exit when expired is null;
+        perform tocsin.bury(expired, 'the message expired');
+        exit when rows_found is not null;
+    end loop;
+    if rows_found is not null then
+        token := nextval('tocsin.leases');
+        return query
+            with claimed as (
+                update tocsin.messages m
+                set state = 'leased', lease = token, vt = t + coalesce(claim.vt, q.vt), read_ct = m.read_ct + 1, dequeued_at = t,
+                    consumer_worker_id = worker_id
+                where m.ctid = any (rows_found)
+                returning m.*
+            )
+            select c.id, c.lease, c.priority, c.read_ct, c.enqueued_at, c.vt, c.dequeued_at, c.producer_worker_id, c.headers::text,
+                   c.last_error, c.payload::text, null::float8
+            from claimed c
+            order by c.priority, c.due, c.id;
+    end if;
+    if coalesce(cardinality(rows_found), 0) < max_messages then
+        next_due := tocsin.next_due(q.id);
+        return next;
+    end if;
+end
+$$;
+
+-- Archives what is finished and claims the next messages, in one statement and one commit. Rows with a null lease name the ids whose lease was
+-- lost, so that they were not archived; then the claimed messages follow.
+create or replace function tocsin.archive_and_claim(
+    worker_id bigint, ids bigint[], leases bigint[], max_messages integer, vt interval default null
+) returns table (
+    id bigint, lease bigint, priority integer, read_ct integer, enqueued_at timestamptz, vt_at timestamptz, dequeued_at timestamptz,
+    producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
+)
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    archived boolean[] := tocsin.archive(ids, leases);
+begin
+    if not true = all (archived) then
+        return query
+            select s.id, null::bigint, null::integer, null::integer, null::timestamptz, null::timestamptz, null::timestamptz, null::bigint,
+                   null::text, null::text, null::text, null::float8
+            from unnest(ids, archived) s (id, archived)
+            where not s.archived;
+    end if;
+    return query select c.* from tocsin.claim(worker_id, max_messages, vt) c;
+end
+$$;
+
+-- Seconds until the queue's next message is due (0: now), or null when there is none or the queue is paused.
+create or replace function tocsin.next_due(queue_id integer) returns float8
+language sql
+set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+as $$
+    select greatest(0, extract(epoch from due.at - tocsin.clock()))::float8
+    from (
+        select least(
+            (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1),
+            (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' order by m.due limit 1),
+            (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' order by m.vt limit 1)
+        )
+        from tocsin.queues q
+        where q.id = next_due.queue_id and q.paused_at is null
+    ) due (at)
+$$;

@@ -1,0 +1,128 @@
+-- Processes: alive or dead.
+--
+-- A process that consumes holds an advisory lock, its *lifeline*, on its LISTEN connection. The server drops it when that connection ends,
+-- milliseconds after a SIGKILL. So anyone who can take the lock knows that the connection is gone, without waiting for any timeout.
+--
+-- A lost connection is not yet a dead process: it may be reconnecting. So a process is declared dead when its lifeline is free and it has
+-- also missed a heartbeat. A process whose event loop is blocked misses heartbeats, but keeps its lifeline, and is not declared dead. One
+-- without a lifeline (it only produces, or a pooler stands in between) is given fifteen heartbeats.
+--
+-- When the server itself was away, every lifeline is free at once, and the first process that comes back would declare all others dead. So
+-- nobody is declared dead until the server has been up for ten seconds, which is longer than any process takes between two attempts to
+-- reconnect. How long it has been up: since the postmaster's start, and since the unlogged table `uptime` was last emptied, which crash
+-- recovery and a failover do.
+--
+-- Declared dead: the workers are stopped, their leases void (a late settlement finds another token), their messages ready. A process that
+-- was alive after all learns it from its next heartbeat, cancels the handlers whose leases are gone, and registers anew.
+
+create or replace function tocsin.register_process(hostname text, pid integer, version text, every interval) returns bigint
+language sql
+as $$
+    insert into tocsin.processes (hostname, pid, version, every, started_at, heartbeat_at)
+    values (hostname, pid, version, every, tocsin.clock(), tocsin.clock())
+    returning id
+$$;
+
+-- Called on the process's LISTEN connection, at start and after each reconnect: takes a new lifeline (the old connection may not have
+-- noticed its end yet, so its number is not used again). False: the process has been declared dead.
+create or replace function tocsin.attach_process(process_id bigint) returns boolean
+language plpgsql
+as $$
+declare
+    line bigint := nextval('tocsin.lifelines');
+begin
+    perform pg_advisory_lock(tocsin.lock_key('lifeline', line));
+    update tocsin.processes p set lifeline = line, heartbeat_at = tocsin.clock() where p.id = process_id;
+    if not found then
+        perform pg_advisory_unlock(tocsin.lock_key('lifeline', line));
+    end if;
+    return found;
+end
+$$;
+
+-- The end of a process: its workers are stopped, and what they hold is given back; that counts as a delivery when it died of it.
+create or replace function tocsin.unregister_process(process_id bigint, died boolean default false) returns void
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    for w in select x.* from tocsin.workers x where x.process_id = unregister_process.process_id order by x.id loop
+        perform pg_advisory_xact_lock(tocsin.lock_key('worker', w.id));
+        update tocsin.workers x set status = 'stopped', grace = null, shutdown_at = tocsin.clock(), process_id = null where x.id = w.id;
+        perform tocsin.release_held(w, died, 'its worker died');
+    end loop;
+    delete from tocsin.processes p where p.id = process_id;
+end
+$$;
+
+-- Buries the dead among the other processes. Returns the seconds after which to look again because of one whose lifeline is free but whose
+-- heartbeat is not overdue yet; null: none such.
+create or replace function tocsin.bury_dead(process_id bigint) returns float8
+language plpgsql
+as $$
+declare
+    t timestamptz := tocsin.clock();
+    up_since timestamptz;
+    p record;
+    look_again float8;
+begin
+    insert into tocsin.uptime (since) select t where not exists (select from tocsin.uptime) on conflict do nothing;
+    select greatest(u.since, pg_postmaster_start_time()) into up_since from tocsin.uptime u;
+    for p in
+        select x.id, x.lifeline, x.heartbeat_at,
+               greatest(x.heartbeat_at + x.every * case when x.lifeline is null then 15 else 1.25 end, up_since + interval '10 s') as dead_at
+        from tocsin.processes x
+        where x.id <> process_id
+    loop
+        continue when p.lifeline is null and p.dead_at > t;
+        continue when p.lifeline is not null and not pg_try_advisory_xact_lock_shared(tocsin.lock_key('lifeline', p.lifeline));
+        if p.dead_at > t then
+            look_again := least(look_again, extract(epoch from p.dead_at - t));
+        else
+            -- Another process may be burying it, or it has come back in this moment; then its row is locked or changed.
+            perform from tocsin.processes x
+            where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
+            for update skip locked;
+            if found then
+                perform tocsin.unregister_process(p.id, died => true);
+            end if;
+        end if;
+    end loop;
+    return look_again;
+end
+$$;
+
+-- The one periodic statement of a process. Rows:
+--   dead                      the process has been declared dead; nothing else follows
+--   look_again  seconds       send the next heartbeat after this time, if that is sooner
+--   worker      id, status, seconds = grace of an interruption, in the order of registration
+--   queue       id, seconds until its next message is due (0: now); none when nothing is known to come
+create or replace function tocsin.heartbeat(process_id bigint)
+returns table (kind text, id bigint, status text, seconds float8)
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    look_again float8;
+begin
+    update tocsin.processes p set heartbeat_at = tocsin.clock() where p.id = process_id;
+    if not found then
+        return query select 'dead', process_id, null::text, null::float8;
+        return;
+    end if;
+    look_again := tocsin.bury_dead(process_id);
+    if look_again is not null then
+        return query select 'look_again', null::bigint, null::text, look_again;
+    end if;
+    return query
+        select 'worker', w.id, w.status, extract(epoch from w.grace)::float8
+        from tocsin.workers w where w.process_id = heartbeat.process_id order by w.id;
+    return query
+        select 'queue', d.queue_id::bigint, null::text, d.seconds
+        from (select s.queue_id, tocsin.next_due(s.queue_id) as seconds
+              from (select distinct w.queue_id from tocsin.workers w
+                    where w.process_id = heartbeat.process_id and w.kind = 'consumer') s) d
+        where d.seconds is not null;
+end
+$$;

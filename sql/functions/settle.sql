@@ -1,0 +1,138 @@
+-- Settling a delivery: archive, delete, release, fail, extend. Each takes ids with the leases they were claimed with, acts on those whose row
+-- still carries that lease, and returns, in the order given, whether it did. None of them rings for a message that is gone; those that give
+-- one back ring.
+
+create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
+language sql
+as $$
+    with given as (
+        select g.id, g.lease, g.n from unnest(ids, leases) with ordinality as g (id, lease, n)
+    ), finished as (
+        delete from tocsin.messages m using given g
+        where m.id = g.id and m.lease = g.lease
+        returning m.*
+    ), kept as (
+        insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, producer_worker_id,
+                                    consumer_worker_id, key, payload, headers, last_error)
+        select f.id, f.queue_id, f.priority, f.read_ct, f.enqueued_at, f.dequeued_at, tocsin.clock(), f.producer_worker_id,
+               f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error
+        from finished f
+    )
+    select coalesce(array_agg(f.id is not null order by g.n), '{}') from given g left join finished f on f.id = g.id
+$$;
+
+create or replace function tocsin.delete(ids bigint[], leases bigint[]) returns boolean[]
+language sql
+as $$
+    with given as (
+        select g.id, g.lease, g.n from unnest(ids, leases) with ordinality as g (id, lease, n)
+    ), finished as (
+        delete from tocsin.messages m using given g
+        where m.id = g.id and m.lease = g.lease
+        returning m.id
+    )
+    select coalesce(array_agg(f.id is not null order by g.n), '{}') from given g left join finished f on f.id = g.id
+$$;
+
+-- A new end for the lease: vt from now.
+create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval) returns boolean[]
+language sql
+as $$
+    with given as (
+        select g.id, g.lease, g.n from unnest(ids, leases) with ordinality as g (id, lease, n)
+    ), extended as (
+        update tocsin.messages m set vt = tocsin.clock() + extend.vt
+        from given g
+        where m.id = g.id and m.lease = g.lease
+        returning m.id
+    )
+    select coalesce(array_agg(e.id is not null order by g.n), '{}') from given g left join extended e on e.id = g.id
+$$;
+
+-- The handler could not do it: back to the queue after a delay. counted = false takes the delivery back, for a message whose handler was not
+-- to blame (never started, or stopped by a shutdown).
+create or replace function tocsin.release(ids bigint[], leases bigint[], delay interval default '0 s', counted boolean default true)
+returns boolean[]
+language sql
+as $$ select tocsin.give_back(ids, leases, delay, counted, 'it was released after its last delivery') $$;
+
+-- The handler failed: back to the queue after the backoff that the queue's settings give, with the error kept.
+create or replace function tocsin.fail(ids bigint[], leases bigint[], errors text[], tracebacks text[]) returns boolean[]
+language sql
+as $$ select tocsin.give_back(ids, leases, null, true, 'its handler failed', errors, tracebacks) $$;
+
+-- What release, fail, an expired lease and a dead worker have in common. A message without deliveries left becomes a dead letter. Without a
+-- delay the message keeps its place in the queue.
+create or replace function tocsin.give_back(
+    ids bigint[], leases bigint[], delay interval, counted boolean, reason text, errors text[] default null, tracebacks text[] default null
+) returns boolean[]
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    t timestamptz := tocsin.clock();
+    outcome boolean[];
+begin
+    with given as (
+        select g.id, g.lease, g.error, g.traceback, g.n
+        from unnest(ids, leases, errors, tracebacks) with ordinality as g (id, lease, error, traceback, n)
+    ), held as (
+        select m.id, m.queue_id, m.due, g.error, g.traceback,
+               counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
+               coalesce(delay, tocsin.backoff(q, m.read_ct)) as delay
+        from given g
+        join tocsin.messages m on m.id = g.id and m.lease = g.lease
+        join tocsin.queues q on q.id = m.queue_id
+        for update of m
+    ), returned as (
+        update tocsin.messages m
+        set state = (case when h.delay > '0 s' then 'scheduled' else 'ready' end)::tocsin.message_state,
+            due = case when h.delay > '0 s' then t + h.delay else least(h.due, t) end,
+            vt = case when h.delay > '0 s' then t + h.delay else least(h.due, t) end,
+            lease = null,
+            read_ct = m.read_ct - (not counted)::integer,
+            last_error = coalesce(h.error, m.last_error)
+        from held h
+        where m.id = h.id and not h.exhausted
+    ), buried as (
+        select tocsin.bury(array_agg(h.id), reason, array_agg(h.error), array_agg(h.traceback)) from held h where h.exhausted
+    ), rung as (
+        select tocsin.ring(b.queue_id) from (select distinct h.queue_id from held h where not h.exhausted) b
+    )
+    select array_agg(h.id is not null order by g.n) into outcome
+    from given g
+    left join held h on h.id = g.id
+    cross join (select count(*) from buried) all_buried
+    cross join (select count(*) from rung) all_rung;
+    return coalesce(outcome, '{}');
+end
+$$;
+
+-- The delay after a message's n-th delivery failed.
+create or replace function tocsin.backoff(queue tocsin.queues, deliveries integer) returns interval
+language sql volatile
+as $$
+    select make_interval(secs =>
+        least(extract(epoch from queue.retry_max)::float8,
+              extract(epoch from queue.retry_base)::float8
+              -- capped where the power would leave the range of float8
+              * power(queue.retry_factor, least(greatest(deliveries - 1, 0), 300 / greatest(log(queue.retry_factor), 1e-9))))
+        * (1 + queue.retry_jitter * (2 * random() - 1)))
+$$;
+
+-- Moves messages to the dead letters.
+create or replace function tocsin.bury(ids bigint[], reason text, errors text[] default null, tracebacks text[] default null) returns void
+language sql
+as $$
+    with given as (
+        select g.id, g.error, g.traceback from unnest(ids, errors, tracebacks) as g (id, error, traceback)
+    ), died as (
+        delete from tocsin.messages m using given g where m.id = g.id
+        returning m.*, coalesce(g.error, m.last_error) as error, g.traceback
+    )
+    insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, died_at, producer_worker_id,
+                                     consumer_worker_id, key, payload, headers, reason, error, traceback)
+    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin.clock(), d.producer_worker_id,
+           d.consumer_worker_id, d.key, d.payload, d.headers, bury.reason, d.error, d.traceback
+    from died d
+$$;

@@ -1,0 +1,304 @@
+-- Workers: who produces for and consumes from a queue, and in which state.
+--
+--                 poll              interrupt
+--     ready ───────────────▶ polling ─────────▶ interrupted
+--       ▲ ▲  complete poll     │                    │
+--       │ └────────────────────┘ suspend            │ suspend (by itself when its run has ended)
+--       │ └──────────────┐       │                  │
+--       │ resume         └── suspended ◀────────────┘          interrupt and suspend also from ready
+--       └───────────────────────┘  │ shutdown
+--                                  ▼
+--                               stopped ── registered anew, by its name ──▶ ready
+--
+-- Every change is one UPDATE whose condition is the state it may start from, so of two that race one is refused.
+
+-- Raises unless the worker exists; returns it.
+create or replace function tocsin.find_worker(worker_id bigint) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    select x.* into w from tocsin.workers x where x.id = worker_id;
+    if not found then
+        perform tocsin.refuse('TC004', format('worker %s does not exist', worker_id), jsonb_build_object('worker_id', worker_id),
+                              'It may have been purged; list the workers.');
+    end if;
+    return w;
+end
+$$;
+
+create or replace function tocsin.refuse_transition(w tocsin.workers, target text, reason text) returns void
+language plpgsql
+as $$
+begin
+    perform tocsin.refuse(case w.status when 'stopped' then 'TC006' else 'TC005' end,
+        format('worker %s ("%s") is %s: %s', w.id, w.name, w.status, reason),
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'reason', reason),
+        case w.status when 'suspended' then 'Resume it, or shut it down.'
+                      when 'stopped' then 'Register it again by its name.'
+                      else 'Wait until it is in another state, or suspend it.' end);
+end
+$$;
+
+-- Raises unless the worker may take work.
+create or replace function tocsin.check_active(worker_id bigint, doing text) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers := tocsin.find_worker(worker_id);
+begin
+    if w.status not in ('ready', 'polling') then
+        perform tocsin.refuse_transition(w, 'polling', 'only a ready or polling worker may ' || doing);
+    end if;
+    return w;
+end
+$$;
+
+-- The queue that a consumer may claim from now. The shared lock lets a suspension wait for claims under way, and the status is read after
+-- it was taken, in a statement of its own: so a claim either sees the suspension or is seen by it.
+create or replace function tocsin.admit_claim(worker_id bigint) returns tocsin.queues
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+    q tocsin.queues;
+begin
+    perform pg_advisory_xact_lock_shared(tocsin.lock_key('worker', worker_id));
+    w := tocsin.check_active(worker_id, 'claim');
+    select x.* into q from tocsin.queues x where x.id = w.queue_id;
+    return q;
+end
+$$;
+
+-- Registers a worker. The name of a stopped worker is taken over together with its id; that of any other is refused. A null name is made up.
+create or replace function tocsin.register_worker(
+    queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text
+) returns tocsin.workers
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    q tocsin.queues := tocsin.find_queue(queue);
+    t timestamptz := tocsin.clock();
+    w tocsin.workers;
+begin
+    insert into tocsin.workers as x (queue_id, kind, name, status, process_id, hostname, pid, version, started_at, heartbeat_at)
+    values (q.id, register_worker.kind,
+            coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(md5(random()::text), 1, 8))),
+            'ready', register_worker.process_id, register_worker.hostname, register_worker.pid, register_worker.version, t, t)
+    on conflict (queue_id, kind, name) do update
+        set status = 'ready', grace = null, process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid,
+            version = excluded.version, started_at = t, heartbeat_at = t, shutdown_at = null
+        where x.status = 'stopped'
+    returning x.* into w;
+    if not found then
+        select x.* into w from tocsin.workers x
+        where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name;
+        perform tocsin.refuse_transition(w, 'ready', format('its name is in use by process %s on %s', w.pid, w.hostname));
+    end if;
+    return w;
+end
+$$;
+
+-- Tells the process that runs this worker to look at it.
+create or replace function tocsin.tell_process(w tocsin.workers) returns void
+language sql
+as $$ select pg_notify(tocsin.process_channel(w.process_id), '') where w.process_id is not null $$;
+
+-- The one place where a worker's status changes while it is registered.
+create or replace function tocsin.move_worker(worker_id bigint, allowed text[], target text, grace interval default null)
+returns tocsin.workers
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    w tocsin.workers;
+    t timestamptz := tocsin.clock();
+begin
+    update tocsin.workers x
+    set status = target, grace = move_worker.grace, heartbeat_at = greatest(x.heartbeat_at, t),
+        shutdown_at = case when target = 'stopped' then t end
+    where x.id = worker_id and x.status = any (allowed)
+    returning x.* into w;
+    if not found then
+        w := tocsin.find_worker(worker_id);
+        perform tocsin.refuse_transition(w, target, format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
+    end if;
+    return w;
+end
+$$;
+
+-- How many messages the worker holds.
+create or replace function tocsin.count_held(w tocsin.workers) returns bigint
+language sql stable
+as $$
+    select count(*) from tocsin.messages m
+    where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+$$;
+
+-- Gives back all that the worker holds, beside `keep`; those leases are void. Returns how many messages that were.
+create or replace function tocsin.release_held(w tocsin.workers, counted boolean, reason text, keep bigint[] default '{}') returns bigint
+language plpgsql
+as $$
+declare
+    ids bigint[];
+    leases bigint[];
+begin
+    select array_agg(m.id), array_agg(m.lease) into ids, leases
+    from (select x.id, x.lease from tocsin.messages x
+          where x.queue_id = w.queue_id and x.state = 'leased' and x.consumer_worker_id = w.id and x.id <> all (keep)
+          for update) m;
+    perform tocsin.give_back(ids, leases, '0 s', counted, reason);
+    return coalesce(cardinality(ids), 0);
+end
+$$;
+
+create or replace function tocsin.begin_poll(worker_id bigint) returns tocsin.workers
+language sql
+as $$ select tocsin.move_worker(worker_id, '{ready,polling}', 'polling') $$;
+
+-- The end of a run, by whatever way: what it still holds, beside `keep`, is given back uncounted; a polling worker is ready again, an
+-- interrupted one suspended. Returns how many messages were given back.
+create or replace function tocsin.complete_poll(worker_id bigint, keep bigint[] default '{}') returns bigint
+language plpgsql
+as $$
+begin
+    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
+    update tocsin.workers x
+    set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
+    where x.id = worker_id and x.status in ('polling', 'interrupted');
+    return tocsin.release_held(tocsin.find_worker(worker_id), false, '', keep);
+end
+$$;
+
+-- Claims are refused from here on; the process ends the worker's run, whose handlers may go on for `grace` (null: until they end).
+create or replace function tocsin.interrupt(worker_id bigint, grace interval default null) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers := tocsin.move_worker(worker_id, '{ready,polling}', 'interrupted', grace);
+begin
+    perform tocsin.tell_process(w);
+    return w;
+end
+$$;
+
+-- Claims are refused from here on. A worker that holds messages is refused, unless it is to release them (at once; its handlers are then
+-- cancelled by its process) or to drain (they may be finished).
+create or replace function tocsin.suspend(worker_id bigint, release boolean default false, drain boolean default false)
+returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+    held bigint;
+begin
+    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
+    w := tocsin.move_worker(worker_id, '{ready,polling,interrupted}', 'suspended');
+    if release then
+        perform tocsin.release_held(w, false, '');
+    elsif not drain then
+        perform tocsin.refuse_held(w);
+    end if;
+    perform tocsin.tell_process(w);
+    return w;
+end
+$$;
+
+create or replace function tocsin.refuse_held(w tocsin.workers) returns void
+language plpgsql
+as $$
+declare
+    held bigint := tocsin.count_held(w);
+begin
+    if held > 0 then
+        perform tocsin.refuse('TC007', format('worker %s ("%s") holds %s message(s)', w.id, w.name, held),
+            jsonb_build_object('worker_id', w.id, 'count', held), 'Settle or release them first, or suspend with release or drain.');
+    end if;
+end
+$$;
+
+create or replace function tocsin.resume(worker_id bigint) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers := tocsin.move_worker(worker_id, '{suspended}', 'ready');
+begin
+    perform tocsin.tell_process(w);
+    return w;
+end
+$$;
+
+create or replace function tocsin.shutdown(worker_id bigint) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
+    w := tocsin.move_worker(worker_id, '{suspended}', 'stopped');
+    perform tocsin.refuse_held(w);
+    perform tocsin.tell_process(w);
+    return w;
+end
+$$;
+
+-- Gives back, uncounted, what the worker holds beside `keep`: after a claim whose answer was lost. Like a suspension it waits for a
+-- claim under way. Returns how many messages that were.
+create or replace function tocsin.release_others(worker_id bigint, keep bigint[]) returns bigint
+language plpgsql
+as $$
+begin
+    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
+    return tocsin.release_held(tocsin.find_worker(worker_id), false, '', keep);
+end
+$$;
+
+-- The end of a registration, from whatever state: what it holds is given back, uncounted. Returns how many messages that were.
+create or replace function tocsin.unregister_worker(worker_id bigint) returns bigint
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
+    update tocsin.workers x set status = 'stopped', grace = null, shutdown_at = tocsin.clock(), process_id = null
+    where x.id = worker_id and x.status <> 'stopped'
+    returning x.* into w;
+    return case when found then tocsin.release_held(w, false, '') else 0 end;
+end
+$$;
+
+create or replace function tocsin.worker_heartbeat(worker_id bigint) returns void
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    update tocsin.workers x set heartbeat_at = tocsin.clock() where x.id = worker_id and x.status <> 'stopped' returning x.* into w;
+    if not found then
+        w := tocsin.find_worker(worker_id);
+        perform tocsin.refuse_transition(w, 'heartbeat', 'a stopped worker has no heartbeat');
+    end if;
+end
+$$;
+
+-- Workers as users see them; a worker's heartbeat is its own or its process's, whichever came last.
+create or replace function tocsin.list_workers(queue text default null, worker_id bigint default null)
+returns table (
+    id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text, pid integer, version text,
+    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, held bigint
+)
+language sql
+as $$
+    select w.id, w.name, w.kind, w.queue_id, q.name, w.status, w.hostname, w.pid, w.version, w.started_at, beat.at,
+           extract(epoch from tocsin.clock() - beat.at)::float8, w.shutdown_at, tocsin.count_held(w)
+    from tocsin.workers w
+    join tocsin.queues q on q.id = w.queue_id
+    left join tocsin.processes p on p.id = w.process_id
+    cross join lateral (select greatest(w.heartbeat_at, p.heartbeat_at)) beat (at)
+    where (list_workers.queue is null or q.name = list_workers.queue)
+      and (list_workers.worker_id is null or w.id = list_workers.worker_id)
+    order by w.id
+$$;

@@ -1,0 +1,51 @@
+"""Noticing an async handler that blocks the event loop.
+
+While one task computes without awaiting, no other runs: not the heartbeat, and not the extension of leases. Other processes do not take this
+process for dead (its lifeline is held by the connection, not by this loop), but a block longer than half a visibility timeout costs the leases
+held here: their messages are delivered again elsewhere, and what the handler does with them afterwards is refused.
+
+So each step of an async handler is timed, and a long one is reported by the handler's name. Only the handler's own coroutine is watched, not
+the tasks it starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Awaitable, Callable, Generator
+from time import perf_counter
+from typing import Any
+
+logger = logging.getLogger("tocsin")
+
+LONG_STEP = 0.1
+"""Seconds that an async handler may compute without awaiting before it is reported."""
+
+
+@types.coroutine
+def call_and_watch(handler: Callable[[Any], Awaitable[object]], work: Any, name: str) -> Generator[Any, Any, None]:
+    """Call an async handler, and report each of its steps that blocked the event loop. A cancellation is the handler's."""
+    steps = handler(work).__await__()
+    resume: Callable[[Any], Any] = steps.send
+    value: Any = None
+    while True:
+        begun = perf_counter()
+        try:
+            awaited = resume(value)
+        except StopIteration:
+            return
+        finally:
+            taken = perf_counter() - begun
+            if taken > LONG_STEP:
+                logger.warning(
+                    "handler %s blocked the event loop for %.2f s; its process could neither extend leases nor answer meanwhile. "
+                    "Make it a plain function, which runs in a thread, or await trio.to_thread.run_sync for the long part.",
+                    name,
+                    taken,
+                )
+        try:
+            value = yield awaited
+            resume = steps.send
+        except BaseException as thrown:
+            value = thrown
+            resume = steps.throw

@@ -1,0 +1,215 @@
+"""Consuming: taking messages from a queue, by hand or with a handler."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import NoReturn
+
+import trio
+
+from .bell import Bell
+from .database import Database
+from .durations import Duration, check_count, to_seconds
+from .errors import ConnectionLost, LeaseLost
+from .handling import Handling, make_caller
+from .intake import Intake
+from .message import Message
+from .process import Process
+from .registration import Registered
+from .run import open_run
+from .stream import open_stream
+from .worker import WorkerHandle
+
+
+class Consumer(Registered, WorkerHandle):
+    """Consumes one queue; made by `Store.consumer`.
+
+    Take messages by hand with `dequeue`, or have `handle`, `handle_batches` or `messages` take them; these three *run* until interrupted, and
+    a consumer has one run at a time.
+    """
+
+    kind = "consumer"
+
+    def __init__(self, database: Database, process: Process, bell: Bell, queue: str, name: str | None) -> None:
+        super().__init__(database, process, queue, name)
+        self._bell = bell
+        self._intake = Intake(database, process, bell)
+
+    async def register(self, process_id: int) -> None:
+        """See `Registered.register`. Registered again, the process had been declared dead, and the leases are gone."""
+        await super().register(process_id)
+        intake = self._intake
+        intake.worker_id, intake.name = self.worker_id, self.name or ""
+        intake.queue, intake.queue_id, intake.default_vt = self.queue, self.queue_id, self._default_vt
+        self._process.listen(self._channel, self.queue_id)
+        if intake.run is not None:
+            await intake.leases.refresh()
+            intake.noticed("ready", None)
+
+    def noticed(self, status: str, grace: float | None) -> None:
+        """Pass on to the run what the registry says."""
+        self._intake.noticed(status, grace)
+
+    # By hand
+
+    async def dequeue(self, limit: int = 1, *, vt: Duration | None = None, wait: Duration = 0) -> list[Message]:
+        """Take up to ``limit`` messages, each with a lease of ``vt`` seconds (default: the queue's).
+
+        With ``wait``, returns as soon as there is one, or with none after that many seconds. The leases are not extended by themselves: settle
+        each message in time, or extend it. Raises `StateTransitionError` for a suspended worker, `WorkerStopped`, `ConnectionLost`,
+        `ValueError`. Cancelled, nothing is taken.
+        """
+        check_count(limit, "limit")
+        length = None if vt is None else to_seconds(vt, "vt")
+        with self._bell.bed(self.queue_id) as bed:
+            deadline = trio.current_time() + to_seconds(wait, "wait", zero=True)
+            while True:
+                bed.rung = False
+                claim = await self._intake.claim(limit, length)
+                if claim.messages or trio.current_time() >= deadline:
+                    self._intake.leases.take(claim.messages, claim.vt, claim.claimed_at, None)
+                    return claim.messages
+                bed.set_alarm(claim.next_due_at)
+                while not bed.rung and trio.current_time() < deadline:
+                    with trio.move_on_at(deadline):
+                        await bed.sleep()
+
+    async def archive(self, message: Message | int) -> None:
+        """Finish a message and keep it in the archive. Raises `LeaseLost`. Cancelled, it has happened or it has not."""
+        await self._intake.archive(self._find(message, "archive"))
+
+    async def archive_many(self, messages: Iterable[Message | int]) -> list[bool]:
+        """Archive messages in one statement; return for each, in order, whether its lease was still ours. Cancelled, all or none.
+
+        Raises `LeaseLost` for an id that is not held here.
+        """
+        return await self._intake.archive_many(self._find_all(messages, "archive"))
+
+    async def delete(self, message: Message | int) -> None:
+        """Finish a message and keep nothing. Raises `LeaseLost`. Cancelled, it has happened or it has not."""
+        await self._intake.delete(self._find(message, "delete"))
+
+    async def delete_many(self, messages: Iterable[Message | int]) -> list[bool]:
+        """Delete messages in one statement; return and raise as `archive_many` does. Cancelled, all or none."""
+        return await self._intake.delete_many(self._find_all(messages, "delete"))
+
+    async def release(self, message: Message | int, *, delay: Duration = 0) -> None:
+        """Give a message back for another delivery after ``delay`` seconds; after its last delivery it becomes a dead letter.
+
+        Raises `LeaseLost`. Cancelled, it has happened or it has not.
+        """
+        await self._intake.release(self._find(message, "release"), delay=delay)
+
+    async def release_many(self, messages: Iterable[Message | int], *, delay: Duration = 0) -> list[bool]:
+        """Release messages in one statement; return and raise as `archive_many` does. Cancelled, all or none."""
+        return await self._intake.release_many(self._find_all(messages, "release"), delay=delay)
+
+    async def extend(self, message: Message | int, seconds: Duration) -> None:
+        """Make a lease end ``seconds`` from now, by the server's clock. Raises `LeaseLost`. Cancelled, it has happened or it has not."""
+        await self._intake.extend(self._find(message, "extend"), seconds)
+
+    def _find(self, message: Message | int, operation: str) -> Message:
+        if isinstance(message, Message):
+            return message
+        found = self._intake.leases.find(message)
+        if found is None:
+            raise LeaseLost(message, operation)
+        return found
+
+    def _find_all(self, messages: Iterable[Message | int], operation: str) -> list[Message]:
+        return [self._find(message, operation) for message in messages]
+
+    # Running
+
+    async def handle(
+        self,
+        handler: Callable[[Message], Awaitable[object]] | Callable[[Message], object],
+        *,
+        concurrency: int = 1,
+        vt: Duration | None = None,
+        timeout: Duration | None = None,  # noqa: ASYNC109 - of each call of the handler, not of this one
+    ) -> NoReturn:
+        """Call the handler for each message, up to ``concurrency`` at a time, until interrupted; then raise `Suspended`.
+
+        An async handler runs in this task's nursery, a plain function in a thread. When it returns, its message is archived, unless it has
+        settled the message itself. When it raises, or takes longer than ``timeout`` seconds, the message goes back to the queue with the
+        queue's backoff, or to the dead letters after its last delivery, with the error kept; the loop goes on. Leases (``vt`` seconds each,
+        default: the queue's) are extended for as long as a handler runs; a handler whose lease is lost all the same is cancelled.
+
+        Raises `Suspended`, `StateTransitionError`, `WorkerStopped`. While the database is away it waits for it. Cancelled, handlers are
+        cancelled and their messages released, without counting as a delivery.
+        """
+        check_count(concurrency, "concurrency")
+        call = make_caller(handler, concurrency)
+        await self._handle(lambda messages: call(messages[0]), concurrency, 1, vt, timeout)
+
+    async def handle_batches(
+        self,
+        handler: Callable[[list[Message]], Awaitable[object]] | Callable[[list[Message]], object],
+        *,
+        size: int,
+        concurrency: int = 1,
+        vt: Duration | None = None,
+        timeout: Duration | None = None,  # noqa: ASYNC109 - of each call of the handler, not of this one
+    ) -> NoReturn:
+        """Like `handle`, with a handler that takes up to ``size`` messages in one call: as many as there are, without waiting for more.
+
+        It may settle each message on its own; those that it has not settled are archived when it returns and fail when it raises.
+        """
+        check_count(size, "size")
+        check_count(concurrency, "concurrency")
+        await self._handle(make_caller(handler, concurrency), concurrency, size, vt, timeout)
+
+    async def _handle(
+        self,
+        call: Callable[[list[Message]], Awaitable[None]],
+        concurrency: int,
+        size: int,
+        vt: Duration | None,
+        timeout: Duration | None,  # noqa: ASYNC109
+    ) -> NoReturn:
+        lease = None if vt is None else to_seconds(vt, "vt")
+        limit = None if timeout is None else to_seconds(timeout, "timeout")
+        self._check_idle()
+        async with open_run(self._intake) as run:
+            await Handling(run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit).pump()
+        raise AssertionError("a run that ends raises Suspended")
+
+    def messages(self, *, vt: Duration | None = None) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
+        """Open a stream of messages: ``async with consumer.messages() as stream: async for message in stream: ...``.
+
+        Each message is to be settled in the block; what is not is released at its end, without counting as a delivery. Leases are extended
+        meanwhile. Interrupted, the stream raises `Suspended` when it is asked for the next message, and cancels the block when the
+        interruption's grace is over. Cancellation leaves nothing behind.
+        """
+        self._check_idle()
+        return open_stream(self._intake, None if vt is None else to_seconds(vt, "vt"))
+
+    async def interrupt(self, *, grace: Duration | None = None) -> None:
+        """End the run: see `WorkerHandle.interrupt`. While the database is away the run is ended all the same, and `ConnectionLost` raised."""
+        try:
+            await super().interrupt(grace=grace)
+        except ConnectionLost:
+            self._end_run(grace)
+            raise
+        self._end_run(grace)
+
+    async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
+        """Take no more messages: see `Worker.suspend`. With ``drain``, returns when nothing is held any more."""
+        await super().suspend(release=release, drain=drain)
+        self.noticed("suspended", None)
+        if drain:
+            await self._intake.leases.wait_empty()
+
+    async def resume(self) -> None:
+        """End a suspension: see `Worker.resume`."""
+        await super().resume()
+        self.noticed("ready", None)
+
+    def _end_run(self, grace: Duration | None) -> None:
+        self.noticed("interrupted", None if grace is None else to_seconds(grace, "grace", zero=True))
+
+    def _check_idle(self) -> None:
+        if self._intake.run is not None:
+            raise RuntimeError(f"consumer {self.name!r} is running already; open another consumer for a second run")

@@ -1,0 +1,99 @@
+"""Calling the contract: one place that runs the schema's functions and turns what the database says into Tocsin's errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from . import schema as schemas
+from .driver import Pool, TrioConnection
+from .errors import ConfigError, translate
+from .schema import Schema
+
+Connection: TypeAlias = TrioConnection[Any]
+Row: TypeAlias = tuple[Any, ...]
+
+# What PostgreSQL says where the schema, or a part of it, is not there.
+_SOMETHING_MISSING = (
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.InvalidSchemaName,
+)
+
+
+def describe_address(dsn: str) -> str:
+    """Return host and port of a DSN for messages, without anything secret. Raises `ConfigError` for a DSN that is none."""
+    try:
+        parameters = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        # libpq's own words quote the part it could not read, which may be the password.
+        raise ConfigError("dsn", "not a PostgreSQL connection string; expected postgresql://user@host:port/database") from None
+    defaults = {d.keyword.decode(): d.val.decode() for d in psycopg.pq.Conninfo.get_defaults() if d.val}
+    host = parameters.get("host") or parameters.get("hostaddr") or defaults.get("host") or "the default socket"
+    port = parameters.get("port") or defaults.get("port") or "5432"
+    hosts = str(host).split(",")
+    ports = str(port).split(",")
+    return ",".join(f"{h}:{p}" for h, p in zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False))
+
+
+class Database:
+    """A pool of connections to one database, and the schema in it."""
+
+    def __init__(self, pool: Pool, schema: Schema, address: str) -> None:
+        self.pool = pool
+        self.schema = schema
+        self.address = address
+        self._render = lru_cache(maxsize=None)(schema.render)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection of the pool; what psycopg raises meanwhile comes out as Tocsin's errors.
+
+        Cancellation gives the connection back.
+        """
+        try:
+            async with self.pool.connection() as connection:
+                yield connection
+        except psycopg.Error as error:
+            raise await self._translate(error) from error
+
+    async def fetch(self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None) -> list[Row]:
+        """Run one statement, written for the schema ``tocsin``, and return its rows.
+
+        On the connection ``on``, else on one of the pool, where it is a transaction of its own. Raises Tocsin's errors. Cancellation cancels the
+        statement: it has taken effect as a whole or not at all.
+        """
+        if on is None:
+            async with self.connection() as connection:
+                return await self._execute(connection, statement, parameters)
+        try:
+            return await self._execute(on, statement, parameters)
+        except psycopg.Error as error:
+            raise await self._translate(error) from error
+
+    async def fetch_one(self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None) -> Row:
+        """Like `fetch`, for a statement that gives exactly one row."""
+        (row,) = await self.fetch(statement, parameters, on=on)
+        return row
+
+    async def _execute(self, connection: Connection, statement: str, parameters: Sequence[object]) -> list[Row]:
+        cursor = await connection.execute(self._render(statement).encode(), parameters)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def _translate(self, error: psycopg.Error) -> Exception:
+        if isinstance(error, _SOMETHING_MISSING):
+            async with self.pool.connection() as connection:
+                try:
+                    await schemas.check(connection, self.schema)
+                except psycopg.Error:
+                    return error
+                except Exception as cause:
+                    return cause
+        return translate(error, self.address)

@@ -1,0 +1,410 @@
+"""A psycopg connection on trio.
+
+Why subclassing works
+---------------------
+`psycopg.AsyncConnection` is asyncio's in four places only: how it waits for the socket, its lock, how it connects,
+and how it asks the server to cancel. All the rest (cursors, rows, types, prepared statements, pipelines, COPY,
+transactions) is made of generators that are handed to `AsyncConnection.wait`. So `TrioConnection` overrides these
+four, and everything else of psycopg works as its documentation says.
+
+No thread, no event loop besides trio's. (One exception: trio resolves host names in a thread of its own, see
+``connecting.py``.) The private names of psycopg this relies on are listed and checked in
+``tests/driver/test_contract.py``.
+
+What cancellation does
+----------------------
+A connection in the middle of a statement is of no use to anyone, and trio's cancellation is level-triggered: once
+a scope is cancelled, everything awaited in it is, including what psycopg would do to clean up. So every operation
+leaves the connection in one of two states, never in between: *usable*, with nothing in flight, or *closed*.
+
+- Cancelled before anything was sent: nothing is sent.
+- Cancelled while a statement runs: the server is asked to cancel it, and the answer is awaited, shielded, for
+  `GRACE` seconds at most. The statement has failed then, or it won the race and has taken effect; the caller
+  cannot know, as with any operation that is cut short. The connection is usable. A server that does not
+  answer in time costs the connection.
+- Cancelled in pipeline mode: the running statement is cancelled and the connection is closed, since which of
+  the statements have been executed cannot be told, and there is no way to leave pipeline mode before it has
+  been. The server rolls back.
+- Cancelled during COPY: the COPY is ended with an error by psycopg's own handling, which is let through.
+- Cancelled in a transaction: see `TrioTransaction`.
+
+`KeyboardInterrupt` is treated like a cancellation.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar, cast
+
+import psycopg
+import trio
+from psycopg import generators, pq
+from psycopg.abc import RV, AdaptContext, ConnParam, Params, PQGen, Query
+from psycopg.adapt import AdaptersMap
+from psycopg.copy import AsyncCopy, AsyncWriter
+from psycopg.rows import AsyncRowFactory, Row, tuple_row
+from psycopg.waiting import Wait
+
+from . import connecting, waiting
+from .lock import Lock
+
+__all__ = ["GRACE", "TrioConnection", "TrioCursor", "TrioTransaction"]
+
+GRACE: Final = 5.0
+"""How long, in seconds, a cancelled operation may take to bring its connection into order before the
+connection is closed instead.
+"""
+
+_ACTIVE = pq.TransactionStatus.ACTIVE
+_IDLE = pq.TransactionStatus.IDLE
+_TUPLES = cast(AsyncRowFactory[Any], tuple_row)
+
+T = TypeVar("T")
+
+
+class TrioCursor(psycopg.AsyncCursor[Row]):
+    """psycopg's cursor, whose COPY can be cancelled."""
+
+    __slots__ = ()
+    _conn: TrioConnection[Any]
+
+    @asynccontextmanager
+    async def copy(
+        self, statement: Query, params: Params | None = None, *, writer: AsyncWriter | None = None
+    ) -> AsyncIterator[AsyncCopy]:
+        """Start a COPY, as in psycopg.
+
+        Cancelled in the block, or left by an error, the COPY fails as a whole; afterwards the connection is
+        usable or closed.
+        """
+        try:
+            async with super().copy(statement, params, writer=writer) as copy:
+                self._conn._copying = True
+                yield copy
+        finally:
+            self._conn._copying = False
+            if self._conn.pgconn.transaction_status == _ACTIVE:
+                self._conn.finish()
+
+
+class TrioTransaction(psycopg.AsyncTransaction):
+    """psycopg's transaction block, which keeps its promise in a cancelled scope too.
+
+    When the block is left, by whatever, the transaction (or savepoint) has ended or the connection is closed.
+    Cancelled in the block, or before COMMIT was sent: it is rolled back. Cancelled while COMMIT is under way:
+    it is either committed or rolled back, and the caller cannot know. BEGIN, ROLLBACK and the savepoint
+    commands take no time worth cancelling, so they are seen through; see `TrioConnection._persist`.
+    """
+
+    _conn: TrioConnection[Any]
+
+    async def __aenter__(self) -> Self:
+        async with self._conn.lock:
+            self._check_enter()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                await self._conn._see_through(self._enter_gen())
+            except BaseException as error:
+                await self._roll_back(error)
+                raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool:
+        if self._lost():
+            return False
+        await self._conn._persist(self._conn.lock.acquire)
+        try:
+            if exc_val is not None or self.force_rollback:
+                return await self._roll_back(exc_val)
+            try:
+                return await self._commit()
+            except BaseException as error:
+                if self.status is self.Status.ACTIVE:
+                    # Cancelled before anything was sent.
+                    await self._roll_back(error)
+                raise
+        finally:
+            self._conn.lock.release()
+
+    async def _commit(self) -> bool:
+        gen = self._exit_gen(None, None, None)
+        if self._outer_transaction:
+            return await self._conn.wait(gen)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return await self._conn._see_through(gen)
+
+    async def _roll_back(self, error: BaseException | None) -> bool:
+        if self._lost():
+            return False
+        kind, traceback = (type(error), error.__traceback__) if error is not None else (None, None)
+        swallow = await self._conn._see_through(self._exit_gen(kind, error, traceback))
+        # psycopg logs a ROLLBACK that fails and goes on.
+        if self._outer_transaction and not self._conn._pipeline and self.pgconn.transaction_status != _IDLE:
+            self._conn.finish()
+        return swallow
+
+    def _lost(self) -> bool:
+        if lost := self.pgconn.status != pq.ConnStatus.OK:
+            self.status = self.Status.FAILED
+        return lost
+
+
+class TrioConnection(psycopg.AsyncConnection[Row]):
+    """A connection to PostgreSQL for trio: all of `psycopg.AsyncConnection`, natively.
+
+    May be shared by tasks, whose statements then take turns.
+    """
+
+    _pipeline: psycopg.AsyncPipeline | None
+
+    def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Row] = _TUPLES) -> None:
+        super().__init__(pgconn, row_factory)
+        self.lock = cast(Any, Lock())
+        self.cursor_factory = TrioCursor
+        self._turn = waiting.Turn()
+        self._copying = False
+
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str = "",
+        *,
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        context: AdaptContext | None = None,
+        row_factory: AsyncRowFactory[Row] | None = None,
+        cursor_factory: type[psycopg.AsyncCursor[Row]] | None = None,
+        **kwargs: ConnParam,
+    ) -> Self:
+        """Connect to a server; the parameters are those of `psycopg.AsyncConnection.connect`.
+
+        Raises `psycopg.OperationalError`, which tells of every host that was tried. Cancellation leaves
+        nothing open.
+        """
+        if not psycopg.capabilities.has_cancel_safe():
+            raise psycopg.NotSupportedError(
+                f"libpq 17 or newer is needed to cancel statements, not {pq.version_pretty(pq.version())}: "
+                "pip install 'psycopg[binary]', which brings its own"
+            )
+        self = cls(await connecting.open_pgconn(conninfo, kwargs))
+        self._autocommit = bool(autocommit)
+        if row_factory:
+            self.row_factory = row_factory
+        if cursor_factory:
+            self.cursor_factory = cursor_factory
+        if context:
+            self._adapters = AdaptersMap(context.adapters)
+        self.prepare_threshold = prepare_threshold
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Commit and close, or after an error just close: the server rolls back."""
+        try:
+            if exc_val is None and not self.closed:
+                await self.commit()
+        finally:
+            self._closed = True
+            self.finish()
+
+    async def close(self) -> None:
+        """Close the connection. A checkpoint; also when cancelled the connection is closed."""
+        self._closed = True
+        self.finish()
+        await trio.lowlevel.checkpoint()
+
+    def finish(self) -> None:
+        """Close the connection without a checkpoint; whoever uses it at the moment gets a
+        `psycopg.OperationalError`.
+        """
+        connecting.finish(self.pgconn)
+
+    async def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = 0.0,
+        timeout: float | None = None,  # noqa: ASYNC109 (psycopg's signature)
+    ) -> RV:
+        """Drive one of psycopg's generators; everything that psycopg does passes through here.
+
+        `timeout` is in seconds; `interval` is psycopg's, and has no meaning here. Cancellation is described
+        at the top of this module.
+        """
+        if self.pgconn.transaction_status != _ACTIVE:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        deadline = math.inf if timeout is None else trio.current_time() + timeout
+        try:
+            return await waiting.wait(gen, self.pgconn.socket, self._turn, deadline)
+        except BaseException as error:
+            # An Exception is the protocol's own, which psycopg handles; but not the end of its patience in
+            # the middle of a statement.
+            if not isinstance(error, Exception) or isinstance(error, psycopg.errors._WaitTimeout):
+                await self._call_off(gen)
+            raise
+
+    async def _call_off(self, gen: PQGen[Any]) -> None:
+        """Bring the connection into order after `gen` was interrupted."""
+        if self._pipeline is None and self.pgconn.transaction_status != _ACTIVE:
+            return
+        settled = False
+        try:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE):
+                with suppress(psycopg.Error):
+                    await self._request_cancel()
+                if self._pipeline is None:
+                    # Whatever it ends with, it ends: QueryCanceled as a rule, or the statement's own result.
+                    with suppress(Exception):
+                        await waiting.wait(gen, self.pgconn.socket, self._turn)
+                    if not self._copying:
+                        with suppress(Exception):
+                            await waiting.wait(_drain(self.pgconn), self.pgconn.socket, self._turn)
+                    settled = self._copying or self.pgconn.transaction_status != _ACTIVE
+        finally:
+            if not settled:
+                self.finish()
+
+    async def _persist(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Do `step`; cancelled, do it once more, shielded, and return as if nothing had happened.
+
+        For what takes no time worth cancelling, and must not stay undone. Raises `trio.Cancelled`, with the
+        connection closed, only if it is not done `GRACE` seconds after the cancellation.
+        """
+        try:
+            try:
+                return await step()
+            except trio.Cancelled:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE):
+                    return await step()
+                raise
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self.finish()
+            raise
+
+    async def _see_through(self, gen: PQGen[RV]) -> RV:
+        return await self._persist(lambda: waiting.wait(gen, self.pgconn.socket, self._turn))
+
+    async def _request_cancel(self) -> None:
+        request = self.pgconn.cancel_conn()
+        try:
+            request.start()
+            if await connecting.drive(request, request.poll) != pq.PollingStatus.OK:
+                raise psycopg.OperationalError(f"cancellation failed: {request.get_error_message()}")
+        finally:
+            connecting.finish(request)
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109 (psycopg's signature)
+        """Ask the server to cancel what the connection is doing, from another task.
+
+        Raises `psycopg.errors.CancellationTimeout` if the server cannot be asked within `timeout` seconds (0:
+        no limit). Cancelled, the request may or may not have been made.
+        """
+        if not self._should_cancel():
+            await trio.lowlevel.checkpoint()
+            return
+        with trio.move_on_after(timeout or math.inf) as scope:
+            await self._request_cancel()
+        if scope.cancelled_caught:
+            raise psycopg.errors.CancellationTimeout("cancellation timeout expired")
+
+    async def _try_cancel(self, *, timeout: float = 5.0) -> None:  # noqa: ASYNC109 (psycopg's signature)
+        # psycopg's cleanup of COPY and stream(), which must work in a cancelled scope.
+        with trio.CancelScope(shield=True):
+            await super()._try_cancel(timeout=timeout)
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        """Pipeline mode, as in psycopg. Cancelled in the block, the connection is closed."""
+        try:
+            async with super().pipeline() as pipeline:
+                yield pipeline
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                # Statements may be queued in psycopg that were never sent, a COMMIT among them.
+                self.finish()
+            raise
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[psycopg.AsyncTransaction]:
+        """A transaction block, or with a transaction open a savepoint, as in psycopg.
+
+        Cancelled before COMMIT is sent, everything is rolled back; see `TrioTransaction`.
+        """
+        transaction = TrioTransaction(self, savepoint_name, force_rollback)
+        if self._pipeline:
+            async with self.pipeline(), transaction, self.pipeline():
+                yield transaction
+        else:
+            async with transaction:
+                yield transaction
+
+    async def wait_for_notifications(self) -> None:
+        """Wait until the server has sent something, and hand notifications to the handlers
+        (`add_notify_handler`).
+
+        Returns at once if notifications were there already; may return without one, when the server sent
+        something else. Without a handler they are kept for `notifies()`. No timer takes part in it. The
+        connection's lock is held meanwhile: other statements on it wait until this is over or cancelled.
+        Raises `psycopg.OperationalError` when the connection is lost. Cancellation loses no notification and
+        leaves the connection usable.
+        """
+        async with self.lock:
+            await self.wait(self._receive())
+
+    def _receive(self) -> PQGen[None]:
+        if not self._deliver():
+            while not (yield Wait.R):
+                pass
+            self.pgconn.consume_input()
+            self._deliver()
+
+    def _deliver(self) -> bool:
+        delivered = False
+        while (notification := self.pgconn.notifies()) is not None:
+            delivered = True
+            if self.pgconn.notify_handler:
+                self.pgconn.notify_handler(notification)
+        return delivered
+
+    def is_broken(self) -> bool:
+        """Whether the connection is closed or, while it was idle, the server has gone away.
+
+        Asks only the operating system, not the server, so a silent network failure goes unnoticed.
+        Notifications that turn up go to their handlers. On a connection in use it tells only if it is closed.
+        """
+        if self.closed or self.lock.locked() or self.pgconn.transaction_status == _ACTIVE:
+            return self.closed
+        poll = select.poll()
+        poll.register(self.pgconn.socket, select.POLLIN)
+        try:
+            # Readable for as long as there is something to read, and at its end for ever.
+            while poll.poll(0):
+                self.pgconn.consume_input()
+                self._deliver()
+        except psycopg.OperationalError:
+            return True
+        return False
+
+
+def _drain(pgconn: pq.abc.PGconn) -> PQGen[None]:
+    """Read the results that are still to come, after a statement was cancelled in the middle of them."""
+    copying = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
+    while (result := (yield from generators.fetch(pgconn))) is not None:
+        if result.status in copying:
+            # libpq would give the same result again for ever.
+            return

@@ -1,0 +1,50 @@
+"""Durations: numbers of seconds or `timedelta` on the outside, `timedelta` towards the database."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import TypeAlias, overload
+
+Duration: TypeAlias = float | timedelta
+"""A number of seconds, or a timedelta."""
+
+
+@overload
+def to_timedelta(value: Duration, name: str, *, zero: bool = False) -> timedelta: ...
+@overload
+def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> timedelta | None: ...
+def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> timedelta | None:
+    """Return the duration as a timedelta (None stays None).
+
+    Raises `ValueError` naming the argument for a negative or infinite duration and, unless ``zero`` is allowed, for 0; `TypeError` for
+    what is no duration.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, timedelta):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number of seconds or a timedelta, not {type(value).__name__}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, not {value}")
+        try:
+            value = timedelta(seconds=value)
+        except OverflowError:
+            raise ValueError(f"{name} is too long: {value} s") from None
+    if value < timedelta(0) or (not zero and value == timedelta(0)):
+        raise ValueError(f"{name} must be {'at least 0' if zero else 'greater than 0'}, not {value.total_seconds()} s")
+    return value
+
+
+def to_seconds(value: Duration, name: str, *, zero: bool = False) -> float:
+    """Like `to_timedelta`, as a number of seconds."""
+    return to_timedelta(value, name, zero=zero).total_seconds()
+
+
+def check_count(value: int, name: str) -> int:
+    """Return a positive number; raises `ValueError` naming the argument otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value

@@ -1,0 +1,243 @@
+"""The errors that Tocsin raises, each with the values a program needs and a sentence that says what to do.
+
+The database refuses with an SQLSTATE of class ``TC`` (``sql/functions/refuse.sql``); `translate` turns what psycopg raised into these classes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+
+__all__ = [
+    "ConfigError",
+    "ConnectionLost",
+    "LeaseLost",
+    "PayloadInvalid",
+    "PayloadTooLarge",
+    "PendingMessages",
+    "QueueAlreadyExists",
+    "QueueNotFound",
+    "SchemaMissing",
+    "SchemaOutdated",
+    "StateTransitionError",
+    "Suspended",
+    "TocsinError",
+    "WorkerNotFound",
+    "WorkerStopped",
+]
+
+
+class TocsinError(Exception):
+    """Base of all errors that Tocsin raises on purpose."""
+
+
+class Suspended(TocsinError):
+    """A consumer's run has ended because it was interrupted; the worker is suspended (or, after a shutdown from outside, stopped).
+
+    Not a failure: it is how `Consumer.handle` and its siblings end.
+    """
+
+    def __init__(self, reason: str, *, handled: int, released: int) -> None:
+        super().__init__(f"{reason}; {handled} handled, {released} released")
+        self.reason = reason
+        """Who or what ended the run, in words."""
+        self.handled = handled
+        """How many messages this run has settled."""
+        self.released = released
+        """How many messages went back to the queue because the run ended before they were settled."""
+
+
+class LeaseLost(TocsinError):
+    """The message is no longer this consumer's: its lease expired or was given to another, or it is settled already. Nothing was changed."""
+
+    def __init__(self, message_id: int, operation: str) -> None:
+        super().__init__(
+            f"cannot {operation} message {message_id}: its lease is gone; "
+            "extend leases in time or give the queue a longer visibility timeout (vt)"
+        )
+        self.message_id = message_id
+        """Id of the message."""
+        self.operation = operation
+        """What was refused: archive, delete, release or extend."""
+
+
+class StateTransitionError(TocsinError):
+    """A worker cannot go from its state to the wanted one."""
+
+    def __init__(self, message: str, *, from_: str, to: str, reason: str, worker_id: int) -> None:
+        super().__init__(message)
+        self.from_ = from_
+        """The state it is in."""
+        self.to = to
+        """The state that was wanted."""
+        self.reason = reason
+        """Why not."""
+        self.worker_id = worker_id
+        """Id of the worker."""
+
+
+class WorkerStopped(StateTransitionError):
+    """The worker is stopped: shut down, or declared dead. Register it anew."""
+
+
+class PendingMessages(TocsinError):
+    """The worker holds messages, so it cannot be suspended or shut down. Settle or release them, or ask for release or drain."""
+
+    def __init__(self, message: str, *, count: int, worker_id: int) -> None:
+        super().__init__(message)
+        self.count = count
+        """How many messages it holds."""
+        self.worker_id = worker_id
+        """Id of the worker."""
+
+
+class WorkerNotFound(TocsinError):
+    """There is no worker of this id."""
+
+    def __init__(self, message: str, *, worker_id: int) -> None:
+        super().__init__(message)
+        self.worker_id = worker_id
+        """The id asked for."""
+
+
+class QueueNotFound(TocsinError):
+    """There is no queue of this name."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"queue {queue!r} does not exist; create it first, for example with store.queues.ensure({queue!r})")
+        self.queue = queue
+        """The name asked for."""
+
+
+class QueueAlreadyExists(TocsinError):
+    """There is a queue of this name already."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"queue {queue!r} exists already; use store.queues.ensure({queue!r}) if that is fine")
+        self.queue = queue
+        """The name asked for."""
+
+
+class PayloadInvalid(TocsinError, ValueError):
+    """A payload (or headers) that JSONB cannot hold. Nothing was sent."""
+
+    def __init__(self, path: str, reason: str, index: int | None = None) -> None:
+        where = f"payload {index}, at {path}" if index is not None else f"payload, at {path}"
+        super().__init__(f"{where}: {reason}")
+        self.path = path
+        """Where in the payload, as in ``$.items[3].when``."""
+        self.reason = reason
+        """What is wrong there."""
+        self.index = index
+        """Which payload of a batch, counted from 0; None for a single one."""
+
+
+class PayloadTooLarge(TocsinError, ValueError):
+    """A payload larger than its queue allows. Nothing was enqueued."""
+
+    def __init__(self, message: str, *, actual: int, maximum: int, index: int) -> None:
+        super().__init__(message)
+        self.actual = actual
+        """Its size in bytes of JSON text."""
+        self.maximum = maximum
+        """The queue's limit in bytes."""
+        self.index = index
+        """Which payload of a batch, counted from 0."""
+
+
+class SchemaMissing(TocsinError):
+    """Tocsin is not installed in this schema of this database."""
+
+    def __init__(self, schema: str) -> None:
+        super().__init__(
+            f"Tocsin is not installed in schema {schema!r} of this database: run `tocsin admin install` or await store.install()"
+        )
+        self.schema = schema
+        """Name of the schema."""
+
+
+class SchemaOutdated(TocsinError):
+    """What is installed is older than this version of Tocsin needs."""
+
+    def __init__(self, schema: str, found: int, needed: int) -> None:
+        super().__init__(
+            f"schema {schema!r} is at migration {found}, this version of Tocsin needs {needed}: "
+            "run `tocsin admin install` or await store.install()"
+        )
+        self.schema = schema
+        """Name of the schema."""
+        self.found = found
+        """Number of the last migration that is installed."""
+        self.needed = needed
+        """Number of the last migration that this version brings."""
+
+
+class ConnectionLost(TocsinError):
+    """The database cannot be reached, or went away while a statement was under way; then it may or may not have taken effect."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"no connection to PostgreSQL at {address}: {reason}")
+        self.address = address
+        """Host and port, or socket, that was tried."""
+        self.reason = reason
+        """What the server or the system said, in one line, without secrets."""
+
+
+class ConfigError(TocsinError, ValueError):
+    """A setting that cannot be understood."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        """Where the value came from, such as an argument's name."""
+        self.reason = reason
+        """What is wrong with it."""
+
+
+def translate(error: psycopg.Error, address: str) -> Exception:
+    """Return the error of this module that a psycopg error means, or the psycopg error itself when it means none of them."""
+    code = error.sqlstate or ""
+    if code.startswith("TC"):
+        return _refusal(code, error.diag.message_primary or "", json.loads(error.diag.message_detail or "{}"), error.diag.message_hint)
+    if is_connection_loss(error):
+        return ConnectionLost(address, _one_line(error))
+    return error
+
+
+def is_connection_loss(error: psycopg.Error) -> bool:
+    """Whether the error says that the server could not be reached or has ended the session."""
+    code = error.sqlstate
+    if code is None:  # raised by libpq or psycopg, not by the server
+        return isinstance(error, psycopg.OperationalError)
+    # Class 08: connection exceptions. 57P01 to 57P03: shut down, crashed, starting up. 28: authentication. 3D000: no such database.
+    # 53300: too many connections. 25006 is not here: a read-only server is reached.
+    return code[:2] in ("08", "28") or code in ("57P01", "57P02", "57P03", "57P05", "3D000", "53300")
+
+
+def _refusal(code: str, message: str, detail: dict[str, Any], hint: str | None) -> Exception:
+    if hint:
+        message = f"{message}. {hint}"
+    match code:
+        case "TC001":
+            return QueueNotFound(detail["queue"])
+        case "TC002":
+            return QueueAlreadyExists(detail["queue"])
+        case "TC003":
+            return PayloadTooLarge(message, actual=detail["actual"], maximum=detail["maximum"], index=detail["index"])
+        case "TC004":
+            return WorkerNotFound(message, worker_id=detail["worker_id"])
+        case "TC005" | "TC006":
+            kind = StateTransitionError if code == "TC005" else WorkerStopped
+            return kind(message, from_=detail["from"], to=detail["to"], reason=detail["reason"], worker_id=detail["worker_id"])
+        case "TC007":
+            return PendingMessages(message, count=detail["count"], worker_id=detail["worker_id"])
+        case "TC022":
+            return ValueError(message)
+    raise AssertionError(f"the schema refused with an unknown code {code}: {message}")
+
+
+def _one_line(error: psycopg.Error) -> str:
+    text = error.diag.message_primary or str(error)
+    return " ".join(text.split()) or type(error).__name__

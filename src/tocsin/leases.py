@@ -1,0 +1,158 @@
+"""What a consumer holds: leases, and keeping them alive while handlers run.
+
+A lease is kept by extending it when half of its time has gone, all that are due in one statement; a handler that is done sooner costs no
+statement. When the database says that a lease is gone, the handler that relied on it is cancelled: it could not settle anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from datetime import timedelta
+
+import attrs
+import trio
+
+from .database import Database
+from .errors import ConnectionLost
+from .message import Message
+from .retry import delays
+
+logger = logging.getLogger("tocsin")
+
+
+@attrs.define(eq=False)
+class Unit:
+    """What one call of a handler works on, and the scope it runs in."""
+
+    messages: list[Message]
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
+
+
+@attrs.define(eq=False)
+class Held:
+    """One lease."""
+
+    message: Message
+    vt: float
+    """Its length in seconds."""
+    expires: float
+    """When it ends, by this process's clock, not later than by the server's."""
+    unit: Unit | None
+    """Who relies on it, and has it kept alive; None: the caller of `dequeue`, who extends it."""
+
+    @property
+    def refresh_at(self) -> float:
+        return self.expires - self.vt / 2 if self.unit else math.inf
+
+
+class Leases:
+    """The leases of one consumer."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._held: dict[int, Held] = {}
+        self._next_refresh = math.inf
+        self._sooner = trio.Event()
+        self._emptied = trio.Event()
+        self._emptied.set()
+
+    def __contains__(self, message: Message) -> bool:
+        held = self._held.get(message.id)
+        return held is not None and held.message.lease == message.lease
+
+    def take(self, messages: Iterable[Message], vt: float, claimed_at: float, unit: Unit | None) -> None:
+        """Note messages that were claimed by a statement sent at ``claimed_at``."""
+        for message in messages:
+            held = self._held[message.id] = Held(message, vt, claimed_at + vt, unit)
+            if held.refresh_at < self._next_refresh:
+                self._sooner.set()
+        if self._held and self._emptied.is_set():
+            self._emptied = trio.Event()
+
+    def drop(self, message: Message) -> bool:
+        """Forget a lease that is settled or gone; return whether a run relied on it."""
+        if message not in self:
+            return False
+        held = self._held.pop(message.id)
+        if not self._held:
+            self._emptied.set()
+        return held.unit is not None
+
+    def find(self, message_id: int) -> Message | None:
+        """Return the message of this id if it is held."""
+        held = self._held.get(message_id)
+        return None if held is None else held.message
+
+    def ids(self) -> list[int]:
+        """Return the ids of all messages held."""
+        return list(self._held)
+
+    def unkept_ids(self) -> list[int]:
+        """Return the ids of the messages that were dequeued by hand."""
+        return [held.message.id for held in self._held.values() if held.unit is None]
+
+    def drop_kept(self) -> None:
+        """Forget all leases but those of messages dequeued by hand."""
+        for held in [h for h in self._held.values() if h.unit]:
+            self.drop(held.message)
+
+    async def wait_empty(self) -> None:
+        """Return when nothing is held. Cancellation changes nothing."""
+        await self._emptied.wait()
+
+    async def keep(self) -> None:
+        """Extend leases in time, for ever. Cancellation leaves them as they are."""
+        while True:
+            self._next_refresh = min((h.refresh_at for h in self._held.values()), default=math.inf)
+            self._sooner = trio.Event()
+            with trio.move_on_at(self._next_refresh):
+                await self._sooner.wait()
+                continue
+            await self.refresh(trio.current_time())
+
+    async def refresh(self, until: float = math.inf) -> None:
+        """Extend the leases that are to be extended until this time, and cancel the handlers of those that are gone.
+
+        Goes on until the database has answered. Cancelled, they are extended or not.
+        """
+        due = [h for h in self._held.values() if h.unit and h.refresh_at <= until]
+        for vt in {h.vt for h in due}:
+            await self._refresh([h for h in due if h.vt == vt], vt)
+
+    async def _refresh(self, due: list[Held], vt: float) -> None:
+        for wait in delays():
+            due = [h for h in due if h.message in self]
+            if not due:
+                return
+            now = trio.current_time()
+            try:
+                kept = await self.extend([h.message for h in due], vt)
+            except ConnectionLost as lost:
+                logger.warning("cannot extend %d lease(s), trying again: %s", len(due), lost)
+                await trio.sleep(wait)
+                continue
+            for held, still_ours in zip(due, kept, strict=True):
+                if still_ours:
+                    held.expires = now + vt
+                elif held.message in self:  # else it was settled while the statement was under way
+                    self._lose(held)
+            return
+
+    async def extend(self, messages: list[Message], seconds: float) -> list[bool]:
+        """Make these leases end in this many seconds; return which are still ours. Cancelled, they are extended or not."""
+        ids, leases = [m.id for m in messages], [m.lease for m in messages]
+        (kept,) = await self._database.fetch_one(
+            "select tocsin.extend(%s, %s, %s)", [ids, leases, timedelta(seconds=seconds)]
+        )
+        return list(kept)
+
+    def _lose(self, held: Held) -> None:
+        self.drop(held.message)
+        unit = held.unit
+        if unit is None or any(m in self for m in unit.messages):
+            logger.warning("the lease of message %d is gone; it will be delivered again", held.message.id)
+        else:
+            logger.warning("the lease of message %d is gone; its handler is cancelled", held.message.id)
+            unit.scope.cancel()

@@ -1,0 +1,54 @@
+"""A nursery for use inside public coroutines, whose errors come out as they went in.
+
+Trio wraps whatever leaves a nursery in an `ExceptionGroup`, even a single error: a caller cannot know how
+many tasks ran inside. For a nursery that is a detail of some function's inside that is the wrong way round: a
+caller who writes ``except psycopg.OperationalError`` should not have to know that the function needs a helper
+task. Opening the nursery with ``strict_exception_groups=False`` would do nearly this, but trio deprecates it.
+So the nursery here undoes the wrapping when there is nothing to group: one cause comes out bare, two and more
+stay a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+__all__ = ["open_nursery_bare"]
+
+
+@asynccontextmanager
+async def open_nursery_bare() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery that raises a single error bare instead of in an `ExceptionGroup`.
+
+    `trio.Cancelled` does not count: it is what happened to the other tasks because of the error. With several
+    errors the group is raised as it is. Groups of one error, raised by the block or by a task, count as that
+    error. Cancellation is what it is in `trio.open_nursery`: all tasks have ended when the block is left.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        cause = _single_cause(group)
+        if cause is group:
+            raise
+    else:
+        return
+    # Raised outside the except clause, and its context put back, so that the group does not appear in the
+    # traceback.
+    context = cause.__context__
+    try:
+        raise cause
+    finally:
+        cause.__context__ = context
+        del cause, context
+
+
+def _single_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    cancelled, errors = group.split(trio.Cancelled)
+    cause: BaseException | None = errors or cancelled
+    # Where there is nothing but cancellation, one Cancelled stands for all of them.
+    while isinstance(cause, BaseExceptionGroup) and (errors is None or len(cause.exceptions) == 1):
+        cause = cause.exceptions[0]
+    return group if cause is None or isinstance(cause, BaseExceptionGroup) else cause

@@ -1,0 +1,286 @@
+"""This process as the database sees it: its registration, its LISTEN connection, its heartbeat.
+
+One task owns the one dedicated connection (the *line*) and does three things with it: it LISTENs, it holds the lifeline (an advisory lock whose
+loss tells the others that this process is gone), and it sends the heartbeat, which so proves end to end that the line still works. A process
+that only produces has no line; its heartbeat goes through the pool.
+
+The line proves itself before it is relied on: a notification sent through the pool must arrive. A pooler in transaction mode swallows LISTEN
+without a word; then this process says so once, loudly, gives up the line, and lives by its heartbeat, which brings the due times of its queues
+and the state of its workers.
+
+After each connection it LISTENs first and then has every consumer look, so nothing rung in between is missed.
+
+Why death is looked for by the heartbeat, and not by a session that waits for another process's lifeline: such a wait is a statement under way,
+and its snapshot would hold back vacuum for as long as everybody lives, the death of a queue table. ``sql/functions/processes.sql`` has the rest
+of the argument about who is dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Protocol
+
+import psycopg
+import trio
+from psycopg import sql
+
+from .bell import Bell
+from .database import Connection, Database
+from .errors import ConnectionLost, StateTransitionError
+from .retry import delays
+from .version import VERSION
+
+logger = logging.getLogger("tocsin")
+
+CLEANUP_WITHIN = 5.0
+"""Seconds that cleaning up after a cancellation may take."""
+
+HEARD_WITHIN = 5.0
+"""Seconds that a notification to ourselves may take before LISTEN counts as not working."""
+
+
+class Resident(Protocol):
+    """A worker of this process."""
+
+    @property
+    def worker_id(self) -> int: ...
+    def noticed(self, status: str, grace: float | None) -> None: ...
+    async def register(self, process_id: int) -> None: ...
+
+
+class Process:
+    """See the module."""
+
+    def __init__(self, database: Database, connect: Callable[[], Awaitable[Connection]], bell: Bell, every: float) -> None:
+        self._database = database
+        self._connect = connect
+        self._bell = bell
+        self._every = every
+        self._id: int | None = None
+        self._channel = ""
+        self._registering = trio.Lock()
+        self._residents: dict[int, Resident] = {}
+        self._queues: dict[str, int] = {}  # the queues to LISTEN for, by channel
+        self._listening: set[str] = set()
+        self._buried = False
+        self._next_beat = math.inf
+        self._nap: trio.CancelScope | None = None
+        self._kicked = False
+        self._echo = ""
+        self.connected = False
+        """Whether the line is up and proven."""
+        self.deaf = False
+        """Whether LISTEN was found not to work."""
+        self.rings = 0
+        """How many notifications of messages have come in."""
+        self.heartbeats = 0
+        """How many heartbeats have been sent."""
+
+    async def enroll(self, worker: Resident) -> None:
+        """Register a worker with this process, which registers itself before its first.
+
+        Raises what the worker's registration raises. Cancelled, the worker may be registered.
+        """
+        async with self._registering:
+            if self._id is None:
+                await self._register()
+            assert self._id is not None
+            await worker.register(self._id)
+            self._residents[worker.worker_id] = worker
+        self._kick()
+
+    def dismiss(self, worker_id: int) -> None:
+        """Forget a worker."""
+        self._residents.pop(worker_id, None)
+
+    def listen(self, channel: str, queue_id: int) -> None:
+        """Have notifications on this channel ring this queue's bell."""
+        self._queues[channel] = queue_id
+        self._kick()
+
+    def look(self) -> None:
+        """Send a heartbeat now, to learn how things stand with our workers."""
+        self._next_beat = trio.current_time()
+        self._kick()
+
+    async def run(self) -> None:
+        """Keep the line and the heartbeat, for ever. On cancellation, unregister the process."""
+        waits = delays()
+        try:
+            while True:
+                try:
+                    if self._buried:
+                        await self._rise_again()
+                    if self._wants_line:
+                        async with self._line() as line:
+                            waits = delays()
+                            await self._serve(line)
+                    else:
+                        await self._serve(None)
+                except (ConnectionLost, psycopg.OperationalError) as lost:
+                    wait = next(waits)
+                    logger.warning("%s; trying again in %.2f s", lost, wait)
+                    await trio.sleep(wait)
+                    await self._beat_by_pool()
+        finally:
+            with trio.move_on_after(CLEANUP_WITHIN, shield=True):
+                await self._unregister()
+
+    @property
+    def _wants_line(self) -> bool:
+        return bool(self._queues) and not self.deaf
+
+    async def _serve(self, line: Connection | None) -> None:
+        """Do what comes up, on the line or without one, until that has to change."""
+        while not self._buried and self._wants_line == (line is not None):
+            self._kicked = False
+            if line is not None:
+                await self._listen(line)
+            if trio.current_time() >= self._next_beat:
+                await self._beat(line)
+            if self._kicked:
+                continue
+            with trio.CancelScope(deadline=self._next_beat) as self._nap:
+                if line is not None:
+                    await line.wait_for_notifications()
+                else:
+                    await trio.sleep_forever()
+            self._nap = None
+
+    def _kick(self) -> None:
+        self._kicked = True
+        if self._nap is not None:
+            self._nap.cancel()
+
+    # The line
+
+    @asynccontextmanager
+    async def _line(self) -> AsyncIterator[Connection]:
+        """Connect, LISTEN, prove it, and take a lifeline."""
+        line = await self._connect()
+        try:
+            line.add_notify_handler(self._hear)
+            self._listening.clear()
+            await self._listen(line)
+            if not await self._is_heard(line):
+                self.deaf = True
+                logger.warning(
+                    "LISTEN does not work on this connection to %s, probably because of a connection pooler: messages will wait for up to one "
+                    "heartbeat (%.1f s). Give tocsin.connect a listen_dsn that goes round the pooler.",
+                    self._database.address,
+                    self._every,
+                )
+            else:
+                # The server is to notice soon when this host is gone without a word.
+                await line.execute(
+                    "select set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '2', false), "
+                    "set_config('tcp_keepalives_count', '3', false)"
+                )
+                (alive,) = await self._database.fetch_one("select tocsin.attach_process(%s)", [self._id], on=line)
+                self._buried = not alive
+                self.connected = True
+                self._bell.ring_all()
+            yield line
+        finally:
+            self.connected = False
+            await line.close()
+
+    async def _listen(self, line: Connection) -> None:
+        for channel in {self._channel, *self._queues} - self._listening:
+            await line.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+            self._listening.add(channel)
+            if channel in self._queues:  # a message may have come before
+                self._bell.ring(self._queues[channel])
+
+    async def _is_heard(self, line: Connection) -> bool:
+        self._echo = secrets.token_hex(8)
+        await self._database.fetch("select pg_notify(%s, %s)", [self._channel, self._echo])
+        with trio.move_on_after(HEARD_WITHIN):
+            while self._echo:
+                await line.wait_for_notifications()
+        return not self._echo
+
+    def _hear(self, notification: psycopg.Notify) -> None:
+        if notification.channel in self._queues:
+            self.rings += 1
+            self._bell.ring(self._queues[notification.channel])
+        elif notification.payload == self._echo:
+            self._echo = ""
+        elif notification.channel == self._channel and not notification.payload:
+            self._next_beat = trio.current_time()
+
+    # The heartbeat
+
+    async def _beat(self, line: Connection | None) -> None:
+        with trio.move_on_after(max(5 * self._every, 10)) as patience:
+            rows = await self._database.fetch("select * from tocsin.heartbeat(%s)", [self._id], on=line)
+        if patience.cancelled_caught:
+            raise ConnectionLost(self._database.address, "a heartbeat was not answered")
+        self.heartbeats += 1
+        self._next_beat = trio.current_time() + self._every
+        unheard_of = dict(self._residents)
+        for kind, number, status, seconds in rows:
+            match kind:
+                case "dead":
+                    logger.warning("process %d was declared dead by the others; registering anew", number)
+                    self._buried = True
+                    return
+                case "look_again":
+                    self._next_beat = min(self._next_beat, trio.current_time() + seconds)
+                case "worker" if number in unheard_of:
+                    unheard_of.pop(number).noticed(status, seconds)
+                case "worker" if status != "stopped" and not self._registering.locked():
+                    # Its registration was cancelled after it had happened.
+                    await self._database.fetch("select tocsin.unregister_worker(%s)", [number], on=line)
+                case "queue":
+                    if seconds == 0:
+                        self._bell.ring(number)
+                    else:
+                        self._bell.expect(number, seconds)
+        for worker in unheard_of.values():
+            if worker.worker_id in self._residents:
+                worker.noticed("stopped", None)
+
+    async def _beat_by_pool(self) -> None:
+        """The heartbeat that is due while the line is down."""
+        if trio.current_time() >= self._next_beat and not self._buried:
+            try:
+                await self._beat(None)
+            except (ConnectionLost, psycopg.OperationalError) as lost:
+                logger.warning("no heartbeat: %s", lost)
+
+    # The registration
+
+    async def _register(self) -> None:
+        self._id, self._channel = await self._database.fetch_one(
+            "select id, tocsin.process_channel(id) from tocsin.register_process(%s, %s, %s, %s) id",
+            [socket.gethostname(), os.getpid(), VERSION, timedelta(seconds=self._every)],
+        )
+        self._next_beat = trio.current_time() + self._every
+
+    async def _rise_again(self) -> None:
+        async with self._registering:
+            await self._register()
+            assert self._id is not None
+            self._buried = False
+            for worker in list(self._residents.values()):
+                try:
+                    await worker.register(self._id)
+                except StateTransitionError as refused:
+                    logger.warning("cannot register again: %s", refused)
+                    self.dismiss(worker.worker_id)
+                    worker.noticed("stopped", None)
+
+    async def _unregister(self) -> None:
+        if self._id is not None:
+            try:
+                await self._database.fetch("select tocsin.unregister_process(%s)", [self._id])
+            except ConnectionLost as lost:
+                logger.warning("process %d is not unregistered, the others will find it dead: %s", self._id, lost)

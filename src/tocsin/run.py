@@ -1,0 +1,129 @@
+"""One run of a consumer: from the moment it polls until it has ended, by whatever way.
+
+A run is one nursery. In it live the task that keeps the leases alive, the handlers, and the one that enforces an interruption's grace; what the
+registry says of the worker (the process's heartbeat and its LISTEN connection bring it) arrives at `Run.noticed`. The nursery's end is the end
+of all of them, and after it one statement gives back what was not settled and tells the registry.
+
+The registry is the truth, and this object only its echo: a claim that the database refuses pauses the run until the heartbeat, sent at once,
+has told why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from .bell import Bed
+from .errors import StateTransitionError, Suspended, TocsinError
+from .intake import Intake
+from .leases import Unit
+from .nursery import open_nursery_bare
+from .process import CLEANUP_WITHIN
+
+logger = logging.getLogger("tocsin")
+
+
+class Run:
+    """See the module."""
+
+    def __init__(self, intake: Intake, bed: Bed, nursery: trio.Nursery) -> None:
+        self.intake = intake
+        self.bed = bed
+        self.nursery = nursery
+        self.units: set[Unit] = set()
+        """What handlers are working on."""
+        self.ended_by: str | None = None
+        """Why the run is to end; None while it is not."""
+        self.flush: Callable[[], Awaitable[None]] | None = None
+        """What is still to be settled when the handlers have ended."""
+        self._paused = False
+        self._to_poll = False
+        self._handled_before = intake.handled
+
+    @property
+    def handled(self) -> int:
+        """Messages settled so far."""
+        return self.intake.handled - self._handled_before
+
+    @property
+    def may_claim(self) -> bool:
+        """Whether the run may take more messages."""
+        return self.ended_by is None and not self._paused
+
+    def end(self, reason: str, grace: float | None = None) -> None:
+        """Take no more messages, and end when the handlers have; after ``grace`` seconds, if given, they are cancelled."""
+        if self.ended_by is None:
+            self.ended_by = reason
+            if grace is not None:
+                self.nursery.start_soon(self._cancel_units_after, grace)
+            self.bed.nudge()
+
+    def pause(self) -> None:
+        """Take no more messages until `noticed` says otherwise."""
+        self._paused = True
+        self.intake.process.look()
+
+    def noticed(self, status: str, grace: float | None) -> None:
+        """Do what the worker's state in the registry asks for."""
+        match status:
+            case "ready" | "polling" if self._paused:
+                self._to_poll = status == "ready"
+                self._paused = False
+                self.bed.ring()
+            case "interrupted":
+                self.end("interrupted", grace)
+            case "suspended" if not self._paused:
+                self._paused = True
+                # It may have been suspended with its messages released; the database knows.
+                self.nursery.start_soon(self.intake.leases.refresh)
+            case "stopped":
+                self.end("shut down")
+
+    async def poll(self) -> None:
+        """Have the registry say that this worker polls, if it has been resumed since. Cancelled, it says so or not."""
+        if self._to_poll:
+            await self.intake.begin_poll()
+            self._to_poll = False
+
+    async def _cancel_units_after(self, grace: float) -> None:
+        await trio.sleep(grace)
+        for unit in self.units:
+            unit.scope.cancel()
+
+
+@asynccontextmanager
+async def open_run(intake: Intake) -> AsyncIterator[Run]:
+    """Make the consumer poll for as long as the block lasts. Raises `Suspended` at its end if the run was ended from outside."""
+    try:
+        await intake.begin_poll()
+    except StateTransitionError as refused:
+        if refused.from_ != "interrupted":
+            raise
+        released = await intake.complete_poll()
+        raise Suspended("interrupted before it began", handled=0, released=released) from None
+    run: Run | None = None
+    released = 0
+    try:
+        with intake.bell.bed(intake.queue_id) as bed:
+            async with open_nursery_bare() as nursery:
+                run = intake.run = Run(intake, bed, nursery)
+                nursery.start_soon(intake.leases.keep)
+                bed.ring()
+                yield run
+                nursery.cancel_scope.cancel()
+    finally:
+        intake.run = None
+        with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
+            try:
+                if run is not None and run.flush is not None:
+                    await run.flush()
+                released = await intake.complete_poll()
+            except TocsinError as error:
+                logger.warning("the run of worker %r did not end in good order; its leases will expire: %s", intake.name, error)
+        if patience.cancelled_caught:
+            logger.warning("the run of worker %r did not end in good order; its leases will expire: no answer", intake.name)
+    if run.ended_by is not None:
+        raise Suspended(run.ended_by, handled=run.handled, released=released)

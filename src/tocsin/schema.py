@@ -1,0 +1,260 @@
+"""Installing, verifying and removing what `sql/` defines.
+
+The SQL files are the contract, and the only copy of it: an installed package carries them beside this module, a checkout has them at its top.
+They name the schema ``tocsin``; installing under another name replaces the two spellings ``tocsin.`` and ``'tocsin'`` (see the head of
+``0001_tables.sql``).
+
+`verify` has no list of what must be there, which would have to be kept in step by hand. It installs a second copy under a scratch name in a
+transaction, compares what PostgreSQL's catalogs say of the two, and rolls back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import psycopg
+from psycopg import sql
+
+from .errors import ConfigError, SchemaMissing, SchemaOutdated, TocsinError
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MAX_IDENTIFIER_BYTES = 63
+_OUR_SPELLINGS = re.compile(r"\btocsin\.|'tocsin'")
+
+
+def _check_name(schema: Schema, attribute: object, name: str) -> None:
+    if not _IDENTIFIER.fullmatch(name):
+        raise ConfigError("schema", f"{name!r} is no valid name: letters, digits and underscores, not beginning with a digit")
+    if len(name) > _MAX_IDENTIFIER_BYTES:
+        raise ConfigError("schema", f"{name!r} is {len(name)} bytes long, PostgreSQL allows {_MAX_IDENTIFIER_BYTES}")
+    if name.startswith("pg_") or name in ("public", "information_schema"):
+        raise ConfigError("schema", f"{name!r} is not Tocsin's; it needs a schema of its own")
+
+
+@attrs.frozen
+class Schema:
+    """The schema that holds Tocsin."""
+
+    name: str = attrs.field(validator=_check_name)
+    """Its name in the database."""
+
+    def render(self, text: str) -> str:
+        """Return SQL written for the schema ``tocsin`` as SQL for this one."""
+        return _OUR_SPELLINGS.sub(lambda m: f"'{self.name}'" if m[0].startswith("'") else f'"{self.name}".', text)
+
+
+@attrs.frozen
+class Migration:
+    """One file of ``sql/migrations``."""
+
+    number: int
+    """Its place in the order."""
+    name: str
+    """Its file name."""
+    text: str
+    """Its SQL, for the schema ``tocsin``."""
+
+
+@attrs.frozen
+class Difference:
+    """Something that is not as this version of Tocsin installs it."""
+
+    kind: str
+    """column, constraint, index, trigger, function, enum, sequence or table."""
+    name: str
+    """Its name within the schema."""
+    expected: str | None
+    """Its definition as it must be; None when there must be no such thing."""
+    found: str | None
+    """Its definition as it is; None when it is missing."""
+
+    def __str__(self) -> str:
+        problem = "is missing" if self.found is None else "does not belong here" if self.expected is None else "is different"
+        return f"{self.kind} {self.name} {problem}"
+
+
+def _directory(name: str) -> Traversable:
+    packaged = resources.files(__package__) / "sql" / name
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "sql" / name
+
+
+def _read(directory: str) -> list[tuple[str, str]]:
+    files = (f for f in _directory(directory).iterdir() if f.name.endswith(".sql"))
+    return sorted((f.name, f.read_text(encoding="utf-8")) for f in files)
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """Return the migrations that this version of Tocsin brings, in order."""
+    return tuple(Migration(int(name[:4]), name, text) for name, text in _read("migrations"))
+
+
+@cache
+def contract() -> tuple[str, str]:
+    """Return the SQL of all functions, and its digest."""
+    text = "\n".join(text for _, text in _read("functions"))
+    return text, hashlib.sha256(text.encode()).hexdigest()
+
+
+async def installed(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tuple[int, str]:
+    """Return the number of the last migration applied and the digest of the functions loaded.
+
+    Raises `SchemaMissing`. Cancellation leaves nothing behind.
+    """
+    try:
+        cursor = await connection.execute(
+            schema.render("select (select max(number) from tocsin.migrations), (select digest from tocsin.contract)")
+        )
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        raise SchemaMissing(schema.name) from None
+    number, digest = await cursor.fetchone() or (None, None)
+    if number is None or digest is None:
+        raise SchemaMissing(schema.name)
+    return number, digest
+
+
+async def check(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
+    """Raise `SchemaMissing` or `SchemaOutdated` unless the schema has what this version of Tocsin needs.
+
+    Cancellation leaves nothing behind.
+    """
+    found, digest = await installed(connection, schema)
+    needed = migrations()[-1].number
+    if found < needed or (found == needed and digest != contract()[1]):
+        raise SchemaOutdated(schema.name, found, needed)
+
+
+async def install(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
+    """Bring the schema to this version: create it if missing, apply the pending migrations, load the functions.
+
+    Idempotent, and safe when many processes do it at once. Raises `TocsinError` when the schema is newer than this version, or holds something
+    else. All happens in one transaction: cancelled or failed, nothing has changed.
+    """
+    text, digest = contract()
+    needed = migrations()[-1].number
+    try:
+        if await installed(connection, schema) == (needed, digest):
+            return
+    except SchemaMissing:
+        pass
+    async with connection.transaction():
+        await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
+        try:
+            async with connection.transaction():
+                applied, loaded = await installed(connection, schema)
+        except SchemaMissing:
+            applied, loaded = 0, ""
+            await _create_schema(connection, schema)
+        if applied > needed:
+            raise TocsinError(
+                f"schema {schema.name!r} is at migration {applied}, this version of Tocsin knows only {needed}: upgrade Tocsin"
+            )
+        await _apply(connection, schema, applied, loaded != digest)
+
+
+async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
+    cursor = await connection.execute("select oid from pg_namespace where nspname = %s", [schema.name])
+    if row := await cursor.fetchone():
+        cursor = await connection.execute("select count(*) from pg_class where relnamespace = %s", row)
+        if (await cursor.fetchone() or (0,))[0]:
+            raise TocsinError(f"schema {schema.name!r} holds something that is not Tocsin's; choose another name")
+    else:
+        await connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema.name)))
+
+
+async def _apply(connection: psycopg.AsyncConnection[Any], schema: Schema, applied: int, load: bool) -> None:
+    for migration in migrations():
+        if migration.number > applied:
+            await connection.execute(schema.render(migration.text).encode())
+            await connection.execute(
+                schema.render("insert into tocsin.migrations (number, name) values (%s, %s)").encode(),
+                [migration.number, migration.name],
+            )
+    if load:
+        text, digest = contract()
+        # Functions call each other, whatever the order of their files.
+        await connection.execute("set local check_function_bodies = off")
+        await connection.execute(schema.render(text).encode())
+        await connection.execute(
+            schema.render(
+                "insert into tocsin.contract (digest) values (%s) on conflict (only_row) do update set digest = excluded.digest"
+            ).encode(),
+            [digest],
+        )
+
+
+async def uninstall(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
+    """Drop the schema with all queues and messages.
+
+    Raises `SchemaMissing`. One statement: cancelled or failed, nothing has changed.
+    """
+    async with connection.transaction():
+        await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
+        await installed(connection, schema)
+        await connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema.name)))
+
+
+async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tuple[Difference, ...]:
+    """Compare what is installed with what this version of Tocsin installs, and return each difference; none when all is well.
+
+    Raises `SchemaMissing`, `SchemaOutdated`. Needs the right to create a schema. Changes nothing, cancelled or not.
+    """
+    await check(connection, schema)
+    scratch = Schema(f"tocsin_verify_{secrets.token_hex(6)}")
+    async with connection.transaction(force_rollback=True):
+        await connection.execute("set local client_min_messages = warning")
+        await _create_schema(connection, scratch)
+        await _apply(connection, scratch, 0, True)
+        expected = await _describe(connection, scratch)
+        found = await _describe(connection, schema)
+    return tuple(
+        Difference(kind, name, expected.get((kind, name)), found.get((kind, name)))
+        for kind, name in sorted(expected.keys() | found.keys())
+        if expected.get((kind, name)) != found.get((kind, name))
+    )
+
+
+async def _describe(connection: psycopg.AsyncConnection[Any], schema: Schema) -> dict[tuple[str, str], str]:
+    """Return the definition of each thing in the schema, by kind and name, with the schema's own name left out."""
+    cursor = await connection.execute(_DESCRIBE, {"schema": schema.name})
+    own_name = re.compile(rf"\"?\b{schema.name}\b\"?\.|'{schema.name}'")
+    return {(kind, own_name.sub("", name)): own_name.sub("", definition) async for kind, name, definition in cursor}
+
+
+_DESCRIBE = """
+with ours as (select oid from pg_namespace where nspname = %(schema)s)
+select 'table', c.relname::text, concat_ws(' ', c.relkind, c.relpersistence, c.reloptions::text)
+from pg_class c where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p', 'v')
+union all
+select 'sequence', c.relname::text, format_type(s.seqtypid, null) || ' ' || s.seqincrement
+from pg_class c join pg_sequence s on s.seqrelid = c.oid where c.relnamespace = (select oid from ours)
+union all
+select 'column', c.relname || '.' || a.attname,
+       concat_ws(' ', format_type(a.atttypid, a.atttypmod), case when a.attnotnull then 'not null' end, pg_get_expr(d.adbin, d.adrelid),
+                 nullif(a.attidentity, ''), nullif(a.attgenerated, ''))
+from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
+where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p')
+union all
+select 'constraint', c.relname || '.' || x.conname, pg_get_constraintdef(x.oid)
+from pg_class c join pg_constraint x on x.conrelid = c.oid where c.relnamespace = (select oid from ours)
+union all
+select 'index', c.relname::text, pg_get_indexdef(c.oid) from pg_class c where c.relnamespace = (select oid from ours) and c.relkind = 'i'
+union all
+select 'trigger', c.relname || '.' || t.tgname, pg_get_triggerdef(t.oid) || ' ' || t.tgenabled::text
+from pg_class c join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal where c.relnamespace = (select oid from ours)
+union all
+select 'function', p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')', pg_get_functiondef(p.oid)
+from pg_proc p where p.pronamespace = (select oid from ours)
+union all
+select 'enum', t.typname::text, string_agg(e.enumlabel, ', ' order by e.enumsortorder)
+from pg_type t join pg_enum e on e.enumtypid = t.oid where t.typnamespace = (select oid from ours) group by t.typname
+"""

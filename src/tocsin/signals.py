@@ -1,0 +1,59 @@
+"""SIGINT and SIGTERM: the first one drains, a second one cancels."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from .consumer import Consumer
+from .durations import Duration
+from .errors import ConnectionLost, StateTransitionError
+from .nursery import open_nursery_bare
+
+logger = logging.getLogger("tocsin")
+
+
+@asynccontextmanager
+async def drain_on_signals(*consumers: Consumer, grace: Duration | None = None) -> AsyncIterator[None]:
+    """Within the block, interrupt these consumers on SIGINT or SIGTERM, so that their runs end with `Suspended` when their handlers have.
+
+    ``grace``: seconds after which handlers still running are cancelled and their messages released. A second signal cancels the block at once
+    and is raised as `KeyboardInterrupt` at its end. To be used in the main thread. Cancellation puts the signals' former meaning back.
+    """
+    signalled_twice = False
+
+    async def listen(scope: trio.CancelScope) -> None:
+        nonlocal signalled_twice
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            started.set()
+            async for number in signals:
+                if draining.is_set():
+                    signalled_twice = True
+                    scope.cancel()
+                    return
+                draining.set()
+                logger.info("%s: draining; once more to cancel", signal.Signals(number).name)
+                for consumer in consumers:
+                    nursery.start_soon(_interrupt, consumer, grace)
+
+    started, draining = trio.Event(), trio.Event()
+    async with open_nursery_bare() as nursery:
+        nursery.start_soon(listen, nursery.cancel_scope)
+        await started.wait()
+        yield
+        nursery.cancel_scope.cancel()
+    if signalled_twice:
+        raise KeyboardInterrupt
+
+
+async def _interrupt(consumer: Consumer, grace: Duration | None) -> None:
+    try:
+        await consumer.interrupt(grace=grace)
+    except StateTransitionError:
+        pass  # it does not run, or not any more
+    except ConnectionLost as lost:
+        logger.warning("interrupted without telling the registry: %s", lost)

@@ -1,0 +1,202 @@
+"""The store: a database with Tocsin in it, and everything that can be done there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+
+import attrs
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from . import schema as schemas
+from .bell import Bell
+from .consumer import Consumer
+from .database import Connection, Database, describe_address
+from .driver import PoolStatistics, TrioConnection, open_pool
+from .durations import Duration, check_count, to_seconds
+from .errors import translate
+from .nursery import open_nursery_bare
+from .process import Process
+from .producer import Producer, enqueue
+from .queues import Queues
+from .registration import registered
+from .schema import Difference, Schema
+from .worker import Workers
+
+HEARTBEAT = 2.0
+"""Seconds between two heartbeats of a process."""
+CONNECT_TIMEOUT = 10
+"""Seconds that one attempt to connect may take, unless the DSN says otherwise (``connect_timeout``)."""
+
+
+@attrs.frozen
+class StoreStatistics:
+    """What this process's side of a store has and did, at one moment."""
+
+    pool: PoolStatistics
+    """The pool of connections."""
+    listening: bool
+    """Whether the LISTEN connection is up."""
+    deaf: bool
+    """Whether LISTEN does not work here, so that messages wait for the heartbeat."""
+    rings: int
+    """Notifications of messages that came in."""
+    heartbeats: int
+    """Heartbeats sent."""
+
+
+class Store:
+    """Made by `connect`; its members do not outlive that block."""
+
+    def __init__(self, database: Database, process: Process, bell: Bell) -> None:
+        self._database = database
+        self._process = process
+        self._bell = bell
+        self.queues = Queues(database)
+        """Creating, finding and pausing queues."""
+        self.workers = Workers(database)
+        """The registry of workers."""
+
+    async def install(self) -> None:
+        """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.
+
+        Raises `TocsinError` when the schema is newer than this version, or holds something else. Cancelled, nothing has changed.
+        """
+        async with self._database.connection() as connection:
+            await schemas.install(connection, self._database.schema)
+
+    async def verify(self) -> tuple[Difference, ...]:
+        """Return each difference between what is installed and what this version installs; none when all is well.
+
+        Raises `SchemaMissing`, `SchemaOutdated`. Changes nothing, cancelled or not.
+        """
+        async with self._database.connection() as connection:
+            return await schemas.verify(connection, self._database.schema)
+
+    async def uninstall(self) -> None:
+        """Drop the schema with all queues and messages. Raises `SchemaMissing`. Cancelled, it is dropped or not."""
+        async with self._database.connection() as connection:
+            await schemas.uninstall(connection, self._database.schema)
+
+    def producer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Producer]:
+        """Register a producer for as long as the block lasts.
+
+        Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`, `ConnectionLost`.
+        However the block ends, cancelled or not, the registration ends with it.
+        """
+        return registered(Producer(self._database, self._process, queue, _check_worker_name(name)), self._process)
+
+    def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
+        """Register a consumer for as long as the block lasts; raises what `producer` raises.
+
+        However the block ends, cancelled or not, what it holds is released, and the registration ends with it.
+        """
+        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)), self._process)
+
+    async def produce(
+        self,
+        queue: str,
+        payload: object,
+        *,
+        delay: Duration | None = None,
+        at: datetime | None = None,
+        priority: int = 0,
+        headers: object = None,
+        key: str | None = None,
+        expires_in: Duration | None = None,
+        max_deliveries: int | None = None,
+        connection: Connection | None = None,
+    ) -> int:
+        """Enqueue one message without registering a producer; see `Producer.enqueue`."""
+        return await enqueue(
+            self._database,
+            queue,
+            payload,
+            delay=delay,
+            at=at,
+            priority=priority,
+            headers=headers,
+            key=key,
+            expires_in=expires_in,
+            max_deliveries=max_deliveries,
+            worker_id=None,
+            connection=connection,
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Lend a connection in a transaction, for your own statements and as ``connection=`` of `Producer.enqueue`.
+
+        Commits at the end of the block; rolls back when it raises or is cancelled. Raises `ConnectionLost`.
+        """
+        async with self._database.connection() as connection, connection.transaction():
+            yield connection
+
+    def statistics(self) -> StoreStatistics:
+        """Return what this process's side of the store has and did."""
+        process = self._process
+        return StoreStatistics(
+            pool=self._database.pool.statistics(),
+            listening=process.connected,
+            deaf=process.deaf,
+            rings=process.rings,
+            heartbeats=process.heartbeats,
+        )
+
+
+def _check_worker_name(name: str | None) -> str | None:
+    if name == "":
+        raise ValueError("name must not be empty")
+    return name
+
+
+@asynccontextmanager
+async def connect(
+    dsn: str | None = None,
+    *,
+    schema: str = "tocsin",
+    listen_dsn: str | None = None,
+    pool_size: int = 8,
+    heartbeat: Duration = HEARTBEAT,
+) -> AsyncIterator[Store]:
+    """Connect to a database, for as long as the block lasts.
+
+    ``dsn`` is a PostgreSQL connection string; without one libpq's environment (``PGHOST`` and so on) counts. ``listen_dsn`` is for the LISTEN
+    connection, when ``dsn`` leads through a pooler. ``schema`` is where Tocsin is, or is to be installed. At most ``pool_size`` connections are
+    open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` is the interval of the one periodic statement in
+    seconds: a process that died is noticed by the others within about one and a half of it.
+
+    Raises `ConfigError`, `ConnectionLost`, `ValueError`. However the block ends, cancelled or not, its connections are closed.
+    """
+    address = describe_address(dsn or "")
+    listen_address = describe_address(listen_dsn) if listen_dsn is not None else address
+    every = to_seconds(heartbeat, "heartbeat")
+    check_count(pool_size, "pool_size")
+
+    async def open_connection() -> Connection:
+        return await _open_connection(dsn or "", address)
+
+    async def open_line() -> Connection:
+        return await _open_connection(dsn or "" if listen_dsn is None else listen_dsn, listen_address)
+
+    async with open_pool(open_connection, min_size=1, max_size=pool_size) as pool:
+        database = Database(pool, Schema(schema), address)
+        bell = Bell()
+        process = Process(database, open_line, bell, every)
+        async with open_nursery_bare() as nursery:
+            nursery.start_soon(process.run)
+            yield Store(database, process, bell)
+            nursery.cancel_scope.cancel()
+
+
+async def _open_connection(dsn: str, address: str) -> Connection:
+    timeout = conninfo_to_dict(dsn).get("connect_timeout", CONNECT_TIMEOUT)
+    try:
+        connection: Connection = await TrioConnection.connect(
+            dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
+        )
+    except psycopg.Error as error:
+        raise translate(error, address) from error
+    return connection

@@ -1,0 +1,69 @@
+"""Messages as an asynchronous iterator."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from .errors import ConnectionLost, StateTransitionError
+from .intake import Intake
+from .leases import Unit
+from .message import Message
+from .retry import delays
+from .run import Run, open_run
+
+logger = logging.getLogger("tocsin")
+
+
+class Stream:
+    """Iterates over messages, one claim each. An iterator and not a generator: nothing is left to the garbage collector."""
+
+    def __init__(self, run: Run, unit: Unit, vt: float | None) -> None:
+        self._run = run
+        self._unit = unit
+        self._vt = vt
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Message:
+        """Return the next message, waiting for it. Cancelled, none is taken."""
+        run, intake = self._run, self._run.intake
+        waits = delays()
+        while run.ended_by is None:
+            try:
+                if not (run.bed.rung and run.may_claim):
+                    await run.bed.sleep(sound=not run.may_claim)
+                    continue
+                await run.poll()
+                run.bed.rung = False
+                claim = await intake.claim(1, self._vt)
+            except StateTransitionError:
+                run.bed.rung = True
+                run.pause()
+            except ConnectionLost as lost:
+                run.bed.rung = True
+                wait = next(waits)
+                logger.warning("%s; trying again in %.2f s", lost, wait)
+                await trio.sleep(wait)
+            else:
+                if claim.messages:
+                    run.bed.ring()
+                    self._unit.messages += claim.messages
+                    intake.leases.take(claim.messages, claim.vt, claim.claimed_at, self._unit)
+                    return claim.messages[0]
+                run.bed.set_alarm(claim.next_due_at)
+        raise StopAsyncIteration
+
+
+@asynccontextmanager
+async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIterator[Message]]:
+    """See `Consumer.messages`. The whole block is one unit of work: its scope is cancelled when an interruption's grace is over."""
+    async with open_run(intake) as run:
+        unit = Unit([])
+        run.units.add(unit)
+        with unit.scope:
+            yield Stream(run, unit, vt)

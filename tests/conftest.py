@@ -1,0 +1,82 @@
+"""Fixtures: the session's PostgreSQL server, a database for each test, a private server for rough tests."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+import servers
+import trio
+
+from tocsin.embedded import EmbeddedServer, serve
+
+_SERVER = pytest.StashKey[servers.Server]()
+
+
+def _session_server(config: pytest.Config) -> servers.Server:
+    if _SERVER not in config.stash:
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        config.stash[_SERVER] = stack.enter_context(servers.running())
+    return config.stash[_SERVER]
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return None if config.option.collectonly else f"server: {_session_server(config)}"
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> servers.Server:
+    """The PostgreSQL server that all tests share."""
+    return _session_server(pytestconfig)
+
+
+@pytest.fixture
+def database_factory(server: servers.Server) -> Iterator[Callable[[], str]]:
+    """A function that gives the connection string of another fresh, empty database."""
+    with ExitStack() as stack:
+
+        def create() -> str:
+            name = server.create_database()
+            stack.callback(server.drop_database, name)
+            return server.dsn(name)
+
+        yield create
+
+
+@pytest.fixture
+def dsn(database_factory: Callable[[], str]) -> str:
+    """Connection string of a fresh, empty database."""
+    return database_factory()
+
+
+@pytest.fixture(scope="session")
+def _store_template(server: servers.Server) -> Iterator[str]:
+    import tocsin
+
+    name = server.create_database()
+
+    async def install() -> None:
+        async with tocsin.connect(server.dsn(name)) as store:
+            await store.install()
+
+    try:
+        trio.run(install)
+        yield name
+    finally:
+        server.drop_database(name)
+
+
+@pytest.fixture
+def store_dsn(server: servers.Server, _store_template: str) -> Iterator[str]:
+    """Connection string of a fresh database with Tocsin's schema in it."""
+    name = server.create_database(_store_template)
+    yield server.dsn(name)
+    server.drop_database(name)
+
+
+@pytest.fixture
+async def own_server() -> AsyncIterator[EmbeddedServer]:
+    """An embedded server for this test alone, which may stop and restart it."""
+    with servers.directory() as base:
+        async with serve(base / "server", settings=servers.SETTINGS) as server:
+            yield server

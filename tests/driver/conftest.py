@@ -1,0 +1,25 @@
+"""Connections for the driver's tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tocsin.driver import TrioConnection
+
+from .helpers import Connection
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[Connection]:
+    """The connection under test, in autocommit mode."""
+    async with await TrioConnection.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def observer(dsn: str) -> AsyncIterator[Connection]:
+    """Another connection to the same database, to look and interfere from outside."""
+    async with await TrioConnection.connect(dsn, autocommit=True) as connection:
+        yield connection

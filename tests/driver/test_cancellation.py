@@ -1,0 +1,176 @@
+"""A cancelled statement ends on the server too, and the connection is usable or closed afterwards."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import aclosing
+
+import psycopg
+import pytest
+import trio
+import trio.testing
+
+from tocsin.driver import TrioConnection
+from tocsin.driver import connection as driver
+
+from .helpers import Connection, is_idle, until, until_alone, until_running, value
+
+BUSY = (
+    "select exists (select from pg_stat_activity where datname = current_database()"
+    " and pid <> pg_backend_pid() and state = 'active' and backend_type = 'client backend')"
+)
+
+
+async def test_a_cancelled_statement_is_cancelled_on_the_server(connection: Connection, observer: Connection) -> None:
+    async def sleep() -> None:
+        with scope:
+            await connection.execute("select pg_sleep(60)")
+
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sleep)
+        await until_running(observer, "pg_sleep")
+        scope.cancel()
+    assert scope.cancelled_caught
+    assert not await value(observer, BUSY)
+    assert await is_idle(connection)
+
+
+async def test_nothing_is_sent_in_a_cancelled_scope(connection: Connection) -> None:
+    await connection.execute("create sequence counter")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await connection.execute("select nextval('counter')")
+    assert scope.cancelled_caught
+    assert not await value(connection, "select is_called from counter")
+
+
+async def test_a_deadline_in_a_loop_leaves_the_connection_usable_each_time(connection: Connection) -> None:
+    for n in range(30):
+        with trio.move_on_after(n / 10000):
+            await connection.execute("select pg_sleep(0.001)")
+        assert await value(connection, "select %s::int", (n,)) == n
+
+
+async def test_a_cancelled_stream_leaves_the_connection_usable(connection: Connection) -> None:
+    with trio.CancelScope() as scope:
+        async with connection.cursor() as cursor, aclosing(cursor.stream("select generate_series(1, 1000000)")) as rows:
+            async for _ in rows:
+                scope.cancel()
+    assert scope.cancelled_caught
+    assert await is_idle(connection)
+
+
+async def test_a_cancelled_pipeline_closes_the_connection(connection: Connection, observer: Connection) -> None:
+    with trio.CancelScope() as scope:
+        async with connection.pipeline():
+            await connection.execute("select pg_sleep(60)")
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert connection.closed
+    await until_alone(observer)
+
+
+async def test_a_commit_that_only_was_queued_is_not_left_behind(connection: Connection, observer: Connection) -> None:
+    await connection.execute("create table numbers (n int)")
+    with trio.CancelScope() as scope:
+        async with connection.pipeline() as pipeline:
+            async with connection.transaction():
+                await connection.execute("insert into numbers values (1)")
+                await pipeline.sync()
+                scope.cancel()
+    assert connection.closed
+    await until_alone(observer)
+    assert await value(observer, "select count(*) from numbers") == 0
+
+
+async def test_cancelled_waiting_for_the_lock(connection: Connection, observer: Connection) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.execute, "select pg_sleep(0.2)")
+        await until_running(observer, "pg_sleep")
+        with trio.move_on_after(0) as scope:
+            await connection.execute("select 1")
+        assert scope.cancelled_caught
+        # The other task's statement is none of our business.
+        assert await value(observer, BUSY)
+    assert await is_idle(connection)
+
+
+async def test_a_server_that_does_not_obey_costs_the_connection(
+    connection: Connection, observer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "GRACE", 0.1)
+
+    async def not_at_all(self: Connection) -> None:
+        """A cancel request that gets lost on its way."""
+
+    monkeypatch.setattr(TrioConnection, "_request_cancel", not_at_all)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.execute, "select pg_sleep(60)")
+            await until_running(observer, "pg_sleep")
+            scope.cancel()
+    assert connection.closed
+    assert connection.broken
+
+
+def test_control_c_cancels_the_statement(dsn: str) -> None:
+    # Not an async test: KeyboardInterrupt goes to the main task of a run, and that would be pytest's.
+    usable_after: list[bool] = []
+
+    async def interrupt(observer: Connection) -> None:
+        await until_running(observer, "pg_sleep")
+        signal.raise_signal(signal.SIGINT)
+
+    async def main() -> None:
+        async with await TrioConnection.connect(dsn, autocommit=True) as observer, trio.open_nursery() as nursery:
+            connection = await TrioConnection.connect(dsn, autocommit=True)
+            nursery.start_soon(interrupt, observer)
+            try:
+                await connection.execute("select pg_sleep(60)")
+            finally:
+                with trio.CancelScope(shield=True):
+                    usable_after.append(await is_idle(connection))
+                connection.finish()
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        trio.run(main)
+    assert caught.group_contains(KeyboardInterrupt)
+    assert usable_after == [True]
+
+
+async def test_cancel_safe_from_another_task(connection: Connection, observer: Connection) -> None:
+    async def sleep() -> None:
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            await connection.execute("select pg_sleep(60)")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sleep)
+        await until_running(observer, "pg_sleep")
+        await connection.cancel_safe()
+    assert await is_idle(connection)
+
+
+async def test_close_wakes_the_task_that_waits(connection: Connection) -> None:
+    async def sleep() -> None:
+        with pytest.raises(psycopg.OperationalError, match="connection socket closed"):
+            await connection.execute("select pg_sleep(60)")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sleep)
+        await trio.testing.wait_all_tasks_blocked()
+        await connection.close()
+
+
+async def test_a_killed_backend_is_an_operational_error(connection: Connection, observer: Connection) -> None:
+    async def sleep() -> None:
+        with pytest.raises(psycopg.OperationalError):
+            await connection.execute("select pg_sleep(60)")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sleep)
+        await until_running(observer, "pg_sleep")
+        await value(observer, "select pg_terminate_backend(%s)", (connection.info.backend_pid,))
+    assert connection.closed
+    assert connection.is_broken()
+    await until(observer, f"select not ({BUSY[7:]})")

@@ -1,0 +1,193 @@
+"""Transaction blocks end as psycopg promises, cancelled or not."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+import trio
+from psycopg import pq
+
+from tocsin.driver import TrioConnection
+
+from .helpers import Connection, is_idle, until_running, value
+
+
+@pytest.fixture(autouse=True)
+def _table(dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        connection.execute("create table numbers (n int)")
+
+
+async def numbers(connection: Connection) -> list[int]:
+    rows = await (await connection.execute("select n from numbers order by n")).fetchall()
+    return [n for (n,) in rows]
+
+
+async def insert(connection: Connection, n: int) -> None:
+    await connection.execute("insert into numbers values (%s)", (n,))
+
+
+async def test_commit(connection: Connection, observer: Connection) -> None:
+    async with connection.transaction() as transaction:
+        await insert(connection, 1)
+        assert await numbers(observer) == []
+    assert transaction.status is transaction.Status.COMMITTED
+    assert await numbers(observer) == [1]
+
+
+async def test_an_exception_rolls_back(connection: Connection) -> None:
+    with pytest.raises(ValueError, match="no"):
+        async with connection.transaction():
+            await insert(connection, 1)
+            raise ValueError("no")
+    assert await numbers(connection) == []
+    assert await is_idle(connection)
+
+
+async def test_a_failed_statement_rolls_back(connection: Connection) -> None:
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        async with connection.transaction():
+            await insert(connection, 1)
+            await connection.execute("select 1 / 0")
+    assert await numbers(connection) == []
+    assert await is_idle(connection)
+
+
+async def test_nested_blocks_are_savepoints(connection: Connection) -> None:
+    async with connection.transaction():
+        await insert(connection, 1)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            async with connection.transaction("inner"):
+                await insert(connection, 2)
+                await connection.execute("select 1 / 0")
+        async with connection.transaction():
+            await insert(connection, 3)
+    assert await numbers(connection) == [1, 3]
+
+
+async def test_rollback_exception_ends_the_named_block(connection: Connection) -> None:
+    async with connection.transaction():
+        await insert(connection, 1)
+        async with connection.transaction() as middle:
+            await insert(connection, 2)
+            async with connection.transaction():
+                await insert(connection, 3)
+                raise psycopg.Rollback(middle)
+    assert await numbers(connection) == [1]
+
+
+async def test_force_rollback(connection: Connection) -> None:
+    async with connection.transaction(force_rollback=True) as transaction:
+        await insert(connection, 1)
+    assert transaction.status is transaction.Status.ROLLED_BACK_EXPLICITLY
+    assert await numbers(connection) == []
+
+
+async def test_cancelled_in_the_block_is_rolled_back_at_once(connection: Connection, observer: Connection) -> None:
+    with trio.CancelScope() as scope:
+        async with connection.transaction() as transaction:
+            await insert(connection, 1)
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert transaction.status is transaction.Status.ROLLED_BACK_WITH_ERROR
+    # Not only when the connection is used next: its locks are gone.
+    assert await value(observer, "select count(*) from pg_locks where relation = 'numbers'::regclass") == 0
+    assert await numbers(connection) == []
+    assert await is_idle(connection)
+
+
+async def test_cancelled_after_the_block_is_not_committed(connection: Connection) -> None:
+    with trio.CancelScope() as scope:
+        async with connection.transaction():
+            await insert(connection, 1)
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert await numbers(connection) == []
+    assert await is_idle(connection)
+
+
+async def test_cancelled_savepoint_leaves_the_outer_transaction_in_order(connection: Connection) -> None:
+    async with connection.transaction():
+        await insert(connection, 1)
+        with trio.CancelScope() as scope:
+            async with connection.transaction():
+                await insert(connection, 2)
+                scope.cancel()
+                await connection.execute("select pg_sleep(60)")
+        await insert(connection, 3)
+    assert await numbers(connection) == [1, 3]
+
+
+async def test_cancelled_while_commit_is_under_way(connection: Connection, observer: Connection) -> None:
+    await connection.execute(
+        """
+        create function doze() returns trigger language plpgsql as $$
+            begin perform pg_sleep(60); return null; end $$;
+        create constraint trigger doze after insert on numbers deferrable initially deferred
+            for each row execute function doze()
+        """
+    )
+
+    async def work() -> None:
+        with scope:
+            async with connection.transaction():
+                await insert(connection, 1)
+
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        await until_running(observer, "COMMIT")
+        scope.cancel()
+    # This COMMIT could be cancelled, so it was.
+    assert await numbers(connection) == []
+    assert await is_idle(connection)
+
+
+async def test_an_error_is_not_replaced_by_the_cancellation(connection: Connection) -> None:
+    with trio.CancelScope() as scope, pytest.raises(ValueError, match="the cause"):
+        async with connection.transaction():
+            scope.cancel()
+            raise ValueError("the cause")
+    assert await is_idle(connection)
+
+
+async def test_the_lock_is_awaited_before_rolling_back(connection: Connection, observer: Connection) -> None:
+    async def use_it_too() -> None:
+        await connection.execute("select pg_sleep(0.2)")
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with connection.transaction():
+                await insert(connection, 1)
+                nursery.start_soon(use_it_too)
+                await until_running(observer, "pg_sleep")
+                scope.cancel()
+    assert await numbers(observer) == []
+    assert await is_idle(connection)
+
+
+async def test_the_block_of_a_connection_commits(dsn: str, observer: Connection) -> None:
+    async with await TrioConnection.connect(dsn) as connection:
+        await insert(connection, 1)
+        assert connection.pgconn.transaction_status == pq.TransactionStatus.INTRANS
+    assert connection.closed
+    assert await numbers(observer) == [1]
+
+
+async def test_the_block_of_a_connection_that_fails_closes_it(dsn: str, observer: Connection) -> None:
+    with pytest.raises(ValueError, match="no"):
+        async with await TrioConnection.connect(dsn) as connection:
+            await insert(connection, 1)
+            raise ValueError("no")
+    assert connection.closed
+    assert not connection.broken
+    assert await numbers(observer) == []
+
+
+async def test_the_block_of_a_connection_that_is_cancelled_closes_it(dsn: str, observer: Connection) -> None:
+    with trio.CancelScope() as scope:
+        async with await TrioConnection.connect(dsn) as connection:
+            await insert(connection, 1)
+            scope.cancel()
+    assert connection.closed
+    assert await numbers(observer) == []
