@@ -3,10 +3,12 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 
+import psycopg
 import pytest
 import servers
 import trio
 
+import tocsin
 from tocsin.embedded import EmbeddedServer, serve
 
 _SERVER = pytest.StashKey[servers.Server]()
@@ -51,8 +53,6 @@ def dsn(database_factory: Callable[[], str]) -> str:
 
 @pytest.fixture(scope="session")
 def _store_template(server: servers.Server) -> Iterator[str]:
-    import tocsin
-
     name = server.create_database()
 
     async def install() -> None:
@@ -80,3 +80,22 @@ async def own_server() -> AsyncIterator[EmbeddedServer]:
     with servers.directory() as base:
         async with serve(base / "server", settings=servers.SETTINGS) as server:
             yield server
+
+
+@pytest.fixture
+async def store(store_dsn: str) -> AsyncIterator[tocsin.Store]:
+    """A store on a fresh database."""
+    async with tocsin.connect(store_dsn) as store:
+        yield store
+
+
+@pytest.fixture
+def dsn_of_quiet_store(store_dsn: str) -> str:
+    """Like `store_dsn`, where pg_stat_statements tells what was run."""
+    with psycopg.connect(store_dsn, autocommit=True) as connection:
+        try:
+            connection.execute("create extension pg_stat_statements")
+            connection.execute("select pg_stat_statements_reset()")
+        except psycopg.Error as error:
+            pytest.skip(f"this server does not tell what was run on it: {error.diag.message_primary}")
+    return store_dsn

@@ -3,7 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ FAST = {"fsync": "off"}
 
 # Serves the directory in its first argument until it is interrupted.
 CHILD = """
-import sys, trio
+import signal, sys, trio
 from pathlib import Path
 from tocsin.embedded import serve
 
@@ -30,6 +30,7 @@ async def main():
         print(server.dsn, flush=True)
         await trio.sleep_forever()
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
 trio.run(main)
 """
 
@@ -39,6 +40,14 @@ def directory() -> Iterator[Path]:
     """Where a server can be made."""
     with servers.directory() as base:
         yield base / "server"
+
+
+def program(pid: int) -> Path:
+    return Path(f"/proc/{pid}/exe").resolve()
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
 
 
 def query(dsn: str, statement: str) -> object:
@@ -100,7 +109,7 @@ async def test_the_life_of_a_server(directory: Path) -> None:
         assert query(server.dsn, "show listen_addresses") == ""
         assert query(server.dsn, "show server_encoding") == "UTF8"
         sockets = socket_directory(server.dsn)
-        assert sockets.stat().st_mode & 0o777 == 0o700
+        assert mode(sockets) == 0o700
         query(server.dsn, "create table kept (n int)")
         query(server.dsn, "insert into kept values (1)")
     assert not sockets.exists()
@@ -177,15 +186,13 @@ async def test_cancellation_stops_the_server(directory: Path) -> None:
     assert "database system is shut down" in server.log_path.read_text()
 
 
-async def cancel_when_there_is(path: Path, scope: trio.CancelScope) -> None:
-    while not path.exists():
+async def cancel_when(condition: Callable[[], bool], scope: trio.CancelScope) -> None:
+    while not condition():
         await trio.lowlevel.checkpoint()
     scope.cancel()
 
 
-async def test_cancelled_stop_and_start_have_stopped_the_server(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cancelled_stop_and_start_have_stopped_the_server(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pid_file = directory / "data" / "postmaster.pid"
     async with serve(directory, settings=FAST) as server:
         with trio.CancelScope() as scope:
@@ -199,7 +206,7 @@ async def test_cancelled_stop_and_start_have_stopped_the_server(
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
                 with trio.CancelScope() as scope:
-                    nursery.start_soon(cancel_when_there_is, pid_file, scope)
+                    nursery.start_soon(cancel_when, pid_file.exists, scope)
                     await server.start()
         assert scope.cancelled_caught
         assert not pid_file.exists()
@@ -213,7 +220,7 @@ async def test_cancelled_while_the_data_is_made(directory: Path) -> None:
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
-                nursery.start_soon(cancel_when_there_is, directory / "data.new" / "PG_VERSION", scope)
+                nursery.start_soon(cancel_when, (directory / "data.new" / "PG_VERSION").exists, scope)
                 async with serve(directory, settings=FAST):
                     pytest.fail("it was not cancelled")
     assert not (directory / "data").exists()
@@ -221,12 +228,8 @@ async def test_cancelled_while_the_data_is_made(directory: Path) -> None:
         assert query(server.dsn, "select 1") == 1
 
 
-async def test_a_server_that_does_not_obey_is_killed(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        embedded, "_FAST", ((signal.SIGINT, 0.01), (signal.SIGQUIT, 0.01), (signal.SIGKILL, 9))
-    )
+async def test_a_server_that_does_not_obey_is_killed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_FAST", ((signal.SIGINT, 0.01), (signal.SIGQUIT, 0.01), (signal.SIGKILL, 9)))
     async with serve(directory, settings=FAST) as server:
         os.kill(postmaster(directory), signal.SIGSTOP)
         await server.stop()
@@ -299,8 +302,7 @@ async def test_binaries_out_of_reach_are_copied(directory: Path, monkeypatch: py
 
     async with serve(directory, settings=FAST) as server:
         assert query(server.dsn, "select 1") == 1
-        program = Path(f"/proc/{postmaster(directory)}/exe").resolve()
-        assert program.is_relative_to(directory / f"binaries-{server.version}")
+        assert program(postmaster(directory)).is_relative_to(directory / f"binaries-{server.version}")
 
 
 async def test_without_the_wheel(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +313,6 @@ async def test_without_the_wheel(directory: Path, monkeypatch: pytest.MonkeyPatc
             pass
     with pytest.raises(ModuleNotFoundError):
         default_directory()
-    assert not directory.exists()
 
 
 def test_the_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:

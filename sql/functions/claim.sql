@@ -124,7 +124,7 @@ create or replace function tocsin.next_due(queue_id integer) returns float8
 language sql
 set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
 as $$
-    select greatest(0, extract(epoch from due.at - tocsin.clock()))::float8
+    select case when due.at is not null then greatest(0, extract(epoch from due.at - tocsin.clock()))::float8 end  -- greatest() ignores null
     from (
         select least(
             (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1),

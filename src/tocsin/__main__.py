@@ -1,1 +1,19 @@
-def main() -> None: ...
+"""The command ``tocsin``, also as ``python -m tocsin``. The command line is an extra; without it this file says so."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        from .cli import run
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("click", "rich"):
+            raise
+        sys.stderr.write(f"tocsin: the command line needs {missing.name}: pip install 'tocsin[cli]'\n")
+        sys.exit(2)
+    run()
+
+
+if __name__ == "__main__":
+    main()

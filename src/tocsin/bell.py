@@ -1,10 +1,10 @@
 """Waking: who sleeps in this process, on which queue, and who is woken when the bell rings.
 
-A consumer that finds nothing to do goes to *bed*, until the queue's bell rings, a known time comes, or it is nudged for a reason of its own.
-What rings in this process is decided elsewhere: by notifications, by the heartbeat, by a reconnection (``process.py``).
+A consumer that finds nothing to do goes to *bed*, until the queue's bell rings, a known time comes, or it is nudged for a reason of its
+own. What rings in this process is decided elsewhere: by notifications, by the heartbeat, by a reconnection (``process.py``).
 
-No wake-up is lost between the last look and going to sleep: a bed remembers that it was rung. The consumer clears that mark *before* it looks
-for messages; a ring during the look sets it again, and then `Bed.sleep` returns at once.
+No wake-up is lost between the last look and going to sleep: a bed remembers that it was rung. The consumer clears that mark *before* it
+looks for messages; a ring during the look sets it again, and then `Bed.sleep` returns at once.
 """
 
 from __future__ import annotations

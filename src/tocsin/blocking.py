@@ -1,11 +1,11 @@
 """Noticing an async handler that blocks the event loop.
 
-While one task computes without awaiting, no other runs: not the heartbeat, and not the extension of leases. Other processes do not take this
-process for dead (its lifeline is held by the connection, not by this loop), but a block longer than half a visibility timeout costs the leases
-held here: their messages are delivered again elsewhere, and what the handler does with them afterwards is refused.
+While one task computes without awaiting, no other runs: not the heartbeat, and not the extension of leases. Other processes do not take
+this process for dead (its lifeline is held by the connection, not by this loop), but a block longer than half a visibility timeout costs
+the leases held here: their messages are delivered again elsewhere, and what the handler does with them afterwards is refused.
 
-So each step of an async handler is timed, and a long one is reported by the handler's name. Only the handler's own coroutine is watched, not
-the tasks it starts.
+So each step of an async handler is timed, and a long one is reported by the handler's name. Only the handler's own coroutine is watched,
+not the tasks it starts.
 """
 
 from __future__ import annotations

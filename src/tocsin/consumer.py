@@ -25,8 +25,8 @@ from .worker import WorkerHandle
 class Consumer(Registered, WorkerHandle):
     """Consumes one queue; made by `Store.consumer`.
 
-    Take messages by hand with `dequeue`, or have `handle`, `handle_batches` or `messages` take them; these three *run* until interrupted, and
-    a consumer has one run at a time.
+    Take messages by hand with `dequeue`, or have `handle`, `handle_batches` or `messages` take them; these three *run* until interrupted,
+    and a consumer has one run at a time.
     """
 
     kind = "consumer"
@@ -56,8 +56,8 @@ class Consumer(Registered, WorkerHandle):
     async def dequeue(self, limit: int = 1, *, vt: Duration | None = None, wait: Duration = 0) -> list[Message]:
         """Take up to ``limit`` messages, each with a lease of ``vt`` seconds (default: the queue's).
 
-        With ``wait``, returns as soon as there is one, or with none after that many seconds. The leases are not extended by themselves: settle
-        each message in time, or extend it. Raises `StateTransitionError` for a suspended worker, `WorkerStopped`, `ConnectionLost`,
+        With ``wait``, returns as soon as there is one, or with none after that many seconds. The leases are not extended by themselves:
+        settle each message in time, or extend it. Raises `StateTransitionError` for a suspended worker, `WorkerStopped`, `ConnectionLost`,
         `ValueError`. Cancelled, nothing is taken.
         """
         check_count(limit, "limit")
@@ -187,7 +187,10 @@ class Consumer(Registered, WorkerHandle):
         return open_stream(self._intake, None if vt is None else to_seconds(vt, "vt"))
 
     async def interrupt(self, *, grace: Duration | None = None) -> None:
-        """End the run: see `WorkerHandle.interrupt`. While the database is away the run is ended all the same, and `ConnectionLost` raised."""
+        """End the run: see `WorkerHandle.interrupt`.
+
+        While the database is away the run is ended all the same, and `ConnectionLost` raised.
+        """
         try:
             await super().interrupt(grace=grace)
         except ConnectionLost:

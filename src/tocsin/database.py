@@ -67,8 +67,8 @@ class Database:
     async def fetch(self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None) -> list[Row]:
         """Run one statement, written for the schema ``tocsin``, and return its rows.
 
-        On the connection ``on``, else on one of the pool, where it is a transaction of its own. Raises Tocsin's errors. Cancellation cancels the
-        statement: it has taken effect as a whole or not at all.
+        On the connection ``on``, else on one of the pool, where it is a transaction of its own. Raises Tocsin's errors. Cancellation
+        cancels the statement: it has taken effect as a whole or not at all.
         """
         if on is None:
             async with self.connection() as connection:

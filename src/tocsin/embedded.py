@@ -113,10 +113,8 @@ def default_directory() -> Path:
     """
     if named := os.environ.get("TOCSIN_DATA"):
         return Path(named)
-    if os.geteuid() == 0:
-        base = Path("/var/lib")
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    base = Path("/var/lib" if os.geteuid() == 0 else home)
     major = _version(_installation()).partition(".")[0]
     return base / "tocsin" / f"postgres-{major}"
 
@@ -161,7 +159,7 @@ def _socket_directory(account: _Account) -> Iterator[Path]:
     parent = Path(tempfile.gettempdir())
     # The TMPDIR of root may be closed to the server's user.
     if account.uid is not None or len(os.fsencode(parent / _SOCKET_NAME)) > _SOCKET_PATH_LIMIT:
-        parent = Path("/tmp")  # noqa: S108 - only the parent of a directory with a random name and mode 0700
+        parent = Path("/tmp")
     directory = Path(tempfile.mkdtemp(prefix="tocsin-", dir=parent))
     try:
         account.give(directory)
@@ -245,9 +243,7 @@ def _status(data: Path, pid: int) -> str:
 # --- How it is awaited ---
 
 
-async def _spawn(
-    command: Sequence[str], account: _Account, log_path: Path, *, pass_fds: tuple[int, ...] = ()
-) -> trio.Process:
+async def _spawn(command: Sequence[str], account: _Account, log_path: Path, *, pass_fds: tuple[int, ...] = ()) -> trio.Process:
     """Start a process that writes to the log. Cancelled: it has not been started."""
     with log_path.open("ab") as log:
         return await trio.lowlevel.open_process(
@@ -298,9 +294,7 @@ async def _readable_copy(installation: Path, version: str, directory: Path, log_
     return copy / package.name / installation.name
 
 
-async def _usable(
-    installation: Path, version: str, directory: Path, account: _Account, log_path: Path
-) -> Path:
+async def _usable(installation: Path, version: str, directory: Path, account: _Account, log_path: Path) -> Path:
     """The installation, or the copy if the server's user cannot get at it; it has to try, to know."""
     if account.uid is not None:
         try:
@@ -326,9 +320,7 @@ async def _initdb(binaries: Path, data: Path, account: _Account, log_path: Path,
 class EmbeddedServer:
     """A PostgreSQL server that `serve` has started and will stop."""
 
-    def __init__(
-        self, directory: Path, version: str, dsn: str, sockets: Path, command: Sequence[str]
-    ) -> None:
+    def __init__(self, directory: Path, version: str, dsn: str, sockets: Path, command: Sequence[str]) -> None:
         self.dsn: Final = dsn
         """For the database `postgres`, as superuser, over a Unix socket. A restart does not change it."""
         self.directory: Final = directory
@@ -404,9 +396,7 @@ class EmbeddedServer:
 
 
 @asynccontextmanager
-async def serve(
-    directory: Path, *, settings: Mapping[str, str] | None = None, port: int | None = None
-) -> AsyncIterator[EmbeddedServer]:
+async def serve(directory: Path, *, settings: Mapping[str, str] | None = None, port: int | None = None) -> AsyncIterator[EmbeddedServer]:
     """Run the PostgreSQL server whose data is in the directory, for as long as the block.
 
     The first time, the directory and the data are made, which takes about half a second; the data stays for

@@ -1,6 +1,7 @@
 """The errors that Tocsin raises, each with the values a program needs and a sentence that says what to do.
 
-The database refuses with an SQLSTATE of class ``TC`` (``sql/functions/refuse.sql``); `translate` turns what psycopg raised into these classes.
+The database refuses with an SQLSTATE of class ``TC`` (``sql/functions/refuse.sql``); `translate` turns what psycopg raised into these
+classes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Suspended(TocsinError):
 
 
 class LeaseLost(TocsinError):
-    """The message is no longer this consumer's: its lease expired or was given to another, or it is settled already. Nothing was changed."""
+    """The message is no longer this consumer's: its lease expired or was given to another, or it is settled already.
+
+    Nothing was changed.
+    """
 
     def __init__(self, message_id: int, operation: str) -> None:
         super().__init__(

@@ -1,12 +1,12 @@
 """The loop that handles messages: claim, hand to the handler, settle.
 
 One task, the *pump*, sends all statements of the loop, one at a time. While a statement is under way, finished messages gather; the next
-statement archives all of them and claims the next messages in the same commit. So a busy consumer pays one commit for many messages, and one
-that handles a single message has it archived at once.
+statement archives all of them and claims the next messages in the same commit. So a busy consumer pays one commit for many messages, and
+one that handles a single message has it archived at once.
 
 Each call of the handler is a task of its own in the run's nursery, within its own cancel scope. It ends in one of four ways: it returned
-(archive what it has not settled itself), it raised (back to the queue with backoff, or to the dead letters), its lease was lost (nothing can
-be settled), or the grace of an interruption was over (released at the end of the run). None of them ends the loop.
+(archive what it has not settled itself), it raised (back to the queue with backoff, or to the dead letters), its lease was lost (nothing
+can be settled), or the grace of an interruption was over (released at the end of the run). None of them ends the loop.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def describe_handler(handler: Callable[..., object]) -> str:
 def make_caller(handler: Callable[[Any], object], concurrency: int) -> Callable[[Any], Awaitable[None]]:
     """Return how to call a handler: an async function directly, watched for blocking the event loop; any other in a thread."""
     name = describe_handler(handler)
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
         return lambda work: call_and_watch(cast(Callable[[Any], Awaitable[object]], handler), work, name)
 
     threads = trio.CapacityLimiter(concurrency)

@@ -65,7 +65,8 @@ class Intake:
     async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = ()) -> Claim:
         """Claim messages and archive others in one statement.
 
-        Raises `StateTransitionError`, `WorkerStopped`, `ConnectionLost`. Cancelled, nothing stays claimed; what was to be archived is or is not.
+        Raises `StateTransitionError`, `WorkerStopped`, `ConnectionLost`. Cancelled, nothing stays claimed; what was to be archived is or
+        is not.
         """
         lease = None if vt is None else timedelta(seconds=vt)
         async with self._claiming:

@@ -5,7 +5,8 @@ JSONB parses what it is given, and gives back what it understood. So the standar
 - A float that Python writes with an exponent and without a point (``1e+23``) would come back as an integer of 24 digits. It is written out
   with a fraction (``100000000000000000000000.0``), which JSONB's numeric type keeps.
 - A dict key that is not a string would silently become one. It is refused, as are values that JSON does not know.
-- What JSONB cannot hold (the character NUL, a lone surrogate, NaN, an infinity, nestings without end) is refused with the path to it, before
+- What JSONB cannot hold (the character NUL, a lone surrogate, NaN, an infinity, nestings without end) is refused with the path to it,
+before
   anything is sent.
 
 Tuples are written as arrays and come back as lists. The sign of ``-0.0`` is lost, which no comparison can tell.

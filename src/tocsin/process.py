@@ -1,18 +1,18 @@
 """This process as the database sees it: its registration, its LISTEN connection, its heartbeat.
 
-One task owns the one dedicated connection (the *line*) and does three things with it: it LISTENs, it holds the lifeline (an advisory lock whose
-loss tells the others that this process is gone), and it sends the heartbeat, which so proves end to end that the line still works. A process
-that only produces has no line; its heartbeat goes through the pool.
+One task owns the one dedicated connection (the *line*) and does three things with it: it LISTENs, it holds the lifeline (an advisory lock
+whose loss tells the others that this process is gone), and it sends the heartbeat, which so proves end to end that the line still works.
+A process that only produces has no line; its heartbeat goes through the pool.
 
-The line proves itself before it is relied on: a notification sent through the pool must arrive. A pooler in transaction mode swallows LISTEN
-without a word; then this process says so once, loudly, gives up the line, and lives by its heartbeat, which brings the due times of its queues
-and the state of its workers.
+The line proves itself before it is relied on: a notification sent through the pool must arrive. A pooler in transaction mode swallows
+LISTEN without a word; then this process says so once, loudly, gives up the line, and lives by its heartbeat, which brings the due times
+of its queues and the state of its workers.
 
 After each connection it LISTENs first and then has every consumer look, so nothing rung in between is missed.
 
-Why death is looked for by the heartbeat, and not by a session that waits for another process's lifeline: such a wait is a statement under way,
-and its snapshot would hold back vacuum for as long as everybody lives, the death of a queue table. ``sql/functions/processes.sql`` has the rest
-of the argument about who is dead.
+Why death is looked for by the heartbeat, and not by a session that waits for another process's lifeline: such a wait is a statement under
+way, and its snapshot would hold back vacuum for as long as everybody lives, the death of a queue table. ``sql/functions/processes.sql``
+has the rest of the argument about who is dead.
 """
 
 from __future__ import annotations
@@ -89,10 +89,7 @@ class Process:
         Raises what the worker's registration raises. Cancelled, the worker may be registered.
         """
         async with self._registering:
-            if self._id is None:
-                await self._register()
-            assert self._id is not None
-            await worker.register(self._id)
+            await worker.register(self._id or await self._register())
             self._residents[worker.worker_id] = worker
         self._kick()
 
@@ -142,7 +139,8 @@ class Process:
         while not self._buried and self._wants_line == (line is not None):
             self._kicked = False
             if line is not None:
-                await self._listen(line)
+                for channel in await self._listen(line):  # a message may have come before
+                    self._bell.ring(self._queues[channel])
             if trio.current_time() >= self._next_beat:
                 await self._beat(line)
             if self._kicked:
@@ -172,8 +170,8 @@ class Process:
             if not await self._is_heard(line):
                 self.deaf = True
                 logger.warning(
-                    "LISTEN does not work on this connection to %s, probably because of a connection pooler: messages will wait for up to one "
-                    "heartbeat (%.1f s). Give tocsin.connect a listen_dsn that goes round the pooler.",
+                    "LISTEN does not work on this connection to %s, probably because of a connection pooler: messages will wait for up "
+                    "to one heartbeat (%.1f s). Give tocsin.connect a listen_dsn that goes round the pooler.",
                     self._database.address,
                     self._every,
                 )
@@ -192,12 +190,13 @@ class Process:
             self.connected = False
             await line.close()
 
-    async def _listen(self, line: Connection) -> None:
-        for channel in {self._channel, *self._queues} - self._listening:
+    async def _listen(self, line: Connection) -> set[str]:
+        """LISTEN for what has been asked for since; return those channels of queues."""
+        added = {self._channel, *self._queues} - self._listening
+        for channel in added:
             await line.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
             self._listening.add(channel)
-            if channel in self._queues:  # a message may have come before
-                self._bell.ring(self._queues[channel])
+        return added & self._queues.keys()
 
     async def _is_heard(self, line: Connection) -> bool:
         self._echo = secrets.token_hex(8)
@@ -258,21 +257,22 @@ class Process:
 
     # The registration
 
-    async def _register(self) -> None:
-        self._id, self._channel = await self._database.fetch_one(
+    async def _register(self) -> int:
+        process_id, self._channel = await self._database.fetch_one(
             "select id, tocsin.process_channel(id) from tocsin.register_process(%s, %s, %s, %s) id",
             [socket.gethostname(), os.getpid(), VERSION, timedelta(seconds=self._every)],
         )
+        self._id = int(process_id)
         self._next_beat = trio.current_time() + self._every
+        return self._id
 
     async def _rise_again(self) -> None:
         async with self._registering:
-            await self._register()
-            assert self._id is not None
+            process_id = await self._register()
             self._buried = False
             for worker in list(self._residents.values()):
                 try:
-                    await worker.register(self._id)
+                    await worker.register(process_id)
                 except StateTransitionError as refused:
                     logger.warning("cannot register again: %s", refused)
                     self.dismiss(worker.worker_id)

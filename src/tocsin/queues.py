@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 import attrs
 
-from .database import Database
+from .database import Database, Row
 from .durations import Duration, check_count, to_timedelta
 from .errors import QueueNotFound
 
@@ -40,10 +41,9 @@ class Queue:
     """When it was created, by the server's clock."""
 
 
-_COLUMNS = (
-    "id, name, extract(epoch from vt)::float8, max_deliveries, extract(epoch from retry_base)::float8, retry_factor, "
-    "extract(epoch from retry_max)::float8, retry_jitter, max_payload, paused_at, created_at"
-)
+def _read(row: Row) -> Queue:
+    values: list[Any] = [value.total_seconds() if isinstance(value, timedelta) else value for value in row]
+    return Queue(*values)
 
 
 class Queues:
@@ -69,7 +69,7 @@ class Queues:
         Raises `QueueAlreadyExists`, `ValueError`. Cancelled, it is created or not.
         """
         settings = _check_settings(name, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload)
-        return await self._fetch(f"select {_COLUMNS} from tocsin.create_queue(%s, %s, %s, %s, %s, %s, %s, %s)", settings)
+        return await self._fetch("select * from tocsin.create_queue(%s, %s, %s, %s, %s, %s, %s, %s)", settings)
 
     async def ensure(
         self,
@@ -85,11 +85,11 @@ class Queues:
     ) -> Queue:
         """Create a queue or, when it exists, change the settings that are given. Raises `ValueError`. Cancelled, done or not."""
         settings = _check_settings(name, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload)
-        return await self._fetch(f"select {_COLUMNS} from tocsin.ensure_queue(%s, %s, %s, %s, %s, %s, %s, %s)", settings)
+        return await self._fetch("select * from tocsin.ensure_queue(%s, %s, %s, %s, %s, %s, %s, %s)", settings)
 
     async def get(self, name: str) -> Queue:
         """Return a queue. Raises `QueueNotFound`. Cancellation leaves nothing behind."""
-        return await self._fetch(f"select {_COLUMNS} from tocsin.find_queue(%s)", [name])
+        return await self._fetch("select * from tocsin.find_queue(%s)", [name])
 
     async def exists(self, name: str) -> bool:
         """Return whether there is a queue of this name. Cancellation leaves nothing behind."""
@@ -101,7 +101,7 @@ class Queues:
 
     async def list(self) -> list[Queue]:
         """Return all queues, by name. Cancellation leaves nothing behind."""
-        return [Queue(*row) for row in await self._database.fetch(f"select {_COLUMNS} from tocsin.list_queues()")]
+        return [_read(row) for row in await self._database.fetch("select * from tocsin.list_queues()")]
 
     async def count(self) -> int:
         """Return how many queues there are. Cancellation leaves nothing behind."""
@@ -113,14 +113,14 @@ class Queues:
 
         Raises `QueueNotFound`. Cancelled, it is paused or not.
         """
-        return await self._fetch(f"select {_COLUMNS} from tocsin.pause_queue(%s)", [name])
+        return await self._fetch("select * from tocsin.pause_queue(%s)", [name])
 
     async def resume(self, name: str) -> Queue:
         """End a pause. Raises `QueueNotFound`. Cancelled, it is resumed or not."""
-        return await self._fetch(f"select {_COLUMNS} from tocsin.resume_queue(%s)", [name])
+        return await self._fetch("select * from tocsin.resume_queue(%s)", [name])
 
     async def _fetch(self, statement: str, parameters: Sequence[object]) -> Queue:
-        return Queue(*await self._database.fetch_one(statement, parameters))
+        return _read(await self._database.fetch_one(statement, parameters))
 
 
 def _check_settings(

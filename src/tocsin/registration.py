@@ -60,7 +60,6 @@ async def registered(worker: R, process: Process) -> AsyncIterator[R]:
         await process.enroll(worker)
         yield worker
     finally:
-        process.dismiss(worker.worker_id)
         if not worker.worker_id:
             process.look()  # the registration may have happened all the same; the heartbeat finds and ends it
         else:
@@ -71,3 +70,4 @@ async def registered(worker: R, process: Process) -> AsyncIterator[R]:
                     logger.warning("worker %r is not unregistered, it will be found dead: %s", worker.name, lost)
             if patience.cancelled_caught:
                 logger.warning("worker %r is not unregistered, it will be found dead: no answer", worker.name)
+            process.dismiss(worker.worker_id)

@@ -15,5 +15,5 @@ def delays() -> Iterator[float]:
     """Yield waits in seconds, growing, each drawn at random so that the processes of a whole fleet do not come back in step."""
     longest = FIRST
     while True:
-        yield random.uniform(longest / 2, longest)  # noqa: S311 - spreading load, not keeping secrets
+        yield random.uniform(longest / 2, longest)
         longest = min(LONGEST, longest * 2)

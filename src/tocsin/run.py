@@ -1,11 +1,11 @@
 """One run of a consumer: from the moment it polls until it has ended, by whatever way.
 
-A run is one nursery. In it live the task that keeps the leases alive, the handlers, and the one that enforces an interruption's grace; what the
-registry says of the worker (the process's heartbeat and its LISTEN connection bring it) arrives at `Run.noticed`. The nursery's end is the end
-of all of them, and after it one statement gives back what was not settled and tells the registry.
+A run is one nursery. In it live the task that keeps the leases alive, the handlers, and the one that enforces an interruption's grace;
+what the registry says of the worker (the process's heartbeat and its LISTEN connection bring it) arrives at `Run.noticed`. The nursery's
+end is the end of all of them, and after it one statement gives back what was not settled and tells the registry.
 
-The registry is the truth, and this object only its echo: a claim that the database refuses pauses the run until the heartbeat, sent at once,
-has told why.
+The registry is the truth, and this object only its echo: a claim that the database refuses pauses the run until the heartbeat, sent at
+once, has told why.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Installing, verifying and removing what `sql/` defines.
 
-The SQL files are the contract, and the only copy of it: an installed package carries them beside this module, a checkout has them at its top.
-They name the schema ``tocsin``; installing under another name replaces the two spellings ``tocsin.`` and ``'tocsin'`` (see the head of
+The SQL files are the contract, and the only copy of it: an installed package carries them beside this module, a checkout has them at its
+top. They name the schema ``tocsin``; installing under another name replaces the two spellings ``tocsin.`` and ``'tocsin'`` (see the head of
 ``0001_tables.sql``).
 
 `verify` has no list of what must be there, which would have to be kept in step by hand. It installs a second copy under a scratch name in a
@@ -135,10 +135,10 @@ async def check(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Non
 async def install(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
     """Bring the schema to this version: create it if missing, apply the pending migrations, load the functions.
 
-    Idempotent, and safe when many processes do it at once. Raises `TocsinError` when the schema is newer than this version, or holds something
-    else. All happens in one transaction: cancelled or failed, nothing has changed.
+    Idempotent, and safe when many processes do it at once. Raises `TocsinError` when the schema is newer than this version, or holds
+    something else. All happens in one transaction: cancelled or failed, nothing has changed.
     """
-    text, digest = contract()
+    digest = contract()[1]
     needed = migrations()[-1].number
     try:
         if await installed(connection, schema) == (needed, digest):

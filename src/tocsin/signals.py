@@ -21,8 +21,8 @@ logger = logging.getLogger("tocsin")
 async def drain_on_signals(*consumers: Consumer, grace: Duration | None = None) -> AsyncIterator[None]:
     """Within the block, interrupt these consumers on SIGINT or SIGTERM, so that their runs end with `Suspended` when their handlers have.
 
-    ``grace``: seconds after which handlers still running are cancelled and their messages released. A second signal cancels the block at once
-    and is raised as `KeyboardInterrupt` at its end. To be used in the main thread. Cancellation puts the signals' former meaning back.
+    ``grace``: seconds after which handlers still running are cancelled and their messages released. A second signal cancels the block at
+    once and is raised as `KeyboardInterrupt` at its end. To be used in the main thread. Cancellation puts the signals' former meaning back.
     """
     signalled_twice = False
 

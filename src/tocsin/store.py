@@ -83,8 +83,8 @@ class Store:
     def producer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Producer]:
         """Register a producer for as long as the block lasts.
 
-        Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`, `ConnectionLost`.
-        However the block ends, cancelled or not, the registration ends with it.
+        Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`,
+        `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
         return registered(Producer(self._database, self._process, queue, _check_worker_name(name)), self._process)
 
@@ -163,10 +163,10 @@ async def connect(
 ) -> AsyncIterator[Store]:
     """Connect to a database, for as long as the block lasts.
 
-    ``dsn`` is a PostgreSQL connection string; without one libpq's environment (``PGHOST`` and so on) counts. ``listen_dsn`` is for the LISTEN
-    connection, when ``dsn`` leads through a pooler. ``schema`` is where Tocsin is, or is to be installed. At most ``pool_size`` connections are
-    open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` is the interval of the one periodic statement in
-    seconds: a process that died is noticed by the others within about one and a half of it.
+    ``dsn`` is a PostgreSQL connection string; without one libpq's environment (``PGHOST`` and so on) counts. ``listen_dsn`` is for the
+    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` is where Tocsin is, or is to be installed. At most ``pool_size``
+    connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` is the interval of the one
+    periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
 
     Raises `ConfigError`, `ConnectionLost`, `ValueError`. However the block ends, cancelled or not, its connections are closed.
     """

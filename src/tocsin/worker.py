@@ -104,8 +104,9 @@ class Worker:
     async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
         """Have it take no more work, until `resume`.
 
-        A worker that holds messages is refused with `PendingMessages`, unless it is to ``release`` them (their handlers are cancelled) or to
-        ``drain`` (their handlers may finish). Also raises `StateTransitionError`, `WorkerNotFound`. Cancelled, it has happened or it has not.
+        A worker that holds messages is refused with `PendingMessages`, unless it is to ``release`` them (their handlers are cancelled) or
+        to ``drain`` (their handlers may finish). Also raises `StateTransitionError`, `WorkerNotFound`. Cancelled, it has happened or it
+        has not.
         """
         if release and drain:
             raise ValueError("release and drain exclude each other")

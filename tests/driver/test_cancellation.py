@@ -74,11 +74,10 @@ async def test_a_cancelled_pipeline_closes_the_connection(connection: Connection
 async def test_a_commit_that_only_was_queued_is_not_left_behind(connection: Connection, observer: Connection) -> None:
     await connection.execute("create table numbers (n int)")
     with trio.CancelScope() as scope:
-        async with connection.pipeline() as pipeline:
-            async with connection.transaction():
-                await connection.execute("insert into numbers values (1)")
-                await pipeline.sync()
-                scope.cancel()
+        async with connection.pipeline() as pipeline, connection.transaction():
+            await connection.execute("insert into numbers values (1)")
+            await pipeline.sync()
+            scope.cancel()
     assert connection.closed
     await until_alone(observer)
     assert await value(observer, "select count(*) from numbers") == 0
@@ -93,6 +92,28 @@ async def test_cancelled_waiting_for_the_lock(connection: Connection, observer: 
         assert scope.cancelled_caught
         # The other task's statement is none of our business.
         assert await value(observer, BUSY)
+    assert await is_idle(connection)
+
+
+async def test_a_request_that_came_too_early_is_repeated(
+    connection: Connection, observer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    really_ask = TrioConnection._request_cancel
+
+    async def ask(self: Connection) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            await really_ask(self)
+
+    monkeypatch.setattr(TrioConnection, "_request_cancel", ask)
+    monkeypatch.setattr(driver, "_ASK_AGAIN", 0.01)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.execute, "select pg_sleep(60)")
+        await until_running(observer, "pg_sleep")
+        nursery.cancel_scope.cancel()
+    assert asked > 1
     assert await is_idle(connection)
 
 

@@ -27,6 +27,16 @@ async def insert(connection: Connection, n: int) -> None:
     await connection.execute("insert into numbers values (%s)", (n,))
 
 
+async def insert_and_fail(connection: Connection, n: int) -> None:
+    await insert(connection, n)
+    await connection.execute("select 1 / 0")
+
+
+async def insert_and_raise(connection: Connection, n: int, error: Exception) -> None:
+    await insert(connection, n)
+    raise error
+
+
 async def test_commit(connection: Connection, observer: Connection) -> None:
     async with connection.transaction() as transaction:
         await insert(connection, 1)
@@ -38,8 +48,7 @@ async def test_commit(connection: Connection, observer: Connection) -> None:
 async def test_an_exception_rolls_back(connection: Connection) -> None:
     with pytest.raises(ValueError, match="no"):
         async with connection.transaction():
-            await insert(connection, 1)
-            raise ValueError("no")
+            await insert_and_raise(connection, 1, ValueError("no"))
     assert await numbers(connection) == []
     assert await is_idle(connection)
 
@@ -47,8 +56,7 @@ async def test_an_exception_rolls_back(connection: Connection) -> None:
 async def test_a_failed_statement_rolls_back(connection: Connection) -> None:
     with pytest.raises(psycopg.errors.DivisionByZero):
         async with connection.transaction():
-            await insert(connection, 1)
-            await connection.execute("select 1 / 0")
+            await insert_and_fail(connection, 1)
     assert await numbers(connection) == []
     assert await is_idle(connection)
 
@@ -58,8 +66,7 @@ async def test_nested_blocks_are_savepoints(connection: Connection) -> None:
         await insert(connection, 1)
         with pytest.raises(psycopg.errors.DivisionByZero):
             async with connection.transaction("inner"):
-                await insert(connection, 2)
-                await connection.execute("select 1 / 0")
+                await insert_and_fail(connection, 2)
         async with connection.transaction():
             await insert(connection, 3)
     assert await numbers(connection) == [1, 3]
@@ -144,10 +151,13 @@ async def test_cancelled_while_commit_is_under_way(connection: Connection, obser
 
 
 async def test_an_error_is_not_replaced_by_the_cancellation(connection: Connection) -> None:
+    def fail() -> None:
+        scope.cancel()
+        raise ValueError("the cause")
+
     with trio.CancelScope() as scope, pytest.raises(ValueError, match="the cause"):
         async with connection.transaction():
-            scope.cancel()
-            raise ValueError("the cause")
+            fail()
     assert await is_idle(connection)
 
 
@@ -177,8 +187,7 @@ async def test_the_block_of_a_connection_commits(dsn: str, observer: Connection)
 async def test_the_block_of_a_connection_that_fails_closes_it(dsn: str, observer: Connection) -> None:
     with pytest.raises(ValueError, match="no"):
         async with await TrioConnection.connect(dsn) as connection:
-            await insert(connection, 1)
-            raise ValueError("no")
+            await insert_and_raise(connection, 1, ValueError("no"))
     assert connection.closed
     assert not connection.broken
     assert await numbers(observer) == []

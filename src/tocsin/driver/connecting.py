@@ -130,9 +130,7 @@ async def _look_up(settings: ConnDict) -> tuple[ConnDict | None, Failures]:
             continue
         try:
             # For an address in figures this is a checkpoint and nothing else.
-            answers = await trio.socket.getaddrinfo(
-                host, port or None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
-            )
+            answers = await trio.socket.getaddrinfo(host, port or None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
         except (OSError, UnicodeError) as error:
             failure = psycopg.OperationalError(f"failed to resolve host {host!r}: {error}")
             failures.append((f"host {host}", failure))

@@ -25,7 +25,7 @@ leaves the connection in one of two states, never in between: *usable*, with not
 - Cancelled in pipeline mode: the running statement is cancelled and the connection is closed, since which of
   the statements have been executed cannot be told, and there is no way to leave pipeline mode before it has
   been. The server rolls back.
-- Cancelled during COPY: the COPY is ended with an error by psycopg's own handling, which is let through.
+- Cancelled during COPY: it is ended with an error, as a whole. The connection is usable.
 - Cancelled in a transaction: see `TrioTransaction`.
 
 `KeyboardInterrupt` is treated like a cancellation.
@@ -43,52 +43,51 @@ from typing import Any, Final, Self, TypeVar, cast
 import psycopg
 import trio
 from psycopg import generators, pq
-from psycopg.abc import RV, AdaptContext, ConnParam, Params, PQGen, Query
+from psycopg.abc import RV, AdaptContext, ConnParam, PQGen
 from psycopg.adapt import AdaptersMap
-from psycopg.copy import AsyncCopy, AsyncWriter
 from psycopg.rows import AsyncRowFactory, Row, tuple_row
 from psycopg.waiting import Wait
 
 from . import connecting, waiting
 from .lock import Lock
 
-__all__ = ["GRACE", "TrioConnection", "TrioCursor", "TrioTransaction"]
+__all__ = ["GRACE", "TrioConnection", "TrioServerCursor", "TrioTransaction"]
 
 GRACE: Final = 5.0
 """How long, in seconds, a cancelled operation may take to bring its connection into order before the
 connection is closed instead.
 """
 
+_ASK_AGAIN: Final = 0.25
+"""After how long, in seconds, the server is asked once more to cancel. A request that overtakes the statement
+that it is meant for is lost, and on a busy machine that happens.
+"""
+
 _ACTIVE = pq.TransactionStatus.ACTIVE
 _IDLE = pq.TransactionStatus.IDLE
+_FATAL = frozenset(("FATAL", "PANIC"))
 _TUPLES = cast(AsyncRowFactory[Any], tuple_row)
 
 T = TypeVar("T")
 
 
-class TrioCursor(psycopg.AsyncCursor[Row]):
-    """psycopg's cursor, whose COPY can be cancelled."""
+class TrioServerCursor(psycopg.AsyncServerCursor[Row]):
+    """psycopg's server-side cursor, which is closed in a cancelled scope too."""
 
     __slots__ = ()
     _conn: TrioConnection[Any]
 
-    @asynccontextmanager
-    async def copy(
-        self, statement: Query, params: Params | None = None, *, writer: AsyncWriter | None = None
-    ) -> AsyncIterator[AsyncCopy]:
-        """Start a COPY, as in psycopg.
-
-        Cancelled in the block, or left by an error, the COPY fails as a whole; afterwards the connection is
-        usable or closed.
-        """
+    async def close(self) -> None:
+        """Close the cursor on the server and here. Cancelled, it is closed all the same, or the connection is."""
         try:
-            async with super().copy(statement, params, writer=writer) as copy:
-                self._conn._copying = True
-                yield copy
+            await self._conn._persist(self._conn.lock.acquire)
+            try:
+                if not self.closed and not self._conn.closed:
+                    await self._conn._see_through(self._close_gen())
+            finally:
+                self._conn.lock.release()
         finally:
-            self._conn._copying = False
-            if self._conn.pgconn.transaction_status == _ACTIVE:
-                self._conn.finish()
+            await psycopg.AsyncCursor.close(self)
 
 
 class TrioTransaction(psycopg.AsyncTransaction):
@@ -148,7 +147,8 @@ class TrioTransaction(psycopg.AsyncTransaction):
         kind, traceback = (type(error), error.__traceback__) if error is not None else (None, None)
         swallow = await self._conn._see_through(self._exit_gen(kind, error, traceback))
         # psycopg logs a ROLLBACK that fails and goes on.
-        if self._outer_transaction and not self._conn._pipeline and self.pgconn.transaction_status != _IDLE:
+        ended = self.pgconn.transaction_status == _IDLE
+        if self._outer_transaction and not ended and not self.pgconn.pipeline_status:
             self._conn.finish()
         return swallow
 
@@ -164,14 +164,11 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
     May be shared by tasks, whose statements then take turns.
     """
 
-    _pipeline: psycopg.AsyncPipeline | None
-
     def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Row] = _TUPLES) -> None:
         super().__init__(pgconn, row_factory)
         self.lock = cast(Any, Lock())
-        self.cursor_factory = TrioCursor
+        self.server_cursor_factory = TrioServerCursor
         self._turn = waiting.Turn()
-        self._copying = False
 
     @classmethod
     async def connect(
@@ -227,8 +224,9 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         await trio.lowlevel.checkpoint()
 
     def finish(self) -> None:
-        """Close the connection without a checkpoint; whoever uses it at the moment gets a
-        `psycopg.OperationalError`.
+        """Close the connection at once, without a checkpoint.
+
+        A task that is waiting for it gets a `psycopg.OperationalError`.
         """
         connecting.finish(self.pgconn)
 
@@ -257,24 +255,32 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
 
     async def _call_off(self, gen: PQGen[Any]) -> None:
         """Bring the connection into order after `gen` was interrupted."""
-        if self._pipeline is None and self.pgconn.transaction_status != _ACTIVE:
+        pipeline = bool(self.pgconn.pipeline_status)
+        if not pipeline and self.pgconn.transaction_status != _ACTIVE:
             return
-        settled = False
+        rest = _rest_of_pipeline(self.pgconn) if pipeline else _rest(self.pgconn, gen)
         try:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE):
-                with suppress(psycopg.Error):
-                    await self._request_cancel()
-                if self._pipeline is None:
-                    # Whatever it ends with, it ends: QueryCanceled as a rule, or the statement's own result.
-                    with suppress(Exception):
-                        await waiting.wait(gen, self.pgconn.socket, self._turn)
-                    if not self._copying:
-                        with suppress(Exception):
-                            await waiting.wait(_drain(self.pgconn), self.pgconn.socket, self._turn)
-                    settled = self._copying or self.pgconn.transaction_status != _ACTIVE
+                over = False
+                while not over:
+                    with suppress(psycopg.Error):
+                        await self._request_cancel()
+                    over = await self._proceed(rest)
         finally:
-            if not settled:
+            # What psycopg believes to be in the pipeline cannot be put right.
+            if pipeline or self.pgconn.transaction_status == _ACTIVE:
                 self.finish()
+
+    async def _proceed(self, rest: PQGen[None]) -> bool:
+        """Drive `rest` for a while and return whether it is over."""
+        deadline = trio.current_time() + _ASK_AGAIN
+        # However it ends: as a rule with QueryCanceled, maybe with an error of its own or a lost connection.
+        with suppress(Exception):
+            try:
+                await waiting.wait(rest, self.pgconn.socket, self._turn, deadline)
+            except psycopg.errors._WaitTimeout:
+                return False
+        return True
 
     async def _persist(self, step: Callable[[], Awaitable[T]]) -> T:
         """Do `step`; cancelled, do it once more, shielded, and return as if nothing had happened.
@@ -338,15 +344,13 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             raise
 
     @asynccontextmanager
-    async def transaction(
-        self, savepoint_name: str | None = None, force_rollback: bool = False
-    ) -> AsyncIterator[psycopg.AsyncTransaction]:
+    async def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> AsyncIterator[psycopg.AsyncTransaction]:
         """A transaction block, or with a transaction open a savepoint, as in psycopg.
 
         Cancelled before COMMIT is sent, everything is rolled back; see `TrioTransaction`.
         """
         transaction = TrioTransaction(self, savepoint_name, force_rollback)
-        if self._pipeline:
+        if self.pgconn.pipeline_status:
             async with self.pipeline(), transaction, self.pipeline():
                 yield transaction
         else:
@@ -389,8 +393,10 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         """
         if self.closed or self.lock.locked() or self.pgconn.transaction_status == _ACTIVE:
             return self.closed
+        last_words: list[str | None] = []
         poll = select.poll()
         poll.register(self.pgconn.socket, select.POLLIN)
+        self.add_notice_handler(listen := lambda notice: last_words.append(notice.severity_nonlocalized))
         try:
             # Readable for as long as there is something to read, and at its end for ever.
             while poll.poll(0):
@@ -398,13 +404,30 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                 self._deliver()
         except psycopg.OperationalError:
             return True
-        return False
+        finally:
+            self.remove_notice_handler(listen)
+        # A session that is ended from outside says so first, a moment before its end can be seen.
+        return not _FATAL.isdisjoint(last_words)
 
 
-def _drain(pgconn: pq.abc.PGconn) -> PQGen[None]:
-    """Read the results that are still to come, after a statement was cancelled in the middle of them."""
-    copying = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
+def _rest(pgconn: pq.abc.PGconn, gen: PQGen[Any]) -> PQGen[None]:
+    """What is still to come of a statement that was called off: `gen`, other results, the rest of a COPY."""
+    with suppress(Exception):
+        yield from gen
     while (result := (yield from generators.fetch(pgconn))) is not None:
-        if result.status in copying:
-            # libpq would give the same result again for ever.
+        if result.status == pq.ExecStatus.COPY_IN:
+            yield from generators.copy_end(pgconn, b"cancelled")
+        elif result.status == pq.ExecStatus.COPY_OUT:
+            while isinstance((yield from generators.copy_from(pgconn)), memoryview):
+                pass
+        elif result.status == pq.ExecStatus.COPY_BOTH:
+            # Replication has no end that could be waited for.
             return
+
+
+def _rest_of_pipeline(pgconn: pq.abc.PGconn) -> PQGen[None]:
+    """What is still to come of a pipeline; when it is over, the server has nothing left to execute."""
+    pgconn.pipeline_sync()
+    yield from generators.send(pgconn)
+    while pgconn.transaction_status == _ACTIVE:
+        yield from generators.fetch(pgconn)

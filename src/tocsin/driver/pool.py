@@ -39,7 +39,7 @@ __all__ = ["Pool", "PoolClosed", "PoolStatistics", "open_pool"]
 Connection: TypeAlias = TrioConnection[Any]
 
 
-class PoolClosed(Exception):  # noqa: N818 (a state rather than an error, like trio.Cancelled)
+class PoolClosed(Exception):
     """The pool's block has been left: it lends no more connections."""
 
 
@@ -77,9 +77,7 @@ class _Idle:
 class Pool:
     """Lends connections; made by `open_pool`."""
 
-    def __init__(
-        self, connect: Callable[[], Awaitable[Connection]], min_size: int, max_size: int, max_idle: float
-    ) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], min_size: int, max_size: int, max_idle: float) -> None:
         if not 0 <= min_size <= max_size or max_size < 1:
             raise ValueError(f"a pool of {min_size} to {max_size} connections makes no sense")
         self._connect = connect

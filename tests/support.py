@@ -1,0 +1,89 @@
+"""What several test files need: a store to test, a clock that moves, a look into the tables."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import trio
+from psycopg import sql
+
+import tocsin
+from tocsin.driver import TrioConnection
+from tocsin.schema import contract
+
+PATIENCE = 30
+"""Seconds after which a test that waits for something gives up: a net, not an expectation."""
+
+
+@asynccontextmanager
+async def open_connection(dsn: str) -> AsyncIterator[TrioConnection[Any]]:
+    """A connection of the test's own."""
+    connection: TrioConnection[Any] = await TrioConnection.connect(dsn, autocommit=True)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def query(dsn: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """Run one statement on a connection of its own."""
+    async with open_connection(dsn) as connection:
+        cursor = await connection.execute(statement.encode(), parameters or None)
+        return await cursor.fetchall() if cursor.description else []
+
+
+async def move_clock(dsn: str, seconds: float) -> None:
+    """Move the schema's clock, and have everybody look at it."""
+    async with open_connection(dsn) as connection:
+        await connection.execute(
+            sql.SQL(
+                "create or replace function tocsin.clock() returns timestamptz language sql volatile parallel safe "
+                "as $$ select pg_catalog.clock_timestamp() + interval '{} seconds' $$"
+            ).format(sql.Literal(seconds))
+        )
+        await connection.execute("select tocsin.ring(id) from tocsin.queues")
+
+
+assert "tocsin.clock()" in contract()[0]
+
+
+class Handled:
+    """A handler that notes what it gets, and lets a test wait for it."""
+
+    def __init__(self, then: Callable[[tocsin.Message], Awaitable[object]] | None = None) -> None:
+        self.messages: list[tocsin.Message] = []
+        self._then = then
+        self._changed = trio.Event()
+
+    async def __call__(self, message: tocsin.Message) -> None:
+        self.messages.append(message)
+        self._changed.set()
+        self._changed = trio.Event()
+        if self._then is not None:
+            await self._then(message)
+
+    @property
+    def payloads(self) -> list[Any]:
+        return [m.payload for m in self.messages]
+
+    async def wait(self, count: int) -> None:
+        with trio.fail_after(PATIENCE):
+            while len(self.messages) < count:
+                await self._changed.wait()
+
+
+async def run_until_suspended(
+    consumer: tocsin.Consumer, handler: Callable[[tocsin.Message], Awaitable[object]], into: list[tocsin.Suspended], **options: Any
+) -> None:
+    """A task that handles until interrupted."""
+    try:
+        await consumer.handle(handler, **options)
+    except tocsin.Suspended as suspended:
+        into.append(suspended)
+
+
+def connect_blocking(dsn: str) -> psycopg.Connection[tuple[Any, ...]]:
+    return psycopg.connect(dsn, autocommit=True)
