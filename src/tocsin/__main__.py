@@ -8,9 +8,10 @@ def main() -> None:
     try:
         from .cli import run
     except ModuleNotFoundError as missing:
-        if missing.name not in ("click", "rich"):
+        package = (missing.name or "").partition(".")[0]
+        if package not in ("click", "rich"):
             raise
-        sys.stderr.write(f"tocsin: the command line needs {missing.name}: pip install 'tocsin[cli]'\n")
+        sys.stderr.write(f"tocsin: the command line needs {package}: pip install 'tocsin[cli]'\n")
         sys.exit(2)
     run()
 

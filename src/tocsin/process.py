@@ -33,7 +33,7 @@ from psycopg import sql
 
 from .bell import Bell
 from .database import Connection, Database
-from .errors import ConnectionLost, StateTransitionError
+from .errors import ConnectionLost, StateTransitionError, TocsinError
 from .retry import delays
 from .version import VERSION
 
@@ -74,6 +74,7 @@ class Process:
         self._nap: trio.CancelScope | None = None
         self._kicked = False
         self._echo = ""
+        self._line_tried = trio.Event()
         self.connected = False
         """Whether the line is up and proven."""
         self.deaf = False
@@ -84,7 +85,7 @@ class Process:
         """How many heartbeats have been sent."""
 
     async def enroll(self, worker: Resident) -> None:
-        """Register a worker with this process, which registers itself before its first.
+        """Register a worker with this process, which registers itself before its first, and has its line up before its first consumer.
 
         Raises what the worker's registration raises. Cancelled, the worker may be registered.
         """
@@ -92,6 +93,9 @@ class Process:
             await worker.register(self._id or await self._register())
             self._residents[worker.worker_id] = worker
         self._kick()
+        # A consumer without a lifeline that died now would be missed only much later, so it has one before it claims anything.
+        if self._wants_line:
+            await self._line_tried.wait()
 
     def dismiss(self, worker_id: int) -> None:
         """Forget a worker."""
@@ -104,8 +108,9 @@ class Process:
 
     def look(self) -> None:
         """Send a heartbeat now, to learn how things stand with our workers."""
-        self._next_beat = trio.current_time()
-        self._kick()
+        if self._id is not None:
+            self._next_beat = trio.current_time()
+            self._kick()
 
     async def run(self) -> None:
         """Keep the line and the heartbeat, for ever. On cancellation, unregister the process."""
@@ -162,8 +167,9 @@ class Process:
     @asynccontextmanager
     async def _line(self) -> AsyncIterator[Connection]:
         """Connect, LISTEN, prove it, and take a lifeline."""
-        line = await self._connect()
+        line: Connection | None = None
         try:
+            line = await self._connect()
             line.add_notify_handler(self._hear)
             self._listening.clear()
             await self._listen(line)
@@ -185,10 +191,13 @@ class Process:
                 self._buried = not alive
                 self.connected = True
                 self._bell.ring_all()
+            self._line_tried.set()
             yield line
         finally:
+            self._line_tried.set()
             self.connected = False
-            await line.close()
+            if line is not None:
+                await line.close()
 
     async def _listen(self, line: Connection) -> set[str]:
         """LISTEN for what has been asked for since; return those channels of queues."""
@@ -282,5 +291,5 @@ class Process:
         if self._id is not None:
             try:
                 await self._database.fetch("select tocsin.unregister_process(%s)", [self._id])
-            except ConnectionLost as lost:
-                logger.warning("process %d is not unregistered, the others will find it dead: %s", self._id, lost)
+            except TocsinError as error:
+                logger.warning("process %d is not unregistered, the others will find it dead: %s", self._id, error)

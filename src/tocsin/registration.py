@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from .database import Database
-from .errors import ConnectionLost
+from .errors import TocsinError
 from .process import CLEANUP_WITHIN, Process
 from .version import VERSION
 from .worker import Worker
@@ -66,8 +66,8 @@ async def registered(worker: R, process: Process) -> AsyncIterator[R]:
             with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
                 try:
                     await worker._database.fetch("select tocsin.unregister_worker(%s)", [worker.worker_id])
-                except ConnectionLost as lost:
-                    logger.warning("worker %r is not unregistered, it will be found dead: %s", worker.name, lost)
+                except TocsinError as error:
+                    logger.warning("worker %r is not unregistered, it will be found dead: %s", worker.name, error)
             if patience.cancelled_caught:
                 logger.warning("worker %r is not unregistered, it will be found dead: no answer", worker.name)
             process.dismiss(worker.worker_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from contextlib import aclosing
 
 import psycopg
@@ -72,6 +73,30 @@ async def test_none_is_lost_between_statements_and_cancellations(connection: Con
                     await connection.wait_for_notifications()
                 assert not connection.is_broken()
     assert received == [str(n) for n in range(MANY)]
+
+
+async def test_one_that_was_read_already(connection: Connection, observer: Connection, received: list[str]) -> None:
+    await connection.execute("listen bell")
+    await notify(observer, "ding")
+    await trio.lowlevel.wait_readable(connection.fileno())
+    connection.pgconn.consume_input()
+    with trio.fail_after(SAFETY_NET):
+        await connection.wait_for_notifications()
+    assert received == ["ding"]
+
+
+async def test_asking_whether_it_is_broken_takes_nothing_from_a_waiting_task(connection: Connection, dsn: str, received: list[str]) -> None:
+    await connection.execute("listen bell")
+    with trio.fail_after(SAFETY_NET):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.wait_for_notifications)
+            await trio.testing.wait_all_tasks_blocked()
+            # All of this in one go, so that the waiting task has no chance to be first.
+            with psycopg.connect(dsn, autocommit=True) as blocking:
+                blocking.execute("notify bell, 'ding'")
+            assert select.select([connection], [], [], SAFETY_NET)[0]
+            assert not connection.is_broken()
+    assert received == ["ding"]
 
 
 async def test_the_generator_gets_all(connection: Connection, observer: Connection) -> None:

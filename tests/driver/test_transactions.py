@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 import trio
+from cancel_sweep import cancel_sweep
 from psycopg import pq
 
 from tocsin.driver import TrioConnection
@@ -123,6 +124,31 @@ async def test_cancelled_savepoint_leaves_the_outer_transaction_in_order(connect
                 await connection.execute("select pg_sleep(60)")
         await insert(connection, 3)
     assert await numbers(connection) == [1, 3]
+
+
+async def test_savepoint_commands_are_not_cancelled_on_the_server(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A RELEASE that failed would spoil the outer transaction, whose COMMIT the server would turn into a ROLLBACK.
+    async def never(self: Connection) -> None:
+        pytest.fail("a request to cancel")
+
+    async def nest() -> None:
+        async with connection.transaction():
+            pass
+
+    monkeypatch.setattr(TrioConnection, "_request_cancel", never)
+    async with connection.transaction():
+        await insert(connection, 1)
+        assert await cancel_sweep(nest) >= 2
+    assert await numbers(connection) == [1]
+
+
+async def test_a_cancelled_server_side_cursor_is_closed_on_the_server(connection: Connection) -> None:
+    async with connection.transaction():
+        with trio.CancelScope() as scope:
+            async with connection.cursor("pages") as cursor:
+                await cursor.execute("select 1")
+                scope.cancel()
+        assert await value(connection, "select count(*) from pg_cursors where name = 'pages'") == 0
 
 
 async def test_cancelled_while_commit_is_under_way(connection: Connection, observer: Connection) -> None:

@@ -49,8 +49,10 @@ def empty(end: socket.socket) -> None:
 
 
 async def wait(what: Wait, end: socket.socket, deadline: float = math.inf) -> int:
+    turn = waiting.Turn()
+    turn.begin()
     with trio.fail_after(SAFETY_NET):
-        return await waiting.wait(wait_once(what), end.fileno(), waiting.Turn(), deadline)
+        return await waiting.wait(wait_once(what), end.fileno(), turn, deadline)
 
 
 async def test_writable_at_once(ends: tuple[socket.socket, socket.socket]) -> None:

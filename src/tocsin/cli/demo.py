@@ -38,7 +38,7 @@ async def demo(target: Target, path: Path | None, data: Path | None) -> ExitCode
     skipped = files.NOT_OURS if path is None else frozenset[str]()
     paths = await trio.to_thread.run_sync(files.find, root, skipped)
     if not paths:
-        raise click.UsageError(f"no files below {root}.")
+        raise click.UsageError(f"no files below {root}")
     view = View(Console(highlight=False))
     view.title(root, len(paths))
     async with _server(target, data, view) as dsn:

@@ -53,7 +53,7 @@ with done as (
 select count(*),
        coalesce(sum(bytes), 0)::bigint,
        count(*) filter (where dead),
-       count(*) filter (where not dead and not (archived and times > 0)),
+       count(*) filter (where not dead and not (archived and times is not null)),
        coalesce(sum(times - 1), 0)::bigint
            + (select count(*) from done where not exists (select from tocsin_demo.files where files.message_id = done.message_id)),
        (select min(error) from tocsin_demo_queue.dead_letters)

@@ -111,8 +111,8 @@ class View:
         if outcome.dead:
             table.add_row("dead letters", f"{outcome.dead:,}", f"files that could not be read, such as: {outcome.error}")
         for name, count, meaning in (
-            ("lost", outcome.lost, "messages without an end: archived, with a digest"),
-            ("duplicates", outcome.duplicates, "digests beyond the one for each file"),
+            ("lost", outcome.lost, "enqueued, but not archived with a digest"),
+            ("duplicates", outcome.duplicates, "digests beyond one for each file"),
         ):
             table.add_row(name, Text(f"{count:,}", "green" if count == 0 else "red"), meaning)
         self._console.print(Padding(table, (0, 1)))

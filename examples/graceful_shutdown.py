@@ -1,0 +1,38 @@
+"""A worker that ends well: Ctrl-C or SIGTERM lets the running handlers finish and leaves the other messages to the next worker.
+
+    uv run examples/graceful_shutdown.py [DSN]
+
+After the first signal no message is taken any more. A handler that has not finished ten seconds later is cancelled, and its message goes
+back to the queue. A second signal does that at once.
+"""
+
+import sys
+
+import trio
+
+import tocsin
+
+
+async def send(message: tocsin.Message) -> None:
+    """Pretend to send a letter, slowly."""
+    print(f"sending letter {message.payload}", flush=True)
+    await trio.sleep(1)
+    print(f"sent letter {message.payload}", flush=True)
+
+
+async def main(dsn: str) -> None:
+    async with tocsin.connect(dsn) as store:
+        await store.install()
+        await store.queues.ensure("letters")
+        async with store.producer("letters") as producer:
+            await producer.enqueue_many(range(1, 11))
+
+        async with store.consumer("letters") as consumer, tocsin.drain_on_signals(consumer, grace=10):
+            print("working; stop with Ctrl-C", flush=True)
+            try:
+                await consumer.handle(send, concurrency=2)
+            except tocsin.Suspended as suspended:
+                print(f"stopped: {suspended.handled} sent, {suspended.released} given back")
+
+
+trio.run(main, sys.argv[1] if len(sys.argv) > 1 else "postgresql:///")

@@ -1,0 +1,45 @@
+"""Who works on what, and who has fallen silent: a table of the registry, once or every so many seconds.
+
+    uv run examples/health_monitor.py [DSN [SECONDS]]
+
+A worker's process sends a heartbeat every two seconds. One that has died is found by the other processes within seconds, and its messages
+are delivered again; so a stale worker stays in this table only when no other process is alive, or when it cannot reach the database.
+Exits with 1 if there was one, when it runs only once.
+"""
+
+import sys
+
+import trio
+
+import tocsin
+
+MAX_AGE = 10.0
+"""Seconds without a heartbeat after which a worker is called stale."""
+
+
+def show(workers: list[tocsin.WorkerInfo]) -> int:
+    """Print the workers; return how many of them are stale."""
+    stale = [w for w in workers if w.heartbeat_age > MAX_AGE]
+    print(f"{'worker':<24} {'kind':<9} {'queue':<16} {'status':<12} {'holds':>5} {'silent for':>11}")
+    for worker in workers:
+        print(
+            f"{worker.name:<24} {worker.kind:<9} {worker.queue:<16} {worker.status:<12} {worker.held:>5} {worker.heartbeat_age:>9.1f} s"
+            + ("  STALE" if worker in stale else "")
+        )
+    print(f"{len(workers)} at work, {len(stale)} stale", flush=True)
+    return len(stale)
+
+
+async def main(dsn: str, seconds: float | None) -> int:
+    async with tocsin.connect(dsn) as store:
+        await store.install()
+        while True:
+            stale = show([w for w in await store.workers.list() if w.status != tocsin.WorkerStatus.STOPPED])
+            if seconds is None:
+                return min(stale, 1)
+            await trio.sleep(seconds)
+
+
+dsn = sys.argv[1] if len(sys.argv) > 1 else "postgresql:///"
+seconds = float(sys.argv[2]) if len(sys.argv) > 2 else None
+sys.exit(trio.run(main, dsn, seconds))

@@ -1,0 +1,148 @@
+"""Every program in examples/ does what it says, run as its reader would run it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import servers
+import trio
+from child import running
+from psycopg.conninfo import conninfo_to_dict
+from support import PATIENCE, query
+
+import tocsin
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+async def outcome(name: str, dsn: str) -> tuple[int, list[str]]:
+    """Run an example to its end; return its status and its lines. It must have left no worker behind."""
+    with trio.fail_after(PATIENCE):
+        command = [sys.executable, str(EXAMPLES / name), dsn]
+        ended = await trio.run_process(command, stdin=subprocess.DEVNULL, capture_stdout=True, check=False)
+    assert await query(dsn, "select name from tocsin.workers where status <> 'stopped' and hostname <> 'elsewhere'") == []
+    return ended.returncode, ended.stdout.decode().splitlines()
+
+
+def test_the_readme_lists_them_all() -> None:
+    readme = (EXAMPLES / "README.md").read_text()
+    assert [p.name for p in sorted(EXAMPLES.glob("*.py")) if p.name not in readme] == []
+
+
+def test_each_says_how_to_run_it() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        assert f"uv run examples/{path.name}" in path.read_text().split('"""')[1]
+
+
+async def test_basic_queue(dsn: str) -> None:
+    assert await outcome("basic_queue.py", dsn) == (
+        0,
+        [
+            "Hello, Grace! (delivery 1)",
+            "Hello, Ada! (delivery 1)",
+            "Hello, Barbara! (delivery 1)",
+            "Hello, Margaret! (delivery 1)",
+            "interrupted: 4 handled, 0 released",
+        ],
+    )
+
+
+async def test_handoff(dsn: str) -> None:
+    assert await outcome("handoff.py", dsn) == (
+        0,
+        [
+            "A handles 'the first message'",
+            "A is suspended: interrupted; 1 handled, 0 released",
+            "B handles 'the second message'",
+            "B is suspended: interrupted; 1 handled, 0 released",
+        ],
+    )
+
+
+async def test_two_consumers(dsn: str) -> None:
+    status, lines = await outcome("two_consumers.py", dsn)
+    assert (status, lines[-1]) == (0, "40 messages done by 2 consumers")
+    words = [line.split() for line in lines[:-1]]
+    assert sorted(w[0] for w in words) == ["left", "right"]
+    assert {tuple(w[1:3]) for w in words} == {("is", "suspended:")}
+    assert sum(int(w[3]) for w in words) == 40
+
+
+async def test_enqueue_in_transaction(dsn: str) -> None:
+    assert await outcome("enqueue_in_transaction.py", dsn) == (
+        0,
+        ["declined, rolled back: a piano", "orders: a metronome", "messages: a metronome"],
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_graceful_shutdown(dsn: str, number: signal.Signals) -> None:
+    async with running(str(EXAMPLES / "graceful_shutdown.py"), dsn) as child:
+        assert await child.line() == "working; stop with Ctrl-C"
+        started = {(await child.words("sending"))[1] for _ in range(2)}
+        child.process.send_signal(number)
+        sent = {(await child.words("sent"))[1] for _ in range(2)}
+        assert await child.line() == "stopped: 2 sent, 0 given back"
+        with trio.fail_after(PATIENCE):
+            assert await child.process.wait() == 0
+    assert sent == started
+    assert await query(dsn, "select state::text, read_ct, count(*) from tocsin.messages group by 1, 2") == [("ready", 0, 8)]
+
+
+async def test_embedded_service(dsn: str) -> None:
+    async with running(str(EXAMPLES / "embedded_service.py"), dsn) as child:
+        (_, _, port) = await child.words("listening")
+        stream = await trio.open_tcp_stream("127.0.0.1", int(port))
+        async with stream:
+            await stream.send_all(b"hello\nwor")
+            await stream.send_all("ld \u00fc\n".encode())
+            answers = b""
+            with trio.fail_after(PATIENCE):
+                while answers.count(b"\n") < 2:
+                    answers += await stream.receive_some()
+            ids = [line.removeprefix("queued as ") for line in answers.decode().splitlines()]
+            assert {await child.line() for _ in ids} == {f"{ids[0]}: HELLO", f"{ids[1]}: WORLD \u00dc"}
+            # With a client still there, the signal ends it all the same.
+            child.process.send_signal(signal.SIGINT)
+            assert await child.line() == "stopped: 2 handled"
+            with trio.fail_after(PATIENCE):
+                assert await child.process.wait() == 0
+
+
+async def test_health_monitor(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("letters")
+    assert (await outcome("health_monitor.py", store_dsn))[1][-1] == "0 at work, 0 stale"
+    await query(
+        store_dsn,
+        "insert into tocsin.workers (queue_id, kind, name, status, hostname, pid, version, started_at, heartbeat_at) "
+        "select id, 'consumer', 'silent', 'polling', 'elsewhere', 1, '0', now() - interval '2 h', now() - interval '1 h' "
+        "from tocsin.queues",
+    )
+    async with store.producer("letters", name="writer"), running(str(EXAMPLES / "health_monitor.py"), store_dsn) as child:
+        await child.line()
+        lines = [await child.line() for _ in range(3)]
+        with trio.fail_after(PATIENCE):
+            assert await child.process.wait() == 1
+    by_name = {line.split()[0]: line for line in lines[:2]}
+    assert by_name["silent"].endswith(" s  STALE")
+    assert by_name["writer"].split()[1:5] == ["producer", "letters", "ready", "0"]
+    assert "STALE" not in by_name["writer"]
+    assert lines[2] == "2 at work, 1 stale"
+
+
+async def test_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    with servers.directory() as base:
+        monkeypatch.setenv("TOCSIN_DATA", str(base / "server"))
+        async with running(str(EXAMPLES / "serve.py")) as child:
+            assert (await child.line()).startswith("PostgreSQL ")
+            dsn = await child.line()
+            assert await query(dsn, "select 1") == [(1,)]
+            child.process.send_signal(signal.SIGINT)
+            assert await child.line() == "stopped"
+            with trio.fail_after(PATIENCE):
+                assert await child.process.wait() == 0
+        assert not await trio.Path(str(conninfo_to_dict(dsn)["host"])).exists()

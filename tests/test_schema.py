@@ -1,0 +1,152 @@
+"""Installing, verifying, removing."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from support import open_connection, query
+
+import tocsin
+from tocsin import schema as schemas
+
+
+async def test_install_is_idempotent_and_verified(dsn: str) -> None:
+    async with tocsin.connect(dsn) as store:
+        await store.install()
+        before = await query(dsn, "select oid, xmin::text from pg_proc where pronamespace = 'tocsin'::regnamespace order by oid")
+        await store.install()
+        assert await query(dsn, "select oid, xmin::text from pg_proc where pronamespace = 'tocsin'::regnamespace order by oid") == before
+        assert await store.verify() == ()
+        assert await query(dsn, "select nspname::text from pg_namespace where nspname like 'tocsin%%'") == [("tocsin",)]
+
+
+async def test_ten_install_at_once(dsn: str) -> None:
+    async def install() -> None:
+        async with tocsin.connect(dsn) as store:
+            await store.install()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(install)
+    async with tocsin.connect(dsn) as store:
+        assert await store.verify() == ()
+    assert await query(dsn, "select number from tocsin.migrations") == [(m.number,) for m in schemas.migrations()]
+
+
+@pytest.mark.parametrize("name", ["queue2", "MixedCase", "_x", "select", "s" * 63])
+async def test_any_schema_name_works(dsn: str, name: str) -> None:
+    async with tocsin.connect(dsn, schema=name) as store:
+        await store.install()
+        assert await store.verify() == ()
+        await store.queues.ensure("q")
+        await store.produce("q", 1)
+        async with store.consumer("q") as consumer:
+            (message,) = await consumer.dequeue()
+            await consumer.archive(message)
+        await store.uninstall()
+    assert await query(dsn, "select count(*) from pg_namespace where nspname = %s", name) == [(0,)]
+
+
+async def test_two_schemas_in_one_database_do_not_meet(dsn: str) -> None:
+    async with tocsin.connect(dsn, schema="one") as one, tocsin.connect(dsn, schema="two") as two:
+        for store in (one, two):
+            await store.install()
+            await store.queues.ensure("q")
+        async with one.consumer("q", name="w") as a, two.consumer("q", name="w") as b:
+            await one.produce("q", "for one")
+            assert await b.dequeue() == []
+            assert [m.payload for m in await a.dequeue()] == ["for one"]
+            await a.release(a._intake.leases.ids()[0])
+
+
+@pytest.mark.parametrize("name", ["", "1a", "a b", 'a"; drop table x; --', "é", "pg_mine", "public", "x" * 64])
+async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
+    with pytest.raises(tocsin.ConfigError) as refused:
+        async with tocsin.connect(dsn, schema=name):
+            pass
+    assert refused.value.source == "schema"
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "name"),
+    [
+        ("drop index tocsin.messages_scheduled", "index", "messages_scheduled"),
+        ("drop trigger ring on tocsin.messages", "trigger", "messages.ring"),
+        ("alter table tocsin.messages disable trigger ring", "trigger", "messages.ring"),
+        ("alter table tocsin.messages drop column last_error", "column", "messages.last_error"),
+        ("alter table tocsin.queues alter column max_deliveries set default 7", "column", "queues.max_deliveries"),
+        ("alter table tocsin.archive add column mine text", "column", "archive.mine"),
+        ("drop function tocsin.next_due", "function", "next_due(queue_id integer)"),
+        (
+            "create or replace function tocsin.clock() returns timestamptz language sql as $$ select now() $$",
+            "function",
+            "clock()",
+        ),
+        ("create table tocsin.mine ()", "table", "mine"),
+        ("alter table tocsin.messages reset (autovacuum_vacuum_threshold)", "table", "messages"),
+        ("drop sequence tocsin.leases", "sequence", "leases"),
+        ("alter table tocsin.workers drop constraint workers_status_check", "constraint", "workers.workers_status_check"),
+    ],
+)
+async def test_verify_names_each_difference(store: tocsin.Store, store_dsn: str, damage: str, kind: str, name: str) -> None:
+    await query(store_dsn, damage)
+    assert (kind, name) in [(d.kind, d.name) for d in await store.verify()]
+
+
+async def test_missing_and_outdated_say_what_to_run(dsn: str) -> None:
+    async with tocsin.connect(dsn) as store:
+        for attempt in (store.queues.list(), store.verify(), store.uninstall(), store.produce("q", 1), store.workers.list()):
+            with pytest.raises(tocsin.SchemaMissing, match="tocsin admin install"):
+                await attempt
+        with pytest.raises(tocsin.SchemaMissing):
+            async with store.consumer("q"):
+                pass
+        await store.install()
+        await query(dsn, "update tocsin.contract set digest = 'of an older version'")
+        await query(dsn, "drop function tocsin.list_queues")
+        with pytest.raises(tocsin.SchemaOutdated, match="tocsin admin install"):
+            await store.queues.list()
+        await store.install()
+        assert await store.queues.list() == []
+
+
+async def test_newer_schema_is_left_alone(store: tocsin.Store, store_dsn: str) -> None:
+    await query(store_dsn, "insert into tocsin.migrations (number, name) values (9999, 'from the future')")
+    with pytest.raises(tocsin.TocsinError, match="upgrade Tocsin"):
+        await store.install()
+
+
+async def test_a_schema_that_holds_something_else_is_left_alone(dsn: str) -> None:
+    await query(dsn, "create schema mine")
+    await query(dsn, "create table mine.important ()")
+    async with tocsin.connect(dsn, schema="mine") as store:
+        with pytest.raises(tocsin.TocsinError, match="not Tocsin's"):
+            await store.install()
+        with pytest.raises(tocsin.SchemaMissing):
+            await store.uninstall()
+    assert await query(dsn, "select relname::text from pg_class where relname = 'important'") == [("important",)]
+
+
+async def test_an_empty_schema_is_used(dsn: str) -> None:
+    await query(dsn, "create schema tocsin")
+    async with tocsin.connect(dsn) as store:
+        await store.install()
+        assert await store.verify() == ()
+
+
+def test_every_mention_of_the_schema_is_replaced() -> None:
+    text = schemas.contract()[0] + "".join(m.text for m in schemas.migrations())
+    statements = "\n".join(line.split("--")[0] for line in schemas.Schema("other").render(text).splitlines())
+    assert "tocsin" not in statements.replace("'tocsin_'", "")
+
+
+async def test_the_sql_files_run_without_python(dsn: str) -> None:
+    """What a reader sees in sql/ is what psql would run: the files as they are make the schema called tocsin."""
+    async with open_connection(dsn) as connection:
+        await connection.execute("create schema tocsin")
+        for migration in schemas.migrations():
+            await connection.execute(migration.text.encode())
+        await connection.execute("set check_function_bodies = off")
+        await connection.execute(schemas.contract()[0].encode())
+        cursor = await connection.execute("select tocsin.enqueue((tocsin.create_queue('q')).name, '1')")
+        assert await cursor.fetchall() == [(1,)]
