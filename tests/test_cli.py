@@ -40,8 +40,7 @@ def start(*arguments: str, without: str = "") -> subprocess.CompletedProcess[str
     """Call the command in a process of its own, perhaps where a package is not installed."""
     block = f"import sys; sys.modules[{without!r}] = None; " if without else ""
     return subprocess.run(
-        [sys.executable, "-c", f"{block}import tocsin
-from tocsin.__main__ import main; main()", *arguments],
+        [sys.executable, "-c", f"{block}from tocsin.__main__ import main; main()", *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -165,6 +165,7 @@ async def test_a_signal_in_the_middle(data: Path, moment: str, number: signal.Si
         assert await run.end() == 128 + number
     assert run.output.endswith(f"tocsin: ended by {number.name}\n")
     assert "Traceback" not in run.output
+    assert "every file once" not in run.output
     assert moment == "tocsin demo" or server_is_gone(data)
 
 
@@ -218,6 +219,7 @@ async def test_a_file_that_has_gone(dsn: str, tree: Path) -> None:
     assert report.good
     assert (report.outcome.files, report.outcome.dead) == (5, 1)
     assert "such as: FileNotFoundError: " in screen
+    assert "interrupted at 5 of 5 files" in screen
     assert await query(dsn, "select payload->>'path', read_ct from tocsin_demo_queue.dead_letters") == [("gone", 3)]
 
 

@@ -121,17 +121,21 @@ $$;
 
 -- Seconds until the queue's next message is due (0: now), or null when there is none or the queue is paused.
 create or replace function tocsin.next_due(queue_id integer) returns float8
-language sql
+language plpgsql
 set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
 as $$
-    select case when due.at is not null then greatest(0, extract(epoch from due.at - tocsin.clock()))::float8 end  -- greatest() ignores null
-    from (
-        select least(
-            (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1),
-            (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' order by m.due limit 1),
-            (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' order by m.vt limit 1)
-        )
-        from tocsin.queues q
-        where q.id = next_due.queue_id and q.paused_at is null
-    ) due (at)
+#variable_conflict use_column
+declare
+    at timestamptz;
+begin
+    select least(
+        (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1),
+        (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' order by m.due limit 1),
+        (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' order by m.vt limit 1)
+    )
+    into at
+    from tocsin.queues q
+    where q.id = next_due.queue_id and q.paused_at is null;
+    return case when at is not null then greatest(0, extract(epoch from at - tocsin.clock())) end;  -- greatest() passes over null
+end
 $$;

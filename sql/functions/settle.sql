@@ -1,14 +1,19 @@
 -- Settling a delivery: archive, delete, release, fail, extend. Each takes ids with the leases they were claimed with, acts on those whose row
 -- still carries that lease, and returns, in the order given, whether it did. None of them rings for a message that is gone; those that give
 -- one back ring.
+--
+-- The planner settings keep them on the primary key: a session keeps the plan it made when the table was empty.
 
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
-language sql
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
-    with given as (
-        select g.id, g.lease, g.n from unnest(ids, leases) with ordinality as g (id, lease, n)
-    ), finished as (
-        delete from tocsin.messages m using given g
+#variable_conflict use_column
+declare
+    settled bigint[];
+begin
+    with finished as (
+        delete from tocsin.messages m using unnest(ids, leases) as g (id, lease)
         where m.id = g.id and m.lease = g.lease
         returning m.*
     ), kept as (
@@ -18,35 +23,59 @@ as $$
                f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error
         from finished f
     )
-    select coalesce(array_agg(f.id is not null order by g.n), '{}') from given g left join finished f on f.id = g.id
+    select array_agg(f.id) into settled from finished f;
+    return tocsin.outcomes(ids, settled);
+end
 $$;
 
 create or replace function tocsin.delete(ids bigint[], leases bigint[]) returns boolean[]
-language sql
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
-    with given as (
-        select g.id, g.lease, g.n from unnest(ids, leases) with ordinality as g (id, lease, n)
-    ), finished as (
-        delete from tocsin.messages m using given g
+#variable_conflict use_column
+declare
+    settled bigint[];
+begin
+    with finished as (
+        delete from tocsin.messages m using unnest(ids, leases) as g (id, lease)
         where m.id = g.id and m.lease = g.lease
         returning m.id
     )
-    select coalesce(array_agg(f.id is not null order by g.n), '{}') from given g left join finished f on f.id = g.id
+    select array_agg(f.id) into settled from finished f;
+    return tocsin.outcomes(ids, settled);
+end
 $$;
 
 -- A new end for the lease: vt from now.
 create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval) returns boolean[]
-language sql
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
-    with given as (
-        select g.id, g.lease, g.n from unnest(ids, leases) with ordinality as g (id, lease, n)
-    ), extended as (
+#variable_conflict use_column
+declare
+    settled bigint[];
+begin
+    with extended as (
         update tocsin.messages m set vt = tocsin.clock() + extend.vt
-        from given g
+        from unnest(ids, leases) as g (id, lease)
         where m.id = g.id and m.lease = g.lease
         returning m.id
     )
-    select coalesce(array_agg(e.id is not null order by g.n), '{}') from given g left join extended e on e.id = g.id
+    select array_agg(e.id) into settled from extended e;
+    return tocsin.outcomes(ids, settled);
+end
+$$;
+
+-- For each id, in order, whether it is among those that were settled; as a rule all are.
+create or replace function tocsin.outcomes(ids bigint[], settled bigint[]) returns boolean[]
+language plpgsql immutable
+as $$
+begin
+    if cardinality(ids) = coalesce(cardinality(settled), 0) then
+        return array_fill(true, array[cardinality(ids)]);
+    end if;
+    return (select array_agg(coalesce(g.id = any (settled), false) order by g.n) from unnest(ids) with ordinality as g (id, n));
+end
 $$;
 
 -- The handler could not do it: back to the queue after a delay. counted = false takes the delivery back, for a message whose handler was not
@@ -67,20 +96,18 @@ create or replace function tocsin.give_back(
     ids bigint[], leases bigint[], delay interval, counted boolean, reason text, errors text[] default null, tracebacks text[] default null
 ) returns boolean[]
 language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
     t timestamptz := tocsin.clock();
-    outcome boolean[];
+    settled bigint[];
 begin
-    with given as (
-        select g.id, g.lease, g.error, g.traceback, g.n
-        from unnest(ids, leases, errors, tracebacks) with ordinality as g (id, lease, error, traceback, n)
-    ), held as (
+    with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback,
                counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
                coalesce(delay, tocsin.backoff(q, m.read_ct)) as delay
-        from given g
+        from unnest(ids, leases, errors, tracebacks) as g (id, lease, error, traceback)
         join tocsin.messages m on m.id = g.id and m.lease = g.lease
         join tocsin.queues q on q.id = m.queue_id
         for update of m
@@ -99,12 +126,11 @@ begin
     ), rung as (
         select tocsin.ring(b.queue_id) from (select distinct h.queue_id from held h where not h.exhausted) b
     )
-    select array_agg(h.id is not null order by g.n) into outcome
-    from given g
-    left join held h on h.id = g.id
-    cross join (select count(*) from buried) all_buried
+    select array_agg(h.id) into settled
+    from held h
+    cross join (select count(*) from buried) all_buried  -- a CTE that nobody reads is not run
     cross join (select count(*) from rung) all_rung;
-    return coalesce(outcome, '{}');
+    return tocsin.outcomes(ids, settled);
 end
 $$;
 
@@ -123,6 +149,7 @@ $$;
 -- Moves messages to the dead letters.
 create or replace function tocsin.bury(ids bigint[], reason text, errors text[] default null, tracebacks text[] default null) returns void
 language sql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
     with given as (
         select g.id, g.error, g.traceback from unnest(ids, errors, tracebacks) as g (id, error, traceback)

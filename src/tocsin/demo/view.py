@@ -103,7 +103,7 @@ class View:
         table.add_row("size", f"{outcome.size / 1e6:,.1f} MB", "read and hashed with SHA-256")
         table.add_row("time", f"{report.seconds:.2f} s", "from the first claim to the last archived message")
         table.add_row("rate", f"{outcome.files / report.seconds:,.0f} /s", "each: hashed, row committed, message archived")
-        table.add_row("wake-up p50", f"{wakeup.p50:.2f} ms", "from the enqueue statement to the handler's first line,")
+        table.add_row("wake-up p50", f"{wakeup.p50:.2f} ms", "from enqueue statement to handler's first line,")
         table.add_row("wake-up p99", f"{wakeup.p99:.2f} ms", f"two processes, idle queue, {wakeup.messages} times")
         table.add_row("enqueue p50", f"{wakeup.enqueue_p50:.2f} ms", "that statement alone, with its commit to disk")
         for name, handled in sorted(report.handled.items()):

@@ -1,0 +1,193 @@
+"""Claiming: order, leases, what a claim reads, and what it must not."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import PATIENCE, connect_blocking, move_clock, query
+
+import tocsin
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 3)), min_size=1, max_size=30), batch=st.integers(1, 7))
+def test_order_is_priority_due_id(store_dsn: str, data: list[tuple[int, int]], batch: int) -> None:
+    with connect_blocking(store_dsn) as connection:
+        connection.execute("truncate tocsin.messages, tocsin.queues, tocsin.workers cascade")
+        connection.execute("select tocsin.create_queue('q')")
+        worker = connection.execute("select (tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')).id").fetchone()
+        expected = []
+        for priority, minutes_ago in data:
+            row = connection.execute(
+                "select tocsin.enqueue('q', '1', priority => %s, at => date_trunc('hour', now()) - make_interval(mins => %s))",
+                [priority, minutes_ago],
+            ).fetchone()
+            assert row is not None
+            expected.append((priority, -minutes_ago, row[0]))
+        claimed: list[int] = []
+        while rows := connection.execute("select id from tocsin.claim(%s, %s) where id is not null", [*(worker or ()), batch]).fetchall():
+            claimed += [row[0] for row in rows]
+        assert claimed == [i for _, _, i in sorted(expected)]
+
+
+async def test_every_claim_gives_a_larger_token(store: tocsin.Store) -> None:
+    await store.queues.ensure("q")
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        await producer.enqueue_many([1, 2, 3])
+        leases = [message.lease for _ in range(3) for message in await consumer.dequeue()]
+        assert leases == sorted(set(leases))
+        await consumer.release(1)
+        (again,) = await consumer.dequeue()
+        assert again.lease > leases[-1]
+
+
+async def test_paused_queue_gives_nothing_and_resuming_rings(store: tocsin.Store) -> None:
+    await store.queues.ensure("q")
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        assert (await store.queues.pause("q")).paused_at is not None
+        await producer.enqueue(1)
+        assert await consumer.dequeue() == []
+        with pytest.raises(tocsin.QueueNotFound):
+            await store.queues.pause("r")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_dequeue_into, got := list[tocsin.Message](), consumer)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await store.queues.resume("q")).paused_at is None
+        assert [m.payload for m in got] == [1]
+
+
+async def _dequeue_into(got: list[tocsin.Message], consumer: tocsin.Consumer) -> None:
+    got += await consumer.dequeue(wait=PATIENCE)
+
+
+async def test_expired_lease_keeps_its_place_in_the_queue(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        first, second, third = await producer.enqueue_many([1, 2, 3])
+        await consumer.dequeue(2, vt=10)
+        await move_clock(store_dsn, 11)
+        assert [m.id for m in await consumer.dequeue(9)] == [first, second, third]
+
+
+async def test_exhausted_lease_becomes_a_dead_letter(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", max_deliveries=2, vt=10)
+    await store.produce("q", "poison")
+    async with store.consumer("q") as consumer:
+        for seconds in (11, 22):
+            assert len(await consumer.dequeue()) == 1
+            await move_clock(store_dsn, seconds)
+        assert await consumer.dequeue() == []
+    assert await query(store_dsn, "select read_ct, reason from tocsin.dead_letters") == [(2, "the lease expired")]
+
+
+async def test_next_due_is_null_when_nothing_is_known_to_come(store: tocsin.Store, store_dsn: str) -> None:
+    queue = await store.queues.ensure("q")
+    assert await query(store_dsn, "select tocsin.next_due(%s)", queue.id) == [(None,)]
+    await store.produce("q", 1, delay=3600)
+    ((seconds,),) = await query(store_dsn, "select tocsin.next_due(%s)", queue.id)
+    assert 3500 < seconds <= 3600
+    await store.produce("q", 1)
+    assert await query(store_dsn, "select tocsin.next_due(%s)", queue.id) == [(0,)]
+    await store.queues.pause("q")
+    assert await query(store_dsn, "select tocsin.next_due(%s)", queue.id) == [(None,)]
+
+
+# The plans of the hot statements. They are read from auto_explain, since they run inside functions.
+
+SETUP = """
+insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, payload)
+select 1 + n %% 2, n %% 3, (case when n %% 10 = 0 then 'scheduled' else 'ready' end)::tocsin.message_state,
+       now() + case when n %% 10 = 0 then interval '1 day' else interval '-1 day' end, now(), now(), '1'
+from generate_series(1, 20000) n
+"""
+
+
+@pytest.fixture
+def plans(store_dsn: str) -> Any:
+    """A function that runs a statement and returns the plans of all statements inside it."""
+    notices: list[str] = []
+    with connect_blocking(store_dsn) as connection:
+        try:
+            connection.execute("load 'auto_explain'")
+        except Exception as error:
+            pytest.skip(f"this server has no auto_explain: {error}")
+        connection.execute("select tocsin.create_queue('q'), tocsin.create_queue('r')")
+        connection.execute("select tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')")
+        connection.execute("set client_min_messages = log")
+        for name, value in {"log_min_duration": "0", "log_nested_statements": "on", "log_format": "json", "log_analyze": "on"}.items():
+            connection.execute(f"set auto_explain.{name} = '{value}'".encode())
+        connection.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary or ""))
+
+        def run(statement: str) -> dict[str, dict[str, Any]]:
+            notices.clear()
+            connection.execute(statement.encode())
+            found = (json.loads(re.sub(r"^duration: .*?plan:\s*", "", n, flags=re.S)) for n in notices if "plan:" in n)
+            return {" ".join(plan["Query Text"].split()): plan["Plan"] for plan in found}
+
+        yield run
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
+
+
+def find(plans: dict[str, dict[str, Any]], words: str) -> list[dict[str, Any]]:
+    ((_, plan),) = [(text, plan) for text, plan in plans.items() if words in text]
+    return nodes(plan)
+
+
+@pytest.mark.parametrize("planned", ["on the empty table", "on the full table"])
+def test_claim_reads_the_front_of_one_index_and_sorts_nothing(plans: Any, planned: str) -> None:
+    if planned == "on the empty table":
+        for _ in range(8):  # until the session keeps its plans
+            plans("select * from tocsin.claim(1, 10)")
+    plans(SETUP.replace("%%", "%"))
+    for _ in range(8):
+        found = plans("select * from tocsin.claim(1, 10)")
+    ready = find(found, "m.state = 'ready' order by")
+    assert [n["Index Name"] for n in ready if "Index Name" in n] == ["messages_ready"]
+    assert not [n for n in ready if n["Node Type"] in ("Sort", "Seq Scan", "Bitmap Heap Scan")]
+    assert all(n["Actual Rows"] <= 10 for n in ready)
+    claimed = find(found, "set state = 'leased'")
+    assert "Tid Scan" in [n["Node Type"] for n in claimed]
+    for words, index in [("m.state = 'scheduled' and m.due <= t", "messages_scheduled"), ("m.state = 'leased' and m.vt <= t", "messages_leased")]:
+        due = find(found, words)
+        assert [n["Index Name"] for n in due if "Index Name" in n] == [index]
+        assert not [n for n in due if n["Node Type"] in ("Sort", "Seq Scan")]
+        assert not any(n["Actual Rows"] for n in due if "Index Name" in n)
+
+
+@pytest.mark.parametrize("planned", ["on the empty table", "on the full table"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select tocsin.archive(array[1,2], array[7,8])",
+        "select tocsin.delete(array[1,2], array[7,8])",
+        "select tocsin.extend(array[1,2], array[7,8], '1 s')",
+        "select tocsin.release(array[1,2], array[7,8])",
+        "select tocsin.fail(array[1,2], array[7,8], array['a','b'], array['a','b'])",
+        "select tocsin.next_due(1)",
+        "select tocsin.enqueue('q', '1', key => 'k')",
+        "select * from tocsin.heartbeat(1)",
+    ],
+)
+def test_settling_and_looking_never_scan_the_table(plans: Any, statement: str, planned: str) -> None:
+    if planned == "on the empty table":
+        for _ in range(8):
+            plans(statement)
+    plans(SETUP.replace("%%", "%"))
+    for _ in range(8):
+        found = plans(statement)
+    assert found
+    for text, plan in found.items():
+        for node in nodes(plan):
+            assert not (node["Node Type"] == "Seq Scan" and node.get("Relation Name") == "messages"), (text, plan)
+            if node.get("Relation Name") == "messages":
+                assert node["Actual Rows"] * node["Actual Loops"] <= 2, (text, plan)
