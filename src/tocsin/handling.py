@@ -51,11 +51,7 @@ def make_caller(handler: Callable[[Any], object], concurrency: int) -> Callable[
     async def call_in_thread(work: Any) -> None:
         # A thread cannot be stopped: when the handler's scope is cancelled it is left to itself. Its message is another's by then, and it
         # cannot settle it. A long one can ask trio.from_thread.check_cancelled().
-        result = await trio.to_thread.run_sync(handler, work, abandon_on_cancel=True, limiter=threads)
-        if inspect.isawaitable(result):
-            if inspect.iscoroutine(result):
-                result.close()
-            raise TypeError(f"handler {name} returned an awaitable; make it an async function")
+        await trio.to_thread.run_sync(handler, work, abandon_on_cancel=True, limiter=threads)
 
     return call_in_thread
 
@@ -105,7 +101,6 @@ class Handling:
             except StateTransitionError:
                 run.pause()
             except ConnectionLost as lost:
-                self._answer_lost = True
                 wait = next(waits)
                 logger.warning("%s; trying again in %.2f s", lost, wait)
                 await trio.sleep(wait)
@@ -118,6 +113,7 @@ class Handling:
             claim = await intake.claim(limit, self._vt, archive=done)
         except BaseException:
             self._done += done
+            self._answer_lost = True
             run.bed.rung = True
             raise
         intake.note_settled(done, claim.lost)
@@ -160,6 +156,7 @@ class Handling:
             archived = await self._intake.archive_many(done)
         except BaseException:
             self._done += done
+            self._answer_lost = True
             raise
         self._warn_of_lost({m.id for m, was in zip(done, archived, strict=True) if not was})
 

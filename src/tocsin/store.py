@@ -174,6 +174,7 @@ async def connect(
     listen_address = describe_address(listen_dsn) if listen_dsn is not None else address
     every = to_seconds(heartbeat, "heartbeat")
     check_count(pool_size, "pool_size")
+    target = Schema(schema)
 
     async def open_connection() -> Connection:
         return await _open_connection(dsn or "", address)
@@ -182,7 +183,7 @@ async def connect(
         return await _open_connection(dsn or "" if listen_dsn is None else listen_dsn, listen_address)
 
     async with open_pool(open_connection, min_size=1, max_size=pool_size) as pool:
-        database = Database(pool, Schema(schema), address)
+        database = Database(pool, target, address)
         bell = Bell()
         process = Process(database, open_line, bell, every)
         async with open_nursery_bare() as nursery:

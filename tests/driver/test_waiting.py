@@ -147,12 +147,20 @@ async def test_resumed_after_cancellation(what: Wait, ends: tuple[socket.socket,
 
 
 async def test_cancelled_is_cancelled_and_not_a_group(ends: tuple[socket.socket, socket.socket]) -> None:
-    stuff(ends[0])
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        with pytest.raises(trio.Cancelled):
+    async def wait_for_either() -> None:
+        try:
             await wait(Wait.RW, ends[0])
-        await trio.lowlevel.checkpoint()
+        except BaseException as error:
+            raised.append(type(error))
+            raise
+
+    raised: list[type[BaseException]] = []
+    stuff(ends[0])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait_for_either)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert raised == [trio.Cancelled]
 
 
 async def test_a_busy_socket_leaves_a_turn_to_others(ends: tuple[socket.socket, socket.socket]) -> None:

@@ -23,7 +23,7 @@ from .program import Command, ExitCode, Target, dsn_option, pass_target
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep the embedded PostgreSQL here instead of in its default place, which $TOCSIN_DATA can name too.",
+    help="Use an embedded PostgreSQL with its data here, even if there is a DSN. Its default place is $TOCSIN_DATA, or one of its own.",
 )
 @dsn_option
 @pass_target

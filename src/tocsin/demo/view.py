@@ -118,6 +118,7 @@ class View:
         self._console.print(Padding(table, (0, 1)))
         verdict = ("every file once", "bold green") if report.good else ("not every file once", "bold red")
         self._print("  ", verdict, ": files enqueued, archive and digests compared in the database")
+        self._print("  Kept in the schemas tocsin_demo and tocsin_demo_queue, until the next demo drops them.")
 
     def _print(self, *parts: str | tuple[str, str]) -> None:
         self._console.print(Text.assemble(*parts), soft_wrap=True)
