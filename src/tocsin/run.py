@@ -69,8 +69,11 @@ class Run:
     def noticed(self, status: str, grace: float | None) -> None:
         """Do what the worker's state in the registry asks for."""
         match status:
-            case "ready" | "polling" if self._paused:
-                self._to_poll = status == "ready"
+            case "ready":  # resumed, or registered anew
+                self._to_poll = True
+                self._paused = False
+                self.bed.ring()
+            case "polling" if self._paused:
                 self._paused = False
                 self.bed.ring()
             case "interrupted":
@@ -83,7 +86,7 @@ class Run:
                 self.end("shut down")
 
     async def poll(self) -> None:
-        """Have the registry say that this worker polls, if it has been resumed since. Cancelled, it says so or not."""
+        """Have the registry say that this worker polls, if it does not any more. Cancelled, it says so or not."""
         if self._to_poll:
             await self.intake.begin_poll()
             self._to_poll = False

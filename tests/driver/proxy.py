@@ -32,6 +32,8 @@ class Proxy:
     """With it, clients have to ask for TLS."""
     accepted: int = 0
     """Connections accepted so far."""
+    silent: bool = False
+    """While it is, nothing is passed on."""
 
     def dsn(self, **parameters: str | int) -> str:
         """Connection string by way of the proxy."""
@@ -52,9 +54,10 @@ class Proxy:
                 elif first == SSL_REQUEST:
                     await client.send_all(b"N")
                     first = await _receive_message(client)
-                await server.send_all(self._with_settings(first))
-                nursery.start_soon(_pass_on, stream, server, nursery.cancel_scope)
-                await _pass_on(server, stream, nursery.cancel_scope)
+                if not self.silent:
+                    await server.send_all(self._with_settings(first))
+                nursery.start_soon(self._pass_on, stream, server, nursery.cancel_scope)
+                await self._pass_on(server, stream, nursery.cancel_scope)
             except trio.BrokenResourceError:
                 # The client has seen enough, a certificate that it does not like for instance.
                 nursery.cancel_scope.cancel()
@@ -66,6 +69,16 @@ class Proxy:
         pairs = b"".join(f"{name}\0{value}\0".encode() for name, value in self.settings.items())
         body = message[4:-1] + pairs + b"\0"
         return struct.pack("!i", len(body) + 4) + body
+
+    async def _pass_on(self, source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, scope: trio.CancelScope) -> None:
+        try:
+            while data := await source.receive_some():
+                if not self.silent:
+                    await sink.send_all(data)
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            scope.cancel()
 
     async def _connect(self) -> trio.SocketStream:
         with psycopg.connect(self.target) as connection:
@@ -84,16 +97,6 @@ async def _receive_message(stream: trio.abc.Stream) -> bytes:
             raise trio.BrokenResourceError
         message += data
     return message
-
-
-async def _pass_on(source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, scope: trio.CancelScope) -> None:
-    try:
-        while data := await source.receive_some():
-            await sink.send_all(data)
-    except trio.BrokenResourceError:
-        pass
-    finally:
-        scope.cancel()
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ import trio.testing
 from tocsin.driver import TrioConnection
 from tocsin.driver import connection as driver
 
+from . import proxy
 from .helpers import Connection, is_idle, until, until_alone, until_running, value
 
 BUSY = (
@@ -170,6 +171,30 @@ async def test_cancel_safe_from_another_task(connection: Connection, observer: C
         await until_running(observer, "pg_sleep")
         await connection.cancel_safe()
     assert await is_idle(connection)
+
+
+async def test_cancel_safe_has_a_timeout(dsn: str) -> None:
+    async with proxy.running(dsn) as server, await TrioConnection.connect(server.dsn()) as connection:
+        server.silent = True
+        with pytest.raises(psycopg.errors.CancellationTimeout):
+            await connection.cancel_safe(timeout=0.05)
+        await connection.close()
+        # Nothing can be running now.
+        await connection.cancel_safe()
+
+
+async def test_a_silent_server_costs_the_connection_in_a_transaction(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "GRACE", 0.05)
+    async with proxy.running(dsn) as server:
+        connection = await TrioConnection.connect(server.dsn())
+        with trio.CancelScope() as scope:
+            async with connection.transaction() as transaction:
+                server.silent = True
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
+        assert connection.closed
+        assert transaction.status is transaction.Status.ROLLED_BACK_WITH_ERROR
 
 
 async def test_close_wakes_the_task_that_waits(connection: Connection) -> None:

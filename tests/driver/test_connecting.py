@@ -13,11 +13,12 @@ import trio
 import trio.testing
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
+from psycopg.types.string import TextLoader
 
 from tocsin.driver import TrioConnection
 
 from . import proxy
-from .helpers import open_files, value
+from .helpers import Connection, open_files, value
 
 SECRET = "hunter2"
 
@@ -62,6 +63,13 @@ async def test_parameters(dsn: str) -> None:
         assert connection.autocommit
         assert connection.prepare_threshold is None
         assert await (await connection.execute("show application_name")).fetchone() == {"application_name": "me"}
+
+
+async def test_adapters_and_cursors(dsn: str, observer: Connection) -> None:
+    observer.adapters.register_loader("int4", TextLoader)
+    async with await TrioConnection.connect(dsn, context=observer, cursor_factory=psycopg.AsyncClientCursor) as connection:
+        assert isinstance(connection.cursor(), psycopg.AsyncClientCursor)
+        assert await value(connection, "select %s::int4", (1,)) == "1"
 
 
 async def test_defaults_come_from_the_environment(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import psycopg
 import pytest
 import trio
@@ -71,6 +73,20 @@ async def test_nested_blocks_are_savepoints(connection: Connection) -> None:
         async with connection.transaction():
             await insert(connection, 3)
     assert await numbers(connection) == [1, 3]
+
+
+async def test_a_block_that_cannot_begin_is_an_error(connection: Connection) -> None:
+    async def fail_and_go_on() -> None:
+        async with connection.transaction():
+            with suppress(psycopg.errors.DivisionByZero):
+                await insert_and_fail(connection, 1)
+            async with connection.transaction():
+                pytest.fail("the transaction is aborted")
+
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+        await fail_and_go_on()
+    assert await numbers(connection) == []
+    assert await is_idle(connection)
 
 
 async def test_rollback_exception_ends_the_named_block(connection: Connection) -> None:

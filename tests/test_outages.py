@@ -1,0 +1,138 @@
+"""The database goes away: restarts, killed backends. All comes back by itself, and nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+import trio.testing
+from support import PATIENCE, Handled, open_connection, query, run_until_suspended
+
+import tocsin
+from tocsin.embedded import EmbeddedServer
+
+OTHERS = "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
+
+
+@pytest.fixture
+async def mortal(own_server: EmbeddedServer) -> AsyncIterator[tocsin.Store]:
+    """A store on a server that may be stopped."""
+    async with tocsin.connect(own_server.dsn) as store:
+        await store.install()
+        await store.queues.ensure("q", vt=3600)
+        yield store
+
+
+async def test_restart_while_idle(mortal: tocsin.Store, own_server: EmbeddedServer) -> None:
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with mortal.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await mortal.produce("q", "before")
+        await handled.wait(1)
+        for n, mode in enumerate(("fast", "immediate")):
+            await own_server.restart(mode)
+            async with open_connection(own_server.dsn) as connection:  # not from our own pool
+                await connection.execute("select tocsin.enqueue('q', to_jsonb(%s::int))", [n])
+            await handled.wait(n + 2)
+        await mortal.produce("q", "after")
+        await handled.wait(4)
+        await consumer.interrupt()
+    assert handled.payloads == ["before", 0, 1, "after"]
+    assert await query(own_server.dsn, "select count(*)::int, count(distinct id)::int from tocsin.archive") == [(4, 4)]
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_running_handlers_survive_a_restart_and_settle(mortal: tocsin.Store, own_server: EmbeddedServer, mode: str) -> None:
+    go_on = trio.Event()
+    handled, suspended = Handled(lambda _: go_on.wait()), list[tocsin.Suspended]()
+    async with mortal.producer("q") as producer, mortal.consumer("q") as consumer, trio.open_nursery() as nursery:
+        ids = await producer.enqueue_many(range(3))
+        nursery.start_soon(lambda: run_until_suspended(consumer, handled, suspended, concurrency=3))
+        await handled.wait(3)
+        await own_server.stop(mode)  # type: ignore[arg-type]
+        go_on.set()  # the handlers finish while there is no server
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await own_server.start()
+        with trio.fail_after(PATIENCE):
+            while (rows := await query(own_server.dsn, "select id, read_ct from tocsin.archive order by id")) != [(i, 1) for i in ids]:
+                assert all(read_ct == 1 for _, read_ct in rows)
+        await consumer.interrupt()
+    assert len(handled.messages) == 3
+
+
+async def test_producers_are_told_and_go_on_after_it(mortal: tocsin.Store, own_server: EmbeddedServer) -> None:
+    async with mortal.producer("q") as producer:
+        await producer.enqueue(1)
+        await own_server.stop()
+        with pytest.raises(tocsin.ConnectionLost):
+            await producer.enqueue(2)
+        with pytest.raises(tocsin.ConnectionLost):
+            await mortal.queues.list()
+        await own_server.start()
+        await producer.enqueue(3)
+    assert await query(own_server.dsn, "select payload from tocsin.messages") == [(1,), (3,)]
+
+
+async def test_interrupt_ends_the_run_even_without_a_server(mortal: tocsin.Store, own_server: EmbeddedServer) -> None:
+    suspended = list[tocsin.Suspended]()
+    async with mortal.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await own_server.stop()
+        with pytest.raises(tocsin.ConnectionLost):
+            await consumer.interrupt()
+    assert [s.reason for s in suspended] == ["interrupted"]
+    await own_server.start()
+
+
+async def test_every_backend_is_killed_while_busy(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", vt=3600)
+    enough, killed = trio.Event(), 0
+    handled = Handled()
+    suspended = list[tocsin.Suspended]()
+
+    async def produce() -> None:
+        n = 0
+        async with store.producer("q") as producer:
+            while not enough.is_set():
+                try:
+                    await producer.enqueue_many(range(n, n + 20))
+                except tocsin.ConnectionLost:
+                    continue  # all of them are there or none
+                n += 20
+
+    async with store.consumer("q") as a, store.consumer("q") as b, trio.open_nursery() as nursery:
+        for consumer in (a, b):
+            nursery.start_soon(lambda c=consumer: run_until_suspended(c, handled, suspended, concurrency=10))
+        nursery.start_soon(produce)
+        for count in range(10):
+            await handled.wait(100 * (count + 1))
+            ((terminated,),) = await query(store_dsn, f"select count(pg_terminate_backend(pid))::int from pg_stat_activity where {OTHERS}")
+            killed += terminated
+        enough.set()
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, "select id from tocsin.messages limit 1"):
+                await trio.lowlevel.checkpoint()
+        await a.interrupt()
+        await b.interrupt()
+    assert killed >= 20
+    assert await query(store_dsn, "select count(*)::int, count(distinct id)::int from tocsin.archive") == [
+        (len({m.id for m in handled.messages}),) * 2
+    ]
+
+
+async def test_a_claim_whose_answer_was_lost_is_given_back(store: tocsin.Store, store_dsn: str) -> None:
+    """The server claims, and the connection ends before the client hears of it: the message must not wait for its visibility timeout."""
+    await store.queues.ensure("q", vt=3600)
+    await store.produce("q", 1)
+    async with store.consumer("q") as consumer:
+        await query(
+            store_dsn,
+            "select * from tocsin.claim(%s, 1)",  # what the lost answer would have said
+            consumer.worker_id,
+        )
+        consumer._intake._answer_lost = True
+        (message,) = await consumer.dequeue()
+        assert (message.payload, message.read_ct) == (1, 1)
+        await message.archive()

@@ -1,0 +1,354 @@
+"""The process: its line, its heartbeat, its death and what follows; waking without polling."""
+
+from __future__ import annotations
+
+import logging
+import signal
+
+import psycopg
+import pytest
+import trio
+import trio.testing
+from child import running
+from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended
+
+import tocsin
+from tocsin.bell import Bell
+
+OWN = "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
+
+
+async def sessions(dsn: str) -> int:
+    ((count,),) = await query(dsn, f"select count(*)::int from pg_stat_activity where {OWN}")
+    return int(count)
+
+
+async def wait_until(dsn: str, condition: str) -> None:
+    with trio.fail_after(PATIENCE):
+        while await query(dsn, f"select {condition}") != [(True,)]:
+            await trio.lowlevel.checkpoint()
+
+
+# The bell
+
+
+async def test_a_ring_during_the_last_look_is_not_lost() -> None:
+    bell = Bell()
+    with bell.bed(1) as bed, bell.bed(1) as other, bell.bed(2) as elsewhere:
+        bed.rung = False
+        bell.ring(1)  # while the consumer looks
+        with trio.fail_after(PATIENCE):
+            await bed.sleep()
+        assert (bed.rung, other.rung, elsewhere.rung) == (True, True, False)
+    bell.ring(1)  # nobody sleeps there any more
+
+
+async def test_a_sound_sleeper_wakes_for_a_nudge_only(autojump_clock: trio.testing.MockClock) -> None:
+    bell = Bell()
+    with bell.bed(1) as bed:
+        bed.ring()
+        bed.set_alarm(trio.current_time() + 1)
+        with trio.move_on_after(5) as patience:
+            await bed.sleep(sound=True)  # the ring and the alarm's setting woke it
+            await bed.sleep(sound=True)
+        assert patience.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: bed.sleep(sound=True))
+            await trio.testing.wait_all_tasks_blocked()
+            bed.nudge()
+
+
+async def test_an_alarm_rings_once_and_the_earlier_one_counts(autojump_clock: trio.testing.MockClock) -> None:
+    bell = Bell()
+    with bell.bed(1) as bed:
+        begun = trio.current_time()
+        bell.expect(1, 10)
+        bell.expect(1, 4)
+        bell.expect(1, 7)
+        while not bed.rung:
+            await bed.sleep()
+        assert trio.current_time() - begun == 4
+        bed.rung = False
+        with trio.move_on_after(100) as patience:
+            await bed.sleep()
+        assert patience.cancelled_caught
+
+
+# The line
+
+
+async def test_one_listen_connection_for_all_consumers_none_for_producers(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn) as store:
+        for n in range(10):
+            await store.queues.ensure(f"q{n}")
+        async with store.producer("q0"):
+            assert not store.statistics().listening
+            assert await query(store_dsn, f"select count(*)::int from pg_stat_activity where {OWN} and query ilike 'listen%%'") == [(0,)]
+        async with trio.open_nursery() as nursery:
+            handled = [Handled() for _ in range(10)]
+
+            async def consume(n: int) -> None:
+                async with store.consumer(f"q{n}") as consumer:
+                    await consumer.handle(handled[n])
+
+            for n in range(10):
+                nursery.start_soon(consume, n)
+            for n in range(10):
+                await store.produce(f"q{n}", n)
+                await handled[n].wait(1)
+            assert store.statistics().listening
+            locks = await query(store_dsn, "select count(distinct pid)::int from pg_locks where locktype = 'advisory' and granted")
+            assert locks == [(1,)]
+            nursery.cancel_scope.cancel()
+    assert await sessions(store_dsn) == 0
+    assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(0,)]
+
+
+async def test_one_ring_for_each_queue_and_transaction_and_none_for_settling(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    await store.queues.ensure("r")
+    async with open_connection(store_dsn) as listener, store.producer("q") as producer, store.consumer("q") as consumer:
+        await listener.execute('listen "tocsin.q"')
+        await listener.execute('listen "tocsin.r"')
+        heard: list[str] = []
+        listener.add_notify_handler(lambda n: heard.append(n.channel))
+
+        async def rung() -> list[str]:
+            await listener.execute("select 1")
+            rang, heard[:] = sorted(heard), []
+            return rang
+
+        await producer.enqueue_many(range(100))
+        assert await rung() == ["tocsin.q"]
+        async with store.transaction() as connection:
+            for n in range(5):
+                await store.produce("q", n, connection=connection)
+                await store.produce("r", n, connection=connection)
+        assert await rung() == ["tocsin.q", "tocsin.r"]
+        messages = await consumer.dequeue(10)
+        await consumer.archive_many(messages[:3])
+        await consumer.delete_many(messages[3:5])
+        await consumer.extend(messages[5], 60)
+        assert await rung() == []
+        await consumer.release(messages[5])
+        assert await rung() == ["tocsin.q"]
+        await store.queues.resume("r")
+        assert await rung() == ["tocsin.r"]
+
+
+async def test_long_names_have_channels_too(store: tocsin.Store, store_dsn: str) -> None:
+    name = "ein sehr langer Name 🔔 " * 9
+    await store.queues.ensure(name)
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with store.consumer(name, name=name) as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await store.produce(name, 1)
+        await handled.wait(1)
+        await consumer.interrupt()
+    assert await query(store_dsn, "select octet_length(tocsin.queue_channel(name)) <= 63 from tocsin.queues") == [(True,)]
+
+
+async def test_deaf_process_says_so_and_lives_by_its_heartbeat(
+    store_dsn: str, database_factory: object, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LISTEN connection that hears nothing, as through a pooler in transaction mode: here, one to another database."""
+    monkeypatch.setattr("tocsin.process.HEARD_WITHIN", 0.2)
+    elsewhere = database_factory()  # type: ignore[operator]
+    async with tocsin.connect(store_dsn, listen_dsn=elsewhere, heartbeat=0.1) as store:
+        await store.queues.ensure("q", vt=3600)
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        with caplog.at_level(logging.WARNING, "tocsin"):
+            async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+                assert store.statistics().deaf
+                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+                await store.produce("q", 1)
+                await handled.wait(1)
+                await store.produce("q", 2, delay=0.3)
+                await handled.wait(2)
+                await (await store.workers.get(consumer.worker_id)).interrupt()
+            assert suspended
+        (warning,) = [r.message for r in caplog.records if "LISTEN does not work" in r.message]
+        assert "listen_dsn" in warning
+    assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(0,)]
+
+
+# Life and death
+
+
+async def test_lifeline_is_held_by_the_listen_connection(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    free = "select pg_try_advisory_xact_lock_shared(tocsin.lock_key('lifeline', lifeline)) from tocsin.processes"
+    async with store.consumer("q"):
+        assert await query(store_dsn, free) == [(False,)]
+        await query(store_dsn, f"select pg_terminate_backend(pid) from pg_stat_activity where {OWN} and query like '%%heartbeat%%attach%%'")
+    async with store.producer("q"):
+        assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(1,)]
+
+
+async def test_a_process_that_only_missed_heartbeats_is_not_dead(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", vt=3600)
+    await store.produce("q", 1)
+    await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
+    async with store.consumer("q") as consumer:
+        (message,) = await consumer.dequeue()
+        await query(store_dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 hour'")
+        assert await query(store_dsn, "select tocsin.bury_dead(0)") == [(None,)]
+        assert await consumer.status() == "ready"
+        await message.archive()
+
+
+async def test_a_young_server_buries_nobody(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        await _be_buried_when_the_server_is_old_enough(store, store_dsn)
+
+
+async def _be_buried_when_the_server_is_old_enough(store: tocsin.Store, store_dsn: str) -> None:
+    async with store.producer("q") as producer:
+        await query(store_dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 day', every = '1 s'")
+        await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 s')")
+        await query(store_dsn, "select tocsin.bury_dead(0)")
+        assert await producer.status() == "ready"
+        await query(store_dsn, "update tocsin.uptime set since = now() - interval '1 hour'")
+        await wait_until(store_dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
+        await query(store_dsn, "select tocsin.bury_dead(0)")
+        assert await producer.status() == "stopped"
+
+
+async def test_declared_dead_while_alive_cancels_its_handlers_and_registers_anew(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", vt=3600, max_deliveries=9)
+    cancelled = trio.Event()
+
+    async def hang(message: tocsin.Message) -> None:
+        if message.read_ct == 1:
+            try:
+                await trio.sleep_forever()
+            finally:
+                cancelled.set()
+
+    handled, suspended = Handled(hang), list[tocsin.Suspended]()
+    await store.produce("q", 1)
+    async with store.consumer("q", name="phoenix") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await handled.wait(1)
+        worker_id = consumer.worker_id
+        await query(store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes")
+        await handled.wait(2)  # it has registered anew, and got its own message again
+        with trio.fail_after(PATIENCE):
+            await cancelled.wait()
+        await wait_until(store_dsn, "count(*) = 1 from tocsin.archive")
+        assert consumer.worker_id == worker_id
+        assert await consumer.status() == "polling"
+        await consumer.interrupt()
+    assert [m.read_ct for m in handled.messages] == [1, 2]
+
+
+async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    suspended = list[tocsin.Suspended]()
+    async with tocsin.connect(store_dsn) as other, store.consumer("q", name="w") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
+        await wait_until(store_dsn, "status = 'polling' from tocsin.workers")
+        await query(store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes")
+        async with other.consumer("q", name="w"):
+            with trio.fail_after(PATIENCE):
+                while not suspended:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert suspended[0].reason == "shut down"
+
+
+async def test_stopped_process_that_comes_back_is_fenced(store: tocsin.Store, store_dsn: str) -> None:
+    """SIGSTOP is what a process looks like whose loop is blocked: its connection lives, so it is not declared dead, but its lease ends."""
+    await store.queues.ensure("q", vt=0.5)
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with running("consume.py", store_dsn, "q", "frozen", "hold") as frozen:
+        frozen_id = int((await frozen.words("worker"))[0])
+        await store.produce("q", 1)
+        await frozen.words("handling")
+        frozen.process.send_signal(signal.SIGSTOP)
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await handled.wait(1)
+            await wait_until(store_dsn, "count(*) = 1 from tocsin.archive")
+            await consumer.interrupt()
+        assert (await (await store.workers.get(frozen_id)).status()) == "polling"
+        frozen.process.send_signal(signal.SIGCONT)
+        await (await store.workers.get(frozen_id)).interrupt(grace=0)
+        assert await frozen.words("suspended") == ["interrupted"]
+    assert await query(store_dsn, "select read_ct from tocsin.archive") == [(2,)]
+
+
+async def test_cancelled_registration_is_cleared_away(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    async with store.producer("q", name="other"):
+        (process_id,) = (await query(store_dsn, "select id from tocsin.processes"))[0]
+        await query(store_dsn, "select tocsin.register_worker('q', 'consumer', 'stranger', %s, 'h', 1, 'v')", process_id)
+        await query(store_dsn, "select pg_notify(tocsin.process_channel(%s), '')", process_id)
+        store._process.look()
+        await wait_until(store_dsn, "status = 'stopped' from tocsin.workers where name = 'stranger'")
+        assert await query(store_dsn, "select status from tocsin.workers where name = 'other'") == [("ready",)]
+
+
+async def test_moved_clock_wakes_who_waits_for_a_time(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await store.produce("q", 1, delay=3600)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert handled.messages == []
+        await move_clock(store_dsn, 3601)
+        await handled.wait(1)
+        await consumer.interrupt()
+
+
+# Connecting
+
+
+@pytest.mark.parametrize(
+    ("dsn", "says"),
+    [
+        ("postgresql://ada:tops3cret@127.0.0.1:1/app", "127.0.0.1:1"),
+        ("host=/nowhere user=ada password=tops3cret", "/nowhere"),
+        ("postgresql://ada:tops3cret@no-such-host.invalid/app", "no-such-host.invalid:5432"),
+        ("host=127.0.0.1,127.0.0.2 port=1,2 password=tops3cret", "127.0.0.1:1,127.0.0.2:2"),
+    ],
+)
+async def test_no_connection_is_one_line_without_secrets(dsn: str, says: str) -> None:
+    with pytest.raises(tocsin.ConnectionLost) as lost:
+        async with tocsin.connect(dsn):
+            pass
+    text = str(lost.value)
+    assert says in text
+    assert "tops3cret" not in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("dsn", ["tops3cret", "host=x nosuchkey=tops3cret", "http://x/tops3cret"])
+async def test_bad_dsn_is_refused_without_repeating_it(dsn: str) -> None:
+    for arguments in ({"dsn": dsn}, {"listen_dsn": dsn}):
+        with pytest.raises(tocsin.ConfigError) as refused:
+            async with tocsin.connect(**arguments):
+                pass
+        assert "tops3cret" not in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+async def test_wrong_password_names_host_and_port_only(store_dsn: str, server: object) -> None:
+    host, port = getattr(server, "host", None), getattr(server, "port", None)
+    if host is None:
+        pytest.skip("this server does not say where it listens on TCP")
+    dsn = psycopg.conninfo.make_conninfo(store_dsn, host=host, port=port, password="tops3cret")
+    with pytest.raises(tocsin.ConnectionLost, match=f"{host}:{port}") as lost:
+        async with tocsin.connect(dsn):
+            pass
+    assert "tops3cret" not in str(lost.value)
+    assert "\n" not in str(lost.value)
+
+
+@pytest.mark.parametrize(("options", "named"), [({"heartbeat": 0}, "heartbeat"), ({"pool_size": 0}, "pool_size"), ({"heartbeat": -1}, "heartbeat")])
+async def test_bad_numbers_name_the_argument(options: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        async with tocsin.connect("host=/nowhere", **options):  # type: ignore[arg-type]
+            pass
