@@ -40,8 +40,8 @@ class Child:
 
 @asynccontextmanager
 async def running(script: str, *arguments: str) -> AsyncIterator[Child]:
-    """Run a script of tests/children; kill it at the end of the block."""
-    command = [sys.executable, str(Path(__file__).parent / "children" / script), *arguments]
+    """Run a script of tests/children, or one with its whole path; kill it at the end of the block."""
+    command = [sys.executable, "-u", str(Path(__file__).parent / "children" / script), *arguments]
     process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
     try:
         yield Child(process)

@@ -157,7 +157,10 @@ def test_claim_reads_the_front_of_one_index_and_sorts_nothing(plans: Any, planne
     assert all(n["Actual Rows"] <= 10 for n in ready)
     claimed = find(found, "set state = 'leased'")
     assert "Tid Scan" in [n["Node Type"] for n in claimed]
-    for words, index in [("m.state = 'scheduled' and m.due <= t", "messages_scheduled"), ("m.state = 'leased' and m.vt <= t", "messages_leased")]:
+    for words, index in [
+        ("m.state = 'scheduled' and m.due <= t", "messages_scheduled"),
+        ("m.state = 'leased' and m.vt <= t", "messages_leased"),
+    ]:
         due = find(found, words)
         assert [n["Index Name"] for n in due if "Index Name" in n] == [index]
         assert not [n for n in due if n["Node Type"] in ("Sort", "Seq Scan")]

@@ -170,7 +170,9 @@ async def test_always_failing_message_becomes_a_dead_letter_with_its_error(store
 
 async def test_backoff_grows_as_the_queue_says(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", retry_base=10, retry_factor=2, retry_max=60, retry_jitter=0.5, max_deliveries=99)
-    rows = await query(store_dsn, "select n, extract(epoch from tocsin.backoff(q, n))::float8 from tocsin.queues q, generate_series(1, 200) n")
+    rows = await query(
+        store_dsn, "select n, extract(epoch from tocsin.backoff(q, n))::float8 from tocsin.queues q, generate_series(1, 200) n"
+    )
     for deliveries, delay in rows:
         exact = min(60, 10 * 2 ** (deliveries - 1))
         assert exact * 0.5 <= delay <= exact * 1.5
@@ -441,7 +443,12 @@ async def test_interrupt_before_the_run_begins(store: tocsin.Store) -> None:
 
 async def test_cancelled_run_releases_and_is_ready_again(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", vt=3600)
-    handled = Handled(lambda m: trio.sleep_forever() if m.payload == "hang" else trio.lowlevel.checkpoint())
+
+    async def hang(message: tocsin.Message) -> None:
+        if message.payload == "hang":
+            await trio.sleep_forever()
+
+    handled = Handled(hang)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         await producer.enqueue_many(["hang", "quick"])
         async with trio.open_nursery() as nursery:

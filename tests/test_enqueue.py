@@ -147,7 +147,7 @@ async def test_max_deliveries_of_a_message_goes_before_the_queues(store: tocsin.
         ({"delay": float("inf")}, "delay"),
         ({"delay": 1e20}, "delay"),
         ({"delay": 1, "at": datetime.now(UTC)}, "at"),
-        ({"at": datetime(2026, 1, 1)}, "at"),  # noqa: DTZ001 - the mistake that is to be refused
+        ({"at": datetime(2026, 1, 1)}, "at"),
         ({"expires_in": 0}, "expires_in"),
         ({"max_deliveries": 0}, "max_deliveries"),
     ],

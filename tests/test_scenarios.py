@@ -161,13 +161,12 @@ async def test_7_fails_twice_then_succeeds(store: tocsin.Store, store_dsn: str) 
             raise RuntimeError(f"attempt {message.read_ct}")
 
     handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with store.producer("tasks") as producer, store.consumer("tasks") as consumer:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            difficult = await producer.enqueue("difficult")
-            await producer.enqueue_many(["easy"] * 5)
-            await handled.wait(8)
-            await consumer.interrupt()
+    async with store.producer("tasks") as producer, store.consumer("tasks") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        difficult = await producer.enqueue("difficult")
+        await producer.enqueue_many(["easy"] * 5)
+        await handled.wait(8)
+        await consumer.interrupt()
     assert handled.payloads[-1] == "difficult"  # the others were not held up
     attempts = [m for m in handled.messages if m.id == difficult]
     assert [m.read_ct for m in attempts] == [1, 2, 3]
@@ -221,20 +220,19 @@ async def test_10_killed_worker_is_replaced_long_before_the_visibility_timeout(s
 async def test_11_enqueue_in_the_callers_transaction(store: tocsin.Store) -> None:
     await store.queues.ensure("tasks")
     handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with store.producer("tasks") as producer, store.consumer("tasks") as consumer:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            with pytest.raises(ZeroDivisionError):
-                async with store.transaction() as connection:
-                    await producer.enqueue("rolled back", connection=connection)
-                    await producer.enqueue_many(["rolled back"] * 3, connection=connection)
-                    raise ZeroDivisionError
+    async with store.producer("tasks") as producer, store.consumer("tasks") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        with pytest.raises(ZeroDivisionError):
             async with store.transaction() as connection:
-                await producer.enqueue("committed", connection=connection)
-                await producer.enqueue_many(["too"] * 2, connection=connection)
-                assert handled.messages == []
-            await handled.wait(3)
-            await consumer.interrupt()
+                await producer.enqueue("rolled back", connection=connection)
+                await producer.enqueue_many(["rolled back"] * 3, connection=connection)
+                raise ZeroDivisionError
+        async with store.transaction() as connection:
+            await producer.enqueue("committed", connection=connection)
+            await producer.enqueue_many(["too"] * 2, connection=connection)
+            assert handled.messages == []
+        await handled.wait(3)
+        await consumer.interrupt()
     assert handled.payloads == ["committed", "too", "too"]
 
 

@@ -168,9 +168,7 @@ class Handling:
     async def _fail(self) -> None:
         failed, self._failed = self._failed, []
         try:
-            await self._intake.fail_many(
-                [m for m, _ in failed], [_describe(e) for _, e in failed], [_trace(e) for _, e in failed]
-            )
+            await self._intake.fail_many([m for m, _ in failed], [_describe(e) for _, e in failed], [_trace(e) for _, e in failed])
         except BaseException:
             self._failed += failed
             raise

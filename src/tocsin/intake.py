@@ -171,10 +171,15 @@ class Intake:
         Cancelled, it has happened or it has not.
         """
         async with self._claiming:
-            (released,) = await self._database.fetch_one(
-                "select tocsin.complete_poll(%s, %s)", [self.worker_id, self.leases.unkept_ids()]
-            )
-            self.leases.drop_kept()
+            try:
+                (released,) = await self._database.fetch_one(
+                    "select tocsin.complete_poll(%s, %s)", [self.worker_id, self.leases.unkept_ids()]
+                )
+            except BaseException:
+                self._answer_lost = True
+                raise
+            finally:
+                self.leases.drop_kept()
         return int(released)
 
     def noticed(self, status: str, grace: float | None) -> None:

@@ -143,9 +143,7 @@ class Leases:
     async def extend(self, messages: list[Message], seconds: float) -> list[bool]:
         """Make these leases end in this many seconds; return which are still ours. Cancelled, they are extended or not."""
         ids, leases = [m.id for m in messages], [m.lease for m in messages]
-        (kept,) = await self._database.fetch_one(
-            "select tocsin.extend(%s, %s, %s)", [ids, leases, timedelta(seconds=seconds)]
-        )
+        (kept,) = await self._database.fetch_one("select tocsin.extend(%s, %s, %s)", [ids, leases, timedelta(seconds=seconds)])
         return list(kept)
 
     def _lose(self, held: Held) -> None:

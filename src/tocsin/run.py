@@ -100,23 +100,24 @@ class Run:
 @asynccontextmanager
 async def open_run(intake: Intake) -> AsyncIterator[Run]:
     """Make the consumer poll for as long as the block lasts. Raises `Suspended` at its end if the run was ended from outside."""
-    try:
-        await intake.begin_poll()
-    except StateTransitionError as refused:
-        if refused.from_ != "interrupted":
-            raise
-        released = await intake.complete_poll()
-        raise Suspended("interrupted before it began", handled=0, released=released) from None
     run: Run | None = None
-    released = 0
+    ended_by: str | None = None
+    handled = released = 0
     try:
-        with intake.bell.bed(intake.queue_id) as bed:
-            async with open_nursery_bare() as nursery:
-                run = intake.run = Run(intake, bed, nursery)
-                nursery.start_soon(intake.leases.keep)
-                bed.ring()
-                yield run
-                nursery.cancel_scope.cancel()
+        try:
+            await intake.begin_poll()
+        except StateTransitionError as refused:
+            if refused.from_ != "interrupted":
+                raise
+            ended_by = "interrupted before it began"
+        else:
+            with intake.bell.bed(intake.queue_id) as bed:
+                async with open_nursery_bare() as nursery:
+                    run = intake.run = Run(intake, bed, nursery)
+                    nursery.start_soon(intake.leases.keep)
+                    bed.ring()
+                    yield run
+                    nursery.cancel_scope.cancel()
     finally:
         intake.run = None
         with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
@@ -128,5 +129,7 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
                 logger.warning("the run of worker %r did not end in good order; its leases will expire: %s", intake.name, error)
         if patience.cancelled_caught:
             logger.warning("the run of worker %r did not end in good order; its leases will expire: no answer", intake.name)
-    if run.ended_by is not None:
-        raise Suspended(run.ended_by, handled=run.handled, released=released)
+    if run is not None:
+        ended_by, handled = run.ended_by, run.handled
+    if ended_by is not None:
+        raise Suspended(ended_by, handled=handled, released=released)
