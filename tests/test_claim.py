@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import PATIENCE, connect_blocking, move_clock, query
+from support import PATIENCE, connect_blocking, move_clock, open_connection, query
 
 import tocsin
 
@@ -194,3 +194,20 @@ def test_settling_and_looking_never_scan_the_table(plans: Any, statement: str, p
             assert not (node["Node Type"] == "Seq Scan" and node.get("Relation Name") == "messages"), (text, plan)
             if node.get("Relation Name") == "messages":
                 assert node["Actual Rows"] * node["Actual Loops"] <= 2, (text, plan)
+
+
+async def test_a_message_that_another_claim_has_locked_is_not_looked_for_again_at_once(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    async with store.consumer("q") as a, store.consumer("q") as b, open_connection(store_dsn) as connection:
+        async with connection.transaction(force_rollback=True):
+            await connection.execute("select * from tocsin.claim(%s, 1)", [a.worker_id])
+            rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, 1)", b.worker_id)
+            assert rows == [(None, None)]
+            # An expired lease whose row is locked: soon, but not at once.
+            await query(store_dsn, "select tocsin.enqueue('q', '2')")
+            await query(store_dsn, "select * from tocsin.claim(%s, 1, '1 us')", b.worker_id)
+            async with open_connection(store_dsn) as settler, settler.transaction(force_rollback=True):
+                await settler.execute("select * from tocsin.messages where state = 'leased' for update")
+                rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, 1)", b.worker_id)
+                assert rows == [(None, 0.01)]

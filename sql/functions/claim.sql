@@ -88,7 +88,11 @@ begin
             order by c.priority, c.due, c.id;
     end if;
     if coalesce(cardinality(rows_found), 0) < max_messages then
-        next_due := tocsin.next_due(q.id);
+        -- What is due and was not taken is locked by another claim, which will take it: no reason to look again at once.
+        next_due := tocsin.next_due(q.id, with_ready => false);
+        if next_due < 0.01 then
+            next_due := 0.01;
+        end if;
         return next;
     end if;
 end
@@ -119,8 +123,9 @@ begin
 end
 $$;
 
--- Seconds until the queue's next message is due (0: now), or null when there is none or the queue is paused.
-create or replace function tocsin.next_due(queue_id integer) returns float8
+-- Seconds until the queue's next message is due (0: now), or null when there is none or the queue is paused. Ready messages count unless told
+-- otherwise.
+create or replace function tocsin.next_due(queue_id integer, with_ready boolean default true) returns float8
 language plpgsql
 set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
 as $$
@@ -129,7 +134,9 @@ declare
     at timestamptz;
 begin
     select least(
-        (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1),
+        case when with_ready then
+            (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
+        end,
         (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' order by m.due limit 1),
         (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' order by m.vt limit 1)
     )

@@ -148,7 +148,7 @@ begin
     select array_agg(m.id), array_agg(m.lease) into ids, leases
     from (select x.id, x.lease from tocsin.messages x
           where x.queue_id = w.queue_id and x.state = 'leased' and x.consumer_worker_id = w.id and x.id <> all (keep)
-          for update) m;
+          order by x.id for update) m;
     perform tocsin.give_back(ids, leases, '0 s', counted, reason);
     return coalesce(cardinality(ids), 0);
 end

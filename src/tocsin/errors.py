@@ -200,6 +200,10 @@ class ConfigError(TocsinError, ValueError):
         """What is wrong with it."""
 
 
+TRANSIENT = (ConnectionLost, psycopg.OperationalError)
+"""What passes by itself, so that a loop tries again: no connection, a deadlock, a statement that the server cancelled, a lack of resources."""
+
+
 def translate(error: psycopg.Error, address: str) -> Exception:
     """Return the error of this module that a psycopg error means, or the psycopg error itself when it means none of them."""
     code = error.sqlstate or ""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 
 from .blocking import call_and_watch
-from .errors import ConnectionLost, StateTransitionError
+from .errors import TRANSIENT, StateTransitionError
 from .leases import Unit
 from .message import Message
 from .retry import delays
@@ -100,14 +100,14 @@ class Handling:
                 waits = delays()
             except StateTransitionError:
                 run.pause()
-            except ConnectionLost as lost:
+            except TRANSIENT as lost:
                 wait = next(waits)
                 logger.warning("%s; trying again in %.2f s", lost, wait)
                 await trio.sleep(wait)
 
     async def _claim(self, limit: int) -> None:
         run, intake = self._run, self._intake
-        done, self._done = self._done, []
+        done, self._done = self._take_done(), []
         run.bed.rung = False
         try:
             claim = await intake.claim(limit, self._vt, archive=done)
@@ -150,8 +150,12 @@ class Handling:
             else:
                 self._failed += [(m, error) for m in unsettled]
 
+    def _take_done(self) -> list[Message]:
+        # In the order in which a release of all that is held locks the rows, so that the two do not deadlock.
+        return sorted(self._done, key=lambda message: message.id)
+
     async def _archive(self) -> None:
-        done, self._done = self._done, []
+        done, self._done = self._take_done(), []
         try:
             archived = await self._intake.archive_many(done)
         except BaseException:

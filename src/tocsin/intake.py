@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -18,8 +18,11 @@ from .leases import Leases
 from .message import Message, read_messages
 from .process import CLEANUP_WITHIN, Process
 
-if TYPE_CHECKING:
-    from .run import Run
+
+class Run(Protocol):
+    """What wants to know how the worker stands: see ``run.py``."""
+
+    def noticed(self, status: str, grace: float | None) -> None: ...
 
 
 @attrs.frozen

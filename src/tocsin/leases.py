@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from .database import Database
-from .errors import ConnectionLost
+from .errors import TRANSIENT
 from .message import Message
 from .retry import delays
 
@@ -129,7 +129,7 @@ class Leases:
             now = trio.current_time()
             try:
                 kept = await self.extend([h.message for h in due], vt)
-            except ConnectionLost as lost:
+            except TRANSIENT as lost:
                 logger.warning("cannot extend %d lease(s), trying again: %s", len(due), lost)
                 await trio.sleep(wait)
                 continue

@@ -33,7 +33,7 @@ from psycopg import sql
 
 from .bell import Bell
 from .database import Connection, Database
-from .errors import ConnectionLost, StateTransitionError, TocsinError
+from .errors import TRANSIENT, ConnectionLost, StateTransitionError, TocsinError
 from .retry import delays
 from .version import VERSION
 
@@ -126,7 +126,7 @@ class Process:
                             await self._serve(line)
                     else:
                         await self._serve(None)
-                except (ConnectionLost, psycopg.OperationalError) as lost:
+                except TRANSIENT as lost:
                     wait = next(waits)
                     logger.warning("%s; trying again in %.2f s", lost, wait)
                     await trio.sleep(wait)
@@ -261,7 +261,7 @@ class Process:
         if trio.current_time() >= self._next_beat and not self._buried:
             try:
                 await self._beat(None)
-            except (ConnectionLost, psycopg.OperationalError) as lost:
+            except TRANSIENT as lost:
                 logger.warning("no heartbeat: %s", lost)
 
     # The registration
@@ -277,8 +277,9 @@ class Process:
 
     async def _rise_again(self) -> None:
         async with self._registering:
+            # An earlier attempt may have come half way before the connection was lost.
+            await self._database.fetch("select tocsin.unregister_process(%s)", [self._id])
             process_id = await self._register()
-            self._buried = False
             for worker in list(self._residents.values()):
                 try:
                     await worker.register(process_id)
@@ -286,6 +287,7 @@ class Process:
                     logger.warning("cannot register again: %s", refused)
                     self.dismiss(worker.worker_id)
                     worker.noticed("stopped", None)
+            self._buried = False
 
     async def _unregister(self) -> None:
         if self._id is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import TypedDict
 
 from .database import Connection, Database
 from .durations import Duration, check_count, to_timedelta
@@ -16,39 +17,30 @@ _CHUNK = 5000
 """Payloads in one statement of a large batch; a batch is one transaction, whatever its size."""
 
 
-async def enqueue(
-    database: Database,
-    queue: str,
-    payload: object,
-    *,
-    delay: Duration | None,
-    at: datetime | None,
-    priority: int,
-    headers: object,
-    key: str | None,
-    expires_in: Duration | None,
-    max_deliveries: int | None,
-    worker_id: int | None,
-    connection: Connection | None,
-) -> int:
-    """Enqueue one message; see `Producer.enqueue`."""
-    parameters = [
-        queue,
-        encode(payload),
-        *_when(delay, at),
-        priority,
-        _encode_headers(headers),
-        key,
-        to_timedelta(expires_in, "expires_in"),
-        None if max_deliveries is None else check_count(max_deliveries, "max_deliveries"),
-        worker_id,
-    ]
-    (message_id,) = await database.fetch_one(_ENQUEUE, parameters, on=connection)
-    return int(message_id)
+class EnqueueOptions(TypedDict, total=False):
+    """The options of `Producer.enqueue`, where they are passed on."""
+
+    delay: Duration | None
+    at: datetime | None
+    priority: int
+    headers: object
+    key: str | None
+    expires_in: Duration | None
+    max_deliveries: int | None
+    connection: Connection | None
 
 
-class Producer(Registered):
-    """Enqueues messages to one queue; made by `Store.producer`."""
+class Sender:
+    """Enqueues to one queue, in nobody's name: `Store.produce`."""
+
+    def __init__(self, database: Database, queue: str) -> None:
+        self._database = database
+        self.queue = queue
+        """Name of its queue."""
+
+    @property
+    def _producer_id(self) -> int | None:
+        return None
 
     async def enqueue(
         self,
@@ -67,27 +59,26 @@ class Producer(Registered):
 
         ``payload`` and ``headers`` are any JSON values. ``delay`` (seconds) or ``at`` (a time with its zone) say when it is due, by the
         server's clock. Smaller ``priority`` numbers are delivered first. With a ``key`` there is at most one unfinished message of that
-        key: a second enqueue returns the first one's id. A message that is not delivered ``expires_in`` seconds from now becomes a dead
-        letter. ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's (`Store.transaction`), the message is
-        enqueued when the caller's transaction commits.
+        key: a second enqueue returns the first one's id. A message that is not delivered ``expires_in`` seconds from now becomes a dead letter.
+        ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's (`Store.transaction`), the message is enqueued when
+        the caller's transaction commits.
 
         Raises `PayloadInvalid`, `PayloadTooLarge`, `QueueNotFound`, `StateTransitionError` when this worker is suspended, `WorkerStopped`,
         `ConnectionLost`, `ValueError`. Cancelled, the message is enqueued or not; with a key, enqueueing it again is safe.
         """
-        return await enqueue(
-            self._database,
+        parameters = [
             self.queue,
-            payload,
-            delay=delay,
-            at=at,
-            priority=priority,
-            headers=headers,
-            key=key,
-            expires_in=expires_in,
-            max_deliveries=max_deliveries,
-            worker_id=self.worker_id,
-            connection=connection,
-        )
+            encode(payload),
+            *_when(delay, at),
+            priority,
+            _encode_headers(headers),
+            key,
+            to_timedelta(expires_in, "expires_in"),
+            None if max_deliveries is None else check_count(max_deliveries, "max_deliveries"),
+            self._producer_id,
+        ]
+        (message_id,) = await self._database.fetch_one(_ENQUEUE, parameters, on=connection)
+        return int(message_id)
 
     async def enqueue_many(
         self,
@@ -112,7 +103,7 @@ class Producer(Registered):
             _encode_headers(headers),
             to_timedelta(expires_in, "expires_in"),
             None if max_deliveries is None else check_count(max_deliveries, "max_deliveries"),
-            self.worker_id,
+            self._producer_id,
         ]
         if connection is not None:
             async with connection.transaction():  # a savepoint in the caller's transaction
@@ -129,6 +120,14 @@ class Producer(Registered):
             (inserted,) = await self._database.fetch_one(_ENQUEUE_MANY, parameters, on=connection)
             ids += inserted
         return ids
+
+
+class Producer(Registered, Sender):
+    """Enqueues messages to one queue; made by `Store.producer`."""
+
+    @property
+    def _producer_id(self) -> int:
+        return self.worker_id
 
 
 def _when(delay: Duration | None, at: datetime | None) -> tuple[timedelta | None, datetime | None]:

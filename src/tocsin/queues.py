@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import attrs
 
@@ -46,46 +46,41 @@ def _read(row: Row) -> Queue:
     return Queue(*values)
 
 
+class QueueSettings(TypedDict, total=False):
+    """The settings of a queue that can be given; those that are not have their defaults."""
+
+    vt: Duration | None
+    """Visibility timeout in seconds (30)."""
+    max_deliveries: int | None
+    """After so many deliveries, a message that fails again becomes a dead letter (5)."""
+    retry_base: Duration | None
+    """Seconds of delay after the first failure (1)."""
+    retry_factor: float | None
+    """By how much the delay grows with each further failure (2)."""
+    retry_max: Duration | None
+    """The longest delay in seconds (3600)."""
+    retry_jitter: float | None
+    """The share, 0 to 1, by which a delay may be longer or shorter by chance (0.2)."""
+    max_payload: int | None
+    """The largest payload in bytes of JSON text (1 MiB)."""
+
+
 class Queues:
     """The queues of a store: `Store.queues`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(
-        self,
-        name: str,
-        *,
-        vt: Duration | None = None,
-        max_deliveries: int | None = None,
-        retry_base: Duration | None = None,
-        retry_factor: float | None = None,
-        retry_max: Duration | None = None,
-        retry_jitter: float | None = None,
-        max_payload: int | None = None,
-    ) -> Queue:
-        """Create a queue; settings not given have their defaults (see `Queue`).
+    async def create(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
+        """Create a queue with these `QueueSettings`.
 
         Raises `QueueAlreadyExists`, `ValueError`. Cancelled, it is created or not.
         """
-        settings = _check_settings(name, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload)
-        return await self._fetch("select * from tocsin.create_queue(%s, %s, %s, %s, %s, %s, %s, %s)", settings)
+        return await self._fetch("select * from tocsin.create_queue(%s, %s, %s, %s, %s, %s, %s, %s)", _parameters(name, **settings))
 
-    async def ensure(
-        self,
-        name: str,
-        *,
-        vt: Duration | None = None,
-        max_deliveries: int | None = None,
-        retry_base: Duration | None = None,
-        retry_factor: float | None = None,
-        retry_max: Duration | None = None,
-        retry_jitter: float | None = None,
-        max_payload: int | None = None,
-    ) -> Queue:
-        """Create a queue or, when it exists, change the settings that are given. Raises `ValueError`. Cancelled, done or not."""
-        settings = _check_settings(name, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload)
-        return await self._fetch("select * from tocsin.ensure_queue(%s, %s, %s, %s, %s, %s, %s, %s)", settings)
+    async def ensure(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
+        """Create a queue or, when it exists, change the `QueueSettings` that are given. Raises `ValueError`. Cancelled, done or not."""
+        return await self._fetch("select * from tocsin.ensure_queue(%s, %s, %s, %s, %s, %s, %s, %s)", _parameters(name, **settings))
 
     async def get(self, name: str) -> Queue:
         """Return a queue. Raises `QueueNotFound`. Cancellation leaves nothing behind."""
@@ -123,15 +118,16 @@ class Queues:
         return _read(await self._database.fetch_one(statement, parameters))
 
 
-def _check_settings(
+def _parameters(
     name: str,
-    vt: Duration | None,
-    max_deliveries: int | None,
-    retry_base: Duration | None,
-    retry_factor: float | None,
-    retry_max: Duration | None,
-    retry_jitter: float | None,
-    max_payload: int | None,
+    *,
+    vt: Duration | None = None,
+    max_deliveries: int | None = None,
+    retry_base: Duration | None = None,
+    retry_factor: float | None = None,
+    retry_max: Duration | None = None,
+    retry_jitter: float | None = None,
+    max_payload: int | None = None,
 ) -> Sequence[object]:
     if not name or len(name.encode()) > 255 or "\0" in name:
         raise ValueError("name must be 1 to 255 bytes of text")

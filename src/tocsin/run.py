@@ -41,6 +41,7 @@ class Run:
         """What is still to be settled when the handlers have ended."""
         self._paused = False
         self._to_poll = False
+        self._status = "polling"
         self._handled_before = intake.handled
 
     @property
@@ -68,6 +69,7 @@ class Run:
 
     def noticed(self, status: str, grace: float | None) -> None:
         """Do what the worker's state in the registry asks for."""
+        before, self._status = self._status, status
         match status:
             case "ready":  # resumed, or registered anew
                 self._to_poll = True
@@ -78,7 +80,7 @@ class Run:
                 self.bed.ring()
             case "interrupted":
                 self.end("interrupted", grace)
-            case "suspended" if not self._paused:
+            case "suspended" if before != status:
                 self._paused = True
                 # It may have been suspended with its messages released; the database knows.
                 self.nursery.start_soon(self.intake.leases.refresh)

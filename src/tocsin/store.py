@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
+from typing import Unpack
 
 import attrs
 import psycopg
@@ -19,7 +19,7 @@ from .durations import Duration, check_count, to_seconds
 from .errors import translate
 from .nursery import open_nursery_bare
 from .process import Process
-from .producer import Producer, enqueue
+from .producer import EnqueueOptions, Producer, Sender
 from .queues import Queues
 from .registration import registered
 from .schema import Difference, Schema
@@ -95,35 +95,9 @@ class Store:
         """
         return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)), self._process)
 
-    async def produce(
-        self,
-        queue: str,
-        payload: object,
-        *,
-        delay: Duration | None = None,
-        at: datetime | None = None,
-        priority: int = 0,
-        headers: object = None,
-        key: str | None = None,
-        expires_in: Duration | None = None,
-        max_deliveries: int | None = None,
-        connection: Connection | None = None,
-    ) -> int:
-        """Enqueue one message without registering a producer; see `Producer.enqueue`."""
-        return await enqueue(
-            self._database,
-            queue,
-            payload,
-            delay=delay,
-            at=at,
-            priority=priority,
-            headers=headers,
-            key=key,
-            expires_in=expires_in,
-            max_deliveries=max_deliveries,
-            worker_id=None,
-            connection=connection,
-        )
+    async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
+        """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
+        return await Sender(self._database, queue).enqueue(payload, **options)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from .errors import ConnectionLost, StateTransitionError
+from .errors import TRANSIENT, StateTransitionError
 from .intake import Intake
 from .leases import Unit
 from .message import Message
@@ -44,7 +44,7 @@ class Stream:
             except StateTransitionError:
                 run.bed.rung = True
                 run.pause()
-            except ConnectionLost as lost:
+            except TRANSIENT as lost:
                 run.bed.rung = True
                 wait = next(waits)
                 logger.warning("%s; trying again in %.2f s", lost, wait)

@@ -1,0 +1,119 @@
+"""``python -m bench``: run scenarios against a PostgreSQL of their own, show the figures, save them, compare them with saved ones."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+from rich.console import Console
+
+from tocsin.embedded import serve
+
+from .frame import Bench, Size, execute
+from .results import TOLERANCE, Result, load_ratios, save, tabulate, worse
+from .scenarios import SCENARIOS
+
+SERVER_SETTINGS = {"fsync": "on", "synchronous_commit": "on", "shared_preload_libraries": "pg_stat_statements"}
+
+
+@attrs.frozen
+class Options:
+    """What was asked for."""
+
+    dsn: str | None
+    """The server; None for an embedded one."""
+    size: Size
+    """How much to measure."""
+    only: Sequence[str]
+    """Names of the scenarios to run."""
+    json: Path | None
+    """Where to save the results."""
+    compare: Path | None
+    """Saved results to compare with."""
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Read the command line; exits when it makes no sense."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Tocsin against what is done by hand.")
+    parser.add_argument("--quick", action="store_const", dest="size", const=Size.QUICK, help="fewer samples: about one minute in all")
+    parser.add_argument("--smoke", action="store_const", dest="size", const=Size.SMOKE, help=argparse.SUPPRESS)
+    parser.add_argument("--only", action="append", choices=SCENARIOS, help="run this scenario; may be given several times")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the results here")
+    parser.add_argument("--dsn", help="use this server, where databases may be created; it must be on this host. Default: an embedded one")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help=f"exit with 1 if a ratio is more than {TOLERANCE} times the one saved here"
+    )
+    given = parser.parse_args(arguments)
+    return Options(given.dsn, given.size or Size.FULL, given.only or list(SCENARIOS), given.json, given.compare)
+
+
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """Make a directory that a server which runs as another user, since we are root, can pass through."""
+    with tempfile.TemporaryDirectory(prefix="tocsin-bench-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@asynccontextmanager
+async def server(dsn: str | None) -> AsyncIterator[str]:
+    """Give the DSN back, or that of a server which runs as long as the block."""
+    if dsn is not None:
+        yield dsn
+        return
+    with temporary_directory() as directory:
+        async with serve(directory / "server", settings=SERVER_SETTINGS) as embedded:
+            yield embedded.dsn
+
+
+async def describe(dsn: str, size: Size) -> dict[str, Any]:
+    """Return the conditions that all figures of this run have in common."""
+    ((version, fsync, synchronous_commit),) = await execute(
+        dsn, b"select current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit')"
+    )
+    return {
+        "size": size.name.lower(),
+        "postgresql": version,
+        "fsync": fsync,
+        "synchronous_commit": synchronous_commit,
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+    }
+
+
+async def run(options: Options) -> int:
+    """Do what was asked for, and return the exit status."""
+    console = Console(highlight=False)
+    recorded = None if options.compare is None else load_ratios(options.compare)
+    results: list[Result] = []
+    async with server(options.dsn) as dsn:
+        conditions = await describe(dsn, options.size)
+        console.print(", ".join(f"{name} {value}" for name, value in conditions.items()))
+        for name in options.only:
+            console.print(f"{name} ...")
+            measured = await SCENARIOS[name](Bench(dsn, options.size))
+            results += [attrs.evolve(r, settings=conditions | r.settings) for r in measured]
+    console.print(tabulate(results))
+    if options.json is not None:
+        save(results, options.json)
+    if recorded is None:
+        return 0
+    got_worse = worse(results, recorded)
+    for scenario, then, now in got_worse:
+        console.print(f"[red]worse[/red]: {scenario}: ratio {now:.2f}, recorded {then:.2f}")
+    if not got_worse:
+        console.print(f"no ratio is more than {TOLERANCE} times the recorded one")
+    return 1 if got_worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(trio.run(run, parse(sys.argv[1:])))

@@ -1,0 +1,146 @@
+"""The processes that take part in a benchmark.
+
+A process plays one *role*: a function of one of these modules, async or not, which is called with a connection string and further words.
+It is started as ``python -m bench.child MODULE FUNCTION WORDS...``. The connection string, which may have a password in it, comes by the
+environment. Orders go to it by its standard input, a line each; what it measured comes back by its standard output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+import trio.testing
+
+import tocsin
+
+_DSN = "TOCSIN_BENCH_DSN"
+_CLEANUP_WITHIN = 10.0
+_PATIENCE = 60.0
+"""Seconds after which a process that should have something to say is given up."""
+
+
+class Lines:
+    """The lines of a stream, in words."""
+
+    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+        self._stream = stream
+        self._buffer = b""
+
+    async def next(self) -> list[str]:
+        """Return the words of the next line; at the stream's end raise `EOFError`. Cancelled, no line is lost."""
+        while b"\n" not in self._buffer:
+            chunk = await self._stream.receive_some()
+            if not chunk:
+                raise EOFError
+            self._buffer += chunk
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return line.decode().split()
+
+
+class Child:
+    """A process that plays a role; made by `playing`."""
+
+    def __init__(self, process: trio.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.process = process
+        self._stdin = process.stdin
+        self._stdout = process.stdout
+        self._lines = Lines(process.stdout)
+
+    async def order(self, *words: object) -> None:
+        """Send it a line. Cancelled, it is sent, in part perhaps, or not."""
+        await self._stdin.send_all(" ".join(map(str, words)).encode() + b"\n")
+
+    async def hear(self, word: str) -> list[str]:
+        """Return the rest of its next line, which must begin with this word. Cancelled, no line is lost."""
+        try:
+            with trio.fail_after(_PATIENCE):
+                first, *rest = await self._lines.next()
+        except EOFError:
+            raise RuntimeError(f"a process ended that should have said {word!r}; its standard error says why") from None
+        if first != word:
+            raise RuntimeError(f"a process said {first!r} instead of {word!r}")
+        return rest
+
+    async def close(self) -> None:
+        """Close the pipes to it. Cancelled, they are closed."""
+        await self._stdin.aclose()
+        await self._stdout.aclose()
+
+    async def hear_number(self, word: str) -> float:
+        """Return the number that follows this word in its next line."""
+        (number,) = await self.hear(word)
+        return float(number)
+
+
+@asynccontextmanager
+async def playing(role: Callable[..., object], dsn: str, *words: object) -> AsyncIterator[Child]:
+    """Run a process in this role, and wait until it says that it is ready. However the block ends, the process is killed."""
+    command = [sys.executable, "-m", "bench.child", role.__module__, role.__qualname__, *map(str, words)]
+    process = await trio.lowlevel.open_process(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {_DSN: dsn},
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,  # Ctrl-C is for the benchmark, which then kills it
+    )
+    child = Child(process)
+    try:
+        await child.hear("ready")
+        yield child
+    finally:
+        if process.poll() is None:
+            process.kill()
+        with trio.move_on_after(_CLEANUP_WITHIN, shield=True):
+            await process.wait()
+            await child.close()
+
+
+# In the process that plays the role
+
+
+def say(*words: object) -> None:
+    """Send a line to the benchmark."""
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
+@asynccontextmanager
+async def orders() -> AsyncIterator[Lines]:
+    """Receive the benchmark's orders, in an async role; others read `sys.stdin`."""
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stream:
+        yield Lines(stream)
+
+
+async def asleep(store: tocsin.Store) -> None:
+    """Return when this process does nothing but wait for a notification or its next heartbeat.
+
+    A task that waits for the answer to a statement looks like one that sleeps, but it holds a connection of the pool.
+    """
+    while True:
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        if not store.statistics().pool.in_use:
+            return
+
+
+def _play(module: str, function: str, *words: str) -> None:
+    role: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    if inspect.iscoroutinefunction(role):
+        trio.run(role, os.environ[_DSN], *words)
+    else:
+        role(os.environ[_DSN], *words)
+
+
+if __name__ == "__main__":
+    _play(*sys.argv[1:])

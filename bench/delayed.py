@@ -1,0 +1,73 @@
+"""How late a delayed message comes on a queue that is otherwise silent: no other message wakes the consumer when it is due.
+
+Lateness is the time at the handler's first line minus the time in the message's row. The one is this host's clock, the other the server's,
+so the server must be on this host. The floor is a blocking process that sleeps until its table's next row is due and then deletes it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NoReturn
+
+import trio
+
+import tocsin
+
+from . import floor
+from .child import asleep, playing, say
+from .frame import Bench, execute
+from .results import Result, percentile
+
+QUEUE = "delayed"
+IN_TURN = 10
+"""Messages that wait for their time at once; then it is the floor's turn."""
+FIRST, BETWEEN = 0.3, 0.097
+"""Delay of the first of them, and the time between two, in seconds."""
+TARGET = 50.0
+"""Milliseconds that a message may be late."""
+
+
+async def measure(bench: Bench) -> list[Result]:
+    """Give the median and the maximum, in ms."""
+    late, floors = list[float](), list[float]()
+    async with (
+        bench.bare_database(floor.TABLE) as bare,
+        bench.store_database(QUEUE) as dsn,
+        tocsin.connect(dsn) as store,
+        playing(consume, dsn) as consumer,
+        playing(floor.claim_when_due, bare) as by_hand,
+    ):
+        count = bench.pick(IN_TURN, IN_TURN, 2)
+        delays = [FIRST + BETWEEN * number for number in range(count)]
+        for _ in range(bench.pick(10, 2, 1)):
+            for delay in delays:
+                await store.produce(QUEUE, None, delay=delay)
+            due = dict(await execute(dsn, b"select id, extract(epoch from due)::float8 from tocsin.messages"))
+            for _ in delays:
+                message_id, now = await consumer.hear("handled")
+                late.append((float(now) - due[int(message_id)]) * 1e3)
+            await execute(
+                bare, b"insert into messages (due) select clock_timestamp() + make_interval(secs => s) from unnest(%s::float8[]) s", delays
+            )
+            for _ in delays:
+                await by_hand.order("go")
+                floors.append(await by_hand.hear_number("handled"))
+    settings = {"samples": len(late), "target_value": TARGET}
+    return [
+        Result("delayed.p50", percentile(late, 50), "ms", percentile(floors, 50), settings),
+        Result("delayed.max", max(late), "ms", None, settings),
+    ]
+
+
+async def consume(dsn: str) -> NoReturn:
+    """Handle messages, and say which came when (seconds since 1970)."""
+
+    async def handle(message: tocsin.Message) -> None:
+        now = time.time()
+        say("handled", message.id, now)
+
+    async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(consumer.handle, handle)
+        await asleep(store)
+        say("ready")
+        await trio.sleep_forever()

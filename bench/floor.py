@@ -1,0 +1,145 @@
+"""The floors: what the scenarios do, done by hand, with blocking psycopg and the least SQL that can do it.
+
+Each function is a role (``child.py``). They are not queues: they know no leases, no workers, no retries, and lose what they have taken
+when they are killed. Nothing that is a queue can be faster.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+
+from .child import say
+
+TABLE = b"create table messages (id bigint generated always as identity primary key, sent bigint, due timestamptz not null default now())"
+"""What the roles that claim need in their database."""
+QUEUES = 10
+HEARTBEAT = 2.0
+
+
+def _connect(dsn: str) -> psycopg.Connection[tuple[Any, ...]]:
+    return psycopg.connect(dsn, autocommit=True)
+
+
+def _wakes(connection: psycopg.Connection[tuple[Any, ...]]) -> Iterator[str]:
+    """Yield the payload of each notification as it comes."""
+    while True:
+        select.select([connection.fileno()], [], [])
+        connection.pgconn.consume_input()
+        while (notification := connection.pgconn.notifies()) is not None:
+            yield notification.extra.decode()
+
+
+# Waking
+
+
+def send(dsn: str, statement: str) -> None:
+    """For each order, run a statement whose parameter is the time (CLOCK_MONOTONIC, ns) just before."""
+    with _connect(dsn) as connection:
+        command = statement.encode()
+        say("ready")
+        for _ in sys.stdin:
+            connection.execute(command, [time.monotonic_ns()])
+
+
+NOTIFY = "select pg_notify('floor', %s::text)"
+"""For `send`: wakes `hear`."""
+INSERT_AND_NOTIFY = "with added as (insert into messages (sent) values (%s)) select pg_notify('floor', '')"
+"""For `send`: wakes `hear_and_claim`."""
+
+
+def hear(dsn: str) -> None:
+    """Say how long each notification took to arrive, in ms."""
+    with _connect(dsn) as connection:
+        connection.execute("listen floor")
+        say("ready")
+        for sent in _wakes(connection):
+            say("handled", (time.monotonic_ns() - int(sent)) / 1e6)
+
+
+def hear_and_claim(dsn: str) -> None:
+    """On each notification, take one message out of the table; say how long after its statement it was here, in ms."""
+    with _connect(dsn) as connection, _connect(dsn) as line:
+        line.execute("listen floor")
+        say("ready")
+        for _ in _wakes(line):
+            claimed = connection.execute(
+                "delete from messages where id = (select id from messages order by id limit 1 for update skip locked) returning sent"
+            ).fetchone()
+            now = time.monotonic_ns()
+            assert claimed is not None
+            say("handled", (now - claimed[0]) / 1e6)
+
+
+# Being due
+
+
+def claim_when_due(dsn: str) -> None:
+    """For each order, sleep until the next message is due and take it; say how late that was, in ms."""
+    with _connect(dsn) as connection:
+        say("ready")
+        for _ in sys.stdin:
+            first = connection.execute("select extract(epoch from min(due) - clock_timestamp())::float8 from messages").fetchone()
+            assert first is not None
+            time.sleep(max(0, first[0]))
+            claimed = connection.execute(
+                "delete from messages where id = (select id from messages where due <= clock_timestamp() order by due limit 1 "
+                "for update skip locked) returning extract(epoch from due)::float8"
+            ).fetchone()
+            now = time.time()
+            assert claimed is not None
+            say("handled", (now - claimed[0]) * 1e3)
+
+
+# Dying
+
+
+def hold_lock(dsn: str) -> None:
+    """Hold an advisory lock until killed."""
+    with _connect(dsn) as connection:
+        connection.execute("select pg_advisory_lock(1)")
+        say("ready")
+        sys.stdin.read()
+
+
+def wait_for_lock(dsn: str) -> None:
+    """Wait for that lock, and say when it was had (CLOCK_MONOTONIC, ns)."""
+    with _connect(dsn) as connection:
+        say("ready")
+        connection.execute("select pg_advisory_lock(1)")
+        say("handled", time.monotonic_ns())
+
+
+# Being idle
+
+
+def listen_and_beat(dsn: str) -> None:
+    """LISTEN on ten channels, and update a row every two seconds.
+
+    From one order to the next, count; then say: seconds of CPU, statements, times woken (by the clock and by the answer, for each of them).
+    """
+    with _connect(dsn) as connection:
+        for number in range(QUEUES):
+            connection.execute(f"listen queue_{number}".encode())
+        connection.execute("create table beats (at timestamptz)")
+        connection.execute("insert into beats values (now())")
+        say("ready")
+        os.read(sys.stdin.fileno(), 100)
+        began, beats = time.process_time(), 0
+        next_beat = time.monotonic() + HEARTBEAT
+        while True:
+            readable, _, _ = select.select([connection.fileno(), sys.stdin], [], [], max(0, next_beat - time.monotonic()))
+            if sys.stdin in readable:
+                break
+            if not readable:
+                connection.execute("update beats set at = clock_timestamp()")
+                beats += 1
+                next_beat += HEARTBEAT
+        say("counted", time.process_time() - began, beats, 2 * beats)
+        sys.stdin.read()

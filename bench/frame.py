@@ -1,0 +1,93 @@
+"""What the scenarios share: how much to measure, and databases to do it in.
+
+Each scenario gets databases of its own, and each floor another one: up to PostgreSQL 18 a NOTIFY wakes every listening backend of its
+database, so that a consumer which sleeps beside a floor would be part of it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from enum import IntEnum
+from typing import Any, TypeAlias, TypeVar
+
+import attrs
+import trio
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+import tocsin
+from tocsin.driver import TrioConnection
+
+from .results import Result
+
+T = TypeVar("T")
+
+CLEANUP_WITHIN = 10.0
+"""Seconds that dropping a database may take after a cancellation."""
+
+
+class Size(IntEnum):
+    """How much is measured."""
+
+    FULL = 0
+    """Enough for figures to be recorded."""
+    QUICK = 1
+    """Enough to see where things stand."""
+    SMOKE = 2
+    """Just enough to see that the benchmarks work."""
+
+
+@attrs.frozen
+class Bench:
+    """What a scenario gets."""
+
+    dsn: str
+    """Connection string of a server whose role may create databases."""
+    size: Size
+    """How much to measure."""
+
+    def pick(self, full: T, quick: T, smoke: T) -> T:
+        """Return the value for this size."""
+        return (full, quick, smoke)[self.size]
+
+    @asynccontextmanager
+    async def bare_database(self, prepare: bytes = b"") -> AsyncIterator[str]:
+        """Give the connection string of a new database, in which these statements were run.
+
+        However the block ends, cancelled or not, the database is dropped.
+        """
+        name = f"tocsin_bench_{secrets.token_hex(6)}"
+        await execute(self.dsn, sql.SQL("create database {} template template0").format(sql.Identifier(name)))
+        try:
+            dsn = make_conninfo(self.dsn, dbname=name)
+            if prepare:
+                await execute(dsn, prepare)
+            yield dsn
+        finally:
+            with trio.move_on_after(CLEANUP_WITHIN, shield=True):
+                await execute(self.dsn, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+    @asynccontextmanager
+    async def store_database(self, *queues: str) -> AsyncIterator[str]:
+        """Give the connection string of a new database with Tocsin and these queues in it; it is dropped at the end."""
+        async with self.bare_database() as dsn:
+            async with tocsin.connect(dsn) as store:
+                await store.install()
+                for queue in queues:
+                    await store.queues.create(queue)
+            yield dsn
+
+
+Scenario: TypeAlias = Callable[[Bench], Awaitable[list[Result]]]
+
+
+async def execute(dsn: str, statement: bytes | sql.Composed, *parameters: object) -> list[tuple[Any, ...]]:
+    """Run one statement on a connection of its own, and return its rows. Cancelled, it has taken effect or not."""
+    connection: TrioConnection[Any] = await TrioConnection.connect(dsn, autocommit=True)
+    try:
+        cursor = await connection.execute(statement, parameters or None)
+        return await cursor.fetchall() if cursor.description else []
+    finally:
+        await connection.close()

@@ -1,0 +1,95 @@
+"""A process with ten consumers on ten queues, and nothing to do.
+
+Counted, for as long as nothing happens: its connections, the statements that anybody runs in its database, its CPU time, and how often its
+event loop wakes up. The floor is a blocking process that LISTENs on ten channels and updates one row as often as Tocsin sends a heartbeat;
+it is idle at the same time, in another database.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+
+import trio
+
+import tocsin
+
+from . import floor
+from .child import asleep, orders, playing, say
+from .frame import Bench, execute
+from .results import Result
+
+CONNECTIONS = 2
+"""The pool's minimum, and the one that LISTENs."""
+
+
+async def measure(bench: Bench) -> list[Result]:
+    """Give connections, statements, CPU seconds and wake-ups."""
+    seconds = bench.pick(30.0, 10.0, 3.0)
+    queues = [f"idle-{number}" for number in range(floor.QUEUES)]
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        watch = await enter(bench.bare_database(b"create extension pg_stat_statements"))
+        dsn, bare = await enter(bench.store_database(*queues)), await enter(bench.bare_database())
+        subject = await enter(playing(consume, dsn, *queues))
+        by_hand = await enter(playing(floor.listen_and_beat, bare))
+        ((database,),) = await execute(dsn, b"select oid from pg_database where datname = current_database()")
+        before = await _statements(watch, database)
+        for child in (subject, by_hand):
+            await child.order("count")
+        await trio.sleep(seconds)
+        for child in (subject, by_hand):
+            await child.order("stop")
+        cpu, wakeups = map(float, await subject.hear("counted"))
+        floor_cpu, floor_statements, floor_wakeups = map(float, await by_hand.hear("counted"))
+        after = await _statements(watch, database)
+        ((connections,),) = await execute(
+            watch, b"select count(*) from pg_stat_activity where datid = %s and backend_type = 'client backend'", database
+        )
+    ran = {query: calls - before.get(query, 0) for query, calls in after.items() if calls > before.get(query, 0)}
+    beats = sum(calls for query, calls in ran.items() if ".heartbeat(" in query)
+    settings = {"seconds": seconds, "consumers": len(queues)}
+    return [
+        Result("idle.connections", connections, "", CONNECTIONS, settings | {"target_ratio": 1}),
+        Result("idle.heartbeats", beats, "", floor_statements, settings | {"target_ratio": 1.25}),
+        Result("idle.other_statements", sum(ran.values()) - beats, "", None, settings | {"target_value": 0, "ran": ran}),
+        Result("idle.cpu", cpu * 1e3, "ms", floor_cpu * 1e3, settings),
+        Result("idle.wakeups", wakeups, "", floor_wakeups, settings),
+    ]
+
+
+async def _statements(watch: str, database: int) -> dict[str, int]:
+    return dict(
+        await execute(watch, b"select query, sum(calls)::bigint from pg_stat_statements where dbid = %s and toplevel group by 1", database)
+    )
+
+
+class _Wakeups(trio.abc.Instrument):
+    count = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def consume(dsn: str, *queues: str) -> None:
+    """Consume all of these queues. From one order to the next, count; then say: seconds of CPU, wake-ups of the event loop."""
+
+    async def handle(message: tocsin.Message) -> None:
+        raise AssertionError("there are no messages")
+
+    async with AsyncExitStack() as stack:
+        incoming = await stack.enter_async_context(orders())
+        store = await stack.enter_async_context(tocsin.connect(dsn))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        for queue in queues:  # one after the other, so that the pool has no surplus, which it would keep for ten seconds
+            consumer = await stack.enter_async_context(store.consumer(queue))
+            nursery.start_soon(consumer.handle, handle)
+            await asleep(store)
+        say("ready")
+        await incoming.next()
+        wakeups = _Wakeups()
+        trio.lowlevel.add_instrument(wakeups)
+        began = time.process_time()
+        await incoming.next()
+        say("counted", time.process_time() - began, wakeups.count - 1)  # the order itself was one
+        await trio.sleep_forever()

@@ -1,0 +1,108 @@
+"""From the SIGKILL of a process that holds messages to another process's handler having all of them.
+
+Their leases would last an hour: it is not their end that is waited for. The processes die at any phase of their own heartbeat and of the
+other's. Measured in the same run: how long an advisory lock takes to pass from a process that is killed to one that waits for it, which is
+what the kernel and the server need to notice. That Tocsin takes hundreds of times as long is intended, for a connection that was lost is
+not yet a dead process (``sql/functions/processes.sql``): it waits for a heartbeat to be missed. A ratio of the two would tell nothing but
+the phase of a heartbeat, so there is none.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from typing import NoReturn
+
+import trio
+
+import tocsin
+from tocsin.store import HEARTBEAT
+
+from . import floor
+from .child import Child, playing, say
+from .frame import Bench
+from .results import Result, percentile
+
+QUEUE = "kill"
+MESSAGES = 5
+LEASE = 3600.0
+TARGET = 5.0
+"""Seconds that it may take."""
+
+
+async def measure(bench: Bench) -> list[Result]:
+    """Give the median and the maximum, in seconds."""
+    taken, floors = list[float](), list[float]()
+    async with bench.bare_database() as bare, bench.store_database(QUEUE) as dsn:
+        await _wait_until_deaths_count(dsn)
+        for _ in range(bench.pick(10, 3, 1)):
+            taken.append(await _kill_consumer(dsn))
+            floors.append(await _kill_holder(bare))
+    settings = {"runs": len(taken), "messages": MESSAGES, "lease_s": LEASE, "lock_p50_s": percentile(floors, 50)}
+    return [
+        Result("kill.p50", percentile(taken, 50), "s", None, settings),
+        Result("kill.max", max(taken), "s", None, settings | {"target_value": TARGET}),
+    ]
+
+
+async def _wait_until_deaths_count(dsn: str) -> None:
+    """Nobody is declared dead in the ten seconds after a server's, and also a database's, first heartbeat."""
+    async with playing(rescue, dsn):
+        await trio.sleep(HEARTBEAT + 10.5)
+
+
+async def _kill_consumer(dsn: str) -> float:
+    async with playing(hold, dsn) as victim:
+        async with tocsin.connect(dsn) as store:
+            for number in range(MESSAGES):
+                await store.produce(QUEUE, number)
+        for _ in range(MESSAGES):
+            await victim.hear("holding")
+        async with playing(rescue, dsn) as rescuer:
+            await trio.sleep(random.uniform(0, HEARTBEAT))
+            return await _kill(victim, rescuer)
+
+
+async def _kill_holder(dsn: str) -> float:
+    async with playing(floor.hold_lock, dsn) as victim, playing(floor.wait_for_lock, dsn) as rescuer:
+        await trio.sleep(0.2)  # until its statement waits
+        return await _kill(victim, rescuer)
+
+
+async def _kill(victim: Child, rescuer: Child) -> float:
+    began = time.monotonic_ns()
+    victim.process.send_signal(signal.SIGKILL)
+    taken = (await rescuer.hear_number("handled") - began) / 1e9
+    await rescuer.process.wait()  # of itself: it is not to be the next one that has died
+    return taken
+
+
+async def hold(dsn: str) -> NoReturn:
+    """Hold all messages until killed."""
+
+    async def handle(message: tocsin.Message) -> None:
+        say("holding")
+        await trio.sleep_forever()
+
+    async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer:
+        say("ready")
+        await consumer.handle(handle, concurrency=MESSAGES, vt=LEASE)
+
+
+async def rescue(dsn: str) -> None:
+    """Handle all messages, and say when the last one came (CLOCK_MONOTONIC, ns)."""
+    came: list[int] = []
+
+    async def handle(message: tocsin.Message) -> None:
+        came.append(time.monotonic_ns())
+        if len(came) == MESSAGES:
+            say("handled", came[-1])
+            await consumer.interrupt()
+
+    async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer:
+        say("ready")
+        try:
+            await consumer.handle(handle, concurrency=MESSAGES)
+        except tocsin.Suspended:
+            return

@@ -1,0 +1,19 @@
+"""The scenarios, by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from . import commands, delayed, idle, kill, wakeup
+from .frame import Scenario
+
+SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
+    {
+        "wakeup": wakeup.measure,
+        "idle": idle.measure,
+        "kill": kill.measure,
+        "commands": commands.measure,
+        "delayed": delayed.measure,
+    }
+)

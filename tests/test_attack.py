@@ -1,0 +1,506 @@
+"""Races found by reading the code as an attacker would: two processes between two lines, an answer that comes late, a lock taken in another order.
+
+Each test forces one interleaving with locks of its own, so it does not depend on luck.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from support import PATIENCE, Handled, open_connection, query, run_until_suspended
+
+import tocsin
+from tocsin.driver import TrioConnection
+from tocsin.embedded import EmbeddedServer
+
+SOON = 5
+"""Seconds for what should happen at once: a net for tests that show that something never happens."""
+
+
+async def until(condition: Callable[[], Awaitable[object]]) -> None:
+    with trio.fail_after(SOON):
+        while not await condition():
+            await trio.lowlevel.checkpoint()
+
+
+async def until_blocked(dsn: str, statement: str) -> None:
+    """Wait until a statement like this waits for a lock."""
+    await until(
+        lambda: query(dsn, "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like %s", f"%{statement}%")
+    )
+
+
+@asynccontextmanager
+async def holding(dsn: str, statement: str, *parameters: object) -> AsyncIterator[TrioConnection[Any]]:
+    """Hold the locks that a statement takes for as long as the block lasts."""
+    async with open_connection(dsn) as connection, connection.transaction():
+        await connection.execute(statement.encode(), parameters or None)
+        yield connection
+
+
+async def hang(_: object) -> None:
+    await trio.sleep_forever()
+
+
+async def bury_all(dsn: str) -> None:
+    """What other processes do to one that they take for dead."""
+    await query(dsn, "select tocsin.unregister_process(id, true) from tocsin.processes")
+
+
+# Locks in another order
+
+
+async def test_suspend_with_release_against_archive_and_claim(store: tocsin.Store, store_dsn: str) -> None:
+    """archive_and_claim locks message rows and then the worker; suspend, complete_poll, unregister lock the worker and then the rows."""
+    await store.queues.ensure("q")
+    suspended = list[tocsin.Suspended]()
+    first, go_on = trio.Event(), trio.Event()
+
+    async def handle(message: tocsin.Message) -> None:
+        if message.payload == 1:
+            first.set()
+            await go_on.wait()
+
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        await store.produce("q", 1)
+        nursery.start_soon(functools.partial(run_until_suspended, consumer, handle, suspended))
+        await first.wait()
+        await store.produce("q", 2)
+        async with holding(store_dsn, "select pg_advisory_xact_lock(tocsin.lock_key('worker', %s))", consumer.worker_id) as other:
+            go_on.set()
+            await until_blocked(store_dsn, "archive_and_claim")
+            await other.execute("select tocsin.suspend(%s, release => true)", [consumer.worker_id])
+        await consumer.resume()
+        await until(lambda: query(store_dsn, "select 1 from tocsin.archive having count(*) = 2"))
+        await consumer.interrupt()
+
+
+async def test_extend_against_archive(store: tocsin.Store, store_dsn: str) -> None:
+    """Both lock several rows of one worker, each in the order of its own list."""
+    await store.queues.ensure("q")
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        await producer.enqueue_many([1, 2, 3])
+        one, two, three = await consumer.dequeue(3)
+        async with trio.open_nursery() as nursery:
+            async with holding(store_dsn, "select from tocsin.messages where id = %s for update", two.id):
+                nursery.start_soon(consumer._intake.leases.extend, [one, two, three], 30)
+                await until_blocked(store_dsn, "tocsin%.extend(")
+                nursery.start_soon(consumer.archive_many, [three, one])
+                await until_blocked(store_dsn, "tocsin%.archive(")
+
+
+# Who is who
+
+
+async def test_a_process_declared_dead_does_not_stop_its_successor(store: tocsin.Store, store_dsn: str) -> None:
+    """A worker's id is taken over with its name, so what the former holder says about "its" worker must not count."""
+    await store.queues.ensure("q", vt=3600)
+    async with tocsin.connect(store_dsn, heartbeat=3600) as zombie_store:
+        async with zombie_store.consumer("q", name="w") as zombie:
+            await bury_all(store_dsn)
+            successor_context = store.consumer("q", name="w")
+            successor = await successor_context.__aenter__()
+            assert successor.worker_id == zombie.worker_id
+            await store.produce("q", 1)
+            assert len(await successor.dequeue()) == 1
+        assert await successor.status() == "ready"
+        assert (await successor.info()).held == 1
+        await successor_context.__aexit__(None, None, None)
+
+
+async def test_a_process_declared_dead_cannot_claim_as_its_successor(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", vt=3600)
+    async with tocsin.connect(store_dsn, heartbeat=3600) as zombie_store, zombie_store.consumer("q", name="w") as zombie:
+        await bury_all(store_dsn)
+        async with store.consumer("q", name="w"):
+            await store.produce("q", 1)
+            with pytest.raises(tocsin.StateTransitionError):
+                await zombie.dequeue()
+
+
+async def test_registering_with_a_process_that_was_declared_dead(store_dsn: str) -> None:
+    """The process has not heard of its death yet; the new worker must not hang on a process that does not exist."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.producer("q"):
+            await bury_all(store_dsn)
+            async with store.consumer("q", name="w") as consumer, trio.open_nursery() as nursery:
+                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+                orphans = "select id from tocsin.workers w where status <> 'stopped' and not exists (select from tocsin.processes p where p.id = w.process_id)"
+                store._process.look()
+                await until(lambda: query(store_dsn, "select 1 from tocsin.workers where name = 'w' and status = 'polling'"))
+                assert await query(store_dsn, orphans) == []
+                await store.produce("q", 1)
+                with trio.move_on_after(SOON):
+                    await handled.wait(1)
+                assert not suspended
+                await consumer.interrupt()
+
+
+async def test_a_suspended_worker_stays_suspended_when_its_process_rises_again(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q", name="w") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'"))
+            await (await store.workers.get(consumer.worker_id)).suspend()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            before = store._process._id
+            await bury_all(store_dsn)
+            await until(lambda: query(store_dsn, "select 1 from tocsin.workers w join tocsin.processes p on p.id = w.process_id and p.id <> %s", before))
+            assert await consumer.status() == "suspended"
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: str) -> None:
+    """Two workers; the connection breaks while the second registers anew."""
+    async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
+        for queue in ("q", "r"):
+            await store.queues.ensure(queue)
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q") as a, store.consumer("r") as b, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, a, handled, suspended)
+            nursery.start_soon(run_until_suspended, b, handled, suspended)
+            await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling' having count(*) = 2"))
+            await bury_all(store_dsn)
+            async with holding(store_dsn, "select 1 from tocsin.workers where id = %s for update", b.worker_id):
+                await until_blocked(store_dsn, "register_worker")
+                await query(store_dsn, "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'")
+            await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status <> 'stopped' having count(*) = 2"))
+            await store.produce("r", 1)
+            with trio.fail_after(SOON):
+                await handled.wait(1)
+            assert not suspended
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_process_that_learned_of_its_death_rises_at_once(store_dsn: str) -> None:
+    """And does not first wait for its next heartbeat."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        async with store.consumer("q") as consumer:
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await bury_all(store_dsn)
+            store._process.look()
+            await until(lambda: query(store_dsn, "select 1 from tocsin.workers where id = %s and status = 'ready'", consumer.worker_id))
+
+
+# Answers that come late
+
+
+async def test_a_command_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> None:
+    """The heartbeat has read the workers already when the command comes; its notification comes with the heartbeat's answer."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'"))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            async with holding(store_dsn, "lock table tocsin.messages"):
+                store._process.look()
+                await until_blocked(store_dsn, ".heartbeat(")
+                await query(store_dsn, "select tocsin.interrupt(%s)", consumer.worker_id)
+            with trio.move_on_after(SOON):
+                await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'suspended'"))
+            nursery.cancel_scope.cancel()
+        assert suspended
+
+
+async def test_a_look_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> None:
+    """Suspended and resumed, while a heartbeat that was sent before is under way: the claim that was refused must lead to another look."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        beats = store.statistics().heartbeats
+        async with store.consumer("q"):
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            async with holding(store_dsn, "lock table tocsin.messages"):
+                store._process.look()
+                await until_blocked(store_dsn, ".heartbeat(")
+                beats = store.statistics().heartbeats
+                store._process.look()
+            with trio.move_on_after(SOON):
+                while store.statistics().heartbeats < beats + 2:
+                    await query(store_dsn, "select")
+            assert store.statistics().heartbeats >= beats + 2
+
+
+async def test_a_heartbeat_that_was_sent_before_a_worker_was_registered(store_dsn: str) -> None:
+    """Its answer does not know the worker; that does not mean that it was shut down."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q"), trio.open_nursery() as nursery:
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            async with holding(store_dsn, "lock table tocsin.messages"):
+                store._process.look()
+                await until_blocked(store_dsn, ".heartbeat(")
+                context = store.consumer("q", name="late")
+                late = await context.__aenter__()
+                nursery.start_soon(run_until_suspended, late, handled, suspended)
+                await until_blocked(store_dsn, ".claim(")
+            await store.produce("q", 1)
+            with trio.move_on_after(SOON):
+                await handled.wait(1)
+            assert not suspended
+            nursery.cancel_scope.cancel()
+        await context.__aexit__(None, None, None)
+
+
+async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_noticed_first(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", vt=3600)
+    cancelled = trio.Event()
+
+    async def handle(_: tocsin.Message) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    handled, suspended = Handled(handle), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=2))
+        await store.produce("q", 1)
+        await handled.wait(1)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        async with holding(store_dsn, "select from tocsin.processes for update"):
+            await query(store_dsn, "select tocsin.suspend(%s, release => true)", consumer.worker_id)
+            await until_blocked(store_dsn, ".heartbeat(")
+            await query(store_dsn, "select tocsin.ring(id) from tocsin.queues")
+            run = consumer._intake.run
+            assert run is not None
+            with trio.fail_after(SOON):
+                while run.may_claim:
+                    await query(store_dsn, "select tocsin.ring(id) from tocsin.queues")
+        with trio.move_on_after(SOON):
+            await cancelled.wait()
+        was_cancelled = cancelled.is_set()
+        nursery.cancel_scope.cancel()
+    assert was_cancelled
+
+
+async def test_suspend_with_release_and_resume_at_once_cancels_the_handlers(store: tocsin.Store, store_dsn: str) -> None:
+    """The process looks only after both; its leases are gone all the same."""
+    await store.queues.ensure("q", vt=3600)
+    cancelled = trio.Event()
+
+    async def handle(_: tocsin.Message) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    handled, suspended = Handled(handle), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await store.produce("q", 1)
+        await handled.wait(1)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await query(store_dsn, "select tocsin.suspend(%s, release => true), tocsin.resume(%s)", consumer.worker_id, consumer.worker_id)
+        with trio.move_on_after(SOON):
+            await cancelled.wait()
+        was_cancelled = cancelled.is_set()
+        nursery.cancel_scope.cancel()
+    assert was_cancelled
+
+
+# Runs
+
+
+async def test_a_signal_ends_a_suspended_run(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    suspended = list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+
+        async def serve() -> None:
+            async with tocsin.drain_on_signals(consumer):
+                await run_until_suspended(consumer, Handled(), suspended)
+
+        nursery.start_soon(serve)
+        await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'"))
+        await (await store.workers.get(consumer.worker_id)).suspend()
+        signal.raise_signal(signal.SIGTERM)
+        with trio.move_on_after(SOON):
+            while not suspended:
+                await query(store_dsn, "select")
+        nursery.cancel_scope.cancel()
+    assert suspended
+
+
+async def test_a_run_that_could_not_give_back_does_not_keep_its_leases_in_the_next(own_server: EmbeddedServer) -> None:
+    async with tocsin.connect(own_server.dsn) as store:
+        await store.install()
+        await store.queues.ensure("q", vt=4)
+        await store.produce("q", 1)
+        first, second = Handled(hang), Handled()
+        async with store.consumer("q") as consumer:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(consumer.handle, first)
+                await first.wait(1)
+                await own_server.stop()
+                nursery.cancel_scope.cancel()
+            await own_server.start()
+            async with trio.open_nursery() as nursery:
+                suspended = list[tocsin.Suspended]()
+                nursery.start_soon(run_until_suspended, consumer, second, suspended)
+                with trio.move_on_after(2 * SOON):
+                    await second.wait(1)
+                nursery.cancel_scope.cancel()
+    assert len(second.messages) == 1
+
+
+async def test_a_consumer_has_one_run_at_a_time(store: tocsin.Store) -> None:
+    await store.queues.ensure("q")
+    refused = list[RuntimeError]()
+
+    async def handle() -> None:
+        try:
+            await consumer.handle(hang)
+        except RuntimeError as error:
+            refused.append(error)
+
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(handle)
+        nursery.start_soon(handle)
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        nursery.cancel_scope.cancel()
+    assert len(refused) == 1
+
+
+async def test_redelivered_to_the_same_consumer_the_former_handler_is_cancelled(store: tocsin.Store, store_dsn: str) -> None:
+    """The lease ended while this process could not extend it (its event loop was blocked), and the next claim is its own."""
+    await store.queues.ensure("q", vt=3600)
+    cancelled = list[int]()
+
+    async def handle(message: tocsin.Message) -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            if not ending:
+                cancelled.append(message.read_ct)
+            raise
+
+    ending = False
+    handled, suspended = Handled(handle), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=2))
+        await store.produce("q", 1)
+        await handled.wait(1)
+        await query(store_dsn, "update tocsin.messages set vt = now()")
+        await query(store_dsn, "select tocsin.ring(id) from tocsin.queues")
+        await handled.wait(2)
+        with trio.move_on_after(SOON):
+            while not cancelled:
+                await query(store_dsn, "select")
+        ending = True
+        nursery.cancel_scope.cancel()
+    assert cancelled == [1]
+
+
+# Streams
+
+
+async def test_a_stream_does_not_end_silently_when_a_lease_is_lost(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", vt=0.5)
+    went_on = error = None
+    async with store.consumer("q") as consumer:
+        await store.produce("q", 1)
+        try:
+            async with consumer.messages() as stream:
+                async for _ in stream:
+                    await query(store_dsn, "delete from tocsin.messages")
+                    with trio.move_on_after(SOON):
+                        await trio.sleep_forever()
+                    went_on = True
+                    break
+        except tocsin.TocsinError as raised:
+            error = raised
+    assert went_on or error, "the block was left without a word"
+
+
+async def test_a_stream_forgets_the_messages_it_has_settled(store: tocsin.Store) -> None:
+    await store.queues.ensure("q")
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        await producer.enqueue_many(range(20))
+        async with consumer.messages() as stream:
+            run = consumer._intake.run
+            assert run is not None
+            async for message in stream:
+                await message.archive()
+                if message.payload == 19:
+                    break
+            assert sum(len(unit.messages) for unit in run.units) <= 1
+
+
+# By hand
+
+
+async def test_draining_does_not_wait_for_leases_that_are_gone(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", vt=0.1)
+    await store.produce("q", 1)
+    async with store.consumer("q") as consumer, store.consumer("q") as other:
+        assert await consumer.dequeue()
+        (message,) = await other.dequeue(wait=PATIENCE)
+        await other.archive(message)
+        with trio.fail_after(SOON):
+            await consumer.suspend(drain=True)
+
+
+# The line
+
+
+async def test_a_blocked_loop_is_not_taken_for_a_deaf_line(store: tocsin.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tocsin.process.HEARD_WITHIN", 0.2)
+    await store.queues.ensure("q")
+
+    async def block() -> None:
+        while not store._process._echo:
+            await trio.lowlevel.checkpoint()
+        time.sleep(0.5)  # noqa: ASYNC251 - this is what is tested
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(block)
+        async with store.consumer("q"):
+            pass
+    assert not store.statistics().deaf
+
+
+async def test_a_row_locked_by_others_is_not_looked_for_without_pause(dsn_of_quiet_store: str) -> None:
+    async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        await store.produce("q", 1)
+        async with holding(dsn_of_quiet_store, "select from tocsin.messages for update"):
+            async with store.consumer("q") as consumer:
+                assert await consumer.dequeue(wait=1) == []
+        (calls,) = await query(
+            dsn_of_quiet_store,
+            "select sum(calls)::int from pg_stat_statements s join pg_database d on d.oid = s.dbid "
+            "where d.datname = current_database() and query like '%%claim(%%'",
+        )
+    assert calls[0] < 100
+
+
+async def test_expired_messages_in_a_claim_do_not_hide_ready_ones(store_dsn: str) -> None:
+    """A claim that finds expired messages among the first returns fewer than asked for, although more are ready."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.producer("q") as producer, store.consumer("q") as consumer:
+            await producer.enqueue_many(range(9), expires_in=0.001)
+            await producer.enqueue_many(range(21))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=10))
+                with trio.move_on_after(SOON):
+                    await handled.wait(21)
+                await consumer.interrupt()
+    assert len(handled.messages) == 21

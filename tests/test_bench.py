@@ -1,0 +1,90 @@
+"""The benchmarks run, and say what they are supposed to say. How fast anything was is not looked at here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import servers
+from support import connect_blocking
+
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / "bench" / "recorded.json"
+TIMEOUT = 100
+
+
+def run(server: servers.Server, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m bench`` on the tests' server, as small as it gets."""
+    command = [sys.executable, "-m", "bench", "--smoke", "--dsn", server.admin_dsn, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+def check_shape(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        assert list(record) == ["scenario", "value", "unit", "floor", "ratio", "settings"]
+        assert isinstance(record["value"], int | float)
+        assert {"size", "postgresql", "fsync", "synchronous_commit", "python", "cpus"} <= record["settings"].keys()
+        assert (record["ratio"] is None) == (not record["floor"] or not record["value"]), record
+
+
+@pytest.fixture
+def counting_server(server: servers.Server) -> servers.Server:
+    """The server, if it counts statements."""
+    with connect_blocking(server.admin_dsn) as connection:
+        try:
+            connection.execute("load 'pg_stat_statements'")
+        except psycopg.Error as error:
+            pytest.skip(f"this server does not tell what was run on it: {error.diag.message_primary}")
+    return server
+
+
+def test_messages_between_processes(server: servers.Server, tmp_path: Path) -> None:
+    saved = tmp_path / "results.json"
+    ended = run(server, "--only", "wakeup", "--only", "delayed", "--json", saved)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    records = json.loads(saved.read_text())
+    check_shape(records)
+    ways = [f"wakeup.{way}.{percentile}" for way in ("claim", "produce", "sql") for percentile in ("p50", "p99")]
+    assert [r["scenario"] for r in records] == [*ways, "delayed.p50", "delayed.max"]
+    assert all(r["scenario"] in ended.stdout for r in records)
+    with connect_blocking(server.admin_dsn) as connection:
+        assert connection.execute("select datname from pg_database where datname like 'tocsin\\_bench\\_%'").fetchall() == []
+
+
+def test_idle_is_compared_by_ratio(counting_server: servers.Server, tmp_path: Path) -> None:
+    recorded, saved = tmp_path / "recorded.json", tmp_path / "results.json"
+    better = {"scenario": "idle.connections", "value": 1000, "ratio": 0.5}
+    worse = {"scenario": "idle.wakeups", "value": 0, "ratio": 1000}
+    unknown = {"scenario": "idle.other_statements", "value": 0, "ratio": None}
+    recorded.write_text(json.dumps([better, worse, unknown]))
+    ended = run(counting_server, "--only", "idle", "--json", saved, "--compare", recorded)
+    assert ended.stderr == ""
+    records = {r["scenario"]: r for r in json.loads(saved.read_text())}
+    check_shape(list(records.values()))
+    assert (records["idle.connections"]["value"], records["idle.connections"]["floor"]) == (2, 2)
+    assert records["idle.other_statements"]["value"] == 0, records["idle.other_statements"]["settings"]["ran"]
+    assert [line for line in ended.stdout.splitlines() if line.startswith("worse")] == [
+        "worse: idle.connections: ratio 1.00, recorded 0.50"
+    ]
+    assert ended.returncode == 1
+
+
+def test_an_unknown_scenario_is_refused(server: servers.Server) -> None:
+    ended = run(server, "--only", "nonsense")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "wakeup" in ended.stderr
+
+
+def test_the_record_is_complete_and_on_the_page() -> None:
+    records = json.loads(RECORDED.read_text())
+    check_shape(records)
+    assert {r["settings"]["size"] for r in records} == {"full"}
+    assert {r["scenario"].partition(".")[0] for r in records} >= {"wakeup", "idle", "kill", "commands", "delayed"}
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert [r["scenario"] for r in records if f"`{r['scenario']}`" not in page] == []
