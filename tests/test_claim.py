@@ -22,7 +22,7 @@ def test_order_is_priority_due_id(store_dsn: str, data: list[tuple[int, int]], b
     with connect_blocking(store_dsn) as connection:
         connection.execute("truncate tocsin.messages, tocsin.queues, tocsin.workers cascade")
         connection.execute("select tocsin.create_queue('q')")
-        worker = connection.execute("select (tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')).id").fetchone()
+        worker = connection.execute("select id, registration from tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')").fetchone()
         expected = []
         for priority, minutes_ago in data:
             row = connection.execute(
@@ -32,7 +32,7 @@ def test_order_is_priority_due_id(store_dsn: str, data: list[tuple[int, int]], b
             assert row is not None
             expected.append((priority, -minutes_ago, row[0]))
         claimed: list[int] = []
-        while rows := connection.execute("select id from tocsin.claim(%s, %s) where id is not null", [*(worker or ()), batch]).fetchall():
+        while rows := connection.execute("select id from tocsin.claim(%s, %s, %s) where id is not null", [*(worker or ()), batch]).fetchall():
             claimed += [row[0] for row in rows]
         assert claimed == [i for _, _, i in sorted(expected)]
 
@@ -147,10 +147,10 @@ def find(plans: dict[str, dict[str, Any]], words: str) -> list[dict[str, Any]]:
 def test_claim_reads_the_front_of_one_index_and_sorts_nothing(plans: Any, planned: str) -> None:
     if planned == "on the empty table":
         for _ in range(8):  # until the session keeps its plans
-            plans("select * from tocsin.claim(1, 10)")
+            plans("select * from tocsin.claim(1, 1, 10)")
     plans(SETUP.replace("%%", "%"))
     for _ in range(8):
-        found = plans("select * from tocsin.claim(1, 10)")
+        found = plans("select * from tocsin.claim(1, 1, 10)")
     ready = find(found, "m.state = 'ready' order by")
     assert [n["Index Name"] for n in ready if "Index Name" in n] == ["messages_ready"]
     assert not [n for n in ready if n["Node Type"] in ("Sort", "Seq Scan", "Bitmap Heap Scan")]
@@ -201,13 +201,13 @@ async def test_a_message_that_another_claim_has_locked_is_not_looked_for_again_a
     await store.produce("q", 1)
     async with store.consumer("q") as a, store.consumer("q") as b, open_connection(store_dsn) as connection:
         async with connection.transaction(force_rollback=True):
-            await connection.execute("select * from tocsin.claim(%s, 1)", [a.worker_id])
-            rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, 1)", b.worker_id)
+            await connection.execute("select * from tocsin.claim(%s, %s, 1)", [a.worker_id, a.registration])
+            rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, %s, 1)", b.worker_id, b.registration)
             assert rows == [(None, None)]
             # An expired lease whose row is locked: soon, but not at once.
             await query(store_dsn, "select tocsin.enqueue('q', '2')")
-            await query(store_dsn, "select * from tocsin.claim(%s, 1, '1 us')", b.worker_id)
+            await query(store_dsn, "select * from tocsin.claim(%s, %s, 1, '1 us')", b.worker_id, b.registration)
             async with open_connection(store_dsn) as settler, settler.transaction(force_rollback=True):
                 await settler.execute("select * from tocsin.messages where state = 'leased' for update")
-                rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, 1)", b.worker_id)
+                rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, %s, 1)", b.worker_id, b.registration)
                 assert rows == [(None, 0.01)]

@@ -478,7 +478,8 @@ async def test_one_run_at_a_time(store: tocsin.Store) -> None:
         with pytest.raises(RuntimeError, match="running already"):
             await consumer.handle(Handled())
         with pytest.raises(RuntimeError, match="running already"):
-            consumer.messages()
+            async with consumer.messages():
+                pass
 
 
 async def test_what_was_dequeued_by_hand_survives_a_run(store: tocsin.Store) -> None:

@@ -129,8 +129,9 @@ async def test_a_claim_whose_answer_was_lost_is_given_back(store: tocsin.Store, 
     async with store.consumer("q") as consumer:
         await query(
             store_dsn,
-            "select * from tocsin.claim(%s, 1)",  # what the lost answer would have said
+            "select * from tocsin.claim(%s, %s, 1)",  # what the lost answer would have said
             consumer.worker_id,
+            consumer.registration,
         )
         consumer._intake._answer_lost = True
         (message,) = await consumer.dequeue()

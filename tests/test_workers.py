@@ -13,7 +13,7 @@ import tocsin
 STATES = ["ready", "polling", "interrupted", "suspended", "stopped"]
 OPERATIONS: dict[str, tuple[str, set[str], str]] = {
     # operation: (its statement, the states it is allowed from, the state it leads to)
-    "poll": ("select tocsin.begin_poll(%s)", {"ready", "polling"}, "polling"),
+    "poll": ("select tocsin.begin_poll(%s, registration) from tocsin.workers", {"ready", "polling"}, "polling"),
     "interrupt": ("select tocsin.interrupt(%s)", {"ready", "polling"}, "interrupted"),
     "suspend": ("select tocsin.suspend(%s)", {"ready", "polling", "interrupted"}, "suspended"),
     "resume": ("select tocsin.resume(%s)", {"suspended"}, "ready"),
@@ -49,7 +49,7 @@ async def test_complete_poll(store: tocsin.Store, store_dsn: str, before: str, a
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
         await query(store_dsn, "update tocsin.workers set status = %s", before)
-        await store._database.fetch("select tocsin.complete_poll(%s)", [consumer.worker_id])
+        await store._database.fetch("select tocsin.complete_poll(%s, %s)", [consumer.worker_id, consumer.registration])
         assert await consumer.status() == after
 
 

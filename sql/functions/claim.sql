@@ -37,8 +37,8 @@ $$;
 
 -- Claims up to max_messages of the worker's queue, each with a fresh lease of vt (null: the queue's visibility timeout), in order. When that
 -- were fewer than asked for, a last row without id tells in how many seconds the next one is due (null: none is known), for a consumer that
--- goes to sleep now. Refused for a worker that is neither ready nor polling. Nothing while the queue is paused.
-create or replace function tocsin.claim(worker_id bigint, max_messages integer, vt interval default null)
+-- goes to sleep now. Refused for a worker that is neither ready nor polling, and for a registration that has ended. Nothing while the queue is paused.
+create or replace function tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval default null)
 returns table (
     id bigint, lease bigint, priority integer, read_ct integer, enqueued_at timestamptz, vt_at timestamptz, dequeued_at timestamptz,
     producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
@@ -54,7 +54,7 @@ declare
     rows_found tid[];
     expired bigint[];
 begin
-    q := tocsin.admit_claim(worker_id);
+    q := tocsin.admit_claim(worker_id, registration);
     if q.paused_at is not null then
         return next;
         return;
@@ -69,8 +69,7 @@ begin
               where m.queue_id = q.id and m.state = 'ready'
               order by m.priority, m.due, m.id limit max_messages for update skip locked) r;
         exit when expired is null;
-        perform tocsin.bury(expired, 'the message expired');
-        exit when rows_found is not null;
+        perform tocsin.bury(expired, 'the message expired');  -- and look again, since others may take their place
     end loop;
     if rows_found is not null then
         token := nextval('tocsin.leases');
@@ -101,7 +100,7 @@ $$;
 -- Archives what is finished and claims the next messages, in one statement and one commit. Rows with a null lease name the ids whose lease was
 -- lost, so that they were not archived; then the claimed messages follow.
 create or replace function tocsin.archive_and_claim(
-    worker_id bigint, ids bigint[], leases bigint[], max_messages integer, vt interval default null
+    worker_id bigint, registration bigint, ids bigint[], leases bigint[], max_messages integer, vt interval default null
 ) returns table (
     id bigint, lease bigint, priority integer, read_ct integer, enqueued_at timestamptz, vt_at timestamptz, dequeued_at timestamptz,
     producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
@@ -110,8 +109,11 @@ language plpgsql
 as $$
 #variable_conflict use_column
 declare
-    archived boolean[] := tocsin.archive(ids, leases);
+    archived boolean[];
 begin
+    -- First the worker, then its messages: the order in which a suspension locks them.
+    perform tocsin.admit_claim(worker_id, registration);
+    archived := tocsin.archive(ids, leases);
     if not true = all (archived) then
         return query
             select s.id, null::bigint, null::integer, null::integer, null::timestamptz, null::timestamptz, null::timestamptz, null::bigint,
@@ -119,7 +121,7 @@ begin
             from unnest(ids, archived) s (id, archived)
             where not s.archived;
     end if;
-    return query select c.* from tocsin.claim(worker_id, max_messages, vt) c;
+    return query select c.* from tocsin.claim(worker_id, registration, max_messages, vt) c;
 end
 $$;
 

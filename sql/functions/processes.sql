@@ -47,12 +47,17 @@ as $$
 declare
     w tocsin.workers;
 begin
+    -- First the process: so a registration under way is waited for and seen below, and a later one finds no process.
+    delete from tocsin.processes p where p.id = process_id;
     for w in select x.* from tocsin.workers x where x.process_id = unregister_process.process_id order by x.id loop
         perform pg_advisory_xact_lock(tocsin.lock_key('worker', w.id));
-        update tocsin.workers x set status = 'stopped', grace = null, shutdown_at = tocsin.clock(), process_id = null where x.id = w.id;
-        perform tocsin.release_held(w, died, 'its worker died');
+        update tocsin.workers x
+        set status = 'stopped', grace = null, buried_as = case when died then x.status end, shutdown_at = tocsin.clock(), process_id = null
+        where x.id = w.id and x.registration = w.registration;
+        if found then
+            perform tocsin.release_held(w, died, 'its worker died');
+        end if;
     end loop;
-    delete from tocsin.processes p where p.id = process_id;
 end
 $$;
 
@@ -96,10 +101,10 @@ $$;
 -- The one periodic statement of a process. Rows:
 --   dead                      the process has been declared dead; nothing else follows
 --   look_again  seconds       send the next heartbeat after this time, if that is sooner
---   worker      id, status, seconds = grace of an interruption, in the order of registration
+--   worker      id, status, seconds = grace of an interruption, registration; in the order of ids
 --   queue       id, seconds until its next message is due (0: now); none when nothing is known to come
 create or replace function tocsin.heartbeat(process_id bigint)
-returns table (kind text, id bigint, status text, seconds float8)
+returns table (kind text, id bigint, status text, seconds float8, registration bigint)
 language plpgsql
 as $$
 #variable_conflict use_column
@@ -108,18 +113,18 @@ declare
 begin
     update tocsin.processes p set heartbeat_at = tocsin.clock() where p.id = process_id;
     if not found then
-        return query select 'dead', process_id, null::text, null::float8;
+        return query select 'dead', process_id, null::text, null::float8, null::bigint;
         return;
     end if;
     look_again := tocsin.bury_dead(process_id);
     if look_again is not null then
-        return query select 'look_again', null::bigint, null::text, look_again;
+        return query select 'look_again', null::bigint, null::text, look_again, null::bigint;
     end if;
     return query
-        select 'worker', w.id, w.status, extract(epoch from w.grace)::float8
+        select 'worker', w.id, w.status, extract(epoch from w.grace)::float8, w.registration
         from tocsin.workers w where w.process_id = heartbeat.process_id order by w.id;
     return query
-        select 'queue', d.queue_id::bigint, null::text, d.seconds
+        select 'queue', d.queue_id::bigint, null::text, d.seconds, null::bigint
         from (select s.queue_id, tocsin.next_due(s.queue_id) as seconds
               from (select distinct w.queue_id from tocsin.workers w
                     where w.process_id = heartbeat.process_id and w.kind = 'consumer') s) d

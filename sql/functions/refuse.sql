@@ -1,8 +1,8 @@
 -- How a function says no: an SQLSTATE of Tocsin's own, a sentence for people, the values a program needs as JSON in DETAIL, and what to do in HINT.
 --
---   TC001 QueueNotFound {queue}                  TC006 WorkerStopped {worker_id}
+--   TC001 QueueNotFound {queue}                  TC006 WorkerStopped {worker_id, from, to, reason}
 --   TC002 QueueAlreadyExists {queue}             TC007 PendingMessages {worker_id, count}
---   TC003 PayloadTooLarge {actual, maximum, index}
+--   TC003 PayloadTooLarge {actual, maximum, index}        TC008 the process was declared dead {process_id}
 --   TC004 WorkerNotFound {worker_id}             TC022 a value out of its range {argument}
 --   TC005 StateTransitionError {worker_id, from, to, reason}
 create or replace function tocsin.refuse(code text, message text, detail jsonb, hint text default '') returns void

@@ -2,7 +2,8 @@
 -- still carries that lease, and returns, in the order given, whether it did. None of them rings for a message that is gone; those that give
 -- one back ring.
 --
--- The planner settings keep them on the primary key: a session keeps the plan it made when the table was empty.
+-- All of them lock rows in the order of ids, so that two of them never wait for each other in a circle. The planner settings keep them on the
+-- primary key: a session keeps the plan it made when the table was empty.
 
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
@@ -13,7 +14,7 @@ declare
     settled bigint[];
 begin
     with finished as (
-        delete from tocsin.messages m using unnest(ids, leases) as g (id, lease)
+        delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = g.id and m.lease = g.lease
         returning m.*
     ), kept as (
@@ -37,7 +38,7 @@ declare
     settled bigint[];
 begin
     with finished as (
-        delete from tocsin.messages m using unnest(ids, leases) as g (id, lease)
+        delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = g.id and m.lease = g.lease
         returning m.id
     )
@@ -57,7 +58,7 @@ declare
 begin
     with extended as (
         update tocsin.messages m set vt = tocsin.clock() + extend.vt
-        from unnest(ids, leases) as g (id, lease)
+        from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = g.id and m.lease = g.lease
         returning m.id
     )
@@ -107,7 +108,8 @@ begin
         select m.id, m.queue_id, m.due, g.error, g.traceback,
                counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
                coalesce(delay, tocsin.backoff(q, m.read_ct)) as delay
-        from unnest(ids, leases, errors, tracebacks) as g (id, lease, error, traceback)
+        from (select x.id, x.lease, x.error, x.traceback
+              from unnest(ids, leases, errors, tracebacks) as x (id, lease, error, traceback) order by x.id) g
         join tocsin.messages m on m.id = g.id and m.lease = g.lease
         join tocsin.queues q on q.id = m.queue_id
         for update of m

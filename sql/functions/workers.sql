@@ -11,6 +11,10 @@
 --                               stopped ── registered anew, by its name ──▶ ready
 --
 -- Every change is one UPDATE whose condition is the state it may start from, so of two that race one is refused.
+--
+-- A name, and the id with it, may pass from one process to another: when its process was declared dead, or after a restart. Each registration has
+-- a token, and what the owner does in its own name (polling, claiming, giving back, leaving) names it; for a registration that has ended it is
+-- refused, or does nothing. What operators do by id (suspend, resume, interrupt, shutdown) is meant for whoever is registered now.
 
 -- Raises unless the worker exists; returns it.
 create or replace function tocsin.find_worker(worker_id bigint) returns tocsin.workers
@@ -41,6 +45,16 @@ begin
 end
 $$;
 
+create or replace function tocsin.refuse_ended(w tocsin.workers) returns void
+language plpgsql
+as $$
+begin
+    perform tocsin.refuse('TC006', format('worker %s ("%s") has been registered by process %s on %s since', w.id, w.name, w.pid, w.hostname),
+        jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'reason', 'its registration has ended'),
+        'It was declared dead; register it again, by its name or another.');
+end
+$$;
+
 -- Raises unless the worker may take work.
 create or replace function tocsin.check_active(worker_id bigint, doing text) returns tocsin.workers
 language plpgsql
@@ -57,7 +71,7 @@ $$;
 
 -- The queue that a consumer may claim from now. The shared lock lets a suspension wait for claims under way, and the status is read after
 -- it was taken, in a statement of its own: so a claim either sees the suspension or is seen by it.
-create or replace function tocsin.admit_claim(worker_id bigint) returns tocsin.queues
+create or replace function tocsin.admit_claim(worker_id bigint, registration bigint) returns tocsin.queues
 language plpgsql
 as $$
 declare
@@ -66,14 +80,19 @@ declare
 begin
     perform pg_advisory_xact_lock_shared(tocsin.lock_key('worker', worker_id));
     w := tocsin.check_active(worker_id, 'claim');
+    if w.registration <> admit_claim.registration then
+        perform tocsin.refuse_ended(w);
+    end if;
     select x.* into q from tocsin.queues x where x.id = w.queue_id;
     return q;
 end
 $$;
 
 -- Registers a worker. The name of a stopped worker is taken over together with its id; that of any other is refused. A null name is made up.
+-- `again`: its process was declared dead and is alive, so that a suspended worker stays so. Refused with TC008 when the process has been declared
+-- dead (null: none; such a worker is never found dead).
 create or replace function tocsin.register_worker(
-    queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text
+    queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean default false
 ) returns tocsin.workers
 language plpgsql
 as $$
@@ -83,13 +102,19 @@ declare
     t timestamptz := tocsin.clock();
     w tocsin.workers;
 begin
-    insert into tocsin.workers as x (queue_id, kind, name, status, process_id, hostname, pid, version, started_at, heartbeat_at)
+    perform from tocsin.processes p where p.id = register_worker.process_id for key share;
+    if not found and process_id is not null then
+        perform tocsin.refuse('TC008', format('process %s was declared dead', process_id), jsonb_build_object('process_id', process_id));
+    end if;
+    insert into tocsin.workers as x
+        (queue_id, kind, name, status, registration, process_id, hostname, pid, version, started_at, heartbeat_at)
     values (q.id, register_worker.kind,
             coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(md5(random()::text), 1, 8))),
-            'ready', register_worker.process_id, register_worker.hostname, register_worker.pid, register_worker.version, t, t)
+            'ready', nextval('tocsin.registrations'), register_worker.process_id, register_worker.hostname, register_worker.pid, register_worker.version, t, t)
     on conflict (queue_id, kind, name) do update
-        set status = 'ready', grace = null, process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid,
-            version = excluded.version, started_at = t, heartbeat_at = t, shutdown_at = null
+        set status = case when again and x.buried_as in ('suspended', 'interrupted') then x.buried_as else 'ready' end,
+            grace = null, buried_as = null, registration = excluded.registration, process_id = excluded.process_id,
+            hostname = excluded.hostname, pid = excluded.pid, version = excluded.version, started_at = t, heartbeat_at = t, shutdown_at = null
         where x.status = 'stopped'
     returning x.* into w;
     if not found then
@@ -154,21 +179,30 @@ begin
 end
 $$;
 
-create or replace function tocsin.begin_poll(worker_id bigint) returns tocsin.workers
-language sql
-as $$ select tocsin.move_worker(worker_id, '{ready,polling}', 'polling') $$;
+create or replace function tocsin.begin_poll(worker_id bigint, registration bigint) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers := tocsin.move_worker(worker_id, '{ready,polling}', 'polling');
+begin
+    if w.registration <> begin_poll.registration then
+        perform tocsin.refuse_ended(w);
+    end if;
+    return w;
+end
+$$;
 
 -- The end of a run, by whatever way: what it still holds, beside `keep`, is given back uncounted; a polling worker is ready again, an
 -- interrupted one suspended. Returns how many messages were given back.
-create or replace function tocsin.complete_poll(worker_id bigint, keep bigint[] default '{}') returns bigint
+create or replace function tocsin.complete_poll(worker_id bigint, registration bigint, keep bigint[] default '{}') returns bigint
 language plpgsql
 as $$
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
     update tocsin.workers x
     set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
-    where x.id = worker_id and x.status in ('polling', 'interrupted');
-    return tocsin.release_held(tocsin.find_worker(worker_id), false, '', keep);
+    where x.id = worker_id and x.registration = complete_poll.registration and x.status in ('polling', 'interrupted');
+    return tocsin.release_others(worker_id, registration, keep);
 end
 $$;
 
@@ -246,17 +280,20 @@ $$;
 
 -- Gives back, uncounted, what the worker holds beside `keep`: after a claim whose answer was lost. Like a suspension it waits for a
 -- claim under way. Returns how many messages that were.
-create or replace function tocsin.release_others(worker_id bigint, keep bigint[]) returns bigint
+create or replace function tocsin.release_others(worker_id bigint, registration bigint, keep bigint[]) returns bigint
 language plpgsql
 as $$
+declare
+    w tocsin.workers;
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    return tocsin.release_held(tocsin.find_worker(worker_id), false, '', keep);
+    select x.* into w from tocsin.workers x where x.id = worker_id and x.registration = release_others.registration;
+    return case when found then tocsin.release_held(w, false, '', keep) else 0 end;
 end
 $$;
 
 -- The end of a registration, from whatever state: what it holds is given back, uncounted. Returns how many messages that were.
-create or replace function tocsin.unregister_worker(worker_id bigint) returns bigint
+create or replace function tocsin.unregister_worker(worker_id bigint, registration bigint) returns bigint
 language plpgsql
 as $$
 declare
@@ -264,7 +301,7 @@ declare
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
     update tocsin.workers x set status = 'stopped', grace = null, shutdown_at = tocsin.clock(), process_id = null
-    where x.id = worker_id and x.status <> 'stopped'
+    where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped'
     returning x.* into w;
     return case when found then tocsin.release_held(w, false, '') else 0 end;
 end

@@ -142,6 +142,7 @@ comment on column tocsin.processes.every is 'Interval between its heartbeats.';
 comment on column tocsin.processes.lifeline is 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
 
 create sequence tocsin.lifelines;
+create sequence tocsin.registrations;
 
 create table tocsin.workers (
     id           bigint      generated always as identity primary key,
@@ -150,6 +151,8 @@ create table tocsin.workers (
     name         text        not null check (name <> ''),
     status       text        not null check (status in ('ready', 'polling', 'interrupted', 'suspended', 'stopped')),
     grace        interval,
+    buried_as    text,
+    registration bigint      not null,
     process_id   bigint,
     hostname     text        not null,
     pid          integer     not null,
@@ -159,6 +162,8 @@ create table tocsin.workers (
     shutdown_at  timestamptz,
     unique (queue_id, kind, name)
 );
+comment on column tocsin.workers.buried_as is 'Its status when it was declared dead, for a process that was alive after all.';
+comment on column tocsin.workers.registration is 'Token of the current registration; what was registered under the name before cannot act for it.';
 comment on column tocsin.workers.grace is 'Of an interrupted worker: how long its handlers may still run; null: until they end.';
 create index workers_process on tocsin.workers (process_id) where process_id is not null;
 

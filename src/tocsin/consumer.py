@@ -40,12 +40,12 @@ class Consumer(Registered, WorkerHandle):
         """See `Registered.register`. Registered again, the process had been declared dead, and the leases are gone."""
         await super().register(process_id)
         intake = self._intake
-        intake.worker_id, intake.name = self.worker_id, self.name or ""
+        intake.worker_id, intake.registration, intake.name = self.worker_id, self.registration, self.name or ""
         intake.queue, intake.queue_id, intake.default_vt = self.queue, self.queue_id, self._default_vt
         self._process.listen(self._channel, self.queue_id)
         if intake.run is not None:
             await intake.leases.refresh()
-            intake.noticed("ready", None)
+            intake.noticed(self._registered_as, None)
 
     def noticed(self, status: str, grace: float | None) -> None:
         """Pass on to the run what the registry says."""
@@ -171,7 +171,6 @@ class Consumer(Registered, WorkerHandle):
     ) -> NoReturn:
         lease = None if vt is None else to_seconds(vt, "vt")
         limit = None if timeout is None else to_seconds(timeout, "timeout")
-        self._check_idle()
         async with open_run(self._intake) as run:
             await Handling(run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit).pump()
         raise AssertionError("a run that ends raises Suspended")
@@ -183,7 +182,6 @@ class Consumer(Registered, WorkerHandle):
         meanwhile. Interrupted, the stream raises `Suspended` when it is asked for the next message, and cancels the block when the
         interruption's grace is over. Cancellation leaves nothing behind.
         """
-        self._check_idle()
         return open_stream(self._intake, None if vt is None else to_seconds(vt, "vt"))
 
     async def interrupt(self, *, grace: Duration | None = None) -> None:
@@ -194,9 +192,9 @@ class Consumer(Registered, WorkerHandle):
         try:
             await super().interrupt(grace=grace)
         except ConnectionLost:
-            self._end_run(grace)
+            self.end_run(grace)
             raise
-        self._end_run(grace)
+        self.end_run(grace)
 
     async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
         """Take no more messages: see `Worker.suspend`. With ``drain``, returns when nothing is held any more."""
@@ -210,9 +208,6 @@ class Consumer(Registered, WorkerHandle):
         await super().resume()
         self.noticed("ready", None)
 
-    def _end_run(self, grace: Duration | None) -> None:
+    def end_run(self, grace: Duration | None = None) -> None:
+        """End the run here, whatever the registry says of the worker, and without telling it; see `interrupt`."""
         self.noticed("interrupted", None if grace is None else to_seconds(grace, "grace", zero=True))
-
-    def _check_idle(self) -> None:
-        if self._intake.run is not None:
-            raise RuntimeError(f"consumer {self.name!r} is running already; open another consumer for a second run")

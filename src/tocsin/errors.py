@@ -86,6 +86,10 @@ class WorkerStopped(StateTransitionError):
     """The worker is stopped: shut down, or declared dead. Register it anew."""
 
 
+class ProcessBuried(TocsinError):
+    """The others have declared this process dead. It registers anew by itself; this never reaches a user."""
+
+
 class PendingMessages(TocsinError):
     """The worker holds messages, so it cannot be suspended or shut down. Settle or release them, or ask for release or drain."""
 
@@ -201,7 +205,7 @@ class ConfigError(TocsinError, ValueError):
 
 
 TRANSIENT = (ConnectionLost, psycopg.OperationalError)
-"""What passes by itself, so that a loop tries again: no connection, a deadlock, a statement that the server cancelled, a lack of resources."""
+"""What passes by itself, so that a loop tries again: no connection, a deadlock, a cancelled statement, a lack of resources."""
 
 
 def translate(error: psycopg.Error, address: str) -> Exception:
@@ -241,6 +245,8 @@ def _refusal(code: str, message: str, detail: dict[str, Any], hint: str | None) 
             return kind(message, from_=detail["from"], to=detail["to"], reason=detail["reason"], worker_id=detail["worker_id"])
         case "TC007":
             return PendingMessages(message, count=detail["count"], worker_id=detail["worker_id"])
+        case "TC008":
+            return ProcessBuried(message)
         case "TC022":
             return ValueError(message)
     raise AssertionError(f"the schema refused with an unknown code {code}: {message}")

@@ -52,7 +52,10 @@ class Intake:
         self.leases = Leases(database)
         self.run: Run | None = None
         """The run that is going on."""
+        self.running = False
+        """Whether a run is going on, beginning or ending."""
         self.worker_id = 0
+        self.registration = 0
         self.name = ""
         self.queue = ""
         self.queue_id = 0
@@ -80,10 +83,13 @@ class Intake:
                 if archive:
                     ids, tokens = [m.id for m in archive], [m.lease for m in archive]
                     rows = await self._database.fetch(
-                        "select * from tocsin.archive_and_claim(%s, %s, %s, %s, %s)", [self.worker_id, ids, tokens, limit, lease]
+                        "select * from tocsin.archive_and_claim(%s, %s, %s, %s, %s, %s)",
+                        [self.worker_id, self.registration, ids, tokens, limit, lease],
                     )
                 else:
-                    rows = await self._database.fetch("select * from tocsin.claim(%s, %s, %s)", [self.worker_id, limit, lease])
+                    rows = await self._database.fetch(
+                        "select * from tocsin.claim(%s, %s, %s, %s)", [self.worker_id, self.registration, limit, lease]
+                    )
             except ConnectionLost:
                 self._answer_lost = True
                 raise
@@ -114,7 +120,9 @@ class Intake:
 
     async def _release_unknown(self) -> None:
         try:
-            await self._database.fetch("select tocsin.release_others(%s, %s)", [self.worker_id, self.leases.ids()])
+            await self._database.fetch(
+                "select tocsin.release_others(%s, %s, %s)", [self.worker_id, self.registration, self.leases.ids()]
+            )
         except ConnectionLost:
             return
         self._answer_lost = False
@@ -166,7 +174,7 @@ class Intake:
 
     async def begin_poll(self) -> None:
         """Have the registry say that this worker polls. Raises `StateTransitionError`. Cancelled, it says so or not."""
-        await self._database.fetch("select tocsin.begin_poll(%s)", [self.worker_id])
+        await self._database.fetch("select tocsin.begin_poll(%s, %s)", [self.worker_id, self.registration])
 
     async def complete_poll(self) -> int:
         """Have the registry say that the run has ended, and give back what it holds; return how many messages that were.
@@ -176,7 +184,7 @@ class Intake:
         async with self._claiming:
             try:
                 (released,) = await self._database.fetch_one(
-                    "select tocsin.complete_poll(%s, %s)", [self.worker_id, self.leases.unkept_ids()]
+                    "select tocsin.complete_poll(%s, %s, %s)", [self.worker_id, self.registration, self.leases.unkept_ids()]
                 )
             except BaseException:
                 self._answer_lost = True

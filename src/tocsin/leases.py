@@ -28,6 +28,8 @@ class Unit:
 
     messages: list[Message]
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    lost: int | None = None
+    """Id of the message whose lease was lost last, for which the scope was cancelled."""
 
 
 @attrs.define(eq=False)
@@ -55,8 +57,7 @@ class Leases:
         self._held: dict[int, Held] = {}
         self._next_refresh = math.inf
         self._sooner = trio.Event()
-        self._emptied = trio.Event()
-        self._emptied.set()
+        self._drops = trio.lowlevel.ParkingLot()
 
     def __contains__(self, message: Message) -> bool:
         held = self._held.get(message.id)
@@ -64,20 +65,21 @@ class Leases:
 
     def take(self, messages: Iterable[Message], vt: float, claimed_at: float, unit: Unit | None) -> None:
         """Note messages that were claimed by a statement sent at ``claimed_at``."""
+        for lapsed in [h for h in self._held.values() if h.unit is None and h.expires < claimed_at]:
+            self.drop(lapsed.message)
         for message in messages:
+            if former := self._held.get(message.id):  # this loop was blocked for so long that its own message came back
+                self._lose(former)
             held = self._held[message.id] = Held(message, vt, claimed_at + vt, unit)
             if held.refresh_at < self._next_refresh:
                 self._sooner.set()
-        if self._held and self._emptied.is_set():
-            self._emptied = trio.Event()
 
     def drop(self, message: Message) -> bool:
         """Forget a lease that is settled or gone; return whether a run relied on it."""
         if message not in self:
             return False
         held = self._held.pop(message.id)
-        if not self._held:
-            self._emptied.set()
+        self._drops.unpark_all()
         return held.unit is not None
 
     def find(self, message_id: int) -> Message | None:
@@ -99,8 +101,11 @@ class Leases:
             self.drop(held.message)
 
     async def wait_empty(self) -> None:
-        """Return when nothing is held. Cancellation changes nothing."""
-        await self._emptied.wait()
+        """Return when nothing is held, beside leases taken by hand that have ended. Cancellation changes nothing."""
+        while alive := [h for h in self._held.values() if h.unit or h.expires > trio.current_time()]:
+            with trio.move_on_at(min(math.inf if h.unit else h.expires for h in alive)):
+                await self._drops.park()
+        await trio.lowlevel.checkpoint()
 
     async def keep(self) -> None:
         """Extend leases in time, for ever. Cancellation leaves them as they are."""
@@ -126,7 +131,6 @@ class Leases:
             due = [h for h in due if h.message in self]
             if not due:
                 return
-            now = trio.current_time()
             try:
                 kept = await self.extend([h.message for h in due], vt)
             except TRANSIENT as lost:
@@ -134,16 +138,18 @@ class Leases:
                 await trio.sleep(wait)
                 continue
             for held, still_ours in zip(due, kept, strict=True):
-                if still_ours:
-                    held.expires = now + vt
-                elif held.message in self:  # else it was settled while the statement was under way
+                if not still_ours and held.message in self:  # else it was settled while the statement was under way
                     self._lose(held)
             return
 
     async def extend(self, messages: list[Message], seconds: float) -> list[bool]:
         """Make these leases end in this many seconds; return which are still ours. Cancelled, they are extended or not."""
+        now = trio.current_time()
         ids, leases = [m.id for m in messages], [m.lease for m in messages]
         (kept,) = await self._database.fetch_one("select tocsin.extend(%s, %s, %s)", [ids, leases, timedelta(seconds=seconds)])
+        for message, still_ours in zip(messages, kept, strict=True):
+            if still_ours and message in self:
+                self._held[message.id].expires = now + seconds
         return list(kept)
 
     def _lose(self, held: Held) -> None:
@@ -153,4 +159,5 @@ class Leases:
             logger.warning("the lease of message %d is gone; it will be delivered again", held.message.id)
         else:
             logger.warning("the lease of message %d is gone; its handler is cancelled", held.message.id)
+            unit.lost = held.message.id
             unit.scope.cancel()

@@ -33,7 +33,7 @@ from psycopg import sql
 
 from .bell import Bell
 from .database import Connection, Database
-from .errors import TRANSIENT, ConnectionLost, StateTransitionError, TocsinError
+from .errors import TRANSIENT, ConnectionLost, ProcessBuried, StateTransitionError, TocsinError
 from .retry import delays
 from .version import VERSION
 
@@ -51,6 +51,8 @@ class Resident(Protocol):
 
     @property
     def worker_id(self) -> int: ...
+    @property
+    def registration(self) -> int: ...
     def noticed(self, status: str, grace: float | None) -> None: ...
     async def register(self, process_id: int) -> None: ...
 
@@ -90,7 +92,10 @@ class Process:
         Raises what the worker's registration raises. Cancelled, the worker may be registered.
         """
         async with self._registering:
-            await worker.register(self._id or await self._register())
+            try:
+                await worker.register(self._id or await self._register())
+            except ProcessBuried:
+                await worker.register(await self._rise_again())
             self._residents[worker.worker_id] = worker
         self._kick()
         # A consumer without a lifeline that died now would be missed only much later, so it has one before it claims anything.
@@ -119,7 +124,8 @@ class Process:
             while True:
                 try:
                     if self._buried:
-                        await self._rise_again()
+                        async with self._registering:
+                            await self._rise_again()
                     if self._wants_line:
                         async with self._line() as line:
                             waits = delays()
@@ -148,7 +154,7 @@ class Process:
                     self._bell.ring(self._queues[channel])
             if trio.current_time() >= self._next_beat:
                 await self._beat(line)
-            if self._kicked:
+            if self._kicked or self._buried:
                 continue
             with trio.CancelScope(deadline=self._next_beat) as self._nap:
                 if line is not None:
@@ -208,12 +214,15 @@ class Process:
         return added & self._queues.keys()
 
     async def _is_heard(self, line: Connection) -> bool:
-        self._echo = secrets.token_hex(8)
-        await self._database.fetch("select pg_notify(%s, %s)", [self._channel, self._echo])
-        with trio.move_on_after(HEARD_WITHIN):
-            while self._echo:
-                await line.wait_for_notifications()
-        return not self._echo
+        for _ in range(2):  # once may be too late because this loop was blocked
+            self._echo = secrets.token_hex(8)
+            await self._database.fetch("select pg_notify(%s, %s)", [self._channel, self._echo])
+            with trio.move_on_after(HEARD_WITHIN / 2):
+                while self._echo:
+                    await line.wait_for_notifications()
+            if not self._echo:
+                return True
+        return False
 
     def _hear(self, notification: psycopg.Notify) -> None:
         if notification.channel in self._queues:
@@ -227,14 +236,19 @@ class Process:
     # The heartbeat
 
     async def _beat(self, line: Connection | None) -> None:
-        with trio.move_on_after(max(5 * self._every, 10)) as patience:
-            rows = await self._database.fetch("select * from tocsin.heartbeat(%s)", [self._id], on=line)
-        if patience.cancelled_caught:
-            raise ConnectionLost(self._database.address, "a heartbeat was not answered")
-        self.heartbeats += 1
+        # Noted before the statement: what comes up while it is under way may ask for the next one at once.
         self._next_beat = trio.current_time() + self._every
-        unheard_of = dict(self._residents)
-        for kind, number, status, seconds in rows:
+        residents = {(w.worker_id, w.registration): w for w in self._residents.values()}
+        try:
+            with trio.move_on_after(max(5 * self._every, 10)) as patience:
+                rows = await self._database.fetch("select * from tocsin.heartbeat(%s)", [self._id], on=line)
+            if patience.cancelled_caught:
+                raise ConnectionLost(self._database.address, "a heartbeat was not answered")
+        except BaseException:
+            self._next_beat = trio.current_time()
+            raise
+        self.heartbeats += 1
+        for kind, number, status, seconds, registration in rows:
             match kind:
                 case "dead":
                     logger.warning("process %d was declared dead by the others; registering anew", number)
@@ -242,18 +256,18 @@ class Process:
                     return
                 case "look_again":
                     self._next_beat = min(self._next_beat, trio.current_time() + seconds)
-                case "worker" if number in unheard_of:
-                    unheard_of.pop(number).noticed(status, seconds)
-                case "worker" if status != "stopped" and not self._registering.locked():
+                case "worker" if (number, registration) in residents:
+                    residents.pop((number, registration)).noticed(status, seconds)
+                case "worker" if status != "stopped" and not self._registering.locked() and number not in self._residents:
                     # Its registration was cancelled after it had happened.
-                    await self._database.fetch("select tocsin.unregister_worker(%s)", [number], on=line)
+                    await self._database.fetch("select tocsin.unregister_worker(%s, %s)", [number, registration], on=line)
                 case "queue":
                     if seconds == 0:
                         self._bell.ring(number)
                     else:
                         self._bell.expect(number, seconds)
-        for worker in unheard_of.values():
-            if worker.worker_id in self._residents:
+        for (worker_id, registration), worker in residents.items():
+            if worker_id in self._residents and worker.registration == registration:
                 worker.noticed("stopped", None)
 
     async def _beat_by_pool(self) -> None:
@@ -275,19 +289,22 @@ class Process:
         self._next_beat = trio.current_time() + self._every
         return self._id
 
-    async def _rise_again(self) -> None:
-        async with self._registering:
-            # An earlier attempt may have come half way before the connection was lost.
-            await self._database.fetch("select tocsin.unregister_process(%s)", [self._id])
-            process_id = await self._register()
-            for worker in list(self._residents.values()):
-                try:
-                    await worker.register(process_id)
-                except StateTransitionError as refused:
-                    logger.warning("cannot register again: %s", refused)
-                    self.dismiss(worker.worker_id)
-                    worker.noticed("stopped", None)
-            self._buried = False
+    async def _rise_again(self) -> int:
+        """Register anew with all workers, and return the process's new id.
+
+        An earlier attempt may have come half way before the connection was lost.
+        """
+        await self._database.fetch("select tocsin.unregister_process(%s)", [self._id])
+        process_id = await self._register()
+        for worker in list(self._residents.values()):
+            try:
+                await worker.register(process_id)
+            except StateTransitionError as refused:
+                logger.warning("cannot register again: %s", refused)
+                self.dismiss(worker.worker_id)
+                worker.noticed("stopped", None)
+        self._buried = False
+        return process_id
 
     async def _unregister(self) -> None:
         if self._id is not None:

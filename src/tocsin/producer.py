@@ -59,9 +59,9 @@ class Sender:
 
         ``payload`` and ``headers`` are any JSON values. ``delay`` (seconds) or ``at`` (a time with its zone) say when it is due, by the
         server's clock. Smaller ``priority`` numbers are delivered first. With a ``key`` there is at most one unfinished message of that
-        key: a second enqueue returns the first one's id. A message that is not delivered ``expires_in`` seconds from now becomes a dead letter.
-        ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's (`Store.transaction`), the message is enqueued when
-        the caller's transaction commits.
+        key: a second enqueue returns the first one's id. A message that is not delivered ``expires_in`` seconds from now becomes a dead
+        letter. ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's (`Store.transaction`), the message is
+        enqueued when the caller's transaction commits.
 
         Raises `PayloadInvalid`, `PayloadTooLarge`, `QueueNotFound`, `StateTransitionError` when this worker is suspended, `WorkerStopped`,
         `ConnectionLost`, `ValueError`. Cancelled, the message is enqueued or not; with a key, enqueueing it again is safe.

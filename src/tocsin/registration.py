@@ -34,17 +34,21 @@ class Registered(Worker):
         """Id of its queue."""
         self.name = name
         """Its name; made up of host, process and chance when none was given."""
+        self.registration = 0
+        """Token of its registration."""
         self._channel = ""
         self._default_vt = 0.0
+        self._registered_as = ""
 
     async def register(self, process_id: int) -> None:
         """Take part in the registry as a worker of this process, at first or again. Cancelled, it is registered or not."""
+        again = self._worker_id != 0
         row = await self._database.fetch_one(
-            "select w.id, w.name, q.id, tocsin.queue_channel(q.name), extract(epoch from q.vt)::float8 "
-            "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s) w join tocsin.queues q on q.id = w.queue_id",
-            [self.queue, self.kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION],
+            "select w.id, w.name, w.registration, w.status, q.id, tocsin.queue_channel(q.name), extract(epoch from q.vt)::float8 "
+            "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w join tocsin.queues q on q.id = w.queue_id",
+            [self.queue, self.kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
         )
-        self._worker_id, self.name, self.queue_id, self._channel, self._default_vt = row
+        self._worker_id, self.name, self.registration, self._registered_as, self.queue_id, self._channel, self._default_vt = row
 
     def noticed(self, status: str, grace: float | None) -> None:
         """Take note of the state that the registry says this worker is in."""
@@ -65,7 +69,9 @@ async def registered(worker: R, process: Process) -> AsyncIterator[R]:
         else:
             with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
                 try:
-                    await worker._database.fetch("select tocsin.unregister_worker(%s)", [worker.worker_id])
+                    await worker._database.fetch(
+                        "select tocsin.unregister_worker(%s, %s)", [worker.worker_id, worker.registration]
+                    )
                 except TocsinError as error:
                     logger.warning("worker %r is not unregistered, it will be found dead: %s", worker.name, error)
             if patience.cancelled_caught:

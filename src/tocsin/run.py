@@ -72,6 +72,8 @@ class Run:
         before, self._status = self._status, status
         match status:
             case "ready":  # resumed, or registered anew
+                if before != status:  # the suspension may have come and gone between two looks
+                    self.nursery.start_soon(self.intake.leases.refresh)
                 self._to_poll = True
                 self._paused = False
                 self.bed.ring()
@@ -92,6 +94,7 @@ class Run:
         if self._to_poll:
             await self.intake.begin_poll()
             self._to_poll = False
+            self._status = "polling"
 
     async def _cancel_units_after(self, grace: float) -> None:
         await trio.sleep(grace)
@@ -102,6 +105,9 @@ class Run:
 @asynccontextmanager
 async def open_run(intake: Intake) -> AsyncIterator[Run]:
     """Make the consumer poll for as long as the block lasts. Raises `Suspended` at its end if the run was ended from outside."""
+    if intake.running:
+        raise RuntimeError(f"consumer {intake.name!r} is running already; open another consumer for a second run")
+    intake.running = True
     run: Run | None = None
     ended_by: str | None = None
     handled = released = 0
@@ -131,6 +137,7 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
                 logger.warning("the run of worker %r did not end in good order; its leases will expire: %s", intake.name, error)
         if patience.cancelled_caught:
             logger.warning("the run of worker %r did not end in good order; its leases will expire: no answer", intake.name)
+        intake.running = False
     if run is not None:
         ended_by, handled = run.ended_by, run.handled
     if ended_by is not None:

@@ -53,7 +53,6 @@ async def drain_on_signals(*consumers: Consumer, grace: Duration | None = None) 
 async def _interrupt(consumer: Consumer, grace: Duration | None) -> None:
     try:
         await consumer.interrupt(grace=grace)
-    except StateTransitionError:
-        pass  # it does not run, or not any more
-    except ConnectionLost as lost:
-        logger.warning("interrupted without telling the registry: %s", lost)
+    except (StateTransitionError, ConnectionLost) as refused:  # it is suspended, say; its run is to end all the same
+        consumer.end_run(grace)
+        logger.info("interrupted without a change in the registry: %s", refused)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from .errors import TRANSIENT, StateTransitionError
+from .errors import TRANSIENT, LeaseLost, StateTransitionError
 from .intake import Intake
 from .leases import Unit
 from .message import Message
@@ -52,7 +52,7 @@ class Stream:
             else:
                 if claim.messages:
                     run.bed.ring()
-                    self._unit.messages += claim.messages
+                    self._unit.messages[:] = [m for m in self._unit.messages if m in intake.leases] + claim.messages
                     intake.leases.take(claim.messages, claim.vt, claim.claimed_at, self._unit)
                     return claim.messages[0]
                 run.bed.set_alarm(claim.next_due_at)
@@ -67,3 +67,5 @@ async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIt
         run.units.add(unit)
         with unit.scope:
             yield Stream(run, unit, vt)
+        if unit.lost is not None and unit.scope.cancelled_caught:
+            raise LeaseLost(unit.lost, "keep")
