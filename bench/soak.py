@@ -1,8 +1,9 @@
 """A soak test under chaos: ``uv run python -m bench.soak [--minutes M] [--seed S]``.
 
-Consumers and producers of every kind work on one queue, each a process of its own, while a seeded schedule of misfortunes strikes: processes
-are killed, stopped for longer than a lease lasts, told to drain; sessions are terminated; the server is restarted, cleanly or not; workers are
-suspended, resumed and interrupted. Then the chaos stops, everything drains, and the database is compared with what the producers were told.
+Consumers and producers of every kind work on one queue, each a process of its own, while a seeded schedule of misfortunes strikes:
+processes are killed, stopped for longer than a lease lasts, told to drain; sessions are terminated; the server is restarted, cleanly or
+not; workers are suspended, resumed and interrupted. Then the chaos stops, everything drains, and the database is compared with what the
+producers were told.
 
 An enqueue whose answer was lost may or may not have happened; each message carries an id of its producer's making, so that it is known
 which. The schedule is seeded, the interleavings are not: a seed narrows down, it does not reproduce.
@@ -32,6 +33,7 @@ from tocsin.embedded import EmbeddedServer, serve
 CHILDREN = Path(__file__).parents[1] / "tests" / "children"
 KINDS = ("async", "async", "thread", "batches", "stream", "hand")
 PRODUCERS = 3
+COMMANDS = ("suspend(%s)", "suspend(%s, release => true)", "suspend(%s, drain => true)", "resume(%s)", "interrupt(%s, '0.3 s')")
 DRAIN_WITHIN = 90.0
 """Seconds that everything may take to come to rest after the chaos."""
 EXIT_WITHIN = 30.0
@@ -56,10 +58,15 @@ AT_REST = {
     "always failing messages that were archived": "select count(*) from tocsin.archive where payload->>'mode' = 'fails'",
     "quick messages among the dead letters": "select count(*) from tocsin.dead_letters where payload->>'mode' = 'quick'",
     "effects of an older lease after those of a newer one": (
-        "select count(*) from (select lease, max(lease) over (partition by message_id order by n) as newest from soak.effects) e where lease < newest"
+        "select count(*) from (select lease, max(lease) over (partition by message_id order by n) as newest from soak.effects) e "
+        "where lease < newest"
     ),
-    "leases that two processes had": "select count(*) from (select from soak.effects group by message_id, lease having count(distinct pid) > 1) e",
-    "archived messages without an effect": "select count(*) from tocsin.archive a where not exists (select from soak.effects e where e.message_id = a.id)",
+    "leases that two processes had": (
+        "select count(*) from (select from soak.effects group by message_id, lease having count(distinct pid) > 1) e"
+    ),
+    "archived messages without an effect": (
+        "select count(*) from tocsin.archive a where not exists (select from soak.effects e where e.message_id = a.id)"
+    ),
 }
 
 
@@ -231,10 +238,12 @@ class Soak:
 
     async def _terminate(self) -> None:
         self.struck["session terminated"] += 1
-        await self._try("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tocsin' order by random() limit 1")
+        await self._try(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tocsin' order by random() limit 1"
+        )
 
     async def _command(self) -> None:
-        name = self._dice.choice(["suspend(%s)", "suspend(%s, release => true)", "suspend(%s, drain => true)", "resume(%s)", "interrupt(%s, '0.3 s')"])
+        name = self._dice.choice(COMMANDS)
         rows = await self._try("select id from tocsin.workers where status <> 'stopped' and kind = 'consumer' order by id")
         if not rows:
             return
@@ -282,7 +291,9 @@ class Soak:
                     await self._try("select tocsin.resume(%s)", worker_id)
                 await trio.sleep(0.2)
         if patience.cancelled_caught:
-            stuck = await self._execute("select id, state::text, lease, consumer_worker_id, vt - now() from tocsin.messages order by id limit 5")
+            stuck = await self._execute(
+                "select id, state::text, lease, consumer_worker_id, vt - now() from tocsin.messages order by id limit 5"
+            )
             left = await self._execute("select p.id, p.pid, p.lifeline, now() - p.heartbeat_at from tocsin.processes p")
             self.violations.append(f"not at rest {DRAIN_WITHIN:.0f} s after the chaos: messages {stuck}, processes {left}")
         async with trio.open_nursery() as nursery:
@@ -292,7 +303,7 @@ class Soak:
 
     async def _judge(self) -> Report:
         with trio.move_on_after(5):
-            while await self._count(AT_REST["sessions left"]):
+            while await self._count(AT_REST["sessions left"]):  # noqa: ASYNC110 - the other side is the server, which sends no event
                 await trio.sleep(0.1)
         for what, statement in AT_REST.items():
             if number := await self._count(statement):

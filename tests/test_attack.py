@@ -1,4 +1,4 @@
-"""Races found by reading the code as an attacker would: two processes between two lines, an answer that comes late, a lock taken in another order.
+"""Races found by reading the code as an attacker would: two processes between two lines, a late answer, locks in another order.
 
 Each test forces one interleaving with locks of its own, so it does not depend on luck.
 """
@@ -20,6 +20,7 @@ from support import PATIENCE, Handled, open_connection, query, run_until_suspend
 import tocsin
 from tocsin.driver import TrioConnection
 from tocsin.embedded import EmbeddedServer
+from tocsin.run import Run
 
 SOON = 5
 """Seconds for what should happen at once: a net for tests that show that something never happens."""
@@ -33,9 +34,7 @@ async def until(condition: Callable[[], Awaitable[object]]) -> None:
 
 async def until_blocked(dsn: str, statement: str) -> None:
     """Wait until a statement like this waits for a lock."""
-    await until(
-        lambda: query(dsn, "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like %s", f"%{statement}%")
-    )
+    await until(lambda: query(dsn, "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like %s", f"%{statement}%"))
 
 
 @asynccontextmanager
@@ -89,12 +88,12 @@ async def test_extend_against_archive(store: tocsin.Store, store_dsn: str) -> No
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         await producer.enqueue_many([1, 2, 3])
         one, two, three = await consumer.dequeue(3)
-        async with trio.open_nursery() as nursery:
-            async with holding(store_dsn, "select from tocsin.messages where id = %s for update", two.id):
-                nursery.start_soon(consumer._intake.leases.extend, [one, two, three], 30)
-                await until_blocked(store_dsn, "tocsin%.extend(")
-                nursery.start_soon(consumer.archive_many, [three, one])
-                await until_blocked(store_dsn, "tocsin%.archive(")
+        locked = "select 1 from tocsin.messages where id = %s for update"
+        async with trio.open_nursery() as nursery, holding(store_dsn, locked, two.id):
+            nursery.start_soon(consumer._intake.leases.extend, [one, two, three], 30)
+            await until_blocked(store_dsn, "tocsin%.extend(")
+            nursery.start_soon(consumer.archive_many, [three, one])
+            await until_blocked(store_dsn, "tocsin%.archive(")
 
 
 # Who is who
@@ -135,7 +134,10 @@ async def test_registering_with_a_process_that_was_declared_dead(store_dsn: str)
             await bury_all(store_dsn)
             async with store.consumer("q", name="w") as consumer, trio.open_nursery() as nursery:
                 nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-                orphans = "select id from tocsin.workers w where status <> 'stopped' and not exists (select from tocsin.processes p where p.id = w.process_id)"
+                orphans = (
+                    "select id from tocsin.workers w where status <> 'stopped' "
+                    "and not exists (select from tocsin.processes p where p.id = w.process_id)"
+                )
                 store._process.look()
                 await until(lambda: query(store_dsn, "select 1 from tocsin.workers where name = 'w' and status = 'polling'"))
                 assert await query(store_dsn, orphans) == []
@@ -157,7 +159,8 @@ async def test_a_suspended_worker_stays_suspended_when_its_process_rises_again(s
             await trio.testing.wait_all_tasks_blocked(0.05)
             before = store._process._id
             await bury_all(store_dsn)
-            await until(lambda: query(store_dsn, "select 1 from tocsin.workers w join tocsin.processes p on p.id = w.process_id and p.id <> %s", before))
+            risen = "select 1 from tocsin.workers w join tocsin.processes p on p.id = w.process_id and p.id <> %s"
+            await until(lambda: query(store_dsn, risen, before))
             assert await consumer.status() == "suspended"
             nursery.cancel_scope.cancel()
 
@@ -278,7 +281,7 @@ async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_notic
             await until_blocked(store_dsn, ".heartbeat(")
             await query(store_dsn, "select tocsin.ring(id) from tocsin.queues")
             run = consumer._intake.run
-            assert run is not None
+            assert isinstance(run, Run)
             with trio.fail_after(SOON):
                 while run.may_claim:
                     await query(store_dsn, "select tocsin.ring(id) from tocsin.queues")
@@ -434,7 +437,7 @@ async def test_a_stream_forgets_the_messages_it_has_settled(store: tocsin.Store)
         await producer.enqueue_many(range(20))
         async with consumer.messages() as stream:
             run = consumer._intake.run
-            assert run is not None
+            assert isinstance(run, Run)
             async for message in stream:
                 await message.archive()
                 if message.payload == 19:
@@ -479,9 +482,8 @@ async def test_a_row_locked_by_others_is_not_looked_for_without_pause(dsn_of_qui
     async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store:
         await store.queues.ensure("q")
         await store.produce("q", 1)
-        async with holding(dsn_of_quiet_store, "select from tocsin.messages for update"):
-            async with store.consumer("q") as consumer:
-                assert await consumer.dequeue(wait=1) == []
+        async with holding(dsn_of_quiet_store, "select from tocsin.messages for update"), store.consumer("q") as consumer:
+            assert await consumer.dequeue(wait=1) == []
         (calls,) = await query(
             dsn_of_quiet_store,
             "select sum(calls)::int from pg_stat_statements s join pg_database d on d.oid = s.dbid "

@@ -228,10 +228,10 @@ class Process:
         if notification.channel in self._queues:
             self.rings += 1
             self._bell.ring(self._queues[notification.channel])
+        elif not notification.payload:  # something has happened to one of our workers
+            self._next_beat = trio.current_time()
         elif notification.payload == self._echo:
             self._echo = ""
-        elif notification.channel == self._channel and not notification.payload:
-            self._next_beat = trio.current_time()
 
     # The heartbeat
 

@@ -6,9 +6,11 @@ usage: soak_consumer.py DSN NAME KIND SEED
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sys
 import time
+from contextlib import suppress
 
 import psycopg
 import trio
@@ -18,7 +20,8 @@ import tocsin
 DSN, NAME, KIND, SEED = sys.argv[1:]
 VT = 1.0
 RECORD = (
-    "insert into soak.effects (message_id, lease, pid) select m.id, m.lease, %s from tocsin.messages m where m.id = %s and m.lease = %s for share of m"
+    "insert into soak.effects (message_id, lease, pid) "
+    "select m.id, m.lease, %s from tocsin.messages m where m.id = %s and m.lease = %s for share of m"
 )
 dice = random.Random(SEED)
 
@@ -28,8 +31,6 @@ def say(*words: object) -> None:
 
 
 def parameters(message: tocsin.Message) -> list[int]:
-    import os
-
     return [os.getpid(), message.id, message.lease]
 
 
@@ -88,10 +89,8 @@ async def consume(store: tocsin.Store, consumer: tocsin.Consumer) -> None:
                             continue
                     except (RuntimeError, tocsin.TocsinError, psycopg.OperationalError):
                         pass
-                    try:
+                    with suppress(tocsin.TocsinError, psycopg.OperationalError):
                         await message.release(delay=0.1)
-                    except (tocsin.TocsinError, psycopg.OperationalError):
-                        pass
             say("silent end of the stream")
         case "hand":
             while True:
@@ -102,10 +101,8 @@ async def consume(store: tocsin.Store, consumer: tocsin.Consumer) -> None:
                         if message.payload["mode"] != "settles":
                             await message.archive()
                     except (RuntimeError, trio.TooSlowError, tocsin.LeaseLost):
-                        try:
+                        with suppress(tocsin.LeaseLost):
                             await consumer.release(message, delay=0.1)
-                        except tocsin.LeaseLost:
-                            pass
 
 
 async def main() -> None:
@@ -125,7 +122,7 @@ async def main() -> None:
             if suspended.reason != "interrupted" and not suspended.reason.startswith("interrupted"):
                 say("ended by", suspended.reason)
             return
-        except (tocsin.ConnectionLost, tocsin.StateTransitionError) as error:
+        except (tocsin.ConnectionLost, tocsin.StateTransitionError, tocsin.LeaseLost) as error:
             if KIND == "hand" and isinstance(error, tocsin.StateTransitionError) and error.from_ == "interrupted":
                 return
             say("again", type(error).__name__)
