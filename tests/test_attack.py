@@ -506,3 +506,64 @@ async def test_expired_messages_in_a_claim_do_not_hide_ready_ones(store_dsn: str
                     await handled.wait(21)
                 await consumer.interrupt()
     assert len(handled.messages) == 21
+
+
+async def test_a_heartbeat_between_the_end_of_a_run_and_its_cleanup(store: tocsin.Store) -> None:
+    """The run's nursery has closed, and its task has not gone on yet: what the registry says just then must not be an error."""
+    await store.queues.ensure("q")
+    errors = list[RuntimeError]()
+
+    class Between(trio.abc.Instrument):
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            run = consumer._intake.run
+            if isinstance(run, Run) and run.nursery._closed:
+                try:
+                    consumer.noticed("suspended", None)
+                except RuntimeError as error:
+                    errors.append(error)
+
+    async with store.consumer("q") as consumer:
+        between = Between()
+        trio.lowlevel.add_instrument(between)
+        with trio.move_on_after(0.2):
+            await consumer.handle(hang)
+        trio.lowlevel.remove_instrument(between)
+    assert not errors
+
+
+async def test_a_process_that_rises_by_a_new_worker_has_a_lifeline(store_dsn: str) -> None:
+    """Else its death would be noticed only fifteen heartbeats later."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        async with store.consumer("q"):
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await bury_all(store_dsn)
+            async with store.consumer("q"):
+                await until(lambda: query(store_dsn, "select 1 from tocsin.processes where lifeline is not null"))
+
+
+async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs_no_worker(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q", name="first") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'"))
+            await bury_all(store_dsn)
+
+            async def enroll() -> None:
+                async with store.consumer("q", name="second"):
+                    pass
+
+            locked = "select 1 from tocsin.workers where id = %s for update"
+            async with trio.open_nursery() as enrolling, holding(store_dsn, locked, consumer.worker_id):
+                enrolling.start_soon(enroll)
+                await until_blocked(store_dsn, "register_worker")
+                await query(store_dsn, "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'")
+            store._process.look()
+            await until(lambda: query(store_dsn, "select 1 from tocsin.workers where name = 'first' and status <> 'stopped'"))
+            await store.produce("q", 1)
+            with trio.fail_after(SOON):
+                await handled.wait(1)
+            assert not suspended
+            nursery.cancel_scope.cancel()

@@ -219,7 +219,7 @@ async def test_handler_that_lost_its_lease_is_cancelled_and_cannot_settle(store:
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await handled.wait(1)
-        await query(store_dsn, "update tocsin.messages set lease = nextval('tocsin.leases')")  # as a claim by another would
+        await query(store_dsn, "update tocsin.messages set lease = lease + 1")  # as a claim by another would
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
         nursery.cancel_scope.cancel()
@@ -297,6 +297,25 @@ async def test_undecodable_payload_fails_its_message_only(store: tocsin.Store, s
             while not await query(store_dsn, "select id from tocsin.dead_letters"):
                 await trio.lowlevel.checkpoint()
         await consumer.interrupt()
+
+
+async def test_handlers_in_transactions_leave_a_connection_for_settling(store_dsn: str) -> None:
+    """More handlers than connections, each in a transaction, each settling its own message within it."""
+    async with tocsin.connect(store_dsn, pool_size=2) as store:
+        await store.queues.ensure("q")
+
+        async def handle(message: tocsin.Message) -> None:
+            async with store.transaction() as connection:
+                await connection.execute("select 1")
+                await message.archive()
+
+        handled, suspended = Handled(handle), list[tocsin.Suspended]()
+        async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            await producer.enqueue_many(range(10))
+            nursery.start_soon(functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=10))
+            await wait_for_archive(store_dsn, 10)
+            await consumer.interrupt()
+    assert suspended[0].handled == 10
 
 
 # Batches

@@ -348,7 +348,7 @@ async def test_wrong_password_names_host_and_port_only(store_dsn: str, server: o
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [({"heartbeat": 0}, "heartbeat"), ({"pool_size": 0}, "pool_size"), ({"heartbeat": -1}, "heartbeat")]
+    ("options", "named"), [({"heartbeat": 0}, "heartbeat"), ({"pool_size": 1}, "pool_size"), ({"heartbeat": -1}, "heartbeat")]
 )
 async def test_bad_numbers_name_the_argument(options: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):

@@ -84,7 +84,7 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
         ),
         ("create table tocsin.mine ()", "table", "mine"),
         ("alter table tocsin.messages reset (autovacuum_vacuum_threshold)", "table", "messages"),
-        ("drop sequence tocsin.leases", "sequence", "leases"),
+        ("drop sequence tocsin.lifelines", "sequence", "lifelines"),
         ("alter table tocsin.workers drop constraint workers_status_check", "constraint", "workers.workers_status_check"),
     ],
 )

@@ -37,9 +37,12 @@ $$;
 
 -- Claims up to max_messages of the worker's queue, each with a fresh lease of vt (null: the queue's visibility timeout), in order. When that
 -- were fewer than asked for, a last row without id tells in how many seconds the next one is due (null: none is known), for a consumer that
--- goes to sleep now. Refused for a worker that is neither ready nor polling, and for a registration that has ended. Nothing while the queue is paused.
-create or replace function tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval default null)
-returns table (
+-- goes to sleep now. Not `durable`: the transaction's commit does not wait for the disk. A server that crashes in the next moment has then
+-- forgotten the claim, and the message is delivered again; its former holder is fenced as after any redelivery. Refused for a worker that is
+-- neither ready nor polling, and for a registration that has ended. Nothing while the queue is paused.
+create or replace function tocsin.claim(
+    worker_id bigint, registration bigint, max_messages integer, vt interval default null, durable boolean default true
+) returns table (
     id bigint, lease bigint, priority integer, read_ct integer, enqueued_at timestamptz, vt_at timestamptz, dequeued_at timestamptz,
     producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
 )
@@ -49,18 +52,23 @@ as $$
 #variable_conflict use_column
 declare
     q tocsin.queues;
-    token bigint;
     t timestamptz;
     rows_found tid[];
     expired bigint[];
 begin
+    if not durable then
+        perform set_config('synchronous_commit', 'off', true);
+    end if;
     q := tocsin.admit_claim(worker_id, registration);
     if q.paused_at is not null then
         return next;
         return;
     end if;
-    perform tocsin.make_due_ready(q.id);
     t := tocsin.clock();
+    if exists (select from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' and m.due <= t)
+       or exists (select from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' and m.vt <= t) then
+        perform tocsin.make_due_ready(q.id);
+    end if;
     loop
         select array_agg(r.ctid) filter (where r.expires_at is null or r.expires_at > t),
                array_agg(r.id) filter (where r.expires_at <= t)
@@ -72,11 +80,11 @@ begin
         perform tocsin.bury(expired, 'the message expired');  -- and look again, since others may take their place
     end loop;
     if rows_found is not null then
-        token := nextval('tocsin.leases');
         return query
             with claimed as (
                 update tocsin.messages m
-                set state = 'leased', lease = token, vt = t + coalesce(claim.vt, q.vt), read_ct = m.read_ct + 1, dequeued_at = t,
+                set state = 'leased', lease = greatest((extract(epoch from t) * 1000000)::bigint, m.lease + 1),
+                    vt = t + coalesce(claim.vt, q.vt), read_ct = m.read_ct + 1, dequeued_at = t,
                     consumer_worker_id = worker_id
                 where m.ctid = any (rows_found)
                 returning m.*

@@ -40,6 +40,11 @@ begin
 end
 $$;
 
+-- The process goes on without a LISTEN connection.
+create or replace function tocsin.detach_process(process_id bigint) returns void
+language sql
+as $$ update tocsin.processes p set lifeline = null where p.id = process_id $$;
+
 -- The end of a process: its workers are stopped, and what they hold is given back; that counts as a delivery when it died of it.
 create or replace function tocsin.unregister_process(process_id bigint, died boolean default false) returns void
 language plpgsql

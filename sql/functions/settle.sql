@@ -15,7 +15,7 @@ declare
 begin
     with finished as (
         delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = g.id and m.lease = g.lease
+        where m.id = g.id and m.lease = g.lease and m.state = 'leased'
         returning m.*
     ), kept as (
         insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, producer_worker_id,
@@ -39,7 +39,7 @@ declare
 begin
     with finished as (
         delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = g.id and m.lease = g.lease
+        where m.id = g.id and m.lease = g.lease and m.state = 'leased'
         returning m.id
     )
     select array_agg(f.id) into settled from finished f;
@@ -59,7 +59,7 @@ begin
     with extended as (
         update tocsin.messages m set vt = tocsin.clock() + extend.vt
         from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = g.id and m.lease = g.lease
+        where m.id = g.id and m.lease = g.lease and m.state = 'leased'
         returning m.id
     )
     select array_agg(e.id) into settled from extended e;
@@ -110,7 +110,7 @@ begin
                coalesce(delay, tocsin.backoff(q, m.read_ct)) as delay
         from (select x.id, x.lease, x.error, x.traceback
               from unnest(ids, leases, errors, tracebacks) as x (id, lease, error, traceback) order by x.id) g
-        join tocsin.messages m on m.id = g.id and m.lease = g.lease
+        join tocsin.messages m on m.id = g.id and m.lease = g.lease and m.state = 'leased'
         join tocsin.queues q on q.id = m.queue_id
         for update of m
     ), returned as (
@@ -118,7 +118,6 @@ begin
         set state = (case when h.delay > '0 s' then 'scheduled' else 'ready' end)::tocsin.message_state,
             due = case when h.delay > '0 s' then t + h.delay else least(h.due, t) end,
             vt = case when h.delay > '0 s' then t + h.delay else least(h.due, t) end,
-            lease = null,
             read_ct = m.read_ct - (not counted)::integer,
             last_error = coalesce(h.error, m.last_error)
         from held h

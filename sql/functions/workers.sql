@@ -79,11 +79,13 @@ declare
     q tocsin.queues;
 begin
     perform pg_advisory_xact_lock_shared(tocsin.lock_key('worker', worker_id));
-    w := tocsin.check_active(worker_id, 'claim');
-    if w.registration <> admit_claim.registration then
+    select x.* into q
+    from tocsin.workers a join tocsin.queues x on x.id = a.queue_id
+    where a.id = worker_id and a.registration = admit_claim.registration and a.status in ('ready', 'polling');
+    if not found then
+        w := tocsin.check_active(worker_id, 'claim');
         perform tocsin.refuse_ended(w);
     end if;
-    select x.* into q from tocsin.queues x where x.id = w.queue_id;
     return q;
 end
 $$;

@@ -18,8 +18,10 @@
 -- Each of the three states has one partial index of its own: what a claim looks for (`ready`) is never mixed with what must wait,
 -- so a claim reads the front of one index, whatever the backlog and however many messages are delayed.
 --
--- A delivery is a *lease*: a token from one ever-growing sequence (a fencing token), written to the row by the claim. Each statement that
--- settles a message names the token, and does nothing when the row carries another. So a worker that lost its message cannot settle it.
+-- A delivery is a *lease*: a token that grows with each delivery of the message (a fencing token), written to the row by the claim. Each
+-- statement that settles a message names the token, and does nothing when the row carries another. So a worker that lost its message cannot
+-- settle it. The token is the time of the claim in microseconds, or one more than the message's last one if that is larger: unlike a
+-- sequence's, it does not come again after a crash of the server that has forgotten the last claims.
 --
 -- Every time in these tables comes from one clock, tocsin.clock(); no client's clock counts.
 --
@@ -78,20 +80,18 @@ create table tocsin.messages (
     payload            jsonb       not null,
     headers            jsonb,
     last_error         text,
-    check ((state = 'leased') = (lease is not null))
+    check (state <> 'leased' or lease is not null)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
 comment on column tocsin.messages.priority is 'Smaller numbers first.';
 comment on column tocsin.messages.read_ct is 'Deliveries so far.';
 comment on column tocsin.messages.due is 'Place in the queue among equal priorities; never in the future when ready.';
 comment on column tocsin.messages.vt is 'When it can be claimed (again): due while it waits, the end of the lease while it is leased.';
-comment on column tocsin.messages.lease is 'Token of the current delivery.';
+comment on column tocsin.messages.lease is 'Token of the current delivery; when it is not leased, of the last one.';
 
 create index messages_ready on tocsin.messages (queue_id, priority, due, id) where state = 'ready';
 create index messages_scheduled on tocsin.messages (queue_id, due) where state = 'scheduled';
 create index messages_leased on tocsin.messages (queue_id, vt) where state = 'leased';
 create unique index messages_key on tocsin.messages (queue_id, key) where key is not null;
-
-create sequence tocsin.leases;
 
 create table tocsin.archive (
     id                 bigint      primary key,

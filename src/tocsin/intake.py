@@ -12,6 +12,7 @@ import trio
 
 from .bell import Bell
 from .database import Database
+from .driver.lock import Lock
 from .durations import Duration, to_seconds, to_timedelta
 from .errors import ConnectionLost, LeaseLost
 from .leases import Leases
@@ -63,7 +64,7 @@ class Intake:
         self.handled = 0
         """How many messages of runs have been settled."""
         self._database = database
-        self._claiming = trio.Lock()
+        self._claiming = Lock()
         self._answer_lost = False
 
     # Claiming
@@ -88,7 +89,7 @@ class Intake:
                     )
                 else:
                     rows = await self._database.fetch(
-                        "select * from tocsin.claim(%s, %s, %s, %s)", [self.worker_id, self.registration, limit, lease]
+                        "select * from tocsin.claim(%s, %s, %s, %s, durable => false)", [self.worker_id, self.registration, limit, lease]
                     )
             except ConnectionLost:
                 self._answer_lost = True
@@ -120,9 +121,7 @@ class Intake:
 
     async def _release_unknown(self) -> None:
         try:
-            await self._database.fetch(
-                "select tocsin.release_others(%s, %s, %s)", [self.worker_id, self.registration, self.leases.ids()]
-            )
+            await self._database.fetch("select tocsin.release_others(%s, %s, %s)", [self.worker_id, self.registration, self.leases.ids()])
         except ConnectionLost:
             return
         self._answer_lost = False

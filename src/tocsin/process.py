@@ -25,7 +25,8 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import psycopg
 import trio
@@ -34,6 +35,7 @@ from psycopg import sql
 from .bell import Bell
 from .database import Connection, Database
 from .errors import TRANSIENT, ConnectionLost, ProcessBuried, StateTransitionError, TocsinError
+from .nursery import open_nursery_bare
 from .retry import delays
 from .version import VERSION
 
@@ -44,6 +46,9 @@ CLEANUP_WITHIN = 5.0
 
 HEARD_WITHIN = 5.0
 """Seconds that a notification to ourselves may take before LISTEN counts as not working."""
+
+
+T = TypeVar("T")
 
 
 class Resident(Protocol):
@@ -72,6 +77,7 @@ class Process:
         self._queues: dict[str, int] = {}  # the queues to LISTEN for, by channel
         self._listening: set[str] = set()
         self._buried = False
+        self._risen = trio.Event()
         self._next_beat = math.inf
         self._nap: trio.CancelScope | None = None
         self._kicked = False
@@ -91,13 +97,17 @@ class Process:
 
         Raises what the worker's registration raises. Cancelled, the worker may be registered.
         """
-        async with self._registering:
-            try:
-                await worker.register(self._id or await self._register())
-            except ProcessBuried:
-                await worker.register(await self._rise_again())
-            self._residents[worker.worker_id] = worker
-        self._kick()
+        while worker.worker_id not in self._residents:
+            async with self._registering:
+                try:
+                    await worker.register(self._id or await self._register())
+                except ProcessBuried:
+                    self._be_buried()
+                else:
+                    self._residents[worker.worker_id] = worker
+            self._kick()
+            if self._buried:
+                await self._risen.wait()
         # A consumer without a lifeline that died now would be missed only much later, so it has one before it claims anything.
         if self._wants_line:
             await self._line_tried.wait()
@@ -132,11 +142,10 @@ class Process:
                             await self._serve(line)
                     else:
                         await self._serve(None)
-                except TRANSIENT as lost:
+                except (*TRANSIENT, ProcessBuried) as lost:
                     wait = next(waits)
                     logger.warning("%s; trying again in %.2f s", lost, wait)
-                    await trio.sleep(wait)
-                    await self._beat_by_pool()
+                    await self._beating(partial(trio.sleep, wait))
         finally:
             with trio.move_on_after(CLEANUP_WITHIN, shield=True):
                 await self._unregister()
@@ -175,12 +184,13 @@ class Process:
         """Connect, LISTEN, prove it, and take a lifeline."""
         line: Connection | None = None
         try:
-            line = await self._connect()
+            line = await self._beating(self._connect)
             line.add_notify_handler(self._hear)
             self._listening.clear()
             await self._listen(line)
             if not await self._is_heard(line):
                 self.deaf = True
+                await self._database.fetch("select tocsin.detach_process(%s)", [self._id])
                 logger.warning(
                     "LISTEN does not work on this connection to %s, probably because of a connection pooler: messages will wait for up "
                     "to one heartbeat (%.1f s). Give tocsin.connect a listen_dsn that goes round the pooler.",
@@ -194,7 +204,8 @@ class Process:
                     "set_config('tcp_keepalives_count', '3', false)"
                 )
                 (alive,) = await self._database.fetch_one("select tocsin.attach_process(%s)", [self._id], on=line)
-                self._buried = not alive
+                if not alive:
+                    self._be_buried()
                 self.connected = True
                 self._bell.ring_all()
             self._line_tried.set()
@@ -252,7 +263,7 @@ class Process:
             match kind:
                 case "dead":
                     logger.warning("process %d was declared dead by the others; registering anew", number)
-                    self._buried = True
+                    self._be_buried()
                     return
                 case "look_again":
                     self._next_beat = min(self._next_beat, trio.current_time() + seconds)
@@ -270,13 +281,22 @@ class Process:
             if worker_id in self._residents and worker.registration == registration:
                 worker.noticed("stopped", None)
 
+    async def _beating(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do something while there is no line, with the heartbeat going through the pool meanwhile."""
+        async with open_nursery_bare() as nursery:
+            nursery.start_soon(self._beat_by_pool)
+            result = await operation()
+            nursery.cancel_scope.cancel()
+        return result
+
     async def _beat_by_pool(self) -> None:
-        """The heartbeat that is due while the line is down."""
-        if trio.current_time() >= self._next_beat and not self._buried:
+        while not self._buried:
+            await trio.sleep_until(self._next_beat)
             try:
                 await self._beat(None)
             except TRANSIENT as lost:
                 logger.warning("no heartbeat: %s", lost)
+                await trio.sleep(self._every / 2)
 
     # The registration
 
@@ -289,8 +309,8 @@ class Process:
         self._next_beat = trio.current_time() + self._every
         return self._id
 
-    async def _rise_again(self) -> int:
-        """Register anew with all workers, and return the process's new id.
+    async def _rise_again(self) -> None:
+        """Register anew with all workers.
 
         An earlier attempt may have come half way before the connection was lost.
         """
@@ -304,7 +324,12 @@ class Process:
                 self.dismiss(worker.worker_id)
                 worker.noticed("stopped", None)
         self._buried = False
-        return process_id
+        self._risen.set()
+
+    def _be_buried(self) -> None:
+        if not self._buried:
+            self._buried = True
+            self._risen, self._line_tried = trio.Event(), trio.Event()
 
     async def _unregister(self) -> None:
         if self._id is not None:

@@ -69,9 +69,7 @@ async def registered(worker: R, process: Process) -> AsyncIterator[R]:
         else:
             with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
                 try:
-                    await worker._database.fetch(
-                        "select tocsin.unregister_worker(%s, %s)", [worker.worker_id, worker.registration]
-                    )
+                    await worker._database.fetch("select tocsin.unregister_worker(%s, %s)", [worker.worker_id, worker.registration])
                 except TocsinError as error:
                     logger.warning("worker %r is not unregistered, it will be found dead: %s", worker.name, error)
             if patience.cancelled_caught:

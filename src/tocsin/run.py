@@ -124,10 +124,12 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
                     run = intake.run = Run(intake, bed, nursery)
                     nursery.start_soon(intake.leases.keep)
                     bed.ring()
-                    yield run
-                    nursery.cancel_scope.cancel()
+                    try:
+                        yield run
+                    finally:
+                        intake.run = None  # before the nursery closes: what the registry says may start a task in it
+                        nursery.cancel_scope.cancel()
     finally:
-        intake.run = None
         with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
             try:
                 if run is not None and run.flush is not None:

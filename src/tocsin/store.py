@@ -8,6 +8,7 @@ from typing import Unpack
 
 import attrs
 import psycopg
+import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from . import schema as schemas
@@ -54,6 +55,7 @@ class Store:
         self._database = database
         self._process = process
         self._bell = bell
+        self._transactions = trio.Semaphore(database.pool.statistics().max_size - 1)
         self.queues = Queues(database)
         """Creating, finding and pausing queues."""
         self.workers = Workers(database)
@@ -103,9 +105,10 @@ class Store:
     async def transaction(self) -> AsyncIterator[Connection]:
         """Lend a connection in a transaction, for your own statements and as ``connection=`` of `Producer.enqueue`.
 
-        Commits at the end of the block; rolls back when it raises or is cancelled. Raises `ConnectionLost`.
+        Commits at the end of the block; rolls back when it raises or is cancelled. At most ``pool_size - 1`` at a time, others wait: so
+        there is always a connection left for what the block itself asks of the store, and for keeping leases. Raises `ConnectionLost`.
         """
-        async with self._database.connection() as connection, connection.transaction():
+        async with self._transactions, self._database.connection() as connection, connection.transaction():
             yield connection
 
     def statistics(self) -> StoreStatistics:
@@ -147,7 +150,8 @@ async def connect(
     address = describe_address(dsn or "")
     listen_address = describe_address(listen_dsn) if listen_dsn is not None else address
     every = to_seconds(heartbeat, "heartbeat")
-    check_count(pool_size, "pool_size")
+    if check_count(pool_size, "pool_size") < 2:
+        raise ValueError("pool_size must be at least 2: one for a transaction, one for what is done meanwhile")
     target = Schema(schema)
 
     async def open_connection() -> Connection:

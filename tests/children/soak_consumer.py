@@ -107,13 +107,14 @@ async def consume(store: tocsin.Store, consumer: tocsin.Consumer) -> None:
 
 async def main() -> None:
     while True:
+        registered = False
         try:
             async with (
                 tocsin.connect(DSN, heartbeat=0.5, pool_size=dice.randint(2, 8)) as store,
                 store.consumer("soak", name=None if NAME == "-" else NAME) as consumer,
                 tocsin.drain_on_signals(consumer, grace=dice.choice([None, 0.5])),
             ):
-                say("worker", consumer.worker_id)
+                registered = True
                 while True:
                     with trio.move_on_after(dice.uniform(0.05, 8)):  # cancelled anywhere, and begun anew
                         await consume(store, consumer)
@@ -123,8 +124,8 @@ async def main() -> None:
                 say("ended by", suspended.reason)
             return
         except (tocsin.ConnectionLost, tocsin.StateTransitionError, tocsin.LeaseLost) as error:
-            if KIND == "hand" and isinstance(error, tocsin.StateTransitionError) and error.from_ == "interrupted":
-                return
+            if registered and isinstance(error, tocsin.StateTransitionError):
+                return  # suspended or interrupted between two runs; a signal may be the reason
             say("again", type(error).__name__)
             await trio.sleep(0.2)
 

@@ -20,6 +20,8 @@ import tocsin
 
 DSN, NAME, SEED = sys.argv[1:]
 MODES = ["quick"] * 12 + ["slow"] * 2 + ["flaky"] * 2 + ["settles"] * 2 + ["fails", "hangs", "blocks"]
+BACKLOG = 500
+"""Messages that may wait before a producer does, so that what is left at the end can be drained."""
 dice = random.Random(SEED)
 numbers = itertools.count()
 
@@ -70,6 +72,13 @@ async def produce(store: tocsin.Store, producer: tocsin.Producer) -> None:
             committed(made, ids)
 
 
+async def backlog(store: tocsin.Store) -> int:
+    async with store.transaction() as connection:
+        cursor = await connection.execute("select count(*) from tocsin.messages")
+        (count,) = await cursor.fetchone() or (0,)
+        return int(count)
+
+
 async def produce_for_ever() -> None:
     while True:
         try:
@@ -79,6 +88,8 @@ async def produce_for_ever() -> None:
                         while True:
                             await produce(store, producer)
                             await trio.sleep(dice.expovariate(20))
+                            while (await backlog(store)) > BACKLOG:  # noqa: ASYNC110 - the consumers are other processes
+                                await trio.sleep(0.5)
         except (tocsin.ConnectionLost, tocsin.StateTransitionError, psycopg.OperationalError):
             await trio.sleep(0.1)
 
