@@ -118,8 +118,8 @@ async def test_health_monitor(store: tocsin.Store, store_dsn: str) -> None:
     assert (await outcome("health_monitor.py", store_dsn))[1][-1] == "0 at work, 0 stale"
     await query(
         store_dsn,
-        "insert into tocsin.workers (queue_id, kind, name, status, hostname, pid, version, started_at, heartbeat_at) "
-        "select id, 'consumer', 'silent', 'polling', 'elsewhere', 1, '0', now() - interval '2 h', now() - interval '1 h' "
+        "insert into tocsin.workers (queue_id, kind, name, status, registration, hostname, pid, version, started_at, heartbeat_at) "
+        "select id, 'consumer', 'silent', 'polling', 0, 'elsewhere', 1, '0', now() - interval '2 h', now() - interval '1 h' "
         "from tocsin.queues",
     )
     async with store.producer("letters", name="writer"), running(str(EXAMPLES / "health_monitor.py"), store_dsn) as child:

@@ -8,7 +8,7 @@
 -- left makes a dead letter. At most 10,000 a call, so that a claim after a long night stays short.
 create or replace function tocsin.make_due_ready(queue_id integer) returns void
 language plpgsql
-set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -47,7 +47,7 @@ create or replace function tocsin.claim(
     producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
 )
 language plpgsql
-set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -137,7 +137,7 @@ $$;
 -- otherwise.
 create or replace function tocsin.next_due(queue_id integer, with_ready boolean default true) returns float8
 language plpgsql
-set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare

@@ -52,15 +52,18 @@ begin
     elsif max_deliveries <= 0 then
         perform tocsin.refuse('TC022', 'max_deliveries must be positive', '{"argument": "max_deliveries"}');
     end if;
-    select p.n - 1 as index, octet_length(p.payload::text) as actual into large
-    from unnest(payloads) with ordinality as p (payload, n)
-    where octet_length(p.payload::text) > q.max_payload
-    order by p.n limit 1;
-    if found then
-        perform tocsin.refuse('TC003',
-            format('payload %s of %s bytes exceeds the limit of queue "%s", %s bytes', large.index, large.actual, queue, q.max_payload),
-            jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index', large.index),
-            'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
+    -- The text of the whole array, with its quotes and escapes, is longer than any of its elements.
+    if octet_length(payloads::text) > q.max_payload then
+        select p.n - 1 as index, octet_length(p.payload::text) as actual into large
+        from unnest(payloads) with ordinality as p (payload, n)
+        where octet_length(p.payload::text) > q.max_payload
+        order by p.n limit 1;
+        if found then
+            perform tocsin.refuse('TC003',
+                format('payload %s of %s bytes exceeds the limit of queue "%s", %s bytes', large.index, large.actual, queue, q.max_payload),
+                jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index', large.index),
+                'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
+        end if;
     end if;
     return q;
 end
@@ -73,6 +76,7 @@ create or replace function tocsin.enqueue(
     worker_id bigint default null
 ) returns bigint
 language plpgsql
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare

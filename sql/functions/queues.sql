@@ -22,9 +22,10 @@ create or replace function tocsin.add_queue(
 ) returns tocsin.queues
 language sql
 as $$
-    insert into tocsin.queues (name, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, created_at)
+    insert into tocsin.queues (name, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, created_at, channel)
     values (queue, coalesce(vt, '30 s'), coalesce(max_deliveries, 5), coalesce(retry_base, '1 s'), coalesce(retry_factor, 2),
-            coalesce(retry_max, '1 h'), coalesce(retry_jitter, 0.2), coalesce(max_payload, 1048576), tocsin.clock())
+            coalesce(retry_max, '1 h'), coalesce(retry_jitter, 0.2), coalesce(max_payload, 1048576), tocsin.clock(),
+            tocsin.queue_channel(queue))
     on conflict (name) do nothing
     returning *
 $$;

@@ -21,13 +21,13 @@ as $$ select tocsin.channel('/process/' || process_id) $$;
 -- Messages of this queue may have become due earlier than sleepers think. PostgreSQL sends equal notifications of one transaction once.
 create or replace function tocsin.ring(queue_id integer) returns void
 language sql
-as $$ select pg_notify(tocsin.queue_channel(q.name), '') from tocsin.queues q where q.id = queue_id $$;
+as $$ select pg_notify(q.channel, '') from tocsin.queues q where q.id = queue_id $$;
 
 create or replace function tocsin.ring_inserted() returns trigger
 language plpgsql
 as $$
 begin
-    perform tocsin.ring(i.queue_id) from (select distinct n.queue_id from inserted n) i;
+    perform pg_notify(q.channel, '') from tocsin.queues q where q.id in (select n.queue_id from inserted n);
     return null;
 end
 $$;

@@ -7,7 +7,7 @@
 
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -31,7 +31,7 @@ $$;
 
 create or replace function tocsin.delete(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -50,7 +50,7 @@ $$;
 -- A new end for the lease: vt from now.
 create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval) returns boolean[]
 language plpgsql
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -97,7 +97,7 @@ create or replace function tocsin.give_back(
     ids bigint[], leases bigint[], delay interval, counted boolean, reason text, errors text[] default null, tracebacks text[] default null
 ) returns boolean[]
 language plpgsql
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -150,7 +150,7 @@ $$;
 -- Moves messages to the dead letters.
 create or replace function tocsin.bury(ids bigint[], reason text, errors text[] default null, tracebacks text[] default null) returns void
 language sql
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
     with given as (
         select g.id, g.error, g.traceback from unnest(ids, errors, tracebacks) as g (id, error, traceback)

@@ -52,11 +52,13 @@ create table tocsin.queues (
     retry_jitter   float8      not null default 0.2 check (retry_jitter between 0 and 1),
     max_payload    integer     not null default 1048576 check (max_payload > 0),
     paused_at      timestamptz,
-    created_at     timestamptz not null
+    created_at     timestamptz not null,
+    channel        text        not null
 );
 comment on column tocsin.queues.vt is 'Visibility timeout: how long a lease lasts unless it is extended.';
 comment on column tocsin.queues.max_deliveries is 'After this many deliveries a message that fails again becomes a dead letter.';
 comment on column tocsin.queues.retry_base is 'Delay after the first failure; after the n-th: least(retry_max, retry_base * retry_factor^(n-1)), plus or minus up to the share retry_jitter of it.';
+comment on column tocsin.queues.channel is 'Where its bell rings: LISTEN to it.';
 comment on column tocsin.queues.max_payload is 'Largest payload in bytes of its JSON text.';
 
 create type tocsin.message_state as enum ('ready', 'scheduled', 'leased');

@@ -39,6 +39,8 @@ class Queue:
     """Since when consumers get nothing from it; None while they do."""
     created_at: datetime
     """When it was created, by the server's clock."""
+    channel: str
+    """The channel of its notifications, for those who LISTEN by hand."""
 
 
 def _read(row: Row) -> Queue:

@@ -44,7 +44,7 @@ class Registered(Worker):
         """Take part in the registry as a worker of this process, at first or again. Cancelled, it is registered or not."""
         again = self._worker_id != 0
         row = await self._database.fetch_one(
-            "select w.id, w.name, w.registration, w.status, q.id, tocsin.queue_channel(q.name), extract(epoch from q.vt)::float8 "
+            "select w.id, w.name, w.registration, w.status, q.id, q.channel, extract(epoch from q.vt)::float8 "
             "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w join tocsin.queues q on q.id = w.queue_id",
             [self.queue, self.kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
         )
