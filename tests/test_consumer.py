@@ -444,6 +444,25 @@ async def test_interrupt_with_grace_cancels_what_still_runs(store: tocsin.Store,
     assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages") == [("hang", "ready", 0)]
 
 
+async def test_of_two_interruptions_the_shorter_grace_counts(store: tocsin.Store) -> None:
+    await store.queues.ensure("q", vt=3600)
+    await store.produce("q", 1)
+
+    async def hang(_: tocsin.Message) -> None:
+        await trio.sleep_forever()
+
+    handled, suspended = Handled(hang), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await handled.wait(1)
+        await (await store.workers.get(consumer.worker_id)).interrupt()
+        with pytest.raises(tocsin.StateTransitionError):
+            await consumer.interrupt(grace=0)
+        consumer.end_run(3600)
+        consumer.end_run(0)
+    assert suspended[0].released == 1
+
+
 async def test_interrupt_before_the_run_begins(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:

@@ -136,6 +136,19 @@ async def test_one_ring_for_each_queue_and_transaction_and_none_for_settling(sto
         assert await rung() == ["tocsin.r"]
 
 
+async def test_channels_come_and_go_with_their_consumers(store: tocsin.Store) -> None:
+    for name in ("q", "r"):
+        await store.queues.ensure(name)
+    listening = store._process._listening
+    async with store.consumer("q"):
+        async with store.consumer("r"), store.consumer("r"):
+            assert sorted(channel for channel, queue_id in listening.items() if queue_id) == ["tocsin.q", "tocsin.r"]
+        async with store.consumer("q"):
+            pass
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert [channel for channel, queue_id in listening.items() if queue_id] == ["tocsin.q"]
+
+
 async def test_long_names_have_channels_too(store: tocsin.Store, store_dsn: str) -> None:
     name = "ein sehr langer Name 🔔 " * 9
     await store.queues.ensure(name)

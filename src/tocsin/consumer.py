@@ -36,13 +36,17 @@ class Consumer(Registered, WorkerHandle):
         self._bell = bell
         self._intake = Intake(database, process, bell)
 
+    @property
+    def listens_to(self) -> tuple[str, int]:
+        """See `Registered.listens_to`."""
+        return self._channel, self.queue_id
+
     async def register(self, process_id: int) -> None:
         """See `Registered.register`. Registered again, the process had been declared dead, and the leases are gone."""
         await super().register(process_id)
         intake = self._intake
         intake.worker_id, intake.registration, intake.name = self.worker_id, self.registration, self.name or ""
         intake.queue, intake.queue_id, intake.default_vt = self.queue, self.queue_id, self._default_vt
-        self._process.listen(self._channel, self.queue_id)
         if intake.run is not None:
             await intake.leases.refresh()
             intake.noticed(self._registered_as, None)

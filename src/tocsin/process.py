@@ -58,6 +58,8 @@ class Resident(Protocol):
     def worker_id(self) -> int: ...
     @property
     def registration(self) -> int: ...
+    @property
+    def listens_to(self) -> tuple[str, int] | None: ...
     def noticed(self, status: str, grace: float | None) -> None: ...
     async def register(self, process_id: int) -> None: ...
 
@@ -74,8 +76,7 @@ class Process:
         self._channel = ""
         self._registering = trio.Lock()
         self._residents: dict[int, Resident] = {}
-        self._queues: dict[str, int] = {}  # the queues to LISTEN for, by channel
-        self._listening: set[str] = set()
+        self._listening: dict[str, int | None] = {}  # the queue that a channel rings for; None: our own channel
         self._buried = False
         self._risen = trio.Event()
         self._next_beat = math.inf
@@ -115,10 +116,6 @@ class Process:
     def dismiss(self, worker_id: int) -> None:
         """Forget a worker."""
         self._residents.pop(worker_id, None)
-
-    def listen(self, channel: str, queue_id: int) -> None:
-        """Have notifications on this channel ring this queue's bell."""
-        self._queues[channel] = queue_id
         self._kick()
 
     def look(self) -> None:
@@ -151,16 +148,22 @@ class Process:
                 await self._unregister()
 
     @property
+    def _queues(self) -> dict[str, int]:
+        """The queues to LISTEN for, by channel."""
+        return dict(r.listens_to for r in self._residents.values() if r.listens_to is not None)
+
+    @property
     def _wants_line(self) -> bool:
-        return bool(self._queues) and not self.deaf
+        # Once there is a line it is kept, also when its last consumer has left: the next one will want it.
+        return (self.connected or bool(self._queues)) and not self.deaf
 
     async def _serve(self, line: Connection | None) -> None:
         """Do what comes up, on the line or without one, until that has to change."""
         while not self._buried and self._wants_line == (line is not None):
             self._kicked = False
             if line is not None:
-                for channel in await self._listen(line):  # a message may have come before
-                    self._bell.ring(self._queues[channel])
+                for queue_id in await self._listen(line):  # a message may have come before
+                    self._bell.ring(queue_id)
             if trio.current_time() >= self._next_beat:
                 await self._beat(line)
             if self._kicked or self._buried:
@@ -216,13 +219,17 @@ class Process:
             if line is not None:
                 await line.close()
 
-    async def _listen(self, line: Connection) -> set[str]:
-        """LISTEN for what has been asked for since; return those channels of queues."""
-        added = {self._channel, *self._queues} - self._listening
-        for channel in added:
+    async def _listen(self, line: Connection) -> list[int]:
+        """LISTEN for what our workers want by now, and for nothing else; return the queues that are new."""
+        wanted = {self._channel: None, **self._queues}
+        new = wanted.keys() - self._listening.keys()
+        for channel in new:
             await line.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
-            self._listening.add(channel)
-        return added & self._queues.keys()
+            self._listening[channel] = wanted[channel]
+        for channel in self._listening.keys() - wanted.keys():
+            await line.execute(sql.SQL("unlisten {}").format(sql.Identifier(channel)))
+            del self._listening[channel]
+        return [queue_id for channel in new if (queue_id := wanted[channel]) is not None]
 
     async def _is_heard(self, line: Connection) -> bool:
         for _ in range(2):  # once may be too late because this loop was blocked
@@ -236,9 +243,10 @@ class Process:
         return False
 
     def _hear(self, notification: psycopg.Notify) -> None:
-        if notification.channel in self._queues:
+        queue_id = self._listening.get(notification.channel)
+        if queue_id is not None:
             self.rings += 1
-            self._bell.ring(self._queues[notification.channel])
+            self._bell.ring(queue_id)
         elif not notification.payload:  # something has happened to one of our workers
             self._next_beat = trio.current_time()
         elif notification.payload == self._echo:

@@ -40,6 +40,11 @@ class Registered(Worker):
         self._default_vt = 0.0
         self._registered_as = ""
 
+    @property
+    def listens_to(self) -> tuple[str, int] | None:
+        """The channel it wants notifications from, and the queue that they ring for; None: it wants none."""
+        return None
+
     async def register(self, process_id: int) -> None:
         """Take part in the registry as a worker of this process, at first or again. Cancelled, it is registered or not."""
         again = self._worker_id != 0

@@ -11,13 +11,14 @@ once, has told why.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import trio
 
 from .bell import Bed
-from .errors import StateTransitionError, Suspended, TocsinError
+from .errors import TRANSIENT, StateTransitionError, Suspended, TocsinError
 from .intake import Intake
 from .leases import Unit
 from .nursery import open_nursery_bare
@@ -39,6 +40,7 @@ class Run:
         """Why the run is to end; None while it is not."""
         self.flush: Callable[[], Awaitable[None]] | None = None
         """What is still to be settled when the handlers have ended."""
+        self._cancel_at = math.inf
         self._paused = False
         self._to_poll = False
         self._status = "polling"
@@ -55,12 +57,15 @@ class Run:
         return self.ended_by is None and not self._paused
 
     def end(self, reason: str, grace: float | None = None) -> None:
-        """Take no more messages, and end when the handlers have; after ``grace`` seconds, if given, they are cancelled."""
-        if self.ended_by is None:
-            self.ended_by = reason
-            if grace is not None:
-                self.nursery.start_soon(self._cancel_units_after, grace)
-            self.bed.nudge()
+        """Take no more messages, and end when the handlers have; after ``grace`` seconds, if given, they are cancelled.
+
+        Asked again, the first reason and the shortest grace count.
+        """
+        self.ended_by = self.ended_by or reason
+        if grace is not None and trio.current_time() + grace < self._cancel_at:
+            self._cancel_at = trio.current_time() + grace
+            self.nursery.start_soon(self._cancel_units_at, self._cancel_at)
+        self.bed.nudge()
 
     def pause(self) -> None:
         """Take no more messages until `noticed` says otherwise."""
@@ -96,8 +101,8 @@ class Run:
             self._to_poll = False
             self._status = "polling"
 
-    async def _cancel_units_after(self, grace: float) -> None:
-        await trio.sleep(grace)
+    async def _cancel_units_at(self, time: float) -> None:
+        await trio.sleep_until(time)
         for unit in self.units:
             unit.scope.cancel()
 
@@ -131,14 +136,17 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
                         nursery.cancel_scope.cancel()
     finally:
         with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
-            try:
-                if run is not None and run.flush is not None:
+            if run is not None and run.flush is not None:
+                try:
                     await run.flush()
+                except (TocsinError, *TRANSIENT) as error:
+                    logger.warning("messages handled by worker %r will be delivered again: %s", intake.name, error)
+            try:
                 released = await intake.complete_poll()
-            except TocsinError as error:
-                logger.warning("the run of worker %r did not end in good order; its leases will expire: %s", intake.name, error)
+            except (TocsinError, *TRANSIENT) as error:
+                logger.warning("what worker %r holds will be delivered again when its leases end: %s", intake.name, error)
         if patience.cancelled_caught:
-            logger.warning("the run of worker %r did not end in good order; its leases will expire: no answer", intake.name)
+            logger.warning("what worker %r holds will be delivered again when its leases end: no answer", intake.name)
         intake.running = False
     if run is not None:
         ended_by, handled = run.ended_by, run.handled
