@@ -139,14 +139,20 @@ async def test_one_ring_for_each_queue_and_transaction_and_none_for_settling(sto
 async def test_channels_come_and_go_with_their_consumers(store: tocsin.Store) -> None:
     for name in ("q", "r"):
         await store.queues.ensure(name)
-    listening = store._process._listening
+
+    async def wait_for(*channels: str) -> None:
+        with trio.fail_after(PATIENCE):
+            while sorted(channel for channel, queue_id in store._process._listening.items() if queue_id) != list(channels):
+                await trio.lowlevel.checkpoint()
+
     async with store.consumer("q"):
         async with store.consumer("r"), store.consumer("r"):
-            assert sorted(channel for channel, queue_id in listening.items() if queue_id) == ["tocsin.q", "tocsin.r"]
+            await wait_for("tocsin.q", "tocsin.r")
+        await wait_for("tocsin.q")
         async with store.consumer("q"):
             pass
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        assert [channel for channel, queue_id in listening.items() if queue_id] == ["tocsin.q"]
+        await wait_for("tocsin.q")
+    await wait_for()
 
 
 async def test_long_names_have_channels_too(store: tocsin.Store, store_dsn: str) -> None:
