@@ -30,7 +30,8 @@ async def test_the_program_in_the_readme(dsn: str, tmp_path: Path) -> None:
         assert await child.line() == "interrupted 4 0"
         with trio.fail_after(PATIENCE):
             assert await child.process.wait() == 0
-    assert handled == ["2 {'n': 0} 1", "3 {'n': 1} 1", "4 {'n': 2} 1", "1 {'to': 'ada@example.org'} 1"]
+    assert sorted(handled[:3]) == ["2 {'n': 0} 1", "3 {'n': 1} 1", "4 {'n': 2} 1"]  # ten at a time, so in any order
+    assert handled[3] == "1 {'to': 'ada@example.org'} 1"
     assert await query(dsn, "select count(*)::int from tocsin.archive") == [(4,)]
 
 
