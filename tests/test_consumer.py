@@ -226,6 +226,32 @@ async def test_handler_that_lost_its_lease_is_cancelled_and_cannot_settle(store:
     assert await query(store_dsn, "select id from tocsin.archive") == []
 
 
+async def test_failures_are_logged_with_the_handlers_name(store: tocsin.Store, caplog: pytest.LogCaptureFixture) -> None:
+    await store.queues.ensure("q", retry_base=3600)
+    await store.produce("q", 1)
+
+    async def always_fails(_: tocsin.Message) -> None:
+        raise ValueError("no good")
+
+    handled, suspended = Handled(always_fails), list[tocsin.Suspended]()
+    with caplog.at_level(logging.WARNING, "tocsin"):
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await handled.wait(1)
+            await consumer.interrupt()
+    assert [r.message for r in caplog.records] == [f"{handled!r} failed with message 1, delivery 1: ValueError('no good')"]
+
+
+async def test_what_cannot_be_called_is_refused_before_it_costs_a_message(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    async with store.consumer("q") as consumer:
+        for run in (consumer.handle(42), consumer.handle_batches(None, size=2)):  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="a handler is a function"):
+                await run
+    assert await query(store_dsn, "select read_ct from tocsin.messages") == [(0,)]
+
+
 async def test_handler_may_settle_by_itself(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
 

@@ -195,5 +195,16 @@ async def test_duration_must_be_one(store: tocsin.Store) -> None:
         await store.produce("q", 1, delay="5 s")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="delay"):
         await store.produce("q", 1, delay=True)
+    with pytest.raises(TypeError, match="priority"):
+        await store.produce("q", 1, priority=1.5)  # type: ignore[typeddict-item]
+    with pytest.raises(ValueError, match="priority"):
+        await store.produce("q", 1, priority=2**40)
     with pytest.raises(TypeError, match="max_deliveries"):
         await store.produce("q", 1, max_deliveries=1.5)  # type: ignore[arg-type]
+
+
+async def test_a_closed_store_says_so(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn) as store:
+        await store.queues.ensure("q")
+    with pytest.raises(tocsin.TocsinError, match="store is closed"):
+        await store.produce("q", 1)

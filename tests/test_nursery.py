@@ -83,12 +83,12 @@ async def test_several_errors_stay_a_group() -> None:
     assert {type(error) for error in caught.value.exceptions} == {ValueError, KeyError}
 
 
-async def test_a_group_of_one_is_that_one() -> None:
-    error = ValueError("inside")
-    with pytest.raises(ValueError, match="inside") as caught:
+async def test_somebody_elses_group_of_one_stays_a_group() -> None:
+    group = ExceptionGroup("of the block's own nursery", [ValueError("inside")])
+    with pytest.raises(ExceptionGroup) as caught:
         async with open_nursery_bare(), open_nursery_bare() as nursery:
-            nursery.start_soon(fail, ExceptionGroup("outside", [error]))
-    assert caught.value is error
+            nursery.start_soon(fail, group)
+    assert (caught.value.message, caught.value.exceptions) == (group.message, group.exceptions)
 
 
 async def test_a_group_of_two_is_raised_as_it_is() -> None:

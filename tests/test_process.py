@@ -277,6 +277,22 @@ async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, stor
     assert suspended[0].reason == "shut down"
 
 
+async def test_killed_and_restarted_alone_under_the_same_name(store_dsn: str) -> None:
+    """Nobody else is there to notice the death: the one that wants the name does."""
+    await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
+    async with tocsin.connect(store_dsn) as store:
+        await store.queues.ensure("q", vt=3600)
+        await store.produce("q", 1)
+    async with running("consume.py", store_dsn, "q", "alone", "hold") as first:
+        worker = await first.words("worker")
+        message = await first.words("handling")
+        first.process.kill()
+        await first.process.wait()
+    async with running("consume.py", store_dsn, "q", "alone", "go") as second:
+        assert await second.words("worker") == worker
+        assert await second.words("handling") == message
+
+
 async def test_stopped_process_that_comes_back_is_fenced(store: tocsin.Store, store_dsn: str) -> None:
     """SIGSTOP is what a process looks like whose loop is blocked: its connection lives, so it is not declared dead, but its lease ends."""
     await store.queues.ensure("q", vt=0.5)

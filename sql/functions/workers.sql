@@ -90,7 +90,8 @@ begin
 end
 $$;
 
--- Registers a worker. The name of a stopped worker is taken over together with its id; that of any other is refused. A null name is made up.
+-- Registers a worker. The name of a stopped worker is taken over together with its id, also of one that is found dead only now; that of any
+-- other is refused, with `retry_after` when its owner has lost its lifeline but may be coming back. A null name is made up.
 -- `again`: its process was declared dead and is alive, so that a suspended worker stays so. Refused with TC008 when the process has been declared
 -- dead (null: none; such a worker is never found dead).
 create or replace function tocsin.register_worker(
@@ -103,28 +104,44 @@ declare
     q tocsin.queues := tocsin.find_queue(queue);
     t timestamptz := tocsin.clock();
     w tocsin.workers;
+    look_again float8;
+    owners_lifeline bigint;
 begin
     perform from tocsin.processes p where p.id = register_worker.process_id for key share;
     if not found and process_id is not null then
         perform tocsin.refuse('TC008', format('process %s was declared dead', process_id), jsonb_build_object('process_id', process_id));
     end if;
-    insert into tocsin.workers as x
-        (queue_id, kind, name, status, registration, process_id, hostname, pid, version, started_at, heartbeat_at)
-    values (q.id, register_worker.kind,
-            coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(md5(random()::text), 1, 8))),
-            'ready', nextval('tocsin.registrations'), register_worker.process_id, register_worker.hostname, register_worker.pid, register_worker.version, t, t)
-    on conflict (queue_id, kind, name) do update
-        set status = case when again and x.buried_as in ('suspended', 'interrupted') then x.buried_as else 'ready' end,
-            grace = null, buried_as = null, registration = excluded.registration, process_id = excluded.process_id,
-            hostname = excluded.hostname, pid = excluded.pid, version = excluded.version, started_at = t, heartbeat_at = t, shutdown_at = null
-        where x.status = 'stopped'
-    returning x.* into w;
-    if not found then
-        select x.* into w from tocsin.workers x
-        where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name;
-        perform tocsin.refuse_transition(w, 'ready', format('its name is in use by process %s on %s', w.pid, w.hostname));
+    for attempt in 1..2 loop
+        insert into tocsin.workers as x
+            (queue_id, kind, name, status, registration, process_id, hostname, pid, version, started_at, heartbeat_at)
+        values (q.id, register_worker.kind,
+                coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(md5(random()::text), 1, 8))),
+                'ready', nextval('tocsin.registrations'), register_worker.process_id, register_worker.hostname, register_worker.pid,
+                register_worker.version, t, t)
+        on conflict (queue_id, kind, name) do update
+            set status = case when again and x.buried_as in ('suspended', 'interrupted') then x.buried_as else 'ready' end,
+                grace = null, buried_as = null, registration = excluded.registration, process_id = excluded.process_id,
+                hostname = excluded.hostname, pid = excluded.pid, version = excluded.version, started_at = t, heartbeat_at = t,
+                shutdown_at = null
+            where x.status = 'stopped'
+        returning x.* into w;
+        if found then
+            return w;
+        end if;
+        -- Its owner may be dead, with nobody else there to notice.
+        look_again := tocsin.bury_dead(coalesce(process_id, 0));
+    end loop;
+    select x.* into w from tocsin.workers x
+    where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name;
+    select p.lifeline into owners_lifeline from tocsin.processes p where p.id = w.process_id;
+    if owners_lifeline is null or not pg_try_advisory_xact_lock_shared(tocsin.lock_key('lifeline', owners_lifeline)) then
+        look_again := null;  -- it lives, or nothing speaks against it
     end if;
-    return w;
+    perform tocsin.refuse('TC005',
+        format('worker %s ("%s") is %s: its name is in use by process %s on %s', w.id, w.name, w.status, w.pid, w.hostname),
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', look_again,
+                           'reason', format('its name is in use by process %s on %s', w.pid, w.hostname)),
+        'Choose another name, or end that worker first.');
 end
 $$;
 

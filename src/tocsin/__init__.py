@@ -2,8 +2,9 @@
 
 What is named here is the public interface; `tocsin.driver` (psycopg on trio) can be used on its own.
 
-The way of a message, by file: ``producer`` (enqueue), ``sql/functions/ring.sql`` (ring), ``process`` and ``bell`` (wake), ``consumer`` and
-``sql/functions/claim.sql`` (claim), ``handling`` (handle), ``leases`` and ``sql/functions/settle.sql`` (keep and settle).
+The way of a message, by file: ``producer`` (enqueue), ``sql/functions/ring.sql`` (ring), ``process`` and ``bell`` (wake), ``intake`` and
+``sql/functions/claim.sql`` (claim), ``handling`` in a ``run`` (handle), ``leases`` (keep), ``intake`` and ``sql/functions/settle.sql``
+(settle).
 """
 
 from .consumer import Consumer
@@ -25,19 +26,20 @@ from .errors import (
     WorkerStopped,
 )
 from .message import Message
-from .producer import Producer
-from .queues import Queue
+from .producer import EnqueueOptions, Producer
+from .queues import Queue, Queues, QueueSettings
 from .schema import Difference
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
 from .version import VERSION as __version__
-from .worker import WorkerHandle, WorkerInfo, WorkerStatus
+from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
 
 __all__ = [
     "ConfigError",
     "ConnectionLost",
     "Consumer",
     "Difference",
+    "EnqueueOptions",
     "LeaseLost",
     "Message",
     "PayloadInvalid",
@@ -47,6 +49,8 @@ __all__ = [
     "Queue",
     "QueueAlreadyExists",
     "QueueNotFound",
+    "QueueSettings",
+    "Queues",
     "SchemaMissing",
     "SchemaOutdated",
     "StateTransitionError",
@@ -59,6 +63,7 @@ __all__ = [
     "WorkerNotFound",
     "WorkerStatus",
     "WorkerStopped",
+    "Workers",
     "__version__",
     "connect",
     "drain_on_signals",

@@ -12,7 +12,7 @@ from .bell import Bell
 from .database import Database
 from .durations import Duration, check_count, to_seconds
 from .errors import ConnectionLost, LeaseLost
-from .handling import Handling, make_caller
+from .handling import Handling, describe_handler, make_caller
 from .intake import Intake
 from .message import Message
 from .process import Process
@@ -146,7 +146,7 @@ class Consumer(Registered, WorkerHandle):
         """
         check_count(concurrency, "concurrency")
         call = make_caller(handler, concurrency)
-        await self._handle(lambda messages: call(messages[0]), concurrency, 1, vt, timeout)
+        await self._handle(lambda messages: call(messages[0]), describe_handler(handler), concurrency, 1, vt, timeout)
 
     async def handle_batches(
         self,
@@ -163,11 +163,12 @@ class Consumer(Registered, WorkerHandle):
         """
         check_count(size, "size")
         check_count(concurrency, "concurrency")
-        await self._handle(make_caller(handler, concurrency), concurrency, size, vt, timeout)
+        await self._handle(make_caller(handler, concurrency), describe_handler(handler), concurrency, size, vt, timeout)
 
     async def _handle(
         self,
         call: Callable[[list[Message]], Awaitable[None]],
+        name: str,
         concurrency: int,
         size: int,
         vt: Duration | None,
@@ -176,7 +177,7 @@ class Consumer(Registered, WorkerHandle):
         lease = None if vt is None else to_seconds(vt, "vt")
         limit = None if timeout is None else to_seconds(timeout, "timeout")
         async with open_run(self._intake) as run:
-            await Handling(run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit).pump()
+            await Handling(run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit, name=name).pump()
         raise AssertionError("a run that ends raises Suspended")
 
     def messages(self, *, vt: Duration | None = None) -> AbstractAsyncContextManager[AsyncIterator[Message]]:

@@ -11,8 +11,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from . import schema as schemas
-from .driver import Pool, TrioConnection
-from .errors import ConfigError, translate
+from .driver import Pool, PoolClosed, TrioConnection
+from .errors import ConfigError, TocsinError, translate
 from .schema import Schema
 
 Connection: TypeAlias = TrioConnection[Any]
@@ -63,6 +63,8 @@ class Database:
                 yield connection
         except psycopg.Error as error:
             raise await self._translate(error) from error
+        except PoolClosed:
+            raise TocsinError("this store is closed: its `async with tocsin.connect(...)` block has been left") from None
 
     async def fetch(self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None) -> list[Row]:
         """Run one statement, written for the schema ``tocsin``, and return its rows.

@@ -41,6 +41,15 @@ def to_seconds(value: Duration, name: str, *, zero: bool = False) -> float:
     return to_timedelta(value, name, zero=zero).total_seconds()
 
 
+def check_priority(value: int) -> int:
+    """Return a priority; raises `TypeError` or `ValueError` for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"priority must be an integer, not {type(value).__name__}")
+    if not -(2**31) <= value < 2**31:
+        raise ValueError(f"priority must fit into 32 bits, not {value}")
+    return value
+
+
 def check_count(value: int, name: str) -> int:
     """Return a positive number; raises `ValueError` naming the argument otherwise."""
     if isinstance(value, bool) or not isinstance(value, int):

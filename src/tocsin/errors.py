@@ -58,7 +58,7 @@ class LeaseLost(TocsinError):
 
     def __init__(self, message_id: int, operation: str) -> None:
         super().__init__(
-            f"cannot {operation} message {message_id}: its lease is gone; "
+            f"cannot {operation} message {message_id}: it is settled already, or its lease is gone; "
             "extend leases in time or give the queue a longer visibility timeout (vt)"
         )
         self.message_id = message_id
@@ -70,8 +70,10 @@ class LeaseLost(TocsinError):
 class StateTransitionError(TocsinError):
     """A worker cannot go from its state to the wanted one."""
 
-    def __init__(self, message: str, *, from_: str, to: str, reason: str, worker_id: int) -> None:
+    def __init__(self, message: str, *, from_: str, to: str, reason: str, worker_id: int, retry_after: float | None = None) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds after which it may be possible, since the worker's process seems to have died; None: not known to be so."""
         self.from_ = from_
         """The state it is in."""
         self.to = to
@@ -242,7 +244,14 @@ def _refusal(code: str, message: str, detail: dict[str, Any], hint: str | None) 
             return WorkerNotFound(message, worker_id=detail["worker_id"])
         case "TC005" | "TC006":
             kind = StateTransitionError if code == "TC005" else WorkerStopped
-            return kind(message, from_=detail["from"], to=detail["to"], reason=detail["reason"], worker_id=detail["worker_id"])
+            return kind(
+                message,
+                from_=detail["from"],
+                to=detail["to"],
+                reason=detail["reason"],
+                worker_id=detail["worker_id"],
+                retry_after=detail.get("retry_after"),
+            )
         case "TC007":
             return PendingMessages(message, count=detail["count"], worker_id=detail["worker_id"])
         case "TC008":

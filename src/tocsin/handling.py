@@ -23,7 +23,7 @@ from .blocking import call_and_watch
 from .errors import TRANSIENT, StateTransitionError
 from .leases import Unit
 from .message import Message
-from .retry import delays
+from .retry import Retries
 
 if TYPE_CHECKING:
     from .run import Run
@@ -42,6 +42,8 @@ def describe_handler(handler: Callable[..., object]) -> str:
 
 def make_caller(handler: Callable[[Any], object], concurrency: int) -> Callable[[Any], Awaitable[None]]:
     """Return how to call a handler: an async function directly, watched for blocking the event loop; any other in a thread."""
+    if not callable(handler):
+        raise TypeError(f"a handler is a function of one argument, not {handler!r}")
     name = describe_handler(handler)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
         return lambda work: call_and_watch(cast(Callable[[Any], Awaitable[object]], handler), work, name)
@@ -68,6 +70,7 @@ class Handling:
         size: int,
         vt: float | None,
         timeout: float | None,
+        name: str,
     ) -> None:
         self._run = run
         self._intake = run.intake
@@ -76,6 +79,7 @@ class Handling:
         self._size = size
         self._vt = vt
         self._timeout = timeout
+        self._name = name
         self._done: list[Message] = []
         self._failed: list[tuple[Message, Exception]] = []
         self._answer_lost = False
@@ -84,7 +88,7 @@ class Handling:
     async def pump(self) -> None:
         """Handle messages until the run is to end and all handlers have. Cancellation ends it at once; the run's end cleans up."""
         run = self._run
-        waits = delays()
+        retries = Retries("handling")
         while run.ended_by is None or run.units or self._done or self._failed:
             try:
                 if self._failed:
@@ -97,13 +101,11 @@ class Handling:
                     await self._archive()
                 else:
                     await run.bed.sleep(sound=not room)
-                waits = delays()
+                retries.succeeded()
             except StateTransitionError:
                 run.pause()
             except TRANSIENT as lost:
-                wait = next(waits)
-                logger.warning("%s; trying again in %.2f s", lost, wait)
-                await trio.sleep(wait)
+                await trio.sleep(retries.failed(lost))
 
     async def _claim(self, limit: int) -> None:
         run, intake = self._run, self._intake
@@ -148,6 +150,8 @@ class Handling:
             if error is None:
                 self._done += unsettled
             else:
+                for message in unsettled:
+                    logger.warning("%s failed with message %d, delivery %d: %r", self._name, message.id, message.read_ct, error)
                 self._failed += [(m, error) for m in unsettled]
 
     def _take_done(self) -> list[Message]:

@@ -17,7 +17,7 @@ import trio
 from .database import Database
 from .errors import TRANSIENT
 from .message import Message
-from .retry import delays
+from .retry import Retries
 
 logger = logging.getLogger("tocsin")
 
@@ -127,16 +127,17 @@ class Leases:
             await self._refresh([h for h in due if h.vt == vt], vt)
 
     async def _refresh(self, due: list[Held], vt: float) -> None:
-        for wait in delays():
+        retries = Retries("extending leases")
+        while True:
             due = [h for h in due if h.message in self]
             if not due:
                 return
             try:
                 kept = await self.extend([h.message for h in due], vt)
             except TRANSIENT as lost:
-                logger.warning("cannot extend %d lease(s), trying again: %s", len(due), lost)
-                await trio.sleep(wait)
+                await trio.sleep(retries.failed(lost))
                 continue
+            retries.succeeded()
             for held, still_ours in zip(due, kept, strict=True):
                 if not still_ours and held.message in self:  # else it was settled while the statement was under way
                     self._lose(held)

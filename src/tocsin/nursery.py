@@ -22,9 +22,9 @@ __all__ = ["open_nursery_bare"]
 async def open_nursery_bare() -> AsyncIterator[trio.Nursery]:
     """Open a nursery that raises a single error bare instead of in an `ExceptionGroup`.
 
-    `trio.Cancelled` does not count: it is what happened to the other tasks because of the error. With several
-    errors the group is raised as it is. Groups of one error, raised by the block or by a task, count as that
-    error. Cancellation is what it is in `trio.open_nursery`: all tasks have ended when the block is left.
+    `trio.Cancelled` does not count: it is what happened to the other tasks because of the error. With several errors the group is raised as
+    it is, and a group that the block or a task has raised itself stays one. Cancellation is what it is in `trio.open_nursery`: all tasks
+    have ended when the block is left.
     """
     try:
         async with trio.open_nursery() as nursery:
@@ -46,9 +46,18 @@ async def open_nursery_bare() -> AsyncIterator[trio.Nursery]:
 
 
 def _single_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    cancelled, errors = group.split(trio.Cancelled)
-    cause: BaseException | None = errors or cancelled
+    errors = [e for e in group.exceptions if not _is_cancellation(e)]
+    if len(errors) == 1:
+        return errors[0]  # if this is a group, it is somebody else's, and stays one
     # Where there is nothing but cancellation, one Cancelled stands for all of them.
-    while isinstance(cause, BaseExceptionGroup) and (errors is None or len(cause.exceptions) == 1):
-        cause = cause.exceptions[0]
-    return group if cause is None or isinstance(cause, BaseExceptionGroup) else cause
+    return group if errors else _first_leaf(group)
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancellation, error.exceptions))
+    return isinstance(error, trio.Cancelled)
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    return _first_leaf(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error

@@ -25,8 +25,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import psycopg
 import trio
@@ -36,7 +35,7 @@ from .bell import Bell
 from .database import Connection, Database
 from .errors import TRANSIENT, ConnectionLost, ProcessBuried, StateTransitionError, TocsinError
 from .nursery import open_nursery_bare
-from .retry import delays
+from .retry import Retries
 from .version import VERSION
 
 logger = logging.getLogger("tocsin")
@@ -46,9 +45,6 @@ CLEANUP_WITHIN = 5.0
 
 HEARD_WITHIN = 5.0
 """Seconds that a notification to ourselves may take before LISTEN counts as not working."""
-
-
-T = TypeVar("T")
 
 
 class Resident(Protocol):
@@ -99,16 +95,23 @@ class Process:
         Raises what the worker's registration raises. Cancelled, the worker may be registered.
         """
         while worker.worker_id not in self._residents:
+            wait = 0.0
             async with self._registering:
                 try:
                     await worker.register(self._id or await self._register())
                 except ProcessBuried:
                     self._be_buried()
+                except StateTransitionError as refused:
+                    # Its name is another's, who seems to have died a moment ago: perhaps ourselves, before a restart.
+                    if refused.retry_after is None:
+                        raise
+                    wait = refused.retry_after
                 else:
                     self._residents[worker.worker_id] = worker
             self._kick()
             if self._buried:
                 await self._risen.wait()
+            await trio.sleep(wait)
         # A consumer without a lifeline that died now would be missed only much later, so it has one before it claims anything.
         if self._wants_line:
             await self._line_tried.wait()
@@ -126,7 +129,7 @@ class Process:
 
     async def run(self) -> None:
         """Keep the line and the heartbeat, for ever. On cancellation, unregister the process."""
-        waits = delays()
+        retries = Retries("the LISTEN connection")
         try:
             while True:
                 try:
@@ -135,14 +138,14 @@ class Process:
                             await self._rise_again()
                     if self._wants_line:
                         async with self._line() as line:
-                            waits = delays()
+                            retries.succeeded()
                             await self._serve(line)
                     else:
                         await self._serve(None)
                 except (*TRANSIENT, ProcessBuried) as lost:
-                    wait = next(waits)
-                    logger.warning("%s; trying again in %.2f s", lost, wait)
-                    await self._beating(partial(trio.sleep, wait))
+                    wait = retries.failed(lost)
+                    async with self._beating():
+                        await trio.sleep(wait)
         finally:
             with trio.move_on_after(CLEANUP_WITHIN, shield=True):
                 await self._unregister()
@@ -187,7 +190,8 @@ class Process:
         """Connect, LISTEN, prove it, and take a lifeline."""
         line: Connection | None = None
         try:
-            line = await self._beating(self._connect)
+            async with self._beating():
+                line = await self._connect()
             line.add_notify_handler(self._hear)
             self._listening.clear()
             await self._listen(line)
@@ -289,13 +293,13 @@ class Process:
             if worker_id in self._residents and worker.registration == registration:
                 worker.noticed("stopped", None)
 
-    async def _beating(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Do something while there is no line, with the heartbeat going through the pool meanwhile."""
+    @asynccontextmanager
+    async def _beating(self) -> AsyncIterator[None]:
+        """While there is no line, the heartbeat goes through the pool."""
         async with open_nursery_bare() as nursery:
             nursery.start_soon(self._beat_by_pool)
-            result = await operation()
+            yield
             nursery.cancel_scope.cancel()
-        return result
 
     async def _beat_by_pool(self) -> None:
         while not self._buried:
@@ -303,7 +307,7 @@ class Process:
             try:
                 await self._beat(None)
             except TRANSIENT as lost:
-                logger.warning("no heartbeat: %s", lost)
+                logger.debug("no heartbeat: %s", lost)
                 await trio.sleep(self._every / 2)
 
     # The registration

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import TypedDict
 
 from .database import Connection, Database
-from .durations import Duration, check_count, to_timedelta
+from .durations import Duration, check_count, check_priority, to_timedelta
 from .payload import encode
 from .registration import Registered
 
@@ -57,11 +57,11 @@ class Sender:
     ) -> int:
         """Enqueue one message and return its id.
 
-        ``payload`` and ``headers`` are any JSON values. ``delay`` (seconds) or ``at`` (a time with its zone) say when it is due, by the
-        server's clock. Smaller ``priority`` numbers are delivered first. With a ``key`` there is at most one unfinished message of that
-        key: a second enqueue returns the first one's id. A message that is not delivered ``expires_in`` seconds from now becomes a dead
-        letter. ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's (`Store.transaction`), the message is
-        enqueued when the caller's transaction commits.
+        ``payload`` and ``headers`` are any JSON values (a tuple comes back as a list). ``delay`` (seconds) or ``at`` (a time with its zone)
+        say when it is due, by the server's clock. Smaller ``priority`` numbers are delivered first. With a ``key`` there is at most one
+        unfinished message of that key: a second enqueue returns the first one's id. A message that is not delivered ``expires_in`` seconds
+        from now becomes a dead letter. ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's
+        (`Store.transaction`), the message is enqueued when the caller's transaction commits.
 
         Raises `PayloadInvalid`, `PayloadTooLarge`, `QueueNotFound`, `StateTransitionError` when this worker is suspended, `WorkerStopped`,
         `ConnectionLost`, `ValueError`. Cancelled, the message is enqueued or not; with a key, enqueueing it again is safe.
@@ -70,7 +70,7 @@ class Sender:
             self.queue,
             encode(payload),
             *_when(delay, at),
-            priority,
+            check_priority(priority),
             _encode_headers(headers),
             key,
             to_timedelta(expires_in, "expires_in"),
@@ -99,7 +99,7 @@ class Sender:
         texts = [encode(payload, index) for index, payload in enumerate(payloads)]
         options = [
             *_when(delay, at),
-            priority,
+            check_priority(priority),
             _encode_headers(headers),
             to_timedelta(expires_in, "expires_in"),
             None if max_deliveries is None else check_count(max_deliveries, "max_deliveries"),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator
+
+import trio
+
+logger = logging.getLogger("tocsin")
 
 FIRST = 0.05
 """Longest first wait, in seconds."""
@@ -17,3 +22,28 @@ def delays() -> Iterator[float]:
     while True:
         yield random.uniform(longest / 2, longest)
         longest = min(LONGEST, longest * 2)
+
+
+class Retries:
+    """One loop's attempts. An outage is one warning and, when it is over, one line that says how long it was."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._waits = delays()
+        self._since: float | None = None
+
+    def failed(self, error: Exception) -> float:
+        """Note a failure, and return how many seconds to wait before the next attempt."""
+        level = logging.DEBUG
+        if self._since is None:
+            self._since = trio.current_time()
+            level = logging.WARNING
+        logger.log(level, "%s: %s; trying again until it works", self._what, error)
+        return next(self._waits)
+
+    def succeeded(self) -> None:
+        """Note that it works."""
+        if self._since is not None:
+            logger.info("%s: works again after %.1f s", self._what, trio.current_time() - self._since)
+            self._since = None
+            self._waits = delays()

@@ -51,15 +51,18 @@ class StoreStatistics:
 class Store:
     """Made by `connect`; its members do not outlive that block."""
 
+    queues: Queues
+    """Creating, finding and pausing queues."""
+    workers: Workers
+    """The registry of workers, and handles to any of them by id."""
+
     def __init__(self, database: Database, process: Process, bell: Bell) -> None:
         self._database = database
         self._process = process
         self._bell = bell
         self._transactions = trio.Semaphore(database.pool.statistics().max_size - 1)
         self.queues = Queues(database)
-        """Creating, finding and pausing queues."""
         self.workers = Workers(database)
-        """The registry of workers."""
 
     async def install(self) -> None:
         """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.

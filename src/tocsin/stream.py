@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,10 +11,8 @@ from .errors import TRANSIENT, LeaseLost, StateTransitionError
 from .intake import Intake
 from .leases import Unit
 from .message import Message
-from .retry import delays
+from .retry import Retries
 from .run import Run, open_run
-
-logger = logging.getLogger("tocsin")
 
 
 class Stream:
@@ -32,7 +29,7 @@ class Stream:
     async def __anext__(self) -> Message:
         """Return the next message, waiting for it. Cancelled, none is taken."""
         run, intake = self._run, self._run.intake
-        waits = delays()
+        retries = Retries("the stream")
         while run.ended_by is None:
             try:
                 if not (run.bed.rung and run.may_claim):
@@ -46,10 +43,9 @@ class Stream:
                 run.pause()
             except TRANSIENT as lost:
                 run.bed.rung = True
-                wait = next(waits)
-                logger.warning("%s; trying again in %.2f s", lost, wait)
-                await trio.sleep(wait)
+                await trio.sleep(retries.failed(lost))
             else:
+                retries.succeeded()
                 if claim.messages:
                     run.bed.ring()
                     self._unit.messages[:] = [m for m in self._unit.messages if m in intake.leases] + claim.messages
