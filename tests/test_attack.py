@@ -167,7 +167,7 @@ async def test_a_suspended_worker_stays_suspended_when_its_process_rises_again(s
 
 async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: str) -> None:
     """Two workers; the connection breaks while the second registers anew."""
-    async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         for queue in ("q", "r"):
             await store.queues.ensure(queue)
         handled, suspended = Handled(), list[tocsin.Suspended]()
@@ -177,6 +177,7 @@ async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: s
             await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling' having count(*) = 2"))
             await bury_all(store_dsn)
             async with holding(store_dsn, "select 1 from tocsin.workers where id = %s for update", b.worker_id):
+                store._process.look()
                 await until_blocked(store_dsn, "register_worker")
                 await query(store_dsn, "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'")
             await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status <> 'stopped' having count(*) = 2"))

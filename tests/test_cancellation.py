@@ -76,10 +76,6 @@ async def test_claiming_and_settling(store: tocsin.Store, store_dsn: str) -> Non
                 assert await consumer.release_many(messages) == [True, True]
 
         await cancel_sweep(claim, lambda: check_in_order(store, store_dsn))
-        # None of the cancelled claims counts as a delivery.
-        ((most,),) = await query(store_dsn, "select max(read_ct) from tocsin.messages")
-        assert most <= 2
-
         for settle in (consumer.archive_many, consumer.delete_many, consumer.release_many):
             left = [r[0] for r in await query(store_dsn, "select id from tocsin.messages")]
             messages = await consumer.dequeue(20)
