@@ -109,7 +109,7 @@ class Handling:
 
     async def _claim(self, limit: int) -> None:
         run, intake = self._run, self._intake
-        done, self._done = self._take_done(), []
+        done, self._done = self._done, []
         run.bed.rung = False
         try:
             claim = await intake.claim(limit, self._vt, archive=done)
@@ -154,12 +154,8 @@ class Handling:
                     logger.warning("%s failed with message %d, delivery %d: %r", self._name, message.id, message.read_ct, error)
                 self._failed += [(m, error) for m in unsettled]
 
-    def _take_done(self) -> list[Message]:
-        # In the order in which a release of all that is held locks the rows, so that the two do not deadlock.
-        return sorted(self._done, key=lambda message: message.id)
-
     async def _archive(self) -> None:
-        done, self._done = self._take_done(), []
+        done, self._done = self._done, []
         try:
             archived = await self._intake.archive_many(done)
         except BaseException:

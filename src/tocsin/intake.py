@@ -14,7 +14,7 @@ from .bell import Bell
 from .database import Database
 from .driver.lock import Lock
 from .durations import Duration, to_seconds, to_timedelta
-from .errors import ConnectionLost, LeaseLost
+from .errors import TRANSIENT, ConnectionLost, LeaseLost
 from .leases import Leases
 from .message import Message, read_messages
 from .process import CLEANUP_WITHIN, Process
@@ -122,7 +122,7 @@ class Intake:
     async def _release_unknown(self) -> None:
         try:
             await self._database.fetch("select tocsin.release_others(%s, %s, %s)", [self.worker_id, self.registration, self.leases.ids()])
-        except ConnectionLost:
+        except TRANSIENT:
             return
         self._answer_lost = False
 

@@ -347,5 +347,5 @@ class Process:
         if self._id is not None:
             try:
                 await self._database.fetch("select tocsin.unregister_process(%s)", [self._id])
-            except TocsinError as error:
+            except (TocsinError, *TRANSIENT) as error:
                 logger.warning("process %d is not unregistered, the others will find it dead: %s", self._id, error)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from .database import Database
-from .errors import TocsinError
+from .errors import TRANSIENT, TocsinError
 from .process import CLEANUP_WITHIN, Process
 from .version import VERSION
 from .worker import Worker
@@ -75,7 +75,7 @@ async def registered(worker: R, process: Process) -> AsyncIterator[R]:
             with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
                 try:
                     await worker._database.fetch("select tocsin.unregister_worker(%s, %s)", [worker.worker_id, worker.registration])
-                except TocsinError as error:
+                except (TocsinError, *TRANSIENT) as error:
                     logger.warning("worker %r is not unregistered, it will be found dead: %s", worker.name, error)
             if patience.cancelled_caught:
                 logger.warning("worker %r is not unregistered, it will be found dead: no answer", worker.name)
