@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import trio
+import trio.testing
 from psycopg import sql
 
 import tocsin
@@ -87,3 +88,15 @@ async def run_until_suspended(
 
 def connect_blocking(dsn: str) -> psycopg.Connection[tuple[Any, ...]]:
     return psycopg.connect(dsn, autocommit=True)
+
+
+async def until_asleep(*stores: tocsin.Store) -> None:
+    """Return when these stores do nothing but wait for a notification, a known time or the next heartbeat.
+
+    A task that waits for the server's answer looks like one that sleeps; but it holds a connection of the pool, or a guard is not up yet.
+    """
+    with trio.fail_after(PATIENCE):
+        while True:
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            if not any(s.statistics().pool.in_use or (s.statistics().listening and s._bell.unguarded()) for s in stores):
+                return

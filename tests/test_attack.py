@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from support import PATIENCE, Handled, open_connection, query, run_until_suspended
+from support import PATIENCE, Handled, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
 from tocsin.driver import TrioConnection
@@ -57,8 +57,8 @@ async def bury_all(dsn: str) -> None:
 # Locks in another order
 
 
-async def test_suspend_with_release_against_archive_and_claim(store: tocsin.Store, store_dsn: str) -> None:
-    """archive_and_claim locks message rows and then the worker; suspend, complete_poll, unregister lock the worker and then the rows."""
+async def test_suspend_with_release_against_a_claim_that_archives(store: tocsin.Store, store_dsn: str) -> None:
+    """A claim that archives locks message rows and the worker; suspend, complete_poll, unregister lock the worker and then the rows."""
     await store.queues.ensure("q")
     suspended = list[tocsin.Suspended]()
     first, go_on = trio.Event(), trio.Event()
@@ -75,7 +75,7 @@ async def test_suspend_with_release_against_archive_and_claim(store: tocsin.Stor
         await store.produce("q", 2)
         async with holding(store_dsn, "select pg_advisory_xact_lock(tocsin.lock_key('worker', %s))", consumer.worker_id) as other:
             go_on.set()
-            await until_blocked(store_dsn, "archive_and_claim")
+            await until_blocked(store_dsn, "tocsin%.claim(")
             await other.execute("select tocsin.suspend(%s, release => true)", [consumer.worker_id])
         await consumer.resume()
         await until(lambda: query(store_dsn, "select 1 from tocsin.archive having count(*) = 2"))
@@ -156,7 +156,7 @@ async def test_a_suspended_worker_stays_suspended_when_its_process_rises_again(s
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'"))
             await (await store.workers.get(consumer.worker_id)).suspend()
-            await trio.testing.wait_all_tasks_blocked(0.05)
+            await until_asleep(store)
             before = store._process._id
             await bury_all(store_dsn)
             risen = "select 1 from tocsin.workers w join tocsin.processes p on p.id = w.process_id and p.id <> %s"
@@ -175,6 +175,7 @@ async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: s
             nursery.start_soon(run_until_suspended, a, handled, suspended)
             nursery.start_soon(run_until_suspended, b, handled, suspended)
             await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling' having count(*) = 2"))
+            await until_asleep(store)
             await bury_all(store_dsn)
             async with holding(store_dsn, "select 1 from tocsin.workers where id = %s for update", b.worker_id):
                 store._process.look()
@@ -193,7 +194,7 @@ async def test_a_process_that_learned_of_its_death_rises_at_once(store_dsn: str)
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.consumer("q") as consumer:
-            await trio.testing.wait_all_tasks_blocked(0.05)
+            await until_asleep(store)
             await bury_all(store_dsn)
             store._process.look()
             await until(lambda: query(store_dsn, "select 1 from tocsin.workers where id = %s and status = 'ready'", consumer.worker_id))
@@ -210,7 +211,7 @@ async def test_a_command_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> 
         async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'"))
-            await trio.testing.wait_all_tasks_blocked(0.05)
+            await until_asleep(store)
             async with holding(store_dsn, "lock table tocsin.messages"):
                 store._process.look()
                 await until_blocked(store_dsn, ".heartbeat(")
@@ -227,8 +228,8 @@ async def test_a_look_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> Non
         await store.queues.ensure("q")
         beats = store.statistics().heartbeats
         async with store.consumer("q"):
-            await trio.testing.wait_all_tasks_blocked(0.05)
-            async with holding(store_dsn, "lock table tocsin.messages"):
+            await until_asleep(store)
+            async with holding(store_dsn, "select from tocsin.processes for update"):
                 store._process.look()
                 await until_blocked(store_dsn, ".heartbeat(")
                 beats = store.statistics().heartbeats
@@ -244,8 +245,9 @@ async def test_a_heartbeat_that_was_sent_before_a_worker_was_registered(store_ds
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         handled, suspended = Handled(), list[tocsin.Suspended]()
-        async with store.consumer("q"), trio.open_nursery() as nursery:
-            await trio.testing.wait_all_tasks_blocked(0.05)
+        async with store.consumer("q") as sleeper, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, sleeper, handled, suspended)
+            await until_asleep(store)
             async with holding(store_dsn, "lock table tocsin.messages"):
                 store._process.look()
                 await until_blocked(store_dsn, ".heartbeat(")
@@ -276,7 +278,7 @@ async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_notic
         nursery.start_soon(functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=2))
         await store.produce("q", 1)
         await handled.wait(1)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until_asleep(store)
         async with holding(store_dsn, "select from tocsin.processes for update"):
             await query(store_dsn, "select tocsin.suspend(%s, release => true)", consumer.worker_id)
             await until_blocked(store_dsn, ".heartbeat(")
@@ -309,7 +311,7 @@ async def test_suspend_with_release_and_resume_at_once_cancels_the_handlers(stor
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await store.produce("q", 1)
         await handled.wait(1)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until_asleep(store)
         await query(store_dsn, "select tocsin.suspend(%s, release => true), tocsin.resume(%s)", consumer.worker_id, consumer.worker_id)
         with trio.move_on_after(SOON):
             await cancelled.wait()
@@ -376,7 +378,7 @@ async def test_a_consumer_has_one_run_at_a_time(store: tocsin.Store) -> None:
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(handle)
         nursery.start_soon(handle)
-        await trio.testing.wait_all_tasks_blocked(0.2)
+        await until_asleep(store)
         nursery.cancel_scope.cancel()
     assert len(refused) == 1
 
@@ -537,7 +539,7 @@ async def test_a_process_that_rises_by_a_new_worker_has_a_lifeline(store_dsn: st
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.consumer("q"):
-            await trio.testing.wait_all_tasks_blocked(0.05)
+            await until_asleep(store)
             await bury_all(store_dsn)
             async with store.consumer("q"):
                 await until(lambda: query(store_dsn, "select 1 from tocsin.processes where lifeline is not null"))
@@ -550,6 +552,7 @@ async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs
         async with store.consumer("q", name="first") as consumer, trio.open_nursery() as nursery:
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'"))
+            await until_asleep(store)
             await bury_all(store_dsn)
 
             async def enroll() -> None:

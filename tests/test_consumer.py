@@ -10,7 +10,7 @@ import time
 import pytest
 import trio
 import trio.testing
-from support import PATIENCE, Handled, move_clock, query, run_until_suspended
+from support import PATIENCE, Handled, move_clock, query, run_until_suspended, until_asleep
 
 import tocsin
 
@@ -137,7 +137,7 @@ async def test_concurrency_is_reached_and_not_exceeded(store: tocsin.Store) -> N
         nursery.start_soon(functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=5))
         with trio.fail_after(PATIENCE):
             await full.wait()
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until_asleep(store)
         go_on.set()
         await handled.wait(20)
         await consumer.interrupt()

@@ -10,10 +10,9 @@ import pytest
 import trio
 import trio.testing
 from child import running
-from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended
+from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
-from tocsin.bell import Bell
 
 OWN = "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
 
@@ -22,51 +21,6 @@ async def wait_until(dsn: str, condition: str) -> None:
     with trio.fail_after(PATIENCE):
         while await query(dsn, f"select {condition}") != [(True,)]:
             await trio.lowlevel.checkpoint()
-
-
-# The bell
-
-
-async def test_a_ring_during_the_last_look_is_not_lost() -> None:
-    bell = Bell()
-    with bell.bed(1) as bed, bell.bed(1) as other, bell.bed(2) as elsewhere:
-        bed.rung = False
-        bell.ring(1)  # while the consumer looks
-        with trio.fail_after(PATIENCE):
-            await bed.sleep()
-        assert (bed.rung, other.rung, elsewhere.rung) == (True, True, False)
-    bell.ring(1)  # nobody sleeps there any more
-
-
-async def test_a_sound_sleeper_wakes_for_a_nudge_only(autojump_clock: trio.testing.MockClock) -> None:
-    bell = Bell()
-    with bell.bed(1) as bed:
-        bed.ring()
-        bed.set_alarm(trio.current_time() + 1)
-        with trio.move_on_after(5) as patience:
-            await bed.sleep(sound=True)  # the ring and the alarm's setting woke it
-            await bed.sleep(sound=True)
-        assert patience.cancelled_caught
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: bed.sleep(sound=True))
-            await trio.testing.wait_all_tasks_blocked()
-            bed.nudge()
-
-
-async def test_an_alarm_rings_once_and_the_earlier_one_counts(autojump_clock: trio.testing.MockClock) -> None:
-    bell = Bell()
-    with bell.bed(1) as bed:
-        begun = trio.current_time()
-        bell.expect(1, 10)
-        bell.expect(1, 4)
-        bell.expect(1, 7)
-        while not bed.rung:
-            await bed.sleep()
-        assert trio.current_time() - begun == 4
-        bed.rung = False
-        with trio.move_on_after(100) as patience:
-            await bed.sleep()
-        assert patience.cancelled_caught
 
 
 # The line
@@ -156,7 +110,7 @@ async def test_long_names_have_channels_too(store: tocsin.Store, store_dsn: str)
     handled, suspended = Handled(), list[tocsin.Suspended]()
     async with store.consumer(name, name=name) as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until_asleep(store)
         await store.produce(name, 1)
         await handled.wait(1)
         await consumer.interrupt()
@@ -326,7 +280,7 @@ async def test_moved_clock_wakes_who_waits_for_a_time(store: tocsin.Store, store
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await store.produce("q", 1, delay=3600)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until_asleep(store)
         assert handled.messages == []
         await move_clock(store_dsn, 3601)
         await handled.wait(1)

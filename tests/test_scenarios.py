@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import trio
 from child import running
-from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended
+from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
 
@@ -178,24 +178,30 @@ async def test_7_fails_twice_then_succeeds(store: tocsin.Store, store_dsn: str) 
 
 
 async def test_9_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> None:
-    """That it is handled within 50 ms of its time is what the benchmark ``wakeup`` measures; that nothing polls is shown here."""
-    async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store:
-        await store.queues.ensure("tasks")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
-        async with store.consumer("tasks") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await query(dsn_of_quiet_store, "select tocsin.enqueue('tasks', '1', delay => '1 s')")
-            await handled.wait(1)
-            await consumer.interrupt()
-        (message,) = handled.messages
-        assert (message.dequeued_at - message.enqueued_at).total_seconds() >= 1
+    """That it is handled within 50 ms of its time is what the benchmark ``delayed`` measures; that nothing polls is shown here."""
+
+    async def claims() -> int:
         (calls,) = await query(
             dsn_of_quiet_store,
             "select sum(calls)::int from pg_stat_statements s join pg_database d on d.oid = s.dbid "
             "where d.datname = current_database() and query like '%%claim(%%'",
         )
-        # When it began, when LISTEN was established, for the ring of the insert, when the message was due, and after it.
-        assert calls[0] <= 5
+        return int(calls[0])
+
+    async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store:
+        await store.queues.ensure("tasks")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("tasks") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until_asleep(store)
+            await query(dsn_of_quiet_store, "select tocsin.enqueue('tasks', '1', delay => '1 s')")
+            await until_asleep(store)
+            before = await claims()
+            await handled.wait(1)
+            await consumer.interrupt()
+        (message,) = handled.messages
+        assert (message.dequeued_at - message.enqueued_at).total_seconds() >= 1
+        assert await claims() - before <= 3  # when it was due, then a glance and a look to see that there is no other
 
 
 async def test_10_killed_worker_is_replaced_long_before_the_visibility_timeout(store: tocsin.Store, store_dsn: str) -> None:

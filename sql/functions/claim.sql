@@ -35,101 +35,109 @@ begin
 end
 $$;
 
--- Claims up to max_messages of the worker's queue, each with a fresh lease of vt (null: the queue's visibility timeout), in order. When that
--- were fewer than asked for, a last row without id tells in how many seconds the next one is due (null: none is known), for a consumer that
--- goes to sleep now. Not `durable`: the transaction's commit does not wait for the disk. A server that crashes in the next moment has then
--- forgotten the claim, and the message is delivered again; its former holder is fenced as after any redelivery. Refused for a worker that is
--- neither ready nor polling, and for a registration that has ended. Nothing while the queue is paused.
+-- Claims up to max_messages of the worker's queue, each with a fresh lease of vt (null: the queue's visibility timeout), in order, and archives
+-- what is finished, in one statement and one commit. Refused for a worker that is neither ready nor polling, and for a registration that has
+-- ended. Claims nothing while the queue is paused.
+--
+-- There are two ways of looking. A *look* first makes ready what is due, and reads the ready messages from the start; when they were fewer than
+-- asked for, a last row without id tells in how many seconds the next one is due (null: none is known), for a consumer that goes to sleep now.
+-- A *glance* (after_priority and after_due are given) reads them from that position on, and sees to nothing else. It is for a consumer that has
+-- just claimed what came before: dead index entries, which vacuum cannot remove for as long as some transaction is older than they are, pile up
+-- before the first message that is ready, and a look walks over all of them. What has come before that position meanwhile (a message that
+-- was given back, one of a smaller priority, one whose transaction took its time) waits for the next look.
+--
+-- Rows with a null lease name the ids whose lease was lost, so that they were not archived.
+--
+-- Not `durable`: the transaction's commit does not wait for the disk. A server that crashes in the next moment has then forgotten the claim, and
+-- the message is delivered again; its former holder is fenced as after any redelivery.
 create or replace function tocsin.claim(
-    worker_id bigint, registration bigint, max_messages integer, vt interval default null, durable boolean default true
+    worker_id bigint, registration bigint, max_messages integer, vt interval default null,
+    after_priority integer default null, after_due timestamptz default null,
+    finished_ids bigint[] default null, finished_leases bigint[] default null, durable boolean default true
 ) returns table (
-    id bigint, lease bigint, priority integer, read_ct integer, enqueued_at timestamptz, vt_at timestamptz, dequeued_at timestamptz,
-    producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
+    id bigint, lease bigint, priority integer, read_ct integer, due timestamptz, enqueued_at timestamptz, vt_at timestamptz,
+    dequeued_at timestamptz, producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
 )
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
-    q tocsin.queues;
+    claimed_queue integer;
+    lease_length interval;
+    paused timestamptz;
+    archived boolean[];
     t timestamptz;
+    token bigint;
+    from_priority integer := coalesce(after_priority, -2147483648);
+    from_due timestamptz := coalesce(after_due, '-infinity');
     rows_found tid[];
     expired bigint[];
 begin
     if not durable then
         perform set_config('synchronous_commit', 'off', true);
     end if;
-    q := tocsin.admit_claim(worker_id, registration);
-    if q.paused_at is not null then
+    -- First the worker, then its messages: the order in which a suspension locks them. It waits for claims under way by this lock, and the
+    -- status is read after it was taken, in a statement of its own: so a claim either sees the suspension or is seen by it.
+    perform pg_advisory_xact_lock_shared(tocsin.lock_key('worker', worker_id));
+    select q.id, coalesce(claim.vt, q.vt), q.paused_at into claimed_queue, lease_length, paused
+    from tocsin.workers w join tocsin.queues q on q.id = w.queue_id
+    where w.id = worker_id and w.registration = claim.registration and w.status in ('ready', 'polling');
+    if not found then
+        perform tocsin.refuse_claim(worker_id);
+    end if;
+    if finished_ids is not null then
+        archived := tocsin.archive(finished_ids, finished_leases);
+        if not true = all (archived) then
+            for id in select s.id from unnest(finished_ids, archived) s (id, archived) where not s.archived loop
+                return next;
+            end loop;
+            id := null;
+        end if;
+    end if;
+    if paused is not null then
         return next;
         return;
     end if;
     t := tocsin.clock();
-    if exists (select from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' and m.due <= t)
-       or exists (select from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' and m.vt <= t) then
-        perform tocsin.make_due_ready(q.id);
+    if after_due is null
+       and (exists (select from tocsin.messages m where m.queue_id = claimed_queue and m.state = 'scheduled' and m.due <= t)
+            or exists (select from tocsin.messages m where m.queue_id = claimed_queue and m.state = 'leased' and m.vt <= t)) then
+        perform tocsin.make_due_ready(claimed_queue);
     end if;
     loop
         select array_agg(r.ctid) filter (where r.expires_at is null or r.expires_at > t),
                array_agg(r.id) filter (where r.expires_at <= t)
         into rows_found, expired
         from (select m.ctid, m.id, m.expires_at from tocsin.messages m
-              where m.queue_id = q.id and m.state = 'ready'
+              where m.queue_id = claimed_queue and m.state = 'ready' and (m.priority, m.due) >= (from_priority, from_due)
               order by m.priority, m.due, m.id limit max_messages for update skip locked) r;
         exit when expired is null;
         perform tocsin.bury(expired, 'the message expired');  -- and look again, since others may take their place
     end loop;
     if rows_found is not null then
+        token := extract(epoch from t) * 1000000;
         return query
             with claimed as (
                 update tocsin.messages m
-                set state = 'leased', lease = greatest((extract(epoch from t) * 1000000)::bigint, m.lease + 1),
-                    vt = t + coalesce(claim.vt, q.vt), read_ct = m.read_ct + 1, dequeued_at = t,
-                    consumer_worker_id = worker_id
+                set state = 'leased', lease = greatest(token, m.lease + 1), vt = t + lease_length, read_ct = m.read_ct + 1,
+                    dequeued_at = t, consumer_worker_id = worker_id
                 where m.ctid = any (rows_found)
                 returning m.*
             )
-            select c.id, c.lease, c.priority, c.read_ct, c.enqueued_at, c.vt, c.dequeued_at, c.producer_worker_id, c.headers::text,
-                   c.last_error, c.payload::text, null::float8
+            select c.id, c.lease, c.priority, c.read_ct, c.due, c.enqueued_at, c.vt, t, c.producer_worker_id, c.headers::text, c.last_error,
+                   c.payload::text, null::float8
             from claimed c
             order by c.priority, c.due, c.id;
     end if;
-    if coalesce(cardinality(rows_found), 0) < max_messages then
+    if after_due is null and coalesce(cardinality(rows_found), 0) < max_messages then
         -- What is due and was not taken is locked by another claim, which will take it: no reason to look again at once.
-        next_due := tocsin.next_due(q.id, with_ready => false);
+        next_due := tocsin.next_due(claimed_queue, with_ready => false);
         if next_due < 0.01 then
             next_due := 0.01;
         end if;
         return next;
     end if;
-end
-$$;
-
--- Archives what is finished and claims the next messages, in one statement and one commit. Rows with a null lease name the ids whose lease was
--- lost, so that they were not archived; then the claimed messages follow.
-create or replace function tocsin.archive_and_claim(
-    worker_id bigint, registration bigint, ids bigint[], leases bigint[], max_messages integer, vt interval default null
-) returns table (
-    id bigint, lease bigint, priority integer, read_ct integer, enqueued_at timestamptz, vt_at timestamptz, dequeued_at timestamptz,
-    producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
-)
-language plpgsql
-as $$
-#variable_conflict use_column
-declare
-    archived boolean[];
-begin
-    -- First the worker, then its messages: the order in which a suspension locks them.
-    perform tocsin.admit_claim(worker_id, registration);
-    archived := tocsin.archive(ids, leases);
-    if not true = all (archived) then
-        return query
-            select s.id, null::bigint, null::integer, null::integer, null::timestamptz, null::timestamptz, null::timestamptz, null::bigint,
-                   null::text, null::text, null::text, null::float8
-            from unnest(ids, archived) s (id, archived)
-            where not s.archived;
-    end if;
-    return query select c.* from tocsin.claim(worker_id, registration, max_messages, vt) c;
 end
 $$;
 

@@ -108,7 +108,8 @@ $$;
 --   look_again  seconds       send the next heartbeat after this time, if that is sooner
 --   worker      id, status, seconds = grace of an interruption, registration; in the order of ids
 --   queue       id, seconds until its next message is due (0: now); none when nothing is known to come
-create or replace function tocsin.heartbeat(process_id bigint)
+-- The queues are those given, where somebody sleeps; a consumer that is awake looks by itself.
+create or replace function tocsin.heartbeat(process_id bigint, queue_ids integer[])
 returns table (kind text, id bigint, status text, seconds float8, registration bigint)
 language plpgsql
 as $$
@@ -130,9 +131,7 @@ begin
         from tocsin.workers w where w.process_id = heartbeat.process_id order by w.id;
     return query
         select 'queue', d.queue_id::bigint, null::text, d.seconds, null::bigint
-        from (select s.queue_id, tocsin.next_due(s.queue_id) as seconds
-              from (select distinct w.queue_id from tocsin.workers w
-                    where w.process_id = heartbeat.process_id and w.kind = 'consumer') s) d
+        from (select s.queue_id, tocsin.next_due(s.queue_id) as seconds from unnest(queue_ids) s (queue_id)) d
         where d.seconds is not null;
 end
 $$;

@@ -7,15 +7,15 @@
 
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
     settled bigint[];
 begin
     with finished as (
-        delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = g.id and m.lease = g.lease and m.state = 'leased'
+        delete from tocsin.messages m using unnest(ids, leases) as g (id, lease)
+        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         returning m.*
     ), kept as (
         insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, producer_worker_id,
@@ -31,15 +31,15 @@ $$;
 
 create or replace function tocsin.delete(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
     settled bigint[];
 begin
     with finished as (
-        delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = g.id and m.lease = g.lease and m.state = 'leased'
+        delete from tocsin.messages m using unnest(ids, leases) as g (id, lease)
+        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         returning m.id
     )
     select array_agg(f.id) into settled from finished f;
@@ -50,7 +50,7 @@ $$;
 -- A new end for the lease: vt from now.
 create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval) returns boolean[]
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -58,8 +58,8 @@ declare
 begin
     with extended as (
         update tocsin.messages m set vt = tocsin.clock() + extend.vt
-        from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = g.id and m.lease = g.lease and m.state = 'leased'
+        from unnest(ids, leases) as g (id, lease)
+        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         returning m.id
     )
     select array_agg(e.id) into settled from extended e;

@@ -69,24 +69,14 @@ begin
 end
 $$;
 
--- The queue that a consumer may claim from now. The shared lock lets a suspension wait for claims under way, and the status is read after
--- it was taken, in a statement of its own: so a claim either sees the suspension or is seen by it.
-create or replace function tocsin.admit_claim(worker_id bigint, registration bigint) returns tocsin.queues
+-- Raises, and says why this worker may not claim.
+create or replace function tocsin.refuse_claim(worker_id bigint) returns void
 language plpgsql
 as $$
 declare
-    w tocsin.workers;
-    q tocsin.queues;
+    w tocsin.workers := tocsin.check_active(worker_id, 'claim');
 begin
-    perform pg_advisory_xact_lock_shared(tocsin.lock_key('worker', worker_id));
-    select x.* into q
-    from tocsin.workers a join tocsin.queues x on x.id = a.queue_id
-    where a.id = worker_id and a.registration = admit_claim.registration and a.status in ('ready', 'polling');
-    if not found then
-        w := tocsin.check_active(worker_id, 'claim');
-        perform tocsin.refuse_ended(w);
-    end if;
-    return q;
+    perform tocsin.refuse_ended(w);
 end
 $$;
 

@@ -23,11 +23,17 @@ LONG_STEP = 0.1
 
 
 @types.coroutine
-def call_and_watch(handler: Callable[[Any], Awaitable[object]], work: Any, name: str) -> Generator[Any, Any, None]:
-    """Call an async handler, and report each of its steps that blocked the event loop. A cancellation is the handler's."""
+def call_and_watch(
+    handler: Callable[[Any], Awaitable[object]], work: Any, when_waiting: Callable[[], None], name: str
+) -> Generator[Any, Any, None]:
+    """Call an async handler, and report each of its steps that blocked the event loop. A cancellation is the handler's.
+
+    ``when_waiting`` is called when it waits for the first time, if it ever does.
+    """
     steps = handler(work).__await__()
     resume: Callable[[Any], Any] = steps.send
     value: Any = None
+    waiting_for_the_first_time = True
     while True:
         begun = perf_counter()
         try:
@@ -43,6 +49,9 @@ def call_and_watch(handler: Callable[[Any], Awaitable[object]], work: Any, name:
                     name,
                     taken,
                 )
+        if waiting_for_the_first_time:
+            waiting_for_the_first_time = False
+            when_waiting()
         try:
             value = yield awaited
             resume = steps.send

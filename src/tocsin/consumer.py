@@ -12,7 +12,7 @@ from .bell import Bell
 from .database import Database
 from .durations import Duration, check_count, to_seconds
 from .errors import ConnectionLost, LeaseLost
-from .handling import Handling, describe_handler, make_caller
+from .handling import Caller, Handling, describe_handler, make_caller
 from .intake import Intake
 from .message import Message
 from .process import Process
@@ -45,8 +45,7 @@ class Consumer(Registered, WorkerHandle):
         """See `Registered.register`. Registered again, the process had been declared dead, and the leases are gone."""
         await super().register(process_id)
         intake = self._intake
-        intake.worker_id, intake.registration, intake.name = self.worker_id, self.registration, self.name or ""
-        intake.queue, intake.queue_id, intake.default_vt = self.queue, self.queue_id, self._default_vt
+        intake.begin(self.queue, self.queue_id, self._default_vt, self.worker_id, self.registration, self.name or "")
         if intake.run is not None:
             await intake.leases.refresh()
             intake.noticed(self._registered_as, None)
@@ -69,15 +68,20 @@ class Consumer(Registered, WorkerHandle):
         with self._bell.bed(self.queue_id) as bed:
             deadline = trio.current_time() + to_seconds(wait, "wait", zero=True)
             while True:
-                bed.rung = False
-                claim = await self._intake.claim(limit, length)
+                bed.look()
+                try:
+                    claim = await self._intake.claim(limit, length, look=True)
+                except BaseException:
+                    bed.failed_to_look()
+                    raise
+                rung_meanwhile = bed.rung
+                bed.looked(claim.again_at, full=claim.full)
                 if claim.messages or trio.current_time() >= deadline:
-                    self._intake.leases.take(claim.messages, claim.vt, claim.claimed_at, None)
+                    bed.rung = rung_meanwhile
+                    self._intake.leases.take(claim.messages, claim.vt, claim.claimed_at, kept=False)
                     return claim.messages
-                bed.set_alarm(claim.next_due_at)
                 while not bed.rung and trio.current_time() < deadline:
-                    with trio.move_on_at(deadline):
-                        await bed.sleep()
+                    await bed.sleep(until=deadline)
 
     async def archive(self, message: Message | int) -> None:
         """Finish a message and keep it in the archive. Raises `LeaseLost`. Cancelled, it has happened or it has not."""
@@ -146,7 +150,11 @@ class Consumer(Registered, WorkerHandle):
         """
         check_count(concurrency, "concurrency")
         call = make_caller(handler, concurrency)
-        await self._handle(lambda messages: call(messages[0]), describe_handler(handler), concurrency, 1, vt, timeout)
+
+        def call_with_first(messages: list[Message], when_waiting: Callable[[], None]) -> Awaitable[None]:
+            return call(messages[0], when_waiting)
+
+        await self._handle(call_with_first, describe_handler(handler), concurrency, 1, vt, timeout)
 
     async def handle_batches(
         self,
@@ -167,7 +175,7 @@ class Consumer(Registered, WorkerHandle):
 
     async def _handle(
         self,
-        call: Callable[[list[Message]], Awaitable[None]],
+        call: Caller,
         name: str,
         concurrency: int,
         size: int,

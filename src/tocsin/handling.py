@@ -2,11 +2,13 @@
 
 One task, the *pump*, sends all statements of the loop, one at a time. While a statement is under way, finished messages gather; the next
 statement archives all of them and claims the next messages in the same commit. So a busy consumer pays one commit for many messages, and
-one that handles a single message has it archived at once.
+one that handles a single message has it archived at once. Meanwhile handlers go on with what was claimed ahead (``ahead.py``).
 
-Each call of the handler is a task of its own in the run's nursery, within its own cancel scope. It ends in one of four ways: it returned
-(archive what it has not settled itself), it raised (back to the queue with backoff, or to the dead letters), its lease was lost (nothing
-can be settled), or the grace of an interruption was over (released at the end of the run). None of them ends the loop.
+*Runners* call the handler: each takes waiting messages and calls it, one call after the other. When a handler waits for something, another
+runner is started, up to the concurrency; handlers that never wait need no second one, and no task of their own. Each call is within its
+own cancel scope. It ends in one of four ways: it returned (archive what it has not settled itself), it raised (back to the queue with
+backoff, or to the dead letters), its lease was lost (nothing can be settled), or the grace of an interruption was over (released at the
+end of the run). None of them ends the loop.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ import inspect
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, cast
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import psycopg
 import trio
 
+from .ahead import Ahead
 from .blocking import call_and_watch
 from .errors import TRANSIENT, StateTransitionError
 from .leases import Unit
@@ -33,6 +38,9 @@ logger = logging.getLogger("tocsin")
 MAX_ERROR_CHARACTERS = 10_000
 """How much of an error's text and of its traceback is kept."""
 
+MAX_TURN = 0.0003
+"""Seconds for which handlers that never wait are called before other tasks may run: the one that sends statements, above all."""
+
 
 def describe_handler(handler: Callable[..., object]) -> str:
     """Return the handler's name for messages."""
@@ -40,19 +48,25 @@ def describe_handler(handler: Callable[..., object]) -> str:
     return f"{handler.__module__}.{name}" if name else repr(handler)
 
 
-def make_caller(handler: Callable[[Any], object], concurrency: int) -> Callable[[Any], Awaitable[None]]:
+Caller: TypeAlias = Callable[[Any, Callable[[], None]], Awaitable[None]]
+"""Calls a handler with its argument; and another function as soon as the handler waits for something."""
+
+
+def make_caller(handler: Callable[[Any], object], concurrency: int) -> Caller:
     """Return how to call a handler: an async function directly, watched for blocking the event loop; any other in a thread."""
     if not callable(handler):
         raise TypeError(f"a handler is a function of one argument, not {handler!r}")
     name = describe_handler(handler)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
-        return lambda work: call_and_watch(cast(Callable[[Any], Awaitable[object]], handler), work, name)
+        async_handler = cast(Callable[[Any], Awaitable[object]], handler)
+        return lambda work, when_waiting: call_and_watch(async_handler, work, when_waiting, name)
 
     threads = trio.CapacityLimiter(concurrency)
 
-    async def call_in_thread(work: Any) -> None:
+    async def call_in_thread(work: Any, when_waiting: Callable[[], None]) -> None:
         # A thread cannot be stopped: when the handler's scope is cancelled it is left to itself. Its message is another's by then, and it
         # cannot settle it. A long one can ask trio.from_thread.check_cancelled().
+        when_waiting()
         await trio.to_thread.run_sync(handler, work, abandon_on_cancel=True, limiter=threads)
 
     return call_in_thread
@@ -61,17 +75,7 @@ def make_caller(handler: Callable[[Any], object], concurrency: int) -> Callable[
 class Handling:
     """One loop. ``size`` is the number of messages in one call of the handler at most."""
 
-    def __init__(
-        self,
-        run: Run,
-        call: Callable[[list[Message]], Awaitable[None]],
-        *,
-        concurrency: int,
-        size: int,
-        vt: float | None,
-        timeout: float | None,
-        name: str,
-    ) -> None:
+    def __init__(self, run: Run, call: Caller, *, concurrency: int, size: int, vt: float | None, timeout: float | None, name: str) -> None:
         self._run = run
         self._intake = run.intake
         self._call = call
@@ -80,8 +84,11 @@ class Handling:
         self._vt = vt
         self._timeout = timeout
         self._name = name
+        self._ahead = Ahead()
+        self._runners = 0
         self._done: list[Message] = []
         self._failed: list[tuple[Message, Exception]] = []
+        self._poisoned = False
         self._answer_lost = False
         run.flush = self._flush
 
@@ -89,70 +96,113 @@ class Handling:
         """Handle messages until the run is to end and all handlers have. Cancellation ends it at once; the run's end cleans up."""
         run = self._run
         retries = Retries("handling")
-        while run.ended_by is None or run.units or self._done or self._failed:
+        ahead = self._ahead
+        while run.ended_by is None or run.units or ahead or self._done or self._failed:
+            now = trio.current_time()
+            room = (self._concurrency - len(run.units)) * self._size + ahead.room(now) if run.may_claim else 0
             try:
-                if self._failed:
-                    await self._fail()
-                room = self._concurrency - len(run.units) if run.may_claim else 0
-                if room and run.bed.rung:
+                if ahead and (not run.may_claim or ahead.waited_too_long(now)):
+                    await self._give_back()
+                if self._poisoned:
+                    await self._archive_apart()
+                if room > 0 and run.bed.rung:
                     await run.poll()
-                    await self._claim(room * self._size)
+                    await self._claim(room)
                 elif self._done:
                     await self._archive()
-                else:
-                    await run.bed.sleep(sound=not room)
+                elif not self._failed:
+                    await run.bed.sleep(sound=room <= 0, until=ahead.check_at)
+                if self._failed:
+                    await self._fail()
                 retries.succeeded()
             except StateTransitionError:
                 run.pause()
             except TRANSIENT as lost:
                 await trio.sleep(retries.failed(lost))
+            except psycopg.Error:
+                if not self._done:
+                    raise
+                self._poisoned = True
+
+    # Claiming
 
     async def _claim(self, limit: int) -> None:
-        run, intake = self._run, self._intake
         done, self._done = self._done, []
-        run.bed.rung = False
+        self._ahead.claim_begins(trio.current_time())
         try:
-            claim = await intake.claim(limit, self._vt, archive=done)
+            claim = await self._run.claim(limit, self._vt, archive=done)
         except BaseException:
             self._done += done
             self._answer_lost = True
-            run.bed.rung = True
             raise
-        intake.note_settled(done, claim.lost)
+        self._intake.note_settled(done, claim.lost)
         self._warn_of_lost(claim.lost)
-        for start in range(0, len(claim.messages), self._size):
-            unit = Unit(claim.messages[start : start + self._size])
-            intake.leases.take(unit.messages, claim.vt, claim.claimed_at, unit)
-            run.units.add(unit)
-            run.nursery.start_soon(self._attend, unit)
-        if claim.exhausted:
-            run.bed.set_alarm(claim.next_due_at)
-        else:
-            run.bed.ring()
+        if claim.messages:
+            self._ahead.add(claim.messages, trio.current_time())
+            self._start_runner()
 
-    async def _attend(self, unit: Unit) -> None:
-        error: Exception | None = None
+    async def _give_back(self) -> None:
+        unhandled = self._ahead.take_all()
+        try:
+            given_back = await self._intake.give_back_many(unhandled)
+        except BaseException:
+            self._ahead.add(unhandled, trio.current_time())
+            raise
+        if self._run.ended_by is not None:
+            self._run.given_back += given_back
+
+    # Handling
+
+    def _start_runner(self) -> None:
+        if self._ahead and self._runners < self._concurrency and self._run.may_claim:
+            self._runners += 1
+            self._run.nursery.start_soon(self._call_handlers)
+
+    async def _call_handlers(self) -> None:
+        """Call the handler for what waits, one call after the other; when it waits for something, another runner goes on."""
+        run, ahead, leases = self._run, self._ahead, self._intake.leases
+        unit = Unit()
+        run.units.add(unit)
+        turn_began = perf_counter()
         try:
             with unit.scope:
-                try:
-                    if self._timeout is None:
-                        await self._call(unit.messages)
-                    else:
-                        with trio.fail_after(self._timeout):
-                            await self._call(unit.messages)
-                except Exception as raised:
-                    error = raised
+                while ahead and run.may_claim and not unit.scope.cancel_called:
+                    unit.messages = ahead.take(self._size)
+                    leases.start(unit)
+                    if unit.messages:
+                        await self._attend(unit)
+                    if perf_counter() - turn_began > MAX_TURN:
+                        await trio.lowlevel.checkpoint()
+                        turn_began = perf_counter()
         finally:
-            self._run.units.discard(unit)
-            self._run.bed.nudge()
-        if not unit.scope.cancelled_caught:
-            unsettled = [m for m in unit.messages if m in self._intake.leases]
-            if error is None:
-                self._done += unsettled
+            self._runners -= 1
+            run.units.discard(unit)
+            run.bed.nudge()
+        self._start_runner()
+
+    async def _attend(self, unit: Unit) -> None:
+        messages = unit.messages
+        error: Exception | None = None
+        try:
+            if self._timeout is None:
+                await self._call(messages, self._start_runner)
             else:
-                for message in unsettled:
+                with trio.fail_after(self._timeout):
+                    await self._call(messages, self._start_runner)
+        except Exception as raised:
+            error = raised
+        self._ahead.finished += len(messages)
+        leases = self._intake.leases
+        for message in messages:
+            if message in leases:
+                if error is None:
+                    self._done.append(message)
+                else:
                     logger.warning("%s failed with message %d, delivery %d: %r", self._name, message.id, message.read_ct, error)
-                self._failed += [(m, error) for m in unsettled]
+                    self._failed.append((message, error))
+        self._run.bed.nudge()
+
+    # Settling
 
     async def _archive(self) -> None:
         done, self._done = self._done, []
@@ -164,24 +214,52 @@ class Handling:
             raise
         self._warn_of_lost({m.id for m, was in zip(done, archived, strict=True) if not was})
 
+    async def _archive_apart(self) -> None:
+        """Archive messages one by one since it failed for all together; one that cannot be archived has failed."""
+        while self._done:
+            message = self._done[0]
+            try:
+                self._warn_of_lost({message.id} if await self._intake.archive_many([message]) == [False] else set())
+            except TRANSIENT:
+                raise
+            except psycopg.Error as error:
+                logger.warning("message %d was handled but cannot be archived: %s", message.id, error)
+                self._failed.append((message, error))
+            del self._done[0]
+        self._poisoned = False
+
     def _warn_of_lost(self, lost: set[int]) -> None:
         if lost and not self._answer_lost:  # else they were archived by the statement whose answer was lost
             logger.warning("handled, but not archived, since the lease was gone; will be delivered again: %s", sorted(lost))
         self._answer_lost = False
 
     async def _fail(self) -> None:
-        failed, self._failed = self._failed, []
-        try:
-            await self._intake.fail_many([m for m, _ in failed], [_describe(e) for _, e in failed], [_trace(e) for _, e in failed])
-        except BaseException:
-            self._failed += failed
-            raise
+        while self._failed:
+            failed = self._failed[:]
+            try:
+                await self._intake.fail_many([m for m, _ in failed], [_describe(e) for _, e in failed], [_trace(e) for _, e in failed])
+            except TRANSIENT:
+                raise
+            except psycopg.Error:  # it fails for one of them: try each alone
+                for message, why in failed:
+                    try:
+                        await self._intake.fail_many([message], [_describe(why)], [_trace(why)])
+                    except TRANSIENT:
+                        raise
+                    except psycopg.Error:
+                        logger.exception("message %d can neither be archived nor put back; it will be when its lease ends", message.id)
+                        self._intake.leases.drop(message)
+                    del self._failed[0]
+            else:
+                del self._failed[: len(failed)]
 
     async def _flush(self) -> None:
         if self._failed:
             await self._fail()
-        if self._done:
+        if self._done and not self._poisoned:
             await self._archive()
+        elif self._done:
+            await self._archive_apart()
 
 
 def _describe(error: Exception) -> str:

@@ -15,8 +15,9 @@ from .database import Database
 from .driver.lock import Lock
 from .durations import Duration, to_seconds, to_timedelta
 from .errors import TRANSIENT, ConnectionLost, LeaseLost
+from .front import Front
 from .leases import Leases
-from .message import Message, read_messages
+from .message import Message, Source
 from .process import CLEANUP_WITHIN, Process
 
 
@@ -24,6 +25,9 @@ class Run(Protocol):
     """What wants to know how the worker stands: see ``run.py``."""
 
     def noticed(self, status: str, grace: float | None) -> None: ...
+
+
+_CLAIM = "select * from tocsin.claim(%s, %s, %s, %s, %s, %s, %s::bigint[], %s::bigint[], %s)"
 
 
 @attrs.frozen
@@ -38,10 +42,10 @@ class Claim:
     """When the statement was sent (`trio.current_time`); the leases do not end before this plus `vt`."""
     lost: set[int]
     """Ids of messages that were to be archived but whose lease was gone."""
-    exhausted: bool
-    """Whether there were fewer than asked for."""
-    next_due_at: float
-    """If exhausted: when to look again (`trio.current_time`), infinity when nothing is known to come."""
+    again_at: float
+    """When to claim again without being rung (`trio.current_time`): minus infinity for now, infinity when nothing is known to come."""
+    full: bool
+    """Whether there were as many as asked for."""
 
 
 class Intake:
@@ -58,39 +62,48 @@ class Intake:
         self.worker_id = 0
         self.registration = 0
         self.name = ""
-        self.queue = ""
         self.queue_id = 0
-        self.default_vt = 0.0
+        self._default_vt = 0.0
         self.handled = 0
         """How many messages of runs have been settled."""
         self._database = database
+        self._source: Source | None = None
+        self._front = Front()
         self._claiming = Lock()
         self._answer_lost = False
 
+    def begin(self, queue: str, queue_id: int, default_vt: float, worker_id: int, registration: int, name: str) -> None:
+        """Work for this registration from now on."""
+        self.queue_id, self.worker_id, self.registration, self.name = queue_id, worker_id, registration, name
+        self._default_vt = default_vt
+        self._source = Source(queue, queue_id, worker_id, self)
+        self._front = Front()
+
     # Claiming
 
-    async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = ()) -> Claim:
-        """Claim messages and archive others in one statement.
+    async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = (), look: bool = False) -> Claim:
+        """Claim messages and archive others in one statement; ``look`` at all of the queue, whatever that costs (see ``front.py``).
 
         Raises `StateTransitionError`, `WorkerStopped`, `ConnectionLost`. Cancelled, nothing stays claimed; what was to be archived is or
         is not.
         """
-        lease = None if vt is None else timedelta(seconds=vt)
         async with self._claiming:
             if self._answer_lost:
                 await self._release_unknown()
             claimed_at = trio.current_time()
+            position = None if look else self._front.next_position(claimed_at)
+            lease = None if vt is None else timedelta(seconds=vt)
+            parameters = [
+                self.worker_id,
+                self.registration,
+                limit,
+                lease,
+                *(position or (None, None)),
+                *(_arrays(archive) if archive else (None, None)),
+                bool(archive),
+            ]
             try:
-                if archive:
-                    ids, tokens = [m.id for m in archive], [m.lease for m in archive]
-                    rows = await self._database.fetch(
-                        "select * from tocsin.archive_and_claim(%s, %s, %s, %s, %s, %s)",
-                        [self.worker_id, self.registration, ids, tokens, limit, lease],
-                    )
-                else:
-                    rows = await self._database.fetch(
-                        "select * from tocsin.claim(%s, %s, %s, %s, durable => false)", [self.worker_id, self.registration, limit, lease]
-                    )
+                rows = await self._database.fetch(_CLAIM, parameters, binary=True)
             except ConnectionLost:
                 self._answer_lost = True
                 raise
@@ -100,24 +113,23 @@ class Intake:
                 with trio.move_on_after(CLEANUP_WITHIN, shield=True):
                     await self._release_unknown()
                 raise
-        return self._read(rows, self.default_vt if vt is None else vt, claimed_at)
-
-    def _read(self, rows: Sequence[tuple[Any, ...]], vt: float, claimed_at: float) -> Claim:
-        lost: set[int] = set()
-        claimed: list[tuple[Any, ...]] = []
-        exhausted, next_due_at = False, math.inf
-        for row in rows:
-            message_id, lease, next_due = row[0], row[1], row[-1]
-            if message_id is None:
-                exhausted = True
-                if next_due is not None:
-                    next_due_at = trio.current_time() + next_due
-            elif lease is None:
-                lost.add(message_id)
-            else:
-                claimed.append(row)
-        messages = read_messages(claimed, self.queue, self.queue_id, self.worker_id, self)
-        return Claim(messages, vt, claimed_at, lost, exhausted, next_due_at)
+            lost, again_at = _take_apart(rows, archive)
+            self._front.claimed(rows)
+            full = len(rows) >= limit
+            if position is None:
+                self._front.looked(claimed_at, trio.current_time(), again_at)
+            elif not full:
+                again_at = self._front.glanced_in_vain()
+        assert self._source is not None
+        source = self._source
+        return Claim(
+            messages=[Message(row, source) for row in rows],
+            vt=self._default_vt if vt is None else vt,
+            claimed_at=claimed_at,
+            lost=lost,
+            again_at=-math.inf if full else again_at,
+            full=full,
+        )
 
     async def _release_unknown(self) -> None:
         try:
@@ -129,20 +141,30 @@ class Intake:
     # Settling, many at a time: all or none when cancelled
 
     async def archive_many(self, messages: Sequence[Message]) -> list[bool]:
-        return await self._settle("select tocsin.archive(%s, %s)", messages)
+        return await self._settle("select tocsin.archive(%s::bigint[], %s::bigint[])", messages)
 
     async def delete_many(self, messages: Sequence[Message]) -> list[bool]:
-        return await self._settle("select tocsin.delete(%s, %s)", messages)
+        return await self._settle("select tocsin.delete(%s::bigint[], %s::bigint[])", messages)
 
     async def release_many(self, messages: Sequence[Message], *, delay: Duration = 0) -> list[bool]:
-        return await self._settle("select tocsin.release(%s, %s, %s)", messages, to_timedelta(delay, "delay", zero=True))
+        return await self._settle(
+            "select tocsin.release(%s::bigint[], %s::bigint[], %s)", messages, to_timedelta(delay, "delay", zero=True)
+        )
+
+    async def give_back_many(self, messages: Sequence[Message]) -> int:
+        """Release messages that no handler has seen, without counting the delivery; return how many were still ours."""
+        (released,) = await self._database.fetch_one(
+            "select tocsin.release(%s::bigint[], %s::bigint[], counted => false)", [*_arrays(messages)]
+        )
+        for message in messages:
+            self.leases.drop(message)
+        return sum(released)
 
     async def fail_many(self, messages: Sequence[Message], errors: list[str], tracebacks: list[str]) -> list[bool]:
-        return await self._settle("select tocsin.fail(%s, %s, %s, %s)", messages, errors, tracebacks)
+        return await self._settle("select tocsin.fail(%s::bigint[], %s::bigint[], %s, %s)", messages, errors, tracebacks)
 
     async def _settle(self, statement: str, messages: Sequence[Message], *more: object) -> list[bool]:
-        parameters = [[m.id for m in messages], [m.lease for m in messages], *more]
-        (settled,) = await self._database.fetch_one(statement, parameters)
+        (settled,) = await self._database.fetch_one(statement, [*_arrays(messages), *more])
         self.note_settled(messages, [m.id for m, was in zip(messages, settled, strict=True) if not was])
         return list(settled)
 
@@ -201,3 +223,23 @@ class Intake:
 def _check_settled(message: Message, operation: str, settled: list[bool]) -> None:
     if not settled[0]:
         raise LeaseLost(message.id, operation)
+
+
+def _arrays(messages: Sequence[Message]) -> tuple[str, str]:
+    """The ids and the leases of messages as arrays in PostgreSQL's notation; psycopg takes ten times as long to write a list of numbers."""
+    return "{" + ",".join([str(m.id) for m in messages]) + "}", "{" + ",".join([str(m.lease) for m in messages]) + "}"
+
+
+def _take_apart(rows: list[Any], archived: Sequence[Message]) -> tuple[set[int], float]:
+    """Leave in the rows of a claim only the messages; return the ids that were not archived, and when the next message is due."""
+    lost: set[int] = set()
+    next_due_at = math.inf
+    if archived:
+        while rows and rows[0][1] is None and (first := rows[0][0]) is not None:
+            lost.add(first)
+            del rows[0]
+    if rows and rows[-1][0] is None:
+        next_due = rows.pop()[-1]
+        if next_due is not None:
+            next_due_at = trio.current_time() + next_due
+    return lost, next_due_at

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import timedelta
 
 import attrs
@@ -24,9 +24,10 @@ logger = logging.getLogger("tocsin")
 
 @attrs.define(eq=False)
 class Unit:
-    """What one call of a handler works on, and the scope it runs in."""
+    """What calls a handler, and the scope it does that in."""
 
-    messages: list[Message]
+    messages: list[Message] = attrs.Factory(list)
+    """What the handler is working on."""
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     lost: int | None = None
     """Id of the message whose lease was lost last, for which the scope was cancelled."""
@@ -41,12 +42,14 @@ class Held:
     """Its length in seconds."""
     expires: float
     """When it ends, by this process's clock, not later than by the server's."""
-    unit: Unit | None
-    """Who relies on it, and has it kept alive; None: the caller of `dequeue`, who extends it."""
+    kept: bool
+    """Whether a run keeps it alive; else the caller of `dequeue` extends it."""
+    unit: Unit | None = None
+    """Who relies on it; None: nobody yet, or the caller of `dequeue`."""
 
     @property
     def refresh_at(self) -> float:
-        return self.expires - self.vt / 2 if self.unit else math.inf
+        return self.expires - self.vt / 2 if self.kept else math.inf
 
 
 class Leases:
@@ -61,26 +64,39 @@ class Leases:
 
     def __contains__(self, message: Message) -> bool:
         held = self._held.get(message.id)
-        return held is not None and held.message.lease == message.lease
+        return held is not None and (held.message is message or held.message.lease == message.lease)
 
-    def take(self, messages: Iterable[Message], vt: float, claimed_at: float, unit: Unit | None) -> None:
+    def take(self, messages: Sequence[Message], vt: float, claimed_at: float, *, kept: bool) -> None:
         """Note messages that were claimed by a statement sent at ``claimed_at``."""
-        for lapsed in [h for h in self._held.values() if h.unit is None and h.expires < claimed_at]:
-            self.drop(lapsed.message)
+        if not kept:
+            for lapsed in [h for h in self._held.values() if not h.kept and h.expires < claimed_at]:
+                self.drop(lapsed.message)
+        expires = claimed_at + vt
         for message in messages:
             if former := self._held.get(message.id):  # this loop was blocked for so long that its own message came back
                 self._lose(former)
-            held = self._held[message.id] = Held(message, vt, claimed_at + vt, unit)
-            if held.refresh_at < self._next_refresh:
-                self._sooner.set()
+            self._held[message.id] = Held(message, vt, expires, kept)
+        if messages and kept and expires - vt / 2 < self._next_refresh:
+            self._sooner.set()
+
+    def start(self, unit: Unit) -> None:
+        """A handler relies on the leases of these messages from now on; those that are gone are taken out of the unit."""
+        for message in list(unit.messages):
+            held = self._held.get(message.id)
+            if held is None or held.message is not message:
+                unit.messages.remove(message)
+            else:
+                held.unit = unit
 
     def drop(self, message: Message) -> bool:
-        """Forget a lease that is settled or gone; return whether a run relied on it."""
-        if message not in self:
+        """Forget a lease that is settled or gone; return whether a run kept it."""
+        held = self._held.get(message.id)
+        if held is None or (held.message is not message and held.message.lease != message.lease):
             return False
-        held = self._held.pop(message.id)
-        self._drops.unpark_all()
-        return held.unit is not None
+        del self._held[message.id]
+        if self._drops:
+            self._drops.unpark_all()
+        return held.kept
 
     def find(self, message_id: int) -> Message | None:
         """Return the message of this id if it is held."""
@@ -93,17 +109,17 @@ class Leases:
 
     def unkept_ids(self) -> list[int]:
         """Return the ids of the messages that were dequeued by hand."""
-        return [held.message.id for held in self._held.values() if held.unit is None]
+        return [held.message.id for held in self._held.values() if not held.kept]
 
     def drop_kept(self) -> None:
         """Forget all leases but those of messages dequeued by hand."""
-        for held in [h for h in self._held.values() if h.unit]:
+        for held in [h for h in self._held.values() if h.kept]:
             self.drop(held.message)
 
     async def wait_empty(self) -> None:
         """Return when nothing is held, beside leases taken by hand that have ended. Cancellation changes nothing."""
-        while alive := [h for h in self._held.values() if h.unit or h.expires > trio.current_time()]:
-            with trio.move_on_at(min(math.inf if h.unit else h.expires for h in alive)):
+        while alive := [h for h in self._held.values() if h.kept or h.expires > trio.current_time()]:
+            with trio.move_on_at(min(math.inf if h.kept else h.expires for h in alive)):
                 await self._drops.park()
         await trio.lowlevel.checkpoint()
 
@@ -122,7 +138,7 @@ class Leases:
 
         Goes on until the database has answered. Cancelled, they are extended or not.
         """
-        due = [h for h in self._held.values() if h.unit and h.refresh_at <= until]
+        due = [h for h in self._held.values() if h.kept and h.refresh_at <= until]
         for vt in {h.vt for h in due}:
             await self._refresh([h for h in due if h.vt == vt], vt)
 
@@ -156,7 +172,7 @@ class Leases:
     def _lose(self, held: Held) -> None:
         self.drop(held.message)
         unit = held.unit
-        if unit is None or any(m in self for m in unit.messages):
+        if unit is None or held.message not in unit.messages or any(m in self for m in unit.messages):
             logger.warning("the lease of message %d is gone; it will be delivered again", held.message.id)
         else:
             logger.warning("the lease of message %d is gone; its handler is cancelled", held.message.id)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 
 from .durations import Duration
 from .payload import decode
+
+Row: TypeAlias = tuple[int, int, int, int, datetime, datetime, datetime, datetime, int | None, str | None, str | None, str, None]
+"""A message as ``tocsin.claim`` returns it."""
 
 
 class Settler(Protocol):
@@ -23,82 +25,123 @@ class Settler(Protocol):
 
 
 @attrs.frozen
-class Message:
-    """One delivery of a message. What it says is how things stood when it was claimed."""
+class Source:
+    """Where the messages of one consumer come from."""
 
-    id: int
-    """Unique among all queues of the schema; grows with the order of enqueueing."""
     queue: str
-    """Name of its queue."""
     queue_id: int
-    """Id of its queue."""
-    priority: int
-    """Smaller numbers are delivered first."""
-    enqueued_at: datetime
-    """When it was enqueued, by the server's clock."""
-    vt: datetime
-    """When this delivery's lease ends unless it is extended (visibility timeout), by the server's clock."""
-    read_ct: int
-    """How many deliveries there have been, this one included."""
-    dequeued_at: datetime
-    """When this delivery was claimed, by the server's clock."""
-    lease: int
-    """Token of this delivery. Later deliveries have larger ones, so it can fence writes to other systems too."""
-    producer_worker_id: int | None
-    """Id of the producer that enqueued it; None when it was enqueued by SQL or `Store.produce`."""
-    consumer_worker_id: int
-    """Id of the consumer that claimed it."""
-    last_error: str | None
-    """What the last failed delivery said."""
-    _payload: str = attrs.field(repr=False)
-    _headers: str | None = attrs.field(repr=False)
-    _settler: Settler = attrs.field(repr=False, eq=False)
+    worker_id: int
+    settler: Settler = attrs.field(eq=False)
+
+
+@attrs.frozen(repr=False, slots=False)
+class Message:
+    """One delivery of a message. What it says is how things stood when it was claimed.
+
+    It keeps the row that the claim brought, and reads from it what it is asked for: most handlers ask for the payload and nothing else.
+    """
+
+    _row: Row
+    _source: Source
+
+    @property
+    def id(self) -> int:
+        """Unique among all queues of the schema; grows with the order of enqueueing."""
+        return self._row[0]
+
+    @property
+    def lease(self) -> int:
+        """Token of this delivery. Later deliveries have larger ones, so it can fence writes to other systems too."""
+        return self._row[1]
+
+    @property
+    def queue(self) -> str:
+        """Name of its queue."""
+        return self._source.queue
+
+    @property
+    def queue_id(self) -> int:
+        """Id of its queue."""
+        return self._source.queue_id
+
+    @property
+    def priority(self) -> int:
+        """Smaller numbers are delivered first."""
+        return self._row[2]
+
+    @property
+    def read_ct(self) -> int:
+        """How many deliveries there have been, this one included."""
+        return self._row[3]
+
+    @property
+    def enqueued_at(self) -> datetime:
+        """When it was enqueued, by the server's clock."""
+        return self._row[5]
+
+    @property
+    def vt(self) -> datetime:
+        """When this delivery's lease ends unless it is extended (visibility timeout), by the server's clock."""
+        return self._row[6]
+
+    @property
+    def dequeued_at(self) -> datetime:
+        """When this delivery was claimed, by the server's clock."""
+        return self._row[7]
+
+    @property
+    def producer_worker_id(self) -> int | None:
+        """Id of the producer that enqueued it; None when it was enqueued by SQL or `Store.produce`."""
+        return self._row[8]
+
+    @property
+    def consumer_worker_id(self) -> int:
+        """Id of the consumer that claimed it."""
+        return self._source.worker_id
+
+    @property
+    def last_error(self) -> str | None:
+        """What the last failed delivery said."""
+        return self._row[10]
 
     @cached_property
     def payload(self) -> Any:
         """The payload as it was enqueued; decoded when first asked for."""
-        return decode(self._payload)
+        return decode(self._row[11])
 
     @cached_property
     def headers(self) -> Any:
         """The headers as they were enqueued; None without."""
-        return None if self._headers is None else decode(self._headers)
+        text = self._row[9]
+        return None if text is None else decode(text)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.id} of {self.queue!r}, delivery {self.read_ct}>"
 
     async def archive(self) -> None:
         """Finish the message and keep it in the archive.
 
         Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
         """
-        await self._settler.archive(self)
+        await self._source.settler.archive(self)
 
     async def delete(self) -> None:
         """Finish the message and keep nothing.
 
         Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
         """
-        await self._settler.delete(self)
+        await self._source.settler.delete(self)
 
     async def release(self, *, delay: Duration = 0) -> None:
         """Give the message back to its queue, for another delivery after ``delay`` seconds; after the last one it becomes a dead letter.
 
         Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
         """
-        await self._settler.release(self, delay=delay)
+        await self._source.settler.release(self, delay=delay)
 
     async def extend(self, seconds: Duration) -> None:
         """Make the lease end this many seconds from now, by the server's clock. `vt` keeps saying what it said.
 
         Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
         """
-        await self._settler.extend(self, seconds)
-
-
-def read_messages(rows: Sequence[Sequence[Any]], queue: str, queue_id: int, worker_id: int, settler: Settler) -> list[Message]:
-    """Return the messages of rows as ``tocsin.claim`` returns them."""
-    return [
-        Message(
-            message_id, queue, queue_id, priority, enqueued_at, vt, read_ct, dequeued_at, lease, producer, worker_id, error, payload,
-            headers, settler,
-        )
-        for message_id, lease, priority, read_ct, enqueued_at, vt, dequeued_at, producer, headers, error, payload, _ in rows
-    ]  # fmt: skip
+        await self._source.settler.extend(self, seconds)

@@ -8,7 +8,8 @@ The line proves itself before it is relied on: a notification sent through the p
 LISTEN without a word; then this process says so once, loudly, gives up the line, and lives by its heartbeat, which brings the due times
 of its queues and the state of its workers.
 
-After each connection it LISTENs first and then has every consumer look, so nothing rung in between is missed.
+After each connection it LISTENs first and then has every consumer look, so nothing rung in between is missed. The line also tells the
+database on which queues somebody sleeps here, the *guards* of ``bell.py``: advisory locks, which the server drops with the line.
 
 Why death is looked for by the heartbeat, and not by a session that waits for another process's lifeline: such a wait is a statement under
 way, and its snapshot would hold back vacuum for as long as everybody lives, the death of a queue table. ``sql/functions/processes.sql``
@@ -42,6 +43,9 @@ logger = logging.getLogger("tocsin")
 
 CLEANUP_WITHIN = 5.0
 """Seconds that cleaning up after a cancellation may take."""
+
+SETTLE_WITHIN = 0.05
+"""Seconds after which at the latest to look again for a transaction that has decided not to ring, and has not committed."""
 
 HEARD_WITHIN = 5.0
 """Seconds that a notification to ourselves may take before LISTEN counts as not working."""
@@ -80,6 +84,11 @@ class Process:
         self._kicked = False
         self._echo = ""
         self._line_tried = trio.Event()
+        self._guarding: set[int] = set()  # queues that the database knows to have sleepers here
+        self._unsettled: set[int] = set()  # those among them that are not guarded yet, since a producer may not have seen that
+        self._settle_at = math.inf
+        self._settle_wait = 0.0
+        bell.when_guards_change = self._kick
         self.connected = False
         """Whether the line is up and proven."""
         self.deaf = False
@@ -167,11 +176,12 @@ class Process:
             if line is not None:
                 for queue_id in await self._listen(line):  # a message may have come before
                     self._bell.ring(queue_id)
+                await self._set_guards(line)
             if trio.current_time() >= self._next_beat:
                 await self._beat(line)
             if self._kicked or self._buried:
                 continue
-            with trio.CancelScope(deadline=self._next_beat) as self._nap:
+            with trio.CancelScope(deadline=min(self._next_beat, self._settle_at)) as self._nap:
                 if line is not None:
                     await line.wait_for_notifications()
                 else:
@@ -220,6 +230,10 @@ class Process:
         finally:
             self._line_tried.set()
             self.connected = False
+            self._bell.lose_guards()
+            self._guarding.clear()
+            self._unsettled.clear()
+            self._settle_at = math.inf
             if line is not None:
                 await line.close()
 
@@ -234,6 +248,26 @@ class Process:
             await line.execute(sql.SQL("unlisten {}").format(sql.Identifier(channel)))
             del self._listening[channel]
         return [queue_id for channel in new if (queue_id := wanted[channel]) is not None]
+
+    async def _set_guards(self, line: Connection) -> None:
+        """Tell the database where somebody sleeps here, and where nobody does any more; see ``sql/functions/ring.sql``."""
+        if deserted := self._bell.give_up_guards():
+            await self._database.fetch("select tocsin.wake_up(%s)", [deserted], on=line)
+            self._guarding.difference_update(deserted)
+        if unguarded := self._bell.unguarded() - self._guarding:
+            self._guarding |= unguarded
+            self._unsettled |= unguarded
+            statement, self._settle_wait = "select tocsin.fall_asleep(%s)", 0.001
+        elif self._unsettled and trio.current_time() >= self._settle_at:
+            unguarded = set(self._unsettled)
+            statement, self._settle_wait = "select tocsin.unrung_in_flight(%s)", min(2 * self._settle_wait, SETTLE_WITHIN)
+        else:
+            return
+        (in_flight,) = await self._database.fetch_one(statement, [list(unguarded)], on=line)
+        for queue_id in unguarded.difference(in_flight):
+            self._unsettled.discard(queue_id)
+            self._bell.guard(queue_id)
+        self._settle_at = trio.current_time() + self._settle_wait if self._unsettled else math.inf
 
     async def _is_heard(self, line: Connection) -> bool:
         for _ in range(2):  # once may be too late because this loop was blocked
@@ -264,7 +298,9 @@ class Process:
         residents = {(w.worker_id, w.registration): w for w in self._residents.values()}
         try:
             with trio.move_on_after(max(5 * self._every, 10)) as patience:
-                rows = await self._database.fetch("select * from tocsin.heartbeat(%s)", [self._id], on=line)
+                rows = await self._database.fetch(
+                    "select * from tocsin.heartbeat(%s, %s::integer[])", [self._id, self._bell.asleep()], on=line
+                )
             if patience.cancelled_caught:
                 raise ConnectionLost(self._database.address, "a heartbeat was not answered")
         except BaseException:

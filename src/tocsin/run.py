@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
 from .bell import Bed
 from .errors import TRANSIENT, StateTransitionError, Suspended, TocsinError
-from .intake import Intake
+from .intake import Claim, Intake
 from .leases import Unit
+from .message import Message
 from .nursery import open_nursery_bare
 from .process import CLEANUP_WITHIN
 
@@ -40,6 +41,8 @@ class Run:
         """Why the run is to end; None while it is not."""
         self.flush: Callable[[], Awaitable[None]] | None = None
         """What is still to be settled when the handlers have ended."""
+        self.given_back = 0
+        """Messages claimed ahead that were given back because the run is to end."""
         self._cancel_at = math.inf
         self._paused = False
         self._to_poll = False
@@ -101,6 +104,18 @@ class Run:
             self._to_poll = False
             self._status = "polling"
 
+    async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = ()) -> Claim:
+        """Claim messages, whose leases are kept from then on, and archive others: see `Intake.claim`."""
+        self.bed.look()
+        try:
+            claim = await self.intake.claim(limit, vt, archive)
+        except BaseException:
+            self.bed.failed_to_look()
+            raise
+        self.bed.looked(claim.again_at, full=claim.full)
+        self.intake.leases.take(claim.messages, claim.vt, claim.claimed_at, kept=True)
+        return claim
+
     async def _cancel_units_at(self, time: float) -> None:
         await trio.sleep_until(time)
         for unit in self.units:
@@ -149,6 +164,6 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
             logger.warning("what worker %r holds will be delivered again when its leases end: no answer", intake.name)
         intake.running = False
     if run is not None:
-        ended_by, handled = run.ended_by, run.handled
+        ended_by, handled, released = run.ended_by, run.handled, released + run.given_back
     if ended_by is not None:
         raise Suspended(ended_by, handled=handled, released=released)

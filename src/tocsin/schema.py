@@ -180,15 +180,27 @@ async def _apply(connection: psycopg.AsyncConnection[Any], schema: Schema, appli
             )
     if load:
         text, digest = contract()
+        before = await _functions(connection, schema)
         # Functions call each other, whatever the order of their files.
         await connection.execute("set local check_function_bodies = off")
         await connection.execute(schema.render(text).encode())
+        # A function that is not there any more, or takes other parameters now, would be left behind, and calls of it be ambiguous.
+        for signature in before & await _functions(connection, schema):
+            await connection.execute(f"drop function {signature[0]}".encode())
         await connection.execute(
             schema.render(
                 "insert into tocsin.contract (digest) values (%s) on conflict (only_row) do update set digest = excluded.digest"
             ).encode(),
             [digest],
         )
+
+
+async def _functions(connection: psycopg.AsyncConnection[Any], schema: Schema) -> set[tuple[str, str]]:
+    """The functions there are, each with a mark that changes when it is replaced."""
+    cursor = await connection.execute(
+        "select oid::regprocedure::text, xmin::text from pg_proc where pronamespace = to_regnamespace(quote_ident(%s))", [schema.name]
+    )
+    return set(await cursor.fetchall())
 
 
 async def uninstall(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:

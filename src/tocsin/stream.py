@@ -36,22 +36,17 @@ class Stream:
                     await run.bed.sleep(sound=not run.may_claim)
                     continue
                 await run.poll()
-                run.bed.rung = False
-                claim = await intake.claim(1, self._vt)
+                claim = await run.claim(1, self._vt)
             except StateTransitionError:
-                run.bed.rung = True
                 run.pause()
             except TRANSIENT as lost:
-                run.bed.rung = True
                 await trio.sleep(retries.failed(lost))
             else:
                 retries.succeeded()
                 if claim.messages:
-                    run.bed.ring()
-                    self._unit.messages[:] = [m for m in self._unit.messages if m in intake.leases] + claim.messages
-                    intake.leases.take(claim.messages, claim.vt, claim.claimed_at, self._unit)
+                    self._unit.messages += claim.messages
+                    intake.leases.start(self._unit)
                     return claim.messages[0]
-                run.bed.set_alarm(claim.next_due_at)
         raise StopAsyncIteration
 
 
@@ -59,7 +54,7 @@ class Stream:
 async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIterator[Message]]:
     """See `Consumer.messages`. The whole block is one unit of work: its scope is cancelled when an interruption's grace is over."""
     async with open_run(intake) as run:
-        unit = Unit([])
+        unit = Unit()
         run.units.add(unit)
         with unit.scope:
             yield Stream(run, unit, vt)

@@ -1,0 +1,168 @@
+"""Who sleeps in a process, and who is woken."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+import trio.testing
+from support import PATIENCE
+
+from tocsin.bell import LINGER, Bed, Bell
+
+
+async def fall_asleep(*beds: Bed) -> None:
+    for bed in beds:
+        trio.lowlevel.spawn_system_task(bed.sleep)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+def look_in_vain(bed: Bed, again_at: float = math.inf) -> None:
+    bed.look()
+    bed.looked(again_at, full=False)
+
+
+async def test_a_ring_during_the_last_look_is_not_lost() -> None:
+    bell = Bell()
+    with bell.bed(1) as bed, bell.bed(2) as elsewhere:
+        bed.look()
+        bell.ring(1)
+        bed.looked(math.inf, full=False)
+        with trio.fail_after(PATIENCE):
+            await bed.sleep()
+        assert (bed.rung, elsewhere.rung) == (True, False)
+    bell.ring(1)  # nobody sleeps there any more
+
+
+async def test_one_ring_wakes_one_and_who_took_all_it_could_wakes_another() -> None:
+    bell = Bell()
+    with bell.bed(1) as a, bell.bed(1) as b, bell.bed(1) as c:
+        await fall_asleep(a, b, c)
+        bell.ring(1)
+        assert [bed.rung for bed in (a, b, c)] == [True, False, False]
+        bell.ring(1)  # before the first has woken
+        assert [bed.rung for bed in (a, b, c)] == [True, True, False]
+        await trio.testing.wait_all_tasks_blocked()
+        a.look()
+        a.looked(math.inf, full=False)
+        assert not c.rung
+        b.look()
+        b.looked(-math.inf, full=True)
+        assert [bed.rung for bed in (a, b, c)] == [False, True, True]
+
+
+async def test_a_ring_that_finds_all_awake_is_for_whoever_can_first() -> None:
+    bell = Bell()
+    with bell.bed(1) as a, bell.bed(1) as b:
+        bell.ring(1)
+        assert a.rung
+        assert b.rung
+
+
+async def test_who_was_rung_and_leaves_or_cannot_look_rings_another() -> None:
+    bell = Bell()
+    with bell.bed(1) as b, bell.bed(1) as c, bell.bed(1) as d:
+        with bell.bed(1) as a:
+            a.ring()
+            await fall_asleep(b)
+        assert b.rung  # a has left
+        b.look()
+        await fall_asleep(c)
+        b.failed_to_look()
+        assert b.rung
+        assert c.rung
+        await fall_asleep(d)
+        with trio.move_on_after(0):
+            await c.sleep(sound=True)  # no room, or paused
+        assert d.rung
+
+
+async def test_a_sound_sleeper_wakes_for_a_nudge_only(autojump_clock: trio.testing.MockClock) -> None:
+    bell = Bell()
+    with bell.bed(1) as bed:
+        bed.ring()
+        bell.expect(1, 1)
+        with trio.move_on_after(5) as patience:
+            await bed.sleep(sound=True)  # the ring and the alarm's setting woke it
+            await bed.sleep(sound=True)
+        assert patience.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: bed.sleep(sound=True))
+            await trio.testing.wait_all_tasks_blocked()
+            bed.nudge()
+
+
+async def test_an_alarm_rings_one_once_and_the_earlier_one_counts(autojump_clock: trio.testing.MockClock) -> None:
+    bell = Bell()
+    with bell.bed(1) as bed, bell.bed(1) as other:
+        begun = trio.current_time()
+        bell.expect(1, 10)
+        bell.expect(1, 4)
+        look_in_vain(bed, begun + 7)
+        await fall_asleep(other)
+        while not (bed.rung or other.rung):
+            await bed.sleep()
+        assert trio.current_time() - begun == 4
+        assert not (bed.rung and other.rung)
+        bed.rung = False
+        with trio.move_on_after(100) as patience:
+            await bed.sleep()
+        assert patience.cancelled_caught
+
+
+async def test_a_sleeper_without_a_guard_asks_for_it_and_looks_again_under_it() -> None:
+    bell = Bell()
+    asked = 0
+
+    def ask() -> None:
+        nonlocal asked
+        asked += 1
+
+    bell.when_guards_change = ask
+    with bell.bed(1) as bed:
+        look_in_vain(bed)
+        assert bell.unguarded() == set()  # nobody sleeps
+        await fall_asleep(bed)
+        assert asked == 1
+        assert bell.unguarded() == {1}
+        bell.guard(1)
+        assert bed.rung
+        await trio.testing.wait_all_tasks_blocked()
+        look_in_vain(bed)
+        await fall_asleep(bed)
+        assert asked == 1
+        assert not bed.rung
+        bell.lose_guards()
+        assert bell.unguarded() == {1}
+
+
+async def test_a_look_from_before_the_guard_is_not_relied_on() -> None:
+    bell = Bell()
+    with bell.bed(1) as bed:
+        bed.look()
+        bell.guard(1)
+        bed.rung = False
+        bed.looked(math.inf, full=False)
+        with trio.fail_after(PATIENCE):
+            await bed.sleep()
+        assert bed.rung
+
+
+async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(autojump_clock: trio.testing.MockClock) -> None:
+    bell = Bell()
+    with bell.bed(1) as bed:
+        await fall_asleep(bed)
+        bell.guard(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bell.give_up_guards() == []
+        await trio.sleep(2 * LINGER)
+        assert bell.give_up_guards() == [1]
+        assert bell.give_up_guards() == []
+        look_in_vain(bed)
+        await fall_asleep(bed)
+        bell.guard(1)
+        await trio.testing.wait_all_tasks_blocked()
+        look_in_vain(bed)
+        await fall_asleep(bed)
+        await trio.sleep(2 * LINGER)
+        assert bell.give_up_guards() == []  # it sleeps
