@@ -32,7 +32,12 @@ from psycopg.conninfo import make_conninfo
 
 from tocsin.embedded import serve
 
-SETTINGS = {"fsync": "off", "max_connections": "200", "shared_preload_libraries": "pg_stat_statements"}
+SETTINGS = {
+    "fsync": "off",
+    "max_connections": "200",
+    "max_prepared_transactions": "10",
+    "shared_preload_libraries": "pg_stat_statements",
+}
 PASSWORD = secrets.token_hex(8)
 
 

@@ -588,6 +588,7 @@ async def test_bad_numbers_name_the_argument(store: tocsin.Store, call: object, 
         ({"retry_factor": 0.5}, "retry_factor"),
         ({"retry_jitter": 2}, "retry_jitter"),
         ({"max_payload": 0}, "max_payload"),
+        ({"notify": "never"}, "notify"),
         ({"name": ""}, "name"),
         ({"name": "x" * 256}, "name"),
     ],
@@ -604,7 +605,9 @@ async def test_queues_are_created_ensured_found(store: tocsin.Store) -> None:
         await store.queues.create("b")
     assert refused.value.queue == "b"
     changed = await store.queues.ensure("b", vt=20)
-    assert (changed.id, changed.vt, changed.max_deliveries) == (created.id, 20, 2)
+    assert (changed.id, changed.vt, changed.max_deliveries, changed.notify) == (created.id, 20, 2, "asleep")
+    assert (await store.queues.ensure("b", notify="always")).notify == "always"
+    assert (await store.queues.ensure("b", vt=30)).notify == "always"
     await store.queues.ensure("a")
     assert [q.name for q in await store.queues.list()] == ["a", "b"]
     assert await store.queues.count() == 2

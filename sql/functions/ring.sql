@@ -1,4 +1,48 @@
 -- The bell: what wakes a sleeping consumer. This file is the only place that decides whether to NOTIFY about messages.
+--
+-- Ring only when somebody sleeps
+-- ==============================
+-- Transactions that NOTIFY commit one after the other: each holds a lock of the whole database until its commit is on disk. A consumer that
+-- is busy needs no bell, for it looks again before it sleeps. So a queue has two advisory locks (locks.sql):
+--
+--   asleep   shared by the processes that sleep on the queue, or are about to; held by the session that LISTENs
+--   unrung   shared by the transactions that put messages into the queue and decided not to ring, until they end
+--
+-- A producer, after each statement that inserts (must_ring):
+--   1. Does somebody sleep? Then ring.
+--   2. Take `unrung`. Not to be had at once: ring.
+--   3. Does somebody sleep now? Then ring. Otherwise do not.
+--
+-- A consumer that goes to sleep, with a LISTEN that was committed before (fall_asleep):
+--   1. Take `asleep`.
+--   2. Does another session hold `unrung`? Then look for messages, wait a little, and ask again (unrung_in_flight). Asking takes a moment and
+--      makes nobody wait; and no later producer stays unrung, since `asleep` is taken.
+--   3. Look for messages, in a new transaction. Found one: work (wake_up). None: sleep until a notification or a known time. A notification
+--      that has come since this look began counts.
+--
+-- Why no wake-up is lost
+-- ======================
+-- A message that was not rung for comes from a transaction that in its step 3 saw nobody asleep, while it held `unrung`. So whoever sleeps has
+-- taken `asleep` after that, and found `unrung` free only when that transaction had ended. PostgreSQL makes a transaction's rows visible before
+-- it releases its locks: the look of step 3 saw the message.
+--
+-- A message that was rung for is visible before the notification is delivered, to every session that LISTENs by then; one that LISTENs later
+-- looks later. Several may be woken for it; each of them looks before it sleeps again.
+--
+-- - A yes for no reason rings once too often, or has a consumer ask once more.
+-- - No deadlock, whatever queues a transaction inserts into and a process sleeps on: only `asleep` is ever waited for, by a consumer while
+--   somebody asks, and who asks waits for nothing. What is said above holds for each queue by itself.
+-- - Rolled back, also to a savepoint: with the rows of a statement go the locks and notifications of that statement, and of no other.
+-- - A connection that ends, by a crash or not, no longer holds `asleep`, so it is not rung for. Its process LISTENs again and then goes through
+--   all the steps.
+-- - A transaction prepared for two-phase commit keeps `unrung` until it is ended, also over a restart of the server. (One that has rung cannot
+--   be prepared: PostgreSQL refuses that.) As long as it, or any other transaction that did not ring, stays open, consumers ask again.
+-- - Isolation levels make no difference to a producer, for locks have no snapshots. Its snapshot may show the queue's former setting of
+--   `notify`; consumers do the same under both.
+-- - No session sees its own locks. What the session that holds `asleep` puts in or gives back itself, it has to look for itself; the
+--   heartbeat's answer says which of its queues have something due.
+--
+-- tests/model/bell.pml is this as a model that is searched through; tests/test_ring.py tries it on a server.
 
 -- A NOTIFY channel's name is cut at 63 bytes, so a longer one is replaced by a digest of it.
 create or replace function tocsin.channel(path text) returns text
@@ -18,19 +62,60 @@ create or replace function tocsin.process_channel(process_id bigint) returns tex
 language sql immutable parallel safe
 as $$ select tocsin.channel('/process/' || process_id) $$;
 
+-- Whether to ring for what the statement before has put into the queue or made due earlier. A CASE, since that promises the order.
+create or replace function tocsin.must_ring(queue_id integer, notify text) returns boolean
+language sql
+as $$
+    select case
+        when notify = 'always' then true
+        when tocsin.shared_elsewhere(tocsin.lock_key('asleep', queue_id)) then true
+        when not pg_try_advisory_xact_lock_shared(tocsin.lock_key('unrung', queue_id)) then true
+        else tocsin.shared_elsewhere(tocsin.lock_key('asleep', queue_id))
+    end
+$$;
+
 -- Messages of this queue may have become due earlier than sleepers think. PostgreSQL sends equal notifications of one transaction once.
 create or replace function tocsin.ring(queue_id integer) returns void
-language sql
-as $$ select pg_notify(q.channel, '') from tocsin.queues q where q.id = queue_id $$;
+language plpgsql
+as $$
+begin
+    perform case when tocsin.must_ring(q.id, q.notify) then pg_notify(q.channel, '') end
+    from tocsin.queues q where q.id = ring.queue_id;
+end
+$$;
 
 create or replace function tocsin.ring_inserted() returns trigger
 language plpgsql
 as $$
 begin
-    perform pg_notify(q.channel, '') from tocsin.queues q where q.id in (select n.queue_id from inserted n);
+    perform tocsin.ring(i.queue_id) from (select distinct n.queue_id from inserted n) i;
     return null;
 end
 $$;
 
 create or replace trigger ring after insert on tocsin.messages
     referencing new table as inserted for each statement execute function tocsin.ring_inserted();
+
+-- Steps 1 and 2 of going to sleep on these queues, in the session that LISTENs; for each queue once until wake_up. Returns those of which to
+-- ask again in a little (unrung_in_flight); for the others step 3 may follow. Cut short, it may have taken `asleep` of some: they are rung for
+-- until the session ends, which is more than needed.
+create or replace function tocsin.fall_asleep(queue_ids integer[]) returns integer[]
+language plpgsql
+as $$
+begin
+    perform pg_advisory_lock_shared(tocsin.lock_key('asleep', q)) from unnest(queue_ids) q;
+    return tocsin.unrung_in_flight(queue_ids);
+end
+$$;
+
+-- Those of the queues that have messages coming from a transaction that may not ring.
+create or replace function tocsin.unrung_in_flight(queue_ids integer[]) returns integer[]
+language sql
+as $$
+    select coalesce(array_agg(q) filter (where tocsin.shared_elsewhere(tocsin.lock_key('unrung', q))), '{}') from unnest(queue_ids) q
+$$;
+
+-- Nobody sleeps on these queues any more, in the process of this session.
+create or replace function tocsin.wake_up(queue_ids integer[]) returns void
+language sql
+as $$ select pg_advisory_unlock_shared(tocsin.lock_key('asleep', q)) from unnest(queue_ids) q $$;

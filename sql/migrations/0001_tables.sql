@@ -51,6 +51,7 @@ create table tocsin.queues (
     retry_max      interval    not null default '1 h' check (retry_max >= '0 s'),
     retry_jitter   float8      not null default 0.2 check (retry_jitter between 0 and 1),
     max_payload    integer     not null default 1048576 check (max_payload > 0),
+    notify         text        not null default 'asleep' check (notify in ('asleep', 'always')),
     paused_at      timestamptz,
     created_at     timestamptz not null,
     channel        text        not null
@@ -60,6 +61,7 @@ comment on column tocsin.queues.max_deliveries is 'After this many deliveries a 
 comment on column tocsin.queues.retry_base is 'Delay after the first failure; after the n-th: least(retry_max, retry_base * retry_factor^(n-1)), plus or minus up to the share retry_jitter of it.';
 comment on column tocsin.queues.channel is 'Where its bell rings: LISTEN to it.';
 comment on column tocsin.queues.max_payload is 'Largest payload in bytes of its JSON text.';
+comment on column tocsin.queues.notify is 'When its bell rings: only while a consumer of Tocsin''s sleeps, or always, for others who LISTEN; see ring.sql.';
 
 create type tocsin.message_state as enum ('ready', 'scheduled', 'leased');
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import attrs
 
 from .database import Database, Row
 from .durations import Duration, check_count, to_timedelta
 from .errors import QueueNotFound
+
+Notify = Literal["asleep", "always"]
+"""When a queue's channel is notified of messages: only while a consumer sleeps (``asleep``), which lets many producers commit at the same
+time, or with each insert (``always``), for programs that LISTEN by hand."""
 
 
 @attrs.frozen
@@ -35,12 +39,14 @@ class Queue:
     """The share, 0 to 1, by which a delay may be longer or shorter by chance."""
     max_payload: int
     """The largest payload in bytes of JSON text."""
+    notify: Notify
+    """When its channel is notified of messages."""
     paused_at: datetime | None
     """Since when consumers get nothing from it; None while they do."""
     created_at: datetime
     """When it was created, by the server's clock."""
     channel: str
-    """The channel of its notifications, for those who LISTEN by hand."""
+    """The channel of its notifications, for those who LISTEN by hand (see `notify`)."""
 
 
 def _read(row: Row) -> Queue:
@@ -65,6 +71,8 @@ class QueueSettings(TypedDict, total=False):
     """The share, 0 to 1, by which a delay may be longer or shorter by chance (0.2)."""
     max_payload: int | None
     """The largest payload in bytes of JSON text (1 MiB)."""
+    notify: Notify | None
+    """When its channel is notified of messages ("asleep")."""
 
 
 class Queues:
@@ -78,11 +86,11 @@ class Queues:
 
         Raises `QueueAlreadyExists`, `ValueError`. Cancelled, it is created or not.
         """
-        return await self._fetch("select * from tocsin.create_queue(%s, %s, %s, %s, %s, %s, %s, %s)", _parameters(name, **settings))
+        return await self._fetch("select * from tocsin.create_queue(%s, %s, %s, %s, %s, %s, %s, %s, %s)", _parameters(name, **settings))
 
     async def ensure(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
         """Create a queue or, when it exists, change the `QueueSettings` that are given. Raises `ValueError`. Cancelled, done or not."""
-        return await self._fetch("select * from tocsin.ensure_queue(%s, %s, %s, %s, %s, %s, %s, %s)", _parameters(name, **settings))
+        return await self._fetch("select * from tocsin.ensure_queue(%s, %s, %s, %s, %s, %s, %s, %s, %s)", _parameters(name, **settings))
 
     async def get(self, name: str) -> Queue:
         """Return a queue. Raises `QueueNotFound`. Cancellation leaves nothing behind."""
@@ -130,6 +138,7 @@ def _parameters(
     retry_max: Duration | None = None,
     retry_jitter: float | None = None,
     max_payload: int | None = None,
+    notify: Notify | None = None,
 ) -> Sequence[object]:
     if not name or len(name.encode()) > 255 or "\0" in name:
         raise ValueError("name must be 1 to 255 bytes of text")
@@ -137,6 +146,8 @@ def _parameters(
         raise ValueError(f"retry_factor must be at least 1, not {retry_factor}")
     if retry_jitter is not None and not 0 <= retry_jitter <= 1:
         raise ValueError(f"retry_jitter must be between 0 and 1, not {retry_jitter}")
+    if notify not in (None, *get_args(Notify)):
+        raise ValueError(f"notify must be one of {', '.join(get_args(Notify))}, not {notify!r}")
     return [
         name,
         to_timedelta(vt, "vt"),
@@ -146,4 +157,5 @@ def _parameters(
         to_timedelta(retry_max, "retry_max", zero=True),
         retry_jitter,
         None if max_payload is None else check_count(max_payload, "max_payload"),
+        notify,
     ]
