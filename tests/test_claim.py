@@ -203,6 +203,32 @@ def test_settling_and_looking_never_scan_the_table(plans: Any, statement: str, p
                 assert node["Actual Rows"] * node["Actual Loops"] <= 2, (text, plan)
 
 
+MANY_LEASED = """
+insert into tocsin.messages (queue_id, state, due, vt, enqueued_at, lease, consumer_worker_id, read_ct, payload)
+select 1, 'leased', tocsin.clock(), tocsin.clock() + interval '1 h', tocsin.clock(), 1, 1, 1, '1' from generate_series(1, 500)
+"""
+
+
+@pytest.mark.parametrize("settle", ["archive(ids, leases)", "delete(ids, leases)", "extend(ids, leases, '1 s')", "release(ids, leases)"])
+def test_settling_reads_each_message_once_by_its_id_however_many_are_leased(plans: Any, settle: str) -> None:
+    """Also on a connection that made its plans when nothing was leased, and the index of leases looked like the shortest way."""
+    statement = (
+        f"select tocsin.{settle} from (select array_agg(id) ids, array_agg(lease) leases from tocsin.messages where state = 'leased') g"
+    )
+    for _ in range(8):
+        plans(statement)
+    plans(MANY_LEASED)
+    found = plans(statement)
+    readings = [
+        (n["Index Name"], n["Actual Rows"], n["Actual Loops"])
+        for text, plan in found.items()
+        if "m.id = any (ids)" in text
+        for n in nodes(plan)
+        if n.get("Relation Name") == "messages" and "Index Name" in n and n["Actual Rows"]
+    ]
+    assert set(readings) == {("messages_pkey", 500, 1)}
+
+
 async def test_a_message_that_another_claim_has_locked_is_not_looked_for_again_at_once(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     await store.produce("q", 1)

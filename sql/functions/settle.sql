@@ -2,8 +2,10 @@
 -- still carries that lease, and returns, in the order given, whether it did. None of them rings for a message that is gone; those that give
 -- one back ring.
 --
--- All of them lock rows in the order of ids, so that two of them never wait for each other in a circle. The planner settings keep them on the
--- primary key: a session keeps the plan it made when the table was empty.
+-- All of them lock rows in the order of ids, so that two of them never wait for each other in a circle. A session keeps the plan it made when
+-- the table was empty, and when any way of reading it was as short as any other. So the planner is left only one: the ids are looked up in
+-- the primary key (`id = any (ids)`) and joined by hash. The condition on the state says `>= 'leased'`, which is the last one: with `=` the index of
+-- leases, which such a session believes to be empty, would be the shortest way.
 
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
@@ -14,7 +16,7 @@ declare
     settled bigint[];
 begin
     with finished as (
-        delete from tocsin.messages m using unnest(ids, leases) as g (id, lease)
+        delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         returning m.*
     ), kept as (
@@ -38,7 +40,7 @@ declare
     settled bigint[];
 begin
     with finished as (
-        delete from tocsin.messages m using unnest(ids, leases) as g (id, lease)
+        delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         returning m.id
     )
@@ -58,7 +60,7 @@ declare
 begin
     with extended as (
         update tocsin.messages m set vt = tocsin.clock() + extend.vt
-        from unnest(ids, leases) as g (id, lease)
+        from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         returning m.id
     )
@@ -97,7 +99,7 @@ create or replace function tocsin.give_back(
     ids bigint[], leases bigint[], delay interval, counted boolean, reason text, errors text[] default null, tracebacks text[] default null
 ) returns boolean[]
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
@@ -110,7 +112,7 @@ begin
                coalesce(delay, tocsin.backoff(q, m.read_ct)) as delay
         from (select x.id, x.lease, x.error, x.traceback
               from unnest(ids, leases, errors, tracebacks) as x (id, lease, error, traceback) order by x.id) g
-        join tocsin.messages m on m.id = g.id and m.lease = g.lease and m.state = 'leased'
+        join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         join tocsin.queues q on q.id = m.queue_id
         for update of m
     ), returned as (
@@ -121,7 +123,7 @@ begin
             read_ct = m.read_ct - (not counted)::integer,
             last_error = coalesce(h.error, m.last_error)
         from held h
-        where m.id = h.id and not h.exhausted
+        where m.id = any (ids) and m.id = h.id and not h.exhausted
     ), buried as (
         select tocsin.bury(array_agg(h.id), reason, array_agg(h.error), array_agg(h.traceback)) from held h where h.exhausted
     ), rung as (
@@ -150,12 +152,12 @@ $$;
 -- Moves messages to the dead letters.
 create or replace function tocsin.bury(ids bigint[], reason text, errors text[] default null, tracebacks text[] default null) returns void
 language sql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
 as $$
     with given as (
         select g.id, g.error, g.traceback from unnest(ids, errors, tracebacks) as g (id, error, traceback)
     ), died as (
-        delete from tocsin.messages m using given g where m.id = g.id
+        delete from tocsin.messages m using given g where m.id = any (ids) and m.id = g.id
         returning m.*, coalesce(g.error, m.last_error) as error, g.traceback
     )
     insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, died_at, producer_worker_id,
