@@ -104,7 +104,8 @@ def test_a_sleeper_is_rung_for_until_it_wakes(sessions: Sessions) -> None:
     insert(sessions.open(), sessions.q)
     insert(sessions.open(), sessions.r)
     assert heard() == ["r"]
-    wake_up(line, sessions.r)
+    fall_asleep(line, sessions.q)
+    wake_up(line, sessions.q, sessions.r)
     insert(sessions.open(), sessions.q, sessions.r)
     assert heard() == []
 
