@@ -11,8 +11,8 @@ create or replace function tocsin.lock_key(kind text, number bigint) returns big
 language sql immutable parallel safe
 as $$ select pg_catalog.hashtextextended('tocsin' || ':' || kind, number) $$;
 
--- Whether another session holds this lock shared; for locks that are held exclusively nowhere but here. The answer may be yes for no reason,
--- when several ask at the same moment, but is never a wrong no.
+-- Whether another session holds this lock shared; for locks that are held exclusively nowhere but here. The answer may be yes for no
+-- reason, when several ask at the same moment, but is never a wrong no.
 --
 -- A session's lock outlives an error, so nothing may come between taking one and giving it back. Nothing can: they are steps of one
 -- expression, during which the server answers no cancellation and no timeout. Taking may fail, for want of memory too, but then nothing is
@@ -21,8 +21,8 @@ create or replace function tocsin.shared_elsewhere(key bigint) returns boolean
 language sql
 as $$ select case when pg_try_advisory_lock(key) then not pg_advisory_unlock(key) else tocsin.shared_after_all(key) end $$;
 
--- A refusal may only come from another that asks. Who finds the lock held exclusively knows so, and that nobody shares it; who does not, tries
--- once more. With 32 producers on two cores, one insert in 300 so rings for no reason; with each refusal taken for a yes, one in 35.
+-- A refusal may only come from another that asks. Who finds the lock held exclusively knows so, and that nobody shares it; who does not,
+-- tries once more. With 32 producers on two cores, one insert in 300 so rings for no reason; with each refusal taken for a yes, one in 35.
 create or replace function tocsin.shared_after_all(key bigint) returns boolean
 language plpgsql  -- so that the planner leaves it alone: rarely called, it would make the expression above dearer
 as $$

@@ -15,34 +15,35 @@
 --
 -- A consumer that goes to sleep, with a LISTEN that was committed before (fall_asleep):
 --   1. Take `asleep`.
---   2. Does another session hold `unrung`? Then look for messages, wait a little, and ask again (unrung_in_flight). Asking takes a moment and
---      makes nobody wait; and no later producer stays unrung, since `asleep` is taken.
+--   2. Does another session hold `unrung`? Then look for messages, wait a little, and ask again (unrung_in_flight). Asking takes a moment
+--      and makes nobody wait; and no later producer stays unrung, since `asleep` is taken.
 --   3. Look for messages, in a new transaction. Found one: work (wake_up). None: sleep until a notification or a known time. A notification
 --      that has come since this look began counts.
 --
 -- Why no wake-up is lost
 -- ======================
--- A message that was not rung for comes from a transaction that in its step 3 saw nobody asleep, while it held `unrung`. So whoever sleeps has
--- taken `asleep` after that, and found `unrung` free only when that transaction had ended. PostgreSQL makes a transaction's rows visible before
--- it releases its locks: the look of step 3 saw the message.
+-- A message that was not rung for comes from a transaction that in its step 3 saw nobody asleep, while it held `unrung`. So whoever sleeps
+-- has taken `asleep` after that, and found `unrung` free only when that transaction had ended. PostgreSQL makes a transaction's rows visible
+-- before it releases its locks: the look of step 3 saw the message.
 --
--- A message that was rung for is visible before the notification is delivered, to every session that LISTENs by then; one that LISTENs later
--- looks later. Several may be woken for it; each of them looks before it sleeps again.
+-- A message that was rung for is visible before the notification is delivered, to every session that LISTENs by then; one that LISTENs
+-- later looks later. Several may be woken for it; each of them looks before it sleeps again.
 --
 -- - A yes for no reason rings once too often, or has a consumer ask once more.
 -- - No deadlock, whatever queues a transaction inserts into and a process sleeps on: only `asleep` is ever waited for, by a consumer while
 --   somebody asks, and who asks waits for nothing. What is said above holds for each queue by itself.
 -- - Rolled back, also to a savepoint: with the rows of a statement go the locks and notifications of that statement, and of no other.
--- - A connection that ends, by a crash or not, no longer holds `asleep`, so it is not rung for. Its process LISTENs again and then goes through
---   all the steps.
--- - A transaction prepared for two-phase commit keeps `unrung` until it is ended, also over a restart of the server. (One that has rung cannot
---   be prepared: PostgreSQL refuses that.) As long as it, or any other transaction that did not ring, stays open, consumers ask again.
+-- - A connection that ends, by a crash or not, no longer holds `asleep`, so it is not rung for. Its process LISTENs again and then goes
+--   through all the steps.
+-- - A transaction prepared for two-phase commit keeps `unrung` until it is ended, also over a restart of the server. (One that has rung
+--   cannot be prepared: PostgreSQL refuses that.) As long as it, or any other transaction that did not ring, stays open, consumers ask
+--   again.
 -- - Isolation levels make no difference to a producer, for locks have no snapshots. Its snapshot may show the queue's former setting of
 --   `notify`; consumers do the same under both.
 -- - No session sees its own locks. What the session that holds `asleep` puts in or gives back itself, it has to look for itself; the
 --   heartbeat's answer says which of its queues have something due.
 --
--- tests/model/bell.pml is this as a model that is searched through; tests/test_ring.py tries it on a server.
+-- tests/model/bell.pml is this as a model that is searched through; tests/test_ring.py and test_ring_schedules.py try it on a server.
 
 -- A NOTIFY channel's name is cut at 63 bytes, so a longer one is replaced by a digest of it.
 create or replace function tocsin.channel(path text) returns text
@@ -96,9 +97,9 @@ $$;
 create or replace trigger ring after insert on tocsin.messages
     referencing new table as inserted for each statement execute function tocsin.ring_inserted();
 
--- Steps 1 and 2 of going to sleep on these queues, in the session that LISTENs; for each queue once until wake_up. Returns those of which to
--- ask again in a little (unrung_in_flight); for the others step 3 may follow. Cut short, it may have taken `asleep` of some: they are rung for
--- until the session ends, which is more than needed.
+-- Steps 1 and 2 of going to sleep on these queues, in the session that LISTENs; for each queue once until wake_up. Returns those of which
+-- to ask again in a little (unrung_in_flight); for the others step 3 may follow. Cut short, it may have taken `asleep` of some: they are
+-- rung for until the session ends, which is more than needed.
 create or replace function tocsin.fall_asleep(queue_ids integer[]) returns integer[]
 language plpgsql
 as $$

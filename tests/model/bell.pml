@@ -1,14 +1,14 @@
 /* The protocol of sql/functions/ring.sql, as a model that Spin searches through: no reachable state has a consumer asleep beside a visible
  * message without a notification on its way to it.
  *
- * One queue, for each queue's locks are its own. Producers insert one message in each statement, which may be rolled back to a savepoint; their
- * transactions may be rolled back, by a crash or otherwise. Consumers may lose the connection that LISTENs, find out at any later time, and
- * connect again, or die.
+ * One queue, for each queue's locks are its own. Producers insert one message in each statement, which may be rolled back to a savepoint;
+ * their transactions may be rolled back, by a crash or otherwise. Consumers may lose the connection that LISTENs, find out at any later
+ * time, and connect again, or die.
  *
  * What is taken from PostgreSQL: one step of an advisory lock is atomic. A commit makes rows visible, and in a later step releases locks. A
  * notification goes to the sessions that LISTEN when the rows become visible, and arrives at any time after that. The locks and the
- * notifications of a session end with it. What is left out: a claim is one step, and a lease is for ever. What a claim that was cut short and a
- * lease that ended leave behind, the heartbeat finds; it rings for nobody.
+ * notifications of a session end with it. What is left out: a claim is one step, and a lease is for ever. What a claim that was cut short
+ * and a lease that ended leave behind, the heartbeat finds; it rings for nobody.
  *
  * Each of these leaves something out, and then a wake-up is lost:
  *   -DNO_UNRUNG             the lock `unrung`
