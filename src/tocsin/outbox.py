@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 
 import attrs
 import trio
@@ -30,7 +29,6 @@ import trio
 from .database import Connection, Database
 from .errors import ConnectionLost, TocsinError
 
-_ENQUEUE = "select tocsin.enqueue(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _ENQUEUE_EACH = "select tocsin.enqueue_each(%s, %s)"
 MAX_MESSAGES = 1000
 """Most messages in a shared statement."""
@@ -40,50 +38,44 @@ MAX_SIZE = 1 << 22
 
 @attrs.frozen
 class Draft:
-    """A message that is to be enqueued: the arguments of ``tocsin.enqueue``."""
+    """A message that is to be enqueued: the arguments of ``tocsin.enqueue`` after the queue, as PostgreSQL reads them."""
 
     payload: str
-    """JSON text."""
-    delay: timedelta | None
-    """From now until it is due."""
-    at: datetime | None
-    """When it is due."""
-    priority: int
-    """Smaller numbers first."""
+    """JSON."""
+    delay: str | None
+    """Interval from now until it is due."""
+    at: str | None
+    """Time at which it is due."""
+    priority: str
+    """Integer; smaller ones first."""
     headers: str | None
-    """JSON text."""
+    """JSON."""
     key: str | None
     """At most one unfinished message has it."""
-    expires_in: timedelta | None
-    """From now until it must have been delivered."""
-    max_deliveries: int | None
-    """Goes before the queue's."""
-    worker_id: int | None
-    """The producer."""
+    expires_in: str | None
+    """Interval from now until it must have been delivered."""
+    max_deliveries: str | None
+    """Integer; goes before the queue's."""
+    worker_id: str | None
+    """Integer; the producer's."""
 
     def to_json(self) -> str:
-        """Return it as a member of the array that ``tocsin.enqueue_each`` takes, without the key."""
-        parts = ['{"payload":', self.payload]
+        """Return it as a member of the array that ``tocsin.enqueue_each`` takes; without the key."""
+        parts = ['{"payload":', self.payload, ',"priority":', self.priority]
         if self.delay is not None:
-            parts += ',"delay":', _interval(self.delay)
+            parts += ',"delay":"', self.delay, '"'
         if self.at is not None:
-            parts += ',"at":"', self.at.isoformat(), '"'
-        if self.priority:
-            parts += ',"priority":', str(self.priority)
+            parts += ',"at":"', self.at, '"'
         if self.headers is not None:
             parts += ',"headers":', self.headers
         if self.expires_in is not None:
-            parts += ',"expires_in":', _interval(self.expires_in)
+            parts += ',"expires_in":"', self.expires_in, '"'
         if self.max_deliveries is not None:
-            parts += ',"max_deliveries":', str(self.max_deliveries)
+            parts += ',"max_deliveries":', self.max_deliveries
         if self.worker_id is not None:
-            parts += ',"worker_id":', str(self.worker_id)
+            parts += ',"worker_id":', self.worker_id
         parts.append("}")
         return "".join(parts)
-
-
-def _interval(duration: timedelta) -> str:
-    return f'"{duration.days} days {duration.seconds} s {duration.microseconds} us"'
 
 
 class Parcel:
@@ -191,20 +183,11 @@ class Outbox:
 
         Raises Tocsin's errors. Cancelled, it is enqueued or not.
         """
-        parameters = [
-            queue,
-            draft.payload,
-            draft.delay,
-            draft.at,
-            draft.priority,
-            draft.headers,
-            draft.key,
-            draft.expires_in,
-            draft.max_deliveries,
-            draft.worker_id,
-        ]
-        (message_id,) = await self._database.fetch_one(_ENQUEUE, parameters, on=on)
-        return int(message_id)
+        d = draft
+        parameters = [queue, d.payload, d.delay, d.at, d.priority, d.headers, d.key, d.expires_in, d.max_deliveries, d.worker_id]
+        message_id = await self._database.call("tocsin.enqueue", parameters, on=on)
+        assert message_id is not None
+        return message_id
 
     def close(self) -> None:
         """Send nothing together from here on: the nursery takes no more tasks. Those who wait are told so."""

@@ -76,16 +76,18 @@ class Sender:
         with a key, enqueueing it again is safe.
         """
         due_in, due_at = _when(delay, at)
+        lasts = to_timedelta(expires_in, "expires_in")
+        worker_id = self._producer_id
         draft = Draft(
             encode(payload),
-            due_in,
-            due_at,
-            check_priority(priority),
+            None if due_in is None else _interval(due_in),
+            None if due_at is None else due_at.isoformat(),
+            str(check_priority(priority)),
             _encode_headers(headers),
             key,
-            to_timedelta(expires_in, "expires_in"),
-            None if max_deliveries is None else check_count(max_deliveries, "max_deliveries"),
-            self._producer_id,
+            None if lasts is None else _interval(lasts),
+            None if max_deliveries is None else str(check_count(max_deliveries, "max_deliveries")),
+            None if worker_id is None else str(worker_id),
         )
         if connection is not None:
             return await self._outbox.enqueue_alone(self.queue, draft, on=connection)
@@ -175,3 +177,7 @@ def _when(delay: Duration | None, at: datetime | None) -> tuple[timedelta | None
 
 def _encode_headers(headers: object) -> str | None:
     return None if headers is None else encode(headers)
+
+
+def _interval(duration: timedelta) -> str:
+    return f"{duration.days} days {duration.seconds} s {duration.microseconds} us"
