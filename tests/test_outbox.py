@@ -131,6 +131,9 @@ async def test_what_was_refused_together_goes_alone_and_first() -> None:
     gathering.add(third)
     gathering.give_back([first, gone, second])
     gone.tell(1)
+    assert gathering.take_all() == [first, gone, second, third]
+    gathering.add(third)
+    gathering.give_back([first, gone, second])
     assert [gathering.take(), gathering.take(), gathering.take(), gathering.take()] == [[first], [second], [third], []]
     for parcel in parcels:
         parcel.tell(1)

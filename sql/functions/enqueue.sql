@@ -1,10 +1,10 @@
 -- Enqueueing: from any language, with any driver, in any transaction. The insert trigger on messages rings.
 --
--- Each of the three functions writes with one INSERT that also decides: a message that may not be enqueued is not inserted, and only then is
--- it looked into why. So the usual case costs one statement more than an INSERT by hand would, the call.
+-- The INSERT of a single message also decides whether it may be enqueued, and only when it was not inserted is it looked into why. So the
+-- usual case is one statement; in a loop of a million calls it takes 1.6 times the server's time of an INSERT by hand, a difference of 7 µs.
 --
--- Batches come as one JSON document each. Parsing one costs a twelfth of parsing a text[] of as many, so that 1,000 messages in a call are in
--- the table sooner than by COPY into it (3.7 µs for each, COPY 5.1). That is why there is no COPY here; it would also need a right to the table.
+-- Batches come as one JSON document, since that is parsed ten times as fast as an array of texts. Server and client together, for each of
+-- 1,000 messages in a call (of 100, of 10): 3.9 µs (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
 
 -- Whether its size and options speak for a message; a query that uses it has its text inlined.
 create or replace function tocsin.fits(
@@ -41,7 +41,7 @@ begin
 end
 $$;
 
--- Refuses a JSON array with a payload in it that is too large for the queue. `first_index` is its first payload's index in the caller's batch.
+-- Refuses a JSON array with a payload in it that is too large for the queue. `first_index`: the index of its first payload for the caller.
 create or replace function tocsin.admit_sizes(q tocsin.queues, payloads jsonb, first_index integer) returns void
 language plpgsql
 as $$
@@ -56,7 +56,8 @@ begin
         order by p.n limit 1;
         if found then
             perform tocsin.refuse('TC003',
-                format('payload %s of %s bytes exceeds the limit of queue "%s", %s bytes', large.index, large.actual, q.name, q.max_payload),
+                format('payload %s of %s bytes exceeds the limit of queue "%s", %s bytes',
+                       large.index, large.actual, q.name, q.max_payload),
                 jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index', large.index),
                 'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
         end if;
@@ -116,8 +117,8 @@ begin
 end
 $$;
 
--- Enqueues all of the payloads, a JSON array, or on any refusal none; returns the ids in their order. A batch that is sent in several calls,
--- in a transaction, names the index of each call's first payload, for a refusal to be right about which payload it was.
+-- Enqueues all of the payloads, a JSON array, or on any refusal none; returns the ids in their order. A batch that is sent in several
+-- calls of one transaction names the index of each call's first payload, so that a refusal names the right one.
 create or replace function tocsin.enqueue_many(
     queue text, payloads jsonb, delay interval default null, at timestamptz default null, priority integer default 0,
     headers jsonb default null, expires_in interval default null, max_deliveries integer default null, worker_id bigint default null,
@@ -161,8 +162,8 @@ declare
     ids bigint[];
 begin
     with given as materialized (
-        select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, t + m.delay, t) as due_at, m.delay,
-               m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id
+        select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, t + m.delay, t) as due_at,
+               m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id
         from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz, priority integer, headers jsonb,
                                                 expires_in interval, max_deliveries integer, worker_id bigint)
     ), added as (

@@ -36,7 +36,7 @@ MAX_SIZE = 1 << 22
 """A shared statement takes no further message when its payloads have this many characters."""
 
 
-@attrs.frozen
+@attrs.define
 class Draft:
     """A message that is to be enqueued: the arguments of ``tocsin.enqueue`` after the queue, as PostgreSQL reads them."""
 
@@ -155,7 +155,8 @@ class Outbox:
     def __init__(self, database: Database, nursery: trio.Nursery) -> None:
         self._database = database
         self._nursery = nursery
-        self._busy: dict[str, Gathering] = {}
+        # Queues to which a statement is under way; None: nobody has come meanwhile.
+        self._busy: dict[str, Gathering | None] = {}
         self._closed = False
 
     @trio.lowlevel.enable_ki_protection
@@ -167,13 +168,15 @@ class Outbox:
         """
         if draft.key is not None:
             return await self.enqueue_alone(queue, draft)
-        gathering = self._busy.get(queue)
-        if gathering is None:
-            gathering = self._busy[queue] = Gathering()
+        if queue not in self._busy:
+            self._busy[queue] = None
             try:
                 return await self.enqueue_alone(queue, draft)
             finally:
-                self._go_on(queue, gathering)
+                self._go_on(queue)
+        gathering = self._busy[queue]
+        if gathering is None:
+            gathering = self._busy[queue] = Gathering()
         parcel = Parcel(draft)
         gathering.add(parcel)
         return await parcel.result()
@@ -193,8 +196,11 @@ class Outbox:
         """Send nothing together from here on: the nursery takes no more tasks. Those who wait are told so."""
         self._closed = True
 
-    def _go_on(self, queue: str, gathering: Gathering) -> None:
-        if not self._closed and (batch := gathering.take()):
+    def _go_on(self, queue: str) -> None:
+        gathering = self._busy[queue]
+        if gathering is None:
+            del self._busy[queue]
+        elif not self._closed and (batch := gathering.take()):
             self._nursery.start_soon(self._send_on, queue, gathering, batch)
         else:
             self._end(queue, gathering)

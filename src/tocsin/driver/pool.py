@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import attrs
 import psycopg
@@ -69,8 +69,7 @@ class PoolStatistics:
     """Connections closed since the start because nobody used them."""
 
 
-@attrs.frozen
-class _Idle:
+class _Idle(NamedTuple):
     connection: Connection
     expires: float
 
