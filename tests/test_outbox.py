@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -348,15 +348,19 @@ async def test_who_waits_for_a_key_lets_the_others_pass(store: tocsin.Store, sto
 # The end
 
 
-async def test_a_store_that_is_closed_tells_those_who_wait(store_dsn: str) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_a_store_that_is_closed_tells_those_who_wait(store_dsn: str, interrupted: bool) -> None:
     async with trio.open_nursery() as nursery, closed_gate(store_dsn) as gate:
-        async with tocsin.connect(store_dsn) as store:
-            await store.queues.ensure("q")
-            calls = Calls(nursery)
-            await calls.produce(store, "own", "a", "b")
-            calls.scopes["own"].cancel()
-            await gate.wait_for(SHARED)
-            await calls.produce(store, "c", "d")
+        with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+            async with tocsin.connect(store_dsn) as store:
+                await store.queues.ensure("q")
+                calls = Calls(nursery)
+                await calls.produce(store, "own", "a", "b")
+                calls.scopes["own"].cancel()
+                await gate.wait_for(SHARED)
+                await calls.produce(store, "c", "d")
+                if interrupted:
+                    raise KeyboardInterrupt
         under_way = await calls.wait_for("a", "b")
         waiting = await calls.wait_for("c", "d")
         assert all(isinstance(e, tocsin.TocsinError) and "enqueued or not" in str(e) for e in under_way)
