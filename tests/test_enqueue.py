@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -65,6 +66,64 @@ async def test_a_large_batch_is_all_or_nothing(store: tocsin.Store, store_dsn: s
                 await producer.enqueue_many([*range(6000), "x" * 20], connection=connection)
             await producer.enqueue_many([1, 2], connection=connection)  # the caller's transaction goes on
     assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(2,)]
+
+
+async def test_a_refusal_in_a_large_batch_names_the_index(store: tocsin.Store) -> None:
+    await store.queues.ensure("q", max_payload=10)
+    async with store.producer("q") as producer:
+        with pytest.raises(tocsin.PayloadTooLarge, match="payload 6001 of 22 bytes") as large:
+            await producer.enqueue_many([*range(6001), "x" * 20])
+        assert large.value.index == 6001
+        with pytest.raises(tocsin.PayloadInvalid) as invalid:
+            await producer.enqueue_many([*range(6001), {1}])
+        assert invalid.value.index == 6001
+
+
+async def test_a_batch_is_taken_from_a_generator_as_it_is_sent(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    in_use: list[int] = []
+
+    class Enough(Exception):
+        pass
+
+    def payloads() -> Iterator[str]:
+        for _ in range(50):
+            in_use.append(store.statistics().pool.in_use)
+            yield "x" * (2**20 - 2)
+        raise Enough
+
+    async with store.producer("q") as producer:
+        with pytest.raises(Enough):
+            await producer.enqueue_many(payloads())
+    # Sixteen of this size make a statement. The transaction begins when there is more than one.
+    assert in_use == [0] * 33 + [1] * 17
+    assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(0,)]
+
+
+async def test_each_for_itself_from_sql(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", max_payload=10)
+    messages = """[{"payload": "a"}, {"payload": "too large for it"}, {"payload": 1, "delay": "-1 s"}, {"payload": 1, "max_deliveries": 0},
+        {"payload": 1, "worker_id": 99}, {"payload": 1, "delay": "1 s", "at": "2030-01-01"}, {"payload": 1, "expires_in": "0"},
+        {"payload": null, "priority": -1, "delay": "1 h", "headers": {"h": 1}}]"""
+    assert await query(store_dsn, "select tocsin.enqueue_each('q', %s)", messages) == [([1, None, None, None, None, None, None, 8],)]
+    assert await query(store_dsn, "select payload, state::text, headers, priority from tocsin.messages order by id") == [
+        ("a", "ready", None, 0),
+        (None, "scheduled", {"h": 1}, -1),
+    ]
+    assert await query(store_dsn, "select tocsin.enqueue_each('q', '[]')") == [([],)]
+
+
+async def test_what_psycopg_cannot_send_is_refused(store: tocsin.Store) -> None:
+    await store.queues.ensure("q")
+    for queue, key in (("q\0r", None), ("q", "k\0l")):
+        with pytest.raises(psycopg.DataError, match="NUL"):
+            await store.produce(queue, 1, key=key)
+
+
+async def test_null_is_no_payload_in_sql(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    with pytest.raises(psycopg.errors.NotNullViolation):
+        await query(store_dsn, "select tocsin.enqueue('q', null)")
 
 
 async def test_delay_and_at(store: tocsin.Store, store_dsn: str) -> None:

@@ -1,44 +1,29 @@
 -- Enqueueing: from any language, with any driver, in any transaction. The insert trigger on messages rings.
+--
+-- The INSERT of a single message also decides whether it may be enqueued, and only when it was not inserted is it looked into why. So the
+-- usual case is one statement; in a loop of calls it takes 1.6 times the server's time of an INSERT by hand, a difference of 7 µs.
+--
+-- Batches come as one JSON document, since that is parsed ten times as fast as an array of texts. Server and client together, for each of
+-- 1,000 messages in a call (of 100, of 10): 3.9 µs (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
 
--- The one INSERT. Returns the ids in the order of the payloads; fewer when the key is taken.
-create or replace function tocsin.insert_messages(
-    queue tocsin.queues, payloads jsonb[], delay interval, at timestamptz, priority integer, headers jsonb, key text,
-    expires_in interval, max_deliveries integer, worker_id bigint
-) returns bigint[]
-language plpgsql
+-- Whether its size and options speak for a message; a query that uses it has its text inlined.
+create or replace function tocsin.fits(
+    payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval, max_deliveries integer
+) returns boolean
+language sql immutable parallel safe
 as $$
-#variable_conflict use_column
-declare
-    t timestamptz := tocsin.clock();
-    due_at timestamptz := coalesce(at, t + delay, t);
-    inserted bigint[];
-begin
-    with added as (
-        insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id,
-                                     max_deliveries, key, payload, headers)
-        select queue.id, coalesce(insert_messages.priority, 0),
-               (case when due_at > t then 'scheduled' else 'ready' end)::tocsin.message_state,
-               due_at, due_at, t, t + expires_in, worker_id,
-               insert_messages.max_deliveries, insert_messages.key, p.payload, insert_messages.headers
-        from unnest(payloads) with ordinality as p (payload, n)
-        order by p.n
-        on conflict (queue_id, key) where key is not null do nothing
-        returning id
-    )
-    select array_agg(id order by id) into inserted from added;
-    return inserted;
-end
+    select (octet_length(payload::text) > max_payload) is not true
+       and (delay < '0 s' or delay is not null and at is not null or expires_in <= '0 s' or max_deliveries <= 0) is not true
 $$;
 
--- Refuses what can be refused before a row is written, and returns the queue.
+-- Refuses what speaks against the queue, the worker and the options; returns the queue.
 create or replace function tocsin.admit(
-    queue text, payloads jsonb[], delay interval, at timestamptz, expires_in interval, max_deliveries integer, worker_id bigint
+    queue text, delay interval, at timestamptz, expires_in interval, max_deliveries integer, worker_id bigint
 ) returns tocsin.queues
 language plpgsql
 as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
-    large record;
 begin
     if worker_id is not null then
         perform tocsin.check_active(worker_id, 'enqueue');
@@ -52,20 +37,41 @@ begin
     elsif max_deliveries <= 0 then
         perform tocsin.refuse('TC022', 'max_deliveries must be positive', '{"argument": "max_deliveries"}');
     end if;
-    -- The text of the whole array, with its quotes and escapes, is longer than any of its elements.
+    return q;
+end
+$$;
+
+-- Refuses a JSON array with a payload in it that is too large for the queue. `first_index`: the index of its first payload for the caller.
+create or replace function tocsin.admit_sizes(q tocsin.queues, payloads jsonb, first_index integer) returns void
+language plpgsql
+as $$
+declare
+    large record;
+begin
+    -- The text of the whole array is longer than that of any of its elements.
     if octet_length(payloads::text) > q.max_payload then
-        select p.n - 1 as index, octet_length(p.payload::text) as actual into large
-        from unnest(payloads) with ordinality as p (payload, n)
+        select first_index + p.n - 1 as index, octet_length(p.payload::text) as actual into large
+        from jsonb_array_elements(payloads) with ordinality as p (payload, n)
         where octet_length(p.payload::text) > q.max_payload
         order by p.n limit 1;
         if found then
             perform tocsin.refuse('TC003',
-                format('payload %s of %s bytes exceeds the limit of queue "%s", %s bytes', large.index, large.actual, queue, q.max_payload),
+                format('payload %s of %s bytes exceeds the limit of queue "%s", %s bytes',
+                       large.index, large.actual, q.name, q.max_payload),
                 jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index', large.index),
                 'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
         end if;
     end if;
-    return q;
+end
+$$;
+
+-- The unfinished message that holds the key; null: none that this transaction can see.
+create or replace function tocsin.find_key(queue_id integer, key text) returns bigint
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off
+as $$
+begin
+    return (select m.id from tocsin.messages m where m.queue_id = find_key.queue_id and m.key = find_key.key);
 end
 $$;
 
@@ -80,17 +86,30 @@ set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
-    q tocsin.queues := tocsin.admit(queue, array[payload], delay, at, expires_in, max_deliveries, worker_id);
+    t timestamptz := tocsin.clock();
+    due_at timestamptz := coalesce(at, t + delay, t);
+    q tocsin.queues;
     message_id bigint;
 begin
-    -- The holder of the key may finish between our two statements: then the key is free, and the insert is tried again.
     loop
-        message_id := (tocsin.insert_messages(q, array[payload], delay, at, priority, headers, key, expires_in, max_deliveries, worker_id))[1];
+        insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
+                                     payload, headers)
+        select x.id, coalesce(priority, 0), case when due_at > t then 'scheduled'::tocsin.message_state else 'ready' end, due_at, due_at, t,
+               t + expires_in, worker_id, enqueue.max_deliveries, key, payload, headers
+        from tocsin.queues x
+        where x.name = queue and tocsin.fits(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
+          and (worker_id is null
+               or exists (select from tocsin.workers w where w.id = worker_id and w.status in ('ready', 'polling')))
+        on conflict (queue_id, key) where key is not null do nothing
+        returning id into message_id;
         exit when message_id is not null;
-        select m.id into message_id from tocsin.messages m where m.queue_id = q.id and m.key = enqueue.key;
-        exit when found;
-        if current_setting('transaction_isolation') <> 'read committed' then
-            raise serialization_failure using message = format('key "%s" was taken by a transaction that this one cannot see', enqueue.key),
+        -- It is refused, or its key is taken. Neither may be true any more: then it is tried again.
+        q := tocsin.admit(queue, delay, at, expires_in, max_deliveries, worker_id);
+        perform tocsin.admit_sizes(q, jsonb_build_array(payload), 0);
+        message_id := tocsin.find_key(q.id, key);
+        exit when message_id is not null;
+        if key is not null and current_setting('transaction_isolation') <> 'read committed' then
+            raise serialization_failure using message = format('key "%s" was taken by a transaction that this one cannot see', key),
                 hint = 'Try the transaction again.';
         end if;
     end loop;
@@ -98,16 +117,67 @@ begin
 end
 $$;
 
--- Enqueues all of the payloads or, on any refusal, none; returns the ids in their order.
+-- Enqueues all of the payloads, a JSON array, or on any refusal none; returns the ids in their order. A batch that is sent in several
+-- calls of one transaction names the index of each call's first payload, so that a refusal names the right one.
 create or replace function tocsin.enqueue_many(
-    queue text, payloads jsonb[], delay interval default null, at timestamptz default null, priority integer default 0,
-    headers jsonb default null, expires_in interval default null, max_deliveries integer default null, worker_id bigint default null
+    queue text, payloads jsonb, delay interval default null, at timestamptz default null, priority integer default 0,
+    headers jsonb default null, expires_in interval default null, max_deliveries integer default null, worker_id bigint default null,
+    first_index integer default 0
 ) returns bigint[]
 language plpgsql
 as $$
+#variable_conflict use_column
 declare
-    q tocsin.queues := tocsin.admit(queue, payloads, delay, at, expires_in, max_deliveries, worker_id);
+    q tocsin.queues := tocsin.admit(queue, delay, at, expires_in, max_deliveries, worker_id);
+    t timestamptz := tocsin.clock();
+    due_at timestamptz := coalesce(at, t + delay, t);
+    ids bigint[];
 begin
-    return coalesce(tocsin.insert_messages(q, payloads, delay, at, priority, headers, null, expires_in, max_deliveries, worker_id), '{}');
+    perform tocsin.admit_sizes(q, payloads, first_index);
+    with added as (
+        insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
+                                     payload, headers)
+        select q.id, coalesce(priority, 0), case when due_at > t then 'scheduled'::tocsin.message_state else 'ready' end, due_at, due_at, t,
+               t + expires_in, worker_id, max_deliveries, p.payload, headers
+        from jsonb_array_elements(payloads) with ordinality as p (payload, n)
+        order by p.n
+        returning id
+    )
+    select array_agg(a.id order by a.id) into ids from added a;
+    return coalesce(ids, '{}');
+end
+$$;
+
+-- Enqueues those of the messages that may be enqueued, each for itself, and returns their ids in their order; a null instead of an id says
+-- that this one was not (tocsin.enqueue says why). The messages are a JSON array of objects whose members are arguments of tocsin.enqueue,
+-- beside key: a message with a key may have to wait for another transaction's end, and here all the others would have to wait with it.
+create or replace function tocsin.enqueue_each(queue text, messages jsonb) returns bigint[]
+language plpgsql
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+    q tocsin.queues := tocsin.find_queue(queue);
+    t timestamptz := tocsin.clock();
+    ids bigint[];
+begin
+    with given as materialized (
+        select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, t + m.delay, t) as due_at,
+               m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id
+        from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz, priority integer, headers jsonb,
+                                                expires_in interval, max_deliveries integer, worker_id bigint)
+    ), added as (
+        insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
+                                     payload, headers)
+        select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t then 'scheduled'::tocsin.message_state else 'ready' end,
+               g.due_at, g.due_at, t, t + g.expires_in, g.worker_id, g.max_deliveries, g.payload, g.headers
+        from given g
+        where tocsin.fits(g.payload, q.max_payload, g.delay, g.at, g.expires_in, g.max_deliveries)
+          and (g.worker_id is null
+               or exists (select from tocsin.workers w where w.id = g.worker_id and w.status in ('ready', 'polling')))
+        returning id
+    )
+    select array_agg(a.id order by g.id) into ids from given g left join added a on a.id = g.id;
+    return coalesce(ids, '{}');
 end
 $$;

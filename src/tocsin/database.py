@@ -51,6 +51,7 @@ class Database:
         self.schema = schema
         self.address = address
         self._render = lru_cache(maxsize=None)(schema.render)
+        self._render_call = lru_cache(maxsize=None)(self._write_call)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -64,7 +65,7 @@ class Database:
         except psycopg.Error as error:
             raise await self._translate(error) from error
         except PoolClosed:
-            raise TocsinError("this store is closed: its `async with tocsin.connect(...)` block has been left") from None
+            raise _closed() from None
 
     async def fetch(
         self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None, binary: bool = False
@@ -74,22 +75,44 @@ class Database:
         On the connection ``on``, else on one of the pool, where it is a transaction of its own. Raises Tocsin's errors. Cancellation
         cancels the statement: it has taken effect as a whole or not at all.
         """
-        if on is None:
-            async with self.connection() as connection:
-                return await self._execute(connection, statement, parameters, binary)
-        try:
-            return await self._execute(on, statement, parameters, binary)
-        except psycopg.Error as error:
-            raise await self._translate(error) from error
+        if on is not None:
+            try:
+                return await self._execute(on, statement, parameters, binary)
+            except psycopg.Error as error:
+                raise await self._translate(error) from error
+        async with self.connection() as connection:
+            return await self._execute(connection, statement, parameters, binary)
 
     async def fetch_one(self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None) -> Row:
         """Like `fetch`, for a statement that gives exactly one row."""
         (row,) = await self.fetch(statement, parameters, on=on)
         return row
 
+    async def call(self, function: str, parameters: Sequence[str | None], *, on: Connection | None = None) -> int | None:
+        """Call one of the schema's functions that returns a number, with text for each of its parameters, and return that number.
+
+        Like `fetch` it is a transaction of its own unless it is ``on`` a connection; there is less between the caller and the server.
+        """
+        if on is not None:
+            (number,) = await self.fetch_one(f"select {function}({', '.join(['%s'] * len(parameters))})", parameters, on=on)
+            return None if number is None else int(number)
+        try:
+            encoded = [None if p is None else p.encode() for p in parameters]
+            async with self.pool.connection() as connection:
+                result = await connection.run_prepared(self._render_call(function, len(parameters)), encoded)
+        except psycopg.Error as error:
+            raise await self._translate(error) from error
+        except PoolClosed:
+            raise _closed() from None
+        value = result.get_value(0, 0)
+        return None if value is None else int(value)
+
     async def _execute(self, connection: Connection, statement: str, parameters: Sequence[object], binary: bool) -> list[Row]:
         cursor = await connection.execute(self._render(statement).encode(), parameters, binary=binary)
-        return await cursor.fetchall() if cursor.description else []
+        return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
+
+    def _write_call(self, function: str, count: int) -> bytes:
+        return self._render(f"select {function}({', '.join(f'${n}' for n in range(1, count + 1))})").encode()
 
     async def _translate(self, error: psycopg.Error) -> Exception:
         if isinstance(error, _SOMETHING_MISSING):
@@ -101,3 +124,7 @@ class Database:
                 except Exception as cause:
                     return cause
         return translate(error, self.address)
+
+
+def _closed() -> TocsinError:
+    return TocsinError("this store is closed: its `async with tocsin.connect(...)` block has been left")

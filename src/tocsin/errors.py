@@ -131,7 +131,7 @@ class QueueAlreadyExists(TocsinError):
 
 
 class PayloadInvalid(TocsinError, ValueError):
-    """A payload (or headers) that JSONB cannot hold. Nothing was sent."""
+    """A payload (or headers) that JSONB cannot hold. Nothing was enqueued."""
 
     def __init__(self, path: str, reason: str, index: int | None = None) -> None:
         where = f"payload {index}, at {path}" if index is not None else f"payload, at {path}"

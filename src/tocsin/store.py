@@ -19,6 +19,7 @@ from .driver import PoolStatistics, TrioConnection, open_pool
 from .durations import Duration, check_count, to_seconds
 from .errors import translate
 from .nursery import open_nursery_bare
+from .outbox import Outbox
 from .process import Process
 from .producer import EnqueueOptions, Producer, Sender
 from .queues import Queues
@@ -56,10 +57,11 @@ class Store:
     workers: Workers
     """The registry of workers, and handles to any of them by id."""
 
-    def __init__(self, database: Database, process: Process, bell: Bell) -> None:
+    def __init__(self, database: Database, process: Process, bell: Bell, outbox: Outbox) -> None:
         self._database = database
         self._process = process
         self._bell = bell
+        self._outbox = outbox
         self._transactions = trio.Semaphore(database.pool.statistics().max_size - 1)
         self.queues = Queues(database)
         self.workers = Workers(database)
@@ -91,7 +93,7 @@ class Store:
         Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`,
         `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
-        return registered(Producer(self._database, self._process, queue, _check_worker_name(name)), self._process)
+        return registered(Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name)), self._process)
 
     def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
         """Register a consumer for as long as the block lasts; raises what `producer` raises.
@@ -102,7 +104,7 @@ class Store:
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
-        return await Sender(self._database, queue).enqueue(payload, **options)
+        return await Sender(self._database, self._outbox, queue).enqueue(payload, **options)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -169,7 +171,11 @@ async def connect(
         process = Process(database, open_line, bell, every)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(process.run)
-            yield Store(database, process, bell)
+            outbox = Outbox(database, nursery)
+            try:
+                yield Store(database, process, bell, outbox)
+            finally:
+                outbox.close()
             nursery.cancel_scope.cancel()
 
 

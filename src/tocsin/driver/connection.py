@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 import select
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
@@ -50,6 +50,7 @@ from psycopg.waiting import Wait
 
 from . import connecting, waiting
 from .lock import Lock
+from .prepared import Prepared
 
 __all__ = ["GRACE", "TrioConnection", "TrioServerCursor", "TrioTransaction"]
 
@@ -169,6 +170,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         self.lock = cast(Any, Lock())
         self.server_cursor_factory = TrioServerCursor
         self._turn = waiting.Turn()
+        self._without_cursor = Prepared(pgconn)
 
     @classmethod
     async def connect(
@@ -252,6 +254,16 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             if not isinstance(error, Exception) or isinstance(error, psycopg.errors._WaitTimeout):
                 await self._call_off(gen)
             raise
+
+    async def run_prepared(self, statement: bytes, parameters: Sequence[bytes | None]) -> pq.abc.PGresult:
+        """Run a statement with text parameters (``$1``, ``$2``, ...) and return its result, without a cursor.
+
+        For short statements that are run over and over; see ``prepared.py``. Not in a transaction or pipeline,
+        where a statement cannot be prepared anew if somebody has discarded it. Raises psycopg's errors.
+        Cancelled, it has taken effect as a whole or not at all.
+        """
+        async with self.lock:
+            return await self.wait(self._without_cursor.run(statement, parameters))
 
     async def _call_off(self, gen: PQGen[Any]) -> None:
         """Bring the connection into order after `gen` was interrupted."""
@@ -393,9 +405,11 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         """
         if self.closed or self.lock.locked() or self.pgconn.transaction_status == _ACTIVE:
             return self.closed
-        last_words: list[str | None] = []
         poll = select.poll()
         poll.register(self.pgconn.socket, select.POLLIN)
+        if not poll.poll(0):
+            return False
+        last_words: list[str | None] = []
         self.add_notice_handler(listen := lambda notice: last_words.append(notice.severity_nonlocalized))
         try:
             # Readable for as long as there is something to read, and at its end for ever.

@@ -23,7 +23,8 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NoReturn, TypeAlias
+from types import TracebackType
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import attrs
 import psycopg
@@ -68,8 +69,7 @@ class PoolStatistics:
     """Connections closed since the start because nobody used them."""
 
 
-@attrs.frozen
-class _Idle:
+class _Idle(NamedTuple):
     connection: Connection
     expires: float
 
@@ -92,20 +92,15 @@ class Pool:
         self._nap = trio.CancelScope()
         self._opened = self._broken = self._expired = 0
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
-        """Lend a connection for the length of the block.
+    def connection(self) -> Loan:
+        """Lend a connection for the length of an ``async with`` block.
 
         One that comes back in a transaction is rolled back: committing is the borrower's business. One that
         comes back in the middle of something is closed. Raises `PoolClosed`, and what opening a connection
         raises. Cancelled while waiting, nothing was taken; whatever ends the block, the connection is given
         back.
         """
-        connection = await self._take()
-        try:
-            yield connection
-        finally:
-            await self._give_back(connection)
+        return Loan(self)
 
     def statistics(self) -> PoolStatistics:
         """Tell what the pool has and did."""
@@ -122,7 +117,8 @@ class Pool:
         )
 
     async def _take(self) -> Connection:
-        await trio.lowlevel.checkpoint()
+        # No pass through trio's loop where nothing has to be waited for: what a connection is borrowed for makes one.
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         if self._free_slots:
             self._free_slots -= 1
@@ -196,7 +192,9 @@ class Pool:
 
     def _set_alarm(self) -> None:
         surplus = self._size > self._min_size
-        self._nap.deadline = self._idle[0].expires if self._idle and surplus else math.inf
+        deadline = self._idle[0].expires if self._idle and surplus else math.inf
+        if deadline != self._nap.deadline:  # setting it is what costs
+            self._nap.deadline = deadline
 
     async def _close_unused(self) -> NoReturn:
         while True:
@@ -214,6 +212,20 @@ class Pool:
         # They find the pool closed, and give their slots back.
         self._free_slots -= len(self._waiters)
         self._waiters.unpark_all()
+
+
+class Loan:
+    """See `Pool.connection`. Not a generator, since it is there for every statement."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def __aenter__(self) -> Connection:
+        self._connection = await self._pool._take()
+        return self._connection
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self._pool._give_back(self._connection)
 
 
 @asynccontextmanager

@@ -1,0 +1,61 @@
+"""Statements without a cursor."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import psycopg
+import pytest
+import trio
+from cancel_sweep import cancel_sweep
+
+from .helpers import Connection, is_idle, until_running, value
+
+
+async def test_it_is_prepared_once_and_gives_text(connection: Connection) -> None:
+    for n in (b"1", b"22", None):
+        result = await connection.run_prepared(b"select $1::int * 2, $2", [n, "ü".encode()])
+        assert (result.get_value(0, 0), result.get_value(0, 1)) == (None if n is None else b"%d" % (2 * int(n)), "ü".encode())
+    assert await value(connection, "select count(*) from pg_prepared_statements where left(name, 7) = '_tocsin'") == 1
+
+
+async def test_errors_are_psycopgs(connection: Connection) -> None:
+    for _ in range(2):
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await connection.run_prepared(b"select 1 / $1::int", [b"0"])
+        with pytest.raises(psycopg.errors.SyntaxError):
+            await connection.run_prepared(b"nonsense", [])
+    with pytest.raises(psycopg.DataError, match="NUL"):
+        await connection.run_prepared(b"select $1", [b"a\0b"])
+    assert await is_idle(connection)
+
+
+async def test_what_was_discarded_is_prepared_again(connection: Connection) -> None:
+    for command in ("discard all", "deallocate all"):
+        for _ in range(2):
+            assert (await connection.run_prepared(b"select $1", [b"x"])).get_value(0, 0) == b"x"
+        await connection.execute(command.encode())
+
+
+async def test_cancelled_at_every_checkpoint_it_can_be_run_again(connection: Connection) -> None:
+    statements = count()
+    statement = b""
+
+    async def run() -> None:
+        nonlocal statement
+        statement = b"select $1, %d" % next(statements)
+        await connection.run_prepared(statement, [b"x"])
+
+    async def check() -> None:
+        assert await is_idle(connection)
+        assert (await connection.run_prepared(statement, [b"x"])).get_value(0, 0) == b"x"
+
+    assert await cancel_sweep(run, check)
+
+
+async def test_cancelled_while_it_runs_it_is_cancelled_on_the_server(connection: Connection, observer: Connection) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.run_prepared, b"select pg_sleep($1)", [b"1000"])
+        await until_running(observer, "pg_sleep")
+        nursery.cancel_scope.cancel()
+    assert await is_idle(connection)
