@@ -607,7 +607,8 @@ async def test_queues_are_created_ensured_found(store: tocsin.Store) -> None:
     changed = await store.queues.ensure("b", vt=20)
     assert (changed.id, changed.vt, changed.max_deliveries, changed.notify) == (created.id, 20, 2, "asleep")
     assert (await store.queues.ensure("b", notify="always")).notify == "always"
-    assert (await store.queues.ensure("b", vt=30)).notify == "always"
+    changed = await store.queues.ensure("b", vt=30)
+    assert changed.notify == "always"
     await store.queues.ensure("a")
     assert [q.name for q in await store.queues.list()] == ["a", "b"]
     assert await store.queues.count() == 2
