@@ -25,6 +25,14 @@ async def wait_until(dsn: str, condition: str) -> None:
 
 # The line
 
+ASLEEP = """(
+    select count(*)::int from pg_locks
+    where locktype = 'advisory' and granted and mode = 'ShareLock'
+      and (classid::bigint << 32) + objid::bigint = tocsin.lock_key('asleep', id) and database = (
+        select oid from pg_database where datname = current_database())
+)"""
+"""Processes that the database knows to have sleepers on a queue."""
+
 
 async def test_one_listen_connection_for_all_consumers_none_for_producers(store_dsn: str) -> None:
     async with tocsin.connect(store_dsn) as store:
@@ -53,9 +61,79 @@ async def test_one_listen_connection_for_all_consumers_none_for_producers(store_
     assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(0,)]
 
 
-async def test_one_ring_for_each_queue_and_transaction_and_none_for_settling(store: tocsin.Store, store_dsn: str) -> None:
+async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to_ring(store: tocsin.Store, store_dsn: str) -> None:
+    """One that is open since before anybody slept, beside another that was as well and ends while the first is still open."""
     await store.queues.ensure("q")
-    await store.queues.ensure("r")
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with open_connection(store_dsn) as early, open_connection(store_dsn) as long, store.consumer("q") as consumer:
+        async with early.transaction(), long.transaction():
+            await early.execute("select tocsin.enqueue('q', '\"early\"')")
+            await long.execute("select tocsin.enqueue('q', '\"long\"')")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+                await wait_until(store_dsn, f"{ASLEEP} = 1 from tocsin.queues")
+                await early.commit()
+                await handled.wait(1)
+                assert store._bell.unguarded() == {consumer.queue_id}
+                await store.produce("q", "rung")
+                await handled.wait(2)
+                await long.commit()
+                await handled.wait(3)
+                await until_asleep(store)
+                assert store._bell.unguarded() == set()
+                await consumer.interrupt()
+    assert handled.payloads == ["early", "rung", "long"]
+
+
+async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(store_dsn: str) -> None:
+    handled, suspended, go_on = Handled(lambda _: go_on.wait()), list[tocsin.Suspended](), trio.Event()
+    async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
+        await store.queues.ensure("q")
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until_asleep(store)
+            assert await query(store_dsn, f"select {ASLEEP} from tocsin.queues") == [(1,)]
+            await store.produce("q", 1)
+            await handled.wait(1)
+            assert store.statistics().rings == 1
+            await wait_until(store_dsn, f"{ASLEEP} = 0 from tocsin.queues")
+            for n in range(5):
+                await store.produce("q", n)
+            assert store.statistics().rings == 1
+            go_on.set()
+            await handled.wait(6)
+            await until_asleep(store)
+            assert store.statistics().rings == 1
+            await store.produce("q", 7)
+            await handled.wait(7)
+            assert store.statistics().rings == 2
+            await consumer.interrupt()
+
+
+async def test_one_message_for_many_idle_consumers_costs_few_claims(dsn_of_quiet_store: str) -> None:
+    claims = (
+        "select coalesce(sum(calls), 0)::int from pg_stat_statements s join pg_database d on d.oid = s.dbid "
+        "where d.datname = current_database() and query like '%%claim(%%'"
+    )
+    async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store, AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        for _ in range(30):
+            nursery.start_soon(run_until_suspended, await stack.enter_async_context(store.consumer("q")), handled, suspended)
+        await until_asleep(store)
+        ((before,),) = await query(dsn_of_quiet_store, claims)
+        for n in range(10):
+            await store.produce("q", n)
+            await handled.wait(n + 1)
+            await until_asleep(store)
+        ((after,),) = await query(dsn_of_quiet_store, claims)
+        assert after - before <= 40  # for each: the one that takes it, its two to see that there is no more, and another's that it woke
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_ring_for_each_queue_and_transaction_and_none_for_settling(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", notify="always")
+    await store.queues.ensure("r", notify="always")
     async with open_connection(store_dsn) as listener, store.producer("q") as producer, store.consumer("q") as consumer:
         await listener.execute('listen "tocsin.q"')
         await listener.execute('listen "tocsin.r"')

@@ -44,8 +44,8 @@ logger = logging.getLogger("tocsin")
 CLEANUP_WITHIN = 5.0
 """Seconds that cleaning up after a cancellation may take."""
 
-SETTLE_WITHIN = 0.05
-"""Seconds after which at the latest to look again for a transaction that has decided not to ring, and has not committed."""
+SETTLE_WITHIN = 0.1
+"""Seconds between two looks at most while a transaction is open that has put messages into a queue and may not have rung."""
 
 HEARD_WITHIN = 5.0
 """Seconds that a notification to ourselves may take before LISTEN counts as not working."""
@@ -264,9 +264,12 @@ class Process:
         else:
             return
         (in_flight,) = await self._database.fetch_one(statement, [list(unguarded)], on=line)
-        for queue_id in unguarded.difference(in_flight):
-            self._unsettled.discard(queue_id)
-            self._bell.guard(queue_id)
+        for queue_id in unguarded:
+            if queue_id in in_flight:
+                self._bell.ring(queue_id)  # others that have not rung may have ended meanwhile
+            else:
+                self._unsettled.discard(queue_id)
+                self._bell.guard(queue_id)
         self._settle_at = trio.current_time() + self._settle_wait if self._unsettled else math.inf
 
     async def _is_heard(self, line: Connection) -> bool:
