@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from typing import Any
 
 import psycopg
 import pytest
 import trio
+import trio.testing
 from support import PATIENCE, Handled, query, run_until_suspended, until_asleep
 
 import tocsin
@@ -58,6 +60,28 @@ def test_what_has_come_since_is_looked_at_later() -> None:
     assert not claims.waited_too_long(ahead.PATIENCE)
     assert claims.check_at == 2 * ahead.PATIENCE
     assert claims.waited_too_long(2 * ahead.PATIENCE)
+
+
+def test_what_is_not_there_any_more_need_not_be_looked_at() -> None:
+    claims = Ahead()
+    claims.add(messages(1), 0)
+    claims.take(1)
+    assert not claims.waited_too_long(ahead.PATIENCE)
+    assert claims.check_at == math.inf
+
+
+async def test_a_consumer_with_nothing_to_do_wakes_for_nothing(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q", vt=3600)
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            for n in range(3):
+                await producer.enqueue_many(range(100))
+                await handled.wait(100 * (n + 1))
+                with trio.fail_after(PATIENCE):
+                    await trio.testing.wait_all_tasks_blocked(2 * ahead.PATIENCE)
+            await consumer.interrupt()
 
 
 async def claim_ahead(producer: tocsin.Producer, handled: Handled) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from contextlib import AsyncExitStack
 
 import psycopg
 import pytest
@@ -26,10 +27,9 @@ async def wait_until(dsn: str, condition: str) -> None:
 # The line
 
 ASLEEP = """(
-    select count(*)::int from pg_locks
-    where locktype = 'advisory' and granted and mode = 'ShareLock'
-      and (classid::bigint << 32) + objid::bigint = tocsin.lock_key('asleep', id) and database = (
-        select oid from pg_database where datname = current_database())
+    select count(*)::int from pg_locks l join pg_database d on d.oid = l.database
+    where d.datname = current_database() and l.locktype = 'advisory' and l.mode = 'ShareLock' and l.granted
+      and (l.classid::bigint << 32) + l.objid::bigint = tocsin.lock_key('asleep', queues.id)
 )"""
 """Processes that the database knows to have sleepers on a queue."""
 
@@ -66,22 +66,23 @@ async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to
     await store.queues.ensure("q")
     handled, suspended = Handled(), list[tocsin.Suspended]()
     async with open_connection(store_dsn) as early, open_connection(store_dsn) as long, store.consumer("q") as consumer:
-        async with early.transaction(), long.transaction():
-            await early.execute("select tocsin.enqueue('q', '\"early\"')")
-            await long.execute("select tocsin.enqueue('q', '\"long\"')")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-                await wait_until(store_dsn, f"{ASLEEP} = 1 from tocsin.queues")
-                await early.commit()
-                await handled.wait(1)
-                assert store._bell.unguarded() == {consumer.queue_id}
-                await store.produce("q", "rung")
-                await handled.wait(2)
-                await long.commit()
-                await handled.wait(3)
-                await until_asleep(store)
-                assert store._bell.unguarded() == set()
-                await consumer.interrupt()
+        await early.execute("begin")
+        await early.execute("select tocsin.enqueue('q', '\"early\"')")
+        await long.execute("begin")
+        await long.execute("select tocsin.enqueue('q', '\"long\"')")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await wait_until(store_dsn, f"{ASLEEP} = 1 from tocsin.queues")
+            await early.execute("commit")
+            await handled.wait(1)
+            assert store._process._unsettled == {consumer.queue_id}
+            await store.produce("q", "rung")
+            await handled.wait(2)
+            await long.execute("commit")
+            await handled.wait(3)
+            await until_asleep(store)
+            assert store._process._unsettled == set()
+            await consumer.interrupt()
     assert handled.payloads == ["early", "rung", "long"]
 
 
@@ -127,7 +128,9 @@ async def test_one_message_for_many_idle_consumers_costs_few_claims(dsn_of_quiet
             await handled.wait(n + 1)
             await until_asleep(store)
         ((after,),) = await query(dsn_of_quiet_store, claims)
-        assert after - before <= 40  # for each: the one that takes it, its two to see that there is no more, and another's that it woke
+        assert (
+            after - before <= 50
+        )  # for each: who takes it, its glance and look to see that there is no more, and those of another it woke
         nursery.cancel_scope.cancel()
 
 
@@ -296,6 +299,7 @@ async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, stor
     async with tocsin.connect(store_dsn) as other, store.consumer("q", name="w") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
         await wait_until(store_dsn, "status = 'polling' from tocsin.workers")
+        await until_asleep(store)
         await query(store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes")
         async with other.consumer("q", name="w"):
             with trio.fail_after(PATIENCE):

@@ -44,7 +44,8 @@ $$;
 -- A *glance* (after_priority and after_due are given) reads them from that position on, and sees to nothing else. It is for a consumer that has
 -- just claimed what came before: dead index entries, which vacuum cannot remove for as long as some transaction is older than they are, pile up
 -- before the first message that is ready, and a look walks over all of them. What has come before that position meanwhile (a message that
--- was given back, one of a smaller priority, one whose transaction took its time) waits for the next look.
+-- was given back, one of a smaller priority, one whose transaction took its time) waits for the next look. `or_look`: a glance that finds nothing
+-- becomes a look.
 --
 -- Rows with a null lease name the ids whose lease was lost, so that they were not archived.
 --
@@ -52,7 +53,7 @@ $$;
 -- the message is delivered again; its former holder is fenced as after any redelivery.
 create or replace function tocsin.claim(
     worker_id bigint, registration bigint, max_messages integer, vt interval default null,
-    after_priority integer default null, after_due timestamptz default null,
+    after_priority integer default null, after_due timestamptz default null, or_look boolean default true,
     finished_ids bigint[] default null, finished_leases bigint[] default null, durable boolean default true
 ) returns table (
     id bigint, lease bigint, priority integer, read_ct integer, due timestamptz, enqueued_at timestamptz, vt_at timestamptz,
@@ -69,8 +70,6 @@ declare
     archived boolean[];
     t timestamptz;
     token bigint;
-    from_priority integer := coalesce(after_priority, -2147483648);
-    from_due timestamptz := coalesce(after_due, '-infinity');
     rows_found tid[];
     expired bigint[];
 begin
@@ -100,20 +99,27 @@ begin
         return;
     end if;
     t := tocsin.clock();
-    if after_due is null
-       and (exists (select from tocsin.messages m where m.queue_id = claimed_queue and m.state = 'scheduled' and m.due <= t)
-            or exists (select from tocsin.messages m where m.queue_id = claimed_queue and m.state = 'leased' and m.vt <= t)) then
-        perform tocsin.make_due_ready(claimed_queue);
-    end if;
     loop
+        if after_due is null
+           and (exists (select from tocsin.messages m where m.queue_id = claimed_queue and m.state = 'scheduled' and m.due <= t)
+                or exists (select from tocsin.messages m where m.queue_id = claimed_queue and m.state = 'leased' and m.vt <= t)) then
+            perform tocsin.make_due_ready(claimed_queue);
+        end if;
         select array_agg(r.ctid) filter (where r.expires_at is null or r.expires_at > t),
                array_agg(r.id) filter (where r.expires_at <= t)
         into rows_found, expired
         from (select m.ctid, m.id, m.expires_at from tocsin.messages m
-              where m.queue_id = claimed_queue and m.state = 'ready' and (m.priority, m.due) >= (from_priority, from_due)
+              where m.queue_id = claimed_queue and m.state = 'ready'
+                and (m.priority, m.due) >= (coalesce(after_priority, -2147483648), coalesce(after_due, '-infinity'))
               order by m.priority, m.due, m.id limit max_messages for update skip locked) r;
-        exit when expired is null;
-        perform tocsin.bury(expired, 'the message expired');  -- and look again, since others may take their place
+        if expired is not null then
+            perform tocsin.bury(expired, 'the message expired');  -- and look again, since others may take their place
+        elsif rows_found is null and after_due is not null and or_look then
+            after_priority := null;
+            after_due := null;
+        else
+            exit;
+        end if;
     end loop;
     if rows_found is not null then
         token := extract(epoch from t) * 1000000;

@@ -27,12 +27,17 @@ LOOK_EVERY = 2.0
 
 
 class Front:
-    """See the module. Times are of `trio.current_time`, a position is a priority and a due time."""
+    """See the module. Times are of `trio.current_time`; a position is a priority and a due time."""
 
     def __init__(self) -> None:
         self._position: tuple[int, datetime] | None = None
         self._look_at = -math.inf
         self._look_took = 0.0
+
+    @property
+    def looks_are_cheap(self) -> bool:
+        """Whether a glance that finds nothing may become a look."""
+        return self._look_took <= CHEAP
 
     def next_position(self, now: float) -> tuple[int, datetime] | None:
         """Return from where on to glance now; None: look."""
@@ -50,7 +55,6 @@ class Front:
 
     def glanced_in_vain(self) -> float:
         """Note a glance that found fewer messages than asked for, and return when to claim again; minus infinity: now."""
-        if self._look_took > CHEAP:
-            return self._look_at
-        self._look_at = -math.inf
-        return -math.inf
+        if self.looks_are_cheap:
+            self._look_at = -math.inf
+        return self._look_at

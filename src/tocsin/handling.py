@@ -101,7 +101,7 @@ class Handling:
             now = trio.current_time()
             room = (self._concurrency - len(run.units)) * self._size + ahead.room(now) if run.may_claim else 0
             try:
-                if ahead and (not run.may_claim or ahead.waited_too_long(now)):
+                if ahead.waited_too_long(now) or (ahead and not run.may_claim):
                     await self._give_back()
                 if self._poisoned:
                     await self._archive_apart()

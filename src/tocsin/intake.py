@@ -27,7 +27,7 @@ class Run(Protocol):
     def noticed(self, status: str, grace: float | None) -> None: ...
 
 
-_CLAIM = "select * from tocsin.claim(%s, %s, %s, %s, %s, %s, %s::bigint[], %s::bigint[], %s)"
+_CLAIM = "select * from tocsin.claim(%s, %s, %s, %s, %s, %s, %s, %s::bigint[], %s::bigint[], %s)"
 
 
 @attrs.frozen
@@ -93,13 +93,12 @@ class Intake:
             claimed_at = trio.current_time()
             position = None if look else self._front.next_position(claimed_at)
             lease = None if vt is None else timedelta(seconds=vt)
+            finished = _arrays(archive) if archive else (None, None)
             parameters = [
-                self.worker_id,
-                self.registration,
-                limit,
-                lease,
+                *(self.worker_id, self.registration, limit, lease),
                 *(position or (None, None)),
-                *(_arrays(archive) if archive else (None, None)),
+                self._front.looks_are_cheap,
+                *finished,
                 bool(archive),
             ]
             try:
@@ -113,10 +112,12 @@ class Intake:
                 with trio.move_on_after(CLEANUP_WITHIN, shield=True):
                     await self._release_unknown()
                 raise
-            lost, again_at = _take_apart(rows, archive)
+            lost, end = _take_apart(rows, archive)
             self._front.claimed(rows)
             full = len(rows) >= limit
-            if position is None:
+            again_at = -math.inf
+            if position is None or end is not None:
+                again_at = math.inf if end is None or end.next_due is None else trio.current_time() + end.next_due
                 self._front.looked(claimed_at, trio.current_time(), again_at)
             elif not full:
                 again_at = self._front.glanced_in_vain()
@@ -230,16 +231,19 @@ def _arrays(messages: Sequence[Message]) -> tuple[str, str]:
     return "{" + ",".join([str(m.id) for m in messages]) + "}", "{" + ",".join([str(m.lease) for m in messages]) + "}"
 
 
-def _take_apart(rows: list[Any], archived: Sequence[Message]) -> tuple[set[int], float]:
-    """Leave in the rows of a claim only the messages; return the ids that were not archived, and when the next message is due."""
+@attrs.frozen
+class _End:
+    """The last row of a look that found fewer messages than it was to claim."""
+
+    next_due: float | None
+
+
+def _take_apart(rows: list[Any], archived: Sequence[Message]) -> tuple[set[int], _End | None]:
+    """Leave in the rows of a claim only the messages; return the ids that were not archived, and the end if there is one."""
     lost: set[int] = set()
-    next_due_at = math.inf
     if archived:
         while rows and rows[0][1] is None and (first := rows[0][0]) is not None:
             lost.add(first)
             del rows[0]
-    if rows and rows[-1][0] is None:
-        next_due = rows.pop()[-1]
-        if next_due is not None:
-            next_due_at = trio.current_time() + next_due
-    return lost, next_due_at
+    end = _End(rows.pop()[-1]) if rows and rows[-1][0] is None else None
+    return lost, end
