@@ -61,10 +61,10 @@ class Child:
         """Send it a line. Cancelled, it is sent, in part perhaps, or not."""
         await self._stdin.send_all(" ".join(map(str, words)).encode() + b"\n")
 
-    async def hear(self, word: str) -> list[str]:
+    async def hear(self, word: str, within: float = _PATIENCE) -> list[str]:
         """Return the rest of its next line, which must begin with this word. Cancelled, no line is lost."""
         try:
-            with trio.fail_after(_PATIENCE):
+            with trio.fail_after(within):
                 first, *rest = await self._lines.next()
         except EOFError:
             raise RuntimeError(f"a process ended that should have said {word!r}; its standard error says why") from None

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import commands, delayed, idle, kill, wakeup
+from . import commands, concurrent, delayed, drain, enqueue, idle, kill, wakeup
 from .frame import Scenario
 
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     {
+        "drain": drain.measure,
+        "enqueue": enqueue.measure,
+        "enqueue_batch": enqueue.measure_batch,
+        "enqueue_concurrent": concurrent.measure,
         "wakeup": wakeup.measure,
         "idle": idle.measure,
         "kill": kill.measure,
