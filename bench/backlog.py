@@ -24,8 +24,9 @@ where q.name = %s
 """
 _DELAYED = f"""
 insert into tocsin.messages ({COLUMNS}, state)
-select q.id, t + interval '1 day' + n * interval '1 ms', t + interval '1 day' + n * interval '1 ms', t, jsonb_build_object('n', n), 'scheduled'
-from tocsin.queues q, clock_timestamp() t, generate_series(1, %s::integer) n
+select q.id, due, due, t, jsonb_build_object('n', n), 'scheduled'
+from tocsin.queues q, clock_timestamp() t, generate_series(1, %s::integer) n,
+     lateral (select t + make_interval(days => 1, secs => n)) d (due)
 where q.name = %s
 """
 _ARCHIVED = """

@@ -1,8 +1,8 @@
 """Thirty-two connections that insert one message each per transaction, into a queue whose consumer is busy.
 
-The floor are the same inserts with the triggers of the table disabled, so the ratio is what the bell costs. ``busy``: the consumer's only
+The floor are the same inserts with the triggers of the table disabled, so the ratio is what the bell costs. Here the consumer's only
 handler is at work all the time, and the machine is the inserts' alone. ``draining``: the consumer claims and archives a backlog meanwhile.
-``always``: a queue that notifies of each insert, with the consumer of ``busy``. ``enqueue``: ``select tocsin.enqueue(...)`` instead of a
+``always``: a queue that notifies of each insert, with the same consumer. ``enqueue``: ``select tocsin.enqueue(...)`` instead of a
 bare INSERT, for what the checks cost. ``driver``: an empty statement, to show that the load (``driver.py``) could be larger.
 
 Each way has a database of its own, and its turns.
@@ -53,13 +53,13 @@ async def measure(bench: Bench) -> list[Result]:
     rates: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        busy, floor = await enter(_queue_with_consumer(bench)), await enter(_queue_with_consumer(bench))
-        await execute(floor, SILENT)
+        busy, silenced = await enter(_queue_with_consumer(bench)), await enter(_queue_with_consumer(bench))
+        await execute(silenced, SILENT)
         ways = {
             "busy": Way(busy, INSERT),
             "enqueue": Way(busy, ENQUEUE),
-            "floor": Way(floor, INSERT),
-            "driver": Way(floor, "select 1"),
+            "silent": Way(silenced, INSERT),
+            "driver": Way(silenced, "select 1"),
         }
         always = await _queue_that_always_notifies(stack, bench)
         if always is not None:
@@ -68,18 +68,22 @@ async def measure(bench: Bench) -> list[Result]:
             for name, way in ways.items():
                 rates[name].append(await load(way.dsn, connections, seconds, way.statement))
         for _ in range(bench.pick(3, 1, 1)):
-            for name in ("draining", "draining.floor"):
+            for name in ("draining", "draining.silent"):
                 rates[name].append(await _load_while_draining(bench, backlogged, connections, seconds, silent=name != "draining"))
     settings = {"connections": connections, "turns": turns, "seconds": seconds, "driver_processes": PROCESSES}
-    floors = {name: median(rates["draining.floor" if name == "draining" else "floor"]) for name in ("busy", "draining", "enqueue", "always")}
-    return [
-        *(
-            Result(f"enqueue_concurrent.{name}", median(rates[name]), "/s", by_hand, settings | ({"target_ratio": TARGET} if aimed else {}))
-            for name, aimed in (("busy", True), ("draining", True), ("enqueue", False), ("always", False))
-            if rates[name] and (by_hand := floors[name])
-        ),
-        Result("enqueue_concurrent.driver", median(rates["driver"]), "/s", None, settings),
+    silent, driver = rates.pop("silent"), rates.pop("driver")
+    silent_draining = rates.pop("draining.silent")
+    results = [
+        Result(
+            f"enqueue_concurrent.{name}" if name != "busy" else "enqueue_concurrent",
+            median(own),
+            "/s",
+            median(silent_draining if name == "draining" else silent),
+            settings | ({"target_ratio": TARGET} if name in ("busy", "draining") else {}),
+        )
+        for name, own in rates.items()
     ]
+    return [*results, Result("enqueue_concurrent.driver", median(driver), "/s", None, settings)]
 
 
 @asynccontextmanager

@@ -31,7 +31,7 @@ async def measure(bench: Bench) -> list[Result]:
         four.append((await _drain_by_hand(bench, messages, 4)).rate)
     settings = {"messages": messages, "rounds": rounds, "concurrency": CONCURRENCY}
     return [
-        Result("drain.one", median(ours), "/s", median(one), settings | {"target_ratio": TARGET}),
+        Result("drain", median(ours), "/s", median(one), settings | {"target_ratio": TARGET}),
         Result("drain.four", median(ours), "/s", median(four), settings | {"threads": 4}),
     ]
 

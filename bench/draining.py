@@ -1,8 +1,8 @@
 """Draining a backlog: what all that drain have in common, and the role of Tocsin among them.
 
-Each call of a handler looks at its payload and counts. The clock runs from the first call of a handler to the moment at which everything that
-was handled has also been settled: by Tocsin archived, by others whatever keeps a finished message. What has to be set up before the first
-call counts for nobody.
+Each call of a handler looks at its payload and counts. The clock runs from the first call of a handler to the moment at which everything
+that was handled has also been settled: by Tocsin archived, by others whatever keeps a finished message. What has to be set up before the
+first call counts for nobody.
 
 A role ends after so many messages, its *share*, or so many seconds, whichever comes first; in both cases its rate is what it settled by the
 time that it took. So a slow one is a sample of its backlog, taken from the front of it.

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from statistics import median
 
 import psycopg
-import trio
 
 import tocsin
 

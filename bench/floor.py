@@ -67,6 +67,28 @@ def hear(dsn: str) -> None:
             say("handled", (time.monotonic_ns() - int(sent)) / 1e6)
 
 
+def call(dsn: str) -> None:
+    """For each order, notify `answer` and wait for its notification; say how long that took, in ms."""
+    with _connect(dsn) as connection, _connect(dsn) as line:
+        line.execute("listen floor_back")
+        answers = _wakes(line)
+        say("ready")
+        for _ in sys.stdin:
+            sent = time.monotonic_ns()
+            connection.execute("select pg_notify('floor', '')")
+            next(answers)
+            say("handled", (time.monotonic_ns() - sent) / 1e6)
+
+
+def answer(dsn: str) -> None:
+    """Notify `call` back."""
+    with _connect(dsn) as connection, _connect(dsn) as line:
+        line.execute("listen floor")
+        say("ready")
+        for _ in _wakes(line):
+            connection.execute("select pg_notify('floor_back', '')")
+
+
 def hear_and_claim(dsn: str) -> None:
     """On each notification, take one message out of the table; say how long after its statement it was here, in ms."""
     with _connect(dsn) as connection, _connect(dsn) as line:
@@ -189,6 +211,19 @@ def wait_for_lock(dsn: str) -> None:
 
 
 # Being idle
+
+
+def listen(dsn: str, *channels: str) -> None:
+    """LISTEN on each of these channels, each on a connection of its own, and read what comes."""
+    with ExitStack() as stack:
+        connections = [stack.enter_context(_connect(dsn)) for _ in channels]
+        for connection, channel in zip(connections, channels, strict=True):
+            connection.execute(f'listen "{channel}"'.encode())
+        say("ready")
+        while True:
+            select.select(connections, [], [])
+            for connection in connections:
+                connection.pgconn.consume_input()
 
 
 def listen_and_beat(dsn: str) -> None:

@@ -86,12 +86,12 @@ def worse(results: Iterable[Result], recorded: dict[str, float]) -> list[tuple[s
 def tabulate(results: Iterable[Result]) -> Table:
     """Return a table for people."""
     table = Table()
-    table.add_column("scenario")
+    table.add_column("scenario", no_wrap=True)
     for heading in ("value", "floor", "ratio", "target"):
         table.add_column(heading, justify="right")
     for r in results:
         limit = r.settings.get("target_ratio")
-        target = "" if r.met is None else f"{limit:g}x" if limit is not None else f"{r.settings['target_value']:g} {r.unit}"
+        target = "" if r.met is None else f"{limit:.3g}x" if limit is not None else f"{r.settings['target_value']:g} {r.unit}"
         table.add_row(
             r.scenario,
             f"{r.value:.4g} {r.unit}",
