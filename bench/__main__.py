@@ -110,9 +110,10 @@ async def run(options: Options) -> int:
         conditions = await describe(dsn, options.size)
         console.print(", ".join(f"{name} {value}" for name, value in conditions.items()))
         for name in options.only:
-            console.print(f"{name} ...")
+            began = trio.current_time()
             measured = await SCENARIOS[name](Bench(dsn, options.size, lambda note: console.print(f"  {note}")))
             results += [attrs.evolve(r, settings=conditions | r.settings) for r in measured]
+            console.print(f"{name} took {trio.current_time() - began:.0f} s")
     console.print(tabulate(results))
     if options.json is not None:
         save(results, options.json)

@@ -24,7 +24,7 @@ from . import backlog, drain
 from .child import playing
 from .draining import Drained, handle
 from .draining import drain as drain_by
-from .frame import Bench
+from .frame import Bench, execute
 from .peers import Peer, roles
 from .results import Result
 
@@ -64,7 +64,7 @@ def find_peers(bench: Bench, names: Sequence[str]) -> list[Installed]:
 
 async def measure(bench: Bench) -> list[Result]:
     """Give messages per second, Tocsin's and each peer's."""
-    messages, seconds, rounds = bench.pick(50_000, 10_000, 200), bench.pick(10.0, 1.0, 0.5), bench.pick(2, 1, 1)
+    messages, seconds, rounds = bench.pick(50_000, 5_000, 200), bench.pick(10.0, 1.0, 0.5), bench.pick(2, 1, 1)
     rates: dict[str, list[float]] = defaultdict(list)
     peers = find_peers(bench, PEERS)
     for _ in range(rounds if peers else 0):
@@ -113,7 +113,7 @@ async def measure_grid(bench: Bench) -> list[Result]:
 
 
 async def _unfinished(dsn: str) -> int:
-    ((count,),) = await backlog.execute(dsn, b"select count(*) from tocsin.messages")
+    ((count,),) = await execute(dsn, b"select count(*) from tocsin.messages")
     return int(count)
 
 
@@ -124,7 +124,7 @@ async def _filled(bench: Bench, peer: Installed, messages: int) -> AsyncIterator
             place = str(Path(directory) / peer.name) if peer.peer.on_file else dsn
             await _refill(place, peer, messages)
             if not peer.peer.on_file:
-                await backlog.execute(dsn, b"vacuum (analyze)")
+                await execute(dsn, b"vacuum (analyze)")
             yield place
 
 

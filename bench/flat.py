@@ -3,8 +3,8 @@
 ``flat``: the median of ``dequeue(100)`` and ``archive_many``, with what server and client need for it. The full table has 5,000,000 ready,
 1,000,000 delayed and 10,000,000 archived messages; the floor is the same in a table that has just enough. They take turns.
 
-``flat.held``: a drain of a million messages while another session keeps a snapshot open, so that no dead row can be vacuumed away; the floor
-is the same drain without that session. ``flat.held_end`` is the last tenth of the held drain, and its floor the first tenth.
+``flat.held``: a drain of a million messages while another session keeps a snapshot open, so that no dead row can be vacuumed away; the
+floor is the same drain without that session. ``flat.held_end`` is the last tenth of the held drain, and its floor the first tenth.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 async def _measure_full(bench: Bench) -> Result:
     turns, cycles = bench.pick(10, 5, 2), bench.pick(20, 10, 2)
-    ready, delayed, archived = (count // bench.pick(1, 50, 5000) for count in (5_000_000, 1_000_000, 10_000_000))
+    ready, delayed, archived = (count // bench.pick(1, 100, 5000) for count in (5_000_000, 1_000_000, 10_000_000))
     just_enough = (turns + 1) * cycles * BATCH
     taken: tuple[list[float], list[float]] = ([], [])
     async with bench.store_database(QUEUE) as full, bench.store_database(QUEUE) as small:
@@ -56,7 +56,7 @@ async def _take(child: Child, cycles: int) -> list[float]:
 
 
 async def _measure_held(bench: Bench) -> list[Result]:
-    messages = bench.pick(1_000_000, 40_000, 1000)
+    messages = bench.pick(1_000_000, 20_000, 1000)
     free = await _drain(bench, messages, hold=False)
     held = await _drain(bench, messages, hold=True)
     tenth = messages / draining.TENTHS

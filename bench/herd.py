@@ -43,7 +43,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def _measure_claims(bench: Bench) -> Result:
-    processes, each, messages = bench.pick(10, 10, 2), bench.pick(10, 10, 2), bench.pick(50, 10, 2)
+    processes, each, messages = bench.pick(10, 2, 2), bench.pick(10, 10, 2), bench.pick(50, 5, 2)
     async with AsyncExitStack() as stack:
         watch = await stack.enter_async_context(bench.bare_database(b"create extension pg_stat_statements"))
         dsn = await stack.enter_async_context(bench.store_database(QUEUE))
@@ -74,7 +74,7 @@ async def _calm(watch: str, database: int) -> int:
 
 
 async def _measure_listeners(bench: Bench) -> Result:
-    processes, each = bench.pick(10, 10, 2), bench.pick(10, 10, 2)
+    processes, each = bench.pick(10, 2, 2), bench.pick(10, 20, 2)
     turns, seconds = bench.pick(5, 2, 1), bench.pick(2.0, 0.5, 0.2)
     queues = [OTHER.format(number) for number in range(processes * each)]
     rates: dict[str, list[float]] = defaultdict(list)

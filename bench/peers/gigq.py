@@ -31,7 +31,7 @@ async def work(path: str, size: int, handled: Handled) -> None:
 
 
 async def settled(path: str) -> int:
-    return JobQueue(path).stats()[JobStatus.COMPLETED.value]
+    return int(JobQueue(path).stats()[JobStatus.COMPLETED.value])
 
 
 PEER = Peer({"concurrency": 1, "database": "SQLite, WAL"}, fill, work, settled, on_file=True)

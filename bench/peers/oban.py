@@ -31,12 +31,8 @@ async def fill(dsn: str, messages: int) -> None:
     await install(pool)
     app = Oban(pool=pool)
     for start in range(0, messages, 1000):
-        await app.enqueue_many([Job.new(worker=_name(), queue="peer", args={"n": n}) for n in range(start, min(start + 1000, messages))])
+        await app.enqueue_many([Handler.new({"n": n}) for n in range(start, min(start + 1000, messages))])
     await pool.close()
-
-
-def _name() -> str:
-    return f"{Handler.__module__}.{Handler.__qualname__}"
 
 
 async def work(dsn: str, size: int, handled: Handled) -> None:

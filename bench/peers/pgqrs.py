@@ -6,6 +6,8 @@ faster. An archived message stays in its table of messages, with the time.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pgqrs
 import psycopg
 
@@ -26,7 +28,8 @@ async def _connect(dsn: str) -> pgqrs.Store:
 async def fill(dsn: str, messages: int) -> None:
     store = await _connect(dsn)
     await pgqrs.admin(store).install()
-    await store.queue(QUEUE)
+    with suppress(pgqrs.QueueAlreadyExistsError):
+        await store.queue(QUEUE)
     producer = await store.producer(QUEUE)
     for start in range(0, messages, 100):
         await pgqrs.enqueue_batch(producer, [{"n": number} for number in range(start, min(start + 100, messages))])

@@ -5,6 +5,8 @@ It takes and finishes jobs one by one. Finished ones are kept, as with Tocsin.
 
 from __future__ import annotations
 
+from typing import Any
+
 import procrastinate
 import psycopg
 
@@ -14,7 +16,7 @@ CONCURRENCY = 100
 POOL = 20
 
 
-def _app(dsn: str, handled: Handled | None = None) -> tuple[procrastinate.App, procrastinate.tasks.Task[..., object, ...]]:
+def _app(dsn: str, handled: Handled | None = None) -> tuple[procrastinate.App, procrastinate.tasks.Task[[int], Any, [int]]]:
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, min_size=POOL, max_size=POOL))
 
     @app.task(name="peer", queue="peer")
@@ -30,7 +32,8 @@ async def fill(dsn: str, messages: int) -> None:
     async with app.open_async():
         await app.schema_manager.apply_schema_async()
         for start in range(0, messages, 1000):
-            await task.batch_defer_async(*({"n": number} for number in range(start, min(start + 1000, messages))))
+            jobs: list[dict[str, Any]] = [{"n": number} for number in range(start, min(start + 1000, messages))]
+            await task.batch_defer_async(*jobs)
 
 
 async def work(dsn: str, size: int, handled: Handled) -> None:
