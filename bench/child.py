@@ -12,7 +12,7 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,31 @@ class Child:
 @asynccontextmanager
 async def playing(role: Callable[..., object], dsn: str, *words: object) -> AsyncIterator[Child]:
     """Run a process in this role, and wait until it says that it is ready. However the block ends, the process is killed."""
+    async with playing_together(role, dsn, words) as (child,):
+        yield child
+
+
+@asynccontextmanager
+async def playing_together(role: Callable[..., object], dsn: str, *each: Sequence[object]) -> AsyncIterator[list[Child]]:
+    """Run processes in this role, each with its own words, which start at the same time; otherwise like `playing`."""
+    children: list[Child] = []
+    try:
+        for words in each:
+            children.append(await _start(role, dsn, words))  # noqa: PERF401 - those that have started are to be killed
+        for child in children:
+            await child.hear("ready")
+        yield children
+    finally:
+        for child in children:
+            if child.process.poll() is None:
+                child.process.kill()
+        with trio.move_on_after(_CLEANUP_WITHIN, shield=True):
+            for child in children:
+                await child.process.wait()
+                await child.close()
+
+
+async def _start(role: Callable[..., object], dsn: str, words: Sequence[object]) -> Child:
     command = [sys.executable, "-m", "bench.child", role.__module__, role.__qualname__, *map(str, words)]
     process = await trio.lowlevel.open_process(
         command,
@@ -95,16 +120,7 @@ async def playing(role: Callable[..., object], dsn: str, *words: object) -> Asyn
         cwd=Path(__file__).parents[1],
         start_new_session=True,  # Ctrl-C is for the benchmark, which then kills it
     )
-    child = Child(process)
-    try:
-        await child.hear("ready")
-        yield child
-    finally:
-        if process.poll() is None:
-            process.kill()
-        with trio.move_on_after(_CLEANUP_WITHIN, shield=True):
-            await process.wait()
-            await child.close()
+    return Child(process)
 
 
 # In the process that plays the role

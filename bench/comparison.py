@@ -83,7 +83,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 async def measure_grid(bench: Bench) -> list[Result]:
     """Give messages per second, Tocsin's and pgqrs', for each cell."""
-    messages, seconds = bench.pick(50_000, 50_000, 300), bench.pick(5.0, 0.5, 0.3)
+    messages, seconds = bench.pick(50_000, 20_000, 300), bench.pick(5.0, 0.5, 0.3)
     counts, sizes = bench.pick((1, 2, 4), (1, 4), (2,)), bench.pick((1, 10, 50), (1, 50), (1, 10))
     results: list[Result] = []
     peers = find_peers(bench, [GRID_PEER])

@@ -24,7 +24,7 @@ import tocsin
 
 from . import backlog, draining
 from .child import asleep, playing, say
-from .driver import PROCESSES, load
+from .driver import PROCESSES, Driver, driving
 from .frame import Bench, execute
 from .results import Result
 
@@ -53,6 +53,7 @@ async def measure(bench: Bench) -> list[Result]:
     rates: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        driver = await enter(driving())
         busy, silenced = await enter(_queue_with_consumer(bench)), await enter(_queue_with_consumer(bench))
         await execute(silenced, SILENT)
         ways = {
@@ -66,12 +67,12 @@ async def measure(bench: Bench) -> list[Result]:
             ways["always"] = Way(always, INSERT)
         for _ in range(turns):
             for name, way in ways.items():
-                rates[name].append(await load(way.dsn, connections, seconds, way.statement))
+                rates[name].append(await driver.load(way.dsn, connections, seconds, way.statement))
         for _ in range(bench.pick(3, 1, 1)):
             for name in ("draining", "draining.silent"):
-                rates[name].append(await _load_while_draining(bench, backlogged, connections, seconds, silent=name != "draining"))
+                rates[name].append(await _load_while_draining(bench, driver, backlogged, connections, seconds, silent=name != "draining"))
     settings = {"connections": connections, "turns": turns, "seconds": seconds, "driver_processes": PROCESSES}
-    silent, driver = rates.pop("silent"), rates.pop("driver")
+    silent, empty = rates.pop("silent"), rates.pop("driver")
     silent_draining = rates.pop("draining.silent")
     results = [
         Result(
@@ -83,7 +84,7 @@ async def measure(bench: Bench) -> list[Result]:
         )
         for name, own in rates.items()
     ]
-    return [*results, Result("enqueue_concurrent.driver", median(driver), "/s", None, settings)]
+    return [*results, Result("enqueue_concurrent.driver", median(empty), "/s", None, settings)]
 
 
 @asynccontextmanager
@@ -103,14 +104,14 @@ async def _queue_that_always_notifies(stack: AsyncExitStack, bench: Bench) -> st
         return None
 
 
-async def _load_while_draining(bench: Bench, messages: int, connections: int, seconds: float, *, silent: bool) -> float:
+async def _load_while_draining(bench: Bench, driver: Driver, messages: int, connections: int, seconds: float, *, silent: bool) -> float:
     async with bench.store_database(QUEUE) as dsn:
         await backlog.fill(dsn, QUEUE, messages)
         if silent:
             await execute(dsn, SILENT)
         async with playing(draining.handle, dsn, messages * 10, 600, QUEUE, 100, 0) as consumer:
             await consumer.order("go")
-            return await load(dsn, connections, seconds, INSERT)
+            return await driver.load(dsn, connections, seconds, INSERT)
 
 
 async def be_busy(dsn: str) -> NoReturn:

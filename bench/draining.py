@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
 from typing import Self
 
 import attrs
@@ -20,7 +19,7 @@ import trio
 
 import tocsin
 
-from .child import orders, playing, say
+from .child import orders, playing_together, say
 
 TENTHS = 10
 PATIENCE = 600.0
@@ -85,8 +84,7 @@ class Drained:
 
 async def drain(role: Callable[..., object], dsn: str, share: int, seconds: float, *words: object, processes: int = 1) -> Drained:
     """Have processes in this role drain a backlog together, each its part of the share."""
-    async with AsyncExitStack() as stack:
-        children = [await stack.enter_async_context(playing(role, dsn, share // processes, seconds, *words)) for _ in range(processes)]
+    async with playing_together(role, dsn, *[(share // processes, seconds, *words)] * processes) as children:
         for child in children:
             await child.order("go")
         ends = [Drained.read(await child.hear("drained", PATIENCE)) for child in children]

@@ -7,43 +7,57 @@ what limits the inserts is the server.
 
 from __future__ import annotations
 
+import json
 import select
 import sys
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
-import trio
 from psycopg import pq
 
-from .child import playing, say
+from .child import Child, playing_together, say
 
 PROCESSES = 2
 _NAME = b"load"
 _FINE = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 
 
-async def load(dsn: str, connections: int, seconds: float, statement: str) -> float:
-    """Run a statement on so many connections for so long, each in a transaction of its own; return how many a second there were."""
-    async with AsyncExitStack() as stack:
-        words = connections // PROCESSES, seconds, statement
-        children = [await stack.enter_async_context(playing(repeat, dsn, *words)) for _ in range(PROCESSES)]
-        for child in children:
-            await child.order("go")
-        with trio.fail_after(seconds + 30):
-            return sum([await child.hear_number("rate") for child in children])
+class Driver:
+    """The processes that make the load; opened by `driving`."""
+
+    def __init__(self, children: Sequence[Child]) -> None:
+        self._children = children
+
+    async def load(self, dsn: str, connections: int, seconds: float, statement: str) -> float:
+        """Run a statement on so many connections for so long, each in a transaction of its own; return how many a second there were."""
+        for child in self._children:
+            await child.order(json.dumps([dsn, connections // PROCESSES, seconds, statement]))
+        return sum([await child.hear_number("rate") for child in self._children])
 
 
-def repeat(dsn: str, connections: str, seconds: str, statement: str) -> None:
-    """Say how many of these statements a second this process got through."""
-    lines = [_open(dsn, statement.encode()) for _ in range(int(connections))]
+@asynccontextmanager
+async def driving() -> AsyncIterator[Driver]:
+    """Start the processes; however the block ends, they are killed."""
+    async with playing_together(serve, "", *[()] * PROCESSES) as children:
+        yield Driver(children)
+
+
+def serve(dsn: str) -> None:
+    """For each order, which says where as well, run a statement again and again; say how many a second there were."""
+    say("ready")
+    for order in sys.stdin:
+        say("rate", _repeat(*json.loads(order)))
+
+
+def _repeat(dsn: str, connections: int, seconds: float, statement: str) -> float:
+    lines = [_open(dsn, statement.encode()) for _ in range(connections)]
     by_number = {line.socket: line for line in lines}
     poll = select.poll()
     for number in by_number:
         poll.register(number, select.POLLIN)
-    say("ready")
-    sys.stdin.readline()
     began = time.perf_counter()
-    end = began + float(seconds)
+    end = began + seconds
     for line in lines:
         line.send_query_prepared(_NAME, None)
     done = 0
@@ -55,8 +69,10 @@ def repeat(dsn: str, connections: str, seconds: str, statement: str) -> None:
                 _finish(line)
                 done += 1
                 line.send_query_prepared(_NAME, None)
-    say("rate", done / (time.perf_counter() - began))
-    sys.stdin.read()
+    rate = done / (time.perf_counter() - began)
+    for line in lines:
+        line.finish()
+    return rate
 
 
 def _open(dsn: str, statement: bytes) -> pq.abc.PGconn:

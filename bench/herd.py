@@ -21,8 +21,8 @@ import trio
 import tocsin
 
 from . import backlog, floor
-from .child import asleep, playing, say
-from .driver import load
+from .child import asleep, playing_together, say
+from .driver import driving
 from .frame import Bench, execute
 from .results import Result
 
@@ -47,8 +47,7 @@ async def _measure_claims(bench: Bench) -> Result:
     async with AsyncExitStack() as stack:
         watch = await stack.enter_async_context(bench.bare_database(b"create extension pg_stat_statements"))
         dsn = await stack.enter_async_context(bench.store_database(QUEUE))
-        for _ in range(processes):
-            await stack.enter_async_context(playing(consume, dsn, each))
+        await stack.enter_async_context(playing_together(consume, dsn, *[[each]] * processes))
         ((database,),) = await execute(dsn, b"select oid from pg_database where datname = current_database()")
         before = await _calm(watch, database)
         async with tocsin.connect(dsn) as store:
@@ -79,16 +78,17 @@ async def _measure_listeners(bench: Bench) -> Result:
     queues = [OTHER.format(number) for number in range(processes * each)]
     rates: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
+        driver = await stack.enter_async_context(driving())
         ways: dict[str, Callable[..., object] | None] = {"sleep": sleep, "listen": floor.listen, "nobody": None}
         databases: dict[str, str] = {}
         for name, role in ways.items():
             databases[name] = await stack.enter_async_context(bench.store_database(QUEUE, *queues))
             if role is not None:
-                for number in range(processes):
-                    await stack.enter_async_context(playing(role, databases[name], *queues[number * each : (number + 1) * each]))
+                shares = [queues[number * each : (number + 1) * each] for number in range(processes)]
+                await stack.enter_async_context(playing_together(role, databases[name], *shares))
         for _ in range(turns):
             for name, dsn in databases.items():
-                rates[name].append(await load(dsn, PRODUCERS, seconds, f"{backlog.INSERT}'{QUEUE}'"))
+                rates[name].append(await driver.load(dsn, PRODUCERS, seconds, f"{backlog.INSERT}'{QUEUE}'"))
     settings = {
         "listeners": processes * each,
         "producers": PRODUCERS,
