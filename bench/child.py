@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Child:
 
 @asynccontextmanager
 async def playing(role: Callable[..., object], dsn: str, *words: object) -> AsyncIterator[Child]:
-    """Run a process in this role, and wait until it says that it is ready. However the block ends, the process is killed."""
+    """Run a process in this role, and wait until it says that it is ready. At the end it is killed, with its own ones."""
     async with playing_together(role, dsn, words) as (child,):
         yield child
 
@@ -102,8 +103,8 @@ async def playing_together(role: Callable[..., object], dsn: str, *each: Sequenc
         yield children
     finally:
         for child in children:
-            if child.process.poll() is None:
-                child.process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)  # with what it has started itself, which some of the peers do
         with trio.move_on_after(_CLEANUP_WITHIN, shield=True):
             for child in children:
                 await child.process.wait()

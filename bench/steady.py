@@ -132,4 +132,4 @@ async def consume(dsn: str) -> None:
             await incoming.next()
             ordered = sorted(latencies)
             latencies.clear()
-            say("handled", len(ordered), *(percentile(ordered, percent) * 1e3 for percent in (50, 99)))
+            say("handled", len(ordered), *(percentile(ordered or [0.0], percent) * 1e3 for percent in (50, 99)))

@@ -25,6 +25,8 @@ async def handle(*, n: int) -> None:
 async def fill(dsn: str, messages: int) -> None:
     async with Chancy(dsn) as app:
         await app.migrate()
+        # Each worker also serves "default", by default with a pool of processes.
+        await app.declare(Queue("default", executor=Chancy.Executor.Async))
         await app.declare(
             Queue("peer", concurrency=CONCURRENCY, executor=Chancy.Executor.Async, eager_polling=True, polling_interval=1), upsert=True
         )
