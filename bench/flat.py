@@ -56,7 +56,7 @@ async def _take(child: Child, cycles: int) -> list[float]:
 
 
 async def _measure_held(bench: Bench) -> list[Result]:
-    messages = bench.pick(1_000_000, 20_000, 1000)
+    messages = bench.pick(1_000_000, 10_000, 1000)
     free = await _drain(bench, messages, hold=False)
     held = await _drain(bench, messages, hold=True)
     tenth = messages / draining.TENTHS

@@ -26,7 +26,7 @@ TARGET = 1.1
 
 async def measure(bench: Bench) -> list[Result]:
     """Give the resident set in MB."""
-    messages, step = bench.pick(1_000_000, 100_000, 1000), bench.pick(10_000, 10_000, 100)
+    messages, step = bench.pick(1_000_000, 60_000, 1000), bench.pick(10_000, 10_000, 100)
     async with bench.store_database(QUEUE) as dsn:
         await backlog.fill(dsn, QUEUE, messages)
         async with playing(consume, dsn, messages, step) as consumer:

@@ -55,7 +55,7 @@ def work(dsn: str, share: str, seconds: str, name: str, size: str) -> None:
         while settled < handled and full.is_set() and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_EVERY)
             settled = await peer.settled(dsn) - before
-        tally.tell(settled)
+        tally.tell(min(settled, handled))  # other processes settle too
         worker.cancel()
         sys.stdin.read()  # until killed: how gracefully it ends is not measured
 
