@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 import trio
+from psycopg import sql
 from rich.console import Console
 
 from tocsin.embedded import serve
@@ -22,7 +23,14 @@ from .frame import Bench, Size, execute
 from .results import TOLERANCE, Result, load_ratios, save, tabulate, worse
 from .scenarios import SCENARIOS
 
-SERVER_SETTINGS = {"fsync": "on", "synchronous_commit": "on", "shared_preload_libraries": "pg_stat_statements"}
+SERVER_SETTINGS = {
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "shared_preload_libraries": "pg_stat_statements",
+    "max_connections": "400",  # a hundred listeners, each with its pool
+    "max_wal_size": "4GB",  # else a run of a million messages is one long checkpoint, for the floors too
+    "autovacuum_naptime": "10s",  # by default a minute: too seldom for a table to have come to its size within one
+}
 
 
 @attrs.frozen
@@ -44,7 +52,7 @@ class Options:
 def parse(arguments: Sequence[str]) -> Options:
     """Read the command line; exits when it makes no sense."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Tocsin against what is done by hand.")
-    parser.add_argument("--quick", action="store_const", dest="size", const=Size.QUICK, help="fewer samples: about one minute in all")
+    parser.add_argument("--quick", action="store_const", dest="size", const=Size.QUICK, help="fewer samples: less than two minutes in all")
     parser.add_argument("--smoke", action="store_const", dest="size", const=Size.SMOKE, help=argparse.SUPPRESS)
     parser.add_argument("--only", action="append", choices=SCENARIOS, help="run this scenario; may be given several times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results here")
@@ -77,17 +85,20 @@ async def server(dsn: str | None) -> AsyncIterator[str]:
 
 async def describe(dsn: str, size: Size) -> dict[str, Any]:
     """Return the conditions that all figures of this run have in common."""
-    ((version, fsync, synchronous_commit),) = await execute(
-        dsn, b"select current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit')"
-    )
+    names = ("server_version", "fsync", "synchronous_commit", "autovacuum_naptime")
+    (values,) = await execute(dsn, sql.SQL("select {}").format(sql.SQL(", ").join(map(_setting, names))))
+    server = dict(zip(names, values, strict=True))
     return {
         "size": size.name.lower(),
-        "postgresql": version,
-        "fsync": fsync,
-        "synchronous_commit": synchronous_commit,
+        "postgresql": server.pop("server_version"),
+        **server,
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
     }
+
+
+def _setting(name: str) -> sql.Composed:
+    return sql.SQL("current_setting({})").format(name)
 
 
 async def run(options: Options) -> int:
@@ -99,9 +110,10 @@ async def run(options: Options) -> int:
         conditions = await describe(dsn, options.size)
         console.print(", ".join(f"{name} {value}" for name, value in conditions.items()))
         for name in options.only:
-            console.print(f"{name} ...")
-            measured = await SCENARIOS[name](Bench(dsn, options.size))
+            began = trio.current_time()
+            measured = await SCENARIOS[name](Bench(dsn, options.size, lambda note: console.print(f"  {note}")))
             results += [attrs.evolve(r, settings=conditions | r.settings) for r in measured]
+            console.print(f"{name} took {trio.current_time() - began:.0f} s")
     console.print(tabulate(results))
     if options.json is not None:
         save(results, options.json)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,10 @@ class Child:
         """Send it a line. Cancelled, it is sent, in part perhaps, or not."""
         await self._stdin.send_all(" ".join(map(str, words)).encode() + b"\n")
 
-    async def hear(self, word: str) -> list[str]:
+    async def hear(self, word: str, within: float = _PATIENCE) -> list[str]:
         """Return the rest of its next line, which must begin with this word. Cancelled, no line is lost."""
         try:
-            with trio.fail_after(_PATIENCE):
+            with trio.fail_after(within):
                 first, *rest = await self._lines.next()
         except EOFError:
             raise RuntimeError(f"a process ended that should have said {word!r}; its standard error says why") from None
@@ -85,7 +86,32 @@ class Child:
 
 @asynccontextmanager
 async def playing(role: Callable[..., object], dsn: str, *words: object) -> AsyncIterator[Child]:
-    """Run a process in this role, and wait until it says that it is ready. However the block ends, the process is killed."""
+    """Run a process in this role, and wait until it says that it is ready. At the end it is killed, with its own ones."""
+    async with playing_together(role, dsn, words) as (child,):
+        yield child
+
+
+@asynccontextmanager
+async def playing_together(role: Callable[..., object], dsn: str, *each: Sequence[object]) -> AsyncIterator[list[Child]]:
+    """Run processes in this role, each with its own words, which start at the same time; otherwise like `playing`."""
+    children: list[Child] = []
+    try:
+        for words in each:
+            children.append(await _start(role, dsn, words))  # noqa: PERF401 - those that have started are to be killed
+        for child in children:
+            await child.hear("ready")
+        yield children
+    finally:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)  # with what it has started itself, which some of the peers do
+        with trio.move_on_after(_CLEANUP_WITHIN, shield=True):
+            for child in children:
+                await child.process.wait()
+                await child.close()
+
+
+async def _start(role: Callable[..., object], dsn: str, words: Sequence[object]) -> Child:
     command = [sys.executable, "-m", "bench.child", role.__module__, role.__qualname__, *map(str, words)]
     process = await trio.lowlevel.open_process(
         command,
@@ -95,16 +121,7 @@ async def playing(role: Callable[..., object], dsn: str, *words: object) -> Asyn
         cwd=Path(__file__).parents[1],
         start_new_session=True,  # Ctrl-C is for the benchmark, which then kills it
     )
-    child = Child(process)
-    try:
-        await child.hear("ready")
-        yield child
-    finally:
-        if process.poll() is None:
-            process.kill()
-        with trio.move_on_after(_CLEANUP_WITHIN, shield=True):
-            await process.wait()
-            await child.close()
+    return Child(process)
 
 
 # In the process that plays the role

@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 import select
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
 
 from .child import say
+from .draining import Tally
+from .frame import execute
 
 TABLE = b"create table messages (id bigint generated always as identity primary key, sent bigint, due timestamptz not null default now())"
 """What the roles that claim need in their database."""
@@ -63,6 +67,28 @@ def hear(dsn: str) -> None:
             say("handled", (time.monotonic_ns() - int(sent)) / 1e6)
 
 
+def call(dsn: str) -> None:
+    """For each order, notify `answer` and wait for its notification; say how long that took, in ms."""
+    with _connect(dsn) as connection, _connect(dsn) as line:
+        line.execute("listen floor_back")
+        answers = _wakes(line)
+        say("ready")
+        for _ in sys.stdin:
+            sent = time.monotonic_ns()
+            connection.execute("select pg_notify('floor', '')")
+            next(answers)
+            say("handled", (time.monotonic_ns() - sent) / 1e6)
+
+
+def answer(dsn: str) -> None:
+    """Notify `call` back."""
+    with _connect(dsn) as connection, _connect(dsn) as line:
+        line.execute("listen floor")
+        say("ready")
+        for _ in _wakes(line):
+            connection.execute("select pg_notify('floor_back', '')")
+
+
 def hear_and_claim(dsn: str) -> None:
     """On each notification, take one message out of the table; say how long after its statement it was here, in ms."""
     with _connect(dsn) as connection, _connect(dsn) as line:
@@ -75,6 +101,74 @@ def hear_and_claim(dsn: str) -> None:
             now = time.monotonic_ns()
             assert claimed is not None
             say("handled", (now - claimed[0]) / 1e6)
+
+
+# Draining
+
+QUEUE_TABLES = b"""
+create table queue (
+    id bigint generated always as identity primary key, priority integer not null default 0, due timestamptz not null default now(),
+    leased_until timestamptz, read_ct integer not null default 0, enqueued_at timestamptz not null default now(), payload jsonb not null
+);
+create index queue_ready on queue (priority, due, id) where leased_until is null;
+create index queue_leased on queue (leased_until) where leased_until is not null;
+create table done (
+    id bigint primary key, priority integer not null, read_ct integer not null, enqueued_at timestamptz not null,
+    archived_at timestamptz not null, payload jsonb not null
+)
+"""
+"""What `claim_and_archive` needs in its database: a queue with priorities, delays, leases and an archive can hardly have less."""
+_FILL = b"insert into queue (payload) select jsonb_build_object('n', n) from generate_series(1, %s::integer) n"
+_CLAIM = """
+update queue set leased_until = now() + interval '30 s', read_ct = read_ct + 1
+where id = any (array(
+    select id from queue where leased_until is null and due <= now() order by priority, due, id limit 100 for update skip locked
+))
+returning id, payload
+"""
+_ARCHIVE = """
+with finished as (delete from queue where id = any (%s) returning id, priority, read_ct, enqueued_at, payload)
+insert into done select id, priority, read_ct, enqueued_at, now(), payload from finished
+"""
+
+
+async def fill(dsn: str, messages: int) -> None:
+    """Add rows to the queue, as `backlog.fill` does for Tocsin."""
+    await execute(dsn, _FILL, messages)
+    await execute(dsn, b"vacuum (analyze) queue")
+
+
+def claim_and_archive(dsn: str, share: str, seconds: str, threads: str) -> None:
+    """Drain: claim a hundred, call a function for each, archive the hundred; so many threads, each with a connection of its own."""
+    tally = Tally(int(share))
+    lock = threading.Lock()
+
+    def handle(payload: object) -> None:
+        assert payload is not None
+
+    def work(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        deadline = time.monotonic() + float(seconds)
+        while time.monotonic() < deadline and (claimed := connection.execute(_CLAIM).fetchall()):
+            with lock:
+                tally.add(len(claimed))
+            for _, payload in claimed:
+                handle(payload)
+            connection.execute(_ARCHIVE, [[number for number, _ in claimed]])
+            with lock:
+                settled.append(len(claimed))
+
+    settled: list[int] = []
+    with ExitStack() as stack:
+        connections = [stack.enter_context(_connect(dsn)) for _ in range(int(threads))]
+        say("ready")
+        sys.stdin.readline()
+        workers = [threading.Thread(target=work, args=[c]) for c in connections]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        tally.tell(sum(settled))
+        sys.stdin.read()
 
 
 # Being due
@@ -117,6 +211,19 @@ def wait_for_lock(dsn: str) -> None:
 
 
 # Being idle
+
+
+def listen(dsn: str, *channels: str) -> None:
+    """LISTEN on each of these channels, each on a connection of its own, and read what comes."""
+    with ExitStack() as stack:
+        connections = [stack.enter_context(_connect(dsn)) for _ in channels]
+        for connection, channel in zip(connections, channels, strict=True):
+            connection.execute(f'listen "{channel}"'.encode())
+        say("ready")
+        while True:
+            select.select(connections, [], [])
+            for connection in connections:
+                connection.pgconn.consume_input()
 
 
 def listen_and_beat(dsn: str) -> None:

@@ -47,6 +47,8 @@ class Bench:
     """Connection string of a server whose role may create databases."""
     size: Size
     """How much to measure."""
+    note: Callable[[str], None]
+    """Tells whoever looks on what was left out, and why."""
 
     def pick(self, full: T, quick: T, smoke: T) -> T:
         """Return the value for this size."""

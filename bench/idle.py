@@ -25,7 +25,7 @@ CONNECTIONS = 2
 
 async def measure(bench: Bench) -> list[Result]:
     """Give connections, statements, CPU seconds and wake-ups."""
-    seconds = bench.pick(30.0, 10.0, 3.0)
+    seconds = bench.pick(30.0, 3.0, 3.0)
     queues = [f"idle-{number}" for number in range(floor.QUEUES)]
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context

@@ -36,7 +36,7 @@ async def measure(bench: Bench) -> list[Result]:
     taken, floors = list[float](), list[float]()
     async with bench.bare_database() as bare, bench.store_database(QUEUE) as dsn:
         await _wait_until_deaths_count(dsn)
-        for _ in range(bench.pick(10, 3, 1)):
+        for _ in range(bench.pick(10, 1, 1)):
             taken.append(await _kill_consumer(dsn))
             floors.append(await _kill_holder(bare))
     settings = {"runs": len(taken), "messages": MESSAGES, "lease_s": LEASE, "lock_p50_s": percentile(floors, 50)}

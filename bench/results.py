@@ -86,20 +86,24 @@ def worse(results: Iterable[Result], recorded: dict[str, float]) -> list[tuple[s
 def tabulate(results: Iterable[Result]) -> Table:
     """Return a table for people."""
     table = Table()
-    table.add_column("scenario")
+    table.add_column("scenario", no_wrap=True)
     for heading in ("value", "floor", "ratio", "target"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for r in results:
         limit = r.settings.get("target_ratio")
-        target = "" if r.met is None else f"{limit:g}x" if limit is not None else f"{r.settings['target_value']:g} {r.unit}"
+        target = "" if r.met is None else f"{limit:.3g}x" if limit is not None else f"{r.settings['target_value']:g} {r.unit}"
         table.add_row(
             r.scenario,
-            f"{r.value:.4g} {r.unit}",
-            "" if r.floor is None else f"{r.floor:.4g} {r.unit}",
+            f"{_spell(r.value)} {r.unit}",
+            "" if r.floor is None else f"{_spell(r.floor)} {r.unit}",
             "" if r.ratio is None else f"{r.ratio:.2f}",
             target if r.met is not False else f"[red]{target} missed[/red]",
         )
     return table
+
+
+def _spell(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _round(value: float | None) -> float | None:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import commands, delayed, idle, kill, wakeup
+from . import commands, comparison, concurrent, delayed, drain, enqueue, flat, herd, idle, kill, memory, steady, wakeup
 from .frame import Scenario
 
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     {
+        "drain": drain.measure,
+        "enqueue": enqueue.measure,
+        "enqueue_batch": enqueue.measure_batch,
+        "enqueue_concurrent": concurrent.measure,
+        "peers": comparison.measure,
+        "grid": comparison.measure_grid,
         "wakeup": wakeup.measure,
+        "steady": steady.measure,
+        "memory": memory.measure,
+        "flat": flat.measure,
+        "herd": herd.measure,
         "idle": idle.measure,
         "kill": kill.measure,
         "commands": commands.measure,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,44 @@ def test_messages_between_processes(server: servers.Server, tmp_path: Path) -> N
     assert ended.stderr == ""
     records = json.loads(saved.read_text())
     check_shape(records)
-    ways = [f"wakeup.{way}.{percentile}" for way in ("claim", "produce", "sql") for percentile in ("p50", "p99")]
+    names = ("notify", "claim", "produce", "sql", "produce_raw", "sql_raw")
+    ways = [f"wakeup.{name}.{percentile}" for name in names for percentile in ("p50", "p99")]
     assert [r["scenario"] for r in records] == [*ways, "delayed.p50", "delayed.max"]
     assert all(r["scenario"] in ended.stdout for r in records)
     with connect_blocking(server.admin_dsn) as connection:
         assert connection.execute("select datname from pg_database where datname like 'tocsin\\_bench\\_%'").fetchall() == []
+
+
+def test_throughput(server: servers.Server, tmp_path: Path) -> None:
+    scenarios = ("drain", "enqueue", "enqueue_batch", "enqueue_concurrent", "steady", "memory", "flat")
+    saved = tmp_path / "results.json"
+    ended = run(server, *(word for name in scenarios for word in ("--only", name)), "--json", saved)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    records = {r["scenario"]: r for r in json.loads(saved.read_text())}
+    check_shape(list(records.values()))
+    more = {"drain.four", "enqueue_concurrent.driver", "enqueue_concurrent.draining", "flat.held", "flat.held_end", "steady.growth"}
+    assert records.keys() >= {*scenarios, *more}
+    assert all(r["value"] > 0 for r in records.values())
+    assert records["steady"]["settings"]["handled"] == records["steady"]["settings"]["sent"] > 0
+    figures = tmp_path / "figures"
+    command = [sys.executable, "-m", "bench.plot", saved, figures]
+    drawn = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    assert sorted(path.name for path in figures.iterdir()) == ["drain.svg", "enqueue_concurrent.svg", "flat.svg"], drawn.stderr
+    for path in figures.iterdir():
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_crowds_and_other_queues(counting_server: servers.Server, tmp_path: Path) -> None:
+    saved = tmp_path / "results.json"
+    ended = run(counting_server, "--only", "herd", "--only", "peers", "--only", "grid", "--json", saved)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    records = {r["scenario"]: r for r in json.loads(saved.read_text())}
+    check_shape(list(records.values()))
+    assert records["herd"]["value"] >= 1
+    assert records["herd.listeners"]["floor"] > 0
+    for name in ("pgqrs", "pgqueuer", "oban", "chancy", "gigq", "procrastinate"):
+        assert (f"peers.{name}" in records) != (f"{name} is left out" in ended.stdout)
+    assert ("grid" in records) == ("grid.2x1" in records) == ("peers.pgqrs" in records)
 
 
 def test_idle_is_compared_by_ratio(counting_server: servers.Server, tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""Many connections, each with one statement after the other, and little else: a load that is not its own bottleneck.
+
+One process holds many connections with libpq's asynchronous calls and one poll over all of them: no threads that wait for each other, no
+results that are decoded. Two such processes get many times as many empty statements through as inserts (``enqueue_concurrent.driver``), so
+what limits the inserts is the server.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from psycopg import pq
+
+from .child import Child, playing_together, say
+
+PROCESSES = 2
+_NAME = b"load"
+_FINE = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
+
+
+class Driver:
+    """The processes that make the load; opened by `driving`."""
+
+    def __init__(self, children: Sequence[Child]) -> None:
+        self._children = children
+
+    async def load(self, dsn: str, connections: int, seconds: float, statement: str) -> float:
+        """Run a statement on so many connections for so long, each in a transaction of its own; return how many a second there were."""
+        for child in self._children:
+            await child.order(json.dumps([dsn, connections // PROCESSES, seconds, statement]))
+        return sum([await child.hear_number("rate") for child in self._children])
+
+
+@asynccontextmanager
+async def driving() -> AsyncIterator[Driver]:
+    """Start the processes; however the block ends, they are killed."""
+    async with playing_together(serve, "", *[()] * PROCESSES) as children:
+        yield Driver(children)
+
+
+def serve(dsn: str) -> None:
+    """For each order, which says where as well, run a statement again and again; say how many a second there were."""
+    say("ready")
+    for order in sys.stdin:
+        say("rate", _repeat(*json.loads(order)))
+
+
+def _repeat(dsn: str, connections: int, seconds: float, statement: str) -> float:
+    lines = [_open(dsn, statement.encode()) for _ in range(connections)]
+    by_number = {line.socket: line for line in lines}
+    poll = select.poll()
+    for number in by_number:
+        poll.register(number, select.POLLIN)
+    began = time.perf_counter()
+    end = began + seconds
+    for line in lines:
+        line.send_query_prepared(_NAME, None)
+    done = 0
+    while time.perf_counter() < end:
+        for number, _ in poll.poll(1000):
+            line = by_number[number]
+            line.consume_input()
+            if not line.is_busy():
+                _finish(line)
+                done += 1
+                line.send_query_prepared(_NAME, None)
+    rate = done / (time.perf_counter() - began)
+    for line in lines:
+        line.finish()
+    return rate
+
+
+def _open(dsn: str, statement: bytes) -> pq.abc.PGconn:
+    line = pq.PGconn.connect(dsn.encode())
+    if line.status != pq.ConnStatus.OK:
+        raise RuntimeError(line.get_error_message())
+    if line.prepare(_NAME, statement).status not in _FINE:
+        raise RuntimeError(line.get_error_message())
+    return line
+
+
+def _finish(line: pq.abc.PGconn) -> None:
+    while (result := line.get_result()) is not None:
+        if result.status not in _FINE:
+            raise RuntimeError(result.get_error_message())

@@ -1,0 +1,118 @@
+"""Enqueueing by one producer, to a queue at which nobody waits.
+
+``enqueue``: one awaited `Producer.enqueue` after the other. The floor is a blocking INSERT into the same table, with its indexes and its
+trigger. ``enqueue_batch``: `Producer.enqueue_many` with a thousand payloads at a time. The floor is a raw COPY of a thousand rows into the
+same table; it encodes the same payloads, with the standard library. Each of the four has a commit per call. Subject and floor take turns
+in one database; the figures are what the middle turn of each came to.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import psycopg
+
+import tocsin
+
+from . import backlog
+from .child import Child, orders, playing, say
+from .frame import Bench
+from .results import Result
+
+QUEUE = "enqueue"
+BATCH = 1000
+TARGET = 1 / 0.8
+"""How many times the rate the floor may be."""
+PAYLOAD = {"n": 1, "to": "ada@example.org"}
+
+
+async def measure(bench: Bench) -> list[Result]:
+    """Give messages per second, one by one."""
+    turns, count = bench.pick(20, 6, 2), bench.pick(500, 200, 10)
+    value, by_hand = await _take_turns(bench, produce, insert, turns, count)
+    return [Result("enqueue", value, "/s", by_hand, {"messages": turns * count, "target_ratio": TARGET})]
+
+
+async def measure_batch(bench: Bench) -> list[Result]:
+    """Give messages per second, a thousand at a time."""
+    turns, count = bench.pick(10, 4, 2), bench.pick(10, 5, 1)
+    value, by_hand = await _take_turns(bench, produce_batches, copy, turns, count)
+    settings = {"messages": turns * count * BATCH, "batch": BATCH, "target_ratio": TARGET}
+    return [Result("enqueue_batch", value * BATCH, "/s", by_hand * BATCH, settings)]
+
+
+async def _take_turns(
+    bench: Bench, subject: Callable[..., object], by_hand: Callable[..., object], turns: int, count: int
+) -> tuple[float, float]:
+    rates: tuple[list[float], list[float]] = ([], [])
+    async with bench.store_database(QUEUE) as dsn, playing(subject, dsn) as ours, playing(by_hand, dsn) as theirs:
+        for child in (ours, theirs):
+            await _turn(child, max(1, count // 5))  # statements are prepared, and plans kept, after some repetitions
+        for _ in range(turns):
+            for child, own in zip((ours, theirs), rates, strict=True):
+                own.append(await _turn(child, count))
+    return median(rates[0]), median(rates[1])
+
+
+async def _turn(child: Child, count: int) -> float:
+    await child.order(count)
+    return count / await child.hear_number("took")
+
+
+async def produce(dsn: str) -> None:
+    """For each order, a number, enqueue so many messages; say how long it took, in seconds."""
+    async with tocsin.connect(dsn) as store, store.producer(QUEUE) as producer, orders() as incoming:
+        say("ready")
+        while True:
+            (count,) = await incoming.next()
+            began = time.perf_counter()
+            for _ in range(int(count)):
+                await producer.enqueue(PAYLOAD)
+            say("took", time.perf_counter() - began)
+
+
+async def produce_batches(dsn: str) -> None:
+    """For each order, a number, enqueue so many batches; say how long it took, in seconds."""
+    async with tocsin.connect(dsn) as store, store.producer(QUEUE) as producer, orders() as incoming:
+        say("ready")
+        while True:
+            (count,) = await incoming.next()
+            began = time.perf_counter()
+            for _ in range(int(count)):
+                await producer.enqueue_many([PAYLOAD] * BATCH)
+            say("took", time.perf_counter() - began)
+
+
+def insert(dsn: str) -> None:
+    """Do by hand what `produce` does."""
+    statement = (
+        f"insert into tocsin.messages ({backlog.COLUMNS}) "
+        f"select id, clock_timestamp(), clock_timestamp(), clock_timestamp(), %s::jsonb from tocsin.queues where name = '{QUEUE}'"
+    ).encode()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        say("ready")
+        for line in sys.stdin:
+            began = time.perf_counter()
+            for _ in range(int(line)):
+                connection.execute(statement, [json.dumps(PAYLOAD)])
+            say("took", time.perf_counter() - began)
+
+
+def copy(dsn: str) -> None:
+    """Do by hand what `produce_batches` does."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        row = connection.execute("select id, now()::text from tocsin.queues where name = %s", [QUEUE]).fetchone()
+        assert row is not None
+        queue_id, now = row
+        say("ready")
+        for line in sys.stdin:
+            began = time.perf_counter()
+            for _ in range(int(line)):
+                rows = "".join(f"{queue_id}\t{now}\t{now}\t{now}\t{json.dumps(payload)}\n" for payload in [PAYLOAD] * BATCH)
+                with connection.cursor().copy(backlog.COPY.encode()) as stream:
+                    stream.write(rows)
+            say("took", time.perf_counter() - began)

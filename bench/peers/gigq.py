@@ -1,0 +1,37 @@
+"""GigQ: on its SQLite file; one thread, since more of them only wait for the file's lock.
+
+Its functions are plain ones, looked up by their import path, so what counts the calls is a variable of this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from gigq import JobQueue, JobStatus, Worker, task
+
+from . import Handled, Peer
+
+_handled: list[Handled] = []
+
+
+@task()
+def handle(n: int) -> None:
+    _handled[0]()
+
+
+async def fill(path: str, messages: int) -> None:
+    queue = JobQueue(path)
+    for number in range(messages):
+        handle.submit(queue, n=number)
+
+
+async def work(path: str, size: int, handled: Handled) -> None:
+    _handled.append(handled)
+    await asyncio.to_thread(Worker(path).start)
+
+
+async def settled(path: str) -> int:
+    return int(JobQueue(path).stats()[JobStatus.COMPLETED.value])
+
+
+PEER = Peer({"concurrency": 1, "database": "SQLite, WAL"}, fill, work, settled, on_file=True)

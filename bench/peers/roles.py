@@ -1,0 +1,79 @@
+"""The processes in which peers play a part: one to fill a queue, others to drain it (``draining.py``)."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from bench.child import say
+from bench.draining import Tally
+
+from . import Peer
+
+LOOK_EVERY = 0.005
+"""Seconds between two looks at whether everything is settled."""
+SETTLE_WITHIN = 5.0
+"""Seconds that settling may take after the last handler was called."""
+
+
+def load(name: str) -> Peer:
+    """Return a peer by the name of its adapter; raises `ImportError` when it is not installed."""
+    peer = importlib.import_module(f"{__package__}.{name}").PEER
+    assert isinstance(peer, Peer)
+    return peer
+
+
+def fill(dsn: str, name: str, messages: str) -> None:
+    """Fill the queue, and be ready."""
+    _run(load(name).fill(dsn, int(messages)))
+    say("ready")
+    sys.stdin.read()
+
+
+def work(dsn: str, share: str, seconds: str, name: str, size: str) -> None:
+    """Drain the queue."""
+    peer = load(name)
+
+    async def run() -> None:
+        full = asyncio.Event()
+        tally = Tally(int(share), full.set)
+        before = await peer.settled(dsn)
+        say("ready")
+        sys.stdin.readline()
+        worker = asyncio.create_task(_endure(peer, dsn, int(size), tally))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(float(seconds)):
+                await full.wait()
+        handled = tally.count
+        settled = await peer.settled(dsn) - before
+        deadline = time.monotonic() + SETTLE_WITHIN
+        while settled < handled and full.is_set() and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_EVERY)
+            settled = await peer.settled(dsn) - before
+        tally.tell(min(settled, handled))  # other processes settle too
+        worker.cancel()
+        sys.stdin.read()  # until killed: how gracefully it ends is not measured
+
+    _run(run())
+
+
+async def _endure(peer: Peer, dsn: str, size: int, tally: Tally) -> None:
+    try:
+        await peer.work(dsn, size, tally.add)
+    except Exception:
+        logging.exception("the peer's worker ended")
+
+
+def _run(main: Any) -> None:
+    logging.disable(logging.WARNING)  # some of them tell of each message
+    with suppress(ImportError):
+        import uvloop
+
+        uvloop.run(main)
+        return
+    asyncio.run(main)
