@@ -18,8 +18,17 @@ from tocsin import ahead
 from tocsin.ahead import HORIZON, MOST, Ahead
 
 
-def messages(count: int) -> list[Any]:
-    return list(range(count))
+class Parcel(list[int]):
+    """Numbers instead of messages."""
+
+    def take(self, count: int) -> list[int]:
+        taken = self[:count]
+        del self[:count]
+        return taken
+
+
+def messages(count: int) -> Any:
+    return Parcel(range(count))
 
 
 def test_nothing_is_claimed_ahead_before_anything_is_finished() -> None:

@@ -23,7 +23,7 @@ def row(priority: int, due: datetime) -> Any:
 def test_it_looks_first_then_glances_for_a_time_that_depends_on_the_look() -> None:
     front = Front()
     assert front.next_position(0) is None
-    front.claimed([row(0, DUE), row(3, DUE)])
+    front.claimed(row(3, DUE))
     front.looked(10, 10.001, math.inf)
     assert front.next_position(10.001 + 0.9 * SHARE * 0.001) == (3, DUE)
     assert front.next_position(10.001 + 1.1 * SHARE * 0.001) is None
@@ -34,7 +34,7 @@ def test_it_looks_first_then_glances_for_a_time_that_depends_on_the_look() -> No
 
 def test_it_looks_when_something_is_due() -> None:
     front = Front()
-    front.claimed([row(0, DUE)])
+    front.claimed(row(0, DUE))
     front.looked(10, 11, 11.5)
     assert front.next_position(11.4) == (0, DUE)
     assert front.next_position(11.5) is None
@@ -42,7 +42,7 @@ def test_it_looks_when_something_is_due() -> None:
 
 def test_after_a_glance_in_vain_it_looks_at_once_unless_that_is_expensive() -> None:
     front = Front()
-    front.claimed([row(0, DUE)])
+    front.claimed(row(0, DUE))
     front.looked(10, 10 + CHEAP / 2, math.inf)
     assert front.glanced_in_vain() == -math.inf
     assert front.next_position(10 + CHEAP / 2) is None

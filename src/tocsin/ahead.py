@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
 
 from .message import Message
+from .parcel import Parcel
 
 HORIZON = 0.02
 """Seconds of work that may be claimed ahead."""
@@ -29,13 +29,15 @@ class Ahead:
         """Messages that handlers have finished since the last claim began."""
         self.check_at = math.inf
         """When to look whether messages have been waiting for too long."""
-        self._waiting: deque[Message] = deque()
+        self._parcels: deque[Parcel] = deque()
+        self._put_back: list[Message] = []
+        self._waiting = 0
         self._claim_began = -math.inf
         self._taken = 0
         self._marked = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._waiting
 
     def room(self, now: float) -> int:
         """Return how many more there may be."""
@@ -43,29 +45,41 @@ class Ahead:
         allowed = 2 * self.finished
         if elapsed > HORIZON:
             allowed = int(allowed * HORIZON / elapsed)
-        return min(allowed, MOST) - len(self._waiting)
+        return min(allowed, MOST) - self._waiting
 
     def claim_begins(self, now: float) -> None:
         """Note that the next claim is sent."""
         self._claim_began = now
         self.finished = 0
 
-    def add(self, messages: Sequence[Message], now: float) -> None:
-        """Add messages that were claimed now."""
-        self._waiting += messages
+    def add(self, parcel: Parcel, now: float) -> None:
+        """Add what was claimed now."""
+        self._parcels.append(parcel)
+        self._waiting += len(parcel)
         if self.check_at == math.inf:
             self._mark(now)
 
     def take(self, count: int) -> list[Message]:
         """Take this many for a handler, or fewer."""
-        taken = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+        taken = self._put_back[:count]
+        del self._put_back[:count]
+        while len(taken) < count and self._parcels:
+            taken += self._parcels[0].take(count - len(taken))
+            if not self._parcels[0]:
+                self._parcels.popleft()
         self._taken += len(taken)
+        self._waiting -= len(taken)
         return taken
 
     def take_all(self) -> list[Message]:
         """Take all, to give them back."""
         self.check_at = math.inf
-        return self.take(len(self._waiting))
+        return self.take(self._waiting)
+
+    def put_back(self, messages: list[Message]) -> None:
+        """Have these again, which could not be given back."""
+        self._put_back = messages + self._put_back
+        self._waiting += len(messages)
 
     def waited_too_long(self, now: float) -> bool:
         """Tell whether there are messages that were there `PATIENCE` ago."""
@@ -77,5 +91,5 @@ class Ahead:
         return False
 
     def _mark(self, now: float) -> None:
-        self._marked = self._taken + len(self._waiting)
+        self._marked = self._taken + self._waiting
         self.check_at = now + PATIENCE if self._waiting else math.inf

@@ -65,21 +65,22 @@ class Consumer(Registered, WorkerHandle):
         """
         check_count(limit, "limit")
         length = None if vt is None else to_seconds(vt, "vt")
+        self._intake.leases.forget_lapsed()
         with self._bell.bed(self.queue_id) as bed:
             deadline = trio.current_time() + to_seconds(wait, "wait", zero=True)
             while True:
                 bed.look()
                 try:
-                    claim = await self._intake.claim(limit, length, look=True)
+                    claim = await self._intake.claim(limit, length, look=True, kept=False)
                 except BaseException:
                     bed.failed_to_look()
                     raise
                 rung_meanwhile = bed.rung
                 bed.looked(claim.again_at, full=claim.full)
-                if claim.messages or trio.current_time() >= deadline:
+                messages = claim.parcel.take_all()
+                if messages or trio.current_time() >= deadline:
                     bed.rung = rung_meanwhile
-                    self._intake.leases.take(claim.messages, claim.vt, claim.claimed_at, kept=False)
-                    return claim.messages
+                    return messages
                 while not bed.rung and trio.current_time() < deadline:
                     await bed.sleep(until=deadline)
 

@@ -13,7 +13,6 @@ Messages taken by hand (`Consumer.dequeue`) are always looked for: whoever asks 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from datetime import datetime
 
 from .message import Row
@@ -43,10 +42,9 @@ class Front:
         """Return from where on to glance now; None: look."""
         return self._position if now < self._look_at else None
 
-    def claimed(self, rows: Sequence[Row]) -> None:
-        """Note what a claim has brought."""
-        if rows:
-            self._position = rows[-1][2], rows[-1][4]
+    def claimed(self, last: Row) -> None:
+        """Note the last message that a claim has brought."""
+        self._position = last[2], last[4]
 
     def looked(self, began: float, ended: float, next_due_at: float) -> None:
         """Note a look, and when it found that the next message is due."""

@@ -137,8 +137,8 @@ class Handling:
             raise
         self._intake.note_settled(done, claim.lost)
         self._warn_of_lost(claim.lost)
-        if claim.messages:
-            self._ahead.add(claim.messages, trio.current_time())
+        if claim.parcel:
+            self._ahead.add(claim.parcel, trio.current_time())
             self._start_runner()
 
     async def _give_back(self) -> None:
@@ -146,7 +146,7 @@ class Handling:
         try:
             given_back = await self._intake.give_back_many(unhandled)
         except BaseException:
-            self._ahead.add(unhandled, trio.current_time())
+            self._ahead.put_back(unhandled)
             raise
         if self._run.ended_by is not None:
             self._run.given_back += given_back

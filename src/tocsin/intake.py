@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any, Protocol
+from datetime import datetime
+from typing import Protocol
 
 import attrs
 import trio
@@ -17,7 +17,8 @@ from .durations import Duration, to_seconds, to_timedelta
 from .errors import TRANSIENT, ConnectionLost, LeaseLost
 from .front import Front
 from .leases import Leases
-from .message import Message, Source
+from .message import Message, Source, tokens
+from .parcel import Parcel, read_answer
 from .process import CLEANUP_WITHIN, Process
 
 
@@ -27,19 +28,12 @@ class Run(Protocol):
     def noticed(self, status: str, grace: float | None) -> None: ...
 
 
-_CLAIM = "select * from tocsin.claim(%s, %s, %s, %s, %s, %s, %s, %s::bigint[], %s::bigint[], %s)"
-
-
 @attrs.frozen
 class Claim:
     """What a claim brought."""
 
-    messages: list[Message]
-    """The messages, in order."""
-    vt: float
-    """Length of their leases in seconds."""
-    claimed_at: float
-    """When the statement was sent (`trio.current_time`); the leases do not end before this plus `vt`."""
+    parcel: Parcel
+    """The messages."""
     lost: set[int]
     """Ids of messages that were to be archived but whose lease was gone."""
     again_at: float
@@ -81,28 +75,19 @@ class Intake:
 
     # Claiming
 
-    async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = (), look: bool = False) -> Claim:
-        """Claim messages and archive others in one statement; ``look`` at all of the queue, whatever that costs (see ``front.py``).
+    async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = (), *, look: bool = False, kept: bool = True) -> Claim:
+        """Claim messages and archive others in one statement.
 
-        Raises `StateTransitionError`, `WorkerStopped`, `ConnectionLost`. Cancelled, nothing stays claimed; what was to be archived is or
-        is not.
+        ``look`` at all of the queue, whatever that costs (see ``front.py``). ``kept``: a run keeps the leases alive. Raises
+        `StateTransitionError`, `WorkerStopped`, `ConnectionLost`. Cancelled, nothing stays claimed; what was to be archived is or is not.
         """
         async with self._claiming:
             if self._answer_lost:
                 await self._release_unknown()
             claimed_at = trio.current_time()
             position = None if look else self._front.next_position(claimed_at)
-            lease = None if vt is None else timedelta(seconds=vt)
-            finished = _arrays(archive) if archive else (None, None)
-            parameters = [
-                *(self.worker_id, self.registration, limit, lease),
-                *(position or (None, None)),
-                self._front.looks_are_cheap,
-                *finished,
-                bool(archive),
-            ]
             try:
-                rows = await self._database.fetch(_CLAIM, parameters, binary=True)
+                rows = await self._database.call("tocsin.claim", self._claim_parameters(limit, vt, position, archive))
             except ConnectionLost:
                 self._answer_lost = True
                 raise
@@ -112,25 +97,31 @@ class Intake:
                 with trio.move_on_after(CLEANUP_WITHIN, shield=True):
                     await self._release_unknown()
                 raise
-            lost, end = _take_apart(rows, archive)
-            self._front.claimed(rows)
-            full = len(rows) >= limit
+            answer = read_answer(rows)
+            if answer.last is not None:
+                self._front.claimed(answer.last)
+            full = answer.stop - answer.start >= limit
             again_at = -math.inf
-            if position is None or end is not None:
-                again_at = math.inf if end is None or end.next_due is None else trio.current_time() + end.next_due
+            if position is None or answer.looked:
+                again_at = math.inf if answer.next_due is None else trio.current_time() + answer.next_due
                 self._front.looked(claimed_at, trio.current_time(), again_at)
             elif not full:
                 again_at = self._front.glanced_in_vain()
         assert self._source is not None
-        source = self._source
-        return Claim(
-            messages=[Message(row, source) for row in rows],
-            vt=self._default_vt if vt is None else vt,
-            claimed_at=claimed_at,
-            lost=lost,
-            again_at=-math.inf if full else again_at,
-            full=full,
-        )
+        length = self._default_vt if vt is None else vt
+        parcel = Parcel(rows, answer.start, answer.stop, self._source, self.leases, length, claimed_at + length, kept=kept)
+        return Claim(parcel, answer.lost, -math.inf if full else again_at, full)
+
+    def _claim_parameters(
+        self, limit: int, vt: float | None, position: tuple[int, datetime] | None, archive: Sequence[Message]
+    ) -> list[str | None]:
+        priority, due = (None, None) if position is None else (str(position[0]), position[1].isoformat())
+        ids, leases = tokens(archive) if archive else (None, None)
+        return [
+            *(str(self.worker_id), str(self.registration), str(limit), None if vt is None else f"{vt:f} s"),
+            *(priority, due, "t" if self._front.looks_are_cheap else "f"),
+            *(ids, leases, "t" if archive else "f"),
+        ]
 
     async def _release_unknown(self) -> None:
         try:
@@ -155,7 +146,7 @@ class Intake:
     async def give_back_many(self, messages: Sequence[Message]) -> int:
         """Release messages that no handler has seen, without counting the delivery; return how many were still ours."""
         (released,) = await self._database.fetch_one(
-            "select tocsin.release(%s::bigint[], %s::bigint[], counted => false)", [*_arrays(messages)]
+            "select tocsin.release(%s::bigint[], %s::bigint[], counted => false)", [*tokens(messages)]
         )
         for message in messages:
             self.leases.drop(message)
@@ -165,7 +156,7 @@ class Intake:
         return await self._settle("select tocsin.fail(%s::bigint[], %s::bigint[], %s, %s)", messages, errors, tracebacks)
 
     async def _settle(self, statement: str, messages: Sequence[Message], *more: object) -> list[bool]:
-        (settled,) = await self._database.fetch_one(statement, [*_arrays(messages), *more])
+        (settled,) = await self._database.fetch_one(statement, [*tokens(messages), *more])
         self.note_settled(messages, [m.id for m, was in zip(messages, settled, strict=True) if not was])
         return list(settled)
 
@@ -224,26 +215,3 @@ class Intake:
 def _check_settled(message: Message, operation: str, settled: list[bool]) -> None:
     if not settled[0]:
         raise LeaseLost(message.id, operation)
-
-
-def _arrays(messages: Sequence[Message]) -> tuple[str, str]:
-    """The ids and the leases of messages as arrays in PostgreSQL's notation; psycopg takes ten times as long to write a list of numbers."""
-    return "{" + ",".join([str(m.id) for m in messages]) + "}", "{" + ",".join([str(m.lease) for m in messages]) + "}"
-
-
-@attrs.frozen
-class _End:
-    """The last row of a look that found fewer messages than it was to claim."""
-
-    next_due: float | None
-
-
-def _take_apart(rows: list[Any], archived: Sequence[Message]) -> tuple[set[int], _End | None]:
-    """Leave in the rows of a claim only the messages; return the ids that were not archived, and the end if there is one."""
-    lost: set[int] = set()
-    if archived:
-        while rows and rows[0][1] is None and (first := rows[0][0]) is not None:
-            lost.add(first)
-            del rows[0]
-    end = _End(rows.pop()[-1]) if rows and rows[-1][0] is None else None
-    return lost, end

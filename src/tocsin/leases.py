@@ -10,13 +10,14 @@ import logging
 import math
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Protocol
 
 import attrs
 import trio
 
 from .database import Database
 from .errors import TRANSIENT
-from .message import Message
+from .message import Message, tokens
 from .retry import Retries
 
 logger = logging.getLogger("tocsin")
@@ -52,12 +53,25 @@ class Held:
         return self.expires - self.vt / 2 if self.kept else math.inf
 
 
+class Claimed(Protocol):
+    """Messages that were claimed together: see ``parcel.py``."""
+
+    @property
+    def vt(self) -> float: ...
+    @property
+    def expires(self) -> float: ...
+    @property
+    def kept(self) -> bool: ...
+    def unpack(self) -> None: ...
+
+
 class Leases:
     """The leases of one consumer."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._held: dict[int, Held] = {}
+        self._packed: list[Claimed] = []
         self._next_refresh = math.inf
         self._sooner = trio.Event()
         self._drops = trio.lowlevel.ParkingLot()
@@ -66,18 +80,32 @@ class Leases:
         held = self._held.get(message.id)
         return held is not None and (held.message is message or held.message.lease == message.lease)
 
-    def take(self, messages: Sequence[Message], vt: float, claimed_at: float, *, kept: bool) -> None:
-        """Note messages that were claimed by a statement sent at ``claimed_at``."""
-        if not kept:
-            for lapsed in [h for h in self._held.values() if not h.kept and h.expires < claimed_at]:
-                self.drop(lapsed.message)
-        expires = claimed_at + vt
+    def expect(self, parcel: Claimed) -> None:
+        """Note that the messages of this parcel are held too, though it is not unpacked yet."""
+        self._packed.append(parcel)
+        if parcel.kept and parcel.expires - parcel.vt / 2 < self._next_refresh:
+            self._sooner.set()
+
+    def note(self, messages: Sequence[Message], parcel: Claimed, *, last: bool) -> None:
+        """Note messages of a parcel that were unpacked; ``last``: all of it is."""
+        if last:
+            self._packed.remove(parcel)
+        vt, expires, kept = parcel.vt, parcel.expires, parcel.kept
         for message in messages:
             if former := self._held.get(message.id):  # this loop was blocked for so long that its own message came back
                 self._lose(former)
             self._held[message.id] = Held(message, vt, expires, kept)
-        if messages and kept and expires - vt / 2 < self._next_refresh:
-            self._sooner.set()
+
+    def _all(self) -> list[Held]:
+        while self._packed:
+            self._packed[-1].unpack()
+        return list(self._held.values())
+
+    def forget_lapsed(self) -> None:
+        """Forget leases of messages dequeued by hand that have ended."""
+        now = trio.current_time()
+        for lapsed in [h for h in self._all() if not h.kept and h.expires < now]:
+            self.drop(lapsed.message)
 
     def start(self, unit: Unit) -> None:
         """A handler relies on the leases of these messages from now on; those that are gone are taken out of the unit."""
@@ -105,20 +133,20 @@ class Leases:
 
     def ids(self) -> list[int]:
         """Return the ids of all messages held."""
-        return list(self._held)
+        return [held.message.id for held in self._all()]
 
     def unkept_ids(self) -> list[int]:
         """Return the ids of the messages that were dequeued by hand."""
-        return [held.message.id for held in self._held.values() if not held.kept]
+        return [held.message.id for held in self._all() if not held.kept]
 
     def drop_kept(self) -> None:
         """Forget all leases but those of messages dequeued by hand."""
-        for held in [h for h in self._held.values() if h.kept]:
+        for held in [h for h in self._all() if h.kept]:
             self.drop(held.message)
 
     async def wait_empty(self) -> None:
         """Return when nothing is held, beside leases taken by hand that have ended. Cancellation changes nothing."""
-        while alive := [h for h in self._held.values() if h.kept or h.expires > trio.current_time()]:
+        while alive := [h for h in self._all() if h.kept or h.expires > trio.current_time()]:
             with trio.move_on_at(min(math.inf if h.kept else h.expires for h in alive)):
                 await self._drops.park()
         await trio.lowlevel.checkpoint()
@@ -126,7 +154,7 @@ class Leases:
     async def keep(self) -> None:
         """Extend leases in time, for ever. Cancellation leaves them as they are."""
         while True:
-            self._next_refresh = min((h.refresh_at for h in self._held.values()), default=math.inf)
+            self._next_refresh = min((h.refresh_at for h in self._all()), default=math.inf)
             self._sooner = trio.Event()
             with trio.move_on_at(self._next_refresh):
                 await self._sooner.wait()
@@ -138,7 +166,7 @@ class Leases:
 
         Goes on until the database has answered. Cancelled, they are extended or not.
         """
-        due = [h for h in self._held.values() if h.kept and h.refresh_at <= until]
+        due = [h for h in self._all() if h.kept and h.refresh_at <= until]
         for vt in {h.vt for h in due}:
             await self._refresh([h for h in due if h.vt == vt], vt)
 
@@ -162,8 +190,8 @@ class Leases:
     async def extend(self, messages: list[Message], seconds: float) -> list[bool]:
         """Make these leases end in this many seconds; return which are still ours. Cancelled, they are extended or not."""
         now = trio.current_time()
-        ids, leases = [m.id for m in messages], [m.lease for m in messages]
-        (kept,) = await self._database.fetch_one("select tocsin.extend(%s, %s, %s)", [ids, leases, timedelta(seconds=seconds)])
+        parameters = [*tokens(messages), timedelta(seconds=seconds)]
+        (kept,) = await self._database.fetch_one("select tocsin.extend(%s::bigint[], %s::bigint[], %s)", parameters)
         for message, still_ours in zip(messages, kept, strict=True):
             if still_ours and message in self:
                 self._held[message.id].expires = now + seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
@@ -13,6 +14,12 @@ from .payload import decode
 
 Row: TypeAlias = tuple[int, int, int, int, datetime, datetime, datetime, datetime, int | None, str | None, str | None, str, None]
 """A message as ``tocsin.claim`` returns it."""
+
+
+def tokens(messages: Iterable[Message]) -> tuple[str, str]:
+    """Return the ids and the leases of messages as arrays in PostgreSQL's notation, which psycopg would take ten times as long to write."""
+    rows = [m._row for m in messages]
+    return "{" + ",".join([str(row[0]) for row in rows]) + "}", "{" + ",".join([str(row[1]) for row in rows]) + "}"
 
 
 class Settler(Protocol):

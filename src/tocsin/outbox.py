@@ -29,6 +29,7 @@ import trio
 from .database import Connection, Database
 from .errors import ConnectionLost, TocsinError
 
+_ENQUEUE = "select tocsin.enqueue(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _ENQUEUE_EACH = "select tocsin.enqueue_each(%s, %s)"
 MAX_MESSAGES = 1000
 """Most messages in a shared statement."""
@@ -188,9 +189,11 @@ class Outbox:
         """
         d = draft
         parameters = [queue, d.payload, d.delay, d.at, d.priority, d.headers, d.key, d.expires_in, d.max_deliveries, d.worker_id]
-        message_id = await self._database.call("tocsin.enqueue", parameters, on=on)
-        assert message_id is not None
-        return message_id
+        if on is None:
+            ((message_id,),) = (await self._database.call("tocsin.enqueue", parameters)).load(0, 1)
+        else:
+            (message_id,) = await self._database.fetch_one(_ENQUEUE, parameters, on=on)
+        return int(message_id)
 
     def close(self) -> None:
         """Send nothing together from here on: the nursery takes no more tasks. Those who wait are told so."""

@@ -113,7 +113,6 @@ class Run:
             self.bed.failed_to_look()
             raise
         self.bed.looked(claim.again_at, full=claim.full)
-        self.intake.leases.take(claim.messages, claim.vt, claim.claimed_at, kept=True)
         return claim
 
     async def _cancel_units_at(self, time: float) -> None:

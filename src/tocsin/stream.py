@@ -43,10 +43,10 @@ class Stream:
                 await trio.sleep(retries.failed(lost))
             else:
                 retries.succeeded()
-                if claim.messages:
-                    self._unit.messages += claim.messages
+                if messages := claim.parcel.take_all():
+                    self._unit.messages += messages
                     intake.leases.start(self._unit)
-                    return claim.messages[0]
+                    return messages[0]
         raise StopAsyncIteration
 
 

@@ -12,11 +12,18 @@ from cancel_sweep import cancel_sweep
 from .helpers import Connection, is_idle, until_running, value
 
 
-async def test_it_is_prepared_once_and_gives_text(connection: Connection) -> None:
+async def test_it_is_prepared_once_and_gives_rows(connection: Connection) -> None:
     for n in (b"1", b"22", None):
-        result = await connection.run_prepared(b"select $1::int * 2, $2", [n, "ü".encode()])
-        assert (result.get_value(0, 0), result.get_value(0, 1)) == (None if n is None else b"%d" % (2 * int(n)), "ü".encode())
+        rows = await connection.run_prepared(b"select $1::int * 2, $2", [n, "ü".encode()])
+        assert rows.load(0, 1) == [(None if n is None else 2 * int(n), "ü")]
     assert await value(connection, "select count(*) from pg_prepared_statements where left(name, 7) = '_tocsin'") == 1
+
+
+async def test_rows_are_loaded_as_they_are_asked_for(connection: Connection) -> None:
+    rows = await connection.run_prepared(b"select n, n::text from generate_series(1, 5) n", [])
+    assert len(rows) == 5
+    assert rows.load(1, 3) == [(2, "2"), (3, "3")]
+    assert rows.load(0, 0) == []
 
 
 async def test_errors_are_psycopgs(connection: Connection) -> None:
@@ -33,7 +40,7 @@ async def test_errors_are_psycopgs(connection: Connection) -> None:
 async def test_what_was_discarded_is_prepared_again(connection: Connection) -> None:
     for command in ("discard all", "deallocate all"):
         for _ in range(2):
-            assert (await connection.run_prepared(b"select $1", [b"x"])).get_value(0, 0) == b"x"
+            assert (await connection.run_prepared(b"select $1", [b"x"])).load(0, 1) == [("x",)]
         await connection.execute(command.encode())
 
 
@@ -48,7 +55,7 @@ async def test_cancelled_at_every_checkpoint_it_can_be_run_again(connection: Con
 
     async def check() -> None:
         assert await is_idle(connection)
-        assert (await connection.run_prepared(statement, [b"x"])).get_value(0, 0) == b"x"
+        assert (await connection.run_prepared(statement, [b"x"])).load(0, 1)[0][0] == "x"
 
     assert await cancel_sweep(run, check)
 

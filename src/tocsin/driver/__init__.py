@@ -10,5 +10,6 @@ Nothing here knows of queues; it can be used on its own. It was written against 
 
 from .connection import TrioConnection
 from .pool import Pool, PoolClosed, PoolStatistics, open_pool
+from .prepared import Rows
 
-__all__ = ["Pool", "PoolClosed", "PoolStatistics", "TrioConnection", "open_pool"]
+__all__ = ["Pool", "PoolClosed", "PoolStatistics", "Rows", "TrioConnection", "open_pool"]

@@ -50,7 +50,7 @@ from psycopg.waiting import Wait
 
 from . import connecting, waiting
 from .lock import Lock
-from .prepared import Prepared
+from .prepared import Prepared, Rows
 
 __all__ = ["GRACE", "TrioConnection", "TrioServerCursor", "TrioTransaction"]
 
@@ -255,15 +255,15 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                 await self._call_off(gen)
             raise
 
-    async def run_prepared(self, statement: bytes, parameters: Sequence[bytes | None]) -> pq.abc.PGresult:
-        """Run a statement with text parameters (``$1``, ``$2``, ...) and return its result, without a cursor.
+    async def run_prepared(self, statement: bytes, parameters: Sequence[bytes | None]) -> Rows:
+        """Run a statement with text parameters (``$1``, ``$2``, ...) and return its rows, without a cursor.
 
         For short statements that are run over and over; see ``prepared.py``. Not in a transaction or pipeline,
         where a statement cannot be prepared anew if somebody has discarded it. Raises psycopg's errors.
         Cancelled, it has taken effect as a whole or not at all.
         """
         async with self.lock:
-            return await self.wait(self._without_cursor.run(statement, parameters))
+            return Rows(await self.wait(self._without_cursor.run(statement, parameters)), self)
 
     async def _call_off(self, gen: PQGen[Any]) -> None:
         """Bring the connection into order after `gen` was interrupted."""

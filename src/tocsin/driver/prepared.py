@@ -1,20 +1,38 @@
 """Statements without a cursor.
 
 psycopg's cursor parses the query's placeholders, finds a dumper for each parameter, decides whether to prepare, describes the
-result's columns and finds a loader for each. For a statement of a tenth of a millisecond that is as much work as all the rest of the
-client's. Where both sides are text already, none of it is needed: the parameters go as they are to a statement that was prepared at its
-first use, and the result comes back as libpq gives it.
+result's columns and makes objects of all its rows. For a statement of a tenth of a millisecond that is as much work as all the rest of the
+client's. Where the parameters are text already, little of it is needed: they go as they are to a statement that was prepared at its first
+use, and the rows of the result come in binary and become objects when they are asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import psycopg
 from psycopg import generators, pq
-from psycopg.abc import PQGen
+from psycopg.abc import AdaptContext, PQGen
+from psycopg.adapt import Transformer
 
-__all__ = ["Prepared"]
+__all__ = ["Prepared", "Rows"]
+
+
+class Rows:
+    """The rows of a result in binary, which become tuples when they are loaded."""
+
+    def __init__(self, result: pq.abc.PGresult, context: AdaptContext) -> None:
+        self._transformer = Transformer(context)
+        self._transformer.set_pgresult(result, format=pq.Format.BINARY)
+        self._count = result.ntuples
+
+    def __len__(self) -> int:
+        return self._count
+
+    def load(self, start: int, stop: int) -> list[tuple[Any, ...]]:
+        """Return the rows from `start` up to before `stop`."""
+        return self._transformer.load_rows(start, stop, tuple)
 
 
 class Prepared:
@@ -40,7 +58,7 @@ class Prepared:
             self._pgconn.send_prepare(name, statement)
             yield from self._result()
             self._names[statement] = name
-        self._pgconn.send_query_prepared(name, parameters)
+        self._pgconn.send_query_prepared(name, parameters, result_format=pq.Format.BINARY)
         try:
             return (yield from self._result())
         except psycopg.errors.InvalidSqlStatementName:
