@@ -75,21 +75,26 @@ as $$
     end
 $$;
 
--- Messages of this queue may have become due earlier than sleepers think. PostgreSQL sends equal notifications of one transaction once.
+-- Messages of this queue may have become due earlier than sleepers think. PostgreSQL sends equal notifications of one transaction once. (One
+-- expression, which becomes part of the query that uses it.)
+create or replace function tocsin.ring(q tocsin.queues) returns void
+language sql
+as $$ select case when tocsin.must_ring(q.id, q.notify) then pg_notify(q.channel, '') end $$;
+
 create or replace function tocsin.ring(queue_id integer) returns void
 language plpgsql
 as $$
 begin
-    perform case when tocsin.must_ring(q.id, q.notify) then pg_notify(q.channel, '') end
-    from tocsin.queues q where q.id = ring.queue_id;
+    perform tocsin.ring(q) from tocsin.queues q where q.id = ring.queue_id;
 end
 $$;
 
+-- Each queue's row is looked up by itself, however many queues there are: a join might read them all.
 create or replace function tocsin.ring_inserted() returns trigger
 language plpgsql
 as $$
 begin
-    perform tocsin.ring(i.queue_id) from (select distinct n.queue_id from inserted n) i;
+    perform (select tocsin.ring(q) from tocsin.queues q where q.id = i.queue_id) from (select distinct n.queue_id from inserted n) i;
     return null;
 end
 $$;
