@@ -4,8 +4,9 @@
 -- another claim has locked are skipped, never waited for. The planner settings pin that plan: a session keeps the plan it made when the table
 -- was empty, and must not scan it when it has grown.
 
--- Makes due messages ready: scheduled ones whose time has come, and leased ones whose lease has ended. A lease that ended with no deliveries
--- left makes a dead letter. At most 10,000 a call, so that a claim after a long night stays short.
+-- What a look sees to first: messages that were not delivered in time become dead letters; scheduled ones whose time has come, and leased ones
+-- whose lease has ended, become ready (or dead letters, when there are no deliveries left). At most 10,000 of each a call, so that a claim
+-- after a long night stays short.
 create or replace function tocsin.make_due_ready(queue_id integer) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
@@ -17,20 +18,37 @@ declare
     ids bigint[];
     lapsed bigint[];
 begin
-    select array_agg(d.ctid) into rows_due
-    from (select m.ctid from tocsin.messages m
-          where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.due <= t
-          order by m.due limit 10000 for update skip locked) d;
-    if rows_due is not null then
-        update tocsin.messages m set state = 'ready' where m.ctid = any (rows_due);
+    if exists (select from tocsin.messages m
+               where m.queue_id = make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t) then
+        select array_agg(d.id) into ids
+        from (select m.id from tocsin.messages m
+              where m.queue_id = make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t
+              order by m.expires_at limit 10000 for update skip locked) d;
+        if ids is not null then
+            perform tocsin.bury(ids, 'the message expired');
+        end if;
     end if;
 
-    select array_agg(d.id), array_agg(d.lease) into ids, lapsed
-    from (select m.id, m.lease from tocsin.messages m
-          where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
-          order by m.vt limit 10000 for update skip locked) d;
-    if ids is not null then
-        perform tocsin.give_back(ids, lapsed, '0 s', true, 'the lease expired');
+    if exists (select from tocsin.messages m
+               where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.due <= t) then
+        select array_agg(d.ctid) into rows_due
+        from (select m.ctid from tocsin.messages m
+              where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.due <= t
+              order by m.due limit 10000 for update skip locked) d;
+        if rows_due is not null then
+            update tocsin.messages m set state = 'ready' where m.ctid = any (rows_due);
+        end if;
+    end if;
+
+    if exists (select from tocsin.messages m
+               where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t) then
+        select array_agg(d.id), array_agg(d.lease) into ids, lapsed
+        from (select m.id, m.lease from tocsin.messages m
+              where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
+              order by m.vt limit 10000 for update skip locked) d;
+        if ids is not null then
+            perform tocsin.give_back(ids, lapsed, '0 s', true, 'the lease expired');
+        end if;
     end if;
 end
 $$;
@@ -64,26 +82,21 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sor
 as $$
 #variable_conflict use_column
 declare
-    claimed_queue integer;
-    lease_length interval;
-    paused timestamptz;
+    worker_lock bigint := tocsin.lock_key('worker', worker_id);
+    q tocsin.queues;
     archived boolean[];
     t timestamptz;
     token bigint;
-    rows_found tid[];
-    expired bigint[];
+    found_rows bigint;
+    ignored text;
 begin
     if not durable then
-        perform set_config('synchronous_commit', 'off', true);
+        ignored := set_config('synchronous_commit', 'off', true);
     end if;
     -- First the worker, then its messages: the order in which a suspension locks them. It waits for claims under way by this lock, and the
     -- status is read after it was taken, in a statement of its own: so a claim either sees the suspension or is seen by it.
-    perform pg_advisory_xact_lock_shared(tocsin.lock_key('worker', worker_id));
-    select q.id, coalesce(claim.vt, q.vt), q.paused_at into claimed_queue, lease_length, paused
-    from tocsin.workers w join tocsin.queues q on q.id = w.queue_id
-    where w.id = worker_id and w.registration = claim.registration and w.status in ('ready', 'polling');
-    if not found then
-        perform tocsin.refuse_claim(worker_id);
+    if not pg_try_advisory_xact_lock_shared(worker_lock) then
+        perform pg_advisory_xact_lock_shared(worker_lock);
     end if;
     if finished_ids is not null then
         archived := tocsin.archive(finished_ids, finished_leases);
@@ -94,48 +107,43 @@ begin
             id := null;
         end if;
     end if;
-    if paused is not null then
-        return next;
-        return;
-    end if;
     t := tocsin.clock();
+    token := extract(epoch from t) * 1000000;
     loop
-        if after_due is null
-           and (exists (select from tocsin.messages m where m.queue_id = claimed_queue and m.state = 'scheduled' and m.due <= t)
-                or exists (select from tocsin.messages m where m.queue_id = claimed_queue and m.state = 'leased' and m.vt <= t)) then
-            perform tocsin.make_due_ready(claimed_queue);
+        if after_due is null then
+            q := tocsin.admit_claim(worker_id, registration);
+            perform tocsin.make_due_ready(q.id) where q.paused_at is null;
         end if;
-        select array_agg(r.ctid) filter (where r.expires_at is null or r.expires_at > t),
-               array_agg(r.id) filter (where r.expires_at <= t)
-        into rows_found, expired
-        from (select m.ctid, m.id, m.expires_at from tocsin.messages m
-              where m.queue_id = claimed_queue and m.state = 'ready'
-                and (m.priority, m.due) >= (coalesce(after_priority, -2147483648), coalesce(after_due, '-infinity'))
-              order by m.priority, m.due, m.id limit max_messages for update skip locked) r;
-        if expired is not null then
-            perform tocsin.bury(expired, 'the message expired');  -- and look again, since others may take their place
-        elsif rows_found is null and after_due is not null and or_look then
-            after_priority := null;
-            after_due := null;
-        else
-            exit;
-        end if;
-    end loop;
-    if rows_found is not null then
-        token := extract(epoch from t) * 1000000;
-        -- A nested loop over the rows found, so the messages come in their order without another sort; tests/test_claim.py holds it to that.
+        -- A nested loop from the worker to its queue to the queue's first messages, so these come in their order without a sort;
+        -- tests/test_claim.py holds it to that. One statement, since it is what an idle consumer's handler waits for.
         return query
             update tocsin.messages m
-            set state = 'leased', lease = greatest(token, m.lease + 1), vt = t + lease_length, read_ct = m.read_ct + 1,
+            set state = 'leased', lease = greatest(token, m.lease + 1), vt = t + f.lease_length, read_ct = m.read_ct + 1,
                 dequeued_at = t, consumer_worker_id = worker_id
-            from unnest(rows_found) f (found)
+            from (select r.ctid as found, coalesce(claim.vt, x.vt) as lease_length
+                  from tocsin.workers w
+                  join tocsin.queues x on x.id = w.queue_id
+                  cross join lateral (
+                      select y.ctid from tocsin.messages y
+                      where y.queue_id = x.id and y.state = 'ready' and (y.expires_at is null or y.expires_at > t)
+                        and (y.priority, y.due) >= (coalesce(after_priority, -2147483648), coalesce(after_due, '-infinity'))
+                      order by y.priority, y.due, y.id limit max_messages for update skip locked) r
+                  where w.id = worker_id and w.registration = claim.registration and w.status in ('ready', 'polling')
+                    and x.paused_at is null) f
             where m.ctid = f.found
             returning m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
                       m.last_error, m.payload::text, null::float8;
-    end if;
-    if after_due is null and coalesce(cardinality(rows_found), 0) < max_messages then
+        get diagnostics found_rows = row_count;
+        if found_rows = 0 and after_due is not null then
+            q := tocsin.admit_claim(worker_id, registration);  -- or is it refused?
+        end if;
+        exit when found_rows > 0 or after_due is null or not or_look;
+        after_priority := null;
+        after_due := null;
+    end loop;
+    if after_due is null and found_rows < max_messages then
         -- What is due and was not taken is locked by another claim, which will take it: no reason to look again at once.
-        next_due := tocsin.next_due(claimed_queue, with_ready => false);
+        next_due := tocsin.next_due(q.id, with_ready => false);
         if next_due < 0.01 then
             next_due := 0.01;
         end if;

@@ -69,14 +69,20 @@ begin
 end
 $$;
 
--- Raises, and says why this worker may not claim.
-create or replace function tocsin.refuse_claim(worker_id bigint) returns void
+-- The queue that a consumer may claim from now.
+create or replace function tocsin.admit_claim(worker_id bigint, registration bigint) returns tocsin.queues
 language plpgsql
 as $$
 declare
-    w tocsin.workers := tocsin.check_active(worker_id, 'claim');
+    q tocsin.queues;
 begin
-    perform tocsin.refuse_ended(w);
+    select x.* into q
+    from tocsin.workers w join tocsin.queues x on x.id = w.queue_id
+    where w.id = worker_id and w.registration = admit_claim.registration and w.status in ('ready', 'polling');
+    if not found then
+        perform tocsin.refuse_ended(tocsin.check_active(worker_id, 'claim'));
+    end if;
+    return q;
 end
 $$;
 

@@ -95,6 +95,7 @@ comment on column tocsin.messages.lease is 'Token of the current delivery; when 
 create index messages_ready on tocsin.messages (queue_id, priority, due, id) where state = 'ready';
 create index messages_scheduled on tocsin.messages (queue_id, due) where state = 'scheduled';
 create index messages_leased on tocsin.messages (queue_id, vt) where state = 'leased';
+create index messages_expiring on tocsin.messages (queue_id, expires_at) where state <> 'leased' and expires_at is not null;
 create unique index messages_key on tocsin.messages (queue_id, key) where key is not null;
 
 create table tocsin.archive (
