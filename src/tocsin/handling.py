@@ -25,7 +25,7 @@ import trio
 
 from .ahead import Ahead
 from .blocking import call_and_watch
-from .errors import TRANSIENT, StateTransitionError
+from .errors import ConnectionLost, StateTransitionError, is_refusal
 from .leases import Unit
 from .message import Message
 from .retry import Retries
@@ -117,12 +117,13 @@ class Handling:
                 retries.succeeded()
             except StateTransitionError:
                 run.pause()
-            except TRANSIENT as lost:
-                await trio.sleep(retries.failed(lost))
-            except psycopg.Error:
-                if not self._done:
+            except (ConnectionLost, psycopg.Error) as error:
+                if isinstance(error, ConnectionLost) or not is_refusal(error):
+                    await trio.sleep(retries.failed(error))
+                elif self._done:
+                    self._poisoned = True
+                else:
                     raise
-                self._poisoned = True
 
     # Claiming
 
@@ -191,6 +192,13 @@ class Handling:
                     await self._call(messages, self._start_runner)
         except Exception as raised:
             error = raised
+        except BaseExceptionGroup as group:
+            # Tasks of the handler's were cancelled, or interrupted, and others raised something: that must not end the loop.
+            error, rest = group.split(Exception)
+            if rest is not None:
+                if error is not None:
+                    logger.warning("%s raised while it was cancelled: %r", self._name, error)
+                raise rest from None
         self._ahead.finished += len(messages)
         leases = self._intake.leases
         for message in messages:
@@ -220,9 +228,9 @@ class Handling:
             message = self._done[0]
             try:
                 self._warn_of_lost({message.id} if await self._intake.archive_many([message]) == [False] else set())
-            except TRANSIENT:
-                raise
             except psycopg.Error as error:
+                if not is_refusal(error):
+                    raise
                 logger.warning("message %d was handled but cannot be archived: %s", message.id, error)
                 self._failed.append((message, error))
             del self._done[0]
@@ -238,15 +246,15 @@ class Handling:
             failed = self._failed[:]
             try:
                 await self._intake.fail_many([m for m, _ in failed], [_describe(e) for _, e in failed], [_trace(e) for _, e in failed])
-            except TRANSIENT:
-                raise
-            except psycopg.Error:  # it fails for one of them: try each alone
-                for message, why in failed:
+            except psycopg.Error as error:
+                if not is_refusal(error):
+                    raise
+                for message, why in failed:  # it fails for one of them: try each alone
                     try:
                         await self._intake.fail_many([message], [_describe(why)], [_trace(why)])
-                    except TRANSIENT:
-                        raise
-                    except psycopg.Error:
+                    except psycopg.Error as error:
+                        if not is_refusal(error):
+                            raise
                         logger.exception("message %d can neither be archived nor put back; it will be when its lease ends", message.id)
                         self._intake.leases.drop(message)
                     del self._failed[0]
@@ -254,12 +262,16 @@ class Handling:
                 del self._failed[: len(failed)]
 
     async def _flush(self) -> None:
+        try:
+            if self._done and not self._poisoned:
+                await self._archive()
+        except psycopg.Error as error:
+            if not is_refusal(error):
+                raise
+        if self._done:
+            await self._archive_apart()
         if self._failed:
             await self._fail()
-        if self._done and not self._poisoned:
-            await self._archive()
-        elif self._done:
-            await self._archive_apart()
 
 
 def _describe(error: Exception) -> str:
