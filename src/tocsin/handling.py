@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import traceback
 from collections.abc import Awaitable, Callable
 from time import perf_counter
@@ -52,7 +53,7 @@ Caller: TypeAlias = Callable[[Any, Callable[[], None]], Awaitable[None]]
 """Calls a handler with its argument; and another function as soon as the handler waits for something."""
 
 
-def make_caller(handler: Callable[[Any], object], concurrency: int) -> Caller:
+def make_caller(handler: Callable[[Any], object]) -> Caller:
     """Return how to call a handler: an async function directly, watched for blocking the event loop; any other in a thread."""
     if not callable(handler):
         raise TypeError(f"a handler is a function of one argument, not {handler!r}")
@@ -61,7 +62,8 @@ def make_caller(handler: Callable[[Any], object], concurrency: int) -> Caller:
         async_handler = cast(Callable[[Any], Awaitable[object]], handler)
         return lambda work, when_waiting: call_and_watch(async_handler, work, when_waiting, name)
 
-    threads = trio.CapacityLimiter(concurrency)
+    # The runners are the limit. A thread that was left behind does not count: the next message would wait for it, and its time run out.
+    threads = trio.CapacityLimiter(math.inf)
 
     async def call_in_thread(work: Any, when_waiting: Callable[[], None]) -> None:
         # A thread cannot be stopped: when the handler's scope is cancelled it is left to itself. Its message is another's by then, and it
