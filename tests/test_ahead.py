@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import secrets
 from typing import Any
 
 import psycopg
@@ -202,3 +203,62 @@ async def test_a_message_that_can_neither_be_archived_nor_fail_holds_up_nobody(
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
     assert await query(store_dsn, "select payload from tocsin.messages") == [(13,)]
+
+
+def test_what_could_not_be_given_back_is_tried_again() -> None:
+    claims = Ahead()
+    claims.add(messages(3), 0)
+    assert claims.waited_too_long(ahead.PATIENCE)
+    claims.put_back(claims.take_all())
+    assert claims.waited_too_long(ahead.PATIENCE)
+    assert claims.take_all() == [0, 1, 2]
+    claims.put_back([0, 1, 2])
+    claims.take(2)
+    claims.add(messages(1), ahead.PATIENCE)
+    assert claims.take_all() == [2, 0]
+    assert not claims.waited_too_long(9 * ahead.PATIENCE)
+
+
+async def test_the_poisoned_message_does_not_keep_a_cancelled_run_from_its_end(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is handled, and cannot be archived, when the run is cancelled: its neighbours are archived, the rest given back."""
+    await store.queues.ensure("q", retry_base=0)
+    caplog.set_level(logging.CRITICAL)
+    await query(store_dsn, "alter table tocsin.archive add check (payload <> '13')")
+    scope = trio.CancelScope()
+
+    async def handle(message: tocsin.Message) -> None:
+        if message.payload == "cancel":
+            scope.cancel()
+            await trio.sleep_forever()
+
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        await producer.enqueue_many([1, 13, 2, "cancel"])
+        with scope:
+            await consumer.handle(handle, concurrency=9)
+        assert await query(store_dsn, "select payload from tocsin.archive order by id") == [(1,), (2,)]
+        assert await query(store_dsn, "select payload, last_error is null from tocsin.messages where state = 'ready' order by id") == [
+            (13, False),
+            ("cancel", True),
+        ]
+        await consumer.dequeue()  # and has no run any more
+        assert not consumer._intake.running
+
+
+async def test_a_message_too_large_for_an_index_of_the_archive_fails_alone(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For psycopg this error is an operational one, like a deadlock; but it does not pass by itself."""
+    await store.queues.ensure("q", max_deliveries=1)
+    caplog.set_level(logging.CRITICAL)
+    await query(store_dsn, "create index on tocsin.archive ((payload #>> '{}'))")
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        await producer.enqueue_many([1, secrets.token_hex(20_000), 2])
+        nursery.start_soon(functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=20))
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, "select count(*)::int from tocsin.messages") != [(0,)]:
+                await trio.lowlevel.checkpoint()
+        await consumer.interrupt()
+    assert await query(store_dsn, "select payload from tocsin.archive order by id") == [(1,), (2,)]

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import psycopg
 import pytest
 import trio
 import trio.testing
-from support import PATIENCE, Handled, open_connection, query, run_until_suspended, until_asleep
+from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
 from tocsin.driver import TrioConnection
@@ -571,3 +573,208 @@ async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs
                 await handled.wait(1)
             assert not suspended
             nursery.cancel_scope.cancel()
+
+
+async def die_holding(dsn: str, payload: str) -> None:
+    """What a process leaves behind that died long ago with a message of the queue q, on a server that has been up since."""
+    await query(dsn, "insert into tocsin.uptime (since) values (now() - interval '1 day')")
+    await move_clock(dsn, 3600)
+    await query(
+        dsn,
+        "insert into tocsin.processes (hostname, pid, version, every, lifeline, started_at, heartbeat_at) "
+        "values ('h', 1, 'v', '1 s', nextval('tocsin.lifelines'), now(), now())",
+    )
+    await query(dsn, "select tocsin.register_worker('q', 'consumer', 'dead', (select max(id) from tocsin.processes), 'h', 1, 'v')")
+    await query(dsn, "select tocsin.enqueue('q', %s)", payload)
+    await query(dsn, "select tocsin.claim(id, registration, 1) from tocsin.workers")
+
+
+# Claimed ahead, and woken
+
+
+async def test_tasks_of_a_handler_that_raise_while_they_are_cancelled_do_not_end_the_loop(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q", vt=0.5)
+
+    async def fail_to_clean_up() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("the file is gone")
+
+    async def handle(message: tocsin.Message) -> None:
+        if message.payload == 1:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail_to_clean_up)
+                nursery.start_soon(trio.sleep_forever)
+                await query(store_dsn, "delete from tocsin.messages where id = %s", message.id)
+
+    handled, suspended = Handled(handle), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await store.produce("q", 1)
+        await handled.wait(1)
+        await store.produce("q", 2)
+        await handled.wait(2)
+        await consumer.interrupt()
+    assert "the file is gone" in caplog.text
+    assert suspended[0].handled == 1
+
+
+async def test_of_two_parcels_with_the_same_message_the_later_lease_is_kept(store: tocsin.Store, store_dsn: str) -> None:
+    """Both wait unopened when all leases are looked at."""
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    async with store.consumer("q") as consumer:
+        intake = consumer._intake
+        first = await intake.claim(1, None)
+        await query(store_dsn, "select tocsin.release(array[id], array[lease]) from tocsin.messages")
+        second = await intake.claim(1, None)
+        intake.leases.ids()
+        (former,), (message,) = first.parcel.take_all(), second.parcel.take_all()
+        assert former.lease < message.lease
+        assert intake.leases.find(message.id) is message
+
+
+async def test_a_queue_made_anew_under_the_same_name_rings_for_its_own_consumers(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q", name="old"):
+            await until_asleep(store)
+            await query(store_dsn, "delete from tocsin.workers")
+            await query(store_dsn, "delete from tocsin.queues")
+            await store.queues.ensure("q")
+            async with store.consumer("q", name="new") as consumer, trio.open_nursery() as nursery:
+                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+                await until_asleep(store)
+                await query(store_dsn, "select tocsin.enqueue('q', '1')")
+                with trio.move_on_after(SOON):
+                    await handled.wait(1)
+                nursery.cancel_scope.cancel()
+    assert handled.payloads == [1]
+
+
+async def test_what_the_line_itself_gives_back_is_seen_by_who_lay_down_meanwhile(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeat buries a dead process. The session that does it does not see its own lock, so it does not ring for its own process."""
+    monkeypatch.setattr("tocsin.bell.LINGER", 3600)
+    finish = trio.Event()
+
+    async def handle(message: tocsin.Message) -> None:
+        if message.payload == 1:
+            await finish.wait()
+
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        queue = await store.queues.ensure("q", vt=36000)
+        await die_holding(store_dsn, "2")
+        handled, suspended = Handled(handle), list[tocsin.Suspended]()
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until_asleep(store)
+            await store.produce("q", 1)
+            await handled.wait(1)
+            async with holding(store_dsn, "select from tocsin.processes where hostname <> 'h' for update"):
+                store._process.look()
+                await until_blocked(store_dsn, ".heartbeat(")
+                finish.set()
+                with trio.fail_after(SOON):
+                    while store._bell.asleep() != [queue.id]:
+                        await trio.lowlevel.checkpoint()
+            with trio.move_on_after(SOON):
+                await handled.wait(2)
+            nursery.cancel_scope.cancel()
+    assert handled.payloads == [1, 2]
+
+
+async def test_a_claim_that_is_called_off_hides_its_messages_from_nobody(store_dsn: str) -> None:
+    """While it was under way another process looked, passed over the rows that it had locked, and went to sleep."""
+    await query(
+        store_dsn,
+        "create function public.hold() returns trigger language plpgsql as "
+        "$$ begin perform pg_advisory_xact_lock(new.consumer_worker_id); return new; end $$; "
+        "create trigger hold before update on tocsin.messages for each row execute function public.hold()",
+    )
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store, tocsin.connect(store_dsn, heartbeat=3600) as other_store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q") as consumer, other_store.consumer("q") as other, trio.open_nursery() as nursery:
+            async with holding(store_dsn, "select pg_advisory_xact_lock(%s)", consumer.worker_id):
+                await store.produce("q", 1)
+                called_off = trio.CancelScope()
+
+                async def dequeue() -> None:
+                    with called_off:
+                        await consumer.dequeue()
+
+                nursery.start_soon(dequeue)
+                await until_blocked(store_dsn, "claim(")
+                nursery.start_soon(run_until_suspended, other, handled, suspended)
+                await until_asleep(other_store)
+                called_off.cancel()
+                with trio.move_on_after(SOON):
+                    await handled.wait(1)
+            nursery.cancel_scope.cancel()
+    assert handled.payloads == [1]
+
+
+@pytest.mark.parametrize("at", ["-infinity", "0044-03-15 BC", "infinity"])
+async def test_a_time_that_python_does_not_know_stops_nobody(store: tocsin.Store, store_dsn: str, at: str) -> None:
+    await store.queues.ensure("q")
+    with suppress(psycopg.Error):
+        await query(store_dsn, "select tocsin.enqueue('q', '1', at => %s)", at)
+    with suppress(psycopg.Error):
+        await query(store_dsn, "select tocsin.enqueue_many('q', '[1]', at => %s)", at)
+    await query(store_dsn, "select tocsin.enqueue_each('q', jsonb_build_array(jsonb_build_object('payload', 1, 'at', %s::text)))", at)
+    await store.produce("q", 2)
+    async with store.consumer("q") as consumer:
+        assert 2 in [m.payload for m in await consumer.dequeue(9)]
+
+
+async def test_an_expired_message_that_cannot_be_buried_stops_nobody(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q")
+    await query(store_dsn, "alter table tocsin.dead_letters add check (payload <> '13')")
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer:
+        for payload in (12, 13, 14):
+            await store.produce("q", payload, expires_in=0.000001)
+        await store.produce("q", 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await handled.wait(1)
+            await until_asleep(store)
+            await consumer.interrupt()
+    assert handled.payloads == [1]
+    assert await query(store_dsn, "select payload from tocsin.dead_letters order by id") == [(12,), (14,)]
+
+
+async def test_a_dead_workers_message_that_cannot_be_buried_ends_nobodys_heartbeat(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    await query(store_dsn, "alter table tocsin.dead_letters add check (payload <> '13')")
+    await die_holding(store_dsn, "13")
+    async with store.consumer("q"):
+        store._process.look()
+        await until(lambda: query(store_dsn, "select 1 from tocsin.processes having count(*) = 1"))
+
+
+async def test_a_thread_left_behind_costs_no_other_message_its_delivery(store: tocsin.Store) -> None:
+    """A blocking handler that hangs is left behind at its timeout. The next message's time must not run out before it is handled."""
+    await store.queues.ensure("q", max_deliveries=1)
+    hung, handled = threading.Event(), list[object]()
+
+    def handle(message: tocsin.Message) -> None:
+        handled.append(message.payload)
+        if message.payload == "hang":
+            hung.wait()
+
+    async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        await producer.enqueue_many(["hang", 1, 2])
+        nursery.start_soon(functools.partial(consumer.handle, handle, timeout=0.2))
+        with trio.move_on_after(SOON):
+            while len(handled) < 3:
+                await trio.lowlevel.checkpoint()
+        hung.set()
+        nursery.cancel_scope.cancel()
+    assert handled == ["hang", 1, 2]

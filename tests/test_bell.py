@@ -166,3 +166,47 @@ async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(autojump_cl
         await fall_asleep(bed)
         await trio.sleep(2 * LINGER)
         assert bell.give_up_guards() == []  # it sleeps
+
+
+async def test_a_ring_for_one_who_cannot_look_is_for_all_who_are_awake() -> None:
+    """They may be looking already, or have no room just now, and will lie down without having seen what was rung for."""
+    bell = Bell()
+    with bell.bed(1) as paused, bell.bed(1) as busy:
+        await fall_asleep(paused)
+        busy.look()
+        bell.ring(1)
+        busy.looked(math.inf, full=False)
+        assert not busy.rung  # the other would look
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0):
+            await paused.sleep(sound=True)
+        assert busy.rung
+
+
+async def test_an_alarm_for_one_who_cannot_look_is_for_all_who_are_awake(autojump_clock: trio.testing.MockClock) -> None:
+    bell = Bell()
+    with bell.bed(1) as paused, bell.bed(1) as busy:
+        bell.expect(1, 1)
+        while not paused.rung:
+            await paused.sleep()
+        with trio.move_on_after(0):
+            await paused.sleep(sound=True)
+        assert busy.rung
+
+
+async def test_beds_that_all_cannot_look_do_not_ring_each_other_for_ever() -> None:
+    bell = Bell()
+    with bell.bed(1) as a, bell.bed(1) as b:
+
+        async def sleep_soundly(bed: Bed) -> None:
+            while True:
+                await bed.sleep(sound=True)
+
+        a.ring()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleep_soundly, a)
+            nursery.start_soon(sleep_soundly, b)
+            with trio.fail_after(PATIENCE):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert b.rung
+            nursery.cancel_scope.cancel()

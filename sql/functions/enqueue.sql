@@ -13,7 +13,8 @@ create or replace function tocsin.fits(
 language sql immutable parallel safe
 as $$
     select (octet_length(payload::text) > max_payload) is not true
-       and (delay < '0 s' or delay is not null and at is not null or expires_in <= '0 s' or max_deliveries <= 0) is not true
+       and (delay < '0 s' or delay is not null and at is not null or at < '0002-01-01 UTC' or at > '9999-12-30 UTC' or expires_in <= '0 s'
+            or max_deliveries <= 0) is not true
 $$;
 
 -- Refuses what speaks against the queue, the worker and the options; returns the queue.
@@ -32,6 +33,8 @@ begin
         perform tocsin.refuse('TC022', 'delay must not be negative', '{"argument": "delay"}');
     elsif delay is not null and at is not null then
         perform tocsin.refuse('TC022', 'give delay or at, not both', '{"argument": "at"}');
+    elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then  -- clients could not read it, and would stop at the message
+        perform tocsin.refuse('TC022', 'at must be within the years 2 to 9999', '{"argument": "at"}');
     elsif expires_in <= '0 s' then
         perform tocsin.refuse('TC022', 'expires_in must be positive', '{"argument": "expires_in"}');
     elsif max_deliveries <= 0 then

@@ -108,7 +108,7 @@ $$;
 --   look_again  seconds       send the next heartbeat after this time, if that is sooner
 --   worker      id, status, seconds = grace of an interruption, registration; in the order of ids
 --   queue       id, seconds until its next message is due (0: now); none when nothing is known to come
--- The queues are those given, where somebody sleeps; a consumer that is awake looks by itself.
+-- The queues are those given, where somebody sleeps or may lie down meanwhile; any other consumer looks by itself.
 create or replace function tocsin.heartbeat(process_id bigint, queue_ids integer[])
 returns table (kind text, id bigint, status text, seconds float8, registration bigint)
 language plpgsql

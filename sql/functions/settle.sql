@@ -149,11 +149,16 @@ as $$
         * (1 + queue.retry_jitter * (2 * random() - 1)))
 $$;
 
--- Moves messages to the dead letters.
+-- Moves messages to the dead letters. One that these refuse (a constraint, a trigger, an index that its payload is too large for) stops
+-- nobody: it is tried again in a minute, and then delivered once more if it has not expired.
 create or replace function tocsin.bury(ids bigint[], reason text, errors text[] default null, tracebacks text[] default null) returns void
-language sql
+language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
 as $$
+#variable_conflict use_column
+declare
+    again_at timestamptz := tocsin.clock() + interval '1 minute';
+begin
     with given as (
         select g.id, g.error, g.traceback from unnest(ids, errors, tracebacks) as g (id, error, traceback)
     ), died as (
@@ -164,5 +169,18 @@ as $$
                                      consumer_worker_id, key, payload, headers, reason, error, traceback)
     select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin.clock(), d.producer_worker_id,
            d.consumer_worker_id, d.key, d.payload, d.headers, bury.reason, d.error, d.traceback
-    from died d
+    from died d;
+exception when integrity_constraint_violation or data_exception or program_limit_exceeded or raise_exception then
+    if cardinality(ids) > 1 then
+        for n in 1 .. cardinality(ids) loop
+            perform tocsin.bury(ids[n:n], reason, errors[n:n], tracebacks[n:n]);
+        end loop;
+    else
+        update tocsin.messages m
+        set state = 'scheduled', due = again_at, vt = again_at,
+            expires_at = case when m.expires_at < again_at then again_at else m.expires_at end,
+            last_error = format('%s, but cannot become a dead letter: %s', reason, sqlerrm)
+        where m.id = any (ids);
+    end if;
+end
 $$;

@@ -294,7 +294,8 @@ end
 $$;
 
 -- Gives back, uncounted, what the worker holds beside `keep`: after a claim whose answer was lost. Like a suspension it waits for a
--- claim under way. Returns how many messages that were.
+-- claim under way. If that was rolled back nothing is held, but others may have passed over the rows that it had locked, and gone to sleep: so
+-- it rings in any case. Returns how many messages that were.
 create or replace function tocsin.release_others(worker_id bigint, registration bigint, keep bigint[]) returns bigint
 language plpgsql
 as $$
@@ -303,7 +304,11 @@ declare
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
     select x.* into w from tocsin.workers x where x.id = worker_id and x.registration = release_others.registration;
-    return case when found then tocsin.release_held(w, false, '', keep) else 0 end;
+    if not found then
+        return 0;
+    end if;
+    perform tocsin.ring(w.queue_id);
+    return tocsin.release_held(w, false, '', keep);
 end
 $$;
 

@@ -77,9 +77,11 @@ class Ahead:
         return self.take(self._waiting)
 
     def put_back(self, messages: list[Message]) -> None:
-        """Have these again, which could not be given back."""
+        """Have these again, which were taken and could not be given back: that is to be tried again."""
         self._put_back = messages + self._put_back
         self._waiting += len(messages)
+        self._taken -= len(messages)
+        self.check_at = -math.inf
 
     def waited_too_long(self, now: float) -> bool:
         """Tell whether there are messages that were there `PATIENCE` ago."""

@@ -67,7 +67,7 @@ class Bed:
     def failed_to_look(self) -> None:
         """The look brought no answer."""
         self.rung = True
-        self._queue.ring_another(self)
+        self._queue.ring(but=self)
 
     async def sleep(self, *, sound: bool = False, until: float = math.inf) -> None:
         """Return when nudged or rung, or at a time. ``sound``: the bell is not heard, and not whether it was rung before.
@@ -77,7 +77,7 @@ class Bed:
         if sound:
             if self.rung and not self._rung_on:
                 self._rung_on = True
-                self._queue.ring_another(self)
+                self._queue.ring(but=self)
             with trio.move_on_at(until):
                 await self._woken.wait()
         elif self.rung:
@@ -123,10 +123,11 @@ class _Queue:
             self.alarm = math.inf
             bed.rung = True
 
-    def ring(self) -> None:
-        if not self.ring_another(None):
-            for bed in self.beds:  # whoever can first
-                bed.ring()
+    def ring(self, but: Bed | None = None) -> None:
+        if not self.ring_another(but):
+            for bed in self.beds:  # whoever can first; also one that looks already, for it may have begun too early
+                if bed is not but:
+                    bed.ring()
 
     def ring_another(self, but: Bed | None) -> bool:
         """Wake one who sleeps; return whether there was one."""

@@ -150,7 +150,7 @@ class Consumer(Registered, WorkerHandle):
         cancelled and their messages released, without counting as a delivery.
         """
         check_count(concurrency, "concurrency")
-        call = make_caller(handler, concurrency)
+        call = make_caller(handler)
 
         def call_with_first(messages: list[Message], when_waiting: Callable[[], None]) -> Awaitable[None]:
             return call(messages[0], when_waiting)
@@ -172,7 +172,7 @@ class Consumer(Registered, WorkerHandle):
         """
         check_count(size, "size")
         check_count(concurrency, "concurrency")
-        await self._handle(make_caller(handler, concurrency), describe_handler(handler), concurrency, size, vt, timeout)
+        await self._handle(make_caller(handler), describe_handler(handler), concurrency, size, vt, timeout)
 
     async def _handle(
         self,

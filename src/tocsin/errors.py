@@ -210,6 +210,11 @@ TRANSIENT = (ConnectionLost, psycopg.OperationalError)
 """What passes by itself, so that a loop tries again: no connection, a deadlock, a cancelled statement, a lack of resources."""
 
 
+def is_refusal(error: psycopg.Error) -> bool:
+    """Whether the database will say the same again about these rows: psycopg counts a value too large for an index as operational."""
+    return isinstance(error, psycopg.errors.ProgramLimitExceeded) or not isinstance(error, TRANSIENT)
+
+
 def translate(error: psycopg.Error, address: str) -> Exception:
     """Return the error of this module that a psycopg error means, or the psycopg error itself when it means none of them."""
     code = error.sqlstate or ""

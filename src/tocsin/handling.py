@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import traceback
 from collections.abc import Awaitable, Callable
 from time import perf_counter
@@ -25,7 +26,7 @@ import trio
 
 from .ahead import Ahead
 from .blocking import call_and_watch
-from .errors import TRANSIENT, StateTransitionError
+from .errors import ConnectionLost, StateTransitionError, is_refusal
 from .leases import Unit
 from .message import Message
 from .retry import Retries
@@ -52,7 +53,7 @@ Caller: TypeAlias = Callable[[Any, Callable[[], None]], Awaitable[None]]
 """Calls a handler with its argument; and another function as soon as the handler waits for something."""
 
 
-def make_caller(handler: Callable[[Any], object], concurrency: int) -> Caller:
+def make_caller(handler: Callable[[Any], object]) -> Caller:
     """Return how to call a handler: an async function directly, watched for blocking the event loop; any other in a thread."""
     if not callable(handler):
         raise TypeError(f"a handler is a function of one argument, not {handler!r}")
@@ -61,7 +62,8 @@ def make_caller(handler: Callable[[Any], object], concurrency: int) -> Caller:
         async_handler = cast(Callable[[Any], Awaitable[object]], handler)
         return lambda work, when_waiting: call_and_watch(async_handler, work, when_waiting, name)
 
-    threads = trio.CapacityLimiter(concurrency)
+    # The runners are the limit. A thread that was left behind does not count: the next message would wait for it, and its time run out.
+    threads = trio.CapacityLimiter(math.inf)
 
     async def call_in_thread(work: Any, when_waiting: Callable[[], None]) -> None:
         # A thread cannot be stopped: when the handler's scope is cancelled it is left to itself. Its message is another's by then, and it
@@ -117,12 +119,13 @@ class Handling:
                 retries.succeeded()
             except StateTransitionError:
                 run.pause()
-            except TRANSIENT as lost:
-                await trio.sleep(retries.failed(lost))
-            except psycopg.Error:
-                if not self._done:
+            except (ConnectionLost, psycopg.Error) as error:
+                if isinstance(error, ConnectionLost) or not is_refusal(error):
+                    await trio.sleep(retries.failed(error))
+                elif self._done:
+                    self._poisoned = True
+                else:
                     raise
-                self._poisoned = True
 
     # Claiming
 
@@ -191,6 +194,13 @@ class Handling:
                     await self._call(messages, self._start_runner)
         except Exception as raised:
             error = raised
+        except BaseExceptionGroup as group:
+            # Tasks of the handler's were cancelled, or interrupted, and others raised something: that must not end the loop.
+            error, rest = group.split(Exception)
+            if rest is not None:
+                if error is not None:
+                    logger.warning("%s raised while it was cancelled: %r", self._name, error)
+                raise rest from None
         self._ahead.finished += len(messages)
         leases = self._intake.leases
         for message in messages:
@@ -221,9 +231,9 @@ class Handling:
             message = self._done[0]
             try:
                 self._warn_of_lost({message.id} if await self._intake.archive_many([message]) == [False] else set())
-            except TRANSIENT:
-                raise
             except psycopg.Error as error:
+                if not is_refusal(error):
+                    raise
                 logger.warning("message %d was handled but cannot be archived: %s", message.id, error)
                 self._failed.append((message, error))
             del self._done[0]
@@ -239,15 +249,15 @@ class Handling:
             failed = self._failed[:]
             try:
                 await self._intake.fail_many([m for m, _ in failed], [_describe(e) for _, e in failed], [_trace(e) for _, e in failed])
-            except TRANSIENT:
-                raise
-            except psycopg.Error:  # it fails for one of them: try each alone
-                for message, why in failed:
+            except psycopg.Error as error:
+                if not is_refusal(error):
+                    raise
+                for message, why in failed:  # it fails for one of them: try each alone
                     try:
                         await self._intake.fail_many([message], [_describe(why)], [_trace(why)])
-                    except TRANSIENT:
-                        raise
-                    except psycopg.Error:
+                    except psycopg.Error as error:
+                        if not is_refusal(error):
+                            raise
                         logger.exception("message %d can neither be archived nor put back; it will be when its lease ends", message.id)
                         self._intake.leases.drop(message)
                     del self._failed[0]
@@ -255,12 +265,16 @@ class Handling:
                 del self._failed[: len(failed)]
 
     async def _flush(self) -> None:
+        try:
+            if self._done and not self._poisoned:
+                await self._archive()
+        except psycopg.Error as error:
+            if not is_refusal(error):
+                raise
+        if self._done:
+            await self._archive_apart()
         if self._failed:
             await self._fail()
-        if self._done and not self._poisoned:
-            await self._archive()
-        elif self._done:
-            await self._archive_apart()
 
 
 def _describe(error: Exception) -> str:

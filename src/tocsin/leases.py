@@ -97,8 +97,8 @@ class Leases:
             self._held[message.id] = Held(message, vt, expires, kept)
 
     def _all(self) -> list[Held]:
-        while self._packed:
-            self._packed[-1].unpack()
+        while self._packed:  # in the order of the claims: of two leases of one message the later one counts
+            self._packed[0].unpack()
         return list(self._held.values())
 
     def forget_lapsed(self) -> None:

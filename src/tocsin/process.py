@@ -240,14 +240,14 @@ class Process:
     async def _listen(self, line: Connection) -> list[int]:
         """LISTEN for what our workers want by now, and for nothing else; return the queues that are new."""
         wanted = {self._channel: None, **self._queues}
-        new = wanted.keys() - self._listening.keys()
-        for channel in new:
+        new = wanted.items() - self._listening.items()  # also a queue made anew, with the name and the channel of one that is gone
+        for channel, queue_id in new:
             await line.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
-            self._listening[channel] = wanted[channel]
+            self._listening[channel] = queue_id
         for channel in self._listening.keys() - wanted.keys():
             await line.execute(sql.SQL("unlisten {}").format(sql.Identifier(channel)))
             del self._listening[channel]
-        return [queue_id for channel in new if (queue_id := wanted[channel]) is not None]
+        return [queue_id for _, queue_id in new if queue_id is not None]
 
     async def _set_guards(self, line: Connection) -> None:
         """Tell the database where somebody sleeps here, and where nobody does any more; see ``sql/functions/ring.sql``."""
@@ -299,11 +299,12 @@ class Process:
         # Noted before the statement: what comes up while it is under way may ask for the next one at once.
         self._next_beat = trio.current_time() + self._every
         residents = {(w.worker_id, w.registration): w for w in self._residents.values()}
+        # Also the guarded ones where nobody sleeps just now: who lies down meanwhile relies on a look that may not have seen what this
+        # statement itself gives back, and for that this session does not ring for itself.
+        queue_ids = list(self._guarding.union(self._bell.asleep()))
         try:
             with trio.move_on_after(max(5 * self._every, 10)) as patience:
-                rows = await self._database.fetch(
-                    "select * from tocsin.heartbeat(%s, %s::integer[])", [self._id, self._bell.asleep()], on=line
-                )
+                rows = await self._database.fetch("select * from tocsin.heartbeat(%s, %s::integer[])", [self._id, queue_ids], on=line)
             if patience.cancelled_caught:
                 raise ConnectionLost(self._database.address, "a heartbeat was not answered")
         except BaseException:
