@@ -349,7 +349,7 @@ async def test_handlers_in_transactions_leave_a_connection_for_settling(store_ds
 
 async def test_batches_take_what_is_there_and_settle_each_on_its_own(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", retry_base=0)
-    sizes = list[int]()
+    sizes, finished = list[int](), set[int]()
 
     async def handle(messages: list[tocsin.Message]) -> None:
         sizes.append(len(messages))
@@ -358,9 +358,10 @@ async def test_batches_take_what_is_there_and_settle_each_on_its_own(store: tocs
                 await message.delete()
             if message.payload == 4 and message.read_ct == 1:
                 await message.release()
-        if any(m.payload == 6 and m.read_ct == 1 for m in messages):
-            raise RuntimeError("this batch")
-        if sum(sizes) == 6 + 4 + 4:
+            elif message.payload == 6 and message.read_ct == 1:
+                raise RuntimeError("this batch")
+        finished.update(m.payload for m in messages if m.payload != 4 or m.read_ct > 1)
+        if len(finished) == 9:
             await consumer.interrupt()
 
     async with store.producer("q") as producer, store.consumer("q") as consumer:
@@ -370,9 +371,9 @@ async def test_batches_take_what_is_there_and_settle_each_on_its_own(store: tocs
                 await consumer.handle_batches(handle, size=6)
     assert sizes[0] == 6
     assert max(sizes) <= 6
-    assert await query(store_dsn, "select payload, read_ct from tocsin.archive order by payload::int") == [
-        (0, 1), (1, 1), (2, 1), (4, 3), (5, 1), (6, 2), (7, 2), (8, 2),
-    ]  # fmt: skip
+    archived = dict(await query(store_dsn, "select payload, read_ct from tocsin.archive"))
+    assert archived.pop(4) in (2, 3)  # it was released, and may have come again with those that failed
+    assert archived == {0: 1, 1: 1, 2: 1, 5: 1, 6: 2, 7: 2, 8: 2}
     assert suspended.value.released == 0
 
 
