@@ -127,6 +127,24 @@ async def test_when_interrupted_it_gives_back_at_once_what_no_handler_has_seen(s
     assert await query(store_dsn, "select count(*)::int, max(read_ct) from tocsin.messages where state = 'ready'") == [(21, 0)]
 
 
+async def test_when_suspended_it_gives_back_at_once_what_no_handler_has_seen(
+    store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "PATIENCE", 3600)
+    await store.queues.ensure("q")
+    handled, suspended = Handled(hang), list[tocsin.Suspended]()
+    async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await claim_ahead(producer, handled)
+        await until_asleep(store)
+        assert await query(store_dsn, HELD) > [(1,)]
+        await (await store.workers.get(consumer.worker_id)).suspend(drain=True)
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, HELD) != [(1,)]:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+
 async def test_when_handlers_become_slow_another_consumer_gets_the_rest(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     slow, other, suspended = Handled(hang), Handled(), list[tocsin.Suspended]()

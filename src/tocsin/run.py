@@ -92,6 +92,7 @@ class Run:
                 self.end("interrupted", grace)
             case "suspended" if before != status:
                 self._paused = True
+                self.bed.nudge()  # what waits for a handler is to be given back
                 # It may have been suspended with its messages released; the database knows.
                 self.nursery.start_soon(self.intake.leases.refresh)
             case "stopped":
