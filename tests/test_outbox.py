@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -113,6 +114,7 @@ async def test_what_gathered_goes_together_in_order_and_within_bounds() -> None:
     assert gathering.take() == []
     parcels = [Parcel(draft()) for _ in range(MAX_MESSAGES + 2)]
     large = [Parcel(draft("x" * (MAX_SIZE // 2))) for _ in range(3)]
+    large[0].draft = attrs.evolve(draft(), headers=large[0].draft.payload)
     await gather(*parcels, *large)
     for parcel in [*parcels, *large]:
         gathering.add(parcel)
