@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
-import psycopg
 import attrs
+import psycopg
 import pytest
 import trio
 import trio.testing
