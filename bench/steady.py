@@ -102,7 +102,7 @@ async def produce(dsn: str) -> None:
                 nonlocal sent
                 at = began + (number / rate if rate else 0)
                 while at < began + seconds:
-                    await trio.sleep(at - time.monotonic() if at > time.monotonic() else 0)
+                    await trio.sleep(max(0, at - time.monotonic()))
                     await producer.enqueue({"sent": at})
                     sent += 1
                     at = at + PRODUCERS / rate if rate else time.monotonic()

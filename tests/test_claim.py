@@ -124,7 +124,13 @@ def plans(store_dsn: str) -> Any:
         connection.execute("select tocsin.create_queue('q'), tocsin.create_queue('r')")
         connection.execute("select tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')")
         connection.execute("set client_min_messages = log")
-        for name, value in {"log_min_duration": "0", "log_nested_statements": "on", "log_format": "json", "log_analyze": "on"}.items():
+        for name, value in {
+            "log_min_duration": "0",
+            "log_nested_statements": "on",
+            "log_format": "json",
+            "log_analyze": "on",
+            "log_buffers": "on",
+        }.items():
             connection.execute(f"set auto_explain.{name} = '{value}'".encode())
         connection.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary or ""))
 
@@ -194,6 +200,29 @@ def test_settling_and_looking_never_scan_the_table(plans: Any, statement: str, p
             assert not (node["Node Type"] == "Seq Scan" and node.get("Relation Name") == "messages"), (text, plan)
             if node.get("Relation Name") == "messages":
                 assert node["Actual Rows"] * node["Actual Loops"] <= 2, (text, plan)
+
+
+def test_a_glance_does_not_walk_over_what_was_claimed_before(plans: Any, store_dsn: str) -> None:
+    """Also of messages that are all due at the same time, and while a snapshot keeps vacuum from removing their index entries."""
+    with connect_blocking(store_dsn) as old:
+        plans(
+            "insert into tocsin.messages (queue_id, due, vt, enqueued_at, payload) "
+            "select 1, '2026-01-01', '2026-01-01', now(), '1' from generate_series(1, 2000)"
+        )
+        old.execute("begin isolation level repeatable read")
+        old.execute("select count(*) from tocsin.messages")
+        plans("select tocsin.archive(array_agg(id), array_agg(lease)) from tocsin.claim(1, 1, 1900)")
+
+        def blocks_read(position: str) -> int:
+            claimed = find(plans(f"select * from tocsin.claim(1, 1, 10, null, {position})"), "set state = 'leased'")
+            (ready,) = [n for n in claimed if n.get("Index Name") == "messages_ready"]
+            assert ready["Actual Rows"] == 10
+            return int(ready["Shared Hit Blocks"] + ready["Shared Read Blocks"])
+
+        glance = blocks_read("0, '2026-01-01', 1900")
+        look = blocks_read("null, null, null")
+        assert glance < 30
+        assert look > 10 * glance
 
 
 MANY_LEASED = """

@@ -123,6 +123,9 @@ async def test_too_large_names_sizes_and_index(store: tocsin.Store) -> None:
         with pytest.raises(tocsin.PayloadTooLarge) as refused:
             await producer.enqueue_many(["small", "x" * 99])
         assert (refused.value.actual, refused.value.maximum, refused.value.index) == (101, 100, 1)
+        with pytest.raises(tocsin.PayloadTooLarge, match="^payload of 101 bytes") as refused:
+            await producer.enqueue("x" * 99)
+        assert refused.value.index is None
         await producer.enqueue("x" * 98)
         assert [m.payload for m in await consumer.dequeue(9)] == ["x" * 98]
 

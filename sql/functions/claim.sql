@@ -59,7 +59,7 @@ $$;
 --
 -- There are two ways of looking. A *look* first makes ready what is due, and reads the ready messages from the start; when they were fewer than
 -- asked for, a last row without id tells in how many seconds the next one is due (null: none is known), for a consumer that goes to sleep now.
--- A *glance* (after_priority and after_due are given) reads them from that position on, and sees to nothing else. It is for a consumer that has
+-- A *glance* (from_priority, from_due and from_id are given) reads them from that position on, and sees to nothing else. It is for a consumer that has
 -- just claimed what came before: dead index entries, which vacuum cannot remove for as long as some transaction is older than they are, pile up
 -- before the first message that is ready, and a look walks over all of them. What has come before that position meanwhile (a message that
 -- was given back, one of a smaller priority, one whose transaction took its time) waits for the next look. `or_look`: a glance that finds nothing
@@ -71,7 +71,7 @@ $$;
 -- the message is delivered again; its former holder is fenced as after any redelivery.
 create or replace function tocsin.claim(
     worker_id bigint, registration bigint, max_messages integer, vt interval default null,
-    after_priority integer default null, after_due timestamptz default null, or_look boolean default true,
+    from_priority integer default null, from_due timestamptz default null, from_id bigint default null, or_look boolean default true,
     finished_ids bigint[] default null, finished_leases bigint[] default null, durable boolean default true
 ) returns table (
     id bigint, lease bigint, priority integer, read_ct integer, due timestamptz, enqueued_at timestamptz, vt_at timestamptz,
@@ -110,7 +110,7 @@ begin
     t := tocsin.clock();
     token := extract(epoch from t) * 1000000;
     loop
-        if after_due is null then
+        if from_due is null then
             q := tocsin.admit_claim(worker_id, registration);
             perform tocsin.make_due_ready(q.id) where q.paused_at is null;
         end if;
@@ -126,7 +126,8 @@ begin
                   cross join lateral (
                       select y.ctid from tocsin.messages y
                       where y.queue_id = x.id and y.state = 'ready' and (y.expires_at is null or y.expires_at > t)
-                        and (y.priority, y.due) >= (coalesce(after_priority, -2147483648), coalesce(after_due, '-infinity'))
+                        and (y.priority, y.due, y.id)
+                            >= (coalesce(from_priority, -2147483648), coalesce(from_due, '-infinity'), coalesce(from_id, 0))
                       order by y.priority, y.due, y.id limit max_messages for update skip locked) r
                   where w.id = worker_id and w.registration = claim.registration and w.status in ('ready', 'polling')
                     and x.paused_at is null) f
@@ -134,14 +135,15 @@ begin
             returning m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
                       m.last_error, m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
-        if found_rows = 0 and after_due is not null then
+        if found_rows = 0 and from_due is not null then
             q := tocsin.admit_claim(worker_id, registration);  -- or is it refused?
         end if;
-        exit when found_rows > 0 or after_due is null or not or_look;
-        after_priority := null;
-        after_due := null;
+        exit when found_rows > 0 or from_due is null or not or_look;
+        from_priority := null;
+        from_due := null;
+        from_id := null;
     end loop;
-    if after_due is null and found_rows < max_messages then
+    if from_due is null and found_rows < max_messages then
         -- What is due and was not taken is locked by another claim, which will take it: no reason to look again at once.
         next_due := tocsin.next_due(q.id, with_ready => false);
         if next_due < 0.01 then

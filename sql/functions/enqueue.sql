@@ -44,7 +44,8 @@ begin
 end
 $$;
 
--- Refuses a JSON array with a payload in it that is too large for the queue. `first_index`: the index of its first payload for the caller.
+-- Refuses a JSON array with a payload in it that is too large for the queue. `first_index`: the index of its first payload for the caller;
+-- null: there is only this one.
 create or replace function tocsin.admit_sizes(q tocsin.queues, payloads jsonb, first_index integer) returns void
 language plpgsql
 as $$
@@ -59,8 +60,8 @@ begin
         order by p.n limit 1;
         if found then
             perform tocsin.refuse('TC003',
-                format('payload %s of %s bytes exceeds the limit of queue "%s", %s bytes',
-                       large.index, large.actual, q.name, q.max_payload),
+                format('%s of %s bytes exceeds the limit of queue "%s", %s bytes',
+                       concat_ws(' ', 'payload', large.index), large.actual, q.name, q.max_payload),
                 jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index', large.index),
                 'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
         end if;
@@ -108,7 +109,7 @@ begin
         exit when message_id is not null;
         -- It is refused, or its key is taken. Neither may be true any more: then it is tried again.
         q := tocsin.admit(queue, delay, at, expires_in, max_deliveries, worker_id);
-        perform tocsin.admit_sizes(q, jsonb_build_array(payload), 0);
+        perform tocsin.admit_sizes(q, jsonb_build_array(payload), null);
         message_id := tocsin.find_key(q.id, key);
         exit when message_id is not null;
         if key is not null and current_setting('transaction_isolation') <> 'read committed' then

@@ -45,7 +45,7 @@ class Suspended(TocsinError):
         self.reason = reason
         """Who or what ended the run, in words."""
         self.handled = handled
-        """How many messages this run has settled."""
+        """How many messages this run has settled: archived, deleted, released or sent back because their handler failed."""
         self.released = released
         """How many messages went back to the queue because the run ended before they were settled."""
 
@@ -147,14 +147,14 @@ class PayloadInvalid(TocsinError, ValueError):
 class PayloadTooLarge(TocsinError, ValueError):
     """A payload larger than its queue allows. Nothing was enqueued."""
 
-    def __init__(self, message: str, *, actual: int, maximum: int, index: int) -> None:
+    def __init__(self, message: str, *, actual: int, maximum: int, index: int | None) -> None:
         super().__init__(message)
         self.actual = actual
         """Its size in bytes of JSON text."""
         self.maximum = maximum
         """The queue's limit in bytes."""
         self.index = index
-        """Which payload of a batch, counted from 0."""
+        """Which payload of a batch, counted from 0; None for a single message."""
 
 
 class SchemaMissing(TocsinError):

@@ -26,10 +26,10 @@ LOOK_EVERY = 2.0
 
 
 class Front:
-    """See the module. Times are of `trio.current_time`; a position is a priority and a due time."""
+    """See the module. Times are of `trio.current_time`; a position is a priority, a due time and an id."""
 
     def __init__(self) -> None:
-        self._position: tuple[int, datetime] | None = None
+        self._position: tuple[int, datetime, int] | None = None
         self._look_at = -math.inf
         self._look_took = 0.0
 
@@ -38,13 +38,13 @@ class Front:
         """Whether a glance that finds nothing may become a look."""
         return self._look_took <= CHEAP
 
-    def next_position(self, now: float) -> tuple[int, datetime] | None:
+    def next_position(self, now: float) -> tuple[int, datetime, int] | None:
         """Return from where on to glance now; None: look."""
         return self._position if now < self._look_at else None
 
     def claimed(self, last: Row) -> None:
         """Note the last message that a claim has brought."""
-        self._position = last[2], last[4]
+        self._position = last[2], last[4], last[0]
 
     def looked(self, began: float, ended: float, next_due_at: float) -> None:
         """Note a look, and when it found that the next message is due."""

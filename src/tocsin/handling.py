@@ -210,6 +210,7 @@ class Handling:
                 else:
                     logger.warning("%s failed with message %d, delivery %d: %r", self._name, message.id, message.read_ct, error)
                     self._failed.append((message, error))
+        unit.messages = []
         self._run.bed.nudge()
 
     # Settling

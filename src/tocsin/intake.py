@@ -113,13 +113,13 @@ class Intake:
         return Claim(parcel, answer.lost, -math.inf if full else again_at, full)
 
     def _claim_parameters(
-        self, limit: int, vt: float | None, position: tuple[int, datetime] | None, archive: Sequence[Message]
+        self, limit: int, vt: float | None, position: tuple[int, datetime, int] | None, archive: Sequence[Message]
     ) -> list[str | None]:
-        priority, due = (None, None) if position is None else (str(position[0]), position[1].isoformat())
+        start = (None, None, None) if position is None else (str(position[0]), position[1].isoformat(), str(position[2]))
         ids, leases = tokens(archive) if archive else (None, None)
         return [
             *(str(self.worker_id), str(self.registration), str(limit), None if vt is None else f"{vt:f} s"),
-            *(priority, due, "t" if self._front.looks_are_cheap else "f"),
+            *(*start, "t" if self._front.looks_are_cheap else "f"),
             *(ids, leases, "t" if archive else "f"),
         ]
 
