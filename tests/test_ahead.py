@@ -127,6 +127,24 @@ async def test_when_interrupted_it_gives_back_at_once_what_no_handler_has_seen(s
     assert await query(store_dsn, "select count(*)::int, max(read_ct) from tocsin.messages where state = 'ready'") == [(21, 0)]
 
 
+async def test_when_suspended_it_gives_back_at_once_what_no_handler_has_seen(
+    store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "PATIENCE", 3600)
+    await store.queues.ensure("q")
+    handled, suspended = Handled(hang), list[tocsin.Suspended]()
+    async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await claim_ahead(producer, handled)
+        await until_asleep(store)
+        assert await query(store_dsn, HELD) > [(1,)]
+        await (await store.workers.get(consumer.worker_id)).suspend(drain=True)
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, HELD) != [(1,)]:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+
 async def test_when_handlers_become_slow_another_consumer_gets_the_rest(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     slow, other, suspended = Handled(hang), Handled(), list[tocsin.Suspended]()
@@ -262,3 +280,22 @@ async def test_a_message_too_large_for_an_index_of_the_archive_fails_alone(
                 await trio.lowlevel.checkpoint()
         await consumer.interrupt()
     assert await query(store_dsn, "select payload from tocsin.archive order by id") == [(1,), (2,)]
+
+
+async def test_when_no_message_can_be_archived_the_run_ends_and_none_has_failed(store: tocsin.Store, store_dsn: str) -> None:
+    """Something is wrong with the database, and not with the messages."""
+    await store.queues.ensure("q", max_deliveries=1)
+    await query(
+        store_dsn,
+        "create function public.refuse() returns trigger language plpgsql as "
+        "$$ begin raise insufficient_privilege; end $$; "
+        "create trigger refuse before insert on tocsin.archive for each row execute function public.refuse()",
+    )
+    handled = Handled()
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        await producer.enqueue_many([1, 2])
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            await consumer.handle(handled, concurrency=2)
+        assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [("ready", 0), ("ready", 0)]
+        assert await consumer.status() == "ready"
+        assert len(await consumer.dequeue(2)) == 2

@@ -210,3 +210,19 @@ async def test_beds_that_all_cannot_look_do_not_ring_each_other_for_ever() -> No
                 await trio.testing.wait_all_tasks_blocked(0.01)
             assert b.rung
             nursery.cancel_scope.cancel()
+
+
+async def test_busy_consumers_that_know_already_are_not_woken_to_be_told_again() -> None:
+    bell = Bell()
+    with bell.bed(1) as a, bell.bed(1) as b:
+        a.rung = b.rung = True
+        with trio.move_on_after(0):
+            await b.sleep(sound=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: b.sleep(sound=True))
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.move_on_after(0):
+                await a.sleep(sound=True)
+            await trio.testing.wait_all_tasks_blocked()
+            assert nursery.child_tasks
+            b.nudge()

@@ -269,3 +269,29 @@ async def test_every_public_coroutine_is_a_checkpoint(store: tocsin.Store) -> No
                 await call()
             assert scope.cancelled_caught, call
         assert await consumer.status() == "ready"
+
+
+async def test_a_run_with_messages_claimed_ahead(store: tocsin.Store, store_dsn: str) -> None:
+    """What a handler has seen is archived, and nothing else; nothing counts a delivery that no handler saw."""
+    await store.queues.ensure("q")
+    seen = list[int]()
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+
+        async def operation() -> None:
+            await producer.enqueue_many(range(120))
+            begun = len(seen)
+            with trio.CancelScope() as scope:
+
+                async def handle(message: tocsin.Message) -> None:
+                    seen.append(message.id)
+                    if len(seen) == begun + 60:
+                        scope.cancel()
+
+                await consumer.handle(handle)
+
+        async def check() -> None:
+            assert await query(store_dsn, "select id from tocsin.messages where state <> 'ready' or read_ct > 0") == []
+            assert sorted(seen) == [number for (number,) in await query(store_dsn, "select id from tocsin.archive order by id")]
+            await query(store_dsn, "delete from tocsin.messages where id < (select max(id) - 50 from tocsin.messages)")
+
+        assert await cancel_sweep(operation, check) > 10

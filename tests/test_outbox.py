@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
 import psycopg
 import pytest
 import trio
@@ -113,6 +114,7 @@ async def test_what_gathered_goes_together_in_order_and_within_bounds() -> None:
     assert gathering.take() == []
     parcels = [Parcel(draft()) for _ in range(MAX_MESSAGES + 2)]
     large = [Parcel(draft("x" * (MAX_SIZE // 2))) for _ in range(3)]
+    large[0].draft = attrs.evolve(draft(), headers=large[0].draft.payload)
     await gather(*parcels, *large)
     for parcel in [*parcels, *large]:
         gathering.add(parcel)

@@ -126,7 +126,7 @@ class _Queue:
     def ring(self, but: Bed | None = None) -> None:
         if not self.ring_another(but):
             for bed in self.beds:  # whoever can first; also one that looks already, for it may have begun too early
-                if bed is not but:
+                if not bed.rung:
                     bed.ring()
 
     def ring_another(self, but: Bed | None) -> bool:

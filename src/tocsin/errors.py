@@ -211,8 +211,9 @@ TRANSIENT = (ConnectionLost, psycopg.OperationalError)
 
 
 def is_refusal(error: psycopg.Error) -> bool:
-    """Whether the database will say the same again about these rows: psycopg counts a value too large for an index as operational."""
-    return isinstance(error, psycopg.errors.ProgramLimitExceeded) or not isinstance(error, TRANSIENT)
+    """Whether the database refuses certain rows, and will again: by a constraint, a trigger, an index that they are too large for."""
+    refusals = psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.RaiseException
+    return isinstance(error, refusals)
 
 
 def translate(error: psycopg.Error, address: str) -> Exception:

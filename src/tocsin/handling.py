@@ -26,7 +26,7 @@ import trio
 
 from .ahead import Ahead
 from .blocking import call_and_watch
-from .errors import ConnectionLost, StateTransitionError, is_refusal
+from .errors import TRANSIENT, ConnectionLost, StateTransitionError, is_refusal
 from .leases import Unit
 from .message import Message
 from .retry import Retries
@@ -120,10 +120,11 @@ class Handling:
             except StateTransitionError:
                 run.pause()
             except (ConnectionLost, psycopg.Error) as error:
-                if isinstance(error, ConnectionLost) or not is_refusal(error):
-                    await trio.sleep(retries.failed(error))
-                elif self._done:
+                refused = isinstance(error, psycopg.Error) and is_refusal(error)
+                if refused and self._done:
                     self._poisoned = True
+                elif isinstance(error, TRANSIENT) and not refused:
+                    await trio.sleep(retries.failed(error))
                 else:
                     raise
 

@@ -34,7 +34,7 @@ _ENQUEUE_EACH = "select tocsin.enqueue_each(%s, %s)"
 MAX_MESSAGES = 1000
 """Most messages in a shared statement."""
 MAX_SIZE = 1 << 22
-"""A shared statement takes no further message when its payloads have this many characters."""
+"""A shared statement takes no further message when its payloads and headers have this many characters."""
 
 
 @attrs.define
@@ -139,7 +139,7 @@ class Gathering:
             parcel = self._waiting.popleft()
             if parcel.wanted:
                 batch.append(parcel)
-                size += len(parcel.draft.payload)
+                size += len(parcel.draft.payload) + len(parcel.draft.headers or "")
         return batch
 
     def take_all(self) -> list[Parcel]:

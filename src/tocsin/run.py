@@ -15,10 +15,11 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import psycopg
 import trio
 
 from .bell import Bed
-from .errors import TRANSIENT, StateTransitionError, Suspended, TocsinError
+from .errors import StateTransitionError, Suspended, TocsinError
 from .intake import Claim, Intake
 from .leases import Unit
 from .message import Message
@@ -92,6 +93,7 @@ class Run:
                 self.end("interrupted", grace)
             case "suspended" if before != status:
                 self._paused = True
+                self.bed.nudge()  # what waits for a handler is to be given back
                 # It may have been suspended with its messages released; the database knows.
                 self.nursery.start_soon(self.intake.leases.refresh)
             case "stopped":
@@ -153,11 +155,11 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
             if run is not None and run.flush is not None:
                 try:
                     await run.flush()
-                except (TocsinError, *TRANSIENT) as error:
+                except (TocsinError, psycopg.Error) as error:
                     logger.warning("messages handled by worker %r will be delivered again: %s", intake.name, error)
             try:
                 released = await intake.complete_poll()
-            except (TocsinError, *TRANSIENT) as error:
+            except (TocsinError, psycopg.Error) as error:
                 logger.warning("what worker %r holds will be delivered again when its leases end: %s", intake.name, error)
         if patience.cancelled_caught:
             logger.warning("what worker %r holds will be delivered again when its leases end: no answer", intake.name)
