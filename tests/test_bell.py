@@ -226,3 +226,23 @@ async def test_busy_consumers_that_know_already_are_not_woken_to_be_told_again()
             await trio.testing.wait_all_tasks_blocked()
             assert nursery.child_tasks
             b.nudge()
+
+
+async def test_a_ring_for_one_who_is_being_cancelled_is_for_another() -> None:
+    """Its scope is cancelled, and its task has not run on yet: to the bell it still sleeps. A stream may then not look for long."""
+    bell = Bell()
+    with bell.bed(1) as a, bell.bed(1) as b:
+        scope = trio.CancelScope()
+
+        async def sleep_until_cancelled() -> None:
+            with scope:
+                await a.sleep()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleep_until_cancelled)
+            await trio.testing.wait_all_tasks_blocked()
+            await fall_asleep(b)
+            scope.cancel()
+            bell.ring(1)
+        assert a.rung
+        assert b.rung

@@ -241,7 +241,6 @@ language plpgsql
 as $$
 declare
     w tocsin.workers;
-    held bigint;
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
     w := tocsin.move_worker(worker_id, '{ready,polling,interrupted}', 'suspended');

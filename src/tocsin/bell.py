@@ -72,7 +72,7 @@ class Bed:
     async def sleep(self, *, sound: bool = False, until: float = math.inf) -> None:
         """Return when nudged or rung, or at a time. ``sound``: the bell is not heard, and not whether it was rung before.
 
-        A checkpoint. May return for no reason, so callers look again at what they waited for. Cancellation changes nothing.
+        A checkpoint. May return for no reason, so callers look again at what they waited for. Cancelled, it is another's turn to look.
         """
         if sound:
             if self.rung and not self._rung_on:
@@ -83,8 +83,13 @@ class Bed:
         elif self.rung:
             await trio.lowlevel.checkpoint()
         else:
-            with self._queue.sleeper(self), trio.move_on_at(min(until, self._queue.alarm)):
-                await self._woken.wait()
+            try:
+                with self._queue.sleeper(self), trio.move_on_at(min(until, self._queue.alarm)):
+                    await self._woken.wait()
+            except BaseException:
+                if self.rung:  # a ring that came when this was cancelled already, and may find nobody to look
+                    self._queue.ring(but=self)
+                raise
             self._queue.check_alarm(self)
         self._woken = trio.Event()
 

@@ -99,17 +99,14 @@ class Run:
             case "stopped":
                 self.end("shut down")
 
-    async def poll(self) -> None:
-        """Have the registry say that this worker polls, if it does not any more. Cancelled, it says so or not."""
-        if self._to_poll:
-            await self.intake.begin_poll()
-            self._to_poll = False
-            self._status = "polling"
-
     async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = ()) -> Claim:
         """Claim messages, whose leases are kept from then on, and archive others: see `Intake.claim`."""
         self.bed.look()
         try:
+            if self._to_poll:  # the registry says of this worker that it does not poll any more
+                await self.intake.begin_poll()
+                self._to_poll = False
+                self._status = "polling"
             claim = await self.intake.claim(limit, vt, archive)
         except BaseException:
             self.bed.failed_to_look()

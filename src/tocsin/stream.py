@@ -35,7 +35,6 @@ class Stream:
                 if not (run.bed.rung and run.may_claim):
                     await run.bed.sleep(sound=not run.may_claim)
                     continue
-                await run.poll()
                 claim = await run.claim(1, self._vt)
             except StateTransitionError:
                 run.pause()
