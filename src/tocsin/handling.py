@@ -7,8 +7,8 @@ one that handles a single message has it archived at once. Meanwhile handlers go
 *Runners* call the handler: each takes waiting messages and calls it, one call after the other. When a handler waits for something, another
 runner is started, up to the concurrency; handlers that never wait need no second one, and no task of their own. Each runner has a cancel
 scope, and ends with the call that was cancelled. A call ends in one of four ways: it returned (archive what it has not settled itself), it
-raised (back to the queue with backoff, or to the dead letters), its lease was lost (nothing can be settled), or the grace of an interruption
-was over (released at the end of the run). None of them ends the loop.
+raised (back to the queue with backoff, or to the dead letters), its lease was lost (nothing can be settled), or the grace of an
+interruption was over (released at the end of the run). None of them ends the loop.
 """
 
 from __future__ import annotations
