@@ -778,3 +778,20 @@ async def test_a_thread_left_behind_costs_no_other_message_its_delivery(store: t
         hung.set()
         nursery.cancel_scope.cancel()
     assert handled == ["hang", 1, 2]
+
+
+async def test_a_lease_that_its_handler_has_made_shorter_is_kept_all_the_same(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", vt=3600)
+    extended = trio.Event()
+
+    async def handle(message: tocsin.Message) -> None:
+        await message.extend(1)
+        extended.set()
+        await trio.sleep_forever()
+
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(consumer.handle, handle)
+        await store.produce("q", 1)
+        await extended.wait()
+        await until(lambda: query(store_dsn, "select 1 from tocsin.messages where vt > tocsin.clock() + interval '30 min'"))
+        nursery.cancel_scope.cancel()

@@ -194,7 +194,10 @@ class Leases:
         (kept,) = await self._database.fetch_one("select tocsin.extend(%s::bigint[], %s::bigint[], %s)", parameters)
         for message, still_ours in zip(messages, kept, strict=True):
             if still_ours and message in self:
-                self._held[message.id].expires = now + seconds
+                held = self._held[message.id]
+                held.expires = now + seconds
+                if held.refresh_at < self._next_refresh:  # a handler has made it shorter, and goes on
+                    self._sooner.set()
         return list(kept)
 
     def _lose(self, held: Held) -> None:
