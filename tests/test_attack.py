@@ -795,3 +795,21 @@ async def test_a_lease_that_its_handler_has_made_shorter_is_kept_all_the_same(st
         await extended.wait()
         await until(lambda: query(store_dsn, "select 1 from tocsin.messages where vt > tocsin.clock() + interval '30 min'"))
         nursery.cancel_scope.cancel()
+
+
+async def test_a_signal_between_two_runs_while_the_database_is_away_ends_the_next(own_server: EmbeddedServer) -> None:
+    async with tocsin.connect(own_server.dsn) as store:
+        await store.install()
+        await store.queues.ensure("q")
+        async with store.consumer("q") as consumer, tocsin.drain_on_signals(consumer):
+            await own_server.stop()
+            signal.raise_signal(signal.SIGTERM)
+            with trio.fail_after(PATIENCE):
+                while store.statistics().pool.opened and not store.statistics().pool.broken:  # what it had, it has found broken
+                    await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await own_server.start()
+            with pytest.raises(tocsin.Suspended), trio.fail_after(PATIENCE):
+                while True:
+                    with trio.move_on_after(0.5):
+                        await consumer.handle(hang)

@@ -11,8 +11,9 @@ import trio
 
 from .consumer import Consumer
 from .durations import Duration
-from .errors import ConnectionLost, StateTransitionError
+from .errors import TRANSIENT, StateTransitionError
 from .nursery import open_nursery_bare
+from .retry import Retries
 
 logger = logging.getLogger("tocsin")
 
@@ -51,8 +52,15 @@ async def drain_on_signals(*consumers: Consumer, grace: Duration | None = None) 
 
 
 async def _interrupt(consumer: Consumer, grace: Duration | None) -> None:
-    try:
-        await consumer.interrupt(grace=grace)
-    except (StateTransitionError, ConnectionLost) as refused:  # it is suspended, say; its run is to end all the same
-        consumer.end_run(grace)
-        logger.info("interrupted without a change in the registry: %s", refused)
+    retries = Retries("interrupting")
+    while True:
+        try:
+            await consumer.interrupt(grace=grace)
+        except StateTransitionError as refused:  # it is suspended, say; its run is to end all the same
+            consumer.end_run(grace)
+            logger.info("interrupted without a change in the registry: %s", refused)
+        except TRANSIENT as lost:
+            consumer.end_run(grace)  # if there is one just now; else the registry is to refuse the next
+            await trio.sleep(retries.failed(lost))
+            continue
+        return
