@@ -9,6 +9,8 @@ import pytest
 import trio
 from cancel_sweep import cancel_sweep
 
+from tocsin.driver.prepared import Prepared
+
 from .helpers import Connection, is_idle, until_running, value
 
 
@@ -42,6 +44,18 @@ async def test_what_was_discarded_is_prepared_again(connection: Connection) -> N
         for _ in range(2):
             assert (await connection.run_prepared(b"select $1", [b"x"])).load(0, 1) == [("x",)]
         await connection.execute(command.encode())
+
+
+async def test_where_nothing_stays_prepared_it_gives_up_preparing(connection: Connection) -> None:
+    """As behind a pooler that runs each transaction on another connection."""
+    prepared = "select count(*) from pg_prepared_statements where left(name, 7) = '_tocsin'"
+    for _ in range(Prepared.GIVE_UP):
+        assert (await connection.run_prepared(b"select $1", [b"x"])).load(0, 1) == [("x",)]
+        assert await value(connection, prepared) == 1
+        await connection.execute("deallocate all")
+        assert (await connection.run_prepared(b"select $1", [b"x"])).load(0, 1) == [("x",)]
+    assert (await connection.run_prepared(b"select $1", [b"x"])).load(0, 1) == [("x",)]
+    assert await value(connection, prepared) == 0
 
 
 async def test_cancelled_at_every_checkpoint_it_can_be_run_again(connection: Connection) -> None:

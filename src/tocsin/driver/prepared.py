@@ -8,6 +8,7 @@ use, and the rows of the result come in binary and become objects when they are 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,12 +37,21 @@ class Rows:
 
 
 class Prepared:
-    """What is prepared on one connection."""
+    """What is prepared on one connection.
+
+    A statement that turns out not to be prepared any more runs without: somebody to whom the connection was lent has said DISCARD, or there
+    is a pooler in between, which runs each transaction on another connection of its own. After `GIVE_UP` times nothing is prepared any
+    more. The names are this connection's alone, so that no other client of such a pooler has prepared something else under them.
+    """
+
+    GIVE_UP = 5
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         self._pgconn = pgconn
         self._names: dict[bytes, bytes] = {}
+        self._prefix = f"_tocsin_{secrets.token_hex(6)}_".encode()
         self._attempts = 0
+        self._missing = 0
 
     def run(self, statement: bytes, parameters: Sequence[bytes | None]) -> PQGen[pq.abc.PGresult]:
         """Run a statement whose parameters are ``$1`` and so on, as text, and return its result.
@@ -50,20 +60,23 @@ class Prepared:
         """
         if b"\0" in b"".join([p for p in parameters if p]):
             raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
-        name = self._names.get(statement)
-        if name is None:
-            # A name is never used again: after an attempt that was called off nobody knows if the server has it.
-            self._attempts += 1
-            name = b"_tocsin_%d" % self._attempts
-            self._pgconn.send_prepare(name, statement)
-            yield from self._result()
-            self._names[statement] = name
-        self._pgconn.send_query_prepared(name, parameters, result_format=pq.Format.BINARY)
-        try:
-            return (yield from self._result())
-        except psycopg.errors.InvalidSqlStatementName:
-            self._names.clear()  # someone to whom the connection was lent has said DISCARD or DEALLOCATE; no harm is done yet
-        return (yield from self.run(statement, parameters))
+        if self._missing < self.GIVE_UP:
+            name = self._names.get(statement)
+            if name is None:
+                # A name is never used again: after an attempt that was called off nobody knows if the server has it.
+                self._attempts += 1
+                name = self._prefix + b"%d" % self._attempts
+                self._pgconn.send_prepare(name, statement)
+                yield from self._result()
+                self._names[statement] = name
+            self._pgconn.send_query_prepared(name, parameters, result_format=pq.Format.BINARY)
+            try:
+                return (yield from self._result())
+            except psycopg.errors.InvalidSqlStatementName:  # no harm is done yet
+                self._names.clear()
+                self._missing += 1
+        self._pgconn.send_query_params(statement, parameters, result_format=pq.Format.BINARY)
+        return (yield from self._result())
 
     def _result(self) -> PQGen[pq.abc.PGresult]:
         result: pq.abc.PGresult
