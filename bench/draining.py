@@ -32,6 +32,7 @@ class Tally:
     def __init__(self, share: int, when_full: Callable[[], object] | None = None) -> None:
         self.count = 0
         self.began = 0
+        self.last = 0
         self.marks: list[int] = []
         self._share = share
         self._next = 1
@@ -40,6 +41,7 @@ class Tally:
     def add(self, count: int = 1) -> None:
         """Note that so many were handled."""
         self.count += count
+        self.last = time.monotonic_ns()
         if self.count >= self._next:
             self._mark()
 
@@ -53,8 +55,8 @@ class Tally:
             self._when_full()
 
     def tell(self, settled: int) -> None:
-        """Tell the benchmark how it went: everything has been settled now."""
-        say("drained", self.began, time.monotonic_ns(), settled, *self.marks)
+        """Tell the benchmark how it went: everything has been settled now. Who waited in vain for the rest of its share ended earlier."""
+        say("drained", self.began, time.monotonic_ns() if self.count >= self._share else self.last, settled, *self.marks)
 
 
 @attrs.frozen

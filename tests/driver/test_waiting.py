@@ -50,7 +50,7 @@ def empty(end: socket.socket) -> None:
 
 async def wait(what: Wait, end: socket.socket, deadline: float = math.inf) -> int:
     turn = waiting.Turn()
-    turn.begin()
+    await turn.enter()
     with trio.fail_after(SAFETY_NET):
         return await waiting.wait(wait_once(what), end.fileno(), turn, deadline)
 

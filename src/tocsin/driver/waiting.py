@@ -12,7 +12,9 @@ would be wasted.
 
 **Not to starve the other tasks by that.** A task that never waits never lets anyone else run. A `Turn` says
 when a connection last did, and a checkpoint is made once that is `MAX_TURN` ago. It outlives the single call,
-since COPY consists of thousands of calls, none of which is long.
+since COPY consists of thousands of calls, none of which is long. A call after one that has waited begins a new
+turn: else each statement on a connection that was idle would begin with a pass through trio's loop, and be sent
+that much later.
 
 Idle means idle: no timer wakes a waiting task (psycopg's own wait functions wake ten times a second to look
 for signals; trio delivers those itself).
@@ -44,16 +46,26 @@ class Turn:
 
     def __init__(self) -> None:
         self._began = 0.0
+        self._has_waited = True
 
-    def begin(self) -> None:
-        """The other tasks have just been able to run."""
+    async def enter(self) -> None:
+        """A call begins."""
+        if self._has_waited:
+            self._began = perf_counter()
+        else:
+            await self.share()
+        self._has_waited = False
+
+    def waited(self) -> None:
+        """The other tasks have just been able to run, while the call waited."""
         self._began = perf_counter()
+        self._has_waited = True
 
     async def share(self) -> None:
         """Make a checkpoint if the last one is long ago."""
         if perf_counter() - self._began >= MAX_TURN:
             await trio.lowlevel.checkpoint()
-            self.begin()
+            self._began = perf_counter()
 
 
 async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.inf) -> RV:
@@ -66,7 +78,7 @@ async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.i
     `psycopg.OperationalError` when the socket was closed meanwhile, and whatever `gen` raises. Cancellation
     leaves `gen` suspended where it wanted to wait.
     """
-    await turn.share()
+    await turn.enter()
     limited = deadline < math.inf
     try:
         want = next(gen)
@@ -77,7 +89,7 @@ async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.i
                 ready = _ready_now(fileno, want)
             if not ready:
                 ready = await (_ready_by(deadline, fileno, want) if limited else _ready(fileno, want))
-                turn.begin()
+                turn.waited()
             want = gen.send(ready)
     except StopIteration as end:
         result: RV = end.value
