@@ -119,6 +119,13 @@ def test_the_record_is_complete_and_on_the_page() -> None:
     records = json.loads(RECORDED.read_text())
     check_shape(records)
     assert {r["settings"]["size"] for r in records} == {"full"}
-    assert {r["scenario"].partition(".")[0] for r in records} >= {"wakeup", "idle", "kill", "commands", "delayed"}
+    assert {r["scenario"].partition(".")[0] for r in records} >= {
+        "drain", "enqueue", "enqueue_batch", "enqueue_concurrent", "peers", "grid", "wakeup", "steady", "memory", "flat", "herd", "idle",
+        "kill", "commands", "delayed",
+    }  # fmt: skip
+    readme = (ROOT / "README.md").read_text()
+    for scenario in ("drain", "enqueue_batch", "enqueue_concurrent"):
+        (record,) = [r for r in records if r["scenario"] == scenario]
+        assert f"| {record['value']:,.0f} /s | {record['floor']:,.0f} /s |" in readme
     page = (ROOT / "docs" / "performance.md").read_text()
     assert [r["scenario"] for r in records if f"`{r['scenario']}`" not in page] == []
