@@ -6,7 +6,6 @@ Each test forces one interleaving with locks of its own, so it does not depend o
 from __future__ import annotations
 
 import functools
-import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -323,26 +322,6 @@ async def test_suspend_with_release_and_resume_at_once_cancels_the_handlers(stor
 
 
 # Runs
-
-
-async def test_a_signal_ends_a_suspended_run(store: tocsin.Store, store_dsn: str) -> None:
-    await store.queues.ensure("q")
-    suspended = list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-
-        async def serve() -> None:
-            async with tocsin.drain_on_signals(consumer):
-                await run_until_suspended(consumer, Handled(), suspended)
-
-        nursery.start_soon(serve)
-        await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'"))
-        await (await store.workers.get(consumer.worker_id)).suspend()
-        signal.raise_signal(signal.SIGTERM)
-        with trio.move_on_after(SOON):
-            while not suspended:
-                await query(store_dsn, "select")
-        nursery.cancel_scope.cancel()
-    assert suspended
 
 
 async def test_a_run_that_could_not_give_back_does_not_keep_its_leases_in_the_next(own_server: EmbeddedServer) -> None:
@@ -795,21 +774,3 @@ async def test_a_lease_that_its_handler_has_made_shorter_is_kept_all_the_same(st
         await extended.wait()
         await until(lambda: query(store_dsn, "select 1 from tocsin.messages where vt > tocsin.clock() + interval '30 min'"))
         nursery.cancel_scope.cancel()
-
-
-async def test_a_signal_between_two_runs_while_the_database_is_away_ends_the_next(own_server: EmbeddedServer) -> None:
-    async with tocsin.connect(own_server.dsn) as store:
-        await store.install()
-        await store.queues.ensure("q")
-        async with store.consumer("q") as consumer, tocsin.drain_on_signals(consumer):
-            await own_server.stop()
-            signal.raise_signal(signal.SIGTERM)
-            with trio.fail_after(PATIENCE):
-                while store.statistics().pool.opened and not store.statistics().pool.broken:  # what it had, it has found broken
-                    await trio.lowlevel.checkpoint()
-            await trio.testing.wait_all_tasks_blocked(0.05)
-            await own_server.start()
-            with pytest.raises(tocsin.Suspended), trio.fail_after(PATIENCE):
-                while True:
-                    with trio.move_on_after(0.5):
-                        await consumer.handle(hang)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import NoReturn
 
 import trio
 
-from .bell import Bell
+from .bell import Bed, Bell
 from .database import Database
 from .durations import Duration, check_count, to_seconds
-from .errors import ConnectionLost, LeaseLost
+from .errors import ConnectionLost, LeaseLost, Suspended
 from .handling import Caller, Handling, describe_handler, make_caller
 from .intake import Intake
 from .message import Message
@@ -60,15 +60,19 @@ class Consumer(Registered, WorkerHandle):
         """Take up to ``limit`` messages, each with a lease of ``vt`` seconds (default: the queue's).
 
         With ``wait``, returns as soon as there is one, or with none after that many seconds. The leases are not extended by themselves:
-        settle each message in time, or extend it. Raises `StateTransitionError` for a suspended worker, `WorkerStopped`, `ConnectionLost`,
-        `ValueError`. Cancelled, nothing is taken.
+        settle each message in time, or extend it. Raises `StateTransitionError` for a suspended or interrupted worker, also when it comes
+        to that while this waits, `WorkerStopped`, `ConnectionLost`, `ValueError`; and `Suspended` after a signal, within
+        `drain_on_signals`. Cancelled, nothing is taken.
         """
         check_count(limit, "limit")
         length = None if vt is None else to_seconds(vt, "vt")
         self._intake.leases.forget_lapsed()
-        with self._bell.bed(self.queue_id) as bed:
+        with self._bed_by_hand() as bed:
             deadline = trio.current_time() + to_seconds(wait, "wait", zero=True)
             while True:
+                if self._intake.closed:
+                    await trio.lowlevel.checkpoint()
+                    raise Suspended("interrupted", handled=0, released=0)
                 bed.look()
                 try:
                     claim = await self._intake.claim(limit, length, look=True, kept=False)
@@ -83,6 +87,15 @@ class Consumer(Registered, WorkerHandle):
                     return messages
                 while not bed.rung and trio.current_time() < deadline:
                     await bed.sleep(until=deadline)
+
+    @contextmanager
+    def _bed_by_hand(self) -> Iterator[Bed]:
+        with self._bell.bed(self.queue_id) as bed:
+            self._intake.by_hand.add(bed)
+            try:
+                yield bed
+            finally:
+                self._intake.by_hand.discard(bed)
 
     async def archive(self, message: Message | int) -> None:
         """Finish a message and keep it in the archive. Raises `LeaseLost`. Cancelled, it has happened or it has not."""
@@ -222,6 +235,15 @@ class Consumer(Registered, WorkerHandle):
         """End a suspension: see `Worker.resume`."""
         await super().resume()
         self.noticed("ready", None)
+
+    def close(self, grace: Duration | None = None) -> None:
+        """Like `end_run`; and no run begins after it until `reopen`."""
+        self._intake.closed = True
+        self.end_run(grace)
+
+    def reopen(self) -> None:
+        """End what `close` began."""
+        self._intake.closed = False
 
     def end_run(self, grace: Duration | None = None) -> None:
         """End the run here, whatever the registry says of the worker, and without telling it; see `interrupt`."""

@@ -10,7 +10,7 @@ from typing import Protocol
 import attrs
 import trio
 
-from .bell import Bell
+from .bell import Bed, Bell
 from .database import Database
 from .driver.lock import Lock
 from .durations import Duration, to_seconds, to_timedelta
@@ -53,6 +53,10 @@ class Intake:
         """The run that is going on."""
         self.running = False
         """Whether a run is going on, beginning or ending."""
+        self.closed = False
+        """Whether this process is to take no more messages: no run begins."""
+        self.by_hand: set[Bed] = set()
+        """Where callers of `Consumer.dequeue` wait."""
         self.worker_id = 0
         self.registration = 0
         self.name = ""
@@ -207,9 +211,12 @@ class Intake:
         return int(released)
 
     def noticed(self, status: str, grace: float | None) -> None:
-        """Pass on to the run what the registry says of this worker."""
+        """Pass on to the run what the registry says of this worker; and have those who wait by hand ask, and be refused."""
         if self.run is not None:
             self.run.noticed(status, grace)
+        if status in ("interrupted", "suspended", "stopped"):
+            for bed in self.by_hand:
+                bed.ring()
 
 
 def _check_settled(message: Message, operation: str, settled: list[bool]) -> None:

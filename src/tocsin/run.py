@@ -120,6 +120,19 @@ class Run:
             unit.scope.cancel()
 
 
+async def _begin(intake: Intake) -> bool:
+    """Have the registry say that the consumer polls; return whether it may."""
+    await trio.lowlevel.checkpoint()
+    try:
+        if not intake.closed:
+            await intake.begin_poll()
+    except StateTransitionError as refused:
+        if refused.from_ != "interrupted":
+            raise
+        return False
+    return not intake.closed  # it may have been closed meanwhile
+
+
 @asynccontextmanager
 async def open_run(intake: Intake) -> AsyncIterator[Run]:
     """Make the consumer poll for as long as the block lasts. Raises `Suspended` at its end if the run was ended from outside."""
@@ -130,11 +143,7 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
     ended_by: str | None = None
     handled = released = 0
     try:
-        try:
-            await intake.begin_poll()
-        except StateTransitionError as refused:
-            if refused.from_ != "interrupted":
-                raise
+        if not await _begin(intake):
             ended_by = "interrupted before it began"
         else:
             with intake.bell.bed(intake.queue_id) as bed:

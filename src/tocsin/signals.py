@@ -11,7 +11,7 @@ import trio
 
 from .consumer import Consumer
 from .durations import Duration
-from .errors import TRANSIENT, StateTransitionError
+from .errors import TRANSIENT, ConnectionLost, StateTransitionError, Suspended
 from .nursery import open_nursery_bare
 from .retry import Retries
 
@@ -24,6 +24,9 @@ async def drain_on_signals(*consumers: Consumer, grace: Duration | None = None) 
 
     ``grace``: seconds after which handlers still running are cancelled and their messages released. A second signal cancels the block at
     once and is raised as `KeyboardInterrupt` at its end. To be used in the main thread. Cancellation puts the signals' former meaning back.
+
+    After a signal no other run begins, `Consumer.dequeue` raises `Suspended`, and so does the block where it would end with
+    `ConnectionLost` or `StateTransitionError`: a loop around it that begins anew in such a case must not forget that it is to end.
     """
     signalled_twice = False
 
@@ -39,14 +42,25 @@ async def drain_on_signals(*consumers: Consumer, grace: Duration | None = None) 
                 draining.set()
                 logger.info("%s: draining; once more to cancel", signal.Signals(number).name)
                 for consumer in consumers:
+                    consumer.close(grace)  # whatever the registry says to it: the worker may be suspended, or the database away
                     nursery.start_soon(_interrupt, consumer, grace)
 
     started, draining = trio.Event(), trio.Event()
-    async with open_nursery_bare() as nursery:
-        nursery.start_soon(listen, nursery.cancel_scope)
-        await started.wait()
-        yield
-        nursery.cancel_scope.cancel()
+    try:
+        async with open_nursery_bare() as nursery:
+            nursery.start_soon(listen, nursery.cancel_scope)
+            await started.wait()
+            yield
+            nursery.cancel_scope.cancel()
+    except (Suspended, ConnectionLost, StateTransitionError) as error:
+        if signalled_twice:
+            raise KeyboardInterrupt from error
+        if draining.is_set() and not isinstance(error, Suspended):
+            raise Suspended("interrupted", handled=0, released=0) from error
+        raise
+    finally:
+        for consumer in consumers:
+            consumer.reopen()
     if signalled_twice:
         raise KeyboardInterrupt
 
@@ -56,11 +70,9 @@ async def _interrupt(consumer: Consumer, grace: Duration | None) -> None:
     while True:
         try:
             await consumer.interrupt(grace=grace)
-        except StateTransitionError as refused:  # it is suspended, say; its run is to end all the same
-            consumer.end_run(grace)
+        except StateTransitionError as refused:
             logger.info("interrupted without a change in the registry: %s", refused)
         except TRANSIENT as lost:
-            consumer.end_run(grace)  # if there is one just now; else the registry is to refuse the next
             await trio.sleep(retries.failed(lost))
             continue
         return
