@@ -1,4 +1,4 @@
--- Queues and their settings. A null setting means the column's default (create) or no change.
+-- Queues and their settings. A setting that is null or not given: the column's default (create_queue), or no change.
 
 create or replace function tocsin.find_queue(queue text) returns tocsin.queues
 language plpgsql stable
@@ -15,38 +15,66 @@ begin
 end
 $$;
 
--- Creates the queue, or returns null when it exists.
-create or replace function tocsin.add_queue(
-    queue text, vt interval, max_deliveries integer, retry_base interval, retry_factor float8, retry_max interval, retry_jitter float8,
-    max_payload integer, notify text
-) returns tocsin.queues
+-- Creates a queue with the default settings; returns its id, or null when it exists.
+create or replace function tocsin.add_queue(queue text) returns integer
 language sql
 as $$
-    insert into tocsin.queues (name, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, notify,
-                               created_at, channel)
-    values (queue, coalesce(vt, '30 s'), coalesce(max_deliveries, 5), coalesce(retry_base, '1 s'), coalesce(retry_factor, 2),
-            coalesce(retry_max, '1 h'), coalesce(retry_jitter, 0.2), coalesce(max_payload, 1048576), coalesce(notify, 'asleep'),
-            tocsin.clock(), tocsin.queue_channel(queue))
+    insert into tocsin.queues (name, created_at, channel) values (queue, tocsin.clock(), tocsin.queue_channel(queue))
     on conflict (name) do nothing
-    returning *
+    returning id
+$$;
+
+create or replace function tocsin.change_queue(
+    queue_id integer, vt interval, max_deliveries integer, retry_base interval, retry_factor float8, retry_max interval,
+    retry_jitter float8, max_payload integer, max_string integer, max_depth integer, required_keys text[], forbidden_keys text[],
+    retention interval, dead_letter_retention interval, notify text
+) returns tocsin.queues
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    changed tocsin.queues;
+begin
+    update tocsin.queues q
+        set vt = coalesce(change_queue.vt, q.vt),
+            max_deliveries = coalesce(change_queue.max_deliveries, q.max_deliveries),
+            retry_base = coalesce(change_queue.retry_base, q.retry_base),
+            retry_factor = coalesce(change_queue.retry_factor, q.retry_factor),
+            retry_max = coalesce(change_queue.retry_max, q.retry_max),
+            retry_jitter = coalesce(change_queue.retry_jitter, q.retry_jitter),
+            max_payload = coalesce(change_queue.max_payload, q.max_payload),
+            max_string = coalesce(change_queue.max_string, q.max_string),
+            max_depth = coalesce(change_queue.max_depth, q.max_depth),
+            required_keys = coalesce(change_queue.required_keys, q.required_keys),
+            forbidden_keys = coalesce(change_queue.forbidden_keys, q.forbidden_keys),
+            retention = coalesce(change_queue.retention, q.retention),
+            dead_letter_retention = coalesce(change_queue.dead_letter_retention, q.dead_letter_retention),
+            notify = coalesce(change_queue.notify, q.notify)
+    where q.id = queue_id
+    returning q.* into changed;
+    return changed;
+end
 $$;
 
 create or replace function tocsin.create_queue(
     queue text, vt interval default null, max_deliveries integer default null, retry_base interval default null,
     retry_factor float8 default null, retry_max interval default null, retry_jitter float8 default null, max_payload integer default null,
+    max_string integer default null, max_depth integer default null, required_keys text[] default null,
+    forbidden_keys text[] default null, retention interval default null, dead_letter_retention interval default null,
     notify text default null
 ) returns tocsin.queues
 language plpgsql
 as $$
 declare
-    created tocsin.queues;
+    queue_id integer := tocsin.add_queue(queue);
 begin
-    created := tocsin.add_queue(queue, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, notify);
-    if created.id is null then
+    if queue_id is null then
         perform tocsin.refuse('TC002', format('queue "%s" exists already', queue), jsonb_build_object('queue', queue),
                               'Use ensure_queue if that is fine.');
     end if;
-    return created;
+    return tocsin.change_queue(
+        queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth,
+        required_keys, forbidden_keys, retention, dead_letter_retention, notify);
 end
 $$;
 
@@ -54,29 +82,33 @@ $$;
 create or replace function tocsin.ensure_queue(
     queue text, vt interval default null, max_deliveries integer default null, retry_base interval default null,
     retry_factor float8 default null, retry_max interval default null, retry_jitter float8 default null, max_payload integer default null,
+    max_string integer default null, max_depth integer default null, required_keys text[] default null,
+    forbidden_keys text[] default null, retention interval default null, dead_letter_retention interval default null,
     notify text default null
 ) returns tocsin.queues
 language plpgsql
 as $$
-#variable_conflict use_column
-declare
-    ensured tocsin.queues;
 begin
-    ensured := tocsin.add_queue(queue, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, notify);
-    if ensured.id is null then
-        update tocsin.queues q
-        set vt = coalesce(ensure_queue.vt, q.vt),
-            max_deliveries = coalesce(ensure_queue.max_deliveries, q.max_deliveries),
-            retry_base = coalesce(ensure_queue.retry_base, q.retry_base),
-            retry_factor = coalesce(ensure_queue.retry_factor, q.retry_factor),
-            retry_max = coalesce(ensure_queue.retry_max, q.retry_max),
-            retry_jitter = coalesce(ensure_queue.retry_jitter, q.retry_jitter),
-            max_payload = coalesce(ensure_queue.max_payload, q.max_payload),
-            notify = coalesce(ensure_queue.notify, q.notify)
-        where q.name = queue
-        returning q.* into ensured;
-    end if;
-    return ensured;
+    return tocsin.change_queue(
+        coalesce(tocsin.add_queue(queue), (tocsin.find_queue(queue)).id), vt, max_deliveries, retry_base, retry_factor, retry_max,
+        retry_jitter, max_payload, max_string, max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+end
+$$;
+
+-- Changes the settings that were given; they count from now on, for every process.
+create or replace function tocsin.update_queue(
+    queue text, vt interval default null, max_deliveries integer default null, retry_base interval default null,
+    retry_factor float8 default null, retry_max interval default null, retry_jitter float8 default null, max_payload integer default null,
+    max_string integer default null, max_depth integer default null, required_keys text[] default null,
+    forbidden_keys text[] default null, retention interval default null, dead_letter_retention interval default null,
+    notify text default null
+) returns tocsin.queues
+language plpgsql
+as $$
+begin
+    return tocsin.change_queue(
+        (tocsin.find_queue(queue)).id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string,
+        max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
 end
 $$;
 

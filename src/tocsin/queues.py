@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
@@ -39,6 +40,18 @@ class Queue:
     """The share, 0 to 1, by which a delay may be longer or shorter by chance."""
     max_payload: int
     """The largest payload in bytes of JSON text."""
+    max_string: int
+    """Most characters of a string in a payload; 0: any number."""
+    max_depth: int
+    """Most levels of arrays and objects in a payload; 0: any number."""
+    required_keys: tuple[str, ...]
+    """Keys that a payload must have, which is an object then."""
+    forbidden_keys: tuple[str, ...]
+    """Keys that no object in a payload may have."""
+    retention: float
+    """How many seconds what is archived is kept; 0: not at all; infinity: for ever."""
+    dead_letter_retention: float
+    """How many seconds dead letters are kept; infinity: for ever."""
     notify: Notify
     """When its channel is notified of messages."""
     paused_at: datetime | None
@@ -49,9 +62,18 @@ class Queue:
     """The channel of its notifications, for those who LISTEN by hand (see `notify`)."""
 
 
+_FOR_EVER = timedelta(days=365_000)
+"""A retention of this length or longer stands for ever."""
+
+
 def _read(row: Row) -> Queue:
-    values: list[Any] = [value.total_seconds() if isinstance(value, timedelta) else value for value in row]
-    return Queue(*values)
+    return Queue(*map(_read_value, row))
+
+
+def _read_value(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return math.inf if value >= _FOR_EVER else value.total_seconds()
+    return tuple(value) if isinstance(value, list) else value
 
 
 class QueueSettings(TypedDict, total=False):
@@ -71,6 +93,19 @@ class QueueSettings(TypedDict, total=False):
     """The share, 0 to 1, by which a delay may be longer or shorter by chance (0.2)."""
     max_payload: int | None
     """The largest payload in bytes of JSON text (1 MiB)."""
+    max_string: int | None
+    """Most characters of a string in a payload (0: any number)."""
+    max_depth: int | None
+    """Most levels of arrays and objects in a payload (0: any number)."""
+    required_keys: Collection[str] | None
+    """Keys that a payload must have, which must be an object then (none)."""
+    forbidden_keys: Collection[str] | None
+    """Keys that no object in a payload may have (none)."""
+    retention: Duration | None
+    """How many seconds what is archived is kept (30 days); 0: not at all; ``math.inf``: for ever. A change counts for what is archived from
+    then on."""
+    dead_letter_retention: Duration | None
+    """How many seconds dead letters are kept (``math.inf``: for ever)."""
     notify: Notify | None
     """When its channel is notified of messages ("asleep")."""
 
@@ -86,11 +121,18 @@ class Queues:
 
         Raises `QueueAlreadyExists`, `ValueError`. Cancelled, it is created or not.
         """
-        return await self._fetch("select * from tocsin.create_queue(%s, %s, %s, %s, %s, %s, %s, %s, %s)", _parameters(name, **settings))
+        return await self._set("create_queue", name, settings)
 
     async def ensure(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
         """Create a queue or, when it exists, change the `QueueSettings` that are given. Raises `ValueError`. Cancelled, done or not."""
-        return await self._fetch("select * from tocsin.ensure_queue(%s, %s, %s, %s, %s, %s, %s, %s, %s)", _parameters(name, **settings))
+        return await self._set("ensure_queue", name, settings)
+
+    async def update(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
+        """Change the `QueueSettings` that are given; they count from then on, in every process.
+
+        Raises `QueueNotFound`, `ValueError`. Cancelled, they are changed or not.
+        """
+        return await self._set("update_queue", name, settings)
 
     async def get(self, name: str) -> Queue:
         """Return a queue. Raises `QueueNotFound`. Cancellation leaves nothing behind."""
@@ -124,38 +166,75 @@ class Queues:
         """End a pause. Raises `QueueNotFound`. Cancelled, it is resumed or not."""
         return await self._fetch("select * from tocsin.resume_queue(%s)", [name])
 
+    async def _set(self, function: str, name: str, settings: QueueSettings) -> Queue:
+        if not name or len(name.encode()) > 255 or "\0" in name:
+            raise ValueError("name must be 1 to 255 bytes of text")
+        checked = {setting: _CHECKS[setting](value, setting) for setting, value in _given(settings)}
+        arguments = "".join(f", {setting} => %s" for setting in checked)
+        return await self._fetch(f"select * from tocsin.{function}(%s{arguments})", [name, *checked.values()])
+
     async def _fetch(self, statement: str, parameters: Sequence[object]) -> Queue:
         return _read(await self._database.fetch_one(statement, parameters))
 
 
-def _parameters(
-    name: str,
-    *,
-    vt: Duration | None = None,
-    max_deliveries: int | None = None,
-    retry_base: Duration | None = None,
-    retry_factor: float | None = None,
-    retry_max: Duration | None = None,
-    retry_jitter: float | None = None,
-    max_payload: int | None = None,
-    notify: Notify | None = None,
-) -> Sequence[object]:
-    if not name or len(name.encode()) > 255 or "\0" in name:
-        raise ValueError("name must be 1 to 255 bytes of text")
-    if retry_factor is not None and not retry_factor >= 1:
-        raise ValueError(f"retry_factor must be at least 1, not {retry_factor}")
-    if retry_jitter is not None and not 0 <= retry_jitter <= 1:
-        raise ValueError(f"retry_jitter must be between 0 and 1, not {retry_jitter}")
-    if notify not in (None, *get_args(Notify)):
-        raise ValueError(f"notify must be one of {', '.join(get_args(Notify))}, not {notify!r}")
-    return [
-        name,
-        to_timedelta(vt, "vt"),
-        None if max_deliveries is None else check_count(max_deliveries, "max_deliveries"),
-        to_timedelta(retry_base, "retry_base", zero=True),
-        retry_factor,
-        to_timedelta(retry_max, "retry_max", zero=True),
-        retry_jitter,
-        None if max_payload is None else check_count(max_payload, "max_payload"),
-        notify,
-    ]
+def _given(settings: QueueSettings) -> Iterator[tuple[str, Any]]:
+    for setting, value in settings.items():
+        if setting not in _CHECKS:
+            raise TypeError(f"{setting!r} is no setting of a queue; there are {', '.join(_CHECKS)}")
+        if value is not None:
+            yield setting, value
+
+
+def _limit(value: int, name: str) -> int:
+    return value if value == 0 and type(value) is int else check_count(value, name)
+
+
+def _retention(value: Duration, name: str) -> timedelta:
+    return _FOR_EVER if value == math.inf else to_timedelta(value, name, zero=name == "retention")
+
+
+def _delay(value: Duration, name: str) -> timedelta:
+    return to_timedelta(value, name, zero=True)
+
+
+def _keys(value: Collection[str], name: str) -> list[str]:
+    if isinstance(value, str) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name} must be a list of keys, not {value!r}")
+    return sorted(set(value))
+
+
+def _factor(value: float, name: str) -> float:
+    if not value >= 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value
+
+
+def _share(value: float, name: str) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, not {value}")
+    return value
+
+
+def _notify(value: Notify, name: str) -> Notify:
+    if value not in get_args(Notify):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(Notify))}, not {value!r}")
+    return value
+
+
+_CHECKS: dict[str, Callable[[Any, str], object]] = {
+    "vt": to_timedelta,
+    "max_deliveries": check_count,
+    "retry_base": _delay,
+    "retry_factor": _factor,
+    "retry_max": _delay,
+    "retry_jitter": _share,
+    "max_payload": check_count,
+    "max_string": _limit,
+    "max_depth": _limit,
+    "required_keys": _keys,
+    "forbidden_keys": _keys,
+    "retention": _retention,
+    "dead_letter_retention": _retention,
+    "notify": _notify,
+}
+"""The settings of a queue, and what checks a value and makes it the database's."""
