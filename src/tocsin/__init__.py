@@ -15,6 +15,7 @@ from .errors import (
     PayloadInvalid,
     PayloadTooLarge,
     PendingMessages,
+    PermissionDenied,
     QueueAlreadyExists,
     QueueNotFound,
     SchemaMissing,
@@ -28,6 +29,7 @@ from .errors import (
 from .message import Message
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
+from .roles import Roles
 from .schema import Difference
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
@@ -45,12 +47,14 @@ __all__ = [
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
+    "PermissionDenied",
     "Producer",
     "Queue",
     "QueueAlreadyExists",
     "QueueNotFound",
     "QueueSettings",
     "Queues",
+    "Roles",
     "SchemaMissing",
     "SchemaOutdated",
     "StateTransitionError",

@@ -166,6 +166,21 @@ class Queues:
         """End a pause. Raises `QueueNotFound`. Cancelled, it is resumed or not."""
         return await self._fetch("select * from tocsin.resume_queue(%s)", [name])
 
+    async def grant(self, name: str, role: str) -> None:
+        """Let a database role, and those that inherit from it, enqueue to the queue; doing it again changes nothing.
+
+        The role, or one that it is a member of, must be among those that `Store.install` let in as producers or consumers. Raises
+        `QueueNotFound`, `PermissionDenied`, and `ValueError` when there is no such role. Cancelled, it is granted or not.
+        """
+        await self._database.fetch("select tocsin.grant_queue(%s, %s)", [name, role])
+
+    async def revoke(self, name: str, role: str) -> None:
+        """Take back what `grant` gave, for every statement from now on; doing it again changes nothing.
+
+        Raises what `grant` raises. Cancelled, it is taken back or not.
+        """
+        await self._database.fetch("select tocsin.revoke_queue(%s, %s)", [name, role])
+
     async def _set(self, function: str, name: str, settings: QueueSettings) -> Queue:
         if not name or len(name.encode()) > 255 or "\0" in name:
             raise ValueError("name must be 1 to 255 bytes of text")

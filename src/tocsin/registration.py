@@ -50,7 +50,7 @@ class Registered(Worker):
         again = self._worker_id != 0
         row = await self._database.fetch_one(
             "select w.id, w.name, w.registration, w.status, q.id, q.channel, extract(epoch from q.vt)::float8 "
-            "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w join tocsin.queues q on q.id = w.queue_id",
+            "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w cross join lateral tocsin.queue_of(w.id) q",
             [self.queue, self.kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
         )
         self._worker_id, self.name, self.registration, self._registered_as, self.queue_id, self._channel, self._default_vt = row
