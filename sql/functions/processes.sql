@@ -30,13 +30,15 @@ language plpgsql
 as $$
 declare
     line bigint := nextval('tocsin.lifelines');
+    attached boolean;
 begin
     perform pg_advisory_lock(tocsin.lock_key('lifeline', line));
     update tocsin.processes p set lifeline = line, heartbeat_at = tocsin.clock() where p.id = process_id and tocsin.acts_for(p.role);
-    if not found then
+    attached := found;
+    if not attached then
         perform pg_advisory_unlock(tocsin.lock_key('lifeline', line));
     end if;
-    return found;
+    return attached;
 end
 $$;
 

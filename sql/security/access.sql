@@ -84,20 +84,21 @@ begin
             select 'function', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
             from pg_proc p left join tocsin.access() a on a.function = p.proname
             where p.pronamespace = our_schema
-        ), wanted as (
-            select t.kind, t.name, t.privilege, r.role::oid from things t join tocsin.roles r on r.kind = any (t.roles) and r.role <> t.owner
-        ), found as (
-            select t.kind, t.name, e.privilege_type, e.grantee
+        ), wanted (kind, name, privilege, role, grantable) as (
+            select t.kind, t.name, t.privilege, r.role::oid, false from things t join tocsin.roles r on r.kind = any (t.roles) and r.role <> t.owner
+        ), found (kind, name, privilege, role, grantable) as (
+            select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
             from things t cross join aclexplode(t.acl) e
             where e.grantee <> t.owner
               and (e.grantee = 0 or e.grantee = any (former_roles) or e.grantee in (select r.role from tocsin.roles r))
         )
-        select format('revoke %s on %s %s from %s cascade', x.privilege_type, x.kind, x.name,
-                      case x.grantee when 0 then 'public' else x.grantee::regrole::text end)
+        select format('revoke %s on %s %s from %s cascade', x.privilege, x.kind, x.name,
+                      case x.role when 0 then 'public' else x.role::regrole::text end)
         from (select * from found except select * from wanted) x
         union all
         select format('grant %s on %s %s to %s', x.privilege, x.kind, x.name, x.role::regrole)
         from (select * from wanted except select * from found) x
+        order by 1 desc  -- first what is taken away
     loop
         execute statement;
     end loop;
