@@ -437,23 +437,26 @@ async def test_a_consumers_handlers_enqueue_to_what_it_was_granted(cast: Cast) -
 
 
 async def test_a_consumer_is_no_administrator(cast: Cast) -> None:
-    async with tocsin.connect(cast.dsn) as owners, owners.consumer("granted") as other:
-        async with tocsin.connect(cast.as_(cast.consumer)) as store:
-            handle = tocsin.WorkerHandle(store._database, other.worker_id)
-            for attempt in (
-                store.queues.create("mine"),
-                store.queues.update("granted", vt=1),
-                store.queues.pause("granted"),
-                store.queues.list(),
-                store.queues.grant("granted", cast.consumer),
-                handle.suspend(),
-                handle.interrupt(),
-                handle.heartbeat(),
-            ):
-                with pytest.raises(tocsin.PermissionDenied):
-                    await attempt
-            with pytest.raises(tocsin.WorkerNotFound):
-                await store.workers.get(other.worker_id)
+    async with (
+        tocsin.connect(cast.dsn) as owners,
+        owners.consumer("granted") as other,
+        tocsin.connect(cast.as_(cast.consumer)) as store,
+    ):
+        handle = tocsin.WorkerHandle(store._database, other.worker_id)
+        for attempt in (
+            store.queues.create("mine"),
+            store.queues.update("granted", vt=1),
+            store.queues.pause("granted"),
+            store.queues.list(),
+            store.queues.grant("granted", cast.consumer),
+            handle.suspend(),
+            handle.interrupt(),
+            handle.heartbeat(),
+        ):
+            with pytest.raises(tocsin.PermissionDenied):
+                await attempt
+        with pytest.raises(tocsin.WorkerNotFound):
+            await store.workers.get(other.worker_id)
 
 
 # The administrator
