@@ -30,6 +30,9 @@ from .roles import Roles
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_IDENTIFIER_BYTES = 63
+# Whoever installs is as a rule a superuser or the database's owner, and others may have put functions into `public` that fit better than
+# PostgreSQL's own.
+_SAFE_PATH = "set local search_path = pg_catalog, pg_temp"
 _OUR_SPELLINGS = re.compile(r"\btocsin\.|'tocsin'")
 
 
@@ -154,8 +157,7 @@ async def install(connection: psycopg.AsyncConnection[Any], schema: Schema, role
             return
     except SchemaMissing:
         pass
-    async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
+    async with _exclusive(connection):
         try:
             async with connection.transaction():
                 applied, loaded = await installed(connection, schema)
@@ -172,6 +174,15 @@ async def install(connection: psycopg.AsyncConnection[Any], schema: Schema, role
             await connection.execute(
                 schema.render("select tocsin.install_roles(%s, %s, %s)").encode(), [roles.producer, roles.consumer, roles.admin]
             )
+
+
+@asynccontextmanager
+async def _exclusive(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+    """In a transaction in which nobody else installs or uninstalls."""
+    async with connection.transaction():
+        await connection.execute(_SAFE_PATH)
+        await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
+        yield
 
 
 @asynccontextmanager
@@ -241,8 +252,7 @@ async def uninstall(connection: psycopg.AsyncConnection[Any], schema: Schema) ->
 
     Raises `SchemaMissing`. One statement: cancelled or failed, nothing has changed.
     """
-    async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
+    async with _exclusive(connection):
         await installed(connection, schema)
         await connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema.name)))
 
@@ -255,6 +265,7 @@ async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tu
     await check(connection, schema)
     scratch = Schema(f"tocsin_verify_{secrets.token_hex(6)}")
     async with connection.transaction(force_rollback=True):
+        await connection.execute(_SAFE_PATH)
         await connection.execute("set local client_min_messages = warning")
         await _create_schema(connection, scratch)
         await _apply(connection, scratch, 0, True)
