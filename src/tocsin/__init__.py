@@ -8,6 +8,7 @@ The way of a message, by file: ``producer`` (enqueue), ``sql/functions/ring.sql`
 """
 
 from .consumer import Consumer
+from .draft import BatchOptions, MessageOptions
 from .errors import (
     ConfigError,
     ConnectionLost,
@@ -17,6 +18,7 @@ from .errors import (
     PendingMessages,
     QueueAlreadyExists,
     QueueNotFound,
+    RateLimited,
     SchemaMissing,
     SchemaOutdated,
     StateTransitionError,
@@ -28,13 +30,16 @@ from .errors import (
 from .message import Message
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
+from .rate_limit import RateLimit
 from .schema import Difference
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
+from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
 
 __all__ = [
+    "BatchOptions",
     "ConfigError",
     "ConnectionLost",
     "Consumer",
@@ -42,6 +47,7 @@ __all__ = [
     "EnqueueOptions",
     "LeaseLost",
     "Message",
+    "MessageOptions",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
@@ -51,6 +57,8 @@ __all__ = [
     "QueueNotFound",
     "QueueSettings",
     "Queues",
+    "RateLimit",
+    "RateLimited",
     "SchemaMissing",
     "SchemaOutdated",
     "StateTransitionError",
@@ -67,4 +75,8 @@ __all__ = [
     "__version__",
     "connect",
     "drain_on_signals",
+    "enqueue",
+    "enqueue_async",
+    "enqueue_many",
+    "enqueue_many_async",
 ]
