@@ -8,10 +8,13 @@ The way of a message, by file: ``producer`` (enqueue), ``sql/functions/ring.sql`
 """
 
 from .consumer import Consumer
+from .dead_letters import DeadLetter, DeadLetters, LetterFilter
 from .errors import (
     ConfigError,
     ConnectionLost,
+    KeyTaken,
     LeaseLost,
+    MessageNotFound,
     PayloadInvalid,
     PayloadTooLarge,
     PendingMessages,
@@ -26,6 +29,7 @@ from .errors import (
     WorkerStopped,
 )
 from .message import Message
+from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
 from .schema import Difference
@@ -38,10 +42,19 @@ __all__ = [
     "ConfigError",
     "ConnectionLost",
     "Consumer",
+    "DeadLetter",
+    "DeadLetters",
+    "Delivery",
     "Difference",
     "EnqueueOptions",
+    "KeyTaken",
     "LeaseLost",
+    "LetterFilter",
     "Message",
+    "MessageInfo",
+    "MessageNotFound",
+    "MessageState",
+    "Messages",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
