@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TypedDict
 
 from .database import Connection, Database
-from .durations import Duration, check_count, check_priority, to_timedelta
+from .durations import Duration, check_count, check_key, check_priority, to_timedelta
 from .outbox import Draft, Outbox
 from .payload import encode
 from .process import Process
@@ -19,8 +19,6 @@ _CHUNK = 2000
 """Most payloads in one statement of a large batch; a batch is one transaction, whatever its size."""
 _CHUNK_SIZE = 1 << 24
 """Such a statement takes no further payload when it has this many characters, for PostgreSQL's JSON arrays end at 256 MB."""
-_MAX_KEY = 1024
-"""Most bytes of a key; an index takes somewhat more."""
 
 
 class EnqueueOptions(TypedDict, total=False):
@@ -86,7 +84,7 @@ class Sender:
             None if due_at is None else due_at.isoformat(),
             str(check_priority(priority)),
             _encode_headers(headers),
-            _check_key(key),
+            check_key(key),
             None if lasts is None else _interval(lasts),
             None if max_deliveries is None else str(check_count(max_deliveries, "max_deliveries")),
             None if worker_id is None else str(worker_id),
@@ -179,14 +177,6 @@ def _when(delay: Duration | None, at: datetime | None) -> tuple[timedelta | None
 
 def _encode_headers(headers: object) -> str | None:
     return None if headers is None else encode(headers)
-
-
-def _check_key(key: str | None) -> str | None:
-    if key is not None and not isinstance(key, str):
-        raise TypeError(f"key must be text, not {type(key).__name__}")
-    if key is not None and len(key.encode()) > _MAX_KEY:
-        raise ValueError(f"key must be at most {_MAX_KEY} bytes, not {len(key.encode())}; a digest of it will do as well")
-    return key
 
 
 def _interval(duration: timedelta) -> str:
