@@ -70,7 +70,7 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "kind", "name"),
     [
-        ("drop index tocsin.messages_scheduled", "index", "messages_scheduled"),
+        ("drop index tocsin.messages_timed", "index", "messages_timed"),
         ("drop trigger ring on tocsin.messages", "trigger", "messages.ring"),
         ("alter table tocsin.messages disable trigger ring", "trigger", "messages.ring"),
         ("alter table tocsin.messages drop column last_error", "column", "messages.last_error"),
