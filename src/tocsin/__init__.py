@@ -25,6 +25,7 @@ from .errors import (
     WorkerNotFound,
     WorkerStopped,
 )
+from .maintenance import Maintained
 from .message import Message
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
@@ -41,6 +42,7 @@ __all__ = [
     "Difference",
     "EnqueueOptions",
     "LeaseLost",
+    "Maintained",
     "Message",
     "PayloadInvalid",
     "PayloadTooLarge",
