@@ -28,6 +28,7 @@ from .errors import (
     WorkerNotFound,
     WorkerStopped,
 )
+from .maintenance import Maintained
 from .message import Message
 from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
@@ -50,6 +51,7 @@ __all__ = [
     "KeyTaken",
     "LeaseLost",
     "LetterFilter",
+    "Maintained",
     "Message",
     "MessageInfo",
     "MessageNotFound",

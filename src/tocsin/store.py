@@ -19,6 +19,7 @@ from .dead_letters import DeadLetters
 from .driver import PoolStatistics, TrioConnection, open_pool
 from .durations import Duration, check_count, to_seconds
 from .errors import translate
+from .maintenance import Maintained, Maintenance, maintain
 from .messages import Messages
 from .nursery import open_nursery_bare
 from .outbox import Outbox
@@ -94,6 +95,14 @@ class Store:
         """Drop the schema with all queues and messages. Raises `SchemaMissing`. Cancelled, it is dropped or not."""
         async with self._database.connection() as connection:
             await schemas.uninstall(connection, self._database.schema)
+
+    async def maintain(self) -> Maintained:
+        """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
+
+        Any process that consumes does it once a minute; this is for cron, where none does. When another session is at it, that one does it,
+        and nothing is done here. Raises `SchemaMissing`, `SchemaOutdated`, `ConnectionLost`. Cancelled, part of it is done.
+        """
+        return await maintain(self._database)
 
     def producer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Producer]:
         """Register a producer for as long as the block lasts.
@@ -176,9 +185,11 @@ async def connect(
     async with open_pool(open_connection, min_size=1, max_size=pool_size) as pool:
         database = Database(pool, target, address)
         bell = Bell()
-        process = Process(database, open_line, bell, every)
+        maintenance = Maintenance(database)
+        process = Process(database, open_line, bell, every, maintenance.become_due)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(process.run)
+            nursery.start_soon(maintenance.run)
             outbox = Outbox(database, nursery)
             try:
                 yield Store(database, process, bell, outbox)
