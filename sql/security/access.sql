@@ -24,11 +24,14 @@ as $$
     union all
     select unnest('{
         attach_process, detach_process, fall_asleep, unrung_in_flight, wake_up, queue_channel,
-        begin_poll, complete_poll, interrupt, claim, release_others, archive, delete, extend, release, fail
+        begin_poll, complete_poll, interrupt, claim, release_others, archive, delete, extend, release, fail, maintain
     }'::name[]), '{consumer, admin}'
     union all
     select unnest('{
-        create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue, resume_queue, grant_queue, revoke_queue
+        create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue, resume_queue, grant_queue, revoke_queue,
+        list_messages, get_message,
+        list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
+        archived_count, settle_rate, purge_archive
     }'::name[]), '{admin}'
     union all
     select unnest('{secure, install_roles}'::name[]), '{}'  -- for the owner to call, with the caller's rights
@@ -41,7 +44,11 @@ as $$
         make_due_ready, admit_claim, next_due, outcomes, give_back, backoff, bury,
         add_queue, change_queue,
         find_worker, refuse_transition, refuse_ended, check_active, tell_process, move_worker, count_held, release_held, refuse_held,
-        end_process, bury_dead
+        end_process, bury_dead,
+        describe_messages, describe_dead_letters, letter_is_meant, ago, take_dead_letters, letters_of, add_delivery,
+        archive_span, archive_slot, shelve,
+        take_maintenance, archive_partitions, wanted_partitions, cover_archive, add_partitions, add_partition, drop_expired_partitions,
+        delete_expired, purge_expired_dead_letters, roll_up_tallies
     }'::name[]), null
 $$;
 

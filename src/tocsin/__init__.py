@@ -8,16 +8,21 @@ The way of a message, by file: ``producer`` (enqueue), ``sql/functions/ring.sql`
 """
 
 from .consumer import Consumer
+from .dead_letters import DeadLetter, DeadLetters, LetterFilter
+from .draft import BatchOptions, MessageOptions
 from .errors import (
     ConfigError,
     ConnectionLost,
+    KeyTaken,
     LeaseLost,
+    MessageNotFound,
     PayloadInvalid,
     PayloadTooLarge,
     PendingMessages,
     PermissionDenied,
     QueueAlreadyExists,
     QueueNotFound,
+    RateLimited,
     SchemaMissing,
     SchemaOutdated,
     StateTransitionError,
@@ -26,24 +31,40 @@ from .errors import (
     WorkerNotFound,
     WorkerStopped,
 )
+from .maintenance import Maintained
 from .message import Message
+from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
+from .rate_limit import RateLimit
 from .roles import Roles
 from .schema import Difference
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
+from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
 
 __all__ = [
+    "BatchOptions",
     "ConfigError",
     "ConnectionLost",
     "Consumer",
+    "DeadLetter",
+    "DeadLetters",
+    "Delivery",
     "Difference",
     "EnqueueOptions",
+    "KeyTaken",
     "LeaseLost",
+    "LetterFilter",
+    "Maintained",
     "Message",
+    "MessageInfo",
+    "MessageNotFound",
+    "MessageOptions",
+    "MessageState",
+    "Messages",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
@@ -54,6 +75,8 @@ __all__ = [
     "QueueNotFound",
     "QueueSettings",
     "Queues",
+    "RateLimit",
+    "RateLimited",
     "Roles",
     "SchemaMissing",
     "SchemaOutdated",
@@ -71,4 +94,8 @@ __all__ = [
     "__version__",
     "connect",
     "drain_on_signals",
+    "enqueue",
+    "enqueue_async",
+    "enqueue_many",
+    "enqueue_many_async",
 ]

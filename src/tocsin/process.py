@@ -67,8 +67,11 @@ class Resident(Protocol):
 class Process:
     """See the module."""
 
-    def __init__(self, database: Database, connect: Callable[[], Awaitable[Connection]], bell: Bell, every: float) -> None:
+    def __init__(
+        self, database: Database, connect: Callable[[], Awaitable[Connection]], bell: Bell, every: float, maintain: Callable[[], None]
+    ) -> None:
         self._database = database
+        self._maintain = maintain
         self._connect = connect
         self._bell = bell
         self._every = every
@@ -184,6 +187,9 @@ class Process:
             with trio.CancelScope(deadline=min(self._next_beat, self._settle_at)) as self._nap:
                 if line is not None:
                     await line.wait_for_notifications()
+                    # Who was woken is to send its claim before this task looks after the line: in trio's second pass it has.
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
                 else:
                     await trio.sleep_forever()
             self._nap = None
@@ -203,8 +209,10 @@ class Process:
             async with self._beating():
                 line = await self._connect()
             line.add_notify_handler(self._hear)
-            self._listening.clear()
-            await self._listen(line)
+            # A pooler would keep the LISTEN on some connection of its own, and hand what it brings to whoever has that connection then. So
+            # nothing but our own channel is listened to until it is proven; the queues follow in `_serve`.
+            await line.execute(sql.SQL("listen {}").format(sql.Identifier(self._channel)))
+            self._listening = {self._channel: None}
             if not await self._is_heard(line):
                 self.deaf = True
                 await self._database.fetch("select tocsin.detach_process(%s)", [self._id])
@@ -319,6 +327,8 @@ class Process:
                     return
                 case "look_again":
                     self._next_beat = min(self._next_beat, trio.current_time() + seconds)
+                case "maintain":
+                    self._maintain()
                 case "worker" if (number, registration) in residents:
                     residents.pop((number, registration)).noticed(status, seconds)
                 case "worker" if status != "stopped" and not self._registering.locked() and number not in self._residents:

@@ -15,14 +15,18 @@ from . import schema as schemas
 from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
+from .dead_letters import DeadLetters
 from .driver import PoolStatistics, TrioConnection, open_pool
 from .durations import Duration, check_count, to_seconds
 from .errors import translate
+from .maintenance import Maintained, Maintenance, maintain
+from .messages import Messages
 from .nursery import open_nursery_bare
 from .outbox import Outbox
 from .process import Process
 from .producer import EnqueueOptions, Producer, Sender
 from .queues import Queues
+from .rate_limit import RateLimit
 from .registration import registered
 from .roles import Roles
 from .schema import Difference, Schema
@@ -57,6 +61,10 @@ class Store:
     """Creating, finding and pausing queues."""
     workers: Workers
     """The registry of workers, and handles to any of them by id."""
+    messages: Messages
+    """Looking at messages, finished or not."""
+    dead_letters: DeadLetters
+    """Looking at dead letters, replaying, archiving and purging them."""
 
     def __init__(self, database: Database, process: Process, bell: Bell, outbox: Outbox) -> None:
         self._database = database
@@ -66,6 +74,8 @@ class Store:
         self._transactions = trio.Semaphore(database.pool.statistics().max_size - 1)
         self.queues = Queues(database)
         self.workers = Workers(database)
+        self.messages = Messages(database)
+        self.dead_letters = DeadLetters(database)
 
     async def install(self, *, roles: bool | Roles = False) -> None:
         """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.
@@ -93,13 +103,24 @@ class Store:
         async with self._database.connection() as connection:
             await schemas.uninstall(connection, self._database.schema)
 
-    def producer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Producer]:
-        """Register a producer for as long as the block lasts.
+    async def maintain(self) -> Maintained:
+        """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
+
+        Any process that consumes does it once a minute; this is for cron, where none does. When another session is at it, that one does it,
+        and nothing is done here. Raises `SchemaMissing`, `SchemaOutdated`, `ConnectionLost`. Cancelled, part of it is done.
+        """
+        return await maintain(self._database)
+
+    def producer(
+        self, queue: str, *, name: str | None = None, rate_limit: RateLimit | None = None
+    ) -> AbstractAsyncContextManager[Producer]:
+        """Register a producer for as long as the block lasts. With a ``rate_limit`` it enqueues so much in a second and no more.
 
         Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`,
         `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
-        return registered(Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name)), self._process)
+        producer = Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name), rate_limit)
+        return registered(producer, self._process)
 
     def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
         """Register a consumer for as long as the block lasts; raises what `producer` raises.
@@ -174,9 +195,11 @@ async def connect(
     async with open_pool(open_connection, min_size=1, max_size=pool_size) as pool:
         database = Database(pool, target, address)
         bell = Bell()
-        process = Process(database, open_line, bell, every)
+        maintenance = Maintenance(database)
+        process = Process(database, open_line, bell, every, maintenance.become_due)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(process.run)
+            nursery.start_soon(maintenance.run)
             outbox = Outbox(database, nursery)
             try:
                 yield Store(database, process, bell, outbox)
@@ -191,6 +214,13 @@ async def _open_connection(dsn: str, address: str) -> Connection:
         connection: Connection = await TrioConnection.connect(
             dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
         )
+        try:
+            if await connection.is_pooled():
+                # What psycopg prepares may not be there for the next transaction, and a statement that fails in one cannot be repeated.
+                connection.prepare_threshold = None
+        except BaseException:
+            connection.finish()
+            raise
     except psycopg.Error as error:
         raise translate(error, address) from error
     return connection
