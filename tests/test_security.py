@@ -19,6 +19,10 @@ import tocsin
 from tocsin.embedded import EmbeddedServer
 
 REFUSED = psycopg.errors.InsufficientPrivilege
+TABLES = (
+    "select relname::text from pg_class "
+    "where relnamespace = 'tocsin'::regnamespace and relkind in ('r', 'p') and not relispartition"  # the parent's privileges count
+)
 
 
 @attrs.frozen
@@ -157,8 +161,7 @@ async def open_to(dsn: str, role: str) -> set[str]:
 @pytest.mark.parametrize("kind", ["producer", "consumer", "admin"])
 async def test_each_role_may_call_what_is_listed_for_it_and_nothing_else(cast: Cast, kind: str) -> None:
     access = await functions_by_role(cast.dsn)
-    tables = {name for (name,) in await query(cast.dsn, "select relname::text from pg_class where relnamespace = 'tocsin'::regnamespace "
-                                                        "and relkind in ('r', 'p')")}  # fmt: skip
+    tables = {name for (name,) in await query(cast.dsn, TABLES)}
     readable = tables if kind == "admin" else {"migrations", "contract"}
     assert await open_to(cast.dsn, getattr(cast, kind)) == {name for name, roles in access.items() if kind in (roles or [])} | readable
     writable = await query(
@@ -459,6 +462,24 @@ async def test_a_consumer_is_no_administrator(cast: Cast) -> None:
             await store.workers.get(other.worker_id)
 
 
+async def test_a_consumers_process_does_the_maintenance_with_the_owners_rights(cast: Cast) -> None:
+    async with tocsin.connect(cast.as_(cast.consumer)) as store, tocsin.connect(cast.as_(cast.producer)) as producers:
+        with pytest.raises(tocsin.PermissionDenied):
+            await producers.maintain()
+        assert (await store.maintain()).partitions_created > 0
+    rows = await query(
+        cast.dsn, "select distinct relowner::regrole = session_user::regrole from pg_class where relname like 'archive_%%h_%%'"
+    )
+    assert rows == [(True,)]
+    async with tocsin.connect(cast.dsn) as owners:
+        assert await owners.verify() == ()
+        (partition,) = (
+            await query(cast.dsn, "select min(oid::regclass::text) from pg_class where relname like 'archive_%%h_%%' and relkind = 'r'")
+        )[0]
+        await query(cast.dsn, f"grant select on {partition} to {cast.stranger}")
+        assert [d.kind for d in await owners.verify()] == ["privileges"]
+
+
 # The administrator
 
 
@@ -479,11 +500,12 @@ async def test_an_administrator_does_everything_and_reads_every_table(cast: Cast
             async with store.consumer("mine") as own, store.producer("mine") as producer:
                 await producer.enqueue("more")
                 (message,) = await own.dequeue(limit=1)
+                assert (await store.messages.get(message.id)).consumer_worker_id == own.worker_id
                 await own.archive(message)
-        tables = await query(
-            cast.dsn, "select relname::text from pg_class where relnamespace = 'tocsin'::regnamespace and relkind in ('r', 'p')"
-        )
-        for (table,) in tables:
+        assert [m.payload for m in await store.messages.list("mine")] == ["more"]
+        assert await store.dead_letters.list("mine") == []
+        assert await store.dead_letters.replay(queue="mine") == []
+        for (table,) in await query(cast.dsn, TABLES):
             await query(cast.as_(cast.admin), f"select * from tocsin.{table} limit 1")
         for attempt in (store.uninstall(), store.verify(), store.install(roles=cast.roles)):
             with pytest.raises(tocsin.PermissionDenied):
