@@ -16,6 +16,7 @@ from .errors import (
     PayloadTooLarge,
     PendingMessages,
     QueueAlreadyExists,
+    QueueNotEmpty,
     QueueNotFound,
     SchemaMissing,
     SchemaOutdated,
@@ -27,10 +28,11 @@ from .errors import (
 )
 from .message import Message
 from .producer import EnqueueOptions, Producer
-from .queues import Queue, Queues, QueueSettings
+from .queue_settings import QueueSettings
+from .queues import Deleted, Purged, Queue, QueueMetrics, Queues
 from .schema import Difference
 from .signals import drain_on_signals
-from .store import Store, StoreStatistics, connect
+from .store import Store, StoreStatistics, StoreStats, connect
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
 
@@ -38,6 +40,7 @@ __all__ = [
     "ConfigError",
     "ConnectionLost",
     "Consumer",
+    "Deleted",
     "Difference",
     "EnqueueOptions",
     "LeaseLost",
@@ -46,8 +49,11 @@ __all__ = [
     "PayloadTooLarge",
     "PendingMessages",
     "Producer",
+    "Purged",
     "Queue",
     "QueueAlreadyExists",
+    "QueueMetrics",
+    "QueueNotEmpty",
     "QueueNotFound",
     "QueueSettings",
     "Queues",
@@ -56,6 +62,7 @@ __all__ = [
     "StateTransitionError",
     "Store",
     "StoreStatistics",
+    "StoreStats",
     "Suspended",
     "TocsinError",
     "WorkerHandle",
