@@ -105,6 +105,11 @@ declare
     look_again float8;
     owners_lifeline bigint;
 begin
+    -- Held until this has ended, against a deletion of the queue: that waits for the registration, or has been waited for by it.
+    perform from tocsin.queues x where x.id = q.id for key share;
+    if not found then
+        perform tocsin.refuse_missing(queue);
+    end if;
     perform tocsin.check_register(q, register_worker.kind);
     perform from tocsin.processes p where p.id = register_worker.process_id and tocsin.acts_for(p.role) for key share;
     if not found and process_id is not null then

@@ -21,6 +21,7 @@ from .errors import (
     PendingMessages,
     PermissionDenied,
     QueueAlreadyExists,
+    QueueNotEmpty,
     QueueNotFound,
     RateLimited,
     SchemaMissing,
@@ -35,12 +36,13 @@ from .maintenance import Maintained
 from .message import Message
 from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
-from .queues import Queue, Queues, QueueSettings
+from .queue_settings import QueueSettings
+from .queues import Deleted, Purged, Queue, QueueMetrics, Queues
 from .rate_limit import RateLimit
 from .roles import Roles
 from .schema import Difference
 from .signals import drain_on_signals
-from .store import Store, StoreStatistics, connect
+from .store import Store, StoreStatistics, StoreStats, connect
 from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
@@ -52,6 +54,7 @@ __all__ = [
     "Consumer",
     "DeadLetter",
     "DeadLetters",
+    "Deleted",
     "Delivery",
     "Difference",
     "EnqueueOptions",
@@ -70,8 +73,11 @@ __all__ = [
     "PendingMessages",
     "PermissionDenied",
     "Producer",
+    "Purged",
     "Queue",
     "QueueAlreadyExists",
+    "QueueMetrics",
+    "QueueNotEmpty",
     "QueueNotFound",
     "QueueSettings",
     "Queues",
@@ -83,6 +89,7 @@ __all__ = [
     "StateTransitionError",
     "Store",
     "StoreStatistics",
+    "StoreStats",
     "Suspended",
     "TocsinError",
     "WorkerHandle",

@@ -45,7 +45,7 @@ class Consumer(Registered, WorkerHandle):
         """See `Registered.register`. Registered again, the process had been declared dead, and the leases are gone."""
         await super().register(process_id)
         intake = self._intake
-        intake.begin(self.queue, self.queue_id, self._default_vt, self.worker_id, self.registration, self.name or "")
+        intake.begin(self.queue, self.queue_id, self.worker_id, self.registration, self.name or "")
         if intake.run is not None:
             await intake.leases.refresh()
             intake.noticed(self._registered_as, None)

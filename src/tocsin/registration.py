@@ -37,7 +37,6 @@ class Registered(Worker):
         self.registration = 0
         """Token of its registration."""
         self._channel = ""
-        self._default_vt = 0.0
         self._registered_as = ""
 
     @property
@@ -49,11 +48,11 @@ class Registered(Worker):
         """Take part in the registry as a worker of this process, at first or again. Cancelled, it is registered or not."""
         again = self._worker_id != 0
         row = await self._database.fetch_one(
-            "select w.id, w.name, w.registration, w.status, q.id, q.channel, extract(epoch from q.vt)::float8 "
+            "select w.id, w.name, w.registration, w.status, q.id, q.channel "
             "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w cross join lateral tocsin.queue_of(w.id) q",
             [self.queue, self.kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
         )
-        self._worker_id, self.name, self.registration, self._registered_as, self.queue_id, self._channel, self._default_vt = row
+        self._worker_id, self.name, self.registration, self._registered_as, self.queue_id, self._channel = row
 
     def noticed(self, status: str, grace: float | None) -> None:
         """Take note of the state that the registry says this worker is in."""
