@@ -25,6 +25,7 @@ from .errors import (
     WorkerNotFound,
     WorkerStopped,
 )
+from .health import QueueHealth, WorkerStats
 from .message import Message
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
@@ -33,7 +34,8 @@ from .settings import Settings
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
 from .version import VERSION as __version__
-from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
+from .worker import WorkerHandle, WorkerInfo, WorkerStatus
+from .workers import Workers
 
 __all__ = [
     "ConfigError",
@@ -49,6 +51,7 @@ __all__ = [
     "Producer",
     "Queue",
     "QueueAlreadyExists",
+    "QueueHealth",
     "QueueNotFound",
     "QueueSettings",
     "Queues",
@@ -63,6 +66,7 @@ __all__ = [
     "WorkerHandle",
     "WorkerInfo",
     "WorkerNotFound",
+    "WorkerStats",
     "WorkerStatus",
     "WorkerStopped",
     "Workers",

@@ -12,7 +12,7 @@ from .durations import Duration, check_count, check_priority, to_timedelta
 from .outbox import Draft, Outbox
 from .payload import encode
 from .process import Process
-from .registration import Registered
+from .registration import Registered, Registration
 
 _ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _CHUNK = 2000
@@ -144,7 +144,7 @@ class Producer(Registered, Sender):
     """Enqueues messages to one queue; made by `Store.producer`."""
 
     def __init__(self, database: Database, process: Process, outbox: Outbox, queue: str, name: str | None) -> None:
-        super().__init__(database, process, queue, name)
+        super().__init__(database, process, Registration(database, "producer", queue, name))
         self._outbox = outbox
 
     @property
