@@ -203,7 +203,7 @@ $$;
 
 -- Gives back all that the worker holds, beside the leases to keep; those leases are void. Returns how many messages that were.
 create or replace function tocsin.release_held(
-    w tocsin.workers, counted boolean, reason text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
+    w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
 ) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -220,7 +220,7 @@ begin
         return 0;
     end if;
     -- Locks them in the order of ids, and looks again whether they carry these leases.
-    return (select count(*) from unnest(tocsin.give_back(ids, leases, '0 s', counted, reason)) g (released) where g.released);
+    return (select count(*) from unnest(tocsin.give_back(ids, leases, '0 s', counted, outcome)) g (released) where g.released);
 end
 $$;
 

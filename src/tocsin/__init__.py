@@ -8,10 +8,13 @@ The way of a message, by file: ``producer`` (enqueue), ``sql/functions/ring.sql`
 """
 
 from .consumer import Consumer
+from .dead_letters import DeadLetter, DeadLetters, LetterFilter
 from .errors import (
     ConfigError,
     ConnectionLost,
+    KeyTaken,
     LeaseLost,
+    MessageNotFound,
     PayloadInvalid,
     PayloadTooLarge,
     PendingMessages,
@@ -26,7 +29,9 @@ from .errors import (
     WorkerStopped,
 )
 from .health import QueueHealth, WorkerStats
+from .maintenance import Maintained
 from .message import Message
+from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
 from .schema import Difference
@@ -41,10 +46,20 @@ __all__ = [
     "ConfigError",
     "ConnectionLost",
     "Consumer",
+    "DeadLetter",
+    "DeadLetters",
+    "Delivery",
     "Difference",
     "EnqueueOptions",
+    "KeyTaken",
     "LeaseLost",
+    "LetterFilter",
+    "Maintained",
     "Message",
+    "MessageInfo",
+    "MessageNotFound",
+    "MessageState",
+    "Messages",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",

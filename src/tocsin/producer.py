@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TypedDict
 
 from .database import Connection, Database
-from .durations import Duration, check_count, check_priority, to_timedelta
+from .durations import Duration, check_count, check_key, check_priority, to_timedelta
 from .outbox import Draft, Outbox
 from .payload import encode
 from .process import Process
@@ -84,7 +84,7 @@ class Sender:
             None if due_at is None else due_at.isoformat(),
             str(check_priority(priority)),
             _encode_headers(headers),
-            key,
+            check_key(key),
             None if lasts is None else _interval(lasts),
             None if max_deliveries is None else str(check_count(max_deliveries, "max_deliveries")),
             None if worker_id is None else str(worker_id),

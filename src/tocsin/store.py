@@ -17,9 +17,12 @@ from . import settings
 from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
+from .dead_letters import DeadLetters
 from .driver import PoolStatistics, TrioConnection, open_pool
 from .durations import Duration
 from .errors import translate
+from .maintenance import Maintained, Maintenance, maintain
+from .messages import Messages
 from .nursery import open_nursery_bare
 from .outbox import Outbox
 from .process import Process
@@ -56,6 +59,10 @@ class Store:
     """Creating, finding and pausing queues."""
     workers: Workers
     """The registry of workers, and handles to any of them by id."""
+    messages: Messages
+    """Looking at messages, finished or not."""
+    dead_letters: DeadLetters
+    """Looking at dead letters, replaying, archiving and purging them."""
 
     def __init__(self, database: Database, process: Process, bell: Bell, outbox: Outbox) -> None:
         self._database = database
@@ -65,6 +72,8 @@ class Store:
         self._transactions = trio.Semaphore(database.pool.statistics().max_size - 1)
         self.queues = Queues(database)
         self.workers = Workers(database)
+        self.messages = Messages(database)
+        self.dead_letters = DeadLetters(database)
 
     async def install(self) -> None:
         """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.
@@ -86,6 +95,14 @@ class Store:
         """Drop the schema with all queues and messages. Raises `SchemaMissing`. Cancelled, it is dropped or not."""
         async with self._database.connection() as connection:
             await schemas.uninstall(connection, self._database.schema)
+
+    async def maintain(self) -> Maintained:
+        """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
+
+        Any process that consumes does it once a minute; this is for cron, where none does. When another session is at it, that one does it,
+        and nothing is done here. Raises `SchemaMissing`, `SchemaOutdated`, `ConnectionLost`. Cancelled, part of it is done.
+        """
+        return await maintain(self._database)
 
     def producer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Producer]:
         """Register a producer for as long as the block lasts.
@@ -168,9 +185,11 @@ async def connect(
     async with open_pool(open_connection, min_size=1, max_size=chosen.pool_size) as pool:
         database = Database(pool, Schema(chosen.schema), address)
         bell = Bell()
-        process = Process(database, open_line, bell, chosen.heartbeat)
+        maintenance = Maintenance(database)
+        process = Process(database, open_line, bell, chosen.heartbeat, maintenance.become_due)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(process.run)
+            nursery.start_soon(maintenance.run)
             outbox = Outbox(database, nursery)
             try:
                 yield Store(database, process, bell, outbox)
