@@ -9,6 +9,7 @@ The way of a message, by file: ``producer`` (enqueue), ``sql/functions/ring.sql`
 
 from .consumer import Consumer
 from .dead_letters import DeadLetter, DeadLetters, LetterFilter
+from .draft import BatchOptions, MessageOptions
 from .errors import (
     ConfigError,
     ConnectionLost,
@@ -20,6 +21,7 @@ from .errors import (
     PendingMessages,
     QueueAlreadyExists,
     QueueNotFound,
+    RateLimited,
     SchemaMissing,
     SchemaOutdated,
     StateTransitionError,
@@ -34,15 +36,18 @@ from .message import Message
 from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
+from .rate_limit import RateLimit
 from .schema import Difference
 from .settings import Settings
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
+from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, WorkerStatus
 from .workers import Workers
 
 __all__ = [
+    "BatchOptions",
     "ConfigError",
     "ConnectionLost",
     "Consumer",
@@ -58,6 +63,7 @@ __all__ = [
     "Message",
     "MessageInfo",
     "MessageNotFound",
+    "MessageOptions",
     "MessageState",
     "Messages",
     "PayloadInvalid",
@@ -70,6 +76,8 @@ __all__ = [
     "QueueNotFound",
     "QueueSettings",
     "Queues",
+    "RateLimit",
+    "RateLimited",
     "SchemaMissing",
     "SchemaOutdated",
     "Settings",
@@ -88,4 +96,8 @@ __all__ = [
     "__version__",
     "connect",
     "drain_on_signals",
+    "enqueue",
+    "enqueue_async",
+    "enqueue_many",
+    "enqueue_many_async",
 ]

@@ -28,6 +28,7 @@ from .outbox import Outbox
 from .process import Process
 from .producer import EnqueueOptions, Producer, Sender
 from .queues import Queues
+from .rate_limit import RateLimit
 from .registration import registered
 from .schema import Difference, Schema
 from .workers import Workers
@@ -104,13 +105,16 @@ class Store:
         """
         return await maintain(self._database)
 
-    def producer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Producer]:
-        """Register a producer for as long as the block lasts.
+    def producer(
+        self, queue: str, *, name: str | None = None, rate_limit: RateLimit | None = None
+    ) -> AbstractAsyncContextManager[Producer]:
+        """Register a producer for as long as the block lasts. With a ``rate_limit`` it enqueues so much in a second and no more.
 
         Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`,
         `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
-        return registered(Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name)))
+        producer = Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name), rate_limit)
+        return registered(producer)
 
     def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
         """Register a consumer for as long as the block lasts; raises what `producer` raises.
@@ -204,6 +208,13 @@ async def _open_connection(dsn: str, address: str) -> Connection:
         connection: Connection = await TrioConnection.connect(
             dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
         )
+        try:
+            if await connection.is_pooled():
+                # What psycopg prepares may not be there for the next transaction, and a statement that fails in one cannot be repeated.
+                connection.prepare_threshold = None
+        except BaseException:
+            connection.finish()
+            raise
     except psycopg.Error as error:
         raise translate(error, address) from error
     return connection
