@@ -24,14 +24,17 @@ as $$
     union all
     select unnest('{
         attach_process, detach_process, fall_asleep, unrung_in_flight, wake_up, queue_channel,
-        begin_poll, complete_poll, interrupt, claim, release_others, archive, delete, extend, release, fail, maintain
+        begin_poll, complete_poll, interrupt, claim, release_others, archive, delete, extend, release, fail, maintain,
+        stop, release_messages
     }'::name[]), '{consumer, admin}'
     union all
     select unnest('{
         create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue, resume_queue, grant_queue, revoke_queue,
         list_messages, get_message,
         list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
-        archived_count, settle_rate, purge_archive
+        archived_count, settle_rate, purge_archive,
+        purge_queue, delete_queue, queue_metrics, store_stats,
+        delete_worker, purge_workers, worker_stats, queue_health
     }'::name[]), '{admin}'
     union all
     select unnest('{secure, install_roles}'::name[]), '{}'  -- for the owner to call, with the caller's rights
@@ -48,7 +51,11 @@ as $$
         is_active, describe_messages, describe_dead_letters, letter_is_meant, ago, take_dead_letters, letters_of, add_delivery,
         archive_span, archive_slot, shelve,
         take_maintenance, archive_partitions, wanted_partitions, cover_archive, add_partitions, add_partition, drop_expired_partitions,
-        delete_expired, purge_expired_dead_letters, roll_up_tallies
+        delete_expired, purge_expired_dead_letters, roll_up_tallies,
+        find_own_worker, waiting_since, count_waiting,
+        refuse_missing, announce, count_unfinished, refuse_deletion, close_queue, sweep_orphans,
+        count_some, count_queue, oldest_ready, enqueue_rate,
+        find_fault, describe_path, admit_contents
     }'::name[]), null
 $$;
 

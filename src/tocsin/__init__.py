@@ -32,6 +32,7 @@ from .errors import (
     WorkerNotFound,
     WorkerStopped,
 )
+from .health import QueueHealth, WorkerStats
 from .maintenance import Maintained
 from .message import Message
 from .messages import Delivery, MessageInfo, Messages, MessageState
@@ -41,11 +42,13 @@ from .queues import Deleted, Purged, Queue, QueueMetrics, Queues
 from .rate_limit import RateLimit
 from .roles import Roles
 from .schema import Difference
+from .settings import Settings
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, StoreStats, connect
 from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
-from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
+from .worker import WorkerHandle, WorkerInfo, WorkerStatus
+from .workers import Workers
 
 __all__ = [
     "BatchOptions",
@@ -76,6 +79,7 @@ __all__ = [
     "Purged",
     "Queue",
     "QueueAlreadyExists",
+    "QueueHealth",
     "QueueMetrics",
     "QueueNotEmpty",
     "QueueNotFound",
@@ -86,6 +90,7 @@ __all__ = [
     "Roles",
     "SchemaMissing",
     "SchemaOutdated",
+    "Settings",
     "StateTransitionError",
     "Store",
     "StoreStatistics",
@@ -95,6 +100,7 @@ __all__ = [
     "WorkerHandle",
     "WorkerInfo",
     "WorkerNotFound",
+    "WorkerStats",
     "WorkerStatus",
     "WorkerStopped",
     "Workers",
