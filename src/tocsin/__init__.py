@@ -30,6 +30,7 @@ from .errors import (
     WorkerNotFound,
     WorkerStopped,
 )
+from .health import QueueHealth, WorkerStats
 from .maintenance import Maintained
 from .message import Message
 from .messages import Delivery, MessageInfo, Messages, MessageState
@@ -37,11 +38,13 @@ from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
 from .rate_limit import RateLimit
 from .schema import Difference
+from .settings import Settings
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
 from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
-from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
+from .worker import WorkerHandle, WorkerInfo, WorkerStatus
+from .workers import Workers
 
 __all__ = [
     "BatchOptions",
@@ -69,6 +72,7 @@ __all__ = [
     "Producer",
     "Queue",
     "QueueAlreadyExists",
+    "QueueHealth",
     "QueueNotFound",
     "QueueSettings",
     "Queues",
@@ -76,6 +80,7 @@ __all__ = [
     "RateLimited",
     "SchemaMissing",
     "SchemaOutdated",
+    "Settings",
     "StateTransitionError",
     "Store",
     "StoreStatistics",
@@ -84,6 +89,7 @@ __all__ = [
     "WorkerHandle",
     "WorkerInfo",
     "WorkerNotFound",
+    "WorkerStats",
     "WorkerStatus",
     "WorkerStopped",
     "Workers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Unpack
@@ -12,12 +13,13 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from . import schema as schemas
+from . import settings
 from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
 from .dead_letters import DeadLetters
 from .driver import PoolStatistics, TrioConnection, open_pool
-from .durations import Duration, check_count, to_seconds
+from .durations import Duration
 from .errors import translate
 from .maintenance import Maintained, Maintenance, maintain
 from .messages import Messages
@@ -29,12 +31,10 @@ from .queues import Queues
 from .rate_limit import RateLimit
 from .registration import registered
 from .schema import Difference, Schema
-from .worker import Workers
+from .workers import Workers
 
-HEARTBEAT = 2.0
-"""Seconds between two heartbeats of a process."""
 CONNECT_TIMEOUT = 10
-"""Seconds that one attempt to connect may take, unless the DSN says otherwise (``connect_timeout``)."""
+"""Seconds that one attempt to connect may take, unless the DSN (``connect_timeout``) or ``PGCONNECT_TIMEOUT`` says otherwise."""
 
 
 @attrs.frozen
@@ -114,14 +114,14 @@ class Store:
         `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
         producer = Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name), rate_limit)
-        return registered(producer, self._process)
+        return registered(producer)
 
     def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
         """Register a consumer for as long as the block lasts; raises what `producer` raises.
 
         However the block ends, cancelled or not, what it holds is released, and the registration ends with it.
         """
-        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)), self._process)
+        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)))
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
@@ -159,38 +159,38 @@ def _check_worker_name(name: str | None) -> str | None:
 async def connect(
     dsn: str | None = None,
     *,
-    schema: str = "tocsin",
+    schema: str | None = None,
     listen_dsn: str | None = None,
-    pool_size: int = 8,
-    heartbeat: Duration = HEARTBEAT,
+    pool_size: int | None = None,
+    heartbeat: Duration | None = None,
 ) -> AsyncIterator[Store]:
     """Connect to a database, for as long as the block lasts.
 
     ``dsn`` is a PostgreSQL connection string; without one libpq's environment (``PGHOST`` and so on) counts. ``listen_dsn`` is for the
-    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` is where Tocsin is, or is to be installed. At most ``pool_size``
-    connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` is the interval of the one
-    periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
+    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` (``tocsin``) is where Tocsin is, or is to be installed. At most
+    ``pool_size`` (8) connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` (2) is the
+    interval of the one periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
 
-    Raises `ConfigError`, `ConnectionLost`, `ValueError`. However the block ends, cancelled or not, its connections are closed.
+    What is not given is taken from the environment (``TOCSIN_DSN``, ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]``
+    of a TOML file, else it is the default: see `tocsin.settings`.
+
+    Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not, its connections are closed.
     """
-    address = describe_address(dsn or "")
-    listen_address = describe_address(listen_dsn) if listen_dsn is not None else address
-    every = to_seconds(heartbeat, "heartbeat")
-    if check_count(pool_size, "pool_size") < 2:
-        raise ValueError("pool_size must be at least 2: one for a transaction, one for what is done meanwhile")
-    target = Schema(schema)
+    chosen = settings.load(dsn, schema=schema, listen_dsn=listen_dsn, pool_size=pool_size, heartbeat=heartbeat)
+    address = describe_address(chosen.dsn or "")
+    listen_address = address if chosen.listen_dsn is None else describe_address(chosen.listen_dsn)
 
     async def open_connection() -> Connection:
-        return await _open_connection(dsn or "", address)
+        return await _open_connection(chosen.dsn or "", address)
 
     async def open_line() -> Connection:
-        return await _open_connection(dsn or "" if listen_dsn is None else listen_dsn, listen_address)
+        return await _open_connection(chosen.listen_dsn or chosen.dsn or "", listen_address)
 
-    async with open_pool(open_connection, min_size=1, max_size=pool_size) as pool:
-        database = Database(pool, target, address)
+    async with open_pool(open_connection, min_size=1, max_size=chosen.pool_size) as pool:
+        database = Database(pool, Schema(chosen.schema), address)
         bell = Bell()
         maintenance = Maintenance(database)
-        process = Process(database, open_line, bell, every, maintenance.become_due)
+        process = Process(database, open_line, bell, chosen.heartbeat, maintenance.become_due)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(process.run)
             nursery.start_soon(maintenance.run)
@@ -203,7 +203,7 @@ async def connect(
 
 
 async def _open_connection(dsn: str, address: str) -> Connection:
-    timeout = conninfo_to_dict(dsn).get("connect_timeout", CONNECT_TIMEOUT)
+    timeout = conninfo_to_dict(dsn).get("connect_timeout", os.environ.get("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT))
     try:
         connection: Connection = await TrioConnection.connect(
             dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
