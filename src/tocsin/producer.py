@@ -21,17 +21,22 @@ _CHUNK_SIZE = 1 << 24
 """Such a statement takes no further payload when it has this many characters, for PostgreSQL's JSON arrays end at 256 MB."""
 
 
-class EnqueueOptions(TypedDict, total=False):
-    """The options of `Producer.enqueue`, where they are passed on."""
+class BatchOptions(TypedDict, total=False):
+    """The options of `Producer.enqueue_many`, where they are passed on."""
 
     delay: Duration | None
     at: datetime | None
     priority: int
     headers: object
-    key: str | None
     expires_in: Duration | None
     max_deliveries: int | None
     connection: Connection | None
+
+
+class EnqueueOptions(BatchOptions, total=False):
+    """The options of `Producer.enqueue`, where they are passed on."""
+
+    key: str | None
 
 
 class Sender:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Unpack
 
@@ -21,7 +21,7 @@ from .errors import translate
 from .nursery import open_nursery_bare
 from .outbox import Outbox
 from .process import Process
-from .producer import EnqueueOptions, Producer, Sender
+from .producer import BatchOptions, EnqueueOptions, Producer, Sender
 from .queues import Queues
 from .registration import registered
 from .schema import Difference, Schema
@@ -47,6 +47,16 @@ class StoreStatistics:
     """Notifications of messages that came in."""
     heartbeats: int
     """Heartbeats sent."""
+
+
+@attrs.frozen
+class Reclaimed:
+    """What `Store.reclaim` has taken back."""
+
+    workers: int
+    """Workers whose process is dead, and that were stopped."""
+    messages: int
+    """Messages that they held, or whose lease had lapsed."""
 
 
 class Store:
@@ -87,6 +97,13 @@ class Store:
         async with self._database.connection() as connection:
             await schemas.uninstall(connection, self._database.schema)
 
+    async def reclaim(self) -> Reclaimed:
+        """Declare dead who is dead, and take back what they held and what lapsed leases hold, without waiting for the next heartbeat.
+
+        Consumers do that by themselves. Raises `ConnectionLost`. Cancelled, it is done or not.
+        """
+        return Reclaimed(*await self._database.fetch_one("select * from tocsin.reclaim()"))
+
     def producer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Producer]:
         """Register a producer for as long as the block lasts.
 
@@ -105,6 +122,10 @@ class Store:
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
         return await Sender(self._database, self._outbox, queue).enqueue(payload, **options)
+
+    async def produce_many(self, queue: str, payloads: Iterable[object], **options: Unpack[BatchOptions]) -> list[int]:
+        """Enqueue all of the payloads or none, without registering a producer; the options are those of `Producer.enqueue_many`."""
+        return await Sender(self._database, self._outbox, queue).enqueue_many(payloads, **options)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
