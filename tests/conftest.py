@@ -1,8 +1,10 @@
 """Fixtures: the session's PostgreSQL server, a database for each test, a private server for rough tests."""
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 
+import attrs
 import psycopg
 import pytest
 import servers
@@ -20,6 +22,13 @@ def _session_server(config: pytest.Config) -> servers.Server:
         config.add_cleanup(stack.close)
         config.stash[_SERVER] = stack.enter_context(servers.running())
     return config.stash[_SERVER]
+
+
+def pytest_configure() -> None:
+    """The settings of whoever runs the tests are not for the tests."""
+    for setting in attrs.fields(tocsin.Settings):
+        os.environ.pop(f"TOCSIN_{setting.name.upper()}", None)
+    os.environ.pop("TOCSIN_CONFIG", None)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

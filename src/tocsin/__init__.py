@@ -29,6 +29,7 @@ from .message import Message
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
 from .schema import Difference
+from .settings import Settings
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
 from .version import VERSION as __version__
@@ -53,6 +54,7 @@ __all__ = [
     "Queues",
     "SchemaMissing",
     "SchemaOutdated",
+    "Settings",
     "StateTransitionError",
     "Store",
     "StoreStatistics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Unpack
@@ -12,11 +13,12 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from . import schema as schemas
+from . import settings
 from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
 from .driver import PoolStatistics, TrioConnection, open_pool
-from .durations import Duration, check_count, to_seconds
+from .durations import Duration
 from .errors import translate
 from .nursery import open_nursery_bare
 from .outbox import Outbox
@@ -27,10 +29,8 @@ from .registration import registered
 from .schema import Difference, Schema
 from .worker import Workers
 
-HEARTBEAT = 2.0
-"""Seconds between two heartbeats of a process."""
 CONNECT_TIMEOUT = 10
-"""Seconds that one attempt to connect may take, unless the DSN says otherwise (``connect_timeout``)."""
+"""Seconds that one attempt to connect may take, unless the DSN (``connect_timeout``) or ``PGCONNECT_TIMEOUT`` says otherwise."""
 
 
 @attrs.frozen
@@ -159,37 +159,37 @@ def _check_worker_name(name: str | None) -> str | None:
 async def connect(
     dsn: str | None = None,
     *,
-    schema: str = "tocsin",
+    schema: str | None = None,
     listen_dsn: str | None = None,
-    pool_size: int = 8,
-    heartbeat: Duration = HEARTBEAT,
+    pool_size: int | None = None,
+    heartbeat: Duration | None = None,
 ) -> AsyncIterator[Store]:
     """Connect to a database, for as long as the block lasts.
 
     ``dsn`` is a PostgreSQL connection string; without one libpq's environment (``PGHOST`` and so on) counts. ``listen_dsn`` is for the
-    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` is where Tocsin is, or is to be installed. At most ``pool_size``
-    connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` is the interval of the one
-    periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
+    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` (``tocsin``) is where Tocsin is, or is to be installed. At most
+    ``pool_size`` (8) connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` (2) is the
+    interval of the one periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
 
-    Raises `ConfigError`, `ConnectionLost`, `ValueError`. However the block ends, cancelled or not, its connections are closed.
+    What is not given is taken from the environment (``TOCSIN_DSN``, ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]``
+    of a TOML file, else it is the default: see `tocsin.settings`.
+
+    Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not, its connections are closed.
     """
-    address = describe_address(dsn or "")
-    listen_address = describe_address(listen_dsn) if listen_dsn is not None else address
-    every = to_seconds(heartbeat, "heartbeat")
-    if check_count(pool_size, "pool_size") < 2:
-        raise ValueError("pool_size must be at least 2: one for a transaction, one for what is done meanwhile")
-    target = Schema(schema)
+    chosen = settings.load(dsn, schema=schema, listen_dsn=listen_dsn, pool_size=pool_size, heartbeat=heartbeat)
+    address = describe_address(chosen.dsn or "")
+    listen_address = address if chosen.listen_dsn is None else describe_address(chosen.listen_dsn)
 
     async def open_connection() -> Connection:
-        return await _open_connection(dsn or "", address)
+        return await _open_connection(chosen.dsn or "", address)
 
     async def open_line() -> Connection:
-        return await _open_connection(dsn or "" if listen_dsn is None else listen_dsn, listen_address)
+        return await _open_connection(chosen.listen_dsn or chosen.dsn or "", listen_address)
 
-    async with open_pool(open_connection, min_size=1, max_size=pool_size) as pool:
-        database = Database(pool, target, address)
+    async with open_pool(open_connection, min_size=1, max_size=chosen.pool_size) as pool:
+        database = Database(pool, Schema(chosen.schema), address)
         bell = Bell()
-        process = Process(database, open_line, bell, every)
+        process = Process(database, open_line, bell, chosen.heartbeat)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(process.run)
             outbox = Outbox(database, nursery)
@@ -201,7 +201,7 @@ async def connect(
 
 
 async def _open_connection(dsn: str, address: str) -> Connection:
-    timeout = conninfo_to_dict(dsn).get("connect_timeout", CONNECT_TIMEOUT)
+    timeout = conninfo_to_dict(dsn).get("connect_timeout", os.environ.get("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT))
     try:
         connection: Connection = await TrioConnection.connect(
             dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
