@@ -8,6 +8,7 @@ The way of a message, by file: ``producer`` (enqueue), ``sql/functions/ring.sql`
 """
 
 from .consumer import Consumer
+from .draft import BatchOptions, MessageOptions
 from .errors import (
     ConfigError,
     ConnectionLost,
@@ -17,6 +18,7 @@ from .errors import (
     PendingMessages,
     QueueAlreadyExists,
     QueueNotFound,
+    RateLimited,
     SchemaMissing,
     SchemaOutdated,
     StateTransitionError,
@@ -28,14 +30,17 @@ from .errors import (
 from .message import Message
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
+from .rate_limit import RateLimit
 from .schema import Difference
 from .settings import Settings
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
+from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
 
 __all__ = [
+    "BatchOptions",
     "ConfigError",
     "ConnectionLost",
     "Consumer",
@@ -43,6 +48,7 @@ __all__ = [
     "EnqueueOptions",
     "LeaseLost",
     "Message",
+    "MessageOptions",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
@@ -52,6 +58,8 @@ __all__ = [
     "QueueNotFound",
     "QueueSettings",
     "Queues",
+    "RateLimit",
+    "RateLimited",
     "SchemaMissing",
     "SchemaOutdated",
     "Settings",
@@ -69,4 +77,8 @@ __all__ = [
     "__version__",
     "connect",
     "drain_on_signals",
+    "enqueue",
+    "enqueue_async",
+    "enqueue_many",
+    "enqueue_many_async",
 ]

@@ -20,6 +20,7 @@ __all__ = [
     "PendingMessages",
     "QueueAlreadyExists",
     "QueueNotFound",
+    "RateLimited",
     "SchemaMissing",
     "SchemaOutdated",
     "StateTransitionError",
@@ -155,6 +156,20 @@ class PayloadTooLarge(TocsinError, ValueError):
         """The queue's limit in bytes."""
         self.index = index
         """Which payload of a batch, counted from 0; None for a single message."""
+
+
+class RateLimited(TocsinError):
+    """The producer has reached its rate limit. Nothing was enqueued."""
+
+    def __init__(self, per_second: float, retry_after: float) -> None:
+        super().__init__(
+            f"this producer is limited to {per_second:g} messages per second: try again in {retry_after:.3f} s, "
+            "or have it wait with RateLimit(..., wait=True)"
+        )
+        self.per_second = per_second
+        """Its limit."""
+        self.retry_after = retry_after
+        """Seconds after which the same call is admitted, unless others of this producer come before it."""
 
 
 class SchemaMissing(TocsinError):

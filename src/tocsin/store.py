@@ -17,14 +17,16 @@ from . import settings
 from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
+from .draft import BatchOptions
 from .driver import PoolStatistics, TrioConnection, open_pool
 from .durations import Duration
 from .errors import translate
 from .nursery import open_nursery_bare
 from .outbox import Outbox
 from .process import Process
-from .producer import BatchOptions, EnqueueOptions, Producer, Sender
+from .producer import AnyConnection, EnqueueOptions, Producer, Sender
 from .queues import Queues
+from .rate_limit import RateLimit
 from .registration import registered
 from .schema import Difference, Schema
 from .worker import Workers
@@ -104,13 +106,16 @@ class Store:
         """
         return Reclaimed(*await self._database.fetch_one("select * from tocsin.reclaim()"))
 
-    def producer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Producer]:
-        """Register a producer for as long as the block lasts.
+    def producer(
+        self, queue: str, *, name: str | None = None, rate_limit: RateLimit | None = None
+    ) -> AbstractAsyncContextManager[Producer]:
+        """Register a producer for as long as the block lasts. With a ``rate_limit`` it enqueues so much in a second and no more.
 
         Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`,
         `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
-        return registered(Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name)), self._process)
+        producer = Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name), rate_limit)
+        return registered(producer, self._process)
 
     def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
         """Register a consumer for as long as the block lasts; raises what `producer` raises.
@@ -123,9 +128,11 @@ class Store:
         """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
         return await Sender(self._database, self._outbox, queue).enqueue(payload, **options)
 
-    async def produce_many(self, queue: str, payloads: Iterable[object], **options: Unpack[BatchOptions]) -> list[int]:
+    async def produce_many(
+        self, queue: str, payloads: Iterable[object], *, connection: AnyConnection | None = None, **options: Unpack[BatchOptions]
+    ) -> list[int]:
         """Enqueue all of the payloads or none, without registering a producer; the options are those of `Producer.enqueue_many`."""
-        return await Sender(self._database, self._outbox, queue).enqueue_many(payloads, **options)
+        return await Sender(self._database, self._outbox, queue).enqueue_many(payloads, connection=connection, **options)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
