@@ -178,7 +178,7 @@ as $$
 $$;
 
 -- Gives back all that the worker holds, beside `keep`; those leases are void. Returns how many messages that were.
-create or replace function tocsin.release_held(w tocsin.workers, counted boolean, reason text, keep bigint[] default '{}') returns bigint
+create or replace function tocsin.release_held(w tocsin.workers, counted boolean, outcome text, keep bigint[] default '{}') returns bigint
 language plpgsql
 as $$
 declare
@@ -189,7 +189,7 @@ begin
     from (select x.id, x.lease from tocsin.messages x
           where x.queue_id = w.queue_id and x.state = 'leased' and x.consumer_worker_id = w.id and x.id <> all (keep)
           order by x.id for update) m;
-    perform tocsin.give_back(ids, leases, '0 s', counted, reason);
+    perform tocsin.give_back(ids, leases, '0 s', counted, outcome);
     return coalesce(cardinality(ids), 0);
 end
 $$;

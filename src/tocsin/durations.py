@@ -69,6 +69,15 @@ def check_priority(value: int) -> int:
     return value
 
 
+def check_id(value: int, name: str) -> int:
+    """Return an id; raises `TypeError` or `ValueError` naming the argument for what cannot be one."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, not {value}")
+    return value
+
+
 def check_count(value: int, name: str) -> int:
     """Return a positive number that fits into 32 bits; raises `TypeError` or `ValueError` naming the argument otherwise."""
     if isinstance(value, bool) or not isinstance(value, int):

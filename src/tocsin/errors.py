@@ -14,7 +14,9 @@ import psycopg
 __all__ = [
     "ConfigError",
     "ConnectionLost",
+    "KeyTaken",
     "LeaseLost",
+    "MessageNotFound",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
@@ -172,6 +174,24 @@ class RateLimited(TocsinError):
         """Seconds after which the same call is admitted, unless others of this producer come before it."""
 
 
+class MessageNotFound(TocsinError):
+    """There is no message of this id, or none in the state that was asked for."""
+
+    def __init__(self, message_id: int, kind: str = "message") -> None:
+        super().__init__(f"{kind} {message_id} does not exist; it may have been deleted, purged or replayed since it was listed")
+        self.message_id = message_id
+        """The id asked for."""
+
+
+class KeyTaken(TocsinError):
+    """Dead letters that cannot be replayed, since other unfinished messages have their keys by now. None was replayed."""
+
+    def __init__(self, message: str, *, ids: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.ids = ids
+        """Ids of the dead letters whose keys are taken."""
+
+
 class SchemaMissing(TocsinError):
     """Tocsin is not installed in this schema of this database."""
 
@@ -277,6 +297,8 @@ def _refusal(code: str, message: str, detail: dict[str, Any], hint: str | None) 
             return PendingMessages(message, count=detail["count"], worker_id=detail["worker_id"])
         case "TC008":
             return ProcessBuried(message)
+        case "TC014":
+            return KeyTaken(message, ids=tuple(detail["ids"]))
         case "TC022":
             return ValueError(message)
     raise AssertionError(f"the schema refused with an unknown code {code}: {message}")

@@ -17,10 +17,12 @@ from . import settings
 from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
+from .dead_letters import DeadLetters
 from .draft import BatchOptions
 from .driver import PoolStatistics, TrioConnection, open_pool
 from .durations import Duration
 from .errors import translate
+from .messages import Messages
 from .nursery import open_nursery_bare
 from .outbox import Outbox
 from .process import Process
@@ -68,6 +70,10 @@ class Store:
     """Creating, finding and pausing queues."""
     workers: Workers
     """The registry of workers, and handles to any of them by id."""
+    messages: Messages
+    """Looking at messages, finished or not."""
+    dead_letters: DeadLetters
+    """Looking at dead letters, replaying, archiving and purging them."""
 
     def __init__(self, database: Database, process: Process, bell: Bell, outbox: Outbox) -> None:
         self._database = database
@@ -77,6 +83,8 @@ class Store:
         self._transactions = trio.Semaphore(database.pool.statistics().max_size - 1)
         self.queues = Queues(database)
         self.workers = Workers(database)
+        self.messages = Messages(database)
+        self.dead_letters = DeadLetters(database)
 
     async def install(self) -> None:
         """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.
