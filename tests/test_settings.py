@@ -305,7 +305,7 @@ async def test_a_bad_argument(name: str, value: Any, says: str) -> None:
         ("poolsize", "pool_size may be meant"),
         ("dns", "dsn may be meant"),
         ("colour", "there are dsn, schema"),
-        ("DSN", "there are dsn, schema"),
+        ("DSN", "dsn may be meant"),
     ],
 )
 def test_an_unknown_key_in_the_file(key: str, says: str) -> None:

@@ -30,6 +30,7 @@ from .errors import (
     WorkerNotFound,
     WorkerStopped,
 )
+from .health import QueueHealth, WorkerStats
 from .message import Message
 from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
@@ -41,7 +42,8 @@ from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
 from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
-from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
+from .worker import WorkerHandle, WorkerInfo, WorkerStatus
+from .workers import Workers
 
 __all__ = [
     "BatchOptions",
@@ -68,6 +70,7 @@ __all__ = [
     "Producer",
     "Queue",
     "QueueAlreadyExists",
+    "QueueHealth",
     "QueueNotFound",
     "QueueSettings",
     "Queues",
@@ -84,6 +87,7 @@ __all__ = [
     "WorkerHandle",
     "WorkerInfo",
     "WorkerNotFound",
+    "WorkerStats",
     "WorkerStatus",
     "WorkerStopped",
     "Workers",

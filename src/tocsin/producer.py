@@ -17,7 +17,7 @@ from .durations import Duration
 from .outbox import Outbox
 from .process import Process
 from .rate_limit import Limiter, RateLimit
-from .registration import Registered
+from .registration import Registered, Registration
 from .threaded import run_blocking
 
 AnyConnection: TypeAlias = Connection | psycopg.Connection[Any]
@@ -151,7 +151,7 @@ class Producer(Registered, Sender):
     def __init__(
         self, database: Database, process: Process, outbox: Outbox, queue: str, name: str | None, rate_limit: RateLimit | None
     ) -> None:
-        super().__init__(database, process, queue, name)
+        super().__init__(database, process, Registration(database, "producer", queue, name))
         self._outbox = outbox
         self._limiter = None if rate_limit is None else Limiter(rate_limit)
 

@@ -31,7 +31,7 @@ from .queues import Queues
 from .rate_limit import RateLimit
 from .registration import registered
 from .schema import Difference, Schema
-from .worker import Workers
+from .workers import Workers
 
 CONNECT_TIMEOUT = 10
 """Seconds that one attempt to connect may take, unless the DSN (``connect_timeout``) or ``PGCONNECT_TIMEOUT`` says otherwise."""
@@ -123,14 +123,14 @@ class Store:
         `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
         producer = Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name), rate_limit)
-        return registered(producer, self._process)
+        return registered(producer)
 
     def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
         """Register a consumer for as long as the block lasts; raises what `producer` raises.
 
         However the block ends, cancelled or not, what it holds is released, and the registration ends with it.
         """
-        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)), self._process)
+        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)))
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
