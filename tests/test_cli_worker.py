@@ -160,6 +160,7 @@ def test_health_exits_with_4_when_there_is_a_problem(cli: Call, store_dsn: str, 
 def test_messages_wait_and_nobody_consumes(cli: Call, store_dsn: str, queue: str) -> None:
     ask(store_dsn, "select tocsin.enqueue('q', '1')")
     ask(store_dsn, "update tocsin.messages set due = '2000-01-01', vt = '2000-01-01'")
+    ask(store_dsn, "update tocsin.queues set created_at = '2000-01-01'")
     ended = cli("worker", "health", "--max-age", "5m", "--format", "json")
     assert ended.code == 4
     assert "nobody consumes" in ended.out
