@@ -99,7 +99,7 @@ def test_the_screen_follows_the_queues_until_a_key_ends_it(cli: Call, store_dsn:
         screen.press(key)
         assert screen.wait() == 0
     assert screen.raw.startswith("\x1b[?1049h")  # a screen of its own,
-    assert screen.raw.endswith("\x1b[?1049l\x1b[?25h")  # left as it was
+    assert screen.raw.endswith("\x1b[?25h\x1b[?1049l")  # left as it was
 
 
 def test_without_a_ring_the_screen_follows_by_itself(cli: Call, store_dsn: str) -> None:

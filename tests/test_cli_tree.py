@@ -81,7 +81,6 @@ INVOCATIONS = """
 0  admin verify --dsn DSN --schema tocsin --format table
 0  queue --dsn DSN --schema tocsin --format json list
 0  worker --dsn DSN --schema tocsin --format json list
-0  message --dsn DSN --schema tocsin --format json --help
 0  queue create q EVERYWHERE --vt 1m --max-deliveries 3 --retry-base 1s --retry-factor 2 --retry-max 1h --retry-jitter 0.1 \
    --max-payload 1000 --max-string 100 --max-depth 5 --required-keys '' --forbidden-keys x,y --retention 7d \
    --dead-letter-retention forever --notify asleep --if-missing
@@ -98,7 +97,7 @@ INVOCATIONS = """
 0  queue pause q EVERYWHERE
 0  queue resume q EVERYWHERE
 0  message get 1 EVERYWHERE
-0  message get --id 1
+0  message --dsn DSN --schema tocsin --format json get --id 1
 0  queue dead-letters q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5 --after 1
 0  queue replay q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5 --delay 1m
 1  queue replay q 1
