@@ -104,6 +104,7 @@ class Handling:
         self._failed: list[tuple[Message, Exception]] = []
         self._poisoned = False
         self._answer_lost = False
+        self._nothing_left = False
         run.flush = self._flush
 
     async def pump(self) -> None:
@@ -124,7 +125,10 @@ class Handling:
                 elif self._done:
                     await self._archive()
                 elif self._once and room > 0 and not (run.units or ahead or self._failed):
-                    run.end("nothing is left to do")  # the last claim has looked at the whole queue, else the bell would be rung
+                    if self._nothing_left:
+                        run.end("nothing is left to do")
+                    else:  # nobody rings for what came while handlers were running, as they were not asleep
+                        run.bed.ring()
                 elif not self._failed:
                     await run.bed.sleep(sound=room <= 0, until=ahead.check_at)
                 if self._failed:
@@ -146,6 +150,7 @@ class Handling:
     async def _claim(self, limit: int) -> None:
         done, self._done = self._done, []
         idle = not self._run.units
+        nothing_waited = idle and not self._ahead
         self._ahead.claim_begins(trio.current_time())
         try:
             claim = await self._run.claim(limit, self._vt, archive=done)
@@ -153,6 +158,7 @@ class Handling:
             self._done += done
             self._answer_lost = True
             raise
+        self._nothing_left = nothing_waited and not claim.parcel
         self._intake.note_settled(done, claim.lost)
         self._warn_of_lost(claim.lost)
         if claim.parcel:
