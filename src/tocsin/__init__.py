@@ -44,7 +44,7 @@ from .roles import Roles
 from .schema import Difference
 from .settings import Settings
 from .signals import drain_on_signals
-from .store import Store, StoreStatistics, StoreStats, connect
+from .store import Reclaimed, Store, StoreStatistics, StoreStats, connect
 from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, WorkerStatus
@@ -87,6 +87,7 @@ __all__ = [
     "Queues",
     "RateLimit",
     "RateLimited",
+    "Reclaimed",
     "Roles",
     "SchemaMissing",
     "SchemaOutdated",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Unpack
 
@@ -18,6 +18,7 @@ from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
 from .dead_letters import DeadLetters
+from .draft import BatchOptions
 from .driver import PoolStatistics, TrioConnection, open_pool
 from .durations import Duration
 from .errors import translate
@@ -26,7 +27,7 @@ from .messages import Messages
 from .nursery import open_nursery_bare
 from .outbox import Outbox
 from .process import Process
-from .producer import EnqueueOptions, Producer, Sender
+from .producer import AnyConnection, EnqueueOptions, Producer, Sender
 from .queues import Queues
 from .rate_limit import RateLimit
 from .registration import registered
@@ -53,6 +54,16 @@ class StoreStatistics:
     """Notifications of messages that came in."""
     heartbeats: int
     """Heartbeats sent."""
+
+
+@attrs.frozen
+class Reclaimed:
+    """What `Store.reclaim` has taken back."""
+
+    workers: int
+    """Workers whose process is dead, and that were stopped."""
+    messages: int
+    """Messages that they held, or whose lease had lapsed."""
 
 
 @attrs.frozen
@@ -130,6 +141,13 @@ class Store:
         async with self._database.connection() as connection:
             await schemas.uninstall(connection, self._database.schema)
 
+    async def reclaim(self) -> Reclaimed:
+        """Declare dead who is dead, and take back what they held and what lapsed leases hold, without waiting for the next heartbeat.
+
+        Consumers do that by themselves. Raises `ConnectionLost`. Cancelled, it is done or not.
+        """
+        return Reclaimed(*await self._database.fetch_one("select * from tocsin.reclaim()"))
+
     async def maintain(self) -> Maintained:
         """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
 
@@ -159,6 +177,12 @@ class Store:
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
         return await Sender(self._database, self._outbox, queue).enqueue(payload, **options)
+
+    async def produce_many(
+        self, queue: str, payloads: Iterable[object], *, connection: AnyConnection | None = None, **options: Unpack[BatchOptions]
+    ) -> list[int]:
+        """Enqueue all of the payloads or none, without registering a producer; the options are those of `Producer.enqueue_many`."""
+        return await Sender(self._database, self._outbox, queue).enqueue_many(payloads, connection=connection, **options)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
