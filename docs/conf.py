@@ -29,6 +29,8 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|contextlib|datetime|enum|logging|pathlib|psycopg|trio|typing|ssl|types)\..*"),
+    (r"py:.*", r"(KeyboardInterrupt|[A-Z]\w*Error|TypedDict|StrEnum|str|ValueError)"),
+    (r"py:class", r"tocsin\.driver\.pool\.Loan|optional|.*\btypes\..*"),
 ]
 
 html_theme = "furo"

@@ -8,13 +8,13 @@ The blocks of a page are run in their order, against one fresh database with Toc
     sql             is given to psql, a session for each block.
     sh              is a script for bash: ``tocsin`` is the real command, and its database is in the environment.
     console         the same, command by command (``$ ...``), with what they print.
-    text            after one of these: what it prints. ``…`` stands for anything.
+    text            right after one of these: what it prints. ``…`` stands for anything.
     json, toml      are only parsed.
 
 Comments, which readers do not see, say the rest. They come right before the block that they are about:
 
     <!-- python ... -->, <!-- sql ... -->, <!-- sh ... -->      a block that readers do not see
-    <!-- meanwhile ... -->         a fragment that runs beside the next block, and ends before it or with it
+    <!-- meanwhile ... -->         a fragment that runs beside the next block; `polling` and `done` help it
     <!-- file NAME -->             the block is not run, but written into the directory that the page's blocks run in
     <!-- raises NAME -->           the fragment raises this error, its repr or that of its cause begins so; or the SQL fails with this code
     <!-- exits N -->               the script, or the last command, ends with this status
@@ -44,7 +44,7 @@ from typing import Any
 import attrs
 import trio
 from psycopg.conninfo import conninfo_to_dict
-from support import PATIENCE
+from support import PATIENCE, query
 
 import tocsin
 from tocsin.nursery import open_nursery_bare
@@ -88,8 +88,12 @@ def read(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     blocks: list[Block] = []
     notes: dict[str, str] = {}
+    end = 0
     for match in _BLOCK.finditer(text):
         language, body, comment = match.groups()
+        if language == "text" and blocks and blocks[-1].language in RUN and not text[end : match.start()].strip():
+            notes["printed"] = ""
+        end = match.end()
         if comment is None:
             line = text.count("\n", 0, match.start(2)) + 1
             block = Block(page, line, language, body, notes=notes)
@@ -117,8 +121,23 @@ class Session:
     def __init__(self, store: tocsin.Store, dsn: str, directory: Path) -> None:
         self.dsn = dsn
         self.directory = directory
-        self.names: dict[str, Any] = {"__name__": "page", "store": store, "dsn": dsn, "tocsin": tocsin, "trio": trio}
+        self.names: dict[str, Any] = {
+            "__name__": "page", "store": store, "dsn": dsn, "tocsin": tocsin, "trio": trio, "polling": self.polling, "done": self.done,
+        }  # fmt: skip
         self.printed = ""
+        self._store = store
+
+    async def polling(self, queue: str) -> tocsin.WorkerInfo:
+        """For hidden blocks: return a consumer of the queue as soon as one polls."""
+        while True:
+            for worker in await self._store.workers.list(queue):
+                if worker.status == tocsin.WorkerStatus.POLLING:
+                    return worker
+
+    async def done(self, queue: str) -> None:
+        """For hidden blocks: return when the queue has no unfinished messages."""
+        while await query(self.dsn, "select from tocsin.messages m join tocsin.queues q on q.id = m.queue_id where q.name = %s", queue):
+            pass
 
     async def run(self, block: Block) -> None:
         """Run a block that is to be run, or check it."""
@@ -150,9 +169,9 @@ class Session:
                     _PARSERS[block.language](block.text)
                 except ValueError as error:
                     raise block.fail(str(error)) from error
-            case "text":
+            case "text" if "printed" in block.notes:
                 check_printed(block, block.text, self.printed)
-            case _:
+            case language if language in SHELLS:
                 await self._script(block, block.text)
 
     async def _fragment(self, block: Block) -> None:
