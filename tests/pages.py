@@ -18,7 +18,7 @@ Comments, which readers do not see, say the rest. They come right before the blo
     <!-- file NAME -->             the block is not run, but written into the directory that the page's blocks run in
     <!-- raises NAME -->           the fragment raises this error, its repr or that of its cause begins so; or the SQL fails with this code
     <!-- exits N -->               the script, or the last command, ends with this status
-    <!-- needs PACKAGE -->         it runs where this package is installed; elsewhere it is only compiled
+    <!-- needs PACKAGE -->         it runs where this package is installed; elsewhere Python is only compiled
     <!-- run by FILE::TEST -->     another test runs it
     <!-- a database of its own --> from here on, with a database and names of its own
 """
@@ -40,6 +40,7 @@ from importlib.util import find_spec
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import attrs
 import trio
@@ -136,7 +137,7 @@ class Session:
 
     async def done(self, queue: str) -> None:
         """For hidden blocks: return when the queue has no unfinished messages."""
-        while await query(self.dsn, "select from tocsin.messages m join tocsin.queues q on q.id = m.queue_id where q.name = %s", queue):
+        while await query(self.dsn, "select 1 from tocsin.messages m join tocsin.queues q on q.id = m.queue_id where q.name = %s", queue):
             pass
 
     async def run(self, block: Block) -> None:
@@ -146,7 +147,8 @@ class Session:
             path.write_text(block.text, encoding="utf-8")
             return
         if "needs" in block.notes and find_spec(block.notes["needs"]) is None:
-            compile(block.text, str(block), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            if block.language == "python":
+                compile(block.text, str(block), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             return
         with trio.fail_after(PATIENCE):
             async with open_nursery_bare() as nursery:
@@ -196,16 +198,16 @@ class Session:
 
     async def _program(self, block: Block) -> None:
         path = self.directory / f"program_{block.line}.py"
-        path.write_text(block.text.replace("postgresql:///app", self.dsn), encoding="utf-8")
-        await self._process(block, [sys.executable, str(path)])
+        path.write_text(block.text.replace("postgresql:///app", url(self.dsn)), encoding="utf-8")
+        # What a package of the block's own does when the process ends is not ours: the binary of one may crash then, its work done.
+        await self._process(block, [sys.executable, str(path)], status=None if "needs" in block.notes else 0)
 
     async def _sql(self, block: Block) -> None:
         expected = block.notes.get("raises")
         command = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose", "-d", self.dsn]
-        ended = await self._process(block, command, block.text, status=None)
-        if (f"ERROR:  {expected}:" in ended.stderr) if expected else ended.returncode == 0:
-            return
-        raise block.fail(ended.stderr)
+        await self._process(block, command, block.text, status=3 if expected else 0)
+        if expected and f"ERROR:  {expected}:" not in self.printed:
+            raise block.fail(f"did not fail with {expected}, but\n{self.printed}")
 
     async def _script(self, block: Block, text: str) -> None:
         await self._process(block, ["bash", "-euo", "pipefail", "-c", text], status=int(block.notes.get("exits", 0)))
@@ -232,7 +234,7 @@ class Session:
             check=False,
         )
         self.printed = ended.stdout.decode() + ended.stderr.decode()
-        if status is not None and ended.returncode != status:
+        if (ended.returncode > 0) if status is None else (ended.returncode != status):
             raise block.fail(f"ended with {ended.returncode}\n{self.printed}")
         return subprocess.CompletedProcess(command, ended.returncode, ended.stdout.decode(), ended.stderr.decode())
 
@@ -259,6 +261,14 @@ def environment(dsn: str, directory: Path) -> dict[str, str]:
         **kept, **database, "TOCSIN_DSN": dsn, "HOME": str(directory), "PATH": os.pathsep.join(folders), "COLUMNS": "120",
         "NO_COLOR": "1", "PYTHONPATH": "",
     }  # fmt: skip
+
+
+def url(dsn: str) -> str:
+    """Spell a connection string as a URL, which is what some other libraries understand; a socket's directory is the host."""
+    given = {name: quote(str(value), safe="") for name, value in conninfo_to_dict(dsn).items()}
+    login = ":".join(given[name] for name in ("user", "password") if name in given)
+    port = f":{given['port']}" if "port" in given else ""
+    return f"postgresql://{login + '@' if login else ''}{given.get('host', 'localhost')}{port}/{given.get('dbname', '')}"
 
 
 def _psql() -> Iterator[str]:
