@@ -1,14 +1,21 @@
 """Fixtures: the session's PostgreSQL server, a database for each test, a private server for rough tests."""
 
+import io
+import os
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 
+import attrs
 import psycopg
 import pytest
 import servers
 import trio
+from commands import Call, Ended
 
 import tocsin
+from tocsin.__main__ import main
 from tocsin.embedded import EmbeddedServer, serve
 
 _SERVER = pytest.StashKey[servers.Server]()
@@ -20,6 +27,13 @@ def _session_server(config: pytest.Config) -> servers.Server:
         config.add_cleanup(stack.close)
         config.stash[_SERVER] = stack.enter_context(servers.running())
     return config.stash[_SERVER]
+
+
+def pytest_configure() -> None:
+    """The settings of whoever runs the tests are not for the tests."""
+    for setting in attrs.fields(tocsin.Settings):
+        os.environ.pop(f"TOCSIN_{setting.name.upper()}", None)
+    os.environ.pop("TOCSIN_CONFIG", None)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -87,6 +101,32 @@ async def store(store_dsn: str) -> AsyncIterator[tocsin.Store]:
     """A store on a fresh database."""
     async with tocsin.connect(store_dsn) as store:
         yield store
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Calls the command line, in this process; gives its exit code, its output and its errors."""
+
+    def run(*arguments: str, stdin: bytes = b"") -> Ended:
+        with tempfile.TemporaryFile() as file:
+            file.write(stdin)
+            file.seek(0)
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+            monkeypatch.setattr(sys, "argv", ["tocsin", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def cli(call: Call, store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Like `call`, with a fresh store as its database."""
+    monkeypatch.setenv("TOCSIN_DSN", store_dsn)
+    return call
 
 
 @pytest.fixture

@@ -502,7 +502,7 @@ async def test_a_heartbeat_between_the_end_of_a_run_and_its_cleanup(store: tocsi
             run = consumer._intake.run
             if isinstance(run, Run) and run.nursery._closed:
                 try:
-                    consumer.noticed("suspended", None)
+                    consumer._intake.noticed("suspended", None)
                 except RuntimeError as error:
                     errors.append(error)
 
@@ -610,7 +610,7 @@ async def test_of_two_parcels_with_the_same_message_the_later_lease_is_kept(stor
         first = await intake.claim(1, None)
         await query(store_dsn, "select tocsin.release(array[id], array[lease]) from tocsin.messages")
         second = await intake.claim(1, None)
-        intake.leases.ids()
+        intake.leases.messages()
         (former,), (message,) = first.parcel.take_all(), second.parcel.take_all()
         assert former.lease < message.lease
         assert intake.leases.find(message.id) is message

@@ -87,7 +87,9 @@ async def test_claiming_and_settling(store: tocsin.Store, store_dsn: str) -> Non
             await cancel_sweep(settle_some)
             with trio.CancelScope(shield=True):
                 await consumer.release_many(messages)
-            await store._database.fetch("select tocsin.release_others(%s, %s, '{}')", [consumer.worker_id, consumer.registration])
+            await store._database.fetch(
+                "select tocsin.release_others(%s, %s, '{}', '{}')", [consumer.worker_id, consumer._registration.token]
+            )
             await check_in_order(store, store_dsn)
             assert set(left) <= set(ids)
 

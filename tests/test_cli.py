@@ -9,31 +9,12 @@ from collections.abc import Callable
 
 import psycopg
 import pytest
+from commands import Call, one_line
 from support import PATIENCE, connect_blocking
 
 import tocsin
-from tocsin.__main__ import main
 
 NOWHERE = "postgresql://ada:s3cret@127.0.0.1:1/app"
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Calls the command; gives its exit code, its output and its errors."""
-    for name in ("TOCSIN_DSN", "TOCSIN_SCHEMA"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tocsin", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 def start(*arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
@@ -51,10 +32,6 @@ def start(*arguments: str, without: str = "") -> subprocess.CompletedProcess[str
 def schemas(dsn: str) -> set[str]:
     with connect_blocking(dsn) as connection:
         return {name for (name,) in connection.execute("select nspname from pg_namespace where nspname like 'tocsin%'")}
-
-
-def one_line(text: str) -> bool:
-    return text.startswith("tocsin: ") and text.count("\n") == 1
 
 
 def test_version(call: Call) -> None:
@@ -100,7 +77,7 @@ def test_uninstall_asks_at_a_terminal(store_dsn: str, answer: str, code: int, le
         os.close(ours)
         os.close(theirs)
     assert ended.returncode == code
-    assert "all its queues and messages?" in ended.stdout
+    assert "all its queues and messages?" in ended.stderr
     assert schemas(store_dsn) == left
 
 

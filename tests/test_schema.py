@@ -56,7 +56,7 @@ async def test_two_schemas_in_one_database_do_not_meet(dsn: str) -> None:
             await one.produce("q", "for one")
             assert await b.dequeue() == []
             assert [m.payload for m in await a.dequeue()] == ["for one"]
-            await a.release(a._intake.leases.ids()[0])
+            await a.release(a._intake.leases.messages()[0])
 
 
 @pytest.mark.parametrize("name", ["", "1a", "a b", 'a"; drop table x; --', "é", "pg_mine", "public", "x" * 64])
@@ -64,7 +64,7 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
     with pytest.raises(tocsin.ConfigError) as refused:
         async with tocsin.connect(dsn, schema=name):
             pass
-    assert refused.value.source == "schema"
+    assert refused.value.source == "argument schema"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ async def test_complete_poll(store: tocsin.Store, store_dsn: str, before: str, a
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
         await query(store_dsn, "update tocsin.workers set status = %s", before)
-        await store._database.fetch("select tocsin.complete_poll(%s, %s)", [consumer.worker_id, consumer.registration])
+        await store._database.fetch("select tocsin.complete_poll(%s, %s)", [consumer.worker_id, consumer._registration.token])
         assert await consumer.status() == after
 
 

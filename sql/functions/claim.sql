@@ -47,7 +47,7 @@ begin
               where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
               order by m.vt limit 10000 for update skip locked) d;
         if ids is not null then
-            perform tocsin.give_back(ids, lapsed, '0 s', true, 'the lease expired');
+            perform tocsin.give_back(ids, lapsed, '0 s', true, 'lease expired');
         end if;
     end if;
 end

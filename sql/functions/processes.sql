@@ -60,7 +60,7 @@ begin
         set status = 'stopped', grace = null, buried_as = case when died then x.status end, shutdown_at = tocsin.clock(), process_id = null
         where x.id = w.id and x.registration = w.registration;
         if found then
-            perform tocsin.release_held(w, died, 'its worker died');
+            perform tocsin.release_held(w, died, 'worker died');
         end if;
     end loop;
 end

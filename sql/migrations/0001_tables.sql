@@ -11,7 +11,7 @@
 --                 release, fail   │                      ▼                │ worker died
 --                 (with a delay)  └─────────────────── leased ────────────┘
 --                                                        │
---                             archive ◀── handled ───────┼──── too many deliveries, or expired ──▶ dead_letters
+--                             archive ◀── handled ───────┼──── too many deliveries, or expired ──▶ dead_letters ── replay ──▶ ready
 --                                                        └──── delete ──▶ nothing is kept
 --
 -- `messages` holds only unfinished messages, so it stays small; a finished one moves to `archive` or `dead_letters`.
@@ -96,6 +96,7 @@ create table tocsin.messages (
     payload            jsonb       not null,
     headers            jsonb,
     last_error         text,
+    history            jsonb,
     check (state <> 'leased' or lease is not null)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
 comment on column tocsin.messages.priority is 'Smaller numbers first.';
@@ -103,6 +104,7 @@ comment on column tocsin.messages.read_ct is 'Deliveries so far.';
 comment on column tocsin.messages.due is 'Place in the queue among equal priorities; never in the future when ready.';
 comment on column tocsin.messages.vt is 'When it can be claimed (again): due while it waits, the end of the lease while it is leased.';
 comment on column tocsin.messages.lease is 'Token of the current delivery; when it is not leased, of the last one.';
+comment on column tocsin.messages.history is 'Its deliveries that failed, the last twenty of them, as tocsin.give_back writes them; null: none.';
 
 create index messages_ready on tocsin.messages (queue_id, priority, due, id) where state = 'ready';
 create index messages_scheduled on tocsin.messages (queue_id, due) where state = 'scheduled';
@@ -123,7 +125,8 @@ create table tocsin.archive (
     key                text,
     payload            jsonb       not null,
     headers            jsonb,
-    last_error         text
+    last_error         text,
+    history            jsonb
 );
 
 create table tocsin.dead_letters (
@@ -134,16 +137,35 @@ create table tocsin.dead_letters (
     enqueued_at        timestamptz not null,
     dequeued_at        timestamptz,
     died_at            timestamptz not null,
+    lease              bigint,
     producer_worker_id bigint,
     consumer_worker_id bigint,
+    max_deliveries     integer,
     key                text,
     payload            jsonb       not null,
     headers            jsonb,
     reason             text        not null,
     error              text,
-    traceback          text
+    traceback          text,
+    history            jsonb
 );
+comment on column tocsin.dead_letters.lease is 'Token of its last delivery, so that those after a replay have larger ones.';
 create index dead_letters_queue on tocsin.dead_letters (queue_id, id);
+
+create type tocsin.message_info as (
+    id bigint, queue text, queue_id integer, payload text, headers text, priority integer, key text, enqueued_at timestamptz,
+    dequeued_at timestamptz, read_ct integer, max_deliveries integer, producer_worker_id bigint, consumer_worker_id bigint, history text,
+    state text, due timestamptz, vt timestamptz, expires_at timestamptz, archived_at timestamptz, died_at timestamptz, reason text,
+    last_error text
+);
+comment on type tocsin.message_info is 'A message as messages.sql shows it, in whichever table it is; what is JSON is its text.';
+
+create type tocsin.dead_letter_info as (
+    id bigint, queue text, queue_id integer, payload text, headers text, priority integer, key text, enqueued_at timestamptz,
+    dequeued_at timestamptz, read_ct integer, max_deliveries integer, producer_worker_id bigint, consumer_worker_id bigint, history text,
+    died_at timestamptz, reason text, error text, traceback text
+);
+comment on type tocsin.dead_letter_info is 'A dead letter as dead_letters.sql shows it; what is JSON is its text.';
 
 create table tocsin.processes (
     id           bigint      generated always as identity primary key,

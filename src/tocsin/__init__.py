@@ -8,15 +8,20 @@ The way of a message, by file: ``producer`` (enqueue), ``sql/functions/ring.sql`
 """
 
 from .consumer import Consumer
+from .dead_letters import DeadLetter, DeadLetters, LetterFilter
+from .draft import BatchOptions, MessageOptions
 from .errors import (
     ConfigError,
     ConnectionLost,
+    KeyTaken,
     LeaseLost,
+    MessageNotFound,
     PayloadInvalid,
     PayloadTooLarge,
     PendingMessages,
     QueueAlreadyExists,
     QueueNotFound,
+    RateLimited,
     SchemaMissing,
     SchemaOutdated,
     StateTransitionError,
@@ -25,34 +30,55 @@ from .errors import (
     WorkerNotFound,
     WorkerStopped,
 )
+from .health import QueueHealth, WorkerStats
 from .message import Message
+from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
 from .queues import Queue, Queues, QueueSettings
+from .rate_limit import RateLimit
 from .schema import Difference
+from .settings import Settings
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, connect
+from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
-from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
+from .worker import WorkerHandle, WorkerInfo, WorkerStatus
+from .workers import Workers
 
 __all__ = [
+    "BatchOptions",
     "ConfigError",
     "ConnectionLost",
     "Consumer",
+    "DeadLetter",
+    "DeadLetters",
+    "Delivery",
     "Difference",
     "EnqueueOptions",
+    "KeyTaken",
     "LeaseLost",
+    "LetterFilter",
     "Message",
+    "MessageInfo",
+    "MessageNotFound",
+    "MessageOptions",
+    "MessageState",
+    "Messages",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
     "Producer",
     "Queue",
     "QueueAlreadyExists",
+    "QueueHealth",
     "QueueNotFound",
     "QueueSettings",
     "Queues",
+    "RateLimit",
+    "RateLimited",
     "SchemaMissing",
     "SchemaOutdated",
+    "Settings",
     "StateTransitionError",
     "Store",
     "StoreStatistics",
@@ -61,10 +87,15 @@ __all__ = [
     "WorkerHandle",
     "WorkerInfo",
     "WorkerNotFound",
+    "WorkerStats",
     "WorkerStatus",
     "WorkerStopped",
     "Workers",
     "__version__",
     "connect",
     "drain_on_signals",
+    "enqueue",
+    "enqueue_async",
+    "enqueue_many",
+    "enqueue_many_async",
 ]

@@ -16,10 +16,37 @@ from .handling import Caller, Handling, describe_handler, make_caller
 from .intake import Intake
 from .message import Message
 from .process import Process
-from .registration import Registered
+from .registration import Registered, Registration
 from .run import open_run
 from .stream import open_stream
 from .worker import WorkerHandle
+
+
+class _Registration(Registration):
+    """A consumer's, which passes on to its intake what the registry says."""
+
+    def __init__(self, database: Database, queue: str, name: str | None, intake: Intake) -> None:
+        super().__init__(database, "consumer", queue, name)
+        self._intake = intake
+
+    @property
+    def listens_to(self) -> tuple[str, int]:
+        return self.channel, self.queue_id
+
+    async def register(self, process_id: int) -> None:
+        """See `Registration.register`. Registered again, the process had been declared dead, and the leases are gone."""
+        await super().register(process_id)
+        intake = self._intake
+        intake.begin(self.queue, self.queue_id, self.default_vt, self.worker_id, self.token, self.name or "")
+        if intake.run is not None:
+            await intake.leases.refresh()
+            intake.noticed(self.status, None)
+
+    def noticed(self, status: str, grace: float | None) -> None:
+        self._intake.noticed(status, grace)
+
+    def leases_taken(self) -> None:
+        self._intake.leases_taken()
 
 
 class Consumer(Registered, WorkerHandle):
@@ -29,30 +56,10 @@ class Consumer(Registered, WorkerHandle):
     and a consumer has one run at a time.
     """
 
-    kind = "consumer"
-
     def __init__(self, database: Database, process: Process, bell: Bell, queue: str, name: str | None) -> None:
-        super().__init__(database, process, queue, name)
         self._bell = bell
         self._intake = Intake(database, process, bell)
-
-    @property
-    def listens_to(self) -> tuple[str, int]:
-        """See `Registered.listens_to`."""
-        return self._channel, self.queue_id
-
-    async def register(self, process_id: int) -> None:
-        """See `Registered.register`. Registered again, the process had been declared dead, and the leases are gone."""
-        await super().register(process_id)
-        intake = self._intake
-        intake.begin(self.queue, self.queue_id, self._default_vt, self.worker_id, self.registration, self.name or "")
-        if intake.run is not None:
-            await intake.leases.refresh()
-            intake.noticed(self._registered_as, None)
-
-    def noticed(self, status: str, grace: float | None) -> None:
-        """Pass on to the run what the registry says."""
-        self._intake.noticed(status, grace)
+        super().__init__(database, process, _Registration(database, queue, name, self._intake))
 
     # By hand
 
@@ -151,6 +158,7 @@ class Consumer(Registered, WorkerHandle):
         concurrency: int = 1,
         vt: Duration | None = None,
         timeout: Duration | None = None,  # noqa: ASYNC109 - of each call of the handler, not of this one
+        once: bool = False,
     ) -> NoReturn:
         """Call the handler for each message, up to ``concurrency`` at a time, until interrupted; then raise `Suspended`.
 
@@ -158,7 +166,8 @@ class Consumer(Registered, WorkerHandle):
         takes too long. When it returns, its message is archived, unless it has settled the message itself. When it raises, or takes
         longer than ``timeout`` seconds, the message goes back to the queue with the queue's backoff, or to the dead letters after its
         last delivery, with the error kept; the loop goes on. Leases (``vt`` seconds each, default: the queue's) are extended for as long
-        as a handler runs; a handler whose lease is lost all the same is cancelled.
+        as a handler runs; a handler whose lease is lost all the same is cancelled. With ``once`` it also ends, with `Suspended` too, when
+        no message is due and no handler runs any more.
 
         Raises `Suspended`, `StateTransitionError`, `WorkerStopped`. While the database is away it waits for it. Cancelled, handlers are
         cancelled and their messages released, without counting as a delivery.
@@ -169,7 +178,7 @@ class Consumer(Registered, WorkerHandle):
         def call_with_first(messages: list[Message], when_waiting: Callable[[], None]) -> Awaitable[None]:
             return call(messages[0], when_waiting)
 
-        await self._handle(call_with_first, describe_handler(handler), concurrency, 1, vt, timeout)
+        await self._handle(call_with_first, describe_handler(handler), concurrency, 1, vt, timeout, once)
 
     async def handle_batches(
         self,
@@ -179,6 +188,7 @@ class Consumer(Registered, WorkerHandle):
         concurrency: int = 1,
         vt: Duration | None = None,
         timeout: Duration | None = None,  # noqa: ASYNC109 - of each call of the handler, not of this one
+        once: bool = False,
     ) -> NoReturn:
         """Like `handle`, with a handler that takes up to ``size`` messages in one call: as many as there are, without waiting for more.
 
@@ -186,7 +196,7 @@ class Consumer(Registered, WorkerHandle):
         """
         check_count(size, "size")
         check_count(concurrency, "concurrency")
-        await self._handle(make_caller(handler), describe_handler(handler), concurrency, size, vt, timeout)
+        await self._handle(make_caller(handler), describe_handler(handler), concurrency, size, vt, timeout, once)
 
     async def _handle(
         self,
@@ -196,11 +206,12 @@ class Consumer(Registered, WorkerHandle):
         size: int,
         vt: Duration | None,
         timeout: Duration | None,  # noqa: ASYNC109
+        once: bool,
     ) -> NoReturn:
         lease = None if vt is None else to_seconds(vt, "vt")
         limit = None if timeout is None else to_seconds(timeout, "timeout")
         async with open_run(self._intake) as run:
-            await Handling(run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit, name=name).pump()
+            await Handling(run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit, once=once, name=name).pump()
         raise AssertionError("a run that ends raises Suspended")
 
     def messages(self, *, vt: Duration | None = None) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
@@ -220,31 +231,24 @@ class Consumer(Registered, WorkerHandle):
         try:
             await super().interrupt(grace=grace)
         except ConnectionLost:
-            self.end_run(grace)
+            self._intake.end_run(grace)
             raise
-        self.end_run(grace)
+        self._intake.end_run(grace)
 
     async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
         """Take no more messages: see `WorkerHandle.suspend`. With ``drain``, returns when nothing is held any more."""
         await super().suspend(release=release, drain=drain)
-        self.noticed("suspended", None)
+        self._intake.noticed("suspended", None)
         if drain:
             await self._intake.leases.wait_empty()
 
     async def resume(self) -> None:
         """End a suspension: see `WorkerHandle.resume`."""
         await super().resume()
-        self.noticed("ready", None)
+        self._intake.noticed("ready", None)
 
-    def close(self, grace: Duration | None = None) -> None:
-        """Like `end_run`; and no run begins after it until `reopen`."""
-        self._intake.closed = True
-        self.end_run(grace)
-
-    def reopen(self) -> None:
-        """End what `close` began."""
-        self._intake.closed = False
-
-    def end_run(self, grace: Duration | None = None) -> None:
-        """End the run here, whatever the registry says of the worker, and without telling it; see `interrupt`."""
-        self.noticed("interrupted", None if grace is None else to_seconds(grace, "grace", zero=True))
+    async def stop(self) -> int:
+        """Stop for good, whatever the state: see `WorkerHandle.stop`."""
+        released = await super().stop()
+        self._intake.noticed("stopped", None)
+        return released

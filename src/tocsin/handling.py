@@ -75,9 +75,20 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
 
 
 class Handling:
-    """One loop. ``size`` is the number of messages in one call of the handler at most."""
+    """One loop. ``size`` is the number of messages in one call of the handler at most. ``once``: it ends when nothing is left to do."""
 
-    def __init__(self, run: Run, call: Caller, *, concurrency: int, size: int, vt: float | None, timeout: float | None, name: str) -> None:
+    def __init__(
+        self,
+        run: Run,
+        call: Caller,
+        *,
+        concurrency: int,
+        size: int,
+        vt: float | None,
+        timeout: float | None,
+        once: bool,
+        name: str,
+    ) -> None:
         self._run = run
         self._intake = run.intake
         self._call = call
@@ -85,6 +96,7 @@ class Handling:
         self._size = size
         self._vt = vt
         self._timeout = timeout
+        self._once = once
         self._name = name
         self._ahead = Ahead()
         self._runners = 0
@@ -111,6 +123,8 @@ class Handling:
                     await self._claim(room)
                 elif self._done:
                     await self._archive()
+                elif self._once and room > 0 and not (run.units or ahead or self._failed):
+                    run.end("nothing is left to do")  # the last claim has looked at the whole queue, else the bell would be rung
                 elif not self._failed:
                     await run.bed.sleep(sound=room <= 0, until=ahead.check_at)
                 if self._failed:
@@ -212,7 +226,12 @@ class Handling:
                 if error is None:
                     self._done.append(message)
                 else:
-                    logger.warning("%s failed with message %d, delivery %d: %r", self._name, message.id, message.read_ct, error)
+                    logger.warning(
+                        "%s failed with message %d, delivery %d: %r",
+                        *(self._name, message.id, message.read_ct, error),
+                        exc_info=error,
+                        extra={"queue": message.queue, "message_id": message.id, "delivery": message.read_ct},
+                    )
                     self._failed.append((message, error))
         unit.messages = []
         self._run.bed.nudge()

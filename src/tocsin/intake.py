@@ -26,6 +26,7 @@ class Run(Protocol):
     """What wants to know how the worker stands: see ``run.py``."""
 
     def noticed(self, status: str, grace: float | None) -> None: ...
+    def leases_taken(self) -> None: ...
 
 
 @attrs.frozen
@@ -129,7 +130,9 @@ class Intake:
 
     async def _release_unknown(self) -> None:
         try:
-            await self._database.fetch("select tocsin.release_others(%s, %s, %s)", [self.worker_id, self.registration, self.leases.ids()])
+            await self._database.fetch(
+                "select tocsin.release_others(%s, %s, %s, %s)", [self.worker_id, self.registration, *tokens(self.leases.messages())]
+            )
         except TRANSIENT:
             return
         self._answer_lost = False
@@ -201,7 +204,8 @@ class Intake:
         async with self._claiming:
             try:
                 (released,) = await self._database.fetch_one(
-                    "select tocsin.complete_poll(%s, %s, %s)", [self.worker_id, self.registration, self.leases.unkept_ids()]
+                    "select tocsin.complete_poll(%s, %s, %s, %s)",
+                    [self.worker_id, self.registration, *tokens(self.leases.messages_by_hand())],
                 )
             except BaseException:
                 self._answer_lost = True
@@ -217,6 +221,26 @@ class Intake:
         if status in ("interrupted", "suspended", "stopped"):
             for bed in self.by_hand:
                 bed.ring()
+
+    def leases_taken(self) -> None:
+        """Have the run ask which of its leases are gone. Who works by hand is told when settling."""
+        if self.run is not None:
+            self.run.leases_taken()
+
+    # Ending what goes on, whatever the registry says of this worker, and without telling it
+
+    def end_run(self, grace: Duration | None = None) -> None:
+        """End the run; see `Consumer.interrupt`."""
+        self.noticed("interrupted", None if grace is None else to_seconds(grace, "grace", zero=True))
+
+    def close(self, grace: Duration | None = None) -> None:
+        """Like `end_run`; and no run begins after it until `reopen`."""
+        self.closed = True
+        self.end_run(grace)
+
+    def reopen(self) -> None:
+        """End what `close` began."""
+        self.closed = False
 
 
 def _check_settled(message: Message, operation: str, settled: list[bool]) -> None:

@@ -131,13 +131,13 @@ class Leases:
         held = self._held.get(message_id)
         return None if held is None else held.message
 
-    def ids(self) -> list[int]:
-        """Return the ids of all messages held."""
-        return [held.message.id for held in self._all()]
+    def messages(self) -> list[Message]:
+        """Return all messages held."""
+        return [held.message for held in self._all()]
 
-    def unkept_ids(self) -> list[int]:
-        """Return the ids of the messages that were dequeued by hand."""
-        return [held.message.id for held in self._all() if not held.kept]
+    def messages_by_hand(self) -> list[Message]:
+        """Return the messages held that were dequeued by hand."""
+        return [held.message for held in self._all() if not held.kept]
 
     def drop_kept(self) -> None:
         """Forget all leases but those of messages dequeued by hand."""

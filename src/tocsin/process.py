@@ -47,20 +47,24 @@ CLEANUP_WITHIN = 5.0
 SETTLE_WITHIN = 0.1
 """Seconds between two looks at most while a transaction is open that has put messages into a queue and may not have rung."""
 
+LEASES = "leases "
+"""What a notification to us begins with when messages were taken from a worker: its id follows."""
+
 HEARD_WITHIN = 5.0
 """Seconds that a notification to ourselves may take before LISTEN counts as not working."""
 
 
 class Resident(Protocol):
-    """A worker of this process."""
+    """A worker of this process: see ``registration.py``."""
 
     @property
     def worker_id(self) -> int: ...
     @property
-    def registration(self) -> int: ...
+    def token(self) -> int: ...
     @property
     def listens_to(self) -> tuple[str, int] | None: ...
     def noticed(self, status: str, grace: float | None) -> None: ...
+    def leases_taken(self) -> None: ...
     async def register(self, process_id: int) -> None: ...
 
 
@@ -292,13 +296,15 @@ class Process:
             self._next_beat = trio.current_time()
         elif notification.payload == self._echo:
             self._echo = ""
+        elif notification.payload.startswith(LEASES) and (worker := self._residents.get(int(notification.payload.removeprefix(LEASES)))):
+            worker.leases_taken()
 
     # The heartbeat
 
     async def _beat(self, line: Connection | None) -> None:
         # Noted before the statement: what comes up while it is under way may ask for the next one at once.
         self._next_beat = trio.current_time() + self._every
-        residents = {(w.worker_id, w.registration): w for w in self._residents.values()}
+        residents = {(w.worker_id, w.token): w for w in self._residents.values()}
         # Also the guarded ones where nobody sleeps just now: who lies down meanwhile relies on a look that may not have seen what this
         # statement itself gives back, and for that this session does not ring for itself.
         queue_ids = list(self._guarding.union(self._bell.asleep()))
@@ -330,7 +336,7 @@ class Process:
                     else:
                         self._bell.expect(number, seconds)
         for (worker_id, registration), worker in residents.items():
-            if worker_id in self._residents and worker.registration == registration:
+            if worker_id in self._residents and worker.token == registration:
                 worker.noticed("stopped", None)
 
     @asynccontextmanager
@@ -368,13 +374,18 @@ class Process:
         """
         await self._database.fetch("select tocsin.unregister_process(%s)", [self._id])
         process_id = await self._register()
-        for worker in list(self._residents.values()):
+        for worker_id, worker in list(self._residents.items()):
             try:
                 await worker.register(process_id)
             except StateTransitionError as refused:
                 logger.warning("cannot register again: %s", refused)
-                self.dismiss(worker.worker_id)
+                self.dismiss(worker_id)
                 worker.noticed("stopped", None)
+            else:
+                # Under another id, if it has been purged meanwhile.
+                if worker_id in self._residents:
+                    del self._residents[worker_id]
+                    self._residents[worker.worker_id] = worker
         self._buried = False
         self._risen.set()
 

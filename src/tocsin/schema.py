@@ -254,7 +254,7 @@ select 'column', c.relname || '.' || a.attname,
                  nullif(a.attidentity, ''), nullif(a.attgenerated, ''))
 from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
-where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p')
+where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p', 'c')
 union all
 select 'constraint', c.relname || '.' || x.conname, pg_get_constraintdef(x.oid)
 from pg_class c join pg_constraint x on x.conrelid = c.oid where c.relnamespace = (select oid from ours)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Unpack
 
@@ -12,25 +13,28 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from . import schema as schemas
+from . import settings
 from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
+from .dead_letters import DeadLetters
+from .draft import BatchOptions
 from .driver import PoolStatistics, TrioConnection, open_pool
-from .durations import Duration, check_count, to_seconds
+from .durations import Duration
 from .errors import translate
+from .messages import Messages
 from .nursery import open_nursery_bare
 from .outbox import Outbox
 from .process import Process
-from .producer import EnqueueOptions, Producer, Sender
+from .producer import AnyConnection, EnqueueOptions, Producer, Sender
 from .queues import Queues
+from .rate_limit import RateLimit
 from .registration import registered
 from .schema import Difference, Schema
-from .worker import Workers
+from .workers import Workers
 
-HEARTBEAT = 2.0
-"""Seconds between two heartbeats of a process."""
 CONNECT_TIMEOUT = 10
-"""Seconds that one attempt to connect may take, unless the DSN says otherwise (``connect_timeout``)."""
+"""Seconds that one attempt to connect may take, unless the DSN (``connect_timeout``) or ``PGCONNECT_TIMEOUT`` says otherwise."""
 
 
 @attrs.frozen
@@ -49,6 +53,16 @@ class StoreStatistics:
     """Heartbeats sent."""
 
 
+@attrs.frozen
+class Reclaimed:
+    """What `Store.reclaim` has taken back."""
+
+    workers: int
+    """Workers whose process is dead, and that were stopped."""
+    messages: int
+    """Messages that they held, or whose lease had lapsed."""
+
+
 class Store:
     """Made by `connect`; its members do not outlive that block."""
 
@@ -56,6 +70,10 @@ class Store:
     """Creating, finding and pausing queues."""
     workers: Workers
     """The registry of workers, and handles to any of them by id."""
+    messages: Messages
+    """Looking at messages, finished or not."""
+    dead_letters: DeadLetters
+    """Looking at dead letters, replaying, archiving and purging them."""
 
     def __init__(self, database: Database, process: Process, bell: Bell, outbox: Outbox) -> None:
         self._database = database
@@ -65,6 +83,8 @@ class Store:
         self._transactions = trio.Semaphore(database.pool.statistics().max_size - 1)
         self.queues = Queues(database)
         self.workers = Workers(database)
+        self.messages = Messages(database)
+        self.dead_letters = DeadLetters(database)
 
     async def install(self) -> None:
         """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.
@@ -87,24 +107,40 @@ class Store:
         async with self._database.connection() as connection:
             await schemas.uninstall(connection, self._database.schema)
 
-    def producer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Producer]:
-        """Register a producer for as long as the block lasts.
+    async def reclaim(self) -> Reclaimed:
+        """Declare dead who is dead, and take back what they held and what lapsed leases hold, without waiting for the next heartbeat.
+
+        Consumers do that by themselves. Raises `ConnectionLost`. Cancelled, it is done or not.
+        """
+        return Reclaimed(*await self._database.fetch_one("select * from tocsin.reclaim()"))
+
+    def producer(
+        self, queue: str, *, name: str | None = None, rate_limit: RateLimit | None = None
+    ) -> AbstractAsyncContextManager[Producer]:
+        """Register a producer for as long as the block lasts. With a ``rate_limit`` it enqueues so much in a second and no more.
 
         Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`,
         `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
-        return registered(Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name)), self._process)
+        producer = Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name), rate_limit)
+        return registered(producer)
 
     def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
         """Register a consumer for as long as the block lasts; raises what `producer` raises.
 
         However the block ends, cancelled or not, what it holds is released, and the registration ends with it.
         """
-        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)), self._process)
+        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)))
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
         return await Sender(self._database, self._outbox, queue).enqueue(payload, **options)
+
+    async def produce_many(
+        self, queue: str, payloads: Iterable[object], *, connection: AnyConnection | None = None, **options: Unpack[BatchOptions]
+    ) -> list[int]:
+        """Enqueue all of the payloads or none, without registering a producer; the options are those of `Producer.enqueue_many`."""
+        return await Sender(self._database, self._outbox, queue).enqueue_many(payloads, connection=connection, **options)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -138,37 +174,37 @@ def _check_worker_name(name: str | None) -> str | None:
 async def connect(
     dsn: str | None = None,
     *,
-    schema: str = "tocsin",
+    schema: str | None = None,
     listen_dsn: str | None = None,
-    pool_size: int = 8,
-    heartbeat: Duration = HEARTBEAT,
+    pool_size: int | None = None,
+    heartbeat: Duration | None = None,
 ) -> AsyncIterator[Store]:
     """Connect to a database, for as long as the block lasts.
 
     ``dsn`` is a PostgreSQL connection string; without one libpq's environment (``PGHOST`` and so on) counts. ``listen_dsn`` is for the
-    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` is where Tocsin is, or is to be installed. At most ``pool_size``
-    connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` is the interval of the one
-    periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
+    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` (``tocsin``) is where Tocsin is, or is to be installed. At most
+    ``pool_size`` (8) connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` (2) is the
+    interval of the one periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
 
-    Raises `ConfigError`, `ConnectionLost`, `ValueError`. However the block ends, cancelled or not, its connections are closed.
+    What is not given is taken from the environment (``TOCSIN_DSN``, ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]``
+    of a TOML file, else it is the default: see `tocsin.settings`.
+
+    Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not, its connections are closed.
     """
-    address = describe_address(dsn or "")
-    listen_address = describe_address(listen_dsn) if listen_dsn is not None else address
-    every = to_seconds(heartbeat, "heartbeat")
-    if check_count(pool_size, "pool_size") < 2:
-        raise ValueError("pool_size must be at least 2: one for a transaction, one for what is done meanwhile")
-    target = Schema(schema)
+    chosen = settings.load(dsn, schema=schema, listen_dsn=listen_dsn, pool_size=pool_size, heartbeat=heartbeat)
+    address = describe_address(chosen.dsn or "")
+    listen_address = address if chosen.listen_dsn is None else describe_address(chosen.listen_dsn)
 
     async def open_connection() -> Connection:
-        return await _open_connection(dsn or "", address)
+        return await _open_connection(chosen.dsn or "", address)
 
     async def open_line() -> Connection:
-        return await _open_connection(dsn or "" if listen_dsn is None else listen_dsn, listen_address)
+        return await _open_connection(chosen.listen_dsn or chosen.dsn or "", listen_address)
 
-    async with open_pool(open_connection, min_size=1, max_size=pool_size) as pool:
-        database = Database(pool, target, address)
+    async with open_pool(open_connection, min_size=1, max_size=chosen.pool_size) as pool:
+        database = Database(pool, Schema(chosen.schema), address)
         bell = Bell()
-        process = Process(database, open_line, bell, every)
+        process = Process(database, open_line, bell, chosen.heartbeat)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(process.run)
             outbox = Outbox(database, nursery)
@@ -180,7 +216,7 @@ async def connect(
 
 
 async def _open_connection(dsn: str, address: str) -> Connection:
-    timeout = conninfo_to_dict(dsn).get("connect_timeout", CONNECT_TIMEOUT)
+    timeout = conninfo_to_dict(dsn).get("connect_timeout", os.environ.get("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT))
     try:
         connection: Connection = await TrioConnection.connect(
             dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
