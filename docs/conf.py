@@ -8,6 +8,7 @@ nor by a reader's browser.
 import tomllib
 from pathlib import Path
 
+from pygments.lexers.sql import PostgresLexer
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
@@ -50,3 +51,4 @@ def _without_constructor(app: Sphinx, what: str, name: str, thing: object, optio
 def setup(app: Sphinx) -> None:
     """Connect what is defined here."""
     app.connect("autodoc-process-signature", _without_constructor)
+    app.add_lexer("sql", PostgresLexer)

@@ -17,8 +17,6 @@ import trio
 from child import running
 from support import PATIENCE, query
 
-import tocsin
-
 ROOT = pages.ROOT
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,6 +59,11 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     commands = [block.text.strip() for block in pages.read(README) if block.language == "sh"]
     assert commands[:2] == ["pip install uv && uv run tocsin demo", "pip install uv && uv run pytest"]
     assert commands[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_page_of_the_command_line_is_up_to_date() -> None:
+    ended = subprocess.run([sys.executable, str(ROOT / "docs" / "cli_page.py")], capture_output=True, text=True, check=True)
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == ended.stdout, "uv run python docs/cli_page.py > docs/cli.md"
 
 
 def test_files_that_the_docs_name_exist() -> None:

@@ -39,7 +39,7 @@ from .rate_limit import RateLimit
 from .schema import Difference
 from .settings import Settings
 from .signals import drain_on_signals
-from .store import Store, StoreStatistics, connect
+from .store import Reclaimed, Store, StoreStatistics, connect
 from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, WorkerStatus
@@ -76,6 +76,7 @@ __all__ = [
     "Queues",
     "RateLimit",
     "RateLimited",
+    "Reclaimed",
     "SchemaMissing",
     "SchemaOutdated",
     "Settings",
