@@ -264,6 +264,9 @@ async def test_every_public_coroutine_is_a_checkpoint(store: tocsin.Store) -> No
             lambda: consumer.release_many([]), consumer.status, consumer.info, consumer.heartbeat, lambda: consumer.is_healthy(1),
             consumer.suspend, consumer.resume, consumer.shutdown, consumer.interrupt, handle.interrupt,
             lambda: consumer.handle(print), lambda: consumer.handle_batches(print, size=1),
+            lambda: store.messages.get(1), lambda: store.messages.list("q"), lambda: store.dead_letters.get(1),
+            lambda: store.dead_letters.list("q"), lambda: store.dead_letters.replay(1), lambda: store.dead_letters.archive(1),
+            lambda: store.dead_letters.purge(1),
         ]  # fmt: skip
         for call in calls:
             with trio.CancelScope() as scope:

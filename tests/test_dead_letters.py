@@ -9,7 +9,6 @@ from typing import Any
 import psycopg
 import pytest
 import trio
-import trio.testing
 from cancel_sweep import cancel_sweep
 from support import PATIENCE, Handled, connect_blocking, move_clock, open_connection, query, run_until_suspended, until_asleep
 
@@ -21,6 +20,9 @@ HOSTILE = [
     "",
     [1.5, True, "\\u0000 \\ %"],
 ]
+
+
+WAITING = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
 
 
 async def kill(consumer: tocsin.Consumer, error: str = "it failed", limit: int = 1) -> list[tocsin.Message]:
@@ -284,7 +286,7 @@ async def test_a_replay_by_id_waits_for_another_and_one_by_queue_passes_over(sto
             await connection.execute("select tocsin.replay(array[%s::bigint])", [first])
             nursery.start_soon(replay)
             with trio.fail_after(PATIENCE):
-                while not await query(store_dsn, "select 1 from pg_locks where not granted"):
+                while not await query(store_dsn, WAITING):
                     await trio.lowlevel.checkpoint()
             if rolled_back:
                 assert await store.dead_letters.replay(queue="q") == [second]

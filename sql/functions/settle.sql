@@ -19,12 +19,19 @@ begin
         delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         returning m.*
+    ), shelved as (
+        select (g.tally).*
+        from (select tocsin.shelve(f.queue_id, count(*)) as tally from finished f group by f.queue_id offset 0) g
     ), kept as (
-        insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, producer_worker_id,
-                                    consumer_worker_id, key, payload, headers, last_error, history)
-        select f.id, f.queue_id, f.priority, f.read_ct, f.enqueued_at, f.dequeued_at, tocsin.clock(), f.producer_worker_id,
-               f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error, f.history
-        from finished f
+        insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, keep_until, span,
+                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
+        select f.id, f.queue_id, f.priority, f.read_ct, f.enqueued_at, f.dequeued_at, s.archived_at, s.keep_until, s.span,
+               f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error, f.history
+        from finished f join shelved s on s.queue_id = f.queue_id
+        where s.span is not null
+    ), counted as (
+        insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
+        select s.queue_id, s.span, s.keep_until, s.archived_at, s.n from shelved s where s.keep_until is not null
     )
     select array_agg(f.id) into settled from finished f;
     return tocsin.outcomes(ids, settled);

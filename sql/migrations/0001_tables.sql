@@ -112,14 +112,17 @@ create index messages_leased on tocsin.messages (queue_id, vt) where state = 'le
 create index messages_expiring on tocsin.messages (queue_id, expires_at) where state <> 'leased' and expires_at is not null;
 create unique index messages_key on tocsin.messages (queue_id, key) where key is not null;
 
+-- How the archive is laid out, and why, is told in functions/archive.sql.
 create table tocsin.archive (
-    id                 bigint      primary key,
+    id                 bigint      not null,
     queue_id           integer     not null,
     priority           integer     not null,
     read_ct            integer     not null,
     enqueued_at        timestamptz not null,
     dequeued_at        timestamptz,
     archived_at        timestamptz not null,
+    keep_until         timestamptz not null default '9999-01-01+00',
+    span               integer     not null default 0,
     producer_worker_id bigint,
     consumer_worker_id bigint,
     key                text,
@@ -127,7 +130,50 @@ create table tocsin.archive (
     headers            jsonb,
     last_error         text,
     history            jsonb
+) partition by range (span, keep_until);
+comment on column tocsin.archive.keep_until is 'When it may go: archived_at and the retention that the queue had then; in the year 9999: never.';
+comment on column tocsin.archive.span is 'How many hours of keep_until its partition takes; 0: it is in archive_rest.';
+create index archive_queue on tocsin.archive (queue_id, id);
+
+create table tocsin.archive_rest partition of tocsin.archive for values from (0, minvalue) to (0, maxvalue);
+comment on table tocsin.archive_rest is 'What is kept for ever, and what no partition had been made for in time.';
+create index archive_rest_ending on tocsin.archive_rest (keep_until) where keep_until < '9999-01-01+00';
+
+create table tocsin.archiving (
+    queue_id integer     primary key references tocsin.queues on delete cascade,
+    span     integer     not null,
+    covered  tstzrange   not null,
+    since    timestamptz not null
 );
+comment on table tocsin.archiving is 'Which partitions a queue may archive to; without a row, or outside of it, to archive_rest.';
+comment on column tocsin.archiving.covered is 'The times of keep_until, in partitions of this span, that there are partitions for.';
+comment on column tocsin.archiving.since is 'Transactions that began before do not use them.';
+
+create table tocsin.tallies (
+    queue_id    integer     not null,
+    span        integer,
+    keep_until  timestamptz not null,
+    archived_at timestamptz not null,
+    n           bigint      not null
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+comment on table tocsin.tallies is 'What was added to the archive (or, negative, taken out of it) and is not in archived_counts yet; only inserted into.';
+comment on column tocsin.tallies.span is 'As in the archive; null: the queue keeps nothing.';
+create index tallies_queue on tocsin.tallies (queue_id, archived_at);
+
+create table tocsin.archived_counts (
+    queue_id  integer     not null references tocsin.queues on delete cascade,
+    span      integer     not null,
+    starts_at timestamptz not null,
+    n         bigint      not null,
+    primary key (queue_id, span, starts_at)
+);
+comment on table tocsin.archived_counts is 'How many messages of a queue are in a partition, beside what tallies say; written by maintenance only.';
+
+create table tocsin.maintenance (
+    only_row boolean     primary key default true check (only_row),
+    due_at   timestamptz not null
+);
+insert into tocsin.maintenance (due_at) values (pg_catalog.now() + interval '1 minute');
 
 create table tocsin.dead_letters (
     id                 bigint      primary key,
@@ -151,6 +197,7 @@ create table tocsin.dead_letters (
 );
 comment on column tocsin.dead_letters.lease is 'Token of its last delivery, so that those after a replay have larger ones.';
 create index dead_letters_queue on tocsin.dead_letters (queue_id, id);
+create index dead_letters_died on tocsin.dead_letters (queue_id, died_at);
 
 create type tocsin.message_info as (
     id bigint, queue text, queue_id integer, payload text, headers text, priority integer, key text, enqueued_at timestamptz,

@@ -31,6 +31,7 @@ from .errors import (
     WorkerStopped,
 )
 from .health import QueueHealth, WorkerStats
+from .maintenance import Maintained
 from .message import Message
 from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
@@ -58,6 +59,7 @@ __all__ = [
     "KeyTaken",
     "LeaseLost",
     "LetterFilter",
+    "Maintained",
     "Message",
     "MessageInfo",
     "MessageNotFound",

@@ -12,7 +12,7 @@ from typing import TypeAlias, TypedDict, Unpack
 
 import attrs
 
-from .durations import Duration, check_count, check_priority, to_timedelta
+from .durations import Duration, check_count, check_key, check_priority, to_timedelta
 from .payload import encode
 
 ENQUEUE = "select tocsin.enqueue(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
@@ -126,7 +126,7 @@ def draft_message(
         None if at is None else at.isoformat(),
         str(check_priority(priority)),
         None if headers is None else encode(headers),
-        key,
+        check_key(key),
         None if lasts is None else _interval(lasts),
         None if max_deliveries is None else str(check_count(max_deliveries, "max_deliveries")),
         None if worker_id is None else str(worker_id),

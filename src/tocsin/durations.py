@@ -10,6 +10,9 @@ from typing import TypeAlias, overload
 Duration: TypeAlias = float | timedelta
 """A number of seconds, or a timedelta."""
 
+MAX_KEY = 1024
+"""Most bytes of a unique key; an index takes somewhat more."""
+
 
 @overload
 def to_timedelta(value: Duration, name: str, *, zero: bool = False) -> timedelta: ...
@@ -66,6 +69,15 @@ def check_priority(value: int) -> int:
         raise TypeError(f"priority must be an integer, not {type(value).__name__}")
     if not -(2**31) <= value < 2**31:
         raise ValueError(f"priority must fit into 32 bits, not {value}")
+    return value
+
+
+def check_key(value: str | None) -> str | None:
+    """Return a unique key (None stays None); raises `TypeError` for what is no text, `ValueError` for what no index takes."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"key must be text, not {type(value).__name__}")
+    if value is not None and len(value.encode()) > MAX_KEY:
+        raise ValueError(f"key must be at most {MAX_KEY} bytes, not {len(value.encode())}; a digest of it will do as well")
     return value
 
 

@@ -71,8 +71,11 @@ class Resident(Protocol):
 class Process:
     """See the module."""
 
-    def __init__(self, database: Database, connect: Callable[[], Awaitable[Connection]], bell: Bell, every: float) -> None:
+    def __init__(
+        self, database: Database, connect: Callable[[], Awaitable[Connection]], bell: Bell, every: float, maintain: Callable[[], None]
+    ) -> None:
         self._database = database
+        self._maintain = maintain
         self._connect = connect
         self._bell = bell
         self._every = every
@@ -325,6 +328,8 @@ class Process:
                     return
                 case "look_again":
                     self._next_beat = min(self._next_beat, trio.current_time() + seconds)
+                case "maintain":
+                    self._maintain()
                 case "worker" if (number, registration) in residents:
                     residents.pop((number, registration)).noticed(status, seconds)
                 case "worker" if status != "stopped" and not self._registering.locked() and number not in self._residents:

@@ -22,6 +22,7 @@ from .draft import BatchOptions
 from .driver import PoolStatistics, TrioConnection, open_pool
 from .durations import Duration
 from .errors import translate
+from .maintenance import Maintained, Maintenance, maintain
 from .messages import Messages
 from .nursery import open_nursery_bare
 from .outbox import Outbox
@@ -114,6 +115,14 @@ class Store:
         """
         return Reclaimed(*await self._database.fetch_one("select * from tocsin.reclaim()"))
 
+    async def maintain(self) -> Maintained:
+        """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
+
+        Any process that consumes does it once a minute; this is for cron, where none does. When another session is at it, that one does it,
+        and nothing is done here. Raises `SchemaMissing`, `SchemaOutdated`, `ConnectionLost`. Cancelled, part of it is done.
+        """
+        return await maintain(self._database)
+
     def producer(
         self, queue: str, *, name: str | None = None, rate_limit: RateLimit | None = None
     ) -> AbstractAsyncContextManager[Producer]:
@@ -204,9 +213,11 @@ async def connect(
     async with open_pool(open_connection, min_size=1, max_size=chosen.pool_size) as pool:
         database = Database(pool, Schema(chosen.schema), address)
         bell = Bell()
-        process = Process(database, open_line, bell, chosen.heartbeat)
+        maintenance = Maintenance(database)
+        process = Process(database, open_line, bell, chosen.heartbeat, maintenance.become_due)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(process.run)
+            nursery.start_soon(maintenance.run)
             outbox = Outbox(database, nursery)
             try:
                 yield Store(database, process, bell, outbox)

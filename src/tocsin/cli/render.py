@@ -103,7 +103,8 @@ def _make_record(value: Any) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, field in _fields(value).items():
-        table.add_row(name, Text(printable(to_text(field), lines=True)))
+        text = write_payload(field) if name == "payload" or (name == "headers" and field is not None) else to_text(field)
+        table.add_row(name, Text(printable(text, lines=True)))
     return table
 
 
@@ -155,8 +156,13 @@ def to_text(value: object) -> str:
             lines = (" ".join(f"{n}={to_text(f)}" for n, f in _fields(v).items() if f is not None) for v in value)
             return "\n".join(lines)
         case dict() | list() | tuple():
-            return json.dumps(to_json(value), ensure_ascii=False)
+            return write_payload(to_json(value))
     return str(value)
+
+
+def write_payload(payload: object) -> str:
+    """Return a payload as the JSON it is."""
+    return json.dumps(payload, ensure_ascii=False)
 
 
 def write_duration(seconds: float | None) -> str | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from tocsin import DeadLetter, MessageInfo, WorkerInfo
 
-from .render import Column, since, write_age
+from .render import Column, since, write_age, write_payload
 
 PAYLOAD_CHARACTERS = 80
 """How much of a payload a row shows."""
@@ -47,5 +45,5 @@ WORKERS: list[Column[WorkerInfo]] = [
 
 def shorten(payload: object) -> str:
     """Return the beginning of a payload as JSON."""
-    text = json.dumps(payload, ensure_ascii=False)
+    text = write_payload(payload)
     return text if len(text) <= PAYLOAD_CHARACTERS else text[: PAYLOAD_CHARACTERS - 1] + "…"

@@ -6,10 +6,8 @@ from datetime import timedelta
 
 import click
 
-from tocsin import Store
-
-if __import__("typing").TYPE_CHECKING:  # TEMP
-    from tocsin import QueueHealth
+from tocsin import QueueHealth, Store
+from tocsin.health import MAX_AGE
 
 from .options import (
     DURATION,
@@ -32,7 +30,8 @@ _HEALTH: list[Column[QueueHealth]] = [
     Column("CONSUMERS", lambda h: h.consumers, "number"),
     Column("READY", lambda h: h.ready, "number"),
     Column("OLDEST", lambda h: write_age(h.oldest_ready_age), "number"),
-    Column("UNHEALTHY WORKERS", lambda h: h.unhealthy_workers),
+    Column("UNHEALTHY", lambda h: h.unhealthy_workers),
+    Column("SUSPENDED", lambda h: h.suspended_workers),
     Column("PROBLEMS", lambda h: "; ".join(h.problems) or None),
 ]
 
@@ -86,7 +85,10 @@ async def messages(store: Store, screen: Screen, id: int, limit: int, after: int
 @id_argument("worker")
 @on_store
 async def release_messages(store: Store, screen: Screen, id: int) -> None:
-    """Give back what a worker holds, for others to take at once. Its handlers are cancelled, and it goes on; see suspend --release."""
+    """Give back what a worker holds, for others to take at once. Its handlers are cancelled.
+
+    It goes on, and may take them again; with suspend --release it does not.
+    """
     released = await store.workers.release_messages(id)
     screen.say(f"worker {id} has given back {released} messages", {"id": id, "released": released})
 
@@ -139,8 +141,8 @@ async def shutdown(store: Store, screen: Screen, id: int) -> None:
 @on_store
 async def stop(store: Store, screen: Screen, id: int) -> None:
     """Stop a worker for good, whatever state it is in. Its handlers are cancelled, and what it holds is given back."""
-    await (await store.workers.get(id)).stop()
-    await _show_state(screen, store, id)
+    released = await (await store.workers.get(id)).stop()
+    screen.say(f"worker {id} is stopped, and has given back {released} messages", {"id": id, "released": released})
 
 
 @worker.command(examples=["tocsin worker purge --older-than 7d --dry-run", "tocsin worker purge --older-than 7d --queue emails --yes"])
@@ -191,7 +193,11 @@ async def stats(store: Store, screen: Screen, queue: str | None) -> None:
 @worker.command(examples=["tocsin worker health", "tocsin worker health --queue emails --max-age 300"])
 @queue_option
 @click.option(
-    "--max-age", type=DURATION, default="60s", show_default=True, help="The longest time without a sign of life, or a message's wait."
+    "--max-age",
+    type=DURATION,
+    default=f"{MAX_AGE:g}s",
+    show_default=True,
+    help="The longest time without a sign of life, or a message's wait.",
 )
 @on_store
 async def health(store: Store, screen: Screen, queue: str | None, max_age: timedelta) -> ExitCode:
