@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import PATIENCE, connect_blocking, move_clock, open_connection, query
+from support import PATIENCE, connect_blocking, move_clock, nodes, open_connection, query
 
 import tocsin
 
@@ -110,41 +108,6 @@ select 1 + n %% 2, n %% 3, (case when n %% 10 = 0 then 'scheduled' else 'ready' 
        now() + case when n %% 10 = 0 then interval '1 day' else interval '-1 day' end, now(), now(), '1'
 from generate_series(1, 20000) n
 """
-
-
-@pytest.fixture
-def plans(store_dsn: str) -> Any:
-    """A function that runs a statement and returns the plans of all statements inside it."""
-    notices: list[str] = []
-    with connect_blocking(store_dsn) as connection:
-        try:
-            connection.execute("load 'auto_explain'")
-        except Exception as error:
-            pytest.skip(f"this server has no auto_explain: {error}")
-        connection.execute("select tocsin.create_queue('q'), tocsin.create_queue('r')")
-        connection.execute("select tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')")
-        connection.execute("set client_min_messages = log")
-        for name, value in {
-            "log_min_duration": "0",
-            "log_nested_statements": "on",
-            "log_format": "json",
-            "log_analyze": "on",
-            "log_buffers": "on",
-        }.items():
-            connection.execute(f"set auto_explain.{name} = '{value}'".encode())
-        connection.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary or ""))
-
-        def run(statement: str) -> dict[str, dict[str, Any]]:
-            notices.clear()
-            connection.execute(statement.encode())
-            found = (json.loads(re.sub(r"^duration: .*?plan:\s*", "", n, flags=re.S)) for n in notices if "plan:" in n)
-            return {" ".join(plan["Query Text"].split()): plan["Plan"] for plan in found}
-
-        yield run
-
-
-def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
 
 
 def find(plans: dict[str, dict[str, Any]], words: str) -> list[dict[str, Any]]:

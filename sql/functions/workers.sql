@@ -195,6 +195,7 @@ $$;
 -- How many messages the worker holds.
 create or replace function tocsin.count_held(w tocsin.workers) returns bigint
 language sql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
     select count(*) from tocsin.messages m
     where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
