@@ -132,7 +132,7 @@ def test_claim_reads_the_front_of_one_index_and_sorts_nothing(plans: Any, planne
     assert not used & {"Sort", "Incremental Sort", "Seq Scan", "Bitmap Heap Scan", "Hash Join", "Merge Join"}
     assert {n["Index Name"] for n in claimed if n.get("Relation Name") == "messages" and "Index Name" in n} == {"messages_ready"}
     due = [n for text, plan in found.items() if text.startswith("exists (select from") for n in nodes(plan)]
-    assert {n["Index Name"] for n in due if "Index Name" in n} == {"messages_expiring", "messages_scheduled", "messages_leased"}
+    assert {n["Index Name"] for n in due if "Index Name" in n} == {"messages_expiring", "messages_timed"}
     assert not [n for n in due if n["Node Type"] in ("Sort", "Seq Scan")]
 
 

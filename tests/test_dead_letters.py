@@ -364,6 +364,16 @@ async def test_archive_acknowledges(store: tocsin.Store, store_dsn: str) -> None
     assert await store.dead_letters.archive(queue="q") == 2
     assert (await store.messages.get(stale)).last_error == "the message expired"
     assert await store.dead_letters.archive(queue="q") == 0
+    assert await query(store_dsn, "select tocsin.archived_count(id) from tocsin.queues") == [(4,)]
+
+
+async def test_archive_keeps_nothing_where_nothing_is_kept(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", retention=0)
+    await bury(store, "q", 1)
+    assert await store.dead_letters.archive(queue="q") == 1
+    assert await store.dead_letters.list("q") == []
+    assert await store.messages.list("q", state="archived") == []
+    assert await query(store_dsn, "select tocsin.archived_count(id) from tocsin.queues") == [(0,)]
 
 
 async def test_purge_deletes_and_a_dry_run_only_counts(store: tocsin.Store, store_dsn: str) -> None:

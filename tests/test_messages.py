@@ -181,14 +181,16 @@ async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None
             assert refused.value.sqlstate == code
 
 
-# Large tables: q has every tenth of the unfinished messages, nearly all of them r's before them; archive and dead letters likewise.
+# Large tables: q has every tenth of the unfinished messages, and half of the finished ones; the archive has two partitions.
 LARGE = """
 insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, lease, consumer_worker_id, payload)
 select case when n % 10 = 0 then 1 else 2 end, n % 7, (array['ready', 'scheduled', 'leased'])[1 + n % 3]::tocsin.message_state,
        now(), now(), now(), 1, n % 5, to_jsonb(repeat('x', 100))
 from generate_series(1, 30000) n;
-insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at, payload)
-select 100000 + n, 1 + n % 2, 0, 1, now(), now(), to_jsonb(repeat('x', 100)) from generate_series(1, 20000) n;
+create table tocsin.archive_24h_test partition of tocsin.archive for values from (24, minvalue) to (24, maxvalue);
+insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at, span, payload)
+select 100000 + n, 1 + n % 2, 0, 1, now(), now(), case when n % 3 = 0 then 24 else 0 end, to_jsonb(repeat('x', 100))
+from generate_series(1, 20000) n;
 insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason, error)
 select 200000 + n, 1 + n % 2, 0, 1, now(), now(), to_jsonb(repeat('x', 100)), 'its handler failed', 'error ' || n
 from generate_series(1, 20000) n;

@@ -70,12 +70,13 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "kind", "name"),
     [
-        ("drop index tocsin.messages_scheduled", "index", "messages_scheduled"),
+        ("drop index tocsin.messages_timed", "index", "messages_timed"),
         ("drop trigger ring on tocsin.messages", "trigger", "messages.ring"),
         ("alter table tocsin.messages disable trigger ring", "trigger", "messages.ring"),
         ("alter table tocsin.messages drop column last_error", "column", "messages.last_error"),
         ("alter table tocsin.queues alter column max_deliveries set default 7", "column", "queues.max_deliveries"),
         ("alter table tocsin.archive add column mine text", "column", "archive.mine"),
+        ("alter type tocsin.message_info add attribute mine text", "column", "message_info.mine"),
         ("drop function tocsin.next_due", "function", "next_due(queue_id integer, with_ready boolean)"),
         (
             "create or replace function tocsin.clock() returns timestamptz language sql as $$ select now() $$",

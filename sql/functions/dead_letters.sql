@@ -143,7 +143,7 @@ begin
 end
 $$;
 
--- Moves dead letters to the archive; returns how many that were.
+-- Moves dead letters to the archive, if their queue keeps anything; returns how many that were.
 create or replace function tocsin.archive_dead_letters(
     ids bigint[] default null, queue text default null, reason text default null, error text default null,
     older_than interval default null, max_letters integer default null
@@ -159,17 +159,17 @@ begin
         delete from tocsin.dead_letters d where d.id = any (taken) returning d.*
     ), shelved as (
         select (g.tally).*
-        from (select tocsin.shelve(d.queue_id, count(*)) as tally from removed d group by d.queue_id offset 0) g
-    ), counted as (
-        insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
-        select s.queue_id, s.span, s.keep_until, s.archived_at, s.n from shelved s where s.keep_until is not null
+        from (select tocsin.shelve(r.queue_id, count(*)) as tally from removed r group by r.queue_id offset 0) g
+    ), kept as (
+        insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, keep_until, span,
+                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
+        select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, s.archived_at, s.keep_until, s.span,
+               d.producer_worker_id, d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason), d.history
+        from removed d join shelved s on s.queue_id = d.queue_id
+        where s.span is not null
     )
-    insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, keep_until, span,
-                                producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
-    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, s.archived_at, s.keep_until, s.span,
-           d.producer_worker_id, d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason), d.history
-    from removed d join shelved s on s.queue_id = d.queue_id
-    where s.span is not null;
+    insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
+    select s.queue_id, s.span, s.keep_until, s.archived_at, s.n from shelved s where s.keep_until is not null;
     return cardinality(taken);
 end
 $$;

@@ -15,8 +15,8 @@
 --                                                        └──── delete ──▶ nothing is kept
 --
 -- `messages` holds only unfinished messages, so it stays small; a finished one moves to `archive` or `dead_letters`.
--- Each of the three states has one partial index of its own: what a claim looks for (`ready`) is never mixed with what must wait,
--- so a claim reads the front of one index, whatever the backlog and however many messages are delayed.
+-- What a claim looks for (`ready`) is never mixed with what changes by time (`scheduled`, `leased`): there is a partial index for each of the
+-- two. So a claim reads the front of one index, whatever the backlog and however many messages are delayed.
 --
 -- A delivery is a *lease*: a token that grows with each delivery of the message (a fencing token), written to the row by the claim. Each
 -- statement that settles a message names the token, and does nothing when the row carries another. So a worker that lost its message cannot
@@ -107,8 +107,7 @@ comment on column tocsin.messages.lease is 'Token of the current delivery; when 
 comment on column tocsin.messages.history is 'Its deliveries that failed, the last twenty of them, as tocsin.give_back writes them; null: none.';
 
 create index messages_ready on tocsin.messages (queue_id, priority, due, id) where state = 'ready';
-create index messages_scheduled on tocsin.messages (queue_id, due) where state = 'scheduled';
-create index messages_leased on tocsin.messages (queue_id, vt) where state = 'leased';
+create index messages_timed on tocsin.messages (queue_id, state, vt) where state in ('scheduled', 'leased');
 create index messages_expiring on tocsin.messages (queue_id, expires_at) where state <> 'leased' and expires_at is not null;
 create unique index messages_key on tocsin.messages (queue_id, key) where key is not null;
 

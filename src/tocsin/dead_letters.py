@@ -72,6 +72,8 @@ class DeadLetters:
     async def archive(self, *ids: int, **which: Unpack[LetterFilter]) -> int:
         """Move dead letters that have been seen to into the archive; return how many that were.
 
+        Where the queue's ``retention`` is 0, nothing is kept of them.
+
         Raises `QueueNotFound`, `ValueError`. Cancelled, all are moved or none.
         """
         return await self._count("tocsin.archive_dead_letters(%s::bigint[], %s, %s, %s, %s, %s)", _parameters(ids, which))

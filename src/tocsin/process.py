@@ -191,6 +191,9 @@ class Process:
             with trio.CancelScope(deadline=min(self._next_beat, self._settle_at)) as self._nap:
                 if line is not None:
                     await line.wait_for_notifications()
+                    # Who was woken is to send its claim before this task looks after the line: in trio's second pass it has.
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
                 else:
                     await trio.sleep_forever()
             self._nap = None

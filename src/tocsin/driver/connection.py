@@ -440,7 +440,11 @@ def _rest(pgconn: pq.abc.PGconn, gen: PQGen[Any]) -> PQGen[None]:
 
 
 def _rest_of_pipeline(pgconn: pq.abc.PGconn) -> PQGen[None]:
-    """What is still to come of a pipeline; when it is over, the server has nothing left to execute."""
+    """What is still to come of a pipeline; when it is over, the server has nothing left to execute.
+
+    The pipeline's end commits what has been executed since the last one, if the request to cancel came too late. So an error comes first.
+    """
+    pgconn.send_query_params(b"do $$ begin raise exception 'the client has cancelled this pipeline'; end $$", None)
     pgconn.pipeline_sync()
     yield from generators.send(pgconn)
     while pgconn.transaction_status == _ACTIVE:
