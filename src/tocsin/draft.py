@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import chain, islice
-from typing import TypeAlias, TypedDict, Unpack
+from typing import TypeAlias, TypedDict
 
 import attrs
 
@@ -144,9 +144,30 @@ class Batch:
     index, `ValueError`, `TypeError`, and what the iterable raises.
     """
 
-    def __init__(self, queue: str, payloads: Iterable[object], worker_id: int | None = None, **options: Unpack[BatchOptions]) -> None:
+    def __init__(
+        self,
+        queue: str,
+        payloads: Iterable[object],
+        *,
+        delay: Duration | None = None,
+        at: datetime | None = None,
+        priority: int = 0,
+        headers: object = None,
+        expires_in: Duration | None = None,
+        max_deliveries: int | None = None,
+        worker_id: int | None = None,
+    ) -> None:
         self._queue = queue
-        self._model = draft_message(None, worker_id=worker_id, **options)
+        self._model = draft_message(
+            None,
+            delay=delay,
+            at=at,
+            priority=priority,
+            headers=headers,
+            expires_in=expires_in,
+            max_deliveries=max_deliveries,
+            worker_id=worker_id,
+        )
         self.count = 0
         """How many payloads have been written by now."""
         chunks = self._write_chunks(payloads)

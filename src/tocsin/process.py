@@ -213,8 +213,10 @@ class Process:
             async with self._beating():
                 line = await self._connect()
             line.add_notify_handler(self._hear)
-            self._listening.clear()
-            await self._listen(line)
+            # A pooler would keep the LISTEN on some connection of its own, and hand what it brings to whoever has that connection then. So
+            # nothing but our own channel is listened to until it is proven; the queues follow in `_serve`.
+            await line.execute(sql.SQL("listen {}").format(sql.Identifier(self._channel)))
+            self._listening = {self._channel: None}
             if not await self._is_heard(line):
                 self.deaf = True
                 await self._database.fetch("select tocsin.detach_process(%s)", [self._id])

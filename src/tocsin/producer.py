@@ -63,15 +63,16 @@ class Sender:
         ``payload`` and ``headers`` are any JSON values (a tuple comes back as a list). ``delay`` (seconds) or ``at`` (a time with its zone)
         say when it is due, by the server's clock. Smaller ``priority`` numbers are delivered first. With a ``key`` there is at most one
         unfinished message of that key: a second enqueue returns the first one's id. A message that is not delivered ``expires_in`` seconds
-        from now becomes a dead letter. ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's
-        (`Store.transaction`), the message is enqueued when the caller's transaction commits.
+        from now becomes a dead letter. ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's (of
+        `Store.transaction`, or a blocking ``psycopg.Connection``, which is used in a thread, and by nobody else meanwhile), the message is
+        enqueued when the caller's transaction commits; see also `tocsin.enqueue`.
 
         Calls that come while others are under way from this process to the same queue share a statement (those with a ``key`` or a
         ``connection`` do not), which makes many at a time cheap. Those that share get ids in the order of the calls.
 
         Raises `PayloadInvalid`, `PayloadTooLarge`, `QueueNotFound`, `StateTransitionError` when this worker is suspended, `WorkerStopped`,
-        `ConnectionLost`, `ValueError`, and `TocsinError` when the store is closed meanwhile. Cancelled, the message is enqueued or not;
-        with a key, enqueueing it again is safe.
+        `RateLimited`, `ConnectionLost`, `ValueError`, and `TocsinError` when the store is closed meanwhile. Cancelled, the message is
+        enqueued or not; with a key, enqueueing it again is safe.
         """
         draft = draft_message(
             payload,
@@ -105,7 +106,7 @@ class Sender:
         """Enqueue all of the payloads or, on any refusal, none; return their ids in order. The options are those of `enqueue`.
 
         The payloads are taken from the iterable as they are sent, a few thousand at a time, so that a generator may give any number of
-        them. It must not block, for it is run within the transaction.
+        them. It must not block, for it is run within the transaction (and with a blocking ``connection``, in its thread).
 
         Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` tell the index. Cancelled, all are enqueued or none.
         """

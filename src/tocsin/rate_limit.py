@@ -21,9 +21,6 @@ import trio
 
 from .errors import RateLimited
 
-_INSTANT = 1e-6
-"""Seconds too short to make a difference, so that no rounding refuses what comes exactly at its time."""
-
 
 def _positive(limit: RateLimit, attribute: attrs.Attribute[float], value: float | None) -> None:
     if value is not None and not (math.isfinite(value) and value > 0):
@@ -85,7 +82,7 @@ class Limiter:
         """
         if not self._limit.wait:
             early = self._bucket.admits_at(count) - trio.current_time()
-            if early > _INSTANT:
+            if early > 0:
                 raise RateLimited(self._limit.per_second, early)
             self._bucket.take(count, trio.current_time())
             return

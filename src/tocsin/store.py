@@ -232,6 +232,13 @@ async def _open_connection(dsn: str, address: str) -> Connection:
         connection: Connection = await TrioConnection.connect(
             dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
         )
+        try:
+            if await connection.is_pooled():
+                # What psycopg prepares may not be there for the next transaction, and a statement that fails in one cannot be repeated.
+                connection.prepare_threshold = None
+        except BaseException:
+            connection.finish()
+            raise
     except psycopg.Error as error:
         raise translate(error, address) from error
     return connection

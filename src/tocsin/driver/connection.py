@@ -265,6 +265,15 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         async with self.lock:
             return Rows(await self.wait(self._without_cursor.run(statement, parameters)), self)
 
+    async def is_pooled(self) -> bool:
+        """Whether a pooler stands in between, such as PgBouncer, which may run each transaction on another session of the server.
+
+        Such a session is not the one that the pooler claimed to be when we connected. Raises psycopg's errors.
+        """
+        cursor = await self.execute("select pg_backend_pid() <> %s", [self.info.backend_pid])
+        (pooled,) = cast(tuple[bool], await cursor.fetchone())
+        return pooled
+
     async def _call_off(self, gen: PQGen[Any]) -> None:
         """Bring the connection into order after `gen` was interrupted."""
         pipeline = bool(self.pgconn.pipeline_status)
