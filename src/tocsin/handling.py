@@ -104,6 +104,8 @@ class Handling:
         self._failed: list[tuple[Message, Exception]] = []
         self._poisoned = False
         self._answer_lost = False
+        self._looked_after = -1
+        """How many messages had been handled when the last claim began with nothing in hand."""
         run.flush = self._flush
 
     async def pump(self) -> None:
@@ -124,7 +126,11 @@ class Handling:
                 elif self._done:
                     await self._archive()
                 elif self._once and room > 0 and not (run.units or ahead or self._failed):
-                    run.end("nothing is left to do")  # the last claim has looked at the whole queue, else the bell would be rung
+                    # A claim that gets nothing has looked at the whole queue. What was handled since may be back, and due at once.
+                    if self._looked_after == ahead.finished:
+                        run.end("nothing is left to do")
+                    else:
+                        run.bed.ring()
                 elif not self._failed:
                     await run.bed.sleep(sound=room <= 0, until=ahead.check_at)
                 if self._failed:
@@ -146,6 +152,8 @@ class Handling:
     async def _claim(self, limit: int) -> None:
         done, self._done = self._done, []
         idle = not self._run.units
+        if idle and not self._ahead and not self._failed:
+            self._looked_after = self._ahead.finished
         self._ahead.claim_begins(trio.current_time())
         try:
             claim = await self._run.claim(limit, self._vt, archive=done)
