@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import trio
-import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import PATIENCE, connect_blocking, move_clock, nodes, open_connection, query
+from support import connect_blocking, move_clock, nodes, open_connection, query
 
 import tocsin
 
@@ -47,25 +45,6 @@ async def test_every_claim_gives_a_larger_token(store: tocsin.Store) -> None:
         await consumer.release(1)
         (again,) = await consumer.dequeue()
         assert again.lease > leases[-1]
-
-
-async def test_paused_queue_gives_nothing_and_resuming_rings(store: tocsin.Store) -> None:
-    await store.queues.ensure("q")
-    async with store.producer("q") as producer, store.consumer("q") as consumer:
-        assert (await store.queues.pause("q")).paused_at is not None
-        await producer.enqueue(1)
-        assert await consumer.dequeue() == []
-        with pytest.raises(tocsin.QueueNotFound):
-            await store.queues.pause("r")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_dequeue_into, got := list[tocsin.Message](), consumer)
-            await trio.testing.wait_all_tasks_blocked()
-            assert (await store.queues.resume("q")).paused_at is None
-        assert [m.payload for m in got] == [1]
-
-
-async def _dequeue_into(got: list[tocsin.Message], consumer: tocsin.Consumer) -> None:
-    got += await consumer.dequeue(wait=PATIENCE)
 
 
 async def test_expired_lease_keeps_its_place_in_the_queue(store: tocsin.Store, store_dsn: str) -> None:

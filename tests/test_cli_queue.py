@@ -352,3 +352,98 @@ def test_purge_dlq(cli: Call, store_dsn: str) -> None:
     assert cli("queue", "purge-dlq", "q", "2", "--yes").out == "purged 1 dead letters\n"
     assert cli("queue", "purge-dlq", "q", "--older-than", "1d", "--error", "x", "--reason", "x", "--yes").out == "purged 0 dead letters\n"
     assert cli("queue", "purge-dlq", "q", "--yes", "--format", "json").json == {"purged": 2}
+
+
+# Purging, deleting, metrics
+
+
+def fill(cli: Call, dsn: str) -> None:
+    """One message of each kind, and one that is leased."""
+    kill(dsn, '"dead"')
+    with connect_blocking(dsn) as connection:
+        for payload, archive in (('"archived"', True), ('"leased"', False)):
+            connection.execute("select tocsin.enqueue('q', %s)", [payload])
+            row = connection.execute(
+                "select w.id, w.registration from tocsin.register_worker('q', 'consumer', null, null, 'h', 1, '1') w"
+            ).fetchone()
+            claimed = connection.execute("select id, lease from tocsin.claim(%s, %s, 1)", row).fetchone()
+            assert claimed is not None
+            if archive:
+                connection.execute("select tocsin.archive(%s, %s)", [[claimed[0]], [claimed[1]]])
+    cli("enqueue", "q", '"ready"')
+    cli("enqueue", "q", '"delayed"', "--delay", "1h")
+
+
+def payloads(dsn: str) -> set[str]:
+    found = ask(
+        dsn,
+        "select payload #>> '{}' from tocsin.messages union select payload #>> '{}' from tocsin.archive "
+        "union select payload #>> '{}' from tocsin.dead_letters",
+    )
+    return {p for (p,) in found}
+
+
+ALL = {"ready", "delayed", "leased", "archived", "dead"}
+
+
+@pytest.mark.parametrize("kind", ["ready", "delayed", "archived", "dead"])
+def test_purge_by_kind(cli: Call, store_dsn: str, kind: str) -> None:
+    cli("queue", "create", "q")
+    fill(cli, store_dsn)
+    assert cli("queue", "purge", "q", f"--{kind}", "--dry-run") == (0, f"would purge 1 {kind}\n", "")
+    code, out, error = cli("queue", "purge", "q", f"--{kind}")
+    assert (code, out, one_line(error)) == (1, "", True)
+    assert "--yes" in error
+    assert payloads(store_dsn) == ALL
+    assert cli("queue", "purge", "q", f"--{kind}", "--older-than", "1d", "--yes").out == f"purged 0 {kind}\n"
+    assert cli("queue", "purge", "q", f"--{kind}", "--yes") == (0, f"purged 1 {kind}\n", "")
+    assert payloads(store_dsn) == ALL - {kind}
+
+
+def test_purge_of_everything_leaves_what_is_leased(cli: Call, store_dsn: str) -> None:
+    cli("queue", "create", "q")
+    fill(cli, store_dsn)
+    purged = cli("queue", "purge", "q", "--ready", "--delayed", "--archived", "--dead", "--yes", "--format", "json").json
+    assert purged == {"ready": 1, "delayed": 1, "archived": 1, "dead": 1}
+    assert payloads(store_dsn) == {"leased"}
+
+
+def test_delete_is_refused_while_there_is_work_unless_forced(cli: Call, store_dsn: str) -> None:
+    cli("queue", "create", "q")
+    fill(cli, store_dsn)
+    code, out, error = cli("queue", "delete", "q", "--yes")
+    assert (code, out, one_line(error)) == (1, "", True)
+    would = cli("queue", "delete", "q", "--dry-run", "--force", "--format", "json").json
+    assert (would["messages"], would["archived"], would["dead_letters"]) == (3, 1, 1)
+    assert cli("queue", "delete", "q", "--force").code == 1  # nobody to ask
+    assert payloads(store_dsn) == ALL
+    assert "deleted queue 'q' with" in cli("queue", "delete", "q", "--force", "--yes").out
+    assert payloads(store_dsn) == set()
+    assert cli("queue", "list").out == "no queues\n"
+
+
+def test_delete_of_an_idle_queue(cli: Call) -> None:
+    cli("queue", "create", "q")
+    assert cli("queue", "delete", "q", "--yes").code == 0
+
+
+def test_metrics(cli: Call, store_dsn: str) -> None:
+    assert cli("queue", "metrics") == (0, "no queues\n", "")
+    cli("queue", "create", "q")
+    cli("queue", "create", "other")
+    fill(cli, store_dsn)
+    metrics = cli("queue", "metrics", "q", "--format", "json").json
+    assert {k: metrics[k] for k in ("queue", "paused", "ready", "delayed", "leased", "dead", "archived", "exact")} == {
+        "queue": "q",
+        "paused": False,
+        "ready": 1,
+        "delayed": 1,
+        "leased": 1,
+        "dead": 1,
+        "archived": 1,
+        "exact": True,
+    }
+    assert [m["queue"] for m in cli("queue", "metrics", "--format", "json").json] == ["other", "q"]
+    header, row = cli("queue", "metrics", "q").rows
+    assert header[:6] == ["QUEUE", "READY", "DELAYED", "LEASED", "DEAD", "ARCHIVED"]
+    assert row[:6] == ["q", "1", "1", "1", "1", "1"]

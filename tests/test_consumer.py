@@ -580,43 +580,6 @@ async def test_bad_numbers_name_the_argument(store: tocsin.Store, call: object, 
             await call(consumer)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"vt": 0}, "vt"),
-        ({"max_deliveries": 0}, "max_deliveries"),
-        ({"retry_base": -1}, "retry_base"),
-        ({"retry_factor": 0.5}, "retry_factor"),
-        ({"retry_jitter": 2}, "retry_jitter"),
-        ({"max_payload": 0}, "max_payload"),
-        ({"notify": "never"}, "notify"),
-        ({"name": ""}, "name"),
-        ({"name": "x" * 256}, "name"),
-    ],
-)
-async def test_bad_queue_settings_name_the_argument(store: tocsin.Store, settings: dict[str, object], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        await store.queues.ensure(**{"name": "q", **settings})  # type: ignore[arg-type]
-
-
-async def test_queues_are_created_ensured_found(store: tocsin.Store) -> None:
-    created = await store.queues.create("b", vt=10, max_deliveries=2, retry_base=3, retry_factor=4, retry_max=50, retry_jitter=0.5)
-    assert (created.vt, created.max_deliveries, created.retry_base, created.retry_factor, created.retry_max) == (10, 2, 3, 4, 50)
-    with pytest.raises(tocsin.QueueAlreadyExists) as refused:
-        await store.queues.create("b")
-    assert refused.value.queue == "b"
-    changed = await store.queues.ensure("b", vt=20)
-    assert (changed.id, changed.vt, changed.max_deliveries, changed.notify) == (created.id, 20, 2, "asleep")
-    assert (await store.queues.ensure("b", notify="always")).notify == "always"
-    changed = await store.queues.ensure("b", vt=30)
-    assert changed.notify == "always"
-    await store.queues.ensure("a")
-    assert [q.name for q in await store.queues.list()] == ["a", "b"]
-    assert await store.queues.count() == 2
-    assert (await store.queues.exists("a"), await store.queues.exists("c")) == (True, False)
-    assert await store.queues.get("b") == changed
-
-
 async def test_a_run_that_ends_when_nothing_is_left_also_handles_what_failed_and_is_due_at_once(store: tocsin.Store) -> None:
     await store.queues.ensure("q", max_deliveries=3, retry_base=0)
     await store.produce("q", "ends")

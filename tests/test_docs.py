@@ -61,11 +61,6 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert commands[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
-def test_the_page_of_the_command_line_is_up_to_date() -> None:
-    ended = subprocess.run([sys.executable, str(ROOT / "docs" / "cli_page.py")], capture_output=True, text=True, check=True)
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == ended.stdout, "uv run python docs/cli_page.py > docs/cli.md"
-
-
 def test_files_that_the_docs_name_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

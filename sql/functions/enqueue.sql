@@ -6,7 +6,8 @@
 -- Batches come as one JSON document, since that is parsed ten times as fast as an array of texts. Server and client together, for each of
 -- 1,000 messages in a call (of 100, of 10): 3.9 µs (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
 
--- Whether its size and options speak for a message; a query that uses it has its text inlined.
+-- Whether its size and options speak for a message; a query that uses it has its text inlined. The queue's rules are another matter
+-- (validate.sql): a queue that has none is not even asked for them.
 create or replace function tocsin.fits(
     payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval, max_deliveries integer
 ) returns boolean
@@ -54,9 +55,9 @@ begin
 end
 $$;
 
--- Refuses a JSON array with a payload in it that is too large for the queue. `first_index`: the index of its first payload for the caller;
--- null: there is only this one.
-create or replace function tocsin.admit_sizes(q tocsin.queues, payloads jsonb, first_index integer) returns void
+-- Refuses a JSON array with a payload in it that is too large for the queue, or breaks one of its rules. `first_index`: the index of its
+-- first payload for the caller; null: there is only this one.
+create or replace function tocsin.admit_payloads(q tocsin.queues, payloads jsonb, first_index integer) returns void
 language plpgsql
 as $$
 declare
@@ -75,6 +76,9 @@ begin
                 jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index', large.index),
                 'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
         end if;
+    end if;
+    if q.ruled then
+        perform tocsin.admit_contents(q, payloads, first_index);
     end if;
 end
 $$;
@@ -112,13 +116,14 @@ begin
                t + expires_in, worker_id, enqueue.max_deliveries, key, payload, headers
         from tocsin.queues x
         where x.name = queue and tocsin.fits(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
+          and (not x.ruled or tocsin.find_fault(jsonb_build_array(payload), x) is null)
           and (worker_id is null or tocsin.is_active(worker_id))
         on conflict (queue_id, key) where key is not null do nothing
         returning id into message_id;
         exit when message_id is not null;
         -- It is refused, or its key is taken. Neither may be true any more: then it is tried again.
         q := tocsin.admit(queue, delay, at, expires_in, max_deliveries, worker_id);
-        perform tocsin.admit_sizes(q, jsonb_build_array(payload), null);
+        perform tocsin.admit_payloads(q, jsonb_build_array(payload), null);
         message_id := tocsin.find_key(q.id, key);
         exit when message_id is not null;
         if key is not null and current_setting('transaction_isolation') <> 'read committed' then
@@ -146,7 +151,7 @@ declare
     due_at timestamptz := coalesce(at, t + delay, t);
     ids bigint[];
 begin
-    perform tocsin.admit_sizes(q, payloads, first_index);
+    perform tocsin.admit_payloads(q, payloads, first_index);
     with added as (
         insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
                                      payload, headers)
@@ -186,6 +191,7 @@ begin
                g.due_at, g.due_at, t, t + g.expires_in, g.worker_id, g.max_deliveries, g.payload, g.headers
         from given g
         where tocsin.fits(g.payload, q.max_payload, g.delay, g.at, g.expires_in, g.max_deliveries)
+          and (not q.ruled or tocsin.find_fault(jsonb_build_array(g.payload), q) is null)
           and (g.worker_id is null or tocsin.is_active(g.worker_id))
         returning id
     )

@@ -6,6 +6,8 @@
 --   lifeline  a number     held by a process's LISTEN connection for as long as that connection lives
 --   asleep    queue id     shared, by a process's LISTEN connection: consumers of the queue sleep there, or are about to (see ring.sql)
 --   unrung    queue id     shared, by a transaction: it has put messages into the queue, has not rung, and has not ended (see ring.sql)
+--   rung      queue id     shared, by a transaction: it has put messages into the queue and has rung; exclusive: the queue is being deleted
+--                          (see delete_queue.sql)
 --
 -- With a constant kind, the planner leaves of all this one call of a hash function whose seed is the number.
 create or replace function tocsin.lock_key(kind text, number bigint) returns bigint

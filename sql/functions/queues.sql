@@ -8,10 +8,18 @@ declare
 begin
     select q.* into found_queue from tocsin.queues q where q.name = queue;
     if not found then
-        perform tocsin.refuse('TC001', format('queue "%s" does not exist', queue), jsonb_build_object('queue', queue),
-                              'Create it first, for example with ensure_queue.');
+        perform tocsin.refuse_missing(queue);
     end if;
     return found_queue;
+end
+$$;
+
+create or replace function tocsin.refuse_missing(queue text) returns void
+language plpgsql stable
+as $$
+begin
+    perform tocsin.refuse('TC001', format('queue "%s" does not exist', queue), jsonb_build_object('queue', queue),
+                          'Create it first, for example with ensure_queue.');
 end
 $$;
 

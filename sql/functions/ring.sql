@@ -89,12 +89,32 @@ begin
 end
 $$;
 
--- Each queue's row is looked up by itself, however many queues there are: a join might read them all.
+-- Rings for what a producer has put in; a queue that is being deleted is waited for (delete_queue.sql has the argument).
+create or replace function tocsin.announce(q tocsin.queues) returns void
+language plpgsql
+as $$
+begin
+    if not pg_try_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id)) then
+        perform pg_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id));
+        perform from tocsin.queues x where x.id = q.id for key share;  -- one that is gone fails here, whatever the snapshot shows
+        if not found then
+            perform tocsin.refuse_missing(q.name);
+        end if;
+    end if;
+    perform pg_notify(q.channel, '');
+end
+$$;
+
+-- Each queue's row is looked up by itself, however many queues there are: a join might read them all. That it is not there any more, though
+-- the INSERT has seen it, leaves nothing to call it by but its number.
 create or replace function tocsin.ring_inserted() returns trigger
 language plpgsql
 as $$
 begin
-    perform (select tocsin.ring(q) from tocsin.queues q where q.id = i.queue_id) from (select distinct n.queue_id from inserted n) i;
+    perform coalesce((select (case when tocsin.must_ring(q.id, q.notify) then tocsin.announce(q) end) is null
+                      from tocsin.queues q where q.id = i.queue_id),
+                     tocsin.refuse_missing('number ' || i.queue_id) is null)
+    from (select distinct n.queue_id from inserted n) i;
     return null;
 end
 $$;

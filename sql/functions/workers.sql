@@ -123,6 +123,11 @@ declare
     look_again float8;
     owners_lifeline bigint;
 begin
+    -- Held until this has ended, against a deletion of the queue: that waits for the registration, or has been waited for by it.
+    perform from tocsin.queues x where x.id = q.id for key share;
+    if not found then
+        perform tocsin.refuse_missing(queue);
+    end if;
     perform from tocsin.processes p where p.id = register_worker.process_id for key share;
     if not found and process_id is not null then
         perform tocsin.refuse('TC008', format('process %s was declared dead', process_id), jsonb_build_object('process_id', process_id));

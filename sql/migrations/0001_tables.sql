@@ -55,6 +55,8 @@ create table tocsin.queues (
     max_depth      integer     not null default 0 check (max_depth >= 0),
     required_keys  text[]      not null default '{}',
     forbidden_keys text[]      not null default '{}',
+    ruled          boolean     not null generated always as
+                   (max_string > 0 or max_depth > 0 or required_keys <> '{}' or forbidden_keys <> '{}') stored,
     retention      interval    not null default '30 days' check (retention >= '0 s'),
     dead_letter_retention interval not null default '1000 years' check (dead_letter_retention > '0 s'),
     notify         text        not null default 'asleep' check (notify in ('asleep', 'always')),
@@ -67,10 +69,11 @@ comment on column tocsin.queues.max_deliveries is 'After this many deliveries a 
 comment on column tocsin.queues.retry_base is 'Delay after the first failure; after the n-th: least(retry_max, retry_base * retry_factor^(n-1)), plus or minus up to the share retry_jitter of it.';
 comment on column tocsin.queues.channel is 'Where its bell rings: LISTEN to it.';
 comment on column tocsin.queues.max_payload is 'Largest payload in bytes of its JSON text.';
-comment on column tocsin.queues.max_string is 'Most characters of a string in a payload; 0: any number.';
+comment on column tocsin.queues.max_string is 'Most characters of a string in a payload, a key too; 0: any number.';
 comment on column tocsin.queues.max_depth is 'Most levels of arrays and objects in a payload; 0: any number.';
 comment on column tocsin.queues.required_keys is 'Keys that a payload, an object then, must have.';
 comment on column tocsin.queues.forbidden_keys is 'Keys that no object in a payload may have.';
+comment on column tocsin.queues.ruled is 'Whether it has any of these rules; see validate.sql.';
 comment on column tocsin.queues.retention is 'How long what is archived is kept; 0: not at all. A thousand years stand for ever.';
 comment on column tocsin.queues.dead_letter_retention is 'How long dead letters are kept. A thousand years stand for ever.';
 comment on column tocsin.queues.notify is 'When its bell rings: only while a consumer of Tocsin''s sleeps, or always, for others who LISTEN; see ring.sql.';

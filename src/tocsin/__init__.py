@@ -20,6 +20,7 @@ from .errors import (
     PayloadTooLarge,
     PendingMessages,
     QueueAlreadyExists,
+    QueueNotEmpty,
     QueueNotFound,
     RateLimited,
     SchemaMissing,
@@ -35,12 +36,13 @@ from .maintenance import Maintained
 from .message import Message
 from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
-from .queues import Queue, Queues, QueueSettings
+from .queue_settings import QueueSettings
+from .queues import Deleted, Purged, Queue, QueueMetrics, Queues
 from .rate_limit import RateLimit
 from .schema import Difference
 from .settings import Settings
 from .signals import drain_on_signals
-from .store import Reclaimed, Store, StoreStatistics, connect
+from .store import Reclaimed, Store, StoreStatistics, StoreStats, connect
 from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, WorkerStatus
@@ -53,6 +55,7 @@ __all__ = [
     "Consumer",
     "DeadLetter",
     "DeadLetters",
+    "Deleted",
     "Delivery",
     "Difference",
     "EnqueueOptions",
@@ -70,9 +73,12 @@ __all__ = [
     "PayloadTooLarge",
     "PendingMessages",
     "Producer",
+    "Purged",
     "Queue",
     "QueueAlreadyExists",
     "QueueHealth",
+    "QueueMetrics",
+    "QueueNotEmpty",
     "QueueNotFound",
     "QueueSettings",
     "Queues",
@@ -85,6 +91,7 @@ __all__ = [
     "StateTransitionError",
     "Store",
     "StoreStatistics",
+    "StoreStats",
     "Suspended",
     "TocsinError",
     "WorkerHandle",

@@ -37,7 +37,7 @@ class _Registration(Registration):
         """See `Registration.register`. Registered again, the process had been declared dead, and the leases are gone."""
         await super().register(process_id)
         intake = self._intake
-        intake.begin(self.queue, self.queue_id, self.default_vt, self.worker_id, self.token, self.name or "")
+        intake.begin(self.queue, self.queue_id, self.worker_id, self.token, self.name or "")
         if intake.run is not None:
             await intake.leases.refresh()
             intake.noticed(self.status, None)

@@ -7,6 +7,7 @@ classes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg
@@ -21,6 +22,7 @@ __all__ = [
     "PayloadTooLarge",
     "PendingMessages",
     "QueueAlreadyExists",
+    "QueueNotEmpty",
     "QueueNotFound",
     "RateLimited",
     "SchemaMissing",
@@ -133,8 +135,21 @@ class QueueAlreadyExists(TocsinError):
         """The name asked for."""
 
 
+class QueueNotEmpty(TocsinError):
+    """A queue that still has workers or unfinished messages is not deleted. Nothing was changed."""
+
+    def __init__(self, message: str, *, queue: str, workers: int, messages: int) -> None:
+        super().__init__(message)
+        self.queue = queue
+        """Name of the queue."""
+        self.workers = workers
+        """How many workers it has that are not stopped."""
+        self.messages = messages
+        """How many unfinished messages it has: ready, delayed or leased."""
+
+
 class PayloadInvalid(TocsinError, ValueError):
-    """A payload (or headers) that JSONB cannot hold. Nothing was enqueued."""
+    """A payload (or headers) that JSONB cannot hold, or a payload that breaks a rule of its queue. Nothing was enqueued."""
 
     def __init__(self, path: str, reason: str, index: int | None = None) -> None:
         where = f"payload {index}, at {path}" if index is not None else f"payload, at {path}"
@@ -145,6 +160,11 @@ class PayloadInvalid(TocsinError, ValueError):
         """What is wrong there."""
         self.index = index
         """Which payload of a batch, counted from 0; None for a single one."""
+
+
+def describe_path(steps: Iterable[str | int]) -> str:
+    """Return a path into a payload for people, such as ``$.items[3].when``."""
+    return "$" + "".join(f".{s}" if isinstance(s, str) and s.isidentifier() else f"[{s!r}]" for s in steps)
 
 
 class PayloadTooLarge(TocsinError, ValueError):
@@ -299,6 +319,10 @@ def _refusal(code: str, message: str, detail: dict[str, Any], hint: str | None) 
             return ProcessBuried(message)
         case "TC014":
             return KeyTaken(message, ids=tuple(detail["ids"]))
+        case "TC009":
+            return PayloadInvalid(describe_path(detail["path"]), detail["reason"], detail["index"])
+        case "TC010":
+            return QueueNotEmpty(message, queue=detail["queue"], workers=detail["workers"], messages=detail["messages"])
         case "TC022":
             return ValueError(message)
     raise AssertionError(f"the schema refused with an unknown code {code}: {message}")

@@ -62,7 +62,6 @@ class Intake:
         self.registration = 0
         self.name = ""
         self.queue_id = 0
-        self._default_vt = 0.0
         self.handled = 0
         """How many messages of runs have been settled."""
         self._database = database
@@ -71,10 +70,9 @@ class Intake:
         self._claiming = Lock()
         self._answer_lost = False
 
-    def begin(self, queue: str, queue_id: int, default_vt: float, worker_id: int, registration: int, name: str) -> None:
+    def begin(self, queue: str, queue_id: int, worker_id: int, registration: int, name: str) -> None:
         """Work for this registration from now on."""
         self.queue_id, self.worker_id, self.registration, self.name = queue_id, worker_id, registration, name
-        self._default_vt = default_vt
         self._source = Source(queue, queue_id, worker_id, self)
         self._front = Front()
 
@@ -113,7 +111,8 @@ class Intake:
             elif not full:
                 again_at = self._front.glanced_in_vain()
         assert self._source is not None
-        length = self._default_vt if vt is None else vt
+        # As the claim has it: the queue's visibility timeout may have been changed since this worker was registered.
+        length = 0.0 if answer.last is None else (answer.last[6] - answer.last[7]).total_seconds()
         parcel = Parcel(rows, answer.start, answer.stop, self._source, self.leases, length, claimed_at + length, kept=kept)
         return Claim(parcel, answer.lost, -math.inf if full else again_at, full)
 

@@ -21,7 +21,7 @@ from json.encoder import encode_basestring
 from math import isfinite
 from typing import Any
 
-from .errors import PayloadInvalid
+from .errors import PayloadInvalid, describe_path
 
 MAX_DEPTH = 256
 """How deep a payload may be nested: what Python's and PostgreSQL's parsers take from any stack."""
@@ -39,8 +39,7 @@ def encode(value: object, index: int | None = None) -> str:
     try:
         _write(value, out.append, MAX_DEPTH)
     except _Unfit as unfit:
-        steps = "".join(f".{s}" if isinstance(s, str) and s.isidentifier() else f"[{s!r}]" for s in reversed(unfit.steps))
-        raise PayloadInvalid("$" + steps, unfit.reason, index) from None
+        raise PayloadInvalid(describe_path(reversed(unfit.steps)), unfit.reason, index) from None
     return "".join(out)
 
 

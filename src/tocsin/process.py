@@ -34,7 +34,7 @@ from psycopg import sql
 
 from .bell import Bell
 from .database import Connection, Database
-from .errors import TRANSIENT, ConnectionLost, ProcessBuried, StateTransitionError, TocsinError
+from .errors import TRANSIENT, ConnectionLost, ProcessBuried, QueueNotFound, StateTransitionError, TocsinError
 from .nursery import open_nursery_bare
 from .retry import Retries
 from .version import VERSION
@@ -387,7 +387,7 @@ class Process:
         for worker_id, worker in list(self._residents.items()):
             try:
                 await worker.register(process_id)
-            except StateTransitionError as refused:
+            except (StateTransitionError, QueueNotFound) as refused:
                 logger.warning("cannot register again: %s", refused)
                 self.dismiss(worker_id)
                 worker.noticed("stopped", None)

@@ -1,21 +1,18 @@
-"""Queues: creating, finding, pausing."""
+"""Queues: creating, finding, pausing, measuring, purging, deleting."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, TypeAlias, Unpack, overload
 
 import attrs
 
 from .database import Database, Row
-from .durations import Duration, check_count, to_timedelta
+from .durations import Duration, to_timedelta
 from .errors import QueueNotFound
-
-Notify = Literal["asleep", "always"]
-"""When a queue's channel is notified of messages: only while a consumer sleeps (``asleep``), which lets many producers commit at the same
-time, or with each insert (``always``), for programs that LISTEN by hand."""
+from .queue_settings import FOR_EVER, Notify, QueueSettings, check_settings
 
 
 @attrs.frozen
@@ -62,8 +59,70 @@ class Queue:
     """The channel of its notifications, for those who LISTEN by hand (see `notify`)."""
 
 
-_FOR_EVER = timedelta(days=365_000)
-"""A retention of this length or longer stands for ever."""
+_COLUMNS = ", ".join(field.name for field in attrs.fields(Queue))
+
+
+@attrs.frozen
+class QueueMetrics:
+    """What is in a queue, and how fast it moves."""
+
+    queue: str
+    """Name of the queue."""
+    paused: bool
+    """Whether consumers get nothing from it."""
+    ready: int
+    """Messages that can be claimed."""
+    delayed: int
+    """Messages that are due later."""
+    leased: int
+    """Messages that are being handled."""
+    dead: int
+    """Dead letters."""
+    archived: int
+    """Messages in the archive."""
+    oldest_ready_age: float | None
+    """For how many seconds the oldest ready message has been ready; None when none is."""
+    enqueue_rate: float
+    """Messages enqueued per second, over the last minute or less, from a sample; what was deleted, or is not archived, does not count."""
+    settle_rate: float
+    """Messages archived per second, over the last minute."""
+    consumers: int
+    """Consumers that take messages: ready or polling."""
+    exact: bool
+    """Whether the counts are exact; beyond 100,000 of a kind the planner's estimate takes their place. `archived` is always exact."""
+
+
+@attrs.frozen
+class Purged:
+    """How many `Queues.purge` has removed, or would."""
+
+    ready: int
+    """Messages that could be claimed."""
+    delayed: int
+    """Messages that were due later."""
+    archived: int
+    """Messages in the archive."""
+    dead: int
+    """Dead letters."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.ready + self.delayed + self.archived + self.dead
+
+
+@attrs.frozen
+class Deleted:
+    """What has gone with a queue, or would."""
+
+    workers: int
+    """Workers, stopped ones too."""
+    messages: int
+    """Unfinished messages: ready, delayed or leased."""
+    archived: int
+    """Messages in the archive."""
+    dead_letters: int
+    """Dead letters."""
 
 
 def _read(row: Row) -> Queue:
@@ -72,42 +131,8 @@ def _read(row: Row) -> Queue:
 
 def _read_value(value: Any) -> Any:
     if isinstance(value, timedelta):
-        return math.inf if value >= _FOR_EVER else value.total_seconds()
+        return math.inf if value >= FOR_EVER else value.total_seconds()
     return tuple(value) if isinstance(value, list) else value
-
-
-class QueueSettings(TypedDict, total=False):
-    """The settings of a queue that can be given; those that are not have their defaults."""
-
-    vt: Duration | None
-    """Visibility timeout in seconds (30)."""
-    max_deliveries: int | None
-    """After so many deliveries, a message that fails again becomes a dead letter (5)."""
-    retry_base: Duration | None
-    """Seconds of delay after the first failure (1)."""
-    retry_factor: float | None
-    """By how much the delay grows with each further failure (2)."""
-    retry_max: Duration | None
-    """The longest delay in seconds (3600)."""
-    retry_jitter: float | None
-    """The share, 0 to 1, by which a delay may be longer or shorter by chance (0.2)."""
-    max_payload: int | None
-    """The largest payload in bytes of JSON text (1 MiB)."""
-    max_string: int | None
-    """Most characters of a string in a payload (0: any number)."""
-    max_depth: int | None
-    """Most levels of arrays and objects in a payload (0: any number)."""
-    required_keys: Collection[str] | None
-    """Keys that a payload must have, which must be an object then (none)."""
-    forbidden_keys: Collection[str] | None
-    """Keys that no object in a payload may have (none)."""
-    retention: Duration | None
-    """How many seconds what is archived is kept (30 days); 0: not at all; ``math.inf``: for ever. A change counts for what is archived from
-    then on."""
-    dead_letter_retention: Duration | None
-    """How many seconds dead letters are kept (``math.inf``: for ever)."""
-    notify: Notify | None
-    """When its channel is notified of messages ("asleep")."""
 
 
 class Queues:
@@ -121,11 +146,11 @@ class Queues:
 
         Raises `QueueAlreadyExists`, `ValueError`. Cancelled, it is created or not.
         """
-        return await self._set("create_queue", name, settings)
+        return await self._set("create_queue", _check_name(name), settings)
 
     async def ensure(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
         """Create a queue or, when it exists, change the `QueueSettings` that are given. Raises `ValueError`. Cancelled, done or not."""
-        return await self._set("ensure_queue", name, settings)
+        return await self._set("ensure_queue", _check_name(name), settings)
 
     async def update(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
         """Change the `QueueSettings` that are given; they count from then on, in every process.
@@ -136,7 +161,7 @@ class Queues:
 
     async def get(self, name: str) -> Queue:
         """Return a queue. Raises `QueueNotFound`. Cancellation leaves nothing behind."""
-        return await self._fetch("select * from tocsin.find_queue(%s)", [name])
+        return await self._fetch("find_queue", name)
 
     async def exists(self, name: str) -> bool:
         """Return whether there is a queue of this name. Cancellation leaves nothing behind."""
@@ -148,7 +173,7 @@ class Queues:
 
     async def list(self) -> list[Queue]:
         """Return all queues, by name. Cancellation leaves nothing behind."""
-        return [_read(row) for row in await self._database.fetch("select * from tocsin.list_queues()")]
+        return [_read(row) for row in await self._database.fetch(f"select {_COLUMNS} from tocsin.list_queues()")]
 
     async def count(self) -> int:
         """Return how many queues there are. Cancellation leaves nothing behind."""
@@ -160,81 +185,86 @@ class Queues:
 
         Raises `QueueNotFound`. Cancelled, it is paused or not.
         """
-        return await self._fetch("select * from tocsin.pause_queue(%s)", [name])
+        return await self._fetch("pause_queue", name)
 
     async def resume(self, name: str) -> Queue:
         """End a pause. Raises `QueueNotFound`. Cancelled, it is resumed or not."""
-        return await self._fetch("select * from tocsin.resume_queue(%s)", [name])
+        return await self._fetch("resume_queue", name)
+
+    async def purge(
+        self,
+        name: str,
+        *,
+        ready: bool = False,
+        delayed: bool = False,
+        archived: bool = False,
+        dead: bool = False,
+        older_than: Duration | None = None,
+        dry_run: bool = False,
+    ) -> Purged:
+        """Remove messages that are ``ready`` or ``delayed``, what is ``archived``, dead letters (``dead``): those that are asked for.
+
+        ``older_than``: only what was enqueued, archived or died at least so many seconds ago. Leased messages and workers are never
+        touched. With ``dry_run`` nothing is removed. Raises `QueueNotFound`, and `ValueError` when nothing is asked for. Cancelled, all
+        has happened or nothing.
+        """
+        age = to_timedelta(older_than, "older_than", zero=True)
+        row = await self._ask("purge_queue", name, ready, delayed, archived, dead, age, dry_run)
+        ready_count, delayed_count, archived_count, dead_count = row
+        return Purged(ready=ready_count, delayed=delayed_count, archived=archived_count, dead=dead_count)
+
+    async def delete(self, name: str, *, force: bool = False, dry_run: bool = False) -> Deleted:
+        """Delete a queue, with its archive, its dead letters and its stopped workers.
+
+        Refused with `QueueNotEmpty` while it has other workers or unfinished messages, unless by ``force``: then these go too, leased
+        messages as well, and runs on the queue end with `Suspended`. It waits for transactions that have put messages into the queue and
+        have not ended. With ``dry_run`` nothing is removed. Raises `QueueNotFound`. Cancelled, all has happened or nothing.
+        """
+        return Deleted(*await self._ask("delete_queue", name, force, dry_run))
+
+    @overload
+    async def metrics(self) -> _AllMetrics: ...
+    @overload
+    async def metrics(self, name: str) -> QueueMetrics: ...
+    async def metrics(self, name: str | None = None) -> _AllMetrics | QueueMetrics:
+        """Return what is in a queue and how fast it moves; without a name, of all queues, by name.
+
+        Takes milliseconds, however much is in them. Raises `QueueNotFound`. Cancellation leaves nothing behind.
+        """
+        if name is not None:
+            return QueueMetrics(*await self._ask("queue_metrics", name))
+        return [QueueMetrics(*row) for row in await self._database.fetch("select * from tocsin.queue_metrics()")]
 
     async def _set(self, function: str, name: str, settings: QueueSettings) -> Queue:
-        if not name or len(name.encode()) > 255 or "\0" in name:
-            raise ValueError("name must be 1 to 255 bytes of text")
-        checked = {setting: _CHECKS[setting](value, setting) for setting, value in _given(settings)}
+        checked = check_settings(settings)
         arguments = "".join(f", {setting} => %s" for setting in checked)
-        return await self._fetch(f"select * from tocsin.{function}(%s{arguments})", [name, *checked.values()])
+        return await self._fetch(function, name, arguments, checked.values())
 
-    async def _fetch(self, statement: str, parameters: Sequence[object]) -> Queue:
-        return _read(await self._database.fetch_one(statement, parameters))
+    async def _fetch(self, function: str, name: str, arguments: str = "", values: Iterable[object] = ()) -> Queue:
+        statement = f"select {_COLUMNS} from tocsin.{function}(%s{arguments})"
+        return _read(await self._database.fetch_one(statement, [_sendable(name), *values]))
 
-
-def _given(settings: QueueSettings) -> Iterator[tuple[str, Any]]:
-    for setting, value in settings.items():
-        if setting not in _CHECKS:
-            raise TypeError(f"{setting!r} is no setting of a queue; there are {', '.join(_CHECKS)}")
-        if value is not None:
-            yield setting, value
+    async def _ask(self, function: str, name: str, *arguments: object) -> Row:
+        placeholders = ", ".join(["%s"] * (1 + len(arguments)))
+        return await self._database.fetch_one(f"select * from tocsin.{function}({placeholders})", [_sendable(name), *arguments])
 
 
-def _limit(value: int, name: str) -> int:
-    return value if value == 0 and type(value) is int else check_count(value, name)
+_AllMetrics: TypeAlias = list[QueueMetrics]
+"""`Queues.list` hides the type in the class."""
 
 
-def _retention(value: Duration, name: str) -> timedelta:
-    return _FOR_EVER if value == math.inf else to_timedelta(value, name, zero=name == "retention")
+def _check_name(name: str) -> str:
+    if not name or "\0" in name or len(name.encode()) > 255:
+        raise ValueError("name must be 1 to 255 bytes of text")
+    return name
 
 
-def _delay(value: Duration, name: str) -> timedelta:
-    return to_timedelta(value, name, zero=True)
-
-
-def _keys(value: Collection[str], name: str) -> list[str]:
-    if isinstance(value, str) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"{name} must be a list of keys, not {value!r}")
-    return sorted(set(value))
-
-
-def _factor(value: float, name: str) -> float:
-    if not value >= 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
-    return value
-
-
-def _share(value: float, name: str) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, not {value}")
-    return value
-
-
-def _notify(value: Notify, name: str) -> Notify:
-    if value not in get_args(Notify):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(Notify))}, not {value!r}")
-    return value
-
-
-_CHECKS: dict[str, Callable[[Any, str], object]] = {
-    "vt": to_timedelta,
-    "max_deliveries": check_count,
-    "retry_base": _delay,
-    "retry_factor": _factor,
-    "retry_max": _delay,
-    "retry_jitter": _share,
-    "max_payload": check_count,
-    "max_string": _limit,
-    "max_depth": _limit,
-    "required_keys": _keys,
-    "forbidden_keys": _keys,
-    "retention": _retention,
-    "dead_letter_retention": _retention,
-    "notify": _notify,
-}
-"""The settings of a queue, and what checks a value and makes it the database's."""
+def _sendable(name: str) -> str:
+    """Return the name of a queue that may exist: no text in PostgreSQL has the character NUL or a lone surrogate."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise QueueNotFound(name) from None
+    if "\0" in name:
+        raise QueueNotFound(name)
+    return name

@@ -32,8 +32,6 @@ class Registration:
         self.queue_id = 0
         self.channel = ""
         """Where the queue's bell rings."""
-        self.default_vt = 0.0
-        """The queue's visibility timeout in seconds."""
         self.status = ""
         """Its state when it was registered."""
         self._database = database
@@ -48,11 +46,11 @@ class Registration:
         """Take part in the registry as a worker of this process, at first or again. Cancelled, it is registered or not."""
         again = self.worker_id != 0
         row = await self._database.fetch_one(
-            "select w.id, w.name, w.registration, w.status, q.id, q.channel, extract(epoch from q.vt)::float8 "
+            "select w.id, w.name, w.registration, w.status, q.id, q.channel "
             "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w join tocsin.queues q on q.id = w.queue_id",
             [self.queue, self._kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
         )
-        self.worker_id, self.name, self.token, self.status, self.queue_id, self.channel, self.default_vt = row
+        self.worker_id, self.name, self.token, self.status, self.queue_id, self.channel = row
 
     def noticed(self, status: str, grace: float | None) -> None:
         """Take note of the state that the registry says this worker is in."""

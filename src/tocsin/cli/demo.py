@@ -18,7 +18,7 @@ from tocsin.embedded import default_directory, serve
 from .program import Command, Common, ExitCode, dsn_option, pass_common
 
 
-@click.command(cls=Command, examples=["tocsin demo", "tocsin demo ~/src --dsn postgresql:///app"])
+@click.command(cls=Command, examples=["tocsin demo", "tocsin demo . --dsn postgresql:///app"])
 @click.argument("path", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--data",

@@ -171,7 +171,7 @@ class Group(_Helpful, click.Group):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Parse what belongs to the group itself."""
-        if not args:
+        if not args and not context.resilient_parsing:
             click.echo(context.get_help(), err=True)
             context.exit(ExitCode.BAD_USAGE)
         return super().parse_args(context, args)

@@ -7,10 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tocsin import Queue, Store
-
-if __import__("typing").TYPE_CHECKING:  # TEMP
-    from tocsin import QueueMetrics
+from tocsin import Queue, QueueMetrics, Store
 
 from .options import (
     COUNT,

@@ -23,10 +23,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from tocsin import ConnectionLost, Store, WorkerInfo, WorkerStatus
-
-if __import__("typing").TYPE_CHECKING:  # TEMP
-    from tocsin import QueueMetrics
+from tocsin import ConnectionLost, QueueMetrics, Store, WorkerInfo, WorkerStatus
 from tocsin.database import describe_address
 from tocsin.driver import TrioConnection
 from tocsin.nursery import open_nursery_bare

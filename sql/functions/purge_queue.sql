@@ -1,0 +1,59 @@
+-- Purging: what waits in a queue, or is kept of it, goes; the queue, its workers and what they hold stay.
+
+-- Removes those of the given kinds, or only tells how many they are (dry_run). `ready`: what can be claimed now; `delayed`: what is due later;
+-- `archived` and `dead`: what is kept. `older_than`: only what was enqueued, archived or died so long ago. A message that a claim has locked
+-- is passed over, as if it had been claimed already; one whose lease has ended is its worker's until a claim has looked at it.
+create or replace function tocsin.purge_queue(
+    queue text, ready boolean default false, delayed boolean default false, archived boolean default false, dead boolean default false,
+    older_than interval default null, dry_run boolean default false
+) returns table (ready_count bigint, delayed_count bigint, archived_count bigint, dead_count bigint)
+language plpgsql
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+    q tocsin.queues := tocsin.find_queue(queue);
+    t timestamptz := tocsin.clock();
+    before timestamptz := coalesce(t - older_than, 'infinity');
+begin
+    if (ready or delayed or archived or dead) is not true then
+        perform tocsin.refuse('TC022', 'say what to purge: ready, delayed, archived or dead', '{"argument": "ready"}');
+    elsif older_than < '0 s' then
+        perform tocsin.refuse('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
+    end if;
+    -- What is ready is due, and what is due but still scheduled is ready to everybody but the next claim.
+    if dry_run then
+        select count(*) filter (where w.due <= t), count(*) filter (where w.due > t) into ready_count, delayed_count
+        from (select m.due from tocsin.messages m
+              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready and m.enqueued_at < before
+              union all
+              select m.due from tocsin.messages m
+              where m.queue_id = q.id and m.state = 'scheduled' and case when m.due > t then delayed else purge_queue.ready end
+                and m.enqueued_at < before) w;
+    else
+        with waiting as (
+            select r.id from (select m.id from tocsin.messages m
+                              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready and m.enqueued_at < before
+                              for update skip locked) r
+            union all
+            select s.id from (select m.id from tocsin.messages m
+                              where m.queue_id = q.id and m.state = 'scheduled'
+                                and case when m.due > t then delayed else purge_queue.ready end and m.enqueued_at < before
+                              for update skip locked) s
+        ), gone as (
+            delete from tocsin.messages m using waiting w where m.id = w.id
+            returning m.due
+        )
+        select count(*) filter (where g.due <= t), count(*) filter (where g.due > t) into ready_count, delayed_count from gone g;
+    end if;
+    dead_count := 0;
+    if dead and dry_run then
+        select count(*) into dead_count from tocsin.dead_letters d where d.queue_id = q.id and d.died_at < before;
+    elsif dead then
+        delete from tocsin.dead_letters d where d.queue_id = q.id and d.died_at < before;
+        get diagnostics dead_count = row_count;
+    end if;
+    archived_count := case when archived then tocsin.purge_archive(q.id, older_than, dry_run) else 0 end;
+    return next;
+end
+$$;
