@@ -774,3 +774,27 @@ async def test_a_lease_that_its_handler_has_made_shorter_is_kept_all_the_same(st
         await extended.wait()
         await until(lambda: query(store_dsn, "select 1 from tocsin.messages where vt > tocsin.clock() + interval '30 min'"))
         nursery.cancel_scope.cancel()
+
+
+async def test_a_lease_that_a_statement_under_way_has_settled_is_not_taken_for_lost(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer to an extension may come before that to the settlement that it found done."""
+    await store.queues.ensure("q", vt=3600)
+    await store.produce("q", 1)
+    handled, suspended = Handled(hang), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await handled.wait(1)
+        (message,) = handled.messages
+        leases = consumer._intake.leases
+        leases.settling.append([message])
+        await query(store_dsn, "select tocsin.archive(array[%s], array[%s])", message.id, message.lease)
+        await leases.refresh()
+        assert message in leases
+        assert not caplog.records
+        leases.settling.clear()
+        await leases.refresh()  # it was somebody else
+        assert message not in leases
+        assert [r.levelname for r in caplog.records] == ["WARNING"]
+        nursery.cancel_scope.cancel()

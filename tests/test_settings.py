@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+import trio.testing
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import PATIENCE
 
@@ -142,14 +143,20 @@ async def test_what_is_not_known_of_a_connection_string_is_libpqs_affair(monkeyp
         await dsn_decides_the_database(store, None)
 
 
-async def test_the_time_for_connecting_is_the_connection_strings_or_libpqs(monkeypatch: pytest.MonkeyPatch) -> None:
-    listener = await trio.open_tcp_listeners(0, host="127.0.0.1")  # that never answers
-    port = listener[0].socket.getsockname()[1]
-    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
-    with trio.fail_after(PATIENCE / 2), pytest.raises(tocsin.ConnectionLost, match="timeout"):
-        async with tocsin.connect(f"host=127.0.0.1 port={port}"):
-            pass
-    await listener[0].aclose()
+async def test_the_time_for_connecting_is_the_connection_strings_or_libpqs(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")  # it never answers
+    server = f"host=127.0.0.1 port={silent.socket.getsockname()[1]}"
+    async with silent:
+        for dsn, libpqs, seconds in ((server, None, 10), (server, "30", 30), (f"{server} connect_timeout=60", "30", 60)):
+            if libpqs:
+                monkeypatch.setenv("PGCONNECT_TIMEOUT", libpqs)
+            began = trio.current_time()
+            with pytest.raises(tocsin.ConnectionLost, match="timeout"):
+                async with tocsin.connect(dsn):
+                    pass
+            assert trio.current_time() - began == seconds
 
 
 # The file

@@ -89,6 +89,8 @@ class Intake:
                 await self._release_unknown()
             claimed_at = trio.current_time()
             position = None if look else self._front.next_position(claimed_at)
+            if archive:
+                self.leases.settling.append(archive)
             try:
                 rows = await self._database.call("tocsin.claim", self._claim_parameters(limit, vt, position, archive))
             except ConnectionLost:
@@ -100,6 +102,9 @@ class Intake:
                 with trio.move_on_after(CLEANUP_WITHIN, shield=True):
                     await self._release_unknown()
                 raise
+            finally:
+                if archive:
+                    self.leases.settling.remove(archive)
             answer = read_answer(rows)
             if answer.last is not None:
                 self._front.claimed(answer.last)
@@ -162,7 +167,11 @@ class Intake:
         return await self._settle("select tocsin.fail(%s::bigint[], %s::bigint[], %s, %s)", messages, errors, tracebacks)
 
     async def _settle(self, statement: str, messages: Sequence[Message], *more: object) -> list[bool]:
-        (settled,) = await self._database.fetch_one(statement, [*tokens(messages), *more])
+        self.leases.settling.append(messages)
+        try:
+            (settled,) = await self._database.fetch_one(statement, [*tokens(messages), *more])
+        finally:
+            self.leases.settling.remove(messages)
         self.note_settled(messages, [m.id for m, was in zip(messages, settled, strict=True) if not was])
         return list(settled)
 

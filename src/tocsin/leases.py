@@ -72,6 +72,8 @@ class Leases:
         self._database = database
         self._held: dict[int, Held] = {}
         self._packed: list[Claimed] = []
+        self.settling: list[Sequence[Message]] = []
+        """What statements under way settle: they say themselves whether the lease was gone."""
         self._next_refresh = math.inf
         self._sooner = trio.Event()
         self._drops = trio.lowlevel.ParkingLot()
@@ -183,7 +185,11 @@ class Leases:
                 continue
             retries.succeeded()
             for held, still_ours in zip(due, kept, strict=True):
-                if not still_ours and held.message in self:  # else it was settled while the statement was under way
+                if still_ours or held.message not in self:  # settled while the statement was under way
+                    continue
+                if any(m is held.message for messages in self.settling for m in messages):  # or the answer to that is still to come
+                    held.expires = trio.current_time() + vt
+                else:
                     self._lose(held)
             return
 

@@ -23,7 +23,7 @@ class Workers:
     async def stats(self, queue: str | None = None) -> WorkerStats:
         """Return the registry (of one queue) in figures. Raises `QueueNotFound`. Cancellation leaves nothing behind."""
         total, by_status, by_kind, held, age = await self._database.fetch_one("select * from tocsin.worker_stats(%s)", [queue])
-        return WorkerStats(total, {WorkerStatus(status): n for status, n in by_status.items()}, by_kind, held, age)
+        return WorkerStats(total, {status: by_status[status] for status in WorkerStatus}, by_kind, held, age)
 
     async def health(self, queue: str | None = None, max_age: Duration = MAX_AGE) -> list[QueueHealth]:
         """Return how the queues (or one of them) and their workers are, by name of the queue.
