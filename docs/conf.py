@@ -8,7 +8,9 @@ nor by a reader's browser.
 import tomllib
 from pathlib import Path
 
+from pygments.lexer import inherit
 from pygments.lexers.sql import PostgresLexer
+from pygments.token import Name, Operator
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +42,15 @@ html_copy_source = False
 html_show_sphinx = False
 pygments_style = "friendly"
 
+
+class Sql(PostgresLexer):
+    """PostgreSQL's SQL, and what psql understands besides."""
+
+    name = "SQL as in psql"
+    aliases = ("sql",)
+    tokens = {"root": [(r"\\\w+", Name.Builtin), (r"::", Operator), (r":\"?\w+\"?", Name.Variable), inherit]}
+
+
 MADE_BY_USERS = {"tocsin.RateLimit", "tocsin.Roles"}
 """Classes whose constructors are for users; all other objects come from a function or a method."""
 
@@ -51,4 +62,4 @@ def _without_constructor(app: Sphinx, what: str, name: str, thing: object, optio
 def setup(app: Sphinx) -> None:
     """Connect what is defined here."""
     app.connect("autodoc-process-signature", _without_constructor)
-    app.add_lexer("sql", PostgresLexer)
+    app.add_lexer("sql", Sql)

@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
 
@@ -68,14 +69,9 @@ def members(cls: type) -> Iterator[tuple[str, type]]:
     """The public members of a class that are Tocsin's, each with the class that has it."""
     for owner in inspect.getmro(cls):
         if owner.__module__.startswith("tocsin"):
-            for name in {**owner.__dict__, **owner.__dict__.get("__annotations__", {}), **_assigned(owner)}:
+            for name in {**owner.__dict__, **inspect.get_annotations(owner), **dict.fromkeys(_explained(owner))}:
                 if not name.startswith("_"):
                     yield name, owner
-
-
-def _assigned(cls: type) -> dict[str, object]:
-    """What ``__init__`` assigns to and explains."""
-    return {name: None for name in _explained(cls)}
 
 
 def _explained(cls: type) -> set[str]:
@@ -85,7 +81,7 @@ def _explained(cls: type) -> set[str]:
     bodies = [body, *(n.body for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__")]
     found = set()
     for statements in bodies:
-        for statement, after in zip(statements, statements[1:], strict=False):
+        for statement, after in pairwise(statements):
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
                 found |= {getattr(t, "id", None) or getattr(t, "attr", "") for t in targets if t is not None}
