@@ -7,6 +7,7 @@ nor by a reader's browser.
 
 import tomllib
 from pathlib import Path
+from typing import ClassVar
 
 from pygments.lexer import inherit
 from pygments.lexers.sql import PostgresLexer
@@ -48,7 +49,7 @@ class Sql(PostgresLexer):
 
     name = "SQL as in psql"
     aliases = ("sql",)
-    tokens = {"root": [(r"\\\w+", Name.Builtin), (r"::", Operator), (r":\"?\w+\"?", Name.Variable), inherit]}
+    tokens: ClassVar = {"root": [(r"\\\w+", Name.Builtin), (r"::", Operator), (r":\"?\w+\"?", Name.Variable), inherit]}
 
 
 MADE_BY_USERS = {"tocsin.RateLimit", "tocsin.Roles"}

@@ -11,11 +11,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pages
 import pytest
 import trio
 from child import running
+from cli_manual import walk
 from support import PATIENCE, query
+
+from tocsin.cli import tocsin
+from tocsin.settings import Settings
 
 ROOT = pages.ROOT
 README = ROOT / "README.md"
@@ -84,6 +89,41 @@ def test_the_bench_commands_of_the_pages_are_understood() -> None:
     ended = subprocess.run([sys.executable, "-c", program, json.dumps(measured)], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert [words[-2:] for words in commands if "bench.plot" in words] == [["results.json", "docs/figures/"]]
+
+
+def flags(page: Path) -> set[str]:
+    """The flags of commands of Tocsin's that a page names, in blocks and in the running text."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in pages.read(page) if block.language in pages.SHELLS for line in block.text.splitlines()]
+    calls = [part for line in lines for part in re.split(r"[|;]|&&|\$\(", line.partition(" #")[0]) if re.match(r"[$(\s]*tocsin\b", part)]
+    spoken = [code for code in re.findall(r"`([^`\n]+)`", text) if re.match(r"tocsin |--[a-z]", code)]
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(calls + spoken)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_flags_of_a_page_are_options(page: Path) -> None:
+    """tests/test_cli_tree.py uses each option of each command."""
+    options = {option for _, command in walk(tocsin, "tocsin") for parameter in command.params for option in parameter.opts}
+    assert flags(page) - options - {"--help", "--version", "--compare"} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_environment_variables_of_a_page_are_known(page: Path) -> None:
+    """tests/test_settings.py uses each."""
+    known = {f"TOCSIN_{field.name.upper()}" for field in attrs.fields(Settings)} | {"TOCSIN_CONFIG", "TOCSIN_DATA", "TOCSIN_TEST_DSN"}
+    wrong = {"TOCSIN_POOLSIZE"}  # shown as such
+    assert set(re.findall(r"\bTOCSIN_[A-Z_]+\b", page.read_text(encoding="utf-8"))) - known - wrong == set()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "performance.md"], ids=named)
+def test_the_figures_of_a_page_were_measured(page: Path) -> None:
+    """Rates, and the times in tables; docs/performance.md says how to repeat them, and tests/test_bench.py looks at its own table."""
+    records = json.loads((ROOT / "bench" / "recorded.json").read_text(encoding="utf-8"))
+    measured = {f"{number:,.{digits}f}" for r in records for number in (r["value"], r["floor"]) if number for digits in (0, 2)}
+    text = page.read_text(encoding="utf-8")
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    shown = re.findall(r"([\d,.]*\d) /s", text) + re.findall(r"\| ([\d,.]*\d) ms", rows)
+    assert set(shown) - measured == set()
 
 
 @pytest.mark.parametrize(
