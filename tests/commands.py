@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,3 +68,15 @@ def line_with(process: subprocess.Popen[str], text: str) -> str:
             return line
         seen.append(line)
     raise EOFError(f"no {text!r} in {seen}")
+
+
+def ask_at_a_terminal(dsn: str, *arguments: str, answer: str) -> str:
+    """Call the command with a terminal to ask at, give this answer, and return what it wrote to standard error."""
+    ours, theirs = os.openpty()
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        with started(dsn, *arguments, stdin=theirs) as process:
+            return process.communicate(timeout=PATIENCE)[1]
+    finally:
+        os.close(ours)
+        os.close(theirs)

@@ -183,6 +183,11 @@ def test_an_unreachable_database(call: Call) -> None:
         ["admin", "verify", "--nonsense"],
         ["admin", "nonsense"],
         ["--dsn"],
+        ["postgresql://ada:s3cret@localhost/app"],
+        ["queue", "list", "postgresql://ada:s3cret@localhost/app"],
+        ["queue", "list", "host=localhost password=s3cret"],
+        ["queue", "list", "host=localhost password = 's3cret or not'"],
+        ["queue", "get", "q", "--format", "postgresql://ada:s3cret@localhost/app"],
         ["demo", "/no/such/directory"],
     ],
 )

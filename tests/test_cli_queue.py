@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from commands import Call, one_line
+from commands import Call, ask_at_a_terminal, one_line
 from support import connect_blocking
 
 
@@ -420,6 +420,17 @@ def test_delete_is_refused_while_there_is_work_unless_forced(cli: Call, store_ds
     assert "deleted queue 'q' with" in cli("queue", "delete", "q", "--force", "--yes").out
     assert payloads(store_dsn) == set()
     assert cli("queue", "list").out == "no queues\n"
+
+
+def test_delete_asks_with_what_would_go(cli: Call, store_dsn: str) -> None:
+    cli("queue", "create", "q")
+    fill(cli, store_dsn)
+    assert ask_at_a_terminal(store_dsn, "queue", "delete", "q", "--force", answer="n").startswith(
+        "Delete queue 'q' with 3 workers, 3 messages, 1 archived, 1 dead letters? [y/N]: tocsin: nothing was changed"
+    )
+    assert payloads(store_dsn) == ALL
+    ask_at_a_terminal(store_dsn, "queue", "purge", "q", "--ready", answer="yes")
+    assert payloads(store_dsn) == ALL - {"ready"}
 
 
 def test_delete_of_an_idle_queue(cli: Call) -> None:

@@ -8,12 +8,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import connect_blocking, move_clock, query
-from test_claim import nodes, plans
+from support import connect_blocking, move_clock, nodes, query
 
 import tocsin
-
-__all__ = ["plans"]  # a fixture
 
 
 async def test_get_tells_all_in_every_state(store: tocsin.Store, store_dsn: str) -> None:

@@ -118,6 +118,7 @@ async def test_13_everything_goes_through_pgbouncer_but_the_listen_connection(
             assert suspended[0].handled == 52
             assert {m.read_ct for m in handled.messages} == {1}
         assert [w.status for w in await store.workers.list()] == ["stopped", "stopped"]
+        await store.maintain()
     async with tocsin.connect(through(dsn)) as store:
         await store.uninstall()
     await until_no_session_has_locks(dsn)

@@ -104,8 +104,7 @@ class Handling:
         self._failed: list[tuple[Message, Exception]] = []
         self._poisoned = False
         self._answer_lost = False
-        self._looked_after = -1
-        """How many messages had been handled when the last claim began with nothing in hand."""
+        self._nothing_left = False
         run.flush = self._flush
 
     async def pump(self) -> None:
@@ -126,10 +125,9 @@ class Handling:
                 elif self._done:
                     await self._archive()
                 elif self._once and room > 0 and not (run.units or ahead or self._failed):
-                    # A claim that gets nothing has looked at the whole queue. What was handled since may be back, and due at once.
-                    if self._looked_after == ahead.finished:
+                    if self._nothing_left:
                         run.end("nothing is left to do")
-                    else:
+                    else:  # nobody rings for what came while handlers were running, as they were not asleep
                         run.bed.ring()
                 elif not self._failed:
                     await run.bed.sleep(sound=room <= 0, until=ahead.check_at)
@@ -152,8 +150,7 @@ class Handling:
     async def _claim(self, limit: int) -> None:
         done, self._done = self._done, []
         idle = not self._run.units
-        if idle and not self._ahead and not self._failed:
-            self._looked_after = self._ahead.finished
+        nothing_waited = idle and not self._ahead and not self._failed
         self._ahead.claim_begins(trio.current_time())
         try:
             claim = await self._run.claim(limit, self._vt, archive=done)
@@ -161,6 +158,7 @@ class Handling:
             self._done += done
             self._answer_lost = True
             raise
+        self._nothing_left = nothing_waited and not claim.parcel
         self._intake.note_settled(done, claim.lost)
         self._warn_of_lost(claim.lost)
         if claim.parcel:

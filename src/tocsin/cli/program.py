@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -217,7 +218,13 @@ def explain(error: Exception) -> tuple[ExitCode, str] | None:
 
 
 def _complain(line: str) -> None:
-    click.echo(f"tocsin: {printable(' '.join(line.split()))}", err=True)
+    click.echo(f"tocsin: {printable(_without_passwords(' '.join(line.split())))}", err=True)
+
+
+def _without_passwords(line: str) -> str:
+    """Hide what looks like a password, for a line may quote what was typed, and a connection string may be in the wrong place."""
+    line = re.sub(r"(://[^\s:/@]*:)[^\s/]*@", r"\1***@", line)
+    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s'\"]+)", r"\1***", line, flags=re.IGNORECASE)
 
 
 async def _run_until_signalled(command: Awaitable[int | None]) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tocsin import Queue, QueueMetrics, Store
+from tocsin import Deleted, Queue, QueueMetrics, Store
 
 from .options import (
     COUNT,
@@ -221,11 +221,15 @@ async def purge(store: Store, screen: Screen, queue: str, *, dry_run: bool, yes:
 @on_store
 async def delete(store: Store, screen: Screen, queue: str, *, force: bool, dry_run: bool, yes: bool) -> None:
     """Delete a queue with its archive and its dead letters. Refused while it has workers or unfinished messages, without --force."""
-    if not dry_run:
-        await confirm(f"Delete queue {queue!r} with its archive and its dead letters?", yes=yes)
+    if not dry_run and not yes:
+        would = await store.queues.delete(queue, force=force, dry_run=True)
+        await confirm(f"Delete queue {queue!r} with {_count(would)}?", yes=yes)
     deleted = await store.queues.delete(queue, force=force, dry_run=dry_run)
-    counts = f"{deleted.workers} workers, {deleted.messages} messages, {deleted.archived} archived, {deleted.dead_letters} dead letters"
-    screen.say(f"{'would delete' if dry_run else 'deleted'} queue {queue!r} with {counts}", deleted)
+    screen.say(f"{'would delete' if dry_run else 'deleted'} queue {queue!r} with {_count(deleted)}", deleted)
+
+
+def _count(deleted: Deleted) -> str:
+    return f"{deleted.workers} workers, {deleted.messages} messages, {deleted.archived} archived, {deleted.dead_letters} dead letters"
 
 
 # Dead letters

@@ -153,8 +153,9 @@ async def stop(store: Store, screen: Screen, id: int) -> None:
 @on_store
 async def purge(store: Store, screen: Screen, older_than: timedelta, queue: str | None, *, dry_run: bool, yes: bool) -> None:
     """Forget workers that were stopped long ago. Messages, archive and dead letters keep their ids."""
-    if not dry_run:
-        await confirm("Forget these stopped workers for good?", yes=yes)
+    if not dry_run and not yes:
+        would = await store.workers.purge(older_than, queue=queue, dry_run=True)
+        await confirm(f"Forget {len(would)} stopped workers for good?", yes=yes)
     purged = await store.workers.purge(older_than, queue=queue, dry_run=dry_run)
     if dry_run or screen.json:
         screen.table(purged, WORKERS, empty="no such workers")
