@@ -37,6 +37,9 @@ as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
 begin
+    if not tocsin.is_owner() then
+        perform tocsin.check_enqueue(q, worker_id);
+    end if;
     if worker_id is not null then
         perform tocsin.check_active(worker_id, 'enqueue');
     end if;
@@ -109,6 +112,9 @@ declare
     q tocsin.queues;
     message_id bigint;
 begin
+    if not tocsin.is_owner() then
+        perform tocsin.check_enqueue(tocsin.find_queue(queue), worker_id);
+    end if;
     loop
         insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
                                      payload, headers)
@@ -167,8 +173,9 @@ end
 $$;
 
 -- Enqueues those of the messages that may be enqueued, each for itself, and returns their ids in their order; a null instead of an id says
--- that this one was not (tocsin.enqueue says why). The messages are a JSON array of objects whose members are arguments of tocsin.enqueue,
--- beside key: a message with a key may have to wait for another transaction's end, and here all the others would have to wait with it.
+-- that this one was not (tocsin.enqueue says why). A caller who may not enqueue here at all is refused. The messages are a JSON array of
+-- objects whose members are arguments of tocsin.enqueue, beside key: a message with a key may have to wait for another transaction's end, and
+-- here all the others would have to wait with it.
 create or replace function tocsin.enqueue_each(queue text, messages jsonb) returns bigint[]
 language plpgsql
 set plan_cache_mode = force_generic_plan
@@ -179,6 +186,10 @@ declare
     t timestamptz := tocsin.clock();
     ids bigint[];
 begin
+    if not tocsin.is_owner() then
+        perform tocsin.check_enqueue(q, m.worker_id)
+        from (select distinct x.worker_id from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
+    end if;
     with given as materialized (
         select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, t + m.delay, t) as due_at,
                m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id

@@ -78,6 +78,19 @@ comment on column tocsin.queues.retention is 'How long what is archived is kept;
 comment on column tocsin.queues.dead_letter_retention is 'How long dead letters are kept. A thousand years stand for ever.';
 comment on column tocsin.queues.notify is 'When its bell rings: only while a consumer of Tocsin''s sleeps, or always, for others who LISTEN; see ring.sql.';
 
+create table tocsin.roles (
+    kind text    primary key check (kind in ('producer', 'consumer', 'admin')),
+    role regrole not null
+);
+comment on table tocsin.roles is 'The roles that may use Tocsin beside its owner, if there are any; see sql/security/access.sql.';
+
+create table tocsin.queue_grants (
+    queue_id integer not null references tocsin.queues on delete cascade,
+    role     regrole not null,
+    primary key (queue_id, role)
+);
+comment on table tocsin.queue_grants is 'Who may enqueue to which queue, apart from the owner and administrators.';
+
 create type tocsin.message_state as enum ('ready', 'scheduled', 'leased');
 
 create table tocsin.messages (
@@ -221,11 +234,13 @@ create table tocsin.processes (
     hostname     text        not null,
     pid          integer     not null,
     version      text        not null,
+    role         name        not null default current_user,
     every        interval    not null check (every > '0 s'),
     lifeline     bigint,
     started_at   timestamptz not null,
     heartbeat_at timestamptz not null
 ) with (fillfactor = 50);
+comment on column tocsin.processes.role is 'Role that registered it, and alone may act for it; see sql/functions/callers.sql.';
 comment on column tocsin.processes.every is 'Interval between its heartbeats.';
 comment on column tocsin.processes.lifeline is 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
 
@@ -241,6 +256,7 @@ create table tocsin.workers (
     grace        interval,
     buried_as    text,
     registration bigint      not null,
+    role         name        not null default current_user,
     process_id   bigint,
     hostname     text        not null,
     pid          integer     not null,
@@ -252,6 +268,7 @@ create table tocsin.workers (
 );
 comment on column tocsin.workers.buried_as is 'Its status when it was declared dead, for a process that was alive after all.';
 comment on column tocsin.workers.registration is 'Token of the current registration; what was registered under the name before cannot act for it.';
+comment on column tocsin.workers.role is 'Role that registered it, and alone may act for it.';
 comment on column tocsin.workers.grace is 'Of an interrupted worker: how long its handlers may still run; null: until they end.';
 create index workers_process on tocsin.workers (process_id) where process_id is not null;
 

@@ -19,6 +19,7 @@ from .errors import (
     PayloadInvalid,
     PayloadTooLarge,
     PendingMessages,
+    PermissionDenied,
     QueueAlreadyExists,
     QueueNotEmpty,
     QueueNotFound,
@@ -39,6 +40,7 @@ from .producer import EnqueueOptions, Producer
 from .queue_settings import QueueSettings
 from .queues import Deleted, Purged, Queue, QueueMetrics, Queues
 from .rate_limit import RateLimit
+from .roles import Roles
 from .schema import Difference
 from .settings import Settings
 from .signals import drain_on_signals
@@ -72,6 +74,7 @@ __all__ = [
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
+    "PermissionDenied",
     "Producer",
     "Purged",
     "Queue",
@@ -85,6 +88,7 @@ __all__ = [
     "RateLimit",
     "RateLimited",
     "Reclaimed",
+    "Roles",
     "SchemaMissing",
     "SchemaOutdated",
     "Settings",

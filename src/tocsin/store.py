@@ -31,6 +31,7 @@ from .producer import AnyConnection, EnqueueOptions, Producer, Sender
 from .queues import Queues
 from .rate_limit import RateLimit
 from .registration import registered
+from .roles import Roles
 from .schema import Difference, Schema
 from .worker import WorkerStatus
 from .workers import Workers
@@ -114,13 +115,18 @@ class Store:
         self.messages = Messages(database)
         self.dead_letters = DeadLetters(database)
 
-    async def install(self) -> None:
+    async def install(self, *, roles: bool | Roles = False) -> None:
         """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.
 
-        Raises `TocsinError` when the schema is newer than this version, or holds something else. Cancelled, nothing has changed.
+        With ``roles``, let other database roles than the schema's owner use it: those named, or with True the usual three. Missing ones are
+        created, and what was changed about their privileges by hand is put right. Without, those that were let in before stay so.
+
+        Raises `TocsinError` when the schema is newer than this version, or holds something else, and `PermissionDenied` when roles are to
+        be created by one who may not (CREATEROLE). Cancelled, nothing has changed.
         """
+        wanted = Roles() if roles is True else roles or None
         async with self._database.connection() as connection:
-            await schemas.install(connection, self._database.schema)
+            await schemas.install(connection, self._database.schema, wanted)
 
     async def verify(self) -> tuple[Difference, ...]:
         """Return each difference between what is installed and what this version installs; none when all is well.
