@@ -115,6 +115,15 @@ def test_the_environment_variables_of_a_page_are_known(page: Path) -> None:
     assert set(re.findall(r"\bTOCSIN_[A-Z_]+\b", page.read_text(encoding="utf-8"))) - known - wrong == set()
 
 
+async def test_the_page_of_the_sql_contract_has_each_function_and_calls_it(store_dsn: str) -> None:
+    page = ROOT / "docs" / "guides" / "sql.md"
+    contract = {name for (name,) in await query(store_dsn, "select function from tocsin.access() where roles is not null")}
+    described = set(re.findall(r"`(\w+)\(", page.read_text(encoding="utf-8")))
+    assert described == contract
+    called = {name for block in pages.read(page) for name in re.findall(r"\btocsin\.(\w+)\(", block.text) if not block.hidden}
+    assert contract - called == set()
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "performance.md"], ids=named)
 def test_the_figures_of_a_page_were_measured(page: Path) -> None:
     """Rates, and the times in tables; docs/performance.md says how to repeat them, and tests/test_bench.py looks at its own table."""

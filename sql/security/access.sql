@@ -34,7 +34,7 @@ as $$
         list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
-        delete_worker, purge_workers, worker_stats, queue_health
+        delete_worker, purge_workers, worker_stats, queue_health, reclaim
     }'::name[]), '{admin}'
     union all
     select unnest('{secure, install_roles}'::name[]), '{}'  -- for the owner to call, with the caller's rights
