@@ -84,7 +84,9 @@ def test_list_and_get_show_settings_as_they_can_be_typed(cli: Call) -> None:
     assert first == ["a", "-", "90s", "5", "1s", "x2", "to", "1h", "30d", "asleep"]
     assert second[0] == "b"
     assert second[2:] == ["30s", "5", "1.5s", "x2", "to", "1h", "forever", "asleep"]
-    assert ["vt", "90"] in cli("queue", "get", "a").rows
+    shown = cli("queue", "get", "a").rows
+    assert ["vt", "90s"] in shown
+    assert ["retention", "30d"] in shown
 
 
 def test_a_hostile_name_stays_text(cli: Call) -> None:

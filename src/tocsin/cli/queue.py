@@ -107,7 +107,7 @@ def queue() -> None:
 @on_store
 async def create(store: Store, screen: Screen, queue: str, *, if_missing: bool, **settings: Any) -> None:
     """Create a queue, with these settings or their defaults (in brackets)."""
-    screen.record(await (store.queues.ensure if if_missing else store.queues.create)(queue, **settings))
+    _show(screen, await (store.queues.ensure if if_missing else store.queues.create)(queue, **settings))
 
 
 @queue.command("list", examples=["tocsin queue list", "tocsin queue list --format json"])
@@ -122,7 +122,7 @@ async def list_queues(store: Store, screen: Screen) -> None:
 @on_store
 async def get(store: Store, screen: Screen, queue: str) -> None:
     """Show a queue and its settings."""
-    screen.record(await store.queues.get(queue))
+    _show(screen, await store.queues.get(queue))
 
 
 @queue.command(examples=["tocsin queue update emails --vt 5m --retry-max 30m", "tocsin queue update emails --retention forever"])
@@ -133,7 +133,12 @@ async def update(store: Store, screen: Screen, queue: str, **settings: Any) -> N
     """Change settings of a queue. They count at once, in every process; what is not given stays as it is."""
     if all(value is None for value in settings.values()):
         raise click.UsageError("nothing to change: give a setting", click.get_current_context())
-    screen.record(await store.queues.update(queue, **settings))
+    _show(screen, await store.queues.update(queue, **settings))
+
+
+def _show(screen: Screen, queue: Queue) -> None:
+    durations = ("vt", "retry_base", "retry_max", "retention", "dead_letter_retention")
+    screen.record(queue, **{name: write_duration(getattr(queue, name)) for name in durations})
 
 
 @queue.command(

@@ -58,12 +58,12 @@ class Screen:
         else:
             click.echo(empty)
 
-    def record(self, value: Any) -> None:
-        """Show one thing with all its fields."""
+    def record(self, value: Any, **texts: str | None) -> None:
+        """Show one thing with all its fields; for people, some of them in these words."""
         if self.json:
             self._document(value)
         else:
-            self.show(_make_record(value))
+            self.show(_make_record(value, texts))
 
     def say(self, sentence: str, document: object) -> None:
         """Show what was done: a sentence, or the same as a document."""
@@ -98,12 +98,13 @@ def make_table(rows: Iterable[T], columns: Sequence[Column[T]]) -> Table:
     return table
 
 
-def _make_record(value: Any) -> Table:
+def _make_record(value: Any, texts: Mapping[str, str | None]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, field in _fields(value).items():
-        text = write_payload(field) if name == "payload" or (name == "headers" and field is not None) else to_text(field)
+        is_json = name == "payload" or (name == "headers" and field is not None)
+        text = write_payload(field) if is_json else to_text(texts.get(name, field))
         table.add_row(name, Text(printable(text, lines=True)))
     return table
 
@@ -149,12 +150,14 @@ def to_text(value: object) -> str:
         case float() if math.isinf(value):
             return "forever"
         case float():
-            return f"{value:.6g}"
+            return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
         case list() | tuple() if all(isinstance(v, (str, int)) for v in value):
             return ", ".join(map(str, value)) or "-"
         case list() | tuple() if all(attrs.has(type(v)) for v in value):
             lines = (" ".join(f"{n}={to_text(f)}" for n, f in _fields(v).items() if f is not None) for v in value)
             return "\n".join(lines)
+        case dict() if all(isinstance(v, int) for v in value.values()):
+            return ", ".join(f"{n} {to_text(k)}" for k, n in value.items() if n) or "-"
         case dict() | list() | tuple():
             return write_payload(to_json(value))
     return str(value)
