@@ -38,6 +38,11 @@ CALLS = {
     "grant_queue": "('made', 'pg_monitor')",
     "revoke_queue": "('made', 'pg_monitor')",
     "queue_channel": "('made')",
+    "purge_queue": "('made', true, true, true, true, null, false)",
+    "queue_metrics": "('made')",
+    "store_stats": "()",
+    "queue_health": "('made')",
+    "maintain": "()",
     "enqueue": """('q', '{"n": 1}', delay => '0 s', headers => '{"h": 1}', key => 'k', expires_in => '1 h', max_deliveries => 2)""",
     "enqueue_many": "('q', '[2, 3, 4]')",
     "enqueue_each": """('q', '[{"payload": 5, "delay": "0 s"}]')""",
@@ -48,6 +53,7 @@ CALLS = {
     "queue_of": "(1)",
     "worker_heartbeat": "(1)",
     "list_workers": "()",
+    "worker_stats": "('q')",
     "interrupt": "(1, '1 s')",
     "suspend": "(1, true)",
     "resume": "(1)",
@@ -61,13 +67,28 @@ CALLS = {
     "delete": "({ids}, {leases})",
     "release": "({ids}, {leases}, '1 s')",
     "fail": "({ids}, {leases}, '{{an error}}', '{{a traceback}}')",
-    "release_others": "(1, 1, '{}')",
+    "list_messages": "('q', 'archived')",
+    "get_message": "(1)",
+    "list_dead_letters": "('q', error => 'e')",
+    "get_dead_letter": "(1)",
+    "replay": "(queue => 'q', reason => 'r', error => 'e', older_than => '0 s', max_letters => 1, delay => '1 s')",
+    "archive_dead_letters": "('{1}')",
+    "purge_dead_letters": "('{1}')",
+    "archived_count": "(1)",
+    "settle_rate": "(1)",
+    "purge_archive": "(1, '1 s', true)",
+    "release_messages": "(1)",
+    "release_others": "(1, 1, '{}', '{}')",
     "complete_poll": "(1, 1)",
     "heartbeat": "(1, '{1}')",
     "detach_process": "(1)",
     "unregister_worker": "(1, 1)",
     "unregister_process": "(1)",
     "shutdown": "(1)",
+    "stop": "(1)",
+    "delete_worker": "(1)",
+    "purge_workers": "('0 s', 'q')",
+    "delete_queue": "('q', true)",
 }
 """A call of each entry point, in an order in which most of them find something to do. Those that settle get one held message each."""
 
@@ -113,7 +134,7 @@ def occupy(connection: psycopg.Connection[Any]) -> int:
     for name in ("text", "name", "jsonb", "timestamptz", "float8", "regrole", "oid", "tid"):
         attempt(f"create domain evil.{name} as pg_catalog.int4 check (false)")
     for (table,) in connection.execute(
-        "select relname::text from pg_class where relnamespace = 'tocsin'::regnamespace and relkind = 'r'"
+        "select relname::text from pg_class where relnamespace = 'tocsin'::regnamespace and relkind in ('r', 'p')"
     ).fetchall():
         attempt(f"create table evil.{table} (like tocsin.{table})")
         attempt(f"create temporary table {table} (like tocsin.{table})")
@@ -156,7 +177,7 @@ async def test_nothing_of_a_hostile_search_path_is_used(store_dsn: str, database
     outcomes = []
     for dsn in (undisturbed, store_dsn):
         with connect_blocking(dsn) as connection:
-            connection.execute("select tocsin.create_queue('q', vt => '1 h', retry_base => '1 h')")
+            connection.execute("select tocsin.create_queue('q', vt => '1 h', retry_base => '1 h', max_string => 99, required_keys => '{}')")
             if dsn == store_dsn:
                 assert occupy(connection) > 500
                 connection.execute("set search_path = pg_temp, evil, pg_catalog")
@@ -233,12 +254,36 @@ async def test_a_hostile_name_is_a_name_like_any_other(store: tocsin.Store, stor
         await consumer.archive(message)
     await store.queues.pause(name)
     await store.queues.resume(name)
+    dead = await fail_for_good(store, name)
+    assert [d.id for d in await store.dead_letters.list(name, error=name)] == [dead]
+    assert await store.dead_letters.list(name, error=f"{name}!") == await store.dead_letters.list(name, reason=name) == []
+    assert await store.dead_letters.purge(queue=name, error=name, dry_run=True) == 1
+    assert [m.id for m in await store.messages.list(name, state="dead")] == [dead]
+    assert (await store.queues.metrics(name)).dead == 1
     for attempt in (store.queues.grant(name, name), store.queues.revoke(name, name)):
         with pytest.raises(ValueError, match="does not exist"):
             await attempt
     with pytest.raises(tocsin.QueueAlreadyExists):
         await store.queues.create(name)
+    await store.queues.delete(name, force=True)
+    assert await store.queues.list() == []
     assert await store.verify() == ()
+
+
+async def fail_for_good(store: tocsin.Store, name: str) -> int:
+    """Enqueue a message whose handler fails with this name as its error, once and for all; return its id."""
+
+    async def fail(message: tocsin.Message) -> None:
+        raise ValueError(name)
+
+    message_id = await store.produce(name, 1, max_deliveries=1)
+    async with store.consumer(name) as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(consumer.handle, fail)
+        with trio.fail_after(PATIENCE):
+            while not await store.dead_letters.list(name):
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    return message_id
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -250,6 +295,12 @@ async def test_a_hostile_name_that_is_nobodys_is_just_not_found(store: tocsin.St
         store.queues.resume(name),
         store.queues.update(name, vt=1),
         store.queues.grant(name, name),
+        store.queues.purge(name, ready=True),
+        store.queues.delete(name),
+        store.queues.metrics(name),
+        store.messages.list(name),
+        store.dead_letters.list(name),
+        store.dead_letters.replay(queue=name),
     ):
         with pytest.raises(tocsin.QueueNotFound) as refused:
             await attempt
@@ -325,6 +376,18 @@ async def test_what_is_no_text_is_refused_everywhere_and_changes_nothing(store: 
     assert [q.name for q in await store.queues.list()] == ["q"]
     assert await store.workers.list() == []
     assert await query(store_dsn, "select count(*) from tocsin.messages") == [(0,)]
+
+
+@pytest.mark.parametrize("name", ['x"; drop schema tocsin cascade; --', "x'", "x.y", "x y", "é", "\0", ""])
+def test_a_hostile_name_of_a_schema_is_refused_everywhere(connection: psycopg.Connection[Any], name: str) -> None:
+    with pytest.raises(tocsin.ConfigError):
+        tocsin.enqueue(connection, "q", 1, schema=name)
+    with pytest.raises(tocsin.ConfigError):
+        tocsin.enqueue_many(connection, "q", [1], schema=name)
+    environment = {**os.environ, "TOCSIN_DSN": "host=/no/such/directory", **({} if "\0" in name else {"TOCSIN_SCHEMA": name})}
+    arguments = ["--schema", name] if "\0" not in name else ["--schema", "x y"]
+    command = [sys.executable, "-m", "tocsin", "admin", "uninstall", "--yes", *arguments]
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE).returncode == 2
 
 
 @pytest.mark.parametrize("name", ['tocsin_test "; drop schema tocsin cascade; --', "tocsin_test ' %s \\ $$", "tocsin_test_Ünïcödé 😀"])

@@ -232,6 +232,17 @@ async def test_a_queue_that_was_not_granted_is_refused_in_every_way(cast: Cast, 
     assert await query(cast.dsn, "select count(*) from tocsin.messages") == [(0,)]
 
 
+async def test_a_producer_needs_no_store(cast: Cast) -> None:
+    with connect_blocking(cast.as_(cast.producer)) as connection:
+        tocsin.enqueue(connection, "granted", 1)
+        with pytest.raises(tocsin.PermissionDenied, match='may not enqueue to queue "closed"'):
+            tocsin.enqueue(connection, "closed", 1)
+        with pytest.raises(tocsin.PermissionDenied, match='may not enqueue to queue "closed"'):
+            tocsin.enqueue_many(connection, "closed", [1, 2])
+    with connect_blocking(cast.as_(cast.stranger)) as connection, pytest.raises(tocsin.PermissionDenied, match="schema tocsin"):
+        tocsin.enqueue(connection, "granted", 1)
+
+
 async def test_concurrent_enqueues_that_are_refused_are_each_told(cast: Cast) -> None:
     refused: list[tocsin.PermissionDenied] = []
 
@@ -346,7 +357,8 @@ async def test_nobody_acts_for_the_workers_and_processes_of_another_role(cast: C
         state = "select w.*, p.id, p.every, p.lifeline from tocsin.workers w left join tocsin.processes p on p.id = w.process_id"
         ((process_id,),) = await query(cast.dsn, "select id from tocsin.processes")
         before = await query(cast.dsn, state)
-        worker, token = producer.worker_id, producer.registration
+        worker = producer.worker_id
+        ((token,),) = await query(cast.dsn, "select registration from tocsin.workers")
         refused = [
             ("suspend(%s)", [worker]),
             ("resume(%s)", [worker]),
@@ -374,12 +386,18 @@ async def test_nobody_acts_for_the_workers_and_processes_of_another_role(cast: C
         assert await query(cast.as_(cast.other_producer), "select id from tocsin.queue_of(%s)", worker) == [(None,)]
         for call, parameters in [
             ("interrupt(%s)", [worker]),
+            ("stop(%s)", [worker]),
+            ("release_messages(%s)", [worker]),
             ("begin_poll(%s, %s)", [worker, token]),
             ("claim(%s, %s, 1)", [worker, token]),
         ]:
             with pytest.raises(psycopg.Error, match="may not act for worker"):
                 await query(cast.as_(cast.consumer), f"select tocsin.{call}", *parameters)
-        for call in (f"complete_poll({worker}, {token})", f"release_others({worker}, {token}, '{{}}')", f"detach_process({process_id})"):
+        for call in (
+            f"complete_poll({worker}, {token})",
+            f"release_others({worker}, {token}, '{{}}', '{{}}')",
+            f"detach_process({process_id})",
+        ):
             await query(cast.as_(cast.consumer), f"select tocsin.{call}")
         assert await query(cast.as_(cast.consumer), "select tocsin.attach_process(%s)", process_id) == [(False,)]
         assert await query(cast.dsn, state) == before
@@ -424,6 +442,8 @@ async def test_a_consumer_consumes_in_every_way_and_hears_the_bell(cast: Cast) -
             await consumer.archive(by_name["archive"])
             await consumer.delete(by_name["delete"])
             await consumer.release(by_name["release"])
+            await query(cast.as_(cast.consumer), "select tocsin.release_messages(%s)", consumer.worker_id)
+            await consumer.stop()
             assert [w.id for w in await store.workers.list()] == [consumer.worker_id]
             assert store.statistics().listening
     assert len(suspended) == 1
@@ -505,6 +525,14 @@ async def test_an_administrator_does_everything_and_reads_every_table(cast: Cast
         assert [m.payload for m in await store.messages.list("mine")] == ["more"]
         assert await store.dead_letters.list("mine") == []
         assert await store.dead_letters.replay(queue="mine") == []
+        assert (await store.queues.metrics("mine")).ready == 1
+        assert (await store.stats()).queues == 3
+        assert (await store.workers.stats("mine")).by_status["stopped"] == 3
+        assert [h.queue for h in await store.workers.health("mine")] == ["mine"]
+        assert len(await store.workers.purge(0, queue="mine")) == 3
+        await store.queues.create("short-lived")
+        await store.queues.purge("short-lived", ready=True)
+        await store.queues.delete("short-lived")
         for (table,) in await query(cast.dsn, TABLES):
             await query(cast.as_(cast.admin), f"select * from tocsin.{table} limit 1")
         for attempt in (store.uninstall(), store.verify(), store.install(roles=cast.roles)):
