@@ -43,6 +43,7 @@ CALLS = {
     "store_stats": "()",
     "queue_health": "('made')",
     "maintain": "()",
+    "reclaim": "()",
     "enqueue": """('q', '{"n": 1}', delay => '0 s', headers => '{"h": 1}', key => 'k', expires_in => '1 h', max_deliveries => 2)""",
     "enqueue_many": "('q', '[2, 3, 4]')",
     "enqueue_each": """('q', '[{"payload": 5, "delay": "0 s"}]')""",

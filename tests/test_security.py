@@ -527,6 +527,7 @@ async def test_an_administrator_does_everything_and_reads_every_table(cast: Cast
         assert await store.dead_letters.replay(queue="mine") == []
         assert (await store.queues.metrics("mine")).ready == 1
         assert (await store.stats()).queues == 3
+        assert (await store.reclaim()).messages == 0
         assert (await store.workers.stats("mine")).by_status["stopped"] == 3
         assert [h.queue for h in await store.workers.health("mine")] == ["mine"]
         assert len(await store.workers.purge(0, queue="mine")) == 3
