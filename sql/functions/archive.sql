@@ -14,7 +14,7 @@
 -- archive_rest, from which maintenance deletes by an index what may go. So archiving never fails for want of a partition, and attaching one is
 -- nothing that anybody waits for, or that a long reader could hold up.
 --
--- Which partitions there are, an archiving statement reads from `archiving` (shelve). It must not believe in one that its session has not
+-- Which partitions there are, an archiving statement reads from `archiving`. It must not believe in one that its session has not
 -- heard of: a transaction that has used the archive before may know it only as it was then. So maintenance first attaches partitions; its
 -- next run, which finds them committed, says so in `archiving`, and `since` when; and a transaction that began before goes on as if it had not
 -- been said. When the retention of a queue changes, or a queue is new, its rows go to archive_rest until then, for a minute or two.
@@ -44,30 +44,22 @@ as $$
     select case when span > 0 then date_bin(make_interval(hours => span), keep_until, timestamptz '1970-01-01+00') else '1970-01-01+00' end
 $$;
 
--- Where a queue's messages that are archived now go, as the tally for so many of them. The span is null when they are not kept at all, and so is
--- keep_until when the queue is gone. Called in the statement that inserts them, which has locked the archive by then: no partition is dropped between
--- this look at the clock and the insert.
-create or replace function tocsin.shelve(queue_id integer, n bigint) returns tocsin.tallies
-language plpgsql stable
+-- Until when to keep what is archived at this time.
+create or replace function tocsin.keep_until(retention interval, at timestamptz) returns timestamptz
+language sql stable parallel safe
+as $$ select case when retention < '1000 years' then at + retention else '9999-01-01+00' end $$;
+
+create or replace function tocsin.note_retention() returns trigger
+language plpgsql
 as $$
-#variable_conflict use_column
-declare
-    tally tocsin.tallies;
 begin
-    tally.queue_id := shelve.queue_id;
-    tally.n := shelve.n;
-    tally.archived_at := tocsin.clock();
-    select k.at,
-           case when q.retention > '0 s' then coalesce(
-               (select a.span from tocsin.archiving a where a.queue_id = q.id and a.since <= pg_catalog.now() and a.covered @> k.at), 0)
-           end
-    into tally.keep_until, tally.span
-    from tocsin.queues q
-    cross join lateral (select case when q.retention < '1000 years' then tally.archived_at + q.retention else '9999-01-01+00' end) k (at)
-    where q.id = shelve.queue_id;
-    return tally;
+    insert into tocsin.archiving (queue_id, retention) values (new.id, new.retention)
+    on conflict (queue_id) do update set retention = excluded.retention;
+    return null;
 end
 $$;
+create or replace trigger note_retention after insert or update of retention on tocsin.queues
+    for each row execute function tocsin.note_retention();
 
 -- How many messages of a queue are archived: exact.
 create or replace function tocsin.archived_count(queue_id integer) returns bigint

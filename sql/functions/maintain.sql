@@ -68,29 +68,27 @@ $$;
 create or replace function tocsin.wanted_partitions() returns table (queue_id integer, span integer, starts_at timestamptz)
 language sql volatile
 as $$
-    select q.id, q.span, tocsin.archive_slot(q.span, q.keep_until) + make_interval(hours => ahead * q.span)
-    from (select x.id, tocsin.archive_span(x.retention) as span, tocsin.clock() + x.retention as keep_until
-          from tocsin.queues x where x.retention > '0 s' and x.retention < '1000 years') q
+    select a.queue_id, a.span, tocsin.archive_slot(a.span, a.keep_until) + make_interval(hours => ahead * a.span)
+    from (select x.queue_id, tocsin.archive_span(x.retention) as span, tocsin.keep_until(x.retention, tocsin.clock()) as keep_until
+          from tocsin.archiving x where x.retention > '0 s') a
     cross join generate_series(0, 1) ahead
-    where q.span > 0
+    where a.span > 0
 $$;
 
 -- Says which partitions may be used: those that are there already, so that they were committed before this statement.
 create or replace function tocsin.cover_archive() returns void
 language sql
 as $$
-    with covered as (
+    with there as (
         select w.queue_id, w.span, tstzrange(min(p.starts_at), max(p.ends_at)) as times
         from tocsin.wanted_partitions() w
         join tocsin.archive_partitions() p on p.span = w.span and p.starts_at = w.starts_at
         group by w.queue_id, w.span
-    ), uncovered as (
-        delete from tocsin.archiving a where not exists (select from covered c where c.queue_id = a.queue_id)
     )
-    insert into tocsin.archiving as a (queue_id, span, covered, since)
-    select c.queue_id, c.span, c.times, pg_catalog.clock_timestamp() from covered c
-    on conflict (queue_id) do update set span = excluded.span, covered = excluded.covered, since = excluded.since
-        where (a.span, a.covered) is distinct from (excluded.span, excluded.covered)
+    update tocsin.archiving a
+    set span = coalesce(n.span, 0), covered = coalesce(n.times, 'empty'), since = pg_catalog.clock_timestamp()
+    from (select x.queue_id, t.span, t.times from tocsin.archiving x left join there t on t.queue_id = x.queue_id) n
+    where a.queue_id = n.queue_id and (a.span, a.covered) is distinct from (coalesce(n.span, 0), coalesce(n.times, 'empty'))
 $$;
 
 -- Makes the partitions that are missing; returns how many.
@@ -136,10 +134,11 @@ language plpgsql
 set lock_timeout = '100ms'
 as $$
 declare
+    over_at timestamptz := tocsin.clock() - interval '1 minute';  -- for those that looked for their partition before, and write to it now
     expired record;
     dropped integer := 0;
 begin
-    if not exists (select from tocsin.archive_partitions() p where p.ends_at <= tocsin.clock()) then
+    if not exists (select from tocsin.archive_partitions() p where p.ends_at <= over_at) then
         return 0;
     end if;
     begin
@@ -147,7 +146,7 @@ begin
     exception when lock_not_available then
         return 0;
     end;
-    for expired in select p.* from tocsin.archive_partitions() p where p.ends_at <= tocsin.clock() order by p.ends_at limit 100 loop
+    for expired in select p.* from tocsin.archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit 100 loop
         begin
             execute format('lock table tocsin.%I in access exclusive mode nowait', expired.name);  -- somebody may vacuum it
             execute format('drop table tocsin.%I', expired.name);
