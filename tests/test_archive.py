@@ -9,7 +9,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 import trio
-from support import connect_blocking, move_clock, open_connection, query
+from support import PATIENCE, connect_blocking, move_clock, open_connection, query
 
 import tocsin
 
@@ -216,7 +216,40 @@ async def test_a_message_whose_queue_is_gone_cannot_be_archived(store: tocsin.St
     assert await query(store_dsn, "select (select count(*) from tocsin.archive), (select count(*) from tocsin.tallies)") == [(0, 0)]
 
 
+async def test_nothing_is_left_of_a_queue_that_is_deleted(store: tocsin.Store, store_dsn: str) -> None:
+    for name in ("q", "r"):
+        await store.queues.create(name)
+        await archive(store, name, 1)
+    await move_clock(store_dsn, 100)
+    await store.maintain()
+    await archive(store, "q", 2)
+    await query(store_dsn, "select tocsin.purge_archive(id) from tocsin.queues where name = 'q'")
+    await query(store_dsn, "delete from tocsin.workers")
+    await query(store_dsn, "delete from tocsin.queues where name = 'q'")
+    await move_clock(store_dsn, 200)
+    await store.maintain()
+    for table, left in (("archiving", 1), ("archived_counts", 1), ("tallies", 0)):
+        assert await query(store_dsn, f"select count(*)::int from tocsin.{table}") == [(left,)], table
+    assert await check_counts(store_dsn) == {"r": 1}
+
+
 # Nobody waits
+
+
+async def test_maintenance_does_not_wait_for_a_transaction_that_changes_or_deletes_a_queue(store: tocsin.Store, store_dsn: str) -> None:
+    for name in ("q", "r", "s"):
+        await store.queues.create(name, retention=HOUR)
+        await archive(store, name, 1)
+    await query(store_dsn, "delete from tocsin.workers")
+    await move_clock(store_dsn, 100)
+    with connect_blocking(store_dsn) as other:
+        other.execute("begin")
+        other.execute("select tocsin.update_queue('q', retention => '1 day')")
+        other.execute("delete from tocsin.queues where name = 'r'")
+        with trio.fail_after(PATIENCE):
+            assert (await store.maintain()).partitions_created == 2
+        other.execute("commit")
+    assert await check_counts(store_dsn) == {"q": 1, "s": 1}
 
 
 async def test_a_long_reader_of_the_archive_stops_neither_archiving_nor_new_partitions(store: tocsin.Store, store_dsn: str) -> None:

@@ -3,11 +3,11 @@
 -- Partitions
 -- ==========
 -- A row may go at keep_until = archived_at + its queue's retention, and lies in the partition of that time. So retention is each queue's own,
--- and yet nothing is ever deleted row by row: when all of a partition's time is over, the partition is dropped. What is kept a few hours
--- should not stay for a month, and what is kept for ten years should not take 3,650 partitions; so there are partitions of four lengths, and
--- a row is in one about as long as a thirtieth of its retention (archive_span). The length, in hours, is the first column of the partition
--- key: those of different lengths lie side by side, each on a grid that begins at the epoch. A row stays for its retention, and at most one
--- such length longer. A change of the retention counts for what is archived from then on.
+-- and yet nothing is deleted row by row: when all of a partition's time is over, the partition is dropped. A row stays for its retention, and at
+-- most the length of a partition longer. What is kept a few hours should not stay for a month, and what is kept for ten years should not take
+-- 3,650 partitions; so there are partitions of an hour, a day, thirty and 360 days, for retentions from some of these to some dozens of them
+-- (archive_span). The length, in hours, is the first column of the partition key: so those of different lengths lie side by side, each on a
+-- grid that begins at the epoch. A change of the retention counts for what is archived from then on.
 --
 -- There is no DEFAULT partition. To attach a partition beside one, PostgreSQL locks out all who use it, and searches through it; and a row that
 -- is on its way into it at that moment is refused. Instead, what is kept for ever, and what there is no partition for, goes with the length 0 to
@@ -53,8 +53,11 @@ create or replace function tocsin.note_retention() returns trigger
 language plpgsql
 as $$
 begin
-    insert into tocsin.archiving (queue_id, retention) values (new.id, new.retention)
-    on conflict (queue_id) do update set retention = excluded.retention;
+    if tg_op = 'INSERT' then
+        insert into tocsin.archiving (queue_id, retention) values (new.id, new.retention);
+    elsif new.retention <> old.retention then
+        update tocsin.archiving a set retention = new.retention where a.queue_id = new.id;
+    end if;
     return null;
 end
 $$;

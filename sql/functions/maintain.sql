@@ -87,7 +87,8 @@ as $$
     )
     update tocsin.archiving a
     set span = coalesce(n.span, 0), covered = coalesce(n.times, 'empty'), since = pg_catalog.clock_timestamp()
-    from (select x.queue_id, t.span, t.times from tocsin.archiving x left join there t on t.queue_id = x.queue_id) n
+    from (select x.queue_id, t.span, t.times from tocsin.archiving x left join there t on t.queue_id = x.queue_id
+          for update of x skip locked) n
     where a.queue_id = n.queue_id and (a.span, a.covered) is distinct from (coalesce(n.span, 0), coalesce(n.times, 'empty'))
 $$;
 
@@ -214,6 +215,7 @@ $$;
 create or replace function tocsin.roll_up_tallies() returns void
 language sql
 as $$
+    delete from tocsin.archived_counts c where not exists (select from tocsin.queues q where q.id = c.queue_id);
     with taken as (
         delete from tocsin.tallies y where y.archived_at <= tocsin.clock() - interval '1 minute' returning y.*
     )

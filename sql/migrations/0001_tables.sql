@@ -160,7 +160,7 @@ comment on column tocsin.tallies.span is 'As in the archive; null: the queue kee
 create index tallies_queue on tocsin.tallies (queue_id, archived_at);
 
 create table tocsin.archived_counts (
-    queue_id  integer     not null references tocsin.queues on delete cascade,
+    queue_id  integer     not null,  -- no foreign key: maintenance waits for nobody who deletes a queue
     span      integer     not null,
     starts_at timestamptz not null,
     n         bigint      not null,
