@@ -1,10 +1,10 @@
 -- Maintenance: what is done now and then, by whoever is there. Any consumer's process does it, as its heartbeat tells it to: once a minute in the
 -- whole database, whoever comes first; so it costs no statement while it is not due. Or a cron job does, by `tocsin admin maintain`.
 --
--- It never keeps anybody waiting for longer than a tenth of a second. Dropping a partition takes a lock that no user of the archive may hold,
+-- It keeps nobody waiting for much longer than a tenth of a second. Dropping a partition takes a lock that no user of the archive may hold,
 -- and while it waits for that, all who come later wait behind it. So it gives up soon (`lock_timeout`), and tries again the next time; a
 -- report that reads the archive for an hour keeps what has expired there for an hour. It is the last thing that is done before the commit.
--- Deleting goes in batches: `more` says that there is more to do now. So does a partition that was made, which is used only after the next call.
+-- So all goes in batches, and `more` says that there is more to do now; also when a partition was made, which is used only after the next call.
 
 -- One call's part of the work. A second caller while it is under way has nothing done (`elected` is false).
 create or replace function tocsin.maintain(
@@ -14,7 +14,8 @@ create or replace function tocsin.maintain(
 language plpgsql
 as $$
 declare
-    batch constant integer := 10000;
+    rows constant integer := 10000;
+    tables constant integer := 10;
 begin
     elected := pg_try_advisory_xact_lock(tocsin.lock_key('maintain', 0));
     partitions_created := 0;
@@ -25,11 +26,11 @@ begin
     if elected then
         perform tocsin.cover_archive();
         partitions_created := tocsin.add_partitions();
-        archived_deleted := tocsin.delete_expired(batch);
-        dead_letters_purged := tocsin.purge_expired_dead_letters(batch);
+        archived_deleted := tocsin.delete_expired(rows);
+        dead_letters_purged := tocsin.purge_expired_dead_letters(rows);
         perform tocsin.roll_up_tallies();
-        partitions_dropped := tocsin.drop_expired_partitions();
-        more := partitions_created > 0 or archived_deleted >= batch or dead_letters_purged >= batch;
+        partitions_dropped := tocsin.drop_expired_partitions(tables);
+        more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows or partitions_dropped >= tables;
     end if;
 end
 $$;
@@ -130,7 +131,7 @@ end
 $$;
 
 -- Drops the partitions whose time is over, with what was counted there; returns how many.
-create or replace function tocsin.drop_expired_partitions() returns integer
+create or replace function tocsin.drop_expired_partitions(most integer) returns integer
 language plpgsql
 set lock_timeout = '100ms'
 as $$
@@ -147,7 +148,7 @@ begin
     exception when lock_not_available then
         return 0;
     end;
-    for expired in select p.* from tocsin.archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit 100 loop
+    for expired in select p.* from tocsin.archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit most loop
         begin
             execute format('lock table tocsin.%I in access exclusive mode nowait', expired.name);  -- somebody may vacuum it
             execute format('drop table tocsin.%I', expired.name);
