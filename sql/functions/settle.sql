@@ -2,10 +2,11 @@
 -- still carries that lease, and returns, in the order given, whether it did. None of them rings for a message that is gone; those that give
 -- one back ring.
 --
--- All of them lock rows in the order of ids (a queue's, if there are several), so that two of them never wait for each other in a circle. A session keeps the plan it made when
--- the table was empty, and when any way of reading it was as short as any other. So the planner is left only one: the ids are looked up in
--- the primary key (`id = any (ids)`) and joined by hash. The condition on the state says `>= 'leased'`, which is the last one: with `=` the planner
--- would see that the index of what changes by time serves, which such a session believes to be empty, and take it for the shortest way.
+-- All of them lock rows in the order of ids (a queue's, if there are several), so that two of them never wait for each other in a circle. A
+-- session keeps the plan it made when the table was empty, and when any way of reading it was as short as any other. So the planner is left
+-- only one: the ids are looked up in the primary key (`id = any (ids)`) and joined by hash. The condition on the state says `>= 'leased'`, which is
+-- the last one: with `=` the planner would see that the index of what changes by time serves, which such a session believes to be empty, and
+-- take it for the shortest way.
 
 -- Into the archive; archive.sql says where in it, and why there is a tally.
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
