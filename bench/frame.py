@@ -79,6 +79,7 @@ class Bench:
                 await store.install()
                 for queue in queues:
                     await store.queues.create(queue)
+                await store.maintain()  # so that there are partitions to archive to, as there are after a minute
             yield dsn
 
 

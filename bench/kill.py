@@ -17,7 +17,7 @@ from typing import NoReturn
 import trio
 
 import tocsin
-from tocsin.store import HEARTBEAT
+from tocsin.settings import HEARTBEAT
 
 from . import floor
 from .child import Child, playing, say

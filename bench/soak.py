@@ -346,6 +346,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # cancels, so that nothing stays behind
     directory = Path(tempfile.mkdtemp(prefix="tocsin-soak-"))
     directory.chmod(0o711)
     sys.stdout.write(f"seed {options.seed}, {options.minutes} min, logs in {directory}\n")

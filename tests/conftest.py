@@ -1,12 +1,18 @@
 """Fixtures: the session's PostgreSQL server, a database for each test, a private server for rough tests."""
 
+import json
+import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
+import attrs
 import psycopg
 import pytest
 import servers
 import trio
+from support import connect_blocking
 
 import tocsin
 from tocsin.embedded import EmbeddedServer, serve
@@ -20,6 +26,13 @@ def _session_server(config: pytest.Config) -> servers.Server:
         config.add_cleanup(stack.close)
         config.stash[_SERVER] = stack.enter_context(servers.running())
     return config.stash[_SERVER]
+
+
+def pytest_configure() -> None:
+    """The settings of whoever runs the tests are not for the tests."""
+    for setting in attrs.fields(tocsin.Settings):
+        os.environ.pop(f"TOCSIN_{setting.name.upper()}", None)
+    os.environ.pop("TOCSIN_CONFIG", None)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -99,3 +112,34 @@ def dsn_of_quiet_store(store_dsn: str) -> str:
         except psycopg.Error as error:
             pytest.skip(f"this server does not tell what was run on it: {error.diag.message_primary}")
     return store_dsn
+
+
+@pytest.fixture
+def plans(store_dsn: str) -> Any:
+    """A function that runs a statement and returns the plans of all statements inside it."""
+    notices: list[str] = []
+    with connect_blocking(store_dsn) as connection:
+        try:
+            connection.execute("load 'auto_explain'")
+        except Exception as error:
+            pytest.skip(f"this server has no auto_explain: {error}")
+        connection.execute("select tocsin.create_queue('q'), tocsin.create_queue('r')")
+        connection.execute("select tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')")
+        connection.execute("set client_min_messages = log")
+        for name, value in {
+            "log_min_duration": "0",
+            "log_nested_statements": "on",
+            "log_format": "json",
+            "log_analyze": "on",
+            "log_buffers": "on",
+        }.items():
+            connection.execute(f"set auto_explain.{name} = '{value}'".encode())
+        connection.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary or ""))
+
+        def run(statement: str) -> dict[str, dict[str, Any]]:
+            notices.clear()
+            connection.execute(statement.encode())
+            found = (json.loads(re.sub(r"^duration: .*?plan:\s*", "", n, flags=re.S)) for n in notices if "plan:" in n)
+            return {" ".join(plan["Query Text"].split()): plan["Plan"] for plan in found}
+
+        yield run

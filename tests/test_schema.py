@@ -56,7 +56,7 @@ async def test_two_schemas_in_one_database_do_not_meet(dsn: str) -> None:
             await one.produce("q", "for one")
             assert await b.dequeue() == []
             assert [m.payload for m in await a.dequeue()] == ["for one"]
-            await a.release(a._intake.leases.ids()[0])
+            await a.release(a._intake.leases.messages()[0])
 
 
 @pytest.mark.parametrize("name", ["", "1a", "a b", 'a"; drop table x; --', "é", "pg_mine", "public", "x" * 64])
@@ -64,18 +64,19 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
     with pytest.raises(tocsin.ConfigError) as refused:
         async with tocsin.connect(dsn, schema=name):
             pass
-    assert refused.value.source == "schema"
+    assert refused.value.source == "argument schema"
 
 
 @pytest.mark.parametrize(
     ("damage", "kind", "name"),
     [
-        ("drop index tocsin.messages_scheduled", "index", "messages_scheduled"),
+        ("drop index tocsin.messages_timed", "index", "messages_timed"),
         ("drop trigger ring on tocsin.messages", "trigger", "messages.ring"),
         ("alter table tocsin.messages disable trigger ring", "trigger", "messages.ring"),
         ("alter table tocsin.messages drop column last_error", "column", "messages.last_error"),
         ("alter table tocsin.queues alter column max_deliveries set default 7", "column", "queues.max_deliveries"),
         ("alter table tocsin.archive add column mine text", "column", "archive.mine"),
+        ("alter type tocsin.message_info add attribute mine text", "column", "message_info.mine"),
         ("drop function tocsin.next_due", "function", "next_due(queue_id integer, with_ready boolean)"),
         (
             "create or replace function tocsin.clock() returns timestamptz language sql as $$ select now() $$",

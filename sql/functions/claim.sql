@@ -30,11 +30,11 @@ begin
     end if;
 
     if exists (select from tocsin.messages m
-               where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.due <= t) then
+               where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.vt <= t) then
         select array_agg(d.ctid) into rows_due
         from (select m.ctid from tocsin.messages m
-              where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.due <= t
-              order by m.due limit 10000 for update skip locked) d;
+              where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.vt <= t
+              order by m.vt limit 10000 for update skip locked) d;
         if rows_due is not null then
             update tocsin.messages m set state = 'ready' where m.ctid = any (rows_due);
         end if;
@@ -47,7 +47,7 @@ begin
               where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
               order by m.vt limit 10000 for update skip locked) d;
         if ids is not null then
-            perform tocsin.give_back(ids, lapsed, '0 s', true, 'the lease expired');
+            perform tocsin.give_back(ids, lapsed, '0 s', true, 'lease expired');
         end if;
     end if;
 end
@@ -168,7 +168,7 @@ begin
         case when with_ready then
             (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
         end,
-        (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' order by m.due limit 1),
+        (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' order by m.vt limit 1),
         (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' order by m.vt limit 1)
     )
     into at

@@ -18,6 +18,16 @@ as $$
             or max_deliveries <= 0) is not true
 $$;
 
+-- Whether the worker may act. A function, and in plpgsql so that it stays one: a subquery would be made ready for each enqueue, also of those
+-- that name no worker.
+create or replace function tocsin.is_active(worker_id bigint) returns boolean
+language plpgsql stable
+as $$
+begin
+    return exists (select from tocsin.workers w where w.id = worker_id and w.status in ('ready', 'polling'));
+end
+$$;
+
 -- Refuses what speaks against the queue, the worker and the options; returns the queue.
 create or replace function tocsin.admit(
     queue text, delay interval, at timestamptz, expires_in interval, max_deliveries integer, worker_id bigint
@@ -108,8 +118,7 @@ begin
         from tocsin.queues x
         where x.name = queue and tocsin.fits(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
           and (checked or not x.ruled)
-          and (worker_id is null
-               or exists (select from tocsin.workers w where w.id = worker_id and w.status in ('ready', 'polling')))
+          and (worker_id is null or tocsin.is_active(worker_id))
         on conflict (queue_id, key) where key is not null do nothing
         returning id into message_id;
         exit when message_id is not null;
@@ -194,8 +203,7 @@ begin
         from given g
         where tocsin.fits(g.payload, q.max_payload, g.delay, g.at, g.expires_in, g.max_deliveries)
           and (unfit is null or g.payload <> all (unfit))
-          and (g.worker_id is null
-               or exists (select from tocsin.workers w where w.id = g.worker_id and w.status in ('ready', 'polling')))
+          and (g.worker_id is null or tocsin.is_active(g.worker_id))
         returning id
     )
     select array_agg(a.id order by g.id) into ids from given g left join added a on a.id = g.id;

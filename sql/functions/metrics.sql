@@ -37,9 +37,9 @@ declare
 begin
     select array_agg(c.total order by s.n), bool_and(c.exact) into counts, exact
     from (values (1, 'tocsin.messages', 'x.state = ''ready'''),
-                 (2, 'tocsin.messages', format('x.state = ''scheduled'' and x.due <= %L', t)),
+                 (2, 'tocsin.messages', format('x.state = ''scheduled'' and x.vt <= %L', t)),
                  (3, 'tocsin.messages', format('x.state = ''leased'' and x.vt <= %L', t)),
-                 (4, 'tocsin.messages', format('x.state = ''scheduled'' and x.due > %L', t)),
+                 (4, 'tocsin.messages', format('x.state = ''scheduled'' and x.vt > %L', t)),
                  (5, 'tocsin.messages', format('x.state = ''leased'' and x.vt > %L', t)),
                  (6, 'tocsin.dead_letters', 'true')) s (n, relation, condition)
     cross join lateral tocsin.count_some(s.relation, format('x.queue_id = %s and %s', count_queue.queue_id, s.condition)) c;
@@ -67,7 +67,7 @@ as $$
     )
     select least(
         (select min(f.due) from (select x.due from front x limit 1000) f),
-        (select m.due from tocsin.messages m where m.queue_id = oldest_ready.queue_id and m.state = 'scheduled' and m.due <= t order by m.due limit 1),
+        (select m.vt from tocsin.messages m where m.queue_id = oldest_ready.queue_id and m.state = 'scheduled' and m.vt <= t order by m.vt limit 1),
         (select m.vt from tocsin.messages m where m.queue_id = oldest_ready.queue_id and m.state = 'leased' and m.vt <= t order by m.vt limit 1))
 $$;
 

@@ -60,7 +60,7 @@ begin
         set status = 'stopped', grace = null, buried_as = case when died then x.status end, shutdown_at = tocsin.clock(), process_id = null
         where x.id = w.id and x.registration = w.registration;
         if found then
-            perform tocsin.release_held(w, died, 'its worker died');
+            perform tocsin.release_held(w, died, 'worker died');
         end if;
     end loop;
 end
@@ -106,6 +106,7 @@ $$;
 -- The one periodic statement of a process. Rows:
 --   dead                      the process has been declared dead; nothing else follows
 --   look_again  seconds       send the next heartbeat after this time, if that is sooner
+--   maintain                  maintenance is due, and this process is to do it
 --   worker      id, status, seconds = grace of an interruption, registration; in the order of ids
 --   queue       id, seconds until its next message is due (0: now); none when nothing is known to come
 -- The queues are those given, where somebody sleeps or may lie down meanwhile; any other consumer looks by itself.
@@ -125,6 +126,9 @@ begin
     look_again := tocsin.bury_dead(process_id);
     if look_again is not null then
         return query select 'look_again', null::bigint, null::text, look_again, null::bigint;
+    end if;
+    if tocsin.take_maintenance(process_id) then
+        return query select 'maintain', null::bigint, null::text, null::float8, null::bigint;
     end if;
     return query
         select 'worker', w.id, w.status, extract(epoch from w.grace)::float8, w.registration

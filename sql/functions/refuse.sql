@@ -4,7 +4,7 @@
 --   TC002 QueueAlreadyExists {queue}             TC007 PendingMessages {worker_id, count}
 --   TC003 PayloadTooLarge {actual, maximum, index}        TC008 the process was declared dead {process_id}
 --   TC004 WorkerNotFound {worker_id}             TC022 a value out of its range {argument}
---   TC005 StateTransitionError {worker_id, from, to, reason}
+--   TC005 StateTransitionError {worker_id, from, to, reason}   TC014 KeyTaken {ids}
 --   TC009 PayloadInvalid {path, reason, index}   TC010 QueueNotEmpty {queue, workers, messages}
 create or replace function tocsin.refuse(code text, message text, detail jsonb, hint text default '') returns void
 language plpgsql

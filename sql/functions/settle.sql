@@ -4,8 +4,8 @@
 --
 -- All of them lock rows in the order of ids, so that two of them never wait for each other in a circle. A session keeps the plan it made when
 -- the table was empty, and when any way of reading it was as short as any other. So the planner is left only one: the ids are looked up in
--- the primary key (`id = any (ids)`) and joined by hash. The condition on the state says `>= 'leased'`, which is the last one: with `=` the index of
--- leases, which such a session believes to be empty, would be the shortest way.
+-- the primary key (`id = any (ids)`) and joined by hash. The condition on the state says `>= 'leased'`, which is the last one: with `=` the planner
+-- would see that the index of what changes by time serves, which such a session believes to be empty, and take it for the shortest way.
 
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
@@ -19,12 +19,19 @@ begin
         delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         returning m.*
+    ), shelved as (
+        select (g.tally).*
+        from (select tocsin.shelve(f.queue_id, count(*)) as tally from finished f group by f.queue_id offset 0) g
     ), kept as (
-        insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, producer_worker_id,
-                                    consumer_worker_id, key, payload, headers, last_error)
-        select f.id, f.queue_id, f.priority, f.read_ct, f.enqueued_at, f.dequeued_at, tocsin.clock(), f.producer_worker_id,
-               f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error
-        from finished f
+        insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, keep_until, span,
+                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
+        select f.id, f.queue_id, f.priority, f.read_ct, f.enqueued_at, f.dequeued_at, s.archived_at, s.keep_until, s.span,
+               f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error, f.history
+        from finished f join shelved s on s.queue_id = f.queue_id
+        where s.span is not null
+    ), counted as (
+        insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
+        select s.queue_id, s.span, s.keep_until, s.archived_at, s.n from shelved s where s.keep_until is not null
     )
     select array_agg(f.id) into settled from finished f;
     return tocsin.outcomes(ids, settled);
@@ -86,17 +93,18 @@ $$;
 create or replace function tocsin.release(ids bigint[], leases bigint[], delay interval default '0 s', counted boolean default true)
 returns boolean[]
 language sql
-as $$ select tocsin.give_back(ids, leases, delay, counted, 'it was released after its last delivery') $$;
+as $$ select tocsin.give_back(ids, leases, delay, counted, 'released') $$;
 
 -- The handler failed: back to the queue after the backoff that the queue's settings give, with the error kept.
 create or replace function tocsin.fail(ids bigint[], leases bigint[], errors text[], tracebacks text[]) returns boolean[]
 language sql
-as $$ select tocsin.give_back(ids, leases, null, true, 'its handler failed', errors, tracebacks) $$;
+as $$ select tocsin.give_back(ids, leases, null, true, 'failed', errors, tracebacks) $$;
 
 -- What release, fail, an expired lease and a dead worker have in common. A message without deliveries left becomes a dead letter. Without a
--- delay the message keeps its place in the queue.
+-- delay the message keeps its place in the queue. A delivery that counts goes into the message's history, with its outcome: failed, lease
+-- expired, worker died or released.
 create or replace function tocsin.give_back(
-    ids bigint[], leases bigint[], delay interval, counted boolean, reason text, errors text[] default null, tracebacks text[] default null
+    ids bigint[], leases bigint[], delay interval, counted boolean, outcome text, errors text[] default null, tracebacks text[] default null
 ) returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
@@ -109,7 +117,12 @@ begin
     with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback,
                counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
-               coalesce(delay, tocsin.backoff(q, m.read_ct)) as delay
+               coalesce(delay, tocsin.backoff(q, m.read_ct)) as delay,
+               case when counted then
+                   jsonb_build_object('delivery', m.read_ct, 'worker_id', m.consumer_worker_id,
+                                      'worker', (select w.name from tocsin.workers w where w.id = m.consumer_worker_id),
+                                      'dequeued_at', m.dequeued_at, 'ended_at', t, 'outcome', outcome, 'error', left(g.error, 1000))
+               end as delivery
         from (select x.id, x.lease, x.error, x.traceback
               from unnest(ids, leases, errors, tracebacks) as x (id, lease, error, traceback) order by x.id) g
         join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
@@ -121,11 +134,19 @@ begin
             due = case when h.delay > '0 s' then t + h.delay else least(h.due, t) end,
             vt = case when h.delay > '0 s' then t + h.delay else least(h.due, t) end,
             read_ct = m.read_ct - (not counted)::integer,
-            last_error = coalesce(h.error, m.last_error)
+            last_error = coalesce(h.error, m.last_error),
+            history = tocsin.add_delivery(m.history, h.delivery)
         from held h
         where m.id = any (ids) and m.id = h.id and not h.exhausted
     ), buried as (
-        select tocsin.bury(array_agg(h.id), reason, array_agg(h.error), array_agg(h.traceback)) from held h where h.exhausted
+        select tocsin.bury(
+            array_agg(h.id),
+            case outcome when 'failed' then 'its handler failed'
+                         when 'lease expired' then 'the lease expired'
+                         when 'worker died' then 'its worker died'
+                         else 'it was released after its last delivery' end,
+            array_agg(h.error), array_agg(h.traceback), array_agg(h.delivery))
+        from held h where h.exhausted
     ), rung as (
         select tocsin.ring(b.queue_id) from (select distinct h.queue_id from held h where not h.exhausted) b
     )
@@ -135,6 +156,18 @@ begin
     cross join (select count(*) from rung) all_rung;
     return tocsin.outcomes(ids, settled);
 end
+$$;
+
+-- A message's history with one more delivery, and without the oldest when there are twenty. Null: no delivery, no history.
+create or replace function tocsin.add_delivery(history jsonb, delivery jsonb) returns jsonb
+language sql immutable parallel safe
+as $$
+    select case
+        when delivery is null then history
+        when history is null then jsonb_build_array(delivery)
+        when jsonb_array_length(history) < 20 then history || delivery
+        else (history - 0) || delivery
+    end
 $$;
 
 -- The delay after a message's n-th delivery failed.
@@ -151,7 +184,9 @@ $$;
 
 -- Moves messages to the dead letters. One that these refuse (a constraint, a trigger, an index that its payload is too large for) stops
 -- nobody: it is tried again in a minute, and then delivered once more if it has not expired.
-create or replace function tocsin.bury(ids bigint[], reason text, errors text[] default null, tracebacks text[] default null) returns void
+create or replace function tocsin.bury(
+    ids bigint[], reason text, errors text[] default null, tracebacks text[] default null, deliveries jsonb[] default null
+) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
 as $$
@@ -160,26 +195,29 @@ declare
     again_at timestamptz := tocsin.clock() + interval '1 minute';
 begin
     with given as (
-        select g.id, g.error, g.traceback from unnest(ids, errors, tracebacks) as g (id, error, traceback)
+        select g.id, g.error, g.traceback, g.delivery
+        from unnest(ids, errors, tracebacks, deliveries) as g (id, error, traceback, delivery)
     ), died as (
         delete from tocsin.messages m using given g where m.id = any (ids) and m.id = g.id
-        returning m.*, coalesce(g.error, m.last_error) as error, g.traceback
+        returning m.*, coalesce(g.error, m.last_error) as error, g.traceback, g.delivery
     )
-    insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, died_at, producer_worker_id,
-                                     consumer_worker_id, key, payload, headers, reason, error, traceback)
-    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin.clock(), d.producer_worker_id,
-           d.consumer_worker_id, d.key, d.payload, d.headers, bury.reason, d.error, d.traceback
+    insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, died_at, lease, producer_worker_id,
+                                     consumer_worker_id, max_deliveries, key, payload, headers, reason, error, traceback, history)
+    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin.clock(), d.lease, d.producer_worker_id,
+           d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers, bury.reason, d.error, d.traceback,
+           tocsin.add_delivery(d.history, d.delivery)
     from died d;
 exception when integrity_constraint_violation or data_exception or program_limit_exceeded or raise_exception then
     if cardinality(ids) > 1 then
         for n in 1 .. cardinality(ids) loop
-            perform tocsin.bury(ids[n:n], reason, errors[n:n], tracebacks[n:n]);
+            perform tocsin.bury(ids[n:n], reason, errors[n:n], tracebacks[n:n], deliveries[n:n]);
         end loop;
     else
         update tocsin.messages m
         set state = 'scheduled', due = again_at, vt = again_at,
             expires_at = case when m.expires_at < again_at then again_at else m.expires_at end,
-            last_error = format('%s, but cannot become a dead letter: %s', reason, sqlerrm)
+            last_error = format('%s, but cannot become a dead letter: %s', reason, sqlerrm),
+            history = tocsin.add_delivery(m.history, deliveries[1])
         where m.id = any (ids);
     end if;
 end

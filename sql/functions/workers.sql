@@ -14,7 +14,9 @@
 --
 -- A name, and the id with it, may pass from one process to another: when its process was declared dead, or after a restart. Each registration has
 -- a token, and what the owner does in its own name (polling, claiming, giving back, leaving) names it; for a registration that has ended it is
--- refused, or does nothing. What operators do by id (suspend, resume, interrupt, shutdown) is meant for whoever is registered now.
+-- refused, or does nothing. What operators do by id (suspend, resume, interrupt, shutdown, stop) is meant for whoever is registered now.
+--
+-- A stopped worker can be purged. Messages, dead letters and the archive keep its id and have no foreign key, so they stay as they are.
 
 -- Raises unless the worker exists; returns it.
 create or replace function tocsin.find_worker(worker_id bigint) returns tocsin.workers
@@ -39,9 +41,10 @@ begin
     perform tocsin.refuse(case w.status when 'stopped' then 'TC006' else 'TC005' end,
         format('worker %s ("%s") is %s: %s', w.id, w.name, w.status, reason),
         jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'reason', reason),
-        case w.status when 'suspended' then 'Resume it, or shut it down.'
-                      when 'stopped' then 'Register it again by its name.'
-                      else 'Wait until it is in another state, or suspend it.' end);
+        case when target = 'deleted' then 'Stop it first.'
+             when w.status = 'suspended' then 'Resume it, or shut it down.'
+             when w.status = 'stopped' then 'Register it again by its name.'
+             else 'Wait until it is in another state, or suspend it.' end);
 end
 $$;
 
@@ -55,12 +58,29 @@ begin
 end
 $$;
 
+-- Like find_worker, for the owner of a registration: of a worker that is gone, it has ended.
+create or replace function tocsin.find_own_worker(worker_id bigint) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    select x.* into w from tocsin.workers x where x.id = worker_id;
+    if not found then
+        perform tocsin.refuse('TC006', format('worker %s is not registered: it has been purged, or its queue deleted', worker_id),
+            jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'reason', 'it has been purged, or its queue deleted'),
+            'Register it again, by its name or another.');
+    end if;
+    return w;
+end
+$$;
+
 -- Raises unless the worker may take work.
 create or replace function tocsin.check_active(worker_id bigint, doing text) returns tocsin.workers
 language plpgsql
 as $$
 declare
-    w tocsin.workers := tocsin.find_worker(worker_id);
+    w tocsin.workers := tocsin.find_own_worker(worker_id);
 begin
     if w.status not in ('ready', 'polling') then
         perform tocsin.refuse_transition(w, 'polling', 'only a ready or polling worker may ' || doing);
@@ -146,10 +166,13 @@ begin
 end
 $$;
 
--- Tells the process that runs this worker to look at it.
-create or replace function tocsin.tell_process(w tocsin.workers) returns void
+-- Tells the process that runs this worker to look at its state, or (`leases_taken`) at its leases.
+create or replace function tocsin.tell_process(w tocsin.workers, leases_taken boolean default false) returns void
 language sql
-as $$ select pg_notify(tocsin.process_channel(w.process_id), '') where w.process_id is not null $$;
+as $$
+    select pg_notify(tocsin.process_channel(w.process_id), case when leases_taken then 'leases ' || w.id else '' end)
+    where w.process_id is not null
+$$;
 
 -- The one place where a worker's status changes while it is registered.
 create or replace function tocsin.move_worker(worker_id bigint, allowed text[], target text, grace interval default null)
@@ -177,25 +200,32 @@ $$;
 -- How many messages the worker holds.
 create or replace function tocsin.count_held(w tocsin.workers) returns bigint
 language sql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
     select count(*) from tocsin.messages m
     where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
 $$;
 
--- Gives back all that the worker holds, beside `keep`; those leases are void. Returns how many messages that were.
-create or replace function tocsin.release_held(w tocsin.workers, counted boolean, reason text, keep bigint[] default '{}') returns bigint
+-- Gives back all that the worker holds, beside the leases to keep; those leases are void. Returns how many messages that were.
+create or replace function tocsin.release_held(
+    w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
+) returns bigint
 language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     ids bigint[];
     leases bigint[];
 begin
     select array_agg(m.id), array_agg(m.lease) into ids, leases
-    from (select x.id, x.lease from tocsin.messages x
-          where x.queue_id = w.queue_id and x.state = 'leased' and x.consumer_worker_id = w.id and x.id <> all (keep)
-          order by x.id for update) m;
-    perform tocsin.give_back(ids, leases, '0 s', counted, reason);
-    return coalesce(cardinality(ids), 0);
+    from tocsin.messages m
+    where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+      and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease));
+    if ids is null then
+        return 0;
+    end if;
+    -- Locks them in the order of ids, and looks again whether they carry these leases.
+    return (select count(*) from unnest(tocsin.give_back(ids, leases, '0 s', counted, outcome)) g (released) where g.released);
 end
 $$;
 
@@ -203,8 +233,10 @@ create or replace function tocsin.begin_poll(worker_id bigint, registration bigi
 language plpgsql
 as $$
 declare
-    w tocsin.workers := tocsin.move_worker(worker_id, '{ready,polling}', 'polling');
+    w tocsin.workers;
 begin
+    perform tocsin.find_own_worker(worker_id);
+    w := tocsin.move_worker(worker_id, '{ready,polling}', 'polling');
     if w.registration <> begin_poll.registration then
         perform tocsin.refuse_ended(w);
     end if;
@@ -212,9 +244,11 @@ begin
 end
 $$;
 
--- The end of a run, by whatever way: what it still holds, beside `keep`, is given back uncounted; a polling worker is ready again, an
--- interrupted one suspended. Returns how many messages were given back.
-create or replace function tocsin.complete_poll(worker_id bigint, registration bigint, keep bigint[] default '{}') returns bigint
+-- The end of a run, by whatever way: what it still holds, beside the leases to keep, is given back uncounted; a polling worker is ready again,
+-- an interrupted one suspended. Returns how many messages were given back.
+create or replace function tocsin.complete_poll(
+    worker_id bigint, registration bigint, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
+) returns bigint
 language plpgsql
 as $$
 begin
@@ -222,7 +256,7 @@ begin
     update tocsin.workers x
     set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
     where x.id = worker_id and x.registration = complete_poll.registration and x.status in ('polling', 'interrupted');
-    return tocsin.release_others(worker_id, registration, keep);
+    return tocsin.release_others(worker_id, registration, keep_ids, keep_leases);
 end
 $$;
 
@@ -297,10 +331,47 @@ begin
 end
 $$;
 
--- Gives back, uncounted, what the worker holds beside `keep`: after a claim whose answer was lost. Like a suspension it waits for a
+-- The end, from whatever state: what it holds is given back, uncounted (its handlers are then cancelled by its process). A stopped worker stays
+-- so. Returns how many messages were given back.
+create or replace function tocsin.stop(worker_id bigint) returns bigint
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+    released bigint;
+begin
+    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
+    w := tocsin.find_worker(worker_id);
+    if w.status = 'stopped' then
+        return 0;
+    end if;
+    w := tocsin.move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped');
+    released := tocsin.release_held(w, false, '');
+    perform tocsin.tell_process(w);
+    return released;
+end
+$$;
+
+-- Gives back, uncounted, what the worker holds, whatever its state (its handlers are then cancelled by its process). One that is active may claim
+-- the same messages again. Returns how many they were.
+create or replace function tocsin.release_messages(worker_id bigint) returns bigint
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
+    w := tocsin.find_worker(worker_id);
+    perform tocsin.tell_process(w, leases_taken => true);  -- when this is committed
+    return tocsin.release_held(w, false, '');
+end
+$$;
+
+-- Gives back, uncounted, what the worker holds beside the leases to keep: after a claim whose answer was lost. Like a suspension it waits for a
 -- claim under way. If that was rolled back nothing is held, but others may have passed over the rows that it had locked, and gone to sleep: so
 -- it rings in any case. Returns how many messages that were.
-create or replace function tocsin.release_others(worker_id bigint, registration bigint, keep bigint[]) returns bigint
+create or replace function tocsin.release_others(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[])
+returns bigint
 language plpgsql
 as $$
 declare
@@ -312,7 +383,7 @@ begin
         return 0;
     end if;
     perform tocsin.ring(w.queue_id);
-    return tocsin.release_held(w, false, '', keep);
+    return tocsin.release_held(w, false, '', keep_ids, keep_leases);
 end
 $$;
 
@@ -345,21 +416,39 @@ begin
 end
 $$;
 
--- Workers as users see them; a worker's heartbeat is its own or its process's, whichever came last.
-create or replace function tocsin.list_workers(queue text default null, worker_id bigint default null)
+-- Forgets a stopped worker; its name is free then, and its id is not used again.
+create or replace function tocsin.delete_worker(worker_id bigint) returns void
+language plpgsql
+as $$
+begin
+    delete from tocsin.workers x where x.id = worker_id and x.status = 'stopped';
+    if not found then
+        perform tocsin.refuse_transition(tocsin.find_worker(worker_id), 'deleted', 'only a stopped worker may be deleted');
+    end if;
+end
+$$;
+
+-- Forgets workers (of one queue) that have been stopped for at least this long, and returns them; a dry run only returns them. One statement, so
+-- that what is returned is what is gone: one that is registered anew in this moment is neither.
+create or replace function tocsin.purge_workers(older_than interval, queue text default null, dry_run boolean default false)
 returns table (
-    id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text, pid integer, version text,
+    id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text, pid integer, version text,
     started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, held bigint
 )
-language sql
+language plpgsql
 as $$
-    select w.id, w.name, w.kind, w.queue_id, q.name, w.status, w.hostname, w.pid, w.version, w.started_at, beat.at,
-           extract(epoch from tocsin.clock() - beat.at)::float8, w.shutdown_at, tocsin.count_held(w)
-    from tocsin.workers w
-    join tocsin.queues q on q.id = w.queue_id
-    left join tocsin.processes p on p.id = w.process_id
-    cross join lateral (select greatest(w.heartbeat_at, p.heartbeat_at)) beat (at)
-    where (list_workers.queue is null or q.name = list_workers.queue)
-      and (list_workers.worker_id is null or w.id = list_workers.worker_id)
-    order by w.id
+#variable_conflict use_column
+declare
+    only_queue integer := case when queue is not null then (tocsin.find_queue(queue)).id end;
+    t timestamptz := tocsin.clock() - older_than;
+begin
+    return query
+        with gone as (
+            delete from tocsin.workers w
+            where not dry_run and w.status = 'stopped' and w.shutdown_at <= t and (only_queue is null or w.queue_id = only_queue)
+            returning w.id
+        )
+        select l.* from tocsin.list_workers(purge_workers.queue) l
+        where case when dry_run then l.status = 'stopped' and l.shutdown_at <= t else l.id in (select g.id from gone g) end;
+end
 $$;

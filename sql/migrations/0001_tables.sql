@@ -11,12 +11,12 @@
 --                 release, fail   │                      ▼                │ worker died
 --                 (with a delay)  └─────────────────── leased ────────────┘
 --                                                        │
---                             archive ◀── handled ───────┼──── too many deliveries, or expired ──▶ dead_letters
+--                             archive ◀── handled ───────┼──── too many deliveries, or expired ──▶ dead_letters ── replay ──▶ ready
 --                                                        └──── delete ──▶ nothing is kept
 --
 -- `messages` holds only unfinished messages, so it stays small; a finished one moves to `archive` or `dead_letters`.
--- Each of the three states has one partial index of its own: what a claim looks for (`ready`) is never mixed with what must wait,
--- so a claim reads the front of one index, whatever the backlog and however many messages are delayed.
+-- What a claim looks for (`ready`) is never mixed with what changes by time (`scheduled`, `leased`): there is a partial index for each of the
+-- two. So a claim reads the front of one index, whatever the backlog and however many messages are delayed.
 --
 -- A delivery is a *lease*: a token that grows with each delivery of the message (a fencing token), written to the row by the claim. Each
 -- statement that settles a message names the token, and does nothing when the row carries another. So a worker that lost its message cannot
@@ -99,6 +99,7 @@ create table tocsin.messages (
     payload            jsonb       not null,
     headers            jsonb,
     last_error         text,
+    history            jsonb,
     check (state <> 'leased' or lease is not null)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
 comment on column tocsin.messages.priority is 'Smaller numbers first.';
@@ -106,28 +107,75 @@ comment on column tocsin.messages.read_ct is 'Deliveries so far.';
 comment on column tocsin.messages.due is 'Place in the queue among equal priorities; never in the future when ready.';
 comment on column tocsin.messages.vt is 'When it can be claimed (again): due while it waits, the end of the lease while it is leased.';
 comment on column tocsin.messages.lease is 'Token of the current delivery; when it is not leased, of the last one.';
+comment on column tocsin.messages.history is 'Its deliveries that failed, the last twenty of them, as tocsin.give_back writes them; null: none.';
 
 create index messages_ready on tocsin.messages (queue_id, priority, due, id) where state = 'ready';
-create index messages_scheduled on tocsin.messages (queue_id, due) where state = 'scheduled';
-create index messages_leased on tocsin.messages (queue_id, vt) where state = 'leased';
+create index messages_timed on tocsin.messages (queue_id, state, vt) where state in ('scheduled', 'leased');
 create index messages_expiring on tocsin.messages (queue_id, expires_at) where state <> 'leased' and expires_at is not null;
 create unique index messages_key on tocsin.messages (queue_id, key) where key is not null;
 
+-- How the archive is laid out, and why, is told in functions/archive.sql.
 create table tocsin.archive (
-    id                 bigint      primary key,
+    id                 bigint      not null,
     queue_id           integer     not null,
     priority           integer     not null,
     read_ct            integer     not null,
     enqueued_at        timestamptz not null,
     dequeued_at        timestamptz,
     archived_at        timestamptz not null,
+    keep_until         timestamptz not null default '9999-01-01+00',
+    span               integer     not null default 0,
     producer_worker_id bigint,
     consumer_worker_id bigint,
     key                text,
     payload            jsonb       not null,
     headers            jsonb,
-    last_error         text
+    last_error         text,
+    history            jsonb
+) partition by range (span, keep_until);
+comment on column tocsin.archive.keep_until is 'When it may go: archived_at and the retention that the queue had then; in the year 9999: never.';
+comment on column tocsin.archive.span is 'How many hours of keep_until its partition takes; 0: it is in archive_rest.';
+create index archive_queue on tocsin.archive (queue_id, id);
+
+create table tocsin.archive_rest partition of tocsin.archive for values from (0, minvalue) to (0, maxvalue);
+comment on table tocsin.archive_rest is 'What is kept for ever, and what no partition had been made for in time.';
+create index archive_rest_ending on tocsin.archive_rest (keep_until) where keep_until < '9999-01-01+00';
+
+create table tocsin.archiving (
+    queue_id integer     primary key references tocsin.queues on delete cascade,
+    span     integer     not null,
+    covered  tstzrange   not null,
+    since    timestamptz not null
 );
+comment on table tocsin.archiving is 'Which partitions a queue may archive to; without a row, or outside of it, to archive_rest.';
+comment on column tocsin.archiving.covered is 'The times of keep_until, in partitions of this span, that there are partitions for.';
+comment on column tocsin.archiving.since is 'Transactions that began before do not use them.';
+
+create table tocsin.tallies (
+    queue_id    integer     not null,
+    span        integer,
+    keep_until  timestamptz not null,
+    archived_at timestamptz not null,
+    n           bigint      not null
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+comment on table tocsin.tallies is 'What was added to the archive (or, negative, taken out of it) and is not in archived_counts yet; only inserted into.';
+comment on column tocsin.tallies.span is 'As in the archive; null: the queue keeps nothing.';
+create index tallies_queue on tocsin.tallies (queue_id, archived_at);
+
+create table tocsin.archived_counts (
+    queue_id  integer     not null references tocsin.queues on delete cascade,
+    span      integer     not null,
+    starts_at timestamptz not null,
+    n         bigint      not null,
+    primary key (queue_id, span, starts_at)
+);
+comment on table tocsin.archived_counts is 'How many messages of a queue are in a partition, beside what tallies say; written by maintenance only.';
+
+create table tocsin.maintenance (
+    only_row boolean     primary key default true check (only_row),
+    due_at   timestamptz not null
+);
+insert into tocsin.maintenance (due_at) values (pg_catalog.now() + interval '1 minute');
 
 create table tocsin.dead_letters (
     id                 bigint      primary key,
@@ -137,16 +185,36 @@ create table tocsin.dead_letters (
     enqueued_at        timestamptz not null,
     dequeued_at        timestamptz,
     died_at            timestamptz not null,
+    lease              bigint,
     producer_worker_id bigint,
     consumer_worker_id bigint,
+    max_deliveries     integer,
     key                text,
     payload            jsonb       not null,
     headers            jsonb,
     reason             text        not null,
     error              text,
-    traceback          text
+    traceback          text,
+    history            jsonb
 );
+comment on column tocsin.dead_letters.lease is 'Token of its last delivery, so that those after a replay have larger ones.';
 create index dead_letters_queue on tocsin.dead_letters (queue_id, id);
+create index dead_letters_died on tocsin.dead_letters (queue_id, died_at);
+
+create type tocsin.message_info as (
+    id bigint, queue text, queue_id integer, payload text, headers text, priority integer, key text, enqueued_at timestamptz,
+    dequeued_at timestamptz, read_ct integer, max_deliveries integer, producer_worker_id bigint, consumer_worker_id bigint, history text,
+    state text, due timestamptz, vt timestamptz, expires_at timestamptz, archived_at timestamptz, died_at timestamptz, reason text,
+    last_error text
+);
+comment on type tocsin.message_info is 'A message as messages.sql shows it, in whichever table it is; what is JSON is its text.';
+
+create type tocsin.dead_letter_info as (
+    id bigint, queue text, queue_id integer, payload text, headers text, priority integer, key text, enqueued_at timestamptz,
+    dequeued_at timestamptz, read_ct integer, max_deliveries integer, producer_worker_id bigint, consumer_worker_id bigint, history text,
+    died_at timestamptz, reason text, error text, traceback text
+);
+comment on type tocsin.dead_letter_info is 'A dead letter as dead_letters.sql shows it; what is JSON is its text.';
 
 create table tocsin.processes (
     id           bigint      generated always as identity primary key,

@@ -8,16 +8,21 @@ The way of a message, by file: ``producer`` (enqueue), ``sql/functions/ring.sql`
 """
 
 from .consumer import Consumer
+from .dead_letters import DeadLetter, DeadLetters, LetterFilter
+from .draft import BatchOptions, MessageOptions
 from .errors import (
     ConfigError,
     ConnectionLost,
+    KeyTaken,
     LeaseLost,
+    MessageNotFound,
     PayloadInvalid,
     PayloadTooLarge,
     PendingMessages,
     QueueAlreadyExists,
     QueueNotEmpty,
     QueueNotFound,
+    RateLimited,
     SchemaMissing,
     SchemaOutdated,
     StateTransitionError,
@@ -26,25 +31,44 @@ from .errors import (
     WorkerNotFound,
     WorkerStopped,
 )
+from .health import QueueHealth, WorkerStats
+from .maintenance import Maintained
 from .message import Message
+from .messages import Delivery, MessageInfo, Messages, MessageState
 from .producer import EnqueueOptions, Producer
 from .queue_settings import QueueSettings
 from .queues import Deleted, Purged, Queue, QueueMetrics, Queues
+from .rate_limit import RateLimit
 from .schema import Difference
+from .settings import Settings
 from .signals import drain_on_signals
 from .store import Store, StoreStatistics, StoreStats, connect
+from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
-from .worker import WorkerHandle, WorkerInfo, Workers, WorkerStatus
+from .worker import WorkerHandle, WorkerInfo, WorkerStatus
+from .workers import Workers
 
 __all__ = [
+    "BatchOptions",
     "ConfigError",
     "ConnectionLost",
     "Consumer",
+    "DeadLetter",
+    "DeadLetters",
     "Deleted",
+    "Delivery",
     "Difference",
     "EnqueueOptions",
+    "KeyTaken",
     "LeaseLost",
+    "LetterFilter",
+    "Maintained",
     "Message",
+    "MessageInfo",
+    "MessageNotFound",
+    "MessageOptions",
+    "MessageState",
+    "Messages",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
@@ -52,13 +76,17 @@ __all__ = [
     "Purged",
     "Queue",
     "QueueAlreadyExists",
+    "QueueHealth",
     "QueueMetrics",
     "QueueNotEmpty",
     "QueueNotFound",
     "QueueSettings",
     "Queues",
+    "RateLimit",
+    "RateLimited",
     "SchemaMissing",
     "SchemaOutdated",
+    "Settings",
     "StateTransitionError",
     "Store",
     "StoreStatistics",
@@ -68,10 +96,15 @@ __all__ = [
     "WorkerHandle",
     "WorkerInfo",
     "WorkerNotFound",
+    "WorkerStats",
     "WorkerStatus",
     "WorkerStopped",
     "Workers",
     "__version__",
     "connect",
     "drain_on_signals",
+    "enqueue",
+    "enqueue_async",
+    "enqueue_many",
+    "enqueue_many_async",
 ]

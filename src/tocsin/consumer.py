@@ -16,10 +16,37 @@ from .handling import Caller, Handling, describe_handler, make_caller
 from .intake import Intake
 from .message import Message
 from .process import Process
-from .registration import Registered
+from .registration import Registered, Registration
 from .run import open_run
 from .stream import open_stream
 from .worker import WorkerHandle
+
+
+class _Registration(Registration):
+    """A consumer's, which passes on to its intake what the registry says."""
+
+    def __init__(self, database: Database, queue: str, name: str | None, intake: Intake) -> None:
+        super().__init__(database, "consumer", queue, name)
+        self._intake = intake
+
+    @property
+    def listens_to(self) -> tuple[str, int]:
+        return self.channel, self.queue_id
+
+    async def register(self, process_id: int) -> None:
+        """See `Registration.register`. Registered again, the process had been declared dead, and the leases are gone."""
+        await super().register(process_id)
+        intake = self._intake
+        intake.begin(self.queue, self.queue_id, self.worker_id, self.token, self.name or "")
+        if intake.run is not None:
+            await intake.leases.refresh()
+            intake.noticed(self.status, None)
+
+    def noticed(self, status: str, grace: float | None) -> None:
+        self._intake.noticed(status, grace)
+
+    def leases_taken(self) -> None:
+        self._intake.leases_taken()
 
 
 class Consumer(Registered, WorkerHandle):
@@ -29,30 +56,10 @@ class Consumer(Registered, WorkerHandle):
     and a consumer has one run at a time.
     """
 
-    kind = "consumer"
-
     def __init__(self, database: Database, process: Process, bell: Bell, queue: str, name: str | None) -> None:
-        super().__init__(database, process, queue, name)
         self._bell = bell
         self._intake = Intake(database, process, bell)
-
-    @property
-    def listens_to(self) -> tuple[str, int]:
-        """See `Registered.listens_to`."""
-        return self._channel, self.queue_id
-
-    async def register(self, process_id: int) -> None:
-        """See `Registered.register`. Registered again, the process had been declared dead, and the leases are gone."""
-        await super().register(process_id)
-        intake = self._intake
-        intake.begin(self.queue, self.queue_id, self.worker_id, self.registration, self.name or "")
-        if intake.run is not None:
-            await intake.leases.refresh()
-            intake.noticed(self._registered_as, None)
-
-    def noticed(self, status: str, grace: float | None) -> None:
-        """Pass on to the run what the registry says."""
-        self._intake.noticed(status, grace)
+        super().__init__(database, process, _Registration(database, queue, name, self._intake))
 
     # By hand
 
@@ -220,31 +227,24 @@ class Consumer(Registered, WorkerHandle):
         try:
             await super().interrupt(grace=grace)
         except ConnectionLost:
-            self.end_run(grace)
+            self._intake.end_run(grace)
             raise
-        self.end_run(grace)
+        self._intake.end_run(grace)
 
     async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
         """Take no more messages: see `Worker.suspend`. With ``drain``, returns when nothing is held any more."""
         await super().suspend(release=release, drain=drain)
-        self.noticed("suspended", None)
+        self._intake.noticed("suspended", None)
         if drain:
             await self._intake.leases.wait_empty()
 
     async def resume(self) -> None:
         """End a suspension: see `Worker.resume`."""
         await super().resume()
-        self.noticed("ready", None)
+        self._intake.noticed("ready", None)
 
-    def close(self, grace: Duration | None = None) -> None:
-        """Like `end_run`; and no run begins after it until `reopen`."""
-        self._intake.closed = True
-        self.end_run(grace)
-
-    def reopen(self) -> None:
-        """End what `close` began."""
-        self._intake.closed = False
-
-    def end_run(self, grace: Duration | None = None) -> None:
-        """End the run here, whatever the registry says of the worker, and without telling it; see `interrupt`."""
-        self.noticed("interrupted", None if grace is None else to_seconds(grace, "grace", zero=True))
+    async def stop(self) -> int:
+        """Stop for good, whatever the state: see `WorkerHandle.stop`."""
+        released = await super().stop()
+        self._intake.noticed("stopped", None)
+        return released

@@ -32,7 +32,7 @@ def describe_address(dsn: str) -> str:
     """Return host and port of a DSN for messages, without anything secret. Raises `ConfigError` for a DSN that is none."""
     try:
         parameters = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, UnicodeError):
         # libpq's own words quote the part it could not read, which may be the password.
         raise ConfigError("dsn", "not a PostgreSQL connection string; expected postgresql://user@host:port/database") from None
     defaults = {d.keyword.decode(): d.val.decode() for d in psycopg.pq.Conninfo.get_defaults() if d.val}

@@ -1,13 +1,17 @@
-"""Durations: numbers of seconds or `timedelta` on the outside, `timedelta` towards the database."""
+"""Durations: numbers of seconds or `timedelta` on the outside, or text such as ``7d``; `timedelta` towards the database."""
 
 from __future__ import annotations
 
 import math
+import re
 from datetime import timedelta
 from typing import TypeAlias, overload
 
 Duration: TypeAlias = float | timedelta
 """A number of seconds, or a timedelta."""
+
+MAX_KEY = 1024
+"""Most bytes of a unique key; an index takes somewhat more."""
 
 
 @overload
@@ -41,6 +45,24 @@ def to_seconds(value: Duration, name: str, *, zero: bool = False) -> float:
     return to_timedelta(value, name, zero=zero).total_seconds()
 
 
+_TEXT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d|w)?")
+_UNITS = {None: "seconds", "ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return the duration that a text means: ``250ms``, ``1.5s``, ``30m``, ``2h``, ``7d``, ``1w``, or ``12`` for seconds.
+
+    Raises `ValueError`, which says what would be right.
+    """
+    found = _TEXT.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"must be a duration such as 250ms, 1.5s, 30m, 2h, 7d, 1w or 12 (seconds), not {text!r}")
+    try:
+        return timedelta(**{_UNITS[found[2]]: float(found[1])})
+    except OverflowError:
+        raise ValueError(f"must be a duration of at most {timedelta.max.days} days, not {text!r}") from None
+
+
 def check_priority(value: int) -> int:
     """Return a priority; raises `TypeError` or `ValueError` for what is none."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -50,10 +72,30 @@ def check_priority(value: int) -> int:
     return value
 
 
+def check_key(value: str | None) -> str | None:
+    """Return a unique key (None stays None); raises `TypeError` for what is no text, `ValueError` for what no index takes."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"key must be text, not {type(value).__name__}")
+    if value is not None and len(value.encode()) > MAX_KEY:
+        raise ValueError(f"key must be at most {MAX_KEY} bytes, not {len(value.encode())}; a digest of it will do as well")
+    return value
+
+
+def check_id(value: int, name: str) -> int:
+    """Return an id; raises `TypeError` or `ValueError` naming the argument for what cannot be one."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, not {value}")
+    return value
+
+
 def check_count(value: int, name: str) -> int:
-    """Return a positive number; raises `ValueError` naming the argument otherwise."""
+    """Return a positive number that fits into 32 bits; raises `TypeError` or `ValueError` naming the argument otherwise."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
+    if value >= 2**31:
+        raise ValueError(f"{name} must be less than {2**31}, not {value}")
     return value

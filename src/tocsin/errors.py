@@ -15,13 +15,16 @@ import psycopg
 __all__ = [
     "ConfigError",
     "ConnectionLost",
+    "KeyTaken",
     "LeaseLost",
+    "MessageNotFound",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
     "QueueAlreadyExists",
     "QueueNotEmpty",
     "QueueNotFound",
+    "RateLimited",
     "SchemaMissing",
     "SchemaOutdated",
     "StateTransitionError",
@@ -177,6 +180,38 @@ class PayloadTooLarge(TocsinError, ValueError):
         """Which payload of a batch, counted from 0; None for a single message."""
 
 
+class RateLimited(TocsinError):
+    """The producer has reached its rate limit. Nothing was enqueued."""
+
+    def __init__(self, per_second: float, retry_after: float) -> None:
+        super().__init__(
+            f"this producer is limited to {per_second:g} messages per second: try again in {retry_after:.3f} s, "
+            "or have it wait with RateLimit(..., wait=True)"
+        )
+        self.per_second = per_second
+        """Its limit."""
+        self.retry_after = retry_after
+        """Seconds after which the same call is admitted, unless others of this producer come before it."""
+
+
+class MessageNotFound(TocsinError):
+    """There is no message of this id, or none in the state that was asked for."""
+
+    def __init__(self, message_id: int, kind: str = "message") -> None:
+        super().__init__(f"{kind} {message_id} does not exist; it may have been deleted, purged or replayed since it was listed")
+        self.message_id = message_id
+        """The id asked for."""
+
+
+class KeyTaken(TocsinError):
+    """Dead letters that cannot be replayed, since other unfinished messages have their keys by now. None was replayed."""
+
+    def __init__(self, message: str, *, ids: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.ids = ids
+        """Ids of the dead letters whose keys are taken."""
+
+
 class SchemaMissing(TocsinError):
     """Tocsin is not installed in this schema of this database."""
 
@@ -286,6 +321,8 @@ def _refusal(code: str, message: str, detail: dict[str, Any], hint: str | None) 
             return PayloadInvalid(describe_path(detail["path"]), detail["reason"], detail["index"])
         case "TC010":
             return QueueNotEmpty(message, queue=detail["queue"], workers=detail["workers"], messages=detail["messages"])
+        case "TC014":
+            return KeyTaken(message, ids=tuple(detail["ids"]))
         case "TC022":
             return ValueError(message)
     raise AssertionError(f"the schema refused with an unknown code {code}: {message}")

@@ -26,6 +26,7 @@ class Run(Protocol):
     """What wants to know how the worker stands: see ``run.py``."""
 
     def noticed(self, status: str, grace: float | None) -> None: ...
+    def leases_taken(self) -> None: ...
 
 
 @attrs.frozen
@@ -88,6 +89,8 @@ class Intake:
                 await self._release_unknown()
             claimed_at = trio.current_time()
             position = None if look else self._front.next_position(claimed_at)
+            if archive:
+                self.leases.settling.append(archive)
             try:
                 rows = await self._database.call("tocsin.claim", self._claim_parameters(limit, vt, position, archive))
             except ConnectionLost:
@@ -99,6 +102,9 @@ class Intake:
                 with trio.move_on_after(CLEANUP_WITHIN, shield=True):
                     await self._release_unknown()
                 raise
+            finally:
+                if archive:
+                    self.leases.settling.remove(archive)
             answer = read_answer(rows)
             if answer.last is not None:
                 self._front.claimed(answer.last)
@@ -128,7 +134,9 @@ class Intake:
 
     async def _release_unknown(self) -> None:
         try:
-            await self._database.fetch("select tocsin.release_others(%s, %s, %s)", [self.worker_id, self.registration, self.leases.ids()])
+            await self._database.fetch(
+                "select tocsin.release_others(%s, %s, %s, %s)", [self.worker_id, self.registration, *tokens(self.leases.messages())]
+            )
         except TRANSIENT:
             return
         self._answer_lost = False
@@ -159,7 +167,11 @@ class Intake:
         return await self._settle("select tocsin.fail(%s::bigint[], %s::bigint[], %s, %s)", messages, errors, tracebacks)
 
     async def _settle(self, statement: str, messages: Sequence[Message], *more: object) -> list[bool]:
-        (settled,) = await self._database.fetch_one(statement, [*tokens(messages), *more])
+        self.leases.settling.append(messages)
+        try:
+            (settled,) = await self._database.fetch_one(statement, [*tokens(messages), *more])
+        finally:
+            self.leases.settling.remove(messages)
         self.note_settled(messages, [m.id for m, was in zip(messages, settled, strict=True) if not was])
         return list(settled)
 
@@ -200,7 +212,8 @@ class Intake:
         async with self._claiming:
             try:
                 (released,) = await self._database.fetch_one(
-                    "select tocsin.complete_poll(%s, %s, %s)", [self.worker_id, self.registration, self.leases.unkept_ids()]
+                    "select tocsin.complete_poll(%s, %s, %s, %s)",
+                    [self.worker_id, self.registration, *tokens(self.leases.messages_by_hand())],
                 )
             except BaseException:
                 self._answer_lost = True
@@ -216,6 +229,26 @@ class Intake:
         if status in ("interrupted", "suspended", "stopped"):
             for bed in self.by_hand:
                 bed.ring()
+
+    def leases_taken(self) -> None:
+        """Have the run ask which of its leases are gone. Who works by hand is told when settling."""
+        if self.run is not None:
+            self.run.leases_taken()
+
+    # Ending what goes on, whatever the registry says of this worker, and without telling it
+
+    def end_run(self, grace: Duration | None = None) -> None:
+        """End the run; see `Consumer.interrupt`."""
+        self.noticed("interrupted", None if grace is None else to_seconds(grace, "grace", zero=True))
+
+    def close(self, grace: Duration | None = None) -> None:
+        """Like `end_run`; and no run begins after it until `reopen`."""
+        self.closed = True
+        self.end_run(grace)
+
+    def reopen(self) -> None:
+        """End what `close` began."""
+        self.closed = False
 
 
 def _check_settled(message: Message, operation: str, settled: list[bool]) -> None:

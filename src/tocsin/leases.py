@@ -72,6 +72,8 @@ class Leases:
         self._database = database
         self._held: dict[int, Held] = {}
         self._packed: list[Claimed] = []
+        self.settling: list[Sequence[Message]] = []
+        """What statements under way settle: they say themselves whether the lease was gone."""
         self._next_refresh = math.inf
         self._sooner = trio.Event()
         self._drops = trio.lowlevel.ParkingLot()
@@ -131,13 +133,13 @@ class Leases:
         held = self._held.get(message_id)
         return None if held is None else held.message
 
-    def ids(self) -> list[int]:
-        """Return the ids of all messages held."""
-        return [held.message.id for held in self._all()]
+    def messages(self) -> list[Message]:
+        """Return all messages held."""
+        return [held.message for held in self._all()]
 
-    def unkept_ids(self) -> list[int]:
-        """Return the ids of the messages that were dequeued by hand."""
-        return [held.message.id for held in self._all() if not held.kept]
+    def messages_by_hand(self) -> list[Message]:
+        """Return the messages held that were dequeued by hand."""
+        return [held.message for held in self._all() if not held.kept]
 
     def drop_kept(self) -> None:
         """Forget all leases but those of messages dequeued by hand."""
@@ -183,7 +185,11 @@ class Leases:
                 continue
             retries.succeeded()
             for held, still_ours in zip(due, kept, strict=True):
-                if not still_ours and held.message in self:  # else it was settled while the statement was under way
+                if still_ours or held.message not in self:  # settled while the statement was under way
+                    continue
+                if any(m is held.message for messages in self.settling for m in messages):  # or the answer to that is still to come
+                    held.expires = trio.current_time() + vt
+                else:
                     self._lose(held)
             return
 

@@ -23,60 +23,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-import attrs
 import trio
 
-from .database import Connection, Database
+from .database import Database
+from .draft import Draft
 from .errors import ConnectionLost, TocsinError
 
-_ENQUEUE = "select tocsin.enqueue(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _ENQUEUE_EACH = "select tocsin.enqueue_each(%s, %s)"
 MAX_MESSAGES = 1000
 """Most messages in a shared statement."""
 MAX_SIZE = 1 << 22
 """A shared statement takes no further message when its payloads and headers have this many characters."""
-
-
-@attrs.define
-class Draft:
-    """A message that is to be enqueued: the arguments of ``tocsin.enqueue`` after the queue, as PostgreSQL reads them."""
-
-    payload: str
-    """JSON."""
-    delay: str | None
-    """Interval from now until it is due."""
-    at: str | None
-    """Time at which it is due."""
-    priority: str
-    """Integer; smaller ones first."""
-    headers: str | None
-    """JSON."""
-    key: str | None
-    """At most one unfinished message has it."""
-    expires_in: str | None
-    """Interval from now until it must have been delivered."""
-    max_deliveries: str | None
-    """Integer; goes before the queue's."""
-    worker_id: str | None
-    """Integer; the producer's."""
-
-    def to_json(self) -> str:
-        """Return it as a member of the array that ``tocsin.enqueue_each`` takes; without the key."""
-        parts = ['{"payload":', self.payload, ',"priority":', self.priority]
-        if self.delay is not None:
-            parts += ',"delay":"', self.delay, '"'
-        if self.at is not None:
-            parts += ',"at":"', self.at, '"'
-        if self.headers is not None:
-            parts += ',"headers":', self.headers
-        if self.expires_in is not None:
-            parts += ',"expires_in":"', self.expires_in, '"'
-        if self.max_deliveries is not None:
-            parts += ',"max_deliveries":', self.max_deliveries
-        if self.worker_id is not None:
-            parts += ',"worker_id":', self.worker_id
-        parts.append("}")
-        return "".join(parts)
 
 
 class Parcel:
@@ -182,17 +139,12 @@ class Outbox:
         gathering.add(parcel)
         return await parcel.result()
 
-    async def enqueue_alone(self, queue: str, draft: Draft, *, on: Connection | None = None) -> int:
-        """Enqueue one message in a statement of its own, on a connection of the pool or on this one, and return its id.
+    async def enqueue_alone(self, queue: str, draft: Draft) -> int:
+        """Enqueue one message in a statement of its own, and return its id.
 
         Raises Tocsin's errors. Cancelled, it is enqueued or not.
         """
-        d = draft
-        parameters = [queue, d.payload, d.delay, d.at, d.priority, d.headers, d.key, d.expires_in, d.max_deliveries, d.worker_id]
-        if on is None:
-            ((message_id,),) = (await self._database.call("tocsin.enqueue", parameters)).load(0, 1)
-        else:
-            (message_id,) = await self._database.fetch_one(_ENQUEUE, parameters, on=on)
+        ((message_id,),) = (await self._database.call("tocsin.enqueue", draft.parameters(queue))).load(0, 1)
         return int(message_id)
 
     def close(self) -> None:

@@ -47,28 +47,35 @@ CLEANUP_WITHIN = 5.0
 SETTLE_WITHIN = 0.1
 """Seconds between two looks at most while a transaction is open that has put messages into a queue and may not have rung."""
 
+LEASES = "leases "
+"""What a notification to us begins with when messages were taken from a worker: its id follows."""
+
 HEARD_WITHIN = 5.0
 """Seconds that a notification to ourselves may take before LISTEN counts as not working."""
 
 
 class Resident(Protocol):
-    """A worker of this process."""
+    """A worker of this process: see ``registration.py``."""
 
     @property
     def worker_id(self) -> int: ...
     @property
-    def registration(self) -> int: ...
+    def token(self) -> int: ...
     @property
     def listens_to(self) -> tuple[str, int] | None: ...
     def noticed(self, status: str, grace: float | None) -> None: ...
+    def leases_taken(self) -> None: ...
     async def register(self, process_id: int) -> None: ...
 
 
 class Process:
     """See the module."""
 
-    def __init__(self, database: Database, connect: Callable[[], Awaitable[Connection]], bell: Bell, every: float) -> None:
+    def __init__(
+        self, database: Database, connect: Callable[[], Awaitable[Connection]], bell: Bell, every: float, maintain: Callable[[], None]
+    ) -> None:
         self._database = database
+        self._maintain = maintain
         self._connect = connect
         self._bell = bell
         self._every = every
@@ -184,6 +191,9 @@ class Process:
             with trio.CancelScope(deadline=min(self._next_beat, self._settle_at)) as self._nap:
                 if line is not None:
                     await line.wait_for_notifications()
+                    # Who was woken is to send its claim before this task looks after the line: in trio's second pass it has.
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
                 else:
                     await trio.sleep_forever()
             self._nap = None
@@ -203,8 +213,10 @@ class Process:
             async with self._beating():
                 line = await self._connect()
             line.add_notify_handler(self._hear)
-            self._listening.clear()
-            await self._listen(line)
+            # A pooler would keep the LISTEN on some connection of its own, and hand what it brings to whoever has that connection then. So
+            # nothing but our own channel is listened to until it is proven; the queues follow in `_serve`.
+            await line.execute(sql.SQL("listen {}").format(sql.Identifier(self._channel)))
+            self._listening = {self._channel: None}
             if not await self._is_heard(line):
                 self.deaf = True
                 await self._database.fetch("select tocsin.detach_process(%s)", [self._id])
@@ -292,13 +304,15 @@ class Process:
             self._next_beat = trio.current_time()
         elif notification.payload == self._echo:
             self._echo = ""
+        elif notification.payload.startswith(LEASES) and (worker := self._residents.get(int(notification.payload.removeprefix(LEASES)))):
+            worker.leases_taken()
 
     # The heartbeat
 
     async def _beat(self, line: Connection | None) -> None:
         # Noted before the statement: what comes up while it is under way may ask for the next one at once.
         self._next_beat = trio.current_time() + self._every
-        residents = {(w.worker_id, w.registration): w for w in self._residents.values()}
+        residents = {(w.worker_id, w.token): w for w in self._residents.values()}
         # Also the guarded ones where nobody sleeps just now: who lies down meanwhile relies on a look that may not have seen what this
         # statement itself gives back, and for that this session does not ring for itself.
         queue_ids = list(self._guarding.union(self._bell.asleep()))
@@ -319,6 +333,8 @@ class Process:
                     return
                 case "look_again":
                     self._next_beat = min(self._next_beat, trio.current_time() + seconds)
+                case "maintain":
+                    self._maintain()
                 case "worker" if (number, registration) in residents:
                     residents.pop((number, registration)).noticed(status, seconds)
                 case "worker" if status != "stopped" and not self._registering.locked() and number not in self._residents:
@@ -330,7 +346,7 @@ class Process:
                     else:
                         self._bell.expect(number, seconds)
         for (worker_id, registration), worker in residents.items():
-            if worker_id in self._residents and worker.registration == registration:
+            if worker_id in self._residents and worker.token == registration:
                 worker.noticed("stopped", None)
 
     @asynccontextmanager
@@ -368,13 +384,18 @@ class Process:
         """
         await self._database.fetch("select tocsin.unregister_process(%s)", [self._id])
         process_id = await self._register()
-        for worker in list(self._residents.values()):
+        for worker_id, worker in list(self._residents.items()):
             try:
                 await worker.register(process_id)
             except (StateTransitionError, QueueNotFound) as refused:
                 logger.warning("cannot register again: %s", refused)
-                self.dismiss(worker.worker_id)
+                self.dismiss(worker_id)
                 worker.noticed("stopped", None)
+            else:
+                # Under another id, if it has been purged meanwhile.
+                if worker_id in self._residents:
+                    del self._residents[worker_id]
+                    self._residents[worker.worker_id] = worker
         self._buried = False
         self._risen.set()
 

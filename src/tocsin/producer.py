@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
-from itertools import chain
-from typing import TypedDict
+from collections.abc import Iterable
+from datetime import datetime
+from functools import partial
+from typing import Any, TypeAlias
 
+import psycopg
+
+from . import transactional
 from .database import Connection, Database
-from .durations import Duration, check_count, check_priority, to_timedelta
-from .outbox import Draft, Outbox
-from .payload import encode
+from .draft import Batch, Draft, MessageOptions, draft_message
+from .driver import TrioConnection
+from .durations import Duration
+from .outbox import Outbox
 from .process import Process
-from .registration import Registered
+from .rate_limit import Limiter, RateLimit
+from .registration import Registered, Registration
+from .threaded import run_blocking
 
-_ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-_CHUNK = 2000
-"""Most payloads in one statement of a large batch; a batch is one transaction, whatever its size."""
-_CHUNK_SIZE = 1 << 24
-"""Such a statement takes no further payload when it has this many characters, for PostgreSQL's JSON arrays end at 256 MB."""
+AnyConnection: TypeAlias = Connection | psycopg.Connection[Any]
+"""What a message can be enqueued on in the caller's transaction."""
 
 
-class EnqueueOptions(TypedDict, total=False):
+class EnqueueOptions(MessageOptions, total=False):
     """The options of `Producer.enqueue`, where they are passed on."""
 
-    delay: Duration | None
-    at: datetime | None
-    priority: int
-    headers: object
-    key: str | None
-    expires_in: Duration | None
-    max_deliveries: int | None
-    connection: Connection | None
+    connection: AnyConnection | None
 
 
 class Sender:
@@ -42,6 +38,8 @@ class Sender:
         self._outbox = outbox
         self.queue = queue
         """Name of its queue."""
+
+        self._limiter: Limiter | None = None
 
     @property
     def _producer_id(self) -> int | None:
@@ -58,40 +56,40 @@ class Sender:
         key: str | None = None,
         expires_in: Duration | None = None,
         max_deliveries: int | None = None,
-        connection: Connection | None = None,
+        connection: AnyConnection | None = None,
     ) -> int:
         """Enqueue one message and return its id.
 
         ``payload`` and ``headers`` are any JSON values (a tuple comes back as a list). ``delay`` (seconds) or ``at`` (a time with its zone)
         say when it is due, by the server's clock. Smaller ``priority`` numbers are delivered first. With a ``key`` there is at most one
         unfinished message of that key: a second enqueue returns the first one's id. A message that is not delivered ``expires_in`` seconds
-        from now becomes a dead letter. ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's
-        (`Store.transaction`), the message is enqueued when the caller's transaction commits.
+        from now becomes a dead letter. ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's (of
+        `Store.transaction`, or a blocking ``psycopg.Connection``, which is used in a thread, and by nobody else meanwhile), the message is
+        enqueued when the caller's transaction commits; see also `tocsin.enqueue`.
 
         Calls that come while others are under way from this process to the same queue share a statement (those with a ``key`` or a
         ``connection`` do not), which makes many at a time cheap. Those that share get ids in the order of the calls.
 
         Raises `PayloadInvalid`, `PayloadTooLarge`, `QueueNotFound`, `StateTransitionError` when this worker is suspended, `WorkerStopped`,
-        `ConnectionLost`, `ValueError`, and `TocsinError` when the store is closed meanwhile. Cancelled, the message is enqueued or not;
-        with a key, enqueueing it again is safe.
+        `RateLimited`, `ConnectionLost`, `ValueError`, and `TocsinError` when the store is closed meanwhile. Cancelled, the message is
+        enqueued or not; with a key, enqueueing it again is safe.
         """
-        due_in, due_at = _when(delay, at)
-        lasts = to_timedelta(expires_in, "expires_in")
-        worker_id = self._producer_id
-        draft = Draft(
-            encode(payload),
-            None if due_in is None else _interval(due_in),
-            None if due_at is None else due_at.isoformat(),
-            str(check_priority(priority)),
-            _encode_headers(headers),
-            key,
-            None if lasts is None else _interval(lasts),
-            None if max_deliveries is None else str(check_count(max_deliveries, "max_deliveries")),
-            None if worker_id is None else str(worker_id),
+        draft = draft_message(
+            payload,
+            delay=delay,
+            at=at,
+            priority=priority,
+            headers=headers,
+            key=key,
+            expires_in=expires_in,
+            max_deliveries=max_deliveries,
+            worker_id=self._producer_id,
         )
-        if connection is not None:
-            return await self._outbox.enqueue_alone(self.queue, draft, on=connection)
-        return await self._outbox.enqueue(self.queue, draft)
+        if self._limiter is not None:
+            await self._limiter.admit(1)
+        if connection is None:
+            return await self._outbox.enqueue(self.queue, draft)
+        return await self._enqueue_on(connection, draft)
 
     async def enqueue_many(
         self,
@@ -103,81 +101,70 @@ class Sender:
         headers: object = None,
         expires_in: Duration | None = None,
         max_deliveries: int | None = None,
-        connection: Connection | None = None,
+        connection: AnyConnection | None = None,
     ) -> list[int]:
         """Enqueue all of the payloads or, on any refusal, none; return their ids in order. The options are those of `enqueue`.
 
         The payloads are taken from the iterable as they are sent, a few thousand at a time, so that a generator may give any number of
-        them. It must not block, for it is run within the transaction.
+        them. It must not block, for it is run within the transaction (and with a blocking ``connection``, in its thread).
 
         Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` tell the index. Cancelled, all are enqueued or none.
         """
-        options = [
-            *_when(delay, at),
-            check_priority(priority),
-            _encode_headers(headers),
-            to_timedelta(expires_in, "expires_in"),
-            None if max_deliveries is None else check_count(max_deliveries, "max_deliveries"),
-            self._producer_id,
-        ]
-        chunks = _encode_chunks(payloads)
-        first, second = next(chunks), next(chunks, None)
-        if second is not None:
-            chunks = chain([second], chunks)
-        if connection is not None:
-            async with connection.transaction():  # a savepoint in the caller's transaction
-                return await self._send(chain([first], chunks), options, connection)
-        if second is None:
-            return await self._send([first], options, None)
-        async with self._database.connection() as own, own.transaction():
-            return await self._send(chain([first], chunks), options, own)
+        batch = Batch(
+            self.queue,
+            payloads,
+            worker_id=self._producer_id,
+            delay=delay,
+            at=at,
+            priority=priority,
+            headers=headers,
+            expires_in=expires_in,
+            max_deliveries=max_deliveries,
+        )
+        if self._limiter is None:
+            return await self._send(batch, connection)
+        admitted = batch.count
+        await self._limiter.admit(admitted)
+        try:
+            return await self._send(batch, connection)
+        finally:
+            self._limiter.borrow(batch.count - admitted)
 
-    async def _send(self, chunks: Iterable[tuple[int, str]], options: Sequence[object], connection: Connection | None) -> list[int]:
-        ids: list[int] = []
-        for index, texts in chunks:
-            (inserted,) = await self._database.fetch_one(_ENQUEUE_MANY, [self.queue, texts, *options, index], on=connection)
-            ids += inserted
-        return ids
+    async def _enqueue_on(self, connection: AnyConnection, draft: Draft) -> int:
+        schema = self._database.schema
+        if isinstance(connection, psycopg.Connection):
+            return await run_blocking(connection, partial(transactional.send, connection, schema, self.queue, draft))
+        return await transactional.send_async(_check_driven_by_trio(connection), schema, self.queue, draft)
+
+    async def _send(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
+        schema = self._database.schema
+        if isinstance(connection, psycopg.Connection):
+            return await run_blocking(connection, partial(transactional.send_batch, connection, schema, batch))
+        if connection is not None:
+            return await transactional.send_batch_async(_check_driven_by_trio(connection), schema, batch)
+        async with self._database.connection() as own:
+            return await transactional.send_batch_async(own, schema, batch)
 
 
 class Producer(Registered, Sender):
     """Enqueues messages to one queue; made by `Store.producer`."""
 
-    def __init__(self, database: Database, process: Process, outbox: Outbox, queue: str, name: str | None) -> None:
-        super().__init__(database, process, queue, name)
+    def __init__(
+        self, database: Database, process: Process, outbox: Outbox, queue: str, name: str | None, rate_limit: RateLimit | None
+    ) -> None:
+        super().__init__(database, process, Registration(database, "producer", queue, name))
         self._outbox = outbox
+        self._limiter = None if rate_limit is None else Limiter(rate_limit)
 
     @property
     def _producer_id(self) -> int:
         return self.worker_id
 
 
-def _encode_chunks(payloads: Iterable[object]) -> Iterator[tuple[int, str]]:
-    """Yield the payloads as JSON arrays, one for each statement and at least one, each with the index of its first payload."""
-    texts: list[str] = []
-    start, size = 0, 0
-    for index, payload in enumerate(payloads):
-        if len(texts) == _CHUNK or size >= _CHUNK_SIZE:
-            yield start, f"[{','.join(texts)}]"
-            texts.clear()
-            start, size = index, 0
-        text = encode(payload, index)
-        texts.append(text)
-        size += len(text)
-    yield start, f"[{','.join(texts)}]"
-
-
-def _when(delay: Duration | None, at: datetime | None) -> tuple[timedelta | None, datetime | None]:
-    if delay is not None and at is not None:
-        raise ValueError("give delay or at, not both")
-    if at is not None and at.tzinfo is None:
-        raise ValueError("at must have a time zone, such as datetime.now(UTC)")
-    return to_timedelta(delay, "delay", zero=True), at
-
-
-def _encode_headers(headers: object) -> str | None:
-    return None if headers is None else encode(headers)
-
-
-def _interval(duration: timedelta) -> str:
-    return f"{duration.days} days {duration.seconds} s {duration.microseconds} us"
+def _check_driven_by_trio(connection: Connection) -> Connection:
+    if not isinstance(connection, TrioConnection):
+        raise TypeError(
+            f"connection must be one of Tocsin's (Store.transaction, tocsin.driver) or a blocking psycopg.Connection, "
+            f"not {type(connection).__name__}"
+        )
+    return connection

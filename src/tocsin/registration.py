@@ -20,24 +20,22 @@ from .worker import Worker
 logger = logging.getLogger("tocsin")
 
 
-class Registered(Worker):
-    """A worker of this process: what `Producer` and `Consumer` have in common."""
+class Registration:
+    """A worker's place in the registry, as its process keeps it: the process's `Resident`."""
 
-    kind = "producer"
-
-    def __init__(self, database: Database, process: Process, queue: str, name: str | None) -> None:
-        super().__init__(database, 0)
-        self._process = process
+    def __init__(self, database: Database, kind: str, queue: str, name: str | None) -> None:
         self.queue = queue
-        """Name of its queue."""
-        self.queue_id = 0
-        """Id of its queue."""
         self.name = name
-        """Its name; made up of host, process and chance when none was given."""
-        self.registration = 0
-        """Token of its registration."""
-        self._channel = ""
-        self._registered_as = ""
+        self.worker_id = 0
+        self.token = 0
+        """What was registered under its name before has another one."""
+        self.queue_id = 0
+        self.channel = ""
+        """Where the queue's bell rings."""
+        self.status = ""
+        """Its state when it was registered."""
+        self._database = database
+        self._kind = kind
 
     @property
     def listens_to(self) -> tuple[str, int] | None:
@@ -46,36 +44,66 @@ class Registered(Worker):
 
     async def register(self, process_id: int) -> None:
         """Take part in the registry as a worker of this process, at first or again. Cancelled, it is registered or not."""
-        again = self._worker_id != 0
+        again = self.worker_id != 0
         row = await self._database.fetch_one(
             "select w.id, w.name, w.registration, w.status, q.id, q.channel "
             "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w join tocsin.queues q on q.id = w.queue_id",
-            [self.queue, self.kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
+            [self.queue, self._kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
         )
-        self._worker_id, self.name, self.registration, self._registered_as, self.queue_id, self._channel = row
+        self.worker_id, self.name, self.token, self.status, self.queue_id, self.channel = row
 
     def noticed(self, status: str, grace: float | None) -> None:
         """Take note of the state that the registry says this worker is in."""
+
+    def leases_taken(self) -> None:
+        """Take note that messages may have been taken from this worker."""
+
+
+class Registered(Worker):
+    """A worker of this process: what `Producer` and `Consumer` have in common."""
+
+    def __init__(self, database: Database, process: Process, registration: Registration) -> None:
+        super().__init__(database, 0)
+        self._process = process
+        self._registration = registration
+        self.queue = registration.queue
+        """Name of its queue."""
+
+    @property
+    def worker_id(self) -> int:
+        """Its id in the registry."""
+        return self._registration.worker_id
+
+    @property
+    def name(self) -> str:
+        """Its name; made up of host, process and chance when none was given."""
+        return self._registration.name or ""
+
+    @property
+    def queue_id(self) -> int:
+        """Id of its queue."""
+        return self._registration.queue_id
 
 
 R = TypeVar("R", bound=Registered)
 
 
 @asynccontextmanager
-async def registered(worker: R, process: Process) -> AsyncIterator[R]:
+async def registered(worker: R) -> AsyncIterator[R]:
     """Register the worker for as long as the block lasts; at its end, by whatever way, what it holds is released."""
+    process, registration = worker._process, worker._registration
     try:
-        await process.enroll(worker)
+        await process.enroll(registration)
         yield worker
     finally:
-        if not worker.worker_id:
+        if not registration.worker_id:
             process.look()  # the registration may have happened all the same; the heartbeat finds and ends it
         else:
             with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
                 try:
-                    await worker._database.fetch("select tocsin.unregister_worker(%s, %s)", [worker.worker_id, worker.registration])
+                    await worker._database.fetch("select tocsin.unregister_worker(%s, %s)", [registration.worker_id, registration.token])
                 except (TocsinError, *TRANSIENT) as error:
                     logger.warning("worker %r is not unregistered, it will be found dead: %s", worker.name, error)
             if patience.cancelled_caught:
                 logger.warning("worker %r is not unregistered, it will be found dead: no answer", worker.name)
-            process.dismiss(worker.worker_id)
+            process.dismiss(registration.worker_id)

@@ -101,6 +101,10 @@ class Run:
                 if before != status:  # perhaps with its queue, and all leases
                     self.nursery.start_soon(self.intake.leases.refresh)
 
+    def leases_taken(self) -> None:
+        """Find out which leases are gone, and cancel the handlers that relied on them."""
+        self.nursery.start_soon(self.intake.leases.refresh)
+
     async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = ()) -> Claim:
         """Claim messages, whose leases are kept from then on, and archive others: see `Intake.claim`."""
         self.bed.look()

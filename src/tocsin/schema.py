@@ -242,27 +242,31 @@ async def _describe(connection: psycopg.AsyncConnection[Any], schema: Schema) ->
 
 
 _DESCRIBE = """
-with ours as (select oid from pg_namespace where nspname = %(schema)s)
-select 'table', c.relname::text, concat_ws(' ', c.relkind, c.relpersistence, c.reloptions::text)
-from pg_class c where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p', 'v')
+with ours as (select oid from pg_namespace where nspname = %(schema)s), classes as (
+    -- without the partitions of the archive that come and go (functions/maintain.sql), and their indexes
+    select c.* from pg_class c where c.relnamespace = (select oid from ours) and not (c.relispartition and c.relname ~ '^archive_[0-9]+h_')
+)
+select 'table', c.relname::text, concat_ws(' ', c.relkind, c.relpersistence, c.reloptions::text, pg_get_partkeydef(c.oid),
+                                           pg_get_expr(c.relpartbound, c.oid))
+from classes c where c.relkind in ('r', 'p', 'v')
 union all
 select 'sequence', c.relname::text, format_type(s.seqtypid, null) || ' ' || s.seqincrement
-from pg_class c join pg_sequence s on s.seqrelid = c.oid where c.relnamespace = (select oid from ours)
+from classes c join pg_sequence s on s.seqrelid = c.oid
 union all
 select 'column', c.relname || '.' || a.attname,
        concat_ws(' ', format_type(a.atttypid, a.atttypmod), case when a.attnotnull then 'not null' end, pg_get_expr(d.adbin, d.adrelid),
                  nullif(a.attidentity, ''), nullif(a.attgenerated, ''))
-from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+from classes c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
-where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p')
+where c.relkind in ('r', 'p', 'c')
 union all
 select 'constraint', c.relname || '.' || x.conname, pg_get_constraintdef(x.oid)
-from pg_class c join pg_constraint x on x.conrelid = c.oid where c.relnamespace = (select oid from ours)
+from classes c join pg_constraint x on x.conrelid = c.oid
 union all
-select 'index', c.relname::text, pg_get_indexdef(c.oid) from pg_class c where c.relnamespace = (select oid from ours) and c.relkind = 'i'
+select 'index', c.relname::text, pg_get_indexdef(c.oid) from classes c where c.relkind in ('i', 'I')
 union all
 select 'trigger', c.relname || '.' || t.tgname, pg_get_triggerdef(t.oid) || ' ' || t.tgenabled::text
-from pg_class c join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal where c.relnamespace = (select oid from ours)
+from classes c join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
 union all
 select 'function', p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')', pg_get_functiondef(p.oid)
 from pg_proc p where p.pronamespace = (select oid from ours)

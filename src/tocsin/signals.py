@@ -42,7 +42,7 @@ async def drain_on_signals(*consumers: Consumer, grace: Duration | None = None) 
                 draining.set()
                 logger.info("%s: draining; once more to cancel", signal.Signals(number).name)
                 for consumer in consumers:
-                    consumer.close(grace)  # whatever the registry says to it: the worker may be suspended, or the database away
+                    consumer._intake.close(grace)  # whatever the registry says to it: the worker may be suspended, or the database away
                     nursery.start_soon(_interrupt, consumer, grace)
 
     started, draining = trio.Event(), trio.Event()
@@ -60,7 +60,7 @@ async def drain_on_signals(*consumers: Consumer, grace: Duration | None = None) 
         raise
     finally:
         for consumer in consumers:
-            consumer.reopen()
+            consumer._intake.reopen()
     if signalled_twice:
         raise KeyboardInterrupt
 

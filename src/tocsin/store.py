@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Unpack
@@ -12,25 +13,29 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from . import schema as schemas
+from . import settings
 from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
+from .dead_letters import DeadLetters
 from .driver import PoolStatistics, TrioConnection, open_pool
-from .durations import Duration, check_count, to_seconds
+from .durations import Duration
 from .errors import translate
+from .maintenance import Maintained, Maintenance, maintain
+from .messages import Messages
 from .nursery import open_nursery_bare
 from .outbox import Outbox
 from .process import Process
 from .producer import EnqueueOptions, Producer, Sender
 from .queues import Queues
+from .rate_limit import RateLimit
 from .registration import registered
 from .schema import Difference, Schema
-from .worker import Workers, WorkerStatus
+from .worker import WorkerStatus
+from .workers import Workers
 
-HEARTBEAT = 2.0
-"""Seconds between two heartbeats of a process."""
 CONNECT_TIMEOUT = 10
-"""Seconds that one attempt to connect may take, unless the DSN says otherwise (``connect_timeout``)."""
+"""Seconds that one attempt to connect may take, unless the DSN (``connect_timeout``) or ``PGCONNECT_TIMEOUT`` says otherwise."""
 
 
 @attrs.frozen
@@ -82,6 +87,10 @@ class Store:
     """Creating, finding and pausing queues."""
     workers: Workers
     """The registry of workers, and handles to any of them by id."""
+    messages: Messages
+    """Looking at messages, finished or not."""
+    dead_letters: DeadLetters
+    """Looking at dead letters, replaying, archiving and purging them."""
 
     def __init__(self, database: Database, process: Process, bell: Bell, outbox: Outbox) -> None:
         self._database = database
@@ -91,6 +100,8 @@ class Store:
         self._transactions = trio.Semaphore(database.pool.statistics().max_size - 1)
         self.queues = Queues(database)
         self.workers = Workers(database)
+        self.messages = Messages(database)
+        self.dead_letters = DeadLetters(database)
 
     async def install(self) -> None:
         """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.
@@ -113,20 +124,31 @@ class Store:
         async with self._database.connection() as connection:
             await schemas.uninstall(connection, self._database.schema)
 
-    def producer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Producer]:
-        """Register a producer for as long as the block lasts.
+    async def maintain(self) -> Maintained:
+        """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
+
+        Any process that consumes does it once a minute; this is for cron, where none does. When another session is at it, that one does it,
+        and nothing is done here. Raises `SchemaMissing`, `SchemaOutdated`, `ConnectionLost`. Cancelled, part of it is done.
+        """
+        return await maintain(self._database)
+
+    def producer(
+        self, queue: str, *, name: str | None = None, rate_limit: RateLimit | None = None
+    ) -> AbstractAsyncContextManager[Producer]:
+        """Register a producer for as long as the block lasts. With a ``rate_limit`` it enqueues so much in a second and no more.
 
         Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`,
         `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
-        return registered(Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name)), self._process)
+        producer = Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name), rate_limit)
+        return registered(producer)
 
     def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
         """Register a consumer for as long as the block lasts; raises what `producer` raises.
 
         However the block ends, cancelled or not, what it holds is released, and the registration ends with it.
         """
-        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)), self._process)
+        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)))
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
@@ -169,39 +191,41 @@ def _check_worker_name(name: str | None) -> str | None:
 async def connect(
     dsn: str | None = None,
     *,
-    schema: str = "tocsin",
+    schema: str | None = None,
     listen_dsn: str | None = None,
-    pool_size: int = 8,
-    heartbeat: Duration = HEARTBEAT,
+    pool_size: int | None = None,
+    heartbeat: Duration | None = None,
 ) -> AsyncIterator[Store]:
     """Connect to a database, for as long as the block lasts.
 
     ``dsn`` is a PostgreSQL connection string; without one libpq's environment (``PGHOST`` and so on) counts. ``listen_dsn`` is for the
-    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` is where Tocsin is, or is to be installed. At most ``pool_size``
-    connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` is the interval of the one
-    periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
+    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` (``tocsin``) is where Tocsin is, or is to be installed. At most
+    ``pool_size`` (8) connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` (2) is the
+    interval of the one periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
 
-    Raises `ConfigError`, `ConnectionLost`, `ValueError`. However the block ends, cancelled or not, its connections are closed.
+    What is not given is taken from the environment (``TOCSIN_DSN``, ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]``
+    of a TOML file, else it is the default: see `tocsin.settings`.
+
+    Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not, its connections are closed.
     """
-    address = describe_address(dsn or "")
-    listen_address = describe_address(listen_dsn) if listen_dsn is not None else address
-    every = to_seconds(heartbeat, "heartbeat")
-    if check_count(pool_size, "pool_size") < 2:
-        raise ValueError("pool_size must be at least 2: one for a transaction, one for what is done meanwhile")
-    target = Schema(schema)
+    chosen = settings.load(dsn, schema=schema, listen_dsn=listen_dsn, pool_size=pool_size, heartbeat=heartbeat)
+    address = describe_address(chosen.dsn or "")
+    listen_address = address if chosen.listen_dsn is None else describe_address(chosen.listen_dsn)
 
     async def open_connection() -> Connection:
-        return await _open_connection(dsn or "", address)
+        return await _open_connection(chosen.dsn or "", address)
 
     async def open_line() -> Connection:
-        return await _open_connection(dsn or "" if listen_dsn is None else listen_dsn, listen_address)
+        return await _open_connection(chosen.listen_dsn or chosen.dsn or "", listen_address)
 
-    async with open_pool(open_connection, min_size=1, max_size=pool_size) as pool:
-        database = Database(pool, target, address)
+    async with open_pool(open_connection, min_size=1, max_size=chosen.pool_size) as pool:
+        database = Database(pool, Schema(chosen.schema), address)
         bell = Bell()
-        process = Process(database, open_line, bell, every)
+        maintenance = Maintenance(database)
+        process = Process(database, open_line, bell, chosen.heartbeat, maintenance.become_due)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(process.run)
+            nursery.start_soon(maintenance.run)
             outbox = Outbox(database, nursery)
             try:
                 yield Store(database, process, bell, outbox)
@@ -211,11 +235,18 @@ async def connect(
 
 
 async def _open_connection(dsn: str, address: str) -> Connection:
-    timeout = conninfo_to_dict(dsn).get("connect_timeout", CONNECT_TIMEOUT)
+    timeout = conninfo_to_dict(dsn).get("connect_timeout", os.environ.get("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT))
     try:
         connection: Connection = await TrioConnection.connect(
             dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
         )
+        try:
+            if await connection.is_pooled():
+                # What psycopg prepares may not be there for the next transaction, and a statement that fails in one cannot be repeated.
+                connection.prepare_threshold = None
+        except BaseException:
+            connection.finish()
+            raise
     except psycopg.Error as error:
         raise translate(error, address) from error
     return connection

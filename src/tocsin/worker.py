@@ -57,7 +57,8 @@ class WorkerInfo:
     """How many messages it holds."""
 
 
-def _read_info(row: tuple[Any, ...]) -> WorkerInfo:
+def read_info(row: tuple[Any, ...]) -> WorkerInfo:
+    """Return what a row of ``tocsin.list_workers`` says."""
     fields = dict(zip((f.name for f in attrs.fields(WorkerInfo)), row, strict=True))
     return WorkerInfo(**{**fields, "status": WorkerStatus(fields["status"])})
 
@@ -76,10 +77,10 @@ class Worker:
 
     async def info(self) -> WorkerInfo:
         """Return what the registry says of it. Raises `WorkerNotFound`. Cancellation leaves nothing behind."""
-        rows = await self._database.fetch("select * from tocsin.list_workers(worker_id => %s)", [self._worker_id])
+        rows = await self._database.fetch("select * from tocsin.list_workers(worker_id => %s)", [self.worker_id])
         if not rows:
-            raise WorkerNotFound(f"worker {self._worker_id} does not exist; it may have been purged", worker_id=self._worker_id)
-        return _read_info(rows[0])
+            raise WorkerNotFound(f"worker {self.worker_id} does not exist; it may have been purged", worker_id=self.worker_id)
+        return read_info(rows[0])
 
     async def status(self) -> WorkerStatus:
         """Return its state. Raises `WorkerNotFound`. Cancellation leaves nothing behind."""
@@ -90,7 +91,7 @@ class Worker:
 
         Raises `WorkerStopped`, `WorkerNotFound`. Cancelled, it is noted or not.
         """
-        await self._database.fetch("select tocsin.worker_heartbeat(%s)", [self._worker_id])
+        await self._database.fetch("select tocsin.worker_heartbeat(%s)", [self.worker_id])
 
     async def is_healthy(self, max_age: Duration) -> bool:
         """Return whether it is not stopped and its last sign of life is at most ``max_age`` seconds old, by the server's clock.
@@ -110,18 +111,18 @@ class Worker:
         """
         if release and drain:
             raise ValueError("release and drain exclude each other")
-        await self._database.fetch("select tocsin.suspend(%s, %s, %s)", [self._worker_id, release, drain])
+        await self._database.fetch("select tocsin.suspend(%s, %s, %s)", [self.worker_id, release, drain])
 
     async def resume(self) -> None:
         """End a suspension. Raises `StateTransitionError`, `WorkerNotFound`. Cancelled, it has happened or it has not."""
-        await self._database.fetch("select tocsin.resume(%s)", [self._worker_id])
+        await self._database.fetch("select tocsin.resume(%s)", [self.worker_id])
 
     async def shutdown(self) -> None:
         """Stop a suspended worker for good.
 
         Raises `PendingMessages` while it holds any, `StateTransitionError`, `WorkerNotFound`. Cancelled, it has happened or it has not.
         """
-        await self._database.fetch("select tocsin.shutdown(%s)", [self._worker_id])
+        await self._database.fetch("select tocsin.shutdown(%s)", [self.worker_id])
 
 
 class WorkerHandle(Worker):
@@ -134,21 +135,13 @@ class WorkerHandle(Worker):
         `WorkerNotFound`. Cancelled, it has happened or it has not.
         """
         seconds = to_timedelta(grace, "grace", zero=True)
-        await self._database.fetch("select tocsin.interrupt(%s, %s)", [self._worker_id, seconds])
+        await self._database.fetch("select tocsin.interrupt(%s, %s)", [self.worker_id, seconds])
 
+    async def stop(self) -> int:
+        """Stop it for good, whatever its state: its handlers are cancelled, what it holds is released. Return how many messages that were.
 
-class Workers:
-    """The registry: `Store.workers`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def list(self, queue: str | None = None) -> list[WorkerInfo]:
-        """Return the workers (of one queue), by id. Cancellation leaves nothing behind."""
-        return [_read_info(row) for row in await self._database.fetch("select * from tocsin.list_workers(%s)", [queue])]
-
-    async def get(self, worker_id: int) -> WorkerHandle:
-        """Return a handle to a worker. Raises `WorkerNotFound`. Cancellation leaves nothing behind."""
-        handle = WorkerHandle(self._database, worker_id)
-        await handle.info()
-        return handle
+        For one that is to finish what it has begun: `suspend` with ``drain``, then `shutdown`. A stopped worker stays so. Raises
+        `WorkerNotFound`. Cancelled, it has happened or it has not.
+        """
+        (released,) = await self._database.fetch_one("select tocsin.stop(%s)", [self.worker_id])
+        return int(released)

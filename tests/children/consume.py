@@ -1,6 +1,8 @@
-"""A process that consumes: prints what it does, one line each, and holds each message until told to go on (or for ever).
+"""A process that consumes: prints what it does, one line each.
 
-usage: consume.py DSN QUEUE NAME [hold|go]
+usage: consume.py DSN QUEUE NAME [go|hold|tell|wait]
+
+go: done at once; hold: each message for ever; tell: the same, and says when it is cancelled; wait: until there is a queue called "go on".
 """
 
 from __future__ import annotations
@@ -19,8 +21,17 @@ def say(*words: object) -> None:
 async def main(dsn: str, queue: str, name: str, mode: str) -> None:
     async def handle(message: tocsin.Message) -> None:
         say("handling", message.id)
-        if mode == "hold":
-            await trio.sleep_forever()
+        try:
+            if mode in ("hold", "tell"):
+                await trio.sleep_forever()
+            while mode == "wait" and not await store.queues.exists("go on"):
+                await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            if mode == "tell":
+                say("cancelled", message.id)
+            raise
+        if mode == "wait":
+            say("handled", message.id)
 
     async with tocsin.connect(dsn) as store, store.consumer(queue, name=name) as consumer:
         say("worker", consumer.worker_id)

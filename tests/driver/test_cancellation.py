@@ -220,3 +220,24 @@ async def test_a_killed_backend_is_an_operational_error(connection: Connection, 
     assert connection.closed
     assert connection.is_broken()
     await until(observer, f"select not ({BUSY[7:]})")
+
+
+async def test_a_cancelled_pipeline_is_rolled_back_when_the_request_to_cancel_comes_too_late(
+    connection: Connection, observer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def come_too_late() -> None:
+        await observer.execute("select pg_advisory_unlock(1)")
+
+    monkeypatch.setattr(connection, "_request_cancel", come_too_late)
+    await connection.execute("create table numbers (n integer)")
+    await observer.execute("select pg_advisory_lock(1)")
+    with trio.CancelScope() as scope:
+        async with connection.pipeline():
+            await connection.execute("insert into numbers values (1)")
+            cursor = await connection.execute("select pg_advisory_xact_lock(1)")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cursor.fetchone)
+                await until(observer, "select exists (select from pg_locks where locktype = 'advisory' and not granted)")
+                scope.cancel()
+    await until_alone(observer)
+    assert await value(observer, "select count(*) from numbers") == 0

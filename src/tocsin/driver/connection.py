@@ -265,6 +265,15 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         async with self.lock:
             return Rows(await self.wait(self._without_cursor.run(statement, parameters)), self)
 
+    async def is_pooled(self) -> bool:
+        """Whether a pooler stands in between, such as PgBouncer, which may run each transaction on another session of the server.
+
+        Such a session is not the one that the pooler claimed to be when we connected. Raises psycopg's errors.
+        """
+        cursor = await self.execute("select pg_backend_pid() <> %s", [self.info.backend_pid])
+        (pooled,) = cast(tuple[bool], await cursor.fetchone())
+        return pooled
+
     async def _call_off(self, gen: PQGen[Any]) -> None:
         """Bring the connection into order after `gen` was interrupted."""
         pipeline = bool(self.pgconn.pipeline_status)
@@ -440,7 +449,11 @@ def _rest(pgconn: pq.abc.PGconn, gen: PQGen[Any]) -> PQGen[None]:
 
 
 def _rest_of_pipeline(pgconn: pq.abc.PGconn) -> PQGen[None]:
-    """What is still to come of a pipeline; when it is over, the server has nothing left to execute."""
+    """What is still to come of a pipeline; when it is over, the server has nothing left to execute.
+
+    The pipeline's end commits what has been executed since the last one, if the request to cancel came too late. So an error comes first.
+    """
+    pgconn.send_query_params(b"do $$ begin raise exception 'the client has cancelled this pipeline'; end $$", None)
     pgconn.pipeline_sync()
     yield from generators.send(pgconn)
     while pgconn.transaction_status == _ACTIVE:

@@ -1,0 +1,36 @@
+"""A service that greets whoever has signed up. The programs named sign_up_* are where they sign up, each in another way.
+
+    uv run examples/welcome.py [DSN]
+
+Leave it running and start one of the others in another terminal: as soon as their transaction commits it says `Welcome`, and if that does
+not commit, nothing.
+"""
+
+import sys
+
+import trio
+
+import tocsin
+
+
+async def greet(message: tocsin.Message) -> None:
+    print(f"Welcome, {message.payload['name']}!", flush=True)
+
+
+async def main(dsn: str) -> None:
+    async with tocsin.connect(dsn) as store:
+        await store.install()
+        await store.queues.ensure("welcome")
+        async with store.transaction() as connection:
+            await connection.execute("drop table if exists example_users")
+            await connection.execute("create table example_users (name text primary key)")
+
+        async with store.consumer("welcome") as consumer, tocsin.drain_on_signals(consumer):
+            print("waiting; stop with Ctrl-C", flush=True)
+            try:
+                await consumer.handle(greet)
+            except tocsin.Suspended as suspended:
+                print(f"stopped: {suspended.handled} greeted")
+
+
+trio.run(main, sys.argv[1] if len(sys.argv) > 1 else "postgresql:///")

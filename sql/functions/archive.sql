@@ -1,0 +1,118 @@
+-- The archive: where a row goes, when it may go again, and how many there are.
+--
+-- Partitions
+-- ==========
+-- A row may go at keep_until = archived_at + its queue's retention, and lies in the partition of that time. So retention is each queue's own,
+-- and yet nothing is ever deleted row by row: when all of a partition's time is over, the partition is dropped. What is kept a few hours
+-- should not stay for a month, and what is kept for ten years should not take 3,650 partitions; so there are partitions of four lengths, and
+-- a row is in one about as long as a thirtieth of its retention (archive_span). The length, in hours, is the first column of the partition
+-- key: those of different lengths lie side by side, each on a grid that begins at the epoch. A row stays for its retention, and at most one
+-- such length longer. A change of the retention counts for what is archived from then on.
+--
+-- There is no DEFAULT partition. To attach a partition beside one, PostgreSQL locks out all who use it, and searches through it; and a row that
+-- is on its way into it at that moment is refused. Instead, what is kept for ever, and what there is no partition for, goes with the length 0 to
+-- archive_rest, from which maintenance deletes by an index what may go. So archiving never fails for want of a partition, and attaching one is
+-- nothing that anybody waits for, or that a long reader could hold up.
+--
+-- Which partitions there are, an archiving statement reads from `archiving` (shelve). It must not believe in one that its session has not
+-- heard of: a transaction that has used the archive before may know it only as it was then. So maintenance first attaches partitions; its
+-- next run, which finds them committed, says so in `archiving`, and `since` when; and a transaction that began before goes on as if it had not
+-- been said. When the retention of a queue changes, or a queue is new, its rows go to archive_rest until then, for a minute or two.
+--
+-- Counting
+-- ========
+-- Each archiving statement adds one row to `tallies`, for each of its queues, and whatever takes rows out adds one with a negative number.
+-- They only insert, so they do not wait for each other; being part of the same transaction, the tallies are right whatever is rolled back.
+-- Maintenance adds them to `archived_counts`, which nobody else writes: one row for each queue and partition, that goes with the partition.
+-- So the count is a sum of a few rows, and exact in every snapshot.
+
+-- How many hours a partition takes, for a retention; 0: archive_rest.
+create or replace function tocsin.archive_span(retention interval) returns integer
+language sql immutable parallel safe
+as $$
+    select case when retention < '2 days' then 1
+                when retention < '60 days' then 24
+                when retention < '5 years' then 30 * 24
+                when retention < '1000 years' then 360 * 24
+                else 0 end
+$$;
+
+-- When the partition begins that a row is in.
+create or replace function tocsin.archive_slot(span integer, keep_until timestamptz) returns timestamptz
+language sql immutable parallel safe
+as $$
+    select case when span > 0 then date_bin(make_interval(hours => span), keep_until, timestamptz '1970-01-01+00') else '1970-01-01+00' end
+$$;
+
+-- Where a queue's messages that are archived now go, as the tally for so many of them. The span is null when they are not kept at all, and so is
+-- keep_until when the queue is gone. Called in the statement that inserts them, which has locked the archive by then: no partition is dropped between
+-- this look at the clock and the insert.
+create or replace function tocsin.shelve(queue_id integer, n bigint) returns tocsin.tallies
+language plpgsql stable
+as $$
+#variable_conflict use_column
+declare
+    tally tocsin.tallies;
+begin
+    tally.queue_id := shelve.queue_id;
+    tally.n := shelve.n;
+    tally.archived_at := tocsin.clock();
+    select k.at,
+           case when q.retention > '0 s' then coalesce(
+               (select a.span from tocsin.archiving a where a.queue_id = q.id and a.since <= pg_catalog.now() and a.covered @> k.at), 0)
+           end
+    into tally.keep_until, tally.span
+    from tocsin.queues q
+    cross join lateral (select case when q.retention < '1000 years' then tally.archived_at + q.retention else '9999-01-01+00' end) k (at)
+    where q.id = shelve.queue_id;
+    return tally;
+end
+$$;
+
+-- How many messages of a queue are archived: exact.
+create or replace function tocsin.archived_count(queue_id integer) returns bigint
+language sql stable
+set enable_seqscan = off set enable_bitmapscan = off
+as $$
+    select coalesce((select sum(c.n) from tocsin.archived_counts c where c.queue_id = archived_count.queue_id), 0)::bigint
+         + coalesce((select sum(y.n) from tocsin.tallies y where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
+$$;
+
+-- How many messages of a queue were archived per second, in the last minute; those that are not kept count as well.
+create or replace function tocsin.settle_rate(queue_id integer) returns float8
+language sql volatile
+set enable_seqscan = off set enable_bitmapscan = off
+as $$
+    select coalesce(sum(y.n), 0)::float8 / 60 from tocsin.tallies y
+    where y.queue_id = settle_rate.queue_id and y.archived_at > (select tocsin.clock() - interval '1 minute') and y.n > 0
+$$;
+
+-- Deletes what is archived of a queue, or what was archived longer ago than this; returns how many messages that were, or would be.
+create or replace function tocsin.purge_archive(queue_id integer, older_than interval default null, dry_run boolean default false)
+returns bigint
+language plpgsql
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+    t timestamptz := tocsin.clock();
+    before timestamptz := coalesce(t - older_than, 'infinity');
+    purged bigint;
+begin
+    if dry_run and older_than is null then
+        return tocsin.archived_count(queue_id);
+    elsif dry_run then
+        return (select count(*) from tocsin.archive a where a.queue_id = purge_archive.queue_id and a.archived_at < before);
+    end if;
+    with gone as (
+        delete from tocsin.archive a where a.queue_id = purge_archive.queue_id and a.archived_at < before returning a.span, a.keep_until
+    ), per_slot as (
+        select g.span, tocsin.archive_slot(g.span, g.keep_until) as starts_at, count(*) as n from gone g group by 1, 2
+    ), counted as (
+        insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
+        select purge_archive.queue_id, p.span, p.starts_at, t, -p.n from per_slot p
+    )
+    select coalesce(sum(p.n), 0) into purged from per_slot p;
+    return purged;
+end
+$$;

@@ -1,0 +1,203 @@
+-- Dead letters: messages that were given up. They can be replayed (they become messages again), archived (somebody has seen to them) and
+-- purged.
+--
+-- Which ones is said by ids, by a queue, or both, and then narrowed down: by the reason, by what the error contains, by how long ago they died.
+-- Each function locks the letters it takes, in the order of ids, before it moves them; so of two that want the same letter one gets it, and
+-- there is one message of it. Who names ids waits for the other to end, and gets what that has left when it is rolled back. Who
+-- names a queue passes over what others have at hand.
+--
+-- A replayed message keeps its id, key, headers, priority, history and maximum of deliveries, and the last lease's token, so that its next
+-- deliveries fence all former ones. Its deliveries are counted anew, and it has no expiry any more. Its place in the queue is that of a
+-- message which comes now: a hundred thousand that are replayed do not stand before what waits already.
+--
+-- A key is free when its message has died, so meanwhile there may be another message of it, unfinished. Then the letter cannot be replayed.
+-- Who names its id is refused, and nothing happens: that one was wanted, and the program or the operator has to know. Who names a queue gets all
+-- that can be replayed; the rest stay dead letters, and are listed.
+
+create or replace function tocsin.letter_is_meant(
+    letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text, died_before timestamptz
+) returns boolean
+language sql immutable parallel safe  -- a query that uses it has its text inlined, and what is null left out
+as $$
+    select (ids is null or letter.id = any (ids)) and (queue_id is null or letter.queue_id = queue_id)
+       and (reason is null or letter.reason = reason) and (error is null or strpos(letter.error, error) > 0)
+       and (died_before is null or letter.died_at < died_before)
+$$;
+
+-- The time that was so long ago.
+create or replace function tocsin.ago(older_than interval) returns timestamptz
+language sql
+as $$ select case when older_than is not null then tocsin.clock() - least(older_than, interval '5000 years') end $$;
+
+-- Dead letters of a queue, the first of them after the id `after`.
+create or replace function tocsin.list_dead_letters(
+    queue text, reason text default null, error text default null, older_than interval default null, max_letters integer default 100,
+    after bigint default null
+) returns setof tocsin.dead_letter_info
+language sql
+as $$
+    select * from tocsin.describe_dead_letters(null, (tocsin.find_queue(queue)).id, reason, error, tocsin.ago(older_than), max_letters, after)
+$$;
+
+create or replace function tocsin.get_dead_letter(message_id bigint) returns setof tocsin.dead_letter_info
+language sql
+as $$ select * from tocsin.describe_dead_letters(array[message_id], null, null, null, null, 1, null) $$;
+
+create or replace function tocsin.describe_dead_letters(
+    ids bigint[], queue_id integer, reason text, error text, died_before timestamptz, max_letters integer, after bigint
+) returns setof tocsin.dead_letter_info
+language plpgsql stable
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off
+as $$
+#variable_conflict use_variable
+begin
+    return query
+        select d.id, q.name, d.queue_id, d.payload::text, d.headers::text, d.priority, d.key, d.enqueued_at, d.dequeued_at, d.read_ct,
+               d.max_deliveries, d.producer_worker_id, d.consumer_worker_id, d.history::text, d.died_at, d.reason, d.error, d.traceback
+        from tocsin.dead_letters d
+        join tocsin.queues q on q.id = d.queue_id
+        where tocsin.letter_is_meant(d, ids, queue_id, reason, error, died_before) and (after is null or d.id > after)
+        order by d.id limit max_letters;
+end
+$$;
+
+-- Locks the dead letters that are meant, at most max_letters of them, the oldest first, and returns their ids.
+create or replace function tocsin.take_dead_letters(
+    ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer
+) returns bigint[]
+language plpgsql
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off
+as $$
+#variable_conflict use_variable
+declare
+    queue_id integer := tocsin.letters_of(ids, queue);
+    died_before timestamptz := tocsin.ago(older_than);
+begin
+    if ids is not null then
+        return array(select d.id from tocsin.dead_letters d
+                     where tocsin.letter_is_meant(d, ids, queue_id, reason, error, died_before)
+                     order by d.id limit max_letters for update);
+    end if;
+    return array(select d.id from tocsin.dead_letters d
+                 where tocsin.letter_is_meant(d, ids, queue_id, reason, error, died_before)
+                 order by d.id limit max_letters for update skip locked);
+end
+$$;
+
+-- The id of the queue that was named; null: none, but ids.
+create or replace function tocsin.letters_of(ids bigint[], queue text) returns integer
+language plpgsql stable
+as $$
+begin
+    if queue is not null then
+        return (tocsin.find_queue(queue)).id;
+    elsif ids is null then
+        perform tocsin.refuse('TC022', 'name dead letters by ids or by a queue', '{"argument": "queue"}');
+    end if;
+    return null;
+end
+$$;
+
+-- Makes dead letters messages again, due now or after the delay; returns their ids, which they keep. One INSERT, whose trigger rings.
+create or replace function tocsin.replay(
+    ids bigint[] default null, queue text default null, reason text default null, error text default null,
+    older_than interval default null, max_letters integer default null, delay interval default null
+) returns bigint[]
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+    taken bigint[];
+    replayed bigint[];
+    held_up bigint[];
+    t timestamptz;
+begin
+    if delay not between '0 s' and '1000 years' then
+        perform tocsin.refuse('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
+    end if;
+    taken := tocsin.take_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    t := tocsin.clock() + coalesce(delay, '0 s');
+    with added as (
+        insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, dequeued_at, lease, producer_worker_id,
+                                     consumer_worker_id, max_deliveries, key, payload, headers, last_error, history)
+        select d.id, d.queue_id, d.priority, (case when delay > '0 s' then 'scheduled' else 'ready' end)::tocsin.message_state, t, t,
+               d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id, d.max_deliveries, d.key, d.payload,
+               d.headers, d.error, d.history
+        from tocsin.dead_letters d
+        where d.id = any (taken)
+        order by d.id
+        on conflict (queue_id, key) where key is not null do nothing
+        returning id
+    ), removed as (
+        delete from tocsin.dead_letters d using added a where d.id = any (taken) and d.id = a.id
+    )
+    select coalesce(array_agg(a.id order by a.id), '{}') into replayed from added a;
+    if ids is not null and cardinality(replayed) < cardinality(taken) then
+        held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed) order by x.id);
+        perform tocsin.refuse('TC014',
+            format('dead letter %s cannot be replayed: another unfinished message has its key', array_to_string(held_up, ', ')),
+            jsonb_build_object('ids', held_up), 'Wait until that one is finished, or archive or purge the dead letter.');
+    end if;
+    return replayed;
+end
+$$;
+
+-- Moves dead letters to the archive, if their queue keeps anything; returns how many that were.
+create or replace function tocsin.archive_dead_letters(
+    ids bigint[] default null, queue text default null, reason text default null, error text default null,
+    older_than interval default null, max_letters integer default null
+) returns bigint
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+    taken bigint[] := tocsin.take_dead_letters(ids, queue, reason, error, older_than, max_letters);
+begin
+    with removed as (
+        delete from tocsin.dead_letters d where d.id = any (taken) returning d.*
+    ), shelved as (
+        select (g.tally).*
+        from (select tocsin.shelve(r.queue_id, count(*)) as tally from removed r group by r.queue_id offset 0) g
+    ), kept as (
+        insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, keep_until, span,
+                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
+        select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, s.archived_at, s.keep_until, s.span,
+               d.producer_worker_id, d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason), d.history
+        from removed d join shelved s on s.queue_id = d.queue_id
+        where s.span is not null
+    )
+    insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
+    select s.queue_id, s.span, s.keep_until, s.archived_at, s.n from shelved s where s.keep_until is not null;
+    return cardinality(taken);
+end
+$$;
+
+-- Deletes dead letters for good; returns how many that were, or would be (dry_run).
+create or replace function tocsin.purge_dead_letters(
+    ids bigint[] default null, queue text default null, reason text default null, error text default null,
+    older_than interval default null, max_letters integer default null, dry_run boolean default false
+) returns bigint
+language plpgsql
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off
+as $$
+#variable_conflict use_variable
+declare
+    taken bigint[];
+    queue_id integer;
+    died_before timestamptz;
+begin
+    if dry_run then
+        queue_id := tocsin.letters_of(ids, queue);
+        died_before := tocsin.ago(older_than);
+        return (select count(*)
+                from (select from tocsin.dead_letters d
+                      where tocsin.letter_is_meant(d, ids, queue_id, reason, error, died_before)
+                      limit max_letters) meant);
+    end if;
+    taken := tocsin.take_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    delete from tocsin.dead_letters d where d.id = any (taken);
+    return cardinality(taken);
+end
+$$;

@@ -1,0 +1,167 @@
+-- Looking at workers and queues. Nothing here changes anything, and nothing counts a whole table: messages are counted as far as an index's
+-- entries for one state go, and those of a backlog only up to a limit.
+
+-- Workers as users see them; a worker's heartbeat is its own or its process's, whichever came last.
+create or replace function tocsin.list_workers(queue text default null, worker_id bigint default null)
+returns table (
+    id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text, pid integer, version text,
+    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, held bigint
+)
+language sql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+as $$
+    with shown as materialized (
+        select w.*, q.name as queue_name
+        from tocsin.workers w join tocsin.queues q on q.id = w.queue_id
+        where (list_workers.queue is null or q.name = list_workers.queue)
+          and (list_workers.worker_id is null or w.id = list_workers.worker_id)
+    ), holders as (
+        select h.worker_id, h.held
+        from (select distinct s.queue_id from shown s where s.status <> 'stopped') s
+        cross join lateral (
+            select m.consumer_worker_id as worker_id, count(*) as held from tocsin.messages m
+            where m.queue_id = s.queue_id and m.state = 'leased' group by m.consumer_worker_id) h
+    )
+    select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version, s.started_at, beat.at,
+           extract(epoch from tocsin.clock() - beat.at)::float8, s.shutdown_at, coalesce(h.held, 0)
+    from shown s
+    left join tocsin.processes p on p.id = s.process_id
+    left join holders h on h.worker_id = s.id
+    cross join lateral (select greatest(s.heartbeat_at, p.heartbeat_at)) beat (at)
+    order by s.id
+$$;
+
+-- The registry (of one queue) in figures. The age is that of the oldest heartbeat of a worker that is not stopped; null: there is none.
+create or replace function tocsin.worker_stats(queue text default null)
+returns table (total bigint, by_status jsonb, by_kind jsonb, held bigint, oldest_heartbeat_age float8)
+language plpgsql stable
+as $$
+#variable_conflict use_column
+begin
+    if worker_stats.queue is not null then
+        perform tocsin.find_queue(worker_stats.queue);
+    end if;
+    return query
+        select count(*),
+               jsonb_build_object(
+                   'ready', count(*) filter (where w.status = 'ready'),
+                   'polling', count(*) filter (where w.status = 'polling'),
+                   'interrupted', count(*) filter (where w.status = 'interrupted'),
+                   'suspended', count(*) filter (where w.status = 'suspended'),
+                   'stopped', count(*) filter (where w.status = 'stopped')),
+               jsonb_build_object(
+                   'producer', count(*) filter (where w.kind = 'producer'),
+                   'consumer', count(*) filter (where w.kind = 'consumer')),
+               coalesce(sum(w.held), 0)::bigint,
+               max(w.heartbeat_age) filter (where w.status <> 'stopped')
+        from tocsin.list_workers(worker_stats.queue) w;
+end
+$$;
+
+-- Since when the message of a queue that has waited longest could have been claimed; null: none could be. With nobody there to look, what
+-- has become due is still `scheduled`, and what was held by somebody who died is still `leased`. Of the ready ones, the oldest of each
+-- priority is looked at, of the first thousand priorities.
+create or replace function tocsin.waiting_since(queue_id integer) returns timestamptz
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+    t timestamptz := tocsin.clock();
+begin
+    return (
+        with recursive front as (
+            (select m.priority, m.due, 1 as number from tocsin.messages m
+             where m.queue_id = waiting_since.queue_id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
+            union all
+            select x.priority, x.due, f.number + 1
+            from front f
+            cross join lateral (
+                select m.priority, m.due from tocsin.messages m
+                where m.queue_id = waiting_since.queue_id and m.state = 'ready' and m.priority > f.priority
+                order by m.priority, m.due, m.id limit 1) x
+            where f.number < 1000
+        )
+        select least(
+            (select min(f.due) from front f),
+            (select m.due from tocsin.messages m
+             where m.queue_id = waiting_since.queue_id and m.state = 'scheduled' and m.due <= t order by m.due limit 1),
+            (select m.vt from tocsin.messages m
+             where m.queue_id = waiting_since.queue_id and m.state = 'leased' and m.vt <= t order by m.vt limit 1))
+    );
+end
+$$;
+
+-- How many messages of a queue could be claimed now, counted up to a limit.
+create or replace function tocsin.count_waiting(queue_id integer, most integer) returns bigint
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+    t timestamptz := tocsin.clock();
+begin
+    return (
+        select count(*) from (
+            (select from tocsin.messages m where m.queue_id = count_waiting.queue_id and m.state = 'ready' limit most)
+            union all
+            (select from tocsin.messages m where m.queue_id = count_waiting.queue_id and m.state = 'scheduled' and m.due <= t limit most)
+            union all
+            (select from tocsin.messages m where m.queue_id = count_waiting.queue_id and m.state = 'leased' and m.vt <= t limit most)
+            limit most) waiting
+    );
+end
+$$;
+
+-- What is wrong with the queues (or one of them), in words; healthy: nothing is. `max_age` is how long a worker may give no sign of life, and
+-- also how long a message may wait while nobody is there to take it: between two versions of a service, or two turns of a cron job, there
+-- is nobody for a moment. A queue that is paused has messages that wait on purpose, and a worker that is suspended is so on purpose; it is
+-- named, for it may be the reason.
+create or replace function tocsin.queue_health(queue text default null, max_age interval default '30 s')
+returns table (
+    name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[], suspended_workers bigint[],
+    ready bigint, oldest_ready_age float8
+)
+language plpgsql stable
+as $$
+#variable_conflict use_column
+declare
+    t timestamptz := tocsin.clock();
+    q tocsin.queues;
+    since timestamptz;
+    suspended text;
+begin
+    if queue is not null then
+        perform tocsin.find_queue(queue);
+    end if;
+    for q in
+        select x.* from tocsin.queues x where queue_health.queue is null or x.name = queue_health.queue order by x.name
+    loop
+        name := q.name;
+        select count(*) filter (where w.kind = 'consumer' and w.status in ('ready', 'polling') and beat.age <= max_age),
+               coalesce(array_agg(w.id order by w.id) filter (where beat.age > max_age), '{}'),
+               coalesce(array_agg(format('worker %s ("%s") is %s but has given no sign of life for %s s', w.id, w.name, w.status,
+                                         round(extract(epoch from beat.age))) order by w.id) filter (where beat.age > max_age), '{}'),
+               coalesce(array_agg(w.id order by w.id) filter (where on_hold), '{}'),
+               string_agg(format('%s ("%s")', w.id, w.name), ', ' order by w.id) filter (where on_hold)
+        into consumers, unhealthy_workers, problems, suspended_workers, suspended
+        from tocsin.workers w
+        left join tocsin.processes p on p.id = w.process_id
+        cross join lateral (select t - greatest(w.heartbeat_at, p.heartbeat_at)) beat (age)
+        cross join lateral (select w.kind = 'consumer' and w.status in ('interrupted', 'suspended')) held_up (on_hold)
+        where w.queue_id = q.id and w.status <> 'stopped';
+
+        since := tocsin.waiting_since(q.id);
+        ready := tocsin.count_waiting(q.id, 10000);
+        -- A message may have been enqueued for a time before its queue was there.
+        oldest_ready_age := case when since is not null then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
+        if consumers = 0 and q.paused_at is null and oldest_ready_age > extract(epoch from max_age) then
+            problems := format('messages wait and nobody consumes: %s%s, the oldest for %s s%s', ready,
+                               case when ready >= 10000 then ' or more' else '' end, round(oldest_ready_age), '; suspended: ' || suspended)
+                        || problems;
+        end if;
+        healthy := cardinality(problems) = 0;
+        return next;
+    end loop;
+end
+$$;

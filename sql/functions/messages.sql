@@ -1,0 +1,95 @@
+-- Looking at messages, whatever has become of them: ready, delayed (`scheduled` in the table), leased, dead or archived.
+--
+-- Pages are in the order of ids, and each goes on after the last id of the one before: so a page costs the same however many came before it,
+-- and what is finished or comes in between moves nothing to another page. No index of the unfinished messages has a queue's ids in order (one
+-- more would be paid for by every enqueue and every claim). So the planner chooses between two ways: to walk over the ids of all queues and
+-- pass over those of the others, which is right for a queue with many messages, and to sort the ids of the queue's messages in this state,
+-- which is right for one with few. It has to know the queue for that, so the plan is made for each call. The messages themselves are read
+-- only when the page is known, since a sort would carry them along.
+
+-- Messages of a queue in one state (null: the unfinished ones), the first of them after the id `after`; or those that a consumer holds.
+create or replace function tocsin.list_messages(
+    queue text, state text default null, worker_id bigint default null, max_messages integer default 100, after bigint default null
+) returns setof tocsin.message_info
+language plpgsql stable
+set plan_cache_mode = force_custom_plan set enable_seqscan = off
+as $$
+declare
+    q tocsin.queues := tocsin.find_queue(queue);
+    beyond bigint := coalesce(after, -9223372036854775808);
+    page bigint[];
+    states text[] := case when state is not null then array[state]
+                          when worker_id is not null then '{leased}'
+                          else '{ready,delayed,leased}' end;
+begin
+    if not states <@ '{ready,delayed,leased,dead,archived}' then
+        perform tocsin.refuse('TC022', 'state must be one of ready, delayed, leased, dead, archived', '{"argument": "state"}');
+    elsif worker_id is not null and states <> '{leased}' then
+        perform tocsin.refuse('TC022', 'worker_id tells what a worker holds, so only leased messages', '{"argument": "worker_id"}');
+    end if;
+    page := array(
+        select p.id
+        from (
+            (select m.id from tocsin.messages m
+             where 'ready' = any (states) and m.queue_id = q.id and m.state = 'ready' and m.id > beyond
+             order by m.id limit max_messages)
+            union all
+            (select m.id from tocsin.messages m
+             where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'scheduled' and m.id > beyond
+             order by m.id limit max_messages)
+            union all
+            (select m.id from tocsin.messages m
+             where 'leased' = any (states) and m.queue_id = q.id and m.state = 'leased' and m.id > beyond
+               and (worker_id is null or m.consumer_worker_id = worker_id)
+             order by m.id limit max_messages)
+            union all
+            (select d.id from tocsin.dead_letters d
+             where 'dead' = any (states) and d.queue_id = q.id and d.id > beyond
+             order by d.id limit max_messages)
+            union all
+            (select a.id from tocsin.archive a
+             where 'archived' = any (states) and a.queue_id = q.id and a.id > beyond
+             order by a.id limit max_messages)
+        ) p
+        order by p.id limit max_messages);
+    return query select * from tocsin.describe_messages(page, array[q.id]);
+end
+$$;
+
+create or replace function tocsin.get_message(message_id bigint) returns setof tocsin.message_info
+language sql stable
+as $$ select * from tocsin.describe_messages(array[message_id], array(select x.id from tocsin.queues x)) $$;
+
+-- Messages of these ids and queues, in the order of ids; those that are there.
+create or replace function tocsin.describe_messages(ids bigint[], queues integer[]) returns setof tocsin.message_info
+language plpgsql stable
+set plan_cache_mode = force_custom_plan set enable_seqscan = off
+as $$
+begin
+    return query
+        select x.id, q.name, x.queue_id, x.payload::text, x.headers::text, x.priority, x.key, x.enqueued_at, x.dequeued_at, x.read_ct,
+               x.max_deliveries, x.producer_worker_id, x.consumer_worker_id, x.history::text, x.state, x.due, x.vt, x.expires_at,
+               x.archived_at, x.died_at, x.reason, x.last_error
+        from (
+            select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at, m.dequeued_at, m.read_ct, m.max_deliveries,
+                   m.producer_worker_id, m.consumer_worker_id, m.history,
+                   case m.state when 'scheduled' then 'delayed' else m.state::text end as state, m.due, m.vt, m.expires_at,
+                   null::timestamptz as archived_at, null::timestamptz as died_at, null::text as reason, m.last_error
+            from tocsin.messages m
+            where m.id = any (ids)
+            union all
+            select d.id, d.queue_id, d.payload, d.headers, d.priority, d.key, d.enqueued_at, d.dequeued_at, d.read_ct, d.max_deliveries,
+                   d.producer_worker_id, d.consumer_worker_id, d.history, 'dead', null, null, null, null, d.died_at, d.reason, d.error
+            from tocsin.dead_letters d
+            where d.id = any (ids)
+            union all
+            select a.id, a.queue_id, a.payload, a.headers, a.priority, a.key, a.enqueued_at, a.dequeued_at, a.read_ct, null,
+                   a.producer_worker_id, a.consumer_worker_id, a.history, 'archived', null, null, null, a.archived_at, null, null,
+                   a.last_error
+            from tocsin.archive a
+            where a.queue_id = any (queues) and a.id = any (ids)
+        ) x
+        join tocsin.queues q on q.id = x.queue_id
+        order by x.id;
+end
+$$;

@@ -1,0 +1,84 @@
+"""Maintenance of the database, by whichever process it is the turn of; ``sql/functions/maintain.sql`` says what that is.
+
+The heartbeat's answer says when it is our turn, so nothing is sent for it in between. It runs on a connection of the pool, in a task of
+its own, and nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import attrs
+import psycopg
+import trio
+
+from .database import Database
+from .errors import TocsinError
+
+logger = logging.getLogger("tocsin")
+
+
+@attrs.frozen
+class Maintained:
+    """What maintenance has done."""
+
+    elected: bool
+    """False: another session was at it already, so this one has left it all to that."""
+    partitions_created: int = 0
+    """Partitions made for what will be archived."""
+    partitions_dropped: int = 0
+    """Partitions of the archive dropped, with all that was in them, since its retention is over."""
+    archived_deleted: int = 0
+    """Archived messages deleted one by one, since there had been no partition for them when they were archived."""
+    dead_letters_purged: int = 0
+    """Dead letters deleted whose retention is over."""
+    orphans_deleted: int = 0
+    """Messages deleted whose queue had been deleted while they were being enqueued."""
+
+
+async def maintain(database: Database) -> Maintained:
+    """Do all there is to do now, in short transactions. Raises Tocsin's errors. Cancelled, part of it is done."""
+    done = Maintained(elected=False)
+    more = True
+    while more:
+        elected, *counts, more = await database.fetch_one(
+            "select elected, partitions_created, partitions_dropped, archived_deleted, dead_letters_purged, orphans_deleted, more "
+            "from tocsin.maintain()"
+        )
+        before = attrs.astuple(done)[1:]
+        done = Maintained(done.elected or elected, *(a + b for a, b in zip(before, counts, strict=True)))
+    return done
+
+
+class Maintenance:
+    """This process's part in it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._due = trio.Event()
+        self._failing = False
+
+    def become_due(self) -> None:
+        """It is our turn."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Do it whenever it is our turn, for ever. What fails is tried again, here or elsewhere, when it is due again."""
+        while True:
+            await self._due.wait()
+            self._due = trio.Event()
+            try:
+                done = await maintain(self._database)
+            except (TocsinError, psycopg.Error) as error:
+                logger.log(logging.DEBUG if self._failing else logging.WARNING, "maintenance failed, will be tried again: %s", error)
+                self._failing = True
+            else:
+                self._failing = False
+                if any(attrs.astuple(done)[1:]):
+                    logger.info("maintenance: %s", _describe(done))
+
+
+def _describe(done: Maintained) -> str:
+    counts = attrs.asdict(done)
+    del counts["elected"]
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)

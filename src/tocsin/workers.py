@@ -1,0 +1,67 @@
+"""The registry of workers: finding them, how they are, and forgetting those that have ended."""
+
+from __future__ import annotations
+
+from .database import Database
+from .durations import Duration, to_timedelta
+from .health import MAX_AGE, QueueHealth, WorkerStats, read_health
+from .worker import WorkerHandle, WorkerInfo, WorkerStatus, read_info
+
+
+class Workers:
+    """The registry: `Store.workers`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, worker_id: int) -> WorkerHandle:
+        """Return a handle to a worker. Raises `WorkerNotFound`. Cancellation leaves nothing behind."""
+        handle = WorkerHandle(self._database, worker_id)
+        await handle.info()
+        return handle
+
+    async def stats(self, queue: str | None = None) -> WorkerStats:
+        """Return the registry (of one queue) in figures. Raises `QueueNotFound`. Cancellation leaves nothing behind."""
+        total, by_status, by_kind, held, age = await self._database.fetch_one("select * from tocsin.worker_stats(%s)", [queue])
+        return WorkerStats(total, {status: by_status[status] for status in WorkerStatus}, by_kind, held, age)
+
+    async def health(self, queue: str | None = None, max_age: Duration = MAX_AGE) -> list[QueueHealth]:
+        """Return how the queues (or one of them) and their workers are, by name of the queue.
+
+        It is a problem when a worker that is not stopped has given no sign of life for more than ``max_age`` seconds; and when a message
+        has waited for longer than that while nobody consumes its queue, unless the queue is paused. Raises `QueueNotFound`, `ValueError`.
+        Cancellation leaves nothing behind.
+        """
+        limit = to_timedelta(max_age, "max_age", zero=True)
+        rows = await self._database.fetch("select * from tocsin.queue_health(%s, %s)", [queue, limit])
+        return [read_health(row) for row in rows]
+
+    async def release_messages(self, worker_id: int) -> int:
+        """Give back what a worker holds, without counting the deliveries, and return how many messages that were.
+
+        Their handlers are cancelled. A worker that is ready or polling may take them again. Raises `WorkerNotFound`. Cancelled, all are
+        given back or none.
+        """
+        (released,) = await self._database.fetch_one("select tocsin.release_messages(%s)", [worker_id])
+        return int(released)
+
+    async def delete(self, worker_id: int) -> None:
+        """Forget a stopped worker. What it enqueued and handled stays as it is, with its id.
+
+        Raises `StateTransitionError` for one that is not stopped, `WorkerNotFound`. Cancelled, it has happened or it has not.
+        """
+        await self._database.fetch("select tocsin.delete_worker(%s)", [worker_id])
+
+    async def purge(self, older_than: Duration, *, queue: str | None = None, dry_run: bool = False) -> list[WorkerInfo]:
+        """Forget the workers (of one queue) that have been stopped for at least this many seconds, and return them.
+
+        What they enqueued and handled stays as it is, with their ids. A dry run only returns them. Raises `QueueNotFound`, `ValueError`.
+        Cancelled, all are forgotten or none.
+        """
+        age = to_timedelta(older_than, "older_than", zero=True)
+        rows = await self._database.fetch("select * from tocsin.purge_workers(%s, %s, %s)", [age, queue, dry_run])
+        return [read_info(row) for row in rows]
+
+    async def list(self, queue: str | None = None) -> list[WorkerInfo]:
+        """Return the workers (of one queue), by id. Cancellation leaves nothing behind."""
+        return [read_info(row) for row in await self._database.fetch("select * from tocsin.list_workers(%s)", [queue])]
