@@ -25,8 +25,8 @@ begin
 end
 $$;
 
--- What a queue has at this time, by what a claim would find: a scheduled message that is due and one whose lease has ended are ready. Beside those whose
--- time has come, so that nobody has to have looked.
+-- What a queue has at this time, by what a claim would find: a scheduled message that is due and one whose lease has ended are ready. All that are
+-- scheduled, or leased, are estimated together: how many of a queue's are due the planner does not know.
 create or replace function tocsin.count_queue(
     queue_id integer, t timestamptz, out ready bigint, out delayed bigint, out leased bigint, out dead bigint, out exact boolean
 )
@@ -39,13 +39,13 @@ begin
     from (values (1, 'tocsin.messages', 'x.state = ''ready'''),
                  (2, 'tocsin.messages', format('x.state = ''scheduled'' and x.vt <= %L', t)),
                  (3, 'tocsin.messages', format('x.state = ''leased'' and x.vt <= %L', t)),
-                 (4, 'tocsin.messages', format('x.state = ''scheduled'' and x.vt > %L', t)),
-                 (5, 'tocsin.messages', format('x.state = ''leased'' and x.vt > %L', t)),
+                 (4, 'tocsin.messages', 'x.state = ''scheduled'''),
+                 (5, 'tocsin.messages', 'x.state = ''leased'''),
                  (6, 'tocsin.dead_letters', 'true')) s (n, relation, condition)
     cross join lateral tocsin.count_some(s.relation, format('x.queue_id = %s and %s', count_queue.queue_id, s.condition)) c;
     ready := counts[1] + counts[2] + counts[3];
-    delayed := counts[4];
-    leased := counts[5];
+    delayed := greatest(counts[4] - counts[2], 0);
+    leased := greatest(counts[5] - counts[3], 0);
     dead := counts[6];
 end
 $$;
