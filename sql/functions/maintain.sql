@@ -9,7 +9,7 @@
 -- One call's part of the work. A second caller while it is under way has nothing done (`elected` is false).
 create or replace function tocsin.maintain(
     out elected boolean, out partitions_created integer, out partitions_dropped integer, out archived_deleted bigint,
-    out dead_letters_purged bigint, out more boolean
+    out dead_letters_purged bigint, out orphans_deleted bigint, out more boolean
 )
 language plpgsql
 as $$
@@ -22,15 +22,18 @@ begin
     partitions_dropped := 0;
     archived_deleted := 0;
     dead_letters_purged := 0;
+    orphans_deleted := 0;
     more := false;
     if elected then
         perform tocsin.cover_archive();
         partitions_created := tocsin.add_partitions();
         archived_deleted := tocsin.delete_expired(rows);
         dead_letters_purged := tocsin.purge_expired_dead_letters(rows);
+        orphans_deleted := tocsin.sweep_orphans(rows);
         perform tocsin.roll_up_tallies();
         partitions_dropped := tocsin.drop_expired_partitions(tables);
-        more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows or partitions_dropped >= tables;
+        more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows or orphans_deleted >= rows
+                or partitions_dropped >= tables;
     end if;
 end
 $$;

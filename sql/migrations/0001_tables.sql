@@ -126,6 +126,8 @@ create index messages_ready on tocsin.messages (queue_id, priority, due, id) whe
 create index messages_timed on tocsin.messages (queue_id, state, vt) where state in ('scheduled', 'leased');
 create index messages_expiring on tocsin.messages (queue_id, expires_at) where state <> 'leased' and expires_at is not null;
 create unique index messages_key on tocsin.messages (queue_id, key) where key is not null;
+-- For estimates (metrics.sql): one queue's messages may be ready, all of them, and another's delayed.
+create statistics tocsin.messages_states (mcv) on queue_id, state from tocsin.messages;
 
 -- How the archive is laid out, and why, is told in functions/archive.sql.
 create table tocsin.archive (
