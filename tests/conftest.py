@@ -1,8 +1,11 @@
 """Fixtures: the session's PostgreSQL server, a database for each test, a private server for rough tests."""
 
+import io
 import json
 import os
 import re
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -12,9 +15,11 @@ import psycopg
 import pytest
 import servers
 import trio
+from commands import Call, Ended
 from support import connect_blocking
 
 import tocsin
+from tocsin.__main__ import main
 from tocsin.embedded import EmbeddedServer, serve
 
 _SERVER = pytest.StashKey[servers.Server]()
@@ -100,6 +105,32 @@ async def store(store_dsn: str) -> AsyncIterator[tocsin.Store]:
     """A store on a fresh database."""
     async with tocsin.connect(store_dsn) as store:
         yield store
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Calls the command line, in this process; gives its exit code, its output and its errors."""
+
+    def run(*arguments: str, stdin: bytes = b"") -> Ended:
+        with tempfile.TemporaryFile() as file:
+            file.write(stdin)
+            file.seek(0)
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+            monkeypatch.setattr(sys, "argv", ["tocsin", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def cli(call: Call, store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Like `call`, with a fresh store as its database."""
+    monkeypatch.setenv("TOCSIN_DSN", store_dsn)
+    return call
 
 
 @pytest.fixture

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
+from commands import Call, one_line, started
 from support import PATIENCE, connect_blocking
 
 import tocsin
-from tocsin.__main__ import main
 
 NOWHERE = "postgresql://ada:s3cret@127.0.0.1:1/app"
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Calls the command; gives its exit code, its output and its errors."""
-    for name in ("TOCSIN_DSN", "TOCSIN_SCHEMA"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tocsin", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 def start(*arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
@@ -51,10 +35,6 @@ def start(*arguments: str, without: str = "") -> subprocess.CompletedProcess[str
 def schemas(dsn: str) -> set[str]:
     with connect_blocking(dsn) as connection:
         return {name for (name,) in connection.execute("select nspname from pg_namespace where nspname like 'tocsin%'")}
-
-
-def one_line(text: str) -> bool:
-    return text.startswith("tocsin: ") and text.count("\n") == 1
 
 
 def test_version(call: Call) -> None:
@@ -100,8 +80,24 @@ def test_uninstall_asks_at_a_terminal(store_dsn: str, answer: str, code: int, le
         os.close(ours)
         os.close(theirs)
     assert ended.returncode == code
-    assert "all its queues and messages?" in ended.stdout
+    assert "all its queues and messages?" in ended.stderr
     assert schemas(store_dsn) == left
+
+
+def test_a_question_can_be_interrupted(store_dsn: str) -> None:
+    ours, theirs = os.openpty()
+    try:
+        with started(store_dsn, "admin", "uninstall", stdin=theirs, stderr=subprocess.PIPE, text=False, bufsize=0) as process:
+            asked = b""
+            while b"[y/N]: " not in asked:
+                assert process.stderr is not None
+                asked += process.stderr.read(1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 130
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert schemas(store_dsn) == {"tocsin"}
 
 
 @pytest.mark.parametrize(
@@ -128,6 +124,51 @@ def test_the_environment(call: Call, monkeypatch: pytest.MonkeyPatch, dsn: str) 
     assert schemas(dsn) == {"tocsin_here", "tocsin_there", "tocsin_everywhere"}
 
 
+def test_verify_and_install_as_json(cli: Call, store_dsn: str) -> None:
+    assert cli("admin", "install", "--format", "json").json == {"schema": "tocsin"}
+    assert cli("admin", "verify", "--format", "json").json == []
+    with connect_blocking(store_dsn) as connection:
+        connection.execute("drop index tocsin.dead_letters_queue")
+    ended = cli("--format", "json", "admin", "verify")
+    assert ended.code == 4
+    (difference,) = json.loads(ended.out)
+    assert (difference["kind"], difference["name"], difference["found"]) == ("index", "dead_letters_queue", None)
+    assert cli("admin", "uninstall", "--yes", "--format", "json").json == {"schema": "tocsin"}
+
+
+def test_maintain(cli: Call, store_dsn: str) -> None:
+    cli("queue", "create", "q")
+    done = cli("admin", "maintain", "--format", "json").json
+    assert done["elected"] is True
+    assert ["elected", "yes"] in cli("admin", "maintain").rows
+    with connect_blocking(store_dsn) as connection:
+        connection.execute("insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason) "
+                           "select 1, q.id, 0, 1, '2000-01-01', '2000-01-01', '1', 'x' from tocsin.queues q")  # fmt: skip
+    cli("queue", "update", "q", "--dead-letter-retention", "1d")
+    assert cli("admin", "maintain", "--format", "json").json["dead_letters_purged"] == 1
+
+
+def test_stats(cli: Call) -> None:
+    cli("queue", "create", "q")
+    cli("enqueue", "q", "1", "2")
+    cli("enqueue", "q", "3", "--delay", "1h")
+    stats = cli("admin", "stats", "--format", "json").json
+    assert (stats["queues"], stats["ready"], stats["delayed"]) == (1, 2, 1)
+    assert ["ready", "2"] in cli("admin", "stats").rows
+
+
+def test_settings_from_a_toml_file(call: Call, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(f'[tool.tocsin]\ndsn = "{dsn}"\nschema = "tocsin_toml"\n')
+    monkeypatch.chdir(tmp_path)
+    assert call("admin", "install").out == "schema 'tocsin_toml' is up to date\n"
+    assert call("admin", "install", "--schema", "tocsin_flag").code == 0
+    assert schemas(dsn) == {"tocsin_toml", "tocsin_flag"}
+    (tmp_path / "pyproject.toml").write_text("[tool.tocsin]\npool_size = 'many'\n")
+    code, _, error = call("queue", "list")
+    assert (code, one_line(error)) == (2, True)
+    assert "tool.tocsin.pool_size" in error
+
+
 def test_an_unreachable_database(call: Call) -> None:
     code, output, error = call("admin", "verify", "--dsn", NOWHERE)
     assert (code, output, one_line(error)) == (3, "", True)
@@ -142,6 +183,11 @@ def test_an_unreachable_database(call: Call) -> None:
         ["admin", "verify", "--nonsense"],
         ["admin", "nonsense"],
         ["--dsn"],
+        ["postgresql://ada:s3cret@localhost/app"],
+        ["queue", "list", "postgresql://ada:s3cret@localhost/app"],
+        ["queue", "list", "host=localhost password=s3cret"],
+        ["queue", "list", "host=localhost password = 's3cret or not'"],
+        ["queue", "get", "q", "--format", "postgresql://ada:s3cret@localhost/app"],
         ["demo", "/no/such/directory"],
     ],
 )

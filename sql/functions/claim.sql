@@ -130,6 +130,7 @@ begin
                             >= (coalesce(from_priority, -2147483648), coalesce(from_due, '-infinity'), coalesce(from_id, 0))
                       order by y.priority, y.due, y.id limit max_messages for update skip locked) r
                   where w.id = worker_id and w.registration = claim.registration and w.status in ('ready', 'polling')
+                    and tocsin.acts_for(w.role)
                     and x.paused_at is null) f
             where m.ctid = f.found
             returning m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,

@@ -37,6 +37,9 @@ as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
 begin
+    if not tocsin.is_owner() then
+        perform tocsin.check_enqueue(q, worker_id);
+    end if;
     if worker_id is not null then
         perform tocsin.check_active(worker_id, 'enqueue');
     end if;
@@ -110,6 +113,9 @@ declare
     message_id bigint;
     checked boolean := false;  -- by the queue's rules, if it has any
 begin
+    if not tocsin.is_owner() then
+        perform tocsin.check_enqueue(tocsin.find_queue(queue), worker_id);
+    end if;
     loop
         insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
                                      payload, headers)
@@ -172,8 +178,9 @@ end
 $$;
 
 -- Enqueues those of the messages that may be enqueued, each for itself, and returns their ids in their order; a null instead of an id says
--- that this one was not (tocsin.enqueue says why). The messages are a JSON array of objects whose members are arguments of tocsin.enqueue,
--- beside key: a message with a key may have to wait for another transaction's end, and here all the others would have to wait with it.
+-- that this one was not (tocsin.enqueue says why). A caller who may not enqueue here at all is refused. The messages are a JSON array of
+-- objects whose members are arguments of tocsin.enqueue, beside key: a message with a key may have to wait for another transaction's end, and
+-- here all the others would have to wait with it.
 create or replace function tocsin.enqueue_each(queue text, messages jsonb) returns bigint[]
 language plpgsql
 set plan_cache_mode = force_generic_plan
@@ -185,6 +192,10 @@ declare
     unfit jsonb[];  -- payloads that break a rule of the queue
     ids bigint[];
 begin
+    if not tocsin.is_owner() then
+        perform tocsin.check_enqueue(q, m.worker_id)
+        from (select distinct x.worker_id from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
+    end if;
     if q.ruled then
         select array_agg(p.payload) into unfit
         from jsonb_array_elements(messages) m cross join lateral (select coalesce(m -> 'payload', 'null')) p (payload)

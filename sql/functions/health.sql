@@ -15,6 +15,7 @@ as $$
         from tocsin.workers w join tocsin.queues q on q.id = w.queue_id
         where (list_workers.queue is null or q.name = list_workers.queue)
           and (list_workers.worker_id is null or w.id = list_workers.worker_id)
+          and tocsin.acts_for(w.role)
     ), holders as (
         select h.worker_id, h.held
         from (select distinct s.queue_id from shown s where s.status <> 'stopped') s

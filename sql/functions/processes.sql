@@ -18,8 +18,8 @@
 create or replace function tocsin.register_process(hostname text, pid integer, version text, every interval) returns bigint
 language sql
 as $$
-    insert into tocsin.processes (hostname, pid, version, every, started_at, heartbeat_at)
-    values (hostname, pid, version, every, tocsin.clock(), tocsin.clock())
+    insert into tocsin.processes (hostname, pid, version, role, every, started_at, heartbeat_at)
+    values (hostname, pid, version, tocsin.caller(), every, tocsin.clock(), tocsin.clock())
     returning id
 $$;
 
@@ -30,23 +30,29 @@ language plpgsql
 as $$
 declare
     line bigint := nextval('tocsin.lifelines');
+    attached boolean;
 begin
     perform pg_advisory_lock(tocsin.lock_key('lifeline', line));
-    update tocsin.processes p set lifeline = line, heartbeat_at = tocsin.clock() where p.id = process_id;
-    if not found then
+    update tocsin.processes p set lifeline = line, heartbeat_at = tocsin.clock() where p.id = process_id and tocsin.acts_for(p.role);
+    attached := found;
+    if not attached then
         perform pg_advisory_unlock(tocsin.lock_key('lifeline', line));
     end if;
-    return found;
+    return attached;
 end
 $$;
 
 -- The process goes on without a LISTEN connection.
 create or replace function tocsin.detach_process(process_id bigint) returns void
 language sql
-as $$ update tocsin.processes p set lifeline = null where p.id = process_id $$;
+as $$ update tocsin.processes p set lifeline = null where p.id = process_id and tocsin.acts_for(p.role) $$;
+
+create or replace function tocsin.unregister_process(process_id bigint, died boolean default false) returns void
+language sql
+as $$ select tocsin.end_process(p.id, died) from tocsin.processes p where p.id = process_id and tocsin.acts_for(p.role) $$;
 
 -- The end of a process: its workers are stopped, and what they hold is given back; that counts as a delivery when it died of it.
-create or replace function tocsin.unregister_process(process_id bigint, died boolean default false) returns void
+create or replace function tocsin.end_process(process_id bigint, died boolean) returns void
 language plpgsql
 as $$
 declare
@@ -54,7 +60,7 @@ declare
 begin
     -- First the process: so a registration under way is waited for and seen below, and a later one finds no process.
     delete from tocsin.processes p where p.id = process_id;
-    for w in select x.* from tocsin.workers x where x.process_id = unregister_process.process_id order by x.id loop
+    for w in select x.* from tocsin.workers x where x.process_id = end_process.process_id order by x.id loop
         perform pg_advisory_xact_lock(tocsin.lock_key('worker', w.id));
         update tocsin.workers x
         set status = 'stopped', grace = null, buried_as = case when died then x.status end, shutdown_at = tocsin.clock(), process_id = null
@@ -95,7 +101,7 @@ begin
             where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
             for update skip locked;
             if found then
-                perform tocsin.unregister_process(p.id, died => true);
+                perform tocsin.end_process(p.id, died => true);
             end if;
         end if;
     end loop;
@@ -118,7 +124,7 @@ as $$
 declare
     look_again float8;
 begin
-    update tocsin.processes p set heartbeat_at = tocsin.clock() where p.id = process_id;
+    update tocsin.processes p set heartbeat_at = tocsin.clock() where p.id = process_id and tocsin.acts_for(p.role);
     if not found then
         return query select 'dead', process_id, null::text, null::float8, null::bigint;
         return;
@@ -135,7 +141,8 @@ begin
         from tocsin.workers w where w.process_id = heartbeat.process_id order by w.id;
     return query
         select 'queue', d.queue_id::bigint, null::text, d.seconds, null::bigint
-        from (select s.queue_id, tocsin.next_due(s.queue_id) as seconds from unnest(queue_ids) s (queue_id)) d
+        from (select s.queue_id, tocsin.next_due(s.queue_id) as seconds from unnest(queue_ids) s (queue_id)
+              where tocsin.may_consume()) d
         where d.seconds is not null;
 end
 $$;

@@ -17,6 +17,8 @@
 -- refused, or does nothing. What operators do by id (suspend, resume, interrupt, shutdown, stop) is meant for whoever is registered now.
 --
 -- A stopped worker can be purged. Messages, dead letters and the archive keep its id and have no foreign key, so they stay as they are.
+--
+-- Whoever is neither owner nor administrator acts only for the workers that its own role has registered (acts_for).
 
 -- Raises unless the worker exists; returns it.
 create or replace function tocsin.find_worker(worker_id bigint) returns tocsin.workers
@@ -71,7 +73,7 @@ begin
             jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'reason', 'it has been purged, or its queue deleted'),
             'Register it again, by its name or another.');
     end if;
-    return w;
+    return tocsin.check_own(w);
 end
 $$;
 
@@ -98,7 +100,7 @@ declare
 begin
     select x.* into q
     from tocsin.workers w join tocsin.queues x on x.id = w.queue_id
-    where w.id = worker_id and w.registration = admit_claim.registration and w.status in ('ready', 'polling');
+    where w.id = worker_id and w.registration = admit_claim.registration and w.status in ('ready', 'polling') and tocsin.acts_for(w.role);
     if not found then
         perform tocsin.refuse_ended(tocsin.check_active(worker_id, 'claim'));
     end if;
@@ -128,22 +130,23 @@ begin
     if not found then
         perform tocsin.refuse_missing(queue);
     end if;
-    perform from tocsin.processes p where p.id = register_worker.process_id for key share;
+    perform tocsin.check_register(q, register_worker.kind);
+    perform from tocsin.processes p where p.id = register_worker.process_id and tocsin.acts_for(p.role) for key share;
     if not found and process_id is not null then
         perform tocsin.refuse('TC008', format('process %s was declared dead', process_id), jsonb_build_object('process_id', process_id));
     end if;
     for attempt in 1..2 loop
         insert into tocsin.workers as x
-            (queue_id, kind, name, status, registration, process_id, hostname, pid, version, started_at, heartbeat_at)
+            (queue_id, kind, name, status, registration, role, process_id, hostname, pid, version, started_at, heartbeat_at)
         values (q.id, register_worker.kind,
                 coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(md5(random()::text), 1, 8))),
-                'ready', nextval('tocsin.registrations'), register_worker.process_id, register_worker.hostname, register_worker.pid,
-                register_worker.version, t, t)
+                'ready', nextval('tocsin.registrations'), tocsin.caller(), register_worker.process_id, register_worker.hostname,
+                register_worker.pid, register_worker.version, t, t)
         on conflict (queue_id, kind, name) do update
             set status = case when again and x.buried_as in ('suspended', 'interrupted') then x.buried_as else 'ready' end,
-                grace = null, buried_as = null, registration = excluded.registration, process_id = excluded.process_id,
-                hostname = excluded.hostname, pid = excluded.pid, version = excluded.version, started_at = t, heartbeat_at = t,
-                shutdown_at = null
+                grace = null, buried_as = null, registration = excluded.registration, role = excluded.role,
+                process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid, version = excluded.version,
+                started_at = t, heartbeat_at = t, shutdown_at = null
             where x.status = 'stopped'
         returning x.* into w;
         if found then
@@ -164,6 +167,14 @@ begin
                            'reason', format('its name is in use by process %s on %s', w.pid, w.hostname)),
         'Choose another name, or end that worker first.');
 end
+$$;
+
+-- The queue that a worker is on. Volatile, so that it sees one that the same statement has registered.
+create or replace function tocsin.queue_of(worker_id bigint) returns tocsin.queues
+language sql volatile
+as $$
+    select q.* from tocsin.workers w join tocsin.queues q on q.id = w.queue_id
+    where w.id = queue_of.worker_id and tocsin.acts_for(w.role)
 $$;
 
 -- Tells the process that runs this worker to look at its state, or (`leases_taken`) at its leases.
@@ -187,10 +198,10 @@ begin
     update tocsin.workers x
     set status = target, grace = move_worker.grace, heartbeat_at = greatest(x.heartbeat_at, t),
         shutdown_at = case when target = 'stopped' then t end
-    where x.id = worker_id and x.status = any (allowed)
+    where x.id = worker_id and x.status = any (allowed) and tocsin.acts_for(x.role)
     returning x.* into w;
     if not found then
-        w := tocsin.find_worker(worker_id);
+        w := tocsin.check_own(tocsin.find_worker(worker_id));
         perform tocsin.refuse_transition(w, target, format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
     end if;
     return w;
@@ -255,7 +266,8 @@ begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
     update tocsin.workers x
     set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
-    where x.id = worker_id and x.registration = complete_poll.registration and x.status in ('polling', 'interrupted');
+    where x.id = worker_id and x.registration = complete_poll.registration and x.status in ('polling', 'interrupted')
+      and tocsin.acts_for(x.role);
     return tocsin.release_others(worker_id, registration, keep_ids, keep_leases);
 end
 $$;
@@ -341,7 +353,7 @@ declare
     released bigint;
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    w := tocsin.find_worker(worker_id);
+    w := tocsin.check_own(tocsin.find_worker(worker_id));
     if w.status = 'stopped' then
         return 0;
     end if;
@@ -361,7 +373,7 @@ declare
     w tocsin.workers;
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    w := tocsin.find_worker(worker_id);
+    w := tocsin.check_own(tocsin.find_worker(worker_id));
     perform tocsin.tell_process(w, leases_taken => true);  -- when this is committed
     return tocsin.release_held(w, false, '');
 end
@@ -378,7 +390,8 @@ declare
     w tocsin.workers;
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    select x.* into w from tocsin.workers x where x.id = worker_id and x.registration = release_others.registration;
+    select x.* into w from tocsin.workers x
+    where x.id = worker_id and x.registration = release_others.registration and tocsin.acts_for(x.role);
     if not found then
         return 0;
     end if;
@@ -396,7 +409,7 @@ declare
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
     update tocsin.workers x set status = 'stopped', grace = null, shutdown_at = tocsin.clock(), process_id = null
-    where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped'
+    where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped' and tocsin.acts_for(x.role)
     returning x.* into w;
     return case when found then tocsin.release_held(w, false, '') else 0 end;
 end
@@ -408,9 +421,11 @@ as $$
 declare
     w tocsin.workers;
 begin
-    update tocsin.workers x set heartbeat_at = tocsin.clock() where x.id = worker_id and x.status <> 'stopped' returning x.* into w;
+    update tocsin.workers x set heartbeat_at = tocsin.clock()
+    where x.id = worker_id and x.status <> 'stopped' and tocsin.acts_for(x.role)
+    returning x.* into w;
     if not found then
-        w := tocsin.find_worker(worker_id);
+        w := tocsin.check_own(tocsin.find_worker(worker_id));
         perform tocsin.refuse_transition(w, 'heartbeat', 'a stopped worker has no heartbeat');
     end if;
 end

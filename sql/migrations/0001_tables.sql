@@ -78,6 +78,19 @@ comment on column tocsin.queues.retention is 'How long what is archived is kept;
 comment on column tocsin.queues.dead_letter_retention is 'How long dead letters are kept. A thousand years stand for ever.';
 comment on column tocsin.queues.notify is 'When its bell rings: only while a consumer of Tocsin''s sleeps, or always, for others who LISTEN; see ring.sql.';
 
+create table tocsin.roles (
+    kind text    primary key check (kind in ('producer', 'consumer', 'admin')),
+    role regrole not null
+);
+comment on table tocsin.roles is 'The roles that may use Tocsin beside its owner, if there are any; see sql/security/access.sql.';
+
+create table tocsin.queue_grants (
+    queue_id integer not null references tocsin.queues on delete cascade,
+    role     regrole not null,
+    primary key (queue_id, role)
+);
+comment on table tocsin.queue_grants is 'Who may enqueue to which queue, apart from the owner and administrators.';
+
 create type tocsin.message_state as enum ('ready', 'scheduled', 'leased');
 
 create table tocsin.messages (
@@ -122,11 +135,11 @@ create table tocsin.archive (
     queue_id           integer     not null,
     priority           integer     not null,
     read_ct            integer     not null,
+    span               integer     not null default 0,
     enqueued_at        timestamptz not null,
     dequeued_at        timestamptz,
     archived_at        timestamptz not null,
     keep_until         timestamptz not null default '9999-01-01+00',
-    span               integer     not null default 0,
     producer_worker_id bigint,
     consumer_worker_id bigint,
     key                text,
@@ -144,13 +157,15 @@ comment on table tocsin.archive_rest is 'What is kept for ever, and what no part
 create index archive_rest_ending on tocsin.archive_rest (keep_until) where keep_until < '9999-01-01+00';
 
 create table tocsin.archiving (
-    queue_id integer     primary key references tocsin.queues on delete cascade,
-    span     integer     not null,
-    covered  tstzrange   not null,
-    since    timestamptz not null
+    queue_id  integer     primary key references tocsin.queues on delete cascade,
+    retention interval    not null,
+    span      integer     not null default 0,
+    covered   tstzrange   not null default 'empty',
+    since     timestamptz not null default '9999-01-01+00'
 );
-comment on table tocsin.archiving is 'Which partitions a queue may archive to; without a row, or outside of it, to archive_rest.';
-comment on column tocsin.archiving.covered is 'The times of keep_until, in partitions of this span, that there are partitions for.';
+comment on table tocsin.archiving is 'What archiving has to know of a queue: how long to keep its messages, and which partitions it may use.';
+comment on column tocsin.archiving.retention is 'The queue''s own.';
+comment on column tocsin.archiving.covered is 'The times of keep_until that there are partitions of this span for; all else goes to archive_rest.';
 comment on column tocsin.archiving.since is 'Transactions that began before do not use them.';
 
 create table tocsin.tallies (
@@ -165,7 +180,7 @@ comment on column tocsin.tallies.span is 'As in the archive; null: the queue kee
 create index tallies_queue on tocsin.tallies (queue_id, archived_at);
 
 create table tocsin.archived_counts (
-    queue_id  integer     not null references tocsin.queues on delete cascade,
+    queue_id  integer     not null,  -- no foreign key: maintenance waits for nobody who deletes a queue
     span      integer     not null,
     starts_at timestamptz not null,
     n         bigint      not null,
@@ -223,11 +238,13 @@ create table tocsin.processes (
     hostname     text        not null,
     pid          integer     not null,
     version      text        not null,
+    role         name        not null default current_user,
     every        interval    not null check (every > '0 s'),
     lifeline     bigint,
     started_at   timestamptz not null,
     heartbeat_at timestamptz not null
 ) with (fillfactor = 50);
+comment on column tocsin.processes.role is 'Role that registered it, and alone may act for it; see sql/functions/callers.sql.';
 comment on column tocsin.processes.every is 'Interval between its heartbeats.';
 comment on column tocsin.processes.lifeline is 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
 
@@ -243,6 +260,7 @@ create table tocsin.workers (
     grace        interval,
     buried_as    text,
     registration bigint      not null,
+    role         name        not null default current_user,
     process_id   bigint,
     hostname     text        not null,
     pid          integer     not null,
@@ -254,6 +272,7 @@ create table tocsin.workers (
 );
 comment on column tocsin.workers.buried_as is 'Its status when it was declared dead, for a process that was alive after all.';
 comment on column tocsin.workers.registration is 'Token of the current registration; what was registered under the name before cannot act for it.';
+comment on column tocsin.workers.role is 'Role that registered it, and alone may act for it.';
 comment on column tocsin.workers.grace is 'Of an interrupted worker: how long its handlers may still run; null: until they end.';
 create index workers_process on tocsin.workers (process_id) where process_id is not null;
 

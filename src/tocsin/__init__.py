@@ -19,6 +19,7 @@ from .errors import (
     PayloadInvalid,
     PayloadTooLarge,
     PendingMessages,
+    PermissionDenied,
     QueueAlreadyExists,
     QueueNotEmpty,
     QueueNotFound,
@@ -39,10 +40,11 @@ from .producer import EnqueueOptions, Producer
 from .queue_settings import QueueSettings
 from .queues import Deleted, Purged, Queue, QueueMetrics, Queues
 from .rate_limit import RateLimit
+from .roles import Roles
 from .schema import Difference
 from .settings import Settings
 from .signals import drain_on_signals
-from .store import Store, StoreStatistics, StoreStats, connect
+from .store import Reclaimed, Store, StoreStatistics, StoreStats, connect
 from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, WorkerStatus
@@ -72,6 +74,7 @@ __all__ = [
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
+    "PermissionDenied",
     "Producer",
     "Purged",
     "Queue",
@@ -84,6 +87,8 @@ __all__ = [
     "Queues",
     "RateLimit",
     "RateLimited",
+    "Reclaimed",
+    "Roles",
     "SchemaMissing",
     "SchemaOutdated",
     "Settings",

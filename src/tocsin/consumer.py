@@ -158,6 +158,7 @@ class Consumer(Registered, WorkerHandle):
         concurrency: int = 1,
         vt: Duration | None = None,
         timeout: Duration | None = None,  # noqa: ASYNC109 - of each call of the handler, not of this one
+        once: bool = False,
     ) -> NoReturn:
         """Call the handler for each message, up to ``concurrency`` at a time, until interrupted; then raise `Suspended`.
 
@@ -165,7 +166,8 @@ class Consumer(Registered, WorkerHandle):
         takes too long. When it returns, its message is archived, unless it has settled the message itself. When it raises, or takes
         longer than ``timeout`` seconds, the message goes back to the queue with the queue's backoff, or to the dead letters after its
         last delivery, with the error kept; the loop goes on. Leases (``vt`` seconds each, default: the queue's) are extended for as long
-        as a handler runs; a handler whose lease is lost all the same is cancelled.
+        as a handler runs; a handler whose lease is lost all the same is cancelled. With ``once`` it also ends, with `Suspended` too, when
+        no message is due and no handler runs any more.
 
         Raises `Suspended`, `StateTransitionError`, `WorkerStopped`. While the database is away it waits for it. Cancelled, handlers are
         cancelled and their messages released, without counting as a delivery.
@@ -176,7 +178,7 @@ class Consumer(Registered, WorkerHandle):
         def call_with_first(messages: list[Message], when_waiting: Callable[[], None]) -> Awaitable[None]:
             return call(messages[0], when_waiting)
 
-        await self._handle(call_with_first, describe_handler(handler), concurrency, 1, vt, timeout)
+        await self._handle(call_with_first, describe_handler(handler), concurrency, 1, vt, timeout, once)
 
     async def handle_batches(
         self,
@@ -186,6 +188,7 @@ class Consumer(Registered, WorkerHandle):
         concurrency: int = 1,
         vt: Duration | None = None,
         timeout: Duration | None = None,  # noqa: ASYNC109 - of each call of the handler, not of this one
+        once: bool = False,
     ) -> NoReturn:
         """Like `handle`, with a handler that takes up to ``size`` messages in one call: as many as there are, without waiting for more.
 
@@ -193,7 +196,7 @@ class Consumer(Registered, WorkerHandle):
         """
         check_count(size, "size")
         check_count(concurrency, "concurrency")
-        await self._handle(make_caller(handler), describe_handler(handler), concurrency, size, vt, timeout)
+        await self._handle(make_caller(handler), describe_handler(handler), concurrency, size, vt, timeout, once)
 
     async def _handle(
         self,
@@ -203,11 +206,12 @@ class Consumer(Registered, WorkerHandle):
         size: int,
         vt: Duration | None,
         timeout: Duration | None,  # noqa: ASYNC109
+        once: bool,
     ) -> NoReturn:
         lease = None if vt is None else to_seconds(vt, "vt")
         limit = None if timeout is None else to_seconds(timeout, "timeout")
         async with open_run(self._intake) as run:
-            await Handling(run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit, name=name).pump()
+            await Handling(run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit, once=once, name=name).pump()
         raise AssertionError("a run that ends raises Suspended")
 
     def messages(self, *, vt: Duration | None = None) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
@@ -232,14 +236,14 @@ class Consumer(Registered, WorkerHandle):
         self._intake.end_run(grace)
 
     async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
-        """Take no more messages: see `Worker.suspend`. With ``drain``, returns when nothing is held any more."""
+        """Take no more messages: see `WorkerHandle.suspend`. With ``drain``, returns when nothing is held any more."""
         await super().suspend(release=release, drain=drain)
         self._intake.noticed("suspended", None)
         if drain:
             await self._intake.leases.wait_empty()
 
     async def resume(self) -> None:
-        """End a suspension: see `Worker.resume`."""
+        """End a suspension: see `WorkerHandle.resume`."""
         await super().resume()
         self._intake.noticed("ready", None)
 

@@ -31,15 +31,21 @@ _SOMETHING_MISSING = (
 def describe_address(dsn: str) -> str:
     """Return host and port of a DSN for messages, without anything secret. Raises `ConfigError` for a DSN that is none."""
     try:
-        parameters = conninfo_to_dict(dsn)
+        parameters = None if "\0" in dsn else conninfo_to_dict(dsn)
     except (psycopg.ProgrammingError, UnicodeError):
-        # libpq's own words quote the part it could not read, which may be the password.
-        raise ConfigError("dsn", "not a PostgreSQL connection string; expected postgresql://user@host:port/database") from None
+        parameters = None
+    if parameters is None:  # outside the clause above, for libpq's own words quote the part it could not read, which may be the password
+        raise ConfigError("dsn", "not a PostgreSQL connection string; expected postgresql://user@host:port/database")
     defaults = {d.keyword.decode(): d.val.decode() for d in psycopg.pq.Conninfo.get_defaults() if d.val}
     host = parameters.get("host") or parameters.get("hostaddr") or defaults.get("host") or "the default socket"
     port = parameters.get("port") or defaults.get("port") or "5432"
     hosts = str(host).split(",")
     ports = str(port).split(",")
+    # What libpq takes for a host or a port is a part of the password when that has a / or an @ in it.
+    if any("@" in h[1:] for h in hosts) or not all(p.isdecimal() for p in ports if p):
+        raise ConfigError("dsn", "host or port make no sense; special characters in a password must be percent-encoded (%40 is an @)")
+    if not str(parameters.get("connect_timeout") or 0).lstrip("-").isdecimal():
+        raise ConfigError("dsn", "connect_timeout must be a number of seconds")
     return ",".join(f"{h}:{p}" for h, p in zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False))
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
+    "PermissionDenied",
     "QueueAlreadyExists",
     "QueueNotEmpty",
     "QueueNotFound",
@@ -180,6 +181,18 @@ class PayloadTooLarge(TocsinError, ValueError):
         """Which payload of a batch, counted from 0; None for a single message."""
 
 
+class PermissionDenied(TocsinError):
+    """The role that is logged in may not do this. Nothing was changed.
+
+    Have it made a member of one of Tocsin's roles, or have it granted the queue (``store.queues.grant``).
+    """
+
+    def __init__(self, message: str, *, role: str | None) -> None:
+        super().__init__(message)
+        self.role = role
+        """The role; None when PostgreSQL itself refused, without naming it."""
+
+
 class RateLimited(TocsinError):
     """The producer has reached its rate limit. Nothing was enqueued."""
 
@@ -278,6 +291,9 @@ def translate(error: psycopg.Error, address: str) -> Exception:
         return _refusal(code, error.diag.message_primary or "", json.loads(error.diag.message_detail or "{}"), error.diag.message_hint)
     if is_connection_loss(error):
         return ConnectionLost(address, _one_line(error))
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        hint = "Tocsin's owner, or a member of one of the roles that it has let in, may do it"
+        return PermissionDenied(f"{_one_line(error)}: {hint}", role=None)
     return error
 
 
@@ -325,6 +341,8 @@ def _refusal(code: str, message: str, detail: dict[str, Any], hint: str | None) 
             return KeyTaken(message, ids=tuple(detail["ids"]))
         case "TC022":
             return ValueError(message)
+        case "TC030":
+            return PermissionDenied(message, role=detail["role"])
     raise AssertionError(f"the schema refused with an unknown code {code}: {message}")
 
 

@@ -75,9 +75,20 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
 
 
 class Handling:
-    """One loop. ``size`` is the number of messages in one call of the handler at most."""
+    """One loop. ``size`` is the number of messages in one call of the handler at most. ``once``: it ends when nothing is left to do."""
 
-    def __init__(self, run: Run, call: Caller, *, concurrency: int, size: int, vt: float | None, timeout: float | None, name: str) -> None:
+    def __init__(
+        self,
+        run: Run,
+        call: Caller,
+        *,
+        concurrency: int,
+        size: int,
+        vt: float | None,
+        timeout: float | None,
+        once: bool,
+        name: str,
+    ) -> None:
         self._run = run
         self._intake = run.intake
         self._call = call
@@ -85,6 +96,7 @@ class Handling:
         self._size = size
         self._vt = vt
         self._timeout = timeout
+        self._once = once
         self._name = name
         self._ahead = Ahead()
         self._runners = 0
@@ -92,6 +104,7 @@ class Handling:
         self._failed: list[tuple[Message, Exception]] = []
         self._poisoned = False
         self._answer_lost = False
+        self._nothing_left = False
         run.flush = self._flush
 
     async def pump(self) -> None:
@@ -111,6 +124,11 @@ class Handling:
                     await self._claim(room)
                 elif self._done:
                     await self._archive()
+                elif self._once and room > 0 and not (run.units or ahead or self._failed):
+                    if self._nothing_left:
+                        run.end("nothing is left to do")
+                    else:  # nobody rings for what came while handlers were running, as they were not asleep
+                        run.bed.ring()
                 elif not self._failed:
                     await run.bed.sleep(sound=room <= 0, until=ahead.check_at)
                 if self._failed:
@@ -132,6 +150,7 @@ class Handling:
     async def _claim(self, limit: int) -> None:
         done, self._done = self._done, []
         idle = not self._run.units
+        nothing_waited = idle and not self._ahead and not self._failed
         self._ahead.claim_begins(trio.current_time())
         try:
             claim = await self._run.claim(limit, self._vt, archive=done)
@@ -139,6 +158,7 @@ class Handling:
             self._done += done
             self._answer_lost = True
             raise
+        self._nothing_left = nothing_waited and not claim.parcel
         self._intake.note_settled(done, claim.lost)
         self._warn_of_lost(claim.lost)
         if claim.parcel:
@@ -212,7 +232,12 @@ class Handling:
                 if error is None:
                     self._done.append(message)
                 else:
-                    logger.warning("%s failed with message %d, delivery %d: %r", self._name, message.id, message.read_ct, error)
+                    logger.warning(
+                        "%s failed with message %d, delivery %d: %r",
+                        *(self._name, message.id, message.read_ct, error),
+                        exc_info=error,
+                        extra={"queue": message.queue, "message_id": message.id, "delivery": message.read_ct},
+                    )
                     self._failed.append((message, error))
         unit.messages = []
         self._run.bed.nudge()

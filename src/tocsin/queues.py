@@ -235,6 +235,21 @@ class Queues:
             return QueueMetrics(*await self._ask("queue_metrics", name))
         return [QueueMetrics(*row) for row in await self._database.fetch("select * from tocsin.queue_metrics()")]
 
+    async def grant(self, name: str, role: str) -> None:
+        """Let a database role, and those that inherit from it, enqueue to the queue; doing it again changes nothing.
+
+        The role, or one that it is a member of, must be among those that `Store.install` let in as producers or consumers. Raises
+        `QueueNotFound`, `PermissionDenied`, and `ValueError` when there is no such role. Cancelled, it is granted or not.
+        """
+        await self._database.fetch("select tocsin.grant_queue(%s, %s)", [name, role])
+
+    async def revoke(self, name: str, role: str) -> None:
+        """Take back what `grant` gave, for every statement from now on; doing it again changes nothing.
+
+        Raises what `grant` raises. Cancelled, it is taken back or not.
+        """
+        await self._database.fetch("select tocsin.revoke_queue(%s, %s)", [name, role])
+
     async def _set(self, function: str, name: str, settings: QueueSettings) -> Queue:
         checked = check_settings(settings)
         arguments = "".join(f", {setting} => %s" for setting in checked)

@@ -47,7 +47,7 @@ class Registration:
         again = self.worker_id != 0
         row = await self._database.fetch_one(
             "select w.id, w.name, w.registration, w.status, q.id, q.channel "
-            "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w join tocsin.queues q on q.id = w.queue_id",
+            "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w cross join lateral tocsin.queue_of(w.id) q",
             [self.queue, self._kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
         )
         self.worker_id, self.name, self.token, self.status, self.queue_id, self.channel = row

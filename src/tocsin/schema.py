@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -24,9 +26,13 @@ import psycopg
 from psycopg import sql
 
 from .errors import ConfigError, SchemaMissing, SchemaOutdated, TocsinError
+from .roles import Roles
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_IDENTIFIER_BYTES = 63
+# Whoever installs is as a rule a superuser or the database's owner, and others may have put functions into `public` that fit better than
+# PostgreSQL's own.
+_SAFE_PATH = "set local search_path = pg_catalog, pg_temp"
 _OUR_SPELLINGS = re.compile(r"\btocsin\.|'tocsin'")
 
 
@@ -68,7 +74,7 @@ class Difference:
     """Something that is not as this version of Tocsin installs it."""
 
     kind: str
-    """column, constraint, index, trigger, function, enum, sequence or table."""
+    """column, constraint, index, trigger, function, enum, sequence, table, owner or privileges."""
     name: str
     """Its name within the schema."""
     expected: str | None
@@ -98,9 +104,14 @@ def migrations() -> tuple[Migration, ...]:
 
 
 @cache
+def _load(directory: str) -> str:
+    return "\n".join(text for _, text in _read(directory))
+
+
+@cache
 def contract() -> tuple[str, str]:
-    """Return the SQL of all functions, and its digest."""
-    text = "\n".join(text for _, text in _read("functions"))
+    """Return the SQL of all functions and of who may call them, and its digest."""
+    text = _load("functions") + "\n" + _load("security")
     return text, hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -132,21 +143,21 @@ async def check(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Non
         raise SchemaOutdated(schema.name, found, needed)
 
 
-async def install(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
-    """Bring the schema to this version: create it if missing, apply the pending migrations, load the functions.
+async def install(connection: psycopg.AsyncConnection[Any], schema: Schema, roles: Roles | None = None) -> None:
+    """Bring the schema to this version: create it if missing, apply the pending migrations, load the functions, let the roles in.
 
-    Idempotent, and safe when many processes do it at once. Raises `TocsinError` when the schema is newer than this version, or holds
-    something else. All happens in one transaction: cancelled or failed, nothing has changed.
+    Without ``roles``, those that were let in before stay so. Idempotent, and safe when many processes do it at once. Raises `TocsinError`
+    when the schema is newer than this version, or holds something else, and `PermissionDenied`. All happens in one transaction: cancelled
+    or failed, nothing has changed.
     """
     digest = contract()[1]
     needed = migrations()[-1].number
     try:
-        if await installed(connection, schema) == (needed, digest):
+        if await installed(connection, schema) == (needed, digest) and roles is None:
             return
     except SchemaMissing:
         pass
-    async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
+    async with _exclusive(connection):
         try:
             async with connection.transaction():
                 applied, loaded = await installed(connection, schema)
@@ -157,7 +168,40 @@ async def install(connection: psycopg.AsyncConnection[Any], schema: Schema) -> N
             raise TocsinError(
                 f"schema {schema.name!r} is at migration {applied}, this version of Tocsin knows only {needed}: upgrade Tocsin"
             )
-        await _apply(connection, schema, applied, loaded != digest)
+        async with _as_owner(connection, schema):
+            await _apply(connection, schema, applied, loaded != digest)
+        if roles is not None:
+            await connection.execute(
+                schema.render("select tocsin.install_roles(%s, %s, %s)").encode(), [roles.producer, roles.consumer, roles.admin]
+            )
+
+
+@asynccontextmanager
+async def _exclusive(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+    """In a transaction in which nobody else installs or uninstalls."""
+    async with connection.transaction():
+        await connection.execute(_SAFE_PATH)
+        await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
+        yield
+
+
+@asynccontextmanager
+async def _as_owner(connection: psycopg.AsyncConnection[Any], schema: Schema) -> AsyncIterator[None]:
+    """In a transaction: be whoever has installed Tocsin.
+
+    Its functions run with their owner's rights. An upgrade by a superuser must not leave some of them with a superuser's.
+    """
+    cursor = await connection.execute(
+        "select pg_get_userbyid(relowner), current_user = pg_get_userbyid(relowner), current_setting('role') from pg_class "
+        "where oid = to_regclass(format('%%I.migrations', %s::text))",
+        [schema.name],
+    )
+    owner, is_owner, role = await cursor.fetchone() or ("", True, "")
+    if not is_owner:
+        await connection.execute("select set_config('role', %s, true)", [owner])
+    yield
+    if not is_owner:
+        await connection.execute("select set_config('role', %s, true)", [role])
 
 
 async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
@@ -179,19 +223,19 @@ async def _apply(connection: psycopg.AsyncConnection[Any], schema: Schema, appli
                 [migration.number, migration.name],
             )
     if load:
-        text, digest = contract()
         before = await _functions(connection, schema)
         # Functions call each other, whatever the order of their files.
         await connection.execute("set local check_function_bodies = off")
-        await connection.execute(schema.render(text).encode())
+        await connection.execute(schema.render(_load("functions")).encode())
         # A function that is not there any more, or takes other parameters now, would be left behind, and calls of it be ambiguous.
         for signature in before & await _functions(connection, schema):
             await connection.execute(f"drop function {signature[0]}".encode())
+        await connection.execute(schema.render(_load("security")).encode())
         await connection.execute(
             schema.render(
                 "insert into tocsin.contract (digest) values (%s) on conflict (only_row) do update set digest = excluded.digest"
             ).encode(),
-            [digest],
+            [contract()[1]],
         )
 
 
@@ -208,8 +252,7 @@ async def uninstall(connection: psycopg.AsyncConnection[Any], schema: Schema) ->
 
     Raises `SchemaMissing`. One statement: cancelled or failed, nothing has changed.
     """
-    async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
+    async with _exclusive(connection):
         await installed(connection, schema)
         await connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema.name)))
 
@@ -222,9 +265,12 @@ async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tu
     await check(connection, schema)
     scratch = Schema(f"tocsin_verify_{secrets.token_hex(6)}")
     async with connection.transaction(force_rollback=True):
+        await connection.execute(_SAFE_PATH)
         await connection.execute("set local client_min_messages = warning")
         await _create_schema(connection, scratch)
         await _apply(connection, scratch, 0, True)
+        await connection.execute(f"insert into {scratch.name}.roles {schema.render('select * from tocsin.roles')}".encode())
+        await connection.execute(scratch.render("select tocsin.secure()").encode())
         expected = await _describe(connection, scratch)
         found = await _describe(connection, schema)
     return tuple(
@@ -242,9 +288,25 @@ async def _describe(connection: psycopg.AsyncConnection[Any], schema: Schema) ->
 
 
 _DESCRIBE = """
-with ours as (select oid from pg_namespace where nspname = %(schema)s), classes as (
+with ours as (select oid from pg_namespace where nspname = %(schema)s),
+classes as (
     -- without the partitions of the archive that come and go (functions/maintain.sql), and their indexes
     select c.* from pg_class c where c.relnamespace = (select oid from ours) and not (c.relispartition and c.relname ~ '^archive_[0-9]+h_')
+),
+installer as (select c.relowner as owner from pg_class c where c.relnamespace = (select oid from ours) and c.relname = 'migrations'),
+things (name, owner, acl) as (
+    select 'schema', n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner))
+    from pg_namespace n where n.oid = (select oid from ours)
+    union all
+    select c.relname::text, c.relowner, coalesce(c.relacl, acldefault(case c.relkind when 'S' then 's'::"char" else 'r' end, c.relowner))
+    from pg_class c where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p', 'v', 'S')
+    union all
+    select c.relname || '.' || a.attname, (select owner from installer), a.attacl
+    from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p', 'v')
+    union all
+    select p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')', p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
+    from pg_proc p where p.pronamespace = (select oid from ours)
 )
 select 'table', c.relname::text, concat_ws(' ', c.relkind, c.relpersistence, c.reloptions::text, pg_get_partkeydef(c.oid),
                                            pg_get_expr(c.relpartbound, c.oid))
@@ -275,4 +337,14 @@ from pg_proc p where p.pronamespace = (select oid from ours)
 union all
 select 'enum', t.typname::text, string_agg(e.enumlabel, ', ' order by e.enumsortorder)
 from pg_type t join pg_enum e on e.enumtypid = t.oid where t.typnamespace = (select oid from ours) group by t.typname
+union all
+select 'owner', t.name, t.owner::regrole::text from things t where t.name <> 'schema' and t.owner <> (select owner from installer)
+union all
+select 'privileges', t.name, g.granted
+from things t
+cross join lateral (
+    select string_agg(concat_ws(' ', e.privilege_type, 'to', case e.grantee when 0 then 'PUBLIC' else e.grantee::regrole::text end,
+                                case when e.is_grantable then 'with grant option' end), ', ' order by e.privilege_type, e.grantee)
+    from aclexplode(t.acl) e where e.grantee <> t.owner and e.grantee <> (select owner from installer)) g (granted)
+where g.granted is not null
 """

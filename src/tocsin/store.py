@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Unpack
 
@@ -18,6 +18,7 @@ from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
 from .dead_letters import DeadLetters
+from .draft import BatchOptions
 from .driver import PoolStatistics, TrioConnection, open_pool
 from .durations import Duration
 from .errors import translate
@@ -26,10 +27,11 @@ from .messages import Messages
 from .nursery import open_nursery_bare
 from .outbox import Outbox
 from .process import Process
-from .producer import EnqueueOptions, Producer, Sender
+from .producer import AnyConnection, EnqueueOptions, Producer, Sender
 from .queues import Queues
 from .rate_limit import RateLimit
 from .registration import registered
+from .roles import Roles
 from .schema import Difference, Schema
 from .worker import WorkerStatus
 from .workers import Workers
@@ -52,6 +54,16 @@ class StoreStatistics:
     """Notifications of messages that came in."""
     heartbeats: int
     """Heartbeats sent."""
+
+
+@attrs.frozen
+class Reclaimed:
+    """What `Store.reclaim` has taken back."""
+
+    workers: int
+    """Workers whose process is dead, and that were stopped."""
+    messages: int
+    """Messages that they held, or whose lease had lapsed."""
 
 
 @attrs.frozen
@@ -103,13 +115,18 @@ class Store:
         self.messages = Messages(database)
         self.dead_letters = DeadLetters(database)
 
-    async def install(self) -> None:
+    async def install(self, *, roles: bool | Roles = False) -> None:
         """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.
 
-        Raises `TocsinError` when the schema is newer than this version, or holds something else. Cancelled, nothing has changed.
+        With ``roles``, let other database roles than the schema's owner use it: those named, or with True the usual three. Missing ones are
+        created, and what was changed about their privileges by hand is put right. Without, those that were let in before stay so.
+
+        Raises `TocsinError` when the schema is newer than this version, or holds something else, and `PermissionDenied` when roles are to
+        be created by one who may not (CREATEROLE). Cancelled, nothing has changed.
         """
+        wanted = Roles() if roles is True else roles or None
         async with self._database.connection() as connection:
-            await schemas.install(connection, self._database.schema)
+            await schemas.install(connection, self._database.schema, wanted)
 
     async def verify(self) -> tuple[Difference, ...]:
         """Return each difference between what is installed and what this version installs; none when all is well.
@@ -123,6 +140,13 @@ class Store:
         """Drop the schema with all queues and messages. Raises `SchemaMissing`. Cancelled, it is dropped or not."""
         async with self._database.connection() as connection:
             await schemas.uninstall(connection, self._database.schema)
+
+    async def reclaim(self) -> Reclaimed:
+        """Declare dead who is dead, and take back what they held and what lapsed leases hold, without waiting for the next heartbeat.
+
+        Consumers do that by themselves. Raises `ConnectionLost`. Cancelled, it is done or not.
+        """
+        return Reclaimed(*await self._database.fetch_one("select * from tocsin.reclaim()"))
 
     async def maintain(self) -> Maintained:
         """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
@@ -153,6 +177,12 @@ class Store:
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
         return await Sender(self._database, self._outbox, queue).enqueue(payload, **options)
+
+    async def produce_many(
+        self, queue: str, payloads: Iterable[object], *, connection: AnyConnection | None = None, **options: Unpack[BatchOptions]
+    ) -> list[int]:
+        """Enqueue all of the payloads or none, without registering a producer; the options are those of `Producer.enqueue_many`."""
+        return await Sender(self._database, self._outbox, queue).enqueue_many(payloads, connection=connection, **options)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

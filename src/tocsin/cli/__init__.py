@@ -10,12 +10,31 @@ from tocsin.version import VERSION
 
 from . import program
 from .admin import admin
+from .completion import completion
 from .demo import demo
+from .enqueue import enqueue
+from .message import message
+from .queue import queue
+from .top import top
+from .worker import worker
 
 __all__ = ["run", "tocsin"]
 
 
-@click.group(cls=program.Group)
+@click.group(
+    cls=program.Group,
+    examples=[
+        "tocsin queue metrics                        # is anything waiting?",
+        "tocsin worker health                        # and does anybody work on it?",
+        "tocsin worker list --queue emails           # who, where",
+        "tocsin worker suspend 42 --drain            # no more for this one, when it has finished what it has",
+        "tocsin worker resume 42",
+        "tocsin queue pause emails                   # no more for any consumer, until queue resume",
+        "tocsin queue dead-letters emails            # what has failed for good",
+        "tocsin message get 4711                     # why",
+        "tocsin queue replay emails --error timeout  # once more",
+    ],
+)
 @click.version_option(VERSION, prog_name="tocsin", message="%(prog)s %(version)s")
 def tocsin() -> None:
     """An event-driven message queue in PostgreSQL.
@@ -24,8 +43,8 @@ def tocsin() -> None:
     """
 
 
-tocsin.add_command(admin)
-tocsin.add_command(demo)
+for _command in (admin, queue, worker, message, enqueue, top, demo, completion):
+    tocsin.add_command(_command)
 
 
 def run() -> NoReturn:

@@ -1,61 +1,79 @@
-"""``tocsin admin``: the schema."""
+"""``tocsin admin``: the schema, and what keeps it in order."""
 
 from __future__ import annotations
 
-import sys
-
 import click
 
+from tocsin import Store
 from tocsin.database import describe_address
 
-from .program import ExitCode, Group, Target, with_target
+from .options import confirm, yes_option
+from .program import Common, ExitCode, Group, on_store, pass_common
+from .render import Screen
 
 
 @click.group(cls=Group)
 def admin() -> None:
-    """Install, verify and remove Tocsin in a database."""
+    """Install, verify, maintain and remove Tocsin in a database."""
 
 
-@admin.command()
-@with_target
-async def install(target: Target) -> None:
+@admin.command(examples=["tocsin admin install", "tocsin admin install --dsn postgresql:///app --schema queues"])
+@pass_common
+@on_store
+async def install(store: Store, screen: Screen, common: Common) -> None:
     """Bring the schema to this version of Tocsin. Doing it again changes nothing."""
-    async with target.connect() as store:
-        await store.install()
-    click.echo(f"schema {target.schema!r} is up to date")
+    await store.install()
+    screen.say(f"schema {common.settings().schema!r} is up to date", {"schema": common.settings().schema})
 
 
-@admin.command()
-@with_target
-async def verify(target: Target) -> ExitCode:
-    """Compare the schema with what this version installs; print each difference, and exit with 4 if there is any."""
-    async with target.connect() as store:
-        differences = await store.verify()
-    for difference in differences:
-        click.echo(str(difference))
-    if differences:
-        return ExitCode.UNHEALTHY
-    click.echo(f"schema {target.schema!r} is as it should be")
-    return ExitCode.DONE
+@admin.command(examples=["tocsin admin verify", "tocsin admin verify --format json"])
+@pass_common
+@on_store
+async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
+    """Compare the schema with what this version installs; show each difference, and exit with 4 if there is any."""
+    differences = await store.verify()
+    found = "\n".join(map(str, differences)) or f"schema {common.settings().schema!r} is as it should be"
+    screen.say(found, differences)
+    return ExitCode.UNHEALTHY if differences else ExitCode.DONE
 
 
-@admin.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@with_target
-async def uninstall(target: Target, *, yes: bool) -> ExitCode:
+@admin.command(examples=["tocsin admin stats", "tocsin admin stats --format json"])
+@on_store
+async def stats(store: Store, screen: Screen) -> None:
+    """Count what there is: queues, workers, processes, messages. Large numbers are estimates."""
+    screen.record(await store.stats())
+
+
+@admin.command(examples=["tocsin admin reclaim"])
+@on_store
+async def reclaim(store: Store, screen: Screen) -> None:
+    """Stop workers whose process is dead, and give back what they and lapsed leases hold.
+
+    Consumers do that by themselves; this is for when none is running, or to see that there is nothing left to do.
+    """
+    reclaimed = await store.reclaim()
+    screen.say(f"{reclaimed.workers} dead workers stopped, {reclaimed.messages} messages given back", reclaimed)
+
+
+@admin.command(examples=["tocsin admin maintain", "tocsin admin maintain --format json"])
+@on_store
+async def maintain(store: Store, screen: Screen) -> None:
+    """Do the maintenance now: make and drop partitions of the archive, delete what is kept no longer.
+
+    Consumers do it by themselves, once a minute at most among all of them; this is for databases without one, by cron.
+    """
+    screen.record(await store.maintain())
+
+
+@admin.command(examples=["tocsin admin uninstall", "tocsin admin uninstall --schema tocsin_demo --yes"])
+@yes_option
+@pass_common
+@on_store
+async def uninstall(store: Store, screen: Screen, common: Common, *, yes: bool) -> None:
     """Drop the schema, with all queues and messages."""
-    if not yes and not _confirmed(target):
-        return ExitCode.REFUSED
-    async with target.connect() as store:
-        await store.uninstall()
-    click.echo(f"schema {target.schema!r} is gone")
-    return ExitCode.DONE
-
-
-def _confirmed(target: Target) -> bool:
-    address = describe_address(target.dsn or "")
-    if not sys.stdin.isatty():
-        click.echo("tocsin: there is nobody to ask whether to drop everything; say --yes", err=True)
-        return False
-    # Nothing else goes on in this event loop, so the question may block it.
-    return click.confirm(f"Drop schema {target.schema!r} at {address}, with all its queues and messages?")
+    await confirm(
+        f"Drop schema {common.settings().schema!r} at {describe_address(common.settings().dsn or '')}, with all its queues and messages?",
+        yes=yes,
+    )
+    await store.uninstall()
+    screen.say(f"schema {common.settings().schema!r} is gone", {"schema": common.settings().schema})

@@ -15,10 +15,10 @@ from tocsin.demo import act, files
 from tocsin.demo.view import View
 from tocsin.embedded import default_directory, serve
 
-from .program import Command, ExitCode, Target, dsn_option, pass_target
+from .program import Command, Common, ExitCode, dsn_option, pass_common
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=["tocsin demo", "tocsin demo . --dsn postgresql:///app"])
 @click.argument("path", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--data",
@@ -26,8 +26,8 @@ from .program import Command, ExitCode, Target, dsn_option, pass_target
     help="Use an embedded PostgreSQL with its data here, even if there is a DSN. Its default place is $TOCSIN_DATA, or one of its own.",
 )
 @dsn_option
-@pass_target
-async def demo(target: Target, path: Path | None, data: Path | None) -> ExitCode:
+@pass_common
+async def demo(common: Common, path: Path | None, data: Path | None) -> ExitCode:
     """Hash every file below PATH through a queue, and check the outcome.
 
     Without PATH: the standard library of this Python. The database is an embedded PostgreSQL, started for the demo and stopped after it,
@@ -41,17 +41,17 @@ async def demo(target: Target, path: Path | None, data: Path | None) -> ExitCode
         raise click.UsageError(f"no files below {root}")
     view = View(Console(highlight=False))
     view.title(root, len(paths))
-    async with _server(target, data, view) as dsn:
+    async with _server(common, data, view) as dsn:
         report = await act.perform(dsn, root, paths, view)
     view.report(report)
     return ExitCode.DONE if report.good else ExitCode.REFUSED
 
 
 @asynccontextmanager
-async def _server(target: Target, data: Path | None, view: View) -> AsyncIterator[str]:
-    if target.dsn is not None and data is None:
-        view.say("server", f"the PostgreSQL at {describe_address(target.dsn)}")
-        yield target.dsn
+async def _server(common: Common, data: Path | None, view: View) -> AsyncIterator[str]:
+    if data is None and (dsn := common.settings().dsn) is not None:
+        view.say("server", f"the PostgreSQL at {describe_address(dsn)}")
+        yield dsn
         return
     directory = data or default_directory()
     began = trio.current_time()

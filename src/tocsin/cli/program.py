@@ -3,17 +3,18 @@
 A command is an async function. `Command` runs it with trio, so no command does that itself; it may return an `ExitCode`. What it raises
 becomes one line on standard error here and nowhere else. An error that is not listed here is a bug, and keeps its traceback.
 
-``--dsn`` and ``--schema`` may stand before or after the subcommand. So each group has them, and each command that is ``with_target``; the
-one nearest to the command wins, and the environment counts only where none was given.
+``--dsn``, ``--schema`` and ``--format`` may stand before or after the subcommand. So each group has them, and each command that needs
+them; the one nearest to the command wins. What is given nowhere is one of the settings (`tocsin.settings`).
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import IntEnum
 from typing import Any, NoReturn, TypeVar
@@ -22,12 +23,14 @@ import attrs
 import click
 import psycopg
 import trio
-from click.core import ParameterSource
 
 from tocsin import store
 from tocsin.embedded import ServerBusy, ServerFailed
 from tocsin.errors import ConfigError, ConnectionLost, TocsinError, is_connection_loss
 from tocsin.nursery import open_nursery_bare
+from tocsin.settings import Settings, load
+
+from .render import Screen, printable
 
 R = TypeVar("R")
 
@@ -43,13 +46,19 @@ class ExitCode(IntEnum):
 
 
 @attrs.frozen
-class Target:
-    """Which database, and where in it."""
+class Common:
+    """The options that may stand anywhere: which database, where in it, and how to show what is found."""
 
-    dsn: str | None = None
-    """PostgreSQL connection string; None leaves it to libpq's environment."""
-    schema: str = "tocsin"
-    """The schema that Tocsin is in."""
+    dsn: str | None = attrs.field(default=None, repr=False)
+    """PostgreSQL connection string; None: not given."""
+    schema: str | None = None
+    """The schema that Tocsin is in; None: not given."""
+    format: str = "table"
+    """``table``, for people, or ``json``, for programs."""
+
+    def settings(self) -> Settings:
+        """Return the settings that count: these options, then what `tocsin.settings` finds."""
+        return load(self.dsn, schema=self.schema)
 
     def connect(self) -> AbstractAsyncContextManager[store.Store]:
         """Open the store; see `tocsin.connect`."""
@@ -57,42 +66,90 @@ class Target:
 
 
 def _note(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    name = str(parameter.name)
-    on_command_line = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    # The outermost group has seen the environment already; here it would beat what was given there.
-    if value is not None and (on_command_line or context.parent is None):
-        context.obj = attrs.evolve(context.obj or Target(), **{name: value})
+    if value is not None:
+        context.obj = attrs.evolve(context.obj or Common(), **{str(parameter.name): value})
 
 
 dsn_option = click.option(
     "--dsn",
-    envvar="TOCSIN_DSN",
-    show_envvar=True,
     expose_value=False,
     callback=_note,
-    help="PostgreSQL connection string; without it libpq's environment counts (PGHOST ...).",
+    help="PostgreSQL connection string, else TOCSIN_DSN, else [tool.tocsin], else PGHOST and so on. "
+    "Others see it in the list of processes: keep a password in TOCSIN_DSN or PGPASSFILE.",
 )
 schema_option = click.option(
-    "--schema", envvar="TOCSIN_SCHEMA", show_envvar=True, expose_value=False, callback=_note, help="The schema Tocsin is in. [tocsin]"
+    "--schema", expose_value=False, callback=_note, help="The schema Tocsin is in, else TOCSIN_SCHEMA, else [tool.tocsin], else tocsin."
+)
+format_option = click.option(
+    "--format",
+    type=click.Choice(["table", "json"]),
+    expose_value=False,
+    callback=_note,
+    help="A table for people, or one JSON document for programs. [table]",
 )
 
 
 def with_target(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command ``--dsn`` and ``--schema``, and the `Target` they make as its first argument."""
-    return dsn_option(schema_option(pass_target(function)))
+    """Give a command ``--dsn`` and ``--schema``, and `Common` as its first argument."""
+    return dsn_option(schema_option(pass_common(function)))
 
 
-def pass_target(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the `Target` as its first argument."""
+def pass_common(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command `Common` as its first argument."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> R:
-        return function(click.get_current_context().obj or Target(), *args, **kwargs)
+        return function(click.get_current_context().obj or Common(), *args, **kwargs)
 
     return call
 
 
-class Command(click.Command):
+def on_store(function: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
+    """Give a command ``--dsn``, ``--schema`` and ``--format``, and as its first arguments an open store and the screen to show things on.
+
+    A `ValueError` there means that what was asked for is not possible: bad usage.
+    """
+
+    @functools.wraps(function)
+    async def call(common: Common, *args: Any, **kwargs: Any) -> R:
+        context = click.get_current_context()
+        try:
+            async with common.connect() as opened:
+                return await function(opened, Screen(common.format), *args, **kwargs)
+        except TocsinError:
+            raise
+        except ValueError as error:
+            raise click.UsageError(str(error), context) from error
+
+    return format_option(with_target(call))
+
+
+_WIDTH = 110
+"""Columns of a help text at most."""
+
+
+class _Helpful(click.Command):
+    """What helps beyond click's own: examples, and a line about each command that is not cut."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", {"max_content_width": _WIDTH})
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+        """Command lines as one would type them, each with a comment perhaps."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return the first sentence, however long."""
+        return super().get_short_help_str(1000)
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+
+
+class Command(_Helpful):
     """A command whose function is async."""
 
     def invoke(self, context: click.Context) -> Any:
@@ -101,7 +158,7 @@ class Command(click.Command):
         return trio.run(_run_until_signalled, result) if inspect.isawaitable(result) else result
 
 
-class Group(click.Group):
+class Group(_Helpful, click.Group):
     """A group of commands, that shows its help when it is called without one."""
 
     command_class = Command
@@ -111,10 +168,11 @@ class Group(click.Group):
         super().__init__(*args, **kwargs)
         dsn_option(self)
         schema_option(self)
+        format_option(self)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Parse what belongs to the group itself."""
-        if not args:
+        if not args and not context.resilient_parsing:
             click.echo(context.get_help(), err=True)
             context.exit(ExitCode.BAD_USAGE)
         return super().parse_args(context, args)
@@ -160,7 +218,13 @@ def explain(error: Exception) -> tuple[ExitCode, str] | None:
 
 
 def _complain(line: str) -> None:
-    click.echo(f"tocsin: {' '.join(line.split())}", err=True)
+    click.echo(f"tocsin: {printable(_without_passwords(' '.join(line.split())))}", err=True)
+
+
+def _without_passwords(line: str) -> str:
+    """Hide what looks like a password, for a line may quote what was typed, and a connection string may be in the wrong place."""
+    line = re.sub(r"(://[^\s:/@]*:)[^\s/]*@", r"\1***@", line)
+    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s'\"]+)", r"\1***", line, flags=re.IGNORECASE)
 
 
 async def _run_until_signalled(command: Awaitable[int | None]) -> int | None:

@@ -1,0 +1,140 @@
+-- Who asks, and whether they may. sql/security/access.sql says which role may call which function; this file says what such a function asks
+-- about its caller: to which queue, and for whom.
+--
+-- Functions that other roles may call run as their owner, so there `current_user` is the owner. The caller is the role that SET ROLE has
+-- chosen, or else whoever logged in. (A function of somebody else's that runs as its owner does not change who the caller is.) What a role
+-- may, its members may who inherit from it, as with any privilege.
+--
+--   owner      owns the schema's functions; so does, in effect, a member of that role and a superuser     everything
+--   admin      calls everything but what installs, acts for every worker, reads every table
+--   consumer   claims from every queue and settles; acts for workers that its own role registered
+--   producer   acts for workers that its own role registered
+--   granted    whoever is in queue_grants, by their own role or one they inherit from: may enqueue to that queue
+--
+-- Enqueueing asks first whether it is the owner, in a statement of its own: that is half a microsecond in forty. As a condition of the INSERT
+-- it would be three, for all of it is prepared for each execution.
+
+create or replace function tocsin.caller() returns name
+language sql stable
+as $$ select case current_setting('role') when 'none' then session_user else current_setting('role')::name end $$;
+
+-- For functions that run as their owner.
+create or replace function tocsin.is_owner() returns boolean
+language sql stable
+as $$ select pg_has_role(tocsin.caller(), current_user, 'usage') $$;
+
+-- In plpgsql, so that it stays a call, which those statements do not make whose caller acts for itself: inlined, its subquery would be made
+-- ready for each of them.
+create or replace function tocsin.is_admin() returns boolean
+language plpgsql stable
+as $$
+begin
+    return tocsin.is_owner()
+        or exists (select from tocsin.roles r where r.kind = 'admin' and pg_has_role(tocsin.caller(), r.role, 'usage'));
+end
+$$;
+
+create or replace function tocsin.may_consume() returns boolean
+language sql stable
+as $$
+    select tocsin.is_owner()
+        or exists (select from tocsin.roles r where r.kind in ('consumer', 'admin') and pg_has_role(tocsin.caller(), r.role, 'usage'))
+$$;
+
+-- Whether the caller may act for what this role has registered.
+create or replace function tocsin.acts_for(role name) returns boolean
+language sql stable
+as $$ select role = tocsin.caller() or tocsin.is_admin() $$;
+
+-- Whether the caller may enqueue to the queue, and in this worker's name (null: nobody's).
+create or replace function tocsin.may_enqueue(queue_id integer, worker_id bigint) returns boolean
+language sql stable
+as $$
+    select tocsin.is_admin()
+        or exists (select from tocsin.queue_grants g
+                   where g.queue_id = may_enqueue.queue_id and pg_has_role(tocsin.caller(), g.role, 'usage'))
+           and (worker_id is null or exists (select from tocsin.workers w where w.id = worker_id and w.role = tocsin.caller()))
+$$;
+
+create or replace function tocsin.refuse_caller(doing text, hint text) returns void
+language plpgsql
+as $$
+begin
+    perform tocsin.refuse('TC030', format('role "%s" may not %s', tocsin.caller(), doing), jsonb_build_object('role', tocsin.caller()),
+                          hint);
+end
+$$;
+
+-- Raises unless the caller may enqueue to the queue in this worker's name.
+create or replace function tocsin.check_enqueue(q tocsin.queues, worker_id bigint) returns void
+language plpgsql
+as $$
+begin
+    if tocsin.may_enqueue(q.id, worker_id) then
+        return;
+    elsif not tocsin.may_enqueue(q.id, null) then
+        perform tocsin.refuse_caller(format('enqueue to queue "%s"', q.name), 'Grant it the queue, with grant_queue.');
+    end if;
+    perform tocsin.refuse_caller(format('enqueue as worker %s', worker_id), 'It is no worker that this role has registered.');
+end
+$$;
+
+-- Raises unless the caller may register workers of this kind on the queue.
+create or replace function tocsin.check_register(q tocsin.queues, kind text) returns void
+language plpgsql
+as $$
+begin
+    if kind = 'producer' then
+        perform tocsin.check_enqueue(q, null);
+    elsif not tocsin.may_consume() then
+        perform tocsin.refuse_caller('consume', 'Make it a member of the role for consumers.');
+    end if;
+end
+$$;
+
+-- Raises unless the caller may act for the worker; returns it.
+create or replace function tocsin.check_own(w tocsin.workers) returns tocsin.workers
+language plpgsql
+as $$
+begin
+    if not tocsin.acts_for(w.role) then
+        perform tocsin.refuse_caller(format('act for worker %s', w.id), 'Another role has registered it; administrators may.');
+    end if;
+    return w;
+end
+$$;
+
+-- Lets a role, and who inherits from it, enqueue to the queue, if it may enqueue at all. Doing it again changes nothing.
+create or replace function tocsin.grant_queue(queue text, role text) returns void
+language plpgsql
+as $$
+declare
+    q tocsin.queues := tocsin.find_queue(queue);
+begin
+    insert into tocsin.queue_grants (queue_id, role) values (q.id, tocsin.find_role(role)) on conflict do nothing;
+end
+$$;
+
+-- Takes it back, for every statement from now on. Doing it again changes nothing.
+create or replace function tocsin.revoke_queue(queue text, role text) returns void
+language plpgsql
+as $$
+declare
+    q tocsin.queues := tocsin.find_queue(queue);
+begin
+    delete from tocsin.queue_grants g where g.queue_id = q.id and g.role = tocsin.find_role(revoke_queue.role);
+end
+$$;
+
+create or replace function tocsin.find_role(role text) returns regrole
+language plpgsql stable
+as $$
+declare
+    found_role regrole := (select r.oid from pg_roles r where r.rolname = role);
+begin
+    if found_role is null then
+        perform tocsin.refuse('TC022', format('role "%s" does not exist', role), '{"argument": "role"}', 'Create it first: create role.');
+    end if;
+    return found_role;
+end
+$$;

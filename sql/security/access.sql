@@ -1,0 +1,155 @@
+-- Who may call what. This is the one place that says so; it is loaded after sql/functions, and brings every function into the state that it
+-- wants: what is missing is granted, what is too much is taken away.
+--
+-- Nothing is open to everybody (PUBLIC). Without roles, only the owner of the schema can do anything; install_roles lets other roles in. The
+-- *entry points*, what others may call, run with their owner's rights, since nobody else has any right to a table, and with a search_path in
+-- which nobody else can put anything. What is called within them runs as they do. So an entry point that asks nothing about its caller
+-- (callers.sql) does for each role that may call it what it does for the owner.
+--
+-- Why always, and not only when there are roles: both together cost nothing that could be measured in an enqueue of 40 microseconds of the
+-- server's time (PostgreSQL 14 and 18). And without roles there is still an owner to be attacked: on PostgreSQL 14 everybody may create
+-- functions in `public`, and one that fits better than PostgreSQL's own is preferred to it. The trigger on messages has no path of its own, since
+-- there that costs a microsecond: within an entry point it runs with that one's, and nobody but the owner inserts by hand.
+--
+-- A new function is internal until it is listed here; tests/test_security.py fails for one that is not listed at all.
+
+create or replace function tocsin.access() returns table (function name, roles text[])
+language sql immutable
+as $$
+    select unnest('{
+        enqueue, enqueue_many, enqueue_each,
+        register_process, unregister_process, process_channel, heartbeat,
+        register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend, resume, shutdown
+    }'::name[]), '{producer, consumer, admin}'::text[]
+    union all
+    select unnest('{
+        attach_process, detach_process, fall_asleep, unrung_in_flight, wake_up, queue_channel,
+        begin_poll, complete_poll, interrupt, claim, release_others, archive, delete, extend, release, fail, maintain,
+        stop, release_messages
+    }'::name[]), '{consumer, admin}'
+    union all
+    select unnest('{
+        create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue, resume_queue, grant_queue, revoke_queue,
+        list_messages, get_message,
+        list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
+        archived_count, settle_rate, purge_archive,
+        purge_queue, delete_queue, queue_metrics, store_stats,
+        delete_worker, purge_workers, worker_stats, queue_health, reclaim
+    }'::name[]), '{admin}'
+    union all
+    select unnest('{secure, install_roles}'::name[]), '{}'  -- for the owner to call, with the caller's rights
+    union all  -- internal: called within the others only
+    select unnest('{
+        access, caller, is_owner, is_admin, may_consume, may_enqueue, acts_for, refuse_caller, check_enqueue, check_register, check_own, find_role,
+        clock, refuse, lock_key, shared_elsewhere, shared_after_all,
+        fits, admit, admit_payloads, find_key,
+        channel, must_ring, ring, ring_inserted,
+        make_due_ready, admit_claim, next_due, outcomes, give_back, backoff, bury,
+        add_queue, change_queue,
+        find_worker, refuse_transition, refuse_ended, check_active, tell_process, move_worker, count_held, release_held, refuse_held,
+        end_process, bury_dead,
+        is_active, describe_messages, describe_dead_letters, letter_is_meant, ago, take_dead_letters, letters_of, add_delivery,
+        archive_span, archive_slot, archive_shelf, keep_until, note_retention,
+        take_maintenance, archive_partitions, wanted_partitions, cover_archive, add_partitions, add_partition, drop_expired_partitions,
+        delete_expired, purge_expired_dead_letters, roll_up_tallies,
+        find_own_worker, waiting_since, count_waiting,
+        refuse_missing, announce, count_unfinished, refuse_deletion, close_queue, sweep_orphans,
+        count_some, count_queue, oldest_ready, enqueue_rate,
+        find_fault, describe_path, admit_contents
+    }'::name[]), null
+$$;
+
+-- Brings attributes and privileges of everything in the schema into the state described above. Privileges of roles that are none of Tocsin's are
+-- left alone, for whoever gave them will have had a reason; verify names them. Those of former ones of Tocsin's go.
+create or replace function tocsin.secure(former_roles oid[] default '{}') returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    our_schema oid := (select n.oid from pg_namespace n where n.nspname = 'tocsin');
+    f record;
+    statement text;
+begin
+    for f in
+        select p.oid::regprocedure as signature, a.roles is not null as is_entry_point
+        from pg_proc p left join tocsin.access() a on a.function = p.proname
+        where p.pronamespace = our_schema and a.roles is distinct from '{}'
+          and (p.prosecdef and coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)) <> (a.roles is not null)
+    loop
+        if f.is_entry_point then
+            execute format('alter function %s security definer set search_path = pg_catalog, pg_temp', f.signature);
+        else
+            execute format('alter function %s security invoker reset search_path', f.signature);
+        end if;
+    end loop;
+
+    for statement in
+        with things (kind, name, owner, acl, privilege, roles) as (
+            select 'schema', quote_ident(n.nspname), n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner)), 'USAGE',
+                   '{producer, consumer, admin}'::text[]
+            from pg_namespace n where n.oid = our_schema
+            union all  -- any client may look which version this is
+            select 'table', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('r', c.relowner)), 'SELECT',
+                   case when c.relname in ('migrations', 'contract') then '{producer, consumer, admin}'::text[] else '{admin}' end
+            from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p') and not c.relispartition
+            union all
+            select 'sequence', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('s', c.relowner)), 'USAGE', '{}'
+            from pg_class c where c.relnamespace = our_schema and c.relkind = 'S'
+            union all
+            select 'function', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
+            from pg_proc p left join tocsin.access() a on a.function = p.proname
+            where p.pronamespace = our_schema
+        ), wanted (kind, name, privilege, role, grantable) as (
+            select t.kind, t.name, t.privilege, r.role::oid, false from things t join tocsin.roles r on r.kind = any (t.roles) and r.role <> t.owner
+        ), found (kind, name, privilege, role, grantable) as (
+            select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
+            from things t cross join aclexplode(t.acl) e
+            where e.grantee <> t.owner
+              and (e.grantee = 0 or e.grantee = any (former_roles) or e.grantee in (select r.role from tocsin.roles r))
+        )
+        select format('revoke %s on %s %s from %s cascade', x.privilege, x.kind, x.name,
+                      case x.role when 0 then 'public' else x.role::regrole::text end)
+        from (select * from found except select * from wanted) x
+        union all
+        select format('grant %s on %s %s to %s', x.privilege, x.kind, x.name, x.role::regrole)
+        from (select * from wanted except select * from found) x
+        order by 1 desc  -- first what is taken away
+    loop
+        execute statement;
+    end loop;
+end
+$$;
+
+-- Lets these roles in; a null for one that is not wanted. Those that do not exist are created, which needs CREATEROLE; existing ones are used as
+-- they are. A role that was let in before and is not named now loses what it was granted. Doing it again changes nothing, and repairs what was
+-- changed by hand.
+create or replace function tocsin.install_roles(producer text, consumer text, admin text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    former_roles oid[] := (select array_agg(r.role) from tocsin.roles r);
+    r record;
+begin
+    for r in select x.kind, x.name from (values ('producer', producer), ('consumer', consumer), ('admin', admin)) x (kind, name) loop
+        if r.name is null then
+            delete from tocsin.roles x where x.kind = r.kind;
+            continue;
+        elsif not exists (select from pg_roles x where x.rolname = r.name) then
+            begin
+                execute format('create role %I nologin', r.name);
+            exception
+                when duplicate_object or unique_violation then null;  -- somebody has been faster, in another database perhaps
+                when insufficient_privilege then
+                    perform tocsin.refuse_caller(format('create role "%s"', r.name),
+                        'That needs CREATEROLE: have somebody who has it create the role first, or install as such a role.');
+            end;
+        end if;
+        insert into tocsin.roles as x (kind, role) values (r.kind, tocsin.find_role(r.name))
+        on conflict (kind) do update set role = excluded.role where x.role <> excluded.role;
+    end loop;
+    perform tocsin.secure(coalesce(former_roles, '{}'));
+end
+$$;
+
+select tocsin.secure();

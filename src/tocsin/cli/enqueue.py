@@ -1,0 +1,154 @@
+"""``tocsin enqueue``: messages from the command line, or JSON lines from standard input.
+
+Standard input is one transaction: all lines are enqueued, or none. They are sent as they are read, a few thousand at a time, so there may
+be any number of them; nothing is delivered before the input has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import click
+import trio
+
+from tocsin import PayloadInvalid, PayloadTooLarge, Store
+
+from .options import COUNT, DURATION, MOMENT, PRIORITY, ParamType, queue_argument
+from .program import Command, on_store
+from .render import Screen
+
+_LINES = 2000
+"""Lines in one statement."""
+_READ = 1 << 18
+"""Bytes that are read at a time."""
+
+
+class JsonType(ParamType):
+    """A JSON value."""
+
+    name = "json"
+
+    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> _Json:
+        """Parse it."""
+        if isinstance(value, _Json):
+            return value
+        try:
+            return _Json(json.loads(str(value)))
+        except (ValueError, RecursionError) as error:
+            self.fail(f"{value!r} is not JSON: {error}; a string needs its quotes, as in '\"text\"'", parameter, context)
+
+
+class _Json:
+    """A JSON value that may be None, which click would take for nothing at all."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+JSON = JsonType()
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        'tocsin enqueue emails \'{"to": "ada@example.org"}\'',
+        'tocsin enqueue emails \'{"to": "ada@example.org"}\' --delay 10m --key welcome-ada',
+        "tocsin enqueue emails < emails.jsonl",
+    ],
+)
+@queue_argument
+@click.argument("payloads", nargs=-1, type=JSON, metavar="[PAYLOAD]...")
+@click.option("--delay", type=DURATION, help="Deliver it only after this.")
+@click.option("--at", type=MOMENT, help="Deliver it only from this time on, such as 2030-01-31T08:00:00Z.")
+@click.option("--priority", type=PRIORITY, default=0, show_default=True, help="Smaller ones are delivered first.")
+@click.option("--key", metavar="TEXT", help="Enqueue nothing where there is an unfinished message of this key, and say its id.")
+@click.option("--headers", type=JSON, help="What goes with the payload, for tracing and the like.")
+@click.option("--expires-in", type=DURATION, help="It becomes a dead letter if it is not delivered within this.")
+@click.option(
+    "--max-deliveries", type=COUNT, help="After so many deliveries, failing again, it becomes a dead letter; before the queue's own."
+)
+@on_store
+async def enqueue(
+    store: Store, screen: Screen, queue: str, payloads: tuple[_Json, ...], key: str | None, headers: _Json | None, **options: Any
+) -> None:
+    """Enqueue each PAYLOAD, a JSON value; without any, each line of standard input that is not empty. Shows their ids.
+
+    All are enqueued or none: it is one transaction. With standard input nothing is delivered before that has ended, and an error names
+    the line.
+    """
+    context = click.get_current_context()
+    options["headers"] = headers and headers.value
+    if key is not None:
+        if len(payloads) != 1:
+            raise click.UsageError("a --key is one message's: give one payload", context)
+        ids = [await store.produce(queue, payloads[0].value, key=key, **options)]
+    elif payloads:
+        ids = await store.produce_many(queue, [p.value for p in payloads], **options)
+    elif sys.stdin.isatty():
+        raise click.UsageError("nothing to enqueue: give a payload, or JSON lines on standard input", context)
+    else:
+        ids = await _enqueue_lines(store, queue, options)
+        if not screen.json:
+            click.echo(f"enqueued {len(ids)} messages{f', with ids from {ids[0]} to {ids[-1]}' if ids else ''}")
+            return
+    screen.say("\n".join(map(str, ids)), {"queue": queue, "ids": ids})
+
+
+async def _enqueue_lines(store: Store, queue: str, options: dict[str, Any]) -> list[int]:
+    await store.queues.get(queue)  # also where there is no line
+    ids: list[int] = []
+    async with store.transaction() as connection, aclosing(_batches()) as batches:
+        async for numbers, payloads in batches:
+            try:
+                ids += await store.produce_many(queue, payloads, connection=connection, **options)
+            except PayloadInvalid as error:
+                raise click.ClickException(f"line {_number(numbers, error.index)}, at {error.path}: {error.reason}") from error
+            except PayloadTooLarge as error:
+                raise click.ClickException(
+                    f"line {_number(numbers, error.index)}: {error.actual} bytes of JSON, the queue takes {error.maximum} at most"
+                ) from error
+    return ids
+
+
+def _number(numbers: list[int], index: int | None) -> object:
+    return "?" if index is None else numbers[index]
+
+
+async def _batches() -> AsyncGenerator[tuple[list[int], list[object]], None]:
+    """Yield what the lines say, with their numbers."""
+    numbers: list[int] = []
+    payloads: list[object] = []
+    number = 0
+    async with aclosing(_lines()) as lines:
+        async for line in lines:
+            number += 1
+            if not line.strip():
+                continue
+            try:
+                payloads.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise click.UsageError(f"line {number} is not JSON: {error}", click.get_current_context()) from error
+            numbers.append(number)
+            if len(numbers) == _LINES:
+                yield numbers, payloads
+                numbers, payloads = [], []
+    if numbers:
+        yield numbers, payloads
+
+
+async def _lines() -> AsyncGenerator[bytes, None]:
+    parts: list[bytes] = []
+    # A thread that is left behind in os.read holds no lock that Python wants back at exit, as one in sys.stdin would.
+    while chunk := await trio.to_thread.run_sync(os.read, sys.stdin.fileno(), _READ, abandon_on_cancel=True):
+        *lines, rest = chunk.split(b"\n")
+        for line in lines:
+            parts.append(line)
+            yield b"".join(parts)
+            parts.clear()
+        parts.append(rest)
+    yield b"".join(parts)

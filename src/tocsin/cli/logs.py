@@ -1,0 +1,78 @@
+"""What a worker's process writes to its log, on standard error: lines to read, or one JSON object per line.
+
+While a handler runs, what it logs carries its message: each call has a context of its own (`contextvars`), also in a thread. What Tocsin
+itself says of a message carries the same fields.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+from tocsin import Message
+
+from .render import printable
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+
+
+_current: ContextVar[dict[str, object]] = ContextVar("tocsin_message")
+
+
+@contextmanager
+def concerning(work: Message | list[Message]) -> Iterator[None]:
+    """Have what is logged in the block carry this message; of a batch, which has no one message, the queue."""
+    if isinstance(work, Message):
+        fields: dict[str, object] = {"queue": work.queue, "message_id": work.id, "delivery": work.read_ct}
+    else:
+        fields = {"queue": work[0].queue}
+    token = _current.set(fields)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def set_up(level: str, format: str) -> None:
+    """Have the log of this process written to standard error from here on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if format == "json" else _TextLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """Return what a record says of the message that it concerns."""
+    own = {name: getattr(record, name) for name in ("queue", "message_id", "delivery") if hasattr(record, name)}
+    return own or _current.get({})
+
+
+class _TextLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        line = f"{time} {record.levelname:<7} {record.name}: {printable(record.getMessage())}{printable(fields)}"
+        return line + _trace(self, record)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if trace := _trace(self, record):
+            entry["traceback"] = trace.strip("\n")
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    return "\n" + printable(formatter.formatException(record.exc_info), lines=True) if record.exc_info else ""

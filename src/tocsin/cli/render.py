@@ -1,0 +1,196 @@
+"""What commands show: tables for people, one JSON document for programs.
+
+In JSON the names are those of the Python classes' fields, times are ISO 8601, durations are numbers of seconds, and null stands for what is
+not there or has no end. Those are promises; the tables are not, and may change.
+
+On a terminal a table keeps to its width, and folds what is too long; what identifies something is never cut. Into a pipe each row is one
+line, however long.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+import attrs
+import click
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+T = TypeVar("T")
+
+_UNITS = (("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
+_ENDLESS = 100_000
+"""Columns of a line that nobody looks at on a screen."""
+
+
+@attrs.frozen
+class Column(Generic[T]):
+    """A column of a table."""
+
+    title: str
+    """What stands above it."""
+    value: Callable[[T], object]
+    """What to show of a row."""
+    kind: str = "text"
+    """``text``, that may be folded; ``name``, that is kept whole; ``number``, also kept whole, to the right."""
+
+
+class Screen:
+    """Where a command shows what it found, in one of the two formats."""
+
+    def __init__(self, format: str) -> None:
+        self.json = format == "json"
+        """Whether a program reads it."""
+
+    def table(self, rows: Sequence[T], columns: Sequence[Column[T]], *, empty: str) -> None:
+        """Show things of one kind; ``empty`` says that there are none."""
+        if self.json:
+            self._document(rows)
+        elif rows:
+            self.show(make_table(rows, columns))
+        else:
+            click.echo(empty)
+
+    def record(self, value: Any, **texts: str | None) -> None:
+        """Show one thing with all its fields; for people, some of them in these words."""
+        if self.json:
+            self._document(value)
+        else:
+            self.show(_make_record(value, texts))
+
+    def say(self, sentence: str, document: object) -> None:
+        """Show what was done: a sentence, or the same as a document."""
+        if self.json:
+            self._document(document)
+        else:
+            click.echo(printable(sentence, lines=True))
+
+    def _document(self, value: object) -> None:
+        click.echo(json.dumps(to_json(value), ensure_ascii=False, indent=2, allow_nan=False))
+
+    def show(self, what: RenderableType) -> None:
+        """Print something of rich's."""
+        console = Console(highlight=False, emoji=False)
+        if not console.is_terminal:
+            console.width = _ENDLESS
+        with console.capture() as capture:
+            console.print(what)
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+
+
+def make_table(rows: Iterable[T], columns: Sequence[Column[T]]) -> Table:
+    """Return the table of these rows."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        whole = column.kind != "text"
+        table.add_column(
+            column.title, no_wrap=whole, overflow="ignore" if whole else "fold", justify="right" if column.kind == "number" else "left"
+        )
+    for row in rows:
+        table.add_row(*(Text(printable(to_text(column.value(row)))) for column in columns))
+    return table
+
+
+def _make_record(value: Any, texts: Mapping[str, str | None]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, field in _fields(value).items():
+        is_json = name == "payload" or (name == "headers" and field is not None)
+        text = write_payload(field) if is_json else to_text(texts.get(name, field))
+        table.add_row(name, Text(printable(text, lines=True)))
+    return table
+
+
+def _fields(value: Any) -> dict[str, object]:
+    """Return what a value of Tocsin's says, by name."""
+    kind = type(value)
+    names = [f.name for f in attrs.fields(kind)]
+    # Of what is kept as text and decoded when it is asked for, that.
+    return {
+        name: getattr(value, name) for name in (n.removesuffix("_text") if hasattr(kind, n.removesuffix("_text")) else n for n in names)
+    }
+
+
+def to_json(value: Any) -> Any:
+    """Return a value as JSON knows it; see the module."""
+    if attrs.has(type(value)):
+        return {name: to_json(field) for name, field in _fields(value).items()}
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(v) for v in value]
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, float) and math.isinf(value):
+        return None
+    return value.value if isinstance(value, Enum) else value
+
+
+def to_text(value: object) -> str:
+    """Return a value as people read it."""
+    match value:
+        case None:
+            return "-"
+        case str():
+            return value
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return value.astimezone().isoformat(" ", "seconds")
+        case float() if math.isinf(value):
+            return "forever"
+        case float():
+            return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
+        case list() | tuple() if all(isinstance(v, (str, int)) for v in value):
+            return ", ".join(map(str, value)) or "-"
+        case list() | tuple() if all(attrs.has(type(v)) for v in value):
+            lines = (" ".join(f"{n}={to_text(f)}" for n, f in _fields(v).items() if f is not None) for v in value)
+            return "\n".join(lines)
+        case dict() if all(isinstance(v, int) for v in value.values()):
+            return ", ".join(f"{n} {to_text(k)}" for k, n in value.items() if n) or "-"
+        case dict() | list() | tuple():
+            return write_payload(to_json(value))
+    return str(value)
+
+
+def write_payload(payload: object) -> str:
+    """Return a payload as the JSON it is."""
+    return json.dumps(payload, ensure_ascii=False)
+
+
+def write_duration(seconds: float | None) -> str | None:
+    """Return a duration as it could be typed."""
+    if seconds is None:
+        return None
+    if math.isinf(seconds):
+        return "forever"
+    unit, length = next(((u, n) for u, n in _UNITS if seconds >= n and seconds % n == 0), ("s", 1))
+    return f"{seconds / length:.6g}{unit}"
+
+
+def write_age(seconds: float | None) -> str | None:
+    """Return about how long something has lasted."""
+    if seconds is None:
+        return None
+    unit, length = next(((u, n) for u, n in _UNITS if seconds >= 2 * n and u != "w"), ("s", 1))
+    return f"{seconds:.1f}s" if unit == "s" and seconds < 10 else f"{seconds // length:.0f}{unit}"
+
+
+def since(time: datetime | None) -> str | None:
+    """Return about how long ago that was, by this machine's clock."""
+    return None if time is None else write_age(max(0.0, (datetime.now(UTC) - time).total_seconds()))
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return text without what a terminal would act on, for names and payloads come from anywhere; ``lines``: line breaks may stay."""
+    return "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)

@@ -1,0 +1,49 @@
+"""What is shown of messages, dead letters and workers in a table; JSON has all of it."""
+
+from __future__ import annotations
+
+from tocsin import DeadLetter, MessageInfo, WorkerInfo
+
+from .render import Column, since, write_age, write_payload
+
+PAYLOAD_CHARACTERS = 80
+"""How much of a payload a row shows."""
+
+MESSAGES: list[Column[MessageInfo]] = [
+    Column("ID", lambda m: m.id, "number"),
+    Column("STATE", lambda m: m.state),
+    Column("PRIORITY", lambda m: m.priority, "number"),
+    Column("AGE", lambda m: since(m.enqueued_at), "number"),
+    Column("DUE", lambda m: m.due),
+    Column("DELIVERIES", lambda m: m.read_ct, "number"),
+    Column("WORKER", lambda m: m.consumer_worker_id, "number"),
+    Column("KEY", lambda m: m.key),
+    Column("ERROR", lambda m: m.last_error),
+    Column("PAYLOAD", lambda m: shorten(m.payload)),
+]
+DEAD_LETTERS: list[Column[DeadLetter]] = [
+    Column("ID", lambda d: d.id, "number"),
+    Column("DIED", lambda d: since(d.died_at), "number"),
+    Column("DELIVERIES", lambda d: d.read_ct, "number"),
+    Column("REASON", lambda d: d.reason),
+    Column("ERROR", lambda d: d.error),
+    Column("PAYLOAD", lambda d: shorten(d.payload)),
+]
+WORKERS: list[Column[WorkerInfo]] = [
+    Column("ID", lambda w: w.id, "number"),
+    Column("NAME", lambda w: w.name, "name"),
+    Column("KIND", lambda w: w.kind),
+    Column("QUEUE", lambda w: w.queue, "name"),
+    Column("STATUS", lambda w: w.status.value),
+    Column("HOLDS", lambda w: w.held, "number"),
+    Column("HEARTBEAT", lambda w: write_age(w.heartbeat_age), "number"),
+    Column("HOST", lambda w: w.hostname),
+    Column("PID", lambda w: w.pid, "number"),
+    Column("VERSION", lambda w: w.version),
+]
+
+
+def shorten(payload: object) -> str:
+    """Return the beginning of a payload as JSON."""
+    text = write_payload(payload)
+    return text if len(text) <= PAYLOAD_CHARACTERS else text[: PAYLOAD_CHARACTERS - 1] + "…"
