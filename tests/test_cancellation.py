@@ -212,6 +212,15 @@ async def test_workers_queues_and_schema(store: tocsin.Store, store_dsn: str) ->
         await cancel_sweep(lambda: store.queues.ensure("r"), reset)
         await cancel_sweep(lambda: store.queues.pause("q"), reset)
         await cancel_sweep(lambda: store.queues.resume("q"), reset)
+        await cancel_sweep(lambda: store.queues.purge("q", ready=True, dead=True, archived=True), reset)
+        await cancel_sweep(lambda: store.queues.metrics(), reset)
+
+        async def delete() -> None:
+            await store.queues.ensure("short-lived")
+            await store.produce("short-lived", 1)
+            await store.queues.delete("short-lived", force=True)
+
+        await cancel_sweep(delete, reset)
         await cancel_sweep(lambda: store.verify(), reset)
 
 
@@ -262,6 +271,7 @@ async def test_every_public_coroutine_is_a_checkpoint(store: tocsin.Store) -> No
             store.install, store.verify, lambda: store.produce("q", 1), store.queues.list, store.queues.count,
             lambda: store.queues.get("q"), lambda: store.queues.exists("q"), lambda: store.queues.ensure("q"),
             lambda: store.queues.create("new"), lambda: store.queues.pause("q"), lambda: store.queues.resume("q"), store.workers.list,
+            lambda: store.queues.purge("q", ready=True), lambda: store.queues.delete("q", force=True), store.queues.metrics, store.stats,
             lambda: store.workers.get(consumer.worker_id), store.workers.stats, store.workers.health, lambda: store.workers.purge(0),
             lambda: store.workers.delete(0), lambda: store.workers.release_messages(consumer.worker_id),
             lambda: producer.enqueue(1), lambda: producer.enqueue_many([]),

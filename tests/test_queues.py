@@ -532,7 +532,9 @@ async def test_a_deletion_waits_for_what_is_being_settled(store: tocsin.Store, s
         async with store.producer("q") as producer:
             await producer.enqueue_many([1, 2], max_deliveries=9)
             await producer.enqueue(3, max_deliveries=1)
-        ids, leases = zip(*((m.id, m.lease) for m in await consumer.dequeue(3)), strict=True)
+        messages = await consumer.dequeue(3)
+        await messages[0].extend(7200)  # the last one in the index, the first by its id
+        ids, leases = zip(*((m.id, m.lease) for m in messages), strict=True)
         deleted = list[tocsin.Deleted]()
 
         async def delete() -> None:
@@ -540,11 +542,27 @@ async def test_a_deletion_waits_for_what_is_being_settled(store: tocsin.Store, s
 
         async with trio.open_nursery() as nursery, open_transaction(store_dsn) as settling:
             await settling.execute("select tocsin.archive(%s, %s)", [list(ids[:1]), list(leases[:1])])
-            await settling.execute("select tocsin.release(%s, %s)", [list(ids[1:]), list(leases[1:])])
             nursery.start_soon(delete)
             await until_waiting(store_dsn, "delete_queue")
+            await settling.execute("select tocsin.release(%s, %s)", [list(ids[1:]), list(leases[1:])])
             await settling.execute("commit")
         assert deleted == [tocsin.Deleted(workers=2, messages=1, archived=1, dead_letters=1)]
+    assert set((await contents(store_dsn)).values()) == {0}
+
+
+async def test_a_deletion_waits_for_a_claim_under_way(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+
+    async def delete() -> None:
+        assert (await store.queues.delete("q", force=True)).messages == 1
+
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery, open_transaction(store_dsn) as claiming:
+        claim = "select tocsin.claim(w.id, w.registration, 1) from tocsin.workers w where w.id = %s"
+        await claiming.execute(claim.encode(), [consumer.worker_id])
+        nursery.start_soon(delete)
+        await until_waiting(store_dsn, "delete_queue")
+        await claiming.execute("commit")
     assert set((await contents(store_dsn)).values()) == {0}
 
 

@@ -1,22 +1,24 @@
 -- Deleting a queue, with all that is in it and behind it, in one transaction.
 --
--- Nothing else may come into the queue meanwhile, and nobody else begin to work for it. Workers are easy: a registration locks the queue's row
--- (register_worker), a claim its worker's advisory lock, and a deletion takes both. Messages are not, for no producer locks anything of the
--- queue's before its INSERT has seen the queue's row, and none is to, since that would cost every one of them. But afterwards each asks
+-- Nothing else may come into the queue meanwhile, and nobody else begin to work for it. Workers are easy: a registration locks the queue's
+-- row (register_worker), a claim its worker's advisory lock, and a deletion takes both. Messages are not, for no producer locks anything of
+-- the queue's before its INSERT has seen the queue's row, and none is to, since that would cost every one of them. But afterwards each asks
 -- whether somebody sleeps (ring.sql), and so a deletion makes itself one of the sleepers:
 --
---   1. It takes `asleep`, as a consumer does, and waits until no transaction is left that may have put messages into the queue without ringing.
---      From here on each producer rings.
---   2. It takes `rung` exclusively. Each producer that rings takes that too, shared (announce), until its transaction ends. So what was put in is
---      visible to the deletion: without force, that refuses it. And who comes later waits for the deletion's end, looks for the queue again, and
---      is refused. Producers do not wait for each other.
+--   1. It takes `asleep`, as a consumer does, and waits until no transaction is left that may have put messages into the queue without
+--      ringing. From here on each producer rings.
+--   2. It takes `rung` exclusively. Each producer that rings takes that too, shared (announce), until its transaction ends. So what was put
+--      in is visible to the deletion: without force, that refuses it. And who comes later waits for the deletion's end, looks for the queue
+--      again, and is refused. Producers do not wait for each other.
 --
--- An enqueue does not see the deletion when it looked for the queue before the deletion's commit and takes its lock after it: two steps of the
--- insert trigger, with all of a deletion's end in between; or when its transaction keeps the snapshot of its start (repeatable read). Its message
--- then belongs to no queue. Nobody can claim it, since a queue's id is never used again; sweep_orphans, which the maintenance calls, removes it.
+-- An enqueue does not see the deletion when it looked for the queue before the deletion's commit and takes its lock after it: two steps of
+-- the insert trigger, with all of a deletion's end in between; or when its transaction keeps the snapshot of its start (repeatable read).
+-- Its message then belongs to no queue. Nobody can claim it, since a queue's id is never used again; sweep_orphans, which the maintenance
+-- calls, removes it.
 --
--- A message that moves while the deletion goes on moves ahead of it: from leased to ready or scheduled, then to the dead letters, then to the archive.
--- Only a replay moves the other way, from the dead letters to the messages; one that the deletion does not see leaves an orphan too.
+-- A message that moves while the deletion goes on moves ahead of it: from leased to ready or scheduled, then to the dead letters, then to
+-- the archive. Only a replay moves the other way, from the dead letters to the messages; one that the deletion does not see leaves an
+-- orphan too.
 
 -- The unfinished messages of a queue: ready, delayed or leased.
 create or replace function tocsin.count_unfinished(queue_id integer) returns bigint
@@ -67,9 +69,9 @@ begin
 end
 $$;
 
--- Deletes the queue and returns what went with it. Refused while it has workers that are not stopped or unfinished messages, unless by force:
--- then its workers are told, and their runs end. `dry_run` changes nothing and says what would go, or refuses. It waits for transactions that
--- have put messages into the queue.
+-- Deletes the queue and returns what went with it. Refused while it has workers that are not stopped or unfinished messages, unless by
+-- force: then its workers are told, and their runs end. `dry_run` changes nothing and says what would go, or refuses. It waits for
+-- transactions that have put messages into the queue.
 create or replace function tocsin.delete_queue(queue text, force boolean default false, dry_run boolean default false)
 returns table (worker_count bigint, message_count bigint, archived_count bigint, dead_letter_count bigint)
 language plpgsql
@@ -115,8 +117,8 @@ begin
 end
 $$;
 
--- Removes messages whose queue is gone, at most so many, and returns how many that were. They are in the gaps between the ids of queues. One
--- statement, and so one snapshot: where it shows a message it also shows its queue, unless that was deleted.
+-- Removes messages whose queue is gone, at most so many, and returns how many that were. They are in the gaps between the ids of queues.
+-- One statement, and so one snapshot: where it shows a message it also shows its queue, unless that was deleted.
 create or replace function tocsin.sweep_orphans(most integer default 10000) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off

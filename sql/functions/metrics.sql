@@ -3,8 +3,8 @@
 -- - Counts of messages and dead letters are exact up to 100,000 index entries, and beyond that the planner's estimate; `exact` says which.
 -- - What is archived is counted as it is archived (archive.sql).
 -- - The age of the oldest ready message is read off an index, one entry for each priority.
--- - The rate of enqueueing is that of a sample of the newest messages (enqueue_rate). A counter would be work for each producer, and a row that all
---   of them change would have them wait for each other.
+-- - The rate of enqueueing is that of a sample of the newest messages (enqueue_rate). A counter would be work for each producer, and a row
+--   that all of them change would have them wait for each other.
 
 -- Rows of a table that satisfy a condition, written by a function of ours.
 create or replace function tocsin.count_some(relation text, condition text, out total bigint, out exact boolean)
@@ -25,8 +25,8 @@ begin
 end
 $$;
 
--- What a queue has at this time, by what a claim would find: a scheduled message that is due and one whose lease has ended are ready. All that are
--- scheduled, or leased, are estimated together: how many of a queue's are due the planner does not know.
+-- What a queue has at this time, by what a claim would find: a scheduled message that is due and one whose lease has ended are ready. All
+-- that are scheduled, or leased, are estimated together: how many of a queue's are due the planner does not know.
 create or replace function tocsin.count_queue(
     queue_id integer, t timestamptz, out ready bigint, out delayed bigint, out leased bigint, out dead bigint, out exact boolean
 )
@@ -67,13 +67,16 @@ as $$
     )
     select least(
         (select min(f.due) from (select x.due from front x limit 1000) f),
-        (select m.vt from tocsin.messages m where m.queue_id = oldest_ready.queue_id and m.state = 'scheduled' and m.vt <= t order by m.vt limit 1),
-        (select m.vt from tocsin.messages m where m.queue_id = oldest_ready.queue_id and m.state = 'leased' and m.vt <= t order by m.vt limit 1))
+        (select m.vt from tocsin.messages m
+         where m.queue_id = oldest_ready.queue_id and m.state = 'scheduled' and m.vt <= t order by m.vt limit 1),
+        (select m.vt from tocsin.messages m
+         where m.queue_id = oldest_ready.queue_id and m.state = 'leased' and m.vt <= t order by m.vt limit 1))
 $$;
 
--- Messages enqueued per second, over the last minute or as far back as the samples go: of the archive the queue's newest 2,000 ids; of the messages,
--- which have no index for that, all of the queue's when these are fewer (`unfinished`), otherwise those of it among the newest 2,000 of all queues.
--- So it is a rate over less than a minute for who enqueues more than 33 a second. What was deleted, or is not archived, is not seen.
+-- Messages enqueued per second, over the last minute or as far back as the samples go: of the archive the queue's newest 2,000 ids; of the
+-- messages, which have no index for that, all of the queue's when these are fewer (`unfinished`), otherwise those of it among the newest
+-- 2,000 of all queues. So it is a rate over less than a minute for who enqueues more than 33 a second. What was deleted, or is not
+-- archived, is not seen.
 create or replace function tocsin.enqueue_rate(queue_id integer, t timestamptz, unfinished bigint) returns float8
 language plpgsql
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
@@ -137,8 +140,8 @@ $$;
 -- The whole store; workers by status, as a JSON object.
 create or replace function tocsin.store_stats()
 returns table (
-    queues bigint, workers jsonb, ready bigint, delayed bigint, leased bigint, dead bigint, archived bigint, processes bigint, version integer,
-    exact boolean
+    queues bigint, workers jsonb, ready bigint, delayed bigint, leased bigint, dead bigint, archived bigint, processes bigint,
+    version integer, exact boolean
 )
 language plpgsql
 as $$
@@ -147,7 +150,9 @@ declare
     t timestamptz := tocsin.clock();
 begin
     return query
-        select count(*), (select coalesce(jsonb_object_agg(s.status, s.n), '{}') from (select w.status, count(*) as n from tocsin.workers w group by 1) s),
+        select count(*),
+               (select coalesce(jsonb_object_agg(s.status, s.n), '{}')
+                from (select w.status, count(*) as n from tocsin.workers w group by 1) s),
                coalesce(sum(c.ready), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint, coalesce(sum(c.leased), 0)::bigint,
                coalesce(sum(c.dead), 0)::bigint, coalesce(sum(tocsin.archived_count(q.id)), 0)::bigint,
                (select count(*) from tocsin.processes), (select max(m.number) from tocsin.migrations m), coalesce(bool_and(c.exact), true)

@@ -1,8 +1,8 @@
 -- Purging: what waits in a queue, or is kept of it, goes; the queue, its workers and what they hold stay.
 
--- Removes those of the given kinds, or only tells how many they are (dry_run). `ready`: what can be claimed now; `delayed`: what is due later;
--- `archived` and `dead`: what is kept. `older_than`: only what was enqueued, archived or died so long ago. A message that a claim has locked
--- is passed over, as if it had been claimed already; one whose lease has ended is its worker's until a claim has looked at it.
+-- Removes those of the given kinds, or only tells how many they are (dry_run). `ready`: what can be claimed now; `delayed`: what is due
+-- later; `archived` and `dead`: what is kept. `older_than`: only what was enqueued, archived or died so long ago. A message that a claim
+-- has locked is passed over, as if it had been claimed already; one whose lease has ended is its worker's until a claim has looked at it.
 create or replace function tocsin.purge_queue(
     queue text, ready boolean default false, delayed boolean default false, archived boolean default false, dead boolean default false,
     older_than interval default null, dry_run boolean default false

@@ -32,6 +32,7 @@
 -- - A yes for no reason rings once too often, or has a consumer ask once more.
 -- - No deadlock, whatever queues a transaction inserts into and a process sleeps on: only `asleep` is ever waited for, by a consumer while
 --   somebody asks, and who asks waits for nothing. What is said above holds for each queue by itself.
+--   (Deleting a queue, the one use of the lock `rung`, is another matter: delete_queue.sql.)
 -- - Rolled back, also to a savepoint: with the rows of a statement go the locks and notifications of that statement, and of no other.
 -- - A connection that ends, by a crash or not, no longer holds `asleep`, so it is not rung for. Its process LISTENs again and then goes
 --   through all the steps.

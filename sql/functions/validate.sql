@@ -1,8 +1,8 @@
--- The rules that a queue may have for payloads: max_string, max_depth, required_keys, forbidden_keys. They hold for every producer, since the
--- functions that enqueue ask here. A queue without rules (the column `ruled`) does not pay for them.
+-- The rules that a queue may have for payloads: max_string, max_depth, required_keys, forbidden_keys. They hold for every producer, since
+-- the functions that enqueue ask here. A queue without rules (the column `ruled`) does not pay for them.
 
--- What is wrong with one of the payloads, a JSON array: {"path": [its index, then keys and indexes], "reason": ...}; null: nothing. Of several
--- faults, one of those nearest to the root.
+-- What is wrong with one of the payloads, a JSON array: {"path": [its index, then keys and indexes], "reason": ...}; null: nothing. Of
+-- several faults, one of those nearest to the root.
 --
 -- It goes down level by level, with only the arrays and objects of one level in its hands. A recursive query would keep all levels, each a
 -- copy of what is below it: for a large payload with many levels, gigabytes.
@@ -18,7 +18,8 @@ declare
 begin
     if q.required_keys <> '{}' then
         select jsonb_build_object('path', jsonb_build_array(p.n - 1), 'reason', case
-                   when jsonb_typeof(p.payload) <> 'object' then format('not an object, which must have the keys %s', to_json(q.required_keys))
+                   when jsonb_typeof(p.payload) <> 'object'
+                   then format('not an object, which must have the keys %s', to_json(q.required_keys))
                    else (select format('the key %s is missing', to_json(k)) from unnest(q.required_keys) k where not p.payload ? k limit 1)
                end)
         into fault
@@ -35,7 +36,7 @@ begin
                 from jsonb_each(case jsonb_typeof(l.value) when 'object' then l.value else '{}' end) o
                 union all
                 select null, to_jsonb(a.n - 1), a.value
-                from jsonb_array_elements(case jsonb_typeof(l.value) when 'array' then l.value else '[]' end) with ordinality as a (value, n)
+                from jsonb_array_elements(case jsonb_typeof(l.value) when 'array' then l.value else '[]' end) with ordinality a (value, n)
             ) m (key, step, value)
         ), judged as (
             select m.*, case
@@ -49,7 +50,8 @@ begin
             end as reason
             from members m
         )
-        select (select jsonb_build_object('path', case when j.reason like 'a key of%' then j.path else j.path || j.step end, 'reason', j.reason)
+        select (select jsonb_build_object('reason', j.reason, 'path',  -- of which a key that is too long is no part
+                                          case when q.max_string > 0 and length(j.key) > q.max_string then j.path else j.path || j.step end)
                 from judged j where j.reason is not null limit 1),
                array_agg(j.value) filter (where j.kind in ('array', 'object')),
                array_agg(j.path || j.step) filter (where j.kind in ('array', 'object'))
@@ -65,9 +67,9 @@ $$;
 create or replace function tocsin.describe_path(path jsonb) returns text
 language sql immutable parallel safe
 as $$
-    select '$' || coalesce(string_agg(case when s.step #>> '{}' ~ '^[[:alpha:]_]\w*$' then '.' || (s.step #>> '{}') else format('[%s]', s.step) end, ''
+    select '$' || coalesce(string_agg(case when s.name ~ '^[[:alpha:]_]\w*$' then '.' || s.name else format('[%s]', s.step) end, ''
                                       order by s.n), '')
-    from jsonb_array_elements(path) with ordinality as s (step, n)
+    from (select e.step, e.step #>> '{}', e.n from jsonb_array_elements(path) with ordinality e (step, n)) s (step, name, n)
 $$;
 
 -- Refuses a JSON array with a payload in it that breaks a rule of the queue. `first_index`: the index of its first payload for the caller;
