@@ -292,8 +292,7 @@ def translate(error: psycopg.Error, address: str) -> Exception:
     if is_connection_loss(error):
         return ConnectionLost(address, _one_line(error))
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        hint = "Tocsin's owner, or a member of one of the roles that it has let in, may do it"
-        return PermissionDenied(f"{_one_line(error)}: {hint}", role=None)
+        return PermissionDenied(f"{_one_line(error)}; Tocsin's owner may, and can let other roles in", role=None)
     return error
 
 
