@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +16,7 @@ import servers
 import trio
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from support import PATIENCE, Handled, connect_blocking, query, run_until_suspended
+from support import Handled, connect_blocking, query, run_until_suspended
 
 import tocsin
 from tocsin.embedded import EmbeddedServer
@@ -247,23 +246,23 @@ async def test_a_producer_needs_no_store(cast: Cast) -> None:
         tocsin.enqueue(connection, "granted", 1)
 
 
-def test_the_command_line_does_for_each_role_what_that_may(cast: Cast, tmp_path: Path) -> None:
+async def test_the_command_line_does_for_each_role_what_that_may(cast: Cast, tmp_path: Path) -> None:
     (tmp_path / "handlers.py").write_text("def handle(message):\n    print(message.payload)\n")
 
-    def call(login: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
+    async def call(login: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
         environment = {**os.environ, "TOCSIN_DSN": cast.as_(login)}
         command = [sys.executable, "-m", "tocsin", *arguments]
-        ended = subprocess.run(command, env=environment, cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=PATIENCE)
-        return ended.returncode, ended.stdout
+        ended = await trio.run_process(command, env=environment, cwd=tmp_path, stdin=stdin.encode(), capture_stdout=True, check=False)
+        return ended.returncode, ended.stdout.decode()
 
-    assert call(cast.producer, "enqueue", "granted", '"a"')[0] == 0
-    assert call(cast.producer, "enqueue", "granted", stdin='"b"\n"c"\n')[0] == 0
-    assert call(cast.producer, "enqueue", "closed", stdin="1\n")[0] == 1
-    assert call(cast.producer, "queue", "list")[0] == 1
-    assert call(cast.consumer, "worker", "run", "granted", "handlers:handle", "--once") == (0, "a\nb\nc\n")
-    assert call(cast.consumer, "queue", "pause", "granted")[0] == 1
-    assert call(cast.admin, "queue", "pause", "granted")[0] == 0
-    assert call(cast.admin, "top", "--once")[0] == 0
+    assert (await call(cast.producer, "enqueue", "granted", '"a"'))[0] == 0
+    assert (await call(cast.producer, "enqueue", "granted", stdin='"b"\n"c"\n'))[0] == 0
+    assert (await call(cast.producer, "enqueue", "closed", stdin="1\n"))[0] == 1
+    assert (await call(cast.producer, "queue", "list"))[0] == 1
+    assert await call(cast.consumer, "worker", "run", "granted", "handlers:handle", "--once") == (0, "a\nb\nc\n")
+    assert (await call(cast.consumer, "queue", "pause", "granted"))[0] == 1
+    assert (await call(cast.admin, "queue", "pause", "granted"))[0] == 0
+    assert (await call(cast.admin, "top", "--once"))[0] == 0
 
 
 async def test_concurrent_enqueues_that_are_refused_are_each_told(cast: Cast) -> None:
