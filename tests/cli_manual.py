@@ -67,7 +67,8 @@ def _describe(command: click.Command, path: str, level: int) -> Iterator[str]:
             yield ""
     assert isinstance(command, (Command, Group))
     if command.examples:
-        yield "\n".join(["```sh", *command.examples, "```\n"])
+        test = "test_the_examples_of_groups_can_be_typed" if isinstance(command, Group) else "test_each_example_can_be_typed"
+        yield "\n".join([f"<!-- run by tests/test_cli_tree.py::{test} -->", "```sh", *command.examples, "```\n"])
     if isinstance(command, Group):
         for name in sorted(command.commands):
             yield from _describe(command.commands[name], f"{path} {name}", level + (path != "tocsin"))

@@ -578,3 +578,19 @@ async def test_bad_numbers_name_the_argument(store: tocsin.Store, call: object, 
     async with store.consumer("q") as consumer:
         with pytest.raises(ValueError, match=named):
             await call(consumer)  # type: ignore[operator]
+
+
+async def test_a_run_that_ends_when_nothing_is_left_also_handles_what_failed_and_is_due_at_once(store: tocsin.Store) -> None:
+    await store.queues.ensure("q", max_deliveries=3, retry_base=0)
+    await store.produce("q", "ends")
+    await store.produce("q", "fails")
+
+    async def handle(message: tocsin.Message) -> None:
+        if message.payload == "fails":
+            raise ValueError(message.payload)
+
+    async with store.consumer("q") as consumer:
+        with trio.fail_after(PATIENCE), pytest.raises(tocsin.Suspended, match="nothing is left to do"):
+            await consumer.handle(handle, concurrency=10, once=True)
+    assert await store.messages.list("q") == []
+    assert [letter.read_ct for letter in await store.dead_letters.list("q")] == [3]

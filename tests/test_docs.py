@@ -1,27 +1,52 @@
-"""What README shows is what runs."""
+"""What the README and the pages of docs/ show is what runs, and nothing that users can call is left out."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import attrs
+import pages
+import pytest
 import trio
 from child import running
-from support import PATIENCE, connect_blocking, query
+from cli_manual import walk
+from support import PATIENCE, query
 
-import tocsin
+from tocsin.cli import tocsin
+from tocsin.settings import Settings
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROOT = pages.ROOT
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.S | re.M)
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+async def test_the_blocks_of_a_page(page: Path, database_factory: Callable[[], str], tmp_path: Path) -> None:
+    await pages.run_page(page, database_factory, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_no_block_of_a_page_is_overlooked(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    fences = re.findall(r"^\s*(?:```+|~~~+)(\S*)", text, re.M)
+    assert len(fences) % 2 == 0
+    shown = [block for block in pages.read(page) if not block.hidden]
+    assert [language for language in fences[::2] if not language.startswith("{")] == [block.language for block in shown]
 
 
 async def test_the_program_in_the_readme(dsn: str, tmp_path: Path) -> None:
-    (program,) = blocks("python")
+    (program,) = [block.text for block in pages.read(README) if "async def main" in block.text]
     path = tmp_path / "program.py"
     path.write_text(program.replace("postgresql:///app", dsn), encoding="utf-8")
     async with running(str(path)) as child:
@@ -35,24 +60,103 @@ async def test_the_program_in_the_readme(dsn: str, tmp_path: Path) -> None:
     assert await query(dsn, "select count(*)::int from tocsin.archive") == [(4,)]
 
 
-async def test_the_sql_in_the_readme(store: tocsin.Store, store_dsn: str) -> None:
-    await store.queues.ensure("emails")
-    (statements,) = blocks("sql")
-    with connect_blocking(store_dsn) as connection:
-        connection.execute(statements.encode())
-    assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(2,)]
-
-
 def test_ci_runs_the_test_command_of_the_readme() -> None:
-    commands = [block.strip() for block in blocks("sh")]
-    assert commands == ["pip install uv && uv run tocsin demo", "pip install uv && uv run pytest"]
+    commands = [block.text.strip() for block in pages.read(README) if block.language == "sh"]
+    assert commands[:2] == ["pip install uv && uv run tocsin demo", "pip install uv && uv run pytest"]
     assert commands[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 def test_files_that_the_docs_name_exist() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "examples" / "README.md"]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), (page.name, target)
     names = re.findall(r"`([\w/]+\.(?:py|sql))`", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"))
     for name in names:
         assert any((ROOT / folder / name).exists() for folder in (".", "src/tocsin", "sql/functions")), name
+
+
+def test_the_bench_commands_of_the_pages_are_understood() -> None:
+    commands = [
+        shlex.split(line, comments=True)
+        for page in PAGES
+        for block in pages.read(page)
+        for line in block.text.splitlines()
+        if block.language in pages.SHELLS and "-m bench" in line
+    ]
+    measured = [words[words.index("bench") + 1 :] for words in commands if "bench" in words]
+    assert measured
+    program = "import sys, json; from bench.__main__ import parse; [parse(a) for a in json.loads(sys.argv[1])]"
+    ended = subprocess.run([sys.executable, "-c", program, json.dumps(measured)], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert [words[-2:] for words in commands if "bench.plot" in words] == [["results.json", "docs/figures/"]]
+
+
+def flags(page: Path) -> set[str]:
+    """The flags of commands of Tocsin's that a page names, in blocks and in the running text."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in pages.read(page) if block.language in pages.SHELLS for line in block.text.splitlines()]
+    calls = [part for line in lines for part in re.split(r"[|;]|&&|\$\(", line.partition(" #")[0]) if re.match(r"[$(\s]*tocsin\b", part)]
+    spoken = [code for code in re.findall(r"`([^`\n]+)`", text) if re.match(r"tocsin |--[a-z]", code)]
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(calls + spoken)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_flags_of_a_page_are_options(page: Path) -> None:
+    """tests/test_cli_tree.py uses each option of each command."""
+    options = {option for _, command in walk(tocsin, "tocsin") for parameter in command.params for option in parameter.opts}
+    assert flags(page) - options - {"--help", "--version", "--compare"} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_environment_variables_of_a_page_are_known(page: Path) -> None:
+    """tests/test_settings.py uses each."""
+    known = {f"TOCSIN_{field.name.upper()}" for field in attrs.fields(Settings)} | {"TOCSIN_CONFIG", "TOCSIN_DATA", "TOCSIN_TEST_DSN"}
+    wrong = {"TOCSIN_POOLSIZE"}  # shown as such
+    assert set(re.findall(r"\bTOCSIN_[A-Z_]+\b", page.read_text(encoding="utf-8"))) - known - wrong == set()
+
+
+async def test_the_page_of_the_sql_contract_has_each_function_and_calls_it(store_dsn: str) -> None:
+    page = ROOT / "docs" / "guides" / "sql.md"
+    contract = {name for (name,) in await query(store_dsn, "select function from tocsin.access() where roles is not null")}
+    described = set(re.findall(r"`(\w+)\(", page.read_text(encoding="utf-8")))
+    assert described == contract
+    called = {name for block in pages.read(page) for name in re.findall(r"\btocsin\.(\w+)\(", block.text) if not block.hidden}
+    assert contract - called == set()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "performance.md"], ids=named)
+def test_the_figures_of_a_page_were_measured(page: Path) -> None:
+    """Rates, and the times in tables; docs/performance.md says how to repeat them, and tests/test_bench.py looks at its own table."""
+    records = json.loads((ROOT / "bench" / "recorded.json").read_text(encoding="utf-8"))
+    measured = {f"{number:,.{digits}f}" for r in records for number in (r["value"], r["floor"]) if number for digits in (0, 2)}
+    text = page.read_text(encoding="utf-8")
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    shown = re.findall(r"([\d,.]*\d) /s", text) + re.findall(r"\| ([\d,.]*\d) ms", rows)
+    assert set(shown) - measured == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\nassert False\n```",
+        "```python\nawait store.queues.get('none')\n```",
+        "```python\nasync def main(): 1 / 0\ntrio.run(main)\n```",
+        "```sql\nselect 1 / 0;\n```",
+        "```sh\nfalse | true\n```",
+        "```console\n$ echo one\ntwo\n```",
+        "```sh\necho one\n```\n```text\ntwo\n```",
+        "```rust\nfn main() {}\n```",
+        "```\nno language\n```",
+        "```json\n{,}\n```",
+        "<!-- meanwhile\nassert False\n-->\n```python\nawait trio.sleep_forever()\n```",
+        "<!-- raises ValueError -->\n```python\nint('1')\n```",
+        "<!-- raises TC001 -->\n```sql\nselect 1;\n```",
+        "<!-- run by tests/test_docs.py::test_that_is_not_there -->\n```python\n1\n```",
+        "<!-- nonsense -->",
+    ],
+)
+async def test_a_page_that_is_wrong_fails(text: str, database_factory: Callable[[], str], tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"page\.md:\d"):
+        await pages.run_page(page, database_factory, tmp_path)

@@ -236,14 +236,14 @@ class Consumer(Registered, WorkerHandle):
         self._intake.end_run(grace)
 
     async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
-        """Take no more messages: see `Worker.suspend`. With ``drain``, returns when nothing is held any more."""
+        """Take no more messages: see `WorkerHandle.suspend`. With ``drain``, returns when nothing is held any more."""
         await super().suspend(release=release, drain=drain)
         self._intake.noticed("suspended", None)
         if drain:
             await self._intake.leases.wait_empty()
 
     async def resume(self) -> None:
-        """End a suspension: see `Worker.resume`."""
+        """End a suspension: see `WorkerHandle.resume`."""
         await super().resume()
         self._intake.noticed("ready", None)
 

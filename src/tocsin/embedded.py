@@ -73,7 +73,7 @@ class ServerBusy(RuntimeError):
 
 
 class ServerFailed(RuntimeError):
-    """`initdb` or the server ended instead of doing its work. The message has the end of the log."""
+    """``initdb`` or the server ended instead of doing its work. The message has the end of the log."""
 
     def __init__(self, what: str, log_path: Path) -> None:
         tail = log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
@@ -105,11 +105,9 @@ def _version(installation: Path) -> str:
 def default_directory() -> Path:
     """Where the embedded server keeps its data if nothing else is said.
 
-    `$TOCSIN_DATA`; else, for root, /var/lib/tocsin/postgres-<major>; else tocsin/postgres-<major> below
-    `$XDG_DATA_HOME` or ~/.local/share. The major version is in the name, for others cannot read its data.
-
-    Raises:
-        ModuleNotFoundError: the extra `tocsin[embedded]` is not installed.
+    ``$TOCSIN_DATA``; else, for root, ``/var/lib/tocsin/postgres-<major>``; else ``tocsin/postgres-<major>`` below
+    ``$XDG_DATA_HOME`` or ``~/.local/share``. The major version is in the name, for others cannot read its data.
+    Raises ModuleNotFoundError when the extra ``tocsin[embedded]`` is not installed.
     """
     if named := os.environ.get("TOCSIN_DATA"):
         return Path(named)
@@ -322,13 +320,13 @@ class EmbeddedServer:
 
     def __init__(self, directory: Path, version: str, dsn: str, sockets: Path, command: Sequence[str]) -> None:
         self.dsn: Final = dsn
-        """For the database `postgres`, as superuser, over a Unix socket. A restart does not change it."""
+        """For the database ``postgres``, as superuser, over a Unix socket. A restart does not change it."""
         self.directory: Final = directory
         """Holds the data, the log, the locks and, if they had to be copied, the binaries."""
         self.log_path: Final = directory / "server.log"
-        """The server's log since `serve`. The one before is kept beside it, as `server.log.old`."""
+        """The server's log since `serve`. The one before is kept beside it, as ``server.log.old``."""
         self.version: Final = version
-        """PostgreSQL's version, such as `18.6`."""
+        """PostgreSQL's version, such as ``18.6``."""
         self._command: Final = command
         self._sockets: Final = sockets
         self._lock: Final = _ServerLock(directory / "server.lock")
@@ -337,11 +335,8 @@ class EmbeddedServer:
     async def start(self) -> None:
         """Start the server and wait until it accepts connections. A running one is left alone.
 
-        Cancelled: the server is stopped.
-
-        Raises:
-            ServerFailed: it ended instead.
-            ServerBusy: what is left of an earlier server of this directory cannot be stopped.
+        Raises `ServerFailed` when it ended instead, and `ServerBusy` when what is left of an earlier server of this directory cannot be
+        stopped. Cancelled: the server is stopped.
         """
         await trio.lowlevel.checkpoint()
         if self._process is not None and self._process.poll() is None:
@@ -367,7 +362,7 @@ class EmbeddedServer:
             raise
 
     async def stop(self, mode: StopMode = "fast") -> None:
-        """Stop the server: `fast` ends the sessions and writes everything out, `immediate` is a crash.
+        """Stop the server: ``"fast"`` ends the sessions and writes everything out, ``"immediate"`` is a crash.
 
         A server that does not obey is told so ever less politely; all in all it takes 20 seconds at most.
         Cancelled: the server is stopped all the same, and Cancelled raised then.
@@ -402,17 +397,13 @@ async def serve(directory: Path, *, settings: Mapping[str, str] | None = None, p
     The first time, the directory and the data are made, which takes about half a second; the data stays for
     the next time. A server left behind by a process that was killed is stopped first.
 
-    Args:
-        directory: see `default_directory`. On a file system that knows `flock`.
-        settings: of the server, such as {"shared_preload_libraries": "pg_stat_statements"}.
-        port: listen on this port of 127.0.0.1 as well, for sessions with a password.
+    ``directory``: see `default_directory`; on a file system that knows flock. ``settings`` are the server's, such as
+    ``{"shared_preload_libraries": "pg_stat_statements"}``. With a ``port`` it listens on that port of 127.0.0.1 as well, for sessions with
+    a password.
 
-    However the block is left, by Ctrl-C and cancellation too, the server has been stopped (`fast`) then.
-
-    Raises:
-        ModuleNotFoundError: the extra `tocsin[embedded]` is not installed.
-        ServerBusy: another process, or another block of this one, is serving the directory.
-        ServerFailed: `initdb` or the server failed.
+    Raises ModuleNotFoundError when the extra ``tocsin[embedded]`` is not installed, `ServerBusy` when another process, or another block of
+    this one, is serving the directory, `ServerFailed`. However the block is left, by Ctrl-C and cancellation too, the server has been
+    stopped then.
     """
     installation = _installation()
     version = _version(installation)

@@ -150,7 +150,7 @@ class Handling:
     async def _claim(self, limit: int) -> None:
         done, self._done = self._done, []
         idle = not self._run.units
-        nothing_waited = idle and not self._ahead
+        nothing_waited = idle and not self._ahead and not self._failed
         self._ahead.claim_begins(trio.current_time())
         try:
             claim = await self._run.claim(limit, self._vt, archive=done)

@@ -240,7 +240,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
     ) -> RV:
         """Drive one of psycopg's generators; everything that psycopg does passes through here.
 
-        `timeout` is in seconds; `interval` is psycopg's, and has no meaning here. Cancellation is described
+        ``timeout`` is in seconds; ``interval`` is psycopg's, and has no meaning here. Cancellation is described
         at the top of this module.
         """
         if self.pgconn.transaction_status != _ACTIVE:
@@ -336,7 +336,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109 (psycopg's signature)
         """Ask the server to cancel what the connection is doing, from another task.
 
-        Raises `psycopg.errors.CancellationTimeout` if the server cannot be asked within `timeout` seconds (0:
+        Raises `psycopg.errors.CancellationTimeout` if the server cannot be asked within ``timeout`` seconds (0:
         no limit). Cancelled, the request may or may not have been made.
         """
         if not self._should_cancel():
@@ -368,7 +368,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
     async def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> AsyncIterator[psycopg.AsyncTransaction]:
         """A transaction block, or with a transaction open a savepoint, as in psycopg.
 
-        Cancelled before COMMIT is sent, everything is rolled back; see `TrioTransaction`.
+        Cancelled before COMMIT is sent, everything is rolled back.
         """
         transaction = TrioTransaction(self, savepoint_name, force_rollback)
         if self.pgconn.pipeline_status:
@@ -380,10 +380,10 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
 
     async def wait_for_notifications(self) -> None:
         """Wait until the server has sent something, and hand notifications to the handlers
-        (`add_notify_handler`).
+        (``add_notify_handler``).
 
         Returns at once if notifications were there already; may return without one, when the server sent
-        something else. Without a handler they are kept for `notifies()`. No timer takes part in it. The
+        something else. Without a handler they are kept for ``notifies()``. No timer takes part in it. The
         connection's lock is held meanwhile: other statements on it wait until this is over or cancelled.
         Raises `psycopg.OperationalError` when the connection is lost. Cancellation loses no notification and
         leaves the connection usable.

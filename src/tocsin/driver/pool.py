@@ -236,11 +236,11 @@ async def open_pool(
     max_size: int = 8,
     max_idle: float = 10.0,
 ) -> AsyncIterator[Pool]:
-    """Make a pool, with `min_size` connections opened by `connect`, for the length of the block.
+    """Make a pool, with ``min_size`` connections opened by ``connect``, for the length of the block.
 
-    It grows to `max_size` connections when they are needed; those above `min_size` are closed after
-    `max_idle` seconds without use. When the block is left all connections are closed, those in use as soon as
-    they are given back. Raises what `connect` raises. Cancellation leaves nothing open.
+    It grows to ``max_size`` connections when they are needed; those above ``min_size`` are closed after
+    ``max_idle`` seconds without use. When the block is left all connections are closed, those in use as soon as
+    they are given back. Raises what ``connect`` raises. Cancellation leaves nothing open.
     """
     pool = Pool(connect, min_size, max_size, max_idle)
     try:

@@ -32,7 +32,7 @@ class Rows:
         return self._count
 
     def load(self, start: int, stop: int) -> list[tuple[Any, ...]]:
-        """Return the rows from `start` up to before `stop`."""
+        """Return the rows from ``start`` up to before ``stop``."""
         return self._transformer.load_rows(start, stop, tuple)
 
 

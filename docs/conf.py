@@ -1,0 +1,66 @@
+"""How the pages beside this file become a site: ``uv run --group docs sphinx-build -nW docs build/docs``.
+
+Sphinx, since its references are checked: in the docstrings a name between single backticks is a link, and with ``-nW`` one that does not
+exist ends the build. The pages are Markdown (MyST), so that they can also be read where they lie. Nothing is fetched, neither by the build
+nor by a reader's browser.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import ClassVar
+
+from pygments.lexer import inherit
+from pygments.lexers.sql import PostgresLexer
+from pygments.token import Name, Operator
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).parents[1]
+
+project = "Tocsin"
+author = "The Tocsin authors"
+release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+version = release
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["figures"]
+
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+
+default_role = "py:obj"
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(collections|contextlib|datetime|enum|logging|pathlib|psycopg|trio|typing|ssl|types)\..*"),
+    (r"py:.*", r"(KeyboardInterrupt|[A-Z]\w*Error|TypedDict|StrEnum|str|ValueError)"),
+    (r"py:class", r"tocsin\.driver\.pool\.Loan|optional|.*\btypes\..*"),
+]
+
+html_theme = "furo"
+html_title = f"Tocsin {release}"
+html_copy_source = False
+html_show_sphinx = False
+pygments_style = "friendly"
+
+
+class Sql(PostgresLexer):
+    """PostgreSQL's SQL, and what psql understands besides."""
+
+    name = "SQL as in psql"
+    aliases = ("sql",)
+    tokens: ClassVar = {"root": [(r"\\\w+", Name.Builtin), (r"::", Operator), (r":\"?\w+\"?", Name.Variable), inherit]}
+
+
+MADE_BY_USERS = {"tocsin.RateLimit", "tocsin.Roles"}
+"""Classes whose constructors are for users; all other objects come from a function or a method."""
+
+
+def _without_constructor(app: Sphinx, what: str, name: str, thing: object, options: object, signature: str, returns: str) -> object:
+    return ("", "") if signature and what in ("class", "exception") and name not in MADE_BY_USERS else None
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is defined here."""
+    app.connect("autodoc-process-signature", _without_constructor)
+    app.add_lexer("sql", Sql)
