@@ -183,6 +183,19 @@ async def test_a_login_that_is_nothing_is_told_so(cast: Cast) -> None:
                 await attempt
 
 
+async def test_what_the_users_own_statements_are_refused_is_left_as_it_is(cast: Cast) -> None:
+    await query(cast.dsn, "create table public.secrets ()")
+    async with tocsin.connect(cast.as_(cast.producer)) as store:
+        with pytest.raises(REFUSED):
+            async with store.transaction() as connection:
+                await connection.execute("select * from public.secrets")
+        async with store.producer("granted") as producer:
+            with pytest.raises(tocsin.PermissionDenied):
+                async with store.transaction() as connection:
+                    await store.produce("closed", 1, connection=connection)
+            await producer.enqueue(1)
+
+
 # The producer
 
 

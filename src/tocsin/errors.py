@@ -291,7 +291,7 @@ def translate(error: psycopg.Error, address: str) -> Exception:
         return _refusal(code, error.diag.message_primary or "", json.loads(error.diag.message_detail or "{}"), error.diag.message_hint)
     if is_connection_loss(error):
         return ConnectionLost(address, _one_line(error))
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:  # else it is something within, such as a trigger
         return PermissionDenied(f"{_one_line(error)}; Tocsin's owner may, and can let other roles in", role=None)
     return error
 
