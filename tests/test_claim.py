@@ -186,7 +186,7 @@ def test_settling_reads_each_message_once_by_its_id_however_many_are_leased(plan
     readings = [
         (n["Index Name"], n["Actual Rows"], n["Actual Loops"])
         for text, plan in found.items()
-        if "m.id = any (ids)" in text
+        if "m.lease = g.lease" in text
         for n in nodes(plan)
         if n.get("Relation Name") == "messages" and "Index Name" in n and n["Actual Rows"]
     ]

@@ -238,7 +238,7 @@ async def test_purge_passes_over_what_a_claim_has_locked(store: tocsin.Store, st
     async with store.consumer("q") as consumer, open_transaction(store_dsn) as claiming:
         await store.produce("q", "claimed")
         await store.produce("q", "waiting")
-        await claiming.execute("select * from tocsin.claim(%s, %s, 1)", [consumer.worker_id, consumer._registration.token])
+        await claiming.execute("select tocsin.claim(w.id, w.registration, 1) from tocsin.workers w where w.id = %s", [consumer.worker_id])
         with trio.fail_after(PATIENCE):
             assert (await store.queues.purge("q", ready=True)).ready == 1
         await claiming.execute("commit")

@@ -3,18 +3,18 @@
 -- Partitions
 -- ==========
 -- A row may go at keep_until = archived_at + its queue's retention, and lies in the partition of that time. So retention is each queue's own,
--- and yet nothing is ever deleted row by row: when all of a partition's time is over, the partition is dropped. What is kept a few hours
--- should not stay for a month, and what is kept for ten years should not take 3,650 partitions; so there are partitions of four lengths, and
--- a row is in one about as long as a thirtieth of its retention (archive_span). The length, in hours, is the first column of the partition
--- key: those of different lengths lie side by side, each on a grid that begins at the epoch. A row stays for its retention, and at most one
--- such length longer. A change of the retention counts for what is archived from then on.
+-- and yet nothing is deleted row by row: when all of a partition's time is over, the partition is dropped. A row stays for its retention, and at
+-- most the length of a partition longer. What is kept a few hours should not stay for a month, and what is kept for ten years should not take
+-- 3,650 partitions; so there are partitions of an hour, a day, thirty and 360 days, for retentions from some of these to some dozens of them
+-- (archive_span). The length, in hours, is the first column of the partition key: so those of different lengths lie side by side, each on a
+-- grid that begins at the epoch. A change of the retention counts for what is archived from then on.
 --
 -- There is no DEFAULT partition. To attach a partition beside one, PostgreSQL locks out all who use it, and searches through it; and a row that
 -- is on its way into it at that moment is refused. Instead, what is kept for ever, and what there is no partition for, goes with the length 0 to
 -- archive_rest, from which maintenance deletes by an index what may go. So archiving never fails for want of a partition, and attaching one is
 -- nothing that anybody waits for, or that a long reader could hold up.
 --
--- Which partitions there are, an archiving statement reads from `archiving` (shelve). It must not believe in one that its session has not
+-- Which partitions there are, an archiving statement reads from `archiving`. It must not believe in one that its session has not
 -- heard of: a transaction that has used the archive before may know it only as it was then. So maintenance first attaches partitions; its
 -- next run, which finds them committed, says so in `archiving`, and `since` when; and a transaction that began before goes on as if it had not
 -- been said. When the retention of a queue changes, or a queue is new, its rows go to archive_rest until then, for a minute or two.
@@ -44,30 +44,32 @@ as $$
     select case when span > 0 then date_bin(make_interval(hours => span), keep_until, timestamptz '1970-01-01+00') else '1970-01-01+00' end
 $$;
 
--- Where a queue's messages that are archived now go, as the tally for so many of them. The span is null when they are not kept at all, and so is
--- keep_until when the queue is gone. Called in the statement that inserts them, which has locked the archive by then: no partition is dropped between
--- this look at the clock and the insert.
-create or replace function tocsin.shelve(queue_id integer, n bigint) returns tocsin.tallies
-language plpgsql stable
+-- Until when to keep what is archived at this time.
+create or replace function tocsin.keep_until(retention interval, at timestamptz) returns timestamptz
+language sql stable parallel safe
+as $$ select case when retention < '1000 years' then at + retention else '9999-01-01+00' end $$;
+
+-- The partitions that what is kept until then goes to, by their span; null: it is not kept.
+create or replace function tocsin.archive_shelf(a tocsin.archiving, keep_until timestamptz) returns integer
+language sql stable parallel safe
 as $$
-#variable_conflict use_column
-declare
-    tally tocsin.tallies;
+    select case when a.retention > '0 s' then case when a.covered @> keep_until and a.since <= pg_catalog.now() then a.span else 0 end end
+$$;
+
+create or replace function tocsin.note_retention() returns trigger
+language plpgsql
+as $$
 begin
-    tally.queue_id := shelve.queue_id;
-    tally.n := shelve.n;
-    tally.archived_at := tocsin.clock();
-    select k.at,
-           case when q.retention > '0 s' then coalesce(
-               (select a.span from tocsin.archiving a where a.queue_id = q.id and a.since <= pg_catalog.now() and a.covered @> k.at), 0)
-           end
-    into tally.keep_until, tally.span
-    from tocsin.queues q
-    cross join lateral (select case when q.retention < '1000 years' then tally.archived_at + q.retention else '9999-01-01+00' end) k (at)
-    where q.id = shelve.queue_id;
-    return tally;
+    if tg_op = 'INSERT' then
+        insert into tocsin.archiving (queue_id, retention) values (new.id, new.retention);
+    elsif new.retention <> old.retention then
+        update tocsin.archiving a set retention = new.retention where a.queue_id = new.id;
+    end if;
+    return null;
 end
 $$;
+create or replace trigger note_retention after insert or update of retention on tocsin.queues
+    for each row execute function tocsin.note_retention();
 
 -- How many messages of a queue are archived: exact.
 create or replace function tocsin.archived_count(queue_id integer) returns bigint

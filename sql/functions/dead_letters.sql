@@ -154,22 +154,25 @@ as $$
 #variable_conflict use_column
 declare
     taken bigint[] := tocsin.take_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    t timestamptz := tocsin.clock();
 begin
     with removed as (
         delete from tocsin.dead_letters d where d.id = any (taken) returning d.*
     ), shelved as (
-        select (g.tally).*
-        from (select tocsin.shelve(r.queue_id, count(*)) as tally from removed r group by r.queue_id offset 0) g
+        select a.queue_id, k.until, tocsin.archive_shelf(a, k.until) as span
+        from tocsin.archiving a cross join lateral (select tocsin.keep_until(a.retention, t)) k (until)
     ), kept as (
-        insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, keep_until, span,
+        insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
                                     producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
-        select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, s.archived_at, s.keep_until, s.span,
-               d.producer_worker_id, d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason), d.history
+        select d.id, d.queue_id, d.priority, d.read_ct, s.span, d.enqueued_at, d.dequeued_at, t, s.until, d.producer_worker_id,
+               d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason), d.history
         from removed d join shelved s on s.queue_id = d.queue_id
         where s.span is not null
     )
     insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
-    select s.queue_id, s.span, s.keep_until, s.archived_at, s.n from shelved s where s.keep_until is not null;
+    select s.queue_id, s.span, s.until, t, count(*)
+    from removed d join shelved s on s.queue_id = d.queue_id
+    group by s.queue_id, s.span, s.until;
     return cardinality(taken);
 end
 $$;

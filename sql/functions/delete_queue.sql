@@ -56,6 +56,7 @@ begin
         perform pg_sleep(0.01);  -- not in the queue for the lock: who asks would take that for nobody sharing it (shared_after_all)
     end loop;
     perform pg_advisory_xact_lock(tocsin.lock_key('rung', q.id));
+    perform pg_advisory_xact_lock(tocsin.lock_key('maintain', 0));  -- which counts what is archived of each queue
     perform from tocsin.queues x where x.id = q.id for update;
     if not found then
         perform tocsin.refuse_missing(q.name);
@@ -114,11 +115,11 @@ begin
 end
 $$;
 
--- Removes messages whose queue is gone, up to 10,000 in each gap between the ids of queues, and returns how many those were. One statement,
--- and so one snapshot: where it shows a message it also shows its queue, unless that was deleted.
-create or replace function tocsin.sweep_orphans() returns bigint
+-- Removes messages whose queue is gone, at most so many, and returns how many that were. They are in the gaps between the ids of queues. One
+-- statement, and so one snapshot: where it shows a message it also shows its queue, unless that was deleted.
+create or replace function tocsin.sweep_orphans(most integer default 10000) returns bigint
 language plpgsql
-set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     swept bigint;
@@ -131,13 +132,12 @@ begin
         select o.id
         from gaps g
         cross join lateral (
-            (select m.id from tocsin.messages m where m.queue_id > g.above and m.queue_id < g.below and m.state = 'ready' limit 10000)
+            select m.id from tocsin.messages m where m.queue_id > g.above and m.queue_id < g.below and m.state = 'ready'
             union all
-            (select m.id from tocsin.messages m where m.queue_id > g.above and m.queue_id < g.below and m.state = 'scheduled' limit 10000)
-            union all
-            (select m.id from tocsin.messages m where m.queue_id > g.above and m.queue_id < g.below and m.state = 'leased' limit 10000)
+            select m.id from tocsin.messages m where m.queue_id > g.above and m.queue_id < g.below and m.state in ('scheduled', 'leased')
         ) o
         where g.below - g.above > 1
+        limit most
     )
     delete from tocsin.messages m using orphans o where m.id = o.id;
     get diagnostics swept = row_count;

@@ -1,35 +1,39 @@
 -- Maintenance: what is done now and then, by whoever is there. Any consumer's process does it, as its heartbeat tells it to: once a minute in the
 -- whole database, whoever comes first; so it costs no statement while it is not due. Or a cron job does, by `tocsin admin maintain`.
 --
--- It never keeps anybody waiting for longer than a tenth of a second. Dropping a partition takes a lock that no user of the archive may hold,
+-- It keeps nobody waiting for much longer than a tenth of a second. Dropping a partition takes a lock that no user of the archive may hold,
 -- and while it waits for that, all who come later wait behind it. So it gives up soon (`lock_timeout`), and tries again the next time; a
 -- report that reads the archive for an hour keeps what has expired there for an hour. It is the last thing that is done before the commit.
--- Deleting goes in batches: `more` says that there is more to do now. So does a partition that was made, which is used only after the next call.
+-- So all goes in batches, and `more` says that there is more to do now; also when a partition was made, which is used only after the next call.
 
 -- One call's part of the work. A second caller while it is under way has nothing done (`elected` is false).
 create or replace function tocsin.maintain(
     out elected boolean, out partitions_created integer, out partitions_dropped integer, out archived_deleted bigint,
-    out dead_letters_purged bigint, out more boolean
+    out dead_letters_purged bigint, out orphans_deleted bigint, out more boolean
 )
 language plpgsql
 as $$
 declare
-    batch constant integer := 10000;
+    rows constant integer := 10000;
+    tables constant integer := 10;
 begin
     elected := pg_try_advisory_xact_lock(tocsin.lock_key('maintain', 0));
     partitions_created := 0;
     partitions_dropped := 0;
     archived_deleted := 0;
     dead_letters_purged := 0;
+    orphans_deleted := 0;
     more := false;
     if elected then
         perform tocsin.cover_archive();
         partitions_created := tocsin.add_partitions();
-        archived_deleted := tocsin.delete_expired(batch);
-        dead_letters_purged := tocsin.purge_expired_dead_letters(batch);
+        archived_deleted := tocsin.delete_expired(rows);
+        dead_letters_purged := tocsin.purge_expired_dead_letters(rows);
+        orphans_deleted := tocsin.sweep_orphans(rows);
         perform tocsin.roll_up_tallies();
-        partitions_dropped := tocsin.drop_expired_partitions();
-        more := partitions_created > 0 or archived_deleted >= batch or dead_letters_purged >= batch;
+        partitions_dropped := tocsin.drop_expired_partitions(tables);
+        more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows or orphans_deleted >= rows
+                or partitions_dropped >= tables;
     end if;
 end
 $$;
@@ -68,29 +72,28 @@ $$;
 create or replace function tocsin.wanted_partitions() returns table (queue_id integer, span integer, starts_at timestamptz)
 language sql volatile
 as $$
-    select q.id, q.span, tocsin.archive_slot(q.span, q.keep_until) + make_interval(hours => ahead * q.span)
-    from (select x.id, tocsin.archive_span(x.retention) as span, tocsin.clock() + x.retention as keep_until
-          from tocsin.queues x where x.retention > '0 s' and x.retention < '1000 years') q
+    select a.queue_id, a.span, tocsin.archive_slot(a.span, a.keep_until) + make_interval(hours => ahead * a.span)
+    from (select x.queue_id, tocsin.archive_span(x.retention) as span, tocsin.keep_until(x.retention, tocsin.clock()) as keep_until
+          from tocsin.archiving x where x.retention > '0 s') a
     cross join generate_series(0, 1) ahead
-    where q.span > 0
+    where a.span > 0
 $$;
 
 -- Says which partitions may be used: those that are there already, so that they were committed before this statement.
 create or replace function tocsin.cover_archive() returns void
 language sql
 as $$
-    with covered as (
+    with there as (
         select w.queue_id, w.span, tstzrange(min(p.starts_at), max(p.ends_at)) as times
         from tocsin.wanted_partitions() w
         join tocsin.archive_partitions() p on p.span = w.span and p.starts_at = w.starts_at
         group by w.queue_id, w.span
-    ), uncovered as (
-        delete from tocsin.archiving a where not exists (select from covered c where c.queue_id = a.queue_id)
     )
-    insert into tocsin.archiving as a (queue_id, span, covered, since)
-    select c.queue_id, c.span, c.times, pg_catalog.clock_timestamp() from covered c
-    on conflict (queue_id) do update set span = excluded.span, covered = excluded.covered, since = excluded.since
-        where (a.span, a.covered) is distinct from (excluded.span, excluded.covered)
+    update tocsin.archiving a
+    set span = coalesce(n.span, 0), covered = coalesce(n.times, 'empty'), since = pg_catalog.clock_timestamp()
+    from (select x.queue_id, t.span, t.times from tocsin.archiving x left join there t on t.queue_id = x.queue_id
+          for update of x skip locked) n
+    where a.queue_id = n.queue_id and (a.span, a.covered) is distinct from (coalesce(n.span, 0), coalesce(n.times, 'empty'))
 $$;
 
 -- Makes the partitions that are missing; returns how many.
@@ -131,15 +134,16 @@ end
 $$;
 
 -- Drops the partitions whose time is over, with what was counted there; returns how many.
-create or replace function tocsin.drop_expired_partitions() returns integer
+create or replace function tocsin.drop_expired_partitions(most integer) returns integer
 language plpgsql
 set lock_timeout = '100ms'
 as $$
 declare
+    over_at timestamptz := tocsin.clock() - interval '1 minute';  -- for those that looked for their partition before, and write to it now
     expired record;
     dropped integer := 0;
 begin
-    if not exists (select from tocsin.archive_partitions() p where p.ends_at <= tocsin.clock()) then
+    if not exists (select from tocsin.archive_partitions() p where p.ends_at <= over_at) then
         return 0;
     end if;
     begin
@@ -147,7 +151,7 @@ begin
     exception when lock_not_available then
         return 0;
     end;
-    for expired in select p.* from tocsin.archive_partitions() p where p.ends_at <= tocsin.clock() order by p.ends_at limit 100 loop
+    for expired in select p.* from tocsin.archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit most loop
         begin
             execute format('lock table tocsin.%I in access exclusive mode nowait', expired.name);  -- somebody may vacuum it
             execute format('drop table tocsin.%I', expired.name);
@@ -215,6 +219,7 @@ $$;
 create or replace function tocsin.roll_up_tallies() returns void
 language sql
 as $$
+    delete from tocsin.archived_counts c where not exists (select from tocsin.queues q where q.id = c.queue_id);
     with taken as (
         delete from tocsin.tallies y where y.archived_at <= tocsin.clock() - interval '1 minute' returning y.*
     )

@@ -25,8 +25,8 @@ begin
 end
 $$;
 
--- What a queue has at this time, by what a claim would find: a scheduled message that is due and one whose lease has ended are ready. Beside those whose
--- time has come, so that nobody has to have looked.
+-- What a queue has at this time, by what a claim would find: a scheduled message that is due and one whose lease has ended are ready. All that are
+-- scheduled, or leased, are estimated together: how many of a queue's are due the planner does not know.
 create or replace function tocsin.count_queue(
     queue_id integer, t timestamptz, out ready bigint, out delayed bigint, out leased bigint, out dead bigint, out exact boolean
 )
@@ -37,15 +37,15 @@ declare
 begin
     select array_agg(c.total order by s.n), bool_and(c.exact) into counts, exact
     from (values (1, 'tocsin.messages', 'x.state = ''ready'''),
-                 (2, 'tocsin.messages', format('x.state = ''scheduled'' and x.due <= %L', t)),
+                 (2, 'tocsin.messages', format('x.state = ''scheduled'' and x.vt <= %L', t)),
                  (3, 'tocsin.messages', format('x.state = ''leased'' and x.vt <= %L', t)),
-                 (4, 'tocsin.messages', format('x.state = ''scheduled'' and x.due > %L', t)),
-                 (5, 'tocsin.messages', format('x.state = ''leased'' and x.vt > %L', t)),
+                 (4, 'tocsin.messages', 'x.state = ''scheduled'''),
+                 (5, 'tocsin.messages', 'x.state = ''leased'''),
                  (6, 'tocsin.dead_letters', 'true')) s (n, relation, condition)
     cross join lateral tocsin.count_some(s.relation, format('x.queue_id = %s and %s', count_queue.queue_id, s.condition)) c;
     ready := counts[1] + counts[2] + counts[3];
-    delayed := counts[4];
-    leased := counts[5];
+    delayed := greatest(counts[4] - counts[2], 0);
+    leased := greatest(counts[5] - counts[3], 0);
     dead := counts[6];
 end
 $$;
@@ -67,7 +67,7 @@ as $$
     )
     select least(
         (select min(f.due) from (select x.due from front x limit 1000) f),
-        (select m.due from tocsin.messages m where m.queue_id = oldest_ready.queue_id and m.state = 'scheduled' and m.due <= t order by m.due limit 1),
+        (select m.vt from tocsin.messages m where m.queue_id = oldest_ready.queue_id and m.state = 'scheduled' and m.vt <= t order by m.vt limit 1),
         (select m.vt from tocsin.messages m where m.queue_id = oldest_ready.queue_id and m.state = 'leased' and m.vt <= t order by m.vt limit 1))
 $$;
 

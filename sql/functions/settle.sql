@@ -2,38 +2,55 @@
 -- still carries that lease, and returns, in the order given, whether it did. None of them rings for a message that is gone; those that give
 -- one back ring.
 --
--- All of them lock rows in the order of ids, so that two of them never wait for each other in a circle. A session keeps the plan it made when
--- the table was empty, and when any way of reading it was as short as any other. So the planner is left only one: the ids are looked up in
--- the primary key (`id = any (ids)`) and joined by hash. The condition on the state says `>= 'leased'`, which is the last one: with `=` the planner
--- would see that the index of what changes by time serves, which such a session believes to be empty, and take it for the shortest way.
+-- All of them lock rows in the order of ids (a queue's, if there are several), so that two of them never wait for each other in a circle. A
+-- session keeps the plan it made when the table was empty, and when any way of reading it was as short as any other. So the planner is left
+-- only one: the ids are looked up in the primary key (`id = any (ids)`) and joined by hash. The condition on the state says `>= 'leased'`, which is
+-- the last one: with `=` the planner would see that the index of what changes by time serves, which such a session believes to be empty, and
+-- take it for the shortest way.
 
+-- Into the archive; archive.sql says where in it, and why there is a tally.
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
-    settled bigint[];
+    t timestamptz := tocsin.clock();
+    queue integer;
+    until timestamptz;
+    hours integer;  -- null: not kept
+    seen integer[] := '{}';
+    batch bigint[];
+    settled bigint[] := '{}';
 begin
-    with finished as (
-        delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
-        returning m.*
-    ), shelved as (
-        select (g.tally).*
-        from (select tocsin.shelve(f.queue_id, count(*)) as tally from finished f group by f.queue_id offset 0) g
-    ), kept as (
-        insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, archived_at, keep_until, span,
-                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
-        select f.id, f.queue_id, f.priority, f.read_ct, f.enqueued_at, f.dequeued_at, s.archived_at, s.keep_until, s.span,
-               f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error, f.history
-        from finished f join shelved s on s.queue_id = f.queue_id
-        where s.span is not null
-    ), counted as (
-        insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
-        select s.queue_id, s.span, s.keep_until, s.archived_at, s.n from shelved s where s.keep_until is not null
-    )
-    select array_agg(f.id) into settled from finished f;
+    -- One queue after the other; as a rule there is one.
+    loop
+        select a.queue_id, k.until, tocsin.archive_shelf(a, k.until)
+        into queue, until, hours
+        from tocsin.archiving a
+        cross join lateral (select tocsin.keep_until(a.retention, t)) k (until)
+        where a.queue_id = (select m.queue_id from tocsin.messages m where m.id = any (ids) and m.queue_id <> all (seen) limit 1);
+        exit when not found;
+        with finished as (
+            delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
+            where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased' and m.queue_id = queue
+            returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at, m.producer_worker_id, m.consumer_worker_id,
+                      m.key, m.payload, m.headers, m.last_error, m.history
+        ), kept as (
+            insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
+                                        producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
+            select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t, until,
+                   f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error, f.history
+            from finished f where hours is not null
+        )
+        select array_agg(f.id) into batch from finished f;
+        if batch is not null then
+            insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n) values (queue, hours, until, t, cardinality(batch));
+            settled := settled || batch;
+        end if;
+        exit when cardinality(settled) = cardinality(ids);
+        seen := seen || queue;
+    end loop;
     return tocsin.outcomes(ids, settled);
 end
 $$;

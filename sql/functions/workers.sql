@@ -69,8 +69,8 @@ declare
 begin
     select x.* into w from tocsin.workers x where x.id = worker_id;
     if not found then
-        perform tocsin.refuse('TC006', format('worker %s is not registered: it was stopped, and has been purged', worker_id),
-            jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'reason', 'it has been purged'),
+        perform tocsin.refuse('TC006', format('worker %s is not registered: it has been purged, or its queue deleted', worker_id),
+            jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'reason', 'it has been purged, or its queue deleted'),
             'Register it again, by its name or another.');
     end if;
     return tocsin.check_own(w);

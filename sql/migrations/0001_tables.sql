@@ -126,6 +126,8 @@ create index messages_ready on tocsin.messages (queue_id, priority, due, id) whe
 create index messages_timed on tocsin.messages (queue_id, state, vt) where state in ('scheduled', 'leased');
 create index messages_expiring on tocsin.messages (queue_id, expires_at) where state <> 'leased' and expires_at is not null;
 create unique index messages_key on tocsin.messages (queue_id, key) where key is not null;
+-- For estimates (metrics.sql): one queue's messages may be ready, all of them, and another's delayed.
+create statistics tocsin.messages_states (mcv) on queue_id, state from tocsin.messages;
 
 -- How the archive is laid out, and why, is told in functions/archive.sql.
 create table tocsin.archive (
@@ -133,11 +135,11 @@ create table tocsin.archive (
     queue_id           integer     not null,
     priority           integer     not null,
     read_ct            integer     not null,
+    span               integer     not null default 0,
     enqueued_at        timestamptz not null,
     dequeued_at        timestamptz,
     archived_at        timestamptz not null,
     keep_until         timestamptz not null default '9999-01-01+00',
-    span               integer     not null default 0,
     producer_worker_id bigint,
     consumer_worker_id bigint,
     key                text,
@@ -155,13 +157,15 @@ comment on table tocsin.archive_rest is 'What is kept for ever, and what no part
 create index archive_rest_ending on tocsin.archive_rest (keep_until) where keep_until < '9999-01-01+00';
 
 create table tocsin.archiving (
-    queue_id integer     primary key references tocsin.queues on delete cascade,
-    span     integer     not null,
-    covered  tstzrange   not null,
-    since    timestamptz not null
+    queue_id  integer     primary key references tocsin.queues on delete cascade,
+    retention interval    not null,
+    span      integer     not null default 0,
+    covered   tstzrange   not null default 'empty',
+    since     timestamptz not null default '9999-01-01+00'
 );
-comment on table tocsin.archiving is 'Which partitions a queue may archive to; without a row, or outside of it, to archive_rest.';
-comment on column tocsin.archiving.covered is 'The times of keep_until, in partitions of this span, that there are partitions for.';
+comment on table tocsin.archiving is 'What archiving has to know of a queue: how long to keep its messages, and which partitions it may use.';
+comment on column tocsin.archiving.retention is 'The queue''s own.';
+comment on column tocsin.archiving.covered is 'The times of keep_until that there are partitions of this span for; all else goes to archive_rest.';
 comment on column tocsin.archiving.since is 'Transactions that began before do not use them.';
 
 create table tocsin.tallies (
@@ -176,7 +180,7 @@ comment on column tocsin.tallies.span is 'As in the archive; null: the queue kee
 create index tallies_queue on tocsin.tallies (queue_id, archived_at);
 
 create table tocsin.archived_counts (
-    queue_id  integer     not null references tocsin.queues on delete cascade,
+    queue_id  integer     not null,  -- no foreign key: maintenance waits for nobody who deletes a queue
     span      integer     not null,
     starts_at timestamptz not null,
     n         bigint      not null,

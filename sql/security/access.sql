@@ -49,7 +49,7 @@ as $$
         find_worker, refuse_transition, refuse_ended, check_active, tell_process, move_worker, count_held, release_held, refuse_held,
         end_process, bury_dead,
         is_active, describe_messages, describe_dead_letters, letter_is_meant, ago, take_dead_letters, letters_of, add_delivery,
-        archive_span, archive_slot, shelve,
+        archive_span, archive_slot, archive_shelf, keep_until, note_retention,
         take_maintenance, archive_partitions, wanted_partitions, cover_archive, add_partitions, add_partition, drop_expired_partitions,
         delete_expired, purge_expired_dead_letters, roll_up_tallies,
         find_own_worker, waiting_since, count_waiting,

@@ -26,7 +26,7 @@ import trio
 
 from .ahead import Ahead
 from .blocking import call_and_watch
-from .errors import TRANSIENT, ConnectionLost, StateTransitionError, WorkerNotFound, is_refusal
+from .errors import TRANSIENT, ConnectionLost, StateTransitionError, is_refusal
 from .leases import Unit
 from .message import Message
 from .retry import Retries
@@ -134,7 +134,7 @@ class Handling:
                 if self._failed:
                     await self._fail()
                 retries.succeeded()
-            except (StateTransitionError, WorkerNotFound):
+            except StateTransitionError:
                 run.pause()
             except (ConnectionLost, psycopg.Error) as error:
                 refused = isinstance(error, psycopg.Error) and is_refusal(error)

@@ -32,6 +32,8 @@ class Maintained:
     """Archived messages deleted one by one, since there had been no partition for them when they were archived."""
     dead_letters_purged: int = 0
     """Dead letters deleted whose retention is over."""
+    orphans_deleted: int = 0
+    """Messages deleted whose queue had been deleted while they were being enqueued."""
 
 
 async def maintain(database: Database) -> Maintained:
@@ -40,7 +42,8 @@ async def maintain(database: Database) -> Maintained:
     more = True
     while more:
         elected, *counts, more = await database.fetch_one(
-            "select elected, partitions_created, partitions_dropped, archived_deleted, dead_letters_purged, more from tocsin.maintain()"
+            "select elected, partitions_created, partitions_dropped, archived_deleted, dead_letters_purged, orphans_deleted, more "
+            "from tocsin.maintain()"
         )
         before = attrs.astuple(done)[1:]
         done = Maintained(done.elected or elected, *(a + b for a, b in zip(before, counts, strict=True)))

@@ -11,6 +11,8 @@ of its queues and the state of its workers.
 After each connection it LISTENs first and then has every consumer look, so nothing rung in between is missed. The line also tells the
 database on which queues somebody sleeps here, the *guards* of ``bell.py``: advisory locks, which the server drops with the line.
 
+The heartbeat's answer also says when it is this process's turn to maintain the database (``maintenance.py``).
+
 Why death is looked for by the heartbeat, and not by a session that waits for another process's lifeline: such a wait is a statement under
 way, and its snapshot would hold back vacuum for as long as everybody lives, the death of a queue table. ``sql/functions/processes.sql``
 has the rest of the argument about who is dead.

@@ -85,7 +85,7 @@ class QueueMetrics:
     enqueue_rate: float
     """Messages enqueued per second, over the last minute or less, from a sample; what was deleted, or is not archived, does not count."""
     settle_rate: float
-    """Messages archived per second, over the last minute."""
+    """Messages archived per second, over the last minute, also where the queue's retention keeps none of them."""
     consumers: int
     """Consumers that take messages: ready or polling."""
     exact: bool

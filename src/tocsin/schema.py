@@ -327,6 +327,8 @@ from classes c join pg_constraint x on x.conrelid = c.oid
 union all
 select 'index', c.relname::text, pg_get_indexdef(c.oid) from classes c where c.relkind in ('i', 'I')
 union all
+select 'statistics', s.stxname::text, pg_get_statisticsobjdef(s.oid) from pg_statistic_ext s where s.stxnamespace = (select oid from ours)
+union all
 select 'trigger', c.relname || '.' || t.tgname, pg_get_triggerdef(t.oid) || ' ' || t.tgenabled::text
 from classes c join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
 union all

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from .errors import TRANSIENT, LeaseLost, StateTransitionError, WorkerNotFound
+from .errors import TRANSIENT, LeaseLost, StateTransitionError
 from .intake import Intake
 from .leases import Unit
 from .message import Message
@@ -36,7 +36,7 @@ class Stream:
                     await run.bed.sleep(sound=not run.may_claim)
                     continue
                 claim = await run.claim(1, self._vt)
-            except (StateTransitionError, WorkerNotFound):
+            except StateTransitionError:
                 run.pause()
             except TRANSIENT as lost:
                 await trio.sleep(retries.failed(lost))
