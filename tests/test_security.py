@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import attrs
 import psycopg
@@ -176,8 +179,21 @@ async def test_each_role_may_call_what_is_listed_for_it_and_nothing_else(cast: C
 async def test_a_login_that_is_nothing_is_told_so(cast: Cast) -> None:
     async with tocsin.connect(cast.as_(cast.stranger)) as store:
         for attempt in (store.produce("granted", 1), store.queues.list(), store.workers.list(), store.install(), store.verify()):
-            with pytest.raises(tocsin.PermissionDenied, match="Tocsin's owner, or a member of one of the roles"):
+            with pytest.raises(tocsin.PermissionDenied, match=r"permission denied for .*; Tocsin's owner may"):
                 await attempt
+
+
+async def test_what_the_users_own_statements_are_refused_is_left_as_it_is(cast: Cast) -> None:
+    await query(cast.dsn, "create table public.secrets ()")
+    async with tocsin.connect(cast.as_(cast.producer)) as store:
+        with pytest.raises(REFUSED):
+            async with store.transaction() as connection:
+                await connection.execute("select * from public.secrets")
+        async with store.producer("granted") as producer:
+            with pytest.raises(tocsin.PermissionDenied):
+                async with store.transaction() as connection:
+                    await store.produce("closed", 1, connection=connection)
+            await producer.enqueue(1)
 
 
 # The producer
@@ -241,6 +257,25 @@ async def test_a_producer_needs_no_store(cast: Cast) -> None:
             tocsin.enqueue_many(connection, "closed", [1, 2])
     with connect_blocking(cast.as_(cast.stranger)) as connection, pytest.raises(tocsin.PermissionDenied, match="schema tocsin"):
         tocsin.enqueue(connection, "granted", 1)
+
+
+async def test_the_command_line_does_for_each_role_what_that_may(cast: Cast, tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").write_text("def handle(message):\n    print(message.payload)\n")
+
+    async def call(login: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
+        environment = {**os.environ, "TOCSIN_DSN": cast.as_(login)}
+        command = [sys.executable, "-m", "tocsin", *arguments]
+        ended = await trio.run_process(command, env=environment, cwd=tmp_path, stdin=stdin.encode(), capture_stdout=True, check=False)
+        return ended.returncode, ended.stdout.decode()
+
+    assert (await call(cast.producer, "enqueue", "granted", '"a"'))[0] == 0
+    assert (await call(cast.producer, "enqueue", "granted", stdin='"b"\n"c"\n'))[0] == 0
+    assert (await call(cast.producer, "enqueue", "closed", stdin="1\n"))[0] == 1
+    assert (await call(cast.producer, "queue", "list"))[0] == 1
+    assert await call(cast.consumer, "worker", "run", "granted", "handlers:handle", "--once") == (0, "a\nb\nc\n")
+    assert (await call(cast.consumer, "queue", "pause", "granted"))[0] == 1
+    assert (await call(cast.admin, "queue", "pause", "granted"))[0] == 0
+    assert (await call(cast.admin, "top", "--once"))[0] == 0
 
 
 async def test_concurrent_enqueues_that_are_refused_are_each_told(cast: Cast) -> None:

@@ -11,8 +11,9 @@
 --   producer   acts for workers that its own role registered
 --   granted    whoever is in queue_grants, by their own role or one they inherit from: may enqueue to that queue
 --
--- Enqueueing asks first whether it is the owner, in a statement of its own: that is half a microsecond in forty. As a condition of the INSERT
--- it would be three, for all of it is prepared for each execution.
+-- Enqueueing asks first whether it is the owner, in a statement of its own. In a loop of calls that is half a microsecond of the server's time in
+-- forty; in a call that is a transaction of its own, where all of this is made ready anew, three in eighty, less than a hundredth of
+-- what the caller waits for. As a condition of the INSERT it would be three microseconds more, each time.
 
 create or replace function tocsin.caller() returns name
 language sql stable

@@ -60,15 +60,17 @@ class Database:
         self._render_call = lru_cache(maxsize=None)(self._write_call)
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def connection(self, *, lent: bool = False) -> AsyncIterator[Connection]:
         """Lend a connection of the pool; what psycopg raises meanwhile comes out as Tocsin's errors.
 
-        Cancellation gives the connection back.
+        ``lent`` says that it is a user who runs statements there. Cancellation gives the connection back.
         """
         try:
             async with self.pool.connection() as connection:
                 yield connection
         except psycopg.Error as error:
+            if lent and isinstance(error, psycopg.errors.InsufficientPrivilege):
+                raise  # of a table that Tocsin knows nothing of
             raise await self._translate(error) from error
         except PoolClosed:
             raise _closed() from None

@@ -291,9 +291,8 @@ def translate(error: psycopg.Error, address: str) -> Exception:
         return _refusal(code, error.diag.message_primary or "", json.loads(error.diag.message_detail or "{}"), error.diag.message_hint)
     if is_connection_loss(error):
         return ConnectionLost(address, _one_line(error))
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        hint = "Tocsin's owner, or a member of one of the roles that it has let in, may do it"
-        return PermissionDenied(f"{_one_line(error)}: {hint}", role=None)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:  # else it is something within, such as a trigger
+        return PermissionDenied(f"{_one_line(error)}; Tocsin's owner may, and can let other roles in", role=None)
     return error
 
 

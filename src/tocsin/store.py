@@ -191,7 +191,7 @@ class Store:
         Commits at the end of the block; rolls back when it raises or is cancelled. At most ``pool_size - 1`` at a time, others wait: so
         there is always a connection left for what the block itself asks of the store, and for keeping leases. Raises `ConnectionLost`.
         """
-        async with self._transactions, self._database.connection() as connection, connection.transaction():
+        async with self._transactions, self._database.connection(lent=True) as connection, connection.transaction():
             yield connection
 
     async def stats(self) -> StoreStats:

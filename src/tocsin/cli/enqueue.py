@@ -100,7 +100,7 @@ async def enqueue(
 
 
 async def _enqueue_lines(store: Store, queue: str, options: dict[str, Any]) -> list[int]:
-    await store.queues.get(queue)  # also where there is no line
+    await store.produce_many(queue, [])  # refused where it must be, also when there is no line
     ids: list[int] = []
     async with store.transaction() as connection, aclosing(_batches()) as batches:
         async for numbers, payloads in batches:
