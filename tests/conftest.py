@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import secrets
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 import servers
 import trio
 from commands import Call, Ended
+from psycopg import sql
 from support import connect_blocking
 
 import tocsin
@@ -105,6 +107,33 @@ async def store(store_dsn: str) -> AsyncIterator[tocsin.Store]:
     """A store on a fresh database."""
     async with tocsin.connect(store_dsn) as store:
         yield store
+
+
+@pytest.fixture
+def new_role(server: servers.Server) -> Iterator[Callable[..., str]]:
+    """A function that makes up a role's name and, unless told otherwise, creates a login of that name; it is dropped in the end."""
+    names: list[str] = []
+
+    def make(kind: str, *members_of: str, create: bool = True, options: str = "login") -> str:
+        name = f"tocsin_test_{kind}_{secrets.token_hex(4)}"
+        names.append(name)
+        if create:
+            with connect_blocking(server.admin_dsn) as connection:
+                connection.execute(
+                    sql.SQL("create role {} {} password {}").format(
+                        sql.Identifier(name),
+                        sql.SQL(options),
+                        sql.Literal(servers.PASSWORD),  # type: ignore[arg-type]
+                    )
+                )
+                for role in members_of:
+                    connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(role), sql.Identifier(name)))
+        return name
+
+    yield make
+    with connect_blocking(server.admin_dsn) as connection:
+        for name in names:
+            connection.execute(sql.SQL("drop role if exists {}").format(sql.Identifier(name)))
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from commands import Call, one_line, started
+from psycopg.conninfo import make_conninfo
+from servers import PASSWORD
 from support import PATIENCE, connect_blocking
 
 import tocsin
@@ -60,6 +62,22 @@ def test_the_schema_from_install_to_uninstall(call: Call, dsn: str) -> None:
     assert schemas(dsn) == set()
     code, _, error = call("admin", "uninstall", "--dsn", dsn, "--yes")
     assert (code, one_line(error)) == (1, True)
+
+
+def test_roles_are_let_in_and_granted_queues(new_role: Callable[..., str], call: Call, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    producers = new_role("producers", create=False)
+    monkeypatch.setenv("TOCSIN_DSN", dsn)
+    assert call("admin", "install", "--producer-role", producers).code == 0
+    assert call("queue", "create", "emails").code == 0
+    login = make_conninfo(dsn, user=new_role("shop", producers), password=PASSWORD)
+    code, _, error = call("enqueue", "emails", "1", "--dsn", login)
+    assert (code, one_line(error)) == (1, True)
+    assert call("queue", "grant", "emails", producers).code == 0
+    assert call("enqueue", "emails", "1", "--dsn", login).code == 0
+    assert call("queue", "revoke", "emails", producers).code == 0
+    assert call("enqueue", "emails", "1", "--dsn", login).code == 1
+    code, _, error = call("queue", "grant", "emails", "nobody of this name")
+    assert (code, one_line(error)) == (2, True)
 
 
 def test_uninstall_asks_nobody_on_a_pipe(store_dsn: str) -> None:

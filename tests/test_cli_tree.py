@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -23,7 +24,7 @@ COMMANDS = {path: command for path, command in TREE.items() if not isinstance(co
 def test_the_tree_is_the_documented_one() -> None:
     names = {
         "admin": "install verify stats reclaim maintain uninstall",
-        "queue": "create list get update messages metrics pause resume purge delete archive-dlq replay dead-letters purge-dlq",
+        "queue": "create list get update messages metrics pause resume grant revoke purge delete archive-dlq replay dead-letters purge-dlq",
         "worker": "list get messages release-messages suspend resume interrupt shutdown stop purge delete heartbeat stats health run",
         "message": "get",
     }
@@ -87,6 +88,9 @@ INVOCATIONS = """
 0  queue update q EVERYWHERE --vt 2m --max-deliveries 4 --retry-base 2s --retry-factor 3 --retry-max 2h --retry-jitter 0.2 \
    --max-payload 2000 --max-string 200 --max-depth 6 --required-keys '' --forbidden-keys '["x"]' --retention forever \
    --dead-letter-retention 1w --notify always
+0  admin install --roles --producer-role PRODUCER --consumer-role CONSUMER --admin-role ADMIN
+0  queue grant q PRODUCER EVERYWHERE
+0  queue revoke q PRODUCER EVERYWHERE
 0  queue list EVERYWHERE
 0  queue get q EVERYWHERE
 0  enqueue q '{"n": 1}' EVERYWHERE --delay 1ms --priority 1 --key k --headers '{"h": 1}' --expires-in 1d --max-deliveries 2
@@ -151,7 +155,9 @@ IN_A_PROCESS_OF_ITS_OWN = (
 ELSEWHERE = {"test_demo.py": [("tocsin demo", "--data"), ("tocsin demo", "--dsn")]}
 
 
-def test_every_option_of_every_command_is_used(call: Call, store_dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_option_of_every_command_is_used(
+    new_role: Callable[..., str], call: Call, store_dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     used = set[tuple[str, str]]()
     note = click.Context.set_parameter_source
 
@@ -163,7 +169,10 @@ def test_every_option_of_every_command_is_used(call: Call, store_dsn: str, monke
     monkeypatch.setattr(click.Context, "set_parameter_source", set_parameter_source)
     monkeypatch.setenv("TOCSIN_DSN", store_dsn)
 
+    roles = {kind: new_role(kind.lower(), create=False) for kind in ("PRODUCER", "CONSUMER", "ADMIN")}
     for line in INVOCATIONS.strip().splitlines():
+        for kind, role in roles.items():
+            line = line.replace(kind, role)
         code, *words = shlex.split(
             line.replace("EVERYWHERE", "--dsn DSN --schema tocsin --format json").replace("DSN", shlex.quote(store_dsn))
         )

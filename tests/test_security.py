@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -50,33 +49,6 @@ class Cast:
     def as_(self, login: str) -> str:
         """Connection string for one of the logins."""
         return make_conninfo(self.dsn, user=login, password=servers.PASSWORD)
-
-
-@pytest.fixture
-def new_role(server: servers.Server) -> Iterator[Callable[..., str]]:
-    """A function that makes up a role's name and, unless told otherwise, creates a login of that name; it is dropped in the end."""
-    names: list[str] = []
-
-    def make(kind: str, *members_of: str, create: bool = True, options: str = "login") -> str:
-        name = f"tocsin_test_{kind}_{secrets.token_hex(4)}"
-        names.append(name)
-        if create:
-            with connect_blocking(server.admin_dsn) as connection:
-                connection.execute(
-                    sql.SQL("create role {} {} password {}").format(
-                        sql.Identifier(name),
-                        sql.SQL(options),
-                        sql.Literal(servers.PASSWORD),  # type: ignore[arg-type]
-                    )
-                )
-                for role in members_of:
-                    connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(role), sql.Identifier(name)))
-        return name
-
-    yield make
-    with connect_blocking(server.admin_dsn) as connection:
-        for name in names:
-            connection.execute(sql.SQL("drop role if exists {}").format(sql.Identifier(name)))
 
 
 @pytest.fixture

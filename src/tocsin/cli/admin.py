@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tocsin import Store
+from tocsin import Roles, Store
 from tocsin.database import describe_address
 
 from .options import confirm, yes_option
@@ -17,12 +17,39 @@ def admin() -> None:
     """Install, verify, maintain and remove Tocsin in a database."""
 
 
-@admin.command(examples=["tocsin admin install", "tocsin admin install --dsn postgresql:///app --schema queues"])
+@admin.command(
+    examples=[
+        "tocsin admin install",
+        "tocsin admin install --dsn postgresql:///app --schema queues",
+        "tocsin admin install --roles",
+        "tocsin admin install --producer-role shop --consumer-role mailer",
+    ]
+)
+@click.option("--roles", is_flag=True, help="Let the database roles tocsin_producer, tocsin_consumer and tocsin_admin use it.")
+@click.option("--producer-role", metavar="NAME", help="This role instead; of the three only those that are named.")
+@click.option("--consumer-role", metavar="NAME", help="This role instead; of the three only those that are named.")
+@click.option("--admin-role", metavar="NAME", help="This role instead; of the three only those that are named.")
 @pass_common
 @on_store
-async def install(store: Store, screen: Screen, common: Common) -> None:
-    """Bring the schema to this version of Tocsin. Doing it again changes nothing."""
-    await store.install()
+async def install(
+    store: Store,
+    screen: Screen,
+    common: Common,
+    *,
+    roles: bool,
+    producer_role: str | None,
+    consumer_role: str | None,
+    admin_role: str | None,
+) -> None:
+    """Bring the schema to this version of Tocsin. Doing it again changes nothing.
+
+    Only the schema's owner can use it, and the roles that were let in: members of a producer role enqueue to queues that they were granted
+    (tocsin queue grant), those of a consumer role consume, those of an admin role do all but install. Missing roles are created.
+    """
+    if producer_role or consumer_role or admin_role:
+        await store.install(roles=Roles(producer_role, consumer_role, admin_role))
+    else:
+        await store.install(roles=roles)
     screen.say(f"schema {common.settings().schema!r} is up to date", {"schema": common.settings().schema})
 
 

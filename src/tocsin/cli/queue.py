@@ -92,6 +92,7 @@ def dead_letter_filters(function: Callable[..., R]) -> Callable[..., R]:
 
 
 ids_argument = click.argument("ids", nargs=-1, type=ID, metavar="[ID]...")
+role_argument = click.argument("role")
 few_option = click.option("--limit", type=COUNT, help="So many at most, the oldest first.")
 
 
@@ -178,6 +179,26 @@ async def metrics(store: Store, screen: Screen, queue: str | None) -> None:
 async def pause(store: Store, screen: Screen, queue: str) -> None:
     """Have consumers, in every process, get nothing more from a queue. What they have they finish; enqueueing goes on."""
     screen.say(f"queue {queue!r} is paused; tocsin queue resume ends that", await store.queues.pause(queue))
+
+
+@queue.command(examples=["tocsin queue grant emails shop"])
+@queue_argument
+@role_argument
+@on_store
+async def grant(store: Store, screen: Screen, queue: str, role: str) -> None:
+    """Let a database role, and its members, enqueue to a queue. Needed only by roles that tocsin admin install --roles has let in."""
+    await store.queues.grant(queue, role)
+    screen.say(f"role {role!r} may enqueue to {queue!r}", {"queue": queue, "role": role})
+
+
+@queue.command(examples=["tocsin queue revoke emails shop"])
+@queue_argument
+@role_argument
+@on_store
+async def revoke(store: Store, screen: Screen, queue: str, role: str) -> None:
+    """Take back what tocsin queue grant gave, at once."""
+    await store.queues.revoke(queue, role)
+    screen.say(f"role {role!r} may no longer enqueue to {queue!r}", {"queue": queue, "role": role})
 
 
 @queue.command(examples=["tocsin queue resume emails"])
