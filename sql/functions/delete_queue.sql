@@ -7,7 +7,7 @@
 --
 --   1. It takes `asleep`, as a consumer does, and waits until no transaction is left that may have put messages into the queue without
 --      ringing. From here on each producer rings.
---   2. It takes `rung` exclusively. Each producer that rings takes that too, shared (announce), until its transaction ends. So what was put
+--   2. It takes `rung` exclusively. Each producer that rings takes that too, shared (ring_inserted), until its transaction ends. So what was put
 --      in is visible to the deletion: without force, that refuses it. And who comes later waits for the deletion's end, looks for the queue
 --      again, and is refused. Producers do not wait for each other.
 --

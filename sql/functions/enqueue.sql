@@ -111,7 +111,7 @@ declare
     due_at timestamptz := coalesce(at, t + delay, t);
     q tocsin.queues;
     message_id bigint;
-    checked boolean := false;  -- by the queue's rules, if it has any
+    checked boolean;  -- by the queue's rules, if it has any
 begin
     if not tocsin.is_owner() then
         perform tocsin.check_enqueue(tocsin.find_queue(queue), worker_id);
@@ -123,7 +123,7 @@ begin
                t + expires_in, worker_id, enqueue.max_deliveries, key, payload, headers
         from tocsin.queues x
         where x.name = queue and tocsin.fits(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
-          and (checked or not x.ruled)
+          and (not x.ruled or checked)
           and (worker_id is null or tocsin.is_active(worker_id))
         on conflict (queue_id, key) where key is not null do nothing
         returning id into message_id;
@@ -133,7 +133,7 @@ begin
         perform tocsin.admit_payloads(q, jsonb_build_array(payload), null);
         message_id := tocsin.find_key(q.id, key);
         exit when message_id is not null;
-        if q.ruled and not checked then
+        if q.ruled and checked is not true then
             checked := true;
             continue;
         end if;

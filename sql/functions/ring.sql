@@ -90,32 +90,41 @@ begin
 end
 $$;
 
--- Rings for what a producer has put in; a queue that is being deleted is waited for (delete_queue.sql has the argument).
-create or replace function tocsin.announce(q tocsin.queues) returns void
+-- For a producer that could not ring at once, since its queue is being deleted, or gone: waits until that has ended, and rings if the queue is
+-- still there (delete_queue.sql has the argument).
+create or replace function tocsin.ring_late(queue_id integer) returns void
 language plpgsql
 as $$
+declare
+    q tocsin.queues;
 begin
-    if not pg_try_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id)) then
-        perform pg_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id));
-        perform from tocsin.queues x where x.id = q.id for key share;  -- one that is gone fails here, whatever the snapshot shows
-        if not found then
-            perform tocsin.refuse_missing(q.name);
-        end if;
+    select x.* into q from tocsin.queues x where x.id = queue_id;
+    perform pg_advisory_xact_lock_shared(tocsin.lock_key('rung', queue_id));
+    perform from tocsin.queues x where x.id = queue_id for key share;  -- one that is gone fails here, whatever the snapshot shows
+    if not found then
+        perform tocsin.refuse_missing(coalesce(q.name, 'number ' || queue_id));  -- the INSERT has seen it, but this has not
     end if;
     perform pg_notify(q.channel, '');
 end
 $$;
 
--- Each queue's row is looked up by itself, however many queues there are: a join might read them all. That it is not there any more, though
--- the INSERT has seen it, leaves nothing to call it by but its number.
+-- Each queue's row is looked up by itself, however many queues there are: a join might read them all. The condition is true where it could not
+-- ring; pg_notify never gives null. There are only functions of PostgreSQL's in it: one of ours would take a microsecond to be made ready for
+-- each insert, also of those that do not call it.
 create or replace function tocsin.ring_inserted() returns trigger
 language plpgsql
 as $$
 begin
-    perform coalesce((select (case when tocsin.must_ring(q.id, q.notify) then tocsin.announce(q) end) is null
-                      from tocsin.queues q where q.id = i.queue_id),
-                     tocsin.refuse_missing('number ' || i.queue_id) is null)
-    from (select distinct n.queue_id from inserted n) i;
+    perform from (select distinct n.queue_id from inserted n) i
+    where coalesce((select case
+                        when not tocsin.must_ring(q.id, q.notify) then false
+                        when pg_try_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id)) then pg_notify(q.channel, '') is null
+                        else true
+                    end
+                    from tocsin.queues q where q.id = i.queue_id), true);
+    if found then
+        perform tocsin.ring_late(i.queue_id) from (select distinct n.queue_id from inserted n) i;
+    end if;
     return null;
 end
 $$;
