@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -36,7 +37,8 @@ def _session_server(config: pytest.Config) -> servers.Server:
 
 
 def pytest_configure() -> None:
-    """The settings of whoever runs the tests are not for the tests."""
+    """The settings of whoever runs the tests are not for the tests; nor is that a shell ignores SIGINT for a job in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for setting in attrs.fields(tocsin.Settings):
         os.environ.pop(f"TOCSIN_{setting.name.upper()}", None)
     os.environ.pop("TOCSIN_CONFIG", None)

@@ -75,7 +75,9 @@ async def test_retention_drops_the_partitions_of_what_is_kept_no_longer_and_no_o
         await store.maintain()
         assert sorted(await places(store_dsn)) == left
         await move_clock(store_dsn, latest)
-        assert (await store.maintain()).partitions_dropped >= 1
+        with trio.fail_after(PATIENCE):
+            while not (await store.maintain()).partitions_dropped:  # not while autovacuum is at it
+                pass
         left.remove(name)
         assert sorted(await places(store_dsn)) == left
         counts = await check_counts(store_dsn)

@@ -219,3 +219,11 @@ def test_reload_restarts_when_a_file_changes_and_passes_signals_on(cli: Call, st
 def test_reload_ends_with_a_run_that_ends_well(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q")
     assert run(store_dsn, folder, "q", "service:send", "--once", "--reload").returncode == 0
+
+
+@pytest.mark.parametrize("words", [["--vt", "0"], ["--timeout", "0"], ["--name", ""], ["--vt", "99999999w"]])
+def test_an_option_that_makes_no_sense_is_bad_usage_before_anything_begins(cli: Call, words: list[str]) -> None:
+    cli("queue", "create", "q")
+    code, _, error = cli("worker", "run", "q", "math:sqrt", "--once", *words)
+    assert (code, one_line(error)) == (2, True)
+    assert cli("worker", "list", "--format", "json").json == []

@@ -420,3 +420,25 @@ async def test_bad_numbers_name_the_argument(options: dict[str, float], named: s
     with pytest.raises(ValueError, match=named):
         async with tocsin.connect("host=/nowhere", **options):  # type: ignore[arg-type]
             pass
+
+
+async def test_a_notification_that_anybody_may_send_ends_no_process(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    async with store.consumer("q") as consumer:
+        (process_id,) = (await query(store_dsn, "select process_id from tocsin.workers"))[0]
+        (channel,) = (await query(store_dsn, "select tocsin.process_channel(%s)", process_id))[0]
+        for payload in ("leases x", "leases ", "leases 99999999999999999999", "x", "leases -1"):
+            await query(store_dsn, "select pg_notify(%s, %s)", channel, payload)
+        await store.produce("q", 1)
+        with trio.fail_after(PATIENCE):
+            (message,) = await consumer.dequeue(wait=PATIENCE)
+        await message.archive()
+
+
+async def test_a_process_cannot_say_that_it_beats_once_in_a_thousand_years(store_dsn: str) -> None:
+    for every in ("200000 years", "61 min", "0 s", "-1 s"):
+        with pytest.raises(psycopg.Error, match="at most an hour"):
+            await query(store_dsn, "select tocsin.register_process('h', 1, 'v', %s)", every)
+    with pytest.raises(ValueError, match="at most an hour"):
+        async with tocsin.connect(store_dsn, heartbeat=3601):
+            pass

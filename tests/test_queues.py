@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import attrs
@@ -708,3 +709,16 @@ async def test_names_that_cannot_be_are_refused(store: tocsin.Store, name: str) 
             await call()
         assert refused.value.queue == name
     assert await queues.count() == 0
+
+
+async def test_no_duration_is_longer_than_a_thousand_years(store: tocsin.Store) -> None:
+    for setting in ("vt", "retry_base", "retry_max"):
+        with pytest.raises(ValueError, match="at most a thousand years"):
+            await store.queues.ensure("q", **{setting: 4_000_000 * 86400})  # type: ignore[misc]
+    await store.queues.ensure("q", retention=timedelta.max)
+    for option in ("delay", "expires_in"):
+        with pytest.raises(ValueError, match="at most a thousand years"):
+            await store.produce("q", 1, **{option: 4_000_000 * 86400})  # type: ignore[arg-type]
+    for refused in ("delay => '3000000 days'", "expires_in => '3000000 days'"):
+        with pytest.raises(ValueError, match="a thousand years"):
+            await store.queues._database.fetch(f"select tocsin.enqueue('q', '1', {refused})")

@@ -11,6 +11,7 @@ import trio.testing
 from support import PATIENCE, Handled, query, run_until_suspended, until_asleep
 
 import tocsin
+from tocsin import handling
 from tocsin.embedded import EmbeddedServer
 
 
@@ -165,3 +166,34 @@ async def test_a_second_signal_cancels_and_is_raised(store: tocsin.Store) -> Non
                     await consumer.handle(handle)
     async with store.consumer("q") as consumer:
         assert [m.read_ct for m in await consumer.dequeue()] == [1]
+
+
+async def test_a_signal_ends_a_run_whose_handlers_have_ended_while_the_database_is_away(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handling, "GIVE_UP_AFTER", 0.1)
+    began, away = trio.Event(), trio.Event()
+
+    async def handle(_: tocsin.Message) -> None:
+        began.set()
+        await away.wait()
+
+    async with tocsin.connect(own_server.dsn) as store:
+        await store.install()
+        await store.queues.ensure("q")
+        await store.produce("q", 1)
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                with pytest.raises(tocsin.Suspended):
+                    async with tocsin.drain_on_signals(consumer):
+                        await consumer.handle(handle)
+
+            nursery.start_soon(serve)
+            with trio.fail_after(PATIENCE):
+                await began.wait()
+                await own_server.stop()
+                signal.raise_signal(signal.SIGTERM)
+                away.set()
+                while nursery.child_tasks:
+                    await trio.lowlevel.checkpoint()

@@ -14,8 +14,8 @@ create or replace function tocsin.fits(
 language sql immutable parallel safe
 as $$
     select (octet_length(payload::text) > max_payload) is not true
-       and (delay < '0 s' or delay is not null and at is not null or at < '0002-01-01 UTC' or at > '9999-12-30 UTC' or expires_in <= '0 s'
-            or max_deliveries <= 0) is not true
+       and (delay not between '0 s' and '1000 years' or delay is not null and at is not null or at < '0002-01-01 UTC' or at > '9999-12-30 UTC' or expires_in <= '0 s'
+            or expires_in > '1000 years' or max_deliveries <= 0) is not true
 $$;
 
 -- Whether the worker may act. A function, and in plpgsql so that it stays one: a subquery would be made ready for each enqueue, also of those
@@ -43,14 +43,14 @@ begin
     if worker_id is not null then
         perform tocsin.check_active(worker_id, 'enqueue');
     end if;
-    if delay < '0 s' then
-        perform tocsin.refuse('TC022', 'delay must not be negative', '{"argument": "delay"}');
+    if delay not between '0 s' and '1000 years' then
+        perform tocsin.refuse('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
     elsif delay is not null and at is not null then
         perform tocsin.refuse('TC022', 'give delay or at, not both', '{"argument": "at"}');
     elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then  -- clients could not read it, and would stop at the message
         perform tocsin.refuse('TC022', 'at must be within the years 2 to 9999', '{"argument": "at"}');
-    elsif expires_in <= '0 s' then
-        perform tocsin.refuse('TC022', 'expires_in must be positive', '{"argument": "expires_in"}');
+    elsif expires_in <= '0 s' or expires_in > '1000 years' then
+        perform tocsin.refuse('TC022', 'expires_in must be positive, and at most a thousand years', '{"argument": "expires_in"}');
     elsif max_deliveries <= 0 then
         perform tocsin.refuse('TC022', 'max_deliveries must be positive', '{"argument": "max_deliveries"}');
     end if;

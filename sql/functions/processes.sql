@@ -16,11 +16,19 @@
 -- was alive after all learns it from its next heartbeat, cancels the handlers whose leases are gone, and registers anew.
 
 create or replace function tocsin.register_process(hostname text, pid integer, version text, every interval) returns bigint
-language sql
+language plpgsql
 as $$
+declare
+    process_id bigint;
+begin
+    if (every > '0 s' and every <= '1 hour') is not true then  -- everybody's heartbeat reckons with it
+        perform tocsin.refuse('TC022', 'the heartbeat''s interval must be more than nothing, and at most an hour', '{"argument": "heartbeat"}');
+    end if;
     insert into tocsin.processes (hostname, pid, version, role, every, started_at, heartbeat_at)
     values (hostname, pid, version, tocsin.caller(), every, tocsin.clock(), tocsin.clock())
-    returning id
+    returning id into process_id;
+    return process_id;
+end
 $$;
 
 -- Called on the process's LISTEN connection, at start and after each reconnect: takes a new lifeline (the old connection may not have

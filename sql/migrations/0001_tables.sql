@@ -44,11 +44,11 @@ comment on table tocsin.contract is 'Digest of sql/functions as last loaded: the
 create table tocsin.queues (
     id             integer     generated always as identity primary key,
     name           text        not null unique check (name <> '' and octet_length(name) <= 255),
-    vt             interval    not null default '30 s' check (vt > '0 s'),
+    vt             interval    not null default '30 s' check (vt > '0 s' and vt <= '1000 years'),
     max_deliveries integer     not null default 5 check (max_deliveries > 0),
-    retry_base     interval    not null default '1 s' check (retry_base >= '0 s'),
+    retry_base     interval    not null default '1 s' check (retry_base >= '0 s' and retry_base <= '1000 years'),
     retry_factor   float8      not null default 2 check (retry_factor >= 1),
-    retry_max      interval    not null default '1 h' check (retry_max >= '0 s'),
+    retry_max      interval    not null default '1 h' check (retry_max >= '0 s' and retry_max <= '1000 years'),
     retry_jitter   float8      not null default 0.2 check (retry_jitter between 0 and 1),
     max_payload    integer     not null default 1048576 check (max_payload > 0),
     max_string     integer     not null default 0 check (max_string >= 0),
@@ -239,7 +239,7 @@ create table tocsin.processes (
     pid          integer     not null,
     version      text        not null,
     role         name        not null default current_user,
-    every        interval    not null check (every > '0 s'),
+    every        interval    not null check (every > '0 s' and every <= '1 hour'),
     lifeline     bigint,
     started_at   timestamptz not null,
     heartbeat_at timestamptz not null

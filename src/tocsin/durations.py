@@ -10,6 +10,8 @@ from typing import TypeAlias, overload
 Duration: TypeAlias = float | timedelta
 """A number of seconds, or a timedelta."""
 
+MAX_DURATION = timedelta(days=365_000)
+"""The longest duration: with it, no time that PostgreSQL reckons out is one that Python cannot read."""
 MAX_KEY = 1024
 """Most bytes of a unique key; an index takes somewhat more."""
 
@@ -21,8 +23,8 @@ def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> ti
 def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> timedelta | None:
     """Return the duration as a timedelta (None stays None).
 
-    Raises `ValueError` naming the argument for a negative or infinite duration and, unless ``zero`` is allowed, for 0; `TypeError` for
-    what is no duration.
+    Raises `ValueError` naming the argument for a negative duration, for one of more than a thousand years and, unless ``zero`` is allowed,
+    for 0; `TypeError` for what is no duration.
     """
     if value is None:
         return None
@@ -37,6 +39,8 @@ def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> ti
             raise ValueError(f"{name} is too long: {value} s") from None
     if value < timedelta(0) or (not zero and value == timedelta(0)):
         raise ValueError(f"{name} must be {'at least 0' if zero else 'greater than 0'}, not {value.total_seconds()} s")
+    if value > MAX_DURATION:
+        raise ValueError(f"{name} must be at most a thousand years, not {value.days} days")
     return value
 
 

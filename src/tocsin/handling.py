@@ -39,6 +39,9 @@ logger = logging.getLogger("tocsin")
 MAX_ERROR_CHARACTERS = 10_000
 """How much of an error's text and of its traceback is kept."""
 
+GIVE_UP_AFTER = 5.0
+"""Seconds for which a run that is to end, and whose handlers have ended, waits for the database to archive what they have done."""
+
 MAX_TURN = 0.0003
 """Seconds for which handlers that never wait are called before other tasks may run: the one that sends statements, above all."""
 
@@ -112,6 +115,7 @@ class Handling:
         run = self._run
         retries = Retries("handling")
         ahead = self._ahead
+        give_up_at = math.inf
         while run.ended_by is None or run.units or ahead or self._done or self._failed:
             now = trio.current_time()
             room = (self._concurrency - len(run.units)) * self._size + ahead.room(now) if run.may_claim else 0
@@ -141,6 +145,10 @@ class Handling:
                 if refused and self._done:
                     self._poisoned = True
                 elif isinstance(error, TRANSIENT) and not refused:
+                    if run.ended_by is not None and not run.units:
+                        give_up_at = min(give_up_at, trio.current_time() + GIVE_UP_AFTER)
+                        if trio.current_time() >= give_up_at:
+                            return  # the run's end tries once more
                     await trio.sleep(retries.failed(error))
                 else:
                     raise

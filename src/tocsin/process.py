@@ -306,8 +306,10 @@ class Process:
             self._next_beat = trio.current_time()
         elif notification.payload == self._echo:
             self._echo = ""
-        elif notification.payload.startswith(LEASES) and (worker := self._residents.get(int(notification.payload.removeprefix(LEASES)))):
-            worker.leases_taken()
+        else:  # whoever may connect may notify anything, so what it says is not relied on
+            for worker_id, worker in self._residents.items():
+                if notification.payload == f"{LEASES}{worker_id}":
+                    worker.leases_taken()
 
     # The heartbeat
 

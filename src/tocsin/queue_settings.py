@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any, Literal, TypedDict, get_args
 
-from .durations import Duration, check_count, to_timedelta
+from .durations import MAX_DURATION, Duration, check_count, to_timedelta
 
 Notify = Literal["asleep", "always"]
 """When a queue's channel is notified of messages: only while a consumer sleeps (``asleep``), which lets many producers commit at the same
 time, or with each insert (``always``), for programs that LISTEN by hand."""
 
-FOR_EVER = timedelta(days=365_000)
+FOR_EVER = MAX_DURATION
 """A retention of this length or longer stands for ever."""
 
 
@@ -67,7 +67,9 @@ def _limit(value: int, name: str) -> int:
 
 
 def _retention(value: Duration, name: str) -> timedelta:
-    return FOR_EVER if value == math.inf else to_timedelta(value, name, zero=name == "retention")
+    if value == math.inf or (isinstance(value, timedelta) and value > FOR_EVER):
+        return FOR_EVER
+    return to_timedelta(value, name, zero=name == "retention")
 
 
 def _delay(value: Duration, name: str) -> timedelta:

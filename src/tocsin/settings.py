@@ -108,7 +108,10 @@ def _check_pool_size(value: int) -> int:
 
 
 def _check_heartbeat(value: Duration) -> float:
-    return to_seconds(value, "heartbeat")
+    seconds = to_seconds(value, "heartbeat")
+    if seconds > 3600:  # the others wait for so long before they take a process for dead
+        raise ValueError("heartbeat must be at most an hour")
+    return seconds
 
 
 def _check_text(value: object) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from tocsin import Suspended, drain_on_signals
+from tocsin.durations import to_timedelta
 
 from . import handlers, logs
 from .options import COUNT, DURATION, queue_argument
@@ -67,6 +68,13 @@ async def run(
     SIGINT and SIGTERM drain: nothing more is taken, and the process ends with 0 when the handlers have. A second signal cancels them, and
     what they have is given back. So does `tocsin worker interrupt`, from anywhere. The log goes to standard error.
     """
+    try:
+        to_timedelta(vt, "--vt")
+        to_timedelta(timeout, "--timeout")
+        if name == "":
+            raise ValueError("--name must not be empty")
+    except ValueError as error:
+        raise click.UsageError(str(error), click.get_current_context()) from None
     if reload:
         command = [sys.executable, "-m", "tocsin", *(a for a in sys.argv[1:] if a != "--reload")]
         return await run_and_restart(command, Path.cwd())
