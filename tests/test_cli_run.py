@@ -38,6 +38,11 @@ async def hang(message):
 async def fail(message):
     raise ValueError("no good")
 
+def decorated(handler):
+    return lambda message: handler(message)
+
+unseen = decorated(send)
+
 number = 3
 async def two(first, second): ...
 """
@@ -117,6 +122,15 @@ def test_a_failure_is_logged_with_its_traceback(cli: Call, store_dsn: str, folde
     assert (entry["level"], entry["message_id"], entry["delivery"], entry["queue"]) == ("warning", 1, 1, "q")
     assert "service.fail failed with message 1, delivery 1" in entry["message"]
     assert entry["traceback"].endswith("ValueError: no good")
+
+
+def test_an_async_handler_that_its_decorator_hides_fails_and_archives_nothing(cli: Call, store_dsn: str, folder: Path) -> None:
+    cli("queue", "create", "q", "--max-deliveries", "1")
+    cli("enqueue", "q", '"a"')
+    ended = run(store_dsn, folder, "q", "service:unseen", "--once")
+    assert "appears to be asynchronous" in ended.stderr
+    assert ask(store_dsn, ARCHIVED) == []
+    assert ask(store_dsn, "select payload #>> '{}' from tocsin.dead_letters") == [("a",)]
 
 
 def test_a_handler_that_takes_too_long_has_failed(cli: Call, store_dsn: str, folder: Path) -> None:

@@ -42,15 +42,15 @@ def _logging(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
 
         @functools.wraps(handler)
-        async def call(work: Any) -> None:
+        async def call(work: Any) -> object:
             with concerning(work):
-                await handler(work)
+                return await handler(work)
 
     else:
 
         @functools.wraps(handler)
-        def call(work: Any) -> None:
+        def call(work: Any) -> object:
             with concerning(work):
-                handler(work)
+                return handler(work)  # what it returns tells whether it has run at all
 
     return call
