@@ -43,6 +43,9 @@ def decorated(handler):
 
 unseen = decorated(send)
 
+async def generates(message):
+    yield
+
 number = 3
 async def two(first, second): ...
 """
@@ -192,6 +195,7 @@ def test_an_interruption_from_elsewhere_ends_the_process(cli: Call, store_dsn: s
         ("leaves:send", "cannot import leaves:send: SystemExit"),
         ("service:number", "service:number is a int, not a function"),
         ("service:two", "service:two is no function of one argument"),
+        ("service:generates", "handler service.generates is a generator function"),
     ],
 )
 def test_a_handler_that_cannot_be_imported_is_bad_usage(

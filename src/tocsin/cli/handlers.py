@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from tocsin.handling import check_handler
+
 from .logs import concerning
 
 
@@ -29,6 +31,10 @@ def load(name: str) -> Callable[[Any], Any]:
         raise click.UsageError(f"cannot import {name}: {type(error).__name__}: {error}", context) from error
     if not callable(handler):
         raise click.UsageError(f"{name} is a {type(handler).__name__}, not a function of one argument", context)
+    try:
+        check_handler(handler)
+    except TypeError as error:
+        raise click.UsageError(str(error), context) from None
     try:
         inspect.signature(handler).bind(None)
     except TypeError:
