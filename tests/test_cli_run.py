@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from commands import Call, line_with, one_line, started
 from support import PATIENCE, connect_blocking
+
+from tocsin.cli import reload
 
 HANDLERS = """
 import logging, trio
@@ -232,6 +235,20 @@ def test_reload_restarts_when_a_file_changes_and_passes_signals_on(cli: Call, st
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
     assert ask(store_dsn, "select distinct status from tocsin.workers") == [("stopped",)]
+
+
+async def test_reload_passes_on_a_signal_that_comes_before_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    look = reload.look
+
+    def look_and_be_signalled(root: Path) -> dict[str, int]:
+        monkeypatch.setattr(reload, "look", look)
+        signal.raise_signal(signal.SIGTERM)
+        return look(root)
+
+    monkeypatch.setattr(reload, "look", look_and_be_signalled)
+    with trio.fail_after(PATIENCE):
+        code = await reload.run_and_restart([sys.executable, "-c", "import time; time.sleep(3600)"], tmp_path)
+    assert code == 128 + signal.SIGTERM
 
 
 def test_reload_ends_with_a_run_that_ends_well(cli: Call, store_dsn: str, folder: Path) -> None:
