@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from commands import Call, line_with, one_line, started
 from support import PATIENCE, connect_blocking
+
+from tocsin.cli import reload
 
 HANDLERS = """
 import logging, trio
@@ -37,6 +40,14 @@ async def hang(message):
 
 async def fail(message):
     raise ValueError("no good")
+
+def decorated(handler):
+    return lambda message: handler(message)
+
+unseen = decorated(send)
+
+async def generates(message):
+    yield
 
 number = 3
 async def two(first, second): ...
@@ -119,6 +130,15 @@ def test_a_failure_is_logged_with_its_traceback(cli: Call, store_dsn: str, folde
     assert entry["traceback"].endswith("ValueError: no good")
 
 
+def test_an_async_handler_that_its_decorator_hides_fails_and_archives_nothing(cli: Call, store_dsn: str, folder: Path) -> None:
+    cli("queue", "create", "q", "--max-deliveries", "1")
+    cli("enqueue", "q", '"a"')
+    ended = run(store_dsn, folder, "q", "service:unseen", "--once")
+    assert "appears to be asynchronous" in ended.stderr
+    assert ask(store_dsn, ARCHIVED) == []
+    assert ask(store_dsn, "select payload #>> '{}' from tocsin.dead_letters") == [("a",)]
+
+
 def test_a_handler_that_takes_too_long_has_failed(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q", "--max-deliveries", "1")
     cli("enqueue", "q", '"a"')
@@ -178,6 +198,7 @@ def test_an_interruption_from_elsewhere_ends_the_process(cli: Call, store_dsn: s
         ("leaves:send", "cannot import leaves:send: SystemExit"),
         ("service:number", "service:number is a int, not a function"),
         ("service:two", "service:two is no function of one argument"),
+        ("service:generates", "handler service.generates is a generator function"),
     ],
 )
 def test_a_handler_that_cannot_be_imported_is_bad_usage(
@@ -214,6 +235,20 @@ def test_reload_restarts_when_a_file_changes_and_passes_signals_on(cli: Call, st
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
     assert ask(store_dsn, "select distinct status from tocsin.workers") == [("stopped",)]
+
+
+async def test_reload_passes_on_a_signal_that_comes_before_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    look = reload.look
+
+    def look_and_be_signalled(root: Path) -> dict[str, int]:
+        monkeypatch.setattr(reload, "look", look)
+        signal.raise_signal(signal.SIGTERM)
+        return look(root)
+
+    monkeypatch.setattr(reload, "look", look_and_be_signalled)
+    with trio.fail_after(PATIENCE):
+        code = await reload.run_and_restart([sys.executable, "-c", "import time; time.sleep(3600)"], tmp_path)
+    assert code == 128 + signal.SIGTERM
 
 
 def test_reload_ends_with_a_run_that_ends_well(cli: Call, store_dsn: str, folder: Path) -> None:

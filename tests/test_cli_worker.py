@@ -215,6 +215,17 @@ def test_reclaim_takes_back_what_the_dead_and_lapsed_leases_hold(cli: Call, stor
     assert cli("admin", "reclaim").out == "0 dead workers stopped, 0 messages given back\n"
 
 
+def test_reclaim_declares_nobody_dead_before_it_knows_how_long_the_server_is_up(cli: Call, store_dsn: str, queue: str) -> None:
+    ask(store_dsn, "select tocsin.register_process('far.example.org', 1, '1', '1 s')")
+    register(store_dsn, "dead", holds=3)
+    ask(store_dsn, "update tocsin.workers set process_id = 1")
+    make_deadly(store_dsn)
+    ask(store_dsn, "truncate tocsin.uptime")  # by crash recovery: the postmaster's start stays what it was
+    assert cli("admin", "reclaim").out == "0 dead workers stopped, 0 messages given back\n"
+    trio.run(move_clock, store_dsn, 31)
+    assert cli("admin", "reclaim").out == "1 dead workers stopped, 3 messages given back\n"
+
+
 def test_scenario_12_suspend_resume_and_shutdown_of_another_process(cli: Call, store_dsn: str, queue: str, tmp_path: Path) -> None:
     (tmp_path / "service.py").write_text("import logging\nasync def send(message):\n    logging.info('sent %s', message.payload)\n")
     with started(store_dsn, "worker", "run", "q", "service:send", folder=tmp_path) as process:

@@ -6,6 +6,7 @@ import functools
 import logging
 import threading
 import time
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import trio
@@ -250,6 +251,68 @@ async def test_what_cannot_be_called_is_refused_before_it_costs_a_message(store:
             with pytest.raises(TypeError, match="a handler is a function"):
                 await run
     assert await query(store_dsn, "select read_ct from tocsin.messages") == [(0,)]
+
+
+async def test_generator_functions_are_refused_before_they_cost_a_message(store: tocsin.Store, store_dsn: str) -> None:
+    def generates(_: object) -> Iterator[None]:
+        yield
+
+    async def generates_async(_: object) -> AsyncIterator[None]:
+        yield
+
+    class Generates:
+        def __call__(self, _: object) -> Iterator[None]:
+            yield
+
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    async with store.consumer("q") as consumer:
+        for handler in (generates, generates_async, Generates(), functools.partial(generates)):
+            for run in (consumer.handle(handler, once=True), consumer.handle_batches(handler, size=2, once=True)):
+                with pytest.raises(TypeError, match="is a generator function"):
+                    await run
+    assert await query(store_dsn, "select read_ct from tocsin.messages") == [(0,)]
+
+
+async def _work(_: object) -> None:
+    raise AssertionError
+
+
+async def _generate(_: object) -> AsyncIterator[None]:
+    raise AssertionError
+    yield
+
+
+def _plain(returned: Callable[[object], object]) -> Callable[[object], object]:
+    return lambda message: returned(message)
+
+
+def _async(returned: Callable[[object], object]) -> Callable[[object], object]:
+    async def handle(message: object) -> object:
+        return returned(message)
+
+    return handle
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [_plain(_generate), _plain(lambda m: (m for _ in ())), _async(_generate), _async(_work)],
+    ids=["async generator", "generator", "async generator from async", "coroutine from async"],
+)
+@pytest.mark.parametrize("timeout", [None, 3600])
+async def test_a_handler_that_returns_what_nobody_runs_has_failed(
+    store: tocsin.Store,
+    store_dsn: str,
+    handler: Callable[[object], object],
+    timeout: float | None,  # noqa: ASYNC109 - of the handler
+) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    await store.produce("q", 1)
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handler, timeout=timeout, once=True)
+    ((error,),) = await query(store_dsn, "select error from tocsin.dead_letters")
+    assert "which nobody runs" in error
 
 
 async def test_handler_may_settle_by_itself(store: tocsin.Store, store_dsn: str) -> None:

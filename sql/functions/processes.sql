@@ -10,7 +10,8 @@
 -- When the server itself was away, every lifeline is free at once, and the first process that comes back would declare all others dead. So
 -- nobody is declared dead until the server has been up for ten seconds, which is longer than any process takes between two attempts to
 -- reconnect. How long it has been up: since the postmaster's start, and since the unlogged table `uptime` was last emptied, which crash
--- recovery and a failover do.
+-- recovery and a failover do. When that was, an empty table does not tell, nor does the postmaster's start, which may be long before. So
+-- the first who looks has it count from then on, and buries nobody.
 --
 -- Declared dead: the workers are stopped, their leases void (a late settlement finds another token), their messages ready. A process that
 -- was alive after all learns it from its next heartbeat, cancels the handlers whose leases are gone, and registers anew.

@@ -25,8 +25,8 @@ LONG_STEP = 0.1
 @types.coroutine
 def call_and_watch(
     handler: Callable[[Any], Awaitable[object]], work: Any, when_waiting: Callable[[], None], name: str
-) -> Generator[Any, Any, None]:
-    """Call an async handler, and report each of its steps that blocked the event loop. A cancellation is the handler's.
+) -> Generator[Any, Any, object]:
+    """Call an async handler, return what it does, and report each step that blocked the event loop. A cancellation is the handler's.
 
     ``when_waiting`` is called when it waits for the first time, if it ever does.
     """
@@ -38,8 +38,8 @@ def call_and_watch(
         begun = perf_counter()
         try:
             awaited = resume(value)
-        except StopIteration:
-            return
+        except StopIteration as end:
+            return end.value
         finally:
             taken = perf_counter() - begun
             if taken > LONG_STEP:

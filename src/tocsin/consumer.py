@@ -175,7 +175,7 @@ class Consumer(Registered, WorkerHandle):
         check_count(concurrency, "concurrency")
         call = make_caller(handler)
 
-        def call_with_first(messages: list[Message], when_waiting: Callable[[], None]) -> Awaitable[None]:
+        def call_with_first(messages: list[Message], when_waiting: Callable[[], None]) -> Awaitable[object]:
             return call(messages[0], when_waiting)
 
         await self._handle(call_with_first, describe_handler(handler), concurrency, 1, vt, timeout, once)

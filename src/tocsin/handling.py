@@ -52,14 +52,31 @@ def describe_handler(handler: Callable[..., object]) -> str:
     return f"{handler.__module__}.{name}" if name else repr(handler)
 
 
-Caller: TypeAlias = Callable[[Any, Callable[[], None]], Awaitable[None]]
-"""Calls a handler with its argument; and another function as soon as the handler waits for something."""
+def check_handler(handler: Callable[[Any], object]) -> None:
+    """Refuse what cannot be a handler: nothing callable, or a generator function, whose call runs none of its code."""
+    if not callable(handler):
+        raise TypeError(f"a handler is a function of one argument, not {handler!r}")
+    for function in (handler, type(handler).__call__):
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"handler {describe_handler(handler)} is a generator function: a call runs none of its code; it must not yield")
+
+
+def check_that_it_ran(returned: object, name: str) -> None:
+    """Raise TypeError if what a handler returned is code that nobody runs: then its message has not been handled."""
+    if inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()  # else Python warns of it, too
+        kind = type(returned).__name__
+        raise TypeError(f"handler {name} returned {kind}, which nobody runs. Does a decorator hide an async function, or a yield?")
+
+
+Caller: TypeAlias = Callable[[Any, Callable[[], None]], Awaitable[object]]
+"""Calls a handler with its argument; and another function as soon as the handler waits for something. Returns what the handler does."""
 
 
 def make_caller(handler: Callable[[Any], object]) -> Caller:
     """Return how to call a handler: an async function directly, watched for blocking the event loop; any other in a thread."""
-    if not callable(handler):
-        raise TypeError(f"a handler is a function of one argument, not {handler!r}")
+    check_handler(handler)
     name = describe_handler(handler)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
         async_handler = cast(Callable[[Any], Awaitable[object]], handler)
@@ -68,11 +85,11 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
     # The runners are the limit. A thread that was left behind does not count: the next message would wait for it, and its time run out.
     threads = trio.CapacityLimiter(math.inf)
 
-    async def call_in_thread(work: Any, when_waiting: Callable[[], None]) -> None:
+    async def call_in_thread(work: Any, when_waiting: Callable[[], None]) -> object:
         # A thread cannot be stopped: when the handler's scope is cancelled it is left to itself. Its message is another's by then, and it
         # cannot settle it. A long one can ask trio.from_thread.check_cancelled().
         when_waiting()
-        await trio.to_thread.run_sync(handler, work, abandon_on_cancel=True, limiter=threads)
+        return await trio.to_thread.run_sync(handler, work, abandon_on_cancel=True, limiter=threads)
 
     return call_in_thread
 
@@ -220,10 +237,12 @@ class Handling:
         error: Exception | None = None
         try:
             if self._timeout is None:
-                await self._call(messages, self._start_runner)
+                returned = await self._call(messages, self._start_runner)
             else:
                 with trio.fail_after(self._timeout):
-                    await self._call(messages, self._start_runner)
+                    returned = await self._call(messages, self._start_runner)
+            if returned is not None:
+                check_that_it_ran(returned, self._name)
         except Exception as raised:
             error = raised
         except BaseExceptionGroup as group:

@@ -144,7 +144,10 @@ class Store:
     async def reclaim(self) -> Reclaimed:
         """Declare dead who is dead, and take back what they held and what lapsed leases hold, without waiting for the next heartbeat.
 
-        Consumers do that by themselves. Raises `ConnectionLost`. Cancelled, it is done or not.
+        Consumers do that by themselves. Nobody is declared dead in the first ten seconds of a server, in which the living are still
+        reconnecting. When no process has been there since it came up, those count from the first call: call it again after them.
+
+        Raises `ConnectionLost`. Cancelled, it is done or not.
         """
         return Reclaimed(*await self._database.fetch_one("select * from tocsin.reclaim()"))
 

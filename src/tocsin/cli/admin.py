@@ -77,6 +77,8 @@ async def reclaim(store: Store, screen: Screen) -> None:
     """Stop workers whose process is dead, and give back what they and lapsed leases hold.
 
     Consumers do that by themselves; this is for when none is running, or to see that there is nothing left to do.
+    Nobody is declared dead in the first ten seconds of a server, in which the living are still reconnecting. When no process has been there
+    since it came up, those count from the first reclaim: type it again after them.
     """
     reclaimed = await store.reclaim()
     screen.say(f"{reclaimed.workers} dead workers stopped, {reclaimed.messages} messages given back", reclaimed)

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from tocsin.handling import check_handler
+
 from .logs import concerning
 
 
@@ -30,6 +32,10 @@ def load(name: str) -> Callable[[Any], Any]:
     if not callable(handler):
         raise click.UsageError(f"{name} is a {type(handler).__name__}, not a function of one argument", context)
     try:
+        check_handler(handler)
+    except TypeError as error:
+        raise click.UsageError(str(error), context) from None
+    try:
         inspect.signature(handler).bind(None)
     except TypeError:
         raise click.UsageError(f"{name} is no function of one argument, the message", context) from None
@@ -42,15 +48,15 @@ def _logging(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
 
         @functools.wraps(handler)
-        async def call(work: Any) -> None:
+        async def call(work: Any) -> object:
             with concerning(work):
-                await handler(work)
+                return await handler(work)
 
     else:
 
         @functools.wraps(handler)
-        def call(work: Any) -> None:
+        def call(work: Any) -> object:
             with concerning(work):
-                handler(work)
+                return handler(work)  # what it returns tells whether it has run at all
 
     return call

@@ -30,10 +30,12 @@ async def run_and_restart(command: Sequence[str], root: Path) -> int:
     SIGINT and SIGTERM are passed on. When it ends badly by itself, the next change is waited for. Cancelled, it is ended.
     """
     signalled = trio.Event()
+    received: list[int] = []
     processes: list[trio.Process] = []
 
     async def pass_signals_on() -> None:
         async for number in signals:
+            received.append(number)
             signalled.set()
             for process in processes:
                 process.send_signal(number)
@@ -45,6 +47,8 @@ async def run_and_restart(command: Sequence[str], root: Path) -> int:
                 seen = look(root)  # before the start: what changes while it is starting counts
                 async with _running(command) as process:
                     processes[:] = [process]
+                    for number in received:  # while there was no process, or it was starting
+                        process.send_signal(number)
                     changed = await _race(process.wait, partial(_change, root, seen)) == 1
                     if changed and not signalled.is_set():
                         click.echo("tocsin: a file has changed; restarting", err=True)
