@@ -82,6 +82,30 @@ async def test_create_get_list_count_exists(store: tocsin.Store) -> None:
     assert await store.queues.get("b") == changed
 
 
+@pytest.mark.parametrize("first", ["created and committed", "created and rolled back", "deleted and committed", "deleted and rolled back"])
+async def test_ensure_at_the_same_moment_as_another_that_creates_or_deletes_it(store: tocsin.Store, store_dsn: str, first: str) -> None:
+    """Ensuring waits for the other, looks at what has come of it, and returns the queue with its own settings in any case."""
+    ensured: list[tocsin.Queue] = []
+    done, _, end = first.partition(" and ")
+
+    async def ensure() -> None:
+        ensured.append(await store.queues.ensure("q", vt=20))
+
+    if done == "deleted":
+        await store.queues.ensure("q", vt=10, max_deliveries=2)
+    async with open_transaction(store_dsn) as other:
+        await other.execute(
+            "select tocsin.ensure_queue('q', max_deliveries => 2)" if done == "created" else "select tocsin.delete_queue('q')"
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ensure)
+            await until_waiting(store_dsn, "ensure_queue")
+            await other.execute("commit" if end == "committed" else "rollback")
+    there = await store.queues.get("q")
+    assert ensured == [there]
+    assert (there.vt, there.max_deliveries == 2) == (20, first in ("created and committed", "deleted and rolled back"))
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
