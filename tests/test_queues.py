@@ -290,6 +290,23 @@ async def test_purge_refuses_what_makes_no_sense(store: tocsin.Store, store_dsn:
     assert await everything(store_dsn) == before
 
 
+async def test_purge_of_the_dead_passes_over_what_others_have_at_hand(store: tocsin.Store, store_dsn: str) -> None:
+    """So it never waits with letters locked that another, in the order of ids, waits for."""
+    await store.queues.ensure("q")
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        ids = await producer.enqueue_many([1, 2, 3], max_deliveries=1)
+        for message in reversed(await consumer.dequeue(3)):  # the table has them in the order of their deaths
+            await message.release()
+    async with open_transaction(store_dsn) as other:
+        await other.execute("select from tocsin.dead_letters where id = %s for update", [ids[1]])
+        with trio.fail_after(PATIENCE):
+            purged = await store.queues.purge("q", dead=True)
+        await other.execute("rollback")
+    assert purged.dead == 2
+    assert [letter.id for letter in await store.dead_letters.list("q")] == [ids[1]]
+    assert (await store.queues.purge("q", dead=True, dry_run=True)).dead == 1
+
+
 # Deleting
 
 
