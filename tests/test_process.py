@@ -279,6 +279,26 @@ async def _dead(dsn: str, *names: str, held: int = 0) -> list[int]:
     return [worker for worker, _ in workers]
 
 
+async def test_burial_does_not_wait_for_a_worker_that_somebody_has_locked(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    workers = await _dead(store_dsn, "first", "second", "third", held=1)
+    state = "select status, process_id is null, tocsin.count_held(w)::int from tocsin.workers w order by id"
+    async with open_connection(store_dsn) as other, open_connection(store_dsn) as undertaker:
+        await other.execute("begin")
+        await other.execute("select pg_advisory_xact_lock(tocsin.lock_key('worker', %s))", [workers[1]])
+        await undertaker.execute("begin")
+        with trio.fail_after(PATIENCE):
+            assert await (await undertaker.execute("select tocsin.bury_dead(0)")).fetchall() == [(1,)]
+        free = "select pg_try_advisory_xact_lock(tocsin.lock_key('worker', %s))"
+        assert await query(store_dsn, free, workers[0]) == [(True,)]
+        await undertaker.execute("commit")
+        assert await query(store_dsn, state) == [("ready", False, 1), ("ready", False, 0), ("ready", False, 0)]
+        await other.execute("rollback")
+        assert await (await undertaker.execute("select tocsin.bury_dead(0)")).fetchall() == [(None,)]
+    assert await query(store_dsn, state) == [("stopped", True, 0)] * 3
+
+
 async def test_reclaim_has_no_message_locked_when_it_locks_workers(store: tocsin.Store, store_dsn: str) -> None:
     """It waits for a message of the dead worker; meanwhile a worker whose lease has lapsed is stopped."""
     await store.queues.ensure("q", vt=3600)
@@ -297,7 +317,9 @@ async def test_reclaim_has_no_message_locked_when_it_locks_workers(store: tocsin
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reclaim)
-            await wait_until(store_dsn, f"exists (select from pg_stat_activity where {OWN} and query like '%reclaim%' and wait_event_type = 'Lock')")
+            await wait_until(
+                store_dsn, f"exists (select from pg_stat_activity where {OWN} and query like '%reclaim%' and wait_event_type = 'Lock')"
+            )
             with trio.fail_after(PATIENCE):
                 assert await query(store_dsn, "select tocsin.stop(%s)", consumer.worker_id) == [(1,)]
             await other.execute("rollback")
