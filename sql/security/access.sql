@@ -54,7 +54,7 @@ as $$
         delete_expired, purge_expired_dead_letters, roll_up_tallies,
         find_own_worker, waiting_since, count_waiting,
         refuse_missing, announce, count_unfinished, refuse_deletion, close_queue, sweep_orphans,
-        count_some, count_queue, oldest_ready, enqueue_rate,
+        count_some, estimate, count_queue, oldest_ready, enqueue_rate,
         find_fault, describe_path, admit_contents
     }'::name[]), null
 $$;
