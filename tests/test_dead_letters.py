@@ -460,6 +460,11 @@ async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None
             ("select tocsin.purge_dead_letters(dry_run => true)", "TC022"),
             ("select tocsin.purge_dead_letters()", "TC022"),
             ("select tocsin.replay(queue => 'q', delay => '-1 s')", "TC022"),
+            ("select tocsin.replay(queue => 'q', older_than => '-1 s')", "TC022"),
+            ("select tocsin.archive_dead_letters(queue => 'q', older_than => '-1 day')", "TC022"),
+            ("select tocsin.purge_dead_letters(queue => 'q', older_than => '-1 day')", "TC022"),
+            ("select tocsin.purge_dead_letters(queue => 'q', older_than => '-1 day', dry_run => true)", "TC022"),
+            ("select tocsin.list_dead_letters('q', older_than => '-1 day')", "TC022"),
             ("select tocsin.replay(queue => 'nothing')", "TC001"),
             ("select tocsin.list_dead_letters('nothing')", "TC001"),
         ):

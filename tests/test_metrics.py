@@ -7,7 +7,8 @@ from typing import Any
 
 import attrs
 import pytest
-from support import PATIENCE, move_clock, nodes, query
+import trio
+from support import PATIENCE, move_clock, nodes, open_connection, query
 
 import tocsin
 from tocsin.schema import migrations
@@ -58,6 +59,30 @@ async def test_metrics_count_each_state_of_each_queue(store: tocsin.Store) -> No
         assert b == attrs.evolve(EMPTY, queue="b")
         assert a.oldest_ready_age is not None
         assert a.oldest_ready_age >= 0
+
+
+@pytest.mark.parametrize(
+    "statement", ["select ready, dead, exact from tocsin.queue_metrics()", "select ready, dead, exact from tocsin.store_stats()"]
+)
+async def test_metrics_are_all_of_one_moment(store: tocsin.Store, store_dsn: str, statement: str) -> None:
+    """While the metrics wait to count the dead letters, a message becomes one."""
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    got: list[tuple[Any, ...]] = []
+
+    async def count() -> None:
+        got.extend(await query(store_dsn, statement))
+
+    async with trio.open_nursery() as nursery, open_connection(store_dsn) as other:
+        await other.execute("begin")
+        await other.execute("lock table tocsin.dead_letters")
+        nursery.start_soon(count)
+        with trio.fail_after(PATIENCE):
+            while not await query(store_dsn, "select 1 from pg_locks where not granted and relation = 'tocsin.dead_letters'::regclass"):
+                pass
+        await other.execute("select tocsin.bury(array(select id from tocsin.messages), 'x')")
+        await other.execute("commit")
+    assert got == [(1, 0, True)]
 
 
 async def test_metrics_take_what_is_due_for_ready(store: tocsin.Store, store_dsn: str) -> None:

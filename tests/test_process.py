@@ -265,6 +265,67 @@ async def _be_buried_when_the_server_is_old_enough(store: tocsin.Store, store_ds
         assert await producer.status() == "stopped"
 
 
+async def _dead(dsn: str, *names: str, held: int = 0) -> list[int]:
+    """The consumers, on the queue q, of a process that is dead and not buried; each holds so many messages."""
+    await wait_until(dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
+    await query(dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour') on conflict do nothing")
+    ((process,),) = await query(dsn, "select tocsin.register_process('host', 1, 'v', '1 s')")
+    register = "select id, registration from tocsin.register_worker('q', 'consumer', %s, %s, 'host', 1, 'v')"
+    workers = [(await query(dsn, register, name, process))[0] for name in names]
+    for worker in workers:
+        if held:
+            await query(dsn, "select count(*) from tocsin.claim(%s, %s, %s)", *worker, held)
+    await query(dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 day' where id = %s", process)
+    return [worker for worker, _ in workers]
+
+
+async def test_burial_does_not_wait_for_a_worker_that_somebody_has_locked(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    workers = await _dead(store_dsn, "first", "second", "third", held=1)
+    state = "select status, process_id is null, tocsin.count_held(w)::int from tocsin.workers w order by id"
+    async with open_connection(store_dsn) as other, open_connection(store_dsn) as undertaker:
+        await other.execute("begin")
+        await other.execute("select pg_advisory_xact_lock(tocsin.lock_key('worker', %s))", [workers[1]])
+        await undertaker.execute("begin")
+        with trio.fail_after(PATIENCE):
+            assert await (await undertaker.execute("select tocsin.bury_dead(0)")).fetchall() == [(1,)]
+        free = "select pg_try_advisory_xact_lock(tocsin.lock_key('worker', %s))"
+        assert await query(store_dsn, free, workers[0]) == [(True,)]
+        await undertaker.execute("commit")
+        assert await query(store_dsn, state) == [("ready", False, 1), ("ready", False, 0), ("ready", False, 0)]
+        await other.execute("rollback")
+        assert await (await undertaker.execute("select tocsin.bury_dead(0)")).fetchall() == [(None,)]
+    assert await query(store_dsn, state) == [("stopped", True, 0)] * 3
+
+
+async def test_reclaim_has_no_message_locked_when_it_locks_workers(store: tocsin.Store, store_dsn: str) -> None:
+    """It waits for a message of the dead worker; meanwhile a worker whose lease has lapsed is stopped."""
+    await store.queues.ensure("q", vt=3600)
+    await store.produce("q", 1)
+    (dead,) = await _dead(store_dsn, "dead", held=1)
+    await store.produce("q", 2)
+    async with store.consumer("q") as consumer, open_connection(store_dsn) as other:
+        await consumer.dequeue()
+        await query(store_dsn, "update tocsin.messages set vt = now() where consumer_worker_id <> %s", dead)
+        await other.execute("begin")
+        await other.execute("select from tocsin.messages where consumer_worker_id = %s for update", [dead])
+        reclaimed: list[tocsin.Reclaimed] = []
+
+        async def reclaim() -> None:
+            reclaimed.append(await store.reclaim())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reclaim)
+            await wait_until(
+                store_dsn, f"exists (select from pg_stat_activity where {OWN} and query like '%reclaim%' and wait_event_type = 'Lock')"
+            )
+            with trio.fail_after(PATIENCE):
+                assert await query(store_dsn, "select tocsin.stop(%s)", consumer.worker_id) == [(1,)]
+            await other.execute("rollback")
+        assert reclaimed == [tocsin.Reclaimed(workers=1, messages=1)]
+
+
 async def test_declared_dead_while_alive_cancels_its_handlers_and_registers_anew(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", vt=3600, max_deliveries=9)
     cancelled = trio.Event()

@@ -83,6 +83,30 @@ async def test_create_get_list_count_exists(store: tocsin.Store) -> None:
     assert await store.queues.get("b") == changed
 
 
+@pytest.mark.parametrize("first", ["created and committed", "created and rolled back", "deleted and committed", "deleted and rolled back"])
+async def test_ensure_at_the_same_moment_as_another_that_creates_or_deletes_it(store: tocsin.Store, store_dsn: str, first: str) -> None:
+    """Ensuring waits for the other, looks at what has come of it, and returns the queue with its own settings in any case."""
+    ensured: list[tocsin.Queue] = []
+    done, _, end = first.partition(" and ")
+
+    async def ensure() -> None:
+        ensured.append(await store.queues.ensure("q", vt=20))
+
+    if done == "deleted":
+        await store.queues.ensure("q", vt=10, max_deliveries=2)
+    async with open_transaction(store_dsn) as other:
+        await other.execute(
+            "select tocsin.ensure_queue('q', max_deliveries => 2)" if done == "created" else "select tocsin.delete_queue('q')"
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ensure)
+            await until_waiting(store_dsn, "ensure_queue")
+            await other.execute("commit" if end == "committed" else "rollback")
+    there = await store.queues.get("q")
+    assert ensured == [there]
+    assert (there.vt, there.max_deliveries == 2) == (20, first in ("created and committed", "deleted and rolled back"))
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -265,6 +289,23 @@ async def test_purge_refuses_what_makes_no_sense(store: tocsin.Store, store_dsn:
     with pytest.raises(tocsin.QueueNotFound):
         await store.queues.purge("r", ready=True)
     assert await everything(store_dsn) == before
+
+
+async def test_purge_of_the_dead_passes_over_what_others_have_at_hand(store: tocsin.Store, store_dsn: str) -> None:
+    """So it never waits with letters locked that another, in the order of ids, waits for."""
+    await store.queues.ensure("q")
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        ids = await producer.enqueue_many([1, 2, 3], max_deliveries=1)
+        for message in reversed(await consumer.dequeue(3)):  # the table has them in the order of their deaths
+            await message.release()
+    async with open_transaction(store_dsn) as other:
+        await other.execute("select from tocsin.dead_letters where id = %s for update", [ids[1]])
+        with trio.fail_after(PATIENCE):
+            purged = await store.queues.purge("q", dead=True)
+        await other.execute("rollback")
+    assert purged.dead == 2
+    assert [letter.id for letter in await store.dead_letters.list("q")] == [ids[1]]
+    assert (await store.queues.purge("q", dead=True, dry_run=True)).dead == 1
 
 
 # Deleting

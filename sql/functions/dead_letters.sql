@@ -24,10 +24,17 @@ as $$
        and (died_before is null or letter.died_at < died_before)
 $$;
 
--- The time that was so long ago.
+-- The time that was so long ago; null: no such limit.
 create or replace function tocsin.ago(older_than interval) returns timestamptz
-language sql
-as $$ select case when older_than is not null then tocsin.clock() - least(older_than, interval '5000 years') end $$;
+language plpgsql
+as $$
+begin
+    if older_than < '0 s' then
+        perform tocsin.refuse('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
+    end if;
+    return case when older_than is not null then tocsin.clock() - least(older_than, interval '5000 years') end;
+end
+$$;
 
 -- Dead letters of a queue, the first of them after the id `after`.
 create or replace function tocsin.list_dead_letters(

@@ -1,6 +1,7 @@
 -- What is in the queues and how fast it moves, in milliseconds, however much that is.
 --
 -- - Counts of messages and dead letters are exact up to 100,000 index entries, and beyond that the planner's estimate; `exact` says which.
+--   The functions that count are stable, so that all counts are of one moment: a message on its way from one state to the next counts once.
 -- - What is archived is counted as it is archived (archive.sql).
 -- - The age of the oldest ready message is read off an index, one entry for each priority.
 -- - The rate of enqueueing is that of a sample of the newest messages (enqueue_rate). A counter would be work for each producer, and a row
@@ -8,20 +9,30 @@
 
 -- Rows of a table that satisfy a condition, written by a function of ours.
 create or replace function tocsin.count_some(relation text, condition text, out total bigint, out exact boolean)
-language plpgsql
+language plpgsql stable
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
 as $$
 declare
     cap constant integer := 100000;
     source text := format('select from %s x where %s', relation, condition);
-    plan json;
 begin
     execute format('select count(*) from (%s limit %s) c', source, cap + 1) into total;
     exact := total <= cap;
     if not exact then
-        execute 'explain (format json) ' || source into plan;
-        total := greatest(total, (plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint);
+        total := greatest(total, tocsin.estimate(source));
     end if;
+end
+$$;
+
+-- How many rows the planner expects. Volatile, since EXPLAIN is allowed nowhere else.
+create or replace function tocsin.estimate(query text) returns bigint
+language plpgsql
+as $$
+declare
+    plan json;
+begin
+    execute 'explain (format json) ' || query into plan;
+    return plan -> 0 -> 'Plan' ->> 'Plan Rows';
 end
 $$;
 
@@ -30,7 +41,7 @@ $$;
 create or replace function tocsin.count_queue(
     queue_id integer, t timestamptz, out ready bigint, out delayed bigint, out leased bigint, out dead bigint, out exact boolean
 )
-language plpgsql
+language plpgsql stable
 as $$
 declare
     counts bigint[];

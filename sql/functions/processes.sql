@@ -81,8 +81,27 @@ begin
 end
 $$;
 
+-- Locks all workers of a process, or none, and says whether it could.
+create or replace function tocsin.try_workers_of(process_id bigint) returns boolean
+language plpgsql
+as $$
+declare
+    worker_id bigint;
+begin
+    for worker_id in select w.id from tocsin.workers w where w.process_id = try_workers_of.process_id order by w.id loop
+        if not pg_try_advisory_xact_lock(tocsin.lock_key('worker', worker_id)) then
+            raise lock_not_available;
+        end if;
+    end loop;
+    return true;
+exception when lock_not_available then  -- gives back those that it has taken
+    return false;
+end
+$$;
+
 -- Buries the dead among the other processes. Returns the seconds after which to look again because of one whose lifeline is free but whose
--- heartbeat is not overdue yet; null: none such.
+-- heartbeat is not overdue yet, or one of whose workers somebody has locked; null: none such. It does not wait for that lock: a deletion of a
+-- large queue holds it for long, and this is part of the heartbeat of a process that is well and has other queues.
 create or replace function tocsin.bury_dead(process_id bigint) returns float8
 language plpgsql
 as $$
@@ -109,8 +128,10 @@ begin
             perform from tocsin.processes x
             where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
             for update skip locked;
-            if found then
+            if found and tocsin.try_workers_of(p.id) then
                 perform tocsin.end_process(p.id, died => true);
+            elsif found then
+                look_again := least(look_again, 1);
             end if;
         end if;
     end loop;

@@ -3,6 +3,7 @@
 -- Removes those of the given kinds, or only tells how many they are (dry_run). `ready`: what can be claimed now; `delayed`: what is due
 -- later; `archived` and `dead`: what is kept. `older_than`: only what was enqueued, archived or died so long ago. A message that a claim
 -- has locked is passed over, as if it had been claimed already; one whose lease has ended is its worker's until a claim has looked at it.
+-- A dead letter that somebody has at hand is passed over too (see dead_letters.sql).
 create or replace function tocsin.purge_queue(
     queue text, ready boolean default false, delayed boolean default false, archived boolean default false, dead boolean default false,
     older_than interval default null, dry_run boolean default false
@@ -46,13 +47,7 @@ begin
         )
         select count(*) filter (where g.due <= t), count(*) filter (where g.due > t) into ready_count, delayed_count from gone g;
     end if;
-    dead_count := 0;
-    if dead and dry_run then
-        select count(*) into dead_count from tocsin.dead_letters d where d.queue_id = q.id and d.died_at < before;
-    elsif dead then
-        delete from tocsin.dead_letters d where d.queue_id = q.id and d.died_at < before;
-        get diagnostics dead_count = row_count;
-    end if;
+    dead_count := case when dead then tocsin.purge_dead_letters(queue => queue, older_than => older_than, dry_run => dry_run) else 0 end;
     archived_count := case when archived then tocsin.purge_archive(q.id, older_than, dry_run) else 0 end;
     return next;
 end

@@ -96,10 +96,22 @@ create or replace function tocsin.ensure_queue(
 ) returns tocsin.queues
 language plpgsql
 as $$
+declare
+    ensured tocsin.queues;
+    queue_id integer;
 begin
-    return tocsin.change_queue(
-        coalesce(tocsin.add_queue(queue), (tocsin.find_queue(queue)).id), vt, max_deliveries, retry_base, retry_factor, retry_max,
-        retry_jitter, max_payload, max_string, max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+    -- Statements of their own, each with a snapshot of its own: adding waits for another that creates the queue, and what that has
+    -- committed is to be seen. Again when the queue is deleted in between.
+    while ensured.id is null loop
+        queue_id := tocsin.add_queue(queue);
+        if queue_id is null then
+            select q.id into queue_id from tocsin.queues q where q.name = queue;
+        end if;
+        ensured := tocsin.change_queue(
+            queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth,
+            required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+    end loop;
+    return ensured;
 end
 $$;
 

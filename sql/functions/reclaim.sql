@@ -14,7 +14,13 @@ declare
     lapsed bigint;
     remaining bigint;
 begin
-    messages := 0;
+    -- First the dead, since burying locks workers, and then their messages; what has lapsed is passed over where it is locked.
+    select coalesce(array_agg(w.id), '{}'), coalesce(jsonb_object_agg(w.id, tocsin.count_held(w)), '{}') into alive, held
+    from tocsin.workers w where w.process_id is not null;
+    perform tocsin.bury_dead(0);
+    select count(*), coalesce(sum((held ->> w.id::text)::bigint), 0) into workers, messages
+    from tocsin.workers w where w.id = any (alive) and w.buried_as is not null;
+
     for q in select x.id from tocsin.queues x order by x.id loop
         select count(*) into lapsed from tocsin.messages m where m.queue_id = q and m.state = 'leased' and m.vt <= t;
         while lapsed > 0 loop
@@ -25,11 +31,5 @@ begin
             lapsed := remaining;
         end loop;
     end loop;
-
-    select coalesce(array_agg(w.id), '{}'), coalesce(jsonb_object_agg(w.id, tocsin.count_held(w)), '{}') into alive, held
-    from tocsin.workers w where w.process_id is not null;
-    perform tocsin.bury_dead(0);
-    select count(*), messages + coalesce(sum((held ->> w.id::text)::bigint), 0) into workers, messages
-    from tocsin.workers w where w.id = any (alive) and w.buried_as is not null;
 end
 $$;
