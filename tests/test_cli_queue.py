@@ -460,3 +460,9 @@ def test_metrics(cli: Call, store_dsn: str) -> None:
     header, row = cli("queue", "metrics", "q").rows
     assert header[:6] == ["QUEUE", "READY", "DELAYED", "LEASED", "DEAD", "ARCHIVED"]
     assert row[:6] == ["q", "1", "1", "1", "1", "1"]
+
+
+def test_what_to_do_about_a_queue_is_said_in_commands(cli: Call) -> None:
+    assert "`tocsin queue list`" in cli("queue", "get", "q").error
+    cli("queue", "create", "q")
+    assert "--if-missing" in cli("queue", "create", "q").error

@@ -503,3 +503,15 @@ async def test_a_process_cannot_say_that_it_beats_once_in_a_thousand_years(store
     with pytest.raises(ValueError, match="at most an hour"):
         async with tocsin.connect(store_dsn, heartbeat=3601):
             pass
+
+
+async def test_a_worker_whose_process_has_ended_keeps_its_last_heartbeat(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    ((process_id,),) = await query(store_dsn, "select tocsin.register_process('h', 1, 'v', '1 h')")
+    await query(store_dsn, "select tocsin.register_worker('q', 'consumer', 'w', %s, 'h', 1, 'v')", process_id)
+    await move_clock(store_dsn, 60)
+    await query(store_dsn, "select tocsin.heartbeat(%s, '{}')", process_id)
+    (alive,) = await store.workers.list("q")
+    await query(store_dsn, "select tocsin.end_process(%s, true)", process_id)
+    (ended,) = await store.workers.list("q")
+    assert ended.heartbeat_at == alive.heartbeat_at > alive.started_at

