@@ -37,8 +37,9 @@ def _session_server(config: pytest.Config) -> servers.Server:
 
 
 def pytest_configure() -> None:
-    """The settings of whoever runs the tests are not for the tests; nor is that a shell ignores SIGINT for a job in the background."""
+    """The settings of whoever runs the tests are not for the tests; nor is that a shell ignores signals for a job in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for setting in attrs.fields(tocsin.Settings):
         os.environ.pop(f"TOCSIN_{setting.name.upper()}", None)
     os.environ.pop("TOCSIN_CONFIG", None)

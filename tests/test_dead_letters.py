@@ -13,6 +13,7 @@ from cancel_sweep import cancel_sweep
 from support import PATIENCE, Handled, connect_blocking, move_clock, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
+from tocsin.durations import MAX_DURATION
 
 HOSTILE = [
     {"unicode": "\N{SNOWMAN}\U0001f600", "quotes": "'\"; drop table tocsin.messages; --", "big": 2**80, "float": 1e23, "nested": [[{}]]},
@@ -448,7 +449,9 @@ async def test_bad_arguments_name_themselves_and_change_nothing(
 async def test_the_longest_duration_means_long_ago(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     await bury(store, "q", 1)
-    assert await store.dead_letters.list("q", older_than=timedelta.max) == []
+    assert await store.dead_letters.list("q", older_than=MAX_DURATION) == []
+    with pytest.raises(ValueError, match="at most a thousand years"):
+        await store.dead_letters.list("q", older_than=timedelta.max)
 
 
 async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None:
