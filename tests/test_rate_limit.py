@@ -121,7 +121,7 @@ async def test_one_that_gives_up_lets_the_others_move_up(autojump_clock: trio.te
 @pytest.fixture
 async def store(store_dsn: str, mock_clock: trio.testing.MockClock) -> AsyncIterator[tocsin.Store]:
     """A store whose time stands still; a heartbeat, were there one, would be under way when it jumps."""
-    async with tocsin.connect(store_dsn, heartbeat=10**6) as store:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         yield store
 
 
