@@ -426,3 +426,29 @@ async def test_produce_leaves_nothing_behind(store: tocsin.Store, store_dsn: str
         await store.produce("q", 3, connection=connection)
     assert await query(store_dsn, PAYLOADS) == [(0,), (1,), (2,), (3,)]
     assert await query(store_dsn, "select (select count(*) from tocsin.workers) + (select count(*) from tocsin.processes)") == [(0,)]
+
+
+async def test_a_payload_that_hangs_in_the_thread_does_not_hold_up_a_cancellation(
+    store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tocsin.threaded.GRACE", 0.2)
+    await store.queues.ensure("q")
+    began, go_on = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def payloads() -> Iterator[int]:
+        yield from range(5000)  # the first two statements are written at once, not in the thread
+        token.run_sync_soon(began.set)
+        go_on.wait(PATIENCE)
+
+    connection = psycopg.connect(store_dsn)
+    try:
+        with trio.fail_after(PATIENCE / 2):
+            async with store.producer("q") as producer, trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: producer.enqueue_many(payloads(), connection=connection))
+                await began.wait()
+                nursery.cancel_scope.cancel()
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
+    assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(0,)]

@@ -1,7 +1,7 @@
 -- Enqueueing: from any language, with any driver, in any transaction. The insert trigger on messages rings.
 --
 -- The INSERT of a single message also decides whether it may be enqueued, and only when it was not inserted is it looked into why. So the
--- usual case is one statement; in a loop of calls it takes 1.6 times the server's time of an INSERT by hand, a difference of 7 µs.
+-- usual case is one statement; in a loop of calls it takes 1.4 times the server's time of an INSERT by hand, a difference of 9 µs.
 --
 -- Batches come as one JSON document, since that is parsed ten times as fast as an array of texts. Server and client together, for each of
 -- 1,000 messages in a call (of 100, of 10): 3.9 µs (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
@@ -14,8 +14,9 @@ create or replace function tocsin.fits(
 language sql immutable parallel safe
 as $$
     select (octet_length(payload::text) > max_payload) is not true
-       and (delay not between '0 s' and '1000 years' or delay is not null and at is not null or at < '0002-01-01 UTC' or at > '9999-12-30 UTC' or expires_in <= '0 s'
-            or expires_in > '1000 years' or max_deliveries <= 0) is not true
+       and (delay not between '0 s' and '1000 years' or delay is not null and at is not null
+            or at < '0002-01-01 UTC' or at > '9999-12-30 UTC'
+            or expires_in <= '0 s' or expires_in > '1000 years' or max_deliveries <= 0) is not true
 $$;
 
 -- Whether the worker may act. A function, and in plpgsql so that it stays one: a subquery would be made ready for each enqueue, also of those

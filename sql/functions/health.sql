@@ -59,40 +59,6 @@ begin
 end
 $$;
 
--- Since when the message of a queue that has waited longest could have been claimed; null: none could be. With nobody there to look, what
--- has become due is still `scheduled`, and what was held by somebody who died is still `leased`. Of the ready ones, the oldest of each
--- priority is looked at, of the first thousand priorities.
-create or replace function tocsin.waiting_since(queue_id integer) returns timestamptz
-language plpgsql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
-as $$
-#variable_conflict use_column
-declare
-    t timestamptz := tocsin.clock();
-begin
-    return (
-        with recursive front as (
-            (select m.priority, m.due, 1 as number from tocsin.messages m
-             where m.queue_id = waiting_since.queue_id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
-            union all
-            select x.priority, x.due, f.number + 1
-            from front f
-            cross join lateral (
-                select m.priority, m.due from tocsin.messages m
-                where m.queue_id = waiting_since.queue_id and m.state = 'ready' and m.priority > f.priority
-                order by m.priority, m.due, m.id limit 1) x
-            where f.number < 1000
-        )
-        select least(
-            (select min(f.due) from front f),
-            (select m.due from tocsin.messages m
-             where m.queue_id = waiting_since.queue_id and m.state = 'scheduled' and m.due <= t order by m.due limit 1),
-            (select m.vt from tocsin.messages m
-             where m.queue_id = waiting_since.queue_id and m.state = 'leased' and m.vt <= t order by m.vt limit 1))
-    );
-end
-$$;
-
 -- How many messages of a queue could be claimed now, counted up to a limit.
 create or replace function tocsin.count_waiting(queue_id integer, most integer) returns bigint
 language plpgsql stable
@@ -106,7 +72,7 @@ begin
         select count(*) from (
             (select from tocsin.messages m where m.queue_id = count_waiting.queue_id and m.state = 'ready' limit most)
             union all
-            (select from tocsin.messages m where m.queue_id = count_waiting.queue_id and m.state = 'scheduled' and m.due <= t limit most)
+            (select from tocsin.messages m where m.queue_id = count_waiting.queue_id and m.state = 'scheduled' and m.vt <= t limit most)
             union all
             (select from tocsin.messages m where m.queue_id = count_waiting.queue_id and m.state = 'leased' and m.vt <= t limit most)
             limit most) waiting
@@ -152,7 +118,7 @@ begin
         cross join lateral (select w.kind = 'consumer' and w.status in ('interrupted', 'suspended')) held_up (on_hold)
         where w.queue_id = q.id and w.status <> 'stopped';
 
-        since := tocsin.waiting_since(q.id);
+        since := tocsin.oldest_ready(q.id, t);
         ready := tocsin.count_waiting(q.id, 10000);
         -- A message may have been enqueued for a time before its queue was there.
         oldest_ready_age := case when since is not null then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;

@@ -61,7 +61,8 @@ begin
 end
 $$;
 
--- Since when the queue's oldest message is ready; null: none is. Of more than 1,000 priorities, the most urgent ones count.
+-- Since when the queue's oldest message is ready; null: none is. With nobody there to look, what has become due is still `scheduled`, and what
+-- was held by somebody who died is still `leased`. Of more than 1,000 priorities, the most urgent ones count.
 create or replace function tocsin.oldest_ready(queue_id integer, t timestamptz) returns timestamptz
 language sql stable
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off

@@ -66,4 +66,6 @@ async def _end(connection: psycopg.Connection[Any], ended: trio.Event) -> None:
         return
     with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as copy:
         copy.shutdown(socket.SHUT_RDWR)
-    await ended.wait()
+    # Not for ever: what the thread runs may be a generator of the caller's that hangs, and then it will find the connection broken.
+    with trio.move_on_after(GRACE):
+        await ended.wait()
