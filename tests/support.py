@@ -105,3 +105,19 @@ async def until_asleep(*stores: tocsin.Store) -> None:
             await trio.testing.wait_all_tasks_blocked(0.02)
             if not any(s.statistics().pool.in_use or (s.statistics().listening and s._bell.unguarded()) for s in stores):
                 return
+
+
+_STATEMENTS = (
+    "select query, sum(calls)::int from pg_stat_statements s join pg_database d on d.oid = s.dbid "
+    "where d.datname = current_database() and query not like '%%pg_stat_statements%%' group by query"
+)
+
+
+async def statements(dsn: str) -> dict[str, int]:
+    """How often each statement has been run in this database (the fixture `dsn_of_quiet_store`)."""
+    return dict(await query(dsn, _STATEMENTS))
+
+
+def since(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
+    """What was run between two such looks."""
+    return {text: calls - before.get(text, 0) for text, calls in now.items() if calls != before.get(text, 0)}

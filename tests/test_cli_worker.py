@@ -226,21 +226,6 @@ def test_reclaim_declares_nobody_dead_before_it_knows_how_long_the_server_is_up(
     assert cli("admin", "reclaim").out == "1 dead workers stopped, 3 messages given back\n"
 
 
-def test_scenario_12_suspend_resume_and_shutdown_of_another_process(cli: Call, store_dsn: str, queue: str, tmp_path: Path) -> None:
-    (tmp_path / "service.py").write_text("import logging\nasync def send(message):\n    logging.info('sent %s', message.payload)\n")
-    with started(store_dsn, "worker", "run", "q", "service:send", folder=tmp_path) as process:
-        cli("enqueue", "q", "1")
-        line_with(process, "sent 1")
-        assert cli("worker", "suspend", "1").code == 0
-        cli("enqueue", "q", "2")
-        assert cli("queue", "messages", "q", "--format", "json").json[0]["state"] == "ready"
-        assert cli("worker", "resume", "1").code == 0
-        line_with(process, "sent 2")
-        assert cli("worker", "suspend", "1", "--drain").code == 0
-        assert cli("worker", "shutdown", "1").code == 0
-        assert process.wait(PATIENCE) == 0
-
-
 HANG = """
 import logging, trio
 

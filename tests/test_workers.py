@@ -596,7 +596,7 @@ async def test_a_message_claimed_again_by_a_claim_without_an_answer_is_given_bac
 def test_what_workers_have() -> None:
     every = {"worker_id", "status", "heartbeat", "is_healthy", "suspend", "resume", "shutdown", "info"}
     own = {"queue", "queue_id", "name"}
-    settling = {"archive", "archive_many", "delete", "delete_many", "release", "release_many", "extend"}
+    settling = {"archive", "archive_many", "delete", "delete_many", "release", "release_many", "extend", "extend_many"}
     assert public(tocsin.WorkerHandle) == every | {"interrupt", "stop"}
     assert public(tocsin.Producer) | {"queue"} == every | own | {"enqueue", "enqueue_many"}
     running = {"dequeue", "handle", "handle_batches", "messages", "interrupt", "stop"}

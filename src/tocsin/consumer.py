@@ -138,6 +138,10 @@ class Consumer(Registered, WorkerHandle):
         """Make a lease end ``seconds`` from now, by the server's clock. Raises `LeaseLost`. Cancelled, it has happened or it has not."""
         await self._intake.extend(self._find(message, "extend"), seconds)
 
+    async def extend_many(self, messages: Iterable[Message | int], seconds: Duration) -> list[bool]:
+        """Make leases end ``seconds`` from now in one statement; return and raise as `archive_many` does. Cancelled, all or none."""
+        return await self._intake.extend_many(self._find_all(messages, "extend"), seconds)
+
     def _find(self, message: Message | int, operation: str) -> Message:
         if isinstance(message, Message):
             return message

@@ -163,6 +163,12 @@ class Intake:
             self.leases.drop(message)
         return sum(released)
 
+    async def extend_many(self, messages: Sequence[Message], seconds: Duration) -> list[bool]:
+        kept = await self.leases.extend(messages, to_seconds(seconds, "seconds"))
+        for message in [m for m, still_ours in zip(messages, kept, strict=True) if not still_ours]:
+            self.leases.drop(message)
+        return kept
+
     async def fail_many(self, messages: Sequence[Message], errors: list[str], tracebacks: list[str]) -> list[bool]:
         return await self._settle("select tocsin.fail(%s::bigint[], %s::bigint[], %s, %s)", messages, errors, tracebacks)
 
@@ -193,10 +199,7 @@ class Intake:
         _check_settled(message, "release", await self.release_many([message], delay=delay))
 
     async def extend(self, message: Message, seconds: Duration) -> None:
-        kept = await self.leases.extend([message], to_seconds(seconds, "seconds"))
-        if not kept[0]:
-            self.leases.drop(message)
-        _check_settled(message, "extend", kept)
+        _check_settled(message, "extend", await self.extend_many([message], seconds))
 
     # Polling
 

@@ -193,7 +193,7 @@ class Leases:
                     self._lose(held)
             return
 
-    async def extend(self, messages: list[Message], seconds: float) -> list[bool]:
+    async def extend(self, messages: Sequence[Message], seconds: float) -> list[bool]:
         """Make these leases end in this many seconds; return which are still ours. Cancelled, they are extended or not."""
         now = trio.current_time()
         parameters = [*tokens(messages), timedelta(seconds=seconds)]
