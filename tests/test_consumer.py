@@ -25,7 +25,7 @@ async def wait_for_archive(dsn: str, count: int) -> None:
 # By hand
 
 
-async def test_dequeue_waits_until_there_is_one(store: tocsin.Store) -> None:
+async def test_wait_for_messages_with_a_deadline_ends_as_soon_as_there_is_one(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     got = list[tocsin.Message]()
 
@@ -39,7 +39,7 @@ async def test_dequeue_waits_until_there_is_one(store: tocsin.Store) -> None:
     assert [m.payload for m in got] == ["at last"]
 
 
-async def test_dequeue_is_empty_at_its_deadline(store: tocsin.Store) -> None:
+async def test_wait_for_messages_with_a_deadline_is_empty_when_that_comes(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
         assert await consumer.dequeue(wait=0.01) == []
@@ -146,7 +146,7 @@ async def test_concurrency_is_reached_and_not_exceeded(store: tocsin.Store) -> N
     assert sorted(handled.payloads) == list(range(20))
 
 
-async def test_always_failing_message_becomes_a_dead_letter_with_its_error(store: tocsin.Store, store_dsn: str) -> None:
+async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_fails(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", max_deliveries=3, retry_base=0, retry_jitter=0)
 
     async def fail(message: tocsin.Message) -> None:
@@ -180,7 +180,7 @@ async def test_backoff_grows_as_the_queue_says(store: tocsin.Store, store_dsn: s
     assert len({delay for _, delay in rows}) > 100  # jitter
 
 
-async def test_handler_that_takes_too_long_fails(store: tocsin.Store, store_dsn: str) -> None:
+async def test_handler_timeout_cancels_and_counts_as_a_failure(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", max_deliveries=1)
     await store.produce("q", 1)
     cancelled = trio.Event()
@@ -410,7 +410,7 @@ async def test_handlers_in_transactions_leave_a_connection_for_settling(store_ds
 # Batches
 
 
-async def test_batches_take_what_is_there_and_settle_each_on_its_own(store: tocsin.Store, store_dsn: str) -> None:
+async def test_loop_with_a_batch_handler_that_settles_each_on_its_own(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", retry_base=0)
     sizes, finished = list[int](), set[int]()
 
@@ -443,7 +443,7 @@ async def test_batches_take_what_is_there_and_settle_each_on_its_own(store: tocs
 # Streams
 
 
-async def test_stream_releases_what_was_not_settled(store: tocsin.Store, store_dsn: str) -> None:
+async def test_async_iterator_releases_what_was_not_settled(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", vt=3600)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         await producer.enqueue_many(["first", "second", "third"])

@@ -45,7 +45,7 @@ async def test_message_says_all_about_itself(store: tocsin.Store) -> None:
         assert message.last_error is None
 
 
-async def test_ids_are_in_the_order_of_the_payloads(store: tocsin.Store) -> None:
+async def test_batch_ids_are_in_the_order_of_the_payloads(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         assert await producer.enqueue_many([]) == []

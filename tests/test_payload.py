@@ -39,7 +39,7 @@ def connection(store_dsn: str) -> Any:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=json_values)
-def test_any_json_value_survives_jsonb(connection: psycopg.Connection[Any], value: Any) -> None:
+def test_payload_of_any_json_value_survives_jsonb(connection: psycopg.Connection[Any], value: Any) -> None:
     (text,) = connection.execute("select %s::jsonb::text", [encode(value)]).fetchone() or ()
     assert same(decode(text), value)
 
@@ -49,7 +49,7 @@ def test_any_json_value_survives_jsonb(connection: psycopg.Connection[Any], valu
     [1e22, 1e23, -1e300, 1.7976931348623157e308, 5e-324, 0.1 + 0.2, 2**200, -(10**4000), "\x7f\u2028😀", {"": {"": []}}, [[]], "\\u0000"],
     ids=lambda v: type(v).__name__,
 )
-async def test_difficult_values_come_back_through_a_queue(store: tocsin.Store, value: Any) -> None:
+async def test_payload_comes_back_exactly_through_a_queue(store: tocsin.Store, value: Any) -> None:
     await store.queues.ensure("q")
     await store.produce("q", value, headers={"same": value})
     async with store.consumer("q") as consumer:

@@ -235,7 +235,7 @@ async def test_lifeline_is_held_by_the_listen_connection(store: tocsin.Store, st
         assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(1,)]
 
 
-async def test_a_process_that_only_missed_heartbeats_is_not_dead(store: tocsin.Store, store_dsn: str) -> None:
+async def test_dead_workers_are_not_those_that_only_missed_heartbeats(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", vt=3600)
     await store.produce("q", 1)
     await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
@@ -326,7 +326,7 @@ async def test_reclaim_has_no_message_locked_when_it_locks_workers(store: tocsin
         assert reclaimed == [tocsin.Reclaimed(workers=1, messages=1)]
 
 
-async def test_declared_dead_while_alive_cancels_its_handlers_and_registers_anew(store: tocsin.Store, store_dsn: str) -> None:
+async def test_dead_workers_that_live_cancel_their_handlers_and_register_anew(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", vt=3600, max_deliveries=9)
     cancelled = trio.Event()
 

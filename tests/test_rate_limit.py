@@ -136,7 +136,7 @@ async def limited(store: tocsin.Store) -> AsyncIterator[tocsin.Producer]:
 COUNT = "select count(*)::int from tocsin.messages"
 
 
-async def test_refused_calls_send_nothing(
+async def test_rate_limit_refuses_with_a_true_retry_after_and_sends_nothing(
     limited: tocsin.Producer, store: tocsin.Store, store_dsn: str, mock_clock: trio.testing.MockClock
 ) -> None:
     await limited.enqueue_many([1] * 3)
@@ -192,7 +192,7 @@ async def test_what_the_database_refuses_has_taken_its_tokens(limited: tocsin.Pr
         await limited.enqueue(1)
 
 
-async def test_with_wait_it_waits(store: tocsin.Store, store_dsn: str, mock_clock: trio.testing.MockClock) -> None:
+async def test_rate_limit_waits_if_asked_to(store: tocsin.Store, store_dsn: str, mock_clock: trio.testing.MockClock) -> None:
     await store.queues.ensure("q")
     async with store.producer("q", rate_limit=tocsin.RateLimit(0.001, wait=True)) as producer, trio.open_nursery() as nursery:
         await producer.enqueue(0)

@@ -34,7 +34,7 @@ async def test_ten_install_at_once(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["queue2", "MixedCase", "_x", "select", "s" * 63])
-async def test_any_schema_name_works(dsn: str, name: str) -> None:
+async def test_schema_isolation_under_any_valid_name(dsn: str, name: str) -> None:
     async with tocsin.connect(dsn, schema=name) as store:
         await store.install()
         assert await store.verify() == ()
@@ -47,7 +47,7 @@ async def test_any_schema_name_works(dsn: str, name: str) -> None:
     assert await query(dsn, "select count(*) from pg_namespace where nspname = %s", name) == [(0,)]
 
 
-async def test_two_schemas_in_one_database_do_not_meet(dsn: str) -> None:
+async def test_schema_isolation_two_in_one_database_do_not_meet(dsn: str) -> None:
     async with tocsin.connect(dsn, schema="one") as one, tocsin.connect(dsn, schema="two") as two:
         for store in (one, two):
             await store.install()

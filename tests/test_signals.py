@@ -142,7 +142,8 @@ async def test_after_the_block_a_consumer_may_run_again(store: tocsin.Store) -> 
         assert await consumer.dequeue() == []
 
 
-async def test_a_second_signal_cancels_and_is_raised(store: tocsin.Store) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_signals_drain_and_a_second_one_cancels(store: tocsin.Store, number: signal.Signals) -> None:
     await store.queues.ensure("q")
     await store.produce("q", 1)
     began = trio.Event()
@@ -155,7 +156,7 @@ async def test_a_second_signal_cancels_and_is_raised(store: tocsin.Store) -> Non
         task_status.started()
         await began.wait()
         for _ in range(2):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
             await trio.testing.wait_all_tasks_blocked()
 
     with trio.fail_after(PATIENCE):

@@ -103,7 +103,7 @@ def rows(dsn: str, statement: str = PAYLOADS) -> list[tuple[Any, ...]]:
         return connection.execute(statement.encode()).fetchall()
 
 
-def test_it_is_enqueued_when_the_callers_transaction_commits(through: Through, store_dsn: str) -> None:
+def test_in_the_callers_own_transaction_enqueued_when_that_commits(through: Through, store_dsn: str) -> None:
     async def body(_: object, session: Session) -> None:
         await session.enqueue("q", "rolled back")
         await session.enqueue_many("q", ["rolled back"] * 5000)

@@ -124,7 +124,7 @@ async def test_complete_poll(store: tocsin.Store, store_dsn: str, before: str, a
 
 
 @pytest.mark.parametrize("state", STATES)
-async def test_only_active_workers_get_messages(store: tocsin.Store, store_dsn: str, state: str) -> None:
+async def test_dequeue_is_refused_by_the_database_for_a_worker_that_is_not_active(store: tocsin.Store, store_dsn: str, state: str) -> None:
     await store.queues.ensure("q")
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
@@ -170,7 +170,7 @@ async def test_heartbeat_in_every_state_but_stopped(store: tocsin.Store, store_d
         assert await consumer.status() == state
 
 
-async def test_health_goes_by_the_servers_clock(store: tocsin.Store, store_dsn: str) -> None:
+async def test_is_healthy_goes_by_the_servers_clock(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     async with store.producer("q") as producer:
         assert await producer.is_healthy(30)
@@ -178,7 +178,7 @@ async def test_health_goes_by_the_servers_clock(store: tocsin.Store, store_dsn: 
         assert not await producer.is_healthy(30)
 
 
-async def test_registration_tells_who_and_where(store: tocsin.Store, store_dsn: str) -> None:
+async def test_registry_tells_who_and_where(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     ((before,),) = await query(store_dsn, "select tocsin.clock()")
     async with store.consumer("q", name="w") as consumer, store.producer("q") as producer:
@@ -217,7 +217,7 @@ async def test_a_name_in_use_is_refused_and_a_stopped_one_taken_over(store: tocs
         assert (await second.info()).shutdown_at is None
 
 
-async def test_leaving_releases_without_counting(store: tocsin.Store, store_dsn: str) -> None:
+async def test_registry_leaving_releases_without_counting_and_ends_the_registration(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", vt=3600)
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
@@ -335,7 +335,7 @@ async def _unheld(worker: tocsin.WorkerHandle) -> None:
             await trio.lowlevel.checkpoint()
 
 
-async def test_elsewhere_suspend_with_release_cancels_the_handlers_until_resumed(store: tocsin.Store, store_dsn: str) -> None:
+async def test_handle_by_id_suspend_with_release_cancels_the_handlers_until_resumed(store: tocsin.Store, store_dsn: str) -> None:
     async with remote(store, store_dsn, "tell") as (child, worker, message_id):
         with pytest.raises(tocsin.PendingMessages) as refused:
             await worker.suspend()
@@ -347,7 +347,7 @@ async def test_elsewhere_suspend_with_release_cancels_the_handlers_until_resumed
         assert await child.words("handling") == [str(message_id)]
 
 
-async def test_elsewhere_suspend_with_drain_lets_the_handlers_finish(store: tocsin.Store, store_dsn: str) -> None:
+async def test_handle_by_id_suspend_with_drain_lets_the_handlers_finish(store: tocsin.Store, store_dsn: str) -> None:
     async with remote(store, store_dsn, "wait") as (child, worker, message_id):
         await worker.suspend(drain=True)
         with pytest.raises(tocsin.PendingMessages):
@@ -364,7 +364,7 @@ async def test_elsewhere_suspend_with_drain_lets_the_handlers_finish(store: tocs
         assert await query(store_dsn, "select payload, state::text from tocsin.messages") == [(2, "ready")]
 
 
-async def test_elsewhere_interrupt_ends_the_run_when_its_handlers_have_ended(store: tocsin.Store, store_dsn: str) -> None:
+async def test_handle_by_id_interrupt_ends_the_run_when_its_handlers_have_ended(store: tocsin.Store, store_dsn: str) -> None:
     async with remote(store, store_dsn, "wait") as (child, worker, message_id):
         await worker.interrupt()
         assert await worker.status() == "interrupted"
@@ -376,7 +376,7 @@ async def test_elsewhere_interrupt_ends_the_run_when_its_handlers_have_ended(sto
         assert await query(store_dsn, "select consumer_worker_id from tocsin.archive") == [(worker.worker_id,)]
 
 
-async def test_elsewhere_stop_cancels_the_handlers_and_ends_the_run(store: tocsin.Store, store_dsn: str) -> None:
+async def test_handle_by_id_stop_cancels_the_handlers_and_ends_the_run(store: tocsin.Store, store_dsn: str) -> None:
     async with remote(store, store_dsn, "tell") as (child, worker, message_id):
         assert await worker.stop() == 1
         assert await worker.status() == "stopped"
@@ -389,7 +389,7 @@ async def test_elsewhere_stop_cancels_the_handlers_and_ends_the_run(store: tocsi
 
 
 @pytest.mark.parametrize("active", [True, False])
-async def test_elsewhere_release_messages_cancels_the_handlers(store: tocsin.Store, store_dsn: str, active: bool) -> None:
+async def test_handle_by_id_release_messages_cancels_the_handlers(store: tocsin.Store, store_dsn: str, active: bool) -> None:
     async with remote(store, store_dsn, "tell") as (child, worker, message_id):
         if active:
             await store.queues.pause("tasks")  # else it would take the message again
@@ -443,7 +443,7 @@ async def test_stop_of_a_worker_of_ones_own_ends_its_run_and_cancels_its_handler
 # Purging: references survive by name
 
 
-async def test_purge_forgets_what_was_stopped_long_ago(store: tocsin.Store, store_dsn: str) -> None:
+async def test_purge_old_workers_forgets_what_was_stopped_long_ago(store: tocsin.Store, store_dsn: str) -> None:
     for queue in ("q", "r"):
         await store.queues.ensure(queue)
     ids = dict[str, int]()
@@ -480,7 +480,7 @@ async def test_purge_forgets_what_was_stopped_long_ago(store: tocsin.Store, stor
         await store.workers.purge(-1)
 
 
-async def test_what_a_purged_worker_did_stays(store: tocsin.Store, store_dsn: str) -> None:
+async def test_purge_old_workers_leaves_what_they_did(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", max_deliveries=1)
     async with store.producer("q", name="p") as producer, store.consumer("q", name="c") as consumer:
         for n in range(3):
