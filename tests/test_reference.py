@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
@@ -101,6 +101,44 @@ def test_every_member_is_shown_and_explained(name: str) -> None:
     assert "members" in options or cls not in owners.values()
     inherited = [m for m, owner in owners.items() if owner is not cls and not issubclass(cls, Exception)]
     assert not inherited or "inherited-members" in options, inherited
+
+
+def functions() -> Iterator[tuple[str, Callable[..., object]]]:
+    """The public functions, and the methods that are Tocsin's."""
+    for name in sorted(PUBLIC):
+        thing = locate(name)
+        if inspect.isclass(thing):
+            for member, owner in members(thing):
+                method = inspect.getattr_static(owner, member, None)
+                if inspect.isfunction(method := getattr(method, "__func__", method)):
+                    yield f"{owner.__module__}.{owner.__qualname__}.{member}", method
+        elif inspect.isfunction(thing):
+            yield name, thing
+
+
+FUNCTIONS = dict(functions())
+WAITING = [
+    name
+    for name, function in FUNCTIONS.items()
+    if inspect.iscoroutinefunction(inspect.unwrap(function))
+    or inspect.isasyncgenfunction(inspect.unwrap(function))
+    or "AsyncContextManager" in str(inspect.signature(function).return_annotation)
+]
+LASTING = [name for name, f in FUNCTIONS.items() if any("Duration" in str(p.annotation) for p in inspect.signature(f).parameters.values())]
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_awaits_says_what_it_raises_and_what_its_cancellation_leaves(name: str) -> None:
+    assert len(WAITING) > 80
+    explained = inspect.getdoc(FUNCTIONS[name]) or ""
+    assert re.search(r"\b[Rr]ais(es?|ed|ing)\b", explained), explained
+    assert re.search(r"\b[Cc]ancel(s|led|lation)?\b", explained), explained
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_what_takes_durations_says_that_they_are_seconds(name: str) -> None:
+    assert len(LASTING) > 20
+    assert "second" in (inspect.getdoc(FUNCTIONS[name]) or "")
 
 
 def test_every_error_says_what_to_do() -> None:

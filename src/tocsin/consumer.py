@@ -131,7 +131,10 @@ class Consumer(Registered, WorkerHandle):
         await self._intake.release(self._find(message, "release"), delay=delay)
 
     async def release_many(self, messages: Iterable[Message | int], *, delay: Duration = 0) -> list[bool]:
-        """Release messages in one statement; return and raise as `archive_many` does. Cancelled, all or none."""
+        """Release messages for delivery after ``delay`` seconds, in one statement; return and raise as `archive_many` does.
+
+        Cancelled, all or none.
+        """
         return await self._intake.release_many(self._find_all(messages, "release"), delay=delay)
 
     async def extend(self, message: Message | int, seconds: Duration) -> None:
@@ -196,7 +199,8 @@ class Consumer(Registered, WorkerHandle):
     ) -> NoReturn:
         """Like `handle`, with a handler that takes up to ``size`` messages in one call: as many as there are, without waiting for more.
 
-        It may settle each message on its own; those that it has not settled are archived when it returns and fail when it raises.
+        It may settle each message on its own; those that it has not settled are archived when it returns and fail when it raises. Leases
+        last ``vt`` seconds, and a call may take ``timeout`` seconds. Raises and, cancelled, leaves behind what `handle` does.
         """
         check_count(size, "size")
         check_count(concurrency, "concurrency")
@@ -221,16 +225,16 @@ class Consumer(Registered, WorkerHandle):
     def messages(self, *, vt: Duration | None = None) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
         """Open a stream of messages: ``async with consumer.messages() as stream: async for message in stream: ...``.
 
-        Each message is to be settled in the block; what is not is released at its end, without counting as a delivery. Leases are extended
-        meanwhile. Interrupted, the stream raises `Suspended` when it is asked for the next message, and cancels the block when the
-        interruption's grace is over. Cancellation leaves nothing behind.
+        Each message is to be settled in the block; what is not is released at its end, without counting as a delivery. Leases (``vt``
+        seconds each, default: the queue's) are extended meanwhile. Interrupted, the stream raises `Suspended` when it is asked for the next
+        message, and cancels the block when the interruption's grace is over. Cancellation leaves nothing behind.
         """
         return open_stream(self._intake, None if vt is None else to_seconds(vt, "vt"))
 
     async def interrupt(self, *, grace: Duration | None = None) -> None:
-        """End the run: see `WorkerHandle.interrupt`.
+        """End the run, after ``grace`` seconds at most: see `WorkerHandle.interrupt`.
 
-        While the database is away the run is ended all the same, and `ConnectionLost` raised.
+        While the database is away the run is ended all the same, and `ConnectionLost` raised. Cancelled, it has happened or it has not.
         """
         try:
             await super().interrupt(grace=grace)
@@ -240,19 +244,23 @@ class Consumer(Registered, WorkerHandle):
         self._intake.end_run(grace)
 
     async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
-        """Take no more messages: see `WorkerHandle.suspend`. With ``drain``, returns when nothing is held any more."""
+        """Take no more messages: see `WorkerHandle.suspend`, also for what it raises.
+
+        With ``drain``, returns when nothing is held any more. Cancelled, it has happened or it has not; cancelled while it waits for the
+        handlers, it has.
+        """
         await super().suspend(release=release, drain=drain)
         self._intake.noticed("suspended", None)
         if drain:
             await self._intake.leases.wait_empty()
 
     async def resume(self) -> None:
-        """End a suspension: see `WorkerHandle.resume`."""
+        """End a suspension. Raises what `WorkerHandle.resume` raises. Cancelled, it has happened or it has not."""
         await super().resume()
         self._intake.noticed("ready", None)
 
     async def stop(self) -> int:
-        """Stop for good, whatever the state: see `WorkerHandle.stop`."""
+        """Stop for good, whatever the state; returns and raises what `WorkerHandle.stop` does. Cancelled, it has happened or it has not."""
         released = await super().stop()
         self._intake.noticed("stopped", None)
         return released

@@ -100,7 +100,7 @@ class DeadLetters:
         limit: int = 100,
         after: int | None = None,
     ) -> list[DeadLetter]:
-        """Return dead letters of a queue, by id; the filters are those of `LetterFilter`.
+        """Return dead letters of a queue, by id; the filters are those of `LetterFilter` (``older_than`` in seconds).
 
         The next page is what comes ``after`` the last one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
         """

@@ -371,7 +371,7 @@ class EmbeddedServer:
         await trio.lowlevel.checkpoint()
 
     async def restart(self, mode: StopMode = "fast") -> None:
-        """`stop`, then `start`. Cancelled: the server is stopped."""
+        """`stop`, then `start`. Raises what `start` raises. Cancelled: the server is stopped."""
         await self.stop(mode)
         await self.start()
 

@@ -70,9 +70,10 @@ class Sender:
         Calls that come while others are under way from this process to the same queue share a statement (those with a ``key`` or a
         ``connection`` do not), which makes many at a time cheap. Those that share get ids in the order of the calls.
 
-        Raises `PayloadInvalid`, `PayloadTooLarge`, `QueueNotFound`, `StateTransitionError` when this worker is suspended, `WorkerStopped`,
-        `RateLimited`, `ConnectionLost`, `ValueError`, and `TocsinError` when the store is closed meanwhile. Cancelled, the message is
-        enqueued or not; with a key, enqueueing it again is safe.
+        Raises `PayloadInvalid`, `PayloadTooLarge`, `QueueNotFound`, `PermissionDenied` for a queue that was not granted,
+        `StateTransitionError` when this worker is suspended, `WorkerStopped`, `RateLimited`, `ConnectionLost`, `ValueError`, and
+        `TocsinError` when the store is closed meanwhile. Cancelled, the message is enqueued or not; with a key, enqueueing it again is
+        safe.
         """
         draft = draft_message(
             payload,
@@ -103,7 +104,9 @@ class Sender:
         max_deliveries: int | None = None,
         connection: AnyConnection | None = None,
     ) -> list[int]:
-        """Enqueue all of the payloads or, on any refusal, none; return their ids in order. The options are those of `enqueue`.
+        """Enqueue all of the payloads or, on any refusal, none; return their ids in order.
+
+        The options are those of `enqueue` (``delay`` and ``expires_in`` in seconds), and hold for each payload.
 
         The payloads are taken from the iterable as they are sent, a few thousand at a time, so that a generator may give any number of
         them. It must not block, for it is run within the transaction (and with a blocking ``connection``, in its thread).

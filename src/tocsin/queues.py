@@ -164,7 +164,7 @@ class Queues:
         return await self._fetch("find_queue", name)
 
     async def exists(self, name: str) -> bool:
-        """Return whether there is a queue of this name. Cancellation leaves nothing behind."""
+        """Return whether there is a queue of this name. Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind."""
         try:
             await self.get(name)
         except QueueNotFound:
@@ -172,11 +172,11 @@ class Queues:
         return True
 
     async def list(self) -> list[Queue]:
-        """Return all queues, by name. Cancellation leaves nothing behind."""
+        """Return all queues, by name. Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind."""
         return [_read(row) for row in await self._database.fetch(f"select {_COLUMNS} from tocsin.list_queues()")]
 
     async def count(self) -> int:
-        """Return how many queues there are. Cancellation leaves nothing behind."""
+        """Return how many queues there are. Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind."""
         (number,) = await self._database.fetch_one("select count(*) from tocsin.list_queues()")
         return int(number)
 

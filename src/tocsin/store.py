@@ -178,13 +178,19 @@ class Store:
         return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)))
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
-        """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`."""
+        """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`.
+
+        Raises and, cancelled, leaves behind what that does.
+        """
         return await Sender(self._database, self._outbox, queue).enqueue(payload, **options)
 
     async def produce_many(
         self, queue: str, payloads: Iterable[object], *, connection: AnyConnection | None = None, **options: Unpack[BatchOptions]
     ) -> list[int]:
-        """Enqueue all of the payloads or none, without registering a producer; the options are those of `Producer.enqueue_many`."""
+        """Enqueue all of the payloads or none, without registering a producer; the options are those of `Producer.enqueue_many`.
+
+        Raises and, cancelled, leaves behind what that does.
+        """
         return await Sender(self._database, self._outbox, queue).enqueue_many(payloads, connection=connection, **options)
 
     @asynccontextmanager
@@ -198,7 +204,10 @@ class Store:
             yield connection
 
     async def stats(self) -> StoreStats:
-        """Return what is in the whole store. Takes milliseconds, however much that is. Cancellation leaves nothing behind."""
+        """Return what is in the whole store. Takes milliseconds, however much that is.
+
+        Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind.
+        """
         (queues, by_status, *others) = await self._database.fetch_one("select * from tocsin.store_stats()")
         return StoreStats(queues, {status: by_status.get(status, 0) for status in WorkerStatus}, *others)
 

@@ -62,7 +62,7 @@ async def enqueue_async(
 ) -> int:
     """Like `tocsin.enqueue`, on an async psycopg connection, whatever event loop drives it.
 
-    Cancelled, the statement has failed or taken effect within the transaction.
+    Raises what that raises. Cancelled, the statement has failed or taken effect within the transaction.
     """
     return await send_async(_check(connection, psycopg.AsyncConnection), Schema(schema), queue, draft_message(payload, **options))
 
@@ -72,7 +72,7 @@ async def enqueue_many_async(
 ) -> list[int]:
     """Like `tocsin.enqueue_many`, on an async psycopg connection, whatever event loop drives it.
 
-    Cancelled, all are enqueued within the transaction, or none.
+    Raises what that raises. Cancelled, all are enqueued within the transaction, or none.
     """
     return await send_batch_async(_check(connection, psycopg.AsyncConnection), Schema(schema), Batch(queue, payloads, **options))
 

@@ -63,5 +63,8 @@ class Workers:
         return [read_info(row) for row in rows]
 
     async def list(self, queue: str | None = None) -> list[WorkerInfo]:
-        """Return the workers (of one queue), by id. Cancellation leaves nothing behind."""
+        """Return the workers (of one queue), by id; none for a queue that does not exist.
+
+        Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind.
+        """
         return [read_info(row) for row in await self._database.fetch("select * from tocsin.list_workers(%s)", [queue])]

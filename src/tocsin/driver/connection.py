@@ -220,7 +220,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             self.finish()
 
     async def close(self) -> None:
-        """Close the connection. A checkpoint; also when cancelled the connection is closed."""
+        """Close the connection. A checkpoint; also when cancelled the connection is closed. Raises nothing else."""
         self._closed = True
         self.finish()
         await trio.lowlevel.checkpoint()
@@ -240,8 +240,8 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
     ) -> RV:
         """Drive one of psycopg's generators; everything that psycopg does passes through here.
 
-        ``timeout`` is in seconds; ``interval`` is psycopg's, and has no meaning here. Cancellation is described
-        at the top of this module.
+        ``timeout`` is in seconds; ``interval`` is psycopg's, and has no meaning here. Raises what the
+        generator raises. Cancellation is described at the top of this module.
         """
         if self.pgconn.transaction_status != _ACTIVE:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -268,7 +268,8 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
     async def is_pooled(self) -> bool:
         """Whether a pooler stands in between, such as PgBouncer, which may run each transaction on another session of the server.
 
-        Such a session is not the one that the pooler claimed to be when we connected. Raises psycopg's errors.
+        Such a session is not the one that the pooler claimed to be when we connected. Raises psycopg's errors. Cancelled, nothing has
+        changed.
         """
         cursor = await self.execute("select pg_backend_pid() <> %s", [self.info.backend_pid])
         (pooled,) = cast(tuple[bool], await cursor.fetchone())
@@ -354,7 +355,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
 
     @asynccontextmanager
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
-        """Pipeline mode, as in psycopg. Cancelled in the block, the connection is closed."""
+        """Pipeline mode; raises what psycopg's does. Cancelled in the block, the connection is closed."""
         try:
             async with super().pipeline() as pipeline:
                 yield pipeline
@@ -368,7 +369,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
     async def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> AsyncIterator[psycopg.AsyncTransaction]:
         """A transaction block, or with a transaction open a savepoint, as in psycopg.
 
-        Cancelled before COMMIT is sent, everything is rolled back.
+        Raises what psycopg's does. Cancelled before COMMIT is sent, everything is rolled back.
         """
         transaction = TrioTransaction(self, savepoint_name, force_rollback)
         if self.pgconn.pipeline_status:
