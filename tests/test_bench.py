@@ -128,5 +128,8 @@ def test_the_record_is_complete_and_on_the_page() -> None:
     for scenario in ("drain", "enqueue_batch", "enqueue_concurrent"):
         (record,) = [r for r in records if r["scenario"] == scenario]
         assert f"| {record['value']:,.0f} /s | {record['floor']:,.0f} /s |" in readme
+    values = {r["scenario"]: r["value"] for r in records}
+    assert f"{values['wakeup.produce.p50']:.2f} ms" in readme
+    assert f"median | {values['kill.p50']:.2f} s |" in readme
     page = (ROOT / "docs" / "performance.md").read_text()
     assert [r["scenario"] for r in records if f"`{r['scenario']}`" not in page] == []

@@ -50,14 +50,12 @@ async def test_the_program_in_the_readme(dsn: str, tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(program.replace("postgresql:///app", dsn), encoding="utf-8")
     async with running(str(path)) as child:
-        handled = [await child.line() for _ in range(4)]
+        assert await child.line() == "1 {'to': 'ada@example.org'} 1"
         child.process.send_signal(signal.SIGTERM)  # handled is not yet archived; the drain waits for that
-        assert await child.line() == "interrupted 4 0"
+        assert await child.line() == "interrupted 1 0"
         with trio.fail_after(PATIENCE):
             assert await child.process.wait() == 0
-    assert sorted(handled[:3]) == ["2 {'n': 0} 1", "3 {'n': 1} 1", "4 {'n': 2} 1"]  # ten at a time, so in any order
-    assert handled[3] == "1 {'to': 'ada@example.org'} 1"
-    assert await query(dsn, "select count(*)::int from tocsin.archive") == [(4,)]
+    assert await query(dsn, "select count(*)::int from tocsin.archive") == [(1,)]
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

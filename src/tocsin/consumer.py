@@ -232,7 +232,7 @@ class Consumer(Registered, WorkerHandle):
         return open_stream(self._intake, None if vt is None else to_seconds(vt, "vt"))
 
     async def interrupt(self, *, grace: Duration | None = None) -> None:
-        """End the run, after ``grace`` seconds at most: see `WorkerHandle.interrupt`.
+        """End the run, with ``grace`` within so many seconds: see `WorkerHandle.interrupt`.
 
         While the database is away the run is ended all the same, and `ConnectionLost` raised. Cancelled, it has happened or it has not.
         """
