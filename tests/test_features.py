@@ -6,12 +6,13 @@ import functools
 import threading
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from commands import Call
+from commands import Call, line_with, started
 from support import PATIENCE, Handled, move_clock, query, run_until_suspended, since, statements, until_asleep
 
 import tocsin
@@ -321,6 +322,31 @@ async def test_handler_timeout_a_late_finish_cannot_settle(store: tocsin.Store, 
 
 
 # The command line
+
+
+HANG = """
+import logging, trio
+
+async def hang(message):
+    logging.info("began %s", message.payload)
+    if message.payload == "hang":
+        await trio.sleep_forever()
+"""
+
+
+def test_interrupt_with_grace_from_the_command_line(cli: Call, store_dsn: str, tmp_path: Path) -> None:
+    """A worker in another process ends by it: what it has finished is archived, what still runs after the grace is given back."""
+    (tmp_path / "service.py").write_text(HANG)
+    cli("queue", "create", "q", "--vt", "1h")
+    cli("enqueue", "q", '"quick"', '"hang"')
+    with started(store_dsn, "worker", "run", "q", "service:hang", folder=tmp_path) as process:
+        line_with(process, "began hang")
+        assert cli("worker", "interrupt", "1", "--grace", "10ms").code == 0
+        assert process.wait(PATIENCE) == 0
+    (waiting,) = cli("queue", "messages", "q", "--format", "json").json
+    assert (waiting["payload"], waiting["state"], waiting["read_ct"]) == ("hang", "ready", 0)
+    (done,) = cli("queue", "messages", "q", "--state", "archived", "--format", "json").json
+    assert (done["payload"], done["consumer_worker_id"]) == ("quick", 1)
 
 
 def test_exit_codes(cli: Call, dsn: str) -> None:
