@@ -22,11 +22,15 @@ pytestmark = pytest.mark.skipif(poolers.binary() is None, reason="not installed:
 Through = Callable[[str], str]
 
 
-@pytest.fixture(params=[0, 100], ids=["no_prepared_statements", "prepared_statements"])
+KEPT = pytest.mark.skipif(
+    poolers.binary() is not None and not poolers.keeps_prepared_statements(),
+    reason="this PgBouncer has no max_prepared_statements, as 1.21 and later have",
+)
+
+
+@pytest.fixture(params=[0, pytest.param(100, marks=KEPT)], ids=["no_prepared_statements", "prepared_statements"])
 async def through(request: pytest.FixtureRequest, server: servers.Server) -> AsyncIterator[Through]:
     """A function that turns a connection string into one that leads through PgBouncer."""
-    if request.param and not poolers.keeps_prepared_statements():
-        pytest.skip("this PgBouncer has no max_prepared_statements, as 1.21 and later have")
     async with poolers.pgbouncer(server, request.param) as pooler:
 
         def lead_through(dsn: str) -> str:
