@@ -149,8 +149,8 @@ def test_a_queue_that_does_not_exist(cli: Call, arguments: list[str]) -> None:
         (["create", "q", "--retention", "ever"], "ever"),
         (["create", "q", "--max-deliveries", "0"], "0 is not between 1"),
         (["create", "q", "--max-deliveries", "many"], "'many' is no whole number"),
-        (["create", "q", "--retry-factor", "0.5"], "retry_factor must be at least 1"),
-        (["create", "q", "--retry-jitter", "2"], "retry_jitter"),
+        (["create", "q", "--retry-factor", "0.5"], "--retry-factor must be at least 1"),
+        (["create", "q", "--retry-jitter", "2"], "--retry-jitter must be"),
         (["create", "q", "--notify", "never"], "never"),
         (["create", "q", "--required-keys", "[1]"], "each key must be a string"),
         (["create", "q", "--required-keys", "[1"], "not a JSON array"),
@@ -289,9 +289,28 @@ def test_message_get_of_a_dead_letter_shows_its_traceback_and_deliveries(cli: Ca
     cli("queue", "create", "q")
     kill(store_dsn, '"dead"')
     shown = cli("message", "get", "1", "--format", "json").json
+    assert shown["state"] == "dead"
     assert (shown["error"], shown["traceback"]) == ("ValueError: no good", "Traceback:\n  here")
     assert [(d["delivery"], d["outcome"], d["error"]) for d in shown["history"]] == [(1, "failed", "ValueError: no good")]
     assert "outcome=failed" in cli("message", "get", "1").out
+    assert [d["state"] for d in cli("queue", "dead-letters", "q", "--format", "json").json] == ["dead"]
+
+
+@pytest.mark.parametrize("state", ["ready", "delayed", "leased", "dead", "archived"])
+def test_each_message_has_its_state_wherever_it_is_shown(cli: Call, store_dsn: str, state: str) -> None:
+    cli("queue", "create", "q")
+    if state == "dead":
+        kill(store_dsn, "1")
+    else:
+        cli("enqueue", "q", "1", *(["--delay", "1h"] if state == "delayed" else []))
+    if state in ("leased", "archived"):
+        ask(store_dsn, "select tocsin.register_worker('q', 'consumer', 'a', null, 'h', 1, '1')")
+        ask(store_dsn, "select tocsin.claim(1, (select registration from tocsin.workers), 1)")
+    if state == "archived":
+        ask(store_dsn, "select tocsin.archive(array[id], array[lease]) from tocsin.messages")
+    assert cli("message", "get", "1", "--format", "json").json["state"] == state
+    assert ["state", state] in cli("message", "get", "1").rows
+    assert [m["state"] for m in cli("queue", "messages", "q", "--state", state, "--format", "json").json] == [state]
 
 
 # Dead letters
@@ -329,7 +348,24 @@ def test_replay_by_id_and_by_filter(cli: Call, store_dsn: str) -> None:
     assert cli("queue", "replay", "q", "--reason", "its handler failed", "--older-than", "1d").out == "replayed 0 dead letters\n"
     code, out, error = cli("queue", "replay", "q", "3", "1")
     assert (code, out, one_line(error)) == (1, "replayed 1 dead letters\n", True)
-    assert cli("queue", "replay", "q").out == "replayed 1 dead letters\n"
+    assert cli("queue", "replay", "q", "--yes").out == "replayed 1 dead letters\n"
+
+
+@pytest.mark.parametrize(("command", "what", "done"), [("replay", "Replay", "replayed"), ("archive-dlq", "Archive", "archived")])
+def test_all_dead_letters_are_taken_only_when_that_is_confirmed(cli: Call, store_dsn: str, command: str, what: str, done: str) -> None:
+    cli("queue", "create", "q")
+    assert cli("queue", command, "q").out == f"{done} 0 dead letters\n"  # there is nothing to ask about
+    kill(store_dsn, "1", "2", "3")
+    for more in ([], ["--format", "json"], *([["--delay", "1h"]] if command == "replay" else [])):
+        code, out, error = cli("queue", command, "q", *more)
+        assert (code, out, one_line(error)) == (1, "", True)
+        assert "--yes" in error
+    assert ask_at_a_terminal(store_dsn, "queue", command, "q", answer="n").startswith(
+        f"{what} all 3 dead letters of queue 'q'? [y/N]: tocsin: nothing was changed"
+    )
+    assert ask(store_dsn, "select count(*)::int from tocsin.dead_letters") == [(3,)]
+    ask_at_a_terminal(store_dsn, "queue", command, "q", answer="y")
+    assert ask(store_dsn, "select count(*)::int from tocsin.dead_letters") == [(0,)]
 
 
 def test_archive_dlq(cli: Call, store_dsn: str) -> None:

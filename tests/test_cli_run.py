@@ -130,6 +130,16 @@ def test_a_failure_is_logged_with_its_traceback(cli: Call, store_dsn: str, folde
     assert entry["traceback"].endswith("ValueError: no good")
 
 
+def test_a_failed_batch_is_logged_once(cli: Call, store_dsn: str, folder: Path) -> None:
+    cli("queue", "create", "q", "--max-deliveries", "1")
+    cli("enqueue", "q", *map(str, range(3)))
+    ended = run(store_dsn, folder, "q", "service:fail", "--batch", "3", "--once", "--log-format", "json", "--log-level", "warning")
+    (entry,) = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert entry["message"] == "service.fail failed with messages 1, 2, 3: ValueError('no good')"
+    assert (entry["queue"], "message_id" in entry) == ("q", False)
+    assert ask(store_dsn, "select count(*)::int from tocsin.dead_letters") == [(3,)]
+
+
 def test_an_async_handler_that_its_decorator_hides_fails_and_archives_nothing(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q", "--max-deliveries", "1")
     cli("enqueue", "q", '"a"')

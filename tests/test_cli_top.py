@@ -16,6 +16,7 @@ from commands import Call, one_line
 from support import PATIENCE, connect_blocking
 
 import tocsin
+from tocsin.cli.render import write_count
 from tocsin.embedded import EmbeddedServer
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -41,6 +42,14 @@ class Terminal:
             self.raw += text
         return _ESCAPES.sub("", shown)
 
+    def read_to_end(self) -> str:
+        """Return all that is shown until the command has ended."""
+        while True:
+            try:
+                self.raw += os.read(self._descriptor, 65536).decode()
+            except OSError:
+                return _ESCAPES.sub("", self.raw)
+
     def press(self, keys: bytes) -> None:
         """Press keys."""
         os.write(self._descriptor, keys)
@@ -58,9 +67,9 @@ class Terminal:
 
 
 @contextmanager
-def terminal(dsn: str, *arguments: str) -> Iterator[Terminal]:
+def terminal(dsn: str, *arguments: str, columns: int = 160) -> Iterator[Terminal]:
     ours, theirs = os.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "40", "TOCSIN_DSN": dsn}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40", "TOCSIN_DSN": dsn}
     process = subprocess.Popen(
         [sys.executable, "-m", "tocsin", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
     )
@@ -100,6 +109,54 @@ def test_the_screen_follows_the_queues_until_a_key_ends_it(cli: Call, store_dsn:
         assert screen.wait() == 0
     assert screen.raw.startswith("\x1b[?1049h")  # a screen of its own,
     assert screen.raw.endswith("\x1b[?25h\x1b[?1049l")  # left as it was
+
+
+@pytest.mark.parametrize("keys", [b"\x1b", b"\x1b[A", b"\x1bOB", b"\x1b[1;5q"], ids=["escape", "up", "down", "some other"])
+def test_a_key_that_moves_a_cursor_does_not_end_it(cli: Call, store_dsn: str, keys: bytes) -> None:
+    cli("queue", "create", "mails", "--notify", "always")
+    with terminal(store_dsn, "top", "--interval", "50ms") as screen:
+        screen.read_until(r"no workers")
+        screen.press(keys)
+        cli("enqueue", "mails", "1")
+        screen.read_until(r"mails +1 ")
+        screen.press(b"q")
+        assert screen.wait() == 0
+
+
+def test_80_columns_show_every_column_that_they_have(cli: Call, store_dsn: str) -> None:
+    name = "a-queue-with-a-rather-long-name"
+    cli("queue", "create", name)
+    cli("queue", "pause", name)
+    with connect_blocking(store_dsn) as connection:
+        connection.execute("select tocsin.enqueue_many(%s, (select jsonb_agg(n) from generate_series(1, 1234) n))", [name])
+        connection.execute(
+            "select tocsin.register_worker(%s, 'consumer', 'mailer-7f9c-' || n, null, 'mailer-7f9c.example.org', 4194304, '1.2.3') "
+            "from generate_series(1, 3) n",
+            [name],
+        )
+    with terminal(store_dsn, "top", "--once", columns=80) as screen:
+        lines = screen.read_to_end().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["QUEUE", "READY", "DELAYED", "LEASED", "DEAD", "OLDEST", "IN/S", "DONE/S", "CONSUMERS"]
+    assert {"1234", "paused"} <= set(lines[1].split())
+    second = [line.split()[:1] == ["ID"] for line in lines].index(True)
+    assert lines[second].split() == ["ID", "NAME", "QUEUE", "STATUS", "HOLDS", "HEARTBEAT", "HOST"]
+    assert lines[second + 1].split()[0] == "1"
+    assert {"ready", "0"} <= set(lines[second + 1].split())
+    assert name in "".join(line[: lines[0].index("READY")].strip() for line in lines[1 : second - 1])  # folded, not cut
+    for words, header in ((["queue", "metrics"], lines[0]), (["worker", "list"], lines[second])):
+        with terminal(store_dsn, *words, columns=80) as screen:
+            assert screen.read_to_end().splitlines()[0].split() == header.split()
+    with terminal(store_dsn, "top", "--once", columns=200) as screen:
+        assert "VERSION" in screen.read_to_end()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (99_999, "99999"), (123_456, "123k"), (999_999, "1000k"), (1_234_567, "1.2M"), (123_456_789, "123M"), (10**12, "1000G")],
+)
+def test_a_large_number_is_short(number: int, text: str) -> None:
+    assert write_count(number) == text
 
 
 def test_without_a_ring_the_screen_follows_by_itself(cli: Call, store_dsn: str) -> None:

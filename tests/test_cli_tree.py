@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,11 @@ from commands import Call, one_line, started
 from support import PATIENCE, connect_blocking
 
 from tocsin.cli import tocsin
+from tocsin.cli.options import DURATIONS
 from tocsin.cli.program import Command, Group
+from tocsin.dead_letters import REASONS
+from tocsin.durations import parse_duration
+from tocsin.schema import contract
 
 TREE = dict(walk(tocsin, "tocsin"))
 COMMANDS = {path: command for path, command in TREE.items() if not isinstance(command, Group)}
@@ -72,6 +77,23 @@ def test_the_manual_is_what_the_commands_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == write_manual(), "run: uv run python tests/cli_manual.py"
 
 
+@pytest.mark.parametrize("path", COMMANDS)
+def test_the_help_says_how_durations_are_written(call: Call, path: str) -> None:
+    takes = any(p.name not in ("help",) and "DURATION" in p.make_metavar(click.Context(COMMANDS[path])) for p in COMMANDS[path].params)
+    assert (DURATIONS in call(*path.split()[1:], "--help").out) == takes
+    for example in re.findall(r"\b[0-9.]+(?:ms|[smhdw])\b", DURATIONS):
+        parse_duration(example)
+
+
+@pytest.mark.parametrize("command", ["dead-letters", "replay", "archive-dlq", "purge-dlq"])
+def test_the_help_names_the_reasons_of_dead_letters(call: Call, command: str) -> None:
+    text = " ".join(call("queue", command, "--help").out.split())
+    functions = contract()[0]
+    for reason in REASONS:
+        assert f'"{reason}"' in text
+        assert f"'{reason}'" in functions
+
+
 # Each option of each command, in the order in which they make sense. The second word of a line is the exit code.
 
 INVOCATIONS = """
@@ -104,8 +126,10 @@ INVOCATIONS = """
 0  message --dsn DSN --schema tocsin --format json get --id 1
 0  queue dead-letters q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5 --after 1
 0  queue replay q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5 --delay 1m
+0  queue replay q --yes
 1  queue replay q 1
 0  queue archive-dlq q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5
+0  queue archive-dlq q --yes
 1  queue archive-dlq q 1
 0  queue purge-dlq q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5 --dry-run
 0  queue purge-dlq q --yes

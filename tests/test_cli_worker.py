@@ -166,6 +166,18 @@ def test_messages_wait_and_nobody_consumes(cli: Call, store_dsn: str, queue: str
     assert "nobody consumes" in ended.out
 
 
+def test_health_says_when_messages_wait_in_a_paused_queue(cli: Call, store_dsn: str, queue: str) -> None:
+    cli("queue", "pause", "q")
+    assert cli("worker", "health").out.count("\n") == 2
+    ask(store_dsn, "select tocsin.enqueue('q', '1') from generate_series(1, 2)")
+    ask(store_dsn, "update tocsin.queues set paused_at = now() - interval '3 hours'")
+    code, out, _ = cli("worker", "health")
+    assert code == 0
+    assert out.splitlines()[-1] == "queue 'q' has been paused for 3h, and 2 messages wait; `tocsin queue resume q` ends that"
+    (found,) = cli("worker", "health", "--format", "json").json
+    assert (found["healthy"], found["ready"], round(found["paused_for"], -1)) == (True, 2, 10800)
+
+
 def test_purge_forgets_those_that_were_stopped_long_ago(cli: Call, store_dsn: str, queue: str) -> None:
     cli("queue", "create", "other")
     for name in ("a", "b", "c"):
@@ -241,7 +253,11 @@ def test_stop_ends_a_running_process(cli: Call, store_dsn: str, queue: str, tmp_
         cli("enqueue", "q", "1")
         line_with(process, "began")
         assert "given back 1 messages" in cli("worker", "stop", "1").out
-        assert process.wait(PATIENCE) == 0
+        rest = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 0
+    assert "stopped by a command; 0 handled, 1 released" in rest
+    assert "WARNING" not in rest
+    assert cli("worker", "get", "1", "--format", "json").json["ended"] == "stopped"
     assert ask(store_dsn, "select state::text, read_ct from tocsin.messages") == [("ready", 0)]
 
 
@@ -256,3 +272,5 @@ def test_reclaim_takes_back_what_a_killed_process_held(cli: Call, store_dsn: str
     while cli("admin", "reclaim").rows[0][0] != "1":  # the server may not have noticed yet that the connection is gone
         assert ask(store_dsn, "select status from tocsin.workers") == [("polling",)]
     assert ask(store_dsn, "select state::text from tocsin.messages") == [("ready",)]
+    assert "stopped (died)" in cli("worker", "list").out
+    assert cli("worker", "get", "1", "--format", "json").json["ended"] == "died"

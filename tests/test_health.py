@@ -67,7 +67,7 @@ async def test_the_oldest_heartbeat_is_that_of_a_worker_that_is_not_stopped(stor
 
 async def test_a_queue_with_nothing_in_it_and_nobody_there_is_healthy(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
-    assert await health(store) == tocsin.QueueHealth("q", True, (), 0, (), (), 0, None)
+    assert await health(store) == tocsin.QueueHealth("q", True, (), 0, (), (), 0, None, None)
 
 
 async def test_messages_wait_and_nobody_consumes(store: tocsin.Store, store_dsn: str) -> None:
@@ -143,9 +143,10 @@ async def test_a_paused_queue_has_messages_that_wait_on_purpose(store: tocsin.St
     await store.queues.pause("q")
     await move_clock(store_dsn, 3600)
     found = await health(store)
-    assert (found.healthy, found.ready) == (True, 1)
+    assert (found.healthy, found.ready, found.paused_for) == (True, 1, pytest.approx(3600, abs=60))
     await store.queues.resume("q")
-    assert not (await health(store)).healthy
+    found = await health(store)
+    assert (found.healthy, found.paused_for) == (False, None)
 
 
 async def test_a_worker_without_a_sign_of_life_is_a_problem(store_dsn: str) -> None:
@@ -165,7 +166,7 @@ async def test_a_worker_without_a_sign_of_life_is_a_problem(store_dsn: str) -> N
             await query(store_dsn, "update tocsin.queues set created_at = created_at - interval '1 day'")
             assert [NOBODY in p for p in (await health(store)).problems] == [True, False]
             await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin.clock()")  # its process speaks for it
-            assert await health(store) == tocsin.QueueHealth("q", True, (), 1, (), (), 1, pytest.approx(3600, abs=60))
+            assert await health(store) == tocsin.QueueHealth("q", True, (), 1, (), (), 1, pytest.approx(3600, abs=60), None)
 
 
 @pytest.mark.parametrize("status", ["interrupted", "suspended"])

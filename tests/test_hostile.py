@@ -263,7 +263,7 @@ async def test_a_hostile_name_is_a_name_like_any_other(store: tocsin.Store, stor
     assert [m.id for m in await store.messages.list(name, state="dead")] == [dead]
     assert (await store.queues.metrics(name)).dead == 1
     for attempt in (store.queues.grant(name, name), store.queues.revoke(name, name)):
-        with pytest.raises(ValueError, match="does not exist"):
+        with pytest.raises(tocsin.RoleNotFound, match="does not exist"):
             await attempt
     with pytest.raises(tocsin.QueueAlreadyExists):
         await store.queues.create(name)

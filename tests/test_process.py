@@ -366,7 +366,7 @@ async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, stor
             with trio.fail_after(PATIENCE):
                 while not suspended:
                     await trio.testing.wait_all_tasks_blocked(0.01)
-    assert suspended[0].reason == "shut down"
+    assert suspended[0].reason == "its registration has ended"
 
 
 async def test_killed_and_restarted_alone_under_the_same_name(store_dsn: str) -> None:

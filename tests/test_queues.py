@@ -420,7 +420,7 @@ async def test_runs_on_a_queue_deleted_by_force_end(store: tocsin.Store, store_d
                 else:
                     await until_asleep(store, other)
                 assert (await store.queues.delete("q", force=True)).messages == int(busy)
-        assert [(s.reason, s.handled) for s in ended] == [("shut down", 0)]
+        assert [(s.reason, s.handled) for s in ended] == [("its registration has ended", 0)]
         assert cancelled == ([message_id] if busy else [])
         await store.produce("r", 1)
         await others.wait(1)

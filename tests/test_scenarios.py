@@ -301,7 +301,7 @@ async def test_12_commands_to_a_worker_in_another_process(store: tocsin.Store, s
         await _settled(remote)
         await remote.suspend()
         await remote.shutdown()
-        assert await child.words("suspended") == ["shut", "down"]
+        assert await child.words("suspended") == ["stopped", "by", "a", "command"]
         with trio.fail_after(PATIENCE):
             assert await child.process.wait() == 0
         assert await remote.status() == "stopped"

@@ -275,7 +275,7 @@ async def test_a_grant_counts_at_once_and_so_does_its_end(cast: Cast) -> None:
                 await owners.queues.grant("granted", cast.producer)
             await producer.enqueue(2)
         for attempt in (owners.queues.grant("granted", "no such role"), owners.queues.revoke("granted", "no such role")):
-            with pytest.raises(ValueError, match='role "no such role" does not exist'):
+            with pytest.raises(tocsin.RoleNotFound, match='role "no such role" does not exist'):
                 await attempt
         with pytest.raises(tocsin.QueueNotFound):
             await owners.queues.grant("nowhere", cast.producer)

@@ -335,6 +335,33 @@ def test_a_variable_of_somebody_elses(monkeypatch: pytest.MonkeyPatch, name: str
     assert load() == Settings()
 
 
+@pytest.mark.parametrize(
+    ("dsn_from", "listen_dsn_from", "applies"),
+    [
+        ("argument", "argument", True),
+        ("argument", "variable", False),
+        ("argument", "file", False),
+        ("variable", "argument", True),
+        ("variable", "variable", True),
+        ("variable", "file", False),
+        ("file", "variable", True),
+        ("file", "file", True),
+        ("default", "file", True),
+    ],
+)
+def test_a_listen_dsn_from_a_weaker_source_than_the_dsn_does_not_apply(
+    monkeypatch: pytest.MonkeyPatch, dsn_from: str, listen_dsn_from: str, applies: bool
+) -> None:
+    given: dict[str, dict[str, Any]] = {source: {} for source in ("argument", "variable", "file", "default")}
+    given[dsn_from]["dsn"] = "host=here"
+    given[listen_dsn_from]["listen_dsn"] = "host=line"
+    for name, value in given["variable"].items():
+        monkeypatch.setenv(PREFIX + name.upper(), value)
+    write_file(given["file"])
+    settings = load(**given["argument"])
+    assert (settings.dsn, settings.listen_dsn) == (None if dsn_from == "default" else "host=here", "host=line" if applies else None)
+
+
 def test_settings_do_not_show_a_password() -> None:
     dsn = f"postgresql://ada:{SECRET}@host/app"
     settings = load(dsn, listen_dsn=dsn)

@@ -358,7 +358,7 @@ async def test_handle_by_id_suspend_with_drain_lets_the_handlers_finish(store: t
         await _unheld(worker)
         assert await query(store_dsn, "select payload, consumer_worker_id from tocsin.archive") == [(1, worker.worker_id)]
         await worker.shutdown()
-        assert await child.words("suspended") == ["shut", "down"]
+        assert await child.words("suspended") == ["stopped", "by", "a", "command"]
         with trio.fail_after(PATIENCE):
             assert await child.process.wait() == 0
         assert await query(store_dsn, "select payload, state::text from tocsin.messages") == [(2, "ready")]
@@ -382,7 +382,7 @@ async def test_handle_by_id_stop_cancels_the_handlers_and_ends_the_run(store: to
         assert await worker.status() == "stopped"
         assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [("ready", 0)]
         assert await child.words("cancelled") == [str(message_id)]
-        assert await child.words("suspended") == ["shut", "down"]
+        assert await child.words("suspended") == ["stopped", "by", "a", "command"]
         with trio.fail_after(PATIENCE):
             assert await child.process.wait() == 0
         assert await worker.stop() == 0
@@ -434,7 +434,7 @@ async def test_stop_of_a_worker_of_ones_own_ends_its_run_and_cancels_its_handler
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await handled.wait(1)
             assert await consumer.stop() == 1
-        assert [s.reason for s in suspended] == ["shut down"]
+        assert [(s.reason, s.released) for s in suspended] == [("stopped by a command", 1)]
         with pytest.raises(tocsin.WorkerStopped):
             await consumer.handle(handled)
     assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [("ready", 0)]
@@ -527,6 +527,26 @@ async def test_a_name_registered_anew_while_it_is_purged(store: tocsin.Store, st
         await connection.execute("begin")
 
 
+async def test_what_was_given_back_by_stop_counts_as_released(store_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Also what was claimed ahead; and nobody is warned of leases that were taken on purpose."""
+
+    async def hang_at_last(message: tocsin.Message) -> None:
+        if message.payload >= 50:
+            await trio.sleep_forever()
+
+    async with tocsin.connect(store_dsn) as here, tocsin.connect(store_dsn) as there:
+        await here.queues.ensure("q")
+        await here.produce_many("q", list(range(200)))
+        handled, suspended = Handled(hang_at_last), list[tocsin.Suspended]()
+        async with here.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await handled.wait(51)
+            released = await (await there.workers.get(consumer.worker_id)).stop()
+        assert released > 1
+        assert [(s.handled, s.released) for s in suspended] == [(50, released)]
+    assert caplog.records == []
+
+
 async def test_a_worker_deleted_while_it_runs_ends_its_run(store_dsn: str) -> None:
     """Stopped and deleted before its process has noticed anything."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
@@ -539,7 +559,7 @@ async def test_a_worker_deleted_while_it_runs_ends_its_run(store_dsn: str) -> No
                 await handled.wait(1)
                 await query(store_dsn, "delete from tocsin.workers")
                 await store.produce("q", 2)
-            assert [s.reason for s in suspended] == ["shut down"]
+            assert [s.reason for s in suspended] == ["its registration has ended"]
             with pytest.raises(tocsin.WorkerStopped, match="has been purged"):
                 await consumer.dequeue()
             with pytest.raises(tocsin.WorkerStopped, match="has been purged"):
@@ -614,3 +634,31 @@ async def test_a_count_that_is_none(store: tocsin.Store, limit: int) -> None:
         with pytest.raises(ValueError, match="limit must be"):
             await consumer.dequeue(limit)
         assert await consumer.dequeue(2**31 - 1) == []
+
+
+async def test_how_a_worker_came_to_its_end_is_remembered(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+
+    async def ended(worker: tocsin.WorkerHandle) -> str | None:
+        return (await (await store.workers.get(worker.worker_id)).info()).ended
+
+    async with store.consumer("q", name="w") as consumer:
+        assert await ended(consumer) is None
+    assert await ended(consumer) == "left"
+    async with store.consumer("q", name="w") as consumer:  # the same, registered anew
+        assert await ended(consumer) is None
+        await consumer.stop()
+        assert await ended(consumer) == "stopped"
+    assert await ended(consumer) == "stopped"
+    async with store.consumer("q", name="w") as consumer:
+        await consumer.suspend()
+        await consumer.shutdown()
+        assert [w.ended for w in await store.workers.purge(0, dry_run=True)] == ["shut down"]
+    async with (
+        tocsin.connect(store_dsn, heartbeat=3600) as other,
+        other.consumer("q", name="v") as died,
+        other.consumer("q", name="w") as stopped,
+    ):
+        await stopped.stop()
+        await query(store_dsn, "select tocsin.end_process(process_id, true) from tocsin.workers where name = 'v'")
+        assert (await ended(died), await ended(stopped)) == ("died", "stopped")

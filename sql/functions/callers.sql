@@ -134,7 +134,8 @@ declare
     found_role regrole := (select r.oid from pg_roles r where r.rolname = role);
 begin
     if found_role is null then
-        perform tocsin.refuse('TC022', format('role "%s" does not exist', role), '{"argument": "role"}', 'Create it first: create role.');
+        perform tocsin.refuse('TC023', format('role "%s" does not exist', role), jsonb_build_object('role', role),
+                              'Create it first: create role.');
     end if;
     return found_role;
 end

@@ -5,7 +5,7 @@
 create or replace function tocsin.list_workers(queue text default null, worker_id bigint default null)
 returns table (
     id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text, pid integer, version text,
-    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, held bigint
+    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, ended text, held bigint
 )
 language sql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -24,7 +24,7 @@ as $$
             where m.queue_id = s.queue_id and m.state = 'leased' group by m.consumer_worker_id) h
     )
     select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version, s.started_at, beat.at,
-           extract(epoch from tocsin.clock() - beat.at)::float8, s.shutdown_at, coalesce(h.held, 0)
+           extract(epoch from tocsin.clock() - beat.at)::float8, s.shutdown_at, s.ended, coalesce(h.held, 0)
     from shown s
     left join tocsin.processes p on p.id = s.process_id
     left join holders h on h.worker_id = s.id
@@ -82,12 +82,12 @@ $$;
 
 -- What is wrong with the queues (or one of them), in words; healthy: nothing is. `max_age` is how long a worker may give no sign of life, and
 -- also how long a message may wait while nobody is there to take it: between two versions of a service, or two turns of a cron job, there
--- is nobody for a moment. A queue that is paused has messages that wait on purpose, and a worker that is suspended is so on purpose; it is
--- named, for it may be the reason.
+-- is nobody for a moment. A queue that is paused has messages that wait on purpose, so it is healthy; for how long it has been paused is told,
+-- since somebody may have forgotten it. A worker that is suspended is so on purpose, too; it is named, for it may be the reason.
 create or replace function tocsin.queue_health(queue text default null, max_age interval default '30 s')
 returns table (
     name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[], suspended_workers bigint[],
-    ready bigint, oldest_ready_age float8
+    ready bigint, oldest_ready_age float8, paused_for float8
 )
 language plpgsql stable
 as $$
@@ -127,6 +127,7 @@ begin
                                case when ready >= 10000 then ' or more' else '' end, round(oldest_ready_age), '; suspended: ' || suspended)
                         || problems;
         end if;
+        paused_for := case when q.paused_at is not null then greatest(0, extract(epoch from t - q.paused_at)) end;
         healthy := cardinality(problems) = 0;
         return next;
     end loop;

@@ -73,7 +73,8 @@ begin
     for w in select x.* from tocsin.workers x where x.process_id = end_process.process_id order by x.id loop
         perform pg_advisory_xact_lock(tocsin.lock_key('worker', w.id));
         update tocsin.workers x
-        set status = 'stopped', grace = null, buried_as = case when died then x.status end, shutdown_at = tocsin.clock(), process_id = null,
+        set status = 'stopped', ended = coalesce(x.ended, case when died then 'died' else 'left' end), grace = null,
+            buried_as = case when died then x.status end, shutdown_at = tocsin.clock(), process_id = null,
             heartbeat_at = greatest(x.heartbeat_at, last_heartbeat)
         where x.id = w.id and x.registration = w.registration;
         if found then

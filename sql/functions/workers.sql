@@ -144,7 +144,7 @@ begin
                 register_worker.pid, register_worker.version, t, t)
         on conflict (queue_id, kind, name) do update
             set status = case when again and x.buried_as in ('suspended', 'interrupted') then x.buried_as else 'ready' end,
-                grace = null, buried_as = null, registration = excluded.registration, role = excluded.role,
+                grace = null, buried_as = null, ended = null, registration = excluded.registration, role = excluded.role,
                 process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid, version = excluded.version,
                 started_at = t, heartbeat_at = t, shutdown_at = null
             where x.status = 'stopped'
@@ -186,8 +186,9 @@ as $$
 $$;
 
 -- The one place where a worker's status changes while it is registered.
-create or replace function tocsin.move_worker(worker_id bigint, allowed text[], target text, grace interval default null)
-returns tocsin.workers
+create or replace function tocsin.move_worker(
+    worker_id bigint, allowed text[], target text, grace interval default null, ended text default null
+) returns tocsin.workers
 language plpgsql
 as $$
 #variable_conflict use_column
@@ -196,7 +197,7 @@ declare
     t timestamptz := tocsin.clock();
 begin
     update tocsin.workers x
-    set status = target, grace = move_worker.grace, heartbeat_at = greatest(x.heartbeat_at, t),
+    set status = target, grace = move_worker.grace, ended = move_worker.ended, heartbeat_at = greatest(x.heartbeat_at, t),
         shutdown_at = case when target = 'stopped' then t end
     where x.id = worker_id and x.status = any (allowed) and tocsin.acts_for(x.role)
     returning x.* into w;
@@ -336,7 +337,7 @@ declare
     w tocsin.workers;
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    w := tocsin.move_worker(worker_id, '{suspended}', 'stopped');
+    w := tocsin.move_worker(worker_id, '{suspended}', 'stopped', ended => 'shut down');
     perform tocsin.refuse_held(w);
     perform tocsin.tell_process(w);
     return w;
@@ -357,7 +358,7 @@ begin
     if w.status = 'stopped' then
         return 0;
     end if;
-    w := tocsin.move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped');
+    w := tocsin.move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped', ended => 'stopped');
     released := tocsin.release_held(w, false, '');
     perform tocsin.tell_process(w);
     return released;
@@ -408,7 +409,7 @@ declare
     w tocsin.workers;
 begin
     perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    update tocsin.workers x set status = 'stopped', grace = null, shutdown_at = tocsin.clock(), process_id = null
+    update tocsin.workers x set status = 'stopped', ended = 'left', grace = null, shutdown_at = tocsin.clock(), process_id = null
     where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped' and tocsin.acts_for(x.role)
     returning x.* into w;
     return case when found then tocsin.release_held(w, false, '') else 0 end;
@@ -448,7 +449,7 @@ $$;
 create or replace function tocsin.purge_workers(older_than interval, queue text default null, dry_run boolean default false)
 returns table (
     id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text, pid integer, version text,
-    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, held bigint
+    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, ended text, held bigint
 )
 language plpgsql
 as $$

@@ -259,6 +259,7 @@ create table tocsin.workers (
     status       text        not null check (status in ('ready', 'polling', 'interrupted', 'suspended', 'stopped')),
     grace        interval,
     buried_as    text,
+    ended        text        check (ended in ('left', 'stopped', 'shut down', 'died')),
     registration bigint      not null,
     role         name        not null default current_user,
     process_id   bigint,
@@ -271,6 +272,7 @@ create table tocsin.workers (
     unique (queue_id, kind, name)
 );
 comment on column tocsin.workers.buried_as is 'Its status when it was declared dead, for a process that was alive after all.';
+comment on column tocsin.workers.ended is 'Of a stopped worker, how that came: its own process left, stop or shutdown was called, or its process died.';
 comment on column tocsin.workers.registration is 'Token of the current registration; what was registered under the name before cannot act for it.';
 comment on column tocsin.workers.role is 'Role that registered it, and alone may act for it.';
 comment on column tocsin.workers.grace is 'Of an interrupted worker: how long its handlers may still run; null: until they end.';

@@ -1,18 +1,18 @@
 """The command ``tocsin``, also as ``python -m tocsin``. The command line is an extra; without it this file says so."""
 
 import sys
+from importlib.util import find_spec
 
 
 def main() -> None:
     """Run the command line and exit."""
-    try:
-        from .cli import run
-    except ModuleNotFoundError as missing:
-        package = (missing.name or "").partition(".")[0]
-        if package not in ("click", "rich"):
-            raise
-        sys.stderr.write(f"tocsin: the command line needs {package}: pip install 'tocsin[cli]'\n")
-        sys.exit(2)
+    # Not by importing them: rich is imported only when there is a table to show, and by then something has been done.
+    for package in ("click", "rich"):
+        if find_spec(package) is None:
+            sys.stderr.write(f"tocsin: the command line needs {package}: pip install 'tocsin[cli]'\n")
+            sys.exit(2)
+    from .cli import run
+
     run()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 import attrs
 
@@ -12,11 +12,22 @@ from .durations import Duration, check_count, check_id, to_timedelta
 from .errors import MessageNotFound
 from .messages import Record
 
+REASONS = (
+    "its handler failed",
+    "the lease expired",
+    "its worker died",
+    "it was released after its last delivery",
+    "the message expired",
+)
+"""Why a message becomes a dead letter, as ``sql/functions`` has it."""
+
 
 @attrs.frozen(slots=False)
 class DeadLetter(Record):
     """A message that was given up."""
 
+    state: Literal["dead"] = attrs.field(default="dead", init=False)
+    """Where it is, as `MessageInfo` says it."""
     died_at: datetime
     """When that was, by the server's clock."""
     reason: str

@@ -26,6 +26,7 @@ __all__ = [
     "QueueNotEmpty",
     "QueueNotFound",
     "RateLimited",
+    "RoleNotFound",
     "SchemaMissing",
     "SchemaOutdated",
     "StateTransitionError",
@@ -37,7 +38,17 @@ __all__ = [
 
 
 class TocsinError(Exception):
-    """Base of all errors that Tocsin raises on purpose."""
+    """Base of all errors that Tocsin raises on purpose. The text says what is wrong, and what a program can do about it."""
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        super().__init__(_with_advice(problem, advice))
+        self.problem = problem
+        """What is wrong, without the advice: who is not a program, such as the user of the command line, is advised otherwise."""
+
+
+def _with_advice(problem: str, advice: str) -> str:
+    whole_sentence = advice.endswith(".")
+    return f"{problem}{'. ' if whole_sentence else '; '}{advice}" if advice else problem
 
 
 class Suspended(TocsinError):
@@ -64,8 +75,8 @@ class LeaseLost(TocsinError):
 
     def __init__(self, message_id: int, operation: str) -> None:
         super().__init__(
-            f"cannot {operation} message {message_id}: it is settled already, or its lease is gone; "
-            "extend leases in time or give the queue a longer visibility timeout (vt)"
+            f"cannot {operation} message {message_id}: it is settled already, or its lease is gone",
+            "extend leases in time or give the queue a longer visibility timeout (vt)",
         )
         self.message_id = message_id
         """Id of the message."""
@@ -76,8 +87,10 @@ class LeaseLost(TocsinError):
 class StateTransitionError(TocsinError):
     """A worker cannot go from its state to the wanted one."""
 
-    def __init__(self, message: str, *, from_: str, to: str, reason: str, worker_id: int, retry_after: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self, problem: str, advice: str = "", *, from_: str, to: str, reason: str, worker_id: int, retry_after: float | None = None
+    ) -> None:
+        super().__init__(problem, advice)
         self.retry_after = retry_after
         """Seconds after which it may be possible, since the worker's process seems to have died; None: not known to be so."""
         self.from_ = from_
@@ -101,8 +114,8 @@ class ProcessBuried(TocsinError):
 class PendingMessages(TocsinError):
     """The worker holds messages, so it cannot be suspended or shut down. Settle or release them, or ask for release or drain."""
 
-    def __init__(self, message: str, *, count: int, worker_id: int) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, advice: str = "", *, count: int, worker_id: int) -> None:
+        super().__init__(problem, advice)
         self.count = count
         """How many messages it holds."""
         self.worker_id = worker_id
@@ -112,8 +125,8 @@ class PendingMessages(TocsinError):
 class WorkerNotFound(TocsinError):
     """There is no worker of this id."""
 
-    def __init__(self, message: str, *, worker_id: int) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, advice: str = "", *, worker_id: int) -> None:
+        super().__init__(problem, advice)
         self.worker_id = worker_id
         """The id asked for."""
 
@@ -122,7 +135,7 @@ class QueueNotFound(TocsinError):
     """There is no queue of this name."""
 
     def __init__(self, queue: str) -> None:
-        super().__init__(f"queue {queue!r} does not exist; create it first, for example with store.queues.ensure({queue!r})")
+        super().__init__(f"queue {queue!r} does not exist", f"create it first, for example with store.queues.ensure({queue!r})")
         self.queue = queue
         """The name asked for."""
 
@@ -131,7 +144,7 @@ class QueueAlreadyExists(TocsinError):
     """There is a queue of this name already."""
 
     def __init__(self, queue: str) -> None:
-        super().__init__(f"queue {queue!r} exists already; use store.queues.ensure({queue!r}) if that is fine")
+        super().__init__(f"queue {queue!r} exists already", f"use store.queues.ensure({queue!r}) if that is fine")
         self.queue = queue
         """The name asked for."""
 
@@ -139,8 +152,8 @@ class QueueAlreadyExists(TocsinError):
 class QueueNotEmpty(TocsinError):
     """A queue that still has workers or unfinished messages is not deleted. Nothing was changed."""
 
-    def __init__(self, message: str, *, queue: str, workers: int, messages: int) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, advice: str = "", *, queue: str, workers: int, messages: int) -> None:
+        super().__init__(problem, advice)
         self.queue = queue
         """Name of the queue."""
         self.workers = workers
@@ -171,8 +184,8 @@ def describe_path(steps: Iterable[str | int]) -> str:
 class PayloadTooLarge(TocsinError, ValueError):
     """A payload larger than its queue allows. Nothing was enqueued."""
 
-    def __init__(self, message: str, *, actual: int, maximum: int, index: int | None) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, advice: str = "", *, actual: int, maximum: int, index: int | None) -> None:
+        super().__init__(problem, advice)
         self.actual = actual
         """Its size in bytes of JSON text."""
         self.maximum = maximum
@@ -187,8 +200,8 @@ class PermissionDenied(TocsinError):
     Have it made a member of one of Tocsin's roles, or have it granted the queue (``store.queues.grant``).
     """
 
-    def __init__(self, message: str, *, role: str | None) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, advice: str = "", *, role: str | None) -> None:
+        super().__init__(problem, advice)
         self.role = role
         """The role; None when PostgreSQL itself refused, without naming it."""
 
@@ -198,8 +211,8 @@ class RateLimited(TocsinError):
 
     def __init__(self, per_second: float, retry_after: float) -> None:
         super().__init__(
-            f"this producer is limited to {per_second:g} messages per second: try again in {retry_after:.3f} s, "
-            "or have it wait with RateLimit(..., wait=True)"
+            f"this producer is limited to {per_second:g} messages per second",
+            f"try again in {retry_after:.3f} s, or have it wait with RateLimit(..., wait=True)",
         )
         self.per_second = per_second
         """Its limit."""
@@ -207,11 +220,20 @@ class RateLimited(TocsinError):
         """Seconds after which the same call is admitted, unless others of this producer come before it."""
 
 
+class RoleNotFound(TocsinError):
+    """There is no database role of this name."""
+
+    def __init__(self, problem: str, advice: str = "", *, role: str) -> None:
+        super().__init__(problem, advice)
+        self.role = role
+        """The name asked for."""
+
+
 class MessageNotFound(TocsinError):
     """There is no message of this id, or none in the state that was asked for."""
 
     def __init__(self, message_id: int, kind: str = "message") -> None:
-        super().__init__(f"{kind} {message_id} does not exist; it may have been deleted, purged or replayed since it was listed")
+        super().__init__(f"{kind} {message_id} does not exist", "it may have been deleted, purged or replayed since it was listed")
         self.message_id = message_id
         """The id asked for."""
 
@@ -219,8 +241,8 @@ class MessageNotFound(TocsinError):
 class KeyTaken(TocsinError):
     """Dead letters that cannot be replayed, since other unfinished messages have their keys by now. None was replayed."""
 
-    def __init__(self, message: str, *, ids: tuple[int, ...]) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, advice: str = "", *, ids: tuple[int, ...]) -> None:
+        super().__init__(problem, advice)
         self.ids = ids
         """Ids of the dead letters whose keys are taken."""
 
@@ -230,7 +252,7 @@ class SchemaMissing(TocsinError):
 
     def __init__(self, schema: str) -> None:
         super().__init__(
-            f"Tocsin is not installed in schema {schema!r} of this database: run `tocsin admin install` or await store.install()"
+            f"Tocsin is not installed in schema {schema!r} of this database", "run `tocsin admin install` or await store.install()"
         )
         self.schema = schema
         """Name of the schema."""
@@ -240,10 +262,10 @@ class SchemaOutdated(TocsinError):
     """What is installed is older than this version of Tocsin needs."""
 
     def __init__(self, schema: str, found: int, needed: int) -> None:
-        super().__init__(
-            f"schema {schema!r} is at migration {found}, this version of Tocsin needs {needed}: "
-            "run `tocsin admin install` or await store.install()"
+        lag = (
+            f"is at migration {found}, this version of Tocsin needs {needed}" if found < needed else "has the functions of another version"
         )
+        super().__init__(f"schema {schema!r} {lag}", "run `tocsin admin install` or await store.install()")
         self.schema = schema
         """Name of the schema."""
         self.found = found
@@ -288,11 +310,13 @@ def translate(error: psycopg.Error, address: str) -> Exception:
     """Return the error of this module that a psycopg error means, or the psycopg error itself when it means none of them."""
     code = error.sqlstate or ""
     if code.startswith("TC"):
-        return _refusal(code, error.diag.message_primary or "", json.loads(error.diag.message_detail or "{}"), error.diag.message_hint)
+        return _refusal(
+            code, error.diag.message_primary or "", error.diag.message_hint or "", json.loads(error.diag.message_detail or "{}")
+        )
     if is_connection_loss(error):
         return ConnectionLost(address, _one_line(error))
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:  # else it is something within, such as a trigger
-        return PermissionDenied(f"{_one_line(error)}; Tocsin's owner may, and can let other roles in", role=None)
+        return PermissionDenied(_one_line(error), "Tocsin's owner may, and can let other roles in", role=None)
     return error
 
 
@@ -306,22 +330,21 @@ def is_connection_loss(error: psycopg.Error) -> bool:
     return code[:2] in ("08", "28") or code in ("57P01", "57P02", "57P03", "57P05", "3D000", "53300")
 
 
-def _refusal(code: str, message: str, detail: dict[str, Any], hint: str | None) -> Exception:
-    if hint:
-        message = f"{message}. {hint}"
+def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exception:
     match code:
         case "TC001":
             return QueueNotFound(detail["queue"])
         case "TC002":
             return QueueAlreadyExists(detail["queue"])
         case "TC003":
-            return PayloadTooLarge(message, actual=detail["actual"], maximum=detail["maximum"], index=detail["index"])
+            return PayloadTooLarge(problem, hint, actual=detail["actual"], maximum=detail["maximum"], index=detail["index"])
         case "TC004":
-            return WorkerNotFound(message, worker_id=detail["worker_id"])
+            return WorkerNotFound(problem, hint, worker_id=detail["worker_id"])
         case "TC005" | "TC006":
             kind = StateTransitionError if code == "TC005" else WorkerStopped
             return kind(
-                message,
+                problem,
+                hint,
                 from_=detail["from"],
                 to=detail["to"],
                 reason=detail["reason"],
@@ -329,20 +352,22 @@ def _refusal(code: str, message: str, detail: dict[str, Any], hint: str | None) 
                 retry_after=detail.get("retry_after"),
             )
         case "TC007":
-            return PendingMessages(message, count=detail["count"], worker_id=detail["worker_id"])
+            return PendingMessages(problem, hint, count=detail["count"], worker_id=detail["worker_id"])
         case "TC008":
-            return ProcessBuried(message)
+            return ProcessBuried(problem)
         case "TC009":
             return PayloadInvalid(describe_path(detail["path"]), detail["reason"], detail["index"])
         case "TC010":
-            return QueueNotEmpty(message, queue=detail["queue"], workers=detail["workers"], messages=detail["messages"])
+            return QueueNotEmpty(problem, hint, queue=detail["queue"], workers=detail["workers"], messages=detail["messages"])
         case "TC014":
-            return KeyTaken(message, ids=tuple(detail["ids"]))
+            return KeyTaken(problem, hint, ids=tuple(detail["ids"]))
         case "TC022":
-            return ValueError(message)
+            return ValueError(_with_advice(problem, hint))
+        case "TC023":
+            return RoleNotFound(problem, hint, role=detail["role"])
         case "TC030":
-            return PermissionDenied(message, role=detail["role"])
-    raise AssertionError(f"the schema refused with an unknown code {code}: {message}")
+            return PermissionDenied(problem, hint, role=detail["role"])
+    raise AssertionError(f"the schema refused with an unknown code {code}: {problem}")
 
 
 def _one_line(error: psycopg.Error) -> str:

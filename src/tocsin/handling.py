@@ -195,6 +195,9 @@ class Handling:
 
     async def _give_back(self) -> None:
         unhandled = self._ahead.take_all()
+        if self._run.stopped:  # they have been given back
+            self._run.given_back += sum([self._intake.leases.drop(m) for m in unhandled])
+            return
         try:
             given_back = await self._intake.give_back_many(unhandled)
         except BaseException:
@@ -254,20 +257,26 @@ class Handling:
                 raise rest from None
         self._ahead.finished += len(messages)
         leases = self._intake.leases
-        for message in messages:
-            if message in leases:
-                if error is None:
+        if error is None:
+            for message in messages:
+                if message in leases:
                     self._done.append(message)
-                else:
-                    logger.warning(
-                        "%s failed with message %d, delivery %d: %r",
-                        *(self._name, message.id, message.read_ct, error),
-                        exc_info=error,
-                        extra={"queue": message.queue, "message_id": message.id, "delivery": message.read_ct},
-                    )
-                    self._failed.append((message, error))
+        elif unsettled := [m for m in messages if m in leases]:
+            self._log_failure(unsettled, error)
+            self._failed += [(m, error) for m in unsettled]
         unit.messages = []
         self._run.bed.nudge()
+
+    def _log_failure(self, messages: list[Message], error: Exception) -> None:
+        """Log that a call of the handler has failed, once, whichever number of messages it had."""
+        first = messages[0]
+        if self._size == 1:
+            what = f"message {first.id}, delivery {first.read_ct}"
+            fields: dict[str, object] = {"queue": first.queue, "message_id": first.id, "delivery": first.read_ct}
+        else:
+            what = f"messages {', '.join(str(m.id) for m in messages)}"
+            fields = {"queue": first.queue}
+        logger.warning("%s failed with %s: %r", self._name, what, error, exc_info=error, extra=fields)
 
     # Settling
 

@@ -48,6 +48,8 @@ class QueueHealth:
     """How many messages could be claimed now, counted up to 10,000."""
     oldest_ready_age: float | None
     """For how many seconds the one that has waited longest could have been claimed; None when there is none."""
+    paused_for: float | None
+    """For how many seconds the queue has been paused; no problem by itself, also when messages wait. None: it is not."""
 
 
 def read_health(row: tuple[Any, ...]) -> QueueHealth:

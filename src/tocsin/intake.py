@@ -229,7 +229,7 @@ class Intake:
         """Pass on to the run what the registry says of this worker; and have those who wait by hand ask, and be refused."""
         if self.run is not None:
             self.run.noticed(status, grace)
-        if status in ("interrupted", "suspended", "stopped"):
+        if status in ("interrupted", "suspended", "stopped", "gone"):
             for bed in self.by_hand:
                 bed.ring()
 

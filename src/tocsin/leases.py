@@ -163,21 +163,22 @@ class Leases:
                 continue
             await self.refresh(trio.current_time())
 
-    async def refresh(self, until: float = math.inf) -> None:
-        """Extend the leases that are to be extended until this time, and cancel the handlers of those that are gone.
+    async def refresh(self, until: float = math.inf, *, on_purpose: bool = False) -> int:
+        """Extend the leases that are to be extended until this time, and cancel the handlers of those that are gone; return how many are.
 
-        Goes on until the database has answered. Cancelled, they are extended or not.
+        ``on_purpose``: they were taken by somebody who may, which is not to be warned of. Goes on until the database has answered.
+        Cancelled, they are extended or not.
         """
         due = [h for h in self._all() if h.kept and h.refresh_at <= until]
-        for vt in {h.vt for h in due}:
-            await self._refresh([h for h in due if h.vt == vt], vt)
+        return sum([await self._refresh([h for h in due if h.vt == vt], vt, on_purpose) for vt in {h.vt for h in due}])
 
-    async def _refresh(self, due: list[Held], vt: float) -> None:
+    async def _refresh(self, due: list[Held], vt: float, on_purpose: bool) -> int:
+        gone = 0
         retries = Retries("extending leases")
         while True:
             due = [h for h in due if h.message in self]
             if not due:
-                return
+                return gone
             try:
                 kept = await self.extend([h.message for h in due], vt)
             except TRANSIENT as lost:
@@ -190,8 +191,9 @@ class Leases:
                 if any(m is held.message for messages in self.settling for m in messages):  # or the answer to that is still to come
                     held.expires = trio.current_time() + vt
                 else:
-                    self._lose(held)
-            return
+                    gone += 1
+                    self._lose(held, logging.DEBUG if on_purpose else logging.WARNING)
+            return gone
 
     async def extend(self, messages: Sequence[Message], seconds: float) -> list[bool]:
         """Make these leases end in this many seconds; return which are still ours. Cancelled, they are extended or not."""
@@ -206,12 +208,12 @@ class Leases:
                     self._sooner.set()
         return list(kept)
 
-    def _lose(self, held: Held) -> None:
+    def _lose(self, held: Held, level: int = logging.WARNING) -> None:
         self.drop(held.message)
         unit = held.unit
         if unit is None or held.message not in unit.messages or any(m in self for m in unit.messages):
-            logger.warning("the lease of message %d is gone; it will be delivered again", held.message.id)
+            logger.log(level, "the lease of message %d is gone; it will be delivered again", held.message.id)
         else:
-            logger.warning("the lease of message %d is gone; its handler is cancelled", held.message.id)
+            logger.log(level, "the lease of message %d is gone; its handler is cancelled", held.message.id)
             unit.lost = held.message.id
             unit.scope.cancel()

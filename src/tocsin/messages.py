@@ -137,7 +137,7 @@ class Messages:
         if state is not None and state not in get_args(MessageState):
             raise ValueError(f"state must be one of {', '.join(get_args(MessageState))}, not {state!r}")
         if worker is not None and state not in (None, "leased"):
-            raise ValueError(f"worker= tells what a worker holds, so only leased messages, not {state} ones")
+            raise ValueError(f"worker= chooses among leased messages, not {state} ones")
         rows = await self._database.fetch(
             "select * from tocsin.list_messages(%s, %s, %s, %s, %s)",
             [

@@ -224,7 +224,7 @@ class Process:
                 await self._database.fetch("select tocsin.detach_process(%s)", [self._id])
                 logger.warning(
                     "LISTEN does not work on this connection to %s, probably because of a connection pooler: messages will wait for up "
-                    "to one heartbeat (%.1f s). Give tocsin.connect a listen_dsn that goes round the pooler.",
+                    "to one heartbeat (%.1f s). Set listen_dsn (TOCSIN_LISTEN_DSN) to one that goes round the pooler.",
                     self._database.address,
                     self._every,
                 )
@@ -351,7 +351,7 @@ class Process:
                         self._bell.expect(number, seconds)
         for (worker_id, registration), worker in residents.items():
             if worker_id in self._residents and worker.token == registration:
-                worker.noticed("stopped", None)
+                worker.noticed("gone", None)
 
     @asynccontextmanager
     async def _beating(self) -> AsyncIterator[None]:
@@ -394,7 +394,7 @@ class Process:
             except (StateTransitionError, QueueNotFound) as refused:
                 logger.warning("cannot register again: %s", refused)
                 self.dismiss(worker_id)
-                worker.noticed("stopped", None)
+                worker.noticed("gone", None)
             else:
                 # Under another id, if it has been purged meanwhile.
                 if worker_id in self._residents:

@@ -239,7 +239,7 @@ class Queues:
         """Let a database role, and those that inherit from it, enqueue to the queue; doing it again changes nothing.
 
         The role, or one that it is a member of, must be among those that `Store.install` let in as producers or consumers. Raises
-        `QueueNotFound`, `PermissionDenied`, and `ValueError` when there is no such role. Cancelled, it is granted or not.
+        `QueueNotFound`, `RoleNotFound`, `PermissionDenied`. Cancelled, it is granted or not.
         """
         await self._database.fetch("select tocsin.grant_queue(%s, %s)", [name, role])
 

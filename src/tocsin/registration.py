@@ -53,7 +53,7 @@ class Registration:
         self.worker_id, self.name, self.token, self.status, self.queue_id, self.channel = row
 
     def noticed(self, status: str, grace: float | None) -> None:
-        """Take note of the state that the registry says this worker is in."""
+        """Take note of the state that the registry says this worker is in; ``gone``: in none, it is not this registration's any more."""
 
     def leases_taken(self) -> None:
         """Take note that messages may have been taken from this worker."""

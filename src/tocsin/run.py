@@ -43,7 +43,9 @@ class Run:
         self.flush: Callable[[], Awaitable[None]] | None = None
         """What is still to be settled when the handlers have ended."""
         self.given_back = 0
-        """Messages claimed ahead that were given back because the run is to end."""
+        """Messages that were given back because the run is to end, or by who stopped the worker."""
+        self.stopped = False
+        """Whether the worker was stopped for good, and what it held given back."""
         self._cancel_at = math.inf
         self._paused = False
         self._to_poll = False
@@ -97,7 +99,12 @@ class Run:
                 # It may have been suspended with its messages released; the database knows.
                 self.nursery.start_soon(self.intake.leases.refresh)
             case "stopped":
-                self.end("shut down")
+                self.end("stopped by a command")
+                if before != status:
+                    self.stopped = True
+                    self.nursery.start_soon(self._let_go)
+            case "gone":
+                self.end("its registration has ended")
                 if before != status:  # perhaps with its queue, and all leases
                     self.nursery.start_soon(self.intake.leases.refresh)
 
@@ -119,6 +126,11 @@ class Run:
             raise
         self.bed.looked(claim.again_at, full=claim.full)
         return claim
+
+    async def _let_go(self) -> None:
+        """Cancel the handlers whose messages were given back when the worker was stopped."""
+        given_back = await self.intake.leases.refresh(on_purpose=True)
+        self.given_back += given_back
 
     async def _cancel_units_at(self, time: float) -> None:
         await trio.sleep_until(time)

@@ -9,6 +9,9 @@ variable whose name is nearly one of ours. Other variables that begin with ``TOC
 Kubernetes makes ``TOCSIN_PORT`` and ``TOCSIN_SERVICE_HOST`` of a service called tocsin. Of several sources only the one that counts is
 read; what it goes before may be wrong.
 
+``listen_dsn`` belongs to a ``dsn``: one from a weaker source than the ``dsn`` that counts does not apply. A program that is told another
+database by an argument is not to listen at the one that the environment names.
+
 An empty value is an error everywhere. A secret that came out empty must not lead to whatever database libpq finds by itself; ``postgresql://``
 says that this is meant.
 """
@@ -70,15 +73,19 @@ def load(
     arguments = {"dsn": dsn, "schema": schema, "listen_dsn": listen_dsn, "pool_size": pool_size, "heartbeat": heartbeat}
     _check_variables(os.environ)
     path, table = _read_table()
+    sources: list[dict[str, Any]] = [{name: a for name, a in arguments.items() if a is not None}, _read_variables(), table]
+    ranks = {name: next((rank for rank, source in enumerate(sources) if name in source), len(sources)) for name in arguments}
+    if ranks["listen_dsn"] > ranks["dsn"]:
+        ranks["listen_dsn"] = len(sources)
     values = {}
-    for name, argument in arguments.items():
-        text = os.environ.get(_variable(name))
-        if argument is not None:
-            values[name] = _check(name, argument, f"argument {name}")
-        elif text is not None:
-            values[name] = _check(name, text, f"environment variable {_variable(name)}", as_text=True)
-        elif name in table:
-            values[name] = _check(name, table[name], f"{path}, tool.tocsin.{name}", as_text=name in _DURATIONS)
+    for name, rank in ranks.items():
+        match rank:
+            case 0:
+                values[name] = _check(name, arguments[name], f"argument {name}")
+            case 1:
+                values[name] = _check(name, os.environ[_variable(name)], f"environment variable {_variable(name)}", as_text=True)
+            case 2:
+                values[name] = _check(name, table[name], f"{path}, tool.tocsin.{name}", as_text=name in _DURATIONS)
     return Settings(**values)
 
 
@@ -163,6 +170,10 @@ def _check(name: str, value: Any, source: str, *, as_text: bool = False) -> Any:
 
 def _variable(name: str) -> str:
     return PREFIX + name.upper()
+
+
+def _read_variables() -> dict[str, str]:
+    return {name: os.environ[_variable(name)] for name in _CHECKS if _variable(name) in os.environ}
 
 
 def _check_variables(names: Iterable[str]) -> None:

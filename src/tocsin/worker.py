@@ -53,6 +53,9 @@ class WorkerInfo:
     """Seconds since then, by the server's clock."""
     shutdown_at: datetime | None
     """When it was stopped; None while it is not."""
+    ended: str | None
+    """How that came: ``"left"`` (by itself, as its block or its process ended), ``"stopped"`` or ``"shut down"`` (by that operation), or
+    ``"died"`` (the others declared its process dead); None while it is not."""
     held: int
     """How many messages it holds."""
 
@@ -79,7 +82,7 @@ class Worker:
         """Return what the registry says of it. Raises `WorkerNotFound`. Cancellation leaves nothing behind."""
         rows = await self._database.fetch("select * from tocsin.list_workers(worker_id => %s)", [self.worker_id])
         if not rows:
-            raise WorkerNotFound(f"worker {self.worker_id} does not exist; it may have been purged", worker_id=self.worker_id)
+            raise WorkerNotFound(f"worker {self.worker_id} does not exist", "it may have been purged", worker_id=self.worker_id)
         return read_info(rows[0])
 
     async def status(self) -> WorkerStatus:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
-from tocsin import Roles, Store
+from tocsin import Roles, SchemaMissing, SchemaOutdated, Store
 from tocsin.database import describe_address
 
+from .advice import describe
 from .options import confirm, yes_option
-from .program import Common, ExitCode, Group, on_store, pass_common
+from .program import Common, ExitCode, Group, Unhealthy, on_store, pass_common
 from .render import Screen
 
 
@@ -57,8 +58,11 @@ async def install(
 @pass_common
 @on_store
 async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
-    """Compare the schema with what this version installs; show each difference, and exit with 4 if there is any."""
-    differences = await store.verify()
+    """Compare the schema with what this version installs; show each difference, and exit with 4 if there is any, or no schema."""
+    try:
+        differences = await store.verify()
+    except (SchemaMissing, SchemaOutdated) as error:
+        raise Unhealthy(describe(error)) from error
     found = "\n".join(map(str, differences)) or f"schema {common.settings().schema!r} is as it should be"
     screen.say(found, differences)
     return ExitCode.UNHEALTHY if differences else ExitCode.DONE

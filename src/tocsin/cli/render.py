@@ -3,7 +3,8 @@
 In JSON the names are those of the Python classes' fields, times are ISO 8601, durations are numbers of seconds, and null stands for what is
 not there or has no end. Those are promises; the tables are not, and may change.
 
-On a terminal a table keeps to its width, and folds what is too long; what identifies something is never cut. Into a pipe each row is one
+On a terminal a table keeps to its width, and folds what is too long; what identifies something is never cut. Where all columns of a large
+table find no room, there are fewer, and no halves. Into a pipe each row is one
 line, however long.
 """
 
@@ -15,13 +16,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 import click
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:  # takes a tenth of a second: imported only by who shows a table
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
 T = TypeVar("T")
 
@@ -49,12 +51,12 @@ class Screen:
         self.json = format == "json"
         """Whether a program reads it."""
 
-    def table(self, rows: Sequence[T], columns: Sequence[Column[T]], *, empty: str) -> None:
-        """Show things of one kind; ``empty`` says that there are none."""
+    def table(self, rows: Sequence[T], columns: Sequence[Column[T]], *, empty: str, narrow: Sequence[Column[T]] | None = None) -> None:
+        """Show things of one kind; ``empty`` says that there are none. ``narrow``: these columns, if the terminal is too narrow for all."""
         if self.json:
             self._document(rows)
         elif rows:
-            self.show(make_table(rows, columns))
+            self.show(fit_table(open_console(), rows, columns, narrow or columns))
         else:
             click.echo(empty)
 
@@ -72,12 +74,17 @@ class Screen:
         else:
             click.echo(printable(sentence, lines=True))
 
+    def remark(self, sentence: str) -> None:
+        """Add a sentence for people, of something that the document says as well."""
+        if not self.json:
+            click.echo(printable(sentence))
+
     def _document(self, value: object) -> None:
         click.echo(json.dumps(to_json(value), ensure_ascii=False, indent=2, allow_nan=False))
 
     def show(self, what: RenderableType) -> None:
         """Print something of rich's."""
-        console = Console(highlight=False, emoji=False)
+        console = open_console()
         if not console.is_terminal:
             console.width = _ENDLESS
         with console.capture() as capture:
@@ -85,8 +92,26 @@ class Screen:
         sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
 
 
+def open_console() -> Console:
+    """Return standard output as rich knows it, without guesses at what is written."""
+    from rich.console import Console
+
+    return Console(highlight=False, emoji=False)
+
+
+def fit_table(console: Console, rows: Sequence[T], columns: Sequence[Column[T]], narrow: Sequence[Column[T]]) -> Table:
+    """Return the table with all columns if the terminal is wide enough, else with those that fit; into a pipe any line does."""
+    table = make_table(rows, columns)
+    endless = console.options.update(width=_ENDLESS)
+    fits = not console.is_terminal or console.measure(table, options=endless).maximum <= console.width
+    return table if fits else make_table(rows, narrow)
+
+
 def make_table(rows: Iterable[T], columns: Sequence[Column[T]]) -> Table:
     """Return the table of these rows."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         whole = column.kind != "text"
@@ -99,6 +124,9 @@ def make_table(rows: Iterable[T], columns: Sequence[Column[T]]) -> Table:
 
 
 def _make_record(value: Any, texts: Mapping[str, str | None]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
@@ -184,6 +212,19 @@ def write_age(seconds: float | None) -> str | None:
         return None
     unit, length = next(((u, n) for u, n in _UNITS if seconds >= 2 * n and u != "w"), ("s", 1))
     return f"{seconds:.1f}s" if unit == "s" and seconds < 10 else f"{seconds // length:.0f}{unit}"
+
+
+def write_count(number: int) -> str:
+    """Return a number, from 100,000 on about that, in few characters."""
+    if number < 100_000:
+        return str(number)
+    unit, size = next(((u, n) for u, n in (("k", 10**3), ("M", 10**6)) if number < 1000 * n), ("G", 10**9))
+    return f"{number / size:.{0 if number >= 100 * size else 1}f}{unit}"
+
+
+def write_rate(rate: float) -> str:
+    """Return how many a second, in few characters."""
+    return f"{rate:.1f}" if rate < 100 else write_count(round(rate))
 
 
 def since(time: datetime | None) -> str | None:

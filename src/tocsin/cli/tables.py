@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tocsin import DeadLetter, MessageInfo, WorkerInfo
 
-from .render import Column, since, write_age, write_payload
+from .render import Column, since, write_age, write_count, write_payload
 
 PAYLOAD_CHARACTERS = 80
 """How much of a payload a row shows."""
@@ -29,18 +29,35 @@ DEAD_LETTERS: list[Column[DeadLetter]] = [
     Column("ERROR", lambda d: d.error),
     Column("PAYLOAD", lambda d: shorten(d.payload)),
 ]
+
+
+def _write_status(w: WorkerInfo) -> str:
+    return f"{w.status.value} (died)" if w.ended == "died" else w.status.value
+
+
 WORKERS: list[Column[WorkerInfo]] = [
     Column("ID", lambda w: w.id, "number"),
     Column("NAME", lambda w: w.name, "name"),
     Column("KIND", lambda w: w.kind),
     Column("QUEUE", lambda w: w.queue, "name"),
-    Column("STATUS", lambda w: w.status.value),
+    Column("STATUS", _write_status),
     Column("HOLDS", lambda w: w.held, "number"),
     Column("HEARTBEAT", lambda w: write_age(w.heartbeat_age), "number"),
     Column("HOST", lambda w: w.hostname),
     Column("PID", lambda w: w.pid, "number"),
     Column("VERSION", lambda w: w.version),
 ]
+
+NARROW_WORKERS: list[Column[WorkerInfo]] = [
+    Column("ID", lambda w: w.id, "number"),
+    Column("NAME", lambda w: w.name),
+    Column("QUEUE", lambda w: w.queue),
+    Column("STATUS", _write_status, "name"),
+    Column("HOLDS", lambda w: write_count(w.held), "number"),
+    Column("HEARTBEAT", lambda w: write_age(w.heartbeat_age), "number"),
+    Column("HOST", lambda w: w.hostname),
+]
+"""What there is room for within 80 columns; what is left to fold are names."""
 
 
 def shorten(payload: object) -> str:

@@ -8,20 +8,18 @@ go. So there is this one program that asks again and again; it does so only whil
 from __future__ import annotations
 
 import os
+import re
 import sys
 import termios
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 import click
 import psycopg
 import trio
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.text import Text
 
 from tocsin import ConnectionLost, QueueMetrics, Store, WorkerInfo, WorkerStatus
 from tocsin.database import describe_address
@@ -30,14 +28,20 @@ from tocsin.nursery import open_nursery_bare
 
 from .options import DURATION
 from .program import Command, Common, on_store, pass_common
-from .queue import METRICS
-from .render import Screen, make_table
-from .tables import WORKERS
+from .queue import METRICS, NARROW_METRICS
+from .render import Screen, fit_table, open_console
+from .tables import NARROW_WORKERS, WORKERS
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
 
 _REST = 0.1
 """Seconds between two frames at least."""
-_LEAVE = b"qQ\x03\x1b"
-"""Keys that end it: q, Ctrl-C, Escape."""
+_LEAVE = b"qQ\x03"
+"""Keys that end it: q, Ctrl-C."""
+_OTHER_KEYS = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.)")
+"""What a terminal sends for the arrows and their like; there may be a q in it."""
 
 
 @attrs.frozen
@@ -64,10 +68,12 @@ async def top(store: Store, screen: Screen, common: Common, *, once: bool, inter
         if screen.json:
             screen.record(frame)
         else:
-            screen.show(_draw(frame))
+            screen.show(_draw(frame, open_console()))
         return
     where = f"{describe_address(common.settings().dsn or '')}, schema {common.settings().schema}"
-    console = Console(highlight=False, emoji=False)
+    from rich.live import Live
+
+    console = open_console()
     with _keys(), Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
         async with open_nursery_bare() as nursery:
             nursery.start_soon(_show, live, store, common, where, interval.total_seconds())
@@ -81,14 +87,20 @@ async def _look(store: Store) -> Frame:
     return Frame(await store.queues.metrics(), workers)
 
 
-def _draw(frame: Frame) -> RenderableType:
-    queues = make_table(frame.queues, METRICS) if frame.queues else Text("no queues")
-    workers = make_table(frame.workers, WORKERS) if frame.workers else Text("no workers")
+def _draw(frame: Frame, console: Console) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    queues = fit_table(console, frame.queues, METRICS, NARROW_METRICS) if frame.queues else Text("no queues")
+    workers = fit_table(console, frame.workers, WORKERS, NARROW_WORKERS) if frame.workers else Text("no workers")
     return Group(queues, Text(), workers)
 
 
 async def _show(live: Live, store: Store, common: Common, where: str, interval: float) -> NoReturn:
     """Draw frame after frame. While the database is away the last one stays, with a line that says so."""
+    from rich.console import Group
+    from rich.text import Text
+
     frame: RenderableType = Text()
     while True:
         try:
@@ -98,7 +110,7 @@ async def _show(live: Live, store: Store, common: Common, where: str, interval: 
                     for channel in {q.channel for q in await store.queues.list()} - heard:
                         await line.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(channel)))
                         heard.add(channel)
-                    frame = _draw(await _look(store))
+                    frame = _draw(await _look(store), live.console)
                     live.update(Group(Text(f"tocsin top  {where}  (q to leave)\n", "dim"), frame), refresh=True)
                     with trio.move_on_after(interval):
                         await line.wait_for_notifications()
@@ -142,5 +154,5 @@ async def _wait_for_key() -> None:
     while True:
         await trio.lowlevel.wait_readable(sys.stdin.fileno())
         pressed = os.read(sys.stdin.fileno(), 64)
-        if not pressed or any(key in _LEAVE for key in pressed):
+        if not pressed or any(key in _LEAVE for key in _OTHER_KEYS.sub(b"", pressed)):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import timedelta
 
 import click
@@ -22,7 +23,7 @@ from .options import (
 from .program import ExitCode, Group, on_store
 from .render import Column, Screen, write_age
 from .run_worker import run
-from .tables import MESSAGES, WORKERS
+from .tables import MESSAGES, NARROW_WORKERS, WORKERS
 
 _HEALTH: list[Column[QueueHealth]] = [
     Column("QUEUE", lambda h: h.queue, "name"),
@@ -30,6 +31,7 @@ _HEALTH: list[Column[QueueHealth]] = [
     Column("CONSUMERS", lambda h: h.consumers, "number"),
     Column("READY", lambda h: h.ready, "number"),
     Column("OLDEST", lambda h: write_age(h.oldest_ready_age), "number"),
+    Column("PAUSED", lambda h: write_age(h.paused_for), "number"),
     Column("UNHEALTHY", lambda h: h.unhealthy_workers),
     Column("SUSPENDED", lambda h: h.suspended_workers),
     Column("PROBLEMS", lambda h: "; ".join(h.problems) or None),
@@ -58,7 +60,7 @@ async def list_workers(store: Store, screen: Screen, queue: str | None) -> None:
     """Show workers, by id."""
     if queue is not None:
         await store.queues.get(queue)
-    screen.table(await store.workers.list(queue), WORKERS, empty="no workers")
+    screen.table(await store.workers.list(queue), WORKERS, narrow=NARROW_WORKERS, empty="no workers")
 
 
 @worker.command(examples=["tocsin worker get 42"])
@@ -158,7 +160,7 @@ async def purge(store: Store, screen: Screen, older_than: timedelta, queue: str 
         await confirm(f"Forget {len(would)} stopped workers for good?", yes=yes)
     purged = await store.workers.purge(older_than, queue=queue, dry_run=dry_run)
     if dry_run or screen.json:
-        screen.table(purged, WORKERS, empty="no such workers")
+        screen.table(purged, WORKERS, narrow=NARROW_WORKERS, empty="no such workers")
     else:
         screen.say(f"purged {len(purged)} workers", None)
 
@@ -202,9 +204,18 @@ async def stats(store: Store, screen: Screen, queue: str | None) -> None:
 )
 @on_store
 async def health(store: Store, screen: Screen, queue: str | None, max_age: timedelta) -> ExitCode:
-    """Look for workers without a sign of life, and for messages that wait while nobody consumes. Exits with 4 if there is a problem."""
+    """Look for workers without a sign of life, and for messages that wait while nobody consumes. Exits with 4 if there is a problem.
+
+    A queue that is paused is none, since that is on purpose; but it is said when messages wait there.
+    """
     found = await store.workers.health(queue, max_age=max_age)
     screen.table(found, _HEALTH, empty="no queues")
+    for h in found:
+        if h.paused_for is not None and h.ready:
+            screen.remark(
+                f"queue {h.queue!r} has been paused for {write_age(h.paused_for)}, and {h.ready} messages wait; "
+                f"`tocsin queue resume {shlex.quote(h.queue)}` ends that"
+            )
     return ExitCode.DONE if all(h.healthy for h in found) else ExitCode.UNHEALTHY
 
 

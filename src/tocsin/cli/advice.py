@@ -1,0 +1,127 @@
+"""What the command line says of an error: what is wrong, and which command or option to use.
+
+The errors' own advice is for programs: it names functions and arguments of Python. So here the problem alone is taken from them, and this
+is the one place where a user of the command line is told what to do about it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import click
+from click.core import ParameterSource
+
+from tocsin.errors import (
+    ConfigError,
+    ConnectionLost,
+    KeyTaken,
+    MessageNotFound,
+    PayloadTooLarge,
+    PendingMessages,
+    PermissionDenied,
+    QueueAlreadyExists,
+    QueueNotEmpty,
+    QueueNotFound,
+    RoleNotFound,
+    SchemaMissing,
+    SchemaOutdated,
+    StateTransitionError,
+    TocsinError,
+    WorkerNotFound,
+    WorkerStopped,
+)
+
+
+def describe(error: TocsinError) -> str:
+    """Return what is wrong and what to type about it."""
+    if isinstance(error, ConfigError):
+        return f"{_as_source(error.source)}: {error.reason}"
+    advice = _advise(error)
+    return f"{error.problem}; {advice}" if advice else error.problem
+
+
+def _advise(error: TocsinError) -> str:
+    match error:
+        case QueueNotFound():
+            return f"`tocsin queue list` shows those that do, `tocsin queue create {shlex.quote(error.queue)}` makes it"
+        case QueueAlreadyExists():
+            return "`tocsin queue update`, or create with --if-missing, changes its settings"
+        case QueueNotEmpty():
+            queue = shlex.quote(error.queue)
+            return (
+                f"`tocsin worker list --queue {queue}` shows the workers, `tocsin worker stop` ends them, "
+                f"`tocsin queue purge {queue}` removes messages; --force takes all of it along"
+            )
+        case WorkerNotFound():
+            return "it may have been purged; `tocsin worker list` shows those that there are"
+        case PendingMessages():
+            return (
+                f"`tocsin worker messages {error.worker_id}` shows them. Wait until they are finished, or have it suspended with --drain "
+                f"(it may finish them) or --release (they are given back); `tocsin worker stop {error.worker_id}` gives back and stops"
+            )
+        case StateTransitionError():
+            return _advise_on_state(error)
+        case MessageNotFound():
+            return "it may be deleted, purged or replayed by now; `tocsin queue messages` and `tocsin queue dead-letters` show the rest"
+        case KeyTaken():
+            ids = " ".join(map(str, error.ids))
+            return f"wait until that one is finished, or give up the dead letter: `tocsin queue archive-dlq QUEUE {ids}`, or purge-dlq"
+        case PayloadTooLarge():
+            return (
+                "enqueue a reference to data that is stored elsewhere, or raise the limit: "
+                f"`tocsin queue update QUEUE --max-payload {error.actual}`"
+            )
+        case PermissionDenied():
+            return (
+                "log in as the role that installed Tocsin or as an administrator of it, or have one let this role in: "
+                "`tocsin admin install --roles` (see its --help), and to enqueue `tocsin queue grant QUEUE ROLE`"
+            )
+        case RoleNotFound():
+            return "`tocsin admin install --roles` creates Tocsin's roles, `create role` in psql any other"
+        case SchemaMissing():
+            return f"`{_write_install(error.schema)}` installs it; if it is elsewhere, --dsn and --schema say where"
+        case SchemaOutdated():
+            return f"`{_write_install(error.schema)}` brings it up to date"
+        case ConnectionLost():
+            return "--dsn or TOCSIN_DSN says which server is meant"
+    return ""
+
+
+def _advise_on_state(error: StateTransitionError) -> str:
+    worker = error.worker_id
+    if "name is in use" in error.reason:
+        soon = "" if error.retry_after is None else f"its process seems to have died: try again in {error.retry_after:.0f} s; or "
+        return f"{soon}choose another --name, or end that one: `tocsin worker stop {worker}`"
+    if error.to == "deleted":
+        return f"stop it first: `tocsin worker stop {worker}`"
+    if isinstance(error, WorkerStopped):
+        return "that is for good; `tocsin worker run` starts another"
+    if error.from_ == "suspended":
+        return f"`tocsin worker resume {worker}` has it go on, `tocsin worker shutdown {worker}` stops it"
+    if error.to == "ready":
+        return "there is nothing to resume"
+    if error.to == "stopped":
+        return f"`tocsin worker suspend {worker} --drain` comes first, or at once: `tocsin worker stop {worker}`"
+    return f"its run is ending already; `tocsin worker stop {worker}` does not wait for its handlers"
+
+
+def _write_install(schema: str) -> str:
+    return "tocsin admin install" + ("" if schema == "tocsin" else f" --schema {shlex.quote(schema)}")
+
+
+def _as_source(source: str) -> str:
+    """Return where a setting came from; what the API calls an argument is an option here."""
+    if source.startswith("roles."):
+        return f"--{source.removeprefix('roles.')}-role"
+    name = source.removeprefix("argument ")
+    return f"--{name.replace('_', '-')}" if name in ("dsn", "schema") else source
+
+
+def with_options(text: str, context: click.Context) -> str:
+    """Return what the API says of its arguments, with the options that were typed in their place."""
+    for parameter in context.command.params:
+        if isinstance(parameter, click.Option) and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE:
+            # Not the "at" of "at most".
+            text = re.sub(rf"(?<![-\w]){parameter.name}\b=?(?! most| least)", parameter.opts[0], text)
+    return text
