@@ -23,6 +23,7 @@ __all__ = [
     "PendingMessages",
     "PermissionDenied",
     "QueueAlreadyExists",
+    "QueueBusy",
     "QueueNotEmpty",
     "QueueNotFound",
     "RateLimited",
@@ -147,6 +148,15 @@ class QueueNotEmpty(TocsinError):
         """How many workers it has that are not stopped."""
         self.messages = messages
         """How many unfinished messages it has: ready, delayed or leased."""
+
+
+class QueueBusy(TocsinError):
+    """A queue is not deleted, since transactions that use it did not end for ten seconds. Nothing was changed; try again."""
+
+    def __init__(self, message: str, *, queue: str) -> None:
+        super().__init__(message)
+        self.queue = queue
+        """Name of the queue."""
 
 
 class PayloadInvalid(TocsinError, ValueError):
@@ -336,6 +346,8 @@ def _refusal(code: str, message: str, detail: dict[str, Any], hint: str | None) 
             return PayloadInvalid(describe_path(detail["path"]), detail["reason"], detail["index"])
         case "TC010":
             return QueueNotEmpty(message, queue=detail["queue"], workers=detail["workers"], messages=detail["messages"])
+        case "TC011":
+            return QueueBusy(message, queue=detail["queue"])
         case "TC014":
             return KeyTaken(message, ids=tuple(detail["ids"]))
         case "TC022":

@@ -217,8 +217,9 @@ class Queues:
         """Delete a queue, with its archive, its dead letters and its stopped workers.
 
         Refused with `QueueNotEmpty` while it has other workers or unfinished messages, unless by ``force``: then these go too, leased
-        messages as well, and runs on the queue end with `Suspended`. It waits for transactions that have put messages into the queue and
-        have not ended. With ``dry_run`` nothing is removed. Raises `QueueNotFound`. Cancelled, all has happened or nothing.
+        messages as well, and runs on the queue end with `Suspended`. It waits for transactions that have put messages into the queue, or
+        have some of its messages locked, for ten seconds; then it is refused with `QueueBusy`. With ``dry_run`` nothing is removed. Raises
+        `QueueNotFound`. Cancelled, all has happened or nothing.
         """
         return Deleted(*await self._ask("delete_queue", name, force, dry_run))
 
