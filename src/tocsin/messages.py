@@ -13,6 +13,7 @@ from .database import Database
 from .durations import check_count, check_id
 from .errors import MessageNotFound
 from .payload import decode
+from .texts import check_queue
 
 MessageState = Literal["ready", "delayed", "leased", "dead", "archived"]
 """Where a message is: it can be claimed, is due later, is with a consumer, is a dead letter, is finished and kept."""
@@ -141,7 +142,7 @@ class Messages:
         rows = await self._database.fetch(
             "select * from tocsin.list_messages(%s, %s, %s, %s, %s)",
             [
-                queue,
+                check_queue(queue),
                 state,
                 None if worker is None else check_id(worker, "worker"),
                 check_count(limit, "limit"),

@@ -13,6 +13,7 @@ from .database import Database, Row
 from .durations import Duration, to_timedelta
 from .errors import QueueNotFound
 from .queue_settings import FOR_EVER, Notify, QueueSettings, check_settings
+from .texts import check_queue, check_text
 
 
 @attrs.frozen
@@ -242,14 +243,14 @@ class Queues:
         The role, or one that it is a member of, must be among those that `Store.install` let in as producers or consumers. Raises
         `QueueNotFound`, `PermissionDenied`, and `ValueError` when there is no such role. Cancelled, it is granted or not.
         """
-        await self._database.fetch("select tocsin.grant_queue(%s, %s)", [name, role])
+        await self._database.fetch("select tocsin.grant_queue(%s, %s)", [check_queue(name), check_text(role, "role")])
 
     async def revoke(self, name: str, role: str) -> None:
         """Take back what `grant` gave, for every statement from now on; doing it again changes nothing.
 
         Raises what `grant` raises. Cancelled, it is taken back or not.
         """
-        await self._database.fetch("select tocsin.revoke_queue(%s, %s)", [name, role])
+        await self._database.fetch("select tocsin.revoke_queue(%s, %s)", [check_queue(name), check_text(role, "role")])
 
     async def _set(self, function: str, name: str, settings: QueueSettings) -> Queue:
         checked = check_settings(settings)
@@ -258,11 +259,11 @@ class Queues:
 
     async def _fetch(self, function: str, name: str, arguments: str = "", values: Iterable[object] = ()) -> Queue:
         statement = f"select {_COLUMNS} from tocsin.{function}(%s{arguments})"
-        return _read(await self._database.fetch_one(statement, [_sendable(name), *values]))
+        return _read(await self._database.fetch_one(statement, [check_queue(name), *values]))
 
     async def _ask(self, function: str, name: str, *arguments: object) -> Row:
         placeholders = ", ".join(["%s"] * (1 + len(arguments)))
-        return await self._database.fetch_one(f"select * from tocsin.{function}({placeholders})", [_sendable(name), *arguments])
+        return await self._database.fetch_one(f"select * from tocsin.{function}({placeholders})", [check_queue(name), *arguments])
 
 
 _AllMetrics: TypeAlias = list[QueueMetrics]
@@ -270,17 +271,6 @@ _AllMetrics: TypeAlias = list[QueueMetrics]
 
 
 def _check_name(name: str) -> str:
-    if not name or "\0" in name or len(name.encode()) > 255:
+    if not 0 < len(check_text(name, "name").encode()) <= 255:
         raise ValueError("name must be 1 to 255 bytes of text")
-    return name
-
-
-def _sendable(name: str) -> str:
-    """Return the name of a queue that may exist: no text in PostgreSQL has the character NUL or a lone surrogate."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise QueueNotFound(name) from None
-    if "\0" in name:
-        raise QueueNotFound(name)
     return name

@@ -33,6 +33,7 @@ from .rate_limit import RateLimit
 from .registration import registered
 from .roles import Roles
 from .schema import Difference, Schema
+from .texts import check_text
 from .worker import WorkerStatus
 from .workers import Workers
 
@@ -217,7 +218,7 @@ class Store:
 def _check_worker_name(name: str | None) -> str | None:
     if name == "":
         raise ValueError("name must not be empty")
-    return name
+    return None if name is None else check_text(name, "name")
 
 
 @asynccontextmanager
