@@ -179,7 +179,7 @@ def describe_path(steps: Iterable[str | int]) -> str:
 
 
 class PayloadTooLarge(TocsinError, ValueError):
-    """A payload larger than its queue allows. Nothing was enqueued."""
+    """A payload, or headers, larger than its queue allows. Nothing was enqueued."""
 
     def __init__(self, message: str, *, actual: int, maximum: int, index: int | None) -> None:
         super().__init__(message)
@@ -188,7 +188,7 @@ class PayloadTooLarge(TocsinError, ValueError):
         self.maximum = maximum
         """The queue's limit in bytes."""
         self.index = index
-        """Which payload of a batch, counted from 0; None for a single message."""
+        """Which payload of a batch, counted from 0; None for a single message, and for headers."""
 
 
 class PermissionDenied(TocsinError):

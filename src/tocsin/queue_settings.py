@@ -34,7 +34,7 @@ class QueueSettings(TypedDict, total=False):
     retry_jitter: float | None
     """The share, 0 to 1, by which a delay may be longer or shorter by chance (0.2)."""
     max_payload: int | None
-    """The largest payload in bytes of JSON text (1 MiB)."""
+    """The largest payload in bytes of JSON text (1 MiB); headers may be as large again."""
     max_string: int | None
     """Most characters of a string in a payload (0: any number)."""
     max_depth: int | None

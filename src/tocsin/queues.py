@@ -37,7 +37,7 @@ class Queue:
     retry_jitter: float
     """The share, 0 to 1, by which a delay may be longer or shorter by chance."""
     max_payload: int
-    """The largest payload in bytes of JSON text."""
+    """The largest payload in bytes of JSON text; headers may be as large again."""
     max_string: int
     """Most characters of a string in a payload; 0: any number."""
     max_depth: int
