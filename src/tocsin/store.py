@@ -275,7 +275,7 @@ async def _open_connection(dsn: str, address: str) -> Connection:
             dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
         )
         try:
-            if await connection.is_pooled():
+            if not await connection.take_session():
                 # What psycopg prepares may not be there for the next transaction, and a statement that fails in one cannot be repeated.
                 connection.prepare_threshold = None
         except BaseException:
