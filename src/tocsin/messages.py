@@ -132,7 +132,8 @@ class Messages:
     ) -> list[MessageInfo]:
         """Return messages of a queue, by id: those in one ``state``, or all unfinished ones (ready, delayed and leased).
 
-        ``worker``: only those that the consumer of this id holds. There are at most ``limit``; the next page is what comes ``after`` the
+        ``worker``: only those that the consumer of this id holds, which includes those whose lease has ended and that nobody has taken yet,
+        though they are ready. There are at most ``limit``; the next page is what comes ``after`` the
         last one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
         """
         if state is not None and state not in get_args(MessageState):
