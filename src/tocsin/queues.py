@@ -84,7 +84,9 @@ class QueueMetrics:
     oldest_ready_age: float | None
     """For how many seconds the oldest ready message has been ready; None when none is."""
     enqueue_rate: float
-    """Messages enqueued per second, over the last minute or less, from a sample; what was deleted, or is not archived, does not count."""
+    """Messages enqueued per second in the last minute. Of more than 2,000 it is a sample, the 2,000 newest and the time since the first of them:
+    for a steady stream that is its rate, after a larger batch at one moment it is too low. What was deleted, or is not archived, does not
+    count."""
     settle_rate: float
     """Messages archived per second, over the last minute, also where the queue's retention keeps none of them."""
     consumers: int
@@ -231,7 +233,8 @@ class Queues:
     async def metrics(self, name: str | None = None) -> _AllMetrics | QueueMetrics:
         """Return what is in a queue and how fast it moves; without a name, of all queues, by name.
 
-        Takes milliseconds, however much is in them. Raises `QueueNotFound`. Cancellation leaves nothing behind.
+        Takes a millisecond for a small queue, and up to ten more for each kind of messages of which there are more than 100,000, however
+        many: the benchmark ``python -m bench --only metrics`` measures it. Raises `QueueNotFound`. Cancellation leaves nothing behind.
         """
         if name is not None:
             return QueueMetrics(*await self._ask("queue_metrics", name))

@@ -199,7 +199,7 @@ class Store:
             yield connection
 
     async def stats(self) -> StoreStats:
-        """Return what is in the whole store. Takes milliseconds, however much that is. Cancellation leaves nothing behind."""
+        """Return what is in the whole store. Takes for each queue what `Queues.metrics` takes. Cancellation leaves nothing behind."""
         (queues, by_status, *others) = await self._database.fetch_one("select * from tocsin.store_stats()")
         return StoreStats(queues, {status: by_status.get(status, 0) for status in WorkerStatus}, *others)
 
