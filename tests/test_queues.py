@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import trio
 import trio.testing
+from child import running
 from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
@@ -199,6 +200,44 @@ async def test_pause_and_resume_a_queue(store: tocsin.Store) -> None:
             await trio.testing.wait_all_tasks_blocked()
             assert (await store.queues.resume("q")).paused_at is None
         assert [m.payload for m in got] == [1]
+
+
+async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(store: tocsin.Store, store_dsn: str) -> None:
+    """Both are in the middle of a backlog. Afterwards they hold nothing and sleep, and nothing was claimed after the pause."""
+    await store.queues.create("q")
+    await store.produce_many("q", range(2000))
+    unfinished = "select count(*)::int, count(*) filter (where state = 'leased')::int from tocsin.messages"
+    asleep = (
+        "select 1 from pg_locks l, tocsin.queues q where l.locktype = 'advisory' and l.mode = 'ShareLock' "
+        "and (l.classid::bigint << 32) | l.objid::bigint = tocsin.lock_key('asleep', q.id) having count(*) = 2"
+    )
+    handled = Handled()
+    async with (
+        running("consume.py", store_dsn, "q", "remote", "go") as child,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
+        await child.words("worker")
+        await child.words("handling")
+        nursery.start_soon(run_until_suspended, consumer, handled, list[tocsin.Suspended]())
+        await handled.wait(1)
+        await store.queues.pause("q")
+        ((paused_at,),) = await query(store_dsn, "select tocsin.clock()")
+        ring = await store.produce("q", -1)
+        with trio.fail_after(PATIENCE):
+            while (await query(store_dsn, unfinished))[0][1] or not await query(store_dsn, asleep):
+                pass
+        ((left, _),) = await query(store_dsn, unfinished)
+        assert 0 < left < 2001
+        assert await query(store_dsn, "select max(dequeued_at) <= %s from tocsin.archive", paused_at) == [(True,)]
+        await store.queues.resume("q")
+        with trio.fail_after(PATIENCE):
+            while (await query(store_dsn, unfinished))[0][0]:
+                pass
+        assert (await store.messages.get(ring)).state == "archived"
+        workers = "select count(distinct consumer_worker_id) from tocsin.archive"
+        assert await query(store_dsn, workers) == [(2,)]
+        nursery.cancel_scope.cancel()
 
 
 async def _dequeue_into(got: list[tocsin.Message], consumer: tocsin.Consumer) -> None:

@@ -84,7 +84,7 @@ class QueueMetrics:
     oldest_ready_age: float | None
     """For how many seconds the oldest ready message has been ready; None when none is."""
     enqueue_rate: float
-    """Messages enqueued per second in the last minute. Of more than 2,000 it is a sample, the 2,000 newest and the time since the first of them:
+    """Messages enqueued per second in the last minute. Of more than 2,000 it is a sample, the newest and the time since the first of them:
     for a steady stream that is its rate, after a larger batch at one moment it is too low. What was deleted, or is not archived, does not
     count."""
     settle_rate: float
