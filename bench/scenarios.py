@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import commands, comparison, concurrent, delayed, drain, enqueue, flat, herd, idle, kill, memory, steady, wakeup
+from . import commands, comparison, concurrent, delayed, drain, enqueue, flat, herd, idle, kill, memory, metrics, steady, wakeup
 from .frame import Scenario
 
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
@@ -25,5 +25,6 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "kill": kill.measure,
         "commands": commands.measure,
         "delayed": delayed.measure,
+        "metrics": metrics.measure,
     }
 )

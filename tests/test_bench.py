@@ -46,14 +46,14 @@ def counting_server(server: servers.Server) -> servers.Server:
 
 def test_messages_between_processes(server: servers.Server, tmp_path: Path) -> None:
     saved = tmp_path / "results.json"
-    ended = run(server, "--only", "wakeup", "--only", "delayed", "--json", saved)
+    ended = run(server, "--only", "wakeup", "--only", "delayed", "--only", "metrics", "--json", saved)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     records = json.loads(saved.read_text())
     check_shape(records)
     names = ("notify", "claim", "produce", "sql", "produce_raw", "sql_raw")
     ways = [f"wakeup.{name}.{percentile}" for name in names for percentile in ("p50", "p99")]
-    assert [r["scenario"] for r in records] == [*ways, "delayed.p50", "delayed.max"]
+    assert [r["scenario"] for r in records] == [*ways, "delayed.p50", "delayed.max", "metrics.p50", "metrics.p99", "metrics.empty"]
     assert all(r["scenario"] in ended.stdout for r in records)
     with connect_blocking(server.admin_dsn) as connection:
         assert connection.execute("select datname from pg_database where datname like 'tocsin\\_bench\\_%'").fetchall() == []
@@ -122,7 +122,7 @@ def test_the_record_is_complete_and_on_the_page() -> None:
     assert {r["settings"]["size"] for r in records} == {"full"}
     assert {r["scenario"].partition(".")[0] for r in records} >= {
         "drain", "enqueue", "enqueue_batch", "enqueue_concurrent", "peers", "grid", "wakeup", "steady", "memory", "flat", "herd", "idle",
-        "kill", "commands", "delayed",
+        "kill", "commands", "delayed", "metrics",
     }  # fmt: skip
     readme = (ROOT / "README.md").read_text()
     for scenario in ("drain", "enqueue_batch", "enqueue_concurrent"):

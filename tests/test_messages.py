@@ -13,6 +13,33 @@ from support import connect_blocking, move_clock, nodes, query
 import tocsin
 
 
+async def test_lists_and_metrics_say_the_same_of_what_has_become_due(store: tocsin.Store, store_dsn: str) -> None:
+    """Though nobody has looked since: a delayed message whose time has come, and one whose lease has ended, are ready."""
+    await store.queues.ensure("q", vt=30)
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        due, late = await producer.enqueue(1, delay=50), await producer.enqueue(2, delay=5000)
+        lapsed, held = await producer.enqueue_many([3, 4])
+        await consumer.dequeue()
+        await consumer.dequeue(vt=5000)
+        ready = await producer.enqueue(5)
+        for seconds, expected in (
+            (0, {"ready": [ready], "delayed": [due, late], "leased": [lapsed, held]}),
+            (100, {"ready": [due, lapsed, ready], "delayed": [late], "leased": [held]}),
+            (9000, {"ready": [due, late, lapsed, held, ready], "delayed": [], "leased": []}),
+        ):
+            await move_clock(store_dsn, seconds)
+            metrics = await store.queues.metrics("q")
+            for state in ("ready", "delayed", "leased"):
+                listed = await store.messages.list("q", state=state)
+                assert [m.id for m in listed] == expected[state]
+                assert {m.state for m in listed} <= {state}
+                assert len(listed) == getattr(metrics, state)
+                assert [(await store.messages.get(i)).state for i in expected[state]] == [state] * len(listed)
+            assert sorted(m.id for m in await store.messages.list("q")) == sorted(i for ids in expected.values() for i in ids)
+            assert [m.id for m in await store.messages.list("q", worker=consumer.worker_id)] == [lapsed, held]
+            assert (await consumer.info()).held == 2
+
+
 async def test_get_tells_all_in_every_state(store: tocsin.Store, store_dsn: str) -> None:
     queue = await store.queues.ensure("q", retry_base=0, retry_jitter=0)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
@@ -182,7 +209,7 @@ async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None
 LARGE = """
 insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, lease, consumer_worker_id, payload)
 select case when n % 10 = 0 then 1 else 2 end, n % 7, (array['ready', 'scheduled', 'leased'])[1 + n % 3]::tocsin.message_state,
-       now(), now(), now(), 1, n % 5, to_jsonb(repeat('x', 100))
+       now(), now() + case when n % 3 > 0 and n % 160 > 0 then interval '1 day' else '0 s' end, now(), 1, n % 5, to_jsonb(repeat('x', 100))
 from generate_series(1, 30000) n;
 create table tocsin.archive_24h_test partition of tocsin.archive for values from (24, minvalue) to (24, maxvalue);
 insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at, span, payload)

@@ -220,6 +220,28 @@ def test_metrics_read_little(plans: Plans) -> None:
     assert max(rows for _, relation, rows in read if relation.startswith("archive")) <= 2000
 
 
+def test_metrics_touch_few_pages_of_a_million_archived_messages(plans: Plans) -> None:
+    for _ in range(2):
+        plans("select * from tocsin.maintain()")  # makes the partition, and says that it may be used
+    plans(
+        "insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, archived_at, keep_until, payload) "
+        "select n, 1, 0, 1, a.span, now(), now(), now() + a.retention, '1' "
+        "from tocsin.archiving a, generate_series(1, 1000000) n where a.queue_id = 1 and a.span > 0"
+    )
+    plans(
+        "insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n) "
+        "select 1, a.span, now() + a.retention, now(), 1000000 from tocsin.archiving a where a.queue_id = 1"
+    )
+    plans("analyze tocsin.archive")
+    for _ in range(7):  # until the session keeps its plans
+        found = plans("select * from tocsin.queue_metrics('q')")
+    whole = found["select * from tocsin.queue_metrics('q')"]
+    assert 0 < whole["Shared Hit Blocks"] + whole["Shared Read Blocks"] < 1000  # the table has 10,000, its index 3,000
+    read = [n for plan in found.values() for n in nodes(plan) if n.get("Relation Name", "").startswith("archive_24h")]
+    assert {n["Node Type"] for n in read} == {"Index Scan"}
+    assert max(n["Actual Rows"] for n in read) == 2000  # for the rate of enqueueing
+
+
 async def test_metrics_of_a_queue_with_many_priorities(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     await query(

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import connect_blocking
+from support import connect_blocking, query
 
 import tocsin
 from tocsin.payload import MAX_DEPTH, decode, encode
@@ -135,3 +135,27 @@ async def test_default_limit_is_one_mebibyte(store: tocsin.Store) -> None:
     await store.produce("q", "x" * (1024 * 1024 - 2))
     with pytest.raises(tocsin.PayloadTooLarge):
         await store.produce("q", "x" * (1024 * 1024 - 1))
+
+
+async def test_headers_may_be_as_large_as_a_payload(store: tocsin.Store, store_dsn: str) -> None:
+    large = "h" * 99
+    await store.queues.ensure("q", max_payload=100)
+    async with store.producer("q") as producer:
+        await producer.enqueue("x" * 98, headers="h" * 98)
+
+        async with store.transaction() as connection:
+            attempts = [
+                lambda: producer.enqueue(1, headers=large),
+                lambda: producer.enqueue_many([1, 2], headers=large),
+                lambda: store.produce("q", 1, headers=large, key="k"),
+                lambda: producer.enqueue_many([1, 2], headers=large, connection=connection),
+            ]
+            for attempt in attempts:
+                with pytest.raises(tocsin.PayloadTooLarge, match="headers of 101 bytes exceed the limit") as refused:
+                    await attempt()
+                assert (refused.value.actual, refused.value.maximum, refused.value.index) == (101, 100, None)
+    assert await query(store_dsn, "select payload from tocsin.messages where headers is not null") == [("x" * 98,)]
+    shared = f'[{{"payload": 1, "headers": "{large}"}}, {{"payload": 2}}]'
+    (((refused_id, admitted_id),),) = await query(store_dsn, "select tocsin.enqueue_each('q', %s::jsonb)", shared)
+    assert refused_id is None
+    assert admitted_id is not None

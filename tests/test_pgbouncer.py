@@ -135,10 +135,10 @@ async def test_it_is_really_another_session_each_time(dsn: str, through: Through
         for _ in range(poolers.SESSIONS):
             async with store.transaction() as connection:
                 sessions.add((await (await connection.execute("select pg_backend_pid()")).fetchall())[0])
-                assert await connection.is_pooled()
+                assert not await connection.take_session()
     assert len(sessions) == poolers.SESSIONS
     async with open_connection(dsn) as direct:
-        assert not await direct.is_pooled()
+        assert await direct.take_session()
 
 
 async def test_a_lent_connection_repeats_statements_as_often_as_it_likes(dsn: str, through: Through) -> None:

@@ -111,6 +111,38 @@ async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(store_dsn: str)
             await consumer.interrupt()
 
 
+async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_store: str) -> None:
+    """From the moment when the consumer sleeps until it has the message, its one claim is the only statement that anybody runs."""
+    statements = (
+        "select query, calls from pg_stat_statements s join pg_database d on d.oid = s.dbid "
+        "where d.datname = current_database() and toplevel and query !~ 'pg_stat_statements'"
+    )
+    ran = list[tuple[str, int]]()
+
+    async def look(_: tocsin.Message) -> None:
+        ran.extend(await query(dsn_of_quiet_store, statements))
+
+    async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store, tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as other:
+        await store.queues.ensure("q")
+        await store.produce("q", 1)
+        handled, suspended = Handled(look), list[tocsin.Suspended]()
+        async with other.consumer("q") as holder, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            (held,) = await holder.dequeue(vt=2)
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until_asleep(store, other)
+            assert not handled.messages
+            await query(dsn_of_quiet_store, "select pg_stat_statements_reset()")
+            await handled.wait(1)
+            with trio.fail_after(PATIENCE):
+                while not ran:
+                    await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    (message,) = handled.messages
+    assert (message.id, message.read_ct) == (held.id, 2)
+    assert [calls for _, calls in ran] == [1]
+    assert "claim(" in ran[0][0]
+
+
 async def test_one_message_for_many_idle_consumers_costs_few_claims(dsn_of_quiet_store: str) -> None:
     claims = (
         "select coalesce(sum(calls), 0)::int from pg_stat_statements s join pg_database d on d.oid = s.dbid "

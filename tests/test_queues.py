@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import trio
 import trio.testing
+from child import running
 from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
@@ -199,6 +200,44 @@ async def test_pause_and_resume_a_queue(store: tocsin.Store) -> None:
             await trio.testing.wait_all_tasks_blocked()
             assert (await store.queues.resume("q")).paused_at is None
         assert [m.payload for m in got] == [1]
+
+
+async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(store: tocsin.Store, store_dsn: str) -> None:
+    """Both are in the middle of a backlog. Afterwards they hold nothing and sleep, and nothing was claimed after the pause."""
+    await store.queues.create("q")
+    await store.produce_many("q", range(2000))
+    unfinished = "select count(*)::int, count(*) filter (where state = 'leased')::int from tocsin.messages"
+    asleep = (
+        "select 1 from pg_locks l, tocsin.queues q where l.locktype = 'advisory' and l.mode = 'ShareLock' "
+        "and (l.classid::bigint << 32) | l.objid::bigint = tocsin.lock_key('asleep', q.id) having count(*) = 2"
+    )
+    handled = Handled()
+    async with (
+        running("consume.py", store_dsn, "q", "remote", "go") as child,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
+        await child.words("worker")
+        await child.words("handling")
+        nursery.start_soon(run_until_suspended, consumer, handled, list[tocsin.Suspended]())
+        await handled.wait(1)
+        await store.queues.pause("q")
+        ((paused_at,),) = await query(store_dsn, "select tocsin.clock()")
+        ring = await store.produce("q", -1)
+        with trio.fail_after(PATIENCE):
+            while (await query(store_dsn, unfinished))[0][1] or not await query(store_dsn, asleep):
+                pass
+        ((left, _),) = await query(store_dsn, unfinished)
+        assert 0 < left < 2001
+        assert await query(store_dsn, "select max(dequeued_at) <= %s from tocsin.archive", paused_at) == [(True,)]
+        await store.queues.resume("q")
+        with trio.fail_after(PATIENCE):
+            while (await query(store_dsn, unfinished))[0][0]:
+                pass
+        assert (await store.messages.get(ring)).state == "archived"
+        workers = "select count(distinct consumer_worker_id) from tocsin.archive"
+        assert await query(store_dsn, workers) == [(2,)]
+        nursery.cancel_scope.cancel()
 
 
 async def _dequeue_into(got: list[tocsin.Message], consumer: tocsin.Consumer) -> None:
@@ -676,11 +715,121 @@ async def test_queue_deleted_again_and_again_under_producers_and_consumers(store
                 while not await query(store_dsn, "select 1 from tocsin.messages limit 1"):
                     pass
             with trio.fail_after(PATIENCE):
-                deleted += (await store.queues.delete("q", force=True)).messages
+                gone = await store.queues.delete("q", force=True)
+                deleted += gone.messages + gone.dead_letters  # released for the fifth time
         over.set()
     ((swept,),) = await query(store_dsn, "select tocsin.sweep_orphans()")
     assert len(enqueued) == deleted + swept
     assert (await contents(store_dsn)) == {"messages": 0, "dead_letters": 0, "archive": 0, "workers": 0, "queues": 0}
+
+
+HAND_OVERS = {
+    "replays a dead letter": ("select from tocsin.dead_letters where id = 1 for update", "select tocsin.replay(array[1])"),
+    "settles and enqueues": ("select tocsin.archive(array[2], array[{lease}])", "select tocsin.enqueue('q', '4')"),
+    "claims and enqueues": ("select tocsin.claim({worker}, {registration}, 1)", "select tocsin.enqueue('q', '4')"),
+    "enqueues and settles": ("select tocsin.enqueue('q', '4')", "select tocsin.archive(array[2], array[{lease}])"),
+    "purges and enqueues": ("select tocsin.purge_queue('q', ready => true)", "select tocsin.enqueue('q', '4')"),
+    "purges the archive and enqueues": ("select tocsin.purge_queue('q', archived => true)", "select tocsin.enqueue('q', '4')"),
+    "registers and enqueues": (
+        "select tocsin.register_worker('q', 'consumer', 'other', null, 'h', 1, 'v')",
+        "select tocsin.enqueue('q', '4')",
+    ),
+}
+"""What a transaction does that first locks something of a queue and then needs something that its deletion has, in two steps."""
+
+
+@pytest.mark.parametrize("what", HAND_OVERS)
+async def test_a_deletion_gives_way_to_a_transaction_that_waits_for_it(store: tocsin.Store, store_dsn: str, what: str) -> None:
+    """PostgreSQL would call it a deadlock, and abort either of the two."""
+    await store.queues.create("q")
+    deleted = list[tocsin.Deleted]()
+
+    async def delete() -> None:
+        deleted.append(await store.queues.delete("q", force=True))
+
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery, open_transaction(store_dsn) as other:
+        await store.produce_many("q", [1, 2, 3, 4])
+        dead, held, kept = await consumer.dequeue(3)
+        assert (dead.id, held.id) == (1, 2)
+        await kept.archive()
+        await query(store_dsn, "select tocsin.bury(array[1], 'x')")
+        given = {"lease": held.lease, "worker": consumer.worker_id, "registration": consumer._registration.token}
+        first, second = (statement.format(**given) for statement in HAND_OVERS[what])
+        await other.execute(first.encode())
+        nursery.start_soon(delete)
+        await until_waiting(store_dsn, "delete_queue")
+        # Again and again the deletion has the lock `rung`, and lets go of it.
+        exclusive = "select 1 from pg_locks where locktype = 'advisory' and mode = 'ExclusiveLock' and granted"
+        if what != "enqueues and settles":
+            with trio.fail_after(PATIENCE):
+                while not await query(store_dsn, exclusive):
+                    pass
+        with trio.fail_after(PATIENCE):
+            await other.execute(second.encode())
+        await other.execute("commit")
+    assert len(deleted) == 1
+    assert set((await contents(store_dsn)).values()) == {0}
+
+
+async def refused_as_busy(store: tocsin.Store, into: list[str]) -> None:
+    with pytest.raises(tocsin.QueueBusy, match="in use by transactions that do not end") as refused:
+        await store.queues.delete("q", force=True)
+    into.append(refused.value.queue)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "select tocsin.enqueue('q', '2')",
+        "select from tocsin.messages for update",
+        "select pg_advisory_xact_lock(tocsin.lock_key('rung', 1))",
+    ],
+)
+async def test_a_deletion_is_refused_when_a_transaction_does_not_end(store: tocsin.Store, store_dsn: str, use: str) -> None:
+    assert (await store.queues.create("q")).id == 1
+    await store.produce("q", 1)
+    refused = list[str]()
+    async with trio.open_nursery() as nursery, open_transaction(store_dsn) as other:
+        await other.execute(use.encode())
+        nursery.start_soon(refused_as_busy, store, refused)
+        await until_waiting(store_dsn, "delete_queue")
+        assert not refused
+        await query(store_dsn, FUTURE)
+        with trio.fail_after(PATIENCE):
+            while not refused:
+                await trio.lowlevel.checkpoint()
+        await other.execute("rollback")
+    assert refused == ["q"]
+    assert [m.payload for m in await store.messages.list("q")] == [1]
+    assert (await store.queues.delete("q", force=True)).messages == 1
+
+
+FUTURE = (
+    "create or replace function tocsin.clock() returns timestamptz language sql volatile parallel safe "
+    "as $$ select pg_catalog.clock_timestamp() + interval '11 s' $$"
+)
+
+
+async def test_two_deletions_in_a_transaction_do_not_wait_for_ever_for_who_uses_both_queues(store: tocsin.Store, store_dsn: str) -> None:
+    for name in ("a", "q"):
+        await store.queues.create(name)
+    outcome = list[str | None]()
+
+    async def delete(deleting: TrioConnection[Any]) -> None:
+        with pytest.raises(psycopg.Error, match="in use by transactions that do not end") as refused:
+            await deleting.execute("select tocsin.delete_queue('q', force => true)")
+        outcome.append(refused.value.sqlstate)
+        await deleting.execute("rollback")
+
+    async with open_transaction(store_dsn) as producing, open_transaction(store_dsn) as deleting, trio.open_nursery() as nursery:
+        await producing.execute("select tocsin.enqueue('q', '1')")
+        await deleting.execute("select tocsin.delete_queue('a')")
+        nursery.start_soon(delete, deleting)
+        await until_waiting(store_dsn, "delete_queue('q'")
+        nursery.start_soon(producing.execute, "select tocsin.enqueue('a', '1')")
+        await until_waiting(store_dsn, "enqueue('a'")
+        await query(store_dsn, FUTURE)
+    assert outcome == ["TC011"]
 
 
 # Names

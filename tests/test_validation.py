@@ -213,6 +213,18 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.parametrize("rule", ["max_string => 1000", "max_depth => 100000", "forbidden_keys => '{x}'"])
+def test_what_is_walked_over_has_at_most_256_levels(connection: psycopg.Connection[Any], rule: str) -> None:
+    """Each level is copied, so that without a limit ten thousand of them in a megabyte would be ten gigabytes."""
+    connection.execute(f"select tocsin.update_queue('q', {rule})".encode())
+    connection.execute("select tocsin.enqueue('q', %s::jsonb)", ["[" * 256 + "]" * 256])
+    with pytest.raises(psycopg.Error, match="nested deeper than 256 levels") as refused:
+        connection.execute("select tocsin.enqueue('q', %s::jsonb)", ["[" * 257 + "]" * 257])
+    assert refused.value.sqlstate == "TC009"
+    connection.execute("select tocsin.update_queue('q', max_string => 0, max_depth => 0, forbidden_keys => '{}', required_keys => '{x}')")
+    connection.execute("select tocsin.enqueue('q', %s::jsonb)", ['{"x":' * 257 + "1" + "}" * 257])
+
+
 def faults(payload: Any, max_string: int, max_depth: int, required: list[str], forbidden: list[str]) -> set[tuple[Any, ...]]:
     """The paths of all that breaks a rule."""
     found: set[tuple[Any, ...]] = set()

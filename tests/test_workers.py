@@ -443,6 +443,30 @@ async def test_stop_of_a_worker_of_ones_own_ends_its_run_and_cancels_its_handler
 # Purging: references survive by name
 
 
+async def test_what_a_purged_worker_did_keeps_its_id_and_its_name(store: tocsin.Store, store_dsn: str) -> None:
+    """In the messages, the dead letters and the archive: none of them refers to the registry."""
+    await store.queues.ensure("q", retry_base=0, retry_jitter=0)
+    async with store.producer("q", name="producer") as producer, store.consumer("q", name="gone") as consumer:
+        waiting = await producer.enqueue("waits")
+        dead = await producer.enqueue("dies", max_deliveries=1)
+        archived = await producer.enqueue("is done")
+        messages = await consumer.dequeue(3)
+        await consumer.release_many(messages)
+        (finished,) = [m for m in await consumer.dequeue(9) if m.id == archived]
+        await finished.archive()
+        producer_id, consumer_id = producer.worker_id, consumer.worker_id
+    assert {w.id for w in await store.workers.purge(0)} == {producer_id, consumer_id}
+    assert await store.workers.list() == []
+    for message_id, state in ((waiting, "ready"), (dead, "dead"), (archived, "archived")):
+        info = await store.messages.get(message_id)
+        assert (info.state, info.producer_worker_id, info.consumer_worker_id) == (state, producer_id, consumer_id)
+        assert [(d.worker_id, d.worker, d.outcome) for d in info.history] == [(consumer_id, "gone", "released")]
+    async with store.consumer("q", name="gone") as successor:  # the name is free again, for another
+        assert successor.worker_id != consumer_id
+        (message,) = await successor.dequeue()
+        assert message.id == waiting
+
+
 async def test_purge_old_workers_forgets_what_was_stopped_long_ago(store: tocsin.Store, store_dsn: str) -> None:
     for queue in ("q", "r"):
         await store.queues.ensure(queue)

@@ -11,14 +11,32 @@
 --      in is visible to the deletion: without force, that refuses it. And who comes later waits for the deletion's end, looks for the queue
 --      again, and is refused. Producers do not wait for each other.
 --
+-- The deletion is never in anybody's way for ever
+-- -----------------------------------------------
+-- A transaction may have settled, claimed or replayed something of the queue when it enqueues to it, and then waits for `rung`; or the other way
+-- round, it has enqueued, and then settles. So no order in which a deletion could take `rung` and the rest excludes a circle. Instead:
+--
+--   - While it waits (for who has not rung, for `rung`), it holds nothing that anybody waits for but its place in the queue for `rung`, and
+--     PostgreSQL changes the order there before it calls something a deadlock. Nor does it keep that place for more than a quarter of a second.
+--   - When it has `rung`, it waits for nobody. Workers, messages and dead letters that others have locked it tries for a quarter of a second, as
+--     long as a claim or a settlement may take, and less than it takes PostgreSQL to look for deadlocks. Then it gives back all that it
+--     has, so that those who wait for it can go on, and begins anew. (`lock_timeout` is a net for what is locked hardly ever: rows of the
+--     archive, which another purges in the same transaction in which it enqueues.)
+--   - After ten seconds it is refused (TC011). That also ends what PostgreSQL could not see: a deletion that waits for a producer that waits for
+--     what the deletion's transaction has locked before, as by deleting another queue.
+--
+-- So the one that gives way is the deletion, nobody else gets an error, and producers wait for one that does not succeed for a quarter of a
+-- second at a time.
+--
+-- What it does not see
+-- --------------------
 -- An enqueue does not see the deletion when it looked for the queue before the deletion's commit and takes its lock after it: two steps of
 -- the insert trigger, with all of a deletion's end in between; or when its transaction keeps the snapshot of its start (repeatable read).
 -- Its message then belongs to no queue. Nobody can claim it, since a queue's id is never used again; sweep_orphans, which the maintenance
 -- calls, removes it.
 --
--- A message that moves while the deletion goes on moves ahead of it: from leased to ready or scheduled, then to the dead letters, then to
--- the archive. Only a replay moves the other way, from the dead letters to the messages; one that the deletion does not see leaves an
--- orphan too.
+-- A message that moves while the deletion goes on is in one of the states at each moment, and the deletion goes on until one statement, and so
+-- one snapshot, finds none in any of them; then it takes the archive.
 
 -- The unfinished messages of a queue: ready, delayed or leased.
 create or replace function tocsin.count_unfinished(queue_id integer) returns bigint
@@ -46,32 +64,115 @@ begin
 end
 $$;
 
--- Keeps producers and consumers from the queue until the end of the transaction, and waits for those that are at it.
-create or replace function tocsin.close_queue(q tocsin.queues) returns void
+-- Keeps producers from the queue until the end of the transaction, and waits for those that are at it.
+create or replace function tocsin.close_queue(q tocsin.queues, deadline timestamptz) returns void
 language plpgsql
+set lock_timeout = '250ms'
 as $$
-declare
-    worker_id bigint;
 begin
     perform pg_advisory_xact_lock_shared(tocsin.lock_key('asleep', q.id));
     while tocsin.shared_elsewhere(tocsin.lock_key('unrung', q.id)) loop
+        if tocsin.clock() > deadline then
+            raise lock_not_available;
+        end if;
         perform pg_sleep(0.01);  -- not in the queue for the lock: who asks would take that for nobody sharing it (shared_after_all)
     end loop;
     perform pg_advisory_xact_lock(tocsin.lock_key('rung', q.id));
-    perform pg_advisory_xact_lock(tocsin.lock_key('maintain', 0));  -- which counts what is archived of each queue
-    perform from tocsin.queues x where x.id = q.id for update;
+end
+$$;
+
+-- Keeps consumers, registrations and maintenance (which counts what is archived of each queue) from it; whether all could be had at once. What
+-- it could have it keeps.
+create or replace function tocsin.try_close_workers(q tocsin.queues) returns boolean
+language plpgsql
+as $$
+begin
+    perform from tocsin.queues x where x.id = q.id for update skip locked;
     if not found then
-        perform tocsin.refuse_missing(q.name);
+        if not exists (select from tocsin.queues x where x.id = q.id) then
+            perform tocsin.refuse_missing(q.name);
+        end if;
+        return false;
     end if;
-    for worker_id in select w.id from tocsin.workers w where w.queue_id = q.id order by w.id loop
-        perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
+    return pg_try_advisory_xact_lock(tocsin.lock_key('maintain', 0))
+        and (select coalesce(bool_and(pg_try_advisory_xact_lock(tocsin.lock_key('worker', w.id))), true)
+             from tocsin.workers w where w.queue_id = q.id);
+end
+$$;
+
+-- Deletes the unfinished messages and dead letters that nobody has locked, those first that somebody is likely to; whether none is left.
+create or replace function tocsin.try_empty_queue(q tocsin.queues, inout messages bigint, inout letters bigint, out emptied boolean)
+language plpgsql
+set enable_seqscan = off
+as $$
+declare
+    n bigint;
+begin
+    delete from tocsin.messages m where m.ctid = any (array(
+        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'leased' for update skip locked));
+    get diagnostics n = row_count;
+    messages := messages + n;
+    delete from tocsin.dead_letters d where d.ctid = any (array(
+        select x.ctid from tocsin.dead_letters x where x.queue_id = q.id for update skip locked));
+    get diagnostics n = row_count;
+    letters := letters + n;
+    delete from tocsin.messages m where m.ctid = any (array(
+        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'scheduled' for update skip locked));
+    get diagnostics n = row_count;
+    messages := messages + n;
+    delete from tocsin.messages m where m.ctid = any (array(
+        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'ready' for update skip locked));
+    get diagnostics n = row_count;
+    messages := messages + n;
+    emptied := not exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'leased')
+           and not exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'scheduled')
+           and not exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'ready')
+           and not exists (select from tocsin.dead_letters x where x.queue_id = q.id);
+end
+$$;
+
+-- What is done with `rung`: all the rest. Raises lock_not_available when somebody has something of it and keeps it.
+create or replace function tocsin.remove_queue(
+    q tocsin.queues, force boolean, out worker_count bigint, out message_count bigint, out archived_count bigint, out dead_letter_count bigint
+)
+language plpgsql
+set lock_timeout = '100ms'
+as $$
+declare
+    attempts integer := 0;
+    closed boolean := false;
+    emptied boolean := false;
+begin
+    message_count := 0;
+    dead_letter_count := 0;
+    loop
+        if not closed then
+            closed := tocsin.try_close_workers(q);
+            if closed and force is not true then
+                perform tocsin.refuse_deletion(q);
+            end if;
+        end if;
+        if closed then
+            select t.* into message_count, dead_letter_count, emptied from tocsin.try_empty_queue(q, message_count, dead_letter_count) t;
+        end if;
+        exit when emptied;
+        attempts := attempts + 1;
+        if attempts = 50 then
+            raise lock_not_available;
+        end if;
+        perform pg_sleep(0.005);
     end loop;
+    archived_count := tocsin.purge_archive(q.id, null, false);
+    perform tocsin.tell_process(w) from tocsin.workers w where w.queue_id = q.id and w.status <> 'stopped';
+    delete from tocsin.workers w where w.queue_id = q.id;
+    get diagnostics worker_count = row_count;
+    delete from tocsin.queues x where x.id = q.id;
 end
 $$;
 
 -- Deletes the queue and returns what went with it. Refused while it has workers that are not stopped or unfinished messages, unless by
 -- force: then its workers are told, and their runs end. `dry_run` changes nothing and says what would go, or refuses. It waits for
--- transactions that have put messages into the queue.
+-- transactions that have put messages into the queue or have something of it locked, for ten seconds; then it is refused.
 create or replace function tocsin.delete_queue(queue text, force boolean default false, dry_run boolean default false)
 returns table (worker_count bigint, message_count bigint, archived_count bigint, dead_letter_count bigint)
 language plpgsql
@@ -79,7 +180,7 @@ set enable_seqscan = off
 as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
-    n bigint;
+    deadline timestamptz := tocsin.clock() + interval '10 s';
 begin
     if force is not true then
         perform tocsin.refuse_deletion(q);
@@ -92,28 +193,23 @@ begin
         return next;
         return;
     end if;
-    perform tocsin.close_queue(q);
-    if force is not true then
-        perform tocsin.refuse_deletion(q);
-    end if;
-    -- In the order of ids, as those who settle them do.
-    perform from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' order by m.id for update;
-    delete from tocsin.messages m where m.queue_id = q.id and m.state = 'leased';
-    get diagnostics message_count = row_count;
-    delete from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled';
-    get diagnostics n = row_count;
-    message_count := message_count + n;
-    delete from tocsin.messages m where m.queue_id = q.id and m.state = 'ready';
-    get diagnostics n = row_count;
-    message_count := message_count + n;
-    delete from tocsin.dead_letters d where d.queue_id = q.id;
-    get diagnostics dead_letter_count = row_count;
-    archived_count := tocsin.purge_archive(q.id, null, false);
-    perform tocsin.tell_process(w) from tocsin.workers w where w.queue_id = q.id and w.status <> 'stopped';
-    delete from tocsin.workers w where w.queue_id = q.id;
-    get diagnostics worker_count = row_count;
-    delete from tocsin.queues x where x.id = q.id;
-    return next;
+    loop
+        begin
+            perform tocsin.close_queue(q, deadline);
+            select r.* into worker_count, message_count, archived_count, dead_letter_count from tocsin.remove_queue(q, force) r;
+            return next;
+            return;
+        exception  -- with all that it has locked here
+            when lock_not_available then null;
+            when deadlock_detected then deadline := '-infinity';  -- with something that this transaction has locked before
+        end;
+        if tocsin.clock() > deadline then
+            perform tocsin.refuse('TC011', format('queue "%s" is in use by transactions that do not end', q.name),
+                                  jsonb_build_object('queue', q.name),
+                                  'Nothing was changed; try again when they have ended, in a transaction that has done nothing else.');
+        end if;
+        perform pg_sleep(0.05);
+    end loop;
 end
 $$;
 

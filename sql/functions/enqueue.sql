@@ -19,6 +19,21 @@ as $$
             or expires_in <= '0 s' or expires_in > '1000 years' or max_deliveries <= 0) is not true
 $$;
 
+-- Refuses headers that are larger than a payload may be. Of those who give none, who are most, only `enqueue` pays for it, a seventh of a
+-- microsecond: as a condition of its INSERT it would be three quarters of one.
+create or replace function tocsin.admit_headers(q tocsin.queues, headers jsonb) returns void
+language plpgsql
+as $$
+begin
+    if octet_length(headers::text) > q.max_payload then
+        perform tocsin.refuse('TC003',
+            format('headers of %s bytes exceed the limit of queue "%s", %s bytes', octet_length(headers::text), q.name, q.max_payload),
+            jsonb_build_object('actual', octet_length(headers::text), 'maximum', q.max_payload, 'index', null),
+            'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
+    end if;
+end
+$$;
+
 -- Whether the worker may act. A function, and in plpgsql so that it stays one: a subquery would be made ready for each enqueue, also of those
 -- that name no worker.
 create or replace function tocsin.is_active(worker_id bigint) returns boolean
@@ -117,6 +132,9 @@ begin
     if not tocsin.is_owner() then
         perform tocsin.check_enqueue(tocsin.find_queue(queue), worker_id);
     end if;
+    if headers is not null then
+        perform tocsin.admit_headers(tocsin.find_queue(queue), headers);
+    end if;
     loop
         insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
                                      payload, headers)
@@ -163,6 +181,7 @@ declare
     due_at timestamptz := coalesce(at, t + delay, t);
     ids bigint[];
 begin
+    perform tocsin.admit_headers(q, headers);
     perform tocsin.admit_payloads(q, payloads, first_index);
     with added as (
         insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
@@ -214,6 +233,7 @@ begin
                g.due_at, g.due_at, t, t + g.expires_in, g.worker_id, g.max_deliveries, g.payload, g.headers
         from given g
         where tocsin.fits(g.payload, q.max_payload, g.delay, g.at, g.expires_in, g.max_deliveries)
+          and (octet_length(g.headers::text) > q.max_payload) is not true
           and (unfit is null or g.payload <> all (unfit))
           and (g.worker_id is null or tocsin.is_active(g.worker_id))
         returning id

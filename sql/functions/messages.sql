@@ -1,4 +1,5 @@
--- Looking at messages, whatever has become of them: ready, delayed (`scheduled` in the table), leased, dead or archived.
+-- Looking at messages, whatever has become of them: ready, delayed, leased, dead or archived. As in metrics.sql that is what a claim would find
+-- now: a message that is `scheduled` in the table and due, and one whose lease has ended, are ready.
 --
 -- Pages are in the order of ids, and each goes on after the last id of the one before: so a page costs the same however many came before it,
 -- and what is finished or comes in between moves nothing to another page. No index of the unfinished messages has a queue's ids in order (one
@@ -6,8 +7,13 @@
 -- pass over those of the others, which is right for a queue with many messages, and to sort the ids of the queue's messages in this state,
 -- which is right for one with few. It has to know the queue for that, so the plan is made for each call. The messages themselves are read
 -- only when the page is known, since a sort would carry them along.
+--
+-- How many of a state are due it does not know, since it takes the state and the time for independent: it would walk over all ids to find the few
+-- that are due, or none. So these are always read by the index of what changes by time (`offset 0`): there are few, for whoever claims makes
+-- them ready. Of the others it is told nothing by what it could reckon with (`vt - t`), for these are most.
 
--- Messages of a queue in one state (null: the unfinished ones), the first of them after the id `after`; or those that a consumer holds.
+-- Messages of a queue in one state (null: the unfinished ones), the first of them after the id `after`; or those that a consumer holds, for as
+-- long as nobody has looked at a lease that has ended.
 create or replace function tocsin.list_messages(
     queue text, state text default null, worker_id bigint default null, max_messages integer default 100, after bigint default null
 ) returns setof tocsin.message_info
@@ -16,6 +22,7 @@ set plan_cache_mode = force_custom_plan set enable_seqscan = off
 as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
+    t timestamptz := tocsin.clock();
     beyond bigint := coalesce(after, -9223372036854775808);
     page bigint[];
     states text[] := case when state is not null then array[state]
@@ -34,13 +41,23 @@ begin
              where 'ready' = any (states) and m.queue_id = q.id and m.state = 'ready' and m.id > beyond
              order by m.id limit max_messages)
             union all
+            (select d.id from (select m.id from tocsin.messages m
+                               where 'ready' = any (states) and m.queue_id = q.id and m.state = 'scheduled' and m.vt <= t offset 0) d
+             where d.id > beyond
+             order by d.id limit max_messages)
+            union all
+            (select d.id from (select m.id from tocsin.messages m
+                               where 'ready' = any (states) and m.queue_id = q.id and m.state = 'leased' and m.vt <= t offset 0) d
+             where d.id > beyond
+             order by d.id limit max_messages)
+            union all
             (select m.id from tocsin.messages m
-             where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'scheduled' and m.id > beyond
+             where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'scheduled' and m.vt - t > '0 s' and m.id > beyond
              order by m.id limit max_messages)
             union all
             (select m.id from tocsin.messages m
              where 'leased' = any (states) and m.queue_id = q.id and m.state = 'leased' and m.id > beyond
-               and (worker_id is null or m.consumer_worker_id = worker_id)
+               and case when worker_id is null then m.vt - t > '0 s' else m.consumer_worker_id = worker_id end
              order by m.id limit max_messages)
             union all
             (select d.id from tocsin.dead_letters d
@@ -52,16 +69,16 @@ begin
              order by a.id limit max_messages)
         ) p
         order by p.id limit max_messages);
-    return query select * from tocsin.describe_messages(page, array[q.id]);
+    return query select * from tocsin.describe_messages(page, array[q.id], t);
 end
 $$;
 
 create or replace function tocsin.get_message(message_id bigint) returns setof tocsin.message_info
 language sql stable
-as $$ select * from tocsin.describe_messages(array[message_id], array(select x.id from tocsin.queues x)) $$;
+as $$ select * from tocsin.describe_messages(array[message_id], array(select x.id from tocsin.queues x), tocsin.clock()) $$;
 
--- Messages of these ids and queues, in the order of ids; those that are there.
-create or replace function tocsin.describe_messages(ids bigint[], queues integer[]) returns setof tocsin.message_info
+-- Messages of these ids and queues, in the order of ids; those that are there, with their state at this time.
+create or replace function tocsin.describe_messages(ids bigint[], queues integer[], t timestamptz) returns setof tocsin.message_info
 language plpgsql stable
 set plan_cache_mode = force_custom_plan set enable_seqscan = off
 as $$
@@ -73,7 +90,7 @@ begin
         from (
             select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at, m.dequeued_at, m.read_ct, m.max_deliveries,
                    m.producer_worker_id, m.consumer_worker_id, m.history,
-                   case m.state when 'scheduled' then 'delayed' else m.state::text end as state, m.due, m.vt, m.expires_at,
+                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'scheduled' then 'delayed' else 'leased' end as state, m.due, m.vt, m.expires_at,
                    null::timestamptz as archived_at, null::timestamptz as died_at, null::text as reason, m.last_error
             from tocsin.messages m
             where m.id = any (ids)

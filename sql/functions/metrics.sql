@@ -1,4 +1,5 @@
--- What is in the queues and how fast it moves, in milliseconds, however much that is.
+-- What is in the queues and how fast it moves, in a time that has an end however much that is: at most 100,000 entries of an index, up to ten
+-- milliseconds, for each kind of messages of a queue (`python -m bench --only metrics`).
 --
 -- - Counts of messages and dead letters are exact up to 100,000 index entries, and beyond that the planner's estimate; `exact` says which.
 --   The functions that count are stable, so that all counts are of one moment: a message on its way from one state to the next counts once.
@@ -87,8 +88,8 @@ $$;
 
 -- Messages enqueued per second, over the last minute or as far back as the samples go: of the archive the queue's newest 2,000 ids; of the
 -- messages, which have no index for that, all of the queue's when these are fewer (`unfinished`), otherwise those of it among the newest
--- 2,000 of all queues. So it is a rate over less than a minute for who enqueues more than 33 a second. What was deleted, or is not
--- archived, is not seen.
+-- 2,000 of all queues. So it is a rate over less than a minute for who enqueues more than 33 a second, and for one batch of more than the sample,
+-- all at one moment, it is too low. What was deleted, or is not archived, is not seen.
 create or replace function tocsin.enqueue_rate(queue_id integer, t timestamptz, unfinished bigint) returns float8
 language plpgsql
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off

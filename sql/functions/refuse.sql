@@ -6,7 +6,8 @@
 --   TC004 WorkerNotFound {worker_id}             TC022 a value out of its range {argument}
 --   TC005 StateTransitionError {worker_id, from, to, reason}   TC014 KeyTaken {ids}
 --   TC009 PayloadInvalid {path, reason, index}   TC010 QueueNotEmpty {queue, workers, messages}
---   TC023 RoleNotFound {role}                    TC030 PermissionDenied {role}
+--   TC011 QueueBusy {queue}                      TC023 RoleNotFound {role}
+--   TC030 PermissionDenied {role}
 create or replace function tocsin.refuse(code text, message text, detail jsonb, hint text default '') returns void
 language plpgsql
 as $$

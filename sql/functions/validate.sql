@@ -5,7 +5,8 @@
 -- several faults, one of those nearest to the root.
 --
 -- It goes down level by level, with only the arrays and objects of one level in its hands. A recursive query would keep all levels, each a
--- copy of what is below it: for a large payload with many levels, gigabytes.
+-- copy of what is below it: for a large payload with many levels, gigabytes. Copied it is for each level all the same, so a payload that has
+-- to be walked over may have 256 of them, which are those that Tocsin's own producers write (payload.py), and no more.
 create or replace function tocsin.find_fault(payloads jsonb, q tocsin.queues) returns jsonb
 language plpgsql immutable parallel safe
 as $$
@@ -15,6 +16,7 @@ declare
     level jsonb[] := array[payloads];
     paths jsonb[] := array['[]'::jsonb];
     depth integer := 0;  -- arrays and objects of the payload around a member of this level
+    deepest integer := least(nullif(q.max_depth, 0), 256);
 begin
     if q.required_keys <> '{}' then
         select jsonb_build_object('path', jsonb_build_array(p.n - 1), 'reason', case
@@ -45,8 +47,8 @@ begin
                     then format('a key of %s characters, the limit is %s', length(m.key), q.max_string)
                 when q.max_string > 0 and m.kind = 'string' and length(m.value #>> '{}') > q.max_string
                     then format('a string of %s characters, the limit is %s', length(m.value #>> '{}'), q.max_string)
-                when q.max_depth > 0 and m.kind in ('array', 'object') and depth >= q.max_depth
-                    then format('nested deeper than %s levels', q.max_depth)
+                when m.kind in ('array', 'object') and depth >= deepest
+                    then format('nested deeper than %s levels', deepest)
             end as reason
             from members m
         )

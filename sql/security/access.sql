@@ -42,7 +42,7 @@ as $$
     select unnest('{
         access, caller, is_owner, is_admin, may_consume, may_enqueue, acts_for, refuse_caller, check_enqueue, check_register, check_own, find_role,
         clock, refuse, lock_key, shared_elsewhere, shared_after_all,
-        fits, admit, admit_payloads, find_key,
+        fits, admit, admit_headers, admit_payloads, find_key,
         channel, must_ring, ring, ring_inserted,
         make_due_ready, admit_claim, next_due, outcomes, give_back, backoff, bury,
         add_queue, change_queue,
@@ -53,7 +53,8 @@ as $$
         take_maintenance, archive_partitions, wanted_partitions, cover_archive, add_partitions, add_partition, drop_expired_partitions,
         delete_expired, purge_expired_dead_letters, roll_up_tallies,
         find_own_worker, count_waiting,
-        refuse_missing, ring_late, count_unfinished, refuse_deletion, close_queue, sweep_orphans,
+        refuse_missing, ring_late, count_unfinished, refuse_deletion, close_queue, try_close_workers, try_empty_queue, remove_queue,
+        sweep_orphans,
         count_some, estimate, count_queue, oldest_ready, enqueue_rate,
         find_fault, describe_path, admit_contents
     }'::name[]), null

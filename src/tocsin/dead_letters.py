@@ -11,6 +11,7 @@ from .database import Database
 from .durations import Duration, check_count, check_id, to_timedelta
 from .errors import MessageNotFound
 from .messages import Record
+from .texts import check_queue, check_text
 
 REASONS = (
     "its handler failed",
@@ -127,20 +128,15 @@ def _parameters(ids: tuple[int, ...], which: LetterFilter) -> list[object]:
     """The first parameters of the functions in ``dead_letters.sql``."""
     if unknown := which.keys() - LetterFilter.__annotations__.keys():
         raise TypeError(f"{', '.join(sorted(unknown))}: there is no such filter; there are {', '.join(LetterFilter.__annotations__)}")
-    if not ids and which.get("queue") is None:
+    queue, reason, error = which.get("queue"), which.get("reason"), which.get("error")
+    if not ids and queue is None:
         raise ValueError("name dead letters by their ids, or a queue with queue=")
     limit = which.get("limit")
     return [
         [check_id(i, "id") for i in ids] or None,
-        which.get("queue"),
-        _check_text(which.get("reason"), "reason"),
-        _check_text(which.get("error"), "error"),
+        None if queue is None else check_queue(queue),
+        None if reason is None else check_text(reason, "reason"),
+        None if error is None else check_text(error, "error"),
         to_timedelta(which.get("older_than"), "older_than", zero=True),
         None if limit is None else check_count(limit, "limit"),
     ]
-
-
-def _check_text(value: str | None, name: str) -> str | None:
-    if value is not None and "\0" in value:
-        raise ValueError(f"{name} must not contain the character NUL, which no text in PostgreSQL has")
-    return value

@@ -14,6 +14,7 @@ import attrs
 
 from .durations import Duration, check_count, check_key, check_priority, to_timedelta
 from .payload import encode
+from .texts import check_queue
 
 ENQUEUE = "select tocsin.enqueue(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 """One message; takes `Draft.parameters`."""
@@ -70,7 +71,7 @@ class Draft:
     def parameters(self, queue: str) -> Parameters:
         """Return the arguments of ``tocsin.enqueue``."""
         return [
-            queue,
+            check_queue(queue),
             self.payload,
             self.delay,
             self.at,
@@ -116,6 +117,8 @@ def draft_message(
     """Write a message. Raises `PayloadInvalid`, `ValueError`, `TypeError`."""
     if delay is not None and at is not None:
         raise ValueError("give delay or at, not both")
+    if at is not None and not isinstance(at, datetime):
+        raise TypeError(f"at must be a datetime, not {type(at).__name__}")
     if at is not None and at.tzinfo is None:
         raise ValueError("at must have a time zone, such as datetime.now(UTC)")
     due_in = to_timedelta(delay, "delay", zero=True)
@@ -157,7 +160,7 @@ class Batch:
         max_deliveries: int | None = None,
         worker_id: int | None = None,
     ) -> None:
-        self._queue = queue
+        self._queue = check_queue(queue)
         self._model = draft_message(
             None,
             delay=delay,

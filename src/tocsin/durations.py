@@ -7,6 +7,8 @@ import re
 from datetime import timedelta
 from typing import TypeAlias, overload
 
+from .texts import check_text
+
 Duration: TypeAlias = float | timedelta
 """A number of seconds, or a timedelta."""
 
@@ -78,9 +80,7 @@ def check_priority(value: int) -> int:
 
 def check_key(value: str | None) -> str | None:
     """Return a unique key (None stays None); raises `TypeError` for what is no text, `ValueError` for what no index takes."""
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"key must be text, not {type(value).__name__}")
-    if value is not None and len(value.encode()) > MAX_KEY:
+    if value is not None and len(check_text(value, "key").encode()) > MAX_KEY:
         raise ValueError(f"key must be at most {MAX_KEY} bytes, not {len(value.encode())}; a digest of it will do as well")
     return value
 

@@ -23,6 +23,7 @@ __all__ = [
     "PendingMessages",
     "PermissionDenied",
     "QueueAlreadyExists",
+    "QueueBusy",
     "QueueNotEmpty",
     "QueueNotFound",
     "RateLimited",
@@ -162,6 +163,15 @@ class QueueNotEmpty(TocsinError):
         """How many unfinished messages it has: ready, delayed or leased."""
 
 
+class QueueBusy(TocsinError):
+    """A queue is not deleted, since transactions that use it did not end for ten seconds. Nothing was changed; try again."""
+
+    def __init__(self, problem: str, advice: str = "", *, queue: str) -> None:
+        super().__init__(problem, advice)
+        self.queue = queue
+        """Name of the queue."""
+
+
 class PayloadInvalid(TocsinError, ValueError):
     """A payload (or headers) that JSONB cannot hold, or a payload that breaks a rule of its queue. Nothing was enqueued."""
 
@@ -182,7 +192,7 @@ def describe_path(steps: Iterable[str | int]) -> str:
 
 
 class PayloadTooLarge(TocsinError, ValueError):
-    """A payload larger than its queue allows. Nothing was enqueued."""
+    """A payload, or headers, larger than its queue allows. Nothing was enqueued."""
 
     def __init__(self, problem: str, advice: str = "", *, actual: int, maximum: int, index: int | None) -> None:
         super().__init__(problem, advice)
@@ -191,7 +201,7 @@ class PayloadTooLarge(TocsinError, ValueError):
         self.maximum = maximum
         """The queue's limit in bytes."""
         self.index = index
-        """Which payload of a batch, counted from 0; None for a single message."""
+        """Which payload of a batch, counted from 0; None for a single message, and for headers."""
 
 
 class PermissionDenied(TocsinError):
@@ -359,6 +369,8 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
             return PayloadInvalid(describe_path(detail["path"]), detail["reason"], detail["index"])
         case "TC010":
             return QueueNotEmpty(problem, hint, queue=detail["queue"], workers=detail["workers"], messages=detail["messages"])
+        case "TC011":
+            return QueueBusy(problem, hint, queue=detail["queue"])
         case "TC014":
             return KeyTaken(problem, hint, ids=tuple(detail["ids"]))
         case "TC022":

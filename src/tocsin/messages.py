@@ -13,6 +13,7 @@ from .database import Database
 from .durations import check_count, check_id
 from .errors import MessageNotFound
 from .payload import decode
+from .texts import check_queue
 
 MessageState = Literal["ready", "delayed", "leased", "dead", "archived"]
 """Where a message is: it can be claimed, is due later, is with a consumer, is a dead letter, is finished and kept."""
@@ -131,7 +132,8 @@ class Messages:
     ) -> list[MessageInfo]:
         """Return messages of a queue, by id: those in one ``state``, or all unfinished ones (ready, delayed and leased).
 
-        ``worker``: only those that the consumer of this id holds. There are at most ``limit``; the next page is what comes ``after`` the
+        ``worker``: only those that the consumer of this id holds, which includes those whose lease has ended and that nobody has taken yet,
+        though they are ready. There are at most ``limit``; the next page is what comes ``after`` the
         last one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
         """
         if state is not None and state not in get_args(MessageState):
@@ -141,7 +143,7 @@ class Messages:
         rows = await self._database.fetch(
             "select * from tocsin.list_messages(%s, %s, %s, %s, %s)",
             [
-                queue,
+                check_queue(queue),
                 state,
                 None if worker is None else check_id(worker, "worker"),
                 check_count(limit, "limit"),

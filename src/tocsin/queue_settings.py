@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, Literal, TypedDict, get_args
 
 from .durations import MAX_DURATION, Duration, check_count, to_timedelta
+from .texts import check_text
 
 Notify = Literal["asleep", "always"]
 """When a queue's channel is notified of messages: only while a consumer sleeps (``asleep``), which lets many producers commit at the same
@@ -33,7 +34,7 @@ class QueueSettings(TypedDict, total=False):
     retry_jitter: float | None
     """The share, 0 to 1, by which a delay may be longer or shorter by chance (0.2)."""
     max_payload: int | None
-    """The largest payload in bytes of JSON text (1 MiB)."""
+    """The largest payload in bytes of JSON text (1 MiB); headers may be as large again."""
     max_string: int | None
     """Most characters of a string in a payload (0: any number)."""
     max_depth: int | None
@@ -80,19 +81,24 @@ def _keys(value: Collection[str], name: str) -> list[str]:
     if isinstance(value, str) or not all(isinstance(key, str) for key in value):
         raise TypeError(f"{name} must be a list of keys, not {value!r}")
     for key in value:
-        if "\0" in key:
-            raise ValueError(f"{name}: no payload can have the key {key!r}, since PostgreSQL cannot store the character NUL")
+        check_text(key, name)
     return sorted(set(value))
 
 
+def _number(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    return value
+
+
 def _factor(value: float, name: str) -> float:
-    if not value >= 1:
+    if not _number(value, name) >= 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
     return value
 
 
 def _share(value: float, name: str) -> float:
-    if not 0 <= value <= 1:
+    if not 0 <= _number(value, name) <= 1:
         raise ValueError(f"{name} must be between 0 and 1, not {value}")
     return value
 

@@ -14,6 +14,7 @@ import trio
 from .database import Database
 from .errors import TRANSIENT, TocsinError
 from .process import CLEANUP_WITHIN, Process
+from .texts import check_queue
 from .version import VERSION
 from .worker import Worker
 
@@ -48,7 +49,7 @@ class Registration:
         row = await self._database.fetch_one(
             "select w.id, w.name, w.registration, w.status, q.id, q.channel "
             "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w cross join lateral tocsin.queue_of(w.id) q",
-            [self.queue, self._kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
+            [check_queue(self.queue), self._kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
         )
         self.worker_id, self.name, self.token, self.status, self.queue_id, self.channel = row
 

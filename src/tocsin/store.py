@@ -33,6 +33,7 @@ from .rate_limit import RateLimit
 from .registration import registered
 from .roles import Roles
 from .schema import Difference, Schema
+from .texts import check_text
 from .worker import WorkerStatus
 from .workers import Workers
 
@@ -204,7 +205,7 @@ class Store:
             yield connection
 
     async def stats(self) -> StoreStats:
-        """Return what is in the whole store. Takes milliseconds, however much that is.
+        """Return what is in the whole store. Takes for each queue what `Queues.metrics` takes.
 
         Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind.
         """
@@ -226,7 +227,7 @@ class Store:
 def _check_worker_name(name: str | None) -> str | None:
     if name == "":
         raise ValueError("name must not be empty")
-    return name
+    return None if name is None else check_text(name, "name")
 
 
 @asynccontextmanager
@@ -283,7 +284,7 @@ async def _open_connection(dsn: str, address: str) -> Connection:
             dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
         )
         try:
-            if await connection.is_pooled():
+            if not await connection.take_session():
                 # What psycopg prepares may not be there for the next transaction, and a statement that fails in one cannot be repeated.
                 connection.prepare_threshold = None
         except BaseException:

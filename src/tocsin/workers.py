@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from .database import Database
-from .durations import Duration, to_timedelta
+from .durations import Duration, check_id, to_timedelta
+from .errors import QueueNotFound
 from .health import MAX_AGE, QueueHealth, WorkerStats, read_health
+from .texts import check_queue
 from .worker import WorkerHandle, WorkerInfo, WorkerStatus, read_info
 
 
@@ -16,13 +18,15 @@ class Workers:
 
     async def get(self, worker_id: int) -> WorkerHandle:
         """Return a handle to a worker. Raises `WorkerNotFound`. Cancellation leaves nothing behind."""
-        handle = WorkerHandle(self._database, worker_id)
+        handle = WorkerHandle(self._database, check_id(worker_id, "worker_id"))
         await handle.info()
         return handle
 
     async def stats(self, queue: str | None = None) -> WorkerStats:
         """Return the registry (of one queue) in figures. Raises `QueueNotFound`. Cancellation leaves nothing behind."""
-        total, by_status, by_kind, held, age = await self._database.fetch_one("select * from tocsin.worker_stats(%s)", [queue])
+        total, by_status, by_kind, held, age = await self._database.fetch_one(
+            "select * from tocsin.worker_stats(%s)", [_check_queue(queue)]
+        )
         return WorkerStats(total, {status: by_status[status] for status in WorkerStatus}, by_kind, held, age)
 
     async def health(self, queue: str | None = None, max_age: Duration = MAX_AGE) -> list[QueueHealth]:
@@ -33,7 +37,7 @@ class Workers:
         Cancellation leaves nothing behind.
         """
         limit = to_timedelta(max_age, "max_age", zero=True)
-        rows = await self._database.fetch("select * from tocsin.queue_health(%s, %s)", [queue, limit])
+        rows = await self._database.fetch("select * from tocsin.queue_health(%s, %s)", [_check_queue(queue), limit])
         return [read_health(row) for row in rows]
 
     async def release_messages(self, worker_id: int) -> int:
@@ -42,7 +46,7 @@ class Workers:
         Their handlers are cancelled. A worker that is ready or polling may take them again. Raises `WorkerNotFound`. Cancelled, all are
         given back or none.
         """
-        (released,) = await self._database.fetch_one("select tocsin.release_messages(%s)", [worker_id])
+        (released,) = await self._database.fetch_one("select tocsin.release_messages(%s)", [check_id(worker_id, "worker_id")])
         return int(released)
 
     async def delete(self, worker_id: int) -> None:
@@ -50,7 +54,7 @@ class Workers:
 
         Raises `StateTransitionError` for one that is not stopped, `WorkerNotFound`. Cancelled, it has happened or it has not.
         """
-        await self._database.fetch("select tocsin.delete_worker(%s)", [worker_id])
+        await self._database.fetch("select tocsin.delete_worker(%s)", [check_id(worker_id, "worker_id")])
 
     async def purge(self, older_than: Duration, *, queue: str | None = None, dry_run: bool = False) -> list[WorkerInfo]:
         """Forget the workers (of one queue) that have been stopped for at least this many seconds, and return them.
@@ -59,7 +63,7 @@ class Workers:
         Cancelled, all are forgotten or none.
         """
         age = to_timedelta(older_than, "older_than", zero=True)
-        rows = await self._database.fetch("select * from tocsin.purge_workers(%s, %s, %s)", [age, queue, dry_run])
+        rows = await self._database.fetch("select * from tocsin.purge_workers(%s, %s, %s)", [age, _check_queue(queue), dry_run])
         return [read_info(row) for row in rows]
 
     async def list(self, queue: str | None = None) -> list[WorkerInfo]:
@@ -67,4 +71,12 @@ class Workers:
 
         Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind.
         """
-        return [read_info(row) for row in await self._database.fetch("select * from tocsin.list_workers(%s)", [queue])]
+        try:
+            rows = await self._database.fetch("select * from tocsin.list_workers(%s)", [_check_queue(queue)])
+        except QueueNotFound:
+            return []
+        return [read_info(row) for row in rows]
+
+
+def _check_queue(queue: str | None) -> str | None:
+    return None if queue is None else check_queue(queue)

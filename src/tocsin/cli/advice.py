@@ -21,6 +21,7 @@ from tocsin.errors import (
     PendingMessages,
     PermissionDenied,
     QueueAlreadyExists,
+    QueueBusy,
     QueueNotEmpty,
     QueueNotFound,
     RoleNotFound,
@@ -53,6 +54,8 @@ def _advise(error: TocsinError) -> str:
                 f"`tocsin worker list --queue {queue}` shows the workers, `tocsin worker stop` ends them, "
                 f"`tocsin queue purge {queue}` removes messages; --force takes all of it along"
             )
+        case QueueBusy():
+            return "try again; pg_stat_activity shows which sessions have been in a transaction for long"
         case WorkerNotFound():
             return "it may have been purged; `tocsin worker list` shows those that there are"
         case PendingMessages():

@@ -265,15 +265,16 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         async with self.lock:
             return Rows(await self.wait(self._without_cursor.run(statement, parameters)), self)
 
-    async def is_pooled(self) -> bool:
-        """Whether a pooler stands in between, such as PgBouncer, which may run each transaction on another session of the server.
+    async def take_session(self) -> bool:
+        """Have the session's transactions be READ COMMITTED unless they say otherwise, and return whether the session is ours.
 
-        Such a session is not the one that the pooler claimed to be when we connected. Raises psycopg's errors. Cancelled, nothing has
-        changed.
+        It is not when a pooler stands in between, such as PgBouncer, which may run each transaction on another session of the server than
+        the one it claimed to be when we connected. Then nothing is set, for the next who gets that session would have it. Raises
+        psycopg's errors. Cancelled, it is set or not.
         """
-        cursor = await self.execute("select pg_backend_pid() <> %s", [self.info.backend_pid])
-        (pooled,) = cast(tuple[bool], await cursor.fetchone())
-        return pooled
+        statement = "select set_config('default_transaction_isolation', 'read committed', false) where pg_backend_pid() = %s"
+        cursor = await self.execute(statement, [self.info.backend_pid])
+        return await cursor.fetchone() is not None
 
     async def _call_off(self, gen: PQGen[Any]) -> None:
         """Bring the connection into order after `gen` was interrupted."""
