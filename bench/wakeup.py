@@ -8,7 +8,8 @@ The floor, ``claim``, is a queue by hand in blocking psycopg: insert and NOTIFY 
 
 Without a message there is less to do. ``notify`` is a bare NOTIFY, one way, which writes nothing that must reach the disk; its floor, and
 that of ``claim``, is a round trip: one process notifies another, which notifies the first, where the time is taken. ``produce_raw`` and
-``sql_raw`` are held against the round trip too.
+``sql_raw`` are held against the round trip too; ``produce_trio`` and ``sql_trio`` against one whose two processes use Tocsin's driver on
+trio, which is what is left of a wake-up without a queue.
 
 Each way has processes and a database of its own, so each of them rests as long as every other one, and has handled as many.
 """
@@ -24,6 +25,7 @@ from typing import NoReturn
 import trio
 
 import tocsin
+from tocsin.driver import TrioConnection
 
 from . import floor
 from .child import Child, asleep, orders, playing, say
@@ -56,8 +58,12 @@ async def measure(bench: Bench) -> list[Result]:
         caller = await enter(bench.bare_database())
         await enter(playing(floor.answer, caller))
         calling = await enter(playing(floor.call, caller))
+        trio_caller = await enter(bench.bare_database())
+        await enter(playing(answer, trio_caller))
+        trio_calling = await enter(playing(call, trio_caller))
         ways = {
             "round_trip": (calling, calling),
+            "trio_round_trip": (trio_calling, trio_calling),
             "notify": await pair(await enter(bench.bare_database()), floor.hear, floor.send, floor.NOTIFY),
             "claim": await pair(await enter(bench.bare_database(floor.TABLE)), floor.hear_and_claim, floor.send, floor.INSERT_AND_NOTIFY),
             "produce": await pair(await enter(bench.store_database(QUEUE)), consume, produce),
@@ -75,6 +81,8 @@ async def measure(bench: Bench) -> list[Result]:
         ("sql", "sql", "claim", TARGETS),
         ("produce_raw", "produce", "round_trip", RAW_TARGETS),
         ("sql_raw", "sql", "round_trip", RAW_TARGETS),
+        ("produce_trio", "produce", "trio_round_trip", RAW_TARGETS),
+        ("sql_trio", "sql", "trio_round_trip", RAW_TARGETS),
     ]
     return [
         Result(
@@ -124,3 +132,33 @@ async def produce(dsn: str) -> NoReturn:
         while True:
             await incoming.next()
             await producer.enqueue({"sent": time.monotonic_ns()})
+
+
+async def call(dsn: str) -> NoReturn:
+    """For each order, notify `answer` and wait for its notification; say how long that took, in ms."""
+    async with (
+        await TrioConnection.connect(dsn, autocommit=True) as connection,
+        await TrioConnection.connect(dsn, autocommit=True) as line,
+        orders() as incoming,
+    ):
+        await line.execute("listen floor_back")
+        answers = line.notifies()
+        say("ready")
+        while True:
+            await incoming.next()
+            sent = time.monotonic_ns()
+            await connection.execute("select pg_notify('floor', '')")
+            await anext(answers)
+            say("handled", (time.monotonic_ns() - sent) / 1e6)
+
+
+async def answer(dsn: str) -> None:
+    """Notify `call` back."""
+    async with (
+        await TrioConnection.connect(dsn, autocommit=True) as connection,
+        await TrioConnection.connect(dsn, autocommit=True) as line,
+    ):
+        await line.execute("listen floor")
+        say("ready")
+        async for _ in line.notifies():
+            await connection.execute("select pg_notify('floor_back', '')")
