@@ -243,6 +243,23 @@ async def test_failures_are_logged_with_the_handlers_name(store: tocsin.Store, c
     assert [r.message for r in caplog.records] == [f"{handled!r} failed with message 1, delivery 1: ValueError('no good')"]
 
 
+async def test_a_failure_after_settling_is_logged_too(store: tocsin.Store, caplog: pytest.LogCaptureFixture) -> None:
+    await store.queues.create("q")
+    message_id = await store.produce("q", 1)
+
+    async def handler(message: tocsin.Message) -> None:
+        await message.archive()
+        raise ValueError("too late")
+
+    with caplog.at_level(logging.WARNING, "tocsin"):
+        async with store.consumer("q") as consumer:
+            with pytest.raises(tocsin.Suspended):
+                await consumer.handle(handler, once=True)
+    (record,) = caplog.records
+    assert record.message.endswith("failed with message 1, delivery 1: ValueError('too late')")
+    assert (await store.messages.get(message_id)).state == "archived"
+
+
 async def test_what_cannot_be_called_is_refused_before_it_costs_a_message(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     await store.produce("q", 1)

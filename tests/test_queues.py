@@ -887,7 +887,7 @@ async def test_hostile_names_work(store: tocsin.Store, store_dsn: str, name: str
 async def test_names_that_cannot_be_are_refused(store: tocsin.Store, name: str) -> None:
     queues = store.queues
     for create in (queues.create, queues.ensure):
-        with pytest.raises(ValueError, match=r"name must be|surrogates not allowed"):
+        with pytest.raises(ValueError, match="name must"):
             await create(name)
     assert not await queues.exists(name)
     calls: list[Callable[[], Any]] = [

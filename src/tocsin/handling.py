@@ -261,8 +261,9 @@ class Handling:
             for message in messages:
                 if message in leases:
                     self._done.append(message)
-        elif unsettled := [m for m in messages if m in leases]:
-            self._log_failure(unsettled, error)
+        else:
+            unsettled = [m for m in messages if m in leases]
+            self._log_failure(unsettled or messages, error)
             self._failed += [(m, error) for m in unsettled]
         unit.messages = []
         self._run.bed.nudge()
