@@ -35,7 +35,7 @@ ADVISED: list[tocsin.TocsinError] = [
     tocsin.WorkerNotFound("worker 42 does not exist", "List the workers.", worker_id=42),
     tocsin.PendingMessages("worker 42 holds 2 message(s)", "Suspend with release or drain.", count=2, worker_id=42),
     tocsin.MessageNotFound(7),
-    tocsin.QueueBusy("queue \"q\" is in use", "Try again.", queue="q"),
+    tocsin.QueueBusy('queue "q" is in use', "Try again.", queue="q"),
     tocsin.KeyTaken("dead letter 7 cannot be replayed", "Wait.", ids=(7, 8)),
     tocsin.PayloadTooLarge("9 bytes", "Raise the queue's max_payload.", actual=9, maximum=8, index=None),
     tocsin.PermissionDenied("role x may not enqueue", "Grant it the queue, with grant_queue.", role="x"),

@@ -243,6 +243,36 @@ async def test_failures_are_logged_with_the_handlers_name(store: tocsin.Store, c
     assert [r.message for r in caplog.records] == [f"{handled!r} failed with message 1, delivery 1: ValueError('no good')"]
 
 
+async def test_a_batch_handler_may_take_messages_out_of_its_list(store: tocsin.Store) -> None:
+    await store.queues.create("q", max_deliveries=1)
+    ids = await store.produce_many("q", range(4))
+
+    async def handler(messages: list[tocsin.Message]) -> None:
+        await messages.pop().archive()
+        messages.clear()
+        raise ValueError("no good")
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle_batches(handler, size=4, once=True)
+        assert [(await store.messages.get(i)).state for i in ids] == ["dead", "dead", "dead", "archived"]
+
+
+async def test_a_stream_whose_worker_is_stopped_says_so(store: tocsin.Store) -> None:
+    await store.queues.create("q")
+    await store.produce("q", 1)
+
+    async def stop(worker_id: int) -> None:
+        await (await store.workers.get(worker_id)).stop()
+
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        with pytest.raises(tocsin.Suspended, match="stopped by a command"), trio.fail_after(PATIENCE):
+            async with consumer.messages() as stream:
+                async for _ in stream:
+                    nursery.start_soon(stop, consumer.worker_id)
+                    await trio.sleep_forever()
+
+
 async def test_a_failure_after_settling_is_logged_too(store: tocsin.Store, caplog: pytest.LogCaptureFixture) -> None:
     await store.queues.create("q")
     message_id = await store.produce("q", 1)

@@ -85,3 +85,20 @@ async def test_many_consumers_and_producers_meet_no_serialization_failure(strict
             for _ in range(6):
                 nursery.start_soon(consume, store)
     assert sorted(handled) == list(range(300))
+
+
+async def test_a_queue_is_deleted_at_read_committed_only(strict_dsn: str) -> None:
+    """Another snapshot would overlook what came after it."""
+    async with tocsin.connect(strict_dsn) as store, open_connection(strict_dsn) as own:
+        await store.queues.ensure("q")
+        await own.execute("begin")
+        await own.execute("select 1 from tocsin.queues")
+        await store.produce("q", 1)
+        with pytest.raises(psycopg.Error, match="cannot be deleted at the isolation level") as refused:
+            await own.execute("select tocsin.delete_queue('q')")
+        assert refused.value.sqlstate == "TC022"
+        await own.execute("rollback")
+        await own.execute("begin isolation level read committed")
+        await own.execute("select tocsin.delete_queue('q', force => true)")
+        await own.execute("commit")
+        assert await store.queues.list() == []

@@ -883,6 +883,17 @@ async def test_hostile_names_work(store: tocsin.Store, store_dsn: str, name: str
     assert [q.name for q in await queues.list()] == ["bystander"]
 
 
+async def test_deletions_of_different_queues_do_not_wait_for_each_other(store: tocsin.Store, store_dsn: str) -> None:
+    for queue in ("a", "b"):
+        await store.queues.create(queue)
+    async with open_connection(store_dsn) as other:
+        await other.execute("begin")
+        await other.execute("select tocsin.delete_queue('a')")
+        await store.queues.delete("b")
+        await other.execute("rollback")
+    assert [q.name for q in await store.queues.list()] == ["a"]
+
+
 @pytest.mark.parametrize("name", ["", "\0", "q\0r", "\ud800", "x" * 256, "ä" * 128])
 async def test_names_that_cannot_be_are_refused(store: tocsin.Store, name: str) -> None:
     queues = store.queues

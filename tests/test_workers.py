@@ -565,6 +565,9 @@ async def test_what_was_given_back_by_stop_counts_as_released(store_dsn: str, ca
         async with here.consumer("q") as consumer, trio.open_nursery() as nursery:
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await handled.wait(51)
+            with trio.fail_after(PATIENCE):
+                while await query(store_dsn, "select count(*)::int from tocsin.archive") != [(50,)]:
+                    pass
             released = await (await there.workers.get(consumer.worker_id)).stop()
         assert released > 1
         assert [(s.handled, s.released) for s in suspended] == [(50, released)]

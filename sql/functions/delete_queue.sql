@@ -18,21 +18,22 @@
 --
 --   - While it waits (for who has not rung, for `rung`), it holds nothing that anybody waits for but its place in the queue for `rung`, and
 --     PostgreSQL changes the order there before it calls something a deadlock. Nor does it keep that place for more than a quarter of a second.
---   - When it has `rung`, it waits for nobody. Workers, messages and dead letters that others have locked it tries for a quarter of a second, as
---     long as a claim or a settlement may take, and less than it takes PostgreSQL to look for deadlocks. Then it gives back all that it
---     has, so that those who wait for it can go on, and begins anew. (`lock_timeout` is a net for what is locked hardly ever: rows of the
---     archive, which another purges in the same transaction in which it enqueues.)
---   - After ten seconds it is refused (TC011). That also ends what PostgreSQL could not see: a deletion that waits for a producer that waits for
---     what the deletion's transaction has locked before, as by deleting another queue.
+--   - When it has `rung`, it waits for nobody. Workers, messages and dead letters that others have locked it tries for a quarter of a second from
+--     when it first finds one, as long as a claim or a settlement may take, and less than it takes PostgreSQL to look for deadlocks. Then it
+--     gives back all that it has, so that those who wait for it can go on, and begins anew. (`lock_timeout` is a net for what is locked
+--     hardly ever: rows of the archive, which another purges in the same transaction in which it enqueues.)
+--   - After ten seconds, looked at between two attempts, it is refused (TC011). That also ends what PostgreSQL could not see: a deletion that
+--     waits for a producer that waits for what the deletion's transaction has locked before, as by deleting another queue.
 --
--- So the one that gives way is the deletion, nobody else gets an error, and producers wait for one that does not succeed for a quarter of a
--- second at a time.
+-- So the one that gives way is the deletion, and producers wait for one that does not succeed for a quarter of a second at a time, and while it
+-- deletes. Nobody else gets an error, unless the deletion's transaction has locked something before that others wait for: then PostgreSQL may
+-- find the circle first, and abort either.
 --
 -- What it does not see
 -- --------------------
 -- An enqueue does not see the deletion when it looked for the queue before the deletion's commit and takes its lock after it: two steps of
--- the insert trigger, with all of a deletion's end in between; or when its transaction keeps the snapshot of its start (repeatable read).
--- Its message then belongs to no queue. Nobody can claim it, since a queue's id is never used again; sweep_orphans, which the maintenance
+-- the insert trigger, with all of a deletion's end in between; or when its transaction keeps the snapshot of its start (repeatable read; a
+-- deletion there would overlook more than that, and is refused). Its message then belongs to no queue. Nobody can claim it, since a queue's id is never used again; sweep_orphans, which the maintenance
 -- calls, removes it.
 --
 -- A message that moves while the deletion goes on is in one of the states at each moment, and the deletion goes on until one statement, and so
@@ -94,13 +95,16 @@ begin
         end if;
         return false;
     end if;
-    return pg_try_advisory_xact_lock(tocsin.lock_key('maintain', 0))
+    return pg_try_advisory_xact_lock_shared(tocsin.lock_key('maintain', 0))  -- shared: deletions do not exclude each other
         and (select coalesce(bool_and(pg_try_advisory_xact_lock(tocsin.lock_key('worker', w.id))), true)
-             from tocsin.workers w where w.queue_id = q.id);
+             from tocsin.workers w where w.queue_id = q.id)
+        and (select count(*) from (select from tocsin.workers w where w.queue_id = q.id for update skip locked) had)
+          = (select count(*) from tocsin.workers w where w.queue_id = q.id);
 end
 $$;
 
--- Deletes the unfinished messages and dead letters that nobody has locked, those first that somebody is likely to; whether none is left.
+-- Deletes the unfinished messages and dead letters that nobody has locked; whether none is left. What others are likely to have locked comes
+-- first, and as long as any of it is left, the rest, which may be much, is not gone through again.
 create or replace function tocsin.try_empty_queue(q tocsin.queues, inout messages bigint, inout letters bigint, out emptied boolean)
 language plpgsql
 set enable_seqscan = off
@@ -108,6 +112,7 @@ as $$
 declare
     n bigint;
 begin
+    emptied := false;
     delete from tocsin.messages m where m.ctid = any (array(
         select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'leased' for update skip locked));
     get diagnostics n = row_count;
@@ -116,6 +121,10 @@ begin
         select x.ctid from tocsin.dead_letters x where x.queue_id = q.id for update skip locked));
     get diagnostics n = row_count;
     letters := letters + n;
+    if exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'leased')
+       or exists (select from tocsin.dead_letters x where x.queue_id = q.id) then
+        return;
+    end if;
     delete from tocsin.messages m where m.ctid = any (array(
         select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'scheduled' for update skip locked));
     get diagnostics n = row_count;
@@ -139,7 +148,7 @@ language plpgsql
 set lock_timeout = '100ms'
 as $$
 declare
-    attempts integer := 0;
+    patience timestamptz;
     closed boolean := false;
     emptied boolean := false;
 begin
@@ -156,8 +165,8 @@ begin
             select t.* into message_count, dead_letter_count, emptied from tocsin.try_empty_queue(q, message_count, dead_letter_count) t;
         end if;
         exit when emptied;
-        attempts := attempts + 1;
-        if attempts = 50 then
+        patience := coalesce(patience, tocsin.clock() + interval '250 ms');
+        if tocsin.clock() > patience then
             raise lock_not_available;
         end if;
         perform pg_sleep(0.005);
@@ -182,6 +191,11 @@ declare
     q tocsin.queues := tocsin.find_queue(queue);
     deadline timestamptz := tocsin.clock() + interval '10 s';
 begin
+    if not dry_run and current_setting('transaction_isolation') <> 'read committed' then
+        perform tocsin.refuse('TC022',
+            format('a queue cannot be deleted at the isolation level %s, which hides what others put into it', current_setting('transaction_isolation')),
+            '{"argument": "transaction"}', 'Delete it in a transaction that is read committed.');
+    end if;
     if force is not true then
         perform tocsin.refuse_deletion(q);
     end if;
@@ -200,8 +214,7 @@ begin
             return next;
             return;
         exception  -- with all that it has locked here
-            when lock_not_available then null;
-            when deadlock_detected then deadline := '-infinity';  -- with something that this transaction has locked before
+            when lock_not_available or deadlock_detected then null;
         end;
         if tocsin.clock() > deadline then
             perform tocsin.refuse('TC011', format('queue "%s" is in use by transactions that do not end', q.name),

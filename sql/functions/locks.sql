@@ -1,7 +1,7 @@
 -- Advisory locks of Tocsin's own, by kind and number. The schema's name is part of the key, so two installations in one database do not meet.
 --
 --   install   0            one installation at a time
---   maintain  0            maintenance, one at a time (see maintain.sql)
+--   maintain  0            exclusive: maintenance, one at a time (see maintain.sql); shared: the deletion of a queue
 --   worker    worker id    shared: a claim; exclusive: a change of the worker's state. So a suspension never overlooks a claim under way.
 --   lifeline  a number     held by a process's LISTEN connection for as long as that connection lives
 --   asleep    queue id     shared, by a process's LISTEN connection: consumers of the queue sleep there, or are about to (see ring.sql)

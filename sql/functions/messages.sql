@@ -9,8 +9,8 @@
 -- only when the page is known, since a sort would carry them along.
 --
 -- How many of a state are due it does not know, since it takes the state and the time for independent: it would walk over all ids to find the few
--- that are due, or none. So these are always read by the index of what changes by time (`offset 0`): there are few, for whoever claims makes
--- them ready. Of the others it is told nothing by what it could reckon with (`vt - t`), for these are most.
+-- that are due, or none. So these are always read by the index of what changes by time (`offset 0`): there are few where somebody claims, who
+-- makes them ready. Of the others it is told nothing by what it could reckon with (`vt - t`), for these are most.
 
 -- Messages of a queue in one state (null: the unfinished ones), the first of them after the id `after`; or those that a consumer holds, for as
 -- long as nobody has looked at a lease that has ended.

@@ -70,7 +70,7 @@ comment on column tocsin.queues.retry_base is 'Delay after the first failure; af
 comment on column tocsin.queues.channel is 'Where its bell rings: LISTEN to it.';
 comment on column tocsin.queues.max_payload is 'Largest payload in bytes of its JSON text; headers may be as large.';
 comment on column tocsin.queues.max_string is 'Most characters of a string in a payload, a key too; 0: any number.';
-comment on column tocsin.queues.max_depth is 'Most levels of arrays and objects in a payload; 0: any number, or 256 where keys or strings have rules.';
+comment on column tocsin.queues.max_depth is 'Most levels of arrays and objects in a payload, 256 if it is more; 0: any number, or 256 where keys or strings have rules.';
 comment on column tocsin.queues.required_keys is 'Keys that a payload, an object then, must have.';
 comment on column tocsin.queues.forbidden_keys is 'Keys that no object in a payload may have.';
 comment on column tocsin.queues.ruled is 'Whether it has any of these rules; see validate.sql.';

@@ -204,7 +204,12 @@ class Consumer(Registered, WorkerHandle):
         """
         check_count(size, "size")
         check_count(concurrency, "concurrency")
-        await self._handle(make_caller(handler), describe_handler(handler), concurrency, size, vt, timeout, once)
+        call_with = make_caller(handler)
+
+        async def call(messages: list[Message], when_waiting: Callable[[], None]) -> object:
+            return await call_with(list(messages), when_waiting)  # the handler may take messages out of its list
+
+        await self._handle(call, describe_handler(handler), concurrency, size, vt, timeout, once)
 
     async def _handle(
         self,

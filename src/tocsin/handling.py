@@ -174,8 +174,7 @@ class Handling:
 
     async def _claim(self, limit: int) -> None:
         done, self._done = self._done, []
-        idle = not self._run.units
-        nothing_waited = idle and not self._ahead and not self._failed
+        nothing_waited = not (self._run.units or self._ahead or self._failed)
         self._ahead.claim_begins(trio.current_time())
         try:
             claim = await self._run.claim(limit, self._vt, archive=done)
@@ -189,14 +188,14 @@ class Handling:
         if claim.parcel:
             self._ahead.add(claim.parcel, trio.current_time())
             self._start_runner()
-            if idle:  # the handler is what somebody waits for now, not the next claim; in trio's second pass it has begun for sure
+            if nothing_waited:  # the handler is what somebody waits for now, not the next claim; in the second pass it has begun
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
 
     async def _give_back(self) -> None:
         unhandled = self._ahead.take_all()
         if self._run.stopped:  # they have been given back
-            self._run.given_back += sum([self._intake.leases.drop(m) for m in unhandled])
+            self._run.given_back += self._intake.leases.drop_settled(unhandled)
             return
         try:
             given_back = await self._intake.give_back_many(unhandled)
@@ -306,7 +305,7 @@ class Handling:
         self._poisoned = False
 
     def _warn_of_lost(self, lost: set[int]) -> None:
-        if lost and not self._answer_lost:  # else they were archived by the statement whose answer was lost
+        if lost and not self._answer_lost and not self._run.stopped:  # else they were archived by the statement whose answer was lost
             logger.warning("handled, but not archived, since the lease was gone; will be delivered again: %s", sorted(lost))
         self._answer_lost = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -181,11 +181,9 @@ class Intake:
         self.note_settled(messages, [m.id for m, was in zip(messages, settled, strict=True) if not was])
         return list(settled)
 
-    def note_settled(self, messages: Sequence[Message], lost: Sequence[int] | set[int] = ()) -> None:
-        """Forget the leases of messages that a statement settled, beside those it found lost."""
-        for message in messages:
-            if self.leases.drop(message) and message.id not in lost:
-                self.handled += 1
+    def note_settled(self, messages: Sequence[Message], lost: Container[int] = ()) -> None:
+        """Forget the leases of messages that a statement settled, or found lost."""
+        self.handled += self.leases.drop_settled(messages, lost)
 
     # Settling one message, for `Message` itself
 

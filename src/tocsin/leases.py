@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -118,15 +118,22 @@ class Leases:
             else:
                 held.unit = unit
 
-    def drop(self, message: Message) -> bool:
-        """Forget a lease that is settled or gone; return whether a run kept it."""
-        held = self._held.get(message.id)
-        if held is None or (held.message is not message and held.message.lease != message.lease):
-            return False
-        del self._held[message.id]
+    def drop(self, message: Message) -> None:
+        """Forget a lease that is settled or gone."""
+        self.drop_settled([message])
+
+    def drop_settled(self, messages: Sequence[Message], lost: Container[int] = ()) -> int:
+        """Forget leases that a statement has settled, or found ``lost``; return how many of the others a run kept."""
+        kept = 0
+        for message in messages:
+            message_id = message.id
+            held = self._held.get(message_id)
+            if held is not None and (held.message is message or held.message.lease == message.lease):
+                del self._held[message_id]
+                kept += held.kept and message_id not in lost
         if self._drops:
             self._drops.unpark_all()
-        return held.kept
+        return kept
 
     def find(self, message_id: int) -> Message | None:
         """Return the message of this id if it is held."""

@@ -224,7 +224,7 @@ class Process:
                 await self._database.fetch("select tocsin.detach_process(%s)", [self._id])
                 logger.warning(
                     "LISTEN does not work on this connection to %s, probably because of a connection pooler: messages will wait for up "
-                    "to one heartbeat (%.1f s). Set listen_dsn (TOCSIN_LISTEN_DSN) to one that goes round the pooler.",
+                    "to one heartbeat (%.1f s). Set listen_dsn, where dsn is set, to one that goes round the pooler.",
                     self._database.address,
                     self._every,
                 )

@@ -247,7 +247,7 @@ async def connect(
     interval of the one periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
 
     What is not given is taken from the environment (``TOCSIN_DSN``, ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]``
-    of a TOML file, else it is the default: see `tocsin.settings`.
+    of a TOML file, else it is the default: see `tocsin.settings`. (A ``listen_dsn`` from a weaker source than the ``dsn`` does not apply.)
 
     Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not, its connections are closed.
     """

@@ -57,5 +57,5 @@ async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIt
         run.units.add(unit)
         with unit.scope:
             yield Stream(run, unit, vt)
-        if unit.lost is not None and unit.scope.cancelled_caught:
+        if unit.lost is not None and unit.scope.cancelled_caught and not run.stopped:
             raise LeaseLost(unit.lost, "keep")

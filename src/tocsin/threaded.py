@@ -3,7 +3,7 @@
 A thread cannot be cancelled, but what it waits for can: the statement, on the server. So a cancellation asks the server to cancel, and
 then waits for the thread, since the connection is the caller's, who goes on to roll back and must not meet the thread there. A server
 that does not answer costs the connection, as with Tocsin's own (``driver/connection.py``): its socket is shut down under the thread,
-which then ends with an error.
+which then ends with an error; unless it does not use it, since it is in the caller's own code, and that is given up after a while too.
 """
 
 from __future__ import annotations

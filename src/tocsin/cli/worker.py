@@ -213,7 +213,7 @@ async def health(store: Store, screen: Screen, queue: str | None, max_age: timed
     for h in found:
         if h.paused_for is not None and h.ready:
             screen.remark(
-                f"queue {h.queue!r} has been paused for {write_age(h.paused_for)}, and {h.ready} messages wait; "
+                f"queue {h.queue!r} has been paused for {write_age(h.paused_for)}, and at least {h.ready} messages wait; "
                 f"`tocsin queue resume {shlex.quote(h.queue)}` ends that"
             )
     return ExitCode.DONE if all(h.healthy for h in found) else ExitCode.UNHEALTHY
