@@ -231,6 +231,36 @@ def test_released_savepoints_and_caught_errors(sessions: Sessions) -> None:
     assert fall_asleep(line, sessions.q, sessions.r) == [sessions.q]
 
 
+def test_what_is_inserted_beside_an_enqueue_is_rung_for(sessions: Sessions) -> None:
+    """tocsin.enqueue rings by itself, and says so to the trigger for no longer than that."""
+    line, heard = sessions.listener()
+    fall_asleep(line, sessions.q, sessions.r)
+    producer = sessions.open()
+    with producer.transaction():
+        producer.execute("select tocsin.enqueue('s', '1')")
+        insert(producer, sessions.q)
+    assert heard() == ["q", "s"]
+    with producer.transaction():
+        with pytest.raises(psycopg.Error), producer.transaction():
+            producer.execute("select tocsin.enqueue('s', '1', delay => '-1 s')")
+        insert(producer, sessions.q)
+    assert heard() == ["q"]
+    copy = INSERT.replace("%s", f"array[{sessions.r}]")
+    producer.execute(f"create function copy_it() returns trigger language plpgsql as $$ begin {copy}; return null; end $$".encode())
+    when = f"when (new.queue_id <> {sessions.r})"
+    producer.execute(f"create trigger copy_it after insert on tocsin.messages for each row {when} execute function copy_it()".encode())
+    producer.execute("select tocsin.enqueue('q', '1')")
+    assert heard() == ["q", "r"]
+
+
+def test_a_key_that_is_taken_rings_for_nothing(sessions: Sessions) -> None:
+    line, heard = sessions.listener()
+    fall_asleep(line, sessions.q)
+    for expected in (["q"], []):
+        sessions.open().execute("select tocsin.enqueue('q', '1', key => 'k')")
+        assert heard() == expected
+
+
 @pytest.fixture
 def two_phases(sessions: Sessions) -> Iterator[Connection]:
     """A session that can prepare transactions; what it prepares as `t` is rolled back."""

@@ -32,9 +32,9 @@
 -- What it does not see
 -- --------------------
 -- An enqueue does not see the deletion when it looked for the queue before the deletion's commit and takes its lock after it: two steps of
--- the insert trigger, with all of a deletion's end in between; or when its transaction keeps the snapshot of its start (repeatable read; a
--- deletion there would overlook more than that, and is refused). Its message then belongs to no queue. Nobody can claim it, since a queue's id is never used again; sweep_orphans, which the maintenance
--- calls, removes it.
+-- one statement, with all of a deletion's end in between; or when its transaction keeps the snapshot of its start (repeatable read; a deletion
+-- there would overlook more than that, and is refused). Its message then belongs to no queue. Nobody can claim it, since a queue's id is
+-- never used again; sweep_orphans, which the maintenance calls, removes it.
 --
 -- A message that moves while the deletion goes on is in one of the states at each moment, and the deletion goes on until one statement, and so
 -- one snapshot, finds none in any of them; then it takes the archive.

@@ -1,7 +1,7 @@
 -- Enqueueing: from any language, with any driver, in any transaction. The insert trigger on messages rings.
 --
 -- The INSERT of a single message also decides whether it may be enqueued, and only when it was not inserted is it looked into why. So the
--- usual case is one statement; in a loop of calls it takes 1.4 times the server's time of an INSERT by hand, a difference of 9 µs.
+-- usual case is one statement; in a loop of calls it takes 1.2 times the server's time of an INSERT by hand, a difference of 5 µs.
 --
 -- Batches come as one JSON document, since that is parsed ten times as fast as an array of texts. Server and client together, for each of
 -- 1,000 messages in a call (of 100, of 10): 3.9 µs (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
@@ -128,12 +128,17 @@ declare
     q tocsin.queues;
     message_id bigint;
     checked boolean;  -- by the queue's rules, if it has any
+    rings boolean := key is null;  -- by itself (ring.sql): with a key it is only known afterwards whether there is something to ring for
+    ignored text;
 begin
     if not tocsin.is_owner() then
         perform tocsin.check_enqueue(tocsin.find_queue(queue), worker_id);
     end if;
     if headers is not null then
         perform tocsin.admit_headers(tocsin.find_queue(queue), headers);
+    end if;
+    if rings then
+        ignored := set_config('bell.rung_by', 'tocsin', true);
     end if;
     loop
         insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
@@ -144,10 +149,12 @@ begin
         where x.name = queue and tocsin.fits(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
           and (not x.ruled or checked)
           and (worker_id is null or tocsin.is_active(worker_id))
+          and (not rings or tocsin.rung(x))
         on conflict (queue_id, key) where key is not null do nothing
         returning id into message_id;
         exit when message_id is not null;
-        -- It is refused, or its key is taken, or the queue has rules. None may be true any more, or it keeps the rules: then it is tried again.
+        -- It is refused, or its key is taken, or the queue has rules or is being deleted. None may be true any more, or it keeps the rules: then
+        -- it is tried again.
         q := tocsin.admit(queue, delay, at, expires_in, max_deliveries, worker_id);
         perform tocsin.admit_payloads(q, jsonb_build_array(payload), null);
         message_id := tocsin.find_key(q.id, key);
@@ -160,7 +167,11 @@ begin
             raise serialization_failure using message = format('key "%s" was taken by a transaction that this one cannot see', key),
                 hint = 'Try the transaction again.';
         end if;
+        perform tocsin.ring_late(q.id);  -- waits for the end of a deletion
     end loop;
+    if rings then
+        ignored := set_config('bell.rung_by', '', true);
+    end if;
     return message_id;
 end
 $$;

@@ -8,7 +8,7 @@
 --   asleep   shared by the processes that sleep on the queue, or are about to; held by the session that LISTENs
 --   unrung   shared by the transactions that put messages into the queue and decided not to ring, until they end
 --
--- A producer, after each statement that inserts (must_ring):
+-- A producer, with each statement that inserts (must_ring):
 --   1. Does somebody sleep? Then ring.
 --   2. Take `unrung`. Not to be had at once: ring.
 --   3. Does somebody sleep now? Then ring. Otherwise do not.
@@ -108,20 +108,26 @@ begin
 end
 $$;
 
--- Each queue's row is looked up by itself, however many queues there are: a join might read them all. The condition is true where it could not
--- ring; pg_notify never gives null. There are only functions of PostgreSQL's in it: one of ours would take a microsecond to be made ready for
--- each insert, also of those that do not call it.
+-- Rings for what a statement puts into this queue, if it must; false: it could not, since the queue is being deleted (delete_queue.sql). One
+-- expression, which becomes part of the query that uses it. There are only functions of PostgreSQL's in it: one of ours would take a
+-- microsecond to be made ready for each insert, also of those that do not call it. (pg_notify never gives null.)
+create or replace function tocsin.rung(q tocsin.queues) returns boolean
+language sql
+as $$
+    select case
+        when not tocsin.must_ring(q.id, q.notify) then true
+        when pg_try_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id)) then pg_notify(q.channel, '') is not null
+        else false
+    end
+$$;
+
+-- Each queue's row is looked up by itself, however many queues there are: a join might read them all.
 create or replace function tocsin.ring_inserted() returns trigger
 language plpgsql
 as $$
 begin
     perform from (select distinct n.queue_id from inserted n) i
-    where coalesce((select case
-                        when not tocsin.must_ring(q.id, q.notify) then false
-                        when pg_try_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id)) then pg_notify(q.channel, '') is null
-                        else true
-                    end
-                    from tocsin.queues q where q.id = i.queue_id), true);
+    where (select tocsin.rung(q) from tocsin.queues q where q.id = i.queue_id) is not true;
     if found then
         perform tocsin.ring_late(i.queue_id) from (select distinct n.queue_id from inserted n) i;
     end if;
@@ -129,8 +135,13 @@ begin
 end
 $$;
 
+-- Not for the INSERT of tocsin.enqueue, which rings itself where it reads the queue, and says so by a setting for as long as that INSERT takes:
+-- the trigger's query takes as long as the INSERT while the server's caches are cold, and they are when somebody sleeps. What a trigger of
+-- somebody else's inserts meanwhile is told apart by its depth.
 create or replace trigger ring after insert on tocsin.messages
-    referencing new table as inserted for each statement execute function tocsin.ring_inserted();
+    referencing new table as inserted for each statement
+    when (pg_trigger_depth() > 0 or current_setting('bell.rung_by', true) is distinct from 'tocsin')
+    execute function tocsin.ring_inserted();
 
 -- Steps 1 and 2 of going to sleep on these queues, in the session that LISTENs; for each queue once until wake_up. Returns those of which
 -- to ask again in a little (unrung_in_flight); for the others step 3 may follow. Cut short, it may have taken `asleep` of some: they are

@@ -43,7 +43,7 @@ as $$
         access, caller, is_owner, is_admin, may_consume, may_enqueue, acts_for, refuse_caller, check_enqueue, check_register, check_own, find_role,
         clock, refuse, lock_key, shared_elsewhere, shared_after_all,
         fits, admit, admit_headers, admit_payloads, find_key,
-        channel, must_ring, ring, ring_inserted,
+        channel, must_ring, ring, rung, ring_inserted,
         make_due_ready, admit_claim, next_due, outcomes, give_back, backoff, bury,
         add_queue, change_queue,
         find_worker, refuse_transition, refuse_ended, check_active, tell_process, move_worker, count_held, release_held, refuse_held,
