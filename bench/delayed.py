@@ -39,7 +39,7 @@ async def measure(bench: Bench) -> list[Result]:
     ):
         count = bench.pick(IN_TURN, IN_TURN, 2)
         delays = [FIRST + BETWEEN * number for number in range(count)]
-        for _ in range(bench.pick(10, 2, 1)):
+        for _ in range(bench.pick(10, 1, 1)):
             for delay in delays:
                 await store.produce(QUEUE, None, delay=delay)
             due = dict(await execute(dsn, b"select id, extract(epoch from due)::float8 from tocsin.messages"))

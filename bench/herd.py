@@ -74,7 +74,7 @@ async def _calm(watch: str, database: int) -> int:
 
 async def _measure_listeners(bench: Bench) -> Result:
     processes, each = bench.pick(10, 2, 2), bench.pick(10, 20, 2)
-    turns, seconds = bench.pick(5, 2, 1), bench.pick(2.0, 0.5, 0.2)
+    turns, seconds = bench.pick(5, 1, 1), bench.pick(2.0, 0.5, 0.2)
     queues = [OTHER.format(number) for number in range(processes * each)]
     rates: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:

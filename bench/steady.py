@@ -35,7 +35,7 @@ GROWTH = 1.05
 
 async def measure(bench: Bench) -> list[Result]:
     """Give the latency in ms, and the table's size in kB."""
-    seconds, peak_seconds = bench.pick(60.0, 5.0, 0.9), bench.pick(5.0, 1.0, 0.3)
+    seconds, peak_seconds = bench.pick(60.0, 3.0, 0.9), bench.pick(5.0, 1.0, 0.3)
     woken = await _wake_up(bench, bench.pick(200, 50, 3))
     async with (
         bench.store_database(QUEUE) as dsn,

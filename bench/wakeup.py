@@ -70,7 +70,7 @@ async def measure(bench: Bench) -> list[Result]:
             "sql": await pair(await enter(bench.store_database(QUEUE)), consume, floor.send, ENQUEUE),
         }
         for sender, receiver in ways.values():  # statements are prepared, and plans kept, after some repetitions
-            await exchange(sender, receiver, bench.pick(20, 20, 1))
+            await exchange(sender, receiver, bench.pick(20, 10, 1))
         while len(delays["sql"]) < samples:
             for name, (sender, receiver) in ways.items():
                 delays[name] += await exchange(sender, receiver, min(IN_TURN, samples))
