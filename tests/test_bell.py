@@ -168,6 +168,21 @@ async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(autojump_cl
         assert bell.give_up_guards() == []  # it sleeps
 
 
+async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may_go(autojump_clock: trio.testing.MockClock) -> None:
+    bell = Bell()
+    with bell.bed(1) as bed:
+        await fall_asleep(bed)
+        bell.guard(1)
+        await trio.testing.wait_all_tasks_blocked()
+        asked: list[int] = []
+        bell.when_guards_change = lambda: asked.extend(bell.give_up_guards())
+        bell.ring(1)
+        assert asked == []
+        await trio.sleep(2 * LINGER)
+        bell.ring(1)
+        assert asked == [1]
+
+
 async def test_a_ring_for_one_who_cannot_look_is_for_all_who_are_awake() -> None:
     """They may be looking already, or have no room just now, and will lie down without having seen what was rung for."""
     bell = Bell()

@@ -37,16 +37,18 @@ class Bed:
         self._queue = queue
         self._looks_under: object | None = None
         self._rung_on = False
-        self._woken = trio.Event()
+        self._nudged = False
+        self._resting = trio.lowlevel.ParkingLot()
 
     def ring(self) -> None:
         """There may be messages: wake up and look."""
         self.rung = True
-        self._woken.set()
+        self.nudge()
 
     def nudge(self) -> None:
         """Something else has changed: wake up."""
-        self._woken.set()
+        self._nudged = True
+        self._resting.unpark_all()
 
     def look(self) -> None:
         """The owner begins to look for messages."""
@@ -78,20 +80,30 @@ class Bed:
             if self.rung and not self._rung_on:
                 self._rung_on = True
                 self._queue.ring(but=self)
-            with trio.move_on_at(until):
-                await self._woken.wait()
+            await self._rest(until)
         elif self.rung:
             await trio.lowlevel.checkpoint()
         else:
+            self._queue.lies_down(self)
             try:
-                with self._queue.sleeper(self), trio.move_on_at(min(until, self._queue.alarm)):
-                    await self._woken.wait()
+                await self._rest(min(until, self._queue.alarm))
             except BaseException:
                 if self.rung:  # a ring that came when this was cancelled already, and may find nobody to look
                     self._queue.ring(but=self)
                 raise
+            finally:
+                self._queue.got_up(self)
             self._queue.check_alarm(self)
-        self._woken = trio.Event()
+        self._nudged = False
+
+    async def _rest(self, until: float) -> None:
+        if self._nudged:
+            await trio.lowlevel.checkpoint()
+        elif until == math.inf:  # as a rule: then there is no scope to be left between the ring and the claim
+            await self._resting.park()
+        else:
+            with trio.move_on_at(until):
+                await self._resting.park()
 
 
 class _Queue:
@@ -130,6 +142,7 @@ class _Queue:
 
     def ring(self, but: Bed | None = None) -> None:
         if not self.ring_another(but):
+            self.check_guard()
             for bed in self.beds:  # whoever can first; also one that looks already, for it may have begun too early
                 if not bed.rung:
                     bed.ring()
@@ -142,18 +155,16 @@ class _Queue:
                 return True
         return False
 
-    @contextmanager
-    def sleeper(self, bed: Bed) -> Iterator[None]:
+    def lies_down(self, bed: Bed) -> None:
         bed.asleep = True
         if self.guard is None:
             self._change_guards()
         elif self.looked_under is not self.guard:
             bed.ring()
-        try:
-            yield
-        finally:
-            bed.asleep = False
-            self.deserted_at = trio.current_time()
+
+    def got_up(self, bed: Bed) -> None:
+        bed.asleep = False
+        self.deserted_at = trio.current_time()
 
     def check_guard(self) -> None:
         if self.guard is not None and self.is_deserted:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from datetime import datetime
 from typing import Protocol
 
 import attrs
@@ -15,7 +14,7 @@ from .database import Database
 from .driver.lock import Lock
 from .durations import Duration, to_seconds, to_timedelta
 from .errors import TRANSIENT, ConnectionLost, LeaseLost
-from .front import Front
+from .front import Front, Position
 from .leases import Leases
 from .message import Message, Source, tokens
 from .parcel import Parcel, read_answer
@@ -105,7 +104,7 @@ class Intake:
             finally:
                 if archive:
                     self.leases.settling.remove(archive)
-            answer = read_answer(rows)
+            answer = read_answer(rows, archived=bool(archive))
             if answer.last is not None:
                 self._front.claimed(answer.last)
             full = answer.stop - answer.start >= limit
@@ -121,10 +120,8 @@ class Intake:
         parcel = Parcel(rows, answer.start, answer.stop, self._source, self.leases, length, claimed_at + length, kept=kept)
         return Claim(parcel, answer.lost, -math.inf if full else again_at, full)
 
-    def _claim_parameters(
-        self, limit: int, vt: float | None, position: tuple[int, datetime, int] | None, archive: Sequence[Message]
-    ) -> list[str | None]:
-        start = (None, None, None) if position is None else (str(position[0]), position[1].isoformat(), str(position[2]))
+    def _claim_parameters(self, limit: int, vt: float | None, position: Position | None, archive: Sequence[Message]) -> list[str | None]:
+        start = (None, None, None) if position is None else position
         ids, leases = tokens(archive) if archive else (None, None)
         return [
             *(str(self.worker_id), str(self.registration), str(limit), None if vt is None else f"{vt:f} s"),

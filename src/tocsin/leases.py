@@ -74,8 +74,7 @@ class Leases:
         self._packed: list[Claimed] = []
         self.settling: list[Sequence[Message]] = []
         """What statements under way settle: they say themselves whether the lease was gone."""
-        self._next_refresh = math.inf
-        self._sooner = trio.Event()
+        self._nap = trio.CancelScope()
         self._drops = trio.lowlevel.ParkingLot()
 
     def __contains__(self, message: Message) -> bool:
@@ -85,8 +84,8 @@ class Leases:
     def expect(self, parcel: Claimed) -> None:
         """Note that the messages of this parcel are held too, though it is not unpacked yet."""
         self._packed.append(parcel)
-        if parcel.kept and parcel.expires - parcel.vt / 2 < self._next_refresh:
-            self._sooner.set()
+        if parcel.kept:
+            self._refresh_by(parcel.expires - parcel.vt / 2)
 
     def note(self, messages: Sequence[Message], parcel: Claimed, *, last: bool) -> None:
         """Note messages of a parcel that were unpacked; ``last``: all of it is."""
@@ -163,12 +162,13 @@ class Leases:
     async def keep(self) -> None:
         """Extend leases in time, for ever. Cancellation leaves them as they are."""
         while True:
-            self._next_refresh = min((h.refresh_at for h in self._all()), default=math.inf)
-            self._sooner = trio.Event()
-            with trio.move_on_at(self._next_refresh):
-                await self._sooner.wait()
-                continue
+            with trio.CancelScope(deadline=min((h.refresh_at for h in self._all()), default=math.inf)) as self._nap:
+                await trio.sleep_forever()
             await self.refresh(trio.current_time())
+
+    def _refresh_by(self, at: float) -> None:
+        if at < self._nap.deadline:  # moved, and not woken: a lease begins just before its handler, and as a rule ends before this
+            self._nap.deadline = at
 
     async def refresh(self, until: float = math.inf, *, on_purpose: bool = False) -> int:
         """Extend the leases that are to be extended until this time, and cancel the handlers of those that are gone; return how many are.
@@ -211,8 +211,7 @@ class Leases:
             if still_ours and message in self:
                 held = self._held[message.id]
                 held.expires = now + seconds
-                if held.refresh_at < self._next_refresh:  # a handler has made it shorter, and goes on
-                    self._sooner.set()
+                self._refresh_by(held.refresh_at)  # a handler may have made it shorter, and go on
         return list(kept)
 
     def _lose(self, held: Held, level: int = logging.WARNING) -> None:

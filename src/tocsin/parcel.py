@@ -81,16 +81,17 @@ class Answer:
     """What the end says of when the next message is due, in seconds."""
 
 
-def read_answer(rows: Rows) -> Answer:
-    """Find out what the rows are, without reading them all."""
+def read_answer(rows: Rows, *, archived: bool) -> Answer:
+    """Find out what the rows are, without reading them all. ``archived``: something was to be archived."""
     lost: set[int] = set()
     start, stop = 0, len(rows)
-    while start < stop and (row := rows.load(start, start + 1)[0])[1] is None and row[0] is not None:
+    while archived and start < stop and (row := rows.load(start, start + 1)[0])[1] is None and row[0] is not None:
         lost.add(row[0])
         start += 1
     looked, next_due = False, None
-    if start < stop and (end := rows.load(stop - 1, stop)[0])[0] is None:
-        looked, next_due = True, end[-1]
-        stop -= 1
     last = rows.load(stop - 1, stop)[0] if start < stop else None
+    if last is not None and last[0] is None:
+        looked, next_due = True, last[-1]
+        stop -= 1
+        last = rows.load(stop - 1, stop)[0] if start < stop else None
     return Answer(lost, start, stop, last, looked, next_due)

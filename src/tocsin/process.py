@@ -191,13 +191,12 @@ class Process:
             if self._kicked or self._buried:
                 continue
             with trio.CancelScope(deadline=min(self._next_beat, self._settle_at)) as self._nap:
-                if line is not None:
+                while line is not None:
                     await line.wait_for_notifications()
-                    # Who was woken is to send its claim before this task looks after the line: in trio's second pass it has.
+                    # Who was woken is to send its claim before this task goes on: in trio's second pass it has.
                     await trio.lowlevel.checkpoint()
                     await trio.lowlevel.checkpoint()
-                else:
-                    await trio.sleep_forever()
+                await trio.sleep_forever()
             self._nap = None
 
     def _kick(self) -> None:
@@ -303,7 +302,7 @@ class Process:
             self.rings += 1
             self._bell.ring(queue_id)
         elif not notification.payload:  # something has happened to one of our workers
-            self._next_beat = trio.current_time()
+            self.look()
         elif notification.payload == self._echo:
             self._echo = ""
         else:  # whoever may connect may notify anything, so what it says is not relied on

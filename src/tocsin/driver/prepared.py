@@ -21,19 +21,22 @@ __all__ = ["Prepared", "Rows"]
 
 
 class Rows:
-    """The rows of a result in binary, which become tuples when they are loaded."""
+    """The rows of a result in binary, which become tuples when they are loaded; those of a small result at once, and only once."""
+
+    SMALL = 3
 
     def __init__(self, result: pq.abc.PGresult, context: AdaptContext) -> None:
         self._transformer = Transformer(context)
         self._transformer.set_pgresult(result, format=pq.Format.BINARY)
         self._count = result.ntuples
+        self._loaded = self._transformer.load_rows(0, self._count, tuple) if self._count <= self.SMALL else None
 
     def __len__(self) -> int:
         return self._count
 
     def load(self, start: int, stop: int) -> list[tuple[Any, ...]]:
         """Return the rows from ``start`` up to before ``stop``."""
-        return self._transformer.load_rows(start, stop, tuple)
+        return self._transformer.load_rows(start, stop, tuple) if self._loaded is None else self._loaded[start:stop]
 
 
 class Prepared:
