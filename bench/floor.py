@@ -27,11 +27,12 @@ QUEUES = 10
 HEARTBEAT = 2.0
 
 
-def _connect(dsn: str) -> psycopg.Connection[tuple[Any, ...]]:
+def connect(dsn: str) -> psycopg.Connection[tuple[Any, ...]]:
+    """Connect; each statement is a transaction of its own."""
     return psycopg.connect(dsn, autocommit=True)
 
 
-def _wakes(connection: psycopg.Connection[tuple[Any, ...]]) -> Iterator[str]:
+def wakes(connection: psycopg.Connection[tuple[Any, ...]]) -> Iterator[str]:
     """Yield the payload of each notification as it comes."""
     while True:
         select.select([connection.fileno()], [], [])
@@ -45,7 +46,7 @@ def _wakes(connection: psycopg.Connection[tuple[Any, ...]]) -> Iterator[str]:
 
 def send(dsn: str, statement: str) -> None:
     """For each order, run a statement whose parameter is the time (CLOCK_MONOTONIC, ns) just before."""
-    with _connect(dsn) as connection:
+    with connect(dsn) as connection:
         command = statement.encode()
         say("ready")
         for _ in sys.stdin:
@@ -60,18 +61,18 @@ INSERT_AND_NOTIFY = "with added as (insert into messages (sent) values (%s)) sel
 
 def hear(dsn: str) -> None:
     """Say how long each notification took to arrive, in ms."""
-    with _connect(dsn) as connection:
+    with connect(dsn) as connection:
         connection.execute("listen floor")
         say("ready")
-        for sent in _wakes(connection):
+        for sent in wakes(connection):
             say("handled", (time.monotonic_ns() - int(sent)) / 1e6)
 
 
 def call(dsn: str) -> None:
     """For each order, notify `answer` and wait for its notification; say how long that took, in ms."""
-    with _connect(dsn) as connection, _connect(dsn) as line:
+    with connect(dsn) as connection, connect(dsn) as line:
         line.execute("listen floor_back")
-        answers = _wakes(line)
+        answers = wakes(line)
         say("ready")
         for _ in sys.stdin:
             sent = time.monotonic_ns()
@@ -82,25 +83,26 @@ def call(dsn: str) -> None:
 
 def answer(dsn: str) -> None:
     """Notify `call` back."""
-    with _connect(dsn) as connection, _connect(dsn) as line:
+    with connect(dsn) as connection, connect(dsn) as line:
         line.execute("listen floor")
         say("ready")
-        for _ in _wakes(line):
+        for _ in wakes(line):
             connection.execute("select pg_notify('floor_back', '')")
 
 
 def hear_and_claim(dsn: str) -> None:
-    """On each notification, take one message out of the table; say how long after its statement it was here, in ms."""
-    with _connect(dsn) as connection, _connect(dsn) as line:
+    """On each notification, take one message out of the table; say how long after its statement it was here, and was heard of, in ms."""
+    with connect(dsn) as connection, connect(dsn) as line:
         line.execute("listen floor")
         say("ready")
-        for _ in _wakes(line):
+        for _ in wakes(line):
+            heard = time.monotonic_ns()
             claimed = connection.execute(
                 "delete from messages where id = (select id from messages order by id limit 1 for update skip locked) returning sent"
             ).fetchone()
             now = time.monotonic_ns()
             assert claimed is not None
-            say("handled", (now - claimed[0]) / 1e6)
+            say("handled", (now - claimed[0]) / 1e6, (heard - claimed[0]) / 1e6)
 
 
 # Draining
@@ -159,7 +161,7 @@ def claim_and_archive(dsn: str, share: str, seconds: str, threads: str) -> None:
 
     settled: list[int] = []
     with ExitStack() as stack:
-        connections = [stack.enter_context(_connect(dsn)) for _ in range(int(threads))]
+        connections = [stack.enter_context(connect(dsn)) for _ in range(int(threads))]
         say("ready")
         sys.stdin.readline()
         workers = [threading.Thread(target=work, args=[c]) for c in connections]
@@ -176,7 +178,7 @@ def claim_and_archive(dsn: str, share: str, seconds: str, threads: str) -> None:
 
 def claim_when_due(dsn: str) -> None:
     """For each order, sleep until the next message is due and take it; say how late that was, in ms."""
-    with _connect(dsn) as connection:
+    with connect(dsn) as connection:
         say("ready")
         for _ in sys.stdin:
             first = connection.execute("select extract(epoch from min(due) - clock_timestamp())::float8 from messages").fetchone()
@@ -196,7 +198,7 @@ def claim_when_due(dsn: str) -> None:
 
 def hold_lock(dsn: str) -> None:
     """Hold an advisory lock until killed."""
-    with _connect(dsn) as connection:
+    with connect(dsn) as connection:
         connection.execute("select pg_advisory_lock(1)")
         say("ready")
         sys.stdin.read()
@@ -204,7 +206,7 @@ def hold_lock(dsn: str) -> None:
 
 def wait_for_lock(dsn: str) -> None:
     """Wait for that lock, and say when it was had (CLOCK_MONOTONIC, ns)."""
-    with _connect(dsn) as connection:
+    with connect(dsn) as connection:
         say("ready")
         connection.execute("select pg_advisory_lock(1)")
         say("handled", time.monotonic_ns())
@@ -216,7 +218,7 @@ def wait_for_lock(dsn: str) -> None:
 def listen(dsn: str, *channels: str) -> None:
     """LISTEN on each of these channels, each on a connection of its own, and read what comes."""
     with ExitStack() as stack:
-        connections = [stack.enter_context(_connect(dsn)) for _ in channels]
+        connections = [stack.enter_context(connect(dsn)) for _ in channels]
         for connection, channel in zip(connections, channels, strict=True):
             connection.execute(f'listen "{channel}"'.encode())
         say("ready")
@@ -231,7 +233,7 @@ def listen_and_beat(dsn: str) -> None:
 
     From one order to the next, count; then say: seconds of CPU, statements, times woken (by the clock and by the answer, for each of them).
     """
-    with _connect(dsn) as connection:
+    with connect(dsn) as connection:
         for number in range(QUEUES):
             connection.execute(f"listen queue_{number}".encode())
         connection.execute("create table beats (at timestamptz)")

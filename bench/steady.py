@@ -78,7 +78,7 @@ async def _wake_up(bench: Bench, samples: int) -> float:
         consumer = await stack.enter_async_context(playing(wakeup.consume, dsn))
         producer = await stack.enter_async_context(playing(wakeup.produce, dsn))
         await wakeup.exchange(producer, consumer, min(20, samples))
-        return percentile(await wakeup.exchange(producer, consumer, samples), 50)
+        return percentile([handled for handled, *_ in await wakeup.exchange(producer, consumer, samples)], 50)
 
 
 async def _wait_until_empty(dsn: str) -> None:

@@ -6,6 +6,9 @@ finds everybody asleep: it is sent when the one before was archived, its consume
 Two ways of sending: ``produce`` is a trio process with a `tocsin.Producer`, ``sql`` is ``select tocsin.enqueue(...)`` by blocking psycopg.
 The floor, ``claim``, is a queue by hand in blocking psycopg: insert and NOTIFY in one statement, wake, delete the row and have it returned.
 
+What of the time is whose: ``blocking`` is ``sql`` up to the claim's end with Tocsin's functions called by blocking psycopg, so without trio
+and Tocsin's Python; ``heard`` is when that one has heard the bell, against when the queue by hand has.
+
 Without a message there is less to do. ``notify`` is a bare NOTIFY, one way, which writes nothing that must reach the disk; its floor, and
 that of ``claim``, is a round trip: one process notifies another, which notifies the first, where the time is taken. ``produce_raw`` and
 ``sql_raw`` are held against the round trip too; ``produce_trio`` and ``sql_trio`` against one whose two processes use Tocsin's driver on
@@ -16,6 +19,7 @@ Each way has processes and a database of its own, so each of them rests as long 
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -23,6 +27,7 @@ from contextlib import AsyncExitStack
 from typing import NoReturn
 
 import trio
+from psycopg import sql
 
 import tocsin
 from tocsin.driver import TrioConnection
@@ -38,6 +43,11 @@ PAUSE = 0.005
 IN_TURN = 25
 """Messages that one way sends before it is the next one's turn."""
 ENQUEUE = f"select tocsin.enqueue('{QUEUE}', jsonb_build_object('sent', %s::bigint))"
+CLAIM = """
+select priority, due, id, lease, payload
+from tocsin.claim(%s, %s, 1, from_priority => %s, from_due => %s, from_id => %s, durable => false)
+"""
+"""As a consumer claims that has claimed before."""
 TARGETS = {50: 1.5, 99: 3.0}
 """By percentile: how many times the queue by hand may be taken."""
 RAW_TARGETS = {50: 2.5, 99: 5.0}
@@ -68,12 +78,15 @@ async def measure(bench: Bench) -> list[Result]:
             "claim": await pair(await enter(bench.bare_database(floor.TABLE)), floor.hear_and_claim, floor.send, floor.INSERT_AND_NOTIFY),
             "produce": await pair(await enter(bench.store_database(QUEUE)), consume, produce),
             "sql": await pair(await enter(bench.store_database(QUEUE)), consume, floor.send, ENQUEUE),
+            "blocking": await pair(await enter(bench.store_database(QUEUE)), consume_blocking, floor.send, ENQUEUE),
         }
         for sender, receiver in ways.values():  # statements are prepared, and plans kept, after some repetitions
             await exchange(sender, receiver, bench.pick(20, 10, 1))
         while len(delays["sql"]) < samples:
             for name, (sender, receiver) in ways.items():
-                delays[name] += await exchange(sender, receiver, min(IN_TURN, samples))
+                for handled, *heard in await exchange(sender, receiver, min(IN_TURN, samples)):
+                    delays[name].append(handled)
+                    delays[f"{name}_heard"] += heard
     comparisons: list[tuple[str, str, str, dict[int, float]]] = [
         ("notify", "notify", "round_trip", {}),
         ("claim", "claim", "round_trip", {}),
@@ -83,6 +96,8 @@ async def measure(bench: Bench) -> list[Result]:
         ("sql_raw", "sql", "round_trip", RAW_TARGETS),
         ("produce_trio", "produce", "trio_round_trip", RAW_TARGETS),
         ("sql_trio", "sql", "trio_round_trip", RAW_TARGETS),
+        ("heard", "blocking_heard", "claim_heard", {}),
+        ("blocking", "blocking", "claim", {}),
     ]
     return [
         Result(
@@ -97,13 +112,13 @@ async def measure(bench: Bench) -> list[Result]:
     ]
 
 
-async def exchange(sender: Child, receiver: Child, count: int) -> list[float]:
-    """Have so many messages sent, one after the other, and return how long each took, in ms."""
+async def exchange(sender: Child, receiver: Child, count: int) -> list[list[float]]:
+    """Have so many messages sent, one after the other, and return for each what its receiver says of it: how long it took, in ms, first."""
     delays = []
     for _ in range(count):
         await trio.sleep(PAUSE)
         await sender.order("go")
-        delays.append(await receiver.hear_number("handled"))
+        delays.append([float(word) for word in await receiver.hear("handled")])
     return delays
 
 
@@ -123,6 +138,30 @@ async def consume(dsn: str) -> NoReturn:
             delay = await receive.receive()
             await asleep(store)
             say("handled", delay)
+
+
+def consume_blocking(dsn: str) -> None:
+    """Hear and claim messages with Tocsin's functions, but no more of it; say how long each one took to come, and to be heard of, in ms."""
+    with floor.connect(dsn) as connection, floor.connect(dsn) as line:
+        worker = connection.execute(
+            "select id, registration from tocsin.register_worker(%s, 'consumer', 'blocking', null, 'host', 1, '')", [QUEUE]
+        ).fetchone()
+        queue = connection.execute("select id, channel from tocsin.queues where name = %s", [QUEUE]).fetchone()
+        assert worker is not None
+        assert queue is not None
+        connection.execute("select tocsin.begin_poll(%s, %s)", worker)
+        line.execute(sql.SQL("listen {}").format(sql.Identifier(queue[1])))
+        line.execute("select tocsin.fall_asleep(array[%s])", [queue[0]])
+        say("ready")
+        position: tuple[object, ...] = (None, None, None)
+        for _ in floor.wakes(line):
+            heard = time.monotonic_ns()
+            message = connection.execute(CLAIM, [*worker, *position]).fetchone()
+            now = time.monotonic_ns()
+            assert message is not None
+            position, lease, sent = message[:3], message[3], json.loads(message[4])["sent"]
+            connection.execute("select tocsin.archive(array[%s], array[%s])", [position[2], lease])
+            say("handled", (now - sent) / 1e6, (heard - sent) / 1e6)
 
 
 async def produce(dsn: str) -> NoReturn:

@@ -51,7 +51,7 @@ def test_messages_between_processes(server: servers.Server, tmp_path: Path) -> N
     assert ended.stderr == ""
     records = json.loads(saved.read_text())
     check_shape(records)
-    names = ("notify", "claim", "produce", "sql", "produce_raw", "sql_raw", "produce_trio", "sql_trio")
+    names = ("notify", "claim", "produce", "sql", "produce_raw", "sql_raw", "produce_trio", "sql_trio", "heard", "blocking")
     ways = [f"wakeup.{name}.{percentile}" for name in names for percentile in ("p50", "p99")]
     assert [r["scenario"] for r in records] == [*ways, "delayed.p50", "delayed.max", "metrics.p50", "metrics.p99", "metrics.empty"]
     assert all(r["scenario"] in ended.stdout for r in records)
