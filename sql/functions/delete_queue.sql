@@ -7,8 +7,8 @@
 --
 --   1. It takes `asleep`, as a consumer does, and waits until no transaction is left that may have put messages into the queue without
 --      ringing. From here on each producer rings.
---   2. It takes `rung` exclusively. Each producer that rings takes that too, shared (ring_inserted), until its transaction ends. So what was put
---      in is visible to the deletion: without force, that refuses it. And who comes later waits for the deletion's end, looks for the queue
+--   2. It takes `rung` exclusively. Each producer that rings takes that too, shared (rung), until its transaction ends. So what was put in
+--      is visible to the deletion: without force, that refuses it. And who comes later waits for the deletion's end, looks for the queue
 --      again, and is refused. Producers do not wait for each other.
 --
 -- The deletion is never in anybody's way for ever
@@ -193,7 +193,8 @@ declare
 begin
     if not dry_run and current_setting('transaction_isolation') <> 'read committed' then
         perform tocsin.refuse('TC022',
-            format('a queue cannot be deleted at the isolation level %s, which hides what others put into it', current_setting('transaction_isolation')),
+            format('a queue cannot be deleted at the isolation level %s, which hides what others put into it',
+                   current_setting('transaction_isolation')),
             '{"argument": "transaction"}', 'Delete it in a transaction that is read committed.');
     end if;
     if force is not true then

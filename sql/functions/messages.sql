@@ -90,7 +90,8 @@ begin
         from (
             select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at, m.dequeued_at, m.read_ct, m.max_deliveries,
                    m.producer_worker_id, m.consumer_worker_id, m.history,
-                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'scheduled' then 'delayed' else 'leased' end as state, m.due, m.vt, m.expires_at,
+                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'scheduled' then 'delayed' else 'leased' end as state,
+                   m.due, m.vt, m.expires_at,
                    null::timestamptz as archived_at, null::timestamptz as died_at, null::text as reason, m.last_error
             from tocsin.messages m
             where m.id = any (ids)
