@@ -168,6 +168,16 @@ async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(autojump_cl
         assert bell.give_up_guards() == []  # it sleeps
 
 
+async def test_a_guard_is_given_up_at_once_when_nobody_is_left_who_could_sleep() -> None:
+    bell = Bell()
+    with bell.bed(1) as bed:
+        await fall_asleep(bed)
+        bell.guard(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bell.give_up_guards() == []
+    assert bell.give_up_guards() == [1]
+
+
 async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may_go(autojump_clock: trio.testing.MockClock) -> None:
     bell = Bell()
     with bell.bed(1) as bed:

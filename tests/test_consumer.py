@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import ContextVar
 
 import pytest
 import trio
@@ -225,6 +226,30 @@ async def test_handler_that_lost_its_lease_is_cancelled_and_cannot_settle(store:
             await cancelled.wait()
         nursery.cancel_scope.cancel()
     assert await query(store_dsn, "select id from tocsin.archive") == []
+
+
+async def test_what_a_handler_sets_in_its_context_is_not_seen_by_the_next_call(store: tocsin.Store) -> None:
+    mark: ContextVar[int | None] = ContextVar("mark", default=None)
+    seen: list[int | None] = []
+
+    async def note(message: tocsin.Message) -> None:
+        seen.append(mark.get())
+        mark.set(message.id)
+        await trio.lowlevel.checkpoint()
+        assert mark.get() == message.id
+
+    handled = Handled(note)
+    await store.queues.create("q")
+    await store.produce_many("q", [1, 2, 3])
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, [])
+        for count in (4, 5):
+            await handled.wait(count - 1)
+            await until_asleep(store)
+            await store.produce("q", count)
+        await handled.wait(5)
+        await consumer.interrupt()
+    assert seen == [None] * 5
 
 
 async def test_failures_are_logged_with_the_handlers_name(store: tocsin.Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,10 +25,10 @@ def test_it_looks_first_then_glances_for_a_time_that_depends_on_the_look() -> No
     assert front.next_position(0) is None
     front.claimed(row(3, DUE))
     front.looked(10, 10.001, math.inf)
-    assert front.next_position(10.001 + 0.9 * SHARE * 0.001) == ("3", DUE.isoformat(), "1")
+    assert front.next_position(10.001 + 0.9 * SHARE * 0.001) == (3, DUE, 1)
     assert front.next_position(10.001 + 1.1 * SHARE * 0.001) is None
     front.looked(20, 25, math.inf)
-    assert front.next_position(25 + 0.9 * LOOK_EVERY) == ("3", DUE.isoformat(), "1")
+    assert front.next_position(25 + 0.9 * LOOK_EVERY) == (3, DUE, 1)
     assert front.next_position(25 + 1.1 * LOOK_EVERY) is None
 
 
@@ -36,7 +36,7 @@ def test_it_looks_when_something_is_due() -> None:
     front = Front()
     front.claimed(row(0, DUE))
     front.looked(10, 11, 11.5)
-    assert front.next_position(11.4) == ("0", DUE.isoformat(), "1")
+    assert front.next_position(11.4) == (0, DUE, 1)
     assert front.next_position(11.5) is None
 
 
@@ -49,7 +49,7 @@ def test_after_a_glance_in_vain_it_looks_at_once_unless_that_is_expensive() -> N
     front.looked(20, 20 + 2 * CHEAP, math.inf)
     again_at = front.glanced_in_vain()
     assert again_at == pytest.approx(20 + 2 * CHEAP + SHARE * 2 * CHEAP)
-    assert front.next_position(again_at - 0.001) == ("0", DUE.isoformat(), "1")
+    assert front.next_position(again_at - 0.001) == (0, DUE, 1)
     assert front.next_position(again_at) is None
 
 

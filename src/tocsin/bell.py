@@ -127,7 +127,7 @@ class _Queue:
 
     @property
     def is_deserted(self) -> bool:
-        return not self.has_sleepers and self.deserted_at + LINGER < trio.current_time()
+        return not self.has_sleepers and (not self.beds or self.deserted_at + LINGER < trio.current_time())
 
     def set_alarm(self, at: float) -> None:
         if at < self.alarm:
@@ -142,7 +142,7 @@ class _Queue:
 
     def ring(self, but: Bed | None = None) -> None:
         if not self.ring_another(but):
-            self.check_guard()
+            self.check_guard()  # the ring was for nobody, so perhaps for the guard alone
             for bed in self.beds:  # whoever can first; also one that looks already, for it may have begun too early
                 if not bed.rung:
                     bed.ring()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import types
 from collections.abc import Awaitable, Callable, Generator
+from contextvars import copy_context
 from time import perf_counter
 from typing import Any
 
@@ -28,22 +29,25 @@ def call_and_watch(
 ) -> Generator[Any, Any, object]:
     """Call an async handler, return what it does, and report each step that blocked the event loop. A cancellation is the handler's.
 
-    ``when_waiting`` is called when it waits for the first time, if it ever does.
+    It has a context (`contextvars`) of its own, so that what it sets there is not seen by the next call. ``when_waiting`` is called when it
+    waits for the first time, if it ever does.
     """
-    steps = handler(work).__await__()
+    in_context = copy_context().run
+    steps = in_context(handler, work).__await__()
     resume: Callable[[Any], Any] = steps.send
     value: Any = None
     waiting_for_the_first_time = True
     while True:
         begun = perf_counter()
         try:
-            awaited = resume(value)
+            awaited = in_context(resume, value)
         except StopIteration as end:
             return end.value
         finally:
             taken = perf_counter() - begun
             if taken > LONG_STEP:
-                logger.warning(
+                in_context(
+                    logger.warning,
                     "handler %s blocked the event loop for %.2f s; its process could neither extend leases nor answer meanwhile. "
                     "Make it a plain function, which runs in a thread, or await trio.to_thread.run_sync for the long part.",
                     name,

@@ -169,12 +169,12 @@ class Consumer(Registered, WorkerHandle):
     ) -> NoReturn:
         """Call the handler for each message, up to ``concurrency`` at a time, until interrupted; then raise `Suspended`.
 
-        An async handler runs in this task's nursery, a plain function in a thread, in which it is left behind when it is cancelled or
-        takes too long. When it returns, its message is archived, unless it has settled the message itself. When it raises, or takes
-        longer than ``timeout`` seconds, the message goes back to the queue with the queue's backoff, or to the dead letters after its
-        last delivery, with the error kept; the loop goes on. Leases (``vt`` seconds each, default: the queue's) are extended for as long
-        as a handler runs; a handler whose lease is lost all the same is cancelled. With ``once`` it also ends, with `Suspended` too, when
-        no message is due and no handler runs any more.
+        An async handler runs in this task's nursery, a plain function in a thread, in which it is left behind when it is cancelled or takes
+        too long; each call has a context (`contextvars`) of its own. When it returns, its message is archived, unless it has settled the
+        message itself. When it raises, or takes longer than ``timeout`` seconds, the message goes back to the queue with the queue's
+        backoff, or to the dead letters after its last delivery, with the error kept; the loop goes on. Leases (``vt`` seconds each,
+        default: the queue's) are extended for as long as a handler runs; a handler whose lease is lost all the same is cancelled. With
+        ``once`` it also ends, with `Suspended` too, when no message is due and no handler runs any more.
 
         Raises `Suspended`, `StateTransitionError`, `WorkerStopped`. While the database is away it waits for it. Cancelled, handlers are
         cancelled and their messages released, without counting as a delivery.

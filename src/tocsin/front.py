@@ -13,7 +13,7 @@ Messages taken by hand (`Consumer.dequeue`) are always looked for: whoever asks 
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from datetime import datetime
 
 from .message import Row
 
@@ -24,16 +24,12 @@ CHEAP = 0.01
 LOOK_EVERY = 2.0
 """Seconds after which to look again, whatever the last look took."""
 
-Position: TypeAlias = tuple[str, str, str]
-"""A message's priority, due time and id, as text."""
-
 
 class Front:
-    """See the module. Times are of `trio.current_time`."""
+    """See the module. Times are of `trio.current_time`; a position is a priority, a due time and an id."""
 
     def __init__(self) -> None:
-        self._last: Row | None = None
-        self._position: Position | None = None
+        self._position: tuple[int, datetime, int] | None = None
         self._look_at = -math.inf
         self._look_took = 0.0
 
@@ -42,18 +38,13 @@ class Front:
         """Whether a glance that finds nothing may become a look."""
         return self._look_took <= CHEAP
 
-    def next_position(self, now: float) -> Position | None:
+    def next_position(self, now: float) -> tuple[int, datetime, int] | None:
         """Return from where on to glance now; None: look."""
-        if now >= self._look_at:
-            return None
-        if self._last is not None:  # not before it is asked for, which is after the handler has been called
-            self._position = str(self._last[2]), self._last[4].isoformat(), str(self._last[0])
-            self._last = None
-        return self._position
+        return self._position if now < self._look_at else None
 
     def claimed(self, last: Row) -> None:
         """Note the last message that a claim has brought."""
-        self._last = last
+        self._position = last[2], last[4], last[0]
 
     def looked(self, began: float, ended: float, next_due_at: float) -> None:
         """Note a look, and when it found that the next message is due."""

@@ -5,9 +5,9 @@ statement archives all of them and claims the next messages in the same commit. 
 one that handles a single message has it archived at once. Meanwhile handlers go on with what was claimed ahead (``ahead.py``).
 
 *Runners* call the handler: each takes waiting messages and calls it, one call after the other. When a handler waits for something, another
-runner begins, up to the concurrency; handlers that never wait need no second one, and no task of their own. Each runner has a cancel scope,
-and another one after a call that was cancelled. A call ends in one of four ways: it returned (archive what it has not settled itself), it
-raised (back to the queue with backoff, or to the dead letters), its lease was lost (nothing can be settled), or the grace of an
+runner begins, up to the concurrency; handlers that never wait need no second one, and no task of their own. Each time a runner works it has
+a cancel scope, and stops at a call that was cancelled. A call ends in one of four ways: it returned (archive what it has not settled
+itself), it raised (back to the queue with backoff, or to the dead letters), its lease was lost (nothing can be settled), or the grace of an
 interruption was over (released at the end of the run). None of them ends the loop.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
+from datetime import datetime
 from typing import Protocol
 
 import attrs
@@ -14,7 +15,7 @@ from .database import Database
 from .driver.lock import Lock
 from .durations import Duration, to_seconds, to_timedelta
 from .errors import TRANSIENT, ConnectionLost, LeaseLost
-from .front import Front, Position
+from .front import Front
 from .leases import Leases
 from .message import Message, Source, tokens
 from .parcel import Parcel, read_answer
@@ -120,8 +121,10 @@ class Intake:
         parcel = Parcel(rows, answer.start, answer.stop, self._source, self.leases, length, claimed_at + length, kept=kept)
         return Claim(parcel, answer.lost, -math.inf if full else again_at, full)
 
-    def _claim_parameters(self, limit: int, vt: float | None, position: Position | None, archive: Sequence[Message]) -> list[str | None]:
-        start = (None, None, None) if position is None else position
+    def _claim_parameters(
+        self, limit: int, vt: float | None, position: tuple[int, datetime, int] | None, archive: Sequence[Message]
+    ) -> list[str | None]:
+        start = (None, None, None) if position is None else (str(position[0]), position[1].isoformat(), str(position[2]))
         ids, leases = tokens(archive) if archive else (None, None)
         return [
             *(str(self.worker_id), str(self.registration), str(limit), None if vt is None else f"{vt:f} s"),
