@@ -64,7 +64,7 @@ def find_peers(bench: Bench, names: Sequence[str]) -> list[Installed]:
 
 async def measure(bench: Bench) -> list[Result]:
     """Give messages per second, Tocsin's and each peer's."""
-    messages, seconds, rounds = bench.pick(50_000, 3_000, 200), bench.pick(10.0, 0.5, 0.5), bench.pick(2, 1, 1)
+    messages, seconds, rounds = bench.pick(50_000, 15_000, 200), bench.pick(10.0, 0.5, 0.5), bench.pick(2, 1, 1)
     rates: dict[str, list[float]] = defaultdict(list)
     peers = find_peers(bench, PEERS)
     for _ in range(rounds if peers else 0):
@@ -83,7 +83,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 async def measure_grid(bench: Bench) -> list[Result]:
     """Give messages per second, Tocsin's and pgqrs', for each cell."""
-    messages, seconds = bench.pick(50_000, 6_000, 300), bench.pick(5.0, 0.3, 0.3)
+    messages, seconds = bench.pick(50_000, 15_000, 300), bench.pick(5.0, 0.3, 0.3)
     counts, sizes = bench.pick((1, 2, 4), (1, 4), (2,)), bench.pick((1, 10, 50), (1, 50), (1, 10))
     results: list[Result] = []
     peers = find_peers(bench, [GRID_PEER])

@@ -21,7 +21,7 @@ from tocsin.settings import HEARTBEAT
 
 from . import floor
 from .child import Child, playing, say
-from .frame import Bench
+from .frame import Bench, execute
 from .results import Result, percentile
 
 QUEUE = "kill"
@@ -35,7 +35,7 @@ async def measure(bench: Bench) -> list[Result]:
     """Give the median and the maximum, in seconds."""
     taken, floors = list[float](), list[float]()
     async with bench.bare_database() as bare, bench.store_database(QUEUE) as dsn:
-        await _wait_until_deaths_count(dsn)
+        await _let_deaths_count(dsn)
         for _ in range(bench.pick(10, 1, 1)):
             taken.append(await _kill_consumer(dsn))
             floors.append(await _kill_holder(bare))
@@ -46,10 +46,11 @@ async def measure(bench: Bench) -> list[Result]:
     ]
 
 
-async def _wait_until_deaths_count(dsn: str) -> None:
-    """Nobody is declared dead in the ten seconds after a server's, and also a database's, first heartbeat."""
-    async with playing(rescue, dsn):
-        await trio.sleep(HEARTBEAT + 10.5)
+async def _let_deaths_count(dsn: str) -> None:
+    """Nobody is declared dead in the first ten seconds of a server, nor in those after a database's first heartbeat."""
+    ((server_up,),) = await execute(dsn, b"select extract(epoch from now() - pg_postmaster_start_time())::float8")
+    await trio.sleep(max(0.0, 10.5 - server_up))
+    await execute(dsn, b"insert into tocsin.uptime (since) values (now() - interval '1 hour')")
 
 
 async def _kill_consumer(dsn: str) -> float:

@@ -170,7 +170,7 @@ class Consumer(Registered, WorkerHandle):
         """Call the handler for each message, up to ``concurrency`` at a time, until interrupted; then raise `Suspended`.
 
         An async handler runs in this task's nursery, a plain function in a thread, in which it is left behind when it is cancelled or takes
-        too long; each call has a context (`contextvars`) of its own. When it returns, its message is archived, unless it has settled the
+        too long; each call has a context (``contextvars``) of its own. When it returns, its message is archived, unless it has settled the
         message itself. When it raises, or takes longer than ``timeout`` seconds, the message goes back to the queue with the queue's
         backoff, or to the dead letters after its last delivery, with the error kept; the loop goes on. Leases (``vt`` seconds each,
         default: the queue's) are extended for as long as a handler runs; a handler whose lease is lost all the same is cancelled. With

@@ -1,6 +1,6 @@
 """What a worker's process writes to its log, on standard error: lines to read, or one JSON object per line.
 
-While a handler runs, what it logs carries its message: each call has a context of its own (`contextvars`), also in a thread. What Tocsin
+While a handler runs, what it logs carries its message: each call has a context of its own (``contextvars``), also in a thread. What Tocsin
 itself says of a message carries the same fields.
 """
 
