@@ -46,8 +46,8 @@ class Options:
     """Names of the scenarios to run."""
     json: Path | None
     """Where to save the results."""
-    compare: Path | None
-    """Saved results to compare with."""
+    recorded: dict[str, float] | None
+    """Saved ratios to compare with."""
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -59,10 +59,18 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results here")
     parser.add_argument("--dsn", help="use this server, where databases may be created; it must be on this host. Default: an embedded one")
     parser.add_argument(
-        "--compare", type=Path, metavar="FILE", help=f"exit with 1 if a ratio is more than {TOLERANCE} times the one saved here"
+        "--compare",
+        type=Path,
+        metavar="FILE",
+        help=f"exit with 1 if a ratio is more than {TOLERANCE} times the one saved here, by a run of this size",
     )
     given = parser.parse_args(arguments)
-    return Options(given.dsn, given.size or Size.FULL, given.only or list(SCENARIOS), given.json, given.compare)
+    size = given.size or Size.FULL
+    try:
+        recorded = given.compare and load_ratios(given.compare, size.name.lower())
+    except (OSError, ValueError) as error:
+        parser.error(f"--compare: {error}")
+    return Options(given.dsn, size, given.only or list(SCENARIOS), given.json, recorded)
 
 
 @contextmanager
@@ -105,7 +113,6 @@ def _setting(name: str) -> sql.Composed:
 async def run(options: Options) -> int:
     """Do what was asked for, and return the exit status."""
     console = Console(highlight=False)
-    recorded = None if options.compare is None else load_ratios(options.compare)
     results: list[Result] = []
     async with server(options.dsn) as dsn:
         conditions = await describe(dsn, options.size)
@@ -118,9 +125,9 @@ async def run(options: Options) -> int:
     console.print(tabulate(results))
     if options.json is not None:
         save(results, options.json)
-    if recorded is None:
+    if options.recorded is None:
         return 0
-    got_worse = worse(results, recorded)
+    got_worse = worse(results, options.recorded)
     for scenario, then, now in got_worse:
         console.print(f"[red]worse[/red]: {scenario}: ratio {now:.2f}, recorded {then:.2f}")
     if not got_worse:

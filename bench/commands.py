@@ -40,7 +40,7 @@ async def measure(bench: Bench) -> list[Result]:
         (worker,) = await store.workers.list(QUEUE)
         handle = await store.workers.get(worker.id)
         await store.produce(QUEUE, None)
-        for _ in range(bench.pick(20, 5, 2)):
+        for _ in range(bench.pick(20, 20, 2)):
             await child.hear("handling")
             began = time.monotonic_ns()
             await handle.suspend(release=True)

@@ -32,7 +32,7 @@ PAYLOAD = {"n": 1, "to": "ada@example.org"}
 
 async def measure(bench: Bench) -> list[Result]:
     """Give messages per second, one by one."""
-    turns, count = bench.pick(20, 6, 2), bench.pick(500, 200, 10)
+    turns, count = bench.pick(20, 6, 2), bench.pick(500, 500, 10)
     value, by_hand = await _take_turns(bench, produce, insert, turns, count)
     return [Result("enqueue", value, "/s", by_hand, {"messages": turns * count, "target_ratio": TARGET})]
 

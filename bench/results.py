@@ -13,6 +13,8 @@ from rich.table import Table
 
 TOLERANCE = 1.5
 """How many times the recorded ratio a ratio may be before it counts as worse."""
+TAIL = 100
+"""Samples below which a 99th percentile is no more than the worst of a few, and is not compared."""
 
 
 @attrs.frozen
@@ -69,9 +71,12 @@ def save(results: Sequence[Result], path: Path) -> None:
     path.write_text(json.dumps(records, indent=2) + "\n")
 
 
-def load_ratios(path: Path) -> dict[str, float]:
-    """Read the ratios of saved results, by scenario."""
-    return {record["scenario"]: record["ratio"] for record in json.loads(path.read_text()) if record["ratio"] is not None}
+def load_ratios(path: Path, size: str) -> dict[str, float]:
+    """Read the ratios of saved results of a run of this size, by scenario; ValueError if it was of another one."""
+    records = json.loads(path.read_text())
+    if other := {record["settings"]["size"] for record in records} - {size}:
+        raise ValueError(f"{path} is of a run of size {', '.join(other)}, this one will be of size {size}: compare it with one of its size")
+    return {record["scenario"]: record["ratio"] for record in records if record["ratio"] is not None}
 
 
 def worse(results: Iterable[Result], recorded: dict[str, float]) -> list[tuple[str, float, float]]:
@@ -79,8 +84,12 @@ def worse(results: Iterable[Result], recorded: dict[str, float]) -> list[tuple[s
     return [
         (r.scenario, recorded[r.scenario], r.ratio)
         for r in results
-        if r.ratio is not None and r.scenario in recorded and r.ratio > TOLERANCE * recorded[r.scenario]
+        if r.ratio is not None and r.scenario in recorded and r.ratio > TOLERANCE * recorded[r.scenario] and not _is_short_tail(r)
     ]
+
+
+def _is_short_tail(result: Result) -> bool:
+    return result.scenario.endswith(".p99") and result.settings["samples"] < TAIL
 
 
 def tabulate(results: Iterable[Result]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -45,14 +46,17 @@ def counting_server(server: servers.Server) -> servers.Server:
 
 
 def test_messages_between_processes(server: servers.Server, tmp_path: Path) -> None:
-    saved = tmp_path / "results.json"
-    ended = run(server, "--only", "wakeup", "--only", "delayed", "--only", "metrics", "--json", saved)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == ""
-    records = json.loads(saved.read_text())
-    check_shape(records)
+    saved, recorded = tmp_path / "results.json", tmp_path / "recorded.json"
     names = ("notify", "claim", "produce", "sql", "produce_raw", "sql_raw", "produce_trio", "sql_trio", "heard", "blocking")
     ways = [f"wakeup.{name}.{percentile}" for name in names for percentile in ("p50", "p99")]
+    recorded.write_text(json.dumps([{"scenario": way, "ratio": 1e-9, "settings": {"size": "smoke"}} for way in ways]))
+    ended = run(server, "--only", "wakeup", "--only", "delayed", "--only", "metrics", "--json", saved, "--compare", recorded)
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr == ""
+    worse = re.findall(r"^worse: ([\w.]+): ratio [\d.]+, recorded 0.00$", ended.stdout, re.MULTILINE)
+    assert worse == [way for way in ways if way.endswith(".p50")]  # of three samples there is no 99th percentile
+    records = json.loads(saved.read_text())
+    check_shape(records)
     assert [r["scenario"] for r in records] == [*ways, "delayed.p50", "delayed.max", "metrics.p50", "metrics.p99", "metrics.empty"]
     assert all(r["scenario"] in ended.stdout for r in records)
     with connect_blocking(server.admin_dsn) as connection:
@@ -96,7 +100,7 @@ def test_idle_is_compared_by_ratio(counting_server: servers.Server, tmp_path: Pa
     better = {"scenario": "idle.connections", "value": 1000, "ratio": 0.5}
     worse = {"scenario": "idle.wakeups", "value": 0, "ratio": 1000}
     unknown = {"scenario": "idle.other_statements", "value": 0, "ratio": None}
-    recorded.write_text(json.dumps([better, worse, unknown]))
+    recorded.write_text(json.dumps([record | {"settings": {"size": "smoke"}} for record in (better, worse, unknown)]))
     ended = run(counting_server, "--only", "idle", "--json", saved, "--compare", recorded)
     assert ended.stderr == ""
     records = {r["scenario"]: r for r in json.loads(saved.read_text())}
@@ -108,6 +112,15 @@ def test_idle_is_compared_by_ratio(counting_server: servers.Server, tmp_path: Pa
         f"worse: idle.connections: ratio {records['idle.connections']['ratio']:.2f}, recorded 0.50"
     ]
     assert ended.returncode == 1
+
+
+def test_a_run_is_compared_with_one_of_its_size(server: servers.Server, tmp_path: Path) -> None:
+    ended = run(server, "--only", "idle", "--compare", RECORDED)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "recorded.json is of a run of size full, this one will be of size smoke" in ended.stderr
+    ended = run(server, "--only", "idle", "--compare", tmp_path / "missing.json")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "missing.json" in ended.stderr
 
 
 def test_an_unknown_scenario_is_refused(server: servers.Server) -> None:

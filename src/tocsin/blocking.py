@@ -29,8 +29,8 @@ def call_and_watch(
 ) -> Generator[Any, Any, object]:
     """Call an async handler, return what it does, and report each step that blocked the event loop. A cancellation is the handler's.
 
-    It has a context (``contextvars``) of its own, so that what it sets there is not seen by the next call. ``when_waiting`` is called when it
-    waits for the first time, if it ever does.
+    It has a context (``contextvars``) of its own, so that what it sets there is not seen by the next call. ``when_waiting`` is called when
+    it waits for the first time, if it ever does.
     """
     in_context = copy_context().run
     steps = in_context(handler, work).__await__()
