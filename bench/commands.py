@@ -2,7 +2,7 @@
 
 Each round: the consumer's handler holds a message. ``suspend(release=True)`` takes it away: until the handler is cancelled. ``resume`` has
 the message handled again: until the handler's first line. ``interrupt(grace=0)`` ends the run: until `tocsin.Suspended` has been raised.
-The floor is a NOTIFY between two blocking processes, the least that can tell another process anything.
+The floor is a command by hand between two blocking processes: a row and a NOTIFY, and the row is taken out.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ async def measure(bench: Bench) -> list[Result]:
     floors = list[float]()
     taken: dict[str, list[float]] = {"suspend": [], "resume": [], "interrupt": []}
     async with (
-        bench.bare_database() as bare,
+        bench.bare_database(floor.TABLE) as bare,
         bench.store_database(QUEUE) as dsn,
-        playing(floor.hear, bare) as listener,
-        playing(floor.send, bare, floor.NOTIFY) as sender,
+        playing(floor.hear_and_claim, bare) as listener,
+        playing(floor.send, bare, floor.INSERT_AND_NOTIFY) as sender,
         tocsin.connect(dsn) as store,
         playing(consume, dsn) as child,
     ):
@@ -53,7 +53,7 @@ async def measure(bench: Bench) -> list[Result]:
             await child.hear("cancelled")
             taken["interrupt"].append(await _until(child, "suspended", began))
             await sender.order("go")
-            floors.append(await listener.hear_number("handled"))
+            floors.append(float((await listener.hear("handled"))[0]))
     settings = {"rounds": len(floors), "target_value": TARGET}
     results = []
     for command, times in taken.items():

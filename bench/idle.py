@@ -53,7 +53,7 @@ async def measure(bench: Bench) -> list[Result]:
         Result("idle.connections", connections, "", CONNECTIONS, settings | {"target_ratio": 1}),
         Result("idle.heartbeats", beats, "", floor_statements, settings | {"target_ratio": 1.25}),
         Result("idle.other_statements", sum(ran.values()) - beats, "", None, settings | {"target_value": 0, "ran": ran}),
-        Result("idle.cpu", cpu * 1e3, "ms", floor_cpu * 1e3, settings),
+        Result("idle.cpu", cpu * 1e3, "ms", bench.pick(floor_cpu * 1e3, None, None), settings),  # one or two heartbeats say little
         Result("idle.wakeups", wakeups, "", floor_wakeups, settings),
     ]
 
