@@ -48,7 +48,7 @@ class Way:
 
 async def measure(bench: Bench) -> list[Result]:
     """Give transactions per second."""
-    connections, turns, seconds = bench.pick(32, 32, 4), bench.pick(5, 1, 1), bench.pick(2.0, 0.5, 0.2)
+    connections, turns, seconds = bench.pick(32, 32, 4), bench.pick(5, 1, 1), bench.pick(2.0, 1.0, 0.2)
     backlogged = bench.pick(400_000, 20_000, 1000)
     rates: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
