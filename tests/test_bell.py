@@ -17,6 +17,13 @@ async def fall_asleep(*beds: Bed) -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
+async def fall_asleep_guarded(bell: Bell, bed: Bed) -> None:
+    """In a queue that has no guard yet: the guard's coming wakes it for a look."""
+    await fall_asleep(bed)
+    bell.guard(1)
+    await trio.testing.wait_all_tasks_blocked()
+
+
 def look_in_vain(bed: Bed, again_at: float = math.inf) -> None:
     bed.look()
     bed.looked(again_at, full=False)
@@ -151,17 +158,13 @@ async def test_a_look_from_before_the_guard_is_not_relied_on() -> None:
 async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(autojump_clock: trio.testing.MockClock) -> None:
     bell = Bell()
     with bell.bed(1) as bed:
-        await fall_asleep(bed)
-        bell.guard(1)
-        await trio.testing.wait_all_tasks_blocked()
+        await fall_asleep_guarded(bell, bed)
         assert bell.give_up_guards() == []
         await trio.sleep(2 * LINGER)
         assert bell.give_up_guards() == [1]
         assert bell.give_up_guards() == []
         look_in_vain(bed)
-        await fall_asleep(bed)
-        bell.guard(1)
-        await trio.testing.wait_all_tasks_blocked()
+        await fall_asleep_guarded(bell, bed)
         look_in_vain(bed)
         await fall_asleep(bed)
         await trio.sleep(2 * LINGER)
@@ -171,9 +174,7 @@ async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(autojump_cl
 async def test_a_guard_is_given_up_at_once_when_nobody_is_left_who_could_sleep() -> None:
     bell = Bell()
     with bell.bed(1) as bed:
-        await fall_asleep(bed)
-        bell.guard(1)
-        await trio.testing.wait_all_tasks_blocked()
+        await fall_asleep_guarded(bell, bed)
         assert bell.give_up_guards() == []
     assert bell.give_up_guards() == [1]
 
@@ -181,9 +182,7 @@ async def test_a_guard_is_given_up_at_once_when_nobody_is_left_who_could_sleep()
 async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may_go(autojump_clock: trio.testing.MockClock) -> None:
     bell = Bell()
     with bell.bed(1) as bed:
-        await fall_asleep(bed)
-        bell.guard(1)
-        await trio.testing.wait_all_tasks_blocked()
+        await fall_asleep_guarded(bell, bed)
         asked: list[int] = []
         bell.when_guards_change = lambda: asked.extend(bell.give_up_guards())
         bell.ring(1)

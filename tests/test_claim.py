@@ -167,6 +167,21 @@ def test_a_glance_does_not_walk_over_what_was_claimed_before(plans: Any, store_d
         assert look > 10 * glance
 
 
+def test_the_bell_reads_the_rows_of_the_queues_that_were_inserted_into(plans: Any) -> None:
+    """And for a single one, as a rule, it makes no set of queues."""
+    plans("select count(tocsin.create_queue('other-' || n)) from generate_series(1, 1000) n")
+    plans("analyze tocsin.queues")
+    insert = (
+        "insert into tocsin.messages (queue_id, due, vt, enqueued_at, payload) "
+        "select {}, now(), now(), now(), '1' from generate_series(1, 50) n"
+    )
+    for queue_id, asked, queues in (("1", ["min("], 1), ("1 + n % 2", ["distinct", "min("], 2)):
+        found = {text: nodes(plan) for text, plan in plans(insert.format(queue_id)).items() if "from inserted" in text}
+        assert sorted(word for text in found for word in ("min(", "distinct") if word in text) == asked
+        read = [n for parts in found.values() for n in parts if n.get("Relation Name") == "queues" and n["Actual Loops"]]
+        assert [(n["Index Name"], n["Actual Rows"], n["Actual Loops"]) for n in read] == [("queues_pkey", 1, queues)]
+
+
 MANY_LEASED = """
 insert into tocsin.messages (queue_id, state, due, vt, enqueued_at, lease, consumer_worker_id, read_ct, payload)
 select 1, 'leased', tocsin.clock(), tocsin.clock() + interval '1 h', tocsin.clock(), 1, 1, 1, '1' from generate_series(1, 500)

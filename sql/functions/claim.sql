@@ -60,10 +60,10 @@ $$;
 -- There are two ways of looking. A *look* first makes ready what is due, and reads the ready messages from the start; when they were fewer than
 -- asked for, a last row without id tells in how many seconds the next one is due (null: none is known), for a consumer that goes to sleep now.
 -- A *glance* (from_priority, from_due and from_id are given) reads them from that position on, and sees to nothing else. It is for a consumer
--- that has just claimed what came before: dead index entries, which vacuum cannot remove for as long as some transaction is older than they are, pile up
--- before the first message that is ready, and a look walks over all of them. What has come before that position meanwhile (a message that
--- was given back, one of a smaller priority, one whose transaction took its time) waits for the next look. `or_look`: a glance that finds nothing
--- becomes a look.
+-- that has just claimed what came before: dead index entries, which vacuum cannot remove for as long as some transaction is older than they
+-- are, pile up before the first message that is ready, and a look walks over all of them. What has come before that position meanwhile (a
+-- message that was given back, one of a smaller priority, one whose transaction took its time) waits for the next look. `or_look`: a glance
+-- that finds nothing becomes a look.
 --
 -- Rows with a null lease name the ids whose lease was lost, so that they were not archived.
 --
