@@ -6,6 +6,7 @@ Each test forces one interleaving with locks of its own, so it does not depend o
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -513,6 +514,53 @@ async def test_a_heartbeat_between_the_end_of_a_run_and_its_cleanup(store: tocsi
             await consumer.handle(hang)
         trio.lowlevel.remove_instrument(between)
     assert not errors
+
+
+class AtStep(trio.abc.Instrument):
+    """Calls a function when the tasks beside the test's own have made so many steps."""
+
+    def __init__(self, steps: int, act: Callable[[], object]) -> None:
+        self._mine = trio.lowlevel.current_task()
+        self._left = steps
+        self._act = act
+
+    @property
+    def acted(self) -> bool:
+        return self._left == 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is not self._mine and self._left:
+            self._left -= 1
+            if self.acted:
+                self._act()
+
+
+@pytest.mark.parametrize("how", ["end_run", "close"])
+async def test_a_run_ended_at_any_step_of_a_wake_up_ends(store_dsn: str, how: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:  # which would wake it once more
+        await store.queues.ensure("q", vt=3600)
+        for step in itertools.count(1):
+            await query(store_dsn, "truncate tocsin.messages, tocsin.archive")
+            suspended = list[tocsin.Suspended]()
+            async with store.consumer("q") as consumer:
+                with trio.fail_after(PATIENCE):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
+                        await until_asleep(store)
+                        at_step = AtStep(step, getattr(consumer._intake, how))
+                        trio.lowlevel.add_instrument(at_step)
+                        await query(store_dsn, "select tocsin.enqueue('q', '1')")
+                        while not (at_step.acted or await query(store_dsn, "select 1 from tocsin.archive")):
+                            pass
+                        trio.lowlevel.remove_instrument(at_step)
+                        if not at_step.acted:
+                            await consumer.interrupt()
+            assert len(suspended) == 1
+            state = "select state::text from tocsin.messages union all select 'archived' from tocsin.archive"
+            assert await query(store_dsn, state) in ([("ready",)], [("archived",)])
+            if not at_step.acted:
+                break
+    assert step > 5
 
 
 async def test_a_process_that_rises_by_a_new_worker_has_a_lifeline(store_dsn: str) -> None:
