@@ -54,7 +54,8 @@ async def listen_dsn_is_for_the_line_alone(store: tocsin.Store, value: str | Non
     async with store.consumer("q"), store.transaction() as connection:
         assert store.statistics().listening
         sessions = (
-            "select distinct a.application_name from pg_stat_activity a where a.datname = current_database() and a.state is not null "
+            "select distinct a.application_name from pg_stat_activity a "
+            "where a.datname = current_database() and a.backend_type = 'client backend' "
             "and {} (select from pg_locks l where l.pid = a.pid and l.locktype = 'advisory')"
         )
         lines = await (await connection.execute(sessions.format("exists").encode())).fetchall()
