@@ -42,7 +42,6 @@ CALLS = {
     "grant_queue": "('made', 'pg_monitor')",
     "revoke_queue": "('made', 'pg_monitor')",
     "queue_channel": "('made')",
-    "reach_disk": "()",
     "purge_queue": "('made', true, true, true, true, null, false)",
     "queue_metrics": "('made')",
     "store_stats": "()",

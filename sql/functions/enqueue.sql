@@ -113,21 +113,10 @@ end
 $$;
 
 -- Enqueues one message and returns its id. With a key: at most one unfinished message per key; a second enqueue returns the first one's id.
---
--- `ring_first` is for a caller whose transaction is this call alone, and who calls tocsin.reach_disk in the next one when the id comes back
--- negative. Then whoever sleeps is woken before the disk has the message, not after: the flush is as long as half of a wake-up or more, and
--- here both go on at the same time. What that does to a server that crashes meanwhile:
--- - The caller has not been told that the message is enqueued, and learns that the connection was lost.
--- - The log is written in one order. So whatever a handler has done to this database because of the message, its archiving as well, is
---   on disk only if the message is: either both are there after the crash, or neither.
--- - What a handler has done elsewhere, for a message that is gone, stays done. It does for one that is delivered again, too. A later message
---   may get the id of the one that is gone, but never its lease.
--- Those who notify one after the other, as PostgreSQL has them do, do not wait for each other's flush either. With a key there may be nothing to
--- ring for, and where commits do not wait anyhow there is nothing to be had: the id is positive, and all is as without `ring_first`.
 create or replace function tocsin.enqueue(
     queue text, payload jsonb, delay interval default null, at timestamptz default null, priority integer default 0,
     headers jsonb default null, key text default null, expires_in interval default null, max_deliveries integer default null,
-    worker_id bigint default null, ring_first boolean default false
+    worker_id bigint default null
 ) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan
@@ -140,7 +129,6 @@ declare
     message_id bigint;
     checked boolean;  -- by the queue's rules, if it has any
     rings boolean := key is null;  -- by itself (ring.sql): with a key it is only known afterwards whether there is something to ring for
-    first boolean := ring_first and rings and current_setting('synchronous_commit') <> 'off';
     ignored text;
 begin
     if not tocsin.is_owner() then
@@ -161,7 +149,7 @@ begin
         where x.name = queue and tocsin.fits(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
           and (not x.ruled or checked)
           and (worker_id is null or tocsin.is_active(worker_id))
-          and (not rings or tocsin.rung(x, first))
+          and (not rings or tocsin.rung(x))
         on conflict (queue_id, key) where key is not null do nothing
         returning id into message_id;
         exit when message_id is not null;
@@ -184,20 +172,9 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', '', true);
     end if;
-    return case when first and current_setting('synchronous_commit') = 'off' then -message_id else message_id end;
+    return message_id;
 end
 $$;
-
--- Returns, or rather its transaction commits, when all that was committed before is on disk, and at the standbys that are waited for. Any commit
--- does that which has written something; what is written here takes no room, and does not appear in logical decoding.
-create or replace function tocsin.reach_disk() returns void
-language plpgsql
-as $$
-begin
-    perform setval('tocsin.disk', 1);
-end
-$$;
-
 
 -- Enqueues all of the payloads, a JSON array, or on any refusal none; returns the ids in their order. A batch that is sent in several
 -- calls of one transaction names the index of each call's first payload, so that a refusal names the right one.

@@ -39,8 +39,6 @@
 -- - A transaction prepared for two-phase commit keeps `unrung` until it is ended, also over a restart of the server. (One that has rung
 --   cannot be prepared: PostgreSQL refuses that.) As long as it, or any other transaction that did not ring, stays open, consumers ask
 --   again.
--- - Nor does it matter that a commit may not wait for the disk (ring_first of tocsin.enqueue): rows become visible, locks are released and
---   notifications are sent in the same order.
 -- - Isolation levels make no difference to a producer, for locks have no snapshots. Its snapshot may show the queue's former setting of
 --   `notify`; consumers do the same under both.
 -- - No session sees its own locks. What the session that holds `asleep` puts in or gives back itself, it has to look for itself; the
@@ -112,16 +110,14 @@ $$;
 
 -- Rings for what a statement puts into this queue, if it must; false: it could not, since the queue is being deleted (delete_queue.sql). One
 -- expression, which becomes part of the query that uses it. There are only functions of PostgreSQL's in it: one of ours would take a
--- microsecond to be made ready for each insert, also of those that do not call it. (pg_notify and set_config never give null.) `first`: if it
--- rings, the commit does not wait for the disk; see tocsin.enqueue.
-create or replace function tocsin.rung(q tocsin.queues, first boolean) returns boolean
+-- microsecond to be made ready for each insert, also of those that do not call it. (pg_notify never gives null.)
+create or replace function tocsin.rung(q tocsin.queues) returns boolean
 language sql
 as $$
     select case
         when not tocsin.must_ring(q.id, q.notify) then true
-        when not pg_try_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id)) then false
-        when first and set_config('synchronous_commit', 'off', true) is null then false
-        else pg_notify(q.channel, '') is not null
+        when pg_try_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id)) then pg_notify(q.channel, '') is not null
+        else false
     end
 $$;
 
@@ -132,10 +128,10 @@ language plpgsql
 as $$
 begin
     perform from (select min(n.queue_id) as first, max(n.queue_id) as last from inserted n) i
-    where case when i.first = i.last then (select tocsin.rung(q, false) from tocsin.queues q where q.id = i.first) end is not true;
+    where case when i.first = i.last then (select tocsin.rung(q) from tocsin.queues q where q.id = i.first) end is not true;
     if found then
         perform from (select distinct n.queue_id from inserted n) i
-        where (select tocsin.rung(q, false) from tocsin.queues q where q.id = i.queue_id) is not true;
+        where (select tocsin.rung(q) from tocsin.queues q where q.id = i.queue_id) is not true;
         if found then
             perform tocsin.ring_late(i.queue_id) from (select distinct n.queue_id from inserted n) i;
         end if;

@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-import psycopg
 import trio
 
 from .database import Database
@@ -145,13 +144,8 @@ class Outbox:
 
         Raises Tocsin's errors. Cancelled, it is enqueued or not.
         """
-        ((message_id,),) = (await self._database.call("tocsin.enqueue", [*draft.parameters(queue), "t"])).load(0, 1)
-        if message_id < 0:  # who was rung for is awake by now, or soon; the disk is still to have the message
-            try:
-                await self._database.call("tocsin.reach_disk", [])
-            except psycopg.Error as error:  # else it would seem that nothing was enqueued
-                raise ConnectionLost(self._database.address, str(error)) from error
-        return abs(int(message_id))
+        ((message_id,),) = (await self._database.call("tocsin.enqueue", draft.parameters(queue))).load(0, 1)
+        return int(message_id)
 
     def close(self) -> None:
         """Send nothing together from here on: the nursery takes no more tasks. Those who wait are told so."""

@@ -67,9 +67,6 @@ class Sender:
         `Store.transaction`, or a blocking ``psycopg.Connection``, which is used in a thread, and by nobody else meanwhile), the message is
         enqueued when the caller's transaction commits; see also `tocsin.enqueue`.
 
-        Returns when the message is on disk. By then a consumer may have it already; if the server crashes before, that consumer may have
-        handled a message which is gone, like all that its handler has done to this database (see ``enqueue.sql``).
-
         Calls that come while others are under way from this process to the same queue share a statement (those with a ``key`` or a
         ``connection`` do not), which makes many at a time cheap. Those that share get ids in the order of the calls.
 
