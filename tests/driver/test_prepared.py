@@ -39,6 +39,14 @@ async def test_errors_are_psycopgs(connection: Connection) -> None:
     assert await is_idle(connection)
 
 
+async def test_a_commit_that_fails_after_the_rows_were_sent(connection: Connection) -> None:
+    await connection.execute("create temp table parents (id int primary key)")
+    await connection.execute("create temp table children (id int references parents deferrable initially deferred)")
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        await connection.run_prepared(b"insert into children values (1) returning id", [])
+    assert len(await connection.run_prepared(b"select from children", [])) == 0
+
+
 async def test_what_was_discarded_is_prepared_again(connection: Connection) -> None:
     for command in ("discard all", "deallocate all"):
         for _ in range(2):

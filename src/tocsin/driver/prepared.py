@@ -82,8 +82,8 @@ class Prepared:
         return (yield from self._result())
 
     def _result(self) -> PQGen[pq.abc.PGresult]:
-        result: pq.abc.PGresult
-        (result,) = yield from generators.execute(self._pgconn)
+        # More than one when the rows had been sent and then the commit failed, or the connection was lost: the last one says so.
+        result: pq.abc.PGresult = (yield from generators.execute(self._pgconn))[-1]
         if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
             raise psycopg.errors.error_from_result(result)
         return result
