@@ -49,7 +49,7 @@ CALLS = {
     "maintain": "()",
     "reclaim": "()",
     "enqueue": """('q', '{"n": 1}', delay => '0 s', headers => '{"h": 1}', key => 'k', expires_in => '1 h', max_deliveries => 2)""",
-    "ring_first": "()",
+    "ring_first": "(1)",
     "enqueue_alone": """('q', '{"n": 1}', priority => 1)""",
     "reach_disk": "()",
     "enqueue_many": "('q', '[2, 3, 4]')",

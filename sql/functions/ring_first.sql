@@ -19,9 +19,8 @@
 -- A sequence notes in the log how far it may go, some dozens of numbers ahead, and after a crash goes on from there. If a commit that does not
 -- wait takes the first of these, log and note may both be lost, and the number be given out again. So `ids_on_disk` says how far the ids go
 -- whose note is on disk: last_id was read from the sequence before written_at was read from the log, and the log is on disk up to there when
--- pg_current_wal_flush_lsn() says so, whoever wrote the row, and whether or not that transaction waited. When the sequence has
--- gone further, it is not rung first, whatever this transaction's own ids are: triggers may have enqueued more. Instead it renews the row, unless
--- another is at it. That is one call in some dozens. (What a deferred trigger enqueues at the commit comes too late for this.)
+-- pg_current_wal_flush_lsn() says so, whoever wrote the row, and whether or not that transaction waited. An id beyond is not rung for first; instead,
+-- its transaction renews the row, unless another is at it. That is one call in some dozens.
 -- The row means this sequence of this server: a copy of it, by a dump or a template or an upgrade, is told by what else is in the row.
 --
 -- With notify = 'always' nothing of this happens: there is a ring for each message, not only when somebody sleeps, and two transactions for each
@@ -40,7 +39,7 @@ as $$
 begin
     message_id := tocsin.enqueue(queue, payload, delay, at, priority, headers, key, expires_in, max_deliveries, worker_id);
     rang := (pg_catalog.current_setting('bell.rung', true) operator(pg_catalog.=) 'asleep') is true;
-    if (case when rang then tocsin.ring_first() else false end) then  -- a CASE, since that promises the order, and no AND does
+    if (case when rang then tocsin.ring_first(message_id) else false end) then  -- a CASE, since that promises the order, and no AND does
         commit;
         begin
             perform tocsin.reach_disk();
@@ -53,8 +52,8 @@ begin
 end
 $$;
 
--- Whether this transaction may be committed before the disk has it, for all that is known of the ids; then it will be.
-create or replace function tocsin.ring_first() returns boolean
+-- Whether this transaction may be committed before the disk has it, for all that is known of the id; then it will be.
+create or replace function tocsin.ring_first(message_id bigint) returns boolean
 language plpgsql
 as $$
 declare
@@ -65,7 +64,7 @@ begin
         return false;
     end if;
     perform from tocsin.ids_on_disk d
-    where pg_sequence_last_value('tocsin.messages_id_seq') <= d.last_id and d.written_at <= pg_current_wal_flush_lsn() and d.server_started_at = pg_postmaster_start_time()
+    where message_id <= d.last_id and d.written_at <= pg_current_wal_flush_lsn() and d.server_started_at = pg_postmaster_start_time()
       and d.sequence = 'tocsin.messages_id_seq'::regclass and d.database = current_database();
     if found then
         return set_config('synchronous_commit', 'off', true) is not null;
