@@ -17,7 +17,7 @@ from support import PATIENCE, Handled, open_connection, query, run_until_suspend
 
 import tocsin
 
-pytestmark = poolers.NEEDED
+pytestmark = pytest.mark.skipif(poolers.binary() is None, reason="not installed: pgbouncer (the Debian package of this name)")
 
 Through = Callable[[str], str]
 

@@ -91,11 +91,11 @@ async def test_entry_points_run_with_their_owners_rights_and_a_safe_path_and_not
     access = await functions_by_role(store_dsn)
     rows = await query(
         store_dsn,
-        "select proname::text, prokind::text, prosecdef, coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false) "
+        "select proname::text, prosecdef, coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false) "
         "from pg_proc where pronamespace = 'tocsin'::regnamespace",
     )
-    for name, kind, definer, safe_path in rows:
-        roles = access[name] if kind == "f" else None  # a procedure calls entry points, and could not commit in another's name
+    for name, definer, safe_path in rows:
+        roles = access[name]
         assert (name, definer, safe_path) == (name, bool(roles), roles is not None)
 
 

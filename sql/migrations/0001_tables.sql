@@ -248,19 +248,6 @@ comment on column tocsin.processes.role is 'Role that registered it, and alone m
 comment on column tocsin.processes.every is 'Interval between its heartbeats.';
 comment on column tocsin.processes.lifeline is 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
 
-create table tocsin.ids_on_disk (
-    only_row          boolean     primary key default true check (only_row),
-    last_id           bigint,
-    written_at        pg_lsn,
-    sequence          oid,
-    database          name,
-    server_started_at timestamptz
-);
-comment on table tocsin.ids_on_disk is 'Up to which id of a message a crash makes none come again; see sql/functions/ring_first.sql.';
-insert into tocsin.ids_on_disk default values;
-
-create sequence tocsin.disk;
-comment on sequence tocsin.disk is 'Written to where nothing but the disk is to be waited for; see sql/functions/ring_first.sql.';
 create sequence tocsin.lifelines;
 create sequence tocsin.registrations;
 

@@ -11,15 +11,13 @@
 -- functions in `public`, and one that fits better than PostgreSQL's own is preferred to it. The trigger on messages has no path of its own, since
 -- there that costs a microsecond: within an entry point it runs with that one's, and nobody but the owner inserts by hand.
 --
--- A procedure runs as its caller, for PostgreSQL lets no other commit: so it has no rights that the caller has not, and calls entry points.
---
 -- A new function is internal until it is listed here; tests/test_security.py fails for one that is not listed at all.
 
 create or replace function tocsin.access() returns table (function name, roles text[])
 language sql immutable
 as $$
     select unnest('{
-        enqueue, enqueue_alone, enqueue_many, enqueue_each, ring_first, reach_disk,
+        enqueue, enqueue_many, enqueue_each,
         register_process, unregister_process, process_channel, heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend, resume, shutdown
     }'::name[]), '{producer, consumer, admin}'::text[]
@@ -76,7 +74,7 @@ begin
     for f in
         select p.oid::regprocedure as signature, a.roles is not null as is_entry_point
         from pg_proc p left join tocsin.access() a on a.function = p.proname
-        where p.pronamespace = our_schema and p.prokind = 'f' and a.roles is distinct from '{}'
+        where p.pronamespace = our_schema and a.roles is distinct from '{}'
           and (p.prosecdef and coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)) <> (a.roles is not null)
     loop
         if f.is_entry_point then
@@ -99,7 +97,7 @@ begin
             select 'sequence', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('s', c.relowner)), 'USAGE', '{}'
             from pg_class c where c.relnamespace = our_schema and c.relkind = 'S'
             union all
-            select 'routine', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
+            select 'function', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
             from pg_proc p left join tocsin.access() a on a.function = p.proname
             where p.pronamespace = our_schema
         ), wanted (kind, name, privilege, role, grantable) as (

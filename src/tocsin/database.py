@@ -56,7 +56,8 @@ class Database:
         self.pool = pool
         self.schema = schema
         self.address = address
-        self._render = lru_cache(maxsize=None)(self._write)
+        self._render = lru_cache(maxsize=None)(schema.render)
+        self._render_call = lru_cache(maxsize=None)(self._write_call)
 
     @asynccontextmanager
     async def connection(self, *, lent: bool = False) -> AsyncIterator[Connection]:
@@ -93,28 +94,27 @@ class Database:
         (row,) = await self.fetch(statement, parameters, on=on)
         return row
 
-    async def run(self, statement: str, parameters: Sequence[str | None]) -> Rows:
-        """Run a statement whose parameters are ``$1`` and so on, as text, written for the schema ``tocsin``, and return its rows.
+    async def call(self, function: str, parameters: Sequence[str | None]) -> Rows:
+        """Call one of the schema's functions, with text for each of its parameters, and return its rows.
 
-        It is a transaction of its own, or more if it calls a procedure, on a connection of the pool. For statements where every tenth of a
-        millisecond counts: there is less between the caller and the server. Raises Tocsin's errors. Cancelled, it has taken effect as a
-        whole or not at all.
+        It is a transaction of its own, on a connection of the pool. For calls where every tenth of a millisecond counts: there is less
+        between the caller and the server. Raises Tocsin's errors. Cancelled, it has taken effect as a whole or not at all.
         """
         try:
             encoded = [None if p is None else p.encode() for p in parameters]
             async with self.pool.connection() as connection:
-                return await connection.run_prepared(self._render(statement), encoded)
+                return await connection.run_prepared(self._render_call(function, len(parameters)), encoded)
         except psycopg.Error as error:
             raise await self._translate(error) from error
         except PoolClosed:
             raise _closed() from None
 
     async def _execute(self, connection: Connection, statement: str, parameters: Sequence[object]) -> list[Row]:
-        cursor = await connection.execute(self._render(statement), parameters)
+        cursor = await connection.execute(self._render(statement).encode(), parameters)
         return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
-    def _write(self, statement: str) -> bytes:
-        return self.schema.render(statement).encode()
+    def _write_call(self, function: str, count: int) -> bytes:
+        return self._render(f"select * from {function}({', '.join(f'${n}' for n in range(1, count + 1))})").encode()
 
     async def _translate(self, error: psycopg.Error) -> Exception:
         if isinstance(error, _SOMETHING_MISSING):

@@ -15,9 +15,6 @@ What follows from it, and how it is kept:
 - *Nobody waits for somebody else's transaction.* A message with a key may have to, when another transaction has taken that key and has not
   ended; it never comes here. Nor does one that belongs to the caller's own transaction.
 
-A message that goes alone wakes who sleeps before it is on disk (``ring_first.sql``), by the CALL of a procedure. With nobody asleep that is
-of no use, and takes a twentieth longer than a SELECT. So how it went the last time says which of the two it is.
-
 `Gathering` decides what is sent next; `Outbox` sends it.
 """
 
@@ -32,9 +29,6 @@ from .database import Database
 from .draft import Draft
 from .errors import ConnectionLost, TocsinError
 
-_ARGUMENTS = "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10"
-_ENQUEUE = f"select tocsin.enqueue({_ARGUMENTS}), pg_catalog.current_setting('bell.rung', true) operator(pg_catalog.=) 'asleep'"
-_ENQUEUE_ALONE = f"call tocsin.enqueue_alone({_ARGUMENTS})"
 _ENQUEUE_EACH = "select tocsin.enqueue_each(%s, %s)"
 MAX_MESSAGES = 1000
 """Most messages in a shared statement."""
@@ -121,8 +115,6 @@ class Outbox:
         self._nursery = nursery
         # Queues to which a statement is under way; None: nobody has come meanwhile.
         self._busy: dict[str, Gathering | None] = {}
-        # Queues on which nobody slept the last time.
-        self._awake = set[str]()
         self._closed = False
 
     @trio.lowlevel.enable_ki_protection
@@ -152,12 +144,7 @@ class Outbox:
 
         Raises Tocsin's errors. Cancelled, it is enqueued or not.
         """
-        statement = _ENQUEUE if queue in self._awake else _ENQUEUE_ALONE
-        ((message_id, rang),) = (await self._database.run(statement, draft.parameters(queue))).load(0, 1)
-        if rang:
-            self._awake.discard(queue)
-        else:
-            self._awake.add(queue)
+        ((message_id,),) = (await self._database.call("tocsin.enqueue", draft.parameters(queue))).load(0, 1)
         return int(message_id)
 
     def close(self) -> None:

@@ -229,7 +229,7 @@ async def _apply(connection: psycopg.AsyncConnection[Any], schema: Schema, appli
         await connection.execute(schema.render(_load("functions")).encode())
         # A function that is not there any more, or takes other parameters now, would be left behind, and calls of it be ambiguous.
         for signature in before & await _functions(connection, schema):
-            await connection.execute(f"drop routine {signature[0]}".encode())
+            await connection.execute(f"drop function {signature[0]}".encode())
         await connection.execute(schema.render(_load("security")).encode())
         await connection.execute(
             schema.render(
