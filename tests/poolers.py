@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import servers
 import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -33,6 +34,9 @@ def keeps_prepared_statements() -> bool:
     found = re.search(r"PgBouncer (\d+)\.(\d+)", version)
     assert found is not None, version
     return (int(found[1]), int(found[2])) >= (1, 21)
+
+
+NEEDED = pytest.mark.skipif(binary() is None, reason="not installed: pgbouncer (the Debian package of this name)")
 
 
 @asynccontextmanager

@@ -48,7 +48,9 @@ CALLS = {
     "queue_health": "('made')",
     "maintain": "()",
     "reclaim": "()",
-    "enqueue": """('q', '{"n": 1}', delay => '0 s', headers => '{"h": 1}', key => 'k', expires_in => '1 h', max_deliveries => 2)""",
+    "enqueue": """('q', '{"n": 1}', delay => '0 s', headers => '{"h": 1}', key => 'k', expires_in => '1 h', max_deliveries => 2,
+                   ring_first => true)""",
+    "reach_disk": "()",
     "enqueue_many": "('q', '[2, 3, 4]')",
     "enqueue_each": """('q', '[{"payload": 5, "delay": "0 s"}]')""",
     "register_process": "('h', 1, 'v', '1 s')",
@@ -181,8 +183,9 @@ async def test_nothing_of_a_hostile_search_path_is_used(store_dsn: str, database
         await store.install()
     outcomes = []
     for dsn in (undisturbed, store_dsn):
-        with connect_blocking(dsn) as connection:
+        with connect_blocking(dsn) as connection, connect_blocking(dsn) as sleeper:
             connection.execute("select tocsin.create_queue('q', vt => '1 h', retry_base => '1 h', max_string => 99, required_keys => '{}')")
+            sleeper.execute("select tocsin.fall_asleep(array(select id from tocsin.queues))")  # so that there is somebody to ring for
             connection.execute("update tocsin.maintenance set due_at = 'infinity'")  # a heartbeat says when it is due
             if dsn == store_dsn:
                 assert occupy(connection) > 500

@@ -17,7 +17,7 @@ from support import PATIENCE, Handled, open_connection, query, run_until_suspend
 
 import tocsin
 
-pytestmark = pytest.mark.skipif(poolers.binary() is None, reason="not installed: pgbouncer (the Debian package of this name)")
+pytestmark = poolers.NEEDED
 
 Through = Callable[[str], str]
 
@@ -135,10 +135,12 @@ async def test_it_is_really_another_session_each_time(dsn: str, through: Through
         for _ in range(poolers.SESSIONS):
             async with store.transaction() as connection:
                 sessions.add((await (await connection.execute("select pg_backend_pid()")).fetchall())[0])
-                assert not await connection.take_session()
+                await connection.take_session()
+                assert not connection.session_is_ours
     assert len(sessions) == poolers.SESSIONS
     async with open_connection(dsn) as direct:
-        assert await direct.take_session()
+        await direct.take_session()
+        assert direct.session_is_ours
 
 
 async def test_a_lent_connection_repeats_statements_as_often_as_it_likes(dsn: str, through: Through) -> None:

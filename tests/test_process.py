@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 from contextlib import AsyncExitStack
 
@@ -86,7 +87,8 @@ async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to
     assert handled.payloads == ["early", "rung", "long"]
 
 
-async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(store_dsn: str) -> None:
+async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tocsin.outbox.AT_REST", math.inf)  # who was rung for is awake
     handled, suspended, go_on = Handled(lambda _: go_on.wait()), list[tocsin.Suspended](), trio.Event()
     async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
         await store.queues.ensure("q")

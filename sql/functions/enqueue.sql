@@ -113,10 +113,11 @@ end
 $$;
 
 -- Enqueues one message and returns its id. With a key: at most one unfinished message per key; a second enqueue returns the first one's id.
+-- `ring_first`: if it rings, its transaction's commit need not wait for the disk, since tocsin.reach_disk follows, in the same session (ring_first.sql).
 create or replace function tocsin.enqueue(
     queue text, payload jsonb, delay interval default null, at timestamptz default null, priority integer default 0,
     headers jsonb default null, key text default null, expires_in interval default null, max_deliveries integer default null,
-    worker_id bigint default null
+    worker_id bigint default null, ring_first boolean default false
 ) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan
@@ -126,7 +127,10 @@ declare
     t timestamptz := tocsin.clock();
     due_at timestamptz := coalesce(at, t + delay, t);
     q tocsin.queues;
+    new_id bigint;  -- drawn before the INSERT, or null
     message_id bigint;
+    written pg_lsn;
+    flushed pg_lsn;
     checked boolean;  -- by the queue's rules, if it has any
     rings boolean := key is null;  -- by itself (ring.sql): with a key it is only known afterwards whether there is something to ring for
     ignored text;
@@ -140,10 +144,18 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', 'tocsin', true);
     end if;
+    if ring_first then
+        written := pg_current_wal_insert_lsn();
+        new_id := nextval('tocsin.messages_id_seq');
+        flushed := pg_current_wal_flush_lsn();
+        ring_first := written = pg_current_wal_insert_lsn()
+            and (flushed >= written or written - flushed < 90 and (flushed - '0/0') % 1024 <> 0);
+    end if;
     loop
-        insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
+        insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
                                      payload, headers)
-        select x.id, coalesce(priority, 0), case when due_at > t then 'scheduled'::tocsin.message_state else 'ready' end, due_at, due_at, t,
+        select coalesce(new_id, nextval('tocsin.messages_id_seq')), x.id, coalesce(priority, 0),
+               case when due_at > t then 'scheduled'::tocsin.message_state else 'ready' end, due_at, due_at, t,
                t + expires_in, worker_id, enqueue.max_deliveries, key, payload, headers
         from tocsin.queues x
         where x.name = queue and tocsin.fits(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
@@ -171,6 +183,11 @@ begin
     end loop;
     if rings then
         ignored := set_config('bell.rung_by', '', true);
+    end if;
+    if ring_first and current_setting('bell.rung', true) <> '' and new_id = pg_sequence_last_value('tocsin.messages_id_seq')
+       and current_setting('synchronous_commit') <> 'off' and current_setting('synchronous_standby_names') = '' then
+        ignored := set_config('synchronous_commit', 'off', true);
+        ignored := set_config('bell.unflushed', 'yes', false);
     end if;
     return message_id;
 end

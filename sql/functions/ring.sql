@@ -44,6 +44,8 @@
 -- - No session sees its own locks. What the session that holds `asleep` puts in or gives back itself, it has to look for itself; the
 --   heartbeat's answer says which of its queues have something due.
 --
+-- That a producer may ring before there is a message, and before the disk has it, is in ring_first.sql; nothing above depends on it.
+--
 -- tests/model/bell.pml is this as a model that is searched through; tests/test_ring.py and test_ring_schedules.py try it on a server.
 
 -- A NOTIFY channel's name is cut at 63 bytes, so a longer one is replaced by a digest of it.
@@ -110,14 +112,16 @@ $$;
 
 -- Rings for what a statement puts into this queue, if it must; false: it could not, since the queue is being deleted (delete_queue.sql). One
 -- expression, which becomes part of the query that uses it. There are only functions of PostgreSQL's in it: one of ours would take a
--- microsecond to be made ready for each insert, also of those that do not call it. (pg_notify never gives null.)
+-- microsecond to be made ready for each insert, also of those that do not call it. (set_config and pg_notify never give null.) Where it has
+-- rung because somebody sleeps, it leaves in a setting for as long as the transaction lasts (ring_first.sql).
 create or replace function tocsin.rung(q tocsin.queues) returns boolean
 language sql
 as $$
     select case
         when not tocsin.must_ring(q.id, q.notify) then true
-        when pg_try_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id)) then pg_notify(q.channel, '') is not null
-        else false
+        when not pg_try_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id)) then false
+        when set_config('bell.rung', case when q.notify = 'asleep' then q.channel else '' end, true) is null then false
+        else pg_notify(q.channel, '') is not null
     end
 $$;
 

@@ -248,6 +248,8 @@ comment on column tocsin.processes.role is 'Role that registered it, and alone m
 comment on column tocsin.processes.every is 'Interval between its heartbeats.';
 comment on column tocsin.processes.lifeline is 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
 
+create sequence tocsin.disk;
+comment on sequence tocsin.disk is 'Written to where nothing but the disk is to be waited for; see sql/functions/ring_first.sql.';
 create sequence tocsin.lifelines;
 create sequence tocsin.registrations;
 

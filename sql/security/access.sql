@@ -17,7 +17,7 @@ create or replace function tocsin.access() returns table (function name, roles t
 language sql immutable
 as $$
     select unnest('{
-        enqueue, enqueue_many, enqueue_each,
+        enqueue, enqueue_many, enqueue_each, reach_disk,
         register_process, unregister_process, process_channel, heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend, resume, shutdown
     }'::name[]), '{producer, consumer, admin}'::text[]

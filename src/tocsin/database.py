@@ -12,11 +12,16 @@ from psycopg.conninfo import conninfo_to_dict
 
 from . import schema as schemas
 from .driver import Pool, PoolClosed, Rows, TrioConnection
+from .driver.prepared import Statement
 from .errors import ConfigError, TocsinError, translate
 from .schema import Schema
 
 Connection: TypeAlias = TrioConnection[Any]
 Row: TypeAlias = tuple[Any, ...]
+
+_BEGIN: Statement = (b"begin", ())
+_NEXT: Statement = (b"commit and chain", ())
+_COMMIT: Statement = (b"commit", ())
 
 # What PostgreSQL says where the schema, or a part of it, is not there.
 _SOMETHING_MISSING = (
@@ -56,8 +61,7 @@ class Database:
         self.pool = pool
         self.schema = schema
         self.address = address
-        self._render = lru_cache(maxsize=None)(schema.render)
-        self._render_call = lru_cache(maxsize=None)(self._write_call)
+        self._render = lru_cache(maxsize=None)(self._write)
 
     @asynccontextmanager
     async def connection(self, *, lent: bool = False) -> AsyncIterator[Connection]:
@@ -94,27 +98,49 @@ class Database:
         (row,) = await self.fetch(statement, parameters, on=on)
         return row
 
-    async def call(self, function: str, parameters: Sequence[str | None]) -> Rows:
-        """Call one of the schema's functions, with text for each of its parameters, and return its rows.
+    async def run(self, statement: str, parameters: Sequence[str | None]) -> Rows:
+        """Run a statement whose parameters are ``$1`` and so on, as text, written for the schema ``tocsin``, and return its rows.
 
-        It is a transaction of its own, on a connection of the pool. For calls where every tenth of a millisecond counts: there is less
-        between the caller and the server. Raises Tocsin's errors. Cancelled, it has taken effect as a whole or not at all.
+        It is a transaction of its own, on a connection of the pool. For statements where every tenth of a millisecond counts: there is
+        less between the caller and the server. Raises Tocsin's errors. Cancelled, it has taken effect as a whole or not at all.
         """
         try:
-            encoded = [None if p is None else p.encode() for p in parameters]
+            encoded = _encode(parameters)
             async with self.pool.connection() as connection:
-                return await connection.run_prepared(self._render_call(function, len(parameters)), encoded)
+                return await connection.run_prepared(self._render(statement), encoded)
+        except psycopg.Error as error:
+            raise await self._translate(error) from error
+        except PoolClosed:
+            raise _closed() from None
+
+    async def run_in_turn(self, statements: Sequence[tuple[str, Sequence[str | None]]], answer: int, *, otherwise: str) -> Rows:
+        """Run statements like `run`, each a transaction of its own, in one request; return the rows of the one with this index.
+
+        Where there is a pooler in between, only that one is run, written as in ``otherwise``. None behind a statement that has failed is
+        run. Raises Tocsin's errors; `ConnectionLost`, whose outcome is unknown, also if one behind that one has failed. Cancelled, as many
+        of them as were committed by then have taken effect.
+        """
+        try:
+            encoded = [(self._render(statement), _encode(parameters)) for statement, parameters in statements]
+            async with self.pool.connection() as connection:
+                if not connection.session_is_ours:
+                    return await connection.run_prepared(self._render(otherwise), encoded[answer][1])
+                together: list[Statement] = [_BEGIN]
+                for statement in encoded[:-1]:
+                    together += statement, _NEXT
+                together[-1] = _COMMIT  # the last one is a transaction anyway
+                return await connection.run_together([*together, encoded[-1]], 2 * answer + 1, settled=2 * answer + 2)
         except psycopg.Error as error:
             raise await self._translate(error) from error
         except PoolClosed:
             raise _closed() from None
 
     async def _execute(self, connection: Connection, statement: str, parameters: Sequence[object]) -> list[Row]:
-        cursor = await connection.execute(self._render(statement).encode(), parameters)
+        cursor = await connection.execute(self._render(statement), parameters)
         return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
-    def _write_call(self, function: str, count: int) -> bytes:
-        return self._render(f"select * from {function}({', '.join(f'${n}' for n in range(1, count + 1))})").encode()
+    def _write(self, statement: str) -> bytes:
+        return self.schema.render(statement).encode()
 
     async def _translate(self, error: psycopg.Error) -> Exception:
         if isinstance(error, _SOMETHING_MISSING):
@@ -126,6 +152,10 @@ class Database:
                 except Exception as cause:
                     return cause
         return translate(error, self.address)
+
+
+def _encode(parameters: Sequence[str | None]) -> list[bytes | None]:
+    return [None if p is None else p.encode() for p in parameters]
 
 
 def _closed() -> TocsinError:

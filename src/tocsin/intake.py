@@ -21,6 +21,8 @@ from .message import Message, Source, tokens
 from .parcel import Parcel, read_answer
 from .process import CLEANUP_WITHIN, Process
 
+_CLAIM = "select * from tocsin.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+
 
 class Run(Protocol):
     """What wants to know how the worker stands: see ``run.py``."""
@@ -92,7 +94,7 @@ class Intake:
             if archive:
                 self.leases.settling.append(archive)
             try:
-                rows = await self._database.call("tocsin.claim", self._claim_parameters(limit, vt, position, archive))
+                rows = await self._database.run(_CLAIM, self._claim_parameters(limit, vt, position, archive))
             except ConnectionLost:
                 self._answer_lost = True
                 raise

@@ -15,11 +15,15 @@ What follows from it, and how it is kept:
 - *Nobody waits for somebody else's transaction.* A message with a key may have to, when another transaction has taken that key and has not
   ended; it never comes here. Nor does one that belongs to the caller's own transaction.
 
+When somebody slept on the queue the last time, and that is a moment ago, the bell rings before the message is on its way to the disk:
+see ``ring_first.sql``.
+
 `Gathering` decides what is sent next; `Outbox` sends it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -29,7 +33,15 @@ from .database import Database
 from .draft import Draft
 from .errors import ConnectionLost, TocsinError
 
+_ARGUMENTS = "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10"
+_RUNG = "pg_catalog.current_setting('bell.rung', true)"
+_ENQUEUE = f"select tocsin.enqueue({_ARGUMENTS}), {_RUNG}"
+_ENQUEUE_RING_FIRST = f"select tocsin.enqueue({_ARGUMENTS}, ring_first => true), {_RUNG}"
+_RING = "select pg_catalog.pg_notify($1, '')"
+_REACH_DISK = "select tocsin.reach_disk()"
 _ENQUEUE_EACH = "select tocsin.enqueue_each(%s, %s)"
+AT_REST = 0.005
+"""Seconds after which whoever was rung for may be asleep again for a while."""
 MAX_MESSAGES = 1000
 """Most messages in a shared statement."""
 MAX_SIZE = 1 << 22
@@ -115,6 +127,8 @@ class Outbox:
         self._nursery = nursery
         # Queues to which a statement is under way; None: nobody has come meanwhile.
         self._busy: dict[str, Gathering | None] = {}
+        # Queues on which somebody slept the last time: their channel, and when that was (`trio.current_time`).
+        self._sleepers: dict[str, tuple[str, float]] = {}
         self._closed = False
 
     @trio.lowlevel.enable_ki_protection
@@ -144,7 +158,17 @@ class Outbox:
 
         Raises Tocsin's errors. Cancelled, it is enqueued or not.
         """
-        ((message_id,),) = (await self._database.call("tocsin.enqueue", draft.parameters(queue))).load(0, 1)
+        parameters = draft.parameters(queue)
+        channel, rung_at = self._sleepers.pop(queue, ("", math.inf))
+        if trio.current_time() >= rung_at + AT_REST:
+            rows = await self._database.run_in_turn(
+                [(_RING, [channel]), (_ENQUEUE_RING_FIRST, parameters), (_REACH_DISK, [])], 1, otherwise=_ENQUEUE
+            )
+        else:
+            rows = await self._database.run(_ENQUEUE, parameters)
+        ((message_id, channel),) = rows.load(0, 1)
+        if channel:
+            self._sleepers[queue] = channel, trio.current_time()
         return int(message_id)
 
     def close(self) -> None:

@@ -284,7 +284,8 @@ async def _open_connection(dsn: str, address: str) -> Connection:
             dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
         )
         try:
-            if not await connection.take_session():
+            await connection.take_session()
+            if not connection.session_is_ours:
                 # What psycopg prepares may not be there for the next transaction, and a statement that fails in one cannot be repeated.
                 connection.prepare_threshold = None
         except BaseException:

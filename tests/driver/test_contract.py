@@ -30,6 +30,7 @@ IN_CLASSES: list[tuple[object, str, str]] = [
     (psycopg.errors, "_WaitTimeout", "raise from waiting.wait() what psycopg's notifies() catches now"),
     (generators, "fetch", "call-off drains results with it: write one with is_busy(), consume_input(), get_result()"),
     (generators, "execute", "run_prepared() sends and fetches with it: flush(), then fetch until there is no result"),
+    (generators, "send", "run_together() sends with it: flush() until nothing is left, and consume_input() meanwhile"),
     (psycopg.errors, "error_from_result", "run_prepared() raises what the server says with it: find what makes a class of an SQLSTATE now"),
     (generators, "copy_end", "call-off ends a COPY FROM with it: put_copy_end(), flush(), then the results"),
     (generators, "copy_from", "call-off drains a COPY TO with it: get_copy_data() until it is over"),

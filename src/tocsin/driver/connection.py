@@ -24,7 +24,7 @@ leaves the connection in one of two states, never in between: *usable*, with not
   answer in time costs the connection.
 - Cancelled in pipeline mode: the running statement is cancelled and the connection is closed, since which of
   the statements have been executed cannot be told, and there is no way to leave pipeline mode before it has
-  been. The server rolls back.
+  been. The server rolls back. (`TrioConnection.run_together`, which knows what it has sent, does leave it.)
 - Cancelled during COPY: it is ended with an error, as a whole. The connection is usable.
 - Cancelled in a transaction: see `TrioTransaction`.
 
@@ -50,7 +50,7 @@ from psycopg.waiting import Wait
 
 from . import connecting, waiting
 from .lock import Lock
-from .prepared import Prepared, Rows
+from .prepared import Prepared, Rows, Statement
 
 __all__ = ["GRACE", "TrioConnection", "TrioServerCursor", "TrioTransaction"]
 
@@ -171,6 +171,8 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         self.server_cursor_factory = TrioServerCursor
         self._turn = waiting.Turn()
         self._without_cursor = Prepared(pgconn)
+        self.session_is_ours = False
+        """Whether `take_session` has found that there is no pooler in between."""
 
     @classmethod
     async def connect(
@@ -265,8 +267,20 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         async with self.lock:
             return Rows(await self.wait(self._without_cursor.run(statement, parameters)), self)
 
-    async def take_session(self) -> bool:
-        """Have the session's transactions be READ COMMITTED unless they say otherwise, and return whether the session is ours.
+    async def run_together(self, statements: Sequence[Statement], answer: int, settled: int) -> Rows:
+        """Run statements that go to the server in one request, and return the rows of the one with the index ``answer``.
+
+        The server answers when it has run all of them; it runs none after one that has failed. What is between BEGIN and COMMIT is a
+        transaction, as is what follows the last COMMIT; one that has failed is rolled back. For short statements that are run over and
+        over, with `session_is_ours`; not in a transaction or pipeline. Raises psycopg's errors, and
+        `psycopg.errors.TransactionResolutionUnknown` when one has failed behind the one with the index ``settled``. Cancelled, as many of
+        the transactions as were committed by then have taken effect.
+        """
+        async with self.lock:
+            return Rows((await self.wait(self._without_cursor.run_together(statements, settled)))[answer], self)
+
+    async def take_session(self) -> None:
+        """Have the session's transactions be READ COMMITTED unless they say otherwise, and find out whether the session is ours.
 
         It is not when a pooler stands in between, such as PgBouncer, which may run each transaction on another session of the server than
         the one it claimed to be when we connected. Then nothing is set, for the next who gets that session would have it. Raises
@@ -274,12 +288,12 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         """
         statement = "select set_config('default_transaction_isolation', 'read committed', false) where pg_backend_pid() = %s"
         cursor = await self.execute(statement, [self.info.backend_pid])
-        return await cursor.fetchone() is not None
+        self.session_is_ours = await cursor.fetchone() is not None
 
     async def _call_off(self, gen: PQGen[Any]) -> None:
         """Bring the connection into order after `gen` was interrupted."""
-        pipeline = bool(self.pgconn.pipeline_status)
-        if not pipeline and self.pgconn.transaction_status != _ACTIVE:
+        pipeline = bool(self.pgconn.pipeline_status) and not self._without_cursor.together
+        if not self.pgconn.pipeline_status and self.pgconn.transaction_status != _ACTIVE:
             return
         rest = _rest_of_pipeline(self.pgconn) if pipeline else _rest(self.pgconn, gen)
         try:
@@ -291,7 +305,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                     over = await self._proceed(rest)
         finally:
             # What psycopg believes to be in the pipeline cannot be put right.
-            if pipeline or self.pgconn.transaction_status == _ACTIVE:
+            if self.pgconn.pipeline_status or self.pgconn.transaction_status == _ACTIVE:
                 self.finish()
 
     async def _proceed(self, rest: PQGen[None]) -> bool:

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import generators, pq
 from psycopg.abc import AdaptContext, PQGen
 from psycopg.adapt import Transformer
 
-__all__ = ["Prepared", "Rows"]
+__all__ = ["Prepared", "Rows", "Statement"]
+
+Statement: TypeAlias = tuple[bytes, Sequence[bytes | None]]
+"""A statement, and its parameters as text."""
 
 
 class Rows:
@@ -39,6 +42,15 @@ class Rows:
         return self._transformer.load_rows(start, stop, tuple) if self._loaded is None else self._loaded[start:stop]
 
 
+def _check(parameters: Sequence[bytes | None]) -> None:
+    if b"\0" in b"".join([p for p in parameters if p]):
+        raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
+
+
+def _is_missing(result: pq.abc.PGresult) -> bool:
+    return result.error_field(pq.DiagnosticField.SQLSTATE) == b"26000"
+
+
 class Prepared:
     """What is prepared on one connection.
 
@@ -55,23 +67,17 @@ class Prepared:
         self._prefix = f"_tocsin_{secrets.token_hex(6)}_".encode()
         self._attempts = 0
         self._missing = 0
+        self.together = False
+        """Whether `run_together` is under way, which leaves pipeline mode by itself."""
 
     def run(self, statement: bytes, parameters: Sequence[bytes | None]) -> PQGen[pq.abc.PGresult]:
         """Run a statement whose parameters are ``$1`` and so on, as text, and return its result.
 
         Raises what the server says as psycopg's errors, and `psycopg.DataError` for the character NUL, at which libpq would cut.
         """
-        if b"\0" in b"".join([p for p in parameters if p]):
-            raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
+        _check(parameters)
         if self._missing < self.GIVE_UP:
-            name = self._names.get(statement)
-            if name is None:
-                # A name is never used again: after an attempt that was called off nobody knows if the server has it.
-                self._attempts += 1
-                name = self._prefix + b"%d" % self._attempts
-                self._pgconn.send_prepare(name, statement)
-                yield from self._result()
-                self._names[statement] = name
+            name = yield from self._prepare(statement)
             self._pgconn.send_query_prepared(name, parameters, result_format=pq.Format.BINARY)
             try:
                 return (yield from self._result())
@@ -80,6 +86,63 @@ class Prepared:
                 self._missing += 1
         self._pgconn.send_query_params(statement, parameters, result_format=pq.Format.BINARY)
         return (yield from self._result())
+
+    def run_together(self, statements: Sequence[Statement], settled: int) -> PQGen[list[pq.abc.PGresult]]:
+        """Run statements that go to the server in one request, and return their results; see `TrioConnection.run_together`."""
+        for _, parameters in statements:
+            _check(parameters)
+        self.together = True
+        try:
+            results = yield from self._send_together(statements)
+            if _is_missing(results[0]):  # somebody has said DISCARD; no harm is done yet
+                self._names.clear()
+                results = yield from self._send_together(statements)
+        finally:
+            self.together = False
+        for n, result in enumerate(results):
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                error = psycopg.errors.error_from_result(result)
+                if n <= settled:
+                    raise error
+                raise psycopg.errors.TransactionResolutionUnknown(f"it was committed, but what was to follow failed: {error}") from error
+        return results
+
+    def _send_together(self, statements: Sequence[Statement]) -> PQGen[list[pq.abc.PGresult]]:
+        pgconn = self._pgconn
+        named = []
+        for statement, parameters in statements:
+            named.append(((yield from self._prepare(statement)), parameters))
+        pgconn.enter_pipeline_mode()
+        for name, parameters in named:
+            pgconn.send_query_prepared(name, parameters, result_format=pq.Format.BINARY)
+        pgconn.pipeline_sync()
+        yield from generators.send(pgconn)
+        results: list[pq.abc.PGresult] = []
+        while True:
+            result = yield from generators.fetch(pgconn)
+            if result is None:  # between two statements
+                if pgconn.status != pq.ConnStatus.OK:
+                    raise psycopg.OperationalError(f"the connection was lost: {pgconn.get_error_message()}")
+            elif result.status == pq.ExecStatus.PIPELINE_SYNC:
+                break
+            else:
+                results.append(result)
+        pgconn.exit_pipeline_mode()
+        if pgconn.transaction_status != pq.TransactionStatus.IDLE:
+            pgconn.send_query(b"rollback")
+            yield from self._result()
+        return results
+
+    def _prepare(self, statement: bytes) -> PQGen[bytes]:
+        name = self._names.get(statement)
+        if name is None:
+            # A name is never used again: after an attempt that was called off nobody knows if the server has it.
+            self._attempts += 1
+            name = self._prefix + b"%d" % self._attempts
+            self._pgconn.send_prepare(name, statement)
+            yield from self._result()
+            self._names[statement] = name
+        return name
 
     def _result(self) -> PQGen[pq.abc.PGresult]:
         # More than one when the rows had been sent and then the commit failed, or the connection was lost: the last one says so.
