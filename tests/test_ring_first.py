@@ -243,7 +243,11 @@ async def test_who_has_got_up_is_rung_for_in_vain_once(producing: Producing, sto
     assert rings() == 0
 
 
-async def test_a_key_that_is_taken(producing: Producing, store: tocsin.Store, sleeper: Connection) -> None:
+async def test_a_message_with_a_key_waits_for_the_disk(
+    producing: Producing, store: tocsin.Store, session: Connection, sleeper: Connection
+) -> None:
+    """Whoever enqueues the key next is told its id."""
+    session.execute("create or replace function tocsin.reach_disk() returns void language sql as 'select 1 / 0'")
     for _ in range(3):
         assert await store.produce("q", "one", key="k") == await store.produce("q", "another", key="k")
 
@@ -319,9 +323,9 @@ async def test_through_a_pooler_the_ring_waits_for_the_disk(
 # When a commit need not wait
 
 
-def test_only_when_somebody_sleeps(session: Connection, sleeper: Connection) -> None:
+def test_only_when_somebody_sleeps_and_without_a_key(session: Connection, sleeper: Connection) -> None:
     assert can_ring_first(session)
-    assert can_ring_first(session, "select tocsin.enqueue('q', '1', key => gen_random_uuid()::text, ring_first => true)")
+    assert not can_ring_first(session, "select tocsin.enqueue('q', '1', key => gen_random_uuid()::text, ring_first => true)")
     sleeper.execute("select tocsin.wake_up(array(select id from tocsin.queues))")
     assert not can_ring_first(session)
 
@@ -331,11 +335,6 @@ def test_not_with(session: Connection, sleeper: Connection, setting: str) -> Non
     assert can_ring_first(session)
     session.execute(setting.encode())
     assert not can_ring_first(session)
-
-
-def test_not_for_a_key_that_is_taken(session: Connection, sleeper: Connection) -> None:
-    session.execute("select tocsin.enqueue('q', '1', key => 'k')")
-    assert not can_ring_first(session, "select tocsin.enqueue('q', '1', key => 'k', ring_first => true)")
 
 
 def test_later_transactions_of_the_session_wait_for_the_disk_as_before(session: Connection, sleeper: Connection) -> None:

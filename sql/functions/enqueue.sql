@@ -144,6 +144,8 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', 'tocsin', true);
     end if;
+    -- Not with a key: whoever enqueues it next is told this message's id, and must not be before the disk has it.
+    ring_first := ring_first and key is null;
     if ring_first then
         written := pg_current_wal_insert_lsn();
         new_id := nextval('tocsin.messages_id_seq');

@@ -33,6 +33,7 @@
 --   3. After the INSERT the number is still the sequence's last one. Then triggers have drawn none, and enqueued no more. (A deferred trigger
 --      that enqueues comes after this: what it enqueues in such a transaction is the one exception.)
 --
+-- A message with a key waits for the disk, as ever: whoever enqueues the key next is told its id.
 -- What standbys have is not known here, so where commits wait for some, they do.
 --
 -- With notify = 'always' nothing of this happens: there is a ring for each message, not only when somebody sleeps, and three transactions for each

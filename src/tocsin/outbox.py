@@ -160,7 +160,7 @@ class Outbox:
         """
         parameters = draft.parameters(queue)
         channel, rung_at = self._sleepers.pop(queue, ("", math.inf))
-        if trio.current_time() >= rung_at + AT_REST:
+        if draft.key is None and trio.current_time() >= rung_at + AT_REST:
             rows = await self._database.run_in_turn(
                 [(_RING, [channel]), (_ENQUEUE_RING_FIRST, parameters), (_REACH_DISK, [])], 1, otherwise=_ENQUEUE
             )

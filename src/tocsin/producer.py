@@ -67,8 +67,9 @@ class Sender:
         `Store.transaction`, or a blocking ``psycopg.Connection``, which is used in a thread, and by nobody else meanwhile), the message is
         enqueued when the caller's transaction commits; see also `tocsin.enqueue`.
 
-        Returns when the message is on disk. A consumer that slept may have it already by then; if the server crashes before, this raises
-        `ConnectionLost`, and the message may be gone, like all that its handler has done to this database (see ``ring_first.sql``).
+        Returns when the message is on disk. Without a ``key``, a consumer that slept may have it already by then; if the server crashes
+        before, this raises `ConnectionLost`, and the message may be gone, like all that its handler has done to this database (see
+        ``ring_first.sql``).
 
         Calls that come while others are under way from this process to the same queue share a statement (those with a ``key`` or a
         ``connection`` do not), which makes many at a time cheap. Those that share get ids in the order of the calls.

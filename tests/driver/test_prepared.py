@@ -241,3 +241,19 @@ async def test_lost_while_they_run(notes: Connection, observer: Connection, held
     assert notes.closed
     await until_alone(observer)
     assert await value(observer, "select count(*) from notes") == (held == 4)
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_cancelled_at_every_checkpoint_of_sending_much_the_connection_is_usable(notes: Connection, together: bool) -> None:
+    large = b"x" * 3_000_000
+
+    async def run() -> None:
+        if together:
+            await notes.run_together(in_two(large, b"b"), 0, 9)
+        else:
+            await notes.run_prepared(INSERT, [large])
+
+    async def check() -> None:
+        assert await is_idle(notes)
+
+    assert await cancel_sweep(run, check) > 10

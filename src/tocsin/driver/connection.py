@@ -295,7 +295,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         pipeline = bool(self.pgconn.pipeline_status) and not self._without_cursor.together
         if not self.pgconn.pipeline_status and self.pgconn.transaction_status != _ACTIVE:
             return
-        rest = _rest_of_pipeline(self.pgconn) if pipeline else _rest(self.pgconn, gen)
+        rest = _resumable(_rest_of_pipeline(self.pgconn) if pipeline else _rest(self.pgconn, gen))
         try:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE):
                 over = False
@@ -338,7 +338,8 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             raise
 
     async def _see_through(self, gen: PQGen[RV]) -> RV:
-        return await self._persist(lambda: waiting.wait(gen, self.pgconn.socket, self._turn))
+        resumable = _resumable(gen)
+        return await self._persist(lambda: waiting.wait(resumable, self.pgconn.socket, self._turn))
 
     async def _request_cancel(self) -> None:
         request = self.pgconn.cancel_conn()
@@ -449,10 +450,21 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         return not _FATAL.isdisjoint(last_words)
 
 
+def _resumable(gen: PQGen[RV], *, started: bool = False) -> PQGen[RV]:
+    """Drive `gen` so that it can be left where it waits, and gone on with: then nothing is ready, which psycopg writes as 0, not None."""
+    try:
+        want = gen.send(0) if started else next(gen)
+        while True:
+            want = gen.send((yield want) or 0)
+    except StopIteration as end:
+        result: RV = end.value
+        return result
+
+
 def _rest(pgconn: pq.abc.PGconn, gen: PQGen[Any]) -> PQGen[None]:
     """What is still to come of a statement that was called off: `gen`, other results, the rest of a COPY."""
     with suppress(Exception):
-        yield from gen
+        yield from _resumable(gen, started=True)
     while (result := (yield from generators.fetch(pgconn))) is not None:
         if result.status == pq.ExecStatus.COPY_IN:
             yield from generators.copy_end(pgconn, b"cancelled")
