@@ -74,7 +74,7 @@ create or replace trigger note_retention after insert or update of retention on 
 -- How many messages of a queue are archived: exact.
 create or replace function tocsin.archived_count(queue_id integer) returns bigint
 language sql stable
-set enable_seqscan = off set enable_bitmapscan = off
+set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
     select coalesce((select sum(c.n) from tocsin.archived_counts c where c.queue_id = archived_count.queue_id), 0)::bigint
          + coalesce((select sum(y.n) from tocsin.tallies y where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
@@ -83,7 +83,7 @@ $$;
 -- How many messages of a queue were archived per second, in the last minute; those that are not kept count as well.
 create or replace function tocsin.settle_rate(queue_id integer) returns float8
 language sql volatile
-set enable_seqscan = off set enable_bitmapscan = off
+set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
     select coalesce(sum(y.n), 0)::float8 / 60 from tocsin.tallies y
     where y.queue_id = settle_rate.queue_id and y.archived_at > (select tocsin.clock() - interval '1 minute') and y.n > 0
@@ -93,7 +93,7 @@ $$;
 create or replace function tocsin.purge_archive(queue_id integer, older_than interval default null, dry_run boolean default false)
 returns bigint
 language plpgsql
-set enable_seqscan = off
+set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -9,7 +9,7 @@
 -- after a long night stays short.
 create or replace function tocsin.make_due_ready(queue_id integer) returns void
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -78,7 +78,7 @@ create or replace function tocsin.claim(
     dequeued_at timestamptz, producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
 )
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -159,7 +159,7 @@ $$;
 -- otherwise.
 create or replace function tocsin.next_due(queue_id integer, with_ready boolean default true) returns float8
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare

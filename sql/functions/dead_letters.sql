@@ -54,7 +54,7 @@ create or replace function tocsin.describe_dead_letters(
     ids bigint[], queue_id integer, reason text, error text, died_before timestamptz, max_letters integer, after bigint
 ) returns setof tocsin.dead_letter_info
 language plpgsql stable
-set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_variable
 begin
@@ -73,7 +73,7 @@ create or replace function tocsin.take_dead_letters(
     ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer
 ) returns bigint[]
 language plpgsql
-set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_variable
 declare
@@ -111,7 +111,7 @@ create or replace function tocsin.replay(
     older_than interval default null, max_letters integer default null, delay interval default null
 ) returns bigint[]
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -156,7 +156,7 @@ create or replace function tocsin.archive_dead_letters(
     older_than interval default null, max_letters integer default null
 ) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -190,7 +190,7 @@ create or replace function tocsin.purge_dead_letters(
     older_than interval default null, max_letters integer default null, dry_run boolean default false
 ) returns bigint
 language plpgsql
-set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_variable
 declare

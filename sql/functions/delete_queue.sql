@@ -42,7 +42,7 @@
 -- The unfinished messages of a queue: ready, delayed or leased.
 create or replace function tocsin.count_unfinished(queue_id integer) returns bigint
 language sql stable
-set enable_seqscan = off
+set enable_seqscan = off set jit = off
 as $$
     select (select count(*) from tocsin.messages m where m.queue_id = count_unfinished.queue_id and m.state = 'ready')
          + (select count(*) from tocsin.messages m where m.queue_id = count_unfinished.queue_id and m.state = 'scheduled')
@@ -107,7 +107,7 @@ $$;
 -- first, and as long as any of it is left, the rest, which may be much, is not gone through again.
 create or replace function tocsin.try_empty_queue(q tocsin.queues, inout messages bigint, inout letters bigint, out emptied boolean)
 language plpgsql
-set enable_seqscan = off
+set enable_seqscan = off set jit = off
 as $$
 declare
     n bigint;
@@ -185,7 +185,7 @@ $$;
 create or replace function tocsin.delete_queue(queue text, force boolean default false, dry_run boolean default false)
 returns table (worker_count bigint, message_count bigint, archived_count bigint, dead_letter_count bigint)
 language plpgsql
-set enable_seqscan = off
+set enable_seqscan = off set jit = off
 as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
@@ -231,7 +231,7 @@ $$;
 -- One statement, and so one snapshot: where it shows a message it also shows its queue, unless that was deleted.
 create or replace function tocsin.sweep_orphans(most integer default 10000) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 declare
     swept bigint;

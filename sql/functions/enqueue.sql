@@ -105,7 +105,7 @@ $$;
 -- The unfinished message that holds the key; null: none that this transaction can see.
 create or replace function tocsin.find_key(queue_id integer, key text) returns bigint
 language plpgsql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 begin
     return (select m.id from tocsin.messages m where m.queue_id = find_key.queue_id and m.key = find_key.key);

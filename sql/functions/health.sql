@@ -8,7 +8,7 @@ returns table (
     started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, ended text, held bigint
 )
 language sql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
     with shown as materialized (
         select w.*, q.name as queue_name
@@ -62,7 +62,7 @@ $$;
 -- How many messages of a queue could be claimed now, counted up to a limit.
 create or replace function tocsin.count_waiting(queue_id integer, most integer) returns bigint
 language plpgsql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare

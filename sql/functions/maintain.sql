@@ -170,7 +170,7 @@ $$;
 -- Deletes from archive_rest what may go; returns how many messages that were.
 create or replace function tocsin.delete_expired(most integer) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 declare
     t timestamptz := tocsin.clock();
@@ -194,7 +194,7 @@ $$;
 -- Deletes the dead letters whose queue keeps them no longer; returns how many.
 create or replace function tocsin.purge_expired_dead_letters(most integer) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 declare
     t timestamptz := tocsin.clock();

@@ -18,7 +18,7 @@ create or replace function tocsin.list_messages(
     queue text, state text default null, worker_id bigint default null, max_messages integer default 100, after bigint default null
 ) returns setof tocsin.message_info
 language plpgsql stable
-set plan_cache_mode = force_custom_plan set enable_seqscan = off
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set jit = off
 as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
@@ -80,7 +80,7 @@ as $$ select * from tocsin.describe_messages(array[message_id], array(select x.i
 -- Messages of these ids and queues, in the order of ids; those that are there, with their state at this time.
 create or replace function tocsin.describe_messages(ids bigint[], queues integer[], t timestamptz) returns setof tocsin.message_info
 language plpgsql stable
-set plan_cache_mode = force_custom_plan set enable_seqscan = off
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set jit = off
 as $$
 begin
     return query

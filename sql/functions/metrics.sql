@@ -11,7 +11,7 @@
 -- Rows of a table that satisfy a condition, written by a function of ours.
 create or replace function tocsin.count_some(relation text, condition text, out total bigint, out exact boolean)
 language plpgsql stable
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 declare
     cap constant integer := 100000;
@@ -66,7 +66,7 @@ $$;
 -- was held by somebody who died is still `leased`. Of more than 1,000 priorities, the most urgent ones count.
 create or replace function tocsin.oldest_ready(queue_id integer, t timestamptz) returns timestamptz
 language sql stable
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
     with recursive front as (
         (select m.priority, m.due from tocsin.messages m where m.queue_id = oldest_ready.queue_id and m.state = 'ready'
@@ -92,7 +92,7 @@ $$;
 -- all at one moment, it is too low. What was deleted, or is not archived, is not seen.
 create or replace function tocsin.enqueue_rate(queue_id integer, t timestamptz, unfinished bigint) returns float8
 language plpgsql
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 #variable_conflict use_column
 declare

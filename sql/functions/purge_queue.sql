@@ -9,7 +9,7 @@ create or replace function tocsin.purge_queue(
     older_than interval default null, dry_run boolean default false
 ) returns table (ready_count bigint, delayed_count bigint, archived_count bigint, dead_count bigint)
 language plpgsql
-set enable_seqscan = off
+set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -4,7 +4,7 @@
 -- it becomes a dead letter. Returns how many workers were declared dead, and how many messages were taken back.
 create or replace function tocsin.reclaim(out workers bigint, out messages bigint)
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
 as $$
 declare
     t timestamptz := tocsin.clock();

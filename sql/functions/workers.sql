@@ -212,7 +212,7 @@ $$;
 -- How many messages the worker holds.
 create or replace function tocsin.count_held(w tocsin.workers) returns bigint
 language sql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
     select count(*) from tocsin.messages m
     where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
@@ -223,7 +223,7 @@ create or replace function tocsin.release_held(
     w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
 ) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 declare
     ids bigint[];
