@@ -301,11 +301,11 @@ async def test_an_old_transaction_goes_on_archiving_whatever_partitions_came_sin
         messages = await consumer.dequeue(3)
         with psycopg.connect(store_dsn) as old:
             settle = "select tocsin.archive(array[%s::bigint], array[%s::bigint])"
-            assert old.execute(settle, [messages[0].id, messages[0].lease], prepare=True).fetchone() == ([True],)
+            assert old.execute(settle, [messages[0].id, messages[0].lease_token], prepare=True).fetchone() == ([True],)
             await store.maintain()
-            assert old.execute(settle, [messages[1].id, messages[1].lease], prepare=True).fetchone() == ([True],)
+            assert old.execute(settle, [messages[1].id, messages[1].lease_token], prepare=True).fetchone() == ([True],)
             old.commit()
-            assert old.execute(settle, [messages[2].id, messages[2].lease], prepare=True).fetchone() == ([True],)
+            assert old.execute(settle, [messages[2].id, messages[2].lease_token], prepare=True).fetchone() == ([True],)
     found = await places(store_dsn)
     assert [found[n] == "tocsin.archive_rest" for n in range(3)] == [True, True, False]
 
@@ -392,7 +392,7 @@ async def test_one_statement_may_archive_messages_of_several_queues(store: tocsi
     await store.maintain()
     async with store.consumer("q") as q, store.consumer("r") as r, store.consumer("s") as s:
         held = [*await q.dequeue(), *await r.dequeue(), *await s.dequeue()]
-        ids, leases = [m.id for m in held], [m.lease for m in held]
+        ids, leases = [m.id for m in held], [m.lease_token for m in held]
         settled = await query(store_dsn, "select tocsin.archive(%s, %s)", [*ids, 99], [*leases, 1])
     assert settled == [([True, True, True, False],)]
     assert sorted(await places(store_dsn)) == ["q", "r"]

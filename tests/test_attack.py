@@ -660,7 +660,7 @@ async def test_of_two_parcels_with_the_same_message_the_later_lease_is_kept(stor
         second = await intake.claim(1, None)
         intake.leases.messages()
         (former,), (message,) = first.parcel.take_all(), second.parcel.take_all()
-        assert former.lease < message.lease
+        assert former.lease_token < message.lease_token
         assert intake.leases.find(message.id) is message
 
 
@@ -837,7 +837,7 @@ async def test_a_lease_that_a_statement_under_way_has_settled_is_not_taken_for_l
         (message,) = handled.messages
         leases = consumer._intake.leases
         leases.settling.append([message])
-        await query(store_dsn, "select tocsin.archive(array[%s], array[%s])", message.id, message.lease)
+        await query(store_dsn, "select tocsin.archive(array[%s], array[%s])", message.id, message.lease_token)
         await leases.refresh()
         assert message in leases
         assert not caplog.records

@@ -40,11 +40,11 @@ async def test_every_claim_gives_a_larger_token(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         await producer.enqueue_many([1, 2, 3])
-        leases = [message.lease for _ in range(3) for message in await consumer.dequeue()]
+        leases = [message.lease_token for _ in range(3) for message in await consumer.dequeue()]
         assert leases == sorted(set(leases))
         await consumer.release(1)
         (again,) = await consumer.dequeue()
-        assert again.lease > leases[-1]
+        assert again.lease_token > leases[-1]
 
 
 async def test_expired_lease_keeps_its_place_in_the_queue(store: tocsin.Store, store_dsn: str) -> None:

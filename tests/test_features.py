@@ -86,7 +86,7 @@ async def test_fencing(store: tocsin.Store, store_dsn: str) -> None:
         (old,) = await a.dequeue(vt=10)
         await move_clock(store_dsn, 11)
         (new,) = await b.dequeue(vt=3600)
-        assert (new.id, new.lease > old.lease) == (old.id, True)
+        assert (new.id, new.lease_token > old.lease_token) == (old.id, True)
         for finished in (False, True):
             if finished:
                 await new.archive()
@@ -100,6 +100,39 @@ async def test_fencing(store: tocsin.Store, store_dsn: str) -> None:
                 assert await many([old]) == [False]
             assert await everything(store_dsn) == before
         assert await query(store_dsn, "select consumer_worker_id, read_ct from tocsin.archive") == [(b.worker_id, 2)]
+
+
+@pytest.mark.parametrize("delivered_by", ["dequeue", "handle", "handle_batches", "messages"])
+async def test_a_delivery_tells_its_key_its_token_and_how_many_there_may_be(store: tocsin.Store, store_dsn: str, delivered_by: str) -> None:
+    """In whichever way it is delivered; the message's own maximum of deliveries goes before its queue's."""
+    await store.queues.ensure("q", max_deliveries=7)
+    await store.produce("q", 1, key="k", max_deliveries=2)
+    await store.produce("q", 2)
+    delivered: list[tocsin.Message] = []
+
+    async def keep_many(messages: list[tocsin.Message]) -> None:
+        delivered.extend(messages)
+
+    async def keep(message: tocsin.Message) -> None:
+        delivered.append(message)
+
+    async with store.consumer("q") as consumer:
+        if delivered_by == "dequeue":
+            delivered += await consumer.dequeue(2)
+        elif delivered_by == "messages":
+            async with consumer.messages() as stream:
+                delivered += [await anext(stream), await anext(stream)]
+        else:
+            with pytest.raises(tocsin.Suspended):
+                if delivered_by == "handle":
+                    await consumer.handle(keep, once=True)
+                else:
+                    await consumer.handle_batches(keep_many, size=2, once=True)
+    assert [(m.payload, m.key, m.max_deliveries) for m in delivered] == [(1, "k", 2), (2, None, 7)]
+    tokens = "select id, lease from tocsin.messages"
+    if delivered_by in ("dequeue", "messages"):
+        assert await query(store_dsn, tokens + " order by id") == [(m.id, m.lease_token) for m in delivered]
+    assert all(m.lease_token > 0 for m in delivered)
 
 
 async def test_extend_visibility(store: tocsin.Store, store_dsn: str) -> None:

@@ -615,7 +615,7 @@ async def test_a_deletion_waits_for_what_is_being_settled(store: tocsin.Store, s
             await producer.enqueue(3, max_deliveries=1)
         messages = await consumer.dequeue(3)
         await messages[0].extend(7200)  # the last one in the index, the first by its id
-        ids, leases = zip(*((m.id, m.lease) for m in messages), strict=True)
+        ids, leases = zip(*((m.id, m.lease_token) for m in messages), strict=True)
         deleted = list[tocsin.Deleted]()
 
         async def delete() -> None:
@@ -754,7 +754,7 @@ async def test_a_deletion_gives_way_to_a_transaction_that_waits_for_it(store: to
         assert (dead.id, held.id) == (1, 2)
         await kept.archive()
         await query(store_dsn, "select tocsin.bury(array[1], 'x')")
-        given = {"lease": held.lease, "worker": consumer.worker_id, "registration": consumer._registration.token}
+        given = {"lease": held.lease_token, "worker": consumer.worker_id, "registration": consumer._registration.token}
         first, second = (statement.format(**given) for statement in HAND_OVERS[what])
         await other.execute(first.encode())
         nursery.start_soon(delete)

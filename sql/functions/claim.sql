@@ -65,6 +65,8 @@ $$;
 -- message that was given back, one of a smaller priority, one whose transaction took its time) waits for the next look. `or_look`: a glance
 -- that finds nothing becomes a look.
 --
+-- max_deliveries is the message's own maximum or else its queue's: the delivery whose read_ct it is, is the last one.
+--
 -- Rows with a null lease name the ids whose lease was lost, so that they were not archived.
 --
 -- Not `durable`: the transaction's commit does not wait for the disk. A server that crashes in the next moment has then forgotten the claim, and
@@ -75,7 +77,8 @@ create or replace function tocsin.claim(
     finished_ids bigint[] default null, finished_leases bigint[] default null, durable boolean default true
 ) returns table (
     id bigint, lease bigint, priority integer, read_ct integer, due timestamptz, enqueued_at timestamptz, vt_at timestamptz,
-    dequeued_at timestamptz, producer_worker_id bigint, headers text, last_error text, payload text, next_due float8
+    dequeued_at timestamptz, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text,
+    next_due float8
 )
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
@@ -120,7 +123,7 @@ begin
             update tocsin.messages m
             set state = 'leased', lease = greatest(token, m.lease + 1), vt = t + f.lease_length, read_ct = m.read_ct + 1,
                 dequeued_at = t, consumer_worker_id = worker_id
-            from (select r.ctid as found, coalesce(claim.vt, x.vt) as lease_length
+            from (select r.ctid as found, coalesce(claim.vt, x.vt) as lease_length, x.max_deliveries
                   from tocsin.workers w
                   join tocsin.queues x on x.id = w.queue_id
                   cross join lateral (
@@ -134,7 +137,7 @@ begin
                     and x.paused_at is null) f
             where m.ctid = f.found
             returning m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
-                      m.last_error, m.payload::text, null::float8;
+                      m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key, m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
             q := tocsin.admit_claim(worker_id, registration);  -- or is it refused?

@@ -79,7 +79,7 @@ class Leases:
 
     def __contains__(self, message: Message) -> bool:
         held = self._held.get(message.id)
-        return held is not None and (held.message is message or held.message.lease == message.lease)
+        return held is not None and (held.message is message or held.message.lease_token == message.lease_token)
 
     def expect(self, parcel: Claimed) -> None:
         """Note that the messages of this parcel are held too, though it is not unpacked yet."""
@@ -127,7 +127,7 @@ class Leases:
         for message in messages:
             message_id = message.id
             held = self._held.get(message_id)
-            if held is not None and (held.message is message or held.message.lease == message.lease):
+            if held is not None and (held.message is message or held.message.lease_token == message.lease_token):
                 del self._held[message_id]
                 kept += held.kept and message_id not in lost
         if self._drops:

@@ -12,7 +12,9 @@ import attrs
 from .durations import Duration
 from .payload import decode
 
-Row: TypeAlias = tuple[int, int, int, int, datetime, datetime, datetime, datetime, int | None, str | None, str | None, str, None]
+Row: TypeAlias = tuple[
+    int, int, int, int, datetime, datetime, datetime, datetime, int | None, str | None, str | None, int, str | None, str, None
+]
 """A message as ``tocsin.claim`` returns it."""
 
 
@@ -57,7 +59,7 @@ class Message:
         return self._row[0]
 
     @property
-    def lease(self) -> int:
+    def lease_token(self) -> int:
         """Token of this delivery. Later deliveries have larger ones, so it can fence writes to other systems too."""
         return self._row[1]
 
@@ -111,10 +113,20 @@ class Message:
         """What the last failed delivery said."""
         return self._row[10]
 
+    @property
+    def max_deliveries(self) -> int:
+        """The message's own maximum of deliveries, or its queue's. A delivery whose `read_ct` is as large is the last one."""
+        return self._row[11]
+
+    @property
+    def key(self) -> str | None:
+        """Its unique key; None without."""
+        return self._row[12]
+
     @cached_property
     def payload(self) -> Any:
         """The payload as it was enqueued; decoded when first asked for."""
-        return decode(self._row[11])
+        return decode(self._row[13])
 
     @cached_property
     def headers(self) -> Any:

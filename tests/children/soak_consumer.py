@@ -31,7 +31,7 @@ def say(*words: object) -> None:
 
 
 def parameters(message: tocsin.Message) -> list[int]:
-    return [os.getpid(), message.id, message.lease]
+    return [os.getpid(), message.id, message.lease_token]
 
 
 async def work(store: tocsin.Store, message: tocsin.Message) -> None:
