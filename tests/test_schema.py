@@ -151,3 +151,13 @@ async def test_the_sql_files_run_without_python(dsn: str) -> None:
         await connection.execute(schemas.contract()[0].encode())
         cursor = await connection.execute("select tocsin.enqueue((tocsin.create_queue('q')).name, '1')")
         assert await cursor.fetchall() == [(1,)]
+
+
+async def test_a_function_that_turns_planner_nodes_off_turns_jit_off(store_dsn: str) -> None:
+    """Before PostgreSQL 18 such a node makes a plan so dear that the server compiles it."""
+    functions = await query(
+        store_dsn,
+        "select proname, proconfig from pg_proc where pronamespace = 'tocsin'::regnamespace and proconfig::text like '%enable\\_%'",
+    )
+    assert {"claim", "archive", "give_back", "next_due"} <= {name for name, _ in functions}
+    assert [name for name, config in functions if "jit=off" not in config] == []
