@@ -135,11 +135,11 @@ async def test_it_is_really_another_session_each_time(dsn: str, through: Through
         for _ in range(poolers.SESSIONS):
             async with store.transaction() as connection:
                 sessions.add((await (await connection.execute("select pg_backend_pid()")).fetchall())[0])
-                await connection.take_session()
+                await connection.take_session({})
                 assert not connection.session_is_ours
     assert len(sessions) == poolers.SESSIONS
     async with open_connection(dsn) as direct:
-        await direct.take_session()
+        await direct.take_session({})
         assert direct.session_is_ours
 
 

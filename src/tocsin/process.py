@@ -228,11 +228,6 @@ class Process:
                     self._every,
                 )
             else:
-                # The server is to notice soon when this host is gone without a word.
-                await line.execute(
-                    "select set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '2', false), "
-                    "set_config('tcp_keepalives_count', '3', false)"
-                )
                 (alive,) = await self._database.fetch_one("select tocsin.attach_process(%s)", [self._id], on=line)
                 if not alive:
                     self._be_buried()

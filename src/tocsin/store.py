@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Unpack
@@ -10,10 +9,9 @@ from typing import Unpack
 import attrs
 import psycopg
 import trio
-from psycopg.conninfo import conninfo_to_dict
 
+from . import network, settings
 from . import schema as schemas
-from . import settings
 from .bell import Bell
 from .consumer import Consumer
 from .database import Connection, Database, describe_address
@@ -36,9 +34,6 @@ from .schema import Difference, Schema
 from .texts import check_text
 from .worker import WorkerStatus
 from .workers import Workers
-
-CONNECT_TIMEOUT = 10
-"""Seconds that one attempt to connect may take, unless the DSN (``connect_timeout``) or ``PGCONNECT_TIMEOUT`` says otherwise."""
 
 
 @attrs.frozen
@@ -278,13 +273,10 @@ async def connect(
 
 
 async def _open_connection(dsn: str, address: str) -> Connection:
-    timeout = conninfo_to_dict(dsn).get("connect_timeout", os.environ.get("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT))
     try:
-        connection: Connection = await TrioConnection.connect(
-            dsn, autocommit=True, fallback_application_name="tocsin", connect_timeout=timeout
-        )
+        connection: Connection = await TrioConnection.connect(network.complete(dsn), autocommit=True, fallback_application_name="tocsin")
         try:
-            await connection.take_session()
+            await connection.take_session(network.ON_THE_SERVER)
             if not connection.session_is_ours:
                 # What psycopg prepares may not be there for the next transaction, and a statement that fails in one cannot be repeated.
                 connection.prepare_threshold = None

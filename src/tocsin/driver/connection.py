@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 import select
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
@@ -279,15 +279,19 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         async with self.lock:
             return Rows((await self.wait(self._without_cursor.run_together(statements, settled)))[answer], self)
 
-    async def take_session(self) -> None:
-        """Have the session's transactions be READ COMMITTED unless they say otherwise, and find out whether the session is ours.
+    async def take_session(self, settings: Mapping[str, str]) -> None:
+        """Apply these settings to the session, if it is ours, and have its transactions be READ COMMITTED unless they say otherwise.
 
-        It is not when a pooler stands in between, such as PgBouncer, which may run each transaction on another session of the server than
-        the one it claimed to be when we connected. Then nothing is set, for the next who gets that session would have it. Raises
+        It is not ours when a pooler stands in between, such as PgBouncer, which may run each transaction on another session of the server
+        than the one it claimed to be when we connected. Then nothing is set, for the next client of that session would have it. Raises
         psycopg's errors. Cancelled, it is set or not.
         """
-        statement = "select set_config('default_transaction_isolation', 'read committed', false) where pg_backend_pid() = %s"
-        cursor = await self.execute(statement, [self.info.backend_pid])
+        chosen = {"default_transaction_isolation": "read committed", **settings}
+        statement = (
+            "select (select count(set_config(name, value, false)) from unnest(%s::text[], %s::text[]) setting (name, value)) "
+            "where pg_backend_pid() = %s"
+        )
+        cursor = await self.execute(statement, [list(chosen), list(chosen.values()), self.info.backend_pid])
         self.session_is_ours = await cursor.fetchone() is not None
 
     async def _call_off(self, gen: PQGen[Any]) -> None:
