@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from rich.console import Console
 from tocsin.embedded import serve
 
 from .frame import Bench, Size, execute
-from .results import TOLERANCE, Result, load_ratios, save, tabulate, worse
-from .scenarios import SCENARIOS
+from .results import TOLERANCE, Result, combine, load_ratios, save, tabulate, worse
+from .scenarios import NOT_BY_DEFAULT, SCENARIOS
 
 SERVER_SETTINGS = {
     "fsync": "on",
@@ -32,22 +32,26 @@ SERVER_SETTINGS = {
     "max_wal_size": "4GB",  # else a run of a million messages is one long checkpoint, for the floors too
     "autovacuum_naptime": "10s",  # by default a minute: too seldom for a table to have come to its size within one
 }
+"""Of the embedded server. One of an installation has the settings that it comes with."""
+EMBEDDED = "embedded"
 
 
 @attrs.frozen
 class Options:
     """What was asked for."""
 
-    dsn: str | None
-    """The server; None for an embedded one."""
+    servers: Sequence[str]
+    """What to measure on: the connection string of a server, the directory of an installation, or `EMBEDDED`."""
     size: Size
     """How much to measure."""
     only: Sequence[str]
     """Names of the scenarios to run."""
+    runs: int
+    """How many times to measure each scenario."""
     json: Path | None
     """Where to save the results."""
-    recorded: dict[str, float] | None
-    """Saved ratios to compare with."""
+    recorded: dict[tuple[str, str], float] | None
+    """Saved ratios to compare with, by scenario and server."""
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -56,8 +60,16 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--quick", action="store_const", dest="size", const=Size.QUICK, help="fewer samples: less than two minutes in all")
     parser.add_argument("--smoke", action="store_const", dest="size", const=Size.SMOKE, help=argparse.SUPPRESS)
     parser.add_argument("--only", action="append", choices=SCENARIOS, help="run this scenario; may be given several times")
+    parser.add_argument("--runs", type=int, default=1, metavar="N", help="measure each scenario N times; show medians and ranges")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results here")
-    parser.add_argument("--dsn", help="use this server, where databases may be created; it must be on this host. Default: an embedded one")
+    parser.add_argument(
+        "--on",
+        action="append",
+        metavar="SERVER",
+        help="a server on this host: 'embedded' (the default), the directory of an installation such as /usr/lib/postgresql/15, of which a "
+        "server is started with the settings that it comes with, or a connection string, where databases may be created. Given several "
+        "times, each scenario runs on each of them in turn",
+    )
     parser.add_argument(
         "--compare",
         type=Path,
@@ -70,7 +82,9 @@ def parse(arguments: Sequence[str]) -> Options:
         recorded = given.compare and load_ratios(given.compare, size.name.lower())
     except (OSError, ValueError) as error:
         parser.error(f"--compare: {error}")
-    return Options(given.dsn, size, given.only or list(SCENARIOS), given.json, recorded)
+    if given.runs < 1:
+        parser.error("--runs: must be at least 1")
+    return Options(given.on or [EMBEDDED], size, given.only or list(SCENARIOS), given.runs, given.json, recorded)
 
 
 @contextmanager
@@ -81,14 +95,22 @@ def temporary_directory() -> Iterator[Path]:
         yield Path(name)
 
 
+def installation(which: str) -> Path | None:
+    """Return the directory of the installation that is meant; None for another kind of server."""
+    directory = Path(which)
+    return directory if which != EMBEDDED and directory.is_dir() else None
+
+
 @asynccontextmanager
-async def server(dsn: str | None) -> AsyncIterator[str]:
-    """Give the DSN back, or that of a server which runs as long as the block."""
-    if dsn is not None:
-        yield dsn
+async def server(which: str) -> AsyncIterator[str]:
+    """Give a connection string back, or that of a server which runs as long as the block."""
+    installed = installation(which)
+    if installed is None and which != EMBEDDED:
+        yield which
         return
     with temporary_directory() as directory:
-        async with serve(directory / "server", settings=SERVER_SETTINGS) as embedded:
+        settings = SERVER_SETTINGS if installed is None else {}
+        async with serve(directory / "server", settings=settings, installation=installed) as embedded:
             yield embedded.dsn
 
 
@@ -99,7 +121,7 @@ async def describe(dsn: str, size: Size) -> dict[str, Any]:
     server = dict(zip(names, values, strict=True))
     return {
         "size": size.name.lower(),
-        "postgresql": server.pop("server_version"),
+        "postgresql": server.pop("server_version").split()[0],  # without what a distribution adds
         **server,
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
@@ -113,23 +135,35 @@ def _setting(name: str) -> sql.Composed:
 async def run(options: Options) -> int:
     """Do what was asked for, and return the exit status."""
     console = Console(highlight=False)
-    results: list[Result] = []
-    async with server(options.dsn) as dsn:
-        conditions = await describe(dsn, options.size)
-        console.print(", ".join(f"{name} {value}" for name, value in conditions.items()))
-        for name in options.only:
-            began = trio.current_time()
-            measured = await SCENARIOS[name](Bench(dsn, options.size, lambda note: console.print(f"  {note}")))
-            results += [attrs.evolve(r, settings=conditions | r.settings) for r in measured]
-            console.print(f"{name} took {trio.current_time() - began:.0f} s")
-    console.print(tabulate(results))
+    measured: list[Result] = []
+    async with AsyncExitStack() as stack:
+        servers = []
+        for which in options.servers:
+            dsn = await stack.enter_async_context(server(which))
+            servers.append((dsn, await describe(dsn, options.size), NOT_BY_DEFAULT if installation(which) else frozenset[str]()))
+            console.print(", ".join(f"{name} {value}" for name, value in servers[-1][1].items()))
+        for number in range(options.runs):
+            for name in options.only:
+                for dsn, conditions, left_out in servers:
+                    if name in left_out:
+                        continue
+                    began = trio.current_time()
+                    results = await SCENARIOS[name](Bench(dsn, options.size, lambda note: console.print(f"  {note}")))
+                    measured += [attrs.evolve(r, settings=conditions | r.settings) for r in results]
+                    run = f", run {number + 1} of {options.runs}" if options.runs > 1 else ""
+                    on = f" on PostgreSQL {conditions['postgresql']}" if len(servers) > 1 else ""
+                    console.print(f"{name} took {trio.current_time() - began:.0f} s{on}{run}")
+    figures = combine(measured)
+    for _, conditions, _ in servers:
+        console.print(f"PostgreSQL {conditions['postgresql']}")
+        console.print(tabulate([f for f in figures if f.settings["postgresql"] == conditions["postgresql"]]))
     if options.json is not None:
-        save(results, options.json)
+        save(figures, options.json)
     if options.recorded is None:
         return 0
-    got_worse = worse(results, options.recorded)
-    for scenario, then, now in got_worse:
-        console.print(f"[red]worse[/red]: {scenario}: ratio {now:.2f}, recorded {then:.2f}")
+    got_worse = worse(figures, options.recorded)
+    for figure, then in got_worse:
+        console.print(f"[red]worse[/red]: {figure.scenario}: ratio {figure.ratio:.2f}, recorded {then:.2f}")
     if not got_worse:
         console.print(f"no ratio is more than {TOLERANCE} times the recorded one")
     return 1 if got_worse else 0

@@ -133,6 +133,8 @@ with finished as (delete from queue where id = any (%s) returning id, priority, 
 insert into done select id, priority, read_ct, enqueued_at, now(), payload from finished
 """
 
+_DELAY = "update queue set leased_until = null, due = now() + interval '1 hour' where id = any (%s)"
+
 
 async def fill(dsn: str, messages: int) -> None:
     """Add rows to the queue, as `backlog.fill` does for Tocsin."""
@@ -170,6 +172,20 @@ def claim_and_archive(dsn: str, share: str, seconds: str, threads: str) -> None:
         for worker in workers:
             worker.join()
         tally.tell(sum(settled))
+        sys.stdin.read()
+
+
+def claim_and_delay(dsn: str, share: str, seconds: str) -> None:
+    """Claim a hundred, and have the hundred due in an hour, until none is left."""
+    tally = Tally(int(share))
+    deadline = time.monotonic() + float(seconds)
+    with connect(dsn) as connection:
+        say("ready")
+        sys.stdin.readline()
+        while time.monotonic() < deadline and (claimed := connection.execute(_CLAIM).fetchall()):
+            tally.add(len(claimed))
+            connection.execute(_DELAY, [[number for number, _ in claimed]])
+        tally.tell(tally.count)
         sys.stdin.read()
 
 

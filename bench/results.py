@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import attrs
@@ -31,13 +32,29 @@ class Result:
     """The same done by hand, measured in the same run; None where there is nothing to do by hand."""
     settings: dict[str, Any]
     """Under which conditions; and ``target_ratio`` or ``target_value``, what the ratio or the value should be at most."""
+    runs: Sequence[Result] = ()
+    """Of a figure that was measured several times: each of them. Then `value`, `floor` and `ratio` are their medians."""
 
     @property
     def ratio(self) -> float | None:
         """How many times as bad as the floor this is: 1 is as good. None without a floor."""
+        if self.runs:
+            ratios = [run.ratio for run in self.runs if run.ratio is not None]
+            return median(ratios) if ratios else None
         if not self.floor or not self.value:
             return None
         return self.floor / self.value if self.unit.endswith("/s") else self.value / self.floor
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The lowest and the highest ratio of the runs, without a floor the values; None where it was measured once."""
+        figures = [run.value if self.ratio is None else run.ratio or 0 for run in self.runs]
+        return (min(figures), max(figures)) if figures else None
+
+    @property
+    def server(self) -> str:
+        """The major version of the server that it was measured on; empty where that is not noted."""
+        return str(self.settings.get("postgresql", "")).partition(".")[0]
 
     @property
     def met(self) -> bool | None:
@@ -47,6 +64,19 @@ class Result:
         if (limit := self.settings.get("target_value")) is not None:
             return bool(self.value <= limit)
         return None
+
+
+def combine(runs: Iterable[Result]) -> list[Result]:
+    """Return each figure once, with its runs, in the order in which it first came."""
+    by_figure: dict[tuple[str, str], list[Result]] = {}
+    for result in runs:
+        by_figure.setdefault((result.scenario, result.server), []).append(result)
+    return [same[0] if len(same) == 1 else _combined(same) for same in by_figure.values()]
+
+
+def _combined(runs: Sequence[Result]) -> Result:
+    floors = [run.floor for run in runs if run.floor is not None]
+    return attrs.evolve(runs[0], value=median(run.value for run in runs), floor=median(floors) if floors else None, runs=tuple(runs))
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
@@ -64,6 +94,8 @@ def save(results: Sequence[Result], path: Path) -> None:
             "unit": r.unit,
             "floor": _round(r.floor),
             "ratio": _round(r.ratio),
+            "range": None if r.range is None else [_round(end) for end in r.range],
+            "runs": len(r.runs) or 1,
             "settings": r.settings,
         }
         for r in results
@@ -71,32 +103,34 @@ def save(results: Sequence[Result], path: Path) -> None:
     path.write_text(json.dumps(records, indent=2) + "\n")
 
 
-def load_ratios(path: Path, size: str) -> dict[str, float]:
-    """Read the ratios of saved results of a run of this size, by scenario; ValueError if it was of another one."""
+def load_ratios(path: Path, size: str) -> dict[tuple[str, str], float]:
+    """Read the ratios of saved results of a run of this size, by scenario and server; ValueError if it was of another one."""
     records = json.loads(path.read_text())
     if other := {record["settings"]["size"] for record in records} - {size}:
         raise ValueError(f"{path} is of a run of size {', '.join(other)}, this one will be of size {size}: compare it with one of its size")
-    return {record["scenario"]: record["ratio"] for record in records if record["ratio"] is not None}
+    return {
+        (record["scenario"], record["settings"]["postgresql"].partition(".")[0]): record["ratio"]
+        for record in records
+        if record["ratio"] is not None
+    }
 
 
-def worse(results: Iterable[Result], recorded: dict[str, float]) -> list[tuple[str, float, float]]:
-    """Return scenario, recorded ratio and ratio for each result that is worse than it was by more than `TOLERANCE`."""
-    return [
-        (r.scenario, recorded[r.scenario], r.ratio)
-        for r in results
-        if r.ratio is not None and r.scenario in recorded and r.ratio > TOLERANCE * recorded[r.scenario] and not _is_short_tail(r)
-    ]
+def worse(results: Iterable[Result], recorded: dict[tuple[str, str], float]) -> list[tuple[Result, float]]:
+    """Return each result that is worse than recorded for its server by more than `TOLERANCE`, with the recorded ratio."""
+    known = [(r, recorded[r.scenario, r.server]) for r in results if (r.scenario, r.server) in recorded]
+    return [(r, then) for r, then in known if r.ratio is not None and r.ratio > TOLERANCE * then and not _is_short_tail(r)]
 
 
 def _is_short_tail(result: Result) -> bool:
     return result.scenario.endswith(".p99") and result.settings["samples"] < TAIL
 
 
-def tabulate(results: Iterable[Result]) -> Table:
-    """Return a table for people."""
+def tabulate(results: Sequence[Result]) -> Table:
+    """Return a table for people, of the figures of one server."""
     table = Table()
     table.add_column("scenario", no_wrap=True)
-    for heading in ("value", "floor", "ratio", "target"):
+    repeated = any(r.runs for r in results)
+    for heading in ("value", "floor", "ratio", *(["range"] if repeated else []), "target"):
         table.add_column(heading, justify="right", no_wrap=True)
     for r in results:
         limit = r.settings.get("target_ratio")
@@ -106,6 +140,7 @@ def tabulate(results: Iterable[Result]) -> Table:
             f"{_spell(r.value)} {r.unit}",
             "" if r.floor is None else f"{_spell(r.floor)} {r.unit}",
             "" if r.ratio is None else f"{r.ratio:.2f}",
+            *(["" if r.range is None else f"{_spell(r.range[0])} to {_spell(r.range[1])}"] if repeated else []),
             target if r.met is not False else f"[red]{target} missed[/red]",
         )
     return table

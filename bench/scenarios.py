@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import commands, comparison, concurrent, delayed, drain, enqueue, flat, herd, idle, kill, memory, metrics, steady, wakeup
+from . import commands, comparison, concurrent, delayed, drain, enqueue, flat, herd, idle, kill, memory, metrics, returning, steady, wakeup
 from .frame import Scenario
 
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     {
         "drain": drain.measure,
+        "returning": returning.measure,
         "enqueue": enqueue.measure,
         "enqueue_batch": enqueue.measure_batch,
         "enqueue_concurrent": concurrent.measure,
@@ -28,3 +29,5 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "metrics": metrics.measure,
     }
 )
+NOT_BY_DEFAULT = frozenset(("enqueue_concurrent", "herd", "idle"))
+"""Those that want more of a server than its settings are by default: more than a hundred connections, or pg_stat_statements."""

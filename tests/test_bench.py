@@ -22,13 +22,13 @@ TIMEOUT = 100
 
 def run(server: servers.Server, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run ``python -m bench`` on the tests' server, as small as it gets."""
-    command = [sys.executable, "-m", "bench", "--smoke", "--dsn", server.admin_dsn, *map(str, arguments)]
+    command = [sys.executable, "-m", "bench", "--smoke", "--on", server.admin_dsn, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
 
 def check_shape(records: list[dict[str, Any]]) -> None:
     for record in records:
-        assert list(record) == ["scenario", "value", "unit", "floor", "ratio", "settings"]
+        assert list(record) == ["scenario", "value", "unit", "floor", "ratio", "range", "runs", "settings"]
         assert isinstance(record["value"], int | float)
         assert {"size", "postgresql", "fsync", "synchronous_commit", "python", "cpus"} <= record["settings"].keys()
         assert (record["ratio"] is None) == (not record["floor"] or not record["value"]), record
@@ -49,7 +49,9 @@ def test_messages_between_processes(server: servers.Server, tmp_path: Path) -> N
     saved, recorded = tmp_path / "results.json", tmp_path / "recorded.json"
     names = ("notify", "claim", "produce", "sql", "produce_raw", "sql_raw", "produce_trio", "sql_trio", "heard", "blocking")
     ways = [f"wakeup.{name}.{percentile}" for name in names for percentile in ("p50", "p99")]
-    recorded.write_text(json.dumps([{"scenario": way, "ratio": 1e-9, "settings": {"size": "smoke"}} for way in ways]))
+    version = f"{server.version_num // 10000}.{server.version_num % 10000}"
+    conditions = {"size": "smoke", "postgresql": version}
+    recorded.write_text(json.dumps([{"scenario": way, "ratio": 1e-9, "settings": conditions} for way in ways]))
     ended = run(server, "--only", "wakeup", "--only", "delayed", "--only", "metrics", "--json", saved, "--compare", recorded)
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr == ""
@@ -70,7 +72,16 @@ def test_throughput(server: servers.Server, tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     records = {r["scenario"]: r for r in json.loads(saved.read_text())}
     check_shape(list(records.values()))
-    more = {"drain.four", "enqueue_concurrent.driver", "enqueue_concurrent.draining", "flat.held", "flat.held_end", "steady.growth"}
+    more = {
+        "fail",
+        "release",
+        "drain.four",
+        "enqueue_concurrent.driver",
+        "enqueue_concurrent.draining",
+        "flat.held",
+        "flat.held_end",
+        "steady.growth",
+    }
     assert records.keys() >= {*scenarios, *more}
     assert all(r["value"] > 0 for r in records.values())
     assert records["steady"]["settings"]["handled"] == records["steady"]["settings"]["sent"] > 0
@@ -80,6 +91,15 @@ def test_throughput(server: servers.Server, tmp_path: Path) -> None:
     assert sorted(path.name for path in figures.iterdir()) == ["drain.svg", "enqueue_concurrent.svg", "flat.svg"], drawn.stderr
     for path in figures.iterdir():
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_what_goes_back(server: servers.Server, tmp_path: Path) -> None:
+    saved = tmp_path / "results.json"
+    ended = run(server, "--only", "returning", "--json", saved)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    records = json.loads(saved.read_text())
+    check_shape(records)
+    assert [r["scenario"] for r in records] == ["fail", "release"]
 
 
 def test_crowds_and_other_queues(counting_server: servers.Server, tmp_path: Path) -> None:
@@ -100,7 +120,8 @@ def test_idle_is_compared_by_ratio(counting_server: servers.Server, tmp_path: Pa
     better = {"scenario": "idle.connections", "value": 1000, "ratio": 0.5}
     worse = {"scenario": "idle.wakeups", "value": 0, "ratio": 1000}
     unknown = {"scenario": "idle.other_statements", "value": 0, "ratio": None}
-    recorded.write_text(json.dumps([record | {"settings": {"size": "smoke"}} for record in (better, worse, unknown)]))
+    conditions = {"size": "smoke", "postgresql": str(counting_server.version_num // 10000)}
+    recorded.write_text(json.dumps([record | {"settings": conditions} for record in (better, worse, unknown)]))
     ended = run(counting_server, "--only", "idle", "--json", saved, "--compare", recorded)
     assert ended.stderr == ""
     records = {r["scenario"]: r for r in json.loads(saved.read_text())}
@@ -121,6 +142,22 @@ def test_a_run_is_compared_with_one_of_its_size(server: servers.Server, tmp_path
     ended = run(server, "--only", "idle", "--compare", tmp_path / "missing.json")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "missing.json" in ended.stderr
+
+
+def test_several_runs_give_medians_and_ranges(server: servers.Server, tmp_path: Path) -> None:
+    saved = tmp_path / "results.json"
+    ended = run(server, "--only", "delayed", "--runs", "3", "--json", saved)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    records = json.loads(saved.read_text())
+    check_shape(records)
+    assert [(r["scenario"], r["runs"]) for r in records] == [("delayed.p50", 3), ("delayed.max", 3)]
+    for record in records:
+        low, high = record["range"]
+        assert low <= (record["value"] if record["ratio"] is None else record["ratio"]) <= high
+    page = subprocess.run(
+        [sys.executable, "-m", "bench.page", saved], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=True
+    )
+    assert [line.split(" | ")[0] for line in page.stdout.splitlines()[2:]] == ["| `delayed.p50`", "| `delayed.max`"]
 
 
 def test_an_unknown_scenario_is_refused(server: servers.Server) -> None:
