@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import traceback
 from typing import Any
@@ -11,6 +12,7 @@ import psycopg
 import pytest
 import trio
 import trio.testing
+from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
@@ -81,6 +83,14 @@ async def test_defaults_come_from_the_environment(dsn: str, monkeypatch: pytest.
         assert await value(connection, "select current_database()") == conninfo_to_dict(dsn)["dbname"]
 
 
+async def test_without_arguments_the_local_socket_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PGPORT", str(proxy.unused_port()))
+    error = await failure("")
+    assert "connection to server on socket" in str(error)
+
+
 async def test_names_are_resolved_by_trio_and_every_address_is_tried(dsn: str) -> None:
     names = use_names({"db.example": ["127.0.0.2", "127.0.0.1"]})
     async with (
@@ -133,8 +143,11 @@ async def test_all_attempts_are_told_of(dsn: str) -> None:
     port = proxy.unused_port()
     error = await failure(dsn, host="nowhere.example,dead.example", port=port, password=SECRET)
     assert isinstance(error, psycopg.OperationalError)
-    for part in ("nowhere.example", "127.0.0.1", "127.0.0.2", str(port)):
-        assert part in str(error)
+    _, title, *lines = str(error).rpartition("Multiple connection attempts failed. All failures were:")
+    assert title
+    for line, part in zip(lines[0].split("\n- ")[1:], ("nowhere.example", "127.0.0.1", "127.0.0.2"), strict=True):
+        assert part in line
+        assert f"port: '{port}'" in line
     assert SECRET not in "".join(traceback.format_exception(error))
 
 
@@ -218,6 +231,17 @@ async def test_refused_by_the_server(dsn: str) -> None:
     error = await failure(dsn, dbname="no_such_database", password=SECRET)
     assert isinstance(error, psycopg.OperationalError)
     assert SECRET not in str(error)
+
+
+async def test_an_error_tells_of_its_connection(dsn: str) -> None:
+    error = await failure(dsn, dbname="no_such_database")
+    assert error.pgconn is not None
+    assert (error.pgconn.db, error.pgconn.status) == (b"no_such_database", pq.ConnStatus.BAD)
+    assert error.pgconn.needs_password is False
+    use_names({"dead.example": ["127.0.0.1", "127.0.0.2"]})
+    error = await failure(dsn, host="dead.example", port=proxy.unused_port())
+    assert error.pgconn is not None
+    assert error.pgconn.hostaddr == b"127.0.0.2"
 
 
 async def test_an_old_libpq_is_refused(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,9 @@ IN_CLASSES: list[tuple[object, str, str]] = [
     (psycopg.AsyncTransaction, "_check_enter", "check in TrioTransaction that a block is used only once"),
     (psycopg.AsyncTransaction, "_enter_gen", "TrioTransaction needs another way to BEGIN or set a savepoint"),
     (psycopg.AsyncTransaction, "_exit_gen", "TrioTransaction needs another way to end a transaction or savepoint"),
-    (psycopg.AsyncServerCursor, "_close_gen", "TrioServerCursor needs another way to close its cursor"),
+    (psycopg.AsyncServerCursor, "_close_gen", "find what close() waits for, and see that through"),
+    (psycopg.AsyncCursor, "_start_copy_gen", "find what copy() waits for first, and check the writer there"),
+    (psycopg.errors, "finish_pgconn", "find what psycopg's connect() gives its errors as pgconn"),
     (psycopg.errors, "_WaitTimeout", "raise from waiting.wait() what psycopg's notifies() catches now"),
     (generators, "fetch", "call-off drains results with it: write one with is_busy(), consume_input(), get_result()"),
     (generators, "execute", "run_prepared() sends and fetches with it: flush(), then fetch until there is no result"),
@@ -70,6 +72,16 @@ async def test_transactions_know_their_level(connection: Connection) -> None:
     assert outer._conn is connection
 
 
+def test_the_writer_is_a_variable_of_copy() -> None:
+    code = psycopg.AsyncCursor.copy.__wrapped__.__code__  # type: ignore[attr-defined]
+    assert "writer" in code.co_varnames, "check_writer() finds the writer there: find what it is called now"
+
+
+def test_every_server_side_cursor_is_closed_by_the_same_coroutine() -> None:
+    assert psycopg.AsyncRawServerCursor.close is psycopg.AsyncServerCursor.close
+    assert psycopg.AsyncRawServerCursor._close_gen is psycopg.AsyncServerCursor._close_gen
+
+
 @pytest.mark.parametrize("name", ["wait", "connect", "cancel_safe", "_try_cancel"])
 def test_overridden_with_psycopgs_parameters(name: str) -> None:
     from tocsin.driver import TrioConnection
@@ -89,9 +101,9 @@ def test_asyncio_is_used_only_where_it_is_overridden() -> None:
             "connection_async.AsyncConnection.cancel_safe": "overridden",
             "connection_async.AsyncConnection.__init__": "overridden: the lock",
             "connection_async": "the list of exceptions that the overridden wait() catches",
-            "_copy_async.AsyncQueuedLibpqWriter.__init__": "a writer that must be asked for",
-            "_copy_async.AsyncQueuedLibpqWriter.write": "a writer that must be asked for",
-            "_copy_async.AsyncQueuedLibpqWriter.finish": "a writer that must be asked for",
+            "_copy_async.AsyncQueuedLibpqWriter.__init__": "a writer that is refused",
+            "_copy_async.AsyncQueuedLibpqWriter.write": "a writer that is refused",
+            "_copy_async.AsyncQueuedLibpqWriter.finish": "a writer that is refused",
         }.keys()
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from typing import Any
 
 import psycopg
 import pytest
 import trio
+from psycopg.copy import AsyncLibpqWriter, AsyncQueuedLibpqWriter
 
 from .helpers import Connection, is_idle, until_running, value
 
@@ -121,3 +123,25 @@ async def test_cancelled_while_the_server_is_busy_with_the_rows(connection: Conn
     assert scope.cancelled_caught
     assert await value(observer, "select count(*) from items") == 0
     assert await is_idle(connection)
+
+
+@pytest.mark.parametrize("make", [psycopg.AsyncCursor, psycopg.AsyncRawCursor, psycopg.AsyncClientCursor])
+async def test_a_writer_that_needs_asyncio_is_refused_before_the_copy_begins(
+    make: type[psycopg.AsyncCursor[Any]], connection: Connection
+) -> None:
+    class OnesOwn(AsyncQueuedLibpqWriter):
+        pass
+
+    for writer in (AsyncQueuedLibpqWriter, OnesOwn):
+        cursor = make(connection)
+        with pytest.raises(psycopg.NotSupportedError, match="AsyncLibpqWriter"):
+            async with cursor.copy("copy items from stdin", writer=writer(cursor)):
+                pytest.fail("the COPY has begun")
+        assert await is_idle(connection)
+
+
+async def test_the_other_writer_is_not_refused(connection: Connection) -> None:
+    cursor = connection.cursor()
+    async with cursor.copy("copy items from stdin", writer=AsyncLibpqWriter(cursor)) as copy:
+        await copy.write_row((1, "a"))
+    assert await value(connection, "select count(*) from items") == 1

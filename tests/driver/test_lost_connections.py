@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 import psycopg
 import pytest
 import trio
 
-from .helpers import Connection, until_running, value
+from tocsin.driver import TrioConnection
+
+from .helpers import Connection, open_files, until_running, value
 
 
 async def test_in_order(connection: Connection) -> None:
@@ -19,6 +23,40 @@ async def test_closed(connection: Connection) -> None:
     with pytest.raises(psycopg.OperationalError, match="closed"):
         await connection.execute("select 1")
     await connection.close()
+
+
+async def test_closed_by_its_user_it_is_not_broken(dsn: str) -> None:
+    connection = await TrioConnection.connect(dsn)
+    connection.finish()
+    assert (connection.closed, connection.broken) == (True, False)
+    async with aclosing(await TrioConnection.connect(dsn)) as connection:
+        assert not connection.closed
+    assert (connection.closed, connection.broken) == (True, False)
+    connection = await TrioConnection.connect(dsn)
+    await trio.aclose_forcefully(connection)
+    assert (connection.closed, connection.broken) == (True, False)
+    async with await TrioConnection.connect(dsn) as connection:
+        await connection.close()
+    assert (connection.closed, connection.broken) == (True, False)
+
+
+async def test_lost_it_stays_broken_when_it_is_closed(dsn: str) -> None:
+    before = open_files()
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        async with await TrioConnection.connect(dsn) as connection:
+            await connection.execute("select pg_terminate_backend(pg_backend_pid())")
+    assert (connection.closed, connection.broken) == (True, True)
+    await connection.close()
+    assert (connection.closed, connection.broken) == (True, True)
+    assert open_files() == before
+
+
+async def test_cancelled_in_the_middle_of_something_it_is_broken(connection: Connection) -> None:
+    with trio.CancelScope() as scope:
+        async with connection.pipeline():
+            await connection.execute("select 1")
+            scope.cancel()
+    assert (connection.closed, connection.broken) == (True, True)
 
 
 async def test_killed_while_idle(connection: Connection, observer: Connection) -> None:

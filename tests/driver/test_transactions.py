@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import psycopg
 import pytest
@@ -164,6 +165,48 @@ async def test_a_cancelled_server_side_cursor_is_closed_on_the_server(connection
             async with connection.cursor("pages") as cursor:
                 await cursor.execute("select 1")
                 scope.cancel()
+        assert await value(connection, "select count(*) from pg_cursors where name = 'pages'") == 0
+
+
+class OnesOwnCursor(psycopg.AsyncServerCursor[Any]):
+    pass
+
+
+BY_HAND = [
+    (psycopg.AsyncServerCursor, "select %s::int"),
+    (psycopg.AsyncRawServerCursor, "select $1::int"),
+    (OnesOwnCursor, "select %s::int"),
+]
+
+
+@pytest.mark.parametrize(("make", "query"), BY_HAND)
+async def test_a_cancelled_server_side_cursor_made_by_hand_is_closed_on_the_server(
+    make: type[psycopg.AsyncServerCursor[Any]], query: str, connection: Connection
+) -> None:
+    async with connection.transaction():
+        with trio.CancelScope() as scope:
+            async with make(connection, "pages") as cursor:
+                await cursor.execute(query.encode(), [1])
+                scope.cancel()
+        assert cursor.closed
+        assert await value(connection, "select count(*) from pg_cursors where name = 'pages'") == 0
+
+
+@pytest.mark.parametrize(("make", "query"), BY_HAND)
+async def test_a_cancelled_server_side_cursor_waits_for_its_turn_to_be_closed(
+    make: type[psycopg.AsyncServerCursor[Any]], query: str, connection: Connection, observer: Connection
+) -> None:
+    async def use_it_too() -> None:
+        await connection.execute("select pg_sleep(0.2)")
+
+    async with connection.transaction(), trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with make(connection, "pages") as cursor:
+                await cursor.execute(query.encode(), [1])
+                nursery.start_soon(use_it_too)
+                await until_running(observer, "pg_sleep")
+                scope.cancel()
+        assert cursor.closed
         assert await value(connection, "select count(*) from pg_cursors where name = 'pages'") == 0
 
 

@@ -32,27 +32,26 @@ from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo,
 __all__ = ["drive", "finish", "open_pgconn"]
 
 Handle: TypeAlias = pq.abc.PGconn | pq.abc.PGcancelConn
-Failures: TypeAlias = list[tuple[str, Exception]]
-"""What was tried, in words, and what came of it."""
+Failures: TypeAlias = list[tuple[str, psycopg.Error]]
+"""What was tried, in psycopg's words, and what came of it."""
 
 
 async def open_pgconn(conninfo: str, parameters: dict[str, ConnParam]) -> pq.abc.PGconn:
     """Connect to the first server that will have us.
 
-    Raises `psycopg.OperationalError` with every attempt in its text, never with a password;
-    `psycopg.ProgrammingError` for a connection string that is none. Cancellation leaves nothing open.
+    Raises `psycopg.OperationalError` with every attempt in its text, never with a password, and as ``pgconn`` what is left
+    of the last one; `psycopg.ProgrammingError` for a connection string that is none. Cancellation leaves nothing open.
     """
     settings = _parse(conninfo, parameters)
     timeout = timeout_from_conninfo(settings)
     resolved, failures = await _look_up(settings)
-    for attempt in conninfo_attempts(resolved) if resolved else ():
+    for attempt in conninfo_attempts(resolved) if resolved is not None else ():
         try:
             with trio.move_on_after(timeout):
                 return await _connect(make_conninfo("", **attempt))
             raise psycopg.errors.ConnectionTimeout("connection timeout expired")
         except psycopg.OperationalError as error:
-            where = [f"{name} {attempt[name]}" for name in ("host", "hostaddr", "port") if attempt.get(name)]
-            failures.append((", ".join(where), error))
+            failures.append((_describe(attempt.get("host"), attempt.get("port"), attempt.get("hostaddr")), error))
     raise _summary(failures)
 
 
@@ -87,7 +86,9 @@ async def _connect(conninfo: str) -> pq.abc.PGconn:
     try:
         started = pgconn.status != pq.ConnStatus.BAD
         if not started or await drive(pgconn, pgconn.connect_poll) != pq.PollingStatus.OK:
-            raise psycopg.OperationalError(f"connection failed: {pgconn.get_error_message()}")
+            problem = pgconn.get_error_message()
+            # What a caller may want to know of it: whether a password was asked for, for example.
+            raise psycopg.OperationalError(f"connection failed: {problem}", pgconn=psycopg.errors.finish_pgconn(pgconn))
         pgconn.nonblocking = 1
     except BaseException:
         finish(pgconn)
@@ -133,7 +134,7 @@ async def _look_up(settings: ConnDict) -> tuple[ConnDict | None, Failures]:
             answers = await trio.socket.getaddrinfo(host, port or None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
         except (OSError, UnicodeError) as error:
             failure = psycopg.OperationalError(f"failed to resolve host {host!r}: {error}")
-            failures.append((f"host {host}", failure))
+            failures.append((_describe(host, port or None, None), failure))
         else:
             found += dict.fromkeys((host, str(answer[4][0]), port) for answer in answers)
     if not found:
@@ -142,8 +143,14 @@ async def _look_up(settings: ConnDict) -> tuple[ConnDict | None, Failures]:
     return {**settings, **dict(zip(("host", "hostaddr", "port"), columns, strict=True))}, failures
 
 
-def _summary(failures: Failures) -> Exception:
+def _describe(host: object, port: object, hostaddr: object) -> str:
+    return f"host: {host!r}, port: {port!r}, hostaddr: {hostaddr!r}"
+
+
+def _summary(failures: Failures) -> psycopg.Error:
+    """The one failure, or one error with all of them: of the last one's class and in the form that psycopg gives it."""
+    last = failures[-1][1]
     if len(failures) == 1:
-        return failures[0][1]
+        return last
     attempts = "".join(f"\n- {where}: {error}" for where, error in failures)
-    return psycopg.OperationalError(f"all of {len(failures)} connection attempts failed:{attempts}")
+    return type(last)(f"{last}\nMultiple connection attempts failed. All failures were:{attempts}", pgconn=last.pgconn)

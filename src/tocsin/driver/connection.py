@@ -35,10 +35,10 @@ from __future__ import annotations
 
 import math
 import select
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self, cast
 
 import psycopg
 import trio
@@ -49,15 +49,11 @@ from psycopg.rows import AsyncRowFactory, Row, tuple_row
 from psycopg.waiting import Wait
 
 from . import connecting, waiting
-from .lock import Lock
+from .cursors import StatementLock, check_writer, closes_server_cursor
+from .persistence import GRACE, persist
 from .prepared import Prepared, Rows, Statement
 
-__all__ = ["GRACE", "TrioConnection", "TrioServerCursor", "TrioTransaction"]
-
-GRACE: Final = 5.0
-"""How long, in seconds, a cancelled operation may take to bring its connection into order before the
-connection is closed instead.
-"""
+__all__ = ["GRACE", "TrioConnection", "TrioTransaction"]
 
 _ASK_AGAIN: Final = 0.25
 """After how long, in seconds, the server is asked once more to cancel. A request that overtakes the statement
@@ -69,27 +65,6 @@ _IDLE = pq.TransactionStatus.IDLE
 _FATAL = frozenset(("FATAL", "PANIC"))
 _TUPLES = cast(AsyncRowFactory[Any], tuple_row)
 
-T = TypeVar("T")
-
-
-class TrioServerCursor(psycopg.AsyncServerCursor[Row]):
-    """psycopg's server-side cursor, which is closed in a cancelled scope too."""
-
-    __slots__ = ()
-    _conn: TrioConnection[Any]
-
-    async def close(self) -> None:
-        """Close the cursor on the server and here. Cancelled, it is closed all the same, or the connection is."""
-        try:
-            await self._conn._persist(self._conn.lock.acquire)
-            try:
-                if not self.closed and not self._conn.closed:
-                    await self._conn._see_through(self._close_gen())
-            finally:
-                self._conn.lock.release()
-        finally:
-            await psycopg.AsyncCursor.close(self)
-
 
 class TrioTransaction(psycopg.AsyncTransaction):
     """psycopg's transaction block, which keeps its promise in a cancelled scope too.
@@ -97,7 +72,7 @@ class TrioTransaction(psycopg.AsyncTransaction):
     When the block is left, by whatever, the transaction (or savepoint) has ended or the connection is closed.
     Cancelled in the block, or before COMMIT was sent: it is rolled back. Cancelled while COMMIT is under way:
     it is either committed or rolled back, and the caller cannot know. BEGIN, ROLLBACK and the savepoint
-    commands take no time worth cancelling, so they are seen through; see `TrioConnection._persist`.
+    commands take no time worth cancelling, so they are seen through; see `persist`.
     """
 
     _conn: TrioConnection[Any]
@@ -121,7 +96,7 @@ class TrioTransaction(psycopg.AsyncTransaction):
     ) -> bool:
         if self._lost():
             return False
-        await self._conn._persist(self._conn.lock.acquire)
+        await persist(self.pgconn, self._conn.lock.acquire)
         try:
             if exc_val is not None or self.force_rollback:
                 return await self._roll_back(exc_val)
@@ -150,7 +125,7 @@ class TrioTransaction(psycopg.AsyncTransaction):
         # psycopg logs a ROLLBACK that fails and goes on.
         ended = self.pgconn.transaction_status == _IDLE
         if self._outer_transaction and not ended and not self.pgconn.pipeline_status:
-            self._conn.finish()
+            connecting.finish(self.pgconn)
         return swallow
 
     def _lost(self) -> bool:
@@ -167,8 +142,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
 
     def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Row] = _TUPLES) -> None:
         super().__init__(pgconn, row_factory)
-        self.lock = cast(Any, Lock())
-        self.server_cursor_factory = TrioServerCursor
+        self.lock = cast(Any, StatementLock(pgconn))
         self._turn = waiting.Turn()
         self._without_cursor = Prepared(pgconn)
         self.session_is_ours = False
@@ -188,8 +162,8 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
     ) -> Self:
         """Connect to a server; the parameters are those of `psycopg.AsyncConnection.connect`.
 
-        Raises `psycopg.OperationalError`, which tells of every host that was tried. Cancellation leaves
-        nothing open.
+        Raises `psycopg.OperationalError`, which tells of every host that was tried, and whose ``pgconn`` tells of the
+        last one. Cancellation leaves nothing open.
         """
         if not psycopg.capabilities.has_cancel_safe():
             raise psycopg.NotSupportedError(
@@ -218,20 +192,24 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             if exc_val is None and not self.closed:
                 await self.commit()
         finally:
-            self._closed = True
             self.finish()
 
     async def close(self) -> None:
         """Close the connection. A checkpoint; also when cancelled the connection is closed. Raises nothing else."""
-        self._closed = True
         self.finish()
         await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Close the connection, as `close` does: the name that `contextlib.aclosing` and `trio.aclose_forcefully` call."""
+        await self.close()
 
     def finish(self) -> None:
         """Close the connection at once, without a checkpoint.
 
-        A task that is waiting for it gets a `psycopg.OperationalError`.
+        A task that is waiting for it gets a `psycopg.OperationalError`. A connection that the server or a cancelled operation
+        has ended before stays ``broken``.
         """
+        self._closed = self._closed or not self.closed
         connecting.finish(self.pgconn)
 
     async def wait(
@@ -246,6 +224,9 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         generator raises. Cancellation is described at the top of this module.
         """
         if self.pgconn.transaction_status != _ACTIVE:
+            if closes_server_cursor(gen):
+                return await self._see_through(gen)
+            check_writer(gen)
             await trio.lowlevel.checkpoint_if_cancelled()
         deadline = math.inf if timeout is None else trio.current_time() + timeout
         try:
@@ -310,7 +291,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         finally:
             # What psycopg believes to be in the pipeline cannot be put right.
             if self.pgconn.pipeline_status or self.pgconn.transaction_status == _ACTIVE:
-                self.finish()
+                connecting.finish(self.pgconn)
 
     async def _proceed(self, rest: PQGen[None]) -> bool:
         """Drive `rest` for a while and return whether it is over."""
@@ -323,27 +304,9 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                 return False
         return True
 
-    async def _persist(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Do `step`; cancelled, do it once more, shielded, and return as if nothing had happened.
-
-        For what takes no time worth cancelling, and must not stay undone. Raises `trio.Cancelled`, with the
-        connection closed, only if it is not done `GRACE` seconds after the cancellation.
-        """
-        try:
-            try:
-                return await step()
-            except trio.Cancelled:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE):
-                    return await step()
-                raise
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                self.finish()
-            raise
-
     async def _see_through(self, gen: PQGen[RV]) -> RV:
         resumable = _resumable(gen)
-        return await self._persist(lambda: waiting.wait(resumable, self.pgconn.socket, self._turn))
+        return await persist(self.pgconn, lambda: waiting.wait(resumable, self.pgconn.socket, self._turn))
 
     async def _request_cancel(self) -> None:
         request = self.pgconn.cancel_conn()
@@ -382,7 +345,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         except BaseException as error:
             if not isinstance(error, Exception):
                 # Statements may be queued in psycopg that were never sent, a COMMIT among them.
-                self.finish()
+                connecting.finish(self.pgconn)
             raise
 
     @asynccontextmanager
