@@ -31,7 +31,7 @@ def test_the_tree_is_the_documented_one() -> None:
         "admin": "install verify stats reclaim maintain uninstall",
         "queue": "create list get update messages metrics pause resume grant revoke purge delete archive-dlq replay dead-letters purge-dlq",
         "worker": "list get messages release-messages suspend resume interrupt shutdown stop purge delete heartbeat stats health run",
-        "message": "get",
+        "message": "get cancel reschedule reprioritise",
     }
     expected = {f"tocsin {group} {name}" for group, some in names.items() for name in some.split()}
     assert set(COMMANDS) == expected | {"tocsin enqueue", "tocsin demo", "tocsin top", "tocsin completion"}
@@ -124,6 +124,15 @@ INVOCATIONS = """
 0  queue resume q EVERYWHERE
 0  message get 1 EVERYWHERE
 0  message --dsn DSN --schema tocsin --format json get --id 1
+0  message reprioritise 2 EVERYWHERE --priority -1
+0  message reprioritise --queue q --key k --priority 1
+0  message reschedule EVERYWHERE --queue q --key k --at 2030-01-01T00:00:00Z
+0  message reschedule 2 EVERYWHERE --delay 1h
+0  message cancel 2 EVERYWHERE
+1  message cancel 2
+0  message cancel --queue q --key k
+1  message cancel --queue q --key k
+2  message cancel 2 --key k
 0  queue dead-letters q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5 --after 1
 0  queue replay q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5 --delay 1m
 0  queue replay q --yes

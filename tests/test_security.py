@@ -359,6 +359,27 @@ async def test_a_producer_can_neither_read_nor_settle_nor_claim_nor_purge(cast: 
     assert await query(cast.dsn, "select payload from tocsin.messages") == [("secret",)]
 
 
+async def test_a_producer_changes_what_waits_in_the_queues_it_was_granted_and_nowhere_else(cast: Cast) -> None:
+    changes = ("cancel({})", "reschedule({}, '1 h')", "reprioritise({}, 1)")
+    for queue in ("granted", "closed"):
+        for change in changes:
+            ((message_id,),) = await query(cast.dsn, f"select tocsin.enqueue('{queue}', '1', delay => '1 min')")
+            call = f"select tocsin.{change.format(message_id)}"
+            if queue == "granted":
+                assert await query(cast.as_(cast.producer), call) == [(message_id,)]
+                continue
+            with pytest.raises(psycopg.Error, match='may not change messages of queue "closed"'):
+                await query(cast.as_(cast.producer), call)
+            await query(cast.dsn, f"select tocsin.cancel({message_id})")
+            with pytest.raises(psycopg.Error, match='may not change messages of queue "closed"'):  # it does not learn of its end
+                await query(cast.as_(cast.producer), call)
+    with pytest.raises(psycopg.Error, match='may not change messages of queue "closed"'):
+        await query(cast.as_(cast.producer), "select tocsin.cancel(queue => 'closed', key => 'k')")
+    for role in (cast.consumer, cast.stranger):
+        with pytest.raises(psycopg.Error, match=r"may not change|permission denied"):
+            await query(cast.as_(role), "select tocsin.cancel(queue => 'closed', key => 'k')")
+
+
 async def test_nobody_acts_for_the_workers_and_processes_of_another_role(cast: Cast) -> None:
     async with tocsin.connect(cast.as_(cast.producer)) as store, store.producer("granted", name="p") as producer:
         state = "select w.*, p.id, p.every, p.lifeline from tocsin.workers w left join tocsin.processes p on p.id = w.process_id"

@@ -44,6 +44,21 @@ begin
 end
 $$;
 
+-- Refuses a due time that makes no sense.
+create or replace function tocsin.check_due(delay interval, at timestamptz) returns void
+language plpgsql
+as $$
+begin
+    if delay not between '0 s' and '1000 years' then
+        perform tocsin.refuse('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
+    elsif delay is not null and at is not null then
+        perform tocsin.refuse('TC022', 'give delay or at, not both', '{"argument": "at"}');
+    elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then  -- clients could not read it, and would stop at the message
+        perform tocsin.refuse('TC022', 'at must be within the years 2 to 9999', '{"argument": "at"}');
+    end if;
+end
+$$;
+
 -- Refuses what speaks against the queue, the worker and the options; returns the queue.
 create or replace function tocsin.admit(
     queue text, delay interval, at timestamptz, expires_in interval, max_deliveries integer, worker_id bigint
@@ -59,13 +74,8 @@ begin
     if worker_id is not null then
         perform tocsin.check_active(worker_id, 'enqueue');
     end if;
-    if delay not between '0 s' and '1000 years' then
-        perform tocsin.refuse('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
-    elsif delay is not null and at is not null then
-        perform tocsin.refuse('TC022', 'give delay or at, not both', '{"argument": "at"}');
-    elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then  -- clients could not read it, and would stop at the message
-        perform tocsin.refuse('TC022', 'at must be within the years 2 to 9999', '{"argument": "at"}');
-    elsif expires_in <= '0 s' or expires_in > '1000 years' then
+    perform tocsin.check_due(delay, at);
+    if expires_in <= '0 s' or expires_in > '1000 years' then
         perform tocsin.refuse('TC022', 'expires_in must be positive, and at most a thousand years', '{"argument": "expires_in"}');
     elsif max_deliveries <= 0 then
         perform tocsin.refuse('TC022', 'max_deliveries must be positive', '{"argument": "max_deliveries"}');

@@ -7,6 +7,7 @@
 --   TC005 StateTransitionError {worker_id, from, to, reason}   TC014 KeyTaken {ids}
 --   TC009 PayloadInvalid {path, reason, index}   TC010 QueueNotEmpty {queue, workers, messages}
 --   TC011 QueueBusy {queue}                      TC023 RoleNotFound {role}
+--   TC015 MessageNotWaiting {message_id, state}  TC016 MessageNotFound {message_id, key}
 --   TC030 PermissionDenied {role}
 create or replace function tocsin.refuse(code text, message text, detail jsonb, hint text default '') returns void
 language plpgsql

@@ -17,7 +17,7 @@ create or replace function tocsin.access() returns table (function name, roles t
 language sql immutable
 as $$
     select unnest('{
-        enqueue, enqueue_many, enqueue_each, reach_disk,
+        enqueue, enqueue_many, enqueue_each, reach_disk, cancel, reschedule, reprioritise,
         register_process, unregister_process, process_channel, heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend, resume, shutdown
     }'::name[]), '{producer, consumer, admin}'::text[]
@@ -42,7 +42,7 @@ as $$
     select unnest('{
         access, caller, is_owner, is_admin, may_consume, may_enqueue, acts_for, refuse_caller, check_enqueue, check_register, check_own, find_role,
         clock, refuse, lock_key, shared_elsewhere, shared_after_all,
-        fits, admit, admit_headers, admit_payloads, find_key,
+        fits, admit, check_due, admit_headers, admit_payloads, find_key, take_waiting, check_change, refuse_change,
         channel, must_ring, ring, rung, ring_inserted,
         make_due_ready, admit_claim, next_due, outcomes, give_back, backoff, bury,
         add_queue, change_queue,

@@ -65,7 +65,7 @@ class DeadLetters:
         """Return a dead letter. Raises `MessageNotFound`. Cancellation leaves nothing behind."""
         rows = await self._database.fetch("select * from tocsin.get_dead_letter(%s)", [check_id(message_id, "message_id")])
         if not rows:
-            raise MessageNotFound(message_id, "dead letter")
+            raise MessageNotFound(f"dead letter {message_id} does not exist", message_id=message_id)
         return DeadLetter(*rows[0])
 
     async def replay(self, *ids: int, delay: Duration | None = None, **which: Unpack[LetterFilter]) -> list[int]:

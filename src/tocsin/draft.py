@@ -115,18 +115,12 @@ def draft_message(
     worker_id: int | None = None,
 ) -> Draft:
     """Write a message. Raises `PayloadInvalid`, `ValueError`, `TypeError`."""
-    if delay is not None and at is not None:
-        raise ValueError("give delay or at, not both")
-    if at is not None and not isinstance(at, datetime):
-        raise TypeError(f"at must be a datetime, not {type(at).__name__}")
-    if at is not None and at.tzinfo is None:
-        raise ValueError("at must have a time zone, such as datetime.now(UTC)")
-    due_in = to_timedelta(delay, "delay", zero=True)
+    due_in, due_at = draft_due(delay, at)
     lasts = to_timedelta(expires_in, "expires_in")
     return Draft(
         encode(payload),
-        None if due_in is None else _interval(due_in),
-        None if at is None else at.isoformat(),
+        due_in,
+        due_at,
         str(check_priority(priority)),
         None if headers is None else encode(headers),
         check_key(key),
@@ -134,6 +128,18 @@ def draft_message(
         None if max_deliveries is None else str(check_count(max_deliveries, "max_deliveries")),
         None if worker_id is None else str(worker_id),
     )
+
+
+def draft_due(delay: Duration | None, at: datetime | None) -> tuple[str | None, str | None]:
+    """Write when a message is due, as a delay or as a time. Raises `ValueError`, `TypeError`."""
+    if delay is not None and at is not None:
+        raise ValueError("give delay or at, not both")
+    if at is not None and not isinstance(at, datetime):
+        raise TypeError(f"at must be a datetime, not {type(at).__name__}")
+    if at is not None and at.tzinfo is None:
+        raise ValueError("at must have a time zone, such as datetime.now(UTC)")
+    due_in = to_timedelta(delay, "delay", zero=True)
+    return None if due_in is None else _interval(due_in), None if at is None else at.isoformat()
 
 
 def _interval(duration: timedelta) -> str:

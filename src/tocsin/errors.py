@@ -18,6 +18,7 @@ __all__ = [
     "KeyTaken",
     "LeaseLost",
     "MessageNotFound",
+    "MessageNotWaiting",
     "PayloadInvalid",
     "PayloadTooLarge",
     "PendingMessages",
@@ -240,12 +241,25 @@ class RoleNotFound(TocsinError):
 
 
 class MessageNotFound(TocsinError):
-    """There is no message of this id, or none in the state that was asked for."""
+    """There is no message of this id, or none in the state that was asked for, or no unfinished one of this key."""
 
-    def __init__(self, message_id: int, kind: str = "message") -> None:
-        super().__init__(f"{kind} {message_id} does not exist", "it may have been deleted, purged or replayed since it was listed")
+    def __init__(self, problem: str, advice: str = "", *, message_id: int | None = None, key: str | None = None) -> None:
+        super().__init__(problem, advice or "it may have been deleted, purged or replayed since it was listed")
         self.message_id = message_id
-        """The id asked for."""
+        """The id asked for; None where a key was."""
+        self.key = key
+        """The key asked for; None where an id was."""
+
+
+class MessageNotWaiting(TocsinError):
+    """A message that cannot be changed, since a worker holds it or it is finished. Nothing was changed."""
+
+    def __init__(self, problem: str, advice: str = "", *, message_id: int, state: str) -> None:
+        super().__init__(problem, advice)
+        self.message_id = message_id
+        """The message's id."""
+        self.state = state
+        """Its state: ``"leased"``, ``"dead"`` or ``"archived"``; ``"ready"`` or ``"delayed"`` when it changed at the same moment."""
 
 
 class KeyTaken(TocsinError):
@@ -373,6 +387,10 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
             return QueueBusy(problem, hint, queue=detail["queue"])
         case "TC014":
             return KeyTaken(problem, hint, ids=tuple(detail["ids"]))
+        case "TC015":
+            return MessageNotWaiting(problem, hint, message_id=detail["message_id"], state=detail["state"])
+        case "TC016":
+            return MessageNotFound(problem, hint, message_id=detail["message_id"], key=detail["key"])
         case "TC022":
             return ValueError(_with_advice(problem, hint))
         case "TC023":

@@ -1,8 +1,8 @@
-"""Looking at messages, whatever has become of them."""
+"""Looking at messages, whatever has become of them, and changing those that wait."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -10,8 +10,10 @@ from typing import Any, Literal, get_args
 import attrs
 
 from .database import Database
-from .durations import check_count, check_id
+from .draft import draft_due
+from .durations import Duration, check_count, check_id, check_key, check_priority
 from .errors import MessageNotFound
+from .on_connection import AnyConnection, fetch_value
 from .payload import decode
 from .texts import check_queue
 
@@ -124,7 +126,7 @@ class Messages:
         """Return a message. Raises `MessageNotFound`. Cancellation leaves nothing behind."""
         rows = await self._database.fetch("select * from tocsin.get_message(%s)", [check_id(message_id, "message_id")])
         if not rows:
-            raise MessageNotFound(message_id)
+            raise MessageNotFound(f"message {message_id} does not exist", message_id=message_id)
         return MessageInfo(*rows[0])
 
     async def list(
@@ -151,3 +153,76 @@ class Messages:
             ],
         )
         return [MessageInfo(*row) for row in rows]
+
+    async def cancel(
+        self, message_id: int | None = None, *, queue: str | None = None, key: str | None = None, connection: AnyConnection | None = None
+    ) -> int:
+        """Finish a message that waits, so that it is never delivered; return its id. Name it by its id, or by ``queue`` and ``key``.
+
+        It is archived with "cancelled" as its last error, where its queue keeps anything. Its key is free. On a ``connection`` of the
+        caller's (see `Producer.enqueue`) it is cancelled when the caller's transaction commits.
+
+        Raises `MessageNotWaiting` for a message that a worker holds or that is finished, `MessageNotFound`, `QueueNotFound`,
+        `PermissionDenied` for a queue that was not granted, `ConnectionLost`, `ValueError`. Cancelled, it has happened or it has not.
+        """
+        return await self._change("tocsin.cancel(%s, %s, %s)", [], message_id, queue, key, connection)
+
+    async def reschedule(
+        self,
+        message_id: int | None = None,
+        *,
+        delay: Duration | None = None,
+        at: datetime | None = None,
+        queue: str | None = None,
+        key: str | None = None,
+        connection: AnyConnection | None = None,
+    ) -> int:
+        """Have a message that waits delivered ``delay`` seconds from now, or from the time ``at`` on; return its id.
+
+        That may be earlier or later than before; with a delay of 0 it is due now. Its place among equal priorities is that of the new
+        time; an expiry stays. It is named, and a ``connection`` used, as in `cancel`.
+
+        Raises what `cancel` raises. Cancelled, it has happened or it has not.
+        """
+        due_in, due_at = draft_due(delay, at)
+        if due_in is None and due_at is None:
+            raise ValueError("give delay or at")
+        return await self._change("tocsin.reschedule(%s, %s, %s, %s, %s)", [due_in, due_at], message_id, queue, key, connection)
+
+    async def reprioritise(
+        self,
+        message_id: int | None = None,
+        *,
+        priority: int,
+        queue: str | None = None,
+        key: str | None = None,
+        connection: AnyConnection | None = None,
+    ) -> int:
+        """Give a message that waits another ``priority`` (smaller numbers are delivered first); return its id.
+
+        It is named, and a ``connection`` used, as in `cancel`. Raises what `cancel` raises. Cancelled, it has happened or it has not.
+        """
+        wanted = str(check_priority(priority))
+        return await self._change("tocsin.reprioritise(%s, %s, %s, %s)", [wanted], message_id, queue, key, connection)
+
+    async def _change(
+        self,
+        call: str,
+        to: Sequence[str | None],
+        message_id: int | None,
+        queue: str | None,
+        key: str | None,
+        connection: AnyConnection | None,
+    ) -> int:
+        if (message_id is None) == (key is None) or (queue is None) != (key is None):
+            raise ValueError("name a message by its id, or by queue= and key=")
+        parameters = [
+            None if message_id is None else str(check_id(message_id, "message_id")),
+            *to,
+            None if queue is None else check_queue(queue),
+            check_key(key),
+        ]
+        if connection is not None:
+            return int(await fetch_value(connection, self._database.schema, f"select {call}", parameters))
+        (changed,) = await self._database.fetch_one(f"select {call}", parameters)
+        return int(changed)

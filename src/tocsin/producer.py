@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeAlias
 
 import psycopg
 
 from . import transactional
-from .database import Connection, Database
+from .database import Database
 from .draft import Batch, Draft, MessageOptions, draft_message
-from .driver import TrioConnection
 from .durations import Duration
+from .on_connection import AnyConnection, check_driven_by_trio
 from .outbox import Outbox
 from .process import Process
 from .rate_limit import Limiter, RateLimit
 from .registration import Registered, Registration
 from .threaded import run_blocking
-
-AnyConnection: TypeAlias = Connection | psycopg.Connection[Any]
-"""What a message can be enqueued on in the caller's transaction."""
 
 
 class EnqueueOptions(MessageOptions, total=False):
@@ -141,14 +137,14 @@ class Sender:
         schema = self._database.schema
         if isinstance(connection, psycopg.Connection):
             return await run_blocking(connection, partial(transactional.send, connection, schema, self.queue, draft))
-        return await transactional.send_async(_check_driven_by_trio(connection), schema, self.queue, draft)
+        return await transactional.send_async(check_driven_by_trio(connection), schema, self.queue, draft)
 
     async def _send(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
         schema = self._database.schema
         if isinstance(connection, psycopg.Connection):
             return await run_blocking(connection, partial(transactional.send_batch, connection, schema, batch))
         if connection is not None:
-            return await transactional.send_batch_async(_check_driven_by_trio(connection), schema, batch)
+            return await transactional.send_batch_async(check_driven_by_trio(connection), schema, batch)
         async with self._database.connection() as own:
             return await transactional.send_batch_async(own, schema, batch)
 
@@ -166,12 +162,3 @@ class Producer(Registered, Sender):
     @property
     def _producer_id(self) -> int:
         return self.worker_id
-
-
-def _check_driven_by_trio(connection: Connection) -> Connection:
-    if not isinstance(connection, TrioConnection):
-        raise TypeError(
-            f"connection must be one of Tocsin's (Store.transaction, tocsin.driver) or a blocking psycopg.Connection, "
-            f"not {type(connection).__name__}"
-        )
-    return connection

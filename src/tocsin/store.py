@@ -23,9 +23,10 @@ from .errors import translate
 from .maintenance import Maintained, Maintenance, maintain
 from .messages import Messages
 from .nursery import open_nursery_bare
+from .on_connection import AnyConnection
 from .outbox import Outbox
 from .process import Process
-from .producer import AnyConnection, EnqueueOptions, Producer, Sender
+from .producer import EnqueueOptions, Producer, Sender
 from .queues import Queues
 from .rate_limit import RateLimit
 from .registration import registered
@@ -96,7 +97,7 @@ class Store:
     workers: Workers
     """The registry of workers, and handles to any of them by id."""
     messages: Messages
-    """Looking at messages, finished or not."""
+    """Looking at messages, finished or not, and changing those that wait."""
     dead_letters: DeadLetters
     """Looking at dead letters, replaying, archiving and purging them."""
 

@@ -80,16 +80,26 @@ async def enqueue_many_async(
 # What these have in common with a producer
 
 
+def call(connection: Blocking, schema: Schema, statement: str, parameters: Sequence[str | None]) -> Any:
+    """Run a statement that gives one value, written for the schema ``tocsin``, and return the value."""
+    with _errors(connection, schema):
+        return _fetch(connection, schema.render(statement), parameters)
+
+
+async def call_async(connection: Async, schema: Schema, statement: str, parameters: Sequence[str | None]) -> Any:
+    """Like `call`. Cancelled, the statement has failed or taken effect."""
+    with _errors(connection, schema):
+        return await _fetch_async(connection, schema.render(statement), parameters)
+
+
 def send(connection: Blocking, schema: Schema, queue: str, draft: Draft) -> int:
     """Enqueue one message."""
-    with _errors(connection, schema):
-        return int(_fetch(connection, schema.render(ENQUEUE), draft.parameters(queue)))
+    return int(call(connection, schema, ENQUEUE, draft.parameters(queue)))
 
 
 async def send_async(connection: Async, schema: Schema, queue: str, draft: Draft) -> int:
     """Enqueue one message. Cancelled, the statement has failed or taken effect."""
-    with _errors(connection, schema):
-        return int(await _fetch_async(connection, schema.render(ENQUEUE), draft.parameters(queue)))
+    return int(await call_async(connection, schema, ENQUEUE, draft.parameters(queue)))
 
 
 def send_batch(connection: Blocking, schema: Schema, batch: Batch) -> list[int]:

@@ -17,6 +17,7 @@ from tocsin.errors import (
     ConnectionLost,
     KeyTaken,
     MessageNotFound,
+    MessageNotWaiting,
     PayloadTooLarge,
     PendingMessages,
     PermissionDenied,
@@ -67,6 +68,8 @@ def _advise(error: TocsinError) -> str:
             return _advise_on_state(error)
         case MessageNotFound():
             return "it may be deleted, purged or replayed by now; `tocsin queue messages` and `tocsin queue dead-letters` show the rest"
+        case MessageNotWaiting():
+            return _advise_on_message(error)
         case KeyTaken():
             ids = " ".join(map(str, error.ids))
             return f"wait until that one is finished, or give up the dead letter: `tocsin queue archive-dlq QUEUE {ids}`, or purge-dlq"
@@ -89,6 +92,17 @@ def _advise(error: TocsinError) -> str:
         case ConnectionLost():
             return "--dsn or TOCSIN_DSN says which server is meant"
     return ""
+
+
+def _advise_on_message(error: MessageNotWaiting) -> str:
+    match error.state:
+        case "leased":
+            return f"wait until its worker has settled it; `tocsin message get {error.message_id}` shows which one that is"
+        case "dead":
+            return f"`tocsin queue replay QUEUE {error.message_id}` delivers it again, archive-dlq or purge-dlq gives it up"
+        case "archived":
+            return "it is finished; `tocsin enqueue` enqueues another"
+    return "it was changed at the same moment; try again"
 
 
 def _advise_on_state(error: StateTransitionError) -> str:

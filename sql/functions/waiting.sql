@@ -1,0 +1,166 @@
+-- Changing a message that waits: cancel, reschedule, reprioritise. It is named by its id, or by its queue and its key.
+--
+-- A message that a worker holds is refused (TC015), as is one that is finished: its state then says which. A claim passes over rows that are
+-- locked, and these functions lock the row and look at its state again. So of a claim and a change at the same moment one comes first, and the
+-- other one sees it. A lease that has ended holds nothing: the message is given back first, as a claim would do it, and counts as waiting.
+--
+-- In a transaction of the caller's the change takes effect when that commits. Until then no consumer is given the message.
+--
+-- A role may change messages of the queues that it may enqueue to, those of other producers too: messages do not record the role that has
+-- enqueued them. The functions return the message's id and nothing else, since such a role may read no message.
+
+-- Locks the message that is meant, and returns it. Raises unless it waits.
+create or replace function tocsin.take_waiting(message_id bigint, queue text, key text) returns tocsin.messages
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    q tocsin.queues;
+    wanted bigint := message_id;
+    m tocsin.messages;
+    given_back boolean := false;
+begin
+    if (wanted is null) = (take_waiting.key is null) or (take_waiting.queue is null) <> (take_waiting.key is null) then
+        perform tocsin.refuse('TC022', 'name a message by its id, or by its queue and key', '{"argument": "message_id"}');
+    elsif wanted is null then
+        q := tocsin.find_queue(queue);
+        perform tocsin.check_change(q.id);
+        wanted := tocsin.find_key(q.id, key);
+    end if;
+    loop
+        select x.* into m from tocsin.messages x where x.id = wanted;
+        exit when not found;
+        perform tocsin.check_change(m.queue_id);
+        exit when m.state = 'leased' and (m.vt > tocsin.clock() or given_back);
+        if m.state = 'leased' then
+            perform tocsin.give_back(array[m.id], array[m.lease], '0 s', true, 'lease expired');
+            given_back := true;
+        end if;
+        select x.* into m from tocsin.messages x where x.id = wanted and x.state <> 'leased' for update;
+        if found then
+            return m;
+        end if;
+    end loop;
+    perform tocsin.refuse_change(wanted, queue, key);
+end
+$$;
+
+-- Raises unless the caller may change messages of the queue.
+create or replace function tocsin.check_change(queue_id integer) returns void
+language plpgsql
+as $$
+begin
+    if not tocsin.may_enqueue(queue_id, null) then
+        perform tocsin.refuse_caller(format('change messages of queue "%s"', q.name), 'Grant it the queue, with grant_queue.')
+        from tocsin.queues q where q.id = check_change.queue_id;
+    end if;
+end
+$$;
+
+-- Says why a message cannot be changed.
+create or replace function tocsin.refuse_change(message_id bigint, queue text, key text) returns void
+language plpgsql
+as $$
+declare
+    found_message tocsin.message_info;
+begin
+    select x.* into found_message from tocsin.get_message(message_id) x;
+    if found then
+        perform tocsin.check_change(found_message.queue_id);
+        perform tocsin.refuse('TC015',
+            format('message %s cannot be changed: it is %s', message_id, found_message.state),
+            jsonb_build_object('message_id', message_id, 'state', found_message.state),
+            case found_message.state when 'leased' then 'A worker holds it: wait until that has settled it.'
+                                     when 'dead' then 'Replay it, or archive or purge it as a dead letter.'
+                                     when 'archived' then 'It is finished: enqueue another message.'
+                                     else 'Another transaction has locked it: try again.' end);
+    end if;
+    perform tocsin.refuse('TC016',
+        case when key is null then format('message %s does not exist', message_id)
+             else format('no unfinished message of queue "%s" has the key "%s"', queue, key) end,
+        jsonb_build_object('message_id', message_id, 'key', key));
+end
+$$;
+
+-- Cancels a message that waits, and returns its id. It goes to the archive, if its queue keeps anything, with the error 'cancelled'; its key is
+-- free.
+create or replace function tocsin.cancel(message_id bigint default null, queue text default null, key text default null) returns bigint
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    m tocsin.messages := tocsin.take_waiting(message_id, queue, key);
+    t timestamptz := tocsin.clock();
+    until timestamptz;
+    hours integer;  -- null: not kept
+begin
+    select k.until, tocsin.archive_shelf(a, k.until) into until, hours
+    from tocsin.archiving a cross join lateral (select tocsin.keep_until(a.retention, t)) k (until)
+    where a.queue_id = m.queue_id;
+    delete from tocsin.messages x where x.id = m.id;
+    if hours is not null then
+        insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
+                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
+        values (m.id, m.queue_id, m.priority, m.read_ct, hours, m.enqueued_at, m.dequeued_at, t, until,
+                m.producer_worker_id, m.consumer_worker_id, m.key, m.payload, m.headers, 'cancelled', m.history);
+    end if;
+    insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n) values (m.queue_id, hours, until, t, 1);
+    return m.id;
+end
+$$;
+
+-- Gives a message that waits another time at which it is due, after the delay or at that time; returns its id. Its place among equal
+-- priorities is that of its new time.
+create or replace function tocsin.reschedule(
+    message_id bigint default null, delay interval default null, at timestamptz default null, queue text default null, key text default null
+) returns bigint
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    m tocsin.messages;
+    t timestamptz;
+    due_at timestamptz;
+begin
+    perform tocsin.check_due(delay, at);
+    if delay is null and at is null then
+        perform tocsin.refuse('TC022', 'give delay or at', '{"argument": "delay"}');
+    end if;
+    m := tocsin.take_waiting(message_id, queue, key);
+    t := tocsin.clock();
+    due_at := coalesce(at, t + delay);
+    update tocsin.messages x
+    set state = (case when due_at > t then 'scheduled' else 'ready' end)::tocsin.message_state, due = due_at, vt = due_at
+    where x.id = m.id;
+    if due_at <= t or due_at < m.vt then
+        perform tocsin.ring(m.queue_id);
+    end if;
+    return m.id;
+end
+$$;
+
+-- Gives a message that waits another priority, and returns its id.
+create or replace function tocsin.reprioritise(
+    message_id bigint default null, priority integer default null, queue text default null, key text default null
+) returns bigint
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    m tocsin.messages;
+begin
+    if reprioritise.priority is null then
+        perform tocsin.refuse('TC022', 'give a priority', '{"argument": "priority"}');
+    end if;
+    m := tocsin.take_waiting(message_id, queue, key);
+    update tocsin.messages x set priority = reprioritise.priority where x.id = m.id;
+    if m.state = 'ready' then
+        perform tocsin.ring(m.queue_id);  -- a consumer may have passed over the row while it was locked, and sleep
+    end if;
+    return m.id;
+end
+$$;
