@@ -41,6 +41,7 @@ ADVISED: list[tocsin.TocsinError] = [
     tocsin.PayloadTooLarge("9 bytes", "Raise the queue's max_payload.", actual=9, maximum=8, index=None),
     tocsin.PermissionDenied("role x may not enqueue", "Grant it the queue, with grant_queue.", role="x"),
     tocsin.RoleNotFound("role x does not exist", "Create it first: create role.", role="x"),
+    tocsin.SchemaBusy("tocsin"),
     tocsin.SchemaMissing("tocsin"),
     tocsin.SchemaMissing("elsewhere"),
     tocsin.SchemaOutdated("tocsin", 0, 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from support import open_connection, query
+from support import PATIENCE, open_connection, query
 
 import tocsin
 from tocsin import schema as schemas
@@ -33,7 +33,11 @@ async def test_ten_install_at_once(dsn: str) -> None:
     assert await query(dsn, "select number from tocsin.migrations") == [(m.number,) for m in schemas.migrations()]
 
 
-@pytest.mark.parametrize("name", ["queue2", "MixedCase", "_x", "select", "s" * 63])
+# Names of tables, columns, functions and aliases of Tocsin's own among them.
+@pytest.mark.parametrize(
+    "name",
+    ["queue2", "MixedCase", "_x", "select", "s" * 63, "queues", "messages", "archive", "enqueue", "bell", "new", "q", "m", "t", "tocsin_"],
+)
 async def test_schema_isolation_under_any_valid_name(dsn: str, name: str) -> None:
     async with tocsin.connect(dsn, schema=name) as store:
         await store.install()
@@ -85,6 +89,8 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
         ),
         ("create table tocsin.mine ()", "table", "mine"),
         ("alter table tocsin.messages reset (autovacuum_vacuum_threshold)", "table", "messages"),
+        ("alter table tocsin.tallies replica identity default", "table", "tallies"),
+        ("alter table tocsin.messages enable row level security", "table", "messages"),
         ("drop sequence tocsin.lifelines", "sequence", "lifelines"),
         ("alter table tocsin.workers drop constraint workers_status_check", "constraint", "workers.workers_status_check"),
     ],
@@ -92,6 +98,71 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
 async def test_verify_names_each_difference(store: tocsin.Store, store_dsn: str, damage: str, kind: str, name: str) -> None:
     await query(store_dsn, damage)
     assert (kind, name) in [(d.kind, d.name) for d in await store.verify()]
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        ("grant select on tocsin.{partition} to public", "privileges"),
+        ("alter table tocsin.{partition} replica identity nothing", "partition"),
+        ("alter table tocsin.{partition} enable row level security", "partition"),
+    ],
+)
+async def test_verify_looks_at_partitions_that_maintenance_made(store: tocsin.Store, store_dsn: str, damage: str, kind: str) -> None:
+    await store.queues.create("q")
+    await store.maintain()
+    assert await store.verify() == ()
+    ((partition,),) = await query(store_dsn, "select min(name) from tocsin.archive_partitions()")
+    await query(store_dsn, damage.format(partition=partition))
+    assert [(d.kind, d.name) for d in await store.verify()] == [(kind, partition)]
+
+
+async def test_a_publication_of_all_tables_refuses_no_change(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.create("q")
+    await store.maintain()
+    await query(store_dsn, "create publication everything for all tables")
+    without = (
+        "select c.oid::regclass::text from pg_class c where c.relnamespace = 'tocsin'::regnamespace and c.relkind in ('r', 'p') "
+        "and c.relreplident <> 'f' and not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)"
+    )
+    assert await query(store_dsn, without) == []
+    for table, kind in await query(
+        store_dsn, "select relname::text, relkind::text from pg_class where relnamespace = 'tocsin'::regnamespace and relkind in ('r', 'p')"
+    ):
+        assert kind in "rp"
+        await query(store_dsn, f"delete from tocsin.{table} where false")
+
+
+async def test_an_upgrade_makes_no_session_wait_for_a_transaction_that_does_not_end(dsn: str) -> None:
+    async with tocsin.connect(dsn) as store, open_connection(dsn) as application:
+        await store.install()
+        await store.queues.create("q")
+        await query(dsn, "update tocsin.contract set digest = 'of an older version'")
+        async with trio.open_nursery() as nursery, application.transaction():
+            await application.execute("select tocsin.enqueue('q', '1')")
+            nursery.start_soon(store.install)
+            with trio.fail_after(PATIENCE):
+                while not await query(dsn, "select 1 from pg_locks where relation = 'tocsin.messages'::regclass and not granted"):
+                    await trio.lowlevel.checkpoint()
+                await query(dsn, "select tocsin.enqueue('q', '2')")  # while the upgrade waits, or between two attempts
+            assert await query(dsn, "select digest from tocsin.contract") == [("of an older version",)]
+        assert await store.verify() == ()
+
+
+@pytest.mark.parametrize("change", ["install", "uninstall"])
+async def test_a_change_that_meets_a_transaction_without_an_end_is_refused(dsn: str, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    monkeypatch.setattr(schemas, "_ATTEMPTS", 2)
+    async with tocsin.connect(dsn) as store, open_connection(dsn) as application:
+        await store.install()
+        await store.queues.create("q")
+        await query(dsn, "update tocsin.contract set digest = 'of an older version'")
+        async with application.transaction():
+            await application.execute("select tocsin.enqueue('q', '1')")
+            with pytest.raises(tocsin.SchemaBusy, match="pg_stat_activity") as refused:
+                await getattr(store, change)()
+            assert refused.value.schema == "tocsin"
+        await store.install()
+        assert await store.verify() == ()
 
 
 async def test_missing_and_outdated_say_what_to_run(dsn: str) -> None:

@@ -21,10 +21,7 @@ import tocsin
 from tocsin.embedded import EmbeddedServer
 
 REFUSED = psycopg.errors.InsufficientPrivilege
-TABLES = (
-    "select relname::text from pg_class "
-    "where relnamespace = 'tocsin'::regnamespace and relkind in ('r', 'p') and not relispartition"  # the parent's privileges count
-)
+TABLES = "select relname::text from pg_class where relnamespace = 'tocsin'::regnamespace and relkind in ('r', 'p')"
 
 
 @attrs.frozen
@@ -528,6 +525,21 @@ async def test_a_consumers_process_does_the_maintenance_with_the_owners_rights(c
         assert [d.kind for d in await owners.verify()] == ["privileges"]
 
 
+async def test_default_privileges_open_no_partition_of_the_archive(cast: Cast) -> None:
+    await query(cast.dsn, "alter default privileges grant select on tables to public")
+    async with tocsin.connect(cast.dsn) as store:
+        await store.maintain()
+        await store.maintain()
+        await query(cast.dsn, "alter default privileges revoke select on tables from public")
+        assert await store.verify() == ()
+    partitions = await query(cast.dsn, "select name from tocsin.archive_partitions()")
+    assert len(partitions) == 2
+    for (partition,) in [*partitions, ("archive_rest",)]:
+        with pytest.raises(REFUSED):
+            await query(cast.as_(cast.producer), f"select * from tocsin.{partition}")
+        await query(cast.as_(cast.admin), f"select * from tocsin.{partition}")
+
+
 # The administrator
 
 
@@ -613,6 +625,22 @@ async def test_a_role_that_is_let_in_no_more_loses_its_privileges(cast: Cast) ->
     for login in (cast.producer, cast.consumer):
         assert not await open_to(cast.dsn, login)
     assert "claim" in await open_to(cast.dsn, cast.stranger)
+
+
+async def test_a_role_that_was_dropped_stops_neither_verifying_nor_installing(cast: Cast) -> None:
+    async with tocsin.connect(cast.dsn) as store:
+        await store.queues.grant("closed", str(cast.roles.producer))
+        await query(cast.dsn, f"drop owned by {cast.roles.producer}")
+        await query(cast.dsn, f"drop role {cast.roles.producer}")
+        assert [(d.kind, d.name, d.found) for d in await store.verify()] == [("role", "producer", None)]
+        await query(cast.dsn, "update tocsin.contract set digest = 'of an older version'")
+        await store.install()
+        assert await store.verify() == ()
+        assert await query(cast.dsn, "select kind from tocsin.roles order by kind") == [("admin",), ("consumer",)]
+        assert await query(cast.dsn, "select g.role::text from tocsin.queue_grants g where g.role::text ~ '^[0-9]+$'") == []
+        await store.install(roles=cast.roles)
+        assert await store.verify() == ()
+    assert "enqueue" in await open_to(cast.dsn, str(cast.roles.producer))
 
 
 async def test_creating_roles_needs_createrole_and_says_so(

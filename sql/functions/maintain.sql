@@ -125,6 +125,8 @@ declare
 begin
     -- Made by itself and then attached, which waits for nobody who reads or writes the archive, and nobody for it.
     execute format('create table tocsin.%I (like tocsin.archive including indexes)', name);
+    execute format('alter table tocsin.%I replica identity full', name);
+    perform tocsin.apply_privileges(only_table => format('tocsin.%I', name)::regclass);
     execute format('alter table tocsin.archive attach partition tocsin.%I for values from (%s, %L) to (%s, %L)',
                    name, span, starts_at, span, starts_at + make_interval(hours => span));
     return true;

@@ -151,8 +151,12 @@ create table tocsin.archive (
 comment on column tocsin.archive.keep_until is 'When it may go: archived_at and the retention that the queue had then; in the year 9999: never.';
 comment on column tocsin.archive.span is 'How many hours of keep_until its partition takes; 0: it is in archive_rest.';
 create index archive_queue on tocsin.archive (queue_id, id);
+-- A publication of all tables refuses deletions from a table without a key or a replica identity. A key would cost each archiving statement;
+-- `full` costs nothing but where rows are deleted from a table that is replicated logically.
+alter table tocsin.archive replica identity full;
 
 create table tocsin.archive_rest partition of tocsin.archive for values from (0, minvalue) to (0, maxvalue);
+alter table tocsin.archive_rest replica identity full;
 comment on table tocsin.archive_rest is 'What is kept for ever, and what no partition had been made for in time.';
 create index archive_rest_ending on tocsin.archive_rest (keep_until) where keep_until < '9999-01-01+00';
 
@@ -175,6 +179,7 @@ create table tocsin.tallies (
     archived_at timestamptz not null,
     n           bigint      not null
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+alter table tocsin.tallies replica identity full;
 comment on table tocsin.tallies is 'What was added to the archive (or, negative, taken out of it) and is not in archived_counts yet; only inserted into.';
 comment on column tocsin.tallies.span is 'As in the archive; null: the queue keeps nothing.';
 create index tallies_queue on tocsin.tallies (queue_id, archived_at);

@@ -40,7 +40,7 @@ as $$
     select unnest('{secure, install_roles}'::name[]), '{}'  -- for the owner to call, with the caller's rights
     union all  -- internal: called within the others only
     select unnest('{
-        access, caller, is_owner, is_admin, may_consume, may_enqueue, acts_for, refuse_caller, check_enqueue, check_register, check_own, find_role,
+        access, apply_privileges, caller, is_owner, is_admin, may_consume, may_enqueue, acts_for, refuse_caller, check_enqueue, check_register, check_own, find_role,
         clock, refuse, lock_key, shared_elsewhere, shared_after_all,
         fits, admit, check_due, admit_headers, admit_payloads, find_key, take_waiting, check_change, refuse_change,
         channel, must_ring, ring, rung, ring_inserted,
@@ -69,7 +69,6 @@ as $$
 declare
     our_schema oid := (select n.oid from pg_namespace n where n.nspname = 'tocsin');
     f record;
-    statement text;
 begin
     for f in
         select p.oid::regprocedure as signature, a.roles is not null as is_entry_point
@@ -84,22 +83,38 @@ begin
         end if;
     end loop;
 
+    -- Roles that were dropped since; PostgreSQL knows nothing of what these tables say of them.
+    delete from tocsin.roles r where r.role not in (select x.oid from pg_roles x);
+    delete from tocsin.queue_grants g where g.role not in (select x.oid from pg_roles x);
+    perform tocsin.apply_privileges(former_roles);
+end
+$$;
+
+-- The part of secure() that is about privileges, of everything or of one table. A new table begins with what default privileges give.
+create or replace function tocsin.apply_privileges(former_roles oid[] default '{}', only_table regclass default null) returns void
+language plpgsql
+as $$
+declare
+    our_schema oid := (select n.oid from pg_namespace n where n.nspname = 'tocsin');
+    statement text;
+begin
     for statement in
         with things (kind, name, owner, acl, privilege, roles) as (
             select 'schema', quote_ident(n.nspname), n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner)), 'USAGE',
                    '{producer, consumer, admin}'::text[]
-            from pg_namespace n where n.oid = our_schema
+            from pg_namespace n where n.oid = our_schema and only_table is null
             union all  -- any client may look which version this is
             select 'table', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('r', c.relowner)), 'SELECT',
                    case when c.relname in ('migrations', 'contract') then '{producer, consumer, admin}'::text[] else '{admin}' end
-            from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p') and not c.relispartition
+            from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p')
+              and (only_table is null or c.oid = only_table)
             union all
             select 'sequence', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('s', c.relowner)), 'USAGE', '{}'
-            from pg_class c where c.relnamespace = our_schema and c.relkind = 'S'
+            from pg_class c where c.relnamespace = our_schema and c.relkind = 'S' and only_table is null
             union all
             select 'function', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
             from pg_proc p left join tocsin.access() a on a.function = p.proname
-            where p.pronamespace = our_schema
+            where p.pronamespace = our_schema and only_table is null
         ), wanted (kind, name, privilege, role, grantable) as (
             select t.kind, t.name, t.privilege, r.role::oid, false from things t join tocsin.roles r on r.kind = any (t.roles) and r.role <> t.owner
         ), found (kind, name, privilege, role, grantable) as (
@@ -107,6 +122,7 @@ begin
             from things t cross join aclexplode(t.acl) e
             where e.grantee <> t.owner
               and (e.grantee = 0 or e.grantee = any (former_roles) or e.grantee in (select r.role from tocsin.roles r))
+              and (e.grantee = 0 or e.grantee in (select x.oid from pg_roles x))
         )
         select format('revoke %s on %s %s from %s cascade', x.privilege, x.kind, x.name,
                       case x.role when 0 then 'public' else x.role::regrole::text end)

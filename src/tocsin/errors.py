@@ -29,6 +29,7 @@ __all__ = [
     "QueueNotFound",
     "RateLimited",
     "RoleNotFound",
+    "SchemaBusy",
     "SchemaMissing",
     "SchemaOutdated",
     "StateTransitionError",
@@ -296,6 +297,18 @@ class SchemaOutdated(TocsinError):
         """Number of the last migration that is installed."""
         self.needed = needed
         """Number of the last migration that this version brings."""
+
+
+class SchemaBusy(TocsinError):
+    """The schema is not installed, upgraded or removed: transactions kept its tables locked for half a minute. Nothing was changed."""
+
+    def __init__(self, schema: str) -> None:
+        super().__init__(
+            f"schema {schema!r} is in use by transactions that do not end",
+            "try again when they have ended; pg_stat_activity shows which sessions have been in a transaction for long",
+        )
+        self.schema = schema
+        """Name of the schema."""
 
 
 class ConnectionLost(TocsinError):

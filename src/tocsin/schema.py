@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib import resources
@@ -23,9 +23,10 @@ from typing import Any
 
 import attrs
 import psycopg
+import trio
 from psycopg import sql
 
-from .errors import ConfigError, SchemaMissing, SchemaOutdated, TocsinError
+from .errors import ConfigError, SchemaBusy, SchemaMissing, SchemaOutdated, TocsinError
 from .roles import Roles
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -33,6 +34,12 @@ _MAX_IDENTIFIER_BYTES = 63
 # Whoever installs is as a rule a superuser or the database's owner, and others may have put functions into `public` that fit better than
 # PostgreSQL's own.
 _SAFE_PATH = "set local search_path = pg_catalog, pg_temp"
+_LOCK_WITHIN_MS = 250
+"""Milliseconds that a change of the schema waits for a lock. Sessions that want the same table queue behind it for as long."""
+_PAUSE = 0.5
+"""Seconds between two attempts, in which those sessions go on."""
+_ATTEMPTS = 40
+"""After that many a change of the schema is refused; it has then taken about half a minute."""
 _OUR_SPELLINGS = re.compile(r"\btocsin\.|'tocsin'")
 
 
@@ -74,7 +81,7 @@ class Difference:
     """Something that is not as this version of Tocsin installs it."""
 
     kind: str
-    """column, constraint, index, trigger, function, enum, sequence, table, owner or privileges."""
+    """column, constraint, index, trigger, function, enum, sequence, table, partition, statistics, role, owner or privileges."""
     name: str
     """Its name within the schema."""
     expected: str | None
@@ -147,8 +154,8 @@ async def install(connection: psycopg.AsyncConnection[Any], schema: Schema, role
     """Bring the schema to this version: create it if missing, apply the pending migrations, load the functions, let the roles in.
 
     Without ``roles``, those that were let in before stay so. Idempotent, and safe when many processes do it at once. Raises `TocsinError`
-    when the schema is newer than this version, or holds something else, and `PermissionDenied`. All happens in one transaction: cancelled
-    or failed, nothing has changed.
+    when the schema is newer than this version, or holds something else, `SchemaBusy` and `PermissionDenied`. All happens in one
+    transaction: cancelled or failed, nothing has changed.
     """
     digest = contract()[1]
     needed = migrations()[-1].number
@@ -157,7 +164,8 @@ async def install(connection: psycopg.AsyncConnection[Any], schema: Schema, role
             return
     except SchemaMissing:
         pass
-    async with _exclusive(connection):
+
+    async def bring() -> None:
         try:
             async with connection.transaction():
                 applied, loaded = await installed(connection, schema)
@@ -175,14 +183,30 @@ async def install(connection: psycopg.AsyncConnection[Any], schema: Schema, role
                 schema.render("select tocsin.install_roles(%s, %s, %s)").encode(), [roles.producer, roles.consumer, roles.admin]
             )
 
+    await _change(connection, schema, bring)
 
-@asynccontextmanager
-async def _exclusive(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
-    """In a transaction in which nobody else installs or uninstalls."""
-    async with connection.transaction():
-        await connection.execute(_SAFE_PATH)
-        await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
-        yield
+
+async def _change(connection: psycopg.AsyncConnection[Any], schema: Schema, change: Callable[[], Awaitable[None]]) -> None:
+    """Run a change of the schema in a transaction of its own, in which no other session installs or uninstalls.
+
+    The change locks tables that are in use, and PostgreSQL makes later sessions wait behind a lock request that waits. So each request
+    ends soon, and then the transaction is rolled back and tried again. Raises `SchemaBusy` when other transactions never let it through.
+    """
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            await trio.sleep(_PAUSE)
+        try:
+            async with connection.transaction():
+                await connection.execute(_SAFE_PATH)
+                await connection.execute("set local lock_timeout = 0")  # for another installation it waits, and holds nothing meanwhile
+                await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
+                await connection.execute(f"set local lock_timeout = {_LOCK_WITHIN_MS}".encode())
+                await change()
+        except psycopg.errors.LockNotAvailable as error:
+            busy = error
+        else:
+            return
+    raise SchemaBusy(schema.name) from busy
 
 
 @asynccontextmanager
@@ -250,11 +274,14 @@ async def _functions(connection: psycopg.AsyncConnection[Any], schema: Schema) -
 async def uninstall(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
     """Drop the schema with all queues and messages.
 
-    Raises `SchemaMissing`. One statement: cancelled or failed, nothing has changed.
+    Raises `SchemaMissing`, `SchemaBusy`. One transaction: cancelled or failed, nothing has changed.
     """
-    async with _exclusive(connection):
+
+    async def drop() -> None:
         await installed(connection, schema)
         await connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema.name)))
+
+    await _change(connection, schema, drop)
 
 
 async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tuple[Difference, ...]:
@@ -263,16 +290,26 @@ async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tu
     Raises `SchemaMissing`, `SchemaOutdated`. Needs the right to create a schema. Changes nothing, cancelled or not.
     """
     await check(connection, schema)
-    scratch = Schema(f"tocsin_verify_{secrets.token_hex(6)}")
     async with connection.transaction(force_rollback=True):
         await connection.execute(_SAFE_PATH)
         await connection.execute("set local client_min_messages = warning")
+        scratch = await _invent_name(connection, schema)
         await _create_schema(connection, scratch)
         await _apply(connection, scratch, 0, True)
-        await connection.execute(f"insert into {scratch.name}.roles {schema.render('select * from tocsin.roles')}".encode())
+        cursor = await connection.execute(schema.render("select kind, role::oid from tocsin.roles").encode())
+        roles = await cursor.fetchall()
+        for role in roles:
+            await connection.execute(scratch.render("insert into tocsin.roles (kind, role) values (%s, %s::oid)").encode(), role)
         await connection.execute(scratch.render("select tocsin.secure()").encode())
-        expected = await _describe(connection, scratch)
+        # Only the copy's name is replaced, which occurs nowhere else; the schema's own may be that of a table, an alias or a function.
+        expected = {key: text.replace(scratch.name, schema.name) for key, text in (await _describe(connection, scratch)).items()}
         found = await _describe(connection, schema)
+    # Roles that were dropped since are gone from the copy.
+    expected |= {("role", kind): "a role of this server" for kind, _ in roles}
+    # The partitions that come and go (functions/maintain.sql) are made like the one that stays, and secured like it.
+    model = {kind: expected[kind, "archive_rest"] for kind in ("partition", "privileges") if (kind, "archive_rest") in expected}
+    for _, name in filter(_is_passing_partition, found):
+        expected |= {(kind, name): text for kind, text in model.items()}
     return tuple(
         Difference(kind, name, expected.get((kind, name)), found.get((kind, name)))
         for kind, name in sorted(expected.keys() | found.keys())
@@ -280,11 +317,26 @@ async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tu
     )
 
 
+def _is_passing_partition(thing: tuple[str, str]) -> bool:
+    kind, name = thing
+    return kind == "partition" and re.fullmatch("archive_[0-9]+h_[0-9]{10}", name) is not None
+
+
+async def _invent_name(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Schema:
+    """Return a name for a copy of the schema, which PostgreSQL quotes where it quotes the schema's own."""
+    cursor = await connection.execute("select quote_ident(%s) = %s", [schema.name, schema.name])
+    (plain,) = await cursor.fetchone() or (True,)
+    return Schema(f"{'tocsin' if plain else 'Tocsin'}_verify_{secrets.token_hex(6)}")
+
+
 async def _describe(connection: psycopg.AsyncConnection[Any], schema: Schema) -> dict[tuple[str, str], str]:
-    """Return the definition of each thing in the schema, by kind and name, with the schema's own name left out."""
+    """Return the definition of each thing in the schema, by kind and name."""
     cursor = await connection.execute(_DESCRIBE, {"schema": schema.name})
-    own_name = re.compile(rf"\"?\b{schema.name}\b\"?\.|'{schema.name}'")
-    return {(kind, own_name.sub("", name)): own_name.sub("", definition) async for kind, name, definition in cursor}
+    things = {(kind, name): definition async for kind, name, definition in cursor}
+    cursor = await connection.execute(
+        schema.render("select kind from tocsin.roles where exists (select from pg_catalog.pg_roles where oid = role)").encode()
+    )
+    return things | {("role", kind): "a role of this server" for (kind,) in await cursor.fetchall()}
 
 
 _DESCRIBE = """
@@ -292,6 +344,11 @@ with ours as (select oid from pg_namespace where nspname = %(schema)s),
 classes as (
     -- without the partitions of the archive that come and go (functions/maintain.sql), and their indexes
     select c.* from pg_class c where c.relnamespace = (select oid from ours) and not (c.relispartition and c.relname ~ '^archive_[0-9]+h_')
+),
+functions as (
+    select p.*, concat(p.proname, '(', replace(a.arguments, quote_ident(%(schema)s) || '.', ''), ')') as signature
+    from pg_proc p cross join lateral pg_get_function_identity_arguments(p.oid) a (arguments)
+    where p.pronamespace = (select oid from ours)
 ),
 installer as (select c.relowner as owner from pg_class c where c.relnamespace = (select oid from ours) and c.relname = 'migrations'),
 things (name, owner, acl) as (
@@ -305,12 +362,16 @@ things (name, owner, acl) as (
     from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
     where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p', 'v')
     union all
-    select p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')', p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
-    from pg_proc p where p.pronamespace = (select oid from ours)
+    select p.signature, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)) from functions p
 )
 select 'table', c.relname::text, concat_ws(' ', c.relkind, c.relpersistence, c.reloptions::text, pg_get_partkeydef(c.oid),
-                                           pg_get_expr(c.relpartbound, c.oid))
+                                           pg_get_expr(c.relpartbound, c.oid), 'replica identity ' || c.relreplident::text,
+                                           case when c.relrowsecurity then 'row level security' end)
 from classes c where c.relkind in ('r', 'p', 'v')
+union all
+select 'partition', c.relname::text, concat_ws(' ', c.relpersistence, c.reloptions::text, 'replica identity ' || c.relreplident::text,
+                                               case when c.relrowsecurity then 'row level security' end)
+from pg_class c where c.relnamespace = (select oid from ours) and c.relkind = 'r' and c.relispartition
 union all
 select 'sequence', c.relname::text, format_type(s.seqtypid, null) || ' ' || s.seqincrement
 from classes c join pg_sequence s on s.seqrelid = c.oid
@@ -332,8 +393,7 @@ union all
 select 'trigger', c.relname || '.' || t.tgname, pg_get_triggerdef(t.oid) || ' ' || t.tgenabled::text
 from classes c join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
 union all
-select 'function', p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')', pg_get_functiondef(p.oid)
-from pg_proc p where p.pronamespace = (select oid from ours)
+select 'function', p.signature, pg_get_functiondef(p.oid) from functions p
 union all
 select 'enum', t.typname::text, string_agg(e.enumlabel, ', ' order by e.enumsortorder)
 from pg_type t join pg_enum e on e.enumtypid = t.oid where t.typnamespace = (select oid from ours) group by t.typname

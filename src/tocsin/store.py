@@ -118,8 +118,10 @@ class Store:
         With ``roles``, let other database roles than the schema's owner use it: those named, or with True the usual three. Missing ones are
         created, and what was changed about their privileges by hand is put right. Without, those that were let in before stay so.
 
-        Raises `TocsinError` when the schema is newer than this version, or holds something else, and `PermissionDenied` when roles are to
-        be created by one who may not (CREATEROLE). Cancelled, nothing has changed.
+        An upgrade waits a quarter of a second for each lock, and is then tried again, so that producers and consumers go on when it
+        meets a long transaction. Raises `TocsinError` when the schema is newer than this version, or holds something else, `SchemaBusy`
+        when transactions that use it do not end for half a minute, and `PermissionDenied` when roles are to be created by one who may not
+        (CREATEROLE). Cancelled, nothing has changed.
         """
         wanted = Roles() if roles is True else roles or None
         async with self._database.connection() as connection:
@@ -134,7 +136,7 @@ class Store:
             return await schemas.verify(connection, self._database.schema)
 
     async def uninstall(self) -> None:
-        """Drop the schema with all queues and messages. Raises `SchemaMissing`. Cancelled, it is dropped or not."""
+        """Drop the schema with all queues and messages. Raises `SchemaMissing`, `SchemaBusy`. Cancelled, it is dropped or not."""
         async with self._database.connection() as connection:
             await schemas.uninstall(connection, self._database.schema)
 

@@ -26,6 +26,7 @@ from tocsin.errors import (
     QueueNotEmpty,
     QueueNotFound,
     RoleNotFound,
+    SchemaBusy,
     SchemaMissing,
     SchemaOutdated,
     StateTransitionError,
@@ -55,7 +56,7 @@ def _advise(error: TocsinError) -> str:
                 f"`tocsin worker list --queue {queue}` shows the workers, `tocsin worker stop` ends them, "
                 f"`tocsin queue purge {queue}` removes messages; --force takes all of it along"
             )
-        case QueueBusy():
+        case QueueBusy() | SchemaBusy():
             return "try again; pg_stat_activity shows which sessions have been in a transaction for long"
         case WorkerNotFound():
             return "it may have been purged; `tocsin worker list` shows those that there are"
