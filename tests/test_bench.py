@@ -160,6 +160,17 @@ def test_several_runs_give_medians_and_ranges(server: servers.Server, tmp_path: 
     assert [line.split(" | ")[0] for line in page.stdout.splitlines()[2:]] == ["| `delayed.p50`", "| `delayed.max`"]
 
 
+def test_outages_are_survived() -> None:
+    command = [sys.executable, "-m", "bench.outages", "--only", "restarted"]
+    if servers.INSTALLATION is not None:
+        command += ["--on", str(servers.INSTALLATION)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert ended.returncode == 0, ended.stderr
+    heading, _, row = ended.stdout.splitlines()
+    assert re.fullmatch(r"\| what is done \| what happens \| PostgreSQL [\d.]+ \|", heading)
+    assert re.fullmatch(r"\| the server is restarted \| .* \| \d+\.\d s(; .*)? \|", row)
+
+
 def test_an_unknown_scenario_is_refused(server: servers.Server) -> None:
     ended = run(server, "--only", "nonsense")
     assert (ended.returncode, ended.stdout) == (2, "")

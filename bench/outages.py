@@ -1,0 +1,521 @@
+"""``python -m bench.outages``: what happens to a service while its database or its network misbehaves, as the table of ``docs/outages.md``.
+
+A service produces ten messages a second and consumes them, each with Tocsin's defaults. Then something is done to the server, the
+database, the role or the network. Noted are the calls of the producer that failed meanwhile, and the time from the end of the outage (or,
+where it does not end, from its beginning) until a message that was enqueued after it is handled. At the end each message whose enqueueing
+succeeded must have been handled, unchanged; where that is not so, the command says so and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import attrs
+import psycopg
+import trio
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+import tocsin
+from tocsin.embedded import EmbeddedServer, serve
+from tocsin.nursery import open_nursery_bare
+
+from .__main__ import EMBEDDED, installation
+from .frame import execute
+from .proxy import Proxy, running
+
+PATIENCE = 60.0
+"""Seconds after which a service counts as one that does not recover."""
+PAUSE = 0.1
+"""Seconds between two messages."""
+WRONG = "wrong:"
+"""What a cell begins with whose trial went wrong."""
+PASSWORD = secrets.token_hex(8)
+
+
+@attrs.frozen
+class Scene:
+    """Where an outage takes place."""
+
+    server: EmbeddedServer
+    """The server."""
+    admin: str
+    """Connection string of the database, round the proxy, as superuser."""
+    dsn: str
+    """Connection string that the service uses."""
+    proxy: Proxy
+    """What that leads through."""
+    standby: EmbeddedServer | None = None
+    """A hot standby of the server."""
+    standby_port: int = 0
+    """Where that listens, on 127.0.0.1."""
+
+    async def promote(self) -> None:
+        """Make the standby a primary."""
+        assert self.standby is not None
+        await execute(self.standby.dsn, b"select pg_promote()")
+
+    async def set(self, setting: str) -> None:
+        """Give the database a setting, for sessions to come."""
+        name = str(conninfo_to_dict(self.admin)["dbname"])
+        await execute(self.admin, sql.SQL("alter database {} set {}").format(sql.Identifier(name), sql.SQL(setting)))
+
+    async def terminate(self) -> None:
+        """End all sessions of the service."""
+        await execute(self.admin, b"select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tocsin'")
+
+
+@attrs.frozen
+class Trial:
+    """A setting or an outage."""
+
+    name: str
+    """What is done, in the words of the table."""
+    happens: str
+    """What it comes to, in the words of the table."""
+    act: Callable[[Scene], Awaitable[None]]
+    """Does it; of an outage that ends, returns at its end."""
+    before: bool = False
+    """Whether it is done before the service starts."""
+    since: int = 0
+    """The first major version of PostgreSQL that has it."""
+    standby: bool = False
+    """Whether it needs a standby."""
+
+
+@attrs.frozen
+class Outcome:
+    """What a trial came to."""
+
+    failed: Counter[str]
+    """Errors that calls of the producer raised, by name."""
+    recovery: float
+    """Seconds from the outage's end until a message that was enqueued later is handled."""
+    repeated: int
+    """Messages that were handled twice."""
+
+
+class Service:
+    """Produces and consumes, and notes what comes of it."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._sent: dict[int, float] = {}
+        self._kept: set[int] = set()
+        self._handled: dict[int, float] = {}
+        self._pending = 0
+        self._producing = True
+        self._changed = trio.lowlevel.ParkingLot()
+        self.repeated = 0
+        self.failed: Counter[str] = Counter()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Go on until cancelled."""
+        async with tocsin.connect(self._dsn) as store, store.consumer("q") as consumer, open_nursery_bare() as nursery:
+            nursery.start_soon(self._produce, store)
+            task_status.started()
+            await consumer.handle(self._handle, concurrency=5)
+
+    async def _handle(self, message: tocsin.Message) -> None:
+        if message.payload != {"n": message.payload["n"], "text": "é"}:
+            raise RuntimeError(f"the payload has changed on its way: {message.payload}")
+        self.repeated += message.payload["n"] in self._handled
+        self._handled.setdefault(message.payload["n"], trio.current_time())
+        self._changed.unpark_all()
+
+    async def _produce(self, store: tocsin.Store) -> None:
+        async with open_nursery_bare() as nursery:
+            while self._producing:
+                nursery.start_soon(self._send, store, len(self._sent))
+                await trio.sleep(PAUSE)
+
+    async def _send(self, store: tocsin.Store, number: int) -> None:
+        self._sent[number] = trio.current_time()
+        self._pending += 1
+        try:
+            await store.produce("q", {"n": number, "text": "é"})
+        except Exception as error:
+            self.failed[type(error).__name__] += 1
+        else:
+            self._kept.add(number)
+        finally:
+            self._pending -= 1
+            self._changed.unpark_all()
+
+    async def steady(self) -> None:
+        """Return when messages come through."""
+        await self._until(lambda: len(self._handled) >= 20, "no message is handled at all")
+
+    async def recover(self, since: float) -> float:
+        """Return the seconds from then until a message that was sent later is handled."""
+
+        def later() -> list[float]:
+            return [t for n, t in self._handled.items() if self._sent[n] >= since]
+
+        await self._until(lambda: bool(later()), "no message is handled any more")
+        return min(later()) - since
+
+    async def finish(self) -> None:
+        """Stop producing, and return when all is handled whose enqueueing succeeded."""
+        self._producing = False
+        await self._until(lambda: not self._pending, "calls of the producer do not end")
+        await self._until(lambda: self._kept <= self._handled.keys(), "messages are not handled")
+
+    async def _until(self, holds: Callable[[], bool], otherwise: str) -> None:
+        with trio.move_on_after(PATIENCE):
+            while not holds():
+                await self._changed.park()
+            return
+        raise RuntimeError(otherwise)
+
+
+def set_before(setting: str) -> Callable[[Scene], Awaitable[None]]:
+    """Return what gives the database a setting."""
+
+    async def act(scene: Scene) -> None:
+        await scene.set(setting)
+
+    return act
+
+
+def setting(setting: str, happens: str = "Sessions of Tocsin's have their own value.", since: int = 0) -> Trial:
+    """Return the trial of a setting of the database's, as of a role's."""
+    return Trial(f"`{setting}`", happens, set_before(setting), before=True, since=since)
+
+
+async def restart(scene: Scene) -> None:
+    """Restart the server."""
+    await scene.server.restart("fast")
+
+
+async def crash(scene: Scene) -> None:
+    """Have the server crash and recover."""
+    await scene.server.restart("immediate")
+
+
+async def terminate_again_and_again(scene: Scene) -> None:
+    """End all sessions, for three seconds."""
+    for _ in range(15):
+        await scene.terminate()
+        await trio.sleep(0.2)
+
+
+async def cancel_again_and_again(scene: Scene) -> None:
+    """Cancel all statements, for three seconds."""
+    for _ in range(300):
+        await execute(scene.admin, b"select pg_cancel_backend(pid) from pg_stat_activity where application_name = 'tocsin'")
+        await trio.sleep(0.01)
+
+
+async def read_only(scene: Scene) -> None:
+    """Have the database read-only for five seconds."""
+    await scene.set("default_transaction_read_only = on")
+    await scene.terminate()
+    await trio.sleep(5)
+    await scene.set("default_transaction_read_only = off")
+    await scene.terminate()
+
+
+async def lock_messages(scene: Scene) -> None:
+    """Hold an exclusive lock on the table of messages for five seconds."""
+    await execute(scene.admin, b"begin; lock table tocsin.messages in access exclusive mode; select pg_sleep(5); commit")
+
+
+async def lock_messages_by_timeout(scene: Scene) -> None:
+    """The same, where sessions are ended that wait for longer than a second."""
+    await scene.set("transaction_timeout = '1s'")
+    await scene.terminate()
+    await trio.sleep(1)
+    await execute(
+        scene.admin,
+        b"set transaction_timeout = 0; begin; lock table tocsin.messages in access exclusive mode; select pg_sleep(5); commit",
+    )
+
+
+async def limit_role(scene: Scene) -> None:
+    """Leave the role fewer connections than the pool may have."""
+    role = sql.Identifier(str(conninfo_to_dict(scene.dsn)["user"]))
+    await execute(scene.admin, sql.SQL("alter role {} connection limit 3").format(role))
+    await scene.terminate()
+
+
+async def take_all_connections(scene: Scene) -> None:
+    """Leave the server no connection, and end those of the service; for five seconds."""
+    role = sql.Identifier(str(conninfo_to_dict(scene.dsn)["user"]))
+    await execute(scene.admin, sql.SQL("alter role {} connection limit 0").format(role))
+    await scene.terminate()
+    await trio.sleep(5)
+    await execute(scene.admin, sql.SQL("alter role {} connection limit -1").format(role))
+
+
+async def fill_notify_queue(scene: Scene) -> None:
+    """Fill PostgreSQL's queue of notifications, by a session that does not read them; for five seconds."""
+
+    def fill() -> None:
+        with psycopg.connect(scene.admin, autocommit=True) as stuck, psycopg.connect(scene.admin, autocommit=True) as other:
+            for statement in ("listen somewhere", "begin", "select 1"):
+                stuck.execute(statement)
+            try:
+                while True:
+                    other.execute("select pg_notify('somewhere', repeat('x', 7000) || clock_timestamp())")
+            except psycopg.errors.ProgramLimitExceeded:
+                other.execute("select pg_sleep(5)")
+
+    await trio.to_thread.run_sync(fill)
+
+
+async def silence_pool(scene: Scene) -> None:
+    """Have all connections fall silent that are open, but the newest, which LISTENs."""
+    newest = scene.proxy.accepted - 1
+    scene.proxy.silence(lambda number: number < newest)
+
+
+async def silence_listener(scene: Scene) -> None:
+    """Have the connection fall silent that LISTENs: the second that the service opened."""
+    scene.proxy.silence(lambda number: number == 1)
+
+
+async def silence_open(scene: Scene) -> None:
+    """Have all connections fall silent that are open."""
+    scene.proxy.silence()
+
+
+async def silence_network(scene: Scene) -> None:
+    """Have nothing go through for twenty seconds, and no connection be made."""
+    scene.proxy.silence(new=True)
+    await trio.sleep(20)
+    scene.proxy.speak()
+
+
+async def freeze_server(scene: Scene) -> None:
+    """Stop all of the server's processes for fifteen seconds."""
+    postmaster = int((scene.server.directory / "data" / "postmaster.pid").read_text().split()[0])
+    processes = [postmaster, *_children(postmaster)]
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        await trio.sleep(15)
+    finally:
+        for process in processes:
+            try:
+                os.kill(process, signal.SIGCONT)
+            except ProcessLookupError:
+                continue
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == parent:
+                found.append(int(entry.name))
+    return found
+
+
+async def fail_over(scene: Scene) -> None:
+    """Have the primary's host vanish, and promote the standby; the service's connection string names both."""
+    scene.proxy.silence(new=True)
+    await scene.promote()
+
+
+async def lead_to_standby(scene: Scene) -> None:
+    """Lead the service to the standby, as a virtual address does; promote that five seconds later."""
+    scene.proxy.target = scene.standby_port
+    await scene.terminate()
+    await trio.sleep(5)
+    await scene.promote()
+
+
+TRIALS: Sequence[Trial] = (
+    setting("client_encoding = 'latin1'"),
+    setting("datestyle = 'German, DMY'"),
+    setting("intervalstyle = 'sql_standard'"),
+    setting("timezone = 'Europe/Berlin'"),
+    setting("statement_timeout = '50ms'"),
+    setting("lock_timeout = '1ms'"),
+    setting("idle_in_transaction_session_timeout = '50ms'"),
+    setting("idle_session_timeout = '300ms'"),
+    setting("transaction_timeout = '50ms'", since=17),
+    setting("default_transaction_isolation = 'serializable'"),
+    setting("default_transaction_deferrable = on"),
+    setting("bytea_output = 'escape'"),
+    setting("standard_conforming_strings = off"),
+    setting("search_path = ''"),
+    setting("jit_above_cost = 0", "Tocsin's functions turn JIT off where they steer the planner."),
+    Trial("the server is restarted", "Connections come back by themselves.", restart),
+    Trial("the server crashes and recovers", "Connections come back by themselves.", crash),
+    Trial("each session is terminated, again and again, for 3 s", "Connections come back by themselves.", terminate_again_and_again),
+    Trial("each statement is cancelled, again and again, for 3 s", "Statements of the consumer are repeated.", cancel_again_and_again),
+    Trial("the database is read-only for 5 s", "Consumers wait; calls raise `ConnectionLost`.", read_only),
+    Trial("another session locks the table of messages for 5 s", "Statements wait.", lock_messages),
+    Trial("the same, with a `transaction_timeout` of 1 s", "Statements wait.", lock_messages_by_timeout, since=17),
+    Trial("the role may have 3 connections, the pool 8", "Tasks wait for a connection that exists.", limit_role),
+    Trial("the role may have no connection for 5 s", "Consumers wait; calls raise `ConnectionLost`.", take_all_connections),
+    Trial(
+        "PostgreSQL's notification queue is full for 5 s",
+        "Messages are enqueued; consumers find them by heartbeat.",
+        fill_notify_queue,
+        since=17,
+    ),
+    Trial("the pool's connections fall silent", "They are dropped when a statement gets no answer.", silence_pool),
+    Trial("the LISTEN connection falls silent", "It is dropped when a heartbeat gets no answer.", silence_listener),
+    Trial("all open connections fall silent", "They are dropped, and new ones opened.", silence_open),
+    Trial("the network is silent for 20 s", "Calls raise `ConnectionLost`; new connections are tried until one is made.", silence_network),
+    Trial("the server is frozen for 15 s (SIGSTOP)", "As with a silent network.", freeze_server),
+    Trial(
+        "the primary's host vanishes, the standby is promoted; the DSN names both",
+        "Attempts to connect to the vanished host end, and the other host follows.",
+        fail_over,
+        standby=True,
+    ),
+    Trial(
+        "one address leads to a standby, which is promoted 5 s later",
+        "Connections to a server that is read-only are dropped.",
+        lead_to_standby,
+        standby=True,
+    ),
+)
+
+
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """Make a directory that a server which runs as another user, since we are root, can pass through."""
+    with tempfile.TemporaryDirectory(prefix="tocsin-outages-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@asynccontextmanager
+async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
+    """Give a new database with Tocsin in it, and a role of its own that owns it."""
+    name = f"outages_{secrets.token_hex(6)}"
+    identifier = sql.Identifier(name)
+    await execute(server.dsn, sql.SQL("create role {} login password {}").format(identifier, sql.Literal(PASSWORD)))
+    await execute(server.dsn, sql.SQL("create database {} owner {}").format(identifier, identifier))
+    try:
+        direct = make_conninfo(host="127.0.0.1", port=port, dbname=name, user=name, password=PASSWORD)
+        async with running(direct, port) as proxy:
+            async with tocsin.connect(direct) as store:
+                await store.install()
+                await store.queues.ensure("q")
+            yield Scene(server, make_conninfo(server.dsn, dbname=name), proxy.dsn(), proxy)
+    finally:
+        with trio.CancelScope(shield=True):
+            await execute(server.dsn, sql.SQL("drop database {} with (force)").format(identifier))
+            await execute(server.dsn, sql.SQL("drop role {}").format(identifier))
+
+
+@asynccontextmanager
+async def with_standby(where: Scene, port: int, installed: Path | None) -> AsyncIterator[Scene]:
+    """Add a hot standby of the server, whose address the service's connection string names second."""
+    await where.server.stop()
+    with temporary_directory() as base:
+        directory = base / "standby"
+        directory.mkdir(mode=0o711)
+        await trio.to_thread.run_sync(_copy_data, where.server.directory / "data", directory / "data", where.server.dsn)
+        await where.server.start()
+        async with serve(directory, port=port, installation=installed) as standby, running(where.dsn, port) as proxy:
+            dsn = make_conninfo(
+                where.dsn, host="127.0.0.1,127.0.0.1", port=f"{where.proxy.port},{proxy.port}", target_session_attrs="read-write"
+            )
+            yield attrs.evolve(where, dsn=dsn, standby=standby, standby_port=port)
+
+
+def _copy_data(data: Path, copy: Path, primary: str) -> None:
+    shutil.copytree(data, copy)
+    (copy / "standby.signal").touch()
+    with (copy / "postgresql.auto.conf").open("a") as file:
+        file.write(f"primary_conninfo = '{primary}'\n")
+    owner = data.stat()
+    for path in (copy, *copy.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+async def observe(trial: Trial, where: Scene) -> Outcome:
+    """Run the service through a trial."""
+    if trial.before:
+        await trial.act(where)
+    service = Service(where.dsn)
+    async with open_nursery_bare() as nursery:
+        await nursery.start(service.run)
+        await service.steady()
+        if not trial.before:
+            await trial.act(where)
+        recovery = await service.recover(trio.current_time())
+        await service.finish()
+        nursery.cancel_scope.cancel()
+    return Outcome(service.failed, recovery, service.repeated)
+
+
+def describe(outcome: Outcome) -> str:
+    """Return the cell of the table."""
+    failed = ", ".join(f"{count} {name}" for name, count in outcome.failed.items())
+    repeated = f"{outcome.repeated} handled twice" if outcome.repeated else ""
+    return "; ".join([f"{outcome.recovery:.1f} s", *filter(None, (failed, repeated))])
+
+
+async def run_on(which: str, trials: Sequence[Trial]) -> tuple[str, list[str]]:
+    """Run trials on a server of its own, and return its version and a cell for each."""
+    cells = []
+    installed = installation(which)
+    settings = {"max_notify_queue_pages": "64"} if installed is None else {}
+    port = 54_000 + os.getpid() % 1000 * 2
+    with temporary_directory() as directory:
+        async with serve(directory / "server", port=port, settings=settings, installation=installed) as server:
+            for trial in trials:
+                cell = ""
+                if trial.since <= int(server.version.partition(".")[0]):
+                    try:
+                        async with AsyncExitStack() as stack:
+                            where = await stack.enter_async_context(scene(server, port))
+                            if trial.standby:
+                                where = await stack.enter_async_context(with_standby(where, port + 1, installed))
+                            cell = describe(await observe(trial, where))
+                    except Exception as error:
+                        cell = f"{WRONG} {error!r}"
+                    sys.stderr.write(f"PostgreSQL {server.version}: {trial.name}: {cell}\n")
+                cells.append(cell)
+    return server.version, cells
+
+
+async def run(servers: Sequence[str], only: Sequence[str]) -> int:
+    """Run the trials on each server, print the table, and return the exit status."""
+    trials = [trial for trial in TRIALS if not only or any(word in trial.name for word in only)]
+    columns = [await run_on(which, trials) for which in servers]
+    lines = [
+        f"| what is done | what happens | {' | '.join(f'PostgreSQL {version}' for version, _ in columns)} |",
+        f"| --- | --- | {' | '.join('---' for _ in columns)} |",
+        *(f"| {t.name} | {t.happens} | {' | '.join(cells[n] for _, cells in columns)} |" for n, t in enumerate(trials)),
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return int(any(cell.startswith(WRONG) for _, cells in columns for cell in cells))
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.outages", description=__doc__)
+    parser.add_argument("--on", action="append", help="'embedded' (the default) or the directory of an installation; may be repeated")
+    parser.add_argument("--only", action="append", default=[], help="run the trials with these words in their name")
+    given = parser.parse_args()
+    logging.getLogger("tocsin").setLevel(logging.CRITICAL)
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+    sys.exit(trio.run(run, given.on or [EMBEDDED], given.only))
+
+
+if __name__ == "__main__":
+    main()
