@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import PATIENCE, Handled, open_connection, query, run_until_suspended
 
 import tocsin
+from tocsin import session
 
 pytestmark = poolers.NEEDED
 
@@ -135,11 +136,11 @@ async def test_it_is_really_another_session_each_time(dsn: str, through: Through
         for _ in range(poolers.SESSIONS):
             async with store.transaction() as connection:
                 sessions.add((await (await connection.execute("select pg_backend_pid()")).fetchall())[0])
-                await connection.take_session({})
+                await session.set_up(connection)
                 assert not connection.session_is_ours
     assert len(sessions) == poolers.SESSIONS
     async with open_connection(dsn) as direct:
-        await direct.take_session({})
+        await session.set_up(direct)
         assert direct.session_is_ours
 
 

@@ -1,13 +1,13 @@
 -- Enqueueing: from any language, with any driver, in any transaction. ring.sql says who rings.
 --
 -- The INSERT of a single message also decides whether it may be enqueued, and only when it was not inserted is it looked into why. So the
--- usual case is one statement; in a loop of calls it takes 1.2 times the server's time of an INSERT by hand, a difference of 5 µs.
+-- usual case is one statement; in a loop of calls it takes 1.2 times the server's time of an INSERT by hand, a difference of 5 us.
 --
 -- Batches come as one JSON document, since that is parsed ten times as fast as an array of texts. Server and client together, for each of
--- 1,000 messages in a call (of 100, of 10): 3.9 µs (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
+-- 1,000 messages in a call (of 100, of 10): 3.9 us (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
 
 -- Whether its size and options speak for a message; a query that uses it has its text inlined. The queue's rules are another matter
--- (validate.sql): even to have a function for them in the INSERT, and never call it, takes 2 µs.
+-- (validate.sql): even to have a function for them in the INSERT, and never call it, takes 2 us.
 create or replace function tocsin.fits(
     payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval, max_deliveries integer
 ) returns boolean

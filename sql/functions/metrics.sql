@@ -46,11 +46,12 @@ language plpgsql stable
 as $$
 declare
     counts bigint[];
+    at text := to_char(t at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00';  -- the same in every session
 begin
     select array_agg(c.total order by s.n), bool_and(c.exact) into counts, exact
     from (values (1, 'tocsin.messages', 'x.state = ''ready'''),
-                 (2, 'tocsin.messages', format('x.state = ''scheduled'' and x.vt <= %L', t)),
-                 (3, 'tocsin.messages', format('x.state = ''leased'' and x.vt <= %L', t)),
+                 (2, 'tocsin.messages', format('x.state = ''scheduled'' and x.vt <= %L', at)),
+                 (3, 'tocsin.messages', format('x.state = ''leased'' and x.vt <= %L', at)),
                  (4, 'tocsin.messages', 'x.state = ''scheduled'''),
                  (5, 'tocsin.messages', 'x.state = ''leased'''),
                  (6, 'tocsin.dead_letters', 'true')) s (n, relation, condition)

@@ -69,7 +69,7 @@ $$;
 create or replace function tocsin.describe_path(path jsonb) returns text
 language sql immutable parallel safe
 as $$
-    select '$' || coalesce(string_agg(case when s.name ~ '^[[:alpha:]_]\w*$' then '.' || s.name else format('[%s]', s.step) end, ''
+    select '$' || coalesce(string_agg(case when s.name ~ '^[[:alpha:]_][[:alnum:]_]*$' then '.' || s.name else format('[%s]', s.step) end, ''
                                       order by s.n), '')
     from (select e.step, e.step #>> '{}', e.n from jsonb_array_elements(path) with ordinality e (step, n)) s (step, name, n)
 $$;

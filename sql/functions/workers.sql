@@ -1,14 +1,14 @@
 -- Workers: who produces for and consumes from a queue, and in which state.
 --
 --                 poll              interrupt
---     ready ───────────────▶ polling ─────────▶ interrupted
---       ▲ ▲  complete poll     │                    │
---       │ └────────────────────┘ suspend            │ suspend (by itself when its run has ended)
---       │ └──────────────┐       │                  │
---       │ resume         └── suspended ◀────────────┘          interrupt and suspend also from ready
---       └───────────────────────┘  │ shutdown
---                                  ▼
---                               stopped ── registered anew, by its name ──▶ ready
+--     ready ---------------> polling ---------> interrupted
+--       ^ ^  complete poll     |                    |
+--       | +--------------------+ suspend            | suspend (by itself when its run has ended)
+--       | +--------------+       |                  |
+--       | resume         +-- suspended <------------+          interrupt and suspend also from ready
+--       +-----------------------+  | shutdown
+--                                  v
+--                               stopped -- registered anew, by its name --> ready
 --
 -- Every change is one UPDATE whose condition is the state it may start from, so of two that race one is refused.
 --

@@ -4,15 +4,15 @@
 -- =====================
 --
 --                  delay                       due
---    enqueue ───────────────▶ scheduled ────────────────┐
---       │                         ▲                      ▼
---       └────────────────────────────────────────────▶ ready ◀────────────┐
---                                 │                      │ claim          │ lease expired,
---                 release, fail   │                      ▼                │ worker died
---                 (with a delay)  └─────────────────── leased ────────────┘
---                                                        │
---                             archive ◀── handled ───────┼──── too many deliveries, or expired ──▶ dead_letters ── replay ──▶ ready
---                                                        └──── delete ──▶ nothing is kept
+--    enqueue ---------------> scheduled ----------------+
+--       |                         ^                      v
+--       +--------------------------------------------> ready <------------+
+--                                 |                      | claim          | lease expired,
+--                 release, fail   |                      v                | worker died
+--                 (with a delay)  +------------------- leased ------------+
+--                                                        |
+--                             archive <-- handled -------+---- too many deliveries, or expired --> dead_letters -- replay --> ready
+--                                                        +---- delete --> nothing is kept
 --
 -- `messages` holds only unfinished messages, so it stays small; a finished one moves to `archive` or `dead_letters`.
 -- What a claim looks for (`ready`) is never mixed with what changes by time (`scheduled`, `leased`): there is a partial index for each of the
@@ -121,6 +121,17 @@ comment on column tocsin.messages.due is 'Place in the queue among equal priorit
 comment on column tocsin.messages.vt is 'When it can be claimed (again): due while it waits, the end of the lease while it is leased.';
 comment on column tocsin.messages.lease is 'Token of the current delivery; when it is not leased, of the last one.';
 comment on column tocsin.messages.history is 'Its deliveries that failed, the last twenty of them, as tocsin.give_back writes them; null: none.';
+
+-- A database whose encoding is SQL_ASCII takes any bytes for text. The server sends a session in UTF-8 no others than UTF-8, so a claim of such a
+-- message would fail, each time. Nowhere else is there a check to be paid for.
+do $$
+begin
+    if getdatabaseencoding() = 'SQL_ASCII' then
+        alter table tocsin.messages add constraint messages_utf8 check (
+            convert_from(convert_to(payload::text || coalesce(headers::text, '') || coalesce(key, ''), 'SQL_ASCII'), 'UTF8') is not null);
+    end if;
+end
+$$;
 
 create index messages_ready on tocsin.messages (queue_id, priority, due, id) where state = 'ready';
 create index messages_timed on tocsin.messages (queue_id, state, vt) where state in ('scheduled', 'leased');

@@ -136,7 +136,8 @@ class Database:
             raise _closed() from None
 
     async def _execute(self, connection: Connection, statement: str, parameters: Sequence[object]) -> list[Row]:
-        cursor = await connection.execute(self._render(statement), parameters)
+        # In binary, since the text of times and intervals depends on the session's settings, which behind a pooler are not ours.
+        cursor = await connection.execute(self._render(statement), parameters, binary=True)
         return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
     def _write(self, statement: str) -> bytes:

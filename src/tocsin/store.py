@@ -10,7 +10,7 @@ import attrs
 import psycopg
 import trio
 
-from . import network, settings
+from . import network, session, settings
 from . import schema as schemas
 from .bell import Bell
 from .consumer import Consumer
@@ -200,6 +200,7 @@ class Store:
         there is always a connection left for what the block itself asks of the store, and for keeping leases. Raises `ConnectionLost`.
         """
         async with self._transactions, self._database.connection(lent=True) as connection, connection.transaction():
+            await session.lend(connection)
             yield connection
 
     async def stats(self) -> StoreStats:
@@ -277,12 +278,11 @@ async def connect(
 
 async def _open_connection(dsn: str, address: str) -> Connection:
     try:
-        connection: Connection = await TrioConnection.connect(network.complete(dsn), autocommit=True, fallback_application_name="tocsin")
+        connection: Connection = await TrioConnection.connect(
+            network.complete(dsn), autocommit=True, fallback_application_name="tocsin", client_encoding=session.ENCODING
+        )
         try:
-            await connection.take_session(network.ON_THE_SERVER)
-            if not connection.session_is_ours:
-                # What psycopg prepares may not be there for the next transaction, and a statement that fails in one cannot be repeated.
-                connection.prepare_threshold = None
+            await session.set_up(connection)
         except BaseException:
             connection.finish()
             raise

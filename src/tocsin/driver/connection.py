@@ -147,6 +147,8 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         self._without_cursor = Prepared(pgconn)
         self.session_is_ours = False
         """Whether `take_session` has found that there is no pooler in between."""
+        self.settings_before: dict[str, str] = {}
+        """What the settings that `take_session` has applied were before."""
 
     @classmethod
     async def connect(
@@ -261,19 +263,21 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             return Rows((await self.wait(self._without_cursor.run_together(statements, settled)))[answer], self)
 
     async def take_session(self, settings: Mapping[str, str]) -> None:
-        """Apply these settings to the session, if it is ours, and have its transactions be READ COMMITTED unless they say otherwise.
+        """Apply those of these settings that the server knows to the session, if it is ours. There is at least one that it knows.
 
         It is not ours when a pooler stands in between, such as PgBouncer, which may run each transaction on another session of the server
         than the one it claimed to be when we connected. Then nothing is set, for the next client of that session would have it. Raises
         psycopg's errors. Cancelled, it is set or not.
         """
-        chosen = {"default_transaction_isolation": "read committed", **settings}
         statement = (
-            "select (select count(set_config(name, value, false)) from unnest(%s::text[], %s::text[]) setting (name, value)) "
-            "where pg_backend_pid() = %s"
+            "select s.name, s.was, set_config(s.name, s.value, false) "
+            "from (select name, value, current_setting(name, true) as was from unnest(%s::text[], %s::text[]) given (name, value)) s "
+            "where pg_backend_pid() = %s and s.was is not null"
         )
-        cursor = await self.execute(statement, [list(chosen), list(chosen.values()), self.info.backend_pid])
-        self.session_is_ours = await cursor.fetchone() is not None
+        cursor = psycopg.AsyncCursor(self, row_factory=_TUPLES)
+        await cursor.execute(statement, [list(settings), list(settings.values()), self.info.backend_pid])
+        self.settings_before = {row[0]: row[1] for row in await cursor.fetchall()}
+        self.session_is_ours = bool(self.settings_before)
 
     async def _call_off(self, gen: PQGen[Any]) -> None:
         """Bring the connection into order after `gen` was interrupted."""
