@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from . import schema as schemas
 from .driver import Pool, PoolClosed, Rows, TrioConnection
+from .driver.grace import Grace
 from .driver.prepared import Statement
 from .errors import ConfigError, TocsinError, translate
 from .schema import Schema
@@ -57,8 +58,10 @@ def describe_address(dsn: str) -> str:
 class Database:
     """A pool of connections to one database, and the schema in it."""
 
-    def __init__(self, pool: Pool, schema: Schema, address: str) -> None:
+    def __init__(self, pool: Pool, schema: Schema, address: str, grace: Grace) -> None:
         self.pool = pool
+        self.grace = grace
+        """How long cleaning up after a cancellation may take, which all connections to the database share."""
         self.schema = schema
         self.address = address
         self._render = lru_cache(maxsize=None)(self._write)

@@ -39,9 +39,6 @@ logger = logging.getLogger("tocsin")
 MAX_ERROR_CHARACTERS = 10_000
 """How much of an error's text and of its traceback is kept."""
 
-GIVE_UP_AFTER = 5.0
-"""Seconds for which a run that is to end, and whose handlers have ended, waits for the database to archive what they have done."""
-
 MAX_TURN = 0.0003
 """Seconds for which handlers that never wait are called before other tasks may run: the one that sends statements, above all."""
 
@@ -130,10 +127,13 @@ class Handling:
 
     async def pump(self) -> None:
         """Handle messages until the run is to end and all handlers have. Cancellation ends it at once; the run's end cleans up."""
+        with self._run.closing:
+            await self._pump()
+
+    async def _pump(self) -> None:
         run = self._run
         retries = Retries("handling")
         ahead = self._ahead
-        give_up_at = math.inf
         while run.ended_by is None or run.units or ahead or self._done or self._failed:
             now = trio.current_time()
             room = (self._concurrency - len(run.units)) * self._size + ahead.room(now) if run.may_claim else 0
@@ -156,6 +156,7 @@ class Handling:
                 if self._failed:
                     await self._fail()
                 retries.succeeded()
+                run.hurry_again()
             except StateTransitionError:
                 run.pause()
             except (ConnectionLost, psycopg.Error) as error:
@@ -163,10 +164,6 @@ class Handling:
                 if refused and self._done:
                     self._poisoned = True
                 elif isinstance(error, TRANSIENT) and not refused:
-                    if run.ended_by is not None and not run.units:
-                        give_up_at = min(give_up_at, trio.current_time() + GIVE_UP_AFTER)
-                        if trio.current_time() >= give_up_at:
-                            return  # the run's end tries once more
                     await trio.sleep(retries.failed(error))
                 else:
                     raise
@@ -248,6 +245,7 @@ class Handling:
         finally:
             self._runners -= 1
             run.units.discard(unit)
+            run.hurry()
             run.bed.nudge()
 
     async def _attend(self, unit: Unit) -> None:

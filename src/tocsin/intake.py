@@ -19,7 +19,7 @@ from .front import Front
 from .leases import Leases
 from .message import Message, Source, tokens
 from .parcel import Parcel, read_answer
-from .process import CLEANUP_WITHIN, Process
+from .process import Process
 
 _CLAIM = "select * from tocsin.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 
@@ -66,6 +66,7 @@ class Intake:
         self.queue_id = 0
         self.handled = 0
         """How many messages of runs have been settled."""
+        self.grace = database.grace
         self._database = database
         self._source: Source | None = None
         self._front = Front()
@@ -101,7 +102,7 @@ class Intake:
             except (trio.Cancelled, KeyboardInterrupt):
                 # The claim may have won the race with its cancellation: then messages are leased to us that nobody here knows of.
                 self._answer_lost = True
-                with trio.move_on_after(CLEANUP_WITHIN, shield=True):
+                with self._database.grace.scope():
                     await self._release_unknown()
                 raise
             finally:

@@ -43,9 +43,6 @@ from .version import VERSION
 
 logger = logging.getLogger("tocsin")
 
-CLEANUP_WITHIN = 5.0
-"""Seconds that cleaning up after a cancellation may take."""
-
 SETTLE_WITHIN = 0.1
 """Seconds between two looks at most while a transaction is open that has put messages into a queue and may not have rung."""
 
@@ -165,8 +162,10 @@ class Process:
                     async with self._beating():
                         await trio.sleep(wait)
         finally:
-            with trio.move_on_after(CLEANUP_WITHIN, shield=True):
+            with self._database.grace.scope() as patience:
                 await self._unregister()
+            if patience.cancelled_caught:
+                logger.warning("process %d is not unregistered, the others will find it dead: no answer", self._id)
 
     @property
     def _queues(self) -> dict[str, int]:

@@ -9,11 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-import trio
-
 from .database import Database
 from .errors import TRANSIENT, TocsinError
-from .process import CLEANUP_WITHIN, Process
+from .process import Process
 from .texts import check_queue
 from .version import VERSION
 from .worker import Worker
@@ -100,7 +98,7 @@ async def registered(worker: R) -> AsyncIterator[R]:
         if not registration.worker_id:
             process.look()  # the registration may have happened all the same; the heartbeat finds and ends it
         else:
-            with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
+            with worker._database.grace.scope() as patience:
                 try:
                     await worker._database.fetch("select tocsin.unregister_worker(%s, %s)", [registration.worker_id, registration.token])
                 except (TocsinError, *TRANSIENT) as error:

@@ -24,7 +24,6 @@ from .intake import Claim, Intake
 from .leases import Unit
 from .message import Message
 from .nursery import open_nursery_bare
-from .process import CLEANUP_WITHIN
 
 logger = logging.getLogger("tocsin")
 
@@ -46,6 +45,8 @@ class Run:
         """Messages that were given back because the run is to end, or by who stopped the worker."""
         self.stopped = False
         """Whether the worker was stopped for good, and what it held given back."""
+        self.closing = trio.CancelScope()
+        """What goes on until the run's end, where that is not the run's block: it is cut off when the database does not answer."""
         self._cancel_at = math.inf
         self._paused = False
         self._to_poll = False
@@ -71,7 +72,19 @@ class Run:
         if grace is not None and trio.current_time() + grace < self._cancel_at:
             self._cancel_at = trio.current_time() + grace
             self.nursery.start_soon(self._cancel_units_at, self._cancel_at)
+        self.hurry()
         self.bed.nudge()
+
+    def hurry(self) -> None:
+        """When the run is to end and its handlers have, let what is left to be settled take no longer than any other cleanup."""
+        if self.ended_by is not None and not self.units and self.closing.deadline == math.inf:
+            self.closing.deadline = self.intake.grace.begin()
+
+    def hurry_again(self) -> None:
+        """The database has answered: what is left to be settled has all of that time once more."""
+        if self.closing.deadline < math.inf:
+            self.intake.grace.answered()
+            self.closing.deadline = self.intake.grace.begin()
 
     def pause(self) -> None:
         """Take no more messages until `noticed` says otherwise."""
@@ -175,7 +188,7 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
                         intake.run = None  # before the nursery closes: what the registry says may start a task in it
                         nursery.cancel_scope.cancel()
     finally:
-        with trio.move_on_after(CLEANUP_WITHIN, shield=True) as patience:
+        with intake.grace.scope() as patience:
             if run is not None and run.flush is not None:
                 try:
                     await run.flush()

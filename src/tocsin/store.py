@@ -18,6 +18,7 @@ from .database import Connection, Database, describe_address
 from .dead_letters import DeadLetters
 from .draft import BatchOptions
 from .driver import PoolStatistics, TrioConnection, open_pool
+from .driver.grace import Grace
 from .durations import Duration
 from .errors import translate
 from .maintenance import Maintained, Maintenance, maintain
@@ -254,14 +255,16 @@ async def connect(
     address = describe_address(chosen.dsn or "")
     listen_address = address if chosen.listen_dsn is None else describe_address(chosen.listen_dsn)
 
+    grace = Grace()
+
     async def open_connection() -> Connection:
-        return await _open_connection(chosen.dsn or "", address)
+        return await _open_connection(chosen.dsn or "", address, grace)
 
     async def open_line() -> Connection:
-        return await _open_connection(chosen.listen_dsn or chosen.dsn or "", listen_address)
+        return await _open_connection(chosen.listen_dsn or chosen.dsn or "", listen_address, grace)
 
     async with open_pool(open_connection, min_size=1, max_size=chosen.pool_size) as pool:
-        database = Database(pool, Schema(chosen.schema), address)
+        database = Database(pool, Schema(chosen.schema), address, grace)
         bell = Bell()
         maintenance = Maintenance(database)
         process = Process(database, open_line, bell, chosen.heartbeat, maintenance.become_due)
@@ -276,11 +279,12 @@ async def connect(
             nursery.cancel_scope.cancel()
 
 
-async def _open_connection(dsn: str, address: str) -> Connection:
+async def _open_connection(dsn: str, address: str, grace: Grace) -> Connection:
     try:
         connection: Connection = await TrioConnection.connect(
             network.complete(dsn), autocommit=True, fallback_application_name="tocsin", client_encoding=session.ENCODING
         )
+        connection.share_grace(grace)
         try:
             await session.set_up(connection)
         except BaseException:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psycopg
 import trio
 
-from .driver.connection import GRACE
+from .driver.grace import GRACE
 
 ASK_AGAIN = 0.25
 """Seconds after which the server is asked once more to cancel: a request that comes between two statements is lost."""

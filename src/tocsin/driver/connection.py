@@ -19,7 +19,7 @@ leaves the connection in one of two states, never in between: *usable*, with not
 
 - Cancelled before anything was sent: nothing is sent.
 - Cancelled while a statement runs: the server is asked to cancel it, and the answer is awaited, shielded, for
-  `GRACE` seconds at most. The statement has failed then, or it won the race and has taken effect; the caller
+  `GRACE` seconds at most (``grace.py``). The statement has failed then, or it won the race and has taken effect; the caller
   cannot know, as with any operation that is cut short. The connection is usable. A server that does not
   answer in time costs the connection.
 - Cancelled in pipeline mode: the running statement is cancelled and the connection is closed, since which of
@@ -50,10 +50,11 @@ from psycopg.waiting import Wait
 
 from . import connecting, waiting
 from .cursors import StatementLock, check_writer, closes_server_cursor
-from .persistence import GRACE, persist
+from .grace import Grace
+from .persistence import persist
 from .prepared import Prepared, Rows, Statement
 
-__all__ = ["GRACE", "TrioConnection", "TrioTransaction"]
+__all__ = ["TrioConnection", "TrioTransaction"]
 
 _ASK_AGAIN: Final = 0.25
 """After how long, in seconds, the server is asked once more to cancel. A request that overtakes the statement
@@ -96,7 +97,7 @@ class TrioTransaction(psycopg.AsyncTransaction):
     ) -> bool:
         if self._lost():
             return False
-        await persist(self.pgconn, self._conn.lock.acquire)
+        await persist(self.pgconn, self._conn.grace, self._conn.lock.acquire)
         try:
             if exc_val is not None or self.force_rollback:
                 return await self._roll_back(exc_val)
@@ -142,7 +143,9 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
 
     def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Row] = _TUPLES) -> None:
         super().__init__(pgconn, row_factory)
-        self.lock = cast(Any, StatementLock(pgconn))
+        self.grace = Grace()
+        """How long cleaning up may take. Read only; see `share_grace`."""
+        self.lock = cast(Any, StatementLock(pgconn, self.grace))
         self._turn = waiting.Turn()
         self._without_cursor = Prepared(pgconn)
         self.session_is_ours = False
@@ -232,7 +235,9 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             await trio.lowlevel.checkpoint_if_cancelled()
         deadline = math.inf if timeout is None else trio.current_time() + timeout
         try:
-            return await waiting.wait(gen, self.pgconn.socket, self._turn, deadline)
+            result = await waiting.wait(gen, self.pgconn.socket, self._turn, deadline)
+            self.grace.answered()
+            return result
         except BaseException as error:
             # An Exception is the protocol's own, which psycopg handles; but not the end of its patience in
             # the middle of a statement.
@@ -262,6 +267,10 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         async with self.lock:
             return Rows((await self.wait(self._without_cursor.run_together(statements, settled)))[answer], self)
 
+    def share_grace(self, grace: Grace) -> None:
+        """Have cleaning up take no longer than for the other connections that share this."""
+        self.grace = cast(StatementLock, self.lock).grace = grace
+
     async def take_session(self, settings: Mapping[str, str]) -> None:
         """Apply those of these settings that the server knows to the session, if it is ours. There is at least one that it knows.
 
@@ -286,12 +295,14 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             return
         rest = _resumable(_rest_of_pipeline(self.pgconn) if pipeline else _rest(self.pgconn, gen))
         try:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE):
+            with self.grace.scope():
                 over = False
                 while not over:
                     with suppress(psycopg.Error):
                         await self._request_cancel()
                     over = await self._proceed(rest)
+                if not self.closed:
+                    self.grace.answered()
         finally:
             # What psycopg believes to be in the pipeline cannot be put right.
             if self.pgconn.pipeline_status or self.pgconn.transaction_status == _ACTIVE:
@@ -310,7 +321,9 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
 
     async def _see_through(self, gen: PQGen[RV]) -> RV:
         resumable = _resumable(gen)
-        return await persist(self.pgconn, lambda: waiting.wait(resumable, self.pgconn.socket, self._turn))
+        result = await persist(self.pgconn, self.grace, lambda: waiting.wait(resumable, self.pgconn.socket, self._turn))
+        self.grace.answered()
+        return result
 
     async def _request_cancel(self) -> None:
         request = self.pgconn.cancel_conn()
@@ -337,7 +350,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:  # noqa: ASYNC109 (psycopg's signature)
         # psycopg's cleanup of COPY and stream(), which must work in a cancelled scope.
-        with trio.CancelScope(shield=True):
+        with self.grace.scope():
             await super()._try_cancel(timeout=timeout)
 
     @asynccontextmanager

@@ -19,6 +19,7 @@ from psycopg import pq
 from psycopg.copy import AsyncQueuedLibpqWriter
 from trio.lowlevel import enable_ki_protection
 
+from .grace import Grace
 from .lock import Lock
 from .persistence import persist
 
@@ -32,14 +33,15 @@ _START_COPY_GEN: Final = psycopg.AsyncCursor._start_copy_gen.__code__
 class StatementLock(Lock):
     """The lock of one connection, which a server-side cursor that is being closed takes in a cancelled scope too."""
 
-    def __init__(self, pgconn: pq.abc.PGconn) -> None:
+    def __init__(self, pgconn: pq.abc.PGconn, grace: Grace) -> None:
         super().__init__()
         self._pgconn = pgconn
+        self.grace = grace
 
     @enable_ki_protection
     async def __aenter__(self) -> None:
         if self.locked() and sys._getframe(1).f_code is _CLOSE:
-            await persist(self._pgconn, self.acquire)
+            await persist(self._pgconn, self.grace, self.acquire)
         else:
             await self.acquire()
 

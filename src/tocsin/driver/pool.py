@@ -33,7 +33,7 @@ from psycopg import pq
 
 from tocsin.nursery import open_nursery_bare
 
-from .connection import GRACE, TrioConnection
+from .connection import TrioConnection
 
 __all__ = ["Pool", "PoolClosed", "PoolStatistics", "open_pool"]
 
@@ -256,7 +256,7 @@ async def open_pool(
 async def _brought_into_order(connection: Connection) -> bool:
     """Whether the connection can be lent to another task, after a ROLLBACK where one is needed."""
     if connection.pgconn.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE), suppress(psycopg.Error):
+        with connection.grace.scope(), suppress(psycopg.Error):
             await connection.rollback()
     # A lock that is still held belongs to a generator or a task that was left behind.
     return connection.pgconn.transaction_status == pq.TransactionStatus.IDLE and not connection.lock.locked()
