@@ -47,7 +47,7 @@ $$;
 -- Until when to keep what is archived at this time.
 create or replace function tocsin.keep_until(retention interval, at timestamptz) returns timestamptz
 language sql stable parallel safe
-as $$ select case when retention < '1000 years' then at + retention else '9999-01-01+00' end $$;
+as $$ select case when retention < '1000 years' then tocsin.later(at, retention) else '9999-01-01+00' end $$;
 
 -- The partitions that what is kept until then goes to, by their span; null: it is not kept.
 create or replace function tocsin.archive_shelf(a tocsin.archiving, keep_until timestamptz) returns integer
@@ -98,7 +98,7 @@ as $$
 #variable_conflict use_column
 declare
     t timestamptz := tocsin.clock();
-    before timestamptz := coalesce(t - older_than, 'infinity');
+    before timestamptz := coalesce(tocsin.later(t, -older_than), 'infinity');
     purged bigint;
 begin
     if dry_run and older_than is null then

@@ -121,7 +121,7 @@ begin
         -- tests/test_claim.py holds it to that. One statement, since it is what an idle consumer's handler waits for.
         return query
             update tocsin.messages m
-            set state = 'leased', lease = greatest(token, m.lease + 1), vt = t + f.lease_length, read_ct = m.read_ct + 1,
+            set state = 'leased', lease = greatest(token, m.lease + 1), vt = tocsin.later(t, f.lease_length), read_ct = m.read_ct + 1,
                 dequeued_at = t, consumer_worker_id = worker_id
             from (select r.ctid as found, coalesce(claim.vt, x.vt) as lease_length, x.max_deliveries
                   from tocsin.workers w

@@ -32,7 +32,7 @@ begin
     if older_than < '0 s' then
         perform tocsin.refuse('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
     end if;
-    return case when older_than is not null then tocsin.clock() - least(older_than, interval '5000 years') end;
+    return case when older_than is not null then tocsin.later(tocsin.clock(), -least(older_than, interval '5000 years')) end;
 end
 $$;
 
@@ -124,7 +124,7 @@ begin
         perform tocsin.refuse('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
     end if;
     taken := tocsin.take_dead_letters(ids, queue, reason, error, older_than, max_letters);
-    t := tocsin.clock() + coalesce(delay, '0 s');
+    t := tocsin.later(tocsin.clock(), coalesce(delay, '0 s'));
     with added as (
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, dequeued_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers, last_error, history)

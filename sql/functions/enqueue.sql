@@ -135,7 +135,7 @@ as $$
 #variable_conflict use_column
 declare
     t timestamptz := tocsin.clock();
-    due_at timestamptz := coalesce(at, t + delay, t);
+    due_at timestamptz := coalesce(at, tocsin.later(t, delay), t);
     q tocsin.queues;
     new_id bigint;  -- drawn before the INSERT, or null
     message_id bigint;
@@ -168,7 +168,7 @@ begin
                                      payload, headers)
         select coalesce(new_id, nextval('tocsin.messages_id_seq')), x.id, coalesce(priority, 0),
                case when due_at > t then 'scheduled'::tocsin.message_state else 'ready' end, due_at, due_at, t,
-               t + expires_in, worker_id, enqueue.max_deliveries, key, payload, headers
+               tocsin.later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload, headers
         from tocsin.queues x
         where x.name = queue and tocsin.fits(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
           and (not x.ruled or checked)
@@ -218,7 +218,7 @@ as $$
 declare
     q tocsin.queues := tocsin.admit(queue, delay, at, expires_in, max_deliveries, worker_id);
     t timestamptz := tocsin.clock();
-    due_at timestamptz := coalesce(at, t + delay, t);
+    due_at timestamptz := coalesce(at, tocsin.later(t, delay), t);
     ids bigint[];
 begin
     perform tocsin.admit_headers(q, headers);
@@ -227,7 +227,7 @@ begin
         insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
                                      payload, headers)
         select q.id, coalesce(priority, 0), case when due_at > t then 'scheduled'::tocsin.message_state else 'ready' end, due_at, due_at, t,
-               t + expires_in, worker_id, max_deliveries, p.payload, headers
+               tocsin.later(t, expires_in), worker_id, max_deliveries, p.payload, headers
         from jsonb_array_elements(payloads) with ordinality as p (payload, n)
         order by p.n
         returning id
@@ -262,7 +262,7 @@ begin
         where tocsin.find_fault(jsonb_build_array(p.payload), q) is not null;
     end if;
     with given as materialized (
-        select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, t + m.delay, t) as due_at,
+        select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, tocsin.later(t, m.delay), t) as due_at,
                m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id
         from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz, priority integer, headers jsonb,
                                                 expires_in interval, max_deliveries integer, worker_id bigint)
@@ -270,7 +270,7 @@ begin
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
                                      payload, headers)
         select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t then 'scheduled'::tocsin.message_state else 'ready' end,
-               g.due_at, g.due_at, t, t + g.expires_in, g.worker_id, g.max_deliveries, g.payload, g.headers
+               g.due_at, g.due_at, t, tocsin.later(t, g.expires_in), g.worker_id, g.max_deliveries, g.payload, g.headers
         from given g
         where tocsin.fits(g.payload, q.max_payload, g.delay, g.at, g.expires_in, g.max_deliveries)
           and (octet_length(g.headers::text) > q.max_payload) is not true

@@ -204,7 +204,7 @@ declare
     purged bigint := 0;
     n bigint;
 begin
-    for queue in select q.id, t - q.dead_letter_retention as before from tocsin.queues q where q.dead_letter_retention < '1000 years' loop
+    for queue in select q.id, tocsin.later(t, -q.dead_letter_retention) as before from tocsin.queues q where q.dead_letter_retention < '1000 years' loop
         delete from tocsin.dead_letters d
         where d.id = any (array(
             select x.id from tocsin.dead_letters x where x.queue_id = queue.id and x.died_at <= queue.before

@@ -118,7 +118,7 @@ begin
     select greatest(u.since, pg_postmaster_start_time()) into up_since from tocsin.uptime u;
     for p in
         select x.id, x.lifeline, x.heartbeat_at,
-               greatest(x.heartbeat_at + x.every * case when x.lifeline is null then 15 else 1.25 end, up_since + interval '10 s') as dead_at
+               greatest(tocsin.later(x.heartbeat_at, x.every * case when x.lifeline is null then 15 else 1.25 end), up_since + interval '10 s') as dead_at
         from tocsin.processes x
         where x.id <> process_id
     loop

@@ -15,7 +15,7 @@ as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
     t timestamptz := tocsin.clock();
-    before timestamptz := coalesce(t - older_than, 'infinity');
+    before timestamptz := coalesce(tocsin.later(t, -older_than), 'infinity');
 begin
     if (ready or delayed or archived or dead) is not true then
         perform tocsin.refuse('TC022', 'say what to purge: ready, delayed, archived or dead', '{"argument": "ready"}');

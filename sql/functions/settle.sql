@@ -83,7 +83,7 @@ declare
     settled bigint[];
 begin
     with extended as (
-        update tocsin.messages m set vt = tocsin.clock() + extend.vt
+        update tocsin.messages m set vt = tocsin.later(tocsin.clock(), extend.vt)
         from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         returning m.id
@@ -148,8 +148,8 @@ begin
     ), returned as (
         update tocsin.messages m
         set state = (case when h.delay > '0 s' then 'scheduled' else 'ready' end)::tocsin.message_state,
-            due = case when h.delay > '0 s' then t + h.delay else least(h.due, t) end,
-            vt = case when h.delay > '0 s' then t + h.delay else least(h.due, t) end,
+            due = case when h.delay > '0 s' then tocsin.later(t, h.delay) else least(h.due, t) end,
+            vt = case when h.delay > '0 s' then tocsin.later(t, h.delay) else least(h.due, t) end,
             read_ct = m.read_ct - (not counted)::integer,
             last_error = coalesce(h.error, m.last_error),
             history = tocsin.add_delivery(m.history, h.delivery)

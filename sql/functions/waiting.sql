@@ -131,7 +131,7 @@ begin
     end if;
     m := tocsin.take_waiting(message_id, queue, key);
     t := tocsin.clock();
-    due_at := coalesce(at, t + delay);
+    due_at := coalesce(at, tocsin.later(t, delay));
     update tocsin.messages x
     set state = (case when due_at > t then 'scheduled' else 'ready' end)::tocsin.message_state, due = due_at, vt = due_at
     where x.id = m.id;

@@ -456,7 +456,7 @@ as $$
 #variable_conflict use_column
 declare
     only_queue integer := case when queue is not null then (tocsin.find_queue(queue)).id end;
-    t timestamptz := tocsin.clock() - older_than;
+    t timestamptz := tocsin.later(tocsin.clock(), -older_than);
 begin
     return query
         with gone as (

@@ -41,7 +41,7 @@ as $$
     union all  -- internal: called within the others only
     select unnest('{
         access, apply_privileges, caller, is_owner, is_admin, may_consume, may_enqueue, acts_for, refuse_caller, check_enqueue, check_register, check_own, find_role,
-        clock, refuse, lock_key, shared_elsewhere, shared_after_all,
+        clock, later, refuse, lock_key, shared_elsewhere, shared_after_all,
         fits, admit, check_due, admit_headers, admit_payloads, find_key, take_waiting, check_change, refuse_change,
         channel, must_ring, ring, rung, ring_inserted,
         make_due_ready, admit_claim, next_due, outcomes, give_back, backoff, bury,
