@@ -13,6 +13,7 @@ from psycopg import sql
 
 import tocsin
 from tocsin.driver import TrioConnection
+from tocsin.failure import Failure
 from tocsin.schema import contract
 
 PATIENCE = 30
@@ -49,6 +50,11 @@ async def move_clock(dsn: str, seconds: float) -> None:
 
 
 assert "tocsin.clock()" in contract()[0]
+
+
+def failed_with(text: str) -> Failure:
+    """What a handler's error of this text is for Tocsin."""
+    return Failure(Exception(text), "failed", None, text, "a traceback", printable=True)
 
 
 class Handled:

@@ -135,7 +135,7 @@ def test_a_failed_batch_is_logged_once(cli: Call, store_dsn: str, folder: Path) 
     cli("enqueue", "q", *map(str, range(3)))
     ended = run(store_dsn, folder, "q", "service:fail", "--batch", "3", "--once", "--log-format", "json", "--log-level", "warning")
     (entry,) = [json.loads(line) for line in ended.stderr.splitlines()]
-    assert entry["message"] == "service.fail failed with messages 1, 2, 3: ValueError('no good')"
+    assert entry["message"] == "service.fail failed with messages 1, 2, 3: ValueError: no good; 3 are dead letters now"
     assert (entry["queue"], "message_id" in entry) == ("q", False)
     assert ask(store_dsn, "select count(*)::int from tocsin.dead_letters") == [(3,)]
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import trio
 from cancel_sweep import cancel_sweep
-from support import PATIENCE, Handled, connect_blocking, move_clock, open_connection, query, run_until_suspended, until_asleep
+from support import PATIENCE, Handled, connect_blocking, failed_with, move_clock, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
 from tocsin.durations import MAX_DURATION
@@ -29,7 +29,7 @@ WAITING = "select 1 from pg_stat_activity where datname = current_database() and
 async def kill(consumer: tocsin.Consumer, error: str = "it failed", limit: int = 1) -> list[tocsin.Message]:
     """Claim messages and let their handler fail, as a run does."""
     messages = await consumer.dequeue(limit)
-    await consumer._intake.fail_many(messages, [error] * len(messages), ["a traceback"] * len(messages))
+    await consumer._intake.fail_many(messages, [failed_with(error)] * len(messages))
     return messages
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import connect_blocking, move_clock, nodes, query
+from support import connect_blocking, failed_with, move_clock, nodes, query
 
 import tocsin
 
@@ -62,7 +62,7 @@ async def test_get_tells_all_in_every_state(store: tocsin.Store, store_dsn: str)
         assert (info.state, info.read_ct, info.consumer_worker_id) == ("leased", 1, consumer.worker_id)
         assert (info.dequeued_at, info.vt) == (message.dequeued_at, message.vt)
 
-        await consumer._intake.fail_many([message], ["it failed"], ["a traceback"])
+        await consumer._intake.fail_many([message], [failed_with("it failed")])
         info = await store.messages.get(message_id)
         assert (info.state, info.last_error, [d.outcome for d in info.history]) == ("ready", "it failed", ["failed"])
 

@@ -110,38 +110,51 @@ $$;
 create or replace function tocsin.release(ids bigint[], leases bigint[], delay interval default '0 s', counted boolean default true)
 returns boolean[]
 language sql
-as $$ select tocsin.give_back(ids, leases, delay, counted, 'released') $$;
+as $$
+    select coalesce(array_agg(g.outcome is not null order by g.n), '{}')
+    from unnest(tocsin.give_back(ids, leases, delay, counted, 'released')) with ordinality as g (outcome, n)
+$$;
 
--- The handler failed: back to the queue after the backoff that the queue's settings give, with the error kept.
-create or replace function tocsin.fail(ids bigint[], leases bigint[], errors text[], tracebacks text[]) returns boolean[]
+-- The handler failed: back to the queue after the backoff that the queue's settings give, with the error kept. `delays` (seconds) takes the
+-- backoff's place where it is not null. `verdicts` says for each message what has happened: 'failed' (also null), 'rejected' (a dead letter at
+-- once) or 'snoozed' (the delivery does not count). Returns for each message, in order, after how many seconds it is delivered again; Infinity:
+-- it is a dead letter now; null: its lease was gone, and nothing was changed.
+create or replace function tocsin.fail(
+    ids bigint[], leases bigint[], errors text[], tracebacks text[], delays float8[] default null, verdicts text[] default null
+) returns float8[]
 language sql
-as $$ select tocsin.give_back(ids, leases, null, true, 'failed', errors, tracebacks) $$;
+as $$ select tocsin.give_back(ids, leases, null, true, 'failed', errors, tracebacks, delays, verdicts) $$;
 
 -- What release, fail, an expired lease and a dead worker have in common. A message without deliveries left becomes a dead letter. Without a
--- delay the message keeps its place in the queue. A delivery that counts goes into the message's history, with its outcome: failed, lease
--- expired, worker died or released.
+-- delay the message keeps its place in the queue. A delivery that counts goes into the message's history, with its outcome: failed, rejected,
+-- lease expired, worker died or released. Returns what `fail` does.
 create or replace function tocsin.give_back(
-    ids bigint[], leases bigint[], delay interval, counted boolean, outcome text, errors text[] default null, tracebacks text[] default null
-) returns boolean[]
+    ids bigint[], leases bigint[], delay interval, counted boolean, outcome text, errors text[] default null, tracebacks text[] default null,
+    delays float8[] default null, verdicts text[] default null
+) returns float8[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$
 #variable_conflict use_column
 declare
     t timestamptz := tocsin.clock();
-    settled bigint[];
+    outcomes float8[];
+    undead bigint[];
 begin
     with held as (
-        select m.id, m.queue_id, m.due, g.error, g.traceback,
-               counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
-               coalesce(delay, tocsin.backoff(q, m.read_ct)) as delay,
-               case when counted then
+        select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
+               v.outcome = 'rejected' or c.counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
+               coalesce(make_interval(secs => g.delay), give_back.delay, tocsin.backoff(q, m.read_ct)) as delay,
+               case when c.counted then
                    jsonb_build_object('delivery', m.read_ct, 'worker_id', m.consumer_worker_id,
                                       'worker', (select w.name from tocsin.workers w where w.id = m.consumer_worker_id),
-                                      'dequeued_at', m.dequeued_at, 'ended_at', t, 'outcome', outcome, 'error', left(g.error, 1000))
+                                      'dequeued_at', m.dequeued_at, 'ended_at', t, 'outcome', v.outcome, 'error', left(g.error, 1000))
                end as delivery
-        from (select x.id, x.lease, x.error, x.traceback
-              from unnest(ids, leases, errors, tracebacks) as x (id, lease, error, traceback) order by x.id) g
+        from (select x.id, x.lease, x.error, x.traceback, x.delay, x.verdict
+              from unnest(ids, leases, errors, tracebacks, delays, verdicts) as x (id, lease, error, traceback, delay, verdict)
+              order by x.id) g
+        cross join lateral (select coalesce(g.verdict, give_back.outcome)) v (outcome)
+        cross join lateral (select give_back.counted and v.outcome <> 'snoozed') c (counted)
         join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         join tocsin.queues q on q.id = m.queue_id
         for update of m
@@ -150,7 +163,7 @@ begin
         set state = (case when h.delay > '0 s' then 'scheduled' else 'ready' end)::tocsin.message_state,
             due = case when h.delay > '0 s' then tocsin.later(t, h.delay) else least(h.due, t) end,
             vt = case when h.delay > '0 s' then tocsin.later(t, h.delay) else least(h.due, t) end,
-            read_ct = m.read_ct - (not counted)::integer,
+            read_ct = m.read_ct - (not h.counted)::integer,
             last_error = coalesce(h.error, m.last_error),
             history = tocsin.add_delivery(m.history, h.delivery)
         from held h
@@ -158,20 +171,29 @@ begin
     ), buried as (
         select tocsin.bury(
             array_agg(h.id),
-            case outcome when 'failed' then 'its handler failed'
-                         when 'lease expired' then 'the lease expired'
-                         when 'worker died' then 'its worker died'
-                         else 'it was released after its last delivery' end,
+            case h.outcome when 'failed' then 'its handler failed'
+                           when 'rejected' then 'its handler rejected it'
+                           when 'lease expired' then 'the lease expired'
+                           when 'worker died' then 'its worker died'
+                           else 'it was released after its last delivery' end,
             array_agg(h.error), array_agg(h.traceback), array_agg(h.delivery))
-        from held h where h.exhausted
+        from held h where h.exhausted group by h.outcome
     ), rung as (
         select tocsin.ring(b.queue_id) from (select distinct h.queue_id from held h where not h.exhausted) b
     )
-    select array_agg(h.id) into settled
-    from held h
+    select array_agg(case when h.exhausted then 'Infinity' else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
+    from unnest(ids) with ordinality as g (id, n)
+    left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x group by x.id) h on h.id = g.id
     cross join (select count(*) from buried) all_buried  -- a CTE that nobody reads is not run
     cross join (select count(*) from rung) all_rung;
-    return tocsin.outcomes(ids, settled);
+    if 'Infinity' = any (outcomes) then  -- unless the dead letters refused it: see bury
+        select array_agg(m.id) into undead from tocsin.messages m where m.id = any (ids) and m.state = 'scheduled';
+        if undead is not null then
+            select array_agg(case when g.outcome = 'Infinity' and g.id = any (undead) then 60 else g.outcome end order by g.n) into outcomes
+            from unnest(ids, outcomes) with ordinality as g (id, outcome, n);
+        end if;
+    end if;
+    return coalesce(outcomes, '{}');
 end
 $$;
 

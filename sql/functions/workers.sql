@@ -237,7 +237,7 @@ begin
         return 0;
     end if;
     -- Locks them in the order of ids, and looks again whether they carry these leases.
-    return (select count(*) from unnest(tocsin.give_back(ids, leases, '0 s', counted, outcome)) g (released) where g.released);
+    return (select count(*) from unnest(tocsin.give_back(ids, leases, '0 s', counted, outcome)) g (outcome) where g.outcome is not null);
 end
 $$;
 

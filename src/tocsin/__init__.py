@@ -50,6 +50,7 @@ from .settings import Settings
 from .signals import drain_on_signals
 from .store import Reclaimed, Store, StoreStatistics, StoreStats, connect
 from .transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
+from .verdicts import Reject, Retry, Snooze, Verdict
 from .version import VERSION as __version__
 from .worker import WorkerHandle, WorkerInfo, WorkerStatus
 from .workers import Workers
@@ -94,18 +95,22 @@ __all__ = [
     "RateLimit",
     "RateLimited",
     "Reclaimed",
+    "Reject",
+    "Retry",
     "RoleNotFound",
     "Roles",
     "SchemaBusy",
     "SchemaMissing",
     "SchemaOutdated",
     "Settings",
+    "Snooze",
     "StateTransitionError",
     "Store",
     "StoreStatistics",
     "StoreStats",
     "Suspended",
     "TocsinError",
+    "Verdict",
     "WorkerHandle",
     "WorkerInfo",
     "WorkerNotFound",

@@ -11,11 +11,13 @@ not the tasks it starts.
 from __future__ import annotations
 
 import logging
-import types
-from collections.abc import Awaitable, Callable, Generator
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
 from time import perf_counter
-from typing import Any
+from types import CoroutineType, FrameType
+from typing import Any, cast
+
+from .failure import Escaped
 
 logger = logging.getLogger("tocsin")
 
@@ -23,42 +25,99 @@ LONG_STEP = 0.1
 """Seconds that an async handler may compute without awaiting before it is reported."""
 
 
-@types.coroutine
-def call_and_watch(
-    handler: Callable[[Any], Awaitable[object]], work: Any, when_waiting: Callable[[], None], name: str
-) -> Generator[Any, Any, object]:
+async def call_and_watch(handler: Callable[[Any], Awaitable[object]], work: Any, when_waiting: Callable[[], None], name: str) -> object:
     """Call an async handler, return what it does, and report each step that blocked the event loop. A cancellation is the handler's.
 
     It has a context (``contextvars``) of its own, so that what it sets there is not seen by the next call. ``when_waiting`` is called when
-    it waits for the first time, if it ever does.
+    it waits for the first time, if it ever does. A `GeneratorExit` of the handler's is raised as `Escaped`.
     """
-    in_context = copy_context().run
-    steps = in_context(handler, work).__await__()
-    resume: Callable[[Any], Any] = steps.send
-    value: Any = None
-    waiting_for_the_first_time = True
-    while True:
+    context = copy_context()
+    awaitable = context.run(handler, work)
+    coroutine = awaitable if isinstance(awaitable, CoroutineType) else _as_coroutine(awaitable)
+    begun = perf_counter()
+    try:
+        awaited = context.run(coroutine.send, None)
+    except StopIteration as end:
+        return end.value
+    except GeneratorExit as raised:
+        raise Escaped(raised) from None
+    finally:
+        taken = perf_counter() - begun
+        if taken > LONG_STEP:
+            context.run(_report, name, taken)
+    when_waiting()
+    return await _Rest(coroutine, context, awaited, name)
+
+
+def _as_coroutine(awaitable: Awaitable[object]) -> CoroutineType[Any, Any, object]:
+    async def wait() -> object:
+        return await awaitable
+
+    return cast(CoroutineType[Any, Any, object], wait())
+
+
+def _report(name: str, taken: float) -> None:
+    logger.warning(
+        "handler %s blocked the event loop for %.2f s; its process could neither extend leases nor answer meanwhile. "
+        "Make it a plain function, which runs in a thread, or await trio.to_thread.run_sync for the long part.",
+        name,
+        taken,
+    )
+
+
+_NOTHING: Any = object()
+
+
+class _Rest:
+    """Awaits the rest of a coroutine, step by step.
+
+    Trio's `Task.iter_await_frames` takes it for the coroutine that it awaits, so a dump of all tasks shows where a handler hangs.
+    """
+
+    __slots__ = ("_awaited", "_context", "_coroutine", "_name")
+
+    def __init__(self, coroutine: CoroutineType[Any, Any, object], context: Context, awaited: Any, name: str) -> None:
+        self._coroutine = coroutine
+        self._context = context
+        self._awaited = awaited
+        self._name = name
+
+    @property
+    def cr_frame(self) -> FrameType | None:
+        return self._coroutine.cr_frame
+
+    @property
+    def cr_await(self) -> Any:
+        return self._coroutine.cr_await
+
+    def __await__(self) -> _Rest:
+        return self
+
+    def __iter__(self) -> _Rest:
+        return self
+
+    def __next__(self) -> Any:
+        if self._awaited is not _NOTHING:  # the first step has been taken
+            awaited, self._awaited = self._awaited, _NOTHING
+            return awaited
+        return self._step(self._coroutine.send, None)
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._coroutine.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._coroutine.throw, *error)
+
+    def close(self) -> None:
+        self._context.run(self._coroutine.close)
+
+    def _step(self, resume: Callable[..., Any], *value: Any) -> Any:
         begun = perf_counter()
         try:
-            awaited = in_context(resume, value)
-        except StopIteration as end:
-            return end.value
+            return self._context.run(resume, *value)
+        except GeneratorExit as raised:
+            raise Escaped(raised) from None
         finally:
             taken = perf_counter() - begun
             if taken > LONG_STEP:
-                in_context(
-                    logger.warning,
-                    "handler %s blocked the event loop for %.2f s; its process could neither extend leases nor answer meanwhile. "
-                    "Make it a plain function, which runs in a thread, or await trio.to_thread.run_sync for the long part.",
-                    name,
-                    taken,
-                )
-        if waiting_for_the_first_time:
-            waiting_for_the_first_time = False
-            when_waiting()
-        try:
-            value = yield awaited
-            resume = steps.send
-        except BaseException as thrown:
-            value = thrown
-            resume = steps.throw
+                self._context.run(_report, self._name, taken)

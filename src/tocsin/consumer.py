@@ -171,13 +171,15 @@ class Consumer(Registered, WorkerHandle):
 
         An async handler runs in this task's nursery, a plain function in a thread, in which it is left behind when it is cancelled or takes
         too long; each call has a context (``contextvars``) of its own. When it returns, its message is archived, unless it has settled the
-        message itself. When it raises, or takes longer than ``timeout`` seconds, the message goes back to the queue with the queue's
-        backoff, or to the dead letters after its last delivery, with the error kept; the loop goes on. Leases (``vt`` seconds each,
-        default: the queue's) are extended for as long as a handler runs; a handler whose lease is lost all the same is cancelled. With
-        ``once`` it also ends, with `Suspended` too, when no message is due and no handler runs any more.
+        message itself. When it raises anything at all, or takes longer than ``timeout`` seconds, the message goes back to the queue with
+        the queue's backoff, or to the dead letters after its last delivery, with the error kept; the loop goes on. It decides itself what
+        becomes of the message by raising `Retry`, `Snooze` or `Reject`. Leases (``vt`` seconds each, default: the queue's) are extended for
+        as long as a handler runs; a handler whose lease is lost all the same is cancelled. With ``once`` it also ends, with `Suspended`
+        too, when no message is due and no handler runs any more.
 
-        Raises `Suspended`, `StateTransitionError`, `WorkerStopped`. While the database is away it waits for it. Cancelled, handlers are
-        cancelled and their messages released, without counting as a delivery.
+        Raises `Suspended`, `StateTransitionError`, `WorkerStopped`; and an async handler's `SystemExit`, whose message has failed then.
+        While the database is away it waits for it. Cancelled, or on `KeyboardInterrupt`, handlers are cancelled and their messages
+        released, without counting as a delivery.
         """
         check_count(concurrency, "concurrency")
         call = make_caller(handler)
@@ -230,8 +232,9 @@ class Consumer(Registered, WorkerHandle):
     def messages(self, *, vt: Duration | None = None) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
         """Open a stream of messages: ``async with consumer.messages() as stream: async for message in stream: ...``.
 
-        Each message is to be settled in the block; what is not is released at its end, without counting as a delivery. Leases (``vt``
-        seconds each, default: the queue's) are extended meanwhile. Interrupted, the stream raises `Suspended` when it is asked for the next
+        Each message is to be settled in the block; what is not is released at its end, without counting as a delivery. When the block ends
+        with an error, what it has not settled has failed with that, as in `handle`. Leases (``vt`` seconds each, default: the queue's) are
+        extended meanwhile. Interrupted, the stream raises `Suspended` when it is asked for the next
         message, and cancels the block when the interruption's grace is over. Cancellation leaves nothing behind.
         """
         return open_stream(self._intake, None if vt is None else to_seconds(vt, "vt"))

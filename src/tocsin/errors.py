@@ -60,12 +60,14 @@ class Suspended(TocsinError):
     Not a failure: it is how `Consumer.handle` and its siblings end.
     """
 
-    def __init__(self, reason: str, *, handled: int, released: int) -> None:
-        super().__init__(f"{reason}; {handled} handled, {released} released")
+    def __init__(self, reason: str, *, handled: int, released: int, failed: int = 0) -> None:
+        super().__init__(f"{reason}; {handled} handled, {f'{failed} failed, ' if failed else ''}{released} released")
         self.reason = reason
         """Who or what ended the run, in words."""
         self.handled = handled
-        """How many messages this run has settled: archived, deleted, released or sent back because their handler failed."""
+        """How many messages this run has archived, deleted or released. A snoozed one counts nowhere."""
+        self.failed = failed
+        """How many deliveries of this run have failed: those messages came back, or became dead letters."""
         self.released = released
         """How many messages went back to the queue because the run ended before they were settled."""
 

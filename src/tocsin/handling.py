@@ -7,8 +7,9 @@ one that handles a single message has it archived at once. Meanwhile handlers go
 *Runners* call the handler: each takes waiting messages and calls it, one call after the other. When a handler waits for something, another
 runner begins, up to the concurrency; handlers that never wait need no second one, and no task of their own. Each time a runner works it has
 a cancel scope, and stops at a call that was cancelled. A call ends in one of four ways: it returned (archive what it has not settled
-itself), it raised (back to the queue with backoff, or to the dead letters), its lease was lost (nothing can be settled), or the grace of an
-interruption was over (released at the end of the run). None of them ends the loop.
+itself), it raised (back to the queue with backoff, or to the dead letters: see ``failure.py``), its lease was lost (nothing can be
+settled), or the grace of an interruption was over (released at the end of the run). None of them ends the loop, except a `SystemExit` of an
+async handler: a signal handler may have raised it, so it ends the run when its message has failed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -27,6 +28,8 @@ import trio
 from .ahead import Ahead
 from .blocking import call_and_watch
 from .errors import TRANSIENT, ConnectionLost, StateTransitionError, is_refusal
+from .failure import Escaped, Failure, describe, describe_failure, split
+from .failure_log import UNANSWERED, log_failure, log_outcomes
 from .leases import Unit
 from .message import Message
 from .retry import Retries
@@ -35,9 +38,6 @@ if TYPE_CHECKING:
     from .run import Run
 
 logger = logging.getLogger("tocsin")
-
-MAX_ERROR_CHARACTERS = 10_000
-"""How much of an error's text and of its traceback is kept."""
 
 MAX_TURN = 0.0003
 """Seconds for which handlers that never wait are called before other tasks may run: the one that sends statements, above all."""
@@ -82,11 +82,20 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
     # The runners are the limit. A thread that was left behind does not count: the next message would wait for it, and its time run out.
     threads = trio.CapacityLimiter(math.inf)
 
+    @wraps(handler)
+    def run(work: Any) -> object:
+        try:
+            return handler(work)
+        except Exception:
+            raise
+        except BaseException as raised:  # no signal and no cancellation arrives in a thread: it is the handler's own
+            raise Escaped(raised) from None
+
     async def call_in_thread(work: Any, when_waiting: Callable[[], None]) -> object:
         # A thread cannot be stopped: when the handler's scope is cancelled it is left to itself. Its message is another's by then, and it
         # cannot settle it. A long one can ask trio.from_thread.check_cancelled().
         when_waiting()
-        return await trio.to_thread.run_sync(handler, work, abandon_on_cancel=True, limiter=threads)
+        return await trio.to_thread.run_sync(run, work, abandon_on_cancel=True, limiter=threads)
 
     return call_in_thread
 
@@ -119,7 +128,7 @@ class Handling:
         self._runners = 0
         self._standby = trio.lowlevel.ParkingLot()
         self._done: list[Message] = []
-        self._failed: list[tuple[Message, Exception]] = []
+        self._failed: list[tuple[Message, Failure]] = []
         self._poisoned = False
         self._answer_lost = False
         self._nothing_left = False
@@ -250,7 +259,8 @@ class Handling:
 
     async def _attend(self, unit: Unit) -> None:
         messages = unit.messages
-        error: Exception | None = None
+        error: BaseException | None = None
+        exits: SystemExit | None = None
         try:
             if self._timeout is None:
                 returned = await self._call(messages, self._start_runner)
@@ -259,38 +269,32 @@ class Handling:
                     returned = await self._call(messages, self._start_runner)
             if returned is not None:
                 check_that_it_ran(returned, self._name)
+        except Escaped as escaped:
+            error = escaped.error
         except Exception as raised:
             error = raised
-        except BaseExceptionGroup as group:
-            # Tasks of the handler's were cancelled, or interrupted, and others raised something: that must not end the loop.
-            error, rest = group.split(Exception)
-            if rest is not None:
-                if error is not None:
-                    logger.warning("%s raised while it was cancelled: %r", self._name, error)
-                raise rest from None
+        except BaseException as raised:
+            own, outer = split(raised)
+            if outer:
+                if own:
+                    logger.warning("%s raised while it was cancelled: %s", self._name, describe(BaseExceptionGroup("its own", own)))
+                    raise outer[0] if len(outer) == 1 else BaseExceptionGroup("several ends of a handler", outer) from None
+                raise
+            error = raised
+            exits = next((leaf for leaf in own if isinstance(leaf, SystemExit)), None)
         self._ahead.finished += len(messages)
-        leases = self._intake.leases
+        unsettled = [m for m in messages if m in self._intake.leases]
         if error is None:
-            for message in messages:
-                if message in leases:
-                    self._done.append(message)
+            self._done += unsettled
         else:
-            unsettled = [m for m in messages if m in leases]
-            self._log_failure(unsettled or messages, error)
-            self._failed += [(m, error) for m in unsettled]
+            failure = describe_failure(error)
+            self._failed += [(m, failure) for m in unsettled]
+            if not unsettled:
+                log_failure(self._name, failure, messages, "nothing was left to settle", batches=self._size > 1)
         unit.messages = []
         self._run.bed.nudge()
-
-    def _log_failure(self, messages: list[Message], error: Exception) -> None:
-        """Log that a call of the handler has failed, once, whichever number of messages it had."""
-        first = messages[0]
-        if self._size == 1:
-            what = f"message {first.id}, delivery {first.read_ct}"
-            fields: dict[str, object] = {"queue": first.queue, "message_id": first.id, "delivery": first.read_ct}
-        else:
-            what = f"messages {', '.join(str(m.id) for m in messages)}"
-            fields = {"queue": first.queue}
-        logger.warning("%s failed with %s: %r", self._name, what, error, exc_info=error, extra=fields)
+        if exits is not None:
+            raise exits
 
     # Settling
 
@@ -313,8 +317,7 @@ class Handling:
             except psycopg.Error as error:
                 if not is_refusal(error):
                     raise
-                logger.warning("message %d was handled but cannot be archived: %s", message.id, error)
-                self._failed.append((message, error))
+                self._failed.append((message, describe_failure(error)))
             del self._done[0]
         self._poisoned = False
 
@@ -327,21 +330,24 @@ class Handling:
         while self._failed:
             failed = self._failed[:]
             try:
-                await self._intake.fail_many([m for m, _ in failed], [_describe(e) for _, e in failed], [_trace(e) for _, e in failed])
+                outcomes = await self._intake.fail_many([m for m, _ in failed], [f for _, f in failed])
             except psycopg.Error as error:
                 if not is_refusal(error):
                     raise
-                for message, why in failed:  # it fails for one of them: try each alone
+                for message, failure in failed:  # it fails for one of them: try each alone
+                    outcome: float | str | None
                     try:
-                        await self._intake.fail_many([message], [_describe(why)], [_trace(why)])
+                        (outcome,) = await self._intake.fail_many([message], [failure])
                     except psycopg.Error as error:
                         if not is_refusal(error):
                             raise
-                        logger.exception("message %d can neither be archived nor put back; it will be when its lease ends", message.id)
+                        outcome = f"it can neither be archived nor put back ({error}), and will be when its lease ends"
                         self._intake.leases.drop(message)
                     del self._failed[0]
+                    self._log_outcomes([(message, failure)], [outcome])
             else:
                 del self._failed[: len(failed)]
+                self._log_outcomes(failed, outcomes)
 
     async def _flush(self) -> None:
         try:
@@ -352,18 +358,11 @@ class Handling:
                 raise
         if self._done:
             await self._archive_apart()
-        if self._failed:
-            await self._fail()
+        try:
+            if self._failed:
+                await self._fail()
+        finally:
+            self._log_outcomes(self._failed, [UNANSWERED] * len(self._failed))
 
-
-def _describe(error: Exception) -> str:
-    return _storable(f"{type(error).__name__}: {error}")
-
-
-def _trace(error: Exception) -> str:
-    return _storable("".join(traceback.format_exception(error)))
-
-
-def _storable(text: str) -> str:
-    """Text that PostgreSQL can store, the end of it if it is long."""
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[-MAX_ERROR_CHARACTERS:]
+    def _log_outcomes(self, failed: Sequence[tuple[Message, Failure]], outcomes: Sequence[float | str | None]) -> None:
+        log_outcomes(self._name, failed, outcomes, batches=self._size > 1)

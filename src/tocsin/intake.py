@@ -15,6 +15,7 @@ from .database import Database
 from .driver.lock import Lock
 from .durations import Duration, to_seconds, to_timedelta
 from .errors import TRANSIENT, ConnectionLost, LeaseLost
+from .failure import Failure
 from .front import Front
 from .leases import Leases
 from .message import Message, Source, tokens
@@ -65,7 +66,9 @@ class Intake:
         self.name = ""
         self.queue_id = 0
         self.handled = 0
-        """How many messages of runs have been settled."""
+        """How many messages of runs have been archived, deleted or released."""
+        self.failed = 0
+        """How many messages of runs have failed or been rejected."""
         self.grace = database.grace
         self._database = database
         self._source: Source | None = None
@@ -172,8 +175,27 @@ class Intake:
             self.leases.drop(message)
         return kept
 
-    async def fail_many(self, messages: Sequence[Message], errors: list[str], tracebacks: list[str]) -> list[bool]:
-        return await self._settle("select tocsin.fail(%s::bigint[], %s::bigint[], %s, %s)", messages, errors, tracebacks)
+    async def fail_many(self, messages: Sequence[Message], failures: Sequence[Failure]) -> list[float | None]:
+        """Have the database do what each failure asks for, and return what it did: see ``tocsin.fail``."""
+        parameters = [
+            [f.text for f in failures],
+            [f.trace for f in failures],
+            [f.delay for f in failures],
+            [f.verdict for f in failures],
+        ]
+        self.leases.settling.append(messages)
+        try:
+            (outcomes,) = await self._database.fetch_one(
+                "select tocsin.fail(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::float8[], %s::text[])",
+                [*tokens(messages), *parameters],
+            )
+        finally:
+            self.leases.settling.remove(messages)
+        lost = {m.id for m, outcome in zip(messages, outcomes, strict=True) if outcome is None}
+        snoozed = [m for m, f in zip(messages, failures, strict=True) if f.verdict == "snoozed"]
+        self.leases.drop_settled(snoozed)
+        self.failed += self.leases.drop_settled(messages, lost)
+        return list(outcomes)
 
     async def _settle(self, statement: str, messages: Sequence[Message], *more: object) -> list[bool]:
         self.leases.settling.append(messages)

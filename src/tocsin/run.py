@@ -52,11 +52,17 @@ class Run:
         self._to_poll = False
         self._status = "polling"
         self._handled_before = intake.handled
+        self._failed_before = intake.failed
 
     @property
     def handled(self) -> int:
-        """Messages settled so far."""
+        """Messages archived, deleted or released so far."""
         return self.intake.handled - self._handled_before
+
+    @property
+    def failed(self) -> int:
+        """Messages that have failed or been rejected so far."""
+        return self.intake.failed - self._failed_before
 
     @property
     def may_claim(self) -> bool:
@@ -172,7 +178,7 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
     intake.running = True
     run: Run | None = None
     ended_by: str | None = None
-    handled = released = 0
+    handled = failed = released = 0
     try:
         if not await _begin(intake):
             ended_by = "interrupted before it began"
@@ -202,6 +208,6 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
             logger.warning("what worker %r holds will be delivered again when its leases end: no answer", intake.name)
         intake.running = False
     if run is not None:
-        ended_by, handled, released = run.ended_by, run.handled, released + run.given_back
+        ended_by, handled, failed, released = run.ended_by, run.handled, run.failed, released + run.given_back
     if ended_by is not None:
-        raise Suspended(ended_by, handled=handled, released=released)
+        raise Suspended(ended_by, handled=handled, failed=failed, released=released)

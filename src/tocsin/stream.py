@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
 from .errors import TRANSIENT, LeaseLost, StateTransitionError
+from .failure import Failure, describe_failure, split
+from .failure_log import UNANSWERED, log_outcomes
 from .intake import Intake
 from .leases import Unit
 from .message import Message
@@ -56,6 +59,24 @@ async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIt
         unit = Unit()
         run.units.add(unit)
         with unit.scope:
-            yield Stream(run, unit, vt)
+            try:
+                yield Stream(run, unit, vt)
+            except GeneratorExit:  # nothing has failed: the block is in a generator that is closed
+                raise
+            except BaseException as raised:
+                if not split(raised)[1]:
+                    run.flush = partial(_fail, intake, unit, describe_failure(raised))
+                raise
         if unit.lost is not None and unit.scope.cancelled_caught and not run.stopped:
             raise LeaseLost(unit.lost, "keep")
+
+
+async def _fail(intake: Intake, unit: Unit, failure: Failure) -> None:
+    """Have the messages that the block has left unsettled fail with its error."""
+    failed = [(m, failure) for m in unit.messages if m in intake.leases]
+    if failed:
+        outcomes: Sequence[float | str | None] = [UNANSWERED] * len(failed)
+        try:
+            outcomes = await intake.fail_many([m for m, _ in failed], [failure] * len(failed))
+        finally:
+            log_outcomes("the block of messages()", failed, outcomes)
