@@ -58,7 +58,7 @@ def describe_address(dsn: str) -> str:
 class Database:
     """A pool of connections to one database, and the schema in it."""
 
-    def __init__(self, pool: Pool, schema: Schema, address: str, grace: Grace) -> None:
+    def __init__(self, pool: Pool[Any], schema: Schema, address: str, grace: Grace) -> None:
         self.pool = pool
         self.grace = grace
         """How long cleaning up after a cancellation may take, which all connections to the database share."""
@@ -70,10 +70,11 @@ class Database:
     async def connection(self, *, lent: bool = False) -> AsyncIterator[Connection]:
         """Lend a connection of the pool; what psycopg raises meanwhile comes out as Tocsin's errors.
 
-        ``lent`` says that it is a user who runs statements there. Cancellation gives the connection back.
+        ``lent`` says that it is a user who runs statements there, so that the session is reset afterwards: Tocsin's own set nothing in it.
+        Cancellation gives the connection back.
         """
         try:
-            async with self.pool.connection() as connection:
+            async with self.pool.connection(reset=lent) as connection:
                 yield connection
         except psycopg.Error as error:
             if lent and isinstance(error, psycopg.errors.InsufficientPrivilege):
@@ -109,7 +110,7 @@ class Database:
         """
         try:
             encoded = _encode(parameters)
-            async with self.pool.connection() as connection:
+            async with self.pool.connection(reset=False) as connection:
                 return await connection.run_prepared(self._render(statement), encoded)
         except psycopg.Error as error:
             raise await self._translate(error) from error
@@ -125,7 +126,7 @@ class Database:
         """
         try:
             encoded = [(self._render(statement), _encode(parameters)) for statement, parameters in statements]
-            async with self.pool.connection() as connection:
+            async with self.pool.connection(reset=False) as connection:
                 if not connection.session_is_ours:
                     return await connection.run_prepared(self._render(otherwise), encoded[answer][1])
                 together: list[Statement] = [_BEGIN]
@@ -148,7 +149,7 @@ class Database:
 
     async def _translate(self, error: psycopg.Error) -> Exception:
         if isinstance(error, _SOMETHING_MISSING):
-            async with self.pool.connection() as connection:
+            async with self.pool.connection(reset=False) as connection:
                 try:
                     await schemas.check(connection, self.schema)
                 except psycopg.Error:

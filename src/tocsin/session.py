@@ -72,3 +72,13 @@ async def lend(connection: TrioConnection[Any]) -> None:
     limits = [name for name in USERS_LIMITS if connection.settings_before.get(name, "0") != "0"]
     if limits:
         await connection.execute("; ".join(f"set local {name} to default" for name in limits).encode())
+
+
+async def reset(connection: TrioConnection[Any]) -> None:
+    """Undo what the user of a connection that was lent has set in its session; two round trips.
+
+    Raises psycopg's errors. Cancelled, the session is of no use.
+    """
+    if connection.session_is_ours:
+        await connection.reset_session()
+        await set_up(connection)

@@ -20,7 +20,7 @@ from .draft import BatchOptions
 from .driver import PoolStatistics, TrioConnection, open_pool
 from .driver.grace import Grace
 from .durations import Duration
-from .errors import translate
+from .errors import ConnectionLost, translate
 from .maintenance import Maintained, Maintenance, maintain
 from .messages import Messages
 from .nursery import open_nursery_bare
@@ -198,7 +198,8 @@ class Store:
         """Lend a connection in a transaction, for your own statements and as ``connection=`` of `Producer.enqueue`.
 
         Commits at the end of the block; rolls back when it raises or is cancelled. At most ``pool_size - 1`` at a time, others wait: so
-        there is always a connection left for what the block itself asks of the store, and for keeping leases. Raises `ConnectionLost`.
+        there is always a connection left for what the block itself asks of the store, and for keeping leases. What the block sets on the
+        connection and for its session (a role, a timeout, a row factory) ends with it. Raises `ConnectionLost`.
         """
         async with self._transactions, self._database.connection(lent=True) as connection, connection.transaction():
             await session.lend(connection)
@@ -263,7 +264,14 @@ async def connect(
     async def open_line() -> Connection:
         return await _open_connection(chosen.listen_dsn or chosen.dsn or "", listen_address, grace)
 
-    async with open_pool(open_connection, min_size=1, max_size=chosen.pool_size) as pool:
+    async with open_pool(
+        open_connection,
+        min_size=1,
+        max_size=chosen.pool_size,
+        reconnect_timeout=0,  # without any connection the caller decides if it tries again, as Tocsin's own tasks do
+        reconnect_on=ConnectionLost,
+        reset=session.reset,
+    ) as pool:
         database = Database(pool, Schema(chosen.schema), address, grace)
         bell = Bell()
         maintenance = Maintenance(database)

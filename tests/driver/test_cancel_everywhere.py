@@ -257,3 +257,34 @@ async def test_pool_with_others_waiting(dsn: str, observer: Connection) -> None:
         with trio.fail_after(SAFETY_NET):
             assert await cancel_sweep(crowd, check) >= 4
     await until_alone(observer)
+
+
+async def test_pool_where_the_server_gives_no_more(dsn: str, observer: Connection) -> None:
+    opened: list[Connection] = []
+
+    async def connect() -> Connection:
+        if opened and not opened[-1].closed:
+            await trio.lowlevel.checkpoint()
+            raise psycopg.OperationalError("no more")
+        opened.append(connection := await TrioConnection.connect(dsn, autocommit=True))
+        return connection
+
+    async def borrow() -> None:
+        async with pool.connection() as connection:
+            await connection.execute("select pg_sleep(0.001)")
+
+    async def crowd() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(borrow)
+            await borrow()
+
+    async def check() -> None:
+        statistics = pool.statistics()
+        assert statistics.in_use == statistics.waiting == 0
+        assert statistics.size == statistics.idle == 1
+
+    async with open_pool(connect, max_size=4) as pool:
+        with trio.fail_after(SAFETY_NET):
+            assert await cancel_sweep(crowd, check) >= 4
+    await until_alone(observer)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import pairwise
 
 import attrs
 import psycopg
 import pytest
+import servers
 import trio
 import trio.testing
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row
+from psycopg.types.numeric import FloatLoader
+from psycopg.types.string import TextLoader
 
-from tocsin.driver import PoolClosed, TrioConnection, open_pool
+from tocsin.driver import PoolClosed, PoolTimeout, TrioConnection, open_pool
 from tocsin.embedded import EmbeddedServer
+from tocsin.retry import LONGEST
 
 from .helpers import SAFETY_NET, Connection, is_idle, until_alone, value
 
@@ -29,19 +36,33 @@ class Gate:
     dsn: str
     asked: int = 0
     fails: bool = False
+    limit: int = 100
+    opening: int = 0
     opened: trio.Event = attrs.Factory(trio.Event)
+    connections: list[Connection] = attrs.Factory(list)
 
     async def connect(self) -> Connection:
         self.asked += 1
         await self.opened.wait()
-        if self.fails:
+        if self.fails or self.opening + sum(not connection.closed for connection in self.connections) >= self.limit:
             raise psycopg.OperationalError("no luck")
-        return await TrioConnection.connect(self.dsn, autocommit=True)
+        self.opening += 1
+        try:
+            self.connections.append(connection := await TrioConnection.connect(self.dsn, autocommit=True))
+        finally:
+            self.opening -= 1
+        return connection
 
 
 @pytest.fixture
 async def gate(dsn: str) -> Gate:
     return Gate(dsn)
+
+
+@pytest.fixture
+async def open_gate(gate: Gate) -> Gate:
+    gate.opened.set()
+    return gate
 
 
 async def test_the_minimum_is_there_from_the_start(connect: Callable[[], Awaitable[Connection]]) -> None:
@@ -124,12 +145,12 @@ async def test_a_failure_to_connect_goes_to_the_borrower_and_not_to_those_behind
 
     gate.fails = True
     gate.opened.set()
-    async with open_pool(gate.connect, min_size=0, max_size=1) as pool:
+    async with open_pool(gate.connect, min_size=0, max_size=1, reconnect_timeout=0) as pool:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(borrow)
         assert failed == 1
-        assert pool.statistics().size == 1
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, errors=1)
 
 
 async def test_a_failure_at_the_start_is_bare(gate: Gate) -> None:
@@ -329,6 +350,489 @@ async def test_closed_while_a_connection_is_being_opened(gate: Gate, observer: C
             gate.opened.set()
         assert pool.statistics().size == 0
         await until_alone(observer)
+
+
+async def test_closed_while_tasks_wait_for_what_cannot_be_opened(open_gate: Gate, observer: Connection) -> None:
+    async def borrow() -> None:
+        with pytest.raises(PoolClosed):
+            async with pool.connection():
+                pytest.fail("this is closed")
+
+    open_gate.limit = 1
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack, open_pool(open_gate.connect, max_size=3) as pool:
+        await stack.enter_async_context(pool.connection())
+        for _ in range(4):
+            nursery.start_soon(borrow)
+        while pool.statistics() != attrs.evolve(pool.statistics(), waiting=4, withheld=2, in_use=1):
+            await trio.lowlevel.checkpoint()
+    statistics = pool.statistics()
+    assert (statistics.size, statistics.in_use, statistics.waiting, statistics.withheld) == (0, 0, 0, 0)
+    await until_alone(observer)
+
+
+# Filling
+
+
+async def test_it_is_filled_at_once_and_not_one_after_the_other(gate: Gate) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def live() -> None:
+            async with open_pool(gate.connect, min_size=3):
+                pass
+
+        nursery.start_soon(live)
+        await trio.testing.wait_all_tasks_blocked()
+        assert gate.asked == 3
+        gate.opened.set()
+
+
+async def test_with_less_than_the_minimum_it_begins(open_gate: Gate) -> None:
+    open_gate.limit = 1
+    async with open_pool(open_gate.connect, min_size=3) as pool, pool.connection() as connection:
+        assert await is_idle(connection)
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, opened=1, errors=2)
+
+
+@pytest.mark.parametrize("error", [psycopg.OperationalError("no luck"), ValueError("no sense")])
+async def test_when_all_fail_at_the_start_one_error_is_raised_bare(error: Exception) -> None:
+    async def connect() -> Connection:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        async with open_pool(connect, min_size=3):
+            pytest.fail("there is no pool")
+    assert caught.value is error
+
+
+async def test_what_does_not_pass_ends_the_start(open_gate: Gate, observer: Connection) -> None:
+    async def connect() -> Connection:
+        if open_gate.asked == 1:
+            raise ValueError("no sense")
+        return await open_gate.connect()
+
+    with pytest.raises(ValueError, match="no sense"):
+        async with open_pool(connect, min_size=2):
+            pytest.fail("there is no pool")
+    await until_alone(observer)
+
+
+# Waiting and reconnecting
+
+
+async def test_a_borrower_waits_no_longer_than_the_timeout(
+    connect: Callable[[], Awaitable[Connection]], mock_clock: trio.testing.MockClock
+) -> None:
+    async def borrow() -> None:
+        with pytest.raises(PoolTimeout, match="within 5 s; 1 of at most 1"):
+            async with pool.connection():
+                pytest.fail("there is none")
+
+    async with open_pool(connect, max_size=1, timeout=5) as pool:
+        async with pool.connection(), trio.open_nursery() as nursery:
+            nursery.start_soon(borrow)
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(4.9)
+            await trio.testing.wait_all_tasks_blocked()
+            assert pool.statistics().waiting == 1
+            mock_clock.jump(0.1)
+        assert pool.statistics() == attrs.evolve(pool.statistics(), in_use=0, waiting=0, waits=1, waited=5, timeouts=1, errors=0)
+        async with pool.connection() as connection:
+            assert await is_idle(connection)
+
+
+async def test_where_no_more_can_be_opened_a_borrower_waits_for_one_that_is_lent(open_gate: Gate) -> None:
+    order: list[int] = []
+
+    async def borrow(n: int) -> None:
+        async with pool.connection() as connection:
+            assert connection is lent
+            order.append(n)
+
+    open_gate.limit = 1
+    async with open_pool(open_gate.connect, max_size=5) as pool:
+        async with trio.open_nursery() as nursery, pool.connection() as lent:
+            for n in range(8):
+                nursery.start_soon(borrow, n)
+                await trio.testing.wait_all_tasks_blocked()
+            statistics = pool.statistics()
+            assert (statistics.size, statistics.in_use, statistics.waiting) == (1, 1, 8)
+        assert order == list(range(8))
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, opened=1, timeouts=0)
+        assert pool.statistics().errors >= 1
+
+
+async def test_the_limit_of_a_role_is_no_error_while_there_is_a_connection(dsn: str, new_role: Callable[..., str]) -> None:
+    limited = make_conninfo(dsn, user=new_role("limited", options="login connection limit 2"), password=servers.PASSWORD)
+
+    async def borrow() -> None:
+        async with pool.connection() as connection:
+            assert await is_idle(connection)
+
+    async with open_pool(lambda: TrioConnection.connect(limited, autocommit=True)) as pool:
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(borrow)
+        assert pool.statistics().size == 2
+
+
+async def test_when_the_last_one_is_gone_a_waiting_borrower_opens_one(open_gate: Gate) -> None:
+    async def borrow() -> None:
+        async with pool.connection() as connection:
+            assert connection is not lent
+            assert await is_idle(connection)
+
+    open_gate.limit = 1
+    async with open_pool(open_gate.connect, max_size=5) as pool, trio.open_nursery() as nursery, pool.connection() as lent:
+        for _ in range(3):
+            nursery.start_soon(borrow)
+        await trio.testing.wait_all_tasks_blocked()
+        lent.finish()
+
+
+async def test_when_the_last_one_is_gone_and_none_can_be_opened_all_waiting_borrowers_get_the_error(open_gate: Gate) -> None:
+    async def borrow() -> None:
+        with pytest.raises(psycopg.OperationalError, match="no luck"):
+            async with pool.connection():
+                pytest.fail("there is none")
+
+    async with open_pool(open_gate.connect, max_size=3, reconnect_timeout=0) as pool:
+        async with trio.open_nursery() as nursery, pool.connection() as lent:
+            open_gate.fails = True
+            for _ in range(6):
+                nursery.start_soon(borrow)
+            await trio.testing.wait_all_tasks_blocked()
+            lent.finish()
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, in_use=0, waiting=0, withheld=0)
+
+
+async def test_after_a_while_it_tries_again_to_open_one(open_gate: Gate, mock_clock: trio.testing.MockClock) -> None:
+    async def borrow() -> None:
+        async with pool.connection():
+            borrowed.set()
+
+    borrowed = trio.Event()
+    open_gate.limit = 1
+    async with open_pool(open_gate.connect, timeout=1000) as pool, pool.connection(), trio.open_nursery() as nursery:
+        nursery.start_soon(borrow)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (open_gate.asked, pool.statistics().withheld) == (2, 7)
+        mock_clock.jump(LONGEST)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (open_gate.asked, pool.statistics().withheld) == (3, 7)
+        open_gate.limit = 2
+        mock_clock.jump(LONGEST)
+        await borrowed.wait()
+
+
+async def test_one_attempt_tells_that_there_are_no_more(open_gate: Gate) -> None:
+    async def borrow() -> None:
+        async with pool.connection():
+            pass
+
+    open_gate.limit = 1
+    async with open_pool(open_gate.connect, max_size=50) as pool, trio.open_nursery() as nursery, pool.connection():
+        for _ in range(100):
+            nursery.start_soon(borrow)
+            await trio.lowlevel.checkpoint()
+        assert open_gate.asked < 10
+
+
+async def test_an_attempt_to_open_one_is_a_part_of_the_wait(gate: Gate, mock_clock: trio.testing.MockClock) -> None:
+    async def borrow() -> None:
+        with pytest.raises(PoolTimeout):
+            async with pool.connection():
+                pytest.fail("there is none")
+
+    async with open_pool(gate.connect, min_size=0, timeout=5) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(borrow)
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(5)
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, in_use=0, waits=0, timeouts=1)
+
+
+async def test_what_could_not_be_opened_is_the_error_at_the_timeout(open_gate: Gate, mock_clock: trio.testing.MockClock) -> None:
+    async def borrow() -> None:
+        with pytest.raises(psycopg.OperationalError, match="no luck"):
+            async with pool.connection():
+                pytest.fail("there is none")
+
+    open_gate.limit = 1
+    async with open_pool(open_gate.connect, timeout=0.01) as pool:
+        async with pool.connection(), trio.open_nursery() as nursery:
+            nursery.start_soon(borrow)
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(0.01)
+        assert pool.statistics() == attrs.evolve(pool.statistics(), in_use=0, waiting=0, timeouts=1)
+
+
+async def test_without_any_connection_it_tries_again_with_growing_pauses(dsn: str, mock_clock: trio.testing.MockClock) -> None:
+    async def connect() -> Connection:
+        times.append(trio.current_time())
+        if len(times) < 6:
+            raise psycopg.OperationalError("no luck")
+        return connection
+
+    times: list[float] = []
+    connection = await TrioConnection.connect(dsn)
+    mock_clock.autojump_threshold = 0
+    async with open_pool(connect, min_size=0) as pool, pool.connection(reset=False):
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, opened=1, errors=5)
+    pauses = [after - before for before, after in pairwise(times)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] > 0
+
+
+async def test_without_any_connection_it_gives_up_after_the_timeout(open_gate: Gate, autojump_clock: trio.testing.MockClock) -> None:
+    open_gate.fails = True
+    async with open_pool(open_gate.connect, min_size=0, max_size=1, reconnect_timeout=10) as pool:
+        for _ in range(2):  # the slot is there again
+            began = trio.current_time()
+            with pytest.raises(psycopg.OperationalError, match="no luck"):
+                async with pool.connection():
+                    pytest.fail("there is none")
+            assert 10 - LONGEST <= trio.current_time() - began <= 10
+
+
+async def test_what_does_not_pass_is_not_tried_again(open_gate: Gate) -> None:
+    async def connect() -> Connection:
+        if open_gate.asked:
+            raise ValueError("no sense")
+        return await open_gate.connect()
+
+    async with open_pool(connect, max_size=2) as pool:
+        async with pool.connection():
+            with pytest.raises(ValueError, match="no sense"):
+                async with pool.connection():
+                    pytest.fail("there is none")
+        assert pool.statistics() == attrs.evolve(pool.statistics(), in_use=0, withheld=0, errors=1)
+
+
+# Growing old
+
+
+async def test_a_connection_that_is_too_old_is_replaced(
+    connect: Callable[[], Awaitable[Connection]], mock_clock: trio.testing.MockClock
+) -> None:
+    async with open_pool(connect, max_lifetime=100) as pool:
+        async with pool.connection() as first:
+            mock_clock.jump(90)
+        async with pool.connection() as again:
+            assert again is first
+            mock_clock.jump(10)
+        assert first.closed
+        async with pool.connection() as second:
+            pass
+        mock_clock.jump(100)
+        async with pool.connection() as third:
+            assert third is not second
+            assert second.closed
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, opened=3, retired=2, broken=0)
+
+
+# Resetting
+
+
+async def test_what_a_borrower_sets_comes_to_nothing(dsn: str, new_role: Callable[..., str]) -> None:
+    async def connect() -> Connection:
+        connection = await TrioConnection.connect(dsn, autocommit=True, options="-c work_mem=1MB")
+        connection.adapters.register_loader("int4", TextLoader)
+        connection.add_notify_handler(heard.append)
+        return connection
+
+    async def describe(connection: Connection) -> object:
+        settings = ("statement_timeout", "default_transaction_read_only", "role", "session_authorization", "work_mem", "search_path")
+        held = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+        return (
+            [await value(connection, "select current_setting(%s)", (name,)) for name in settings],
+            [await value(connection, f"select count(*) from {name}") for name in ("pg_cursors", "pg_listening_channels()")],
+            await value(connection, held),
+            await value(connection, "select to_regclass('pg_temp.scratch') is null"),
+            await value(connection, "select 1::int4"),
+            connection.autocommit,
+            (connection.isolation_level, connection.read_only, connection.deferrable),
+            (connection.prepare_threshold, connection.prepared_max),
+            (connection.row_factory, connection.cursor_factory, connection.server_cursor_factory),
+            [each for each in connection._notify_handlers if each is not heard.append],
+            connection._notice_handlers,
+        )
+
+    heard: list[psycopg.Notify] = []
+    role = new_role("borrower")
+    async with open_pool(connect, max_size=1) as pool:
+        async with pool.connection() as connection:
+            before = await describe(connection)
+            await connection.execute("create temporary table scratch (n int)")
+            await connection.execute("select pg_advisory_lock(1), set_config('search_path', 'elsewhere', false)")
+            await connection.execute("declare pages cursor with hold for select 1")
+            await connection.execute("listen bell")
+            await connection.execute("set work_mem = '2MB'")
+            await connection.execute("set statement_timeout = '1h'")
+            await connection.execute("set session characteristics as transaction read only")
+            await connection.execute(f"set role {role}".encode())
+            connection.adapters.register_loader("int4", FloatLoader)
+            connection.add_notify_handler(lambda notification: 1 / 0)
+            connection.add_notice_handler(print)
+            connection.row_factory = dict_row
+            connection.cursor_factory = psycopg.AsyncRawCursor
+            connection.server_cursor_factory = psycopg.AsyncRawServerCursor
+            connection.prepare_threshold, connection.prepared_max = None, 1
+            await connection.set_autocommit(False)
+            await connection.set_isolation_level(psycopg.IsolationLevel.SERIALIZABLE)
+            await connection.set_read_only(True)
+            await connection.set_deferrable(True)
+        async with pool.connection() as again:
+            assert again is connection
+            assert await describe(again) == before
+            # A transaction begins as one of a new connection does.
+            async with again.transaction():
+                assert await value(again, "select current_setting('transaction_isolation')") == "read committed"
+    assert pool.statistics().broken == 0
+
+
+async def test_statements_stay_prepared(connect: Callable[[], Awaitable[Connection]]) -> None:
+    async with open_pool(connect, max_size=1) as pool:
+        for n in range(3):
+            async with pool.connection() as connection:
+                for _ in range(3):
+                    assert await value(connection, "select %s::int + 1", (n,)) == n + 1
+        async with pool.connection() as connection:
+            assert await value(connection, "select count(*) from pg_prepared_statements where statement like '%%+ 1%%'") == 1
+
+
+async def test_a_borrower_that_sets_nothing_saves_the_reset(connect: Callable[[], Awaitable[Connection]]) -> None:
+    resets = 0
+
+    async def reset(connection: Connection) -> None:
+        nonlocal resets
+        resets += 1
+
+    async with open_pool(connect, max_size=1, reset=reset) as pool:
+        async with pool.connection(reset=False) as connection:
+            await connection.execute("select 1")
+        assert resets == 0
+        async with pool.connection() as connection:
+            await connection.execute("select 1")
+        assert resets == 1
+
+
+async def test_without_a_reset_the_session_stays_as_it_is(connect: Callable[[], Awaitable[Connection]]) -> None:
+    async with open_pool(connect, max_size=1, reset=None) as pool:
+        async with pool.connection() as connection:
+            await connection.execute("set work_mem = '2MB'")
+        async with pool.connection() as connection:
+            assert await value(connection, "show work_mem") == "2MB"
+
+
+async def test_a_connection_that_cannot_be_reset_is_not_kept(connect: Callable[[], Awaitable[Connection]]) -> None:
+    async def reset(connection: Connection) -> None:
+        raise psycopg.OperationalError("no luck")
+
+    async with open_pool(connect, max_size=1, reset=reset) as pool:
+        async with pool.connection() as connection:
+            pass
+        assert connection.closed
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, in_use=0, broken=1)
+
+
+async def test_a_reset_that_takes_too_long_costs_the_connection(
+    connect: Callable[[], Awaitable[Connection]], mock_clock: trio.testing.MockClock
+) -> None:
+    async def reset(connection: Connection) -> None:
+        await trio.sleep_forever()
+
+    async with open_pool(connect, max_size=1, reset=reset) as pool:
+        mock_clock.autojump_threshold = 0
+        with trio.CancelScope() as scope:
+            async with pool.connection() as connection:
+                scope.cancel()
+        assert connection.closed
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, in_use=0, broken=1)
+
+
+async def test_a_cancelled_borrowers_session_is_reset_too(connect: Callable[[], Awaitable[Connection]]) -> None:
+    async with open_pool(connect, max_size=1) as pool:
+        with trio.CancelScope() as scope:
+            async with pool.connection() as connection:
+                await connection.execute("set work_mem = '2MB'")
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        async with pool.connection() as again:
+            assert again is connection
+            assert await value(again, "show work_mem") != "2MB"
+
+
+# Losing none
+
+
+async def test_a_handler_that_raises_costs_the_connection_and_no_slot(
+    connect: Callable[[], Awaitable[Connection]], observer: Connection
+) -> None:
+    async with open_pool(connect, max_size=1) as pool:
+        async with pool.connection(reset=False) as connection:
+            await connection.execute("listen bell")
+            connection.add_notify_handler(lambda notification: 1 / 0)
+        await observer.execute("notify bell")
+        await trio.lowlevel.wait_readable(connection.fileno())
+        with pytest.raises(ZeroDivisionError):
+            async with pool.connection():
+                pytest.fail("the handler has raised")
+        assert connection.closed
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, idle=0, in_use=0, broken=1)
+        async with pool.connection() as connection:
+            assert await is_idle(connection)
+
+
+async def test_a_pipeline_that_was_left_open_costs_the_connection(connect: Callable[[], Awaitable[Connection]]) -> None:
+    async with open_pool(connect, max_size=1) as pool, AsyncExitStack() as stack:
+        async with pool.connection() as connection:
+            await stack.enter_async_context(connection.pipeline())
+        assert connection.closed
+        with pytest.raises(psycopg.OperationalError):
+            await stack.aclose()
+        async with pool.connection() as connection:
+            assert await is_idle(connection)
+
+
+async def test_a_loan_is_for_one_block_at_a_time(connect: Callable[[], Awaitable[Connection]]) -> None:
+    async with open_pool(connect) as pool:
+        loan = pool.connection()
+        async with loan:
+            with pytest.raises(RuntimeError, match="one block at a time"):
+                await loan.__aenter__()
+        async with loan as connection:
+            assert await is_idle(connection)
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, in_use=0)
+
+
+# Letting the other tasks run
+
+
+async def test_a_loan_without_a_statement_is_a_checkpoint(connect: Callable[[], Awaitable[Connection]]) -> None:
+    async with open_pool(connect) as pool:
+        with trio.testing.assert_checkpoints():
+            async with pool.connection(reset=False):
+                pass
+
+
+async def test_a_loan_adds_no_checkpoint_to_a_statements(connect: Callable[[], Awaitable[Connection]]) -> None:
+    async def steps_of(work: Callable[[], Awaitable[object]]) -> int:
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        await work()
+        trio.lowlevel.remove_instrument(steps)
+        return steps.steps
+
+    async def borrow() -> None:
+        async with pool.connection(reset=False) as connection:
+            await connection.run_prepared(b"select 1", ())
+
+    async with open_pool(connect) as pool:
+        await borrow()
+        async with pool.connection() as connection:
+            bare = await steps_of(lambda: connection.run_prepared(b"select 1", ()))
+        assert await steps_of(borrow) == bare
 
 
 @pytest.mark.parametrize(("minimum", "maximum"), [(-1, 1), (2, 1), (0, 0)])

@@ -5,11 +5,12 @@ no asyncio underneath. Whatever psycopg documents works: cursors, types, prepare
 transactions, notifications. Cancelling a trio scope around a statement cancels it on the server. `open_pool`
 lends such connections.
 
-Nothing here knows of queues; it can be used on its own. It was written against psycopg 3.3.
+Nothing here knows of queues; it can be used on its own. It needs psycopg 3.3.7 or a later 3.3, and libpq 17 or
+newer, which ``psycopg[binary]`` brings.
 """
 
 from .connection import TrioConnection
-from .pool import Pool, PoolClosed, PoolStatistics, open_pool
+from .pool import Loan, Pool, PoolClosed, PoolStatistics, PoolTimeout, open_pool
 from .prepared import Rows
 
-__all__ = ["Pool", "PoolClosed", "PoolStatistics", "Rows", "TrioConnection", "open_pool"]
+__all__ = ["Loan", "Pool", "PoolClosed", "PoolStatistics", "PoolTimeout", "Rows", "TrioConnection", "open_pool"]

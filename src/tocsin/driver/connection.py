@@ -61,6 +61,11 @@ _ASK_AGAIN: Final = 0.25
 that it is meant for is lost, and on a busy machine that happens.
 """
 
+_RESET: Final = (
+    b"close all; set session authorization default; reset role; reset all; unlisten *; select pg_catalog.pg_advisory_unlock_all(); "
+    b"discard temp; discard sequences"
+)
+
 _ACTIVE = pq.TransactionStatus.ACTIVE
 _IDLE = pq.TransactionStatus.IDLE
 _FATAL = frozenset(("FATAL", "PANIC"))
@@ -205,7 +210,10 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Close the connection, as `close` does: the name that `contextlib.aclosing` and `trio.aclose_forcefully` call."""
+        """Close the connection, as `close` does; the name that `contextlib.aclosing` and `trio.aclose_forcefully` call.
+
+        A checkpoint; also when cancelled the connection is closed. Raises nothing else.
+        """
         await self.close()
 
     def finish(self) -> None:
@@ -287,6 +295,21 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         await cursor.execute(statement, [list(settings), list(settings.values()), self.info.backend_pid])
         self.settings_before = {row[0]: row[1] for row in await cursor.fetchall()}
         self.session_is_ours = bool(self.settings_before)
+
+    async def reset_session(self) -> None:
+        """Undo what was set in the session: settings, role, temporary tables, LISTEN, advisory locks, cursors. Prepared statements stay.
+
+        As DISCARD ALL does, which drops those, too. Not in a transaction or pipeline. Raises psycopg's errors. Cancelled, it is
+        undone or not.
+        """
+        async with self.lock:
+            await self.wait(self._reset_session())
+
+    def _reset_session(self) -> PQGen[None]:
+        self.pgconn.send_query(_RESET)
+        for result in (yield from generators.execute(self.pgconn)):
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result)
 
     async def _call_off(self, gen: PQGen[Any]) -> None:
         """Bring the connection into order after `gen` was interrupted."""

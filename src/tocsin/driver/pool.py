@@ -1,47 +1,67 @@
 """A bounded pool of connections.
 
-It opens, lends and closes connections, and knows nothing of what they are used for. Three decisions:
+It opens, lends, resets and closes connections, and knows nothing of what they are used for. Five decisions:
 
 **Slots, not connections, are waited for.** There are `max_size` slots. A task takes one, first come first
 served, and only then looks for a connection: the one that was given back last, or a new one, which it opens
-itself. So a task that is cancelled while it opens a connection has a slot to give back and nothing else, an
-error goes to the task that met it, and at no time are there more than `max_size` connections. Those used last
-are used first, which leaves the surplus at the other end of the list, unused.
+itself. So a task that is cancelled while it opens a connection has a slot to give back and nothing else, and
+at no time are there more than `max_size` connections. Those used last are used first, which leaves the surplus
+at the other end of the list, unused.
 
-**Idle connections are not watched.** Nobody wakes up to ask the server "are you there?". A connection is
+**A slot that no connection can be had for is withheld.** A server has its own limits (``max_connections``, a
+role's ``connection limit``), and they may be lower than `max_size`. A task that cannot open a connection while
+the pool has others gives its slot up and waits for one of those. The slot returns after a while, or when the
+last connection is gone; the task that gets it tries again. libpq tells the reason of a refusal in the server's
+language only, so the reason does not matter. A pool without any connection tries again for a while, and then
+the task gets the error.
+
+**Idle connections are not watched.** Nothing wakes up to ask the server "are you there?". A connection is
 looked at when it is taken: a server that went away has closed the socket, which the operating system tells
-for free. Broken ones are dropped, and a new one is opened instead.
+for free. Broken ones are dropped, and a new one is opened instead. So are those that are too old.
 
 **The surplus goes by a deadline that moves.** One task sleeps until the connection that was unused longest
 expires; taking and returning connections moves its deadline without waking it. With nothing to expire it
 sleeps for ever.
+
+**A loan is a checkpoint, but not twice.** A borrower's statement lets the other tasks run. Only a loan without
+one makes a checkpoint of its own.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+import random
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Generic, NoReturn
 
 import attrs
 import psycopg
 import trio
 from psycopg import pq
+from psycopg.rows import Row
+from trio.lowlevel import Abort, RaiseCancelT, Task, enable_ki_protection
 
 from tocsin.nursery import open_nursery_bare
+from tocsin.retry import delays
 
+from .attributes import Attributes
 from .connection import TrioConnection
 
-__all__ = ["Pool", "PoolClosed", "PoolStatistics", "open_pool"]
+__all__ = ["Loan", "Pool", "PoolClosed", "PoolStatistics", "PoolTimeout", "open_pool"]
 
-Connection: TypeAlias = TrioConnection[Any]
+logger = logging.getLogger("tocsin")
 
 
 class PoolClosed(Exception):
     """The pool's block has been left: it lends no more connections."""
+
+
+class PoolTimeout(psycopg.OperationalError):
+    """All of the pool's connections were lent for longer than a borrower waits."""
 
 
 @attrs.frozen
@@ -54,6 +74,8 @@ class PoolStatistics:
     """Connections ready to be lent."""
     in_use: int
     """Slots that are taken: connections lent or being opened for a task, or on their way to one."""
+    withheld: int
+    """Slots that are not given out for a moment, because no connection could be opened for them."""
     waiting: int
     """Tasks that wait for a slot."""
     min_size: int
@@ -66,197 +88,450 @@ class PoolStatistics:
     """Connections dropped since the start because they turned out closed or could not be brought into order.
     """
     expired: int
-    """Connections closed since the start because nobody used them."""
+    """Connections closed since the start because they were not used."""
+    retired: int
+    """Connections closed since the start because they had reached their greatest age."""
+    waits: int
+    """How many times a task has had to wait for a slot since the start."""
+    waited: float
+    """How many seconds those waits have taken together."""
+    timeouts: int
+    """How many of them have ended because a connection did not come in time."""
+    errors: int
+    """Attempts to open a connection that have failed since the start."""
 
 
-class _Idle(NamedTuple):
-    connection: Connection
-    expires: float
+class _Member(Generic[Row]):
+    """A connection of a pool."""
+
+    __slots__ = ("attributes", "connection", "expires", "retires")
+
+    def __init__(self, connection: TrioConnection[Row], retires: float) -> None:
+        self.connection = connection
+        self.attributes = Attributes(connection)
+        self.retires = retires
+        self.expires = math.inf
 
 
-class Pool:
+class Pool(Generic[Row]):
     """Lends connections; made by `open_pool`."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], min_size: int, max_size: int, max_idle: float) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[TrioConnection[Row]]],
+        *,
+        min_size: int,
+        max_size: int,
+        max_idle: float,
+        max_lifetime: float,
+        timeout: float,
+        reconnect_timeout: float,
+        reconnect_on: type[Exception],
+        reset: Callable[[TrioConnection[Row]], Awaitable[None]] | None,
+    ) -> None:
         if not 0 <= min_size <= max_size or max_size < 1:
             raise ValueError(f"a pool of {min_size} to {max_size} connections makes no sense")
         self._connect = connect
         self._min_size = min_size
         self._max_size = max_size
         self._max_idle = max_idle
-        self._idle = deque[_Idle]()
+        self._max_lifetime = max_lifetime
+        self._timeout = timeout
+        self._reconnect_timeout = reconnect_timeout
+        self._reconnect_on = reconnect_on
+        self._reset = reset
+        self._idle = deque[_Member[Row]]()
         self._free_slots = max_size
-        self._waiters = trio.lowlevel.ParkingLot()
+        self._withheld = 0
+        self._restore_at = math.inf
+        self._pauses: Iterator[float] = delays()
+        self._waiters = OrderedDict[Task, None]()
+        self._ahead = OrderedDict[Task, None]()  # tasks that have had a slot before, but no connection
+        self._members = set[_Member[Row]]()
         self._size = 0
         self._closed = False
         self._nap = trio.CancelScope()
-        self._opened = self._broken = self._expired = 0
+        self._opened = self._broken = self._expired = self._retired = 0
+        self._waits = self._timeouts = self._errors = 0
+        self._waited = 0.0
 
-    def connection(self) -> Loan:
+    def connection(self, *, reset: bool = True) -> Loan[Row]:
         """Lend a connection for the length of an ``async with`` block.
 
         One that comes back in a transaction is rolled back: committing is the borrower's business. One that
-        comes back in the middle of something is closed. Raises `PoolClosed`, and what opening a connection
-        raises. Cancelled while waiting, nothing was taken; whatever ends the block, the connection is given
-        back.
+        comes back in the middle of something is closed. What the borrower has set comes to nothing: the attributes of
+        the connection are as they were when it was new, and its session is reset by the pool's ``reset``. A borrower
+        that sets nothing saves the round trip with ``reset=False``.
+
+        Raises `PoolClosed`; `PoolTimeout` when no connection comes back in time; what opening a connection raises
+        when none can be had. Cancelled while waiting, nothing was taken; whatever ends the block, the connection is
+        given back.
         """
-        return Loan(self)
+        return Loan(self, reset)
 
     def statistics(self) -> PoolStatistics:
         """Tell what the pool has and did."""
         return PoolStatistics(
             size=self._size,
             idle=len(self._idle),
-            in_use=self._max_size - self._free_slots,
-            waiting=len(self._waiters),
+            in_use=self._max_size - self._free_slots - self._withheld,
+            withheld=self._withheld,
+            waiting=len(self._ahead) + len(self._waiters),
             min_size=self._min_size,
             max_size=self._max_size,
             opened=self._opened,
             broken=self._broken,
             expired=self._expired,
+            retired=self._retired,
+            waits=self._waits,
+            waited=self._waited,
+            timeouts=self._timeouts,
+            errors=self._errors,
         )
 
-    async def _take(self) -> Connection:
-        # No pass through trio's loop where nothing has to be waited for: what a connection is borrowed for makes one.
+    async def _take(self) -> _Member[Row]:
+        # No pass through trio's loop where nothing has to be waited for: see `Loan`.
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
+        deadline: float | None = None
         if self._free_slots:
             self._free_slots -= 1
         else:
-            await self._waiters.park()
+            deadline = trio.current_time() + self._timeout
+            await self._wait_for_slot(deadline, None)
         try:
             self._check_open()
-            while self._idle:
-                connection = self._idle.pop().connection
-                self._set_alarm()
-                if not connection.is_broken():
-                    return connection
-                self._drop(connection)
-                self._broken += 1
-            return await self._open()
+            member = self._take_idle()
+        except BaseException:
+            self._free_slot()
+            raise
+        return member or await self._obtain(trio.current_time() + self._timeout if deadline is None else deadline)
+
+    def _take_idle(self) -> _Member[Row] | None:
+        while self._idle:
+            member = self._idle.pop()
+            self._set_alarm()
+            broken = True
+            try:
+                broken = member.connection.is_broken()
+            finally:  # a handler of notifications may have raised
+                if broken:
+                    self._drop(member)
+                    self._broken += 1
+            if not broken and not self._retire(member):
+                return member
+        return None
+
+    async def _obtain(self, deadline: float) -> _Member[Row]:
+        """Get a connection for a slot, which is given back if there is none."""
+        give_up_at = min(deadline, trio.current_time() + self._reconnect_timeout)
+        pauses = delays()
+        failure: Exception | None = None
+        while True:
+            try:
+                self._check_open()
+                if (member := self._take_idle()) is not None:
+                    return member
+                with trio.CancelScope(deadline=deadline):
+                    return await self._open()
+            except self._reconnect_on as error:
+                failure = error
+            except BaseException:
+                self._free_slot()
+                raise
+            if failure is None or trio.current_time() >= deadline:
+                self._free_slot()
+                raise self._time_out(failure)
+            if self._idle:  # one came back meanwhile
+                continue
+            if self._members:
+                self._withhold_slot()
+                await self._wait_for_slot(deadline, failure)
+            else:
+                await self._pause(next(pauses), give_up_at, failure)
+
+    async def _pause(self, seconds: float, give_up_at: float, failure: Exception) -> None:
+        """Keep a slot until the next attempt to open a connection.
+
+        When that would come too late, give the slot back and raise the ``failure``.
+        """
+        try:
+            if trio.current_time() + seconds > give_up_at:
+                raise failure
+            await trio.sleep(seconds)
         except BaseException:
             self._free_slot()
             raise
 
-    async def _open(self) -> Connection:
+    async def _open(self) -> _Member[Row]:
         self._size += 1
         try:
             connection = await self._connect()
-        except BaseException:
+        except BaseException as error:
             self._size -= 1
+            self._errors += isinstance(error, Exception)
             raise
         self._opened += 1
+        member = _Member(connection, trio.current_time() + self._max_lifetime * random.uniform(0.95, 1))
+        self._members.add(member)
+        # The server gives connections again.
+        self._pauses = delays()
+        self._restore_slots()
         if self._closed:
-            self._drop(connection)
+            self._drop(member)
             self._check_open()
-        return connection
+        return member
 
-    async def _give_back(self, connection: Connection) -> None:
+    async def _give_back(self, member: _Member[Row], reset: bool) -> None:
+        in_order = False
         try:
-            usable = not self._closed and await _brought_into_order(connection)
-            if self._closed:
-                self._drop(connection)
-            elif usable:
-                self._keep(connection)
-            else:
-                self._drop(connection)
-                self._broken += 1
-        except BaseException:
-            self._drop(connection)
-            raise
+            in_order = not self._closed and await self._brought_into_order(member, reset)
         finally:
+            if self._closed or not in_order:
+                self._broken += not self._closed
+                self._drop(member)
+            elif not self._retire(member):
+                self._keep(member)
             self._free_slot()
 
-    def _keep(self, connection: Connection) -> None:
-        self._idle.append(_Idle(connection, trio.current_time() + self._max_idle))
+    async def _brought_into_order(self, member: _Member[Row], reset: bool) -> bool:
+        """Whether the connection can be lent to another task, after a ROLLBACK and a reset where they are needed."""
+        connection = member.connection
+        if connection.pgconn.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
+            with connection.grace.scope(), suppress(psycopg.Error):
+                await connection.rollback()
+        if reset and _is_idle(connection):
+            member.attributes.put_back(connection)
+            if self._reset is not None:
+                with connection.grace.scope() as scope:
+                    try:
+                        await self._reset(connection)
+                    except Exception as error:
+                        logger.debug("a connection was closed because its session could not be reset: %s", error)
+                        return False
+                if scope.cancelled_caught:
+                    return False
+                connection.grace.answered()
+        return _is_idle(connection)
+
+    def _keep(self, member: _Member[Row]) -> None:
+        member.expires = trio.current_time() + self._max_idle
+        self._idle.append(member)
         self._set_alarm()
 
-    def _drop(self, connection: Connection) -> None:
+    def _retire(self, member: _Member[Row]) -> bool:
+        """Drop the connection if it is too old, and return whether it was."""
+        if too_old := member.retires <= trio.current_time():
+            self._drop(member)
+            self._retired += 1
+        return too_old
+
+    def _drop(self, member: _Member[Row]) -> None:
+        self._members.remove(member)
         self._size -= 1
-        connection.finish()
+        member.connection.finish()
+        if not self._members:
+            # There is none left that could be waited for.
+            self._restore_slots()
+
+    async def _wait_for_slot(self, deadline: float, failure: Exception | None) -> None:
+        """Wait for a slot, after a ``failure`` to open a connection ahead of the other tasks.
+
+        At the deadline that failure is raised, or `PoolTimeout`.
+        """
+        task = trio.lowlevel.current_task()
+        line = self._waiters if failure is None else self._ahead
+
+        def leave(_: RaiseCancelT) -> Abort:
+            del line[task]
+            return Abort.SUCCEEDED
+
+        line[task] = None
+        self._waits += 1
+        began = trio.current_time()
+        try:
+            with trio.CancelScope(deadline=deadline) as scope:
+                await trio.lowlevel.wait_task_rescheduled(leave)
+        finally:
+            self._waited += trio.current_time() - began
+        if scope.cancelled_caught:
+            raise self._time_out(failure)
+
+    def _time_out(self, failure: Exception | None) -> Exception:
+        self._timeouts += 1
+        return failure or PoolTimeout(
+            f"no connection came back or could be opened within {self._timeout:g} s; "
+            f"{len(self._members)} of at most {self._max_size} are lent"
+        )
 
     def _free_slot(self) -> None:
         # Handed over directly, so that a task that comes later cannot be faster than one that waits.
-        if self._waiters:
-            self._waiters.unpark()
-        else:
+        if not self._wake_first():
             self._free_slots += 1
+
+    def _wake_first(self) -> bool:
+        if line := self._ahead or self._waiters:
+            task, _ = line.popitem(last=False)
+            trio.lowlevel.reschedule(task)
+            return True
+        return False
+
+    def _withhold_slot(self) -> None:
+        """Withhold the slot of a task that could not open a connection, and the free ones: the next task would not fare better."""
+        self._withheld += 1 + self._free_slots
+        self._free_slots = 0
+        if self._restore_at == math.inf:
+            self._restore_at = trio.current_time() + next(self._pauses)
+            self._set_alarm()
+
+    def _restore_slot(self) -> None:
+        self._restore_at = math.inf
+        if self._withheld:
+            self._withheld -= 1
+            self._free_slot()
+
+    def _restore_slots(self) -> None:
+        while self._withheld:
+            self._restore_slot()
 
     def _check_open(self) -> None:
         if self._closed:
             raise PoolClosed("the pool is closed")
 
     async def _fill(self) -> None:
-        for _ in range(self._min_size):
-            self._keep(await self._open())
+        """Open as many connections as there are at least, at the same time.
+
+        Raises what opening them raises if it fails for all of them, or for a reason that stays.
+        """
+        failures: list[Exception] = []
+
+        async def open_one() -> None:
+            try:
+                self._keep(await self._open())
+            except Exception as error:
+                failures.append(error)
+                if not isinstance(error, self._reconnect_on):
+                    nursery.cancel_scope.cancel()
+
+        async with open_nursery_bare() as nursery:
+            for _ in range(self._min_size):
+                nursery.start_soon(open_one)
+        lasting = [error for error in failures if not isinstance(error, self._reconnect_on)]
+        if lasting or (failures and not self._members):
+            raise [*lasting, *failures][0]
 
     def _set_alarm(self) -> None:
         surplus = self._size > self._min_size
         deadline = self._idle[0].expires if self._idle and surplus else math.inf
+        if self._restore_at < deadline:
+            deadline = self._restore_at
         if deadline != self._nap.deadline:  # setting it is what costs
             self._nap.deadline = deadline
 
-    async def _close_unused(self) -> NoReturn:
+    async def _keep_house(self) -> NoReturn:
+        """Close connections that were not used, and give withheld slots out again."""
         while True:
             with trio.CancelScope() as self._nap:
                 self._set_alarm()
                 await trio.sleep_forever()
-            while self._size > self._min_size and self._idle and self._idle[0].expires <= trio.current_time():
-                self._drop(self._idle.popleft().connection)
+            now = trio.current_time()
+            while self._size > self._min_size and self._idle and self._idle[0].expires <= now:
+                self._drop(self._idle.popleft())
                 self._expired += 1
+            if self._restore_at <= now:
+                self._restore_slot()
 
     def _close(self) -> None:
         self._closed = True
         while self._idle:
-            self._drop(self._idle.pop().connection)
+            self._drop(self._idle.pop())
+        self._restore_slots()
         # They find the pool closed, and give their slots back.
-        self._free_slots -= len(self._waiters)
-        self._waiters.unpark_all()
+        while self._wake_first():
+            self._free_slots -= 1
 
 
-class Loan:
-    """See `Pool.connection`. Not a generator, since it is there for every statement."""
+class Loan(Generic[Row]):
+    """A loan of a connection, made by `Pool.connection`: an asynchronous context manager."""
 
-    def __init__(self, pool: Pool) -> None:
+    # Not a generator, since there is one for every statement.
+
+    def __init__(self, pool: Pool[Row], reset: bool) -> None:
         self._pool = pool
+        self._reset = reset
+        self._member: _Member[Row] | None = None
+        self._passes = 0
 
-    async def __aenter__(self) -> Connection:
-        self._connection = await self._pool._take()
-        return self._connection
+    @enable_ki_protection
+    async def __aenter__(self) -> TrioConnection[Row]:
+        if self._member is not None:
+            raise RuntimeError("a loan is for one block at a time: call connection() for each")
+        self._member = await self._pool._take()
+        self._passes = self._member.connection._turn.passes
+        return self._member.connection
 
+    @enable_ki_protection
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        await self._pool._give_back(self._connection)
+        member, self._member = self._member, None
+        assert member is not None
+        await self._pool._give_back(member, self._reset)
+        if error is None and member.connection._turn.passes == self._passes:
+            # The borrower has not let the other tasks run, at least not by this connection.
+            await trio.lowlevel.checkpoint()
 
 
 @asynccontextmanager
 async def open_pool(
-    connect: Callable[[], Awaitable[Connection]],
+    connect: Callable[[], Awaitable[TrioConnection[Row]]],
     *,
     min_size: int = 1,
     max_size: int = 8,
     max_idle: float = 10.0,
-) -> AsyncIterator[Pool]:
-    """Make a pool, with ``min_size`` connections opened by ``connect``, for the length of the block.
+    max_lifetime: float = 3600.0,
+    timeout: float = 30.0,  # noqa: ASYNC109 (for each loan, not for this call)
+    reconnect_timeout: float = 30.0,
+    reconnect_on: type[Exception] = psycopg.OperationalError,
+    reset: Callable[[TrioConnection[Row]], Awaitable[None]] | None = TrioConnection.reset_session,
+) -> AsyncIterator[Pool[Row]]:
+    """Make a pool, with ``min_size`` connections opened by ``connect`` at the same time, for the length of the block.
 
     It grows to ``max_size`` connections when they are needed; those above ``min_size`` are closed after
-    ``max_idle`` seconds without use. When the block is left all connections are closed, those in use as soon as
-    they are given back. Raises what ``connect`` raises. Cancellation leaves nothing open.
+    ``max_idle`` seconds without use. A connection that is older than ``max_lifetime`` seconds (or up to a twentieth
+    less, so that they do not all go at once) is replaced when it is borrowed or given back.
+
+    A borrower waits ``timeout`` seconds at most. When a connection cannot be opened, by an error of the class
+    ``reconnect_on``, it waits for one that is lent. While the pool has none at all, it tries again, with growing
+    pauses, for ``reconnect_timeout`` seconds; then it gets the error. ``reset`` brings the session of a connection
+    that was lent into order again; None leaves it as it is.
+
+    When the block is left all connections are closed, those in use as soon as they are given back. Raises what ``connect`` raises when no
+    connection can be opened at the start. Cancellation leaves nothing open.
     """
-    pool = Pool(connect, min_size, max_size, max_idle)
+    pool = Pool(
+        connect,
+        min_size=min_size,
+        max_size=max_size,
+        max_idle=max_idle,
+        max_lifetime=max_lifetime,
+        timeout=timeout,
+        reconnect_timeout=reconnect_timeout,
+        reconnect_on=reconnect_on,
+        reset=reset,
+    )
     try:
         await pool._fill()
         async with open_nursery_bare() as nursery:
-            nursery.start_soon(pool._close_unused)
+            nursery.start_soon(pool._keep_house)
             yield pool
             nursery.cancel_scope.cancel()
     finally:
         pool._close()
 
 
-async def _brought_into_order(connection: Connection) -> bool:
-    """Whether the connection can be lent to another task, after a ROLLBACK where one is needed."""
-    if connection.pgconn.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
-        with connection.grace.scope(), suppress(psycopg.Error):
-            await connection.rollback()
+def _is_idle(connection: TrioConnection[Any]) -> bool:
     # A lock that is still held belongs to a generator or a task that was left behind.
-    return connection.pgconn.transaction_status == pq.TransactionStatus.IDLE and not connection.lock.locked()
+    return (
+        connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+        and not connection.pgconn.pipeline_status
+        and not connection.lock.locked()
+    )

@@ -47,6 +47,8 @@ class Turn:
     def __init__(self) -> None:
         self._began = 0.0
         self._has_waited = True
+        self.passes = 0
+        """How many times the connection has let the other tasks run."""
 
     async def enter(self) -> None:
         """A call begins."""
@@ -60,12 +62,14 @@ class Turn:
         """The other tasks have just been able to run, while the call waited."""
         self._began = perf_counter()
         self._has_waited = True
+        self.passes += 1
 
     async def share(self) -> None:
         """Make a checkpoint if the last one is long ago."""
         if perf_counter() - self._began >= MAX_TURN:
             await trio.lowlevel.checkpoint()
             self._began = perf_counter()
+            self.passes += 1
 
 
 async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.inf) -> RV:
