@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -31,9 +32,11 @@ import tocsin
 from tocsin.embedded import EmbeddedServer, serve
 from tocsin.nursery import open_nursery_bare
 
+from . import remote
 from .__main__ import EMBEDDED, installation
 from .frame import execute
 from .proxy import Proxy, running
+from .remote import Remote
 
 PATIENCE = 60.0
 """Seconds after which a service counts as one that does not recover."""
@@ -60,6 +63,10 @@ class Scene:
     """A hot standby of the server."""
     standby_port: int = 0
     """Where that listens, on 127.0.0.1."""
+    remote: Remote | None = None
+    """Another host."""
+    remote_dsn: str = ""
+    """The connection string that is used there."""
 
     async def promote(self) -> None:
         """Make the standby a primary."""
@@ -84,14 +91,16 @@ class Trial:
     """What is done, in the words of the table."""
     happens: str
     """What it comes to, in the words of the table."""
-    act: Callable[[Scene], Awaitable[None]]
-    """Does it; of an outage that ends, returns at its end."""
+    act: Callable[[Scene], Awaitable[float | None]]
+    """Does it; of an outage that ends, returns at its end. May return a time to recover of its own."""
     before: bool = False
     """Whether it is done before the service starts."""
     since: int = 0
     """The first major version of PostgreSQL that has it."""
     standby: bool = False
     """Whether it needs a standby."""
+    remote: bool = False
+    """Whether it needs another host."""
 
 
 @attrs.frozen
@@ -117,6 +126,7 @@ class Service:
         self._pending = 0
         self._producing = True
         self._changed = trio.lowlevel.ParkingLot()
+        self._over = trio.Event()
         self.repeated = 0
         self.failed: Counter[str] = Counter()
 
@@ -133,6 +143,8 @@ class Service:
         self.repeated += message.payload["n"] in self._handled
         self._handled.setdefault(message.payload["n"], trio.current_time())
         self._changed.unpark_all()
+        if message.payload["n"] == 0:  # a long one, whose lease must be kept
+            await self._over.wait()
 
     async def _produce(self, store: tocsin.Store) -> None:
         async with open_nursery_bare() as nursery:
@@ -171,6 +183,7 @@ class Service:
         self._producing = False
         await self._until(lambda: not self._pending, "calls of the producer do not end")
         await self._until(lambda: self._kept <= self._handled.keys(), "messages are not handled")
+        self._over.set()
 
     async def _until(self, holds: Callable[[], bool], otherwise: str) -> None:
         with trio.move_on_after(PATIENCE):
@@ -180,7 +193,7 @@ class Service:
         raise RuntimeError(otherwise)
 
 
-def set_before(setting: str) -> Callable[[Scene], Awaitable[None]]:
+def set_before(setting: str) -> Callable[[Scene], Awaitable[float | None]]:
     """Return what gives the database a setting."""
 
     async def act(scene: Scene) -> None:
@@ -341,6 +354,47 @@ async def lead_to_standby(scene: Scene) -> None:
     await scene.promote()
 
 
+async def lose_consumer(scene: Scene) -> float:
+    """Have the host vanish on which a consumer holds a message; return the seconds until another consumer has that."""
+    assert scene.remote is not None
+    async with tocsin.connect(scene.dsn) as store:
+        await store.queues.ensure("held", vt=3600)
+        await store.produce("held", None)
+        command = [*scene.remote.prefix(), sys.executable, "-c", HOLD, scene.remote_dsn]
+        process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
+        try:
+            assert process.stdout is not None
+            if not await process.stdout.receive_some():
+                raise RuntimeError("the consumer on the other host has not begun")
+            await trio.sleep(10)  # no process is declared dead in a server's first ten seconds
+            scene.remote.vanish()
+            began = trio.current_time()
+            async with store.consumer("held") as consumer:
+                (message,) = await consumer.dequeue(wait=PATIENCE)
+                await message.archive()
+            return trio.current_time() - began
+        finally:
+            process.kill()
+            with trio.move_on_after(1, shield=True):
+                await process.wait()
+
+
+HOLD = """
+import sys, tocsin, trio
+
+async def handle(message):
+    print("holding", flush=True)
+    await trio.sleep_forever()
+
+async def main():
+    async with tocsin.connect(sys.argv[1]) as store, store.consumer("held") as consumer:
+        await consumer.handle(handle)
+
+trio.run(main)
+"""
+"""What runs on the other host."""
+
+
 TRIALS: Sequence[Trial] = (
     setting("client_encoding = 'latin1'"),
     setting("datestyle = 'German, DMY'"),
@@ -389,6 +443,12 @@ TRIALS: Sequence[Trial] = (
         lead_to_standby,
         standby=True,
     ),
+    Trial(
+        "a consumer's host vanishes while it holds a message",
+        "The server notices, and another consumer handles the message.",
+        lose_consumer,
+        remote=True,
+    ),
 )
 
 
@@ -412,7 +472,7 @@ async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
         async with running(direct, port) as proxy:
             async with tocsin.connect(direct) as store:
                 await store.install()
-                await store.queues.ensure("q")
+                await store.queues.ensure("q", vt=5)
             yield Scene(server, make_conninfo(server.dsn, dbname=name), proxy.dsn(), proxy)
     finally:
         with trio.CancelScope(shield=True):
@@ -454,9 +514,9 @@ async def observe(trial: Trial, where: Scene) -> Outcome:
     async with open_nursery_bare() as nursery:
         await nursery.start(service.run)
         await service.steady()
-        if not trial.before:
-            await trial.act(where)
-        recovery = await service.recover(trio.current_time())
+        recovery = None if trial.before else await trial.act(where)
+        if recovery is None:
+            recovery = await service.recover(trio.current_time())
         await service.finish()
         nursery.cancel_scope.cancel()
     return Outcome(service.failed, recovery, service.repeated)
@@ -473,24 +533,45 @@ async def run_on(which: str, trials: Sequence[Trial]) -> tuple[str, list[str]]:
     """Run trials on a server of its own, and return its version and a cell for each."""
     cells = []
     installed = installation(which)
-    settings = {"max_notify_queue_pages": "64"} if installed is None else {}
     port = 54_000 + os.getpid() % 1000 * 2
-    with temporary_directory() as directory:
-        async with serve(directory / "server", port=port, settings=settings, installation=installed) as server:
-            for trial in trials:
-                cell = ""
-                if trial.since <= int(server.version.partition(".")[0]):
-                    try:
-                        async with AsyncExitStack() as stack:
-                            where = await stack.enter_async_context(scene(server, port))
-                            if trial.standby:
-                                where = await stack.enter_async_context(with_standby(where, port + 1, installed))
-                            cell = describe(await observe(trial, where))
-                    except Exception as error:
-                        cell = f"{WRONG} {error!r}"
-                    sys.stderr.write(f"PostgreSQL {server.version}: {trial.name}: {cell}\n")
-                cells.append(cell)
+    async with AsyncExitStack() as stack:
+        directory = stack.enter_context(temporary_directory())
+        host = stack.enter_context(remote.running()) if remote.is_possible() and any(trial.remote for trial in trials) else None
+        settings = {"max_notify_queue_pages": "64"} if installed is None else {}
+        if host is not None:
+            settings["listen_addresses"] = f"127.0.0.1,{remote.ADDRESS}"
+        server = await stack.enter_async_context(serve(directory / "server", port=port, settings=settings, installation=installed))
+        if host is not None:
+            await _admit(server)
+        for trial in trials:
+            cell = ""
+            if trial.since <= int(server.version.partition(".")[0]) and (host is not None or not trial.remote):
+                try:
+                    cell = describe(await _try(trial, server, port, installed, host))
+                except Exception as error:
+                    cell = f"{WRONG} {error!r}"
+                sys.stderr.write(f"PostgreSQL {server.version}: {trial.name}: {cell}\n")
+            cells.append(cell)
     return server.version, cells
+
+
+async def _try(trial: Trial, server: EmbeddedServer, port: int, installed: Path | None, host: Remote | None) -> Outcome:
+    async with AsyncExitStack() as stack:
+        where = await stack.enter_async_context(scene(server, port))
+        if trial.standby:
+            where = await stack.enter_async_context(with_standby(where, port + 1, installed))
+        if trial.remote:
+            direct = make_conninfo(where.dsn, host=remote.ADDRESS, port=port)
+            where = attrs.evolve(where, remote=host, remote_dsn=direct)
+        return await observe(trial, where)
+
+
+async def _admit(server: EmbeddedServer) -> None:
+    """Let sessions from the other host in, with a password."""
+    rules = await trio.Path(server.directory / "data" / "pg_hba.conf").open("a")
+    async with rules:
+        await rules.write(f"host all all {remote.REMOTE_ADDRESS}/32 scram-sha-256\n")
+    await execute(server.dsn, b"select pg_reload_conf()")
 
 
 async def run(servers: Sequence[str], only: Sequence[str]) -> int:

@@ -335,9 +335,10 @@ class Soak:
         return Report(self.struck, counts, self.violations)
 
 
-async def soak(directory: Path, seconds: float, seed: int) -> Report:
+async def soak(directory: Path, seconds: float, seed: int, installation: Path | None) -> Report:
     """Run one soak on a server of its own. Cancelled, everything it began has ended."""
-    async with serve(directory / "server", settings={"fsync": "off", "max_connections": "200"}) as server:
+    settings = {"fsync": "off", "max_connections": "200"}
+    async with serve(directory / "server", settings=settings, installation=installation) as server:
         return await Soak(server, directory, seed).run(seconds)
 
 
@@ -345,12 +346,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--installation", type=Path, help="directory of the PostgreSQL to run on; default: the embedded one")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # cancels, so that nothing stays behind
     directory = Path(tempfile.mkdtemp(prefix="tocsin-soak-"))
     directory.chmod(0o711)
     sys.stdout.write(f"seed {options.seed}, {options.minutes} min, logs in {directory}\n")
-    report = trio.run(soak, directory, options.minutes * 60, options.seed)
+    report = trio.run(soak, directory, options.minutes * 60, options.seed, options.installation)
     for title, numbers in (("struck", report.struck), ("counted", report.counts)):
         sys.stdout.write(f"{title}:\n" + "".join(f"  {number:>8} {what}\n" for what, number in sorted(numbers.items())))
     sys.stdout.write("".join(f"VIOLATION: {violation}\n" for violation in report.violations) or "no violations\n")

@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import servers
 import trio
 
 
 @pytest.mark.timeout(300)
 async def test_nothing_is_lost_under_chaos() -> None:
     command = [sys.executable, "-m", "bench.soak", "--minutes", "0.25", "--seed", "7"]
+    if servers.INSTALLATION is not None:
+        command += ["--installation", str(servers.INSTALLATION)]
     ended = await trio.run_process(command, capture_stdout=True, stderr=subprocess.STDOUT, check=False, cwd=Path(__file__).parents[1])
     report = ended.stdout.decode()
     assert "no violations" in report, report
