@@ -140,7 +140,7 @@ def test_80_columns_show_every_column_that_they_have(cli: Call, store_dsn: str) 
     assert lines[0].split() == ["QUEUE", "READY", "DELAYED", "LEASED", "DEAD", "OLDEST", "IN/S", "DONE/S", "CONSUMERS"]
     assert {"1234", "paused"} <= set(lines[1].split())
     second = [line.split()[:1] == ["ID"] for line in lines].index(True)
-    assert lines[second].split() == ["ID", "NAME", "QUEUE", "STATUS", "HOLDS", "HEARTBEAT", "HOST"]
+    assert lines[second].split() == ["ID", "NAME", "QUEUE", "STATUS", "HOLDS", "RUNNING", "HEARTBEAT", "HOST"]
     assert lines[second + 1].split()[0] == "1"
     assert {"ready", "0"} <= set(lines[second + 1].split())
     assert name in "".join(line[: lines[0].index("READY")].strip() for line in lines[1 : second - 1])  # folded, not cut

@@ -164,7 +164,7 @@ INVOCATIONS = """
 1  worker shutdown --id 2
 0  worker stop --id 2
 0  worker stats EVERYWHERE --queue q
-0  worker health EVERYWHERE --queue q --max-age 300
+0  worker health EVERYWHERE --queue q --max-age 300 --max-running 2h
 0  worker purge EVERYWHERE --older-than 7d --queue q --dry-run
 0  worker purge --older-than 7d --yes
 0  worker delete 1 EVERYWHERE --yes

@@ -40,9 +40,9 @@ def test_list_shows_who_is_there(cli: Call, store_dsn: str, queue: str) -> None:
     register(store_dsn, "b")
     cli("queue", "create", "other")
     header, first, second = cli("worker", "list", "--queue", "q").rows
-    assert header == ["ID", "NAME", "KIND", "QUEUE", "STATUS", "HOLDS", "HEARTBEAT", "HOST", "PID", "VERSION"]
+    assert header == ["ID", "NAME", "KIND", "QUEUE", "STATUS", "HOLDS", "RUNNING", "MESSAGE", "HEARTBEAT", "HOST", "PID", "VERSION"]
     assert first[:6] == ["1", "a", "consumer", "q", "ready", "2"]
-    assert first[7:] == ["far.example.org", "7", "1.2.3"]
+    assert first[9:] == ["far.example.org", "7", "1.2.3"]
     assert second[1] == "b"
     assert cli("worker", "list", "--queue", "other") == (0, "no workers\n", "")
     code, _, error = cli("worker", "list", "--queue", "none")

@@ -6,7 +6,8 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from support import move_clock, nodes, query
+import trio
+from support import PATIENCE, move_clock, nodes, query
 
 import tocsin
 
@@ -126,6 +127,49 @@ async def test_the_count_of_a_backlog_has_an_end(store: tocsin.Store, store_dsn:
     found = await health(store)
     assert found.ready == 10000
     assert "10000 or more" in found.problems[0]
+
+
+@pytest.mark.parametrize(("vt", "limit"), [(30, 300), (60, 600), (3600, 3600)])
+async def test_a_handler_that_hangs_is_a_problem(store: tocsin.Store, store_dsn: str, vt: int, limit: int) -> None:
+    await store.queues.ensure("q", vt=vt)
+    first, _, _ = await store.produce_many("q", range(3))
+    async with store.consumer("q", name="c") as consumer:
+        await consumer.dequeue(2, vt=86400)
+        for seconds, healthy in [(limit - 30, True), (limit + 30, False)]:
+            await move_clock(store_dsn, seconds)
+            await consumer.heartbeat()
+            found = await health(store)
+            assert (found.healthy, found.running_worker_id, found.running_message_id) == (healthy, consumer.worker_id, first)
+            assert found.running_for is not None
+            assert seconds <= found.running_for < seconds + 30
+            info = await consumer.info()
+            assert (info.running_message_id, round(info.running_for or 0, -2)) == (first, round(found.running_for, -2))
+        assert found.problems == (f'worker {consumer.worker_id} ("c") has been at message {first} for {round(found.running_for)} s',)
+        assert (await health(store, max_running=limit + 60)).healthy
+        assert not (await health(store, max_running=1)).healthy
+        await consumer.archive(first)
+        await move_clock(store_dsn, 0)
+        assert (await health(store)).running_message_id == first + 1
+
+
+async def test_the_log_warns_of_a_handler_that_may_hang(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tocsin.leases.suspicious_after", lambda _: 0.01)
+    await store.queues.ensure("q", vt=3600)
+    message_id = await store.produce("q", 1)
+
+    async def handler(_: tocsin.Message) -> None:
+        with trio.fail_after(PATIENCE):
+            while len(caplog.records) < 2:  # the second one when the time has doubled
+                await trio.lowlevel.checkpoint()
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended) as ended:
+            await consumer.handle(handler, once=True)
+    assert ended.value.handled == 1
+    assert {r.getMessage() for r in caplog.records} == {f"the handler of message {message_id} has been running for 0 s; it may hang"}
+    assert {getattr(r, "message_id", None) for r in caplog.records} == {message_id}
 
 
 async def test_a_message_of_long_ago_waits_since_its_queue_is_there(store: tocsin.Store) -> None:

@@ -1,11 +1,30 @@
 -- Looking at workers and queues. Nothing here changes anything, and nothing counts a whole table: messages are counted as far as an index's
 -- entries for one state go, and those of a backlog only up to a limit.
 
--- Workers as users see them; a worker's heartbeat is its own or its process's, whichever came last.
+-- The workers that hold messages of a queue (`until`: under leases that end later): how many, which for longest, and since when.
+create or replace function tocsin.holders(queue_id integer, until timestamptz default '-infinity')
+returns table (worker_id bigint, held bigint, message_id bigint, since timestamptz)
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+as $$
+#variable_conflict use_column
+begin
+    -- The longest by the smallest pair of time and id, for which nothing is sorted.
+    return query
+        select m.consumer_worker_id, count(*), (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
+        from tocsin.messages m
+        where m.queue_id = holders.queue_id and m.state = 'leased' and m.vt > until
+        group by m.consumer_worker_id;
+end
+$$;
+
+-- Workers as users see them; a worker's heartbeat is its own or its process's, whichever came last. What a worker has held for longest, and for
+-- how many seconds, tells whether its handler hangs.
 create or replace function tocsin.list_workers(queue text default null, worker_id bigint default null)
 returns table (
     id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text, pid integer, version text,
-    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, ended text, held bigint
+    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, ended text, held bigint,
+    running_message_id bigint, running_for float8
 )
 language sql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
@@ -17,14 +36,13 @@ as $$
           and (list_workers.worker_id is null or w.id = list_workers.worker_id)
           and tocsin.acts_for(w.role)
     ), holders as (
-        select h.worker_id, h.held
+        select h.worker_id, h.held, h.message_id, h.since
         from (select distinct s.queue_id from shown s where s.status <> 'stopped') s
-        cross join lateral (
-            select m.consumer_worker_id as worker_id, count(*) as held from tocsin.messages m
-            where m.queue_id = s.queue_id and m.state = 'leased' group by m.consumer_worker_id) h
+        cross join lateral tocsin.holders(s.queue_id) h
     )
     select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version, s.started_at, beat.at,
-           extract(epoch from tocsin.clock() - beat.at)::float8, s.shutdown_at, s.ended, coalesce(h.held, 0)
+           extract(epoch from tocsin.clock() - beat.at)::float8, s.shutdown_at, s.ended, coalesce(h.held, 0),
+           h.message_id, case when h.since is not null then greatest(0, extract(epoch from tocsin.clock() - h.since)) end::float8
     from shown s
     left join tocsin.processes p on p.id = s.process_id
     left join holders h on h.worker_id = s.id
@@ -84,10 +102,14 @@ $$;
 -- also how long a message may wait while nobody is there to take it: between two versions of a service, or two turns of a cron job, there
 -- is nobody for a moment. A queue that is paused has messages that wait on purpose, so it is healthy; for how long it has been paused is told,
 -- since somebody may have forgotten it. A worker that is suspended is so on purpose, too; it is named, for it may be the reason.
-create or replace function tocsin.queue_health(queue text default null, max_age interval default '30 s')
+--
+-- A worker that has been at one message for longer than `max_running` is wrong, too: its handler may hang. Null: ten times the queue's visibility
+-- timeout, but at least five minutes and at most an hour.
+create or replace function tocsin.queue_health(queue text default null, max_age interval default '30 s', max_running interval default null)
 returns table (
     name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[], suspended_workers bigint[],
-    ready bigint, oldest_ready_age float8, paused_for float8
+    ready bigint, oldest_ready_age float8, paused_for float8,
+    running_worker_id bigint, running_message_id bigint, running_for float8
 )
 language plpgsql stable
 as $$
@@ -127,6 +149,16 @@ begin
                                case when ready >= 10000 then ' or more' else '' end, round(oldest_ready_age), '; suspended: ' || suspended)
                         || problems;
         end if;
+        -- Per worker what it has held for longest, under a lease that has not ended.
+        select (array_agg(w.id order by h.since))[1], (array_agg(h.message_id order by h.since))[1],
+               case when min(h.since) is not null then greatest(0, extract(epoch from t - min(h.since))) end,
+               problems || coalesce(
+                   array_agg(format('worker %s ("%s") has been at message %s for %s s', w.id, w.name, h.message_id,
+                                    round(extract(epoch from t - h.since))) order by h.since)
+                       filter (where t - h.since > coalesce(max_running, greatest('5 min', least('1 h', 10 * q.vt)))), '{}')
+        into running_worker_id, running_message_id, running_for, problems
+        from tocsin.holders(q.id, t) h
+        join tocsin.workers w on w.id = h.worker_id;
         paused_for := case when q.paused_at is not null then greatest(0, extract(epoch from t - q.paused_at)) end;
         healthy := cardinality(problems) = 0;
         return next;

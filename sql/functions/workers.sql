@@ -449,7 +449,8 @@ $$;
 create or replace function tocsin.purge_workers(older_than interval, queue text default null, dry_run boolean default false)
 returns table (
     id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text, pid integer, version text,
-    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, ended text, held bigint
+    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, ended text, held bigint,
+    running_message_id bigint, running_for float8
 )
 language plpgsql
 as $$

@@ -52,7 +52,7 @@ as $$
         archive_span, archive_slot, archive_shelf, keep_until, note_retention,
         take_maintenance, archive_partitions, wanted_partitions, cover_archive, add_partitions, add_partition, drop_expired_partitions,
         delete_expired, purge_expired_dead_letters, roll_up_tallies,
-        find_own_worker, count_waiting,
+        find_own_worker, count_waiting, holders,
         refuse_missing, ring_late, count_unfinished, refuse_deletion, close_queue, try_close_workers, try_empty_queue, remove_queue,
         sweep_orphans,
         count_some, estimate, count_queue, oldest_ready, enqueue_rate,

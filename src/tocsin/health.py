@@ -50,6 +50,20 @@ class QueueHealth:
     """For how many seconds the one that has waited longest could have been claimed; None when there is none."""
     paused_for: float | None
     """For how many seconds the queue has been paused; no problem by itself, also when messages wait. None: it is not."""
+    running_worker_id: int | None = None
+    """Id of the worker that has been at one message for longest; None when no worker holds any."""
+    running_message_id: int | None = None
+    """Id of that message."""
+    running_for: float | None = None
+    """For how many seconds."""
+
+
+def suspicious_after(vt: float) -> float:
+    """Return after how many seconds a handler may hang: ten visibility timeouts, but at least five minutes and at most an hour.
+
+    ``tocsin.queue_health`` has the same rule.
+    """
+    return max(300.0, min(3600.0, 10 * vt))
 
 
 def read_health(row: tuple[Any, ...]) -> QueueHealth:

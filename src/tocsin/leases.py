@@ -17,6 +17,7 @@ import trio
 
 from .database import Database
 from .errors import TRANSIENT
+from .health import suspicious_after
 from .message import Message, tokens
 from .retry import Retries
 
@@ -45,12 +46,20 @@ class Held:
     """When it ends, by this process's clock, not later than by the server's."""
     kept: bool
     """Whether a run keeps it alive; else the caller of `dequeue` extends it."""
+    since: float
+    """When the message was claimed."""
+    patience: float
+    """For how many seconds its handler may run without a warning."""
     unit: Unit | None = None
     """Who relies on it; None: nobody yet, or the caller of `dequeue`."""
 
     @property
     def refresh_at(self) -> float:
         return self.expires - self.vt / 2 if self.kept else math.inf
+
+    @property
+    def warn_at(self) -> float:
+        return self.since + self.patience if self.kept else math.inf
 
 
 class Claimed(Protocol):
@@ -85,17 +94,19 @@ class Leases:
         """Note that the messages of this parcel are held too, though it is not unpacked yet."""
         self._packed.append(parcel)
         if parcel.kept:
-            self._refresh_by(parcel.expires - parcel.vt / 2)
+            self._look_by(parcel.expires - parcel.vt / 2)
+            self._look_by(parcel.expires - parcel.vt + suspicious_after(parcel.vt))
 
     def note(self, messages: Sequence[Message], parcel: Claimed, *, last: bool) -> None:
         """Note messages of a parcel that were unpacked; ``last``: all of it is."""
         if last:
             self._packed.remove(parcel)
         vt, expires, kept = parcel.vt, parcel.expires, parcel.kept
+        since, patience = expires - vt, suspicious_after(vt)
         for message in messages:
             if former := self._held.get(message.id):  # this loop was blocked for so long that its own message came back
                 self._lose(former)
-            self._held[message.id] = Held(message, vt, expires, kept)
+            self._held[message.id] = Held(message, vt, expires, kept, since, patience)
 
     def _all(self) -> list[Held]:
         while self._packed:  # in the order of the claims: of two leases of one message the later one counts
@@ -160,13 +171,24 @@ class Leases:
         await trio.lowlevel.checkpoint()
 
     async def keep(self) -> None:
-        """Extend leases in time, for ever. Cancellation leaves them as they are."""
+        """Extend leases in time, for ever, and warn of handlers that may hang. Cancellation leaves the leases as they are."""
         while True:
-            with trio.CancelScope(deadline=min((h.refresh_at for h in self._all()), default=math.inf)) as self._nap:
+            with trio.CancelScope(deadline=min((min(h.refresh_at, h.warn_at) for h in self._all()), default=math.inf)) as self._nap:
                 await trio.sleep_forever()
+            self._warn_of_long_ones()
             await self.refresh(trio.current_time())
 
-    def _refresh_by(self, at: float) -> None:
+    def _warn_of_long_ones(self) -> None:
+        """Log which handlers have been running for suspiciously long; again when that time has doubled."""
+        now = trio.current_time()
+        for held in [h for h in self._all() if h.warn_at <= now]:
+            message, running = held.message, now - held.since
+            held.patience = 2 * running
+            if held.unit is not None and message in self and any(m is message for m in held.unit.messages):
+                fields = {"queue": message.queue, "message_id": message.id, "delivery": message.read_ct}
+                logger.warning("the handler of message %d has been running for %.0f s; it may hang", message.id, running, extra=fields)
+
+    def _look_by(self, at: float) -> None:
         if at < self._nap.deadline:  # moved, and not woken: a lease begins just before its handler, and as a rule ends before this
             self._nap.deadline = at
 
@@ -211,7 +233,7 @@ class Leases:
             if still_ours and message in self:
                 held = self._held[message.id]
                 held.expires = now + seconds
-                self._refresh_by(held.refresh_at)  # a handler may have made it shorter, and go on
+                self._look_by(held.refresh_at)  # a handler may have made it shorter, and go on
         return list(kept)
 
     def _lose(self, held: Held, level: int = logging.WARNING) -> None:

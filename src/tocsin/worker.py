@@ -58,6 +58,10 @@ class WorkerInfo:
     ``"died"`` (the others declared its process dead); None while it is not."""
     held: int
     """How many messages it holds."""
+    running_message_id: int | None = None
+    """Id of the message that it has held for longest; None when it holds none."""
+    running_for: float | None = None
+    """For how many seconds it has held that: so long its handler has been running."""
 
 
 def read_info(row: tuple[Any, ...]) -> WorkerInfo:

@@ -29,15 +29,19 @@ class Workers:
         )
         return WorkerStats(total, {status: by_status[status] for status in WorkerStatus}, by_kind, held, age)
 
-    async def health(self, queue: str | None = None, max_age: Duration = MAX_AGE) -> list[QueueHealth]:
+    async def health(
+        self, queue: str | None = None, max_age: Duration = MAX_AGE, *, max_running: Duration | None = None
+    ) -> list[QueueHealth]:
         """Return how the queues (or one of them) and their workers are, by name of the queue.
 
         It is a problem when a worker that is not stopped has given no sign of life for more than ``max_age`` seconds; and when a message
-        has waited for longer than that while nobody consumes its queue, unless the queue is paused. Raises `QueueNotFound`, `ValueError`.
-        Cancellation leaves nothing behind.
+        has waited for longer than that while nobody consumes its queue, unless the queue is paused. It is a problem, too, when a worker has
+        been at one message for more than ``max_running`` seconds, since its handler may hang; by default ten times the queue's visibility
+        timeout, but at least five minutes and at most an hour. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
         """
         limit = to_timedelta(max_age, "max_age", zero=True)
-        rows = await self._database.fetch("select * from tocsin.queue_health(%s, %s)", [_check_queue(queue), limit])
+        longest = to_timedelta(max_running, "max_running")
+        rows = await self._database.fetch("select * from tocsin.queue_health(%s, %s, %s)", [_check_queue(queue), limit, longest])
         return [read_health(row) for row in rows]
 
     async def release_messages(self, worker_id: int) -> int:

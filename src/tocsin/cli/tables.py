@@ -42,6 +42,8 @@ WORKERS: list[Column[WorkerInfo]] = [
     Column("QUEUE", lambda w: w.queue, "name"),
     Column("STATUS", _write_status),
     Column("HOLDS", lambda w: w.held, "number"),
+    Column("RUNNING", lambda w: write_age(w.running_for), "number"),
+    Column("MESSAGE", lambda w: w.running_message_id, "number"),
     Column("HEARTBEAT", lambda w: write_age(w.heartbeat_age), "number"),
     Column("HOST", lambda w: w.hostname),
     Column("PID", lambda w: w.pid, "number"),
@@ -54,6 +56,7 @@ NARROW_WORKERS: list[Column[WorkerInfo]] = [
     Column("QUEUE", lambda w: w.queue),
     Column("STATUS", _write_status, "name"),
     Column("HOLDS", lambda w: write_count(w.held), "number"),
+    Column("RUNNING", lambda w: write_age(w.running_for), "number"),
     Column("HEARTBEAT", lambda w: write_age(w.heartbeat_age), "number"),
     Column("HOST", lambda w: w.hostname),
 ]

@@ -31,6 +31,7 @@ _HEALTH: list[Column[QueueHealth]] = [
     Column("CONSUMERS", lambda h: h.consumers, "number"),
     Column("READY", lambda h: h.ready, "number"),
     Column("OLDEST", lambda h: write_age(h.oldest_ready_age), "number"),
+    Column("RUNNING", lambda h: write_age(h.running_for), "number"),
     Column("PAUSED", lambda h: write_age(h.paused_for), "number"),
     Column("UNHEALTHY", lambda h: h.unhealthy_workers),
     Column("SUSPENDED", lambda h: h.suspended_workers),
@@ -193,7 +194,7 @@ async def stats(store: Store, screen: Screen, queue: str | None) -> None:
     screen.record(await store.workers.stats(queue))
 
 
-@worker.command(examples=["tocsin worker health", "tocsin worker health --queue emails --max-age 300"])
+@worker.command(examples=["tocsin worker health", "tocsin worker health --queue emails --max-age 300 --max-running 2h"])
 @queue_option
 @click.option(
     "--max-age",
@@ -202,13 +203,20 @@ async def stats(store: Store, screen: Screen, queue: str | None) -> None:
     show_default=True,
     help="The longest time without a sign of life, or a message's wait.",
 )
+@click.option(
+    "--max-running",
+    type=DURATION,
+    help="The longest time at one message; by default ten times the queue's vt, but at least 5m and at most 1h.",
+)
 @on_store
-async def health(store: Store, screen: Screen, queue: str | None, max_age: timedelta) -> ExitCode:
-    """Look for workers without a sign of life, and for messages that wait while nobody consumes. Exits with 4 if there is a problem.
+async def health(store: Store, screen: Screen, queue: str | None, max_age: timedelta, max_running: timedelta | None) -> ExitCode:
+    """Look for workers without a sign of life or with a handler that seems to hang, and for messages that wait while nobody consumes.
+
+    Exits with 4 if there is a problem.
 
     A queue that is paused is none, since that is on purpose; but it is said when messages wait there.
     """
-    found = await store.workers.health(queue, max_age=max_age)
+    found = await store.workers.health(queue, max_age=max_age, max_running=max_running)
     screen.table(found, _HEALTH, empty="no queues")
     for h in found:
         if h.paused_for is not None and h.ready:
