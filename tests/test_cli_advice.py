@@ -58,6 +58,7 @@ ADVISED: list[tocsin.TocsinError] = [
     refused("stopped", "ready"),
 ]
 NOT_ADVISED = {
+    tocsin.CharacterUnsupported,
     tocsin.TocsinError,  # says all in its text
     tocsin.PayloadInvalid,  # the same
     tocsin.LeaseLost,  # a handler's affair

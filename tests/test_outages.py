@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
+import psycopg
 import pytest
 import trio
 import trio.testing
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from support import PATIENCE, Handled, open_connection, query, run_until_suspended
 
 import tocsin
@@ -144,3 +148,138 @@ async def test_a_claim_whose_answer_was_lost_is_given_back(store: tocsin.Store, 
         (message,) = await consumer.dequeue()
         assert (message.payload, message.read_ct) == (1, 1)
         await message.archive()
+
+
+def settle_everything_fails(code: str) -> str:
+    """SQL that has every statement that enqueues or settles fail with this code while the table ``outage`` has a row."""
+    return f"""
+        create table outage ();
+        create function fail() returns trigger language plpgsql security definer as $$
+        begin
+            if exists (select from public.outage) then
+                raise exception using errcode = '{code}', message = 'an outage';
+            end if;
+            return null;
+        end $$;
+        create trigger fail before insert or delete on tocsin.messages for each statement execute function fail();
+    """
+
+
+# Disk full, no memory, cancelled by an administrator, no lock, deadlock, conflict, read-only, an error within the server.
+@pytest.mark.parametrize("code", ["53100", "53200", "57014", "55P03", "40P01", "40001", "25006", "XX000"])
+async def test_a_consumer_waits_for_the_end_of_an_outage(store: tocsin.Store, store_dsn: str, code: str) -> None:
+    await store.queues.ensure("q", vt=3600)
+    await query(store_dsn, settle_everything_fails(code))
+    go_on = trio.Event()
+    handled, suspended = Handled(lambda _: go_on.wait()), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        await store.produce("q", 1)
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await handled.wait(1)
+        await query(store_dsn, "insert into outage default values")
+        go_on.set()
+        if code != "XX000":  # what PostgreSQL says of itself, a caller is to see
+            with pytest.raises(tocsin.ConnectionLost, match="an outage"):
+                await store.produce("q", 2)
+        with trio.fail_after(PATIENCE):
+            while store.statistics().pool.in_use:  # the attempt to archive has failed
+                await trio.lowlevel.checkpoint()
+        assert await query(store_dsn, "select count(*) from tocsin.archive") == [(0,)]
+        await query(store_dsn, "delete from outage")
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, "select count(*) from tocsin.archive") != [(1,)]:
+                await trio.lowlevel.checkpoint()
+        await consumer.interrupt()
+    assert len(handled.messages) == 1
+
+
+async def test_a_read_only_database_is_an_outage(store_dsn: str) -> None:
+    """The administrator's wish is respected; sessions that are read-only by it are dropped, so that later ones may write."""
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+
+    async def switch(value: str) -> None:
+        name = sql.Identifier(str(conninfo_to_dict(store_dsn)["dbname"]))
+        async with open_connection(store_dsn) as connection:
+            await connection.execute("set default_transaction_read_only = off")
+            await connection.execute(sql.SQL("alter database {} set default_transaction_read_only = {}").format(name, sql.SQL(value)))
+            await connection.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where {OTHERS}".encode())
+
+    async with tocsin.connect(store_dsn) as store, open_connection(store_dsn) as observer:
+        await observer.execute("select set_config('application_name', 'observer', false)")
+        await store.queues.ensure("q", vt=3600)
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await switch("on")
+            with trio.fail_after(PATIENCE):
+                while True:
+                    try:
+                        await store.produce("q", 0)
+                    except tocsin.ConnectionLost as lost:
+                        if "read-only" in lost.reason:
+                            break
+            with pytest.raises(tocsin.ConnectionLost, match="read-only"):
+                async with store.transaction() as connection:
+                    await connection.execute("create table mine ()")
+            with psycopg.connect(store_dsn) as own, pytest.raises(tocsin.ConnectionLost, match="read-only"):
+                tocsin.enqueue(own, "q", 0)
+            await switch("off")
+            with trio.fail_after(PATIENCE):
+                while True:
+                    try:
+                        await store.produce("q", 1)
+                        break
+                    except tocsin.ConnectionLost:
+                        pass
+            await handled.wait(1)
+            await consumer.interrupt()
+    assert handled.payloads == [1]
+
+
+async def test_one_session_that_is_read_only_has_all_of_them_made_anew(store_dsn: str) -> None:
+    name = sql.Identifier(str(conninfo_to_dict(store_dsn)["dbname"]))
+
+    async def switch(value: str) -> None:
+        async with open_connection(store_dsn) as connection:
+            await connection.execute("set default_transaction_read_only = off")
+            await connection.execute(sql.SQL("alter database {} set default_transaction_read_only = {}").format(name, sql.SQL(value)))
+
+    async with tocsin.connect(store_dsn) as store:
+        await store.queues.ensure("q")
+        await switch("on")
+        async with AsyncExitStack() as stack:  # sessions that are read-only, as those of a former primary are
+            for _ in range(4):
+                await stack.enter_async_context(store.transaction())
+        await switch("off")
+        async with store.transaction():  # on the one that is older
+            with pytest.raises(tocsin.ConnectionLost, match="read-only"):
+                await store.produce("q", 0)
+            await store.produce("q", 1)
+
+
+async def test_a_transaction_that_the_user_made_read_only_is_no_outage(store: tocsin.Store) -> None:
+    await store.queues.ensure("q")
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        async with store.transaction() as connection:
+            await connection.execute("set transaction read only")
+            await tocsin.enqueue_async(connection, "q", 0)
+
+
+async def test_what_a_statement_of_the_users_meets_is_psycopgs_error(store: tocsin.Store) -> None:
+    async with store.transaction() as connection:
+        await connection.execute("set local statement_timeout = 1")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            async with connection.transaction():
+                await connection.execute("select pg_sleep(60)")
+
+
+async def test_a_deadlock_of_a_statement_of_its_own_is_repeated(store: tocsin.Store, store_dsn: str) -> None:
+    """It has had no effect, so its caller need not know."""
+    await query(
+        store_dsn,
+        "create sequence attempts; create function fail() returns trigger language plpgsql security definer as $$ begin "
+        "if nextval('public.attempts') < 3 then raise exception using errcode = '40P01'; end if; return null; end $$; "
+        "create trigger fail before insert on tocsin.messages for each statement execute function fail()",
+    )
+    await store.queues.ensure("q")
+    message_id = await store.produce("q", 1)
+    assert await query(store_dsn, "select id, (select last_value from attempts) from tocsin.messages") == [(message_id, 3)]

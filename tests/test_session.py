@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -18,6 +19,8 @@ from tocsin import schema, session
 from tocsin.driver import TrioConnection
 
 TEXT = "é ü ﬁ \u2028 👋"
+CHARACTERS = {"LATIN1": "é", "EUC_JP": "日本", "SQL_ASCII": TEXT}
+"""Text that a database of this encoding can hold."""
 LIMITS = {
     "statement_timeout": "1min",
     "lock_timeout": "2min",
@@ -124,7 +127,7 @@ async def test_in_a_database_of_another_encoding(encoded_dsn: str) -> None:
         assert await store.verify() == ()
         await store.queues.ensure("q")
         ((encoding,),) = await query(in_utf8(encoded_dsn), "select getdatabaseencoding()::text")
-        text = {"LATIN1": "é", "EUC_JP": "日本", "SQL_ASCII": TEXT}[encoding]
+        text = CHARACTERS[encoding]
         async with store.consumer("q", name=text) as consumer:
             await store.produce("q", text, headers={text: text})
             await store.produce_many("q", [text])
@@ -135,6 +138,72 @@ async def test_in_a_database_of_another_encoding(encoded_dsn: str) -> None:
             latin1 = make_conninfo(encoded_dsn, client_encoding="LATIN1")
             with pytest.raises(psycopg.errors.CharacterNotInRepertoire):  # no consumer could be sent it
                 await query(latin1, "select tocsin.enqueue('q', %s::jsonb)", '"é"')
+
+
+async def enqueue_on_own(dsn: str, text: str) -> None:
+    """Enqueue this text on connections of each kind, and on a lent one."""
+    options: tocsin.MessageOptions = {"headers": {text: text}, "key": text}
+    with psycopg.connect(dsn) as blocking:
+        blocking.execute("set datestyle = 'SQL, DMY'; set intervalstyle = 'sql_standard'")
+        tocsin.enqueue(blocking, "q", text, at=datetime(2020, 2, 1, tzinfo=UTC), expires_in=1e9, **options)
+        tocsin.enqueue_many(blocking, "q", [text], headers=text)
+    async with await TrioConnection.connect(dsn) as own:
+        await tocsin.enqueue_async(own, "q", text)
+        await tocsin.enqueue_many_async(own, "q", [text], headers=text)
+    async with tocsin.connect(dsn) as store, store.transaction() as lent:
+        await lent.execute("select set_config('client_encoding', %s, true)", [conninfo_to_dict(dsn)["client_encoding"]])
+        await store.produce("q", text, connection=lent)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1252", "SJIS", "UTF8"])
+async def test_on_a_connection_of_the_users_with_another_encoding(store_dsn: str, encoding: str) -> None:
+    async with tocsin.connect(store_dsn) as store:
+        await store.queues.ensure("q")
+        await enqueue_on_own(make_conninfo(store_dsn, client_encoding=encoding), TEXT)
+        assert (await store.messages.list("q"))[0].due == datetime(2020, 2, 1, tzinfo=UTC)
+        async with store.consumer("q") as consumer:
+            messages = await consumer.dequeue(10)
+            assert [m.payload for m in messages] == [TEXT] * 5
+            assert [m.headers for m in messages] == [{TEXT: TEXT}, TEXT, None, TEXT, None]
+            assert messages[0].key == TEXT
+
+
+async def test_on_a_connection_of_the_users_in_a_database_of_another_encoding(encoded_dsn: str) -> None:
+    async with tocsin.connect(encoded_dsn) as store:
+        await store.install()
+        await store.queues.ensure("q")
+        ((encoding,),) = await query(in_utf8(encoded_dsn), "select getdatabaseencoding()::text")
+        text = CHARACTERS[encoding]
+        for own in ("UTF8", "SQL_ASCII", encoding):
+            await enqueue_on_own(make_conninfo(encoded_dsn, client_encoding=own), text)
+            async with store.consumer("q") as consumer:
+                messages = await consumer.dequeue(10)
+                assert [m.payload for m in messages] == [text] * 5
+                await consumer.archive_many(messages)
+
+
+async def test_a_character_that_the_database_does_not_have(encoded_dsn: str) -> None:
+    async with tocsin.connect(encoded_dsn) as store:
+        await store.install()
+        await store.queues.ensure("q", max_deliveries=1)
+        ((encoding,),) = await query(in_utf8(encoded_dsn), "select getdatabaseencoding()::text")
+        if encoding == "SQL_ASCII":
+            pytest.skip("it knows no characters, so it lacks none")
+        with pytest.raises(tocsin.CharacterUnsupported) as lacking:
+            await store.produce("q", {"euro": "€ or 👋"})
+        assert (lacking.value.character, lacking.value.encoding) == ("€", encoding)
+        with psycopg.connect(encoded_dsn) as own, pytest.raises(tocsin.CharacterUnsupported):
+            tocsin.enqueue(own, "q", "👋")
+        await store.produce("q", 1)
+
+        async def fail(message: tocsin.Message) -> None:
+            raise ValueError("👋")
+
+        async with store.consumer("q") as consumer:
+            with pytest.raises(tocsin.Suspended):
+                await consumer.handle(fail, once=True)
+        (letter,) = await store.dead_letters.list("q")
+        assert letter.error == r"ValueError: \U0001f44b"
 
 
 def test_the_sql_is_ascii_and_means_the_same_everywhere() -> None:

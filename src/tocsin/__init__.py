@@ -11,6 +11,7 @@ from .consumer import Consumer
 from .dead_letters import DeadLetter, DeadLetters, LetterFilter
 from .draft import BatchOptions, MessageOptions
 from .errors import (
+    CharacterUnsupported,
     ConfigError,
     ConnectionLost,
     KeyTaken,
@@ -57,6 +58,7 @@ from .workers import Workers
 
 __all__ = [
     "BatchOptions",
+    "CharacterUnsupported",
     "ConfigError",
     "ConnectionLost",
     "Consumer",

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from functools import lru_cache
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
+import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from . import schema as schemas
 from .driver import Pool, PoolClosed, Rows, TrioConnection
 from .driver.grace import Grace
 from .driver.prepared import Statement
-from .errors import ConfigError, TocsinError, translate
+from .errors import ConfigError, TocsinError, is_read_only, is_undone, is_useless, translate
+from .retry import delays
 from .schema import Schema
 
 Connection: TypeAlias = TrioConnection[Any]
 Row: TypeAlias = tuple[Any, ...]
+T = TypeVar("T")
+
+REPEATS = 3
+"""How many more times a transaction of one statement is sent that had no effect: a deadlock, a conflict, a full queue of notifications."""
 
 _BEGIN: Statement = (b"begin", ())
 _NEXT: Statement = (b"commit and chain", ())
@@ -73,13 +80,19 @@ class Database:
         ``lent`` says that it is a user who runs statements there, so that the session is reset afterwards: Tocsin's own set nothing in it.
         Cancellation gives the connection back.
         """
+        own = not lent
         try:
             async with self.pool.connection(reset=lent) as connection:
-                yield connection
+                try:
+                    yield connection
+                except psycopg.Error as error:
+                    own = own or is_read_only(error, connection)
+                    self._drop_if_useless(connection, error)
+                    raise
         except psycopg.Error as error:
             if lent and isinstance(error, psycopg.errors.InsufficientPrivilege):
                 raise  # of a table that Tocsin knows nothing of
-            raise await self._translate(error) from error
+            raise await self._translate(error, own=own) from error
         except PoolClosed:
             raise _closed() from None
 
@@ -94,8 +107,7 @@ class Database:
                 return await self._execute(on, statement, parameters)
             except psycopg.Error as error:
                 raise await self._translate(error) from error
-        async with self.connection() as connection:
-            return await self._execute(connection, statement, parameters)
+        return await self._repeated(partial(self._fetch, statement, parameters))
 
     async def fetch_one(self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None) -> Row:
         """Like `fetch`, for a statement that gives exactly one row."""
@@ -108,14 +120,7 @@ class Database:
         It is a transaction of its own, on a connection of the pool. For statements where every tenth of a millisecond counts: there is
         less between the caller and the server. Raises Tocsin's errors. Cancelled, it has taken effect as a whole or not at all.
         """
-        try:
-            encoded = _encode(parameters)
-            async with self.pool.connection(reset=False) as connection:
-                return await connection.run_prepared(self._render(statement), encoded)
-        except psycopg.Error as error:
-            raise await self._translate(error) from error
-        except PoolClosed:
-            raise _closed() from None
+        return await self._repeated(partial(self._run, self._render(statement), _encode(parameters)))
 
     async def run_in_turn(self, statements: Sequence[tuple[str, Sequence[str | None]]], answer: int, *, otherwise: str) -> Rows:
         """Run statements like `run`, each a transaction of its own, in one request; return the rows of the one with this index.
@@ -124,30 +129,71 @@ class Database:
         run. Raises Tocsin's errors; `ConnectionLost`, whose outcome is unknown, also if one behind that one has failed. Cancelled, as many
         of them as were committed by then have taken effect.
         """
-        try:
-            encoded = [(self._render(statement), _encode(parameters)) for statement, parameters in statements]
-            async with self.pool.connection(reset=False) as connection:
+        encoded = [(self._render(statement), _encode(parameters)) for statement, parameters in statements]
+        return await self._repeated(partial(self._run_in_turn, encoded, answer, self._render(otherwise)))
+
+    async def _repeated(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Make an attempt at a transaction, and others while PostgreSQL says that it has had no effect and that the next may succeed."""
+        waits = islice(delays(), REPEATS)
+        while True:
+            try:
+                return await attempt()
+            except psycopg.Error as error:
+                wait = next(waits, None) if is_undone(error) else None
+                if wait is None:
+                    raise await self._translate(error) from error
+            except PoolClosed:
+                raise _closed() from None
+            await trio.sleep(wait)
+
+    async def _fetch(self, statement: str, parameters: Sequence[object]) -> list[Row]:
+        async with self.pool.connection(reset=False) as connection:
+            with self._dropped_if_useless(connection):
+                return await self._execute(connection, statement, parameters)
+
+    async def _run(self, statement: bytes, parameters: Sequence[bytes | None]) -> Rows:
+        async with self.pool.connection(reset=False) as connection:
+            try:
+                return await connection.run_prepared(statement, parameters)
+            except psycopg.Error as error:
+                self._drop_if_useless(connection, error)
+                raise
+
+    async def _run_in_turn(self, statements: Sequence[Statement], answer: int, otherwise: bytes) -> Rows:
+        together: list[Statement] = [_BEGIN]
+        for statement in statements[:-1]:
+            together += statement, _NEXT
+        together[-1] = _COMMIT  # the last one is a transaction anyway
+        async with self.pool.connection(reset=False) as connection:
+            with self._dropped_if_useless(connection):
                 if not connection.session_is_ours:
-                    return await connection.run_prepared(self._render(otherwise), encoded[answer][1])
-                together: list[Statement] = [_BEGIN]
-                for statement in encoded[:-1]:
-                    together += statement, _NEXT
-                together[-1] = _COMMIT  # the last one is a transaction anyway
-                return await connection.run_together([*together, encoded[-1]], 2 * answer + 1, settled=2 * answer + 2)
-        except psycopg.Error as error:
-            raise await self._translate(error) from error
-        except PoolClosed:
-            raise _closed() from None
+                    return await connection.run_prepared(otherwise, statements[answer][1])
+                return await connection.run_together([*together, statements[-1]], 2 * answer + 1, settled=2 * answer + 2)
 
     async def _execute(self, connection: Connection, statement: str, parameters: Sequence[object]) -> list[Row]:
         # In binary, since the text of times and intervals depends on the session's settings, which behind a pooler are not ours.
         cursor = await connection.execute(self._render(statement), parameters, binary=True)
         return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
+    @contextmanager
+    def _dropped_if_useless(self, connection: Connection) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            self._drop_if_useless(connection, error)
+            raise
+
+    def _drop_if_useless(self, connection: Connection, error: psycopg.Error) -> None:
+        """Close a connection after an error that makes a new one a better one, and the idle ones that have the same fault."""
+        if is_useless(error):
+            connection.finish()
+            if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                self.pool.drop_idle()
+
     def _write(self, statement: str) -> bytes:
         return self.schema.render(statement).encode()
 
-    async def _translate(self, error: psycopg.Error) -> Exception:
+    async def _translate(self, error: psycopg.Error, *, own: bool = True) -> Exception:
         if isinstance(error, _SOMETHING_MISSING):
             async with self.pool.connection(reset=False) as connection:
                 try:
@@ -156,7 +202,7 @@ class Database:
                     return error
                 except Exception as cause:
                     return cause
-        return translate(error, self.address)
+        return translate(error, self.address, own=own)
 
 
 def _encode(parameters: Sequence[str | None]) -> list[bytes | None]:

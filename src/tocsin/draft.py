@@ -16,9 +16,9 @@ from .durations import Duration, check_count, check_key, check_priority, to_time
 from .payload import encode
 from .texts import check_queue
 
-ENQUEUE = "select tocsin.enqueue(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+ENQUEUE = "select tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
 """One message; takes `Draft.parameters`."""
-ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
 """A part of a batch; takes what `Batch.statements` gives."""
 _CHUNK = 2000
 """Most payloads in one statement of a large batch; a batch is one transaction, whatever its size."""

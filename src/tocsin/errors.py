@@ -7,12 +7,14 @@ classes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import psycopg
 
 __all__ = [
+    "CharacterUnsupported",
     "ConfigError",
     "ConnectionLost",
     "KeyTaken",
@@ -314,14 +316,31 @@ class SchemaBusy(TocsinError):
 
 
 class ConnectionLost(TocsinError):
-    """The database cannot be reached, or went away while a statement was under way; then it may or may not have taken effect."""
+    """The database cannot be reached, cannot work at present, or went away while a statement was under way.
+
+    It cannot work while it is read-only, full, or without connections to give, and when it ends a statement or a session by a timeout or
+    a command. A statement that was under way may or may not have taken effect. Try again: Tocsin has dropped what is of no use.
+    """
 
     def __init__(self, address: str, reason: str) -> None:
-        super().__init__(f"no connection to PostgreSQL at {address}: {reason}")
+        super().__init__(f"PostgreSQL at {address} is not available: {reason}")
         self.address = address
         """Host and port, or socket, that was tried."""
         self.reason = reason
         """What the server or the system said, in one line, without secrets."""
+
+
+class CharacterUnsupported(TocsinError, ValueError):
+    """A text has a character that the database's encoding does not have. Nothing was changed."""
+
+    def __init__(self, character: str, encoding: str) -> None:
+        super().__init__(
+            f"the database's encoding {encoding} has no character {character!a}", "leave it out, or use a database whose encoding is UTF8"
+        )
+        self.character = character
+        """The character."""
+        self.encoding = encoding
+        """PostgreSQL's name of the encoding."""
 
 
 class ConfigError(TocsinError, ValueError):
@@ -335,8 +354,9 @@ class ConfigError(TocsinError, ValueError):
         """What is wrong with it."""
 
 
-TRANSIENT = (ConnectionLost, psycopg.OperationalError)
-"""What passes by itself, so that a loop tries again: no connection, a deadlock, a cancelled statement, a lack of resources."""
+TRANSIENT = (ConnectionLost, psycopg.OperationalError, psycopg.InternalError)
+"""What passes by itself, so that a loop tries again: no connection, a deadlock, a cancelled statement, a lack of resources, a session whose
+caches are wrong."""
 
 
 def is_refusal(error: psycopg.Error) -> bool:
@@ -345,18 +365,26 @@ def is_refusal(error: psycopg.Error) -> bool:
     return isinstance(error, refusals)
 
 
-def translate(error: psycopg.Error, address: str) -> Exception:
-    """Return the error of this module that a psycopg error means, or the psycopg error itself when it means none of them."""
+def translate(error: psycopg.Error, address: str, *, own: bool = True) -> Exception:
+    """Return the error of this module that a psycopg error means, or the psycopg error itself when it means none of them.
+
+    ``own``: the statement and its transaction were Tocsin's. What those of the user meet is psycopg's error while the session goes on.
+    """
     code = error.sqlstate or ""
     if code.startswith("TC"):
         return _refusal(
             code, error.diag.message_primary or "", error.diag.message_hint or "", json.loads(error.diag.message_detail or "{}")
         )
-    if is_connection_loss(error):
+    if is_connection_loss(error) or (own and is_outage(error)):
         return ConnectionLost(address, _one_line(error))
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:  # else it is something within, such as a trigger
         return PermissionDenied(_one_line(error), "Tocsin's owner may, and can let other roles in", role=None)
+    if isinstance(error, psycopg.errors.UntranslatableCharacter) and (found := _untranslatable(error.diag.message_primary or "")):
+        return CharacterUnsupported(*found)
     return error
+
+
+_READ_ONLY = "25006"
 
 
 def is_connection_loss(error: psycopg.Error) -> bool:
@@ -364,9 +392,46 @@ def is_connection_loss(error: psycopg.Error) -> bool:
     code = error.sqlstate
     if code is None:  # raised by libpq or psycopg, not by the server
         return isinstance(error, psycopg.OperationalError)
-    # Class 08: connection exceptions. 57P01 to 57P03: shut down, crashed, starting up. 28: authentication. 3D000: no such database.
-    # 53300: too many connections. 25006 is not here: a read-only server is reached.
-    return code[:2] in ("08", "28") or code in ("57P01", "57P02", "57P03", "57P05", "3D000", "53300")
+    # Class 08: connection exceptions. 28: authentication. 25P03, 25P04, 57P05: the session's timeouts. 57P01 to 57P04: shut down, crashed,
+    # starting up, database dropped. 3D000: no such database. 53300: no more connections.
+    return code[:2] in ("08", "28") or code in ("25P03", "25P04", "57P01", "57P02", "57P03", "57P04", "57P05", "3D000", "53300")
+
+
+def is_outage(error: psycopg.Error) -> bool:
+    """Whether the error says that the server cannot do at present what a statement of Tocsin's asks for, and may be able to later."""
+    # Class 53: no memory, disk or connections. 57: ended by an administrator or a timeout. 55P03: a lock did not come in time.
+    code = error.sqlstate or ""
+    return is_connection_loss(error) or code[:2] in ("53", "57") or code in (_READ_ONLY, "55P03") or is_undone(error)
+
+
+def is_undone(error: psycopg.Error) -> bool:
+    """Whether the error says that a transaction of one statement has had no effect, and may succeed at once when it is sent again."""
+    # Class 40: a deadlock, or a conflict at a stricter isolation level. The other two have no code of their own.
+    source = error.diag.source_function
+    return (error.sqlstate or "")[:2] == "40" or is_notify_queue_full(error) or source == "RevalidateCachedQuery"
+
+
+def is_notify_queue_full(error: psycopg.Error) -> bool:
+    """Whether a transaction was not committed because PostgreSQL's queue of notifications is full."""
+    return isinstance(error, psycopg.errors.ProgramLimitExceeded) and (error.diag.source_file or "").endswith("async.c")
+
+
+def is_useless(error: psycopg.Error) -> bool:
+    """Whether the session is of no use after this error, while a new one may be: on another server, or with other caches."""
+    code = error.sqlstate or ""
+    return code == _READ_ONLY or code[:2] == "XX" or is_connection_loss(error) or error.diag.source_function == "RevalidateCachedQuery"
+
+
+def is_read_only(error: psycopg.Error, connection: psycopg.BaseConnection[Any]) -> bool:
+    """Whether a transaction was refused as read-only, and the server makes each so, and not only the user of this connection this one."""
+    names = (b"in_hot_standby", b"default_transaction_read_only")
+    return error.sqlstate == _READ_ONLY and any(connection.pgconn.parameter_status(name) == b"on" for name in names)
+
+
+def _untranslatable(problem: str) -> tuple[str, str] | None:
+    """Return what PostgreSQL says of a character, in whatever language: its bytes, the encoding that it has and that which has it not."""
+    found = re.fullmatch(r'[^"]*?((?:0x[0-9a-f]{2} ?)+)[^"]*"UTF8"[^"]*"(\w+)"[^"]*', problem)
+    return found and (bytes.fromhex(found[1].replace("0x", "")).decode(errors="replace"), found[2])
 
 
 def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exception:

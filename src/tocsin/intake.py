@@ -14,7 +14,7 @@ from .bell import Bed, Bell
 from .database import Database
 from .driver.lock import Lock
 from .durations import Duration, to_seconds, to_timedelta
-from .errors import TRANSIENT, ConnectionLost, LeaseLost
+from .errors import TRANSIENT, CharacterUnsupported, ConnectionLost, LeaseLost
 from .failure import Failure
 from .front import Front
 from .leases import Leases
@@ -177,18 +177,15 @@ class Intake:
 
     async def fail_many(self, messages: Sequence[Message], failures: Sequence[Failure]) -> list[float | None]:
         """Have the database do what each failure asks for, and return what it did: see ``tocsin.fail``."""
-        parameters = [
-            [f.text for f in failures],
-            [f.trace for f in failures],
-            [f.delay for f in failures],
-            [f.verdict for f in failures],
-        ]
+        texts, traces = [f.text for f in failures], [f.trace for f in failures]
+        verdicts = [f.delay for f in failures], [f.verdict for f in failures]
+        statement = "select tocsin.fail(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::float8[], %s::text[])"
         self.leases.settling.append(messages)
         try:
-            (outcomes,) = await self._database.fetch_one(
-                "select tocsin.fail(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::float8[], %s::text[])",
-                [*tokens(messages), *parameters],
-            )
+            try:
+                (outcomes,) = await self._database.fetch_one(statement, [*tokens(messages), texts, traces, *verdicts])
+            except CharacterUnsupported:
+                (outcomes,) = await self._database.fetch_one(statement, [*tokens(messages), _in_ascii(texts), _in_ascii(traces), *verdicts])
         finally:
             self.leases.settling.remove(messages)
         lost = {m.id for m, outcome in zip(messages, outcomes, strict=True) if outcome is None}
@@ -275,6 +272,10 @@ class Intake:
     def reopen(self) -> None:
         """End what `close` began."""
         self.closed = False
+
+
+def _in_ascii(texts: list[str | None]) -> list[str | None]:
+    return [text and text.encode("ascii", "backslashreplace").decode() for text in texts]
 
 
 def _check_settled(message: Message, operation: str, settled: list[bool]) -> None:

@@ -10,6 +10,7 @@ What each of them is for:
 - The isolation level: claims and deletions read what was committed a moment ago.
 - The styles of dates and intervals: psycopg reads no others. Tocsin's own results are binary and have no style; this is for the
   statements of those to whom a connection is lent.
+- ``array_nulls``: psycopg writes arrays as text.
 - The timeouts: the client's patience ends a statement, and a lock that is held for long is waited for, so that a message is not refused
   because a table is locked for a moment. In a transaction that is lent, the timeouts of the user's role count again (`USERS_LIMITS`).
 
@@ -41,6 +42,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "default_transaction_isolation": "read committed",
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
+    "array_nulls": "on",
     **dict.fromkeys(USERS_LIMITS, "0"),
     "idle_session_timeout": "0",
     **network.ON_THE_SERVER,

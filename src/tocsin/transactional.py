@@ -23,7 +23,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from .draft import ENQUEUE, ENQUEUE_MANY, Batch, BatchOptions, Draft, MessageOptions, draft_message
-from .errors import SchemaMissing, translate
+from .errors import SchemaMissing, is_read_only, translate
 from .schema import Schema
 
 Blocking: TypeAlias = psycopg.Connection[Any]
@@ -123,14 +123,31 @@ async def send_batch_async(connection: Async, schema: Schema, batch: Batch) -> l
 
 def _fetch(connection: Blocking, statement: str, parameters: Sequence[str | None]) -> Any:
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-    (value,) = cursor.execute(statement.encode(), parameters).fetchone() or (None,)
+    (value,) = cursor.execute(*_in_any_encoding(connection, statement, parameters)).fetchone() or (None,)
     return value
 
 
 async def _fetch_async(connection: Async, statement: str, parameters: Sequence[str | None]) -> Any:
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
-    (value,) = await (await cursor.execute(statement.encode(), parameters)).fetchone() or (None,)
+    (value,) = await (await cursor.execute(*_in_any_encoding(connection, statement, parameters))).fetchone() or (None,)
     return value
+
+
+def _in_any_encoding(connection: Blocking | Async, statement: str, parameters: Sequence[str | None]) -> tuple[bytes, Sequence[str | None]]:
+    """Return the statement and its parameters as they can be sent in the encoding of the caller's connection.
+
+    In another than UTF-8 the characters of a parameter may be missing, or the server may take them for others. So the server is sent the
+    parameter's UTF-8 in hexadecimal, and told to make a text of it in the database's own encoding.
+    """
+    foreign = [isinstance(p, str) and not p.isascii() for p in parameters]
+    if connection.info.encoding == "utf-8" or not any(foreign):
+        return statement.encode(), parameters
+    first, *rest = statement.split("%s")
+    written = "".join([first, *((_HEXADECIMAL if f else "%s") + part for f, part in zip(foreign, rest, strict=True))])
+    return written.encode(), [p.encode().hex() if p and f else p for f, p in zip(foreign, parameters, strict=True)]
+
+
+_HEXADECIMAL = "pg_catalog.convert_from(pg_catalog.decode(%s, 'hex'), 'UTF8')"
 
 
 @contextmanager
@@ -174,7 +191,7 @@ def _errors(connection: Blocking | Async, schema: Schema) -> Iterator[None]:
             raise
         raise SchemaMissing(schema.name) from error
     except psycopg.Error as error:
-        raise translate(error, _address(connection)) from error
+        raise translate(error, _address(connection), own=is_read_only(error, connection)) from error
 
 
 def _address(connection: Blocking | Async) -> str:

@@ -189,6 +189,13 @@ class Pool(Generic[Row]):
             errors=self._errors,
         )
 
+    def drop_idle(self) -> None:
+        """Close the connections that are not lent, since a new one may lead to a better server."""
+        while self._idle:
+            self._drop(self._idle.pop())
+            self._broken += 1
+        self._set_alarm()
+
     async def _take(self) -> _Member[Row]:
         # No pass through trio's loop where nothing has to be waited for: see `Loan`.
         await trio.lowlevel.checkpoint_if_cancelled()
