@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import signal
 from contextlib import AsyncExitStack
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,6 +17,7 @@ from child import running
 from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
+from tocsin.driver import TrioConnection
 
 OWN = "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
 
@@ -290,11 +293,11 @@ async def test_a_young_server_buries_nobody(store_dsn: str) -> None:
 async def _be_buried_when_the_server_is_old_enough(store: tocsin.Store, store_dsn: str) -> None:
     async with store.producer("q") as producer:
         await query(store_dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 day', every = '1 s'")
-        await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 s')")
+        await query(store_dsn, "update tocsin.uptime set since = now() - interval '1 s'")
         await query(store_dsn, "select tocsin.bury_dead(0)")
         assert await producer.status() == "ready"
         await query(store_dsn, "update tocsin.uptime set since = now() - interval '1 hour'")
-        await wait_until(store_dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
+        await wait_until(store_dsn, "pg_postmaster_start_time() < now() - interval '12 s'")
         await query(store_dsn, "select tocsin.bury_dead(0)")
         assert await producer.status() == "stopped"
 
@@ -311,6 +314,105 @@ async def _dead(dsn: str, *names: str, held: int = 0) -> list[int]:
             await query(dsn, "select count(*) from tocsin.claim(%s, %s, %s)", *worker, held)
     await query(dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 day' where id = %s", process)
     return [worker for worker, _ in workers]
+
+
+async def _ring(dsn: str, holder: TrioConnection[Any], alive: list[bool]) -> list[int]:
+    """Processes one after the other, of which the living have their lifelines in the session of ``holder``."""
+    await query(dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
+    await wait_until(dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
+    ids = list[int]()
+    for lives in alive:
+        ((process,),) = await query(dsn, "select tocsin.register_process('host', 1, 'v', '1 s')")
+        if lives:
+            await holder.execute("select tocsin.attach_process(%s)", [process])
+        else:
+            await query(dsn, "select tocsin.attach_process(%s)", process)
+        ids.append(process)
+    await query(dsn, "update tocsin.processes set heartbeat_at = tocsin.clock() - interval '1 day' where id = any (%s)", ids)
+    return ids
+
+
+async def test_a_heartbeat_buries_the_dead_before_the_next_eight_living_and_all_are_some_heartbeats(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    async with open_connection(store_dsn) as holder:
+        alive = [number not in (0, *range(10, 15), 29) for number in range(30)]
+        ids = await _ring(store_dsn, holder, alive)
+
+        async def left_by(number: int) -> list[int]:
+            await query(store_dsn, "select * from tocsin.heartbeat(%s, '{}')", ids[number])
+            return [ids.index(p) for (p,) in await query(store_dsn, "select id from tocsin.processes order by id")]
+
+        living = [number for number in range(30) if alive[number]]
+        assert await left_by(9) == sorted([0, *living, 29])  # the five behind it, but not what is behind the next eight living
+        assert await left_by(28) == living  # behind the last and, round the ring, the first
+        for number in living:
+            assert await left_by(number) == living
+
+
+async def test_a_heartbeat_of_the_future_keeps_no_process_alive(store: tocsin.Store, store_dsn: str) -> None:
+    """The server's clock was a year ahead for a moment."""
+    async with open_connection(store_dsn) as holder:
+        living, _ = await _ring(store_dsn, holder, [True, False])
+        await query(store_dsn, "update tocsin.processes set heartbeat_at = now() + interval '1 year'")
+        ((wait,),) = await query(store_dsn, "select tocsin.bury_dead(0)")
+        assert 0 < wait <= 1.25
+        assert await query(store_dsn, "select bool_and(heartbeat_at <= now()) from tocsin.processes") == [(True,)]
+        await move_clock(store_dsn, 60)
+        await query(store_dsn, "select tocsin.bury_dead(0)")
+        assert await query(store_dsn, "select id from tocsin.processes") == [(living,)]
+
+
+async def test_an_uptime_of_the_future_keeps_no_process_alive(store: tocsin.Store, store_dsn: str) -> None:
+    async with open_connection(store_dsn) as holder:
+        await _ring(store_dsn, holder, [False])
+        await query(store_dsn, "update tocsin.uptime set since = now() + interval '1 year'")
+        await query(store_dsn, "select tocsin.bury_dead(0)")
+        await move_clock(store_dsn, 60)
+        await query(store_dsn, "select tocsin.bury_dead(0)")
+        assert await query(store_dsn, "select id from tocsin.processes") == []
+
+
+async def _refusal(dsn: str, kind: str, process: int) -> float | None:
+    """Register the worker w of the queue q; None: it is registered, else the seconds after which to try again."""
+    try:
+        await query(dsn, "select tocsin.register_worker('q', %s, 'w', %s, 'host', 2, 'v')", kind, process)
+    except psycopg.DatabaseError as error:
+        assert error.sqlstate == "TC005"
+        return float(json.loads(error.diag.message_detail or "")["retry_after"])
+    return None
+
+
+@pytest.mark.parametrize(("kind", "within"), [("producer", 12.5), ("consumer", 13.0)])
+async def test_a_name_is_free_seconds_after_a_power_cut(store: tocsin.Store, store_dsn: str, kind: str, within: float) -> None:
+    """A refusal takes back what was written in its transaction; that the server is up has been noted before."""
+    await store.queues.ensure("q")
+    register = "select tocsin.register_process('host', %s, 'v', '2 s')"
+    ((before,),) = await query(store_dsn, register, 1)
+    assert await _refusal(store_dsn, kind, before) is None
+    await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin.clock() - interval '1 minute'")
+    await query(store_dsn, "truncate tocsin.uptime")  # as crash recovery does
+    ((after,),) = await query(store_dsn, register, 2)
+    wait = await _refusal(store_dsn, kind, after)
+    assert wait is not None
+    assert 0 < wait <= within
+    await move_clock(store_dsn, wait)
+    assert await _refusal(store_dsn, kind, after) is None
+
+
+async def test_a_consumer_killed_before_its_listen_was_up_gives_its_name_away_within_seconds(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
+    await wait_until(store_dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
+    register = "select tocsin.register_process('host', %s, 'v', '2 s')"
+    ((killed,),) = await query(store_dsn, register, 1)
+    assert await _refusal(store_dsn, "consumer", killed) is None
+    ((again,),) = await query(store_dsn, register, 2)
+    wait = await _refusal(store_dsn, "consumer", again)
+    assert wait is not None
+    assert 0 < wait <= 6
+    await move_clock(store_dsn, wait)
+    assert await _refusal(store_dsn, "consumer", again) is None
 
 
 async def test_burial_does_not_wait_for_a_worker_that_somebody_has_locked(store: tocsin.Store, store_dsn: str) -> None:

@@ -5,13 +5,25 @@
 --
 -- A lost connection is not yet a dead process: it may be reconnecting. So a process is declared dead when its lifeline is free and it has
 -- also missed a heartbeat. A process whose event loop is blocked misses heartbeats, but keeps its lifeline, and is not declared dead. One
--- without a lifeline (it only produces, or a pooler stands in between) is given fifteen heartbeats.
+-- without a lifeline (it only produces, or a pooler stands in between) is given fifteen heartbeats. One that consumes and has no lifeline yet is given
+-- three: it claims nothing before it has one, so nothing is lost when it is declared dead by mistake.
 --
--- When the server itself was away, every lifeline is free at once, and the first process that comes back would declare all others dead. So
--- nobody is declared dead until the server has been up for ten seconds, which is longer than any process takes between two attempts to
--- reconnect. How long it has been up: since the postmaster's start, and since the unlogged table `uptime` was last emptied, which crash
+-- When the server itself was away, every lifeline is free at once, and the first process that comes back would declare all others dead. So no
+-- process is declared dead until the server has been up for ten seconds, which is longer than any process takes between two attempts to
+-- reconnect. For the same reason a process that has been silent since the server came up is not given fifteen heartbeats, but one after these ten
+-- seconds. How long the server has been up: since the postmaster's start, and since the unlogged table `uptime` was last emptied, which crash
 -- recovery and a failover do. When that was, an empty table does not tell, nor does the postmaster's start, which may be long before. So
--- the first who looks has it count from then on, and buries nobody.
+-- the first process that looks has it count from then on. Registering a process looks, and commits, so that a refusal later takes nothing back.
+--
+-- The server's clock may have been ahead for a moment. A time of the future counts as now, and is written so.
+--
+-- A heartbeat looks at few processes
+-- ==================================
+-- The processes are a ring, in the order of ids. A heartbeat goes along the ring from its own process, and ends when it has met eight that are
+-- alive. So it costs the same with ten processes and with thousands, and needs no index on a time, which would fill up with dead entries.
+-- Every dead process is seen: between it and the last living one before it there are only dead ones, and that one's heartbeat passes all of these.
+-- So it takes at most one heartbeat until its free lifeline is seen, and the heartbeat that sees it is repeated at the time when it may be
+-- declared dead, a heartbeat and a quarter after its last. A living process that is blocked sends no heartbeat, so eight look at each.
 --
 -- Declared dead: the workers are stopped, their leases void (a late settlement finds another token), their messages ready. A process that
 -- was alive after all learns it from its next heartbeat, cancels the handlers whose leases are gone, and registers anew.
@@ -25,6 +37,8 @@ begin
     if (every > '0 s' and every <= '1 hour') is not true then  -- everybody's heartbeat reckons with it
         perform tocsin.refuse('TC022', 'the heartbeat''s interval must be more than nothing, and at most an hour', '{"argument": "heartbeat"}');
     end if;
+    perform tocsin.note_uptime(tocsin.clock());
+    perform tocsin.correct_heartbeats(tocsin.clock());
     insert into tocsin.processes (hostname, pid, version, role, every, started_at, heartbeat_at)
     values (hostname, pid, version, tocsin.caller(), every, tocsin.clock(), tocsin.clock())
     returning id into process_id;
@@ -42,7 +56,7 @@ declare
     attached boolean;
 begin
     perform pg_advisory_lock(tocsin.lock_key('lifeline', line));
-    update tocsin.processes p set lifeline = line, heartbeat_at = tocsin.clock() where p.id = process_id and tocsin.acts_for(p.role);
+    update tocsin.processes p set lifeline = line, detached = false, heartbeat_at = tocsin.clock() where p.id = process_id and tocsin.acts_for(p.role);
     attached := found;
     if not attached then
         perform pg_advisory_unlock(tocsin.lock_key('lifeline', line));
@@ -54,7 +68,7 @@ $$;
 -- The process goes on without a LISTEN connection.
 create or replace function tocsin.detach_process(process_id bigint) returns void
 language sql
-as $$ update tocsin.processes p set lifeline = null where p.id = process_id and tocsin.acts_for(p.role) $$;
+as $$ update tocsin.processes p set lifeline = null, detached = true where p.id = process_id and tocsin.acts_for(p.role) $$;
 
 create or replace function tocsin.unregister_process(process_id bigint, died boolean default false) returns void
 language sql
@@ -75,7 +89,7 @@ begin
         update tocsin.workers x
         set status = 'stopped', ended = coalesce(x.ended, case when died then 'died' else 'left' end), grace = null,
             buried_as = case when died then x.status end, shutdown_at = tocsin.clock(), process_id = null,
-            heartbeat_at = greatest(x.heartbeat_at, last_heartbeat)
+            heartbeat_at = least(greatest(x.heartbeat_at, last_heartbeat), tocsin.clock())
         where x.id = w.id and x.registration = w.registration;
         if found then
             perform tocsin.release_held(w, died, 'worker died');
@@ -102,40 +116,112 @@ exception when lock_not_available then  -- gives back those that it has taken
 end
 $$;
 
--- Buries the dead among the other processes. Returns the seconds after which to look again because of one whose lifeline is free but whose
--- heartbeat is not overdue yet, or one of whose workers somebody has locked; null: none such. It does not wait for that lock: a deletion of a
--- large queue holds it for long, and this is part of the heartbeat of a process that is well and has other queues.
-create or replace function tocsin.bury_dead(process_id bigint) returns float8
+-- Since when the server has been up, as far as anybody has looked; notes it.
+create or replace function tocsin.note_uptime(t timestamptz) returns timestamptz
 language plpgsql
 as $$
 declare
-    t timestamptz := tocsin.clock();
     up_since timestamptz;
-    p record;
-    look_again float8;
 begin
     insert into tocsin.uptime (since) select t where not exists (select from tocsin.uptime) on conflict do nothing;
-    select greatest(u.since, pg_postmaster_start_time()) into up_since from tocsin.uptime u;
+    update tocsin.uptime u set since = t where u.since > t;
+    select greatest(u.since, case when pg_postmaster_start_time() <= t then pg_postmaster_start_time() end) into up_since from tocsin.uptime u;
+    return up_since;
+end
+$$;
+
+-- Has heartbeats of the future, sent while the clock was ahead, count as sent now. A second is for those that are being sent in this moment.
+create or replace function tocsin.correct_heartbeats(t timestamptz) returns void
+language sql
+as $$
+    update tocsin.processes p set heartbeat_at = t
+    from (select x.id from tocsin.processes x where x.heartbeat_at > t + interval '1 s' for update skip locked) ahead
+    where p.id = ahead.id
+$$;
+
+-- Whether a process seems alive; if not, when it may be declared dead.
+create or replace function tocsin.examine(
+    p tocsin.processes, t timestamptz, up_since timestamptz, out seems_alive boolean, out dead_at timestamptz
+)
+language plpgsql
+as $$
+declare
+    beat timestamptz := least(p.heartbeat_at, t);
+    silent boolean := beat < up_since;  -- since the server came up
+    soon timestamptz := tocsin.later(beat, p.every * 1.25);
+    settled timestamptz := up_since + interval '10 s';
+begin
+    if p.lifeline is not null then
+        seems_alive := not pg_try_advisory_xact_lock_shared(tocsin.lock_key('lifeline', p.lifeline));
+        dead_at := greatest(soon, settled);
+    elsif not p.detached and exists (select from tocsin.workers w where w.process_id = p.id and w.kind = 'consumer') then
+        seems_alive := false;  -- not known; it will soon have a lifeline
+        dead_at := greatest(tocsin.later(beat, p.every * 3), settled);
+    elsif silent then
+        seems_alive := false;
+        dead_at := greatest(soon, tocsin.later(settled, p.every * 1.25));
+    else
+        seems_alive := soon > t;
+        dead_at := greatest(tocsin.later(beat, p.every * 15), settled);
+    end if;
+end
+$$;
+
+-- Declares a process dead if it is. Returns 0 when it has; the seconds after which to look again when the process seems dead but may not be
+-- declared so yet, or when another session has locked one of its workers; null when it seems alive. It does not wait for that lock: a deletion of
+-- a large queue holds it for long, and this is part of the heartbeat of a process that is well and has other queues.
+create or replace function tocsin.bury_if_dead(p tocsin.processes, t timestamptz, up_since timestamptz) returns float8
+language plpgsql
+as $$
+declare
+    seems_alive boolean;
+    dead_at timestamptz;
+begin
+    select e.seems_alive, e.dead_at into seems_alive, dead_at from tocsin.examine(p, t, up_since) e;
+    if seems_alive then
+        return null;
+    elsif p.heartbeat_at > t + interval '1 s' then
+        perform tocsin.correct_heartbeats(t);
+    end if;
+    if dead_at > t then
+        return extract(epoch from dead_at - t);
+    end if;
+    -- Another process may be burying it, or it has come back in this moment; then its row is locked or changed.
+    perform from tocsin.processes x
+    where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
+    for update skip locked;
+    if found and tocsin.try_workers_of(p.id) then
+        perform tocsin.end_process(p.id, died => true);
+        return 0;
+    end if;
+    return 1;
+end
+$$;
+
+-- Buries the dead along the ring from this process, until so many are met that are alive (null: all around). Returns the seconds after which to look
+-- again; null: no need.
+create or replace function tocsin.bury_dead(process_id bigint, living integer default null) returns float8
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
+as $$
+declare
+    t timestamptz := tocsin.clock();
+    up_since timestamptz := tocsin.note_uptime(t);
+    p tocsin.processes;
+    wait float8;
+    look_again float8;
+begin
     for p in
-        select x.id, x.lifeline, x.heartbeat_at,
-               greatest(tocsin.later(x.heartbeat_at, x.every * case when x.lifeline is null then 15 else 1.25 end), up_since + interval '10 s') as dead_at
-        from tocsin.processes x
-        where x.id <> process_id
+        (select x.* from tocsin.processes x where x.id > process_id order by x.id)
+        union all
+        (select x.* from tocsin.processes x where x.id < process_id order by x.id)
     loop
-        continue when p.lifeline is null and p.dead_at > t;
-        continue when p.lifeline is not null and not pg_try_advisory_xact_lock_shared(tocsin.lock_key('lifeline', p.lifeline));
-        if p.dead_at > t then
-            look_again := least(look_again, extract(epoch from p.dead_at - t));
-        else
-            -- Another process may be burying it, or it has come back in this moment; then its row is locked or changed.
-            perform from tocsin.processes x
-            where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
-            for update skip locked;
-            if found and tocsin.try_workers_of(p.id) then
-                perform tocsin.end_process(p.id, died => true);
-            elsif found then
-                look_again := least(look_again, 1);
-            end if;
+        wait := tocsin.bury_if_dead(p, t, up_since);
+        if wait is null then
+            living := living - 1;
+            exit when living <= 0;
+        elsif wait > 0 then
+            look_again := least(look_again, wait);
         end if;
     end loop;
     return look_again;
@@ -162,7 +248,7 @@ begin
         return query select 'dead', process_id, null::text, null::float8, null::bigint;
         return;
     end if;
-    look_again := tocsin.bury_dead(process_id);
+    look_again := tocsin.bury_dead(process_id, 8);
     if look_again is not null then
         return query select 'look_again', null::bigint, null::text, look_again, null::bigint;
     end if;

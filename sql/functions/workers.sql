@@ -109,7 +109,7 @@ end
 $$;
 
 -- Registers a worker. The name of a stopped worker is taken over together with its id, also of one that is found dead only now; that of any
--- other is refused, with `retry_after` when its owner has lost its lifeline but may be coming back. A null name is made up.
+-- other is refused, with `retry_after` when its owner seems dead but may not be declared so yet. A null name is made up.
 -- `again`: its process was declared dead and is alive, so that a suspended worker stays so. Refused with TC008 when the process has been declared
 -- dead (null: none; such a worker is never found dead).
 create or replace function tocsin.register_worker(
@@ -122,8 +122,7 @@ declare
     q tocsin.queues := tocsin.find_queue(queue);
     t timestamptz := tocsin.clock();
     w tocsin.workers;
-    look_again float8;
-    owners_lifeline bigint;
+    retry_after float8;
 begin
     -- Held until this has ended, against a deletion of the queue: that waits for the registration, or has been waited for by it.
     perform from tocsin.queues x where x.id = q.id for key share;
@@ -152,18 +151,18 @@ begin
         if found then
             return w;
         end if;
-        -- Its owner may be dead, with nobody else there to notice.
-        look_again := tocsin.bury_dead(coalesce(process_id, 0));
+        -- Its owner may be dead, and no other process there to notice.
+        retry_after := null;
+        select tocsin.bury_if_dead(p, t, tocsin.note_uptime(t)) into retry_after
+        from tocsin.workers x join tocsin.processes p on p.id = x.process_id
+        where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name
+          and p.id is distinct from register_worker.process_id;
     end loop;
     select x.* into w from tocsin.workers x
     where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name;
-    select p.lifeline into owners_lifeline from tocsin.processes p where p.id = w.process_id;
-    if owners_lifeline is null or not pg_try_advisory_xact_lock_shared(tocsin.lock_key('lifeline', owners_lifeline)) then
-        look_again := null;  -- it lives, or nothing speaks against it
-    end if;
     perform tocsin.refuse('TC005',
         format('worker %s ("%s") is %s: its name is in use by process %s on %s', w.id, w.name, w.status, w.pid, w.hostname),
-        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', look_again,
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', retry_after,
                            'reason', format('its name is in use by process %s on %s', w.pid, w.hostname)),
         'Choose another name, or end that worker first.');
 end
@@ -197,7 +196,7 @@ declare
     t timestamptz := tocsin.clock();
 begin
     update tocsin.workers x
-    set status = target, grace = move_worker.grace, ended = move_worker.ended, heartbeat_at = greatest(x.heartbeat_at, t),
+    set status = target, grace = move_worker.grace, ended = move_worker.ended, heartbeat_at = t,
         shutdown_at = case when target = 'stopped' then t end
     where x.id = worker_id and x.status = any (allowed) and tocsin.acts_for(x.role)
     returning x.* into w;

@@ -257,12 +257,15 @@ create table tocsin.processes (
     role         name        not null default current_user,
     every        interval    not null check (every > '0 s' and every <= '1 hour'),
     lifeline     bigint,
+    detached     boolean     not null default false,
     started_at   timestamptz not null,
     heartbeat_at timestamptz not null
 ) with (fillfactor = 50);
 comment on column tocsin.processes.role is 'Role that registered it, and alone may act for it; see sql/functions/callers.sql.';
 comment on column tocsin.processes.every is 'Interval between its heartbeats.';
 comment on column tocsin.processes.lifeline is 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
+
+comment on column tocsin.processes.detached is 'It goes on without a lifeline, since LISTEN does not work where it runs.';
 
 create sequence tocsin.disk;
 comment on sequence tocsin.disk is 'Written to where nothing but the disk is to be waited for; see sql/functions/ring_first.sql.';

@@ -47,7 +47,7 @@ as $$
         make_due_ready, admit_claim, next_due, outcomes, give_back, backoff, bury,
         add_queue, change_queue,
         find_worker, refuse_transition, refuse_ended, check_active, tell_process, move_worker, count_held, release_held, refuse_held,
-        end_process, try_workers_of, bury_dead,
+        end_process, try_workers_of, bury_dead, bury_if_dead, examine, note_uptime, correct_heartbeats,
         is_active, describe_messages, describe_dead_letters, letter_is_meant, ago, take_dead_letters, letters_of, add_delivery,
         archive_span, archive_slot, archive_shelf, keep_until, note_retention,
         take_maintenance, archive_partitions, wanted_partitions, cover_archive, add_partitions, add_partition, drop_expired_partitions,
