@@ -35,7 +35,7 @@ async def main(dsn: str, port: int) -> None:
         async with (
             store.producer("lines") as producer,
             store.consumer("lines") as consumer,
-            tocsin.drain_on_signals(consumer),
+            tocsin.drain_on_signals(),
             trio.open_nursery() as nursery,
         ):
 

@@ -3,7 +3,7 @@
     uv run examples/graceful_shutdown.py [DSN]
 
 After the first signal no message is taken any more. A handler that has not finished ten seconds later is cancelled, and its message goes
-back to the queue. A second signal does that at once.
+back to the queue. A second signal, a second later or more, does that at once.
 """
 
 import sys
@@ -27,7 +27,7 @@ async def main(dsn: str) -> None:
         async with store.producer("letters") as producer:
             await producer.enqueue_many(range(1, 11))
 
-        async with store.consumer("letters") as consumer, tocsin.drain_on_signals(consumer, grace=10):
+        async with store.consumer("letters") as consumer, tocsin.drain_on_signals(grace=10):
             print("working; stop with Ctrl-C", flush=True)
             try:
                 await consumer.handle(send, concurrency=2)

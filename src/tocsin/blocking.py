@@ -17,6 +17,8 @@ from time import perf_counter
 from types import CoroutineType, FrameType
 from typing import Any, cast
 
+import trio
+
 from .failure import Escaped
 
 logger = logging.getLogger("tocsin")
@@ -25,8 +27,10 @@ LONG_STEP = 0.1
 """Seconds that an async handler may compute without awaiting before it is reported."""
 
 
+@trio.lowlevel.disable_ki_protection
 async def call_and_watch(handler: Callable[[Any], Awaitable[object]], work: Any, when_waiting: Callable[[], None], name: str) -> object:
-    """Call an async handler, return what it does, and report each step that blocked the event loop. A cancellation is the handler's.
+    """Call an async handler, return what it does, and report each step that blocked the event loop. A cancellation is the handler's,
+    and so is a `KeyboardInterrupt` that arrives while it computes.
 
     It has a context (``contextvars``) of its own, so that what it sets there is not seen by the next call. ``when_waiting`` is called when
     it waits for the first time, if it ever does. A `GeneratorExit` of the handler's is raised as `Escaped`.

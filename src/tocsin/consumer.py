@@ -10,8 +10,9 @@ import trio
 
 from .bell import Bed, Bell
 from .database import Database
+from .draining import wait_for_others
 from .durations import Duration, check_count, to_seconds
-from .errors import ConnectionLost, LeaseLost, Suspended
+from .errors import ConnectionLost, LeaseLost, StateTransitionError, Suspended
 from .handling import Caller, Handling, describe_handler, make_caller
 from .intake import Intake
 from .message import Message
@@ -78,13 +79,14 @@ class Consumer(Registered, WorkerHandle):
             deadline = trio.current_time() + to_seconds(wait, "wait", zero=True)
             while True:
                 if self._intake.closed:
-                    await trio.lowlevel.checkpoint()
-                    raise Suspended("interrupted", handled=0, released=0)
+                    raise await self._drained()
                 bed.look()
                 try:
                     claim = await self._intake.claim(limit, length, look=True, kept=False)
-                except BaseException:
+                except BaseException as error:
                     bed.failed_to_look()
+                    if self._intake.closed and isinstance(error, (StateTransitionError, ConnectionLost)):
+                        raise await self._drained() from error
                     raise
                 rung_meanwhile = bed.rung
                 bed.looked(claim.again_at, full=claim.full)
@@ -94,6 +96,10 @@ class Consumer(Registered, WorkerHandle):
                     return messages
                 while not bed.rung and trio.current_time() < deadline:
                     await bed.sleep(until=deadline)
+
+    async def _drained(self) -> Suspended:
+        await wait_for_others(self._intake)
+        return Suspended("interrupted", handled=0, released=0)
 
     @contextmanager
     def _bed_by_hand(self) -> Iterator[Bed]:
@@ -166,6 +172,7 @@ class Consumer(Registered, WorkerHandle):
         vt: Duration | None = None,
         timeout: Duration | None = None,  # noqa: ASYNC109 - of each call of the handler, not of this one
         once: bool = False,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
         """Call the handler for each message, up to ``concurrency`` at a time, until interrupted; then raise `Suspended`.
 
@@ -175,7 +182,8 @@ class Consumer(Registered, WorkerHandle):
         the queue's backoff, or to the dead letters after its last delivery, with the error kept; the loop goes on. It decides itself what
         becomes of the message by raising `Retry`, `Snooze` or `Reject`. Leases (``vt`` seconds each, default: the queue's) are extended for
         as long as a handler runs; a handler whose lease is lost all the same is cancelled. With ``once`` it also ends, with `Suspended`
-        too, when no message is due and no handler runs any more.
+        too, when no message is due and no handler runs any more. With ``await nursery.start(consumer.handle, handler)`` it is
+        started when it polls.
 
         Raises `Suspended`, `StateTransitionError`, `WorkerStopped`; and an async handler's `SystemExit`, whose message has failed then.
         While the database is away it waits for it. Cancelled, or on `KeyboardInterrupt`, handlers are cancelled and their messages
@@ -187,7 +195,7 @@ class Consumer(Registered, WorkerHandle):
         def call_with_first(messages: list[Message], when_waiting: Callable[[], None]) -> Awaitable[object]:
             return call(messages[0], when_waiting)
 
-        await self._handle(call_with_first, describe_handler(handler), concurrency, 1, vt, timeout, once)
+        await self._handle(call_with_first, describe_handler(handler), concurrency, 1, vt, timeout, once, task_status)
 
     async def handle_batches(
         self,
@@ -198,11 +206,13 @@ class Consumer(Registered, WorkerHandle):
         vt: Duration | None = None,
         timeout: Duration | None = None,  # noqa: ASYNC109 - of each call of the handler, not of this one
         once: bool = False,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
         """Like `handle`, with a handler that takes up to ``size`` messages in one call: as many as there are, without waiting for more.
 
         It may settle each message on its own; those that it has not settled are archived when it returns and fail when it raises. Leases
-        last ``vt`` seconds, and a call may take ``timeout`` seconds. Raises and, cancelled, leaves behind what `handle` does.
+        last ``vt`` seconds, and a call may take ``timeout`` seconds. Is started by ``nursery.start``, raises and, cancelled, leaves behind
+        what `handle` does.
         """
         check_count(size, "size")
         check_count(concurrency, "concurrency")
@@ -211,7 +221,7 @@ class Consumer(Registered, WorkerHandle):
         async def call(messages: list[Message], when_waiting: Callable[[], None]) -> object:
             return await call_with(list(messages), when_waiting)  # the handler may take messages out of its list
 
-        await self._handle(call, describe_handler(handler), concurrency, size, vt, timeout, once)
+        await self._handle(call, describe_handler(handler), concurrency, size, vt, timeout, once, task_status)
 
     async def _handle(
         self,
@@ -222,10 +232,11 @@ class Consumer(Registered, WorkerHandle):
         vt: Duration | None,
         timeout: Duration | None,  # noqa: ASYNC109
         once: bool,
+        task_status: trio.TaskStatus[None],
     ) -> NoReturn:
         lease = None if vt is None else to_seconds(vt, "vt")
         limit = None if timeout is None else to_seconds(timeout, "timeout")
-        async with open_run(self._intake) as run:
+        async with open_run(self._intake, task_status) as run:
             await Handling(run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit, once=once, name=name).pump()
         raise AssertionError("a run that ends raises Suspended")
 

@@ -134,6 +134,7 @@ class Handling:
         self._nothing_left = False
         run.flush = self._flush
 
+    @trio.lowlevel.enable_ki_protection
     async def pump(self) -> None:
         """Handle messages until the run is to end and all handlers have. Cancellation ends it at once; the run's end cleans up."""
         with self._run.closing:
@@ -214,6 +215,7 @@ class Handling:
 
     # Handling
 
+    @trio.lowlevel.enable_ki_protection
     def _start_runner(self) -> None:
         if self._ahead and self._runners < self._concurrency and self._run.may_claim:
             self._runners += 1
@@ -222,6 +224,7 @@ class Handling:
             else:
                 self._run.nursery.start_soon(self._be_runner)
 
+    @trio.lowlevel.enable_ki_protection
     async def _be_runner(self) -> None:
         """Call handlers when `_start_runner` says so; stand by in between, unless another does.
 

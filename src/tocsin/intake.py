@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Protocol
 
 import attrs
 import trio
 
+from . import draining
 from .bell import Bed, Bell
 from .database import Database
 from .driver.lock import Lock
@@ -27,6 +29,8 @@ _CLAIM = "select * from tocsin.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $1
 
 class Run(Protocol):
     """What wants to know how the worker stands: see ``run.py``."""
+
+    nursery: trio.Nursery
 
     def noticed(self, status: str, grace: float | None) -> None: ...
     def leases_taken(self) -> None: ...
@@ -57,8 +61,6 @@ class Intake:
         """The run that is going on."""
         self.running = False
         """Whether a run is going on, beginning or ending."""
-        self.closed = False
-        """Whether this process is to take no more messages: no run begins."""
         self.by_hand: set[Bed] = set()
         """Where callers of `Consumer.dequeue` wait."""
         self.worker_id = 0
@@ -75,12 +77,15 @@ class Intake:
         self._front = Front()
         self._claiming = Lock()
         self._answer_lost = False
+        self._closed_by: set[object] = set()
+        self._leaving = 0
 
     def begin(self, queue: str, queue_id: int, worker_id: int, registration: int, name: str) -> None:
         """Work for this registration from now on."""
         self.queue_id, self.worker_id, self.registration, self.name = queue_id, worker_id, registration, name
         self._source = Source(queue, queue_id, worker_id, self)
         self._front = Front()
+        draining.note(self)
 
     # Claiming
 
@@ -264,14 +269,47 @@ class Intake:
         """End the run; see `Consumer.interrupt`."""
         self.noticed("interrupted", None if grace is None else to_seconds(grace, "grace", zero=True))
 
-    def close(self, grace: Duration | None = None) -> None:
-        """Like `end_run`; and no run begins after it until `reopen`."""
-        self.closed = True
+    async def interrupt(self, grace: float | None) -> None:
+        """Have the registry say that the worker is interrupted; see `WorkerHandle.interrupt`. Cancelled, it says so or not."""
+        await self._database.fetch("select tocsin.interrupt(%s, %s)", [self.worker_id, to_timedelta(grace, "grace", zero=True)])
+
+    # What a signal ends, in ``draining.py``
+
+    @property
+    def closed(self) -> bool:
+        """Whether this process is to take no more messages: no run begins."""
+        return bool(self._closed_by)
+
+    def close(self, by: object, grace: float | None = None) -> None:
+        """Like `end_run`; and no run begins after it until `reopen` by the same."""
+        self._closed_by.add(by)
         self.end_run(grace)
 
-    def reopen(self) -> None:
+    def reopen(self, by: object) -> None:
         """End what `close` began."""
-        self.closed = False
+        self._closed_by.discard(by)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing goes on here that a cancellation would cut short: no run, and no message that was dequeued by hand."""
+        return self._leaving > 0 or not (self.running or self.leases.by_hand_until() > trio.current_time())
+
+    async def wait_idle(self) -> None:
+        """Return when `idle`. Cancellation changes nothing."""
+        while not self.idle:
+            with trio.move_on_at(math.inf if self.running else self.leases.by_hand_until()):
+                await self.leases.wait_for_drop()
+        await trio.lowlevel.checkpoint()
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Within the block this consumer counts as idle: it is at its end."""
+        self._leaving += 1
+        self.leases.wake_waiters()
+        try:
+            yield
+        finally:
+            self._leaving -= 1
 
 
 def _in_ascii(texts: list[str | None]) -> list[str | None]:

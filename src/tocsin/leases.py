@@ -170,6 +170,19 @@ class Leases:
                 await self._drops.park()
         await trio.lowlevel.checkpoint()
 
+    def by_hand_until(self) -> float:
+        """Return when the last lease of a message dequeued by hand ends; minus infinity where there is none."""
+        return max((h.expires for h in self._all() if not h.kept), default=-math.inf)
+
+    async def wait_for_drop(self) -> None:
+        """Return when a lease is forgotten, or `wake_waiters` is called. Cancellation changes nothing."""
+        await self._drops.park()
+
+    def wake_waiters(self) -> None:
+        """Have `wait_for_drop` return."""
+        self._drops.unpark_all()
+
+    @trio.lowlevel.enable_ki_protection
     async def keep(self) -> None:
         """Extend leases in time, for ever, and warn of handlers that may hang. Cancellation leaves the leases as they are."""
         while True:
@@ -192,6 +205,7 @@ class Leases:
         if at < self._nap.deadline:  # moved, and not woken: a lease begins just before its handler, and as a rule ends before this
             self._nap.deadline = at
 
+    @trio.lowlevel.enable_ki_protection
     async def refresh(self, until: float = math.inf, *, on_purpose: bool = False) -> int:
         """Extend the leases that are to be extended until this time, and cancel the handlers of those that are gone; return how many are.
 

@@ -62,6 +62,7 @@ class Maintenance:
         """It is our turn."""
         self._due.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Do it whenever it is our turn, for ever. What fails is tried again, here or elsewhere, when it is due again."""
         while True:

@@ -184,6 +184,7 @@ class Outbox:
         else:
             self._end(queue, gathering)
 
+    @trio.lowlevel.enable_ki_protection
     async def _send_on(self, queue: str, gathering: Gathering, batch: list[Parcel]) -> None:
         try:
             while batch:

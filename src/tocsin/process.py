@@ -142,6 +142,7 @@ class Process:
             self._next_beat = trio.current_time()
             self._kick()
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Keep the line and the heartbeat, for ever. On cancellation, unregister the process."""
         retries = Retries("the LISTEN connection")
@@ -354,6 +355,7 @@ class Process:
             yield
             nursery.cancel_scope.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _beat_by_pool(self) -> None:
         while not self._buried:
             await trio.sleep_until(self._next_beat)

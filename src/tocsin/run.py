@@ -19,6 +19,7 @@ import psycopg
 import trio
 
 from .bell import Bed
+from .draining import wait_for_others
 from .errors import StateTransitionError, Suspended, TocsinError
 from .intake import Claim, Intake
 from .leases import Unit
@@ -146,11 +147,13 @@ class Run:
         self.bed.looked(claim.again_at, full=claim.full)
         return claim
 
+    @trio.lowlevel.enable_ki_protection
     async def _let_go(self) -> None:
         """Cancel the handlers whose messages were given back when the worker was stopped."""
         given_back = await self.intake.leases.refresh(on_purpose=True)
         self.given_back += given_back
 
+    @trio.lowlevel.enable_ki_protection
     async def _cancel_units_at(self, time: float) -> None:
         await trio.sleep_until(time)
         for unit in self.units:
@@ -164,14 +167,14 @@ async def _begin(intake: Intake) -> bool:
         if not intake.closed:
             await intake.begin_poll()
     except StateTransitionError as refused:
-        if refused.from_ != "interrupted":
+        if refused.from_ != "interrupted" and not intake.closed:
             raise
         return False
     return not intake.closed  # it may have been closed meanwhile
 
 
 @asynccontextmanager
-async def open_run(intake: Intake) -> AsyncIterator[Run]:
+async def open_run(intake: Intake, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> AsyncIterator[Run]:
     """Make the consumer poll for as long as the block lasts. Raises `Suspended` at its end if the run was ended from outside."""
     if intake.running:
         raise RuntimeError(f"consumer {intake.name!r} is running already; open another consumer for a second run")
@@ -188,6 +191,7 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
                     run = intake.run = Run(intake, bed, nursery)
                     nursery.start_soon(intake.leases.keep)
                     bed.ring()
+                    task_status.started()
                     try:
                         yield run
                     finally:
@@ -207,7 +211,9 @@ async def open_run(intake: Intake) -> AsyncIterator[Run]:
         if patience.cancelled_caught:
             logger.warning("what worker %r holds will be delivered again when its leases end: no answer", intake.name)
         intake.running = False
+        intake.leases.wake_waiters()
     if run is not None:
         ended_by, handled, failed, released = run.ended_by, run.handled, run.failed, released + run.given_back
     if ended_by is not None:
+        await wait_for_others(intake)
         raise Suspended(ended_by, handled=handled, failed=failed, released=released)

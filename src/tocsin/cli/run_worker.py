@@ -65,8 +65,9 @@ async def run(
     The module is found from the working directory. When the handler returns, its message is archived; when it raises, the message is
     delivered again later, or becomes a dead letter after its last delivery.
 
-    SIGINT and SIGTERM drain: nothing more is taken, and the process ends with 0 when the handlers have. A second signal cancels them, and
-    what they have is given back. So does `tocsin worker interrupt`, from anywhere. The log goes to standard error.
+    SIGINT and SIGTERM drain: nothing more is taken, and the process ends with 0 when the handlers have. A second signal, a second later
+    or more, cancels them, and what they have is given back. `tocsin worker interrupt` drains too, from anywhere. The log goes to standard
+    error.
     """
     try:
         to_timedelta(vt, "--vt")

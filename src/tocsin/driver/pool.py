@@ -435,6 +435,7 @@ class Pool(Generic[Row]):
         if deadline != self._nap.deadline:  # setting it is what costs
             self._nap.deadline = deadline
 
+    @trio.lowlevel.enable_ki_protection
     async def _keep_house(self) -> NoReturn:
         """Close connections that were not used, and give withheld slots out again."""
         while True:

@@ -133,6 +133,7 @@ async def _ready_for_either(fileno: int) -> int:
     ready = 0
     closed: Exception | None = None
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_for(wait: Callable[[int], Awaitable[None]], meaning: Ready) -> None:
         nonlocal ready, closed
         try:
