@@ -30,6 +30,7 @@ from .blocking import call_and_watch
 from .errors import TRANSIENT, ConnectionLost, StateTransitionError, is_refusal
 from .failure import Escaped, Failure, describe, describe_failure, split
 from .failure_log import UNANSWERED, log_failure, log_outcomes
+from .lease_clock import lease_time
 from .leases import Unit
 from .message import Message
 from .retry import Retries
@@ -129,6 +130,7 @@ class Handling:
         self._standby = trio.lowlevel.ParkingLot()
         self._done: list[Message] = []
         self._failed: list[tuple[Message, Failure]] = []
+        self._over: list[Message] = []
         self._poisoned = False
         self._answer_lost = False
         self._nothing_left = False
@@ -144,10 +146,12 @@ class Handling:
         run = self._run
         retries = Retries("handling")
         ahead = self._ahead
-        while run.ended_by is None or run.units or ahead or self._done or self._failed:
+        while run.ended_by is None or run.units or ahead or self._done or self._failed or self._over:
             now = trio.current_time()
             room = (self._concurrency - len(run.units)) * self._size + ahead.room(now) if run.may_claim else 0
             try:
+                if self._over:
+                    await self._give_back_over()
                 if ahead.waited_too_long(now) or (ahead and not run.may_claim):
                     await self._give_back()
                 if self._poisoned:
@@ -213,6 +217,18 @@ class Handling:
         if self._run.ended_by is not None:
             self._run.given_back += given_back
 
+    async def _give_back_over(self) -> None:
+        """Give back messages whose lease was over before a handler could begin: see `Leases.start`."""
+        over = self._over[:]
+        given_back = await self._intake.give_back_many(over)
+        del self._over[: len(over)]
+        logger.warning(
+            "the leases of %d messages ended before their handlers could begin; the process was stopped or blocked for too long. "
+            "%d of them are given back, the others have come back already",
+            len(over),
+            given_back,
+        )
+
     # Handling
 
     @trio.lowlevel.enable_ki_protection
@@ -244,16 +260,18 @@ class Handling:
         run, ahead, leases = self._run, self._ahead, self._intake.leases
         run.units.add(unit)
         turn_began = perf_counter()
+        now = lease_time()
         try:
             with unit.scope:
                 while ahead and run.may_claim and not unit.scope.cancel_called:
                     unit.messages = ahead.take(self._size)
-                    leases.start(unit)
+                    self._over += leases.start(unit, now)
                     if unit.messages:
                         await self._attend(unit)
                     if perf_counter() - turn_began > MAX_TURN:
                         await trio.lowlevel.checkpoint()
                         turn_began = perf_counter()
+                        now = lease_time()
         finally:
             self._runners -= 1
             run.units.discard(unit)

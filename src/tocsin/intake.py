@@ -19,6 +19,7 @@ from .durations import Duration, to_seconds, to_timedelta
 from .errors import TRANSIENT, CharacterUnsupported, ConnectionLost, LeaseLost
 from .failure import Failure
 from .front import Front
+from .lease_clock import lease_time
 from .leases import Leases
 from .message import Message, Source, tokens
 from .parcel import Parcel, read_answer
@@ -98,7 +99,7 @@ class Intake:
         async with self._claiming:
             if self._answer_lost:
                 await self._release_unknown()
-            claimed_at = trio.current_time()
+            claimed_at, leased_at = trio.current_time(), lease_time()
             position = None if look else self._front.next_position(claimed_at)
             if archive:
                 self.leases.settling.append(archive)
@@ -129,7 +130,7 @@ class Intake:
         assert self._source is not None
         # As the claim has it: the queue's visibility timeout may have been changed since this worker was registered.
         length = 0.0 if answer.last is None else (answer.last[6] - answer.last[7]).total_seconds()
-        parcel = Parcel(rows, answer.start, answer.stop, self._source, self.leases, length, claimed_at + length, kept=kept)
+        parcel = Parcel(rows, answer.start, answer.stop, self._source, self.leases, length, leased_at + length, kept=kept)
         return Claim(parcel, answer.lost, -math.inf if full else again_at, full)
 
     def _claim_parameters(

@@ -18,6 +18,7 @@ import trio
 from .database import Database
 from .errors import TRANSIENT
 from .health import suspicious_after
+from .lease_clock import lease_time, time_asleep
 from .message import Message, tokens
 from .retry import Retries
 
@@ -43,7 +44,7 @@ class Held:
     vt: float
     """Its length in seconds."""
     expires: float
-    """When it ends, by this process's clock, not later than by the server's."""
+    """When it ends, by `lease_time`, not later than by the server's clock."""
     kept: bool
     """Whether a run keeps it alive; else the caller of `dequeue` extends it."""
     since: float
@@ -115,18 +116,27 @@ class Leases:
 
     def forget_lapsed(self) -> None:
         """Forget leases of messages dequeued by hand that have ended."""
-        now = trio.current_time()
+        now = lease_time()
         for lapsed in [h for h in self._all() if not h.kept and h.expires < now]:
             self.drop(lapsed.message)
 
-    def start(self, unit: Unit) -> None:
-        """A handler relies on the leases of these messages from now on; those that are gone are taken out of the unit."""
+    def start(self, unit: Unit, now: float) -> list[Message]:
+        """A handler relies on the leases of these messages from now (`lease_time`) on; those that are gone are taken out of the unit.
+
+        Returns those whose lease is over by this process's clock, which are taken out too: the process was stopped for a while, and another
+        consumer may have the message by now.
+        """
+        over: list[Message] = []
         for message in list(unit.messages):
             held = self._held.get(message.id)
             if held is None or held.message is not message:
                 unit.messages.remove(message)
+            elif held.expires <= now:
+                unit.messages.remove(message)
+                over.append(message)
             else:
                 held.unit = unit
+        return over
 
     def drop(self, message: Message) -> None:
         """Forget a lease that is settled or gone."""
@@ -165,8 +175,8 @@ class Leases:
 
     async def wait_empty(self) -> None:
         """Return when nothing is held, beside leases taken by hand that have ended. Cancellation changes nothing."""
-        while alive := [h for h in self._all() if h.kept or h.expires > trio.current_time()]:
-            with trio.move_on_at(min(math.inf if h.kept else h.expires for h in alive)):
+        while alive := [h for h in self._all() if h.kept or h.expires > lease_time()]:
+            with trio.move_on_at(min(math.inf if h.kept else h.expires for h in alive) - time_asleep()):
                 await self._drops.park()
         await trio.lowlevel.checkpoint()
 
@@ -186,14 +196,15 @@ class Leases:
     async def keep(self) -> None:
         """Extend leases in time, for ever, and warn of handlers that may hang. Cancellation leaves the leases as they are."""
         while True:
-            with trio.CancelScope(deadline=min((min(h.refresh_at, h.warn_at) for h in self._all()), default=math.inf)) as self._nap:
+            deadline = min((min(h.refresh_at, h.warn_at) for h in self._all()), default=math.inf) - time_asleep()
+            with trio.CancelScope(deadline=deadline) as self._nap:
                 await trio.sleep_forever()
             self._warn_of_long_ones()
-            await self.refresh(trio.current_time())
+            await self.refresh(lease_time())
 
     def _warn_of_long_ones(self) -> None:
         """Log which handlers have been running for suspiciously long; again when that time has doubled."""
-        now = trio.current_time()
+        now = lease_time()
         for held in [h for h in self._all() if h.warn_at <= now]:
             message, running = held.message, now - held.since
             held.patience = 2 * running
@@ -202,6 +213,7 @@ class Leases:
                 logger.warning("the handler of message %d has been running for %.0f s; it may hang", message.id, running, extra=fields)
 
     def _look_by(self, at: float) -> None:
+        at -= time_asleep()
         if at < self._nap.deadline:  # moved, and not woken: a lease begins just before its handler, and as a rule ends before this
             self._nap.deadline = at
 
@@ -232,7 +244,7 @@ class Leases:
                 if still_ours or held.message not in self:  # settled while the statement was under way
                     continue
                 if any(m is held.message for messages in self.settling for m in messages):  # or the answer to that is still to come
-                    held.expires = trio.current_time() + vt
+                    held.expires = lease_time() + vt
                 else:
                     gone += 1
                     self._lose(held, logging.DEBUG if on_purpose else logging.WARNING)
@@ -240,7 +252,7 @@ class Leases:
 
     async def extend(self, messages: Sequence[Message], seconds: float) -> list[bool]:
         """Make these leases end in this many seconds; return which are still ours. Cancelled, they are extended or not."""
-        now = trio.current_time()
+        now = lease_time()
         parameters = [*tokens(messages), timedelta(seconds=seconds)]
         (kept,) = await self._database.fetch_one("select tocsin.extend(%s::bigint[], %s::bigint[], %s)", parameters)
         for message, still_ours in zip(messages, kept, strict=True):

@@ -31,7 +31,7 @@ class Parcel:
         self.vt = vt
         """Length of the leases in seconds."""
         self.expires = expires
-        """When they end, by this process's clock (`trio.current_time`), not later than by the server's."""
+        """When they end, by `lease_time`, not later than by the server's clock."""
         self.kept = kept
         """Whether a run keeps the leases alive."""
         if len(self):

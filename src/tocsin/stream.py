@@ -12,6 +12,7 @@ from .errors import TRANSIENT, LeaseLost, StateTransitionError
 from .failure import Failure, describe_failure, split
 from .failure_log import UNANSWERED, log_outcomes
 from .intake import Intake
+from .lease_clock import lease_time
 from .leases import Unit
 from .message import Message
 from .retry import Retries
@@ -47,8 +48,10 @@ class Stream:
                 retries.succeeded()
                 if messages := claim.parcel.take_all():
                     self._unit.messages += messages
-                    intake.leases.start(self._unit)
-                    return messages[0]
+                    if over := intake.leases.start(self._unit, lease_time()):
+                        await intake.give_back_many(over)
+                    else:
+                        return messages[0]
         raise StopAsyncIteration
 
 
