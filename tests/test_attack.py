@@ -84,18 +84,16 @@ async def test_suspend_with_release_against_a_claim_that_archives(store: tocsin.
         await consumer.interrupt()
 
 
-async def test_extend_against_archive(store: tocsin.Store, store_dsn: str) -> None:
-    """Both lock several rows of one worker, each in the order of its own list."""
+async def test_extend_waits_for_no_message_that_another_transaction_has_locked(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         await producer.enqueue_many([1, 2, 3])
         one, two, three = await consumer.dequeue(3)
-        locked = "select 1 from tocsin.messages where id = %s for update"
-        async with trio.open_nursery() as nursery, holding(store_dsn, locked, two.id):
-            nursery.start_soon(consumer._intake.leases.extend, [one, two, three], 30)
-            await until_blocked(store_dsn, "tocsin%.extend(")
-            nursery.start_soon(consumer.archive_many, [three, one])
-            await until_blocked(store_dsn, "tocsin%.archive(")
+        await three.archive()
+        async with holding(store_dsn, "select 1 from tocsin.messages where id = %s for update", two.id):
+            with trio.fail_after(PATIENCE):
+                assert await consumer._intake.leases.extend([one, two, three], 30) == [True, None, False]
+        assert await consumer.extend_many([one, two, three], 30) == [True, True, False]
 
 
 # Who is who

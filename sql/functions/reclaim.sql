@@ -18,7 +18,7 @@ begin
     select coalesce(array_agg(w.id), '{}'), coalesce(jsonb_object_agg(w.id, tocsin.count_held(w)), '{}') into alive, held
     from tocsin.workers w where w.process_id is not null;
     perform tocsin.bury_dead(0);
-    select count(*), coalesce(sum((held ->> w.id::text)::bigint), 0) into workers, messages
+    select count(*), coalesce(sum((held ->> w.id::text)::bigint - tocsin.count_held(w)), 0) into workers, messages
     from tocsin.workers w where w.id = any (alive) and w.buried_as is not null;
 
     for q in select x.id from tocsin.queues x order by x.id loop

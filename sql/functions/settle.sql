@@ -1,6 +1,7 @@
 -- Settling a delivery: archive, delete, release, fail, extend. Each takes ids with the leases they were claimed with, acts on those whose row
 -- still carries that lease, and returns, in the order given, whether it did. None of them rings for a message that is gone; those that give
--- one back ring.
+-- one back ring. They may be called in a transaction of the caller's: what they do is committed with its own rows. Until then the rows are
+-- locked, so a claim passes over them even when their leases have ended; rolled back, the leases are what they were.
 --
 -- All of them lock rows in the order of ids (a queue's, if there are several), so that two of them never wait for each other in a circle. A
 -- session keeps the plan it made when the table was empty, and when any way of reading it was as short as any other. So the planner is left
@@ -73,7 +74,8 @@ begin
 end
 $$;
 
--- A new end for the lease: vt from now.
+-- A new end for the lease: vt from now. It waits for no row that another transaction has locked, and returns null for it: the lease is still there,
+-- but was not extended. As a rule that transaction is the holder's own, which settles the message and has not ended.
 create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval) returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
@@ -82,14 +84,23 @@ as $$
 declare
     settled bigint[];
 begin
-    with extended as (
-        update tocsin.messages m set vt = tocsin.later(tocsin.clock(), extend.vt)
+    with held as (
+        select m.id
         from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
+        join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
+        for update of m skip locked
+    ), extended as (
+        update tocsin.messages m set vt = tocsin.later(tocsin.clock(), extend.vt)
+        from held h where m.id = any (ids) and m.id = h.id
         returning m.id
     )
     select array_agg(e.id) into settled from extended e;
-    return tocsin.outcomes(ids, settled);
+    if cardinality(ids) = coalesce(cardinality(settled), 0) then
+        return tocsin.outcomes(ids, settled);
+    end if;
+    return (select array_agg(case when g.id = any (settled) then true when m.id is null then false end order by g.n)
+            from unnest(ids, leases) with ordinality as g (id, lease, n)
+            left join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased');
 end
 $$;
 

@@ -217,7 +217,8 @@ as $$
     where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
 $$;
 
--- Gives back all that the worker holds, beside the leases to keep; those leases are void. Returns how many messages that were.
+-- Gives back all that the worker holds, beside the leases to keep; those leases are void. Returns how many messages that were. A message that
+-- another transaction has locked is passed over: that one settles it or, rolled back, leaves it leased until its lease ends.
 create or replace function tocsin.release_held(
     w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
 ) returns bigint
@@ -228,14 +229,14 @@ declare
     ids bigint[];
     leases bigint[];
 begin
-    select array_agg(m.id), array_agg(m.lease) into ids, leases
-    from tocsin.messages m
-    where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
-      and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease));
+    select array_agg(h.id), array_agg(h.lease) into ids, leases
+    from (select m.id, m.lease from tocsin.messages m
+          where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+            and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+          order by m.id for update skip locked) h;
     if ids is null then
         return 0;
     end if;
-    -- Locks them in the order of ids, and looks again whether they carry these leases.
     return (select count(*) from unnest(tocsin.give_back(ids, leases, '0 s', counted, outcome)) g (outcome) where g.outcome is not null);
 end
 $$;

@@ -16,6 +16,7 @@ from .errors import ConnectionLost, LeaseLost, StateTransitionError, Suspended
 from .handling import Caller, Handling, describe_handler, make_caller
 from .intake import Intake
 from .message import Message
+from .on_connection import AnyConnection
 from .process import Process
 from .registration import Registered, Registration
 from .run import open_run
@@ -110,38 +111,47 @@ class Consumer(Registered, WorkerHandle):
             finally:
                 self._intake.by_hand.discard(bed)
 
-    async def archive(self, message: Message | int) -> None:
-        """Finish a message and keep it in the archive. Raises `LeaseLost`. Cancelled, it has happened or it has not."""
-        await self._intake.archive(self._find(message, "archive"))
-
-    async def archive_many(self, messages: Iterable[Message | int]) -> list[bool]:
-        """Archive messages in one statement; return for each, in order, whether its lease was still ours. Cancelled, all or none.
-
-        Raises `LeaseLost` for an id that is not held here.
-        """
-        return await self._intake.archive_many(self._find_all(messages, "archive"))
-
-    async def delete(self, message: Message | int) -> None:
-        """Finish a message and keep nothing. Raises `LeaseLost`. Cancelled, it has happened or it has not."""
-        await self._intake.delete(self._find(message, "delete"))
-
-    async def delete_many(self, messages: Iterable[Message | int]) -> list[bool]:
-        """Delete messages in one statement; return and raise as `archive_many` does. Cancelled, all or none."""
-        return await self._intake.delete_many(self._find_all(messages, "delete"))
-
-    async def release(self, message: Message | int, *, delay: Duration = 0) -> None:
-        """Give a message back for another delivery after ``delay`` seconds; after its last delivery it becomes a dead letter.
+    async def archive(self, message: Message | int, *, connection: AnyConnection | None = None) -> None:
+        """Finish a message and keep it in the archive; with a ``connection``, in the caller's transaction: see `Message.archive`.
 
         Raises `LeaseLost`. Cancelled, it has happened or it has not.
         """
-        await self._intake.release(self._find(message, "release"), delay=delay)
+        await self._intake.archive(self._find(message, "archive"), connection=connection)
 
-    async def release_many(self, messages: Iterable[Message | int], *, delay: Duration = 0) -> list[bool]:
+    async def archive_many(self, messages: Iterable[Message | int], *, connection: AnyConnection | None = None) -> list[bool]:
+        """Archive messages in one statement; return for each, in order, whether its lease was still ours. Cancelled, all or none.
+
+        With a ``connection``, in the caller's transaction: see `Message.archive`. Raises `LeaseLost` for an id that is not held here.
+        """
+        return await self._intake.archive_many(self._find_all(messages, "archive"), connection=connection)
+
+    async def delete(self, message: Message | int, *, connection: AnyConnection | None = None) -> None:
+        """Finish a message and keep nothing; with a ``connection``, in the caller's transaction: see `Message.archive`.
+
+        Raises `LeaseLost`. Cancelled, it has happened or it has not.
+        """
+        await self._intake.delete(self._find(message, "delete"), connection=connection)
+
+    async def delete_many(self, messages: Iterable[Message | int], *, connection: AnyConnection | None = None) -> list[bool]:
+        """Delete messages in one statement; return and raise as `archive_many` does. Cancelled, all or none."""
+        return await self._intake.delete_many(self._find_all(messages, "delete"), connection=connection)
+
+    async def release(self, message: Message | int, *, delay: Duration = 0, connection: AnyConnection | None = None) -> None:
+        """Give a message back for another delivery after ``delay`` seconds; after its last delivery it becomes a dead letter.
+
+        With a ``connection``, in the caller's transaction: see `Message.archive`. Raises `LeaseLost`. Cancelled, it has happened or it has
+        not.
+        """
+        await self._intake.release(self._find(message, "release"), delay=delay, connection=connection)
+
+    async def release_many(
+        self, messages: Iterable[Message | int], *, delay: Duration = 0, connection: AnyConnection | None = None
+    ) -> list[bool]:
         """Release messages for delivery after ``delay`` seconds, in one statement; return and raise as `archive_many` does.
 
         Cancelled, all or none.
         """
-        return await self._intake.release_many(self._find_all(messages, "release"), delay=delay)
+        return await self._intake.release_many(self._find_all(messages, "release"), delay=delay, connection=connection)
 
     async def extend(self, message: Message | int, seconds: Duration) -> None:
         """Make a lease end ``seconds`` from now, by the server's clock. Raises `LeaseLost`. Cancelled, it has happened or it has not."""

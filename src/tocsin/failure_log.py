@@ -15,6 +15,9 @@ logger = logging.getLogger("tocsin")
 UNANSWERED = "the database has not answered; it comes back when its lease ends"
 """The outcome when the run ends before the database has told one."""
 
+SETTLED_ELSEWHERE = "it is settled, by a transaction of the handler's"
+"""The outcome when the handler has settled the message before it failed."""
+
 
 def log_outcomes(
     name: str, failed: Sequence[tuple[Message, Failure]], outcomes: Sequence[float | str | None], *, batches: bool = False

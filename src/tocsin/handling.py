@@ -27,7 +27,7 @@ import trio
 
 from .ahead import Ahead
 from .blocking import call_and_watch
-from .errors import TRANSIENT, ConnectionLost, StateTransitionError, is_refusal
+from .errors import TRANSIENT, ConnectionLost, StateTransitionError, TocsinError, is_refusal
 from .failure import Escaped, Failure, describe, describe_failure, split
 from .failure_log import UNANSWERED, log_failure, log_outcomes
 from .lease_clock import lease_time
@@ -39,6 +39,15 @@ if TYPE_CHECKING:
     from .run import Run
 
 logger = logging.getLogger("tocsin")
+
+LOOK_PAUSE = 0.01
+"""Seconds after which to look again, at first, whether the transaction has ended in which a handler has settled its message."""
+
+MAX_LOOK_PAUSE = 1.0
+"""That pause doubles up to this."""
+
+OPEN_AT_THE_END = 5.0
+"""Seconds for which a run that is to end waits for such transactions."""
 
 MAX_TURN = 0.0003
 """Seconds for which handlers that never wait are called before other tasks may run: the one that sends statements, above all."""
@@ -129,6 +138,9 @@ class Handling:
         self._runners = 0
         self._standby = trio.lowlevel.ParkingLot()
         self._done: list[Message] = []
+        self._open: list[Message] = []  # their handlers have settled them in transactions that may not have ended
+        self._look_at = math.inf
+        self._look_pause = LOOK_PAUSE
         self._failed: list[tuple[Message, Failure]] = []
         self._over: list[Message] = []
         self._poisoned = False
@@ -146,27 +158,34 @@ class Handling:
         run = self._run
         retries = Retries("handling")
         ahead = self._ahead
-        while run.ended_by is None or run.units or ahead or self._done or self._failed or self._over:
+        give_up_at = math.inf
+        while run.ended_by is None or run.units or ahead or self._done or self._failed or self._over or self._open:
             now = trio.current_time()
+            if run.ended_by is not None and self._open and not (run.units or ahead or self._done or self._failed or self._over):
+                give_up_at = min(give_up_at, now + OPEN_AT_THE_END)
+                if now >= give_up_at:
+                    return  # the transaction may settle it yet; else it comes back when its lease ends
             room = (self._concurrency - len(run.units)) * self._size + ahead.room(now) if run.may_claim else 0
             try:
                 if self._over:
                     await self._give_back_over()
                 if ahead.waited_too_long(now) or (ahead and not run.may_claim):
                     await self._give_back()
+                if now >= self._look_at:
+                    await self._look()
                 if self._poisoned:
                     await self._archive_apart()
                 if room > 0 and run.bed.rung:
                     await self._claim(room)
                 elif self._done:
                     await self._archive()
-                elif self._once and room > 0 and not (run.units or ahead or self._failed):
+                elif self._once and room > 0 and not (run.units or ahead or self._failed or self._open):
                     if self._nothing_left:
                         run.end("nothing is left to do")
                     else:  # nobody rings for what came while handlers were running, as they were not asleep
                         run.bed.ring()
                 elif not self._failed:
-                    await run.bed.sleep(sound=room <= 0, until=ahead.check_at)
+                    await run.bed.sleep(sound=room <= 0, until=min(ahead.check_at, self._look_at))
                 if self._failed:
                     await self._fail()
                 retries.succeeded()
@@ -186,7 +205,7 @@ class Handling:
 
     async def _claim(self, limit: int) -> None:
         done, self._done = self._done, []
-        nothing_waited = not (self._run.units or self._ahead or self._failed)
+        nothing_waited = not (self._run.units or self._ahead or self._failed or self._open)
         self._ahead.claim_begins(trio.current_time())
         try:
             claim = await self._run.claim(limit, self._vt, archive=done)
@@ -306,7 +325,7 @@ class Handling:
         self._ahead.finished += len(messages)
         unsettled = [m for m in messages if m in self._intake.leases]
         if error is None:
-            self._done += unsettled
+            self._note_returned(unsettled)
         else:
             failure = describe_failure(error)
             self._failed += [(m, failure) for m in unsettled]
@@ -318,6 +337,41 @@ class Handling:
             raise exits
 
     # Settling
+
+    def _note_returned(self, unsettled: list[Message]) -> None:
+        """Note that the handler has returned, and these messages are to be settled, or are in a transaction of its own."""
+        leases = self._intake.leases
+        if not leases.promised:
+            self._done += unsettled
+            return
+        for message in unsettled:
+            if leases.is_promised(message):
+                self._open.append(message)
+                self._look_at, self._look_pause = -math.inf, LOOK_PAUSE
+            else:
+                self._done.append(message)
+
+    async def _look(self) -> None:
+        """Find out how the transactions have ended in which handlers have settled their messages."""
+        leases = self._intake.leases
+        asked, self._look_at = self._open[:], math.inf
+        try:
+            rolled_back = await leases.look_at_promised(asked)
+        except BaseException:
+            self._look_at = -math.inf
+            raise
+        leases.break_promise(rolled_back)
+        for message in rolled_back:
+            error = TocsinError("the handler settled it in a transaction that was rolled back, and returned")
+            self._failed.append((message, describe_failure(error)))
+        still_open = [m for m in asked if leases.is_promised(m)]
+        new = self._open[len(asked) :]
+        self._open = still_open + new
+        if new:
+            self._look_at = -math.inf
+        elif still_open:
+            self._look_at = trio.current_time() + self._look_pause
+            self._look_pause = min(2 * self._look_pause, MAX_LOOK_PAUSE)
 
     async def _archive(self) -> None:
         done, self._done = self._done, []
@@ -379,6 +433,8 @@ class Handling:
                 raise
         if self._done:
             await self._archive_apart()
+        if self._open:
+            await self._look()
         try:
             if self._failed:
                 await self._fail()

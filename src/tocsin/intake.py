@@ -18,10 +18,12 @@ from .driver.lock import Lock
 from .durations import Duration, to_seconds, to_timedelta
 from .errors import TRANSIENT, CharacterUnsupported, ConnectionLost, LeaseLost
 from .failure import Failure
+from .failure_log import SETTLED_ELSEWHERE
 from .front import Front
 from .lease_clock import lease_time
 from .leases import Leases
 from .message import Message, Source, tokens
+from .on_connection import AnyConnection, check_connection, fetch_value
 from .parcel import Parcel, read_answer
 from .process import Process
 
@@ -68,8 +70,7 @@ class Intake:
         self.registration = 0
         self.name = ""
         self.queue_id = 0
-        self.handled = 0
-        """How many messages of runs have been archived, deleted or released."""
+        self._handled = 0
         self.failed = 0
         """How many messages of runs have failed or been rejected."""
         self.grace = database.grace
@@ -80,6 +81,11 @@ class Intake:
         self._answer_lost = False
         self._closed_by: set[object] = set()
         self._leaving = 0
+
+    @property
+    def handled(self) -> int:
+        """How many messages of runs have been archived, deleted or released."""
+        return self._handled + self.leases.settled_elsewhere
 
     def begin(self, queue: str, queue_id: int, worker_id: int, registration: int, name: str) -> None:
         """Work for this registration from now on."""
@@ -155,16 +161,17 @@ class Intake:
 
     # Settling, many at a time: all or none when cancelled
 
-    async def archive_many(self, messages: Sequence[Message]) -> list[bool]:
-        return await self._settle("select tocsin.archive(%s::bigint[], %s::bigint[])", messages)
+    async def archive_many(self, messages: Sequence[Message], *, connection: AnyConnection | None = None) -> list[bool]:
+        return await self._settle("select tocsin.archive(%s::bigint[], %s::bigint[])", messages, connection=connection)
 
-    async def delete_many(self, messages: Sequence[Message]) -> list[bool]:
-        return await self._settle("select tocsin.delete(%s::bigint[], %s::bigint[])", messages)
+    async def delete_many(self, messages: Sequence[Message], *, connection: AnyConnection | None = None) -> list[bool]:
+        return await self._settle("select tocsin.delete(%s::bigint[], %s::bigint[])", messages, connection=connection)
 
-    async def release_many(self, messages: Sequence[Message], *, delay: Duration = 0) -> list[bool]:
-        return await self._settle(
-            "select tocsin.release(%s::bigint[], %s::bigint[], %s)", messages, to_timedelta(delay, "delay", zero=True)
-        )
+    async def release_many(
+        self, messages: Sequence[Message], *, delay: Duration = 0, connection: AnyConnection | None = None
+    ) -> list[bool]:
+        statement = "select tocsin.release(%s::bigint[], %s::bigint[], %s)"
+        return await self._settle(statement, messages, to_timedelta(delay, "delay", zero=True), connection=connection)
 
     async def give_back_many(self, messages: Sequence[Message]) -> int:
         """Release messages that no handler has seen, without counting the delivery; return how many were still ours."""
@@ -177,11 +184,10 @@ class Intake:
 
     async def extend_many(self, messages: Sequence[Message], seconds: Duration) -> list[bool]:
         kept = await self.leases.extend(messages, to_seconds(seconds, "seconds"))
-        for message in [m for m, still_ours in zip(messages, kept, strict=True) if not still_ours]:
-            self.leases.drop(message)
-        return kept
+        self.leases.drop_gone([m for m, still_ours in zip(messages, kept, strict=True) if still_ours is False])
+        return [still_ours is not False for still_ours in kept]
 
-    async def fail_many(self, messages: Sequence[Message], failures: Sequence[Failure]) -> list[float | None]:
+    async def fail_many(self, messages: Sequence[Message], failures: Sequence[Failure]) -> list[float | str | None]:
         """Have the database do what each failure asks for, and return what it did: see ``tocsin.fail``."""
         texts, traces = [f.text for f in failures], [f.trace for f in failures]
         verdicts = [f.delay for f in failures], [f.verdict for f in failures]
@@ -195,12 +201,17 @@ class Intake:
         finally:
             self.leases.settling.remove(messages)
         lost = {m.id for m, outcome in zip(messages, outcomes, strict=True) if outcome is None}
+        settled = {m.id for m in messages if m.id in lost and self.leases.is_promised(m)}
         snoozed = [m for m, f in zip(messages, failures, strict=True) if f.verdict == "snoozed"]
         self.leases.drop_settled(snoozed)
         self.failed += self.leases.drop_settled(messages, lost)
-        return list(outcomes)
+        return [SETTLED_ELSEWHERE if m.id in settled else outcome for m, outcome in zip(messages, outcomes, strict=True)]
 
-    async def _settle(self, statement: str, messages: Sequence[Message], *more: object) -> list[bool]:
+    async def _settle(
+        self, statement: str, messages: Sequence[Message], *more: object, connection: AnyConnection | None = None
+    ) -> list[bool]:
+        if connection is not None:
+            return await self._settle_on(connection, statement, messages, *more)
         self.leases.settling.append(messages)
         try:
             (settled,) = await self._database.fetch_one(statement, [*tokens(messages), *more])
@@ -209,20 +220,30 @@ class Intake:
         self.note_settled(messages, [m.id for m, was in zip(messages, settled, strict=True) if not was])
         return list(settled)
 
+    async def _settle_on(self, connection: AnyConnection, statement: str, messages: Sequence[Message], *more: object) -> list[bool]:
+        """Settle messages in the caller's transaction. Only its end shows whether they are settled: see ``leases.py``."""
+        check_connection(connection)
+        new = self.leases.promise(messages)
+        settled = await fetch_value(connection, self._database.schema, statement, [*tokens(messages), *more])
+        gone = [m for m, was in zip(messages, settled, strict=True) if not was]
+        self.leases.break_promise([m for m in gone if m in new])
+        self.leases.drop_gone(gone)
+        return list(settled)
+
     def note_settled(self, messages: Sequence[Message], lost: Container[int] = ()) -> None:
         """Forget the leases of messages that a statement settled, or found lost."""
-        self.handled += self.leases.drop_settled(messages, lost)
+        self._handled += self.leases.drop_settled(messages, lost)
 
     # Settling one message, for `Message` itself
 
-    async def archive(self, message: Message) -> None:
-        _check_settled(message, "archive", await self.archive_many([message]))
+    async def archive(self, message: Message, *, connection: AnyConnection | None = None) -> None:
+        _check_settled(message, "archive", await self.archive_many([message], connection=connection))
 
-    async def delete(self, message: Message) -> None:
-        _check_settled(message, "delete", await self.delete_many([message]))
+    async def delete(self, message: Message, *, connection: AnyConnection | None = None) -> None:
+        _check_settled(message, "delete", await self.delete_many([message], connection=connection))
 
-    async def release(self, message: Message, *, delay: Duration = 0) -> None:
-        _check_settled(message, "release", await self.release_many([message], delay=delay))
+    async def release(self, message: Message, *, delay: Duration = 0, connection: AnyConnection | None = None) -> None:
+        _check_settled(message, "release", await self.release_many([message], delay=delay, connection=connection))
 
     async def extend(self, message: Message, seconds: Duration) -> None:
         _check_settled(message, "extend", await self.extend_many([message], seconds))

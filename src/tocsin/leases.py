@@ -2,13 +2,18 @@
 
 A lease is kept by extending it when half of its time has gone, all that are due in one statement; a handler that is done sooner costs no
 statement. When the database says that a lease is gone, the handler that relied on it is cancelled: it could not settle anyway.
+
+A message that is settled in a transaction of the caller's is *promised*: it keeps its lease, since the transaction may be rolled back. Its
+row is locked until the transaction ends, so an extension passes over it, and so does every claim. After a commit the lease is gone, and the
+message counts as settled; after a rollback the lease is still there. (It may also have ended and been taken over before the rollback. Then
+the message is counted all the same; the database has it right.)
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -23,6 +28,9 @@ from .message import Message, tokens
 from .retry import Retries
 
 logger = logging.getLogger("tocsin")
+
+LOCKED_PAUSE = 0.25
+"""Seconds after which a lease is to be extended again whose message another transaction has locked."""
 
 
 @attrs.define(eq=False)
@@ -53,10 +61,14 @@ class Held:
     """For how many seconds its handler may run without a warning."""
     unit: Unit | None = None
     """Who relies on it; None: nobody yet, or the caller of `dequeue`."""
+    promised: bool = False
+    """Whether a transaction of the caller's settles the message, as far as is known."""
+    locked_until: float = -math.inf
+    """Another transaction has locked the message: not to be extended before this."""
 
     @property
     def refresh_at(self) -> float:
-        return self.expires - self.vt / 2 if self.kept else math.inf
+        return max(self.expires - self.vt / 2, self.locked_until) if self.kept else math.inf
 
     @property
     def warn_at(self) -> float:
@@ -84,6 +96,9 @@ class Leases:
         self._packed: list[Claimed] = []
         self.settling: list[Sequence[Message]] = []
         """What statements under way settle: they say themselves whether the lease was gone."""
+        self.settled_elsewhere = 0
+        """How many messages of runs have been settled in transactions of the caller's."""
+        self._promised = dict[int, Held]()
         self._nap = trio.CancelScope()
         self._drops = trio.lowlevel.ParkingLot()
 
@@ -106,7 +121,10 @@ class Leases:
         since, patience = expires - vt, suspicious_after(vt)
         for message in messages:
             if former := self._held.get(message.id):  # this loop was blocked for so long that its own message came back
-                self._lose(former)
+                if former.promised:  # released, and claimed again
+                    self.drop_gone([former.message])
+                else:
+                    self._lose(former)
             self._held[message.id] = Held(message, vt, expires, kept, since, patience)
 
     def _all(self) -> list[Held]:
@@ -143,17 +161,71 @@ class Leases:
         self.drop_settled([message])
 
     def drop_settled(self, messages: Sequence[Message], lost: Container[int] = ()) -> int:
-        """Forget leases that a statement has settled, or found ``lost``; return how many of the others a run kept."""
+        """Forget leases that a statement has settled, or found ``lost``; return how many of the others a run kept.
+
+        One that was lost since a transaction of the caller's has settled it counts as `settled_elsewhere`.
+        """
         kept = 0
         for message in messages:
             message_id = message.id
             held = self._held.get(message_id)
             if held is not None and (held.message is message or held.message.lease_token == message.lease_token):
                 del self._held[message_id]
-                kept += held.kept and message_id not in lost
+                if held.promised:
+                    del self._promised[message_id]
+                if message_id not in lost:
+                    kept += held.kept
+                elif held.promised:
+                    self.settled_elsewhere += held.kept
         if self._drops:
             self._drops.unpark_all()
         return kept
+
+    # Settling in a transaction of the caller's
+
+    def promise(self, messages: Iterable[Message]) -> list[Message]:
+        """Note that a transaction of the caller's is to settle these messages; return those of which that is new."""
+        new: list[Message] = []
+        for message in messages:
+            if message in self and not (held := self._held[message.id]).promised:
+                held.promised = True
+                self._promised[message.id] = held
+                new.append(message)
+        return new
+
+    def break_promise(self, messages: Iterable[Message]) -> None:
+        """Note that no transaction is to settle these messages: it has found their leases gone, or was rolled back."""
+        for message in messages:
+            if held := self._promised.pop(message.id, None):
+                held.promised = False
+
+    def is_promised(self, message: Message) -> bool:
+        """Whether a transaction of the caller's settles the message, as far as is known."""
+        return message.id in self._promised and message in self
+
+    async def look_at_promised(self, messages: Sequence[Message] | None = None) -> list[Message]:
+        """Find out what has become of promised messages (None: of all); return those whose lease is there, extended: it was rolled back.
+
+        Those that are settled are forgotten. Raises `ConnectionLost`. Cancelled, leases are extended or not.
+        """
+        rolled_back: list[Message] = []
+        wanted = self._promised.keys() if messages is None else {m.id for m in messages}
+        looked_at = [h for message_id, h in self._promised.items() if message_id in wanted]
+        for vt in {h.vt for h in looked_at}:
+            asked = [h.message for h in looked_at if h.vt == vt]
+            kept = await self.extend(asked, vt)
+            rolled_back += [m for m, still_ours in zip(asked, kept, strict=True) if still_ours]
+            self.drop_gone([m for m, still_ours in zip(asked, kept, strict=True) if still_ours is False])
+        return rolled_back
+
+    @property
+    def promised(self) -> int:
+        """How many messages transactions of the caller's settle, as far as is known."""
+        return len(self._promised)
+
+    def drop_gone(self, messages: Sequence[Message]) -> None:
+        """Forget leases that a statement has found gone; one that was promised counts as settled."""
+        self.drop_settled(messages, [m.id for m in messages])
 
     def find(self, message_id: int) -> Message | None:
         """Return the message of this id if it is held."""
@@ -176,7 +248,13 @@ class Leases:
     async def wait_empty(self) -> None:
         """Return when nothing is held, beside leases taken by hand that have ended. Cancellation changes nothing."""
         while alive := [h for h in self._all() if h.kept or h.expires > lease_time()]:
-            with trio.move_on_at(min(math.inf if h.kept else h.expires for h in alive) - time_asleep()):
+            wake_at = min(math.inf if h.kept else h.expires for h in alive) - time_asleep()
+            if self._promised:
+                await self.look_at_promised()
+                wake_at = min(wake_at, trio.current_time() + LOCKED_PAUSE)
+                if not self._promised:
+                    continue
+            with trio.move_on_at(wake_at):
                 await self._drops.park()
         await trio.lowlevel.checkpoint()
 
@@ -241,24 +319,33 @@ class Leases:
                 continue
             retries.succeeded()
             for held, still_ours in zip(due, kept, strict=True):
-                if still_ours or held.message not in self:  # settled while the statement was under way
+                if still_ours is not False or held.message not in self:  # settled while the statement was under way
                     continue
-                if any(m is held.message for messages in self.settling for m in messages):  # or the answer to that is still to come
+                if held.promised:
+                    self.drop_gone([held.message])
+                elif any(m is held.message for messages in self.settling for m in messages):  # or the answer to that is still to come
                     held.expires = lease_time() + vt
                 else:
                     gone += 1
                     self._lose(held, logging.DEBUG if on_purpose else logging.WARNING)
             return gone
 
-    async def extend(self, messages: Sequence[Message], seconds: float) -> list[bool]:
-        """Make these leases end in this many seconds; return which are still ours. Cancelled, they are extended or not."""
+    async def extend(self, messages: Sequence[Message], seconds: float) -> list[bool | None]:
+        """Make these leases end in this many seconds; return which are still ours. Cancelled, they are extended or not.
+
+        None: still ours, but another transaction has locked the message, so that its lease ends when it did.
+        """
         now = lease_time()
         parameters = [*tokens(messages), timedelta(seconds=seconds)]
         (kept,) = await self._database.fetch_one("select tocsin.extend(%s::bigint[], %s::bigint[], %s)", parameters)
         for message, still_ours in zip(messages, kept, strict=True):
-            if still_ours and message in self:
+            if message in self and still_ours is not False:
                 held = self._held[message.id]
-                held.expires = now + seconds
+                if still_ours:
+                    held.expires = now + seconds
+                    held.locked_until = -math.inf
+                else:
+                    held.locked_until = lease_time() + LOCKED_PAUSE
                 self._look_by(held.refresh_at)  # a handler may have made it shorter, and go on
         return list(kept)
 

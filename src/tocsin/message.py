@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import attrs
 
 from .durations import Duration
+from .on_connection import AnyConnection
 from .payload import decode
 
 Row: TypeAlias = tuple[
@@ -27,9 +28,9 @@ def tokens(messages: Iterable[Message]) -> tuple[str, str]:
 class Settler(Protocol):
     """What settles a message: the consumer that claimed it."""
 
-    async def archive(self, message: Message) -> None: ...
-    async def delete(self, message: Message) -> None: ...
-    async def release(self, message: Message, *, delay: Duration = 0) -> None: ...
+    async def archive(self, message: Message, *, connection: AnyConnection | None = None) -> None: ...
+    async def delete(self, message: Message, *, connection: AnyConnection | None = None) -> None: ...
+    async def release(self, message: Message, *, delay: Duration = 0, connection: AnyConnection | None = None) -> None: ...
     async def extend(self, message: Message, seconds: Duration) -> None: ...
 
 
@@ -137,26 +138,32 @@ class Message:
     def __repr__(self) -> str:
         return f"<Message {self.id} of {self.queue!r}, delivery {self.read_ct}>"
 
-    async def archive(self) -> None:
-        """Finish the message and keep it in the archive.
+    async def archive(self, *, connection: AnyConnection | None = None) -> None:
+        """Finish the message and keep it in the archive; with a ``connection``, in the caller's transaction.
+
+        On a connection (of `Store.transaction`, or a blocking ``psycopg.Connection``, which is used in a thread) it is archived when the
+        caller's transaction commits, together with the caller's own rows. Until then the lease is kept as before. After a rollback the
+        message is still this consumer's: settle it in another way, or let the handler raise. A handler that returns has failed then.
+
+        Raises `LeaseLost` when the lease is gone; on a connection also what that raises, and `TypeError` for one that cannot be used.
+        Cancelled, it has happened or it has not.
+        """
+        await self._source.settler.archive(self, connection=connection)
+
+    async def delete(self, *, connection: AnyConnection | None = None) -> None:
+        """Finish the message and keep nothing; with a ``connection``, in the caller's transaction, as `archive` does.
 
         Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
         """
-        await self._source.settler.archive(self)
+        await self._source.settler.delete(self, connection=connection)
 
-    async def delete(self) -> None:
-        """Finish the message and keep nothing.
-
-        Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
-        """
-        await self._source.settler.delete(self)
-
-    async def release(self, *, delay: Duration = 0) -> None:
+    async def release(self, *, delay: Duration = 0, connection: AnyConnection | None = None) -> None:
         """Give the message back to its queue, for another delivery after ``delay`` seconds; after the last one it becomes a dead letter.
 
-        Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
+        With a ``connection``, in the caller's transaction, as `archive` does. Raises `LeaseLost` when the lease is gone. Cancelled, it has
+        happened or it has not.
         """
-        await self._source.settler.release(self, delay=delay)
+        await self._source.settler.release(self, delay=delay, connection=connection)
 
     async def extend(self, seconds: Duration) -> None:
         """Make the lease end this many seconds from now, by the server's clock. `vt` keeps saying what it said.

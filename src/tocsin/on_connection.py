@@ -22,7 +22,7 @@ AnyConnection: TypeAlias = Connection | psycopg.Connection[Any]
 """What a statement can be run on in the caller's transaction."""
 
 
-async def fetch_value(connection: AnyConnection, schema: Schema, statement: str, parameters: Sequence[str | None]) -> Any:
+async def fetch_value(connection: AnyConnection, schema: Schema, statement: str, parameters: Sequence[object]) -> Any:
     """Run a statement that gives one value, written for the schema ``tocsin``, and return the value.
 
     Raises Tocsin's errors, `TypeError`. Cancelled, the statement has failed or taken effect within the transaction.
@@ -30,6 +30,12 @@ async def fetch_value(connection: AnyConnection, schema: Schema, statement: str,
     if isinstance(connection, psycopg.Connection):
         return await run_blocking(connection, partial(transactional.call, connection, schema, statement, parameters))
     return await transactional.call_async(check_driven_by_trio(connection), schema, statement, parameters)
+
+
+def check_connection(connection: AnyConnection) -> None:
+    """Raise `TypeError` for a connection that cannot be used from trio."""
+    if not isinstance(connection, psycopg.Connection):
+        check_driven_by_trio(connection)
 
 
 def check_driven_by_trio(connection: Connection) -> Connection:

@@ -199,9 +199,11 @@ async def open_run(intake: Intake, task_status: trio.TaskStatus[None] = trio.TAS
                         nursery.cancel_scope.cancel()
     finally:
         with intake.grace.scope() as patience:
-            if run is not None and run.flush is not None:
+            if run is not None:
                 try:
-                    await run.flush()
+                    if run.flush is not None:
+                        await run.flush()
+                    await intake.leases.look_at_promised()
                 except (TocsinError, psycopg.Error) as error:
                     logger.warning("messages handled by worker %r will be delivered again: %s", intake.name, error)
             try:

@@ -39,6 +39,7 @@ class Stream:
                 if not (run.bed.rung and run.may_claim):
                     await run.bed.sleep(sound=not run.may_claim)
                     continue
+                await intake.leases.look_at_promised()
                 claim = await run.claim(1, self._vt)
             except StateTransitionError:
                 run.pause()

@@ -80,13 +80,13 @@ async def enqueue_many_async(
 # What these have in common with a producer
 
 
-def call(connection: Blocking, schema: Schema, statement: str, parameters: Sequence[str | None]) -> Any:
+def call(connection: Blocking, schema: Schema, statement: str, parameters: Sequence[object]) -> Any:
     """Run a statement that gives one value, written for the schema ``tocsin``, and return the value."""
     with _errors(connection, schema):
         return _fetch(connection, schema.render(statement), parameters)
 
 
-async def call_async(connection: Async, schema: Schema, statement: str, parameters: Sequence[str | None]) -> Any:
+async def call_async(connection: Async, schema: Schema, statement: str, parameters: Sequence[object]) -> Any:
     """Like `call`. Cancelled, the statement has failed or taken effect."""
     with _errors(connection, schema):
         return await _fetch_async(connection, schema.render(statement), parameters)
@@ -121,19 +121,19 @@ async def send_batch_async(connection: Async, schema: Schema, batch: Batch) -> l
     return ids
 
 
-def _fetch(connection: Blocking, statement: str, parameters: Sequence[str | None]) -> Any:
+def _fetch(connection: Blocking, statement: str, parameters: Sequence[object]) -> Any:
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
     (value,) = cursor.execute(*_in_any_encoding(connection, statement, parameters)).fetchone() or (None,)
     return value
 
 
-async def _fetch_async(connection: Async, statement: str, parameters: Sequence[str | None]) -> Any:
+async def _fetch_async(connection: Async, statement: str, parameters: Sequence[object]) -> Any:
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
     (value,) = await (await cursor.execute(*_in_any_encoding(connection, statement, parameters))).fetchone() or (None,)
     return value
 
 
-def _in_any_encoding(connection: Blocking | Async, statement: str, parameters: Sequence[str | None]) -> tuple[bytes, Sequence[str | None]]:
+def _in_any_encoding(connection: Blocking | Async, statement: str, parameters: Sequence[object]) -> tuple[bytes, Sequence[object]]:
     """Return the statement and its parameters as they can be sent in the encoding of the caller's connection.
 
     In another than UTF-8 the characters of a parameter may be missing, or the server may take them for others. So the server is sent the
@@ -144,7 +144,7 @@ def _in_any_encoding(connection: Blocking | Async, statement: str, parameters: S
         return statement.encode(), parameters
     first, *rest = statement.split("%s")
     written = "".join([first, *((_HEXADECIMAL if f else "%s") + part for f, part in zip(foreign, rest, strict=True))])
-    return written.encode(), [p.encode().hex() if p and f else p for f, p in zip(foreign, parameters, strict=True)]
+    return written.encode(), [p.encode().hex() if isinstance(p, str) and f else p for f, p in zip(foreign, parameters, strict=True)]
 
 
 _HEXADECIMAL = "pg_catalog.convert_from(pg_catalog.decode(%s, 'hex'), 'UTF8')"
