@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import psycopg
 import pytest
 import servers
 import trio
+import trio.testing
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
@@ -44,6 +46,77 @@ async def test_handlers_enqueue_with_fewer_connections_than_the_pool_may_have(li
         assert await store.dead_letters.list("q") == []
         assert len(await store.messages.list("out", limit=100)) == 40
         assert store.statistics().pool.size == 2
+
+
+async def test_a_connection_is_left_beside_the_transactions(limited_dsn: str) -> None:
+    """Of the two that the pool can have, only one is lent to a transaction, in which a handler enqueues by the other."""
+
+    async def handle(message: tocsin.Message) -> None:
+        async with store.transaction() as connection:
+            await connection.execute("select pg_sleep(0.01)")
+            await store.produce("out", message.payload)
+
+    handled = Handled(handle)
+    async with tocsin.connect(limited_dsn) as store:
+        await store.install()
+        await store.queues.ensure("q", max_deliveries=1)
+        await store.queues.ensure("out")
+        await store.produce_many("q", range(20))
+        async with store.consumer("q") as consumer:
+            with pytest.raises(tocsin.Suspended), trio.fail_after(PATIENCE):
+                await consumer.handle(handled, concurrency=20, once=True)
+        assert await store.dead_letters.list("q") == []
+        assert len(await store.messages.list("out", limit=100)) == 20
+
+
+async def test_as_many_transactions_as_the_pool_has_connections_but_one(store_dsn: str) -> None:
+    async def transact() -> None:
+        nonlocal running, most
+        async with store.transaction():
+            running += 1
+            most = max(most, running)
+            await store.produce("q", 1)
+            await go_on.wait()
+            running -= 1
+
+    running = most = 0
+    go_on = trio.Event()
+    async with tocsin.connect(store_dsn, pool_size=4) as store:
+        await store.queues.ensure("q")
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for _ in range(10):
+                    nursery.start_soon(transact)
+                while (await store.queues.metrics("q")).ready < 3:
+                    pass
+                go_on.set()
+        assert most == 3
+        assert (await store.queues.metrics("q")).ready == 10
+
+
+async def test_a_transaction_that_waits_can_be_cancelled(store_dsn: str) -> None:
+    async def transact() -> None:
+        with scope:
+            async with store.transaction():
+                pytest.fail("there is no connection for it")
+
+    scope = trio.CancelScope()
+    async with tocsin.connect(store_dsn, pool_size=2) as store, trio.open_nursery() as nursery:
+        async with store.transaction():
+            nursery.start_soon(transact)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+        async with store.transaction() as connection:
+            assert await (await connection.execute("select 1")).fetchone() == (1,)
+
+
+async def test_a_transaction_of_a_closed_store(store_dsn: str) -> None:
+    async with AsyncExitStack() as stack:
+        async with tocsin.connect(store_dsn) as store:
+            await stack.enter_async_context(store.transaction())
+        with pytest.raises(tocsin.TocsinError, match="closed"):
+            async with store.transaction():
+                pytest.fail("it is closed")
 
 
 async def test_without_any_connection_callers_are_told_at_once(limited_dsn: str) -> None:

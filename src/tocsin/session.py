@@ -1,6 +1,6 @@
 """The sessions of Tocsin's own connections: what their settings are, whatever role, database, server and environment set for sessions.
 
-A session that is ours gets them in the first statement after connecting, and again when the settings of one that was lent have been reset.
+A session that is ours gets them in the first statement after connecting, and again when one that was lent is reset.
 ``client_encoding`` is a parameter of the connection, too. So it is right from the start, after a reset, and behind PgBouncer, which gives
 each of its clients the encoding that it asked for.
 
@@ -51,7 +51,7 @@ SETTINGS: Final[Mapping[str, str]] = {
 
 
 async def set_up(connection: TrioConnection[Any]) -> None:
-    """Make the session of a new connection, or of one whose settings were reset, what Tocsin's statements need; one round trip.
+    """Make the session of a new connection what Tocsin's statements need; one round trip.
 
     Raises psycopg's errors, and `ConfigError` behind a pooler that ignores the encoding. Cancelled, the session is set up or not.
     """
@@ -77,10 +77,10 @@ async def lend(connection: TrioConnection[Any]) -> None:
 
 
 async def reset(connection: TrioConnection[Any]) -> None:
-    """Undo what the user of a connection that was lent has set in its session; two round trips.
+    """Undo what the user of a connection that was lent has set in its session; one round trip.
 
-    Raises psycopg's errors. Cancelled, the session is of no use.
+    Behind a pooler the session belongs to all of its clients, and stays as it is. Raises psycopg's errors. Cancelled, all of it is undone
+    or nothing.
     """
     if connection.session_is_ours:
         await connection.reset_session()
-        await set_up(connection)

@@ -8,7 +8,6 @@ from typing import Unpack
 
 import attrs
 import psycopg
-import trio
 
 from . import network, session, settings
 from . import schema as schemas
@@ -34,6 +33,7 @@ from .registration import registered
 from .roles import Roles
 from .schema import Difference, Schema
 from .texts import check_text
+from .transaction_limit import TransactionLimit
 from .worker import WorkerStatus
 from .workers import Workers
 
@@ -107,7 +107,7 @@ class Store:
         self._process = process
         self._bell = bell
         self._outbox = outbox
-        self._transactions = trio.Semaphore(database.pool.statistics().max_size - 1)
+        self._transactions = TransactionLimit(database.pool)
         self.queues = Queues(database)
         self.workers = Workers(database)
         self.messages = Messages(database)
@@ -197,9 +197,10 @@ class Store:
     async def transaction(self) -> AsyncIterator[Connection]:
         """Lend a connection in a transaction, for your own statements and as ``connection=`` of `Producer.enqueue`.
 
-        Commits at the end of the block; rolls back when it raises or is cancelled. At most ``pool_size - 1`` at a time, others wait: so
-        there is always a connection left for what the block itself asks of the store, and for keeping leases. What the block sets on the
-        connection and for its session (a role, a timeout, a row factory) ends with it. Raises `ConnectionLost`.
+        Commits at the end of the block; rolls back when it raises or is cancelled. At most ``pool_size - 1`` at a time, or one fewer than
+        the server gives connections, others wait: so there is always a connection left for what the block itself asks of the store, and for
+        keeping leases. What the block sets on the connection and for its session (a role, a timeout, a row factory) ends with it. Raises
+        `ConnectionLost`.
         """
         async with self._transactions, self._database.connection(lent=True) as connection, connection.transaction():
             await session.lend(connection)

@@ -609,6 +609,28 @@ async def test_what_does_not_pass_is_not_tried_again(open_gate: Gate) -> None:
         assert pool.statistics() == attrs.evolve(pool.statistics(), in_use=0, withheld=0, errors=1)
 
 
+async def test_it_grows_when_it_is_asked_to(open_gate: Gate) -> None:
+    open_gate.limit = 3
+    async with open_pool(open_gate.connect, max_size=4) as pool:
+        async with pool.connection():
+            assert await pool.grow(3)
+            assert pool.statistics() == attrs.evolve(pool.statistics(), size=3, idle=2, in_use=1)
+            assert not await pool.grow(4)
+            assert not await pool.grow(5)
+        # What is there can be lent, all of it.
+        async with pool.connection(), pool.connection(), pool.connection():
+            assert pool.statistics() == attrs.evolve(pool.statistics(), size=3, idle=0, in_use=3, withheld=1)
+            assert not await pool.grow(4)
+
+
+async def test_without_any_connection_it_does_not_grow_but_raises(open_gate: Gate) -> None:
+    async with open_pool(open_gate.connect, min_size=0) as pool:
+        open_gate.fails = True
+        with pytest.raises(psycopg.OperationalError, match="no luck"):
+            await pool.grow(2)
+        assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, in_use=0, withheld=0)
+
+
 # Growing old
 
 

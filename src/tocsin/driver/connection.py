@@ -42,7 +42,7 @@ from typing import Any, Final, Self, cast
 
 import psycopg
 import trio
-from psycopg import generators, pq
+from psycopg import generators, pq, sql
 from psycopg.abc import RV, AdaptContext, ConnParam, PQGen
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import AsyncRowFactory, Row, tuple_row
@@ -157,6 +157,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         """Whether `take_session` has found that there is no pooler in between."""
         self.settings_before: dict[str, str] = {}
         """What the settings that `take_session` has applied were before."""
+        self._reset = _RESET
 
     @classmethod
     async def connect(
@@ -295,18 +296,20 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         await cursor.execute(statement, [list(settings), list(settings.values()), self.info.backend_pid])
         self.settings_before = {row[0]: row[1] for row in await cursor.fetchall()}
         self.session_is_ours = bool(self.settings_before)
+        taken = [sql.SQL("set_config({}, {}, false)").format(name, settings[name]) for name in self.settings_before]
+        self._reset = _RESET + b"; select " + sql.SQL(", ").join(taken).as_bytes(self) if taken else _RESET
 
     async def reset_session(self) -> None:
         """Undo what was set in the session: settings, role, temporary tables, LISTEN, advisory locks, cursors. Prepared statements stay.
 
-        As DISCARD ALL does, which drops those, too. Not in a transaction or pipeline. Raises psycopg's errors. Cancelled, it is
-        undone or not.
+        As DISCARD ALL does, which drops those, too. What `take_session` has applied is applied again, in the same request. Not in a
+        transaction or pipeline. Raises psycopg's errors. Cancelled, all of it is done or nothing.
         """
         async with self.lock:
             await self.wait(self._reset_session())
 
     def _reset_session(self) -> PQGen[None]:
-        self.pgconn.send_query(_RESET)
+        self.pgconn.send_query(self._reset)
         for result in (yield from generators.execute(self.pgconn)):
             if result.status == pq.ExecStatus.FATAL_ERROR:
                 raise psycopg.errors.error_from_result(result)

@@ -169,6 +169,31 @@ class Pool(Generic[Row]):
         """
         return Loan(self, reset)
 
+    async def grow(self, size: int) -> bool:
+        """Open connections until there are ``size``, lent or not, and return whether there are.
+
+        There may be no more to be had for the moment. No checkpoint where there are as many already. Raises `PoolClosed`, and what opening
+        a connection raises if that does not pass or there is none at all. Cancelled, there are fewer.
+        """
+        while len(self._members) < size:
+            self._check_open()
+            if self._size >= self._max_size or self._free_slots <= len(self._idle):
+                return False
+            self._free_slots -= 1
+            try:
+                self._keep(await self._open())
+            except self._reconnect_on:
+                if not self._members:
+                    self._free_slot()
+                    raise
+                self._withhold_slot()
+                return False
+            except BaseException:
+                self._free_slot()
+                raise
+            self._free_slot()
+        return True
+
     def statistics(self) -> PoolStatistics:
         """Tell what the pool has and did."""
         return PoolStatistics(
@@ -385,8 +410,9 @@ class Pool(Generic[Row]):
 
     def _withhold_slot(self) -> None:
         """Withhold the slot of a task that could not open a connection, and the free ones: the next task would not fare better."""
-        self._withheld += 1 + self._free_slots
-        self._free_slots = 0
+        spare = max(0, self._free_slots - len(self._idle))
+        self._free_slots -= spare
+        self._withheld += 1 + spare
         if self._restore_at == math.inf:
             self._restore_at = trio.current_time() + next(self._pauses)
             self._set_alarm()
