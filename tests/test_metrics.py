@@ -138,6 +138,11 @@ async def test_rates_are_those_of_the_last_minute(store: tocsin.Store, store_dsn
         assert (await store.queues.metrics("q")).enqueue_rate == 0
 
 
+TALLY = (
+    "insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n) values (%s, 0, 'infinity', tocsin.clock() - interval '5 s', 1)"
+)
+
+
 @pytest.mark.parametrize("archived", [False, True])
 async def test_a_high_rate_of_enqueueing_is_that_of_a_sample(store: tocsin.Store, store_dsn: str, archived: bool) -> None:
     """1,000 a second, for ten seconds; a queue beside it with one message in the same minute is not drowned by it."""
@@ -158,6 +163,7 @@ async def test_a_high_rate_of_enqueueing_is_that_of_a_sample(store: tocsin.Store
             queue.id,
         )
         await query(store_dsn, "delete from tocsin.messages where queue_id = %s", queue.id)
+        await query(store_dsn, TALLY, queue.id)
     ((now,),) = await query(store_dsn, "select max(enqueued_at) from tocsin." + ("archive" if archived else "messages"))
     await query(
         store_dsn,
@@ -208,6 +214,7 @@ def test_metrics_read_little(plans: Plans) -> None:
         "insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason) "
         "select n, 1, 0, 1, now(), now(), '1', 'x' from generate_series(1, 120000) n"
     )
+    plans(TALLY % 1)
     plans("analyze tocsin.messages, tocsin.archive, tocsin.dead_letters")
     for _ in range(7):  # until the session keeps its plans
         found = plans("select * from tocsin.queue_metrics('q')")
@@ -252,6 +259,20 @@ async def test_metrics_of_a_queue_with_many_priorities(store: tocsin.Store, stor
     metrics = await store.queues.metrics("q")
     assert metrics.ready == 5000
     assert metrics.oldest_ready_age is not None
+
+
+async def test_metrics_of_many_queues_are_those_of_each(store: tocsin.Store, store_dsn: str) -> None:
+    await query(store_dsn, "select count(tocsin.create_queue('q' || n)) from generate_series(1, 300) n")
+    await fill(store_dsn, "q7", 3)
+    await fill(store_dsn, "q8", 200)
+    await fill(store_dsn, "q9", 2, "scheduled", "1 day")
+    await query(store_dsn, "update tocsin.messages set due = due - interval '1 hour' where queue_id = 7 and id = 2")
+    every = {m.queue: m for m in await store.queues.metrics()}
+    assert len(every) == 300
+    assert {name: (m.ready, m.delayed) for name, m in every.items() if m.ready + m.delayed} == {"q7": (3, 0), "q8": (200, 0), "q9": (0, 2)}
+    assert 3600 <= (every["q7"].oldest_ready_age or 0) < 3600 + PATIENCE
+    assert every["q9"].oldest_ready_age is None
+    assert [round(60 * every[name].enqueue_rate) for name in ("q7", "q8", "q9", "q10")] == [3, 200, 2, 0]
 
 
 async def test_stats_of_the_whole_store(store: tocsin.Store, store_dsn: str) -> None:

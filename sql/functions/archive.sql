@@ -80,6 +80,18 @@ as $$
          + coalesce((select sum(y.n) from tocsin.tallies y where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
 $$;
 
+-- How many messages are archived, of each queue of these ids that has any: exact.
+create or replace function tocsin.archived_in_all(first_id integer, last_id integer) returns table (queue_id integer, n bigint)
+language sql stable
+as $$
+    select x.queue_id, sum(x.n)::bigint
+    from (select c.queue_id, c.n from tocsin.archived_counts c where c.queue_id between first_id and last_id
+          union all
+          select y.queue_id, y.n from tocsin.tallies y where y.queue_id between first_id and last_id and y.span is not null) x
+    join tocsin.queues q on q.id = x.queue_id
+    group by x.queue_id
+$$;
+
 -- How many messages of a queue were archived per second, in the last minute; those that are not kept count as well.
 create or replace function tocsin.settle_rate(queue_id integer) returns float8
 language sql volatile

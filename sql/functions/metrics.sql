@@ -8,23 +8,6 @@
 -- - The rate of enqueueing is that of a sample of the newest messages (enqueue_rate). A counter would be work for each producer, and a row
 --   that all of them change would have them wait for each other.
 
--- Rows of a table that satisfy a condition, written by a function of ours.
-create or replace function tocsin.count_some(relation text, condition text, out total bigint, out exact boolean)
-language plpgsql stable
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
-as $$
-declare
-    cap constant integer := 100000;
-    source text := format('select from %s x where %s', relation, condition);
-begin
-    execute format('select count(*) from (%s limit %s) c', source, cap + 1) into total;
-    exact := total <= cap;
-    if not exact then
-        total := greatest(total, tocsin.estimate(source));
-    end if;
-end
-$$;
-
 -- How many rows the planner expects. Volatile, since EXPLAIN is allowed nowhere else.
 create or replace function tocsin.estimate(query text) returns bigint
 language plpgsql
@@ -37,30 +20,50 @@ begin
 end
 $$;
 
--- What a queue has at this time, by what a claim would find: a scheduled message that is due and one whose lease has ended are ready. All
--- that are scheduled, or leased, are estimated together: how many of a queue's are due the planner does not know.
-create or replace function tocsin.count_queue(
-    queue_id integer, t timestamptz, out ready bigint, out delayed bigint, out leased bigint, out dead bigint, out exact boolean
-)
+-- What each queue of these ids has at this time, by what a claim would find: a scheduled message that is due and one whose lease has ended are
+-- ready. All that are scheduled, or leased, are estimated together: how many of a queue's are due the planner does not know. One statement
+-- for all queues, of which most may be empty: an empty one costs six looks into an index.
+create or replace function tocsin.count_queues(first_id integer, last_id integer, t timestamptz)
+returns table (queue_id integer, ready bigint, delayed bigint, leased bigint, dead bigint, exact boolean)
 language plpgsql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
+#variable_conflict use_column
 declare
-    counts bigint[];
-    at text := to_char(t at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00';  -- the same in every session
+    cap constant integer := 100000;
 begin
-    select array_agg(c.total order by s.n), bool_and(c.exact) into counts, exact
-    from (values (1, 'tocsin.messages', 'x.state = ''ready'''),
-                 (2, 'tocsin.messages', format('x.state = ''scheduled'' and x.vt <= %L', at)),
-                 (3, 'tocsin.messages', format('x.state = ''leased'' and x.vt <= %L', at)),
-                 (4, 'tocsin.messages', 'x.state = ''scheduled'''),
-                 (5, 'tocsin.messages', 'x.state = ''leased'''),
-                 (6, 'tocsin.dead_letters', 'true')) s (n, relation, condition)
-    cross join lateral tocsin.count_some(s.relation, format('x.queue_id = %s and %s', count_queue.queue_id, s.condition)) c;
-    ready := counts[1] + counts[2] + counts[3];
-    delayed := greatest(counts[4] - counts[2], 0);
-    leased := greatest(counts[5] - counts[3], 0);
-    dead := counts[6];
+    return query
+        select s.id, s.ready + s.due + s.lapsed, greatest(s.scheduled - s.due, 0), greatest(s.leased - s.lapsed, 0), s.dead,
+               c.ready <= cap and c.due <= cap and c.lapsed <= cap and c.scheduled <= cap and c.leased <= cap and c.dead <= cap
+        from tocsin.queues q
+        cross join lateral (
+            select (select count(*) from (select from tocsin.messages m where m.queue_id = q.id and m.state = 'ready' limit cap + 1) x),
+                   (select count(*) from (select from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' and m.vt <= t
+                                          limit cap + 1) x),
+                   (select count(*) from (select from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' and m.vt <= t
+                                          limit cap + 1) x),
+                   (select count(*) from (select from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' limit cap + 1) x),
+                   (select count(*) from (select from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' limit cap + 1) x),
+                   (select count(*) from (select from tocsin.dead_letters d where d.queue_id = q.id limit cap + 1) x)
+            offset 0
+        ) c (ready, due, lapsed, scheduled, leased, dead)
+        cross join lateral (
+            select q.id, tocsin.beyond(c.ready, cap, 'tocsin.messages', q.id, 'ready'), c.due, c.lapsed,
+                   tocsin.beyond(c.scheduled, cap, 'tocsin.messages', q.id, 'scheduled'),
+                   tocsin.beyond(c.leased, cap, 'tocsin.messages', q.id, 'leased'),
+                   tocsin.beyond(c.dead, cap, 'tocsin.dead_letters', q.id)
+        ) s (id, ready, due, lapsed, scheduled, leased, dead)
+        where q.id between first_id and last_id;
 end
+$$;
+
+-- A count, or where it has reached the cap the planner's estimate of all.
+create or replace function tocsin.beyond(counted bigint, cap integer, relation text, queue_id integer, state text default null) returns bigint
+language sql
+as $$
+    select case when counted <= cap then counted
+                else greatest(counted, tocsin.estimate(format('select from %s x where x.queue_id = %s', relation, queue_id)
+                                                       || case when state is not null then format(' and x.state = %L', state) else '' end)) end
 $$;
 
 -- Since when the queue's oldest message is ready; null: none is. With nobody there to look, what has become due is still `scheduled`, and what
@@ -93,7 +96,7 @@ $$;
 -- all at one moment, it is too low. What was deleted, or is not archived, is not seen.
 create or replace function tocsin.enqueue_rate(queue_id integer, t timestamptz, unfinished bigint) returns float8
 language plpgsql
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -115,8 +118,10 @@ begin
         from (select m.queue_id, m.enqueued_at from tocsin.messages m order by m.id desc limit size) s;
         since := greatest(since, reached);
     end if;
+    -- Without a tally of the last minute nothing was archived in it, and so nothing archived was enqueued in it.
     select array_agg(s.enqueued_at), min(s.enqueued_at) into kept, reached
-    from (select a.enqueued_at from tocsin.archive a where a.queue_id = enqueue_rate.queue_id order by a.id desc limit size) s;
+    from (select a.enqueued_at from tocsin.archive a where a.queue_id = enqueue_rate.queue_id order by a.id desc limit size) s
+    where exists (select from tocsin.tallies y where y.queue_id = enqueue_rate.queue_id and y.archived_at >= t - interval '1 minute' and y.n > 0);
     if cardinality(kept) = size then
         since := greatest(since, reached);
     end if;
@@ -131,22 +136,50 @@ returns table (
     enqueue_rate float8, settle_rate float8, consumers bigint, exact boolean
 )
 language plpgsql
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
     t timestamptz := tocsin.clock();
+    only_queue integer := case when queue is not null then (tocsin.find_queue(queue)).id end;
+    first_id integer := coalesce(only_queue, 0);
+    last_id integer := coalesce(only_queue, 2147483647);
+    few constant integer := 100;  -- so few are read here: a function would cost ten times as much for a queue with next to nothing in it
 begin
-    if queue is not null then
-        perform tocsin.find_queue(queue);
-    end if;
     return query
-        select q.name, q.paused_at is not null, c.ready, c.delayed, c.leased, c.dead, tocsin.archived_count(q.id),
-               extract(epoch from t - tocsin.oldest_ready(q.id, t))::float8,
-               tocsin.enqueue_rate(q.id, t, c.ready + c.delayed + c.leased), tocsin.settle_rate(q.id),
-               (select count(*) from tocsin.workers w where w.queue_id = q.id and w.kind = 'consumer' and w.status in ('ready', 'polling')),
-               c.exact
-        from tocsin.queues q cross join lateral tocsin.count_queue(q.id, t) c
-        where queue is null or q.name = queue
+        with counts as materialized (
+            select * from tocsin.count_queues(first_id, last_id, t)
+        ), settled as (
+            select y.queue_id, sum(y.n)::float8 / 60 as rate from tocsin.tallies y
+            where y.queue_id between first_id and last_id and y.archived_at > t - interval '1 minute' and y.archived_at <= t and y.n > 0
+            group by y.queue_id
+        ), consuming as (
+            select w.queue_id, count(*) as n from tocsin.workers w
+            where w.queue_id between first_id and last_id and w.kind = 'consumer' and w.status in ('ready', 'polling')
+            group by w.queue_id
+        )
+        select q.name, q.paused_at is not null, c.ready, c.delayed, c.leased, c.dead, coalesce(a.n, 0),
+               extract(epoch from t - case when c.ready > few then tocsin.oldest_ready(q.id, t) when c.ready > 0 then (
+                   select min(x.at)
+                   from (select m.due as at from tocsin.messages m where m.queue_id = q.id and m.state = 'ready'
+                         union all
+                         select m.vt from tocsin.messages m where m.queue_id = q.id and m.state in ('scheduled', 'leased') and m.vt <= t) x)
+               end)::float8,
+               case when c.ready + c.delayed + c.leased > few or s.rate > 0
+                    then tocsin.enqueue_rate(q.id, t, c.ready + c.delayed + c.leased)
+                    when c.ready + c.delayed + c.leased > 0 then (
+                   select count(*) filter (where x.enqueued_at >= t - interval '1 minute')
+                   from (select m.enqueued_at from tocsin.messages m where m.queue_id = q.id and m.state = 'ready'
+                         union all
+                         select m.enqueued_at from tocsin.messages m where m.queue_id = q.id and m.state in ('scheduled', 'leased')) x) / 60.0
+                    else 0 end::float8,
+               coalesce(s.rate, 0), coalesce(w.n, 0), c.exact
+        from counts c
+        join tocsin.queues q on q.id = c.queue_id
+        left join tocsin.archived_in_all(first_id, last_id) a on a.queue_id = q.id
+        left join settled s on s.queue_id = q.id
+        left join consuming w on w.queue_id = q.id
+        where q.id between first_id and last_id
         order by q.name;
 end
 $$;
@@ -168,8 +201,8 @@ begin
                (select coalesce(jsonb_object_agg(s.status, s.n), '{}')
                 from (select w.status, count(*) as n from tocsin.workers w group by 1) s),
                coalesce(sum(c.ready), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint, coalesce(sum(c.leased), 0)::bigint,
-               coalesce(sum(c.dead), 0)::bigint, coalesce(sum(tocsin.archived_count(q.id)), 0)::bigint,
+               coalesce(sum(c.dead), 0)::bigint, (select coalesce(sum(a.n), 0)::bigint from tocsin.archived_in_all(0, 2147483647) a),
                (select count(*) from tocsin.processes), (select max(m.number) from tocsin.migrations m), coalesce(bool_and(c.exact), true)
-        from tocsin.queues q cross join lateral tocsin.count_queue(q.id, t) c;
+        from tocsin.count_queues(0, 2147483647, t) c;
 end
 $$;

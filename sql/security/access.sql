@@ -55,7 +55,7 @@ as $$
         find_own_worker, count_waiting, holders,
         refuse_missing, ring_late, count_unfinished, refuse_deletion, close_queue, try_close_workers, try_empty_queue, remove_queue,
         sweep_orphans,
-        count_some, estimate, count_queue, oldest_ready, enqueue_rate,
+        count_queues, beyond, estimate, archived_in_all, oldest_ready, enqueue_rate,
         find_fault, describe_path, admit_contents
     }'::name[]), null
 $$;
