@@ -44,6 +44,14 @@
 -- - No session sees its own locks. What the session that holds `asleep` puts in or gives back itself, it has to look for itself; the
 --   heartbeat's answer says which of its queues have something due.
 --
+-- When PostgreSQL's queue of notifications is full
+-- ================================================
+-- A session that LISTENs and stays in a transaction keeps all notifications since then. When their queue is full, each transaction that has one
+-- more fails at its COMMIT, and so would an enqueue. So nothing is rung for from nine tenths on: consumers find the message by their next
+-- heartbeat, and programs that LISTEN by hand by their own polling. To ask how full it is also cleans it up, which PostgreSQL otherwise does only
+-- when a notification is added; once full, it would stay so. What is left of it between asking and COMMIT takes thousands of notifications; where
+-- others fill it in that moment, the transaction fails, and Tocsin's own producers send it again (database.py).
+--
 -- That a producer may ring before there is a message, and before the disk has it, is in ring_first.sql; nothing above depends on it.
 --
 -- tests/model/bell.pml is this as a model that is searched through; tests/test_ring.py and test_ring_schedules.py try it on a server.
@@ -82,7 +90,11 @@ $$;
 -- expression, which becomes part of the query that uses it.)
 create or replace function tocsin.ring(q tocsin.queues) returns void
 language sql
-as $$ select case when tocsin.must_ring(q.id, q.notify) then pg_notify(q.channel, '') end $$;
+as $$
+    select case when tocsin.must_ring(q.id, q.notify) then
+        case when pg_notification_queue_usage() < 0.9 then pg_notify(q.channel, '') end
+    end
+$$;
 
 create or replace function tocsin.ring(queue_id integer) returns void
 language plpgsql
@@ -106,7 +118,7 @@ begin
     if not found then
         perform tocsin.refuse_missing(coalesce(q.name, 'number ' || queue_id));  -- the INSERT has seen it, but this has not
     end if;
-    perform pg_notify(q.channel, '');
+    perform pg_notify(q.channel, '') where pg_notification_queue_usage() < 0.9;
 end
 $$;
 
@@ -121,6 +133,7 @@ as $$
         when not tocsin.must_ring(q.id, q.notify) then true
         when not pg_try_advisory_xact_lock_shared(tocsin.lock_key('rung', q.id)) then false
         when set_config('bell.rung', case when q.notify = 'asleep' then q.channel else '' end, true) is null then false
+        when pg_notification_queue_usage() >= 0.9 then true
         else pg_notify(q.channel, '') is not null
     end
 $$;

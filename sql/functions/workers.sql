@@ -181,7 +181,7 @@ create or replace function tocsin.tell_process(w tocsin.workers, leases_taken bo
 language sql
 as $$
     select pg_notify(tocsin.process_channel(w.process_id), case when leases_taken then 'leases ' || w.id else '' end)
-    where w.process_id is not null
+    where w.process_id is not null and pg_notification_queue_usage() < 0.9  -- ring.sql; its heartbeat tells it, too
 $$;
 
 -- The one place where a worker's status changes while it is registered.

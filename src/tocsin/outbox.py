@@ -37,7 +37,7 @@ _ARGUMENTS = "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10"
 _RUNG = "pg_catalog.current_setting('bell.rung', true)"
 _ENQUEUE = f"select tocsin.enqueue({_ARGUMENTS}), {_RUNG}"
 _ENQUEUE_RING_FIRST = f"select tocsin.enqueue({_ARGUMENTS}, ring_first => true), {_RUNG}"
-_RING = "select pg_catalog.pg_notify($1, '')"
+_RING = "select pg_catalog.pg_notify($1, '') where pg_catalog.pg_notification_queue_usage() < 0.9"
 _REACH_DISK = "select tocsin.reach_disk()"
 _ENQUEUE_EACH = "select tocsin.enqueue_each(%s, %s)"
 AT_REST = 0.005

@@ -283,7 +283,8 @@ class Process:
     async def _is_heard(self, line: Connection) -> bool:
         for _ in range(2):  # once may be too late because this loop was blocked
             self._echo = secrets.token_hex(8)
-            await self._database.fetch("select pg_notify(%s, %s)", [self._channel, self._echo])
+            # To ask how full the queue of notifications is cleans it up, without which one that was full stays so.
+            await self._database.fetch("select pg_notify(%s, %s), pg_notification_queue_usage()", [self._channel, self._echo])
             with trio.move_on_after(HEARD_WITHIN / 2):
                 while self._echo:
                     await line.wait_for_notifications()
