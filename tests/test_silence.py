@@ -16,7 +16,8 @@ import pytest
 import trio
 import trio.testing
 from driver import proxy
-from support import PATIENCE, Handled, query, until_asleep
+from psycopg.conninfo import make_conninfo
+from support import PATIENCE, Handled, open_connection, query, until_asleep
 
 import tocsin
 from tocsin.driver.grace import GRACE
@@ -121,3 +122,143 @@ async def test_a_run_that_is_to_end_while_the_network_is_silent(store_dsn: str, 
                 signal.raise_signal(signal.SIGTERM)
             assert trio.current_time() - began < 7 + GRACE + 1
             assert [s.reason for s in ended] == ["interrupted"]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is asked about a silent session sooner than usual."""
+    for name in ("ASK_AFTER", "CONFIRM_AFTER"):
+        monkeypatch.setattr(f"tocsin.driver.watch.{name}", 0.1)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_pool_connection_that_is_dropped_in_silence(store_dsn: str) -> None:
+    """A load balancer forgets the connections of the pool, but for the one that listens."""
+    handled = Handled()
+    with trio.fail_after(PATIENCE):
+        async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store, trio.open_nursery() as nursery:
+            await store.queues.ensure("q", vt=3600)
+            async with store.consumer("q") as consumer:
+                nursery.start_soon(consumer.handle, handled)
+                await store.produce("q", "before")
+                await handled.wait(1)
+                await until_asleep(store)
+                network.silenced = set(range(1, network.accepted + 1)) - {2}
+                assert store.statistics().pool.size >= 1
+                await query(store_dsn, "select tocsin.enqueue('q', '\"after\"')")
+                await handled.wait(2)
+                assert store.statistics().listening
+                nursery.cancel_scope.cancel()
+    assert handled.payloads == ["before", "after"]
+    assert [m.read_ct for m in handled.messages] == [1, 1]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_producer_on_a_silent_connection_is_told_and_goes_on(store_dsn: str) -> None:
+    with trio.fail_after(PATIENCE):
+        async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store:
+            await store.queues.ensure("q")
+            await store.produce("q", 1)
+            network.silenced = set(range(1, network.accepted + 1))
+            failed = 0
+
+            async def produce(n: int) -> None:
+                nonlocal failed
+                try:
+                    await store.produce("q", n)
+                except tocsin.ConnectionLost as lost:
+                    assert "no answer" in lost.reason
+                    failed += 1
+
+            async with trio.open_nursery() as nursery:  # the second one and the third share a statement
+                for n in range(2, 5):
+                    nursery.start_soon(produce, n)
+            assert failed
+            await store.produce("q", 5)
+            with pytest.raises(tocsin.ConnectionLost, match="no answer"):
+                async with store.transaction() as connection:
+                    await connection.execute("select 1")
+                    network.silenced = set(range(1, network.accepted + 1))
+                    await store.produce("q", 6, connection=connection)
+            assert store.statistics().silenced >= 2
+    assert (5,) in await query(store_dsn, "select payload from tocsin.messages")
+    assert (6,) not in await query(store_dsn, "select payload from tocsin.messages")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_silent_line_is_replaced_by_another(store_dsn: str) -> None:
+    handled = Handled()
+    with trio.fail_after(PATIENCE):
+        async with (
+            proxy.running(store_dsn) as network,
+            tocsin.connect(store_dsn, listen_dsn=network.dsn(), heartbeat=0.2) as store,
+            trio.open_nursery() as nursery,
+        ):
+            await store.queues.ensure("q")
+            async with store.consumer("q") as consumer:
+                nursery.start_soon(consumer.handle, handled)
+                await until_asleep(store)
+                network.silenced.add(network.accepted)
+                while not store.statistics().silenced or not store.statistics().listening:
+                    await trio.lowlevel.checkpoint()
+                count = 0
+                while not store.statistics().rings:  # the first messages may come before the consumer has fallen asleep again
+                    count += 1
+                    await until_asleep(store)
+                    await query(store_dsn, "select tocsin.enqueue('q', '1')")
+                    await handled.wait(count)
+                nursery.cancel_scope.cancel()
+
+
+async def test_what_a_frozen_server_does_late_is_given_back(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A claim is executed when the server goes on, for a connection that was given up. Its message does not wait for the lease to end."""
+    monkeypatch.setattr("tocsin.driver.watch.ASK_AFTER", 0.1)
+    monkeypatch.setattr("tocsin.driver.watch.PATIENCE", 0.3)
+    handled = Handled()
+    with trio.fail_after(PATIENCE):
+        async with tocsin.connect(own_server.dsn) as store, trio.open_nursery() as nursery:
+            await store.install()
+            await store.queues.ensure("q", vt=3600)
+            async with store.consumer("q") as consumer:
+                nursery.start_soon(consumer.handle, handled)
+                await until_asleep(store)
+                pids = await processes_of(own_server)
+                async with open_connection(own_server.dsn) as connection:
+                    await connection.execute("select tocsin.enqueue('q', '1')")
+                    with frozen(pids):
+                        store._bell.ring_all()
+                        while not store.statistics().silenced:
+                            await trio.lowlevel.checkpoint()
+                await handled.wait(1)
+                nursery.cancel_scope.cancel()
+    assert handled.payloads == [1]
+
+
+async def test_the_primary_vanishes_and_another_host_takes_over(
+    store_dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two hosts in the connection string; the first one goes without a word, for new connections, too."""
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+    monkeypatch.setattr("tocsin.driver.watch.ASK_AFTER", 0.1)
+    handled = Handled()
+    async with proxy.running(store_dsn) as first, proxy.running(store_dsn) as second:
+        both = make_conninfo(store_dsn, host="127.0.0.1,127.0.0.1", port=f"{first.port},{second.port}")
+        with trio.fail_after(PATIENCE):
+            async with tocsin.connect(both, heartbeat=0.5) as store, trio.open_nursery() as nursery:
+                await store.queues.ensure("q")
+                async with store.consumer("q") as consumer:
+                    nursery.start_soon(consumer.handle, handled)
+                    await until_asleep(store)
+                    assert second.accepted == 0
+                    first.silent = True
+                    with pytest.raises(tocsin.ConnectionLost):
+                        await store.produce("q", 1)
+                    await store.produce("q", 2)
+                    await handled.wait(1)
+                    while not store.statistics().listening:
+                        await trio.lowlevel.checkpoint()
+                    assert second.accepted
+                    nursery.cancel_scope.cancel()
+    assert 2 in handled.payloads

@@ -16,6 +16,7 @@ from . import schema as schemas
 from .driver import Pool, PoolClosed, Rows, TrioConnection
 from .driver.grace import Grace
 from .driver.prepared import Statement
+from .driver.watch import Watch
 from .errors import ConfigError, TocsinError, is_read_only, is_undone, is_useless, translate
 from .retry import delays
 from .schema import Schema
@@ -65,12 +66,13 @@ def describe_address(dsn: str) -> str:
 class Database:
     """A pool of connections to one database, and the schema in it."""
 
-    def __init__(self, pool: Pool[Any], schema: Schema, address: str, grace: Grace) -> None:
+    def __init__(self, pool: Pool[Any], schema: Schema, address: str, grace: Grace, watch: Watch) -> None:
         self.pool = pool
         self.grace = grace
         """How long cleaning up after a cancellation may take, which all connections to the database share."""
         self.schema = schema
         self.address = address
+        self._watch = watch
         self._render = lru_cache(maxsize=None)(self._write)
 
     @asynccontextmanager
@@ -95,6 +97,15 @@ class Database:
             raise await self._translate(error, own=own) from error
         except PoolClosed:
             raise _closed() from None
+
+    async def terminate_abandoned(self) -> None:
+        """Return when no session goes on that was given up when the server could not be told so.
+
+        Raises Tocsin's errors. Cancelled, they have ended or not.
+        """
+        if self._watch.has_abandoned:
+            async with self.connection() as connection:
+                await self._watch.terminate_abandoned(connection)
 
     async def fetch(self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None) -> list[Row]:
         """Run one statement, written for the schema ``tocsin``, and return its rows.

@@ -152,6 +152,7 @@ class Intake:
 
     async def _release_unknown(self) -> None:
         try:
+            await self._database.terminate_abandoned()  # else a claim that is still on its way may be executed after this
             await self._database.fetch(
                 "select tocsin.release_others(%s, %s, %s, %s)", [self.worker_id, self.registration, *tokens(self.leases.messages())]
             )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import math
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Unpack
 
 import attrs
 import psycopg
+import trio
 
 from . import network, session, settings
 from . import schema as schemas
@@ -18,6 +21,7 @@ from .dead_letters import DeadLetters
 from .draft import BatchOptions
 from .driver import PoolStatistics, TrioConnection, open_pool
 from .driver.grace import Grace
+from .driver.watch import Watch
 from .durations import Duration
 from .errors import ConnectionLost, translate
 from .maintenance import Maintained, Maintenance, maintain
@@ -52,6 +56,10 @@ class StoreStatistics:
     """Notifications of messages that came in."""
     heartbeats: int
     """Heartbeats sent."""
+    unanswered_for: float | None
+    """Seconds for which the statement that has waited longest has had no answer; None when no statement is under way."""
+    silenced: int
+    """Connections closed since the start because they had fallen silent."""
 
 
 @attrs.frozen
@@ -102,12 +110,13 @@ class Store:
     dead_letters: DeadLetters
     """Looking at dead letters, replaying, archiving and purging them."""
 
-    def __init__(self, database: Database, process: Process, bell: Bell, outbox: Outbox) -> None:
+    def __init__(self, database: Database, process: Process, bell: Bell, outbox: Outbox, watches: Collection[Watch]) -> None:
         self._database = database
         self._process = process
         self._bell = bell
         self._outbox = outbox
         self._transactions = TransactionLimit(database.pool)
+        self._watches = watches
         self.queues = Queues(database)
         self.workers = Workers(database)
         self.messages = Messages(database)
@@ -217,12 +226,15 @@ class Store:
     def statistics(self) -> StoreStatistics:
         """Return what this process's side of the store has and did."""
         process = self._process
+        since = min(watch.waiting_since for watch in self._watches)
         return StoreStatistics(
             pool=self._database.pool.statistics(),
             listening=process.connected,
             deaf=process.deaf,
             rings=process.rings,
             heartbeats=process.heartbeats,
+            unanswered_for=None if since == math.inf else trio.current_time() - since,
+            silenced=sum(watch.dropped for watch in self._watches),
         )
 
 
@@ -258,12 +270,14 @@ async def connect(
     listen_address = address if chosen.listen_dsn is None else describe_address(chosen.listen_dsn)
 
     grace = Grace()
+    watch = Watch(partial(_connect, chosen.dsn or ""))
+    line_watch = watch if chosen.listen_dsn is None else Watch(partial(_connect, chosen.listen_dsn))
 
     async def open_connection() -> Connection:
-        return await _open_connection(chosen.dsn or "", address, grace)
+        return await _open_connection(chosen.dsn or "", address, grace, watch)
 
     async def open_line() -> Connection:
-        return await _open_connection(chosen.listen_dsn or chosen.dsn or "", listen_address, grace)
+        return await _open_connection(chosen.listen_dsn or chosen.dsn or "", listen_address, grace, line_watch)
 
     async with open_pool(
         open_connection,
@@ -273,32 +287,50 @@ async def connect(
         reconnect_on=ConnectionLost,
         reset=session.reset,
     ) as pool:
-        database = Database(pool, Schema(chosen.schema), address, grace)
+        database = Database(pool, Schema(chosen.schema), address, grace, watch)
         bell = Bell()
         maintenance = Maintenance(database)
         process = Process(database, open_line, bell, chosen.heartbeat, maintenance.become_due)
         async with open_nursery_bare() as nursery:
+            nursery.start_soon(watch.run)
+            if line_watch is not watch:
+                nursery.start_soon(line_watch.run)
             nursery.start_soon(process.run)
             nursery.start_soon(maintenance.run)
             outbox = Outbox(database, nursery)
             try:
-                yield Store(database, process, bell, outbox)
+                yield Store(database, process, bell, outbox, {watch, line_watch})
             finally:
                 outbox.close()
             nursery.cancel_scope.cancel()
 
 
-async def _open_connection(dsn: str, address: str, grace: Grace) -> Connection:
+async def _open_connection(dsn: str, address: str, grace: Grace, watch: Watch) -> Connection:
     try:
-        connection: Connection = await TrioConnection.connect(
-            network.complete(dsn), autocommit=True, fallback_application_name="tocsin", client_encoding=session.ENCODING
-        )
-        connection.share_grace(grace)
+        connection = await _connect(dsn)
         try:
-            await session.set_up(connection)
+            await watch.terminate_abandoned(connection)
         except BaseException:
             connection.finish()
             raise
     except psycopg.Error as error:
         raise translate(error, address) from error
+    connection.share_grace(grace)
+    watch.add(connection)
     return connection
+
+
+async def _connect(dsn: str) -> Connection:
+    """Connect, and set the session up. Raises psycopg's errors. Cancelled, nothing is left open, at once."""
+    connection: Connection = await TrioConnection.connect(
+        network.complete(dsn), autocommit=True, fallback_application_name="tocsin", client_encoding=session.ENCODING
+    )
+    connection.share_grace(Grace(0))
+    try:
+        with trio.move_on_after(network.CONNECT_TIMEOUT):
+            await session.set_up(connection)
+            return connection
+        raise psycopg.errors.ConnectionTimeout("the server did not answer the first statement")
+    except BaseException:
+        connection.finish()
+        raise

@@ -34,6 +34,8 @@ class Proxy:
     """Connections accepted so far."""
     silent: bool = False
     """While it is, nothing is passed on."""
+    silenced: set[int] = attrs.Factory(set)
+    """Connections of which nothing is passed on, by their number: the first one accepted is 1."""
 
     def dsn(self, **parameters: str | int) -> str:
         """Connection string by way of the proxy."""
@@ -42,6 +44,7 @@ class Proxy:
     async def serve(self, client: trio.SocketStream) -> None:
         """Pass one connection on, in both directions, until either side is done."""
         self.accepted += 1
+        number = self.accepted
         stream: trio.abc.Stream = client
         async with client, await self._connect() as server, trio.open_nursery() as nursery:
             try:
@@ -56,8 +59,8 @@ class Proxy:
                     first = await _receive_message(client)
                 if not self.silent:
                     await server.send_all(self._with_settings(first))
-                nursery.start_soon(self._pass_on, stream, server, nursery.cancel_scope)
-                await self._pass_on(server, stream, nursery.cancel_scope)
+                nursery.start_soon(self._pass_on, number, stream, server, nursery.cancel_scope)
+                await self._pass_on(number, server, stream, nursery.cancel_scope)
             except trio.BrokenResourceError:
                 # The client has seen enough, a certificate that it does not like for instance.
                 nursery.cancel_scope.cancel()
@@ -70,14 +73,16 @@ class Proxy:
         body = message[4:-1] + pairs + b"\0"
         return struct.pack("!i", len(body) + 4) + body
 
-    async def _pass_on(self, source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, scope: trio.CancelScope) -> None:
+    async def _pass_on(self, number: int, source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, scope: trio.CancelScope) -> None:
         try:
             while data := await source.receive_some():
-                if not self.silent:
+                if not (self.silent or number in self.silenced):
                     await sink.send_all(data)
         except trio.BrokenResourceError:
             pass
         finally:
+            if number in self.silenced:  # the other end is not told either
+                await trio.sleep_forever()
             scope.cancel()
 
     async def _connect(self) -> trio.SocketStream:

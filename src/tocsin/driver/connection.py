@@ -34,7 +34,10 @@ leaves the connection in one of two states, never in between: *usable*, with not
 from __future__ import annotations
 
 import math
+import os
 import select
+import socket
+import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -53,6 +56,7 @@ from .cursors import StatementLock, check_writer, closes_server_cursor
 from .grace import Grace
 from .persistence import persist
 from .prepared import Prepared, Rows, Statement
+from .watch import Session, Watch
 
 __all__ = ["TrioConnection", "TrioTransaction"]
 
@@ -153,6 +157,11 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         self.lock = cast(Any, StatementLock(pgconn, self.grace))
         self._turn = waiting.Turn()
         self._without_cursor = Prepared(pgconn)
+        self._given_up: str | None = None
+        self.suspect = False
+        """Whether another connection of the same age has fallen silent: it is not to be used for anything new."""
+        self.session: Session | None = None
+        """The session on the server; None while that is not known, or if it is not ours."""
         self.session_is_ours = False
         """Whether `take_session` has found that there is no pooler in between."""
         self.settings_before: dict[str, str] = {}
@@ -244,9 +253,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             await trio.lowlevel.checkpoint_if_cancelled()
         deadline = math.inf if timeout is None else trio.current_time() + timeout
         try:
-            result = await waiting.wait(gen, self.pgconn.socket, self._turn, deadline)
-            self.grace.answered()
-            return result
+            return await self._drive(gen, deadline)
         except BaseException as error:
             # An Exception is the protocol's own, which psycopg handles; but not the end of its patience in
             # the middle of a statement.
@@ -276,6 +283,22 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         async with self.lock:
             return Rows((await self.wait(self._without_cursor.run_together(statements, settled)))[answer], self)
 
+    @property
+    def waits_since(self) -> float:
+        """Since when a statement waits for the server, as a `trio.current_time`; infinity when none does."""
+        return self._turn.since if self.pgconn.transaction_status == _ACTIVE else math.inf
+
+    def be_watched(self, watch: Watch) -> None:
+        """Have this watch know of each statement; see ``watch.py``."""
+        self._turn.watch = watch
+
+    def give_up(self, reason: str) -> None:
+        """Close the connection at once, and drop what is still to be sent. A task that waits for it gets the reason as an error."""
+        self._given_up = reason
+        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.pgconn.socket)) as copy:
+            copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.finish()
+
     def share_grace(self, grace: Grace) -> None:
         """Have cleaning up take no longer than for the other connections that share this."""
         self.grace = cast(StatementLock, self.lock).grace = grace
@@ -288,14 +311,18 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         psycopg's errors. Cancelled, it is set or not.
         """
         statement = (
-            "select s.name, s.was, set_config(s.name, s.value, false) "
-            "from (select name, value, current_setting(name, true) as was from unnest(%s::text[], %s::text[]) given (name, value)) s "
+            "select s.name, s.was, set_config(s.name, s.value, false), a.pid, extract(epoch from a.backend_start)::text "
+            "from (select name, value, current_setting(name, true) as was from unnest(%s::text[], %s::text[]) given (name, value)) s, "
+            "pg_stat_get_activity(pg_backend_pid()) a "
             "where pg_backend_pid() = %s and s.was is not null"
         )
         cursor = psycopg.AsyncCursor(self, row_factory=_TUPLES)
         await cursor.execute(statement, [list(settings), list(settings.values()), self.info.backend_pid])
-        self.settings_before = {row[0]: row[1] for row in await cursor.fetchall()}
-        self.session_is_ours = bool(self.settings_before)
+        rows = await cursor.fetchall()
+        self.settings_before = {name: was for name, was, *_ in rows}
+        self.session_is_ours = bool(rows)
+        for *_, pid, began in rows[:1]:
+            self.session = None if began is None else (pid, began)
         taken = [sql.SQL("set_config({}, {}, false)").format(name, settings[name]) for name in self.settings_before]
         self._reset = _RESET + b"; select " + sql.SQL(", ").join(taken).as_bytes(self) if taken else _RESET
 
@@ -347,7 +374,15 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
 
     async def _see_through(self, gen: PQGen[RV]) -> RV:
         resumable = _resumable(gen)
-        result = await persist(self.pgconn, self.grace, lambda: waiting.wait(resumable, self.pgconn.socket, self._turn))
+        return await persist(self.pgconn, self.grace, lambda: self._drive(resumable))
+
+    async def _drive(self, gen: PQGen[RV], deadline: float = math.inf) -> RV:
+        try:
+            result = await waiting.wait(gen, self.pgconn.socket, self._turn, deadline)
+        except psycopg.OperationalError as error:
+            if self._given_up is None:
+                raise
+            raise psycopg.OperationalError(self._given_up) from error
         self.grace.answered()
         return result
 
@@ -434,11 +469,13 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         return delivered
 
     def is_broken(self) -> bool:
-        """Whether the connection is closed or, while it was idle, the server has gone away.
+        """Whether the connection is closed or suspect or, while it was idle, the server has gone away.
 
         Asks only the operating system, not the server, so a silent network failure goes unnoticed.
         Notifications that turn up go to their handlers. On a connection in use it tells only if it is closed.
         """
+        if self.suspect:
+            return True
         if self.closed or self.lock.locked() or self.pgconn.transaction_status == _ACTIVE:
             return self.closed
         poll = select.poll()

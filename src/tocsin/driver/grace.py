@@ -23,17 +23,21 @@ GRACE: Final = 5.0
 
 
 class Grace:
-    """One deadline for all cleanup, from the first step until the server answers."""
+    """One deadline for all cleanup, from the first step until the server answers: `GRACE` seconds, or as many as are given.
 
-    __slots__ = ("_until",)
+    With none a connection that is cancelled in the middle of something is closed at once.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_seconds", "_until")
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = seconds
         self._until = math.inf
 
     def begin(self) -> float:
         """Return by when cleaning up must have ended, as a `trio.current_time`: what was set before, if nothing was answered since."""
         if self._until == math.inf:
-            self._until = trio.current_time() + GRACE
+            self._until = trio.current_time() + (GRACE if self._seconds is None else self._seconds)
         return self._until
 
     def scope(self) -> trio.CancelScope:

@@ -26,7 +26,7 @@ import math
 import select
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 import trio
@@ -34,6 +34,9 @@ from psycopg.abc import RV, PQGen
 from psycopg.waiting import Ready, Wait
 
 from tocsin.nursery import open_nursery_bare
+
+if TYPE_CHECKING:
+    from .watch import Watch
 
 __all__ = ["MAX_TURN", "Turn", "wait"]
 
@@ -49,6 +52,10 @@ class Turn:
         self._has_waited = True
         self.passes = 0
         """How many times the connection has let the other tasks run."""
+        self.since = math.inf
+        """Since when the call waits, as a `trio.current_time`; infinity while it does not."""
+        self.watch: Watch | None = None
+        """What is to know of it."""
 
     async def enter(self) -> None:
         """A call begins."""
@@ -58,8 +65,15 @@ class Turn:
             await self.share()
         self._has_waited = False
 
+    def waits(self) -> None:
+        """The call begins to wait."""
+        self.since = now = trio.current_time()
+        if (watch := self.watch) is not None and watch.asleep:
+            watch.wake(now)
+
     def waited(self) -> None:
-        """The other tasks have just been able to run, while the call waited."""
+        """The call has waited, and the other tasks have been able to run."""
+        self.since = math.inf
         self._began = perf_counter()
         self._has_waited = True
         self.passes += 1
@@ -92,8 +106,11 @@ async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.i
                 await turn.share()
                 ready = _ready_now(fileno, want)
             if not ready:
-                ready = await (_ready_by(deadline, fileno, want) if limited else _ready(fileno, want))
-                turn.waited()
+                turn.waits()
+                try:
+                    ready = await (_ready_by(deadline, fileno, want) if limited else _ready(fileno, want))
+                finally:
+                    turn.waited()
             want = gen.send(ready)
     except StopIteration as end:
         result: RV = end.value

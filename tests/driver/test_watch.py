@@ -1,0 +1,225 @@
+"""A connection that has fallen silent is given up, one whose statement is slow is not."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+import trio
+import trio.testing
+
+from tocsin.driver import TrioConnection
+from tocsin.driver.watch import Watch
+
+from . import proxy
+from .helpers import SAFETY_NET, Connection, until, value
+
+LONG = 1000.0
+"""Seconds of a limit that is not what a test is about."""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"ASK_AFTER": 0.05, "CONFIRM_AFTER": 0.05, "ASK_AGAIN": 0.05, "PATIENCE": LONG, "LONGEST": LONG}.items():
+        monkeypatch.setattr(f"tocsin.driver.watch.{name}", seconds)
+
+
+def block() -> None:
+    """What a handler does that computes for long."""
+    time.sleep(0.1)
+
+
+async def open_session(dsn: str) -> Connection:
+    connection: Connection = await TrioConnection.connect(dsn, autocommit=True)
+    try:
+        await connection.take_session({"application_name": "watched"})
+    except BaseException:
+        connection.finish()
+        raise
+    assert connection.session is not None
+    return connection
+
+
+@asynccontextmanager
+async def watching(connect: Callable[[], Awaitable[Connection]], *connections: Connection) -> AsyncIterator[Watch]:
+    watch = Watch(connect)
+    for connection in connections:
+        watch.add(connection)
+    with trio.fail_after(SAFETY_NET):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch.run)
+            yield watch
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_silent_connection_is_given_up_and_its_session_terminated(dsn: str, observer: Connection) -> None:
+    """The request arrives; the answer does not. What the session holds is free when the error comes."""
+    async with proxy.running(dsn) as network:
+        connection = await open_session(network.dsn())
+        await value(connection, "select pg_advisory_lock(1)::text")
+        network.silenced.add(1)
+        async with watching(lambda: open_session(network.dsn()), connection) as watch:
+            with pytest.raises(psycopg.OperationalError, match="no answer for"):
+                await connection.execute("select 1")
+            assert connection.closed
+            assert watch.dropped == 1
+            assert not watch.has_abandoned
+        assert await value(observer, "select pg_try_advisory_lock(1)")
+
+
+async def test_a_transaction_on_a_silent_connection_fails(dsn: str) -> None:
+    async with proxy.running(dsn) as network:
+        connection = await open_session(network.dsn())
+        async with watching(lambda: open_session(network.dsn()), connection):
+            with pytest.raises(psycopg.OperationalError, match="no answer for"):
+                async with connection.transaction():
+                    await connection.execute("select 1")
+                    network.silenced.add(1)  # COMMIT is not answered
+
+
+@pytest.mark.parametrize("in_pipeline", [False, True])
+async def test_a_statement_that_waits_for_a_lock_is_slow_not_silent(dsn: str, observer: Connection, in_pipeline: bool) -> None:
+    asked = 0
+    enough = trio.Event()
+
+    async def ask() -> Connection:
+        nonlocal asked
+        asked += 1
+        if asked > 3:
+            enough.set()
+        return await open_session(dsn)
+
+    async def hold_on() -> None:
+        if in_pipeline:
+            async with connection.pipeline():
+                await connection.execute("select pg_advisory_lock(1)")
+        else:
+            await connection.execute("select pg_advisory_lock(1)")
+
+    connection = await open_session(dsn)
+    await value(observer, "select pg_advisory_lock(1)::text")
+    async with watching(ask, connection) as watch, trio.open_nursery() as nursery:
+        nursery.start_soon(hold_on)
+        await enough.wait()
+        assert watch.waiting_since < math.inf
+        await value(observer, "select pg_advisory_unlock(1)")
+    assert watch.dropped == 0
+    assert await value(connection, "select 1") == 1
+    await connection.close()
+
+
+async def test_a_client_that_cannot_send_is_silent(dsn: str) -> None:
+    """In the middle of a COPY the server waits for the client, and the client for the socket."""
+    async with proxy.running(dsn) as network:
+        connection = await open_session(network.dsn())
+        await connection.execute("create table t (text text)")
+        async with watching(lambda: open_session(network.dsn()), connection):
+            with pytest.raises(psycopg.OperationalError, match="no answer for"):
+                async with connection.cursor() as cursor, cursor.copy("copy t from stdin") as copy:
+                    await copy.write("x\n")
+                    network.silenced.add(1)
+
+
+async def test_when_nothing_answers_it_is_given_up_and_terminated_later(
+    dsn: str, observer: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tocsin.driver.watch.PATIENCE", 0.2)
+    async with proxy.running(dsn) as network:
+        connection = await open_session(network.dsn())
+        assert connection.session is not None
+        async with watching(lambda: open_session(network.dsn()), connection) as watch:
+            network.silenced.update(range(1, 100))
+            with pytest.raises(psycopg.OperationalError, match="no answer for"):
+                await connection.execute("select 1")
+            assert watch.has_abandoned
+            gone = "select not exists (select from pg_stat_activity where pid = %s)"
+            assert not await value(observer, gone, (connection.session[0],))
+            await watch.terminate_abandoned(observer)
+            await until(observer, gone, (connection.session[0],))
+            assert not watch.has_abandoned
+
+
+async def test_a_server_that_cannot_be_reached(connection: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tocsin.driver.watch.PATIENCE", 0.2)
+
+    async def ask() -> Connection:
+        return await TrioConnection.connect(f"host=127.0.0.1 port={proxy.unused_port()}")
+
+    async with watching(ask, connection) as watch:
+        with pytest.raises(psycopg.OperationalError, match="no answer for"):
+            await connection.execute("select pg_sleep(600)")
+        assert watch.dropped == 1
+
+
+@pytest.mark.parametrize("admitted", [True, False])
+async def test_where_the_server_does_not_tell_there_is_more_time(
+    connection: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch, admitted: bool
+) -> None:
+    """Behind a pooler the session is not known; or the server is full."""
+    monkeypatch.setattr("tocsin.driver.watch.PATIENCE", 0.0)
+    monkeypatch.setattr("tocsin.driver.watch.LONGEST", 0.5)
+    asked = 0
+
+    async def ask() -> Connection:
+        nonlocal asked
+        asked += 1
+        if not admitted:
+            raise psycopg.errors.TooManyConnections("sorry, too many clients already")
+        return await open_session(dsn)
+
+    if not admitted:
+        await connection.take_session({"application_name": "watched"})
+    async with watching(ask, connection):
+        with pytest.raises(psycopg.OperationalError, match="no answer for"):
+            await connection.execute("select pg_sleep(600)")
+        assert asked > 2
+
+
+async def test_others_that_are_idle_are_not_used_for_anything_new(dsn: str) -> None:
+    async with proxy.running(dsn) as network:
+        silent, idle = [await open_session(network.dsn()) for _ in range(2)]
+        async with watching(lambda: open_session(network.dsn()), silent, idle):
+            network.silenced.add(1)
+            assert not idle.is_broken()
+            with pytest.raises(psycopg.OperationalError):
+                await silent.execute("select 1")
+            assert idle.is_broken()
+            assert await value(idle, "select 1") == 1  # a task that has it goes on
+        await idle.close()
+
+
+async def test_a_connection_that_waits_for_notifications_is_not_asked_about(dsn: str) -> None:
+    async def ask() -> Connection:
+        raise AssertionError("asked")
+
+    connection = await open_session(dsn)
+    async with watching(ask, connection) as watch, trio.open_nursery() as nursery:
+        nursery.start_soon(connection.wait_for_notifications)
+        with trio.fail_after(SAFETY_NET):
+            while not watch.asleep:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        assert watch.waiting_since == math.inf
+        nursery.cancel_scope.cancel()
+    await connection.close()
+
+
+async def test_an_event_loop_that_was_blocked_has_its_answers(dsn: str) -> None:
+    """The answer has come meanwhile, and the loop has not seen it yet."""
+
+    async def ask() -> Connection:
+        raise AssertionError("asked")
+
+    connection = await open_session(dsn)
+    async with watching(ask, connection) as watch:
+        for _ in range(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.execute, "select pg_sleep(0.02)")
+                while watch.waiting_since == math.inf:
+                    await trio.lowlevel.checkpoint()
+                block()
+    assert watch.dropped == 0
+    await connection.close()
