@@ -220,10 +220,13 @@ async def test_a_message_that_another_claim_has_locked_is_not_looked_for_again_a
         await connection.execute("select * from tocsin.claim(%s, %s, 1)", [a.worker_id, a._registration.token])
         rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, %s, 1)", b.worker_id, b._registration.token)
         assert rows == [(None, None)]
-        # An expired lease whose row is locked: soon, but not at once.
+        # An expired lease whose row is locked: soon, but not at once, and the later the longer it has been locked.
         await query(store_dsn, "select tocsin.enqueue('q', '2')")
         await query(store_dsn, "select * from tocsin.claim(%s, %s, 1, '1 us')", b.worker_id, b._registration.token)
         async with open_connection(store_dsn) as settler, settler.transaction(force_rollback=True):
             await settler.execute("select * from tocsin.messages where state = 'leased' for update")
-            rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, %s, 1)", b.worker_id, b._registration.token)
-            assert rows == [(None, 0.01)]
+            for seconds, least, most in ((0, 0.01, 0.25), (0.4, 0.1, 0.25), (100, 0.25, 0.25)):
+                await move_clock(store_dsn, seconds)
+                rows = await query(store_dsn, "select id, next_due from tocsin.claim(%s, %s, 1)", b.worker_id, b._registration.token)
+                assert rows == [(None, rows[0][1])]
+                assert least <= rows[0][1] <= most

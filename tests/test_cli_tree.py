@@ -126,10 +126,13 @@ INVOCATIONS = """
 0  message --dsn DSN --schema tocsin --format json get --id 1
 0  message reprioritise 2 EVERYWHERE --priority -1
 0  message reprioritise --queue q --key k --priority 1
+0  message reprioritise --id 2 --priority 1
 0  message reschedule EVERYWHERE --queue q --key k --at 2030-01-01T00:00:00Z
 0  message reschedule 2 EVERYWHERE --delay 1h
+0  message reschedule --id 2 --delay 2h
 0  message cancel 2 EVERYWHERE
-1  message cancel 2
+1  message cancel --id 2
+2  message cancel 2 --id 3
 0  message cancel --queue q --key k
 1  message cancel --queue q --key k
 2  message cancel 2 --key k

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -52,10 +53,16 @@ async def test_a_message_that_becomes_due_earlier_wakes_a_consumer(store_dsn: st
             assert await store.messages.reschedule(**name(first, by), delay=0) == first
             await handled.wait(1)
             await until_asleep(store)
-            await store.messages.reschedule(second, at=datetime.now(UTC) - timedelta(days=1))
+            await store.messages.reschedule(second, delay=1800)
+            await until_asleep(store)
+            await store.messages.reschedule(second, delay=0.2)
             await handled.wait(2)
+            third = await store.produce("q", 3, delay=3600)
+            await until_asleep(store)
+            await store.messages.reschedule(third, at=datetime.now(UTC) - timedelta(days=1))
+            await handled.wait(3)
             await consumer.interrupt()
-    assert handled.payloads == [1, 2]
+    assert handled.payloads == [1, 2, 3]
 
 
 @BY
@@ -187,6 +194,34 @@ async def test_a_claim_passes_over_a_message_that_is_being_changed(store: tocsin
             assert await store.messages.cancel(first, connection=transaction) == first
             assert [m.id for m in await consumer.dequeue(9)] == [second]
         assert [m.id for m in await consumer.dequeue(9)] == ([] if end == "commit" else [first])
+
+
+async def test_of_many_claims_and_changes_each_message_has_one_end(store: tocsin.Store, store_dsn: str) -> None:
+    """A message is handled or cancelled, never both and never neither, whatever is changed at the same moment."""
+    await store.queues.ensure("q")
+    ids = await store.produce_many("q", range(300))
+    cancelled = list[int]()
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+
+    async def change(start: int) -> None:
+        for message_id in ids[start::3]:
+            with suppress(tocsin.MessageNotWaiting):
+                await store.messages.reprioritise(message_id, priority=message_id % 3)
+                await store.messages.reschedule(message_id, delay=0)
+                cancelled.append(await store.messages.cancel(message_id))
+
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        async with trio.open_nursery() as changes:
+            for start in range(3):
+                changes.start_soon(change, start)
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, "select 1 from tocsin.messages limit 1"):
+                await trio.lowlevel.checkpoint()
+        await consumer.interrupt()
+    assert sorted([*cancelled, *(m.id for m in handled.messages)]) == ids
+    archived = "select id from tocsin.archive where last_error = 'cancelled' and read_ct = 0 order by id"
+    assert [row[0] for row in await query(store_dsn, archived)] == sorted(cancelled)
 
 
 async def test_a_message_whose_lease_has_ended_waits(store: tocsin.Store, store_dsn: str) -> None:

@@ -148,10 +148,11 @@ begin
         from_id := null;
     end loop;
     if from_due is null and found_rows < max_messages then
-        -- What is due and was not taken is locked by another claim, which will take it: no reason to look again at once.
+        -- What is due and was not taken is locked: for a moment by another claim, or for long by a transaction of its holder's that settles it. So
+        -- the next look comes after a quarter of the time for which it has been due, a quarter of a second at most.
         next_due := tocsin.next_due(q.id, with_ready => false);
         if next_due < 0.01 then
-            next_due := 0.01;
+            next_due := greatest(0.01, least(-next_due / 4, 0.25));
         end if;
         return next;
     end if;
@@ -159,7 +160,7 @@ end
 $$;
 
 -- Seconds until the queue's next message is due (0: now), or null when there is none or the queue is paused. Ready messages count unless told
--- otherwise.
+-- otherwise; then a negative number says for how long the first of the others has been due.
 create or replace function tocsin.next_due(queue_id integer, with_ready boolean default true) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
@@ -178,6 +179,6 @@ begin
     into at
     from tocsin.queues q
     where q.id = next_due.queue_id and q.paused_at is null;
-    return case when at is not null then greatest(0, extract(epoch from at - tocsin.clock())) end;  -- greatest() passes over null
+    return greatest(case when with_ready and at is not null then 0 end, extract(epoch from at - tocsin.clock()));  -- greatest() passes over null
 end
 $$;

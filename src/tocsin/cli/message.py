@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -35,11 +36,20 @@ async def get(store: Store, screen: Screen, id: int) -> None:
 
 
 def name_of_message(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the id of a message as an argument, or its queue and key as options."""
-    argument = click.argument("message_id", type=ID, required=False, metavar="[ID]")
+    """Give a command the id of a message as an argument or as ``--id``, or its queue and key as options."""
+
+    @functools.wraps(function)
+    def call(*args: Any, argument_id: int | None, option_id: int | None, **kwargs: Any) -> R:
+        given = {argument_id, option_id} - {None}
+        if len(given) > 1:
+            raise click.UsageError("say the message's id once", click.get_current_context())
+        return function(*args, message_id=next(iter(given), None), **kwargs)
+
+    argument = click.argument("argument_id", type=ID, required=False, metavar="[ID]")
+    option = click.option("--id", "option_id", type=ID, metavar="ID", help="The message's id, where it is no argument.")
     queue = click.option("--queue", metavar="QUEUE", help="The message's queue, where --key names it.")
     key = click.option("--key", metavar="TEXT", help="The message's key, in place of its id.")
-    return argument(queue(key(function)))
+    return argument(option(queue(key(call))))
 
 
 @message.command(examples=["tocsin message cancel 4711", "tocsin message cancel --queue emails --key welcome-ada"])
