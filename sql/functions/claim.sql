@@ -5,51 +5,58 @@
 -- was empty, and must not scan it when it has grown.
 
 -- What a look sees to first: messages that were not delivered in time become dead letters; scheduled ones whose time has come, and leased ones
--- whose lease has ended, become ready (or dead letters, when there are no deliveries left). At most 10,000 of each a call, so that a claim
--- after a long night stays short.
+-- whose lease has ended, become ready (or dead letters, when there are no deliveries left). In batches, and after 20 ms no more of them, so that a
+-- claim after a long night stays short, and gets on under a statement_timeout that is short, too.
 create or replace function tocsin.make_due_ready(queue_id integer) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
+    batch constant integer := 250;
     t timestamptz := tocsin.clock();
+    stop_at timestamptz := t + interval '20 ms';
+    over boolean := false;
     rows_due tid[];
     ids bigint[];
     lapsed bigint[];
 begin
-    if exists (select from tocsin.messages m
-               where m.queue_id = make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t) then
+    while not over and exists (
+        select from tocsin.messages m
+        where m.queue_id = make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t)
+    loop
         select array_agg(d.id) into ids
         from (select m.id from tocsin.messages m
               where m.queue_id = make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t
-              order by m.expires_at limit 10000 for update skip locked) d;
-        if ids is not null then
-            perform tocsin.bury(ids, 'the message expired');
-        end if;
-    end if;
+              order by m.expires_at limit batch for update skip locked) d;
+        exit when ids is null;
+        perform tocsin.bury(ids, 'the message expired');
+        over := tocsin.clock() >= stop_at;
+    end loop;
 
-    if exists (select from tocsin.messages m
-               where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.vt <= t) then
+    while not over and exists (
+        select from tocsin.messages m where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.vt <= t)
+    loop
         select array_agg(d.ctid) into rows_due
         from (select m.ctid from tocsin.messages m
               where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.vt <= t
-              order by m.vt limit 10000 for update skip locked) d;
-        if rows_due is not null then
-            update tocsin.messages m set state = 'ready' where m.ctid = any (rows_due);
-        end if;
-    end if;
+              order by m.vt limit 4 * batch for update skip locked) d;
+        exit when rows_due is null;
+        update tocsin.messages m set state = 'ready' where m.ctid = any (rows_due);
+        over := tocsin.clock() >= stop_at;
+    end loop;
 
-    if exists (select from tocsin.messages m
-               where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t) then
+    while not over and exists (
+        select from tocsin.messages m where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t)
+    loop
         select array_agg(d.id), array_agg(d.lease) into ids, lapsed
         from (select m.id, m.lease from tocsin.messages m
               where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
-              order by m.vt limit 10000 for update skip locked) d;
-        if ids is not null then
-            perform tocsin.give_back(ids, lapsed, '0 s', true, 'lease expired');
-        end if;
-    end if;
+              order by m.vt limit batch for update skip locked) d;
+        exit when ids is null;
+        perform tocsin.give_back(ids, lapsed, '0 s', true, 'lease expired');
+        over := tocsin.clock() >= stop_at;
+    end loop;
 end
 $$;
 

@@ -156,9 +156,14 @@ class Store:
         Consumers do that by themselves. Nobody is declared dead in the first ten seconds of a server, in which the living are still
         reconnecting. When no process has been there since it came up, those count from the first call: call it again after them.
 
-        Raises `ConnectionLost`. Cancelled, it is done or not.
+        Raises `ConnectionLost`. It works in short transactions; cancelled, part of it is done.
         """
-        return Reclaimed(*await self._database.fetch_one("select * from tocsin.reclaim()"))
+        reclaimed = Reclaimed(0, 0)
+        more = True
+        while more:
+            workers, messages, more = await self._database.fetch_one("select * from tocsin.reclaim()")
+            reclaimed = Reclaimed(reclaimed.workers + workers, reclaimed.messages + messages)
+        return reclaimed
 
     async def maintain(self) -> Maintained:
         """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
