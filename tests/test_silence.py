@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -262,3 +263,43 @@ async def test_the_primary_vanishes_and_another_host_takes_over(
                     assert second.accepted
                     nursery.cancel_scope.cancel()
     assert 2 in handled.payloads
+
+
+async def test_a_silent_connection_costs_no_lease(store_dsn: str) -> None:
+    """The pool's connections fall silent, again and again, and leases end long before that is found out."""
+    go_on = trio.Event()
+    handled = Handled(lambda _: go_on.wait())
+    with trio.fail_after(PATIENCE):
+        async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store, trio.open_nursery() as nursery:
+            await store.queues.ensure("q", vt=1)
+            await store.produce_many("q", range(16))
+            async with store.consumer("q") as consumer:
+                nursery.start_soon(partial(consumer.handle, handled, concurrency=16))
+                await handled.wait(16)
+                while not store.statistics().listening:
+                    await trio.lowlevel.checkpoint()
+                line = network.accepted
+                for _ in range(4):
+                    network.silenced = set(range(1, network.accepted + 1)) - {line}
+                    ends = await query(store_dsn, "select max(vt) from tocsin.messages")
+                    while await query(store_dsn, "select min(vt) from tocsin.messages") <= ends:
+                        await trio.lowlevel.checkpoint()
+                go_on.set()
+                while await query(store_dsn, "select count(*) from tocsin.archive") != [(16,)]:
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+    assert [m.read_ct for m in handled.messages] == [1] * 16
+
+
+async def test_the_first_answer_of_two_connections_counts(store_dsn: str) -> None:
+    async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store:
+        database = store._database
+        assert await database.fetch_from_any("select %s::int", [1], after=PATIENCE) == [(1,)]
+        before = network.accepted
+        network.silenced.add(1)
+        with trio.fail_after(PATIENCE):
+            assert await database.fetch_from_any("select %s::int", [2], after=0) == [(2,)]
+            assert network.accepted == before + 1
+            assert store.statistics().pool.size == 0  # what had not answered is closed
+            with pytest.raises(tocsin.ConnectionLost):
+                await database.fetch_from_any("select pg_terminate_backend(pg_backend_pid()), %s", [3], after=PATIENCE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
@@ -18,10 +18,12 @@ from .driver.grace import Grace
 from .driver.prepared import Statement
 from .driver.watch import Watch
 from .errors import ConfigError, TocsinError, is_read_only, is_undone, is_useless, translate
+from .nursery import open_nursery_bare
 from .retry import delays
 from .schema import Schema
 
 Connection: TypeAlias = TrioConnection[Any]
+Connect: TypeAlias = Callable[[], Awaitable[Connection]]
 Row: TypeAlias = tuple[Any, ...]
 T = TypeVar("T")
 
@@ -66,13 +68,14 @@ def describe_address(dsn: str) -> str:
 class Database:
     """A pool of connections to one database, and the schema in it."""
 
-    def __init__(self, pool: Pool[Any], schema: Schema, address: str, grace: Grace, watch: Watch) -> None:
+    def __init__(self, pool: Pool[Any], schema: Schema, address: str, grace: Grace, watch: Watch, connect: Connect) -> None:
         self.pool = pool
         self.grace = grace
         """How long cleaning up after a cancellation may take, which all connections to the database share."""
         self.schema = schema
         self.address = address
         self._watch = watch
+        self._connect = connect
         self._render = lru_cache(maxsize=None)(self._write)
 
     @asynccontextmanager
@@ -125,6 +128,55 @@ class Database:
         (row,) = await self.fetch(statement, parameters, on=on)
         return row
 
+    async def fetch_from_any(self, statement: str, parameters: Sequence[object], *, after: float) -> list[Row]:
+        """Like `fetch`, for a statement that may be run twice and cannot wait for what is wrong with one connection to be found out.
+
+        When there is no answer ``after`` so many seconds, it is also run on a new connection. The first answer counts, and the connection
+        that the other one would have come from is closed. Raises Tocsin's errors. Cancelled, it has taken effect or not.
+        """
+        answers: list[list[Row]] = []
+        failures: list[Exception] = []
+        under_way: set[Connection] = set()
+        first_over = trio.Event()
+
+        @trio.lowlevel.enable_ki_protection
+        async def attempt(lend: AbstractAsyncContextManager[Connection]) -> None:
+            try:
+                async with lend as connection:
+                    under_way.add(connection)
+                    try:
+                        rows = await self._repeated(partial(self._fetch_on, connection, statement, parameters))
+                    finally:
+                        under_way.discard(connection)
+            except PoolClosed:
+                failures.append(_closed())
+            except (psycopg.Error, TocsinError) as error:
+                failures.append(error)
+            else:
+                answers.append(rows)
+                for other in under_way:
+                    other.give_up("another connection was faster")  # to call it off could take as long as its answer
+                nursery.cancel_scope.cancel()
+            first_over.set()
+
+        async with open_nursery_bare() as nursery:
+            nursery.start_soon(attempt, self.pool.connection(reset=False))
+            with trio.move_on_after(after):
+                await first_over.wait()
+            if not first_over.is_set():
+                nursery.start_soon(attempt, self._new_connection())
+        if answers:
+            return answers[0]
+        raise failures[0]
+
+    @asynccontextmanager
+    async def _new_connection(self) -> AsyncIterator[Connection]:
+        connection = await self._connect()
+        try:
+            yield connection
+        finally:
+            connection.finish()
+
     async def run(self, statement: str, parameters: Sequence[str | None]) -> Rows:
         """Run a statement whose parameters are ``$1`` and so on, as text, written for the schema ``tocsin``, and return its rows.
 
@@ -159,8 +211,11 @@ class Database:
 
     async def _fetch(self, statement: str, parameters: Sequence[object]) -> list[Row]:
         async with self.pool.connection(reset=False) as connection:
-            with self._dropped_if_useless(connection):
-                return await self._execute(connection, statement, parameters)
+            return await self._fetch_on(connection, statement, parameters)
+
+    async def _fetch_on(self, connection: Connection, statement: str, parameters: Sequence[object]) -> list[Row]:
+        with self._dropped_if_useless(connection):
+            return await self._execute(connection, statement, parameters)
 
     async def _run(self, statement: bytes, parameters: Sequence[bytes | None]) -> Rows:
         async with self.pool.connection(reset=False) as connection:

@@ -1,7 +1,8 @@
 """What a consumer holds: leases, and keeping them alive while handlers run.
 
 A lease is kept by extending it when half of its time has gone, all that are due in one statement; a handler that is done sooner costs no
-statement. When the database says that a lease is gone, the handler that relied on it is cancelled: it could not settle anyway.
+statement. When the database says that a lease is gone, the handler that relied on it is cancelled: it could not settle anyway. A statement
+that is not answered is sent on another connection before the leases end, so that no connection is relied on alone.
 
 A message that is settled in a transaction of the caller's is *promised*: it keeps its lease, since the transaction may be rolled back. Its
 row is locked until the transaction ends, so an extension passes over it, and so does every claim. After a commit the lease is gone, and the
@@ -28,6 +29,10 @@ from .message import Message, tokens
 from .retry import Retries
 
 logger = logging.getLogger("tocsin")
+
+SOONEST = 0.05
+LATEST = 1.0
+"""Least and most seconds without an answer after which leases are extended on another connection too: a quarter of what is left of them."""
 
 LOCKED_PAUSE = 0.25
 """Seconds after which a lease is to be extended again whose message another transaction has locked."""
@@ -337,7 +342,10 @@ class Leases:
         """
         now = lease_time()
         parameters = [*tokens(messages), timedelta(seconds=seconds)]
-        (kept,) = await self._database.fetch_one("select tocsin.extend(%s::bigint[], %s::bigint[], %s)", parameters)
+        left = min((self._held[m.id].expires for m in messages if m in self), default=math.inf) - now
+        ((kept,),) = await self._database.fetch_from_any(
+            "select tocsin.extend(%s::bigint[], %s::bigint[], %s)", parameters, after=min(max(left / 4, SOONEST), LATEST)
+        )
         for message, still_ours in zip(messages, kept, strict=True):
             if message in self and still_ours is not False:
                 held = self._held[message.id]

@@ -292,7 +292,7 @@ async def connect(
         reconnect_on=ConnectionLost,
         reset=session.reset,
     ) as pool:
-        database = Database(pool, Schema(chosen.schema), address, grace, watch)
+        database = Database(pool, Schema(chosen.schema), address, grace, watch, open_connection)
         bell = Bell()
         maintenance = Maintenance(database)
         process = Process(database, open_line, bell, chosen.heartbeat, maintenance.become_due)
