@@ -77,6 +77,8 @@ CALLS = {
     "delete": "({ids}, {leases})",
     "release": "({ids}, {leases}, '1 s')",
     "fail": "({ids}, {leases}, '{{an error}}', '{{a traceback}}')",
+    "hurry": "()",
+    "locked": "({ids})",
     "list_messages": "('q', 'archived')",
     "get_message": "(1)",
     "list_dead_letters": "('q', error => 'e')",

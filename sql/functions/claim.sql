@@ -109,6 +109,7 @@ begin
         perform pg_advisory_xact_lock_shared(worker_lock);
     end if;
     if finished_ids is not null then
+        ignored := set_config('lock_timeout', '250ms', true);  -- as hurry() does: see locks.sql
         archived := tocsin.archive(finished_ids, finished_leases);
         if not true = all (archived) then
             for id in select s.id from unnest(finished_ids, archived) s (id, archived) where not s.archived loop

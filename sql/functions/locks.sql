@@ -38,3 +38,26 @@ begin
     end;
 end
 $$;
+
+-- Has the rest of the transaction wait no longer than this for locks. A run settles many messages in one statement, which must not wait for one
+-- whose row another transaction has locked: the statement fails, the run finds out which it is, and settles that one later.
+create or replace function tocsin.hurry() returns boolean
+language plpgsql
+as $$ begin return set_config('lock_timeout', '250ms', true) is not null; end $$;
+
+-- Which of these messages have rows that other transactions have locked.
+create or replace function tocsin.locked(ids bigint[]) returns bigint[]
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    free bigint[];
+    there bigint[];
+begin
+    select array_agg(x.id) into free
+    from (select m.id from tocsin.messages m where m.id = any (ids) order by m.id for update skip locked) x;
+    select array_agg(m.id) into there from tocsin.messages m where m.id = any (ids) and m.id <> all (coalesce(free, '{}'));
+    return coalesce(there, '{}');
+end
+$$;

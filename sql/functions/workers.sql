@@ -241,6 +241,30 @@ begin
 end
 $$;
 
+-- Like release_held, for a worker whose run or process has ended: what another transaction has locked stays leased, until its lease ends.
+create or replace function tocsin.release_unlocked(
+    w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
+) returns bigint
+language plpgsql
+set lock_timeout = '1s'
+as $$
+declare
+    held bigint[];
+    leases bigint[];
+    locked bigint[];
+begin
+    return tocsin.release_held(w, counted, outcome, keep_ids, keep_leases);
+exception when lock_not_available then
+    select array_agg(m.id), array_agg(m.lease) into held, leases
+    from tocsin.messages m
+    where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id;
+    locked := tocsin.locked(held);
+    select keep_ids || array_agg(l.id), keep_leases || array_agg(l.lease) into keep_ids, keep_leases
+    from unnest(held, leases) l (id, lease) where l.id = any (locked);
+    return tocsin.release_held(w, counted, outcome, keep_ids, keep_leases);
+end
+$$;
+
 create or replace function tocsin.begin_poll(worker_id bigint, registration bigint) returns tocsin.workers
 language plpgsql
 as $$
@@ -397,7 +421,7 @@ begin
         return 0;
     end if;
     perform tocsin.ring(w.queue_id);
-    return tocsin.release_held(w, false, '', keep_ids, keep_leases);
+    return tocsin.release_unlocked(w, false, '', keep_ids, keep_leases);
 end
 $$;
 
@@ -412,7 +436,7 @@ begin
     update tocsin.workers x set status = 'stopped', ended = 'left', grace = null, shutdown_at = tocsin.clock(), process_id = null
     where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped' and tocsin.acts_for(x.role)
     returning x.* into w;
-    return case when found then tocsin.release_held(w, false, '') else 0 end;
+    return case when found then tocsin.release_unlocked(w, false, '') else 0 end;
 end
 $$;
 

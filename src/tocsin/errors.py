@@ -404,6 +404,11 @@ def is_outage(error: psycopg.Error) -> bool:
     return is_connection_loss(error) or code[:2] in ("53", "57") or code in (_READ_ONLY, "55P03") or is_undone(error)
 
 
+def is_lock_timeout(error: ConnectionLost | psycopg.Error) -> bool:
+    """Whether a statement has waited in vain for another transaction's lock: see ``tocsin.hurry``."""
+    return isinstance(error, psycopg.errors.LockNotAvailable) or isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
+
+
 def is_undone(error: psycopg.Error) -> bool:
     """Whether the error says that a transaction of one statement has had no effect, and may succeed at once when it is sent again."""
     # Class 40: a deadlock, or a conflict at a stricter isolation level. The other two have no code of their own.

@@ -27,13 +27,14 @@ import trio
 
 from .ahead import Ahead
 from .blocking import call_and_watch
-from .errors import TRANSIENT, ConnectionLost, StateTransitionError, TocsinError, is_refusal
+from .errors import TRANSIENT, ConnectionLost, StateTransitionError, TocsinError, is_lock_timeout, is_refusal
 from .failure import Escaped, Failure, describe, describe_failure, split
 from .failure_log import UNANSWERED, log_failure, log_outcomes
 from .lease_clock import lease_time
 from .leases import Unit
 from .message import Message
 from .retry import Retries
+from .set_aside import LOOK_AFTER, SetAside, Unsettled
 
 if TYPE_CHECKING:
     from .run import Run
@@ -137,12 +138,12 @@ class Handling:
         self._ahead = Ahead()
         self._runners = 0
         self._standby = trio.lowlevel.ParkingLot()
-        self._done: list[Message] = []
+        self._left = Unsettled()
+        self._aside = SetAside()
+        self._blocked: ConnectionLost | psycopg.Error | None = None
         self._open: list[Message] = []  # their handlers have settled them in transactions that may not have ended
         self._look_at = math.inf
         self._look_pause = LOOK_PAUSE
-        self._failed: list[tuple[Message, Failure]] = []
-        self._over: list[Message] = []
         self._poisoned = False
         self._answer_lost = False
         self._nothing_left = False
@@ -159,17 +160,19 @@ class Handling:
         retries = Retries("handling")
         ahead = self._ahead
         give_up_at = math.inf
-        while run.ended_by is None or run.units or ahead or self._done or self._failed or self._over or self._open:
+        while run.ended_by is None or run.units or ahead or self._left or self._aside or self._open:
             now = trio.current_time()
-            if run.ended_by is not None and self._open and not (run.units or ahead or self._done or self._failed or self._over):
+            if run.ended_by is not None and self._open and not (run.units or ahead or self._left or self._aside):
                 give_up_at = min(give_up_at, now + OPEN_AT_THE_END)
                 if now >= give_up_at:
                     return  # the transaction may settle it yet; else it comes back when its lease ends
             room = (self._concurrency - len(run.units)) * self._size + ahead.room(now) if run.may_claim else 0
             try:
-                if self._over:
-                    await self._give_back_over()
-                if ahead.waited_too_long(now) or (ahead and not run.may_claim):
+                if self._blocked is not None:
+                    await self._get_round(self._blocked, retries)
+                if now >= self._aside.look_at:
+                    await self._bring_back()
+                if self._left.over or ahead.waited_too_long(now) or (ahead and not run.may_claim):
                     await self._give_back()
                 if now >= self._look_at:
                     await self._look()
@@ -177,25 +180,28 @@ class Handling:
                     await self._archive_apart()
                 if room > 0 and run.bed.rung:
                     await self._claim(room)
-                elif self._done:
+                elif self._left.done:
                     await self._archive()
-                elif self._once and room > 0 and not (run.units or ahead or self._failed or self._open):
+                elif self._once and room > 0 and not (run.units or ahead or self._left.failed or self._aside or self._open):
                     if self._nothing_left:
                         run.end("nothing is left to do")
                     else:  # nobody rings for what came while handlers were running, as they were not asleep
                         run.bed.ring()
-                elif not self._failed:
-                    await run.bed.sleep(sound=room <= 0, until=min(ahead.check_at, self._look_at))
-                if self._failed:
+                elif not self._left.failed:
+                    await run.bed.sleep(sound=room <= 0, until=min(ahead.check_at, self._look_at, self._aside.look_at))
+                if self._left.failed:
                     await self._fail()
                 retries.succeeded()
-                run.hurry_again()
+                if not self._aside:
+                    run.hurry_again()
             except StateTransitionError:
                 run.pause()
             except (ConnectionLost, psycopg.Error) as error:
                 refused = isinstance(error, psycopg.Error) and is_refusal(error)
-                if refused and self._done:
+                if refused and self._left.done:
                     self._poisoned = True
+                elif is_lock_timeout(error):
+                    self._blocked = error
                 elif isinstance(error, TRANSIENT) and not refused:
                     await trio.sleep(retries.failed(error))
                 else:
@@ -204,13 +210,13 @@ class Handling:
     # Claiming
 
     async def _claim(self, limit: int) -> None:
-        done, self._done = self._done, []
-        nothing_waited = not (self._run.units or self._ahead or self._failed or self._open)
+        done, self._left.done = self._left.done, []
+        nothing_waited = not (self._run.units or self._ahead or self._left.failed or self._open)
         self._ahead.claim_begins(trio.current_time())
         try:
             claim = await self._run.claim(limit, self._vt, archive=done)
         except BaseException:
-            self._done += done
+            self._left.done += done
             self._answer_lost = True
             raise
         self._nothing_left = nothing_waited and not claim.parcel
@@ -224,29 +230,50 @@ class Handling:
                 await trio.lowlevel.checkpoint()
 
     async def _give_back(self) -> None:
-        unhandled = self._ahead.take_all()
+        """Give back what no handler has begun with, uncounted."""
+        unhandled, over = self._ahead.take_all(), self._left.over
         if self._run.stopped:  # they have been given back
-            self._run.given_back += self._intake.leases.drop_settled(unhandled)
+            self._run.given_back += self._intake.leases.drop_settled(unhandled + over)
+            over.clear()
             return
+        messages = unhandled + over
         try:
-            given_back = await self._intake.give_back_many(unhandled)
+            given_back = await self._intake.give_back_many(messages)
+        except (ConnectionLost, psycopg.Error) as error:
+            if is_lock_timeout(error):
+                over += unhandled
+            else:
+                self._ahead.put_back(unhandled)
+            raise
         except BaseException:
             self._ahead.put_back(unhandled)
             raise
+        del over[: len(messages) - len(unhandled)]
         if self._run.ended_by is not None:
             self._run.given_back += given_back
 
-    async def _give_back_over(self) -> None:
-        """Give back messages whose lease was over before a handler could begin: see `Leases.start`."""
-        over = self._over[:]
-        given_back = await self._intake.give_back_many(over)
-        del self._over[: len(over)]
-        logger.warning(
-            "the leases of %d messages ended before their handlers could begin; the process was stopped or blocked for too long. "
-            "%d of them are given back, the others have come back already",
-            len(over),
-            given_back,
-        )
+    # What another transaction has locked
+
+    async def _get_round(self, blocked: ConnectionLost | psycopg.Error, retries: Retries) -> None:
+        """Go on without what is locked, if it is that which a statement has waited for."""
+        if not await self._set_aside_locked():
+            await trio.sleep(retries.failed(blocked))
+        self._blocked = None
+
+    async def _set_aside_locked(self) -> bool:
+        locked = await self._intake.find_locked(self._left.messages())
+        if not locked:
+            return False
+        logger.warning("other transactions have locked messages that are to be settled; that is tried again later: %s", sorted(locked))
+        self._aside.add(self._left.take(locked))
+        self._aside.look_at = trio.current_time() + LOOK_AFTER
+        return True
+
+    async def _bring_back(self) -> None:
+        messages = self._aside.messages()
+        locked = await self._intake.find_locked(messages)
+        self._left.add(self._aside.take({m.id for m in messages} - locked))
+        self._aside.look_at = trio.current_time() + LOOK_AFTER if self._aside else math.inf
 
     # Handling
 
@@ -284,7 +311,9 @@ class Handling:
             with unit.scope:
                 while ahead and run.may_claim and not unit.scope.cancel_called:
                     unit.messages = ahead.take(self._size)
-                    self._over += leases.start(unit, now)
+                    if over := leases.start(unit, now):
+                        self._left.over += over
+                        logger.warning("%d leases ended before a handler could begin; the process was stopped, or blocked", len(over))
                     if unit.messages:
                         await self._attend(unit)
                     if perf_counter() - turn_began > MAX_TURN:
@@ -328,7 +357,7 @@ class Handling:
             self._note_returned(unsettled)
         else:
             failure = describe_failure(error)
-            self._failed += [(m, failure) for m in unsettled]
+            self._left.failed += [(m, failure) for m in unsettled]
             if not unsettled:
                 log_failure(self._name, failure, messages, "nothing was left to settle", batches=self._size > 1)
         unit.messages = []
@@ -342,14 +371,14 @@ class Handling:
         """Note that the handler has returned, and these messages are to be settled, or are in a transaction of its own."""
         leases = self._intake.leases
         if not leases.promised:
-            self._done += unsettled
+            self._left.done += unsettled
             return
         for message in unsettled:
             if leases.is_promised(message):
                 self._open.append(message)
                 self._look_at, self._look_pause = -math.inf, LOOK_PAUSE
             else:
-                self._done.append(message)
+                self._left.done.append(message)
 
     async def _look(self) -> None:
         """Find out how the transactions have ended in which handlers have settled their messages."""
@@ -363,7 +392,7 @@ class Handling:
         leases.break_promise(rolled_back)
         for message in rolled_back:
             error = TocsinError("the handler settled it in a transaction that was rolled back, and returned")
-            self._failed.append((message, describe_failure(error)))
+            self._left.failed.append((message, describe_failure(error)))
         still_open = [m for m in asked if leases.is_promised(m)]
         new = self._open[len(asked) :]
         self._open = still_open + new
@@ -374,26 +403,26 @@ class Handling:
             self._look_pause = min(2 * self._look_pause, MAX_LOOK_PAUSE)
 
     async def _archive(self) -> None:
-        done, self._done = self._done, []
+        done, self._left.done = self._left.done, []
         try:
-            archived = await self._intake.archive_many(done)
+            archived = await self._intake.archive_soon(done)
         except BaseException:
-            self._done += done
+            self._left.done += done
             self._answer_lost = True
             raise
         self._warn_of_lost({m.id for m, was in zip(done, archived, strict=True) if not was})
 
     async def _archive_apart(self) -> None:
         """Archive messages one by one since it failed for all together; one that cannot be archived has failed."""
-        while self._done:
-            message = self._done[0]
+        while self._left.done:
+            message = self._left.done[0]
             try:
-                self._warn_of_lost({message.id} if await self._intake.archive_many([message]) == [False] else set())
+                self._warn_of_lost({message.id} if await self._intake.archive_soon([message]) == [False] else set())
             except psycopg.Error as error:
                 if not is_refusal(error):
                     raise
-                self._failed.append((message, describe_failure(error)))
-            del self._done[0]
+                self._left.failed.append((message, describe_failure(error)))
+            del self._left.done[0]
         self._poisoned = False
 
     def _warn_of_lost(self, lost: set[int]) -> None:
@@ -402,8 +431,8 @@ class Handling:
         self._answer_lost = False
 
     async def _fail(self) -> None:
-        while self._failed:
-            failed = self._failed[:]
+        while self._left.failed:
+            failed = self._left.failed[:]
             try:
                 outcomes = await self._intake.fail_many([m for m, _ in failed], [f for _, f in failed])
             except psycopg.Error as error:
@@ -418,28 +447,39 @@ class Handling:
                             raise
                         outcome = f"it can neither be archived nor put back ({error}), and will be when its lease ends"
                         self._intake.leases.drop(message)
-                    del self._failed[0]
+                    del self._left.failed[0]
                     self._log_outcomes([(message, failure)], [outcome])
             else:
-                del self._failed[: len(failed)]
+                del self._left.failed[: len(failed)]
                 self._log_outcomes(failed, outcomes)
 
     async def _flush(self) -> None:
         try:
-            if self._done and not self._poisoned:
+            try:
+                await self._settle_left()
+            except (ConnectionLost, psycopg.Error) as error:
+                if not (is_lock_timeout(error) and await self._set_aside_locked()):
+                    raise
+                await self._settle_left()
+            self._left.add(self._aside.take({m.id for m in self._aside.messages()}))
+            await self._settle_left()
+        finally:
+            failed = self._left.failed + self._aside.failed
+            self._log_outcomes(failed, [UNANSWERED] * len(failed))
+
+    async def _settle_left(self) -> None:
+        try:
+            if self._left.done and not self._poisoned:
                 await self._archive()
         except psycopg.Error as error:
             if not is_refusal(error):
                 raise
-        if self._done:
+        if self._left.done:
             await self._archive_apart()
         if self._open:
             await self._look()
-        try:
-            if self._failed:
-                await self._fail()
-        finally:
-            self._log_outcomes(self._failed, [UNANSWERED] * len(self._failed))
+        if self._left.failed:
+            await self._fail()
 
     def _log_outcomes(self, failed: Sequence[tuple[Message, Failure]], outcomes: Sequence[float | str | None]) -> None:
         log_outcomes(self._name, failed, outcomes, batches=self._size > 1)

@@ -165,6 +165,15 @@ class Intake:
     async def archive_many(self, messages: Sequence[Message], *, connection: AnyConnection | None = None) -> list[bool]:
         return await self._settle("select tocsin.archive(%s::bigint[], %s::bigint[])", messages, connection=connection)
 
+    async def archive_soon(self, messages: Sequence[Message]) -> list[bool]:
+        """Like `archive_many`, for a run: raises `ConnectionLost` when another transaction has locked one of them (`is_lock_timeout`)."""
+        return await self._settle("select tocsin.archive(%s::bigint[], %s::bigint[]) from tocsin.hurry()", messages)
+
+    async def find_locked(self, messages: Sequence[Message]) -> set[int]:
+        """Return the ids of those messages whose rows other transactions have locked. Cancellation leaves nothing behind."""
+        (locked,) = await self._database.fetch_one("select tocsin.locked(%s::bigint[])", [[m.id for m in messages]])
+        return set(locked)
+
     async def delete_many(self, messages: Sequence[Message], *, connection: AnyConnection | None = None) -> list[bool]:
         return await self._settle("select tocsin.delete(%s::bigint[], %s::bigint[])", messages, connection=connection)
 
@@ -177,7 +186,7 @@ class Intake:
     async def give_back_many(self, messages: Sequence[Message]) -> int:
         """Release messages that no handler has seen, without counting the delivery; return how many were still ours."""
         (released,) = await self._database.fetch_one(
-            "select tocsin.release(%s::bigint[], %s::bigint[], counted => false)", [*tokens(messages)]
+            "select tocsin.release(%s::bigint[], %s::bigint[], counted => false) from tocsin.hurry()", [*tokens(messages)]
         )
         for message in messages:
             self.leases.drop(message)
@@ -192,7 +201,7 @@ class Intake:
         """Have the database do what each failure asks for, and return what it did: see ``tocsin.fail``."""
         texts, traces = [f.text for f in failures], [f.trace for f in failures]
         verdicts = [f.delay for f in failures], [f.verdict for f in failures]
-        statement = "select tocsin.fail(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::float8[], %s::text[])"
+        statement = "select tocsin.fail(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::float8[], %s::text[]) from tocsin.hurry()"
         self.leases.settling.append(messages)
         try:
             try:
