@@ -71,7 +71,7 @@ def test_create_refuses_a_queue_that_exists_unless_told_otherwise(cli: Call) -> 
     assert cli("queue", "create", "q").code == 0
     code, out, error = cli("queue", "create", "q")
     assert (code, out, one_line(error)) == (1, "", True)
-    assert cli("queue", "create", "q", "--if-missing", "--vt", "1h", "--format", "json").json["vt"] == 3600
+    assert cli("queue", "create", "q", "--if-missing", "--vt", "1h", "--format", "json").json["vt"] == 30
 
 
 def test_list_and_get_show_settings_as_they_can_be_typed(cli: Call) -> None:

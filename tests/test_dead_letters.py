@@ -422,7 +422,8 @@ async def test_list_goes_by_pages(store: tocsin.Store) -> None:
         (lambda s: s.dead_letters.replay(queue="q'; --"), tocsin.QueueNotFound, "q'; --"),
         (lambda s: s.dead_letters.list("nothing"), tocsin.QueueNotFound, "nothing"),
         (lambda s: s.dead_letters.purge(queue="q", dry_run=True, typo=1), TypeError, "typo"),
-        (lambda s: s.dead_letters.replay("1"), TypeError, "id"),
+        (lambda s: s.dead_letters.replay("1"), tocsin.QueueNotFound, "1"),
+        (lambda s: s.dead_letters.replay(1, "q"), TypeError, "id"),
         (lambda s: s.dead_letters.replay(True), TypeError, "id"),
         (lambda s: s.dead_letters.purge(2**63), ValueError, "id"),
         (lambda s: s.dead_letters.get(2**63), ValueError, "message_id"),
@@ -491,3 +492,26 @@ async def test_cancelled_at_every_checkpoint_it_has_happened_or_not(store: tocsi
     await cancel_sweep(lambda: store.dead_letters.get(message_id), reset)
     await cancel_sweep(lambda: store.dead_letters.purge(queue="q", dry_run=True), reset)
     await cancel_sweep(lambda: store.dead_letters.archive(message_id), reset)
+
+
+async def test_a_queue_stands_first_as_it_does_in_a_list(store: tocsin.Store) -> None:
+    await store.queues.ensure("q")
+    await store.queues.ensure("other")
+    first, second, third = await bury(store, "q", 1, 2, 3)
+    (foreign,) = await bury(store, "other", 4)
+    assert await store.dead_letters.replay("q", first, foreign) == [first]
+    assert await store.dead_letters.archive("q", limit=1) == 1
+    assert [d.id for d in await store.dead_letters.list("q")] == [third]
+    assert await store.dead_letters.purge("q") == 1
+    assert await store.dead_letters.replay("other") == [foreign]
+    assert second not in [m.id for m in await store.messages.list("q")]
+
+
+async def test_a_queue_is_named_once_and_an_id_is_a_number(store: tocsin.Store) -> None:
+    await store.queues.ensure("q")
+    with pytest.raises(TypeError, match="once"):
+        await store.dead_letters.replay("q", queue="q")
+    with pytest.raises(TypeError, match="id must be"):
+        await store.dead_letters.replay(1, "q")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="name a queue"):
+        await store.dead_letters.purge()

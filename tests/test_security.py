@@ -655,6 +655,10 @@ async def test_creating_roles_needs_createrole_and_says_so(
         with pytest.raises(tocsin.PermissionDenied, match="needs CREATEROLE") as refused:
             await store.install(roles=wanted)
         assert refused.value.role == owner
+        assert (
+            f"runs: create role {wanted.producer} nologin; create role {wanted.consumer} nologin; create role {wanted.admin} nologin."
+            in str(refused.value)
+        )
         assert await query(dsn, "select count(*) from pg_namespace where nspname = 'tocsin'") == [(0,)]
         for name in (wanted.producer, wanted.consumer, wanted.admin):
             await query(dsn, f"create role {name}")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+import string
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import attrs
+import psycopg
 import pytest
 import trio
 import trio.testing
@@ -18,6 +22,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import PATIENCE
 
 import tocsin
+from tocsin.database import describe_address
+from tocsin.driver.connecting import parse_conninfo
 from tocsin.durations import parse_duration
 from tocsin.settings import PREFIX, Settings, load
 
@@ -401,3 +407,54 @@ def test_the_documentation_names_every_setting() -> None:
     assert [row[:2] for row in rows] == [[name, f"TOCSIN_{name.upper()}"] for name in NAMES]
     defaults = {row[0]: row[2] for row in rows}
     assert all(f.default is None or defaults[f.name] == str(f.default) for f in attrs.fields(Settings))
+
+
+# Connection strings as other programs write them
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://ada@host/app\n",
+        " postgresql://ada@host/app\r\n",
+        "postgresql+psycopg://ada@host/app",
+        "postgresql+asyncpg://ada@host/app\n",
+        "postgres+psycopg2://ada@host/app",
+    ],
+)
+def test_a_line_break_and_the_name_of_a_driver_do_not_matter(text: str) -> None:
+    chosen = load(text).dsn
+    assert chosen is not None
+    assert conninfo_to_dict(chosen) == {"user": "ada", "host": "host", "dbname": "app"}
+
+
+def test_a_password_that_is_encoded_is_taken_as_it_is() -> None:
+    password = "".join(map(chr, range(32, 127)))
+    text = f"postgresql://ada:{quote(password, safe='')}@host:5433/app?application_name=a@b"
+    assert conninfo_to_dict(load(text).dsn or "")["password"] == password
+    assert describe_address(text) == "host:5433"
+
+
+@pytest.mark.parametrize("words", [("qux", "zork", "blip"), ("77", "88", "99")])
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://ada:{}@dbhost:5432/app",
+        "postgres://ada:{}@dbhost/app?connect_timeout=3",
+        "postgresql+psycopg://ada:{}@dbhost",
+        "host=dbhost user=ada password={} dbname=app",
+    ],
+)
+def test_no_piece_of_a_password_that_is_not_encoded_is_shown(dsn: str, words: tuple[str, str, str]) -> None:
+    for between in product([*string.punctuation, " ", "\t", "\n", "\0", "%4", "é", ""], repeat=2):
+        text = dsn.format(words[0] + between[0] + words[1] + between[1] + words[2])
+        shown = []
+        try:
+            shown.append(describe_address(load(text).dsn or ""))
+        except tocsin.ConfigError as error:
+            shown += [str(error), repr(error.__context__)]
+        try:
+            parse_conninfo(text)
+        except psycopg.ProgrammingError as error:
+            shown += [str(error), repr(error.__context__)]
+        assert not any(word in said for said in shown for word in words), (text, shown)

@@ -159,7 +159,10 @@ begin
                 when duplicate_object or unique_violation then null;  -- somebody has been faster, in another database perhaps
                 when insufficient_privilege then
                     perform tocsin.refuse_caller(format('create role "%s"', r.name),
-                        'That needs CREATEROLE: have somebody who has it create the role first, or install as such a role.');
+                        format('That needs CREATEROLE. A database administrator runs: %s. Then install again.', (
+                            select string_agg(format('create role %I nologin', n), '; ' order by o)
+                            from unnest(array[producer, consumer, admin]) with ordinality w (n, o)
+                            where n is not null and not exists (select from pg_roles x where x.rolname = n))));
             end;
         end if;
         insert into tocsin.roles as x (kind, role) values (r.kind, tocsin.find_role(r.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import lru_cache, partial
@@ -10,10 +11,10 @@ from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 import trio
-from psycopg.conninfo import conninfo_to_dict
 
 from . import schema as schemas
 from .driver import Pool, PoolClosed, Rows, TrioConnection
+from .driver.connecting import parse_conninfo
 from .driver.grace import Grace
 from .driver.prepared import Statement
 from .driver.watch import Watch
@@ -44,14 +45,20 @@ _SOMETHING_MISSING = (
 )
 
 
+def clean_dsn(dsn: str) -> str:
+    """Return a DSN as libpq takes it: without white space around it, and without the driver that SQLAlchemy's URLs name."""
+    return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn.strip())
+
+
 def describe_address(dsn: str) -> str:
     """Return host and port of a DSN for messages, without anything secret. Raises `ConfigError` for a DSN that is none."""
     try:
-        parameters = None if "\0" in dsn else conninfo_to_dict(dsn)
-    except (psycopg.ProgrammingError, UnicodeError):
-        parameters = None
-    if parameters is None:  # outside the clause above, for libpq's own words quote the part it could not read, which may be the password
-        raise ConfigError("dsn", "not a PostgreSQL connection string; expected postgresql://user@host:port/database")
+        parameters = parse_conninfo(dsn)
+    except psycopg.ProgrammingError as error:
+        problem = str(error)
+        if "percent" not in problem:
+            problem = "not a PostgreSQL connection string; expected postgresql://user@host:port/database"
+        raise ConfigError("dsn", problem) from None
     defaults = {d.keyword.decode(): d.val.decode() for d in psycopg.pq.Conninfo.get_defaults() if d.val}
     host = parameters.get("host") or parameters.get("hostaddr") or defaults.get("host") or "the default socket"
     port = parameters.get("port") or defaults.get("port") or "5432"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import attrs
 
@@ -68,8 +68,11 @@ class DeadLetters:
             raise MessageNotFound(f"dead letter {message_id} does not exist", message_id=message_id)
         return DeadLetter(*rows[0])
 
-    async def replay(self, *ids: int, delay: Duration | None = None, **which: Unpack[LetterFilter]) -> list[int]:
+    async def replay(self, *letters: str | int, delay: Duration | None = None, **which: Unpack[LetterFilter]) -> list[int]:
         """Make dead letters messages again, due now or after ``delay`` seconds, and return their ids, which they keep.
+
+        Which: ``replay("emails")`` those of a queue, ``replay(4711, 4712)`` those of these ids, ``replay("emails", 4711)`` those of them
+        that are in this queue; the other arguments, as in `list`, choose among them. `archive` and `purge` take the same.
 
         Deliveries are counted anew; key, headers, priority and history are kept; an expiry is not. Of two replays of one letter at the same
         time, one returns its id. Ids that are no dead letters are left out.
@@ -77,25 +80,25 @@ class DeadLetters:
         A letter whose key another unfinished message has by now cannot be replayed: one that is named by its id is refused with `KeyTaken`
         (then none is replayed), others are passed over. Also raises `QueueNotFound`, `ValueError`. Cancelled, all are replayed or none.
         """
-        parameters = [*_parameters(ids, which), to_timedelta(delay, "delay", zero=True)]
+        parameters = [*_parameters(letters, which), to_timedelta(delay, "delay", zero=True)]
         (replayed,) = await self._database.fetch_one("select tocsin.replay(%s::bigint[], %s, %s, %s, %s, %s, %s)", parameters)
         return list(replayed)
 
-    async def archive(self, *ids: int, **which: Unpack[LetterFilter]) -> int:
+    async def archive(self, *letters: str | int, **which: Unpack[LetterFilter]) -> int:
         """Move dead letters that have been seen to into the archive; return how many that were.
 
         Where the queue's ``retention`` is 0, nothing is kept of them.
 
         Raises `QueueNotFound`, `ValueError`. Cancelled, all are moved or none.
         """
-        return await self._count("tocsin.archive_dead_letters(%s::bigint[], %s, %s, %s, %s, %s)", _parameters(ids, which))
+        return await self._count("tocsin.archive_dead_letters(%s::bigint[], %s, %s, %s, %s, %s)", _parameters(letters, which))
 
-    async def purge(self, *ids: int, dry_run: bool = False, **which: Unpack[LetterFilter]) -> int:
+    async def purge(self, *letters: str | int, dry_run: bool = False, **which: Unpack[LetterFilter]) -> int:
         """Delete dead letters for good; return how many that were or, with ``dry_run``, would be.
 
         Raises `QueueNotFound`, `ValueError`. Cancelled, all are deleted or none.
         """
-        parameters = [*_parameters(ids, which), dry_run]
+        parameters = [*_parameters(letters, which), dry_run]
         return await self._count("tocsin.purge_dead_letters(%s::bigint[], %s, %s, %s, %s, %s, %s)", parameters)
 
     async def _count(self, call: str, parameters: list[object]) -> int:
@@ -116,7 +119,7 @@ class DeadLetters:
 
         The next page is what comes ``after`` the last one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
         """
-        meant = _parameters((), {"queue": queue, "reason": reason, "error": error, "older_than": older_than, "limit": limit})
+        meant = _parameters((queue,), {"reason": reason, "error": error, "older_than": older_than, "limit": limit})
         rows = await self._database.fetch(
             "select * from tocsin.list_dead_letters(%s, %s, %s, %s, %s, %s)",
             [*meant[1:], None if after is None else check_id(after, "after")],
@@ -124,13 +127,18 @@ class DeadLetters:
         return [DeadLetter(*row) for row in rows]
 
 
-def _parameters(ids: tuple[int, ...], which: LetterFilter) -> list[object]:
-    """The first parameters of the functions in ``dead_letters.sql``."""
+def _parameters(letters: tuple[str | int, ...], which: LetterFilter) -> list[object]:
+    """The first parameters of the functions in ``dead_letters.sql``. ``letters``: a queue's name, ids, or both."""
     if unknown := which.keys() - LetterFilter.__annotations__.keys():
         raise TypeError(f"{', '.join(sorted(unknown))}: there is no such filter; there are {', '.join(LetterFilter.__annotations__)}")
     queue, reason, error = which.get("queue"), which.get("reason"), which.get("error")
+    ids: tuple[Any, ...] = letters
+    if letters and isinstance(letters[0], str):
+        if queue is not None:
+            raise TypeError("name the queue once")
+        queue, ids = letters[0], letters[1:]
     if not ids and queue is None:
-        raise ValueError("name dead letters by their ids, or a queue with queue=")
+        raise ValueError("name a queue, or dead letters by their ids")
     limit = which.get("limit")
     return [
         [check_id(i, "id") for i in ids] or None,

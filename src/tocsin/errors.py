@@ -23,6 +23,7 @@ __all__ = [
     "MessageNotWaiting",
     "PayloadInvalid",
     "PayloadTooLarge",
+    "PayloadUnreadable",
     "PendingMessages",
     "PermissionDenied",
     "QueueAlreadyExists",
@@ -190,6 +191,18 @@ class PayloadInvalid(TocsinError, ValueError):
         """What is wrong there."""
         self.index = index
         """Which payload of a batch, counted from 0; None for a single one."""
+
+
+class PayloadUnreadable(TocsinError, ValueError):
+    """A payload, or headers, that PostgreSQL can hold and Python cannot: it was enqueued by SQL. The message is as it was.
+
+    A handler that asks for the payload fails with it, and the message becomes a dead letter in the end.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Python cannot read this JSON: {reason}", "limit what is enqueued by the queue's rules, such as max_depth")
+        self.reason = reason
+        """What Python's parser says."""
 
 
 def describe_path(steps: Iterable[str | int]) -> str:

@@ -126,12 +126,12 @@ class Message:
 
     @cached_property
     def payload(self) -> Any:
-        """The payload as it was enqueued; decoded when first asked for."""
+        """The payload as it was enqueued; decoded when first asked for, which raises `PayloadUnreadable` for what Python cannot hold."""
         return decode(self._row[13])
 
     @cached_property
     def headers(self) -> Any:
-        """The headers as they were enqueued; None without."""
+        """The headers as they were enqueued; None without. Asking for them raises what `payload` does."""
         text = self._row[9]
         return None if text is None else decode(text)
 

@@ -85,12 +85,12 @@ class Record:
 
     @cached_property
     def payload(self) -> Any:
-        """The payload as it was enqueued; decoded when first asked for."""
+        """The payload as it was enqueued; decoded when first asked for, which raises `PayloadUnreadable` for what Python cannot hold."""
         return decode(self.payload_text)
 
     @cached_property
     def headers(self) -> Any:
-        """The headers as they were enqueued; None without."""
+        """The headers as they were enqueued; None without. Asking for them raises what `payload` does."""
         return None if self.headers_text is None else decode(self.headers_text)
 
 

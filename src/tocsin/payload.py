@@ -21,13 +21,23 @@ from json.encoder import encode_basestring
 from math import isfinite
 from typing import Any
 
-from .errors import PayloadInvalid, describe_path
+from .errors import PayloadInvalid, PayloadUnreadable, describe_path
 
 MAX_DEPTH = 256
 """How deep a payload may be nested: what Python's and PostgreSQL's parsers take from any stack."""
 
-decode: Callable[[str], Any] = json.JSONDecoder().decode
-"""Return the value of a JSON text from the database."""
+_decode: Callable[[str], Any] = json.JSONDecoder().decode
+
+
+def decode(text: str) -> Any:
+    """Return the value of a JSON text from the database. Raises `PayloadUnreadable` for one that Python cannot hold."""
+    try:
+        return _decode(text)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except ValueError as error:
+        reason = str(error)
+    raise PayloadUnreadable(reason)
 
 
 def encode(value: object, index: int | None = None) -> str:

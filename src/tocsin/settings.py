@@ -27,7 +27,7 @@ from typing import Any
 
 import attrs
 
-from .database import describe_address
+from .database import clean_dsn, describe_address
 from .durations import Duration, check_count, parse_duration, to_seconds
 from .errors import ConfigError
 from .schema import Schema
@@ -93,7 +93,7 @@ def load(
 
 
 def _check_dsn(value: object) -> str:
-    text = _check_text(value)
+    text = clean_dsn(_check_text(value))
     try:
         describe_address(text)
     except ConfigError as error:

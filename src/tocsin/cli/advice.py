@@ -49,7 +49,7 @@ def _advise(error: TocsinError) -> str:
         case QueueNotFound():
             return f"`tocsin queue list` shows those that do, `tocsin queue create {shlex.quote(error.queue)}` makes it"
         case QueueAlreadyExists():
-            return "`tocsin queue update`, or create with --if-missing, changes its settings"
+            return "`tocsin queue update` changes its settings, create with --if-missing leaves it as it is"
         case QueueNotEmpty():
             queue = shlex.quote(error.queue)
             return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -21,6 +21,7 @@ from tocsin import PayloadInvalid, PayloadTooLarge, Store
 from .options import COUNT, DURATION, MOMENT, PRIORITY, ParamType, queue_argument
 from .program import Command, on_store
 from .render import Screen
+from .streams import input_number, is_terminal
 
 _LINES = 2000
 """Lines in one statement."""
@@ -53,8 +54,19 @@ class _Json:
 JSON = JsonType()
 
 
+class _Enqueue(Command):
+    """A command whose arguments may be negative numbers, which are no options."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Parse them; a blank before a number is none of its value."""
+        takes_value = {name for p in self.params if isinstance(p, click.Option) and not p.is_flag for name in p.opts}
+        before = ["", *args[:-1]]
+        args = [f" {a}" if re.match(r"-\.?[0-9]", a) and b not in takes_value else a for a, b in zip(args, before, strict=True)]
+        return super().parse_args(context, args)
+
+
 @click.command(
-    cls=Command,
+    cls=_Enqueue,
     examples=[
         'tocsin enqueue emails \'{"to": "ada@example.org"}\'',
         'tocsin enqueue emails \'{"to": "ada@example.org"}\' --delay 10m --key welcome-ada',
@@ -89,7 +101,7 @@ async def enqueue(
         ids = [await store.produce(queue, payloads[0].value, key=key, **options)]
     elif payloads:
         ids = await store.produce_many(queue, [p.value for p in payloads], **options)
-    elif sys.stdin.isatty():
+    elif is_terminal():
         raise click.UsageError("nothing to enqueue: give a payload, or JSON lines on standard input", context)
     else:
         ids = await _enqueue_lines(store, queue, options)
@@ -143,8 +155,9 @@ async def _batches() -> AsyncGenerator[tuple[list[int], list[object]], None]:
 
 async def _lines() -> AsyncGenerator[bytes, None]:
     parts: list[bytes] = []
+    standard_input = input_number()
     # A thread that is left behind in os.read holds no lock that Python wants back at exit, as one in sys.stdin would.
-    while chunk := await trio.to_thread.run_sync(os.read, sys.stdin.fileno(), _READ, abandon_on_cancel=True):
+    while chunk := await trio.to_thread.run_sync(os.read, standard_input, _READ, abandon_on_cancel=True):
         *lines, rest = chunk.split(b"\n")
         for line in lines:
             parts.append(line)

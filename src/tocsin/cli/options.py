@@ -16,6 +16,7 @@ import trio
 from tocsin.durations import parse_duration
 
 from .render import printable
+from .streams import is_terminal
 
 R = TypeVar("R")
 
@@ -157,7 +158,7 @@ async def confirm(question: str, *, yes: bool) -> None:
     """
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not is_terminal():
         raise click.ClickException(
             "there is nobody to ask on a pipe; say --yes to do it without a question, or --dry-run where there is one"
         )

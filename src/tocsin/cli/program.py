@@ -9,6 +9,7 @@ them; the one nearest to the command wins. What is given nowhere is one of the s
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import re
@@ -30,6 +31,7 @@ from tocsin.errors import ConfigError, ConnectionLost, TocsinError, is_connectio
 from tocsin.nursery import open_nursery_bare
 from tocsin.settings import Settings, load
 
+from . import streams
 from .advice import describe, with_options
 from .options import DURATIONS, DurationType
 from .render import Screen, printable
@@ -190,8 +192,10 @@ class Group(_Helpful, click.Group):
 
 def run(program: click.Command) -> NoReturn:
     """Run the program with the arguments of this process, and exit."""
+    streams.prepare()
     try:
         code = program.main(prog_name="tocsin", standalone_mode=False) or ExitCode.DONE
+        sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
         code = 128 + signal.SIGINT
@@ -201,6 +205,7 @@ def run(program: click.Command) -> NoReturn:
             raise
         code, line = known
         _complain(line)
+    streams.give_up_output()
     sys.exit(code)
 
 
@@ -218,6 +223,10 @@ def explain(error: Exception) -> tuple[ExitCode, str] | None:
             return codes.get(type(error), ExitCode.REFUSED), describe(error)
         case ServerFailed():
             return ExitCode.REFUSED, f"the embedded PostgreSQL failed; {error.log_path} says why"
+        case streams.StreamClosed():
+            return ExitCode.BAD_USAGE, str(error)
+        case OSError(filename=None, errno=errno.EBADF | errno.EPIPE | errno.ENOSPC | errno.EIO):
+            return ExitCode.REFUSED, f"cannot write to standard output: {error.strerror}"
         case ServerBusy() | OSError():
             return ExitCode.REFUSED, str(error)
         case psycopg.Error():

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tocsin import Deleted, Queue, QueueMetrics, Store
+from tocsin import Deleted, Queue, QueueAlreadyExists, QueueMetrics, Store
 from tocsin.dead_letters import REASONS
 
 from .options import (
@@ -28,7 +28,7 @@ from .options import (
 )
 from .program import Group, on_store
 from .render import Column, Screen, since, write_age, write_count, write_duration, write_rate
-from .tables import DEAD_LETTERS, MESSAGES
+from .tables import DEAD_LETTERS, MESSAGES, NARROW_MESSAGES
 
 R = TypeVar("R")
 
@@ -43,6 +43,11 @@ _QUEUES: list[Column[Queue]] = [
     Column("RETENTION", lambda q: write_duration(q.retention), "number"),
     Column("NOTIFY", lambda q: q.notify),
 ]
+_NARROW_QUEUES: list[Column[Queue]] = [
+    Column("NAME", lambda q: q.name),
+    *(c for c in _QUEUES if c.title in ("PAUSED", "VT", "DELIVERIES", "RETENTION")),
+]
+"""What there is room for within 80 columns."""
 _REASONS = "; ".join(f'"{reason}"' for reason in REASONS)
 METRICS: list[Column[QueueMetrics]] = [
     Column("QUEUE", lambda m: m.queue, "name"),
@@ -119,18 +124,23 @@ def queue() -> None:
 @queue.command(examples=["tocsin queue create emails", "tocsin queue create emails --vt 2m --max-deliveries 10 --if-missing"])
 @queue_argument
 @settings_options
-@click.option("--if-missing", is_flag=True, help="Where the queue exists, change the settings that are given, and do not fail.")
+@click.option("--if-missing", is_flag=True, help="Where the queue exists, leave it as it is, and do not fail.")
 @on_store
 async def create(store: Store, screen: Screen, queue: str, *, if_missing: bool, **settings: Any) -> None:
     """Create a queue, with these settings or their defaults (in brackets)."""
-    _show(screen, await (store.queues.ensure if if_missing else store.queues.create)(queue, **settings))
+    try:
+        _show(screen, await store.queues.create(queue, **settings))
+    except QueueAlreadyExists:
+        if not if_missing:
+            raise
+        _show(screen, await store.queues.get(queue))
 
 
 @queue.command("list", examples=["tocsin queue list", "tocsin queue list --format json"])
 @on_store
 async def list_queues(store: Store, screen: Screen) -> None:
     """Show all queues."""
-    screen.table(await store.queues.list(), _QUEUES, empty="no queues")
+    screen.table(await store.queues.list(), _QUEUES, narrow=_NARROW_QUEUES, empty="no queues")
 
 
 @queue.command(examples=["tocsin queue get emails"])
@@ -169,7 +179,7 @@ def _show(screen: Screen, queue: Queue) -> None:
 async def messages(store: Store, screen: Screen, queue: str, state: Any, worker: int | None, limit: int, after: int | None) -> None:
     """Show messages of a queue, by id, without touching them. `tocsin message get ID` shows all of one."""
     found = await store.messages.list(queue, state=state, worker=worker, limit=limit, after=after)
-    screen.table(found, MESSAGES, empty="no such messages")
+    screen.table(found, MESSAGES, narrow=NARROW_MESSAGES, empty="no such messages")
 
 
 @queue.command(examples=["tocsin queue metrics", "tocsin queue metrics emails --format json"])
@@ -309,7 +319,7 @@ async def replay(
     When nothing is chosen, it is all of them; then it asks first.
     """
     await _confirm_all(store, "Replay", queue, ids, which, yes=yes)
-    replayed = await store.dead_letters.replay(*ids, queue=queue, delay=delay, **which)
+    replayed = await store.dead_letters.replay(queue, *ids, delay=delay, **which)
     screen.say(f"replayed {len(replayed)} dead letters", {"ids": replayed})
     _check_all(ids, len(replayed), queue)
 
@@ -327,7 +337,7 @@ async def archive_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, 
     When nothing is chosen, it is all of them; then it asks first.
     """
     await _confirm_all(store, "Archive", queue, ids, which, yes=yes)
-    archived = await store.dead_letters.archive(*ids, queue=queue, **which)
+    archived = await store.dead_letters.archive(queue, *ids, **which)
     screen.say(f"archived {archived} dead letters", {"archived": archived})
     _check_all(ids, archived, queue)
 
@@ -345,9 +355,9 @@ async def archive_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, 
 async def purge_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, ...], *, dry_run: bool, yes: bool, **options: Any) -> None:
     """Delete dead letters for good: these, or all that the options choose."""
     if not dry_run:
-        count = await store.dead_letters.purge(*ids, queue=queue, dry_run=True, **options)
+        count = await store.dead_letters.purge(queue, *ids, dry_run=True, **options)
         await confirm(f"Delete {count} dead letters of queue {queue!r} for good?", yes=yes)
-    purged = await store.dead_letters.purge(*ids, queue=queue, dry_run=dry_run, **options)
+    purged = await store.dead_letters.purge(queue, *ids, dry_run=dry_run, **options)
     screen.say(f"{'would purge' if dry_run else 'purged'} {purged} dead letters", {"purged": purged})
     _check_all(ids, purged, queue)
 
@@ -355,7 +365,7 @@ async def purge_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, ..
 async def _confirm_all(store: Store, what: str, queue: str, ids: tuple[int, ...], which: dict[str, Any], *, yes: bool) -> None:
     """Ask before all dead letters of a queue are taken, if there are any: nothing was said of which are meant."""
     if not yes and not ids and all(value is None for value in which.values()):
-        count = await store.dead_letters.purge(queue=queue, dry_run=True)
+        count = await store.dead_letters.purge(queue, dry_run=True)
         if count:
             await confirm(f"{what} all {count} dead letters of queue {queue!r}?", yes=yes)
 

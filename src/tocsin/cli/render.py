@@ -1,7 +1,8 @@
 """What commands show: tables for people, one JSON document for programs.
 
 In JSON the names are those of the Python classes' fields, times are ISO 8601, durations are numbers of seconds, and null stands for what is
-not there or has no end. Those are promises; the tables are not, and may change.
+not there or has no end. A payload that Python cannot read is null, and ``payload_text`` beside it has its text. Those are promises; the
+tables are not, and may change.
 
 On a terminal a table keeps to its width, and folds what is too long; what identifies something is never cut. Where all columns of a large
 table find no room, there are fewer, and no halves. Into a pipe each row is one
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import attrs
 import click
 
+from tocsin.payload import decode
+
 if TYPE_CHECKING:  # takes a tenth of a second: imported only by who shows a table
     from rich.console import Console, RenderableType
     from rich.table import Table
@@ -28,6 +31,10 @@ if TYPE_CHECKING:  # takes a tenth of a second: imported only by who shows a tab
 T = TypeVar("T")
 
 _UNITS = (("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
+_TEXT = "_text"
+"""How the names of fields end that have JSON as text."""
+_LEAST_PROSE = 24
+"""Columns that prose takes at least where there is room for all columns."""
 _ENDLESS = 100_000
 """Columns of a line that nobody looks at on a screen."""
 
@@ -41,7 +48,8 @@ class Column(Generic[T]):
     value: Callable[[T], object]
     """What to show of a row."""
     kind: str = "text"
-    """``text``, that may be folded; ``name``, that is kept whole; ``number``, also kept whole, to the right."""
+    """``text``, that may be folded; ``prose``, that may be folded and is long; ``name``, that is kept whole; ``number``, also kept whole,
+    to the right."""
 
 
 class Screen:
@@ -80,7 +88,7 @@ class Screen:
             click.echo(printable(sentence))
 
     def _document(self, value: object) -> None:
-        click.echo(json.dumps(to_json(value), ensure_ascii=False, indent=2, allow_nan=False))
+        click.echo(_dump(to_json(value)))
 
     def show(self, what: RenderableType) -> None:
         """Print something of rich's."""
@@ -101,10 +109,19 @@ def open_console() -> Console:
 
 def fit_table(console: Console, rows: Sequence[T], columns: Sequence[Column[T]], narrow: Sequence[Column[T]]) -> Table:
     """Return the table with all columns if the terminal is wide enough, else with those that fit; into a pipe any line does."""
-    table = make_table(rows, columns)
-    endless = console.options.update(width=_ENDLESS)
-    fits = not console.is_terminal or console.measure(table, options=endless).maximum <= console.width
-    return table if fits else make_table(rows, narrow)
+    if console.is_terminal:
+        endless = console.options.update(width=_ENDLESS)
+        least = make_table(rows, [_shorten(column) for column in columns])
+        if console.measure(least, options=endless).maximum > console.width:
+            columns = narrow
+    return make_table(rows, columns)
+
+
+def _shorten(column: Column[T]) -> Column[T]:
+    """Return a column without what may be folded."""
+    if column.kind != "prose":
+        return column
+    return attrs.evolve(column, value=lambda row: to_text(column.value(row))[:_LEAST_PROSE])
 
 
 def make_table(rows: Iterable[T], columns: Sequence[Column[T]]) -> Table:
@@ -114,9 +131,13 @@ def make_table(rows: Iterable[T], columns: Sequence[Column[T]]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        whole = column.kind != "text"
+        whole = column.kind in ("name", "number")
         table.add_column(
-            column.title, no_wrap=whole, overflow="ignore" if whole else "fold", justify="right" if column.kind == "number" else "left"
+            column.title,
+            no_wrap=whole,
+            overflow="ignore" if whole else "fold",
+            justify="right" if column.kind == "number" else "left",
+            min_width=len(column.title),
         )
     for row in rows:
         table.add_row(*(Text(printable(to_text(column.value(row)))) for column in columns))
@@ -131,26 +152,46 @@ def _make_record(value: Any, texts: Mapping[str, str | None]) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, field in _fields(value).items():
-        is_json = name == "payload" or (name == "headers" and field is not None)
-        text = write_payload(field) if is_json else to_text(texts.get(name, field))
+        as_it_is = name.endswith(_TEXT)
+        name = name.removesuffix(_TEXT)
+        text = str(field) if as_it_is and field is not None else to_text(texts.get(name, field))
         table.add_row(name, Text(printable(text, lines=True)))
     return table
 
 
 def _fields(value: Any) -> dict[str, object]:
     """Return what a value of Tocsin's says, by name."""
-    kind = type(value)
-    names = [f.name for f in attrs.fields(kind)]
-    # Of what is kept as text and decoded when it is asked for, that.
-    return {
-        name: getattr(value, name) for name in (n.removesuffix("_text") if hasattr(kind, n.removesuffix("_text")) else n for n in names)
-    }
+    return {f.name: getattr(value, f.name) for f in attrs.fields(type(value))}
+
+
+def _decoded(value: Any) -> dict[str, Any]:
+    """Return the same for programs: of JSON that is kept as text, the value; or null and the text, where Python cannot hold it."""
+    fields: dict[str, Any] = {}
+    for name, field in _fields(value).items():
+        if not name.endswith(_TEXT):
+            fields[name] = to_json(field)
+            continue
+        short = name.removesuffix(_TEXT)
+        fields[short] = None
+        if field is not None:
+            try:
+                decoded = decode(str(field))
+                _dump([[[[decoded]]]])  # deeper than any document puts it
+                fields[short] = decoded
+            except (ValueError, RecursionError):
+                fields[name] = field
+    return fields
+
+
+def _dump(value: object) -> str:
+    utf8 = "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    return json.dumps(value, ensure_ascii=not utf8, indent=2, allow_nan=False)
 
 
 def to_json(value: Any) -> Any:
     """Return a value as JSON knows it; see the module."""
     if attrs.has(type(value)):
-        return {name: to_json(field) for name, field in _fields(value).items()}
+        return _decoded(value)
     if isinstance(value, Mapping):
         return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

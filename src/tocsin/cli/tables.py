@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tocsin import DeadLetter, MessageInfo, WorkerInfo
 
-from .render import Column, since, write_age, write_count, write_payload
+from .render import Column, since, write_age, write_count
 
 PAYLOAD_CHARACTERS = 80
 """How much of a payload a row shows."""
@@ -18,16 +18,18 @@ MESSAGES: list[Column[MessageInfo]] = [
     Column("DELIVERIES", lambda m: m.read_ct, "number"),
     Column("WORKER", lambda m: m.consumer_worker_id, "number"),
     Column("KEY", lambda m: m.key),
-    Column("ERROR", lambda m: m.last_error),
-    Column("PAYLOAD", lambda m: shorten(m.payload)),
+    Column("ERROR", lambda m: m.last_error, "prose"),
+    Column("PAYLOAD", lambda m: shorten(m.payload_text), "prose"),
 ]
+NARROW_MESSAGES: list[Column[MessageInfo]] = [c for c in MESSAGES if c.title in ("ID", "STATE", "AGE", "KEY", "ERROR", "PAYLOAD")]
+"""What there is room for within 80 columns."""
 DEAD_LETTERS: list[Column[DeadLetter]] = [
     Column("ID", lambda d: d.id, "number"),
     Column("DIED", lambda d: since(d.died_at), "number"),
     Column("DELIVERIES", lambda d: d.read_ct, "number"),
-    Column("REASON", lambda d: d.reason),
-    Column("ERROR", lambda d: d.error),
-    Column("PAYLOAD", lambda d: shorten(d.payload)),
+    Column("REASON", lambda d: d.reason, "prose"),
+    Column("ERROR", lambda d: d.error, "prose"),
+    Column("PAYLOAD", lambda d: shorten(d.payload_text), "prose"),
 ]
 
 
@@ -63,7 +65,6 @@ NARROW_WORKERS: list[Column[WorkerInfo]] = [
 """What there is room for within 80 columns; what is left to fold are names."""
 
 
-def shorten(payload: object) -> str:
-    """Return the beginning of a payload as JSON."""
-    text = write_payload(payload)
+def shorten(text: str) -> str:
+    """Return the beginning of a payload's text."""
     return text if len(text) <= PAYLOAD_CHARACTERS else text[: PAYLOAD_CHARACTERS - 1] + "…"

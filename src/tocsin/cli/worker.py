@@ -23,7 +23,7 @@ from .options import (
 from .program import ExitCode, Group, on_store
 from .render import Column, Screen, write_age
 from .run_worker import run
-from .tables import MESSAGES, NARROW_WORKERS, WORKERS
+from .tables import MESSAGES, NARROW_MESSAGES, NARROW_WORKERS, WORKERS
 
 _HEALTH: list[Column[QueueHealth]] = [
     Column("QUEUE", lambda h: h.queue, "name"),
@@ -35,8 +35,13 @@ _HEALTH: list[Column[QueueHealth]] = [
     Column("PAUSED", lambda h: write_age(h.paused_for), "number"),
     Column("UNHEALTHY", lambda h: h.unhealthy_workers),
     Column("SUSPENDED", lambda h: h.suspended_workers),
-    Column("PROBLEMS", lambda h: "; ".join(h.problems) or None),
+    Column("PROBLEMS", lambda h: "; ".join(h.problems) or None, "prose"),
 ]
+_NARROW_HEALTH: list[Column[QueueHealth]] = [
+    Column("QUEUE", lambda h: h.queue),
+    *(c for c in _HEALTH if c.title in ("HEALTHY", "CONSUMERS", "READY", "OLDEST", "PROBLEMS")),
+]
+"""What there is room for within 80 columns."""
 
 
 @click.group(cls=Group)
@@ -81,7 +86,7 @@ async def messages(store: Store, screen: Screen, id: int, limit: int, after: int
     """Show the messages that a worker holds."""
     info = await (await store.workers.get(id)).info()
     found = await store.messages.list(info.queue, state="leased", worker=id, limit=limit, after=after)
-    screen.table(found, MESSAGES, empty=f"worker {id} holds no messages")
+    screen.table(found, MESSAGES, narrow=NARROW_MESSAGES, empty=f"worker {id} holds no messages")
 
 
 @worker.command("release-messages", examples=["tocsin worker release-messages 42"])
@@ -217,7 +222,7 @@ async def health(store: Store, screen: Screen, queue: str | None, max_age: timed
     A queue that is paused is none, since that is on purpose; but it is said when messages wait there.
     """
     found = await store.workers.health(queue, max_age=max_age, max_running=max_running)
-    screen.table(found, _HEALTH, empty="no queues")
+    screen.table(found, _HEALTH, narrow=_NARROW_HEALTH, empty="no queues")
     for h in found:
         if h.paused_for is not None and h.ready:
             screen.remark(

@@ -29,7 +29,7 @@ from psycopg import pq
 from psycopg.abc import ConnDict, ConnParam
 from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo, timeout_from_conninfo
 
-__all__ = ["drive", "finish", "open_pgconn"]
+__all__ = ["drive", "finish", "open_pgconn", "parse_conninfo"]
 
 Handle: TypeAlias = pq.abc.PGconn | pq.abc.PGcancelConn
 Failures: TypeAlias = list[tuple[str, psycopg.Error]]
@@ -42,7 +42,7 @@ async def open_pgconn(conninfo: str, parameters: dict[str, ConnParam]) -> pq.abc
     Raises `psycopg.OperationalError` with every attempt in its text, never with a password, and as ``pgconn`` what is left
     of the last one; `psycopg.ProgrammingError` for a connection string that is none. Cancellation leaves nothing open.
     """
-    settings = _parse(conninfo, parameters)
+    settings = parse_conninfo(conninfo, **parameters)
     timeout = timeout_from_conninfo(settings)
     resolved, failures = await _look_up(settings)
     for attempt in conninfo_attempts(resolved) if resolved is not None else ():
@@ -96,13 +96,30 @@ async def _connect(conninfo: str) -> pq.abc.PGconn:
     return pgconn
 
 
-def _parse(conninfo: str, parameters: dict[str, ConnParam]) -> ConnDict:
+def parse_conninfo(conninfo: str, **parameters: ConnParam) -> ConnDict:
+    """Return what a connection string says.
+
+    Raises `psycopg.ProgrammingError`, without any part of the string in it, for one that is none, and for a URI in which libpq would take a
+    part of the password for something else.
+    """
+    if "\0" in conninfo:
+        raise psycopg.ProgrammingError("a connection string cannot have a NUL character in it")
+    scheme, is_uri, rest = conninfo.partition("://")
+    if is_uri and scheme in ("postgresql", "postgres"):
+        authority, _, tail = rest.partition("/")
+        if authority.count("@") > 1 or "@" in tail.partition("?")[0] or re.search(r"%(?![0-9A-Fa-f]{2})", authority):
+            raise psycopg.ProgrammingError(
+                "special characters in a user name or a password must be percent-encoded: %40 is an @, %2F a /, %25 a %"
+            )
     try:
         return conninfo_to_dict(conninfo, **parameters)
     except psycopg.ProgrammingError as error:
-        # libpq quotes what it could not read, and that may well be (a part of) the password.
-        message = re.sub(r'"[^"]{2,}.*"', '"…"', str(error), flags=re.DOTALL)
-    raise psycopg.ProgrammingError(message)
+        # libpq quotes what it could not read, and that may well be (a part of) the password. Its own "=" may stay.
+        problem, quoted, _ = str(error).replace('"="', "an equals sign").partition('"')
+        message = problem + ('"…"' if quoted else "")
+    except UnicodeError:
+        message = "it is not text"
+    raise psycopg.ProgrammingError(f"invalid connection string: {message}")
 
 
 async def _look_up(settings: ConnDict) -> tuple[ConnDict | None, Failures]:

@@ -1,0 +1,60 @@
+"""Standard input, output and errors, as a process may find them: closed, full, or in an encoding that lacks most characters."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+_INPUT, _OUTPUT, _ERRORS = range(3)
+
+
+class StreamClosed(Exception):
+    """Standard input was needed, and is closed."""
+
+    def __init__(self) -> None:
+        super().__init__("standard input is closed")
+
+
+def prepare() -> None:
+    """Make the three streams usable.
+
+    A closed one is opened on nothing, since else the next file or socket would get its number. What cannot be encoded is written as an
+    escape sequence.
+    """
+    if sys.stdin is None:  # as Python leaves it where the stream is closed
+        _occupy(_INPUT, os.O_WRONLY)
+    if sys.stdout is None:
+        _occupy(_OUTPUT, os.O_RDONLY)
+        sys.stdout = io.TextIOWrapper(io.FileIO(_OUTPUT, "w", closefd=False))  # each write fails
+    if sys.stderr is None:
+        _occupy(_ERRORS, os.O_WRONLY)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _occupy(number: int, flags: int) -> None:
+    opened = os.open(os.devnull, flags)
+    if opened != number:
+        os.dup2(opened, number, inheritable=True)
+        os.close(opened)
+
+
+def is_terminal() -> bool:
+    """Whether somebody types at standard input."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def input_number() -> int:
+    """Return the file descriptor of standard input. Raises `StreamClosed`."""
+    if sys.stdin is None:
+        raise StreamClosed
+    return sys.stdin.fileno()
+
+
+def give_up_output() -> None:
+    """Have Python not complain at exit of what could not be written: that was said already."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
