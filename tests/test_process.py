@@ -641,3 +641,45 @@ async def test_a_worker_whose_process_has_ended_keeps_its_last_heartbeat(store: 
     await query(store_dsn, "select tocsin.end_process(%s, true)", process_id)
     (ended,) = await store.workers.list("q")
     assert ended.heartbeat_at == alive.heartbeat_at > alive.started_at
+
+
+# No loop without a pause
+
+
+async def test_a_process_that_is_declared_dead_again_and_again_registers_with_pauses(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    await query(  # whatever it was: no heartbeat finds its process
+        store_dsn,
+        "create function skip() returns trigger language plpgsql as $$ begin return null; end $$; "
+        "create trigger skip before update on tocsin.processes for each row execute function skip()",
+    )
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def consume() -> None:
+            async with store.consumer("q"):
+                await trio.sleep_forever()
+
+        nursery.start_soon(consume)
+        await wait_until(store_dsn, "last_value >= 6 from tocsin.processes_id_seq")
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began >= (0.05 + 0.1 + 0.2 + 0.4) / 2  # the shortest pauses that chance may draw
+
+
+async def test_a_listen_connection_that_never_works_for_long_is_made_with_pauses(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q")
+    await query(
+        store_dsn,
+        "create sequence attempts; create or replace function tocsin.fall_asleep(queue_ids integer[]) returns integer[] "
+        "language plpgsql security definer set search_path = pg_catalog, pg_temp as "
+        "$$ begin perform nextval('public.attempts'); raise out_of_memory using message = 'no memory for locks'; end $$",
+    )
+    began = trio.current_time()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, Handled(), list[tocsin.Suspended]())
+        await wait_until(store_dsn, "last_value >= 5 from attempts")
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began >= (0.05 + 0.1 + 0.2 + 0.4) / 2
+    assert len([r for r in caplog.records if r.levelno >= logging.WARNING and "no memory" in r.message]) == 1

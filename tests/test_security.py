@@ -424,7 +424,8 @@ async def test_nobody_acts_for_the_workers_and_processes_of_another_role(cast: C
             f"detach_process({process_id})",
         ):
             await query(cast.as_(cast.consumer), f"select tocsin.{call}")
-        assert await query(cast.as_(cast.consumer), "select tocsin.attach_process(%s)", process_id) == [(False,)]
+        with pytest.raises(psycopg.Error, match=f"may not act for process {process_id}"):
+            await query(cast.as_(cast.consumer), "select tocsin.attach_process(%s)", process_id)
         assert await query(cast.dsn, state) == before
     assert await query(cast.dsn, "select count(*) from tocsin.messages") == [(0,)]
 
@@ -742,3 +743,22 @@ async def test_verify_notices_a_changed_privilege_of_the_roles_and_installing_th
         assert [(d.kind, d.name) for d in await store.verify()] == [("privileges", name)]
         await store.install(roles=cast.roles)
         assert await store.verify() == ()
+
+
+# The LISTEN connection's login.
+
+
+async def test_a_listen_connection_of_another_role_is_refused_in_words(cast: Cast, new_role: Callable[..., str]) -> None:
+    another = new_role("another", cast.roles.consumer)
+    for login in (another, cast.stranger):
+        with pytest.raises(tocsin.ConfigError, match=f'role "{another}" may not act|permission denied') as refused:
+            async with tocsin.connect(cast.as_(cast.consumer), listen_dsn=cast.as_(login)) as store, store.consumer("granted"):
+                await trio.sleep_forever()
+        assert refused.value.source == "listen_dsn"
+        assert await query(cast.dsn, "select count(*) from tocsin.processes") == [(0,)]
+    assert await query(cast.dsn, "select last_value from tocsin.processes_id_seq") == [(2,)]
+
+
+async def test_a_listen_connection_of_an_administrator_serves_any_process(cast: Cast) -> None:
+    async with tocsin.connect(cast.as_(cast.consumer), listen_dsn=cast.as_(cast.admin)) as store, store.consumer("granted"):
+        assert store.statistics().listening

@@ -47,7 +47,8 @@ end
 $$;
 
 -- Called on the process's LISTEN connection, at start and after each reconnect: takes a new lifeline (the old connection may not have
--- noticed its end yet, so its number is not used again). False: the process has been declared dead.
+-- noticed its end yet, so its number is not used again). False: the process has been declared dead. Refused where the connection may not act for
+-- the process, since another role has registered it: it could not send its heartbeat either.
 create or replace function tocsin.attach_process(process_id bigint) returns boolean
 language plpgsql
 as $$
@@ -60,6 +61,9 @@ begin
     attached := found;
     if not attached then
         perform pg_advisory_unlock(tocsin.lock_key('lifeline', line));
+        if exists (select from tocsin.processes p where p.id = process_id and not tocsin.acts_for(p.role)) then
+            perform tocsin.refuse_caller(format('act for process %s', process_id), 'Another role has registered it; administrators may.');
+        end if;
     end if;
     return attached;
 end

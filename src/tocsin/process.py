@@ -36,15 +36,21 @@ from psycopg import sql
 
 from .bell import Bell
 from .database import Connection, Database
-from .errors import TRANSIENT, ProcessBuried, QueueNotFound, StateTransitionError, TocsinError
+from .errors import TRANSIENT, ConfigError, PermissionDenied, ProcessBuried, QueueNotFound, StateTransitionError, TocsinError
 from .nursery import open_nursery_bare
-from .retry import Retries
+from .retry import Retries, delays
 from .version import VERSION
 
 logger = logging.getLogger("tocsin")
 
 SETTLE_WITHIN = 0.1
 """Seconds between two looks at most while a transaction is open that has put messages into a queue and may not have rung."""
+
+STEADY_AFTER = 1.0
+"""Seconds after which a LISTEN connection counts as one that works: what it has to do first may fail each time."""
+
+SETTLED_AFTER = 10.0
+"""Seconds after which a process that is declared dead registers anew at once."""
 
 LEASES = "leases "
 """What a notification to us begins with when messages were taken from a worker: its id follows."""
@@ -85,6 +91,8 @@ class Process:
         self._listening: dict[str, int | None] = {}  # the queue that a channel rings for; None: our own channel
         self._buried = False
         self._risen = trio.Event()
+        self._registered_at = -math.inf
+        self._pauses = delays()
         self._next_beat = math.inf
         self._nap: trio.CancelScope | None = None
         self._kicked = False
@@ -144,7 +152,10 @@ class Process:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Keep the line and the heartbeat, for ever. On cancellation, unregister the process."""
+        """Keep the line and the heartbeat, for ever. On cancellation, unregister the process.
+
+        Raises `ConfigError` when the LISTEN connection logs in as a role that may not act for the process.
+        """
         retries = Retries("the LISTEN connection")
         try:
             while True:
@@ -154,10 +165,9 @@ class Process:
                             await self._rise_again()
                     if self._wants_line:
                         async with self._line() as line:
-                            retries.succeeded()
-                            await self._serve(line)
+                            await self._serve(line, retries)
                     else:
-                        await self._serve(None)
+                        await self._serve(None, retries)
                 except (*TRANSIENT, ProcessBuried) as lost:
                     wait = retries.failed(lost)
                     async with self._beating():
@@ -178,8 +188,9 @@ class Process:
         # Once there is a line it is kept, also when its last consumer has left: the next one will want it.
         return (self.connected or bool(self._queues)) and not self.deaf
 
-    async def _serve(self, line: Connection | None) -> None:
+    async def _serve(self, line: Connection | None, retries: Retries) -> None:
         """Do what comes up, on the line or without one, until that has to change."""
+        steady_at = math.inf if line is None else trio.current_time() + STEADY_AFTER
         while not self._buried and self._wants_line == (line is not None):
             self._kicked = False
             if line is not None:
@@ -190,7 +201,10 @@ class Process:
                 await self._beat(line)
             if self._kicked or self._buried:
                 continue
-            with trio.CancelScope(deadline=min(self._next_beat, self._settle_at)) as self._nap:
+            if trio.current_time() >= steady_at:
+                retries.succeeded()
+                steady_at = math.inf
+            with trio.CancelScope(deadline=min(self._next_beat, self._settle_at, steady_at)) as self._nap:
                 while line is not None:
                     await line.wait_for_notifications()
                     # Who was woken is to send its claim before this task goes on: in trio's second pass it has.
@@ -228,7 +242,10 @@ class Process:
                     self._every,
                 )
             else:
-                (alive,) = await self._database.fetch_one("select tocsin.attach_process(%s)", [self._id], on=line)
+                try:
+                    (alive,) = await self._database.fetch_one("select tocsin.attach_process(%s)", [self._id], on=line)
+                except PermissionDenied as denied:
+                    raise ConfigError("listen_dsn", f"{denied.problem}; have listen_dsn log in as the role of dsn") from denied
                 if not alive:
                     self._be_buried()
                 self.connected = True
@@ -371,14 +388,20 @@ class Process:
             [socket.gethostname(), os.getpid(), VERSION, timedelta(seconds=self._every)],
         )
         self._id = int(process_id)
+        self._registered_at = trio.current_time()
         self._next_beat = trio.current_time() + self._every
         return self._id
 
     async def _rise_again(self) -> None:
         """Register anew with all workers.
 
-        An earlier attempt may have come half way before the connection was lost.
+        An earlier attempt may have come half way before the connection was lost. What declares the process dead may do so each time, so
+        there are pauses in between.
         """
+        if trio.current_time() < self._registered_at + SETTLED_AFTER:
+            await trio.sleep(next(self._pauses))
+        else:
+            self._pauses = delays()
         await self._database.fetch("select tocsin.unregister_process(%s)", [self._id])
         process_id = await self._register()
         for worker_id, worker in list(self._residents.items()):
