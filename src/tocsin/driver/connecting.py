@@ -29,6 +29,8 @@ from psycopg import pq
 from psycopg.abc import ConnDict, ConnParam
 from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo, timeout_from_conninfo
 
+from .forks import keep_from_children
+
 __all__ = ["drive", "finish", "open_pgconn", "parse_conninfo"]
 
 Handle: TypeAlias = pq.abc.PGconn | pq.abc.PGcancelConn
@@ -83,6 +85,7 @@ def finish(handle: Handle) -> None:
 
 async def _connect(conninfo: str) -> pq.abc.PGconn:
     pgconn = pq.PGconn.connect_start(conninfo.encode())
+    keep_from_children(pgconn)
     try:
         started = pgconn.status != pq.ConnStatus.BAD
         if not started or await drive(pgconn, pgconn.connect_poll) != pq.PollingStatus.OK:
