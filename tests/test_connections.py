@@ -119,7 +119,7 @@ async def test_a_transaction_of_a_closed_store(store_dsn: str) -> None:
                 pytest.fail("it is closed")
 
 
-async def test_without_any_connection_callers_are_told_at_once(limited_dsn: str) -> None:
+async def test_without_any_connection_callers_are_told(limited_dsn: str) -> None:
     async with tocsin.connect(limited_dsn, pool_size=2) as store:
         await store.install()
         await store.queues.ensure("q")
@@ -130,6 +130,20 @@ async def test_without_any_connection_callers_are_told_at_once(limited_dsn: str)
                 await store.produce("q", 1)
             for other in others:
                 other.finish()
+
+
+async def test_a_connection_that_was_just_closed_is_replaced_at_the_limit(limited_dsn: str) -> None:
+    """Its session counts until the server has ended it."""
+    async with tocsin.connect(limited_dsn, pool_size=2) as store:
+        await store.install()
+        await store.queues.ensure("q")
+        others = [await TrioConnection.connect(limited_dsn) for _ in range(2)]
+        for n in range(20):
+            async with store.transaction() as connection:
+                await connection.close()
+            await store.produce("q", n)
+        for other in others:
+            other.finish()
 
 
 async def set_role(connection: TrioConnection[Any], role: str) -> None:

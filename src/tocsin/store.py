@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Unpack
+from typing import Final, Unpack
 
 import attrs
 import psycopg
@@ -40,6 +40,13 @@ from .texts import check_text
 from .transaction_limit import TransactionLimit
 from .worker import WorkerStatus
 from .workers import Workers
+
+RECONNECT_FOR: Final = 1.0
+"""How long, in seconds, a store without any connection tries to open one before its caller gets `ConnectionLost`.
+
+Long enough for the server to end the session of a connection that was just closed, which counts against its limits until then. Callers that
+are to outlive an outage try again, as Tocsin's own tasks do.
+"""
 
 
 @attrs.frozen
@@ -288,7 +295,7 @@ async def connect(
         open_connection,
         min_size=1,
         max_size=chosen.pool_size,
-        reconnect_timeout=0,  # without any connection the caller decides if it tries again, as Tocsin's own tasks do
+        reconnect_timeout=RECONNECT_FOR,
         reconnect_on=ConnectionLost,
         reset=session.reset,
     ) as pool:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from itertools import pairwise
 
 import attrs
+import mypy.api
 import psycopg
 import pytest
 import servers
@@ -862,3 +863,21 @@ async def test_sizes_that_make_no_sense(minimum: int, maximum: int, connect: Cal
     with pytest.raises(ValueError, match="makes no sense"):
         async with open_pool(connect, min_size=minimum, max_size=maximum):
             pytest.fail("there is no pool")
+
+
+def test_it_is_generic_in_the_type_of_its_rows() -> None:
+    program = """
+from typing import Any, assert_type
+from psycopg.rows import TupleRow, dict_row
+from tocsin.driver import Pool, TrioConnection, open_pool
+
+async def main() -> None:
+    async with open_pool(lambda: TrioConnection.connect()) as pool, pool.connection() as connection:
+        assert_type(pool, Pool[TupleRow])
+        assert_type(connection, TrioConnection[TupleRow])
+    async with open_pool(lambda: TrioConnection.connect(row_factory=dict_row)) as dicts, dicts.connection() as other:
+        assert_type(dicts, Pool[dict[str, Any]])
+        assert_type(await (await other.execute("select 1")).fetchone(), dict[str, Any] | None)
+"""
+    output, errors, code = mypy.api.run(["--config-file=", "--strict", "-c", program])
+    assert code == 0, output + errors
