@@ -14,6 +14,7 @@ import servers
 import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import PATIENCE, Handled, open_connection, query, run_until_suspended
+from test_session import alter, use_everything
 
 import tocsin
 from tocsin import session
@@ -216,3 +217,17 @@ async def test_enqueue_on_a_connection_of_the_callers(store_dsn: str, through: T
             tocsin.enqueue_many(connection, "q", [n] * 5000)
             connection.rollback()
     assert await query(store_dsn, "select payload from tocsin.messages order by id") == [(n,) for n in range(10)]
+
+
+async def test_settings_of_the_database_change_nothing(store_dsn: str, through: Through) -> None:
+    """Behind a pooler no setting of a session is Tocsin's own; but its text is, and its results have no style."""
+    settings = {"client_encoding": "latin1", "datestyle": "German, DMY", "intervalstyle": "sql_standard", "timezone": "Asia/Kolkata"}
+    alter(store_dsn, settings | {"default_transaction_isolation": "serializable"})
+    await use_everything(through(store_dsn))
+
+
+async def test_a_connection_of_the_users_with_another_encoding(store_dsn: str, through: Through) -> None:
+    await query(store_dsn, "select tocsin.ensure_queue('q')")
+    with psycopg.connect(through(store_dsn), prepare_threshold=None, client_encoding="latin1") as connection:
+        tocsin.enqueue(connection, "q", "é 👋", key="é 👋")
+    assert await query(store_dsn, "select payload, key from tocsin.messages") == [("é 👋", "é 👋")]

@@ -140,6 +140,13 @@ async def test_in_a_database_of_another_encoding(encoded_dsn: str) -> None:
                 await query(latin1, "select tocsin.enqueue('q', %s::jsonb)", '"é"')
 
 
+async def test_install_where_the_database_names_its_own_tablespace(dsn: str) -> None:
+    alter(dsn, {"default_tablespace": "pg_default"})
+    async with tocsin.connect(dsn) as store:
+        await store.install()
+        assert await store.verify() == ()
+
+
 async def enqueue_on_own(dsn: str, text: str) -> None:
     """Enqueue this text on connections of each kind, and on a lent one."""
     options: tocsin.MessageOptions = {"headers": {text: text}, "key": text}

@@ -34,6 +34,11 @@ _MAX_IDENTIFIER_BYTES = 63
 # Whoever installs is as a rule a superuser or the database's owner, and others may have put functions into `public` that fit better than
 # PostgreSQL's own.
 _SAFE_PATH = "set local search_path = pg_catalog, pg_temp"
+# PostgreSQL refuses a partitioned table in the database's own tablespace where ``default_tablespace`` names that.
+_PLAIN_TABLESPACE = (
+    "select set_config('default_tablespace', '', true) from pg_database d join pg_tablespace t on t.oid = d.dattablespace "
+    "where d.datname = current_database() and t.spcname = current_setting('default_tablespace')"
+)
 _LOCK_WITHIN_MS = 250
 """Milliseconds that a change of the schema waits for a lock. Sessions that want the same table queue behind it for as long."""
 _PAUSE = 0.5
@@ -198,6 +203,7 @@ async def _change(connection: psycopg.AsyncConnection[Any], schema: Schema, chan
         try:
             async with connection.transaction():
                 await connection.execute(_SAFE_PATH)
+                await connection.execute(_PLAIN_TABLESPACE)
                 await connection.execute("set local lock_timeout = 0")  # for another installation it waits, and holds nothing meanwhile
                 await connection.execute("select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))")
                 await connection.execute(f"set local lock_timeout = {_LOCK_WITHIN_MS}".encode())
@@ -292,6 +298,7 @@ async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tu
     await check(connection, schema)
     async with connection.transaction(force_rollback=True):
         await connection.execute(_SAFE_PATH)
+        await connection.execute(_PLAIN_TABLESPACE)
         await connection.execute("set local client_min_messages = warning")
         scratch = await _invent_name(connection, schema)
         await _create_schema(connection, scratch)
