@@ -56,21 +56,6 @@ as $$
     select case when a.retention > '0 s' then case when a.covered @> keep_until and a.since <= pg_catalog.now() then a.span else 0 end end
 $$;
 
-create or replace function tocsin.note_retention() returns trigger
-language plpgsql
-as $$
-begin
-    if tg_op = 'INSERT' then
-        insert into tocsin.archiving (queue_id, retention) values (new.id, new.retention);
-    elsif new.retention <> old.retention then
-        update tocsin.archiving a set retention = new.retention where a.queue_id = new.id;
-    end if;
-    return null;
-end
-$$;
-create or replace trigger note_retention after insert or update of retention on tocsin.queues
-    for each row execute function tocsin.note_retention();
-
 -- How many messages of a queue are archived: exact.
 create or replace function tocsin.archived_count(queue_id integer) returns bigint
 language sql stable

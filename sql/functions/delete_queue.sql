@@ -175,6 +175,9 @@ begin
     perform tocsin.tell_process(w) from tocsin.workers w where w.queue_id = q.id and w.status <> 'stopped';
     delete from tocsin.workers w where w.queue_id = q.id;
     get diagnostics worker_count = row_count;
+    -- By itself: foreign keys are triggers, and may be off.
+    delete from tocsin.archiving a where a.queue_id = q.id;
+    delete from tocsin.queue_grants g where g.queue_id = q.id;
     delete from tocsin.queues x where x.id = q.id;
 end
 $$;

@@ -119,6 +119,9 @@ declare
     q tocsin.queues;
     since timestamptz;
     suspended text;
+    mute text := case when current_setting('session_replication_role') = 'replica' or not exists (
+        select from pg_catalog.pg_trigger g where g.tgrelid = 'tocsin.messages'::regclass and g.tgname = 'ring' and g.tgenabled in ('O', 'A'))
+        then 'the trigger that notifies consumers is off, so messages wait for a heartbeat' end;
 begin
     if queue is not null then
         perform tocsin.find_queue(queue);
@@ -160,6 +163,9 @@ begin
         from tocsin.holders(q.id, t) h
         join tocsin.workers w on w.id = h.worker_id;
         paused_for := case when q.paused_at is not null then greatest(0, extract(epoch from t - q.paused_at)) end;
+        if mute is not null then
+            problems := problems || mute;
+        end if;
         healthy := cardinality(problems) = 0;
         return next;
     end loop;

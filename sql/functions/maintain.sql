@@ -6,16 +6,20 @@
 -- report that reads the archive for an hour keeps what has expired there for an hour. It is the last thing that is done before the commit.
 -- So all goes in batches, and `more` says that there is more to do now; also when a partition was made, which is used only after the next call.
 
+-- Each part is by itself: one that fails takes nothing back of the others, and `problems` says why. In someone else's database a table may have no
+-- more room, an event trigger may refuse to make a table, or a trigger to delete a row. What no partition could be made for goes to archive_rest.
+
 -- One call's part of the work. A second caller while it is under way has nothing done (`elected` is false).
 create or replace function tocsin.maintain(
     out elected boolean, out partitions_created integer, out partitions_dropped integer, out archived_deleted bigint,
-    out dead_letters_purged bigint, out orphans_deleted bigint, out more boolean
+    out dead_letters_purged bigint, out orphans_deleted bigint, out workers_purged bigint, out more boolean, out problems text[]
 )
 language plpgsql
 as $$
 declare
     rows constant integer := 10000;
     tables constant integer := 10;
+    problem text;
 begin
     elected := pg_try_advisory_xact_lock(tocsin.lock_key('maintain', 0));
     partitions_created := 0;
@@ -23,35 +27,148 @@ begin
     archived_deleted := 0;
     dead_letters_purged := 0;
     orphans_deleted := 0;
+    workers_purged := 0;
     more := false;
-    if elected then
-        perform tocsin.cover_archive();
-        partitions_created := tocsin.add_partitions();
-        archived_deleted := tocsin.delete_expired(rows);
-        dead_letters_purged := tocsin.purge_expired_dead_letters(rows);
-        orphans_deleted := tocsin.sweep_orphans(rows);
-        perform tocsin.roll_up_tallies();
-        partitions_dropped := tocsin.drop_expired_partitions(tables);
-        more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows or orphans_deleted >= rows
-                or partitions_dropped >= tables;
+    problems := '{}';
+    if not elected then
+        return;
     end if;
+    begin
+        perform tocsin.correct_times();
+    exception when others then
+        problems := problems || format('times of the future are not corrected: %s', sqlerrm);
+    end;
+    begin
+        perform tocsin.cover_archive();
+    exception when others then
+        problems := problems || format('what the archive keeps is not noted: %s', sqlerrm);
+    end;
+    begin
+        select a.added, a.problem into partitions_created, problem from tocsin.add_partitions() a;
+        if problem is not null then
+            problems := problems || format('a partition of the archive cannot be made: %s', problem);
+        end if;
+    exception when others then
+        problems := problems || format('partitions of the archive are not made: %s', sqlerrm);
+    end;
+    begin
+        archived_deleted := tocsin.delete_expired(rows);
+    exception when others then
+        problems := problems || format('expired messages of the archive are not deleted: %s', sqlerrm);
+    end;
+    begin
+        dead_letters_purged := tocsin.purge_expired_dead_letters(rows);
+    exception when others then
+        problems := problems || format('expired dead letters are not deleted: %s', sqlerrm);
+    end;
+    begin
+        orphans_deleted := tocsin.sweep_orphans(rows);
+    exception when others then
+        problems := problems || format('messages of deleted queues are not deleted: %s', sqlerrm);
+    end;
+    begin
+        workers_purged := tocsin.purge_stopped_workers(rows);
+    exception when others then
+        problems := problems || format('workers that were stopped long ago are not deleted: %s', sqlerrm);
+    end;
+    begin
+        perform tocsin.roll_up_tallies();
+    exception when others then
+        problems := problems || format('archived messages are not counted together: %s', sqlerrm);
+    end;
+    begin
+        select d.dropped, d.problem into partitions_dropped, problem from tocsin.drop_expired_partitions(tables) d;
+        if problem is not null then
+            problems := problems || format('a partition of the archive cannot be dropped: %s', problem);
+        end if;
+    exception when others then
+        problems := problems || format('expired partitions of the archive are not dropped: %s', sqlerrm);
+    end;
+    more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows or orphans_deleted >= rows
+            or workers_purged >= rows or partitions_dropped >= tables;
 end
 $$;
 
--- Whether maintenance is due and this process, which consumes, is the one to do it.
+-- Whether maintenance is due and this process, which consumes, is the one to do it. It is due once a minute, so what is due later than that was
+-- written when the clock was ahead.
 create or replace function tocsin.take_maintenance(process_id bigint) returns boolean
 language plpgsql
 as $$
 declare
     t timestamptz := tocsin.clock();
 begin
-    perform from tocsin.maintenance m where m.due_at <= t for update skip locked;
+    perform from tocsin.maintenance m where m.due_at <= t or m.due_at > t + interval '2 minutes' for update skip locked;
     if not found then
         return false;
     end if;
-    update tocsin.maintenance m set due_at = t + interval '1 minute'
+    update tocsin.maintenance m
+    set due_at = t + interval '1 minute', clock_was_ahead = m.clock_was_ahead or m.due_at > t + interval '2 minutes'
     where exists (select from tocsin.workers w where w.process_id = take_maintenance.process_id and w.kind = 'consumer');
     return found;
+end
+$$;
+
+-- The server's clock may have been ahead for a moment. What was written then would stay for as long as it was ahead: a lease that does not end, a
+-- message that comes too late, or last among those that are ready. So where a time of the future was found (here, or by a heartbeat), each
+-- beginning that lies in the future becomes now, and the end that was reckoned from it moves along.
+create or replace function tocsin.correct_times() returns void
+language plpgsql
+as $$
+declare
+    t timestamptz := tocsin.clock();
+    beyond timestamptz := t + interval '1 s';  -- not what is being written in this moment
+    found_some boolean := false;
+begin
+    update tocsin.workers w
+    set heartbeat_at = least(w.heartbeat_at, t), shutdown_at = least(w.shutdown_at, t), started_at = least(w.started_at, t)
+    from (select x.id from tocsin.workers x where x.heartbeat_at > beyond or x.shutdown_at > beyond for update skip locked) ahead
+    where w.id = ahead.id;
+    found_some := found;
+    if exists (select from tocsin.processes p where p.heartbeat_at > beyond) then
+        perform tocsin.correct_heartbeats(t);
+        found_some := true;
+    end if;
+    update tocsin.maintenance m set clock_was_ahead = false, due_at = least(m.due_at, t + interval '1 minute')
+    where m.clock_was_ahead or found_some or m.due_at > t + interval '2 minutes';
+    if not found then
+        return;
+    end if;
+    update tocsin.messages m
+    set enqueued_at = least(m.enqueued_at, t),
+        dequeued_at = least(m.dequeued_at, t),
+        due = case when m.state = 'scheduled' and m.enqueued_at > t then tocsin.later(m.due, t - m.enqueued_at)
+                   when m.state = 'scheduled' then m.due else least(m.due, t) end,
+        vt = case when m.state = 'leased' then case when m.dequeued_at > t then tocsin.later(m.vt, t - m.dequeued_at) else m.vt end
+                  when m.state = 'scheduled' and m.enqueued_at > t then tocsin.later(m.vt, t - m.enqueued_at)
+                  when m.state = 'scheduled' then m.vt else least(m.vt, t) end,
+        expires_at = case when m.enqueued_at > t then tocsin.later(m.expires_at, t - m.enqueued_at) else m.expires_at end
+    from (select x.id from tocsin.messages x
+          where x.enqueued_at > beyond or x.dequeued_at > beyond or x.state = 'ready' and x.due > beyond
+          order by x.id for update skip locked) ahead
+    where m.id = ahead.id;
+    update tocsin.dead_letters d set died_at = t where d.died_at > beyond;
+    update tocsin.tallies y set archived_at = t where y.archived_at > beyond;
+    perform tocsin.ring(q.id) from tocsin.queues q;
+end
+$$;
+
+-- Forgets workers that were stopped long ago: producers, which come and go with short jobs, after a day, consumers after thirty days. Returns how
+-- many. Messages, dead letters and the archive keep their ids, and a history their names.
+create or replace function tocsin.purge_stopped_workers(most integer) returns bigint
+language plpgsql
+as $$
+declare
+    t timestamptz := tocsin.clock();
+    purged bigint;
+begin
+    delete from tocsin.workers w
+    where w.status = 'stopped' and w.id = any (array(
+        select x.id from tocsin.workers x
+        where x.status = 'stopped'
+          and x.shutdown_at <= t - case x.kind when 'producer' then interval '24 hours' else interval '720 hours' end
+        limit most for update skip locked));
+    get diagnostics purged = row_count;
+    return purged;
 end
 $$;
 
@@ -83,6 +200,14 @@ $$;
 create or replace function tocsin.cover_archive() returns void
 language sql
 as $$
+    -- What create_queue and update_queue note; not done where a queue was changed or restored by other means.
+    insert into tocsin.archiving (queue_id, retention)
+    select q.id, q.retention from tocsin.queues q
+    where not exists (select from tocsin.archiving a where a.queue_id = q.id) on conflict (queue_id) do nothing;
+    update tocsin.archiving a set retention = n.retention
+    from (select x.queue_id, q.retention from tocsin.archiving x join tocsin.queues q on q.id = x.queue_id
+          where x.retention <> q.retention for update of x skip locked) n
+    where a.queue_id = n.queue_id;
     with there as (
         select w.queue_id, w.span, tstzrange(min(p.starts_at), max(p.ends_at)) as times
         from tocsin.wanted_partitions() w
@@ -93,30 +218,34 @@ as $$
     set span = coalesce(n.span, 0), covered = coalesce(n.times, 'empty'), since = pg_catalog.clock_timestamp()
     from (select x.queue_id, t.span, t.times from tocsin.archiving x left join there t on t.queue_id = x.queue_id
           for update of x skip locked) n
-    where a.queue_id = n.queue_id and (a.span, a.covered) is distinct from (coalesce(n.span, 0), coalesce(n.times, 'empty'))
+    where a.queue_id = n.queue_id
+      and ((a.span, a.covered) is distinct from (coalesce(n.span, 0), coalesce(n.times, 'empty'))
+           or a.span > 0 and a.since > pg_catalog.clock_timestamp() + interval '1 s')
 $$;
 
--- Makes the partitions that are missing; returns how many.
-create or replace function tocsin.add_partitions() returns integer
+-- Makes the partitions that are missing; returns how many, and why one could not be made.
+create or replace function tocsin.add_partitions(out added integer, out problem text)
 language plpgsql
 as $$
 declare
     missing record;
-    added integer := 0;
+    refusal text;
 begin
+    added := 0;
     for missing in
         select w.span, w.starts_at from tocsin.wanted_partitions() w
         except select p.span, p.starts_at from tocsin.archive_partitions() p
         order by 1, 2
     loop
-        added := added + tocsin.add_partition(missing.span, missing.starts_at)::integer;
+        refusal := tocsin.add_partition(missing.span, missing.starts_at);
+        added := added + (refusal is null)::integer;
+        problem := coalesce(problem, nullif(refusal, ''));
     end loop;
-    return added;
 end
 $$;
 
--- Whether it could be made: not while somebody else changes the archive, nor when there is another table of its name.
-create or replace function tocsin.add_partition(span integer, starts_at timestamptz) returns boolean
+-- Returns null when it was made, '' when it could not be made now, since another session changes the archive, and else why not.
+create or replace function tocsin.add_partition(span integer, starts_at timestamptz) returns text
 language plpgsql
 set lock_timeout = '100ms' set timezone = 'UTC' set datestyle = 'ISO'
 as $$
@@ -129,29 +258,30 @@ begin
     perform tocsin.apply_privileges(only_table => format('tocsin.%I', name)::regclass);
     execute format('alter table tocsin.archive attach partition tocsin.%I for values from (%s, %L) to (%s, %L)',
                    name, span, starts_at, span, starts_at + make_interval(hours => span));
-    return true;
-exception when lock_not_available or duplicate_table then
-    return false;
+    return null;
+exception
+    when lock_not_available or duplicate_table then return '';
+    when others then return sqlerrm;
 end
 $$;
 
--- Drops the partitions whose time is over, with what was counted there; returns how many.
-create or replace function tocsin.drop_expired_partitions(most integer) returns integer
+-- Drops the partitions whose time is over, with what was counted there; returns how many, and why one could not be dropped.
+create or replace function tocsin.drop_expired_partitions(most integer, out dropped integer, out problem text)
 language plpgsql
 set lock_timeout = '100ms'
 as $$
 declare
     over_at timestamptz := tocsin.clock() - interval '1 minute';  -- for those that looked for their partition before, and write to it now
     expired record;
-    dropped integer := 0;
 begin
+    dropped := 0;
     if not exists (select from tocsin.archive_partitions() p where p.ends_at <= over_at) then
-        return 0;
+        return;
     end if;
     begin
         lock table only tocsin.archive in access exclusive mode;  -- from here on nobody uses it, nor counts what is in it
     exception when lock_not_available then
-        return 0;
+        return;
     end;
     for expired in select p.* from tocsin.archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit most loop
         begin
@@ -161,11 +291,11 @@ begin
             delete from tocsin.tallies y
             where y.span = expired.span and tocsin.archive_slot(y.span, y.keep_until) = expired.starts_at;
             dropped := dropped + 1;
-        exception when lock_not_available then
-            null;
+        exception
+            when lock_not_available then null;
+            when others then problem := coalesce(problem, sqlerrm);
         end;
     end loop;
-    return dropped;
 end
 $$;
 

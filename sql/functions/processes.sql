@@ -246,11 +246,18 @@ as $$
 #variable_conflict use_column
 declare
     look_again float8;
+    last_heartbeat timestamptz;
 begin
-    update tocsin.processes p set heartbeat_at = tocsin.clock() where p.id = process_id and tocsin.acts_for(p.role);
+    update tocsin.processes p set heartbeat_at = tocsin.clock()
+    from (select x.heartbeat_at from tocsin.processes x where x.id = process_id) before
+    where p.id = process_id and tocsin.acts_for(p.role)
+    returning before.heartbeat_at into last_heartbeat;
     if not found then
         return query select 'dead', process_id, null::text, null::float8, null::bigint;
         return;
+    end if;
+    if last_heartbeat > tocsin.clock() + interval '1 s' then
+        update tocsin.maintenance m set clock_was_ahead = true, due_at = tocsin.clock();
     end if;
     look_again := tocsin.bury_dead(process_id, 8);
     if look_again is not null then

@@ -23,13 +23,18 @@ begin
 end
 $$;
 
--- Creates a queue with the default settings; returns its id, or null when it exists.
+-- Creates a queue with the default settings; returns its id, or null when it exists. No trigger does the part of the archive: triggers may be off.
 create or replace function tocsin.add_queue(queue text) returns integer
 language sql
 as $$
-    insert into tocsin.queues (name, created_at, channel) values (queue, tocsin.clock(), tocsin.queue_channel(queue))
-    on conflict (name) do nothing
-    returning id
+    with added as (
+        insert into tocsin.queues (name, created_at, channel) values (queue, tocsin.clock(), tocsin.queue_channel(queue))
+        on conflict (name) do nothing
+        returning id, retention
+    ), noted as (
+        insert into tocsin.archiving (queue_id, retention) select a.id, a.retention from added a
+    )
+    select a.id from added a
 $$;
 
 create or replace function tocsin.change_queue(
@@ -60,6 +65,7 @@ begin
             notify = coalesce(change_queue.notify, q.notify)
     where q.id = queue_id
     returning q.* into changed;
+    update tocsin.archiving a set retention = changed.retention where a.queue_id = changed.id and a.retention <> changed.retention;
     return changed;
 end
 $$;

@@ -205,9 +205,11 @@ create table tocsin.archived_counts (
 comment on table tocsin.archived_counts is 'How many messages of a queue are in a partition, beside what tallies say; written by maintenance only.';
 
 create table tocsin.maintenance (
-    only_row boolean     primary key default true check (only_row),
-    due_at   timestamptz not null
+    only_row        boolean     primary key default true check (only_row),
+    due_at          timestamptz not null,
+    clock_was_ahead boolean     not null default false
 );
+comment on column tocsin.maintenance.clock_was_ahead is 'A time of the future was found, so maintenance is to look for all of them.';
 insert into tocsin.maintenance (due_at) values (pg_catalog.now() + interval '1 minute');
 
 create table tocsin.dead_letters (

@@ -7,6 +7,7 @@ its own, and nothing waits for it.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import attrs
 import psycopg
@@ -34,20 +35,26 @@ class Maintained:
     """Dead letters deleted whose retention is over."""
     orphans_deleted: int = 0
     """Messages deleted whose queue had been deleted while they were being enqueued."""
+    workers_purged: int = 0
+    """Workers forgotten that were stopped long ago: producers after a day, consumers after thirty days."""
+    problems: tuple[str, ...] = ()
+    """What could not be done, and why; it is tried again the next time. All else was done."""
 
 
 async def maintain(database: Database) -> Maintained:
     """Do all there is to do now, in short transactions. Raises Tocsin's errors. Cancelled, part of it is done."""
-    done = Maintained(elected=False)
+    done: dict[str, Any] = attrs.asdict(Maintained(elected=False))
     more = True
     while more:
-        elected, *counts, more = await database.fetch_one(
-            "select elected, partitions_created, partitions_dropped, archived_deleted, dead_letters_purged, orphans_deleted, more "
-            "from tocsin.maintain()"
+        elected, problems, more, *counts = await database.fetch_one(
+            f"select elected, problems, more, {', '.join(_COUNTED)} from tocsin.maintain()"
         )
-        before = attrs.astuple(done)[1:]
-        done = Maintained(done.elected or elected, *(a + b for a, b in zip(before, counts, strict=True)))
-    return done
+        done |= {name: done[name] + count for name, count in zip(_COUNTED, counts, strict=True)}
+        done |= {"elected": done["elected"] or elected, "problems": tuple(problems)}
+    return Maintained(**done)
+
+
+_COUNTED = [field.name for field in attrs.fields(Maintained) if field.name not in ("elected", "problems")]
 
 
 class Maintenance:
@@ -74,12 +81,14 @@ class Maintenance:
                 logger.log(logging.DEBUG if self._failing else logging.WARNING, "maintenance failed, will be tried again: %s", error)
                 self._failing = True
             else:
-                self._failing = False
-                if any(attrs.astuple(done)[1:]):
-                    logger.info("maintenance: %s", _describe(done))
+                for problem in done.problems:
+                    level = logging.DEBUG if self._failing else logging.WARNING
+                    logger.log(level, "a part of the maintenance failed and will be tried again: %s", problem)
+                self._failing = bool(done.problems)
+                if counts := _describe(done):
+                    logger.info("maintenance: %s", counts)
 
 
 def _describe(done: Maintained) -> str:
-    counts = attrs.asdict(done)
-    del counts["elected"]
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+    counts = ((name, getattr(done, name)) for name in _COUNTED)
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts if count)
