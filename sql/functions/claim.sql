@@ -74,6 +74,8 @@ $$;
 --
 -- max_deliveries is the message's own maximum or else its queue's: the delivery whose read_ct it is, is the last one.
 --
+-- `ordered`: it is a look, and claims nothing while an earlier message of the queue is not finished: see order.sql.
+--
 -- Rows with a null lease name the ids whose lease was lost, so that they were not archived.
 --
 -- Not `durable`: the transaction's commit does not wait for the disk. A server that crashes in the next moment has then forgotten the claim, and
@@ -81,7 +83,8 @@ $$;
 create or replace function tocsin.claim(
     worker_id bigint, registration bigint, max_messages integer, vt interval default null,
     from_priority integer default null, from_due timestamptz default null, from_id bigint default null, or_look boolean default true,
-    finished_ids bigint[] default null, finished_leases bigint[] default null, durable boolean default true
+    finished_ids bigint[] default null, finished_leases bigint[] default null, durable boolean default true,
+    ordered boolean default false
 ) returns table (
     id bigint, lease bigint, priority integer, read_ct integer, due timestamptz, enqueued_at timestamptz, vt_at timestamptz,
     dequeued_at timestamptz, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text,
@@ -124,6 +127,13 @@ begin
         if from_due is null then
             q := tocsin.admit_claim(worker_id, registration);
             perform tocsin.make_due_ready(q.id) where q.paused_at is null;
+            if ordered then
+                next_due := tocsin.order_kept_for(q.id);
+                if next_due is not null then
+                    return next;
+                    return;
+                end if;
+            end if;
         end if;
         -- A nested loop from the worker to its queue to the queue's first messages, so these come in their order without a sort;
         -- tests/test_claim.py holds it to that. One statement, since it is what an idle consumer's handler waits for.

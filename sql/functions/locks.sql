@@ -3,6 +3,7 @@
 --   install   0            one installation at a time
 --   maintain  0            exclusive: maintenance, one at a time (see maintain.sql); shared: the deletion of a queue
 --   worker    worker id    shared: a claim; exclusive: a change of the worker's state. So a suspension never overlooks a claim under way.
+--   order     queue id     exclusive: an ordered claim (see order.sql)
 --   lifeline  a number     held by a process's LISTEN connection for as long as that connection lives
 --   asleep    queue id     shared, by a process's LISTEN connection: consumers of the queue sleep there, or are about to (see ring.sql)
 --   unrung    queue id     shared, by a transaction: it has put messages into the queue, has not rung, and has not ended (see ring.sql)

@@ -128,20 +128,21 @@ $$;
 
 -- The handler failed: back to the queue after the backoff that the queue's settings give, with the error kept. `delays` (seconds) takes the
 -- backoff's place where it is not null. `verdicts` says for each message what has happened: 'failed' (also null), 'rejected' (a dead letter at
--- once) or 'snoozed' (the delivery does not count). Returns for each message, in order, after how many seconds it is delivered again; Infinity:
+-- once) or 'snoozed' (the delivery does not count). With `keep_place` a message keeps its place in the queue (see order.sql). Returns for each message, in order, after how many seconds it is delivered again; Infinity:
 -- it is a dead letter now; null: its lease was gone, and nothing was changed.
 create or replace function tocsin.fail(
-    ids bigint[], leases bigint[], errors text[], tracebacks text[], delays float8[] default null, verdicts text[] default null
+    ids bigint[], leases bigint[], errors text[], tracebacks text[], delays float8[] default null, verdicts text[] default null,
+    keep_place boolean default false
 ) returns float8[]
 language sql
-as $$ select tocsin.give_back(ids, leases, null, true, 'failed', errors, tracebacks, delays, verdicts) $$;
+as $$ select tocsin.give_back(ids, leases, null, true, 'failed', errors, tracebacks, delays, verdicts, keep_place) $$;
 
 -- What release, fail, an expired lease and a dead worker have in common. A message without deliveries left becomes a dead letter. Without a
 -- delay the message keeps its place in the queue. A delivery that counts goes into the message's history, with its outcome: failed, rejected,
 -- lease expired, worker died or released. Returns what `fail` does.
 create or replace function tocsin.give_back(
     ids bigint[], leases bigint[], delay interval, counted boolean, outcome text, errors text[] default null, tracebacks text[] default null,
-    delays float8[] default null, verdicts text[] default null
+    delays float8[] default null, verdicts text[] default null, keep_place boolean default false
 ) returns float8[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
@@ -172,7 +173,7 @@ begin
     ), returned as (
         update tocsin.messages m
         set state = (case when h.delay > '0 s' then 'scheduled' else 'ready' end)::tocsin.message_state,
-            due = case when h.delay > '0 s' then tocsin.later(t, h.delay) else least(h.due, t) end,
+            due = case when h.delay > '0 s' and not keep_place then tocsin.later(t, h.delay) else least(h.due, t) end,
             vt = case when h.delay > '0 s' then tocsin.later(t, h.delay) else least(h.due, t) end,
             read_ct = m.read_ct - (not h.counted)::integer,
             last_error = coalesce(h.error, m.last_error),

@@ -44,7 +44,7 @@ as $$
         clock, later, refuse, lock_key, shared_elsewhere, shared_after_all,
         fits, admit, check_due, admit_headers, admit_payloads, find_key, take_waiting, check_change, refuse_change,
         channel, must_ring, ring, rung, ring_inserted,
-        make_due_ready, admit_claim, next_due, outcomes, give_back, backoff, bury,
+        make_due_ready, admit_claim, order_kept_for, next_due, outcomes, give_back, backoff, bury,
         add_queue, change_queue,
         find_worker, refuse_transition, refuse_ended, check_active, tell_process, move_worker, count_held, release_held, release_unlocked, refuse_held,
         end_process, try_workers_of, bury_dead, bury_if_dead, examine, note_uptime, correct_heartbeats,

@@ -182,6 +182,7 @@ class Consumer(Registered, WorkerHandle):
         vt: Duration | None = None,
         timeout: Duration | None = None,  # noqa: ASYNC109 - of each call of the handler, not of this one
         once: bool = False,
+        ordered: bool = False,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
         """Call the handler for each message, up to ``concurrency`` at a time, until interrupted; then raise `Suspended`.
@@ -195,17 +196,23 @@ class Consumer(Registered, WorkerHandle):
         too, when no message is due and no handler runs any more. With ``await nursery.start(consumer.handle, handler)`` it is
         started when it polls.
 
+        With ``ordered`` no message is begun before the one ahead of it in the queue is finished: one that has failed holds up those behind
+        it until it has been handled or is a dead letter. All consumers of the queue have to run so; one of them works at a time. It takes a
+        ``concurrency`` of 1.
+
         Raises `Suspended`, `StateTransitionError`, `WorkerStopped`; and an async handler's `SystemExit`, whose message has failed then.
         While the database is away it waits for it. Cancelled, or on `KeyboardInterrupt`, handlers are cancelled and their messages
         released, without counting as a delivery.
         """
         check_count(concurrency, "concurrency")
+        if ordered and concurrency != 1:
+            raise ValueError(f"concurrency must be 1 with ordered=True, not {concurrency}")
         call = make_caller(handler)
 
         def call_with_first(messages: list[Message], when_waiting: Callable[[], None]) -> Awaitable[object]:
             return call(messages[0], when_waiting)
 
-        await self._handle(call_with_first, describe_handler(handler), concurrency, 1, vt, timeout, once, task_status)
+        await self._handle(call_with_first, describe_handler(handler), concurrency, 1, vt, timeout, once, ordered, task_status)
 
     async def handle_batches(
         self,
@@ -231,7 +238,7 @@ class Consumer(Registered, WorkerHandle):
         async def call(messages: list[Message], when_waiting: Callable[[], None]) -> object:
             return await call_with(list(messages), when_waiting)  # the handler may take messages out of its list
 
-        await self._handle(call, describe_handler(handler), concurrency, size, vt, timeout, once, task_status)
+        await self._handle(call, describe_handler(handler), concurrency, size, vt, timeout, once, False, task_status)
 
     async def _handle(
         self,
@@ -242,12 +249,16 @@ class Consumer(Registered, WorkerHandle):
         vt: Duration | None,
         timeout: Duration | None,  # noqa: ASYNC109
         once: bool,
+        ordered: bool,
         task_status: trio.TaskStatus[None],
     ) -> NoReturn:
         lease = None if vt is None else to_seconds(vt, "vt")
         limit = None if timeout is None else to_seconds(timeout, "timeout")
         async with open_run(self._intake, task_status) as run:
-            await Handling(run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit, once=once, name=name).pump()
+            handling = Handling(
+                run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit, once=once, ordered=ordered, name=name
+            )
+            await handling.pump()
         raise AssertionError("a run that ends raises Suspended")
 
     def messages(self, *, vt: Duration | None = None) -> AbstractAsyncContextManager[AsyncIterator[Message]]:

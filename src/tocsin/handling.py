@@ -112,7 +112,10 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
 
 
 class Handling:
-    """One loop. ``size`` is the number of messages in one call of the handler at most. ``once``: it ends when nothing is left to do."""
+    """One loop. ``size`` is the number of messages in one call of the handler at most. ``once``: it ends when nothing is left to do.
+
+    ``ordered``: no message before the one ahead of it in the queue is finished; so nothing is claimed ahead.
+    """
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class Handling:
         vt: float | None,
         timeout: float | None,
         once: bool,
+        ordered: bool,
         name: str,
     ) -> None:
         self._run = run
@@ -134,6 +138,7 @@ class Handling:
         self._vt = vt
         self._timeout = timeout
         self._once = once
+        self._ordered = ordered
         self._name = name
         self._ahead = Ahead()
         self._runners = 0
@@ -166,7 +171,7 @@ class Handling:
                 give_up_at = min(give_up_at, now + OPEN_AT_THE_END)
                 if now >= give_up_at:
                     return  # the transaction may settle it yet; else it comes back when its lease ends
-            room = (self._concurrency - len(run.units)) * self._size + ahead.room(now) if run.may_claim else 0
+            room = self._find_room(now) if run.may_claim else 0
             try:
                 if self._blocked is not None:
                     await self._get_round(self._blocked, retries)
@@ -178,6 +183,8 @@ class Handling:
                     await self._look()
                 if self._poisoned:
                     await self._archive_apart()
+                if self._ordered and self._left.failed:
+                    await self._fail()
                 if room > 0 and run.bed.rung:
                     await self._claim(room)
                 elif self._left.done:
@@ -209,12 +216,18 @@ class Handling:
 
     # Claiming
 
+    def _find_room(self, now: float) -> int:
+        room = (self._concurrency - len(self._run.units)) * self._size
+        if self._ordered:
+            return room - len(self._ahead)
+        return room + self._ahead.room(now)
+
     async def _claim(self, limit: int) -> None:
         done, self._left.done = self._left.done, []
         nothing_waited = not (self._run.units or self._ahead or self._left.failed or self._open)
         self._ahead.claim_begins(trio.current_time())
         try:
-            claim = await self._run.claim(limit, self._vt, archive=done)
+            claim = await self._run.claim(limit, self._vt, archive=done, ordered=self._ordered)
         except BaseException:
             self._left.done += done
             self._answer_lost = True
@@ -393,6 +406,7 @@ class Handling:
         for message in rolled_back:
             error = TocsinError("the handler settled it in a transaction that was rolled back, and returned")
             self._left.failed.append((message, describe_failure(error)))
+        self._go_on_in_order()
         still_open = [m for m in asked if leases.is_promised(m)]
         new = self._open[len(asked) :]
         self._open = still_open + new
@@ -411,6 +425,12 @@ class Handling:
             self._answer_lost = True
             raise
         self._warn_of_lost({m.id for m, was in zip(done, archived, strict=True) if not was})
+        self._go_on_in_order()
+
+    def _go_on_in_order(self) -> None:
+        """Have the next message claimed when one was finished by another statement than a claim, since nobody rings for that."""
+        if self._ordered:
+            self._run.bed.ring()
 
     async def _archive_apart(self) -> None:
         """Archive messages one by one since it failed for all together; one that cannot be archived has failed."""
@@ -434,14 +454,14 @@ class Handling:
         while self._left.failed:
             failed = self._left.failed[:]
             try:
-                outcomes = await self._intake.fail_many([m for m, _ in failed], [f for _, f in failed])
+                outcomes = await self._intake.fail_many([m for m, _ in failed], [f for _, f in failed], keep_place=self._ordered)
             except psycopg.Error as error:
                 if not is_refusal(error):
                     raise
                 for message, failure in failed:  # it fails for one of them: try each alone
                     outcome: float | str | None
                     try:
-                        (outcome,) = await self._intake.fail_many([message], [failure])
+                        (outcome,) = await self._intake.fail_many([message], [failure], keep_place=self._ordered)
                     except psycopg.Error as error:
                         if not is_refusal(error):
                             raise
@@ -452,6 +472,7 @@ class Handling:
             else:
                 del self._left.failed[: len(failed)]
                 self._log_outcomes(failed, outcomes)
+        self._go_on_in_order()
 
     async def _flush(self) -> None:
         try:

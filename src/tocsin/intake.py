@@ -27,7 +27,7 @@ from .on_connection import AnyConnection, check_connection, fetch_value
 from .parcel import Parcel, read_answer
 from .process import Process
 
-_CLAIM = "select * from tocsin.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+_CLAIM = "select * from tocsin.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 
 
 class Run(Protocol):
@@ -96,21 +96,31 @@ class Intake:
 
     # Claiming
 
-    async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = (), *, look: bool = False, kept: bool = True) -> Claim:
+    async def claim(
+        self,
+        limit: int,
+        vt: float | None,
+        archive: Sequence[Message] = (),
+        *,
+        look: bool = False,
+        kept: bool = True,
+        ordered: bool = False,
+    ) -> Claim:
         """Claim messages and archive others in one statement.
 
-        ``look`` at all of the queue, whatever that costs (see ``front.py``). ``kept``: a run keeps the leases alive. Raises
-        `StateTransitionError`, `WorkerStopped`, `ConnectionLost`. Cancelled, nothing stays claimed; what was to be archived is or is not.
+        ``look`` at all of the queue, whatever that costs (see ``front.py``). ``kept``: a run keeps the leases alive. ``ordered``: claim
+        nothing before what came earlier is finished. Raises `StateTransitionError`, `WorkerStopped`, `ConnectionLost`. Cancelled, nothing
+        stays claimed; what was to be archived is or is not.
         """
         async with self._claiming:
             if self._answer_lost:
                 await self._release_unknown()
             claimed_at, leased_at = trio.current_time(), lease_time()
-            position = None if look else self._front.next_position(claimed_at)
+            position = None if look or ordered else self._front.next_position(claimed_at)
             if archive:
                 self.leases.settling.append(archive)
             try:
-                rows = await self._database.run(_CLAIM, self._claim_parameters(limit, vt, position, archive))
+                rows = await self._database.run(_CLAIM, self._claim_parameters(limit, vt, position, archive, ordered))
             except ConnectionLost:
                 self._answer_lost = True
                 raise
@@ -140,14 +150,14 @@ class Intake:
         return Claim(parcel, answer.lost, -math.inf if full else again_at, full)
 
     def _claim_parameters(
-        self, limit: int, vt: float | None, position: tuple[int, datetime, int] | None, archive: Sequence[Message]
+        self, limit: int, vt: float | None, position: tuple[int, datetime, int] | None, archive: Sequence[Message], ordered: bool
     ) -> list[str | None]:
         start = (None, None, None) if position is None else (str(position[0]), position[1].isoformat(), str(position[2]))
         ids, leases = tokens(archive) if archive else (None, None)
         return [
             *(str(self.worker_id), str(self.registration), str(limit), None if vt is None else f"{vt:f} s"),
             *(*start, "t" if self._front.looks_are_cheap else "f"),
-            *(ids, leases, "t" if archive else "f"),
+            *(ids, leases, "t" if archive else "f", "t" if ordered else "f"),
         ]
 
     async def _release_unknown(self) -> None:
@@ -197,11 +207,15 @@ class Intake:
         self.leases.drop_gone([m for m, still_ours in zip(messages, kept, strict=True) if still_ours is False])
         return [still_ours is not False for still_ours in kept]
 
-    async def fail_many(self, messages: Sequence[Message], failures: Sequence[Failure]) -> list[float | str | None]:
+    async def fail_many(
+        self, messages: Sequence[Message], failures: Sequence[Failure], *, keep_place: bool = False
+    ) -> list[float | str | None]:
         """Have the database do what each failure asks for, and return what it did: see ``tocsin.fail``."""
         texts, traces = [f.text for f in failures], [f.trace for f in failures]
-        verdicts = [f.delay for f in failures], [f.verdict for f in failures]
-        statement = "select tocsin.fail(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::float8[], %s::text[]) from tocsin.hurry()"
+        verdicts = [f.delay for f in failures], [f.verdict for f in failures], keep_place
+        statement = (
+            "select tocsin.fail(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::float8[], %s::text[], %s) from tocsin.hurry()"
+        )
         self.leases.settling.append(messages)
         try:
             try:

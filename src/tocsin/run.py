@@ -132,7 +132,7 @@ class Run:
         """Find out which leases are gone, and cancel the handlers that relied on them."""
         self.nursery.start_soon(self.intake.leases.refresh)
 
-    async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = ()) -> Claim:
+    async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = (), *, ordered: bool = False) -> Claim:
         """Claim messages, whose leases are kept from then on, and archive others: see `Intake.claim`."""
         self.bed.look()
         try:
@@ -140,7 +140,7 @@ class Run:
                 await self.intake.begin_poll()
                 self._to_poll = False
                 self._status = "polling"
-            claim = await self.intake.claim(limit, vt, archive)
+            claim = await self.intake.claim(limit, vt, archive, ordered=ordered)
         except BaseException:
             self.bed.failed_to_look()
             raise
