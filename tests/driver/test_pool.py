@@ -748,7 +748,9 @@ async def test_without_a_reset_the_session_stays_as_it_is(connect: Callable[[], 
             assert await value(connection, "show work_mem") == "2MB"
 
 
-async def test_a_connection_that_cannot_be_reset_is_not_kept(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_a_connection_that_cannot_be_reset_is_not_kept(
+    connect: Callable[[], Awaitable[Connection]], caplog: pytest.LogCaptureFixture
+) -> None:
     async def reset(connection: Connection) -> None:
         raise psycopg.OperationalError("no luck")
 
@@ -757,6 +759,9 @@ async def test_a_connection_that_cannot_be_reset_is_not_kept(connect: Callable[[
             pass
         assert connection.closed
         assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, in_use=0, broken=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the session of a connection could not be reset: no luck; the connection is closed"
+    ]
 
 
 async def test_a_reset_that_takes_too_long_costs_the_connection(

@@ -61,7 +61,7 @@ class PoolClosed(Exception):
 
 
 class PoolTimeout(psycopg.OperationalError):
-    """All of the pool's connections were lent for longer than a borrower waits."""
+    """No connection came back, and none could be opened, for as long as a borrower waits."""
 
 
 @attrs.frozen
@@ -96,7 +96,7 @@ class PoolStatistics:
     waited: float
     """How many seconds those waits have taken together."""
     timeouts: int
-    """How many of them have ended because a connection did not come in time."""
+    """Loans that have failed since the start because no connection came in time."""
     errors: int
     """Attempts to open a connection that have failed since the start."""
 
@@ -339,7 +339,7 @@ class Pool(Generic[Row]):
                     try:
                         await self._reset(connection)
                     except Exception as error:
-                        logger.debug("a connection was closed because its session could not be reset: %s", error)
+                        logger.warning("the session of a connection could not be reset: %s; the connection is closed", error)
                         return False
                 if scope.cancelled_caught:
                     return False
