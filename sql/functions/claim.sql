@@ -189,7 +189,9 @@ declare
 begin
     select least(
         case when with_ready then
-            (select m.due from tocsin.messages m where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
+            -- What is ready can be claimed now, also what was enqueued while the clock was ahead.
+            (select least(m.due, tocsin.clock()) from tocsin.messages m
+             where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
         end,
         (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' order by m.vt limit 1),
         (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' order by m.vt limit 1)
