@@ -283,3 +283,16 @@ async def test_a_deadlock_of_a_statement_of_its_own_is_repeated(store: tocsin.St
     await store.queues.ensure("q")
     message_id = await store.produce("q", 1)
     assert await query(store_dsn, "select id, (select last_value from attempts) from tocsin.messages") == [(message_id, 3)]
+
+
+async def test_a_prepared_statement_whose_result_has_changed_is_prepared_anew(store: tocsin.Store, store_dsn: str) -> None:
+    """As by an upgrade while a consumer runs: PostgreSQL refuses the plan that the session has."""
+    for kind, expected in (("integer", 1), ("bigint", 1), ("text", "1")):
+        await query(store_dsn, "drop function if exists tocsin.changing()")
+        await query(
+            store_dsn,
+            f"create function tocsin.changing() returns table (a {kind}) language plpgsql as $$ begin a := 1; return next; end $$",
+        )
+        for _ in range(8):  # the cursor's statement is prepared, too, when it has been run a few times
+            assert (await store._database.run("select * from tocsin.changing()", [])).load(0, 1) == [(expected,)]
+            assert await store._database.fetch("select * from tocsin.changing()") == [(expected,)]
