@@ -149,6 +149,14 @@ def test_an_async_handler_that_its_decorator_hides_fails_and_archives_nothing(cl
     assert ask(store_dsn, "select payload #>> '{}' from tocsin.dead_letters") == [("a",)]
 
 
+def test_in_order_it_takes_one_at_a_time(cli: Call, store_dsn: str, folder: Path) -> None:
+    cli("queue", "create", "q", "--max-deliveries", "1")
+    cli("enqueue", "q", "1", "2")
+    assert run(store_dsn, folder, "q", "service:send", "--ordered", "--concurrency", "2").returncode == 2
+    assert run(store_dsn, folder, "q", "service:send", "--ordered", "--once").returncode == 0
+    assert len(ask(store_dsn, ARCHIVED)) == 2
+
+
 def test_a_handler_that_takes_too_long_has_failed(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q", "--max-deliveries", "1")
     cli("enqueue", "q", '"a"')

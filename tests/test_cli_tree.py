@@ -185,10 +185,10 @@ INVOCATIONS = """
 """.replace("\\\n", "")
 
 IN_A_PROCESS_OF_ITS_OWN = (
-    "worker run q service:many --once --concurrency 2 --batch 3 --grace 1s --timeout 10s --vt 1m --name w --reload --log-level debug "
-    "--log-format json --schema tocsin --dsn DSN"
+    "worker run q service:many --once --concurrency 2 --batch 3 --grace 1s --timeout 10s --vt 1m --name w --reload "
+    "--log-level debug --log-format json --schema tocsin --dsn DSN"
 )
-ELSEWHERE = {"test_demo.py": [("tocsin demo", "--data"), ("tocsin demo", "--dsn")]}
+ELSEWHERE = {"test_demo.py": [("tocsin demo", "--data"), ("tocsin demo", "--dsn")], "test_cli_run.py": [("tocsin worker run", "--ordered")]}
 
 
 def test_every_option_of_every_command_is_used(

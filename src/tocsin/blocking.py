@@ -78,11 +78,12 @@ class _Rest:
     Trio's `Task.iter_await_frames` takes it for the coroutine that it awaits, so a dump of all tasks shows where a handler hangs.
     """
 
-    __slots__ = ("_awaited", "_context", "_coroutine", "_name")
+    __slots__ = ("_awaited", "_coroutine", "_name", "_run", "_send")
 
     def __init__(self, coroutine: CoroutineType[Any, Any, object], context: Context, awaited: Any, name: str) -> None:
         self._coroutine = coroutine
-        self._context = context
+        self._send = coroutine.send
+        self._run = context.run
         self._awaited = awaited
         self._name = name
 
@@ -104,24 +105,27 @@ class _Rest:
         if self._awaited is not _NOTHING:  # the first step has been taken
             awaited, self._awaited = self._awaited, _NOTHING
             return awaited
-        return self._step(self._coroutine.send, None)
+        return self.send(None)
 
     def send(self, value: Any) -> Any:
-        return self._step(self._coroutine.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._step(self._coroutine.throw, *error)
-
-    def close(self) -> None:
-        self._context.run(self._coroutine.close)
-
-    def _step(self, resume: Callable[..., Any], *value: Any) -> Any:
         begun = perf_counter()
         try:
-            return self._context.run(resume, *value)
+            return self._run(self._send, value)
         except GeneratorExit as raised:
             raise Escaped(raised) from None
         finally:
-            taken = perf_counter() - begun
-            if taken > LONG_STEP:
-                self._context.run(_report, self._name, taken)
+            if perf_counter() - begun > LONG_STEP:
+                self._run(_report, self._name, perf_counter() - begun)
+
+    def throw(self, *error: Any) -> Any:
+        begun = perf_counter()
+        try:
+            return self._run(self._coroutine.throw, *error)
+        except GeneratorExit as raised:
+            raise Escaped(raised) from None
+        finally:
+            if perf_counter() - begun > LONG_STEP:
+                self._run(_report, self._name, perf_counter() - begun)
+
+    def close(self) -> None:
+        self._run(self._coroutine.close)

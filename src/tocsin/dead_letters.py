@@ -15,6 +15,7 @@ from .texts import check_queue, check_text
 
 REASONS = (
     "its handler failed",
+    "its handler rejected it",
     "the lease expired",
     "its worker died",
     "it was released after its last delivery",
@@ -33,7 +34,7 @@ class DeadLetter(Record):
     """When that was, by the server's clock."""
     reason: str
     """Why: "its handler failed", "the lease expired", "its worker died" or "it was released after its last delivery", each time after the
-    last delivery it had, or "the message expired"."""
+    last delivery it had; "its handler rejected it" (`Reject`); or "the message expired"."""
     error: str | None
     """What the last delivery that said something said."""
     traceback: str | None

@@ -34,6 +34,7 @@ logger = logging.getLogger("tocsin")
 @click.option("--concurrency", type=COUNT, default=1, show_default=True, help="Calls of the handler at a time.")
 @click.option("--batch", type=COUNT, help="The handler takes a list of so many messages at most.")
 @click.option("--once", is_flag=True, help="End when nothing is due any more and the last handler has ended.")
+@click.option("--ordered", is_flag=True, help="Begin no message before the one ahead of it is finished; one that failed holds up the rest.")
 @click.option("--grace", type=DURATION, help="After a signal or an interruption, cancel handlers that still run after this.")
 @click.option("--timeout", type=DURATION, help="A call of the handler that takes longer is cancelled, and has failed.")
 @click.option("--vt", type=DURATION, help="Length of the leases, which are extended while handlers run; the queue's own by default.")
@@ -52,6 +53,7 @@ async def run(
     concurrency: int,
     batch: int | None,
     once: bool,
+    ordered: bool,
     grace: timedelta | None,
     timeout: timedelta | None,  # noqa: ASYNC109 - of each call of the handler
     vt: timedelta | None,
@@ -74,6 +76,8 @@ async def run(
         to_timedelta(timeout, "--timeout")
         if name == "":
             raise ValueError("--name must not be empty")
+        if ordered and (batch is not None or concurrency != 1):
+            raise ValueError("--ordered takes neither --batch nor a --concurrency above 1")
     except ValueError as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
     if reload:
@@ -86,7 +90,7 @@ async def run(
         try:
             async with drain_on_signals(consumer, grace=grace):
                 if batch is None:
-                    await consumer.handle(function, concurrency=concurrency, vt=vt, timeout=timeout, once=once)
+                    await consumer.handle(function, concurrency=concurrency, vt=vt, timeout=timeout, once=once, ordered=ordered)
                 else:
                     await consumer.handle_batches(function, size=batch, concurrency=concurrency, vt=vt, timeout=timeout, once=once)
         except Suspended as suspended:
