@@ -143,8 +143,8 @@ begin
         cross join lateral (select w.kind = 'consumer' and w.status in ('interrupted', 'suspended')) held_up (on_hold)
         where w.queue_id = q.id and w.status <> 'stopped';
 
-        since := tocsin.oldest_ready(q.id, t);
         ready := tocsin.count_waiting(q.id, 10000);
+        since := case when ready > 0 then tocsin.oldest_ready(q.id, t) end;
         -- A message may have been enqueued for a time before its queue was there.
         oldest_ready_age := case when since is not null then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
         if consumers = 0 and q.paused_at is null and oldest_ready_age > extract(epoch from max_age) then
