@@ -303,3 +303,39 @@ async def test_the_first_answer_of_two_connections_counts(store_dsn: str) -> Non
             assert store.statistics().pool.size == 0  # what had not answered is closed
             with pytest.raises(tocsin.ConnectionLost):
                 await database.fetch_from_any("select pg_terminate_backend(pg_backend_pid()), %s", [3], after=PATIENCE)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_worker_that_only_listens_gives_no_sign_of_life(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pooler is silent, the way round it is not: the process is alive, and does not work."""
+    monkeypatch.setattr("tocsin.driver.watch.PATIENCE", 0.2)
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+    handled = Handled()
+    beat = "select max(heartbeat_at) from tocsin.list_workers()"
+    with trio.fail_after(PATIENCE):
+        async with (
+            proxy.running(store_dsn) as pooler,
+            tocsin.connect(pooler.dsn(), listen_dsn=store_dsn, heartbeat=0.2) as store,
+            trio.open_nursery() as nursery,
+        ):
+            await store.queues.ensure("q")
+            async with store.consumer("q") as consumer:
+                nursery.start_soon(consumer.handle, handled)
+                await until_asleep(store)
+                assert store.statistics().failing_for is None
+                pooler.silent = True
+                await query(store_dsn, "select tocsin.enqueue('q', '1')")
+                while (store.statistics().failing_for or 0) < 0.2:
+                    await trio.lowlevel.checkpoint()
+                for _ in range(2):  # the second one begins after that
+                    before = store.statistics().heartbeats
+                    last = await query(store_dsn, beat)
+                    while store.statistics().heartbeats == before:
+                        await trio.lowlevel.checkpoint()
+                assert await query(store_dsn, beat) == last
+                assert store.statistics().listening
+                pooler.silent = False
+                await handled.wait(1)
+                while await query(store_dsn, beat) == last:
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()

@@ -238,8 +238,9 @@ $$;
 --   maintain                  maintenance is due, and this process is to do it
 --   worker      id, status, seconds = grace of an interruption, registration; in the order of ids
 --   queue       id, seconds until its next message is due (0: now); none when nothing is known to come
--- The queues are those given, where somebody sleeps or may lie down meanwhile; any other consumer looks by itself.
-create or replace function tocsin.heartbeat(process_id bigint, queue_ids integer[])
+-- The queues are those given, where somebody sleeps or may lie down meanwhile; any other consumer looks by itself. A process that is not able to
+-- work, since only its LISTEN connection reaches the server, is alive and says so, but gives no sign of life for its workers.
+create or replace function tocsin.heartbeat(process_id bigint, queue_ids integer[], able boolean default true)
 returns table (kind text, id bigint, status text, seconds float8, registration bigint)
 language plpgsql
 as $$
@@ -248,7 +249,7 @@ declare
     look_again float8;
     last_heartbeat timestamptz;
 begin
-    update tocsin.processes p set heartbeat_at = tocsin.clock()
+    update tocsin.processes p set heartbeat_at = case when able then tocsin.clock() else p.heartbeat_at end
     from (select x.heartbeat_at from tocsin.processes x where x.id = process_id) before
     where p.id = process_id and tocsin.acts_for(p.role)
     returning before.heartbeat_at into last_heartbeat;

@@ -18,7 +18,7 @@ from .driver.connecting import parse_conninfo
 from .driver.grace import Grace
 from .driver.prepared import Statement
 from .driver.watch import Watch
-from .errors import ConfigError, TocsinError, is_read_only, is_undone, is_useless, translate
+from .errors import ConfigError, ConnectionLost, TocsinError, is_read_only, is_undone, is_useless, translate
 from .nursery import open_nursery_bare
 from .retry import delays
 from .schema import Schema
@@ -83,6 +83,7 @@ class Database:
         self.address = address
         self._watch = watch
         self._connect = connect
+        self._failing_since: float | None = None
         self._render = lru_cache(maxsize=None)(self._write)
 
     @asynccontextmanager
@@ -207,14 +208,31 @@ class Database:
         waits = islice(delays(), REPEATS)
         while True:
             try:
-                return await attempt()
+                result = await attempt()
+                self._failing_since = None
+                return result
+            except ConnectionLost:
+                self._note_failure()
+                raise
             except psycopg.Error as error:
                 wait = next(waits, None) if is_undone(error) else None
                 if wait is None:
-                    raise await self._translate(error) from error
+                    translated = await self._translate(error)
+                    if isinstance(translated, ConnectionLost):
+                        self._note_failure()
+                    raise translated from error
             except PoolClosed:
                 raise _closed() from None
             await trio.sleep(wait)
+
+    def _note_failure(self) -> None:
+        if self._failing_since is None:
+            self._failing_since = trio.current_time()
+
+    @property
+    def failing_for(self) -> float | None:
+        """For how many seconds no statement on a connection of the pool has succeeded and some have failed; None while they succeed."""
+        return None if self._failing_since is None else trio.current_time() - self._failing_since
 
     async def _fetch(self, statement: str, parameters: Sequence[object]) -> list[Row]:
         async with self.pool.connection(reset=False) as connection:

@@ -36,9 +36,9 @@ ON_THE_SERVER: Final = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
-    # Longer than on the client: it also ends the session of a client that is there but has not read for as long, because its event loop is
-    # blocked and the sockets' buffers are full.
-    "tcp_user_timeout": "15000",
+    # It also ends the session of a client that is there but has not read for as long, because its event loop is blocked and the sockets'
+    # buffers are full.
+    "tcp_user_timeout": "10000",
 }
 """Settings of a session that is ours alone."""
 

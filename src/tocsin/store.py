@@ -65,6 +65,8 @@ class StoreStatistics:
     """Heartbeats sent."""
     unanswered_for: float | None
     """Seconds for which the statement that has waited longest has had no answer; None when no statement is under way."""
+    failing_for: float | None
+    """Seconds for which no statement on a connection of the pool has succeeded and some have failed; None while they succeed."""
     silenced: int
     """Connections closed since the start because they had fallen silent."""
 
@@ -246,6 +248,7 @@ class Store:
             rings=process.rings,
             heartbeats=process.heartbeats,
             unanswered_for=None if since == math.inf else trio.current_time() - since,
+            failing_for=self._database.failing_for,
             silenced=sum(watch.dropped for watch in self._watches),
         )
 
