@@ -16,8 +16,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 INTRODUCTION = """\
 # The command line
 
-`pip install 'tocsin[cli]'` brings the command `tocsin`, also as `python -m tocsin`. Each command tells about itself with `--help`. This
-page is written from the commands themselves.
+The extra `cli` (`pip install '.[cli]'` in a checkout) brings the command `tocsin`, also as `python -m tocsin`. Each command tells
+about itself with `--help`. This page is written from the commands themselves.
 
 **Which database.** `--dsn` and `--schema` may stand before or after the subcommand; else `TOCSIN_DSN` and `TOCSIN_SCHEMA` count, else
 `[tool.tocsin]` in `pyproject.toml` (see [settings](settings.md)), else what libpq finds by itself: `PGHOST`, `PGSERVICE`, `~/.pgpass`.

@@ -340,3 +340,23 @@ def test_the_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_directory().name.startswith("postgres-")
     monkeypatch.setenv("TOCSIN_DATA", "/elsewhere")
     assert default_directory() == Path("/elsewhere")
+
+
+async def test_sigterm_ends_the_server_and_then_the_process(directory: Path) -> None:
+    async with child(directory) as (process, _):
+        status = trio.Path(directory / "data" / "postmaster.pid")
+        assert await status.exists()
+        process.terminate()
+        with trio.fail_after(30):
+            assert await process.wait() == -signal.SIGTERM
+        assert not await status.exists()  # the postmaster removes it last
+
+
+async def test_a_programs_own_handler_of_sigterm_stays() -> None:
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with servers.directory() as base:
+            async with serve(base / "server", settings=servers.SETTINGS):
+                assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -7,7 +7,7 @@
 -- (callers.sql) does for each role that may call it what it does for the owner.
 --
 -- Why always, and not only when there are roles: both together cost nothing that could be measured in an enqueue of 40 microseconds of the
--- server's time (PostgreSQL 14 and 18). And without roles there is still an owner to be attacked: on PostgreSQL 14 everybody may create
+-- server's time. And without roles there is still an owner to be attacked: in a database that comes from PostgreSQL 14, every role may create
 -- functions in `public`, and one that fits better than PostgreSQL's own is preferred to it. The trigger on messages has no path of its own, since
 -- there that costs a microsecond: within an entry point it runs with that one's, and nobody but the owner inserts by hand.
 --

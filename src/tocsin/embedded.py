@@ -12,6 +12,11 @@ a distribution's package: `serve` takes the directory that it is in.
 session of its own: Ctrl-C in a terminal goes to the whole foreground process group, and it is for us to
 decide when the server goes, which is after the block's last transaction and not in the middle of it.
 
+**When we are told to end** by SIGTERM, and nothing in the program handles that signal, the kernel would end this
+process at once and leave the server behind. So within the block the signal cancels the block, and is raised once
+more when the server has been stopped. A handler of the program's own, or of a block inside, comes first. Linux's
+PR_SET_PDEATHSIG is no way: it belongs to the thread that started the server, and fires when that thread ends.
+
 **When we are killed** (SIGKILL, out of memory), no cleanup runs and the server goes on alone. The next
 `serve` must tell such an orphan from a server in use, and must not trust process ids, which are given out
 again. Two `flock`s beside the data do it; the kernel drops them with the last process that holds them,
@@ -37,6 +42,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
@@ -46,6 +52,8 @@ from typing import Final, Literal, final
 import attrs
 import trio
 from psycopg.conninfo import make_conninfo
+
+from .nursery import open_nursery_bare
 
 __all__ = ["EmbeddedServer", "ServerBusy", "ServerFailed", "StopMode", "default_directory", "serve"]
 
@@ -409,6 +417,31 @@ class EmbeddedServer:
 
 
 @asynccontextmanager
+async def _terminated_in_order() -> AsyncIterator[None]:
+    """Within the block, SIGTERM cancels it, and ends the process after it; unless the program handles that signal."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    terminated = False
+
+    async def listen(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        nonlocal terminated
+        async for _ in signals:
+            terminated = True
+            scope.cancel()
+
+    try:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            async with open_nursery_bare() as nursery:
+                nursery.start_soon(listen, signals, nursery.cancel_scope)
+                yield
+                nursery.cancel_scope.cancel()
+    finally:
+        if terminated:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@asynccontextmanager
 async def serve(
     directory: Path, *, settings: Mapping[str, str] | None = None, port: int | None = None, installation: Path | None = None
 ) -> AsyncIterator[EmbeddedServer]:
@@ -424,7 +457,8 @@ async def serve(
 
     Raises ModuleNotFoundError when the extra ``tocsin[embedded]`` is not installed, FileNotFoundError when there is no PostgreSQL in
     ``installation``, `ServerBusy` when another process, or another block of this one, is serving the directory, `ServerFailed`. However
-    the block is left, by Ctrl-C and cancellation too, the server has been stopped then.
+    the block is left, by Ctrl-C and cancellation too, the server has been stopped then. SIGTERM, where it would end the process at once,
+    cancels the block instead, and ends the process when the server has been stopped.
     """
     if installation is None:
         _wheel()  # before anything is made
@@ -432,23 +466,24 @@ async def serve(
     directory = _make_directory(directory, account)
     data, log_path = directory / "data", directory / "server.log"
     options = {"listen_addresses": "" if port is None else "127.0.0.1", **(settings or {})}
-    with ExitStack() as stack:
-        stack.enter_context(_owned(directory))
-        _begin_log(log_path)
-        if installation is None:
-            installation, version = await _usable_wheel(directory, account, log_path)
-        else:
-            version = await _version(installation, account, log_path)
-        binaries = installation / "bin"
-        if not data.exists():
-            await _initdb(binaries, data, account, log_path, sync=options.get("fsync") != "off")
-        sockets = stack.enter_context(_socket_directory(account))
-        command = [str(binaries / "postgres"), f"-D{data}", f"-k{sockets}", f"-p{port or 5432}"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        dsn = make_conninfo(host=str(sockets), port=port or 5432, user="postgres", dbname="postgres")
-        server = EmbeddedServer(directory, version, dsn, sockets, command)
-        try:
-            await server.start()
-            yield server
-        finally:
-            await server._end("fast")
+    async with _terminated_in_order():
+        with ExitStack() as stack:
+            stack.enter_context(_owned(directory))
+            _begin_log(log_path)
+            if installation is None:
+                installation, version = await _usable_wheel(directory, account, log_path)
+            else:
+                version = await _version(installation, account, log_path)
+            binaries = installation / "bin"
+            if not data.exists():
+                await _initdb(binaries, data, account, log_path, sync=options.get("fsync") != "off")
+            sockets = stack.enter_context(_socket_directory(account))
+            command = [str(binaries / "postgres"), f"-D{data}", f"-k{sockets}", f"-p{port or 5432}"]
+            command += [f"--{name}={value}" for name, value in options.items()]
+            dsn = make_conninfo(host=str(sockets), port=port or 5432, user="postgres", dbname="postgres")
+            server = EmbeddedServer(directory, version, dsn, sockets, command)
+            try:
+                await server.start()
+                yield server
+            finally:
+                await server._end("fast")
