@@ -82,6 +82,10 @@ async def test_enqueue_in_transaction(dsn: str) -> None:
     )
 
 
+async def test_settle_in_transaction(dsn: str) -> None:
+    assert await outcome("settle_in_transaction.py", dsn) == (0, ["handled: 2, failed: 2", "booked: 10, 20"])
+
+
 SIGN_UPS = ["sign_up_blocking.py", "sign_up_asyncio.py", "sign_up_sqlalchemy.py", "sign_up_asyncpg.py", "sign_up_psql.sh"]
 
 
