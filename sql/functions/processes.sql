@@ -96,7 +96,7 @@ begin
             heartbeat_at = least(greatest(x.heartbeat_at, last_heartbeat), tocsin.clock())
         where x.id = w.id and x.registration = w.registration;
         if found then
-            perform tocsin.release_unlocked(w, died, 'worker died');
+            perform tocsin.release_held(w, died, 'worker died');
         end if;
     end loop;
 end

@@ -218,50 +218,35 @@ as $$
 $$;
 
 -- Gives back all that the worker holds, beside the leases to keep; those leases are void. Returns how many messages that were. A message that
--- another transaction has locked is passed over: that one settles it or, rolled back, leaves it leased until its lease ends.
+-- another transaction has locked for longer than a moment is passed over: that one settles it or, rolled back, leaves it leased until its lease
+-- ends. So it may be the caller's own transaction, which waits for this one to return.
 create or replace function tocsin.release_held(
     w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
 ) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off set lock_timeout = '1s'
 as $$
 declare
     ids bigint[];
     leases bigint[];
 begin
-    select array_agg(h.id), array_agg(h.lease) into ids, leases
-    from (select m.id, m.lease from tocsin.messages m
-          where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
-            and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
-          order by m.id for update skip locked) h;
+    begin
+        select array_agg(h.id), array_agg(h.lease) into ids, leases
+        from (select m.id, m.lease from tocsin.messages m
+              where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+                and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+              order by m.id for update) h;
+    exception when lock_not_available then
+        select array_agg(h.id), array_agg(h.lease) into ids, leases
+        from (select m.id, m.lease from tocsin.messages m
+              where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+                and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+              order by m.id for update skip locked) h;
+    end;
     if ids is null then
         return 0;
     end if;
     return (select count(*) from unnest(tocsin.give_back(ids, leases, '0 s', counted, outcome)) g (outcome) where g.outcome is not null);
-end
-$$;
-
--- Like release_held, for a worker whose run or process has ended: what another transaction has locked stays leased, until its lease ends.
-create or replace function tocsin.release_unlocked(
-    w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
-) returns bigint
-language plpgsql
-set lock_timeout = '1s'
-as $$
-declare
-    held bigint[];
-    leases bigint[];
-    locked bigint[];
-begin
-    return tocsin.release_held(w, counted, outcome, keep_ids, keep_leases);
-exception when lock_not_available then
-    select array_agg(m.id), array_agg(m.lease) into held, leases
-    from tocsin.messages m
-    where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id;
-    locked := tocsin.locked(held);
-    select keep_ids || array_agg(l.id), keep_leases || array_agg(l.lease) into keep_ids, keep_leases
-    from unnest(held, leases) l (id, lease) where l.id = any (locked);
-    return tocsin.release_held(w, counted, outcome, keep_ids, keep_leases);
 end
 $$;
 
@@ -421,7 +406,7 @@ begin
         return 0;
     end if;
     perform tocsin.ring(w.queue_id);
-    return tocsin.release_unlocked(w, false, '', keep_ids, keep_leases);
+    return tocsin.release_held(w, false, '', keep_ids, keep_leases);
 end
 $$;
 
@@ -436,7 +421,7 @@ begin
     update tocsin.workers x set status = 'stopped', ended = 'left', grace = null, shutdown_at = tocsin.clock(), process_id = null
     where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped' and tocsin.acts_for(x.role)
     returning x.* into w;
-    return case when found then tocsin.release_unlocked(w, false, '') else 0 end;
+    return case when found then tocsin.release_held(w, false, '') else 0 end;
 end
 $$;
 

@@ -46,7 +46,7 @@ as $$
         channel, must_ring, ring, rung, ring_inserted,
         make_due_ready, admit_claim, order_kept_for, next_due, outcomes, give_back, backoff, bury,
         add_queue, change_queue,
-        find_worker, refuse_transition, refuse_ended, check_active, tell_process, move_worker, count_held, release_held, release_unlocked, refuse_held,
+        find_worker, refuse_transition, refuse_ended, check_active, tell_process, move_worker, count_held, release_held, refuse_held,
         end_process, try_workers_of, bury_dead, bury_if_dead, examine, note_uptime, correct_heartbeats,
         is_active, describe_messages, describe_dead_letters, letter_is_meant, ago, take_dead_letters, letters_of, add_delivery,
         archive_span, archive_slot, archive_shelf, keep_until,
