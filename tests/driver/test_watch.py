@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +16,7 @@ import trio.testing
 
 from tocsin.driver import TrioConnection
 from tocsin.driver.watch import Watch
+from tocsin.embedded import EmbeddedServer
 
 from . import proxy
 from .helpers import SAFETY_NET, Connection, until, value
@@ -223,3 +226,20 @@ async def test_an_event_loop_that_was_blocked_has_its_answers(dsn: str) -> None:
                 block()
     assert watch.dropped == 0
     await connection.close()
+
+
+async def test_a_request_that_is_still_on_its_way_is_not_executed_later(own_server: EmbeddedServer) -> None:
+    """The session's process hangs, and goes on after its connection was given up."""
+    silent, observer = await open_session(own_server.dsn), await open_session(own_server.dsn)
+    await observer.execute("create table t (n int)")
+    pid = silent.info.backend_pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        async with watching(lambda: open_session(own_server.dsn), silent):
+            with pytest.raises(psycopg.OperationalError, match="no answer for"):
+                await silent.execute("insert into t values (1)")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await until(observer, "select not exists (select from pg_stat_activity where pid = %s)", (pid,))
+    assert await value(observer, "select count(*) from t") == 0
+    await observer.close()
