@@ -265,8 +265,8 @@ class Consumer(Registered, WorkerHandle):
         """Open a stream of messages: ``async with consumer.messages() as stream: async for message in stream: ...``.
 
         Each message is to be settled in the block; what is not is released at its end, without counting as a delivery. When the block ends
-        with an error, what it has not settled has failed with that, as in `handle`. Leases (``vt`` seconds each, default: the queue's) are
-        extended meanwhile. Interrupted, the stream raises `Suspended` when it is asked for the next
+        with an error, what it has not settled has failed with that, and comes back at once or is a dead letter. Leases (``vt`` seconds
+        each, default: the queue's) are extended meanwhile. Interrupted, the stream raises `Suspended` when it is asked for the next
         message, and cancels the block when the interruption's grace is over. Cancellation leaves nothing behind.
         """
         return open_stream(self._intake, None if vt is None else to_seconds(vt, "vt"))

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
+import attrs
 import trio
 
 from .errors import TRANSIENT, LeaseLost, StateTransitionError
@@ -69,10 +70,16 @@ async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIt
                 raise
             except BaseException as raised:
                 if not split(raised)[1]:
-                    run.flush = partial(_fail, intake, unit, describe_failure(raised))
+                    run.flush = partial(_fail, intake, unit, _describe(raised))
                 raise
         if unit.lost is not None and unit.scope.cancelled_caught and not run.stopped:
             raise LeaseLost(unit.lost, "keep")
+
+
+def _describe(raised: BaseException) -> Failure:
+    """Return what an error of the block means: the delivery counts, but leaving the block makes the message ready at once."""
+    failure = describe_failure(raised)
+    return failure if failure.verdict != "failed" or failure.delay is not None else attrs.evolve(failure, delay=0.0)
 
 
 async def _fail(intake: Intake, unit: Unit, failure: Failure) -> None:
