@@ -545,7 +545,8 @@ async def test_a_run_ended_at_any_step_of_a_wake_up_ends(store_dsn: str, how: st
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
                         await until_asleep(store)
-                        at_step = AtStep(step, getattr(consumer._intake, how))
+                        intake = consumer._intake
+                        at_step = AtStep(step, intake.end_run if how == "end_run" else functools.partial(intake.close, store))
                         trio.lowlevel.add_instrument(at_step)
                         await query(store_dsn, "select tocsin.enqueue('q', '1')")
                         while not (at_step.acted or await query(store_dsn, "select 1 from tocsin.archive")):
