@@ -587,16 +587,16 @@ async def run(servers: Sequence[str], only: Sequence[str]) -> int:
     return int(any(cell.startswith(WRONG) for _, cells in columns for cell in cells))
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.outages", description=__doc__)
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; exits when it makes no sense."""
+    parser = argparse.ArgumentParser(prog="python -m bench.outages", description="Show what a service goes through when its database does.")
     parser.add_argument("--on", action="append", help="'embedded' (the default) or the directory of an installation; may be repeated")
     parser.add_argument("--only", action="append", default=[], help="run the trials with these words in their name")
-    given = parser.parse_args()
-    logging.getLogger("tocsin").setLevel(logging.CRITICAL)
-    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
-    sys.exit(trio.run(run, given.on or [EMBEDDED], given.only))
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    given = parse(sys.argv[1:])
+    logging.getLogger("tocsin").setLevel(logging.CRITICAL)
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+    sys.exit(trio.run(run, given.on or [EMBEDDED], given.only))

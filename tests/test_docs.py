@@ -83,10 +83,21 @@ def test_the_bench_commands_of_the_pages_are_understood() -> None:
     ]
     measured = [words[words.index("bench") + 1 :] for words in commands if "bench" in words]
     assert measured
-    program = "import sys, json; from bench.__main__ import parse; [parse(a) for a in json.loads(sys.argv[1])]"
-    ended = subprocess.run([sys.executable, "-c", program, json.dumps(measured)], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    outages = [words[words.index("bench.outages") + 1 :] for words in commands if "bench.outages" in words]
+    assert outages
+    for module, shown in (("bench.__main__", measured), ("bench.outages", outages)):
+        program = f"import sys, json; from {module} import parse; [parse(a) for a in json.loads(sys.argv[1])]"
+        ended = subprocess.run([sys.executable, "-c", program, json.dumps(shown)], cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
     assert [words[-2:] for words in commands if "bench.plot" in words] == [["results.json", "docs/figures/"]]
+
+
+def test_the_page_of_outages_has_each_trial() -> None:
+    program = "import json; from bench.outages import TRIALS; print(json.dumps([trial.name for trial in TRIALS]))"
+    names = json.loads(subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    rows = [line for line in (ROOT / "docs" / "outages.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows[2:]] == names
+    assert not [row for row in rows if "wrong" in row]
 
 
 def flags(page: Path) -> set[str]:
