@@ -76,7 +76,7 @@ class Scene:
     async def set(self, setting: str) -> None:
         """Give the database a setting, for sessions to come."""
         name = str(conninfo_to_dict(self.admin)["dbname"])
-        await execute(self.admin, sql.SQL("alter database {} set {}").format(sql.Identifier(name), sql.SQL(setting)))
+        await execute(self.server.dsn, sql.SQL("alter database {} set {}").format(sql.Identifier(name), sql.SQL(setting)))
 
     async def terminate(self) -> None:
         """End all sessions of the service."""
@@ -472,7 +472,7 @@ async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
         async with running(direct, port) as proxy:
             async with tocsin.connect(direct) as store:
                 await store.install()
-                await store.queues.ensure("q", vt=5)
+                await store.queues.ensure("q", vt=10)
             yield Scene(server, make_conninfo(server.dsn, dbname=name), proxy.dsn(), proxy)
     finally:
         with trio.CancelScope(shield=True):
