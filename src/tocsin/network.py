@@ -33,12 +33,13 @@ ON_THE_CLIENT: Final = {
 """Parameters of a connection string, for a connection whose user does not set them."""
 
 ON_THE_SERVER: Final = {
-    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_idle": "4",
     "tcp_keepalives_interval": "2",
-    "tcp_keepalives_count": "3",
-    # It also ends the session of a client that is there but has not read for as long, because its event loop is blocked and the sockets'
-    # buffers are full.
-    "tcp_user_timeout": "10000",
+    "tcp_keepalives_count": "2",
+    # Linux lets it decide when keepalive gives up, too. It is what the messages of a vanished host wait for, so it is short. It also ends
+    # the session of a client that is there but has not read for as long, because its event loop is blocked and the sockets' buffers are
+    # full: its process opens another one, and what it had claimed is delivered again.
+    "tcp_user_timeout": "8000",
 }
 """Settings of a session that is ours alone."""
 
