@@ -56,11 +56,11 @@
 --
 -- tests/model/bell.pml is this as a model that is searched through; tests/test_ring.py and test_ring_schedules.py try it on a server.
 
--- A NOTIFY channel's name is cut at 63 bytes, so a longer one is replaced by a digest of it.
+-- A NOTIFY channel's name is cut at 63 bytes, so a longer one is replaced by a digest of it. (Not by md5, which servers in FIPS mode refuse.)
 create or replace function tocsin.channel(path text) returns text
 language sql immutable parallel safe
 as $$
-    select case when octet_length(c) <= 63 then c else 'tocsin_' || md5(c) end
+    select case when octet_length(c) <= 63 then c else 'tocsin_' || left(encode(sha256(convert_to(c, 'UTF8')), 'hex'), 32) end
     from (select 'tocsin' || path) as full_name (c)
 $$;
 

@@ -138,7 +138,7 @@ begin
         insert into tocsin.workers as x
             (queue_id, kind, name, status, registration, role, process_id, hostname, pid, version, started_at, heartbeat_at)
         values (q.id, register_worker.kind,
-                coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(md5(random()::text), 1, 8))),
+                coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
                 'ready', nextval('tocsin.registrations'), tocsin.caller(), register_worker.process_id, register_worker.hostname,
                 register_worker.pid, register_worker.version, t, t)
         on conflict (queue_id, kind, name) do update
