@@ -19,7 +19,7 @@ from .consumer import Consumer
 from .database import Connection, Database, describe_address
 from .dead_letters import DeadLetters
 from .draft import BatchOptions
-from .driver import PoolStatistics, TrioConnection, open_pool
+from .driver import Hosts, PoolStatistics, TrioConnection, open_pool
 from .driver.grace import Grace
 from .driver.watch import Watch
 from .durations import Duration
@@ -285,14 +285,15 @@ async def connect(
     listen_address = address if chosen.listen_dsn is None else describe_address(chosen.listen_dsn)
 
     grace = Grace()
-    watch = Watch(partial(_connect, chosen.dsn or ""))
-    line_watch = watch if chosen.listen_dsn is None else Watch(partial(_connect, chosen.listen_dsn))
+    hosts = Hosts()
+    watch = Watch(partial(_connect, chosen.dsn or "", hosts))
+    line_watch = watch if chosen.listen_dsn is None else Watch(partial(_connect, chosen.listen_dsn, hosts))
 
     async def open_connection() -> Connection:
-        return await _open_connection(chosen.dsn or "", address, grace, watch)
+        return await _open_connection(chosen.dsn or "", hosts, address, grace, watch)
 
     async def open_line() -> Connection:
-        return await _open_connection(chosen.listen_dsn or chosen.dsn or "", listen_address, grace, line_watch)
+        return await _open_connection(chosen.listen_dsn or chosen.dsn or "", hosts, listen_address, grace, line_watch)
 
     async with open_pool(
         open_connection,
@@ -320,9 +321,9 @@ async def connect(
             nursery.cancel_scope.cancel()
 
 
-async def _open_connection(dsn: str, address: str, grace: Grace, watch: Watch) -> Connection:
+async def _open_connection(dsn: str, hosts: Hosts, address: str, grace: Grace, watch: Watch) -> Connection:
     try:
-        connection = await _connect(dsn)
+        connection = await _connect(dsn, hosts)
         try:
             await watch.terminate_abandoned(connection)
         except BaseException:
@@ -335,10 +336,10 @@ async def _open_connection(dsn: str, address: str, grace: Grace, watch: Watch) -
     return connection
 
 
-async def _connect(dsn: str) -> Connection:
+async def _connect(dsn: str, hosts: Hosts) -> Connection:
     """Connect, and set the session up. Raises psycopg's errors. Cancelled, nothing is left open, at once."""
     connection: Connection = await TrioConnection.connect(
-        network.complete(dsn), autocommit=True, fallback_application_name="tocsin", client_encoding=session.ENCODING
+        network.complete(dsn), autocommit=True, fallback_application_name="tocsin", client_encoding=session.ENCODING, hosts=hosts
     )
     connection.share_grace(Grace(0))
     try:

@@ -17,7 +17,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 
-from tocsin.driver import TrioConnection
+from tocsin.driver import Hosts, TrioConnection
+from tocsin.driver.hosts import AVOID_FOR
 
 from . import proxy
 from .helpers import Connection, open_files, value
@@ -255,3 +256,29 @@ async def test_a_connection_that_is_forgotten_is_warned_of(dsn: str) -> None:
     connection = await TrioConnection.connect(dsn)
     with pytest.warns(ResourceWarning, match="deleted while still open"):
         del connection
+
+
+async def test_a_host_that_has_not_answered_is_tried_last(dsn: str) -> None:
+    hosts = Hosts()
+    async with proxy.running(dsn) as silent, proxy.running(dsn) as speaking:
+        silent.silent = True
+        both = speaking.dsn(host="127.0.0.1,127.0.0.1", port=f"{silent.port},{speaking.port}", connect_timeout=2)
+        for _ in range(3):
+            async with await TrioConnection.connect(both, hosts=hosts) as connection:
+                assert connection.info.port == speaking.port
+        assert (silent.accepted, speaking.accepted) == (1, 3)
+
+
+def test_a_silent_host_is_tried_first_again_after_a_while() -> None:
+    attempts = [{"host": "a", "port": "1"}, {"host": "b", "port": "1"}, {"host": "c", "port": "1"}]
+    clock = trio.testing.MockClock()
+
+    async def main() -> None:
+        hosts = Hosts()
+        assert hosts.arrange(attempts) == attempts
+        hosts.note_silence(attempts[0])
+        assert hosts.arrange(attempts) == [*attempts[1:], attempts[0]]
+        clock.jump(AVOID_FOR)
+        assert hosts.arrange(attempts) == attempts
+
+    trio.run(main, clock=clock)

@@ -10,7 +10,8 @@ newer, which ``psycopg[binary]`` brings.
 """
 
 from .connection import TrioConnection
+from .hosts import Hosts
 from .pool import Loan, Pool, PoolClosed, PoolStatistics, PoolTimeout, open_pool
 from .prepared import Rows
 
-__all__ = ["Loan", "Pool", "PoolClosed", "PoolStatistics", "PoolTimeout", "Rows", "TrioConnection", "open_pool"]
+__all__ = ["Hosts", "Loan", "Pool", "PoolClosed", "PoolStatistics", "PoolTimeout", "Rows", "TrioConnection", "open_pool"]

@@ -30,6 +30,7 @@ from psycopg.abc import ConnDict, ConnParam
 from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo, timeout_from_conninfo
 
 from .forks import keep_from_children
+from .hosts import Hosts
 
 __all__ = ["drive", "finish", "open_pgconn", "parse_conninfo"]
 
@@ -38,8 +39,8 @@ Failures: TypeAlias = list[tuple[str, psycopg.Error]]
 """What was tried, in psycopg's words, and what came of it."""
 
 
-async def open_pgconn(conninfo: str, parameters: dict[str, ConnParam]) -> pq.abc.PGconn:
-    """Connect to the first server that will have us.
+async def open_pgconn(conninfo: str, parameters: dict[str, ConnParam], hosts: Hosts | None = None) -> pq.abc.PGconn:
+    """Connect to the first server that will have us; ``hosts`` remembers those that do not answer.
 
     Raises `psycopg.OperationalError` with every attempt in its text, never with a password, and as ``pgconn`` what is left
     of the last one; `psycopg.ProgrammingError` for a connection string that is none. Cancellation leaves nothing open.
@@ -47,10 +48,13 @@ async def open_pgconn(conninfo: str, parameters: dict[str, ConnParam]) -> pq.abc
     settings = parse_conninfo(conninfo, **parameters)
     timeout = timeout_from_conninfo(settings)
     resolved, failures = await _look_up(settings)
-    for attempt in conninfo_attempts(resolved) if resolved is not None else ():
+    attempts = conninfo_attempts(resolved) if resolved is not None else []
+    for attempt in attempts if hosts is None else hosts.arrange(attempts):
         try:
             with trio.move_on_after(timeout):
                 return await _connect(make_conninfo("", **attempt))
+            if hosts is not None:
+                hosts.note_silence(attempt)
             raise psycopg.errors.ConnectionTimeout("connection timeout expired")
         except psycopg.OperationalError as error:
             failures.append((_describe(attempt.get("host"), attempt.get("port"), attempt.get("hostaddr")), error))

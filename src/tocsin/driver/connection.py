@@ -178,9 +178,13 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         context: AdaptContext | None = None,
         row_factory: AsyncRowFactory[Row] | None = None,
         cursor_factory: type[psycopg.AsyncCursor[Row]] | None = None,
+        hosts: Any = None,  # a Hosts, or None; psycopg's own keywords have other types
         **kwargs: ConnParam,
     ) -> Self:
-        """Connect to a server; the parameters are those of `psycopg.AsyncConnection.connect`.
+        """Connect to a server; the parameters are those of `psycopg.AsyncConnection.connect`, and ``hosts``.
+
+        Where the connection string names several hosts, one that did not answer in time is tried last for half a minute by each
+        connection that is opened with the same `Hosts`.
 
         Raises `psycopg.OperationalError`, which tells of every host that was tried, and whose ``pgconn`` tells of the
         last one. Cancellation leaves nothing open.
@@ -190,7 +194,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                 f"libpq 17 or newer is needed to cancel statements, not {pq.version_pretty(pq.version())}: "
                 "pip install 'psycopg[binary]', which brings its own"
             )
-        self = cls(await connecting.open_pgconn(conninfo, kwargs))
+        self = cls(await connecting.open_pgconn(conninfo, kwargs, hosts))
         self._autocommit = bool(autocommit)
         if row_factory:
             self.row_factory = row_factory
