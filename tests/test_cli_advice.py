@@ -61,6 +61,7 @@ NOT_ADVISED = {
     tocsin.CharacterUnsupported,
     tocsin.TocsinError,  # says all in its text
     tocsin.PayloadInvalid,  # the same
+    tocsin.PayloadUnreadable,  # the same; lists show such a payload as text
     tocsin.LeaseLost,  # a handler's affair
     tocsin.Suspended,  # no failure
     tocsin.RateLimited,  # no command has a limit
