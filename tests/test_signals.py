@@ -258,6 +258,27 @@ async def test_several_runs_in_one_nursery_end_together_with_one_suspended(queue
     assert (caught.value.reason, caught.value.handled, caught.value.released) == ("interrupted", 1, 0)
 
 
+async def test_the_one_suspended_has_the_sums_of_all_runs(store: tocsin.Store) -> None:
+    for queue in "abc":
+        await store.queues.ensure(queue, retry_base=3600)
+        await store.produce(queue, "good")
+        await store.produce(queue, "bad")
+
+    async def refuse_bad(message: tocsin.Message) -> None:
+        if message.payload == "bad":
+            raise ValueError
+
+    handled = Handled(refuse_bad)
+    async with store.consumer("a") as a, store.consumer("b") as b, store.consumer("c") as c:
+        with trio.fail_after(PATIENCE), pytest.raises(tocsin.Suspended) as caught:
+            async with tocsin.drain_on_signals(), trio.open_nursery() as nursery:
+                for consumer in (a, b, c):
+                    nursery.start_soon(consumer.handle, handled)
+                await handled.wait(6)
+                signal.raise_signal(signal.SIGTERM)
+    assert (caught.value.handled, caught.value.failed, caught.value.released) == (3, 3, 0)
+
+
 async def test_several_runs_in_tasks_with_a_block_each_end_together(queues: tocsin.Store, store_dsn: str) -> None:
     slow = Slow(until_suspended(store_dsn, "idle"))
 

@@ -80,6 +80,7 @@ class Consumer(Registered, WorkerHandle):
             deadline = trio.current_time() + to_seconds(wait, "wait", zero=True)
             while True:
                 if self._intake.closed:
+                    await trio.lowlevel.checkpoint()
                     raise await self._drained()
                 bed.look()
                 try:

@@ -110,12 +110,16 @@ def note(intake: Intake) -> None:
 
 
 async def wait_for_others(intake: Intake) -> None:
-    """Return when every other consumer that a signal ends is at its end, too. Cancellation changes nothing."""
-    if intake.closed:
-        with intake.leaving():
-            while busy := [i for i in _state().intakes if i is not intake and i.closed and not i.idle and not _is_inside(i)]:
-                await busy[0].wait_idle()
-    await trio.lowlevel.checkpoint()
+    """Return when every other consumer that a signal ends is at its end, too. Cancellation changes nothing.
+
+    When the last one is there, all return without another checkpoint. So each raises its own `Suspended`, and the first one cancels none.
+    """
+    if not intake.closed:
+        await trio.lowlevel.checkpoint()
+        return
+    with intake.leaving():
+        while busy := [i for i in _state().intakes if i is not intake and i.closed and not i.idle and not _is_inside(i)]:
+            await busy[0].wait_idle()
 
 
 def _is_inside(intake: Intake) -> bool:

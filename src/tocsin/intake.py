@@ -341,11 +341,10 @@ class Intake:
         return self._leaving > 0 or not (self.running or self.leases.by_hand_until() > trio.current_time())
 
     async def wait_idle(self) -> None:
-        """Return when `idle`. Cancellation changes nothing."""
+        """Return when `idle`, at once if it is so already. Cancellation changes nothing."""
         while not self.idle:
             with trio.move_on_at(math.inf if self.running else self.leases.by_hand_until()):
                 await self.leases.wait_for_drop()
-        await trio.lowlevel.checkpoint()
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
