@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ import trio.testing
 from support import PATIENCE, Handled, query, run_until_suspended, until_asleep
 
 import tocsin
-from tocsin import signals
+from tocsin import lease_clock, signals
 from tocsin.embedded import EmbeddedServer
 
 
@@ -367,6 +368,40 @@ async def test_consumers_by_hand_that_hold_messages_while_they_wait_do_not_wait_
                         nursery.start_soon(lambda c: c.dequeue(wait=3600), consumer)
                     await until_asleep(store)
                     signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("end", ["the block is left", "the lease ends while the machine sleeps"])
+async def test_a_run_does_not_wait_for_what_is_not_held_any_more(queues: tocsin.Store, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    began = trio.Event()
+    began.set()
+    async with AsyncExitStack() as block:
+        by_hand = await block.enter_async_context(queues.consumer("busy"))
+        assert len(await by_hand.dequeue(vt=3600)) == 1
+        if end == "the block is left":
+            await block.aclose()
+        else:
+            monkeypatch.setattr(lease_clock, "time_asleep", lambda: 4000.0)
+        with trio.fail_after(PATIENCE):
+            async with queues.consumer("idle") as idle:
+                with pytest.raises(tocsin.Suspended):
+                    async with tocsin.drain_on_signals(), trio.open_nursery() as nursery:
+                        await nursery.start(idle.handle, hang)
+                        nursery.start_soon(signal_when, began)
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_signal_passes_over_a_consumer_whose_store_is_closed(queues: tocsin.Store, store_dsn: str, named: bool) -> None:
+    async with tocsin.connect(store_dsn) as closed, closed.consumer("idle") as left:
+        pass
+    slow = Slow(trio.testing.wait_all_tasks_blocked)
+    with trio.fail_after(PATIENCE):
+        async with queues.consumer("busy") as busy:
+            with pytest.raises(tocsin.Suspended) as caught:
+                async with tocsin.drain_on_signals(*([left, busy] if named else [])), trio.open_nursery() as nursery:
+                    nursery.start_soon(signal_when, slow.began)
+                    await busy.handle(slow)
+    assert slow.handled == ["slow"]
+    assert caught.value.handled == 1
 
 
 async def test_a_run_inside_of_a_handler_does_not_wait_for_that_handler(queues: tocsin.Store) -> None:

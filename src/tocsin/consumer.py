@@ -50,6 +50,9 @@ class _Registration(Registration):
     def leases_taken(self) -> None:
         self._intake.leases_taken()
 
+    def end(self) -> None:
+        self._intake.end()
+
 
 class Consumer(Registered, WorkerHandle):
     """Consumes one queue; made by `Store.consumer`.

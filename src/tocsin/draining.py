@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from .errors import TRANSIENT, StateTransitionError, WorkerNotFound
+from .errors import TRANSIENT, TocsinError
 from .retry import Retries
 
 if TYPE_CHECKING:
@@ -69,13 +69,11 @@ async def _interrupt(intake: Intake, grace: float | None) -> None:
     while True:
         try:
             await intake.interrupt(grace)
-        except StateTransitionError as refused:
-            logger.info("interrupted without a change in the registry: %s", refused)
-        except WorkerNotFound:  # its block has been left, and it was purged
-            pass
         except TRANSIENT as lost:
             await trio.sleep(retries.failed(lost))
             continue
+        except TocsinError as refused:  # it is suspended, or at its end, perhaps with its store
+            logger.info("interrupted without a change in the registry: %s", refused)
         return
 
 
@@ -107,6 +105,11 @@ def note(intake: Intake) -> None:
     state.intakes.add(intake)
     for block in state.blocks:
         block.admit(intake)
+
+
+def forget(intake: Intake) -> None:
+    """Note that a consumer is at its end."""
+    _state().intakes.discard(intake)
 
 
 async def wait_for_others(intake: Intake) -> None:

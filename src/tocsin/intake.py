@@ -20,7 +20,7 @@ from .errors import TRANSIENT, CharacterUnsupported, ConnectionLost, LeaseLost
 from .failure import Failure
 from .failure_log import SETTLED_ELSEWHERE
 from .front import Front
-from .lease_clock import lease_time
+from .lease_clock import lease_time, time_asleep
 from .leases import Leases
 from .message import Message, Source, tokens
 from .on_connection import AnyConnection, check_connection, fetch_value
@@ -93,6 +93,11 @@ class Intake:
         self._source = Source(queue, queue_id, worker_id, self)
         self._front = Front()
         draining.note(self)
+
+    def end(self) -> None:
+        """The registration has ended, and all leases with it."""
+        self.leases.drop_settled(self.leases.messages())
+        draining.forget(self)
 
     # Claiming
 
@@ -338,12 +343,12 @@ class Intake:
     @property
     def idle(self) -> bool:
         """Whether nothing goes on here that a cancellation would cut short: no run, and no message that was dequeued by hand."""
-        return self._leaving > 0 or not (self.running or self.leases.by_hand_until() > trio.current_time())
+        return self._leaving > 0 or not (self.running or self.leases.by_hand_until() > lease_time())
 
     async def wait_idle(self) -> None:
         """Return when `idle`, at once if it is so already. Cancellation changes nothing."""
         while not self.idle:
-            with trio.move_on_at(math.inf if self.running else self.leases.by_hand_until()):
+            with trio.move_on_at(math.inf if self.running else self.leases.by_hand_until() - time_asleep()):
                 await self.leases.wait_for_drop()
 
     @contextmanager

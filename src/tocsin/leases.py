@@ -264,7 +264,7 @@ class Leases:
         await trio.lowlevel.checkpoint()
 
     def by_hand_until(self) -> float:
-        """Return when the last lease of a message dequeued by hand ends; minus infinity where there is none."""
+        """Return when (`lease_time`) the last lease of a message dequeued by hand ends; minus infinity where there is none."""
         return max((h.expires for h in self._all() if not h.kept), default=-math.inf)
 
     async def wait_for_drop(self) -> None:

@@ -57,6 +57,9 @@ class Registration:
     def leases_taken(self) -> None:
         """Take note that messages may have been taken from this worker."""
 
+    def end(self) -> None:
+        """Take note that the worker's block has been left."""
+
 
 class Registered(Worker):
     """A worker of this process: what `Producer` and `Consumer` have in common."""
@@ -106,3 +109,4 @@ async def registered(worker: R) -> AsyncIterator[R]:
             if patience.cancelled_caught:
                 logger.warning("worker %r is not unregistered, it will be found dead: no answer", worker.name)
             process.dismiss(registration.worker_id)
+            registration.end()
