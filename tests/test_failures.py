@@ -32,6 +32,21 @@ class BadSyntax(SyntaxError):
         super().__init__("bad", ("file", 1, 1, object()))  # type: ignore[arg-type]
 
 
+class Opaque(Exception):
+    """Each of its attributes raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise ZeroDivisionError
+
+
+class Hollow(ExceptionGroup[Exception]):
+    """A group that does not tell its errors."""
+
+    @property
+    def exceptions(self) -> Any:
+        raise ZeroDivisionError
+
+
 class Rude(BaseException):
     """No `Exception`."""
 
@@ -49,6 +64,8 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "generator exit": lambda: GeneratorExit("g"),
     "base exception": lambda: Rude("r"),
     "unspeakable": Unspeakable,
+    "opaque": Opaque,
+    "hollow": lambda: Hollow("h", [ValueError("v")]),
     "syntax": BadSyntax,
     "stop iteration": lambda: StopIteration("s"),
     "stop async iteration": lambda: StopAsyncIteration("s"),

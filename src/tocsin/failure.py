@@ -1,14 +1,15 @@
 """What a handler raised: which part of it is the handler's, what becomes of the message, and the text that is kept.
 
 A handler may raise anything, and its error may be as broken as the handler. So the text of an error is made with care here, once, and
-neither the log nor the database sees the error's own methods.
+neither the log nor the database sees the error's own methods. What an error is depends on its type alone, and its attributes are read with
+Python's own descriptors: a property of the error's class may raise.
 """
 
 from __future__ import annotations
 
 import math
 import traceback
-from typing import Literal
+from typing import Literal, cast
 
 import attrs
 import trio
@@ -59,14 +60,15 @@ def describe_failure(raised: BaseException) -> Failure:
     """Return what this error means for the messages of the call that raised it."""
     leaves = find_leaves(raised)
     error = leaves[0] if len(leaves) == 1 else raised
-    if isinstance(error, Snooze):
-        return Failure(error, "snoozed", error.seconds, None, None, printable=True)
-    cause = _find_cause(error) if isinstance(error, Verdict) else raised
+    verdict = cast(Verdict, error) if issubclass(type(error), Verdict) else None
+    if isinstance(verdict, Snooze):
+        return Failure(error, "snoozed", verdict.seconds, None, None, printable=True)
+    cause = raised if verdict is None else _find_cause(verdict)
     trace, printable = (None, True) if cause is None else _format(cause)
-    if isinstance(error, Reject):
+    if isinstance(verdict, Reject):
         return Failure(error, "rejected", None, _storable(_text_of(error) or "rejected"), trace, printable)
     text = _storable(describe(error if cause is None else cause))
-    return Failure(error, "failed", error.after if isinstance(error, Retry) else None, text, trace, printable)
+    return Failure(error, "failed", verdict.after if isinstance(verdict, Retry) else None, text, trace, printable)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -86,8 +88,8 @@ def find_leaves(error: BaseException) -> list[BaseException]:
     rest = [error]
     while rest:
         next_one = rest.pop()
-        if isinstance(next_one, BaseExceptionGroup):
-            rest += reversed(next_one.exceptions)
+        if issubclass(type(next_one), BaseExceptionGroup):
+            rest += reversed(BaseExceptionGroup.exceptions.__get__(next_one))
         else:
             leaves.append(next_one)
     return leaves
@@ -101,7 +103,7 @@ def split(raised: BaseException) -> tuple[list[BaseException], list[BaseExceptio
     cancelled = trio.current_effective_deadline() == -math.inf
     kinds = (trio.Cancelled, KeyboardInterrupt) if cancelled else (KeyboardInterrupt,)
     leaves = find_leaves(raised)
-    return [leaf for leaf in leaves if not isinstance(leaf, kinds)], [leaf for leaf in leaves if isinstance(leaf, kinds)]
+    return [leaf for leaf in leaves if not issubclass(type(leaf), kinds)], [leaf for leaf in leaves if issubclass(type(leaf), kinds)]
 
 
 def _find_cause(verdict: Verdict) -> BaseException | None:
@@ -131,7 +133,7 @@ def _format(error: BaseException) -> tuple[str, bool]:
     try:
         return _storable("".join(traceback.format_exception(error))), True
     except BaseException:
-        lines = traceback.format_tb(error.__traceback__)
+        lines = traceback.format_tb(vars(BaseException)["__traceback__"].__get__(error))
         return _storable("".join([*lines, describe(error), "\n"])), False
 
 

@@ -97,8 +97,6 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
     def run(work: Any) -> object:
         try:
             return handler(work)
-        except Exception:
-            raise
         except BaseException as raised:  # no signal and no cancellation arrives in a thread: it is the handler's own
             raise Escaped(raised) from None
 
