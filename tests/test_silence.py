@@ -21,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 from support import PATIENCE, Handled, open_connection, query, until_asleep
 
 import tocsin
+from tocsin.database import Connection
 from tocsin.driver.grace import GRACE
 from tocsin.embedded import EmbeddedServer
 
@@ -303,6 +304,24 @@ async def test_the_first_answer_of_two_connections_counts(store_dsn: str) -> Non
             assert store.statistics().pool.size == 0  # what had not answered is closed
             with pytest.raises(tocsin.ConnectionLost):
                 await database.fetch_from_any("select pg_terminate_backend(pg_backend_pid()), %s", [3], after=PATIENCE)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_new_connection_that_falls_silent_while_it_ends_abandoned_sessions(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store:
+        database = store._database
+        database._watch._abandoned.add((1, "0"))
+        terminate = database._watch.terminate_abandoned
+
+        async def terminate_in_silence(connection: Connection) -> None:
+            network.silenced = network.silenced or {network.accepted}
+            await terminate(connection)
+
+        monkeypatch.setattr(database._watch, "terminate_abandoned", terminate_in_silence)
+        with trio.fail_after(PATIENCE), pytest.raises(tocsin.ConnectionLost, match="no answer"):
+            await database._connect()
+        await (await database._connect()).close()
+        assert not database._watch.has_abandoned
 
 
 @pytest.mark.usefixtures("quick")

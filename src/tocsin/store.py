@@ -324,6 +324,7 @@ async def connect(
 async def _open_connection(dsn: str, hosts: Hosts, address: str, grace: Grace, watch: Watch) -> Connection:
     try:
         connection = await _connect(dsn, hosts)
+        watch.add(connection)  # it may fall silent in the next statement
         try:
             await watch.terminate_abandoned(connection)
         except BaseException:
@@ -332,7 +333,6 @@ async def _open_connection(dsn: str, hosts: Hosts, address: str, grace: Grace, w
     except psycopg.Error as error:
         raise translate(error, address) from error
     connection.share_grace(grace)
-    watch.add(connection)
     return connection
 
 
