@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from support import PATIENCE, Handled, open_connection, query, run_until_suspended
 
 import tocsin
+from tocsin.database import REPEATS
 from tocsin.embedded import EmbeddedServer
 
 OTHERS = "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
@@ -191,6 +192,25 @@ async def test_a_consumer_waits_for_the_end_of_an_outage(store: tocsin.Store, st
                 await trio.lowlevel.checkpoint()
         await consumer.interrupt()
     assert len(handled.messages) == 1
+
+
+@pytest.mark.parametrize(("code", "attempts"), [("40P01", 1 + REPEATS), ("40003", 1)])
+async def test_a_statement_is_sent_again_only_if_it_had_no_effect(store: tocsin.Store, store_dsn: str, code: str, attempts: int) -> None:
+    await store.queues.ensure("q")
+    await query(store_dsn, settle_everything_fails(code))
+    await query(store_dsn, "insert into outage default values")
+    await query(
+        store_dsn,
+        """
+        create sequence attempts;
+        create function count_attempt() returns trigger language plpgsql security definer
+            as $$ begin perform nextval('public.attempts'); return null; end $$;
+        create trigger count before insert on tocsin.messages for each statement execute function count_attempt();
+        """,
+    )
+    with pytest.raises(tocsin.ConnectionLost, match="an outage"):
+        await store.produce("q", 1)
+    assert await query(store_dsn, "select last_value from attempts") == [(attempts,)]
 
 
 async def test_a_read_only_database_is_an_outage(store_dsn: str) -> None:

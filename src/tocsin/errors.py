@@ -412,9 +412,10 @@ def is_connection_loss(error: psycopg.Error) -> bool:
 
 def is_outage(error: psycopg.Error) -> bool:
     """Whether the error says that the server cannot do at present what a statement of Tocsin's asks for, and may be able to later."""
-    # Class 53: no memory, disk or connections. 57: ended by an administrator or a timeout. 55P03: a lock did not come in time.
+    # Class 40: rolled back, or its outcome is unknown. 53: no memory, disk or connections. 57: ended by an administrator or a timeout.
+    # 55P03: a lock did not come in time.
     code = error.sqlstate or ""
-    return is_connection_loss(error) or code[:2] in ("53", "57") or code in (_READ_ONLY, "55P03") or is_undone(error)
+    return is_connection_loss(error) or code[:2] in ("40", "53", "57") or code in (_READ_ONLY, "55P03") or is_undone(error)
 
 
 def is_lock_timeout(error: ConnectionLost | psycopg.Error) -> bool:
@@ -424,9 +425,10 @@ def is_lock_timeout(error: ConnectionLost | psycopg.Error) -> bool:
 
 def is_undone(error: psycopg.Error) -> bool:
     """Whether the error says that a transaction of one statement has had no effect, and may succeed at once when it is sent again."""
-    # Class 40: a deadlock, or a conflict at a stricter isolation level. The other two have no code of their own.
-    source = error.diag.source_function
-    return (error.sqlstate or "")[:2] == "40" or is_notify_queue_full(error) or source == "RevalidateCachedQuery"
+    # Class 40: a deadlock, or a conflict at a stricter isolation level. 40003, which a proxy may send, says that the
+    # outcome is unknown. The other two have no code of their own.
+    code, source = error.sqlstate or "", error.diag.source_function
+    return (code[:2] == "40" and code != "40003") or is_notify_queue_full(error) or source == "RevalidateCachedQuery"
 
 
 def is_notify_queue_full(error: psycopg.Error) -> bool:
