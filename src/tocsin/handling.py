@@ -363,10 +363,16 @@ class Handling:
             error = raised
             exits = next((leaf for leaf in own if isinstance(leaf, SystemExit)), None)
         self._ahead.finished += len(messages)
-        unsettled = [m for m in messages if m in self._intake.leases]
+        leases = self._intake.leases
         if error is None:
-            self._note_returned(unsettled)
+            for message in messages:
+                if leases.is_promised(message):
+                    self._open.append(message)
+                    self._look_at, self._look_pause = -math.inf, LOOK_PAUSE
+                elif message in leases:
+                    self._left.done.append(message)
         else:
+            unsettled = [m for m in messages if m in leases]
             failure = describe_failure(error)
             self._left.failed += [(m, failure) for m in unsettled]
             if not unsettled:
@@ -377,19 +383,6 @@ class Handling:
             raise exits
 
     # Settling
-
-    def _note_returned(self, unsettled: list[Message]) -> None:
-        """Note that the handler has returned, and these messages are to be settled, or are in a transaction of its own."""
-        leases = self._intake.leases
-        if not leases.promised:
-            self._left.done += unsettled
-            return
-        for message in unsettled:
-            if leases.is_promised(message):
-                self._open.append(message)
-                self._look_at, self._look_pause = -math.inf, LOOK_PAUSE
-            else:
-                self._left.done.append(message)
 
     async def _look(self) -> None:
         """Find out how the transactions have ended in which handlers have settled their messages."""

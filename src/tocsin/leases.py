@@ -223,11 +223,6 @@ class Leases:
             self.drop_gone([m for m, still_ours in zip(asked, kept, strict=True) if still_ours is False])
         return rolled_back
 
-    @property
-    def promised(self) -> int:
-        """How many messages transactions of the caller's settle, as far as is known."""
-        return len(self._promised)
-
     def drop_gone(self, messages: Sequence[Message]) -> None:
         """Forget leases that a statement has found gone; one that was promised counts as settled."""
         self.drop_settled(messages, [m.id for m in messages])
