@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from support import PATIENCE, nodes, run_until_suspended
+from support import PATIENCE, nodes, run_until_suspended, until_asleep
 
 import tocsin
 
@@ -114,3 +114,35 @@ def test_an_ordered_claim_follows_an_index_without_a_sort(plans: Any, planned: s
     for text, plan in found.items():
         for node in nodes(plan):
             assert node["Node Type"] not in ("Sort", "Seq Scan"), (text, plan)
+
+
+@pytest.mark.parametrize("change", ["cancel", "reschedule", "purge"])
+async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(store_dsn: str, change: str) -> None:
+    failed, passed = trio.Event(), trio.Event()
+    suspended = list[tocsin.Suspended]()
+
+    async def handler(message: tocsin.Message) -> None:
+        if message.payload == 1:
+            failed.set()
+            raise ValueError
+        passed.set()
+
+    async with tocsin.connect(store_dsn, heartbeat=600) as store:
+        await store.queues.ensure("q", retry_base=3600)
+        await store.produce_many("q", range(1, 3))
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(partial(run_until_suspended, consumer, handler, suspended, ordered=True))
+            with trio.fail_after(PATIENCE):
+                await failed.wait()
+                await until_asleep(store)
+                [message] = await store.messages.list("q", state="delayed")
+                match change:
+                    case "cancel":
+                        await store.messages.cancel(message.id)
+                    case "reschedule":
+                        await store.messages.reschedule(message.id, delay=7200)
+                    case "purge":
+                        for dry_run in (True, False):
+                            assert await store.queues.purge("q", delayed=True, dry_run=dry_run) == tocsin.Purged(0, 1, 0, 0)
+                await passed.wait()
+            await consumer.interrupt()

@@ -16,6 +16,7 @@ declare
     q tocsin.queues := tocsin.find_queue(queue);
     t timestamptz := tocsin.clock();
     before timestamptz := coalesce(tocsin.later(t, -older_than), 'infinity');
+    held_up boolean;  -- whether a message is gone that kept its place, and so held up the queue: see order.sql
 begin
     if (ready or delayed or archived or dead) is not true then
         perform tocsin.refuse('TC022', 'say what to purge: ready, delayed, archived or dead', '{"argument": "ready"}');
@@ -24,12 +25,12 @@ begin
     end if;
     -- What is ready is due, and what is due but still scheduled is ready to everybody but the next claim.
     if dry_run then
-        select count(*) filter (where w.due <= t), count(*) filter (where w.due > t) into ready_count, delayed_count
-        from (select m.due from tocsin.messages m
+        select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count, delayed_count
+        from (select m.vt from tocsin.messages m
               where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready and m.enqueued_at < before
               union all
-              select m.due from tocsin.messages m
-              where m.queue_id = q.id and m.state = 'scheduled' and case when m.due > t then delayed else purge_queue.ready end
+              select m.vt from tocsin.messages m
+              where m.queue_id = q.id and m.state = 'scheduled' and case when m.vt > t then delayed else purge_queue.ready end
                 and m.enqueued_at < before) w;
     else
         with waiting as (
@@ -39,13 +40,17 @@ begin
             union all
             select s.id from (select m.id from tocsin.messages m
                               where m.queue_id = q.id and m.state = 'scheduled'
-                                and case when m.due > t then delayed else purge_queue.ready end and m.enqueued_at < before
+                                and case when m.vt > t then delayed else purge_queue.ready end and m.enqueued_at < before
                               for update skip locked) s
         ), gone as (
             delete from tocsin.messages m using waiting w where m.id = w.id
-            returning m.due
+            returning m.due, m.vt
         )
-        select count(*) filter (where g.due <= t), count(*) filter (where g.due > t) into ready_count, delayed_count from gone g;
+        select count(*) filter (where g.vt <= t), count(*) filter (where g.vt > t), bool_or(g.due < g.vt) into ready_count, delayed_count, held_up
+        from gone g;
+        if held_up then
+            perform tocsin.ring(q.id);
+        end if;
     end if;
     dead_count := case when dead then tocsin.purge_dead_letters(queue => queue, older_than => older_than, dry_run => dry_run) else 0 end;
     archived_count := case when archived then tocsin.purge_archive(q.id, older_than, dry_run) else 0 end;

@@ -107,6 +107,9 @@ begin
                 m.producer_worker_id, m.consumer_worker_id, m.key, m.payload, m.headers, 'cancelled', m.history);
     end if;
     insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n) values (m.queue_id, hours, until, t, 1);
+    if m.due < m.vt then  -- it kept its place, and so held up the queue: see order.sql
+        perform tocsin.ring(m.queue_id);
+    end if;
     return m.id;
 end
 $$;
@@ -135,7 +138,7 @@ begin
     update tocsin.messages x
     set state = (case when due_at > t then 'scheduled' else 'ready' end)::tocsin.message_state, due = due_at, vt = due_at
     where x.id = m.id;
-    if due_at <= t or due_at < m.vt then
+    if due_at <= t or due_at < m.vt or m.due < m.vt then  -- the last: it kept its place, and so held up the queue
         perform tocsin.ring(m.queue_id);
     end if;
     return m.id;
