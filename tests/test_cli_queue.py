@@ -170,6 +170,13 @@ def test_bad_usage_exits_with_2_and_says_what_is_wrong(cli: Call, arguments: lis
     assert reason in error
 
 
+def test_how_to_name_a_message_and_its_time_is_told_in_options(cli: Call) -> None:
+    assert "by its id, or by --queue and --key" in cli("message", "cancel", "--key", "k").error
+    assert "by its id, or by --queue and --key" in cli("message", "cancel").error
+    assert "give --delay or --at" in cli("message", "reschedule", "1").error
+    assert "give --delay or --at, not both" in cli("message", "reschedule", "1", "--delay", "1", "--at", "2030-01-01T00:00:00Z").error
+
+
 # Enqueueing
 
 

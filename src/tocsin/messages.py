@@ -186,7 +186,7 @@ class Messages:
         """
         due_in, due_at = draft_due(delay, at)
         if due_in is None and due_at is None:
-            raise ValueError("give delay or at")
+            raise ValueError("give delay= or at=")
         return await self._change("tocsin.reschedule(%s, %s, %s, %s, %s)", [due_in, due_at], message_id, queue, key, connection)
 
     async def reprioritise(

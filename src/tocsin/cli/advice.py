@@ -137,9 +137,10 @@ def _as_source(source: str) -> str:
 
 
 def with_options(text: str, context: click.Context) -> str:
-    """Return what the API says of its arguments, with the options that were typed in their place."""
+    """Return what the API says of its arguments, with options in their place: ``key=`` always, ``key`` where that option was typed."""
     for parameter in context.command.params:
-        if isinstance(parameter, click.Option) and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE:
-            # Not the "at" of "at most".
-            text = re.sub(rf"(?<![-\w]){parameter.name}\b=?(?! most| least)", parameter.opts[0], text)
+        if isinstance(parameter, click.Option):
+            typed = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+            end = r"\b=?(?! most| least)" if typed else "="  # not the "at" of "at most"
+            text = re.sub(rf"(?<![-\w]){parameter.name}{end}", parameter.opts[0], text)
     return text
