@@ -238,7 +238,8 @@ def test_what_postgresql_refuses(call: Call, database_factory: Callable[[], str]
         name = psycopg.sql.Identifier(str(connection.info.dbname))
         connection.execute(psycopg.sql.SQL("alter database {} set default_transaction_read_only = on").format(name))
     code, _, error = call("admin", "install", "--dsn", dsn, "--schema", "tocsin_elsewhere")
-    assert (code, error) == (1, "tocsin: PostgreSQL: cannot execute CREATE SCHEMA in a read-only transaction\n")
+    assert (code, one_line(error)) == (3, True)
+    assert "cannot execute CREATE SCHEMA in a read-only transaction" in error
 
 
 @pytest.mark.parametrize("package", ["click", "rich"])

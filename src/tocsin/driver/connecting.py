@@ -18,10 +18,11 @@ resolver), and its generator for connecting is private and has changed between p
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import socket
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import psycopg
 import trio
@@ -95,12 +96,23 @@ async def _connect(conninfo: str) -> pq.abc.PGconn:
         if not started or await drive(pgconn, pgconn.connect_poll) != pq.PollingStatus.OK:
             problem = pgconn.get_error_message()
             # What a caller may want to know of it: whether a password was asked for, for example.
-            raise psycopg.OperationalError(f"connection failed: {problem}", pgconn=psycopg.errors.finish_pgconn(pgconn))
+            raise psycopg.OperationalError(f"connection failed: {problem}", pgconn=_finish_without_secrets(pgconn))
         pgconn.nonblocking = 1
     except BaseException:
         finish(pgconn)
         raise
     return pgconn
+
+
+def _finish_without_secrets(pgconn: pq.abc.PGconn) -> pq.abc.PGconn:
+    """Close a connection and return what an error tells of it: all but the passwords, since errors end up in logs."""
+    left = psycopg.errors.finish_pgconn(pgconn)
+    public = [option._replace(val=None) if _is_secret(option) else option for option in left.info]
+    return cast(pq.abc.PGconn, dataclasses.replace(cast(psycopg.errors.FinishedPGconn, left), password=b"", info=public))
+
+
+def _is_secret(option: pq.ConninfoOption) -> bool:
+    return option.dispchar == b"*" or option.keyword in (b"scram_client_key", b"scram_server_key")
 
 
 def parse_conninfo(conninfo: str, **parameters: ConnParam) -> ConnDict:
