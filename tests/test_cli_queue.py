@@ -170,6 +170,15 @@ def test_bad_usage_exits_with_2_and_says_what_is_wrong(cli: Call, arguments: lis
     assert reason in error
 
 
+def test_a_delayed_message_is_shown_with_the_time_of_its_next_delivery(cli: Call, store_dsn: str) -> None:
+    cli("queue", "create", "q")
+    cli("enqueue", "q", "1", "--at", "2040-01-01T00:00:00Z")
+    ask(store_dsn, "update tocsin.messages set vt = '2050-01-01T00:00:00Z' returning id")  # as of one that failed in an ordered run
+    shown = cli("queue", "messages", "q").out
+    assert "2050-01-01" in shown
+    assert "2040-01-01" not in shown
+
+
 def test_how_to_name_a_message_and_its_time_is_told_in_options(cli: Call) -> None:
     assert "by its id, or by --queue and --key" in cli("message", "cancel", "--key", "k").error
     assert "by its id, or by --queue and --key" in cli("message", "cancel").error

@@ -14,7 +14,7 @@ MESSAGES: list[Column[MessageInfo]] = [
     Column("STATE", lambda m: m.state),
     Column("PRIORITY", lambda m: m.priority, "number"),
     Column("AGE", lambda m: since(m.enqueued_at), "number"),
-    Column("DUE", lambda m: m.due),
+    Column("DUE", lambda m: m.vt if m.state == "delayed" else m.due),  # one that failed in order is delivered later than its place says
     Column("DELIVERIES", lambda m: m.read_ct, "number"),
     Column("WORKER", lambda m: m.consumer_worker_id, "number"),
     Column("KEY", lambda m: m.key),

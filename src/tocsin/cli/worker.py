@@ -219,7 +219,7 @@ async def health(store: Store, screen: Screen, queue: str | None, max_age: timed
 
     Exits with 4 if there is a problem.
 
-    A queue that is paused is none, since that is on purpose; but it is said when messages wait there.
+    A paused queue is no problem, since it is paused on purpose; a line says when messages wait there.
     """
     found = await store.workers.health(queue, max_age=max_age, max_running=max_running)
     screen.table(found, _HEALTH, narrow=_NARROW_HEALTH, empty="no queues")
