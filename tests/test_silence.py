@@ -126,6 +126,32 @@ async def test_a_run_that_is_to_end_while_the_network_is_silent(store_dsn: str, 
             assert [s.reason for s in ended] == ["interrupted"]
 
 
+async def test_what_a_run_held_whose_end_was_cut_off_is_delivered_to_the_next(
+    own_server: EmbeddedServer, clock: trio.testing.MockClock
+) -> None:
+    go_on = trio.Event()
+    first, second = Handled(lambda m: go_on.wait() if m.payload == "done" else block(m)), Handled()
+    async with tocsin.connect(own_server.dsn) as store:
+        await store.install()
+        await store.queues.ensure("q", vt=3600)
+        await store.produce_many("q", ["done", "held"])
+        async with store.consumer("q") as consumer:
+            with trio.fail_after(PATIENCE), ExitStack() as stack:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(partial(consumer.handle, first, concurrency=2))
+                    await first.wait(2)
+                    stack.enter_context(frozen(await processes_of(own_server)))
+                    stack.enter_context(jumping(clock))
+                    go_on.set()  # what is done is still to be archived
+                    nursery.cancel_scope.cancel()
+            with trio.fail_after(PATIENCE):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(consumer.handle, second)
+                    while "held" not in second.payloads:
+                        await trio.lowlevel.checkpoint()
+                    nursery.cancel_scope.cancel()
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is asked about a silent session sooner than usual."""

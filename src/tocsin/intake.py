@@ -288,17 +288,17 @@ class Intake:
 
         Cancelled, it has happened or it has not.
         """
-        async with self._claiming:
-            try:
+        try:
+            async with self._claiming:
                 (released,) = await self._database.fetch_one(
                     "select tocsin.complete_poll(%s, %s, %s, %s)",
                     [self.worker_id, self.registration, *tokens(self.leases.messages_by_hand())],
                 )
-            except BaseException:
-                self._answer_lost = True
-                raise
-            finally:
-                self.leases.drop_kept()
+        except BaseException:
+            self._answer_lost = True
+            raise
+        finally:
+            self.leases.drop_kept()
         return int(released)
 
     def noticed(self, status: str, grace: float | None) -> None:

@@ -198,14 +198,15 @@ async def open_run(intake: Intake, task_status: trio.TaskStatus[None] = trio.TAS
                         intake.run = None  # before the nursery closes: what the registry says may start a task in it
                         nursery.cancel_scope.cancel()
     finally:
-        with intake.grace.scope() as patience:
-            if run is not None:
+        if run is not None:
+            with intake.grace.scope():
                 try:
                     if run.flush is not None:
                         await run.flush()
                     await intake.leases.look_at_promised()
                 except (TocsinError, psycopg.Error) as error:
                     logger.warning("messages handled by worker %r will be delivered again: %s", intake.name, error)
+        with intake.grace.scope() as patience:
             try:
                 released = await intake.complete_poll()
             except (TocsinError, psycopg.Error) as error:
