@@ -175,7 +175,8 @@ class Database:
                 nursery.start_soon(attempt, self._new_connection())
         if answers:
             return answers[0]
-        raise failures[0]
+        (failure, *_) = failures
+        raise await self._translate(failure) if isinstance(failure, psycopg.Error) else failure
 
     @asynccontextmanager
     async def _new_connection(self) -> AsyncIterator[Connection]:
