@@ -91,6 +91,7 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
         ("alter table tocsin.messages reset (autovacuum_vacuum_threshold)", "table", "messages"),
         ("alter table tocsin.tallies replica identity default", "table", "tallies"),
         ("alter table tocsin.messages enable row level security", "table", "messages"),
+        ("alter table tocsin.messages force row level security", "table", "messages"),
         ("drop sequence tocsin.lifelines", "sequence", "lifelines"),
         ("alter table tocsin.workers drop constraint workers_status_check", "constraint", "workers.workers_status_check"),
     ],

@@ -373,11 +373,13 @@ things (name, owner, acl) as (
 )
 select 'table', c.relname::text, concat_ws(' ', c.relkind, c.relpersistence, c.reloptions::text, pg_get_partkeydef(c.oid),
                                            pg_get_expr(c.relpartbound, c.oid), 'replica identity ' || c.relreplident::text,
-                                           case when c.relrowsecurity then 'row level security' end)
+                                           case when c.relrowsecurity then 'row level security' end,
+      case when c.relforcerowsecurity then 'also for the owner' end)
 from classes c where c.relkind in ('r', 'p', 'v')
 union all
 select 'partition', c.relname::text, concat_ws(' ', c.relpersistence, c.reloptions::text, 'replica identity ' || c.relreplident::text,
-                                               case when c.relrowsecurity then 'row level security' end)
+                                               case when c.relrowsecurity then 'row level security' end,
+      case when c.relforcerowsecurity then 'also for the owner' end)
 from pg_class c where c.relnamespace = (select oid from ours) and c.relkind = 'r' and c.relispartition
 union all
 select 'sequence', c.relname::text, format_type(s.seqtypid, null) || ' ' || s.seqincrement
