@@ -47,7 +47,7 @@ def _cells(record: Record | None) -> str:
     spread = "" if record["range"] is None else f" ({_spell(record['range'][0])} to {_spell(record['range'][1])})"
     if ratio is None:
         return f"{value}{spread}{' (missed)' if missed else ''} | | "
-    return f"{value} | {_spell(floor)}{unit} | {ratio:.2f}{spread}{' (missed)' if missed else ''}"
+    return f"{value} | {_spell(floor)}{unit} | {_spell(ratio)}{spread}{' (missed)' if missed else ''}"
 
 
 def _target(record: Record) -> str:

@@ -210,6 +210,9 @@ def test_the_medians_of_several_runs_are_on_the_page_and_in_the_readme() -> None
                 assert f"| {spell(record['value'])}{unit} | {spell(record['floor'])}{unit} |" in readme
             low, high = record["range"]
             assert f"| {record['ratio']:.2f} ({low:.2f} to {high:.2f}) |" in readme
+    for peer in ("peers.pgqrs", "peers.pgqueuer"):
+        assert f"drained {spell(by_server['18'][peer]['value'])} /s" in readme
+        assert f"{spell(by_server['18'][peer]['floor'])} /s (" in readme
 
 
 def spell(value: float) -> str:
