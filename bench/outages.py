@@ -29,8 +29,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import tocsin
+from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin.embedded import EmbeddedServer, serve
-from tocsin.nursery import open_nursery_bare
 
 from . import remote
 from .__main__ import EMBEDDED, installation

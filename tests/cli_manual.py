@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from tocsin.cli import tocsin
-from tocsin.cli.program import Command, Group
+from tocsin._cli import tocsin
+from tocsin._cli.program import Command, Group
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 

@@ -48,7 +48,7 @@ from psycopg.conninfo import conninfo_to_dict
 from support import PATIENCE, query
 
 import tocsin
-from tocsin.nursery import open_nursery_bare
+from tocsin._concurrency.nursery import open_nursery_bare
 
 ROOT = Path(__file__).parents[1]
 SHELLS = ("sh", "shell", "bash", "console")

@@ -12,9 +12,9 @@ import trio.testing
 from psycopg import sql
 
 import tocsin
+from tocsin._database.schema import contract
+from tocsin._queue.consuming.failure import Failure
 from tocsin.driver import TrioConnection
-from tocsin.failure import Failure
-from tocsin.schema import contract
 
 PATIENCE = 30
 """Seconds after which a test that waits for something gives up: a net, not an expectation."""

@@ -15,8 +15,8 @@ import trio.testing
 from support import PATIENCE, Handled, query, run_until_suspended, until_asleep
 
 import tocsin
-from tocsin import ahead
-from tocsin.ahead import HORIZON, MOST, Ahead
+from tocsin._queue.consuming import prefetch as ahead
+from tocsin._queue.consuming.prefetch import HORIZON, MOST, Ahead
 
 
 class Parcel(list[int]):

@@ -20,9 +20,9 @@ import trio.testing
 from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
+from tocsin._queue.consuming.run import Run
 from tocsin.driver import TrioConnection
 from tocsin.embedded import EmbeddedServer
-from tocsin.run import Run
 
 SOON = 5
 """Seconds for what should happen at once: a net for tests that show that something never happens."""
@@ -446,7 +446,7 @@ async def test_draining_does_not_wait_for_leases_that_are_gone(store: tocsin.Sto
 
 
 async def test_a_blocked_loop_is_not_taken_for_a_deaf_line(store: tocsin.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tocsin.process.HEARD_WITHIN", 0.2)
+    monkeypatch.setattr("tocsin._queue.process.process.HEARD_WITHIN", 0.2)
     await store.queues.ensure("q")
 
     async def block() -> None:
@@ -684,7 +684,7 @@ async def test_a_queue_made_anew_under_the_same_name_rings_for_its_own_consumers
 
 async def test_what_the_line_itself_gives_back_is_seen_by_who_lay_down_meanwhile(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The heartbeat buries a dead process. The session that does it does not see its own lock, so it does not ring for its own process."""
-    monkeypatch.setattr("tocsin.bell.LINGER", 3600)
+    monkeypatch.setattr("tocsin._queue.process.bell.LINGER", 3600)
     finish = trio.Event()
 
     async def handle(message: tocsin.Message) -> None:

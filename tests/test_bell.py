@@ -8,7 +8,7 @@ import trio
 import trio.testing
 from support import PATIENCE
 
-from tocsin.bell import LINGER, Bed, Bell
+from tocsin._queue.process.bell import LINGER, Bed, Bell
 
 
 async def fall_asleep(*beds: Bed) -> None:

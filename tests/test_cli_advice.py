@@ -14,9 +14,9 @@ from support import PATIENCE, connect_blocking
 
 import tocsin
 from tocsin import errors
-from tocsin.cli import tocsin as program
-from tocsin.cli.advice import describe
-from tocsin.cli.program import Group
+from tocsin._cli import tocsin as program
+from tocsin._cli.advice import describe
+from tocsin._cli.program import Group
 
 TREE = dict(walk(program, "tocsin"))
 OPTIONS = {name for command in TREE.values() for option in command.params if isinstance(option, click.Option) for name in option.opts}

@@ -14,7 +14,7 @@ import trio
 from commands import Call, line_with, one_line, started
 from support import PATIENCE, connect_blocking
 
-from tocsin.cli import reload
+from tocsin._cli import reload
 
 HANDLERS = """
 import logging, trio

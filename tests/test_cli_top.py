@@ -16,7 +16,7 @@ from commands import Call, one_line
 from support import PATIENCE, connect_blocking
 
 import tocsin
-from tocsin.cli.render import write_count
+from tocsin._cli.render import write_count
 from tocsin.embedded import EmbeddedServer
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

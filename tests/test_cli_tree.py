@@ -15,12 +15,12 @@ from click.core import ParameterSource
 from commands import Call, one_line, started
 from support import PATIENCE, connect_blocking
 
-from tocsin.cli import tocsin
-from tocsin.cli.options import DURATIONS
-from tocsin.cli.program import Command, Group
-from tocsin.dead_letters import REASONS
-from tocsin.durations import parse_duration
-from tocsin.schema import contract
+from tocsin._cli import tocsin
+from tocsin._cli.options import DURATIONS
+from tocsin._cli.program import Command, Group
+from tocsin._database.schema import contract
+from tocsin._durations import parse_duration
+from tocsin._queue.admin.dead_letters import REASONS
 
 TREE = dict(walk(tocsin, "tocsin"))
 COMMANDS = {path: command for path, command in TREE.items() if not isinstance(command, Group)}

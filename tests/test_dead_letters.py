@@ -13,7 +13,7 @@ from cancel_sweep import cancel_sweep
 from support import PATIENCE, Handled, connect_blocking, failed_with, move_clock, open_connection, query, run_until_suspended, until_asleep
 
 import tocsin
-from tocsin.durations import MAX_DURATION
+from tocsin._durations import MAX_DURATION
 
 HOSTILE = [
     {"unicode": "\N{SNOWMAN}\U0001f600", "quotes": "'\"; drop table tocsin.messages; --", "big": 2**80, "float": 1e23, "nested": [[{}]]},

@@ -18,9 +18,9 @@ import trio
 from rich.console import Console
 from support import PATIENCE, open_connection, query
 
-from tocsin.demo import act, files, work
-from tocsin.demo.tables import ADD_DIGEST, Tables
-from tocsin.demo.view import Report, View
+from tocsin._demo import act, files, work
+from tocsin._demo.tables import ADD_DIGEST, Tables
+from tocsin._demo.view import Report, View
 
 # Runs the command as a shell would start it: a background job's SIGINT is ignored, and tests may be one.
 AT_A_TERMINAL = "import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "

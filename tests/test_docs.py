@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from child import running
 from cli_manual import walk
 from support import PATIENCE, query
 
-from tocsin.cli import tocsin
+from tocsin._cli import tocsin
 from tocsin.settings import Settings
 
 ROOT = pages.ROOT
@@ -68,9 +69,19 @@ def test_files_that_the_docs_name_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), (page.name, target)
-    names = re.findall(r"`([\w/]+\.(?:py|sql))`", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"))
-    for name in names:
-        assert any((ROOT / folder / name).exists() for folder in (".", "src/tocsin", "sql/functions")), name
+    for page in (ROOT / "docs" / "design.md", ROOT / "ARCHITECTURE.md"):
+        names = re.findall(r"`([\w/]+\.(?:py|sql))`", page.read_text(encoding="utf-8"))
+        assert len(names) > 20
+        for name in names:
+            assert (ROOT / name).exists() or any([*(ROOT / folder).rglob(name)] for folder in ("src", "sql")), (page.name, name)
+
+
+def test_the_page_of_the_architecture_has_the_layers_that_are_checked() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        layers, _ = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`tocsin.*?) \|", page, re.MULTILINE)
+    assert [row.replace("`", "").split(", ") for row in rows] == [layer.split(" | ") for layer in layers["layers"]]
 
 
 def test_the_bench_commands_of_the_pages_are_understood() -> None:

@@ -13,7 +13,7 @@ import trio.testing
 from support import PATIENCE, query
 
 import tocsin
-from tocsin.failure import MAX_CHARACTERS, describe, describe_failure
+from tocsin._queue.consuming.failure import MAX_CHARACTERS, describe, describe_failure
 
 
 class Unspeakable(Exception):

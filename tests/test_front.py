@@ -11,7 +11,7 @@ import trio
 from support import Handled, query, run_until_suspended, until_asleep
 
 import tocsin
-from tocsin.front import CHEAP, LOOK_EVERY, SHARE, Front
+from tocsin._queue.consuming.claim_cursor import CHEAP, LOOK_EVERY, SHARE, Front
 
 DUE = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -27,7 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import PATIENCE, connect_blocking, open_connection, query
 
 import tocsin
-from tocsin.schema import contract
+from tocsin._database.schema import contract
 
 # Search paths
 

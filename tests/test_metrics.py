@@ -11,7 +11,7 @@ import trio
 from support import PATIENCE, move_clock, nodes, open_connection, query
 
 import tocsin
-from tocsin.schema import migrations
+from tocsin._database.schema import migrations
 
 EMPTY = tocsin.QueueMetrics(
     queue="q", paused=False, ready=0, delayed=0, leased=0, dead=0, archived=0, oldest_ready_age=None, enqueue_rate=0, settle_rate=0,

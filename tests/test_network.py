@@ -12,7 +12,7 @@ from driver import proxy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import tocsin
-from tocsin import network
+from tocsin._database import network
 
 OPTIONS = {
     "keepalives_idle": (socket.TCP_KEEPIDLE, 5),

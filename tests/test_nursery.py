@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import pytest
 import trio
 
-from tocsin.nursery import open_nursery_bare
+from tocsin._concurrency.nursery import open_nursery_bare
 
 
 async def fail(error: BaseException) -> NoReturn:

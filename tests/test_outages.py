@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from support import PATIENCE, Handled, open_connection, query, run_until_suspended
 
 import tocsin
-from tocsin.database import REPEATS
+from tocsin._database.client import REPEATS
 from tocsin.embedded import EmbeddedServer
 
 OTHERS = "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"

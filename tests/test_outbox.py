@@ -16,8 +16,8 @@ from cancel_sweep import cancel_sweep
 from support import PATIENCE, open_connection, query
 
 import tocsin
-from tocsin.draft import Draft
-from tocsin.outbox import MAX_MESSAGES, MAX_SIZE, Gathering, Parcel
+from tocsin._queue.producing.batcher import MAX_MESSAGES, MAX_SIZE, Gathering, Parcel
+from tocsin._queue.producing.enqueue_request import Draft
 
 PAYLOADS = "select payload from tocsin.messages order by id"
 BACKENDS = (

@@ -8,7 +8,7 @@ import pytest
 from support import connect_blocking
 
 import tocsin
-from tocsin import lease_clock
+from tocsin._queue.consuming import lease_clock
 
 VT = 0.5
 

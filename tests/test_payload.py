@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support import connect_blocking, query
 
 import tocsin
-from tocsin.payload import MAX_DEPTH, decode, encode
+from tocsin._queue.payload import MAX_DEPTH, decode, encode
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts

@@ -17,7 +17,7 @@ from support import PATIENCE, Handled, open_connection, query, run_until_suspend
 from test_session import alter, use_everything
 
 import tocsin
-from tocsin import session
+from tocsin._database import session
 
 pytestmark = poolers.NEEDED
 
@@ -157,7 +157,7 @@ async def test_a_lent_connection_repeats_statements_as_often_as_it_likes(dsn: st
 async def test_without_listen_dsn_it_says_so_once_and_lives_by_its_heartbeat(
     store_dsn: str, through: Through, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin.process.HEARD_WITHIN", 0.5)
+    monkeypatch.setattr("tocsin._queue.process.process.HEARD_WITHIN", 0.5)
     async with tocsin.connect(through(store_dsn), heartbeat=0.1) as store:
         await store.queues.ensure("q", notify="always")
         handled, suspended = Handled(), list[tocsin.Suspended]()

@@ -91,7 +91,7 @@ async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to
 
 
 async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tocsin.outbox.AT_REST", math.inf)  # who was rung for is awake
+    monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", math.inf)  # who was rung for is awake
     handled, suspended, go_on = Handled(lambda _: go_on.wait()), list[tocsin.Suspended](), trio.Event()
     async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
         await store.queues.ensure("q")
@@ -240,7 +240,7 @@ async def test_deaf_process_says_so_and_lives_by_its_heartbeat(
     store_dsn: str, database_factory: object, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A LISTEN connection that hears nothing, as through a pooler in transaction mode: here, one to another database."""
-    monkeypatch.setattr("tocsin.process.HEARD_WITHIN", 0.2)
+    monkeypatch.setattr("tocsin._queue.process.process.HEARD_WITHIN", 0.2)
     elsewhere = database_factory()  # type: ignore[operator]
     async with tocsin.connect(store_dsn, listen_dsn=elsewhere, heartbeat=0.1) as store:
         await store.queues.ensure("q", vt=3600)

@@ -11,7 +11,7 @@ import trio.testing
 from support import query
 
 import tocsin
-from tocsin.rate_limit import Bucket, Limiter, RateLimit
+from tocsin._queue.producing.rate_limit import Bucket, Limiter, RateLimit
 
 # What is decided
 

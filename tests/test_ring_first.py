@@ -91,7 +91,7 @@ def sleeper(store_dsn: str, session: Connection) -> Iterator[Connection]:
 @pytest.fixture(autouse=True)
 def always_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who was rung for is asleep again at once."""
-    monkeypatch.setattr("tocsin.outbox.AT_REST", 0.0)
+    monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 0.0)
 
 
 # What a producer does
@@ -214,11 +214,11 @@ async def test_it_rings_first_when_somebody_slept_the_last_time(
             with pytest.raises(tocsin.ConnectionLost, match=r"committed.*division by zero"):
                 await store.produce("q", 4)
             await store.produce("q", 5)  # after an error it goes as if for the first time
-        monkeypatch.setattr("tocsin.outbox.AT_REST", 1000.0)  # who was rung for just now is awake
+        monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 1000.0)  # who was rung for just now is awake
         await store.produce("q", 6)
     session.execute("drop function tocsin.reach_disk")
     session.execute("create function tocsin.reach_disk() returns void language sql as ''")
-    monkeypatch.setattr("tocsin.outbox.AT_REST", 0.0)
+    monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 0.0)
     await store.produce("q", 7)  # nobody sleeps any more
     session.execute("create or replace function tocsin.reach_disk() returns void language sql as 'select 1 / 0'")
     await store.produce("q", 8)

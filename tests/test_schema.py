@@ -7,7 +7,8 @@ import trio
 from support import PATIENCE, open_connection, query
 
 import tocsin
-from tocsin import schema as schemas
+from tocsin._database import install
+from tocsin._database import schema as schemas
 
 
 async def test_install_is_idempotent_and_verified(dsn: str) -> None:
@@ -152,7 +153,7 @@ async def test_an_upgrade_makes_no_session_wait_for_a_transaction_that_does_not_
 
 @pytest.mark.parametrize("change", ["install", "uninstall"])
 async def test_a_change_that_meets_a_transaction_without_an_end_is_refused(dsn: str, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    monkeypatch.setattr(schemas, "_ATTEMPTS", 2)
+    monkeypatch.setattr(install, "_ATTEMPTS", 2)
     async with tocsin.connect(dsn) as store, open_connection(dsn) as application:
         await store.install()
         await store.queues.create("q")

@@ -10,8 +10,8 @@ import pytest
 from support import move_clock, open_connection
 
 import tocsin
+from tocsin._database.schema import contract
 from tocsin.driver import TrioConnection
-from tocsin.schema import contract
 
 DAYS = 60
 LENGTHS = [f"interval '{DAYS} days'", "interval '2 months'", f"interval '{DAYS * 24} hours'"]

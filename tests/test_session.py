@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import query
 
 import tocsin
-from tocsin import schema, session
+from tocsin._database import schema, session
 from tocsin.driver import TrioConnection
 
 TEXT = "é ü ﬁ \u2028 👋"

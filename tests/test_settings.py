@@ -22,9 +22,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import PATIENCE
 
 import tocsin
-from tocsin.database import describe_address
-from tocsin.driver.connecting import parse_conninfo
-from tocsin.durations import parse_duration
+from tocsin._database.client import describe_address
+from tocsin._durations import parse_duration
+from tocsin.driver._connecting import parse_conninfo
 from tocsin.settings import PREFIX, Settings, load
 
 NAMES = [field.name for field in attrs.fields(Settings)]

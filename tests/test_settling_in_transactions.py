@@ -478,7 +478,7 @@ async def test_under_kills_each_message_has_its_effect_exactly_once(store: tocsi
 async def test_a_run_does_not_wait_for_ever_for_a_transaction_to_end(
     store: tocsin.Store, effects: Effects, store_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin.handling.OPEN_AT_THE_END", 0)
+    monkeypatch.setattr("tocsin._queue.consuming.dispatcher.OPEN_AT_THE_END", 0)
     (message_id,) = await store.produce_many("q", [1])
     returned, suspended = Handled(), list[tocsin.Suspended]()
     with psycopg.connect(store_dsn) as connection:

@@ -15,7 +15,7 @@ import trio.testing
 from support import PATIENCE, Handled, query, run_until_suspended, until_asleep
 
 import tocsin
-from tocsin import lease_clock, signals
+from tocsin._queue.consuming import lease_clock, signals
 from tocsin.embedded import EmbeddedServer
 
 
@@ -177,7 +177,7 @@ async def test_signals_drain_and_a_second_one_cancels(store: tocsin.Store, numbe
 async def test_a_signal_ends_a_run_whose_handlers_have_ended_while_the_database_is_away(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin.driver.grace.GRACE", 0.1)
+    monkeypatch.setattr("tocsin.driver._grace.GRACE", 0.1)
     began, away = trio.Event(), trio.Event()
 
     async def handle(_: tocsin.Message) -> None:

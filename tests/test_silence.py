@@ -21,8 +21,8 @@ from psycopg.conninfo import make_conninfo
 from support import PATIENCE, Handled, open_connection, query, until_asleep
 
 import tocsin
-from tocsin.database import Connection
-from tocsin.driver.grace import GRACE
+from tocsin._database.client import Connection
+from tocsin.driver._grace import GRACE
 from tocsin.embedded import EmbeddedServer
 
 
@@ -156,7 +156,7 @@ async def test_what_a_run_held_whose_end_was_cut_off_is_delivered_to_the_next(
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is asked about a silent session sooner than usual."""
     for name in ("ASK_AFTER", "CONFIRM_AFTER"):
-        monkeypatch.setattr(f"tocsin.driver.watch.{name}", 0.1)
+        monkeypatch.setattr(f"tocsin.driver._watch.{name}", 0.1)
 
 
 @pytest.mark.usefixtures("quick")
@@ -242,8 +242,8 @@ async def test_what_a_frozen_server_does_late_is_given_back(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A claim is executed when the server goes on, for a connection that was given up. Its message does not wait for the lease to end."""
-    monkeypatch.setattr("tocsin.driver.watch.ASK_AFTER", 0.1)
-    monkeypatch.setattr("tocsin.driver.watch.PATIENCE", 0.3)
+    monkeypatch.setattr("tocsin.driver._watch.ASK_AFTER", 0.1)
+    monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.3)
     handled = Handled()
     with trio.fail_after(PATIENCE):
         async with tocsin.connect(own_server.dsn) as store, trio.open_nursery() as nursery:
@@ -269,7 +269,7 @@ async def test_the_primary_vanishes_and_another_host_takes_over(
 ) -> None:
     """Two hosts in the connection string; the first one goes without a word, for new connections, too."""
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
-    monkeypatch.setattr("tocsin.driver.watch.ASK_AFTER", 0.1)
+    monkeypatch.setattr("tocsin.driver._watch.ASK_AFTER", 0.1)
     handled = Handled()
     async with proxy.running(store_dsn) as first, proxy.running(store_dsn) as second:
         both = make_conninfo(store_dsn, host="127.0.0.1,127.0.0.1", port=f"{first.port},{second.port}")
@@ -353,7 +353,7 @@ async def test_a_new_connection_that_falls_silent_while_it_ends_abandoned_sessio
 @pytest.mark.usefixtures("quick")
 async def test_a_worker_that_only_listens_gives_no_sign_of_life(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pooler is silent, the way round it is not: the process is alive, and does not work."""
-    monkeypatch.setattr("tocsin.driver.watch.PATIENCE", 0.2)
+    monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.2)
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
     handled = Handled()
     beat = "select max(heartbeat_at) from tocsin.list_workers()"

@@ -404,7 +404,7 @@ async def test_cancelled_before_its_thread_begins_nothing_is_done(store: tocsin.
 
 
 async def test_a_silent_server_costs_a_blocking_connection(store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tocsin.threaded.GRACE", 0.3)
+    monkeypatch.setattr("tocsin._database.blocking_connection.GRACE", 0.3)
     await store.queues.ensure("q")
     async with proxy.running(store_dsn) as server, open_connection(store_dsn) as other, other.transaction():
         await other.execute("select tocsin.enqueue('q', '1', key => 'k')")
@@ -431,7 +431,7 @@ async def test_produce_leaves_nothing_behind(store: tocsin.Store, store_dsn: str
 async def test_a_payload_that_hangs_in_the_thread_does_not_hold_up_a_cancellation(
     store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin.threaded.GRACE", 0.2)
+    monkeypatch.setattr("tocsin._database.blocking_connection.GRACE", 0.2)
     await store.queues.ensure("q")
     began, go_on = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()

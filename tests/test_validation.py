@@ -15,8 +15,8 @@ from support import PATIENCE, connect_blocking, open_connection, query
 from test_outbox import Calls, closed_gate
 
 import tocsin
+from tocsin._queue.payload import encode
 from tocsin.errors import describe_path
-from tocsin.payload import encode
 
 RULES: dict[str, dict[str, Any]] = {
     "string": {"max_string": 3},

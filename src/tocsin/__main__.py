@@ -11,7 +11,7 @@ def main() -> None:
         if find_spec(package) is None:
             sys.stderr.write(f"tocsin: the command line needs {package}: pip install 'tocsin[cli]'\n")
             sys.exit(2)
-    from .cli import run
+    from ._cli import run
 
     run()
 

@@ -53,7 +53,7 @@ import attrs
 import trio
 from psycopg.conninfo import make_conninfo
 
-from .nursery import open_nursery_bare
+from tocsin._concurrency.nursery import open_nursery_bare
 
 __all__ = ["EmbeddedServer", "ServerBusy", "ServerFailed", "StopMode", "default_directory", "serve"]
 

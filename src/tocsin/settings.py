@@ -27,10 +27,12 @@ from typing import Any
 
 import attrs
 
-from .database import clean_dsn, describe_address
-from .durations import Duration, check_count, parse_duration, to_seconds
+from tocsin._database.client import clean_dsn, describe_address
+from tocsin._database.schema import Schema
+
+from ._arguments import check_count
+from ._durations import Duration, parse_duration, to_seconds
 from .errors import ConfigError
-from .schema import Schema
 
 PREFIX = "TOCSIN_"
 """What the names of our environment variables begin with."""

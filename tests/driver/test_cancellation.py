@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tocsin.driver import TrioConnection
-from tocsin.driver import connection as driver
+from tocsin.driver import _connection as driver
 
 from . import proxy
 from .helpers import Connection, is_idle, until, until_alone, until_running, value
@@ -121,7 +121,7 @@ async def test_a_request_that_came_too_early_is_repeated(
 async def test_a_server_that_does_not_obey_costs_the_connection(
     connection: Connection, observer: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin.driver.grace.GRACE", 0.1)
+    monkeypatch.setattr("tocsin.driver._grace.GRACE", 0.1)
 
     async def not_at_all(self: Connection) -> None:
         """A cancel request that gets lost on its way."""
@@ -184,7 +184,7 @@ async def test_cancel_safe_has_a_timeout(dsn: str) -> None:
 
 
 async def test_a_silent_server_costs_the_connection_in_a_transaction(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tocsin.driver.grace.GRACE", 0.05)
+    monkeypatch.setattr("tocsin.driver._grace.GRACE", 0.05)
     async with proxy.running(dsn) as server:
         connection = await TrioConnection.connect(server.dsn())
         with trio.CancelScope() as scope:

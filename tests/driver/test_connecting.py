@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 
 from tocsin.driver import Hosts, TrioConnection
-from tocsin.driver.hosts import AVOID_FOR
+from tocsin.driver._hosts import AVOID_FOR
 
 from . import proxy
 from .helpers import Connection, open_files, value

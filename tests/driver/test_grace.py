@@ -6,7 +6,7 @@ import trio
 import trio.testing
 
 from tocsin.driver import TrioConnection
-from tocsin.driver.grace import GRACE, Grace
+from tocsin.driver._grace import GRACE, Grace
 
 from . import proxy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from tocsin.driver.lock import Lock
+from tocsin._concurrency.lock import Lock
 
 
 async def test_first_come_first_served() -> None:

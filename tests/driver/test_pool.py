@@ -18,9 +18,9 @@ from psycopg.rows import dict_row
 from psycopg.types.numeric import FloatLoader
 from psycopg.types.string import TextLoader
 
+from tocsin._concurrency.backoff import LONGEST
 from tocsin.driver import PoolClosed, PoolTimeout, TrioConnection, open_pool
 from tocsin.embedded import EmbeddedServer
-from tocsin.retry import LONGEST
 
 from .helpers import SAFETY_NET, Connection, is_idle, until_alone, value
 

@@ -9,8 +9,8 @@ import pytest
 import trio
 from cancel_sweep import cancel_sweep
 
-from tocsin.driver.prepared import Prepared, Statement
-from tocsin.nursery import open_nursery_bare
+from tocsin._concurrency.nursery import open_nursery_bare
+from tocsin.driver._prepared import Prepared, Statement
 
 from .helpers import Connection, is_idle, until_alone, until_running, value
 

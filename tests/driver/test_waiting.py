@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from psycopg.waiting import Ready, Wait
 
-from tocsin.driver import waiting
+from tocsin.driver import _waiting as waiting
 
 from .helpers import SAFETY_NET
 

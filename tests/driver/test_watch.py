@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from tocsin.driver import TrioConnection
-from tocsin.driver.watch import Watch
+from tocsin.driver._watch import Watch
 from tocsin.embedded import EmbeddedServer
 
 from . import proxy
@@ -28,7 +28,7 @@ LONG = 1000.0
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in {"ASK_AFTER": 0.05, "CONFIRM_AFTER": 0.05, "ASK_AGAIN": 0.05, "PATIENCE": LONG, "LONGEST": LONG}.items():
-        monkeypatch.setattr(f"tocsin.driver.watch.{name}", seconds)
+        monkeypatch.setattr(f"tocsin.driver._watch.{name}", seconds)
 
 
 def block() -> None:
@@ -130,7 +130,7 @@ async def test_a_client_that_cannot_send_is_silent(dsn: str) -> None:
 async def test_when_nothing_answers_it_is_given_up_and_terminated_later(
     dsn: str, observer: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin.driver.watch.PATIENCE", 0.2)
+    monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.2)
     async with proxy.running(dsn) as network:
         connection = await open_session(network.dsn())
         assert connection.session is not None
@@ -147,7 +147,7 @@ async def test_when_nothing_answers_it_is_given_up_and_terminated_later(
 
 
 async def test_a_server_that_cannot_be_reached(connection: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tocsin.driver.watch.PATIENCE", 0.2)
+    monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.2)
 
     async def ask() -> Connection:
         return await TrioConnection.connect(f"host=127.0.0.1 port={proxy.unused_port()}")
@@ -163,8 +163,8 @@ async def test_where_the_server_does_not_tell_there_is_more_time(
     connection: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch, admitted: bool
 ) -> None:
     """Behind a pooler the session is not known; or the server is full."""
-    monkeypatch.setattr("tocsin.driver.watch.PATIENCE", 0.0)
-    monkeypatch.setattr("tocsin.driver.watch.LONGEST", 0.5)
+    monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.0)
+    monkeypatch.setattr("tocsin.driver._watch.LONGEST", 0.5)
     asked = 0
 
     async def ask() -> Connection:

@@ -9,9 +9,9 @@ Nothing here knows of queues; it can be used on its own. It needs psycopg 3.3.7 
 newer, which ``psycopg[binary]`` brings.
 """
 
-from .connection import TrioConnection
-from .hosts import Hosts
-from .pool import Loan, Pool, PoolClosed, PoolStatistics, PoolTimeout, open_pool
-from .prepared import Rows
+from ._connection import TrioConnection
+from ._hosts import Hosts
+from ._pool import Loan, Pool, PoolClosed, PoolStatistics, PoolTimeout, open_pool
+from ._prepared import Rows
 
 __all__ = ["Hosts", "Loan", "Pool", "PoolClosed", "PoolStatistics", "PoolTimeout", "Rows", "TrioConnection", "open_pool"]

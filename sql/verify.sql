@@ -1,0 +1,72 @@
+-- What PostgreSQL's catalogs say of a schema that holds Tocsin: each thing by kind and name, with its definition.
+-- `verify` compares what this gives of two schemas. The parameter is the schema's name.
+
+with ours as (select oid from pg_namespace where nspname = %(schema)s),
+classes as (
+    -- without the partitions of the archive that come and go (functions/maintain.sql), and their indexes
+    select c.* from pg_class c where c.relnamespace = (select oid from ours) and not (c.relispartition and c.relname ~ '^archive_[0-9]+h_')
+),
+functions as (
+    select p.*, concat(p.proname, '(', replace(a.arguments, quote_ident(%(schema)s) || '.', ''), ')') as signature
+    from pg_proc p cross join lateral pg_get_function_identity_arguments(p.oid) a (arguments)
+    where p.pronamespace = (select oid from ours)
+),
+installer as (select c.relowner as owner from pg_class c where c.relnamespace = (select oid from ours) and c.relname = 'migrations'),
+things (name, owner, acl) as (
+    select 'schema', n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner))
+    from pg_namespace n where n.oid = (select oid from ours)
+    union all
+    select c.relname::text, c.relowner, coalesce(c.relacl, acldefault(case c.relkind when 'S' then 's'::"char" else 'r' end, c.relowner))
+    from pg_class c where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p', 'v', 'S')
+    union all
+    select c.relname || '.' || a.attname, (select owner from installer), a.attacl
+    from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    where c.relnamespace = (select oid from ours) and c.relkind in ('r', 'p', 'v')
+    union all
+    select p.signature, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)) from functions p
+)
+select 'table', c.relname::text, concat_ws(' ', c.relkind, c.relpersistence, c.reloptions::text, pg_get_partkeydef(c.oid),
+                                           pg_get_expr(c.relpartbound, c.oid), 'replica identity ' || c.relreplident::text,
+                                           case when c.relrowsecurity then 'row level security' end,
+      case when c.relforcerowsecurity then 'also for the owner' end)
+from classes c where c.relkind in ('r', 'p', 'v')
+union all
+select 'partition', c.relname::text, concat_ws(' ', c.relpersistence, c.reloptions::text, 'replica identity ' || c.relreplident::text,
+                                               case when c.relrowsecurity then 'row level security' end,
+      case when c.relforcerowsecurity then 'also for the owner' end)
+from pg_class c where c.relnamespace = (select oid from ours) and c.relkind = 'r' and c.relispartition
+union all
+select 'sequence', c.relname::text, format_type(s.seqtypid, null) || ' ' || s.seqincrement
+from classes c join pg_sequence s on s.seqrelid = c.oid
+union all
+select 'column', c.relname || '.' || a.attname,
+       concat_ws(' ', format_type(a.atttypid, a.atttypmod), case when a.attnotnull then 'not null' end, pg_get_expr(d.adbin, d.adrelid),
+                 nullif(a.attidentity, ''), nullif(a.attgenerated, ''))
+from classes c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
+where c.relkind in ('r', 'p', 'c')
+union all
+select 'constraint', c.relname || '.' || x.conname, pg_get_constraintdef(x.oid)
+from classes c join pg_constraint x on x.conrelid = c.oid
+union all
+select 'index', c.relname::text, pg_get_indexdef(c.oid) from classes c where c.relkind in ('i', 'I')
+union all
+select 'statistics', s.stxname::text, pg_get_statisticsobjdef(s.oid) from pg_statistic_ext s where s.stxnamespace = (select oid from ours)
+union all
+select 'trigger', c.relname || '.' || t.tgname, pg_get_triggerdef(t.oid) || ' ' || t.tgenabled::text
+from classes c join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
+union all
+select 'function', p.signature, pg_get_functiondef(p.oid) from functions p
+union all
+select 'enum', t.typname::text, string_agg(e.enumlabel, ', ' order by e.enumsortorder)
+from pg_type t join pg_enum e on e.enumtypid = t.oid where t.typnamespace = (select oid from ours) group by t.typname
+union all
+select 'owner', t.name, t.owner::regrole::text from things t where t.name <> 'schema' and t.owner <> (select owner from installer)
+union all
+select 'privileges', t.name, g.granted
+from things t
+cross join lateral (
+    select string_agg(concat_ws(' ', e.privilege_type, 'to', case e.grantee when 0 then 'PUBLIC' else e.grantee::regrole::text end,
+                                case when e.is_grantable then 'with grant option' end), ', ' order by e.privilege_type, e.grantee)
+    from aclexplode(t.acl) e where e.grantee <> t.owner and e.grantee <> (select owner from installer)) g (granted)
+where g.granted is not null

@@ -1,0 +1,126 @@
+"""The public names, where they come from. `tocsin` loads this module when a program uses the first of them."""
+
+from tocsin._database.roles import Roles
+from tocsin._database.verify import Difference
+from tocsin._queue.admin.dead_letters import DeadLetter, DeadLetters, LetterFilter
+from tocsin._queue.admin.messages import Delivery, MessageInfo, Messages, MessageState
+from tocsin._queue.admin.queue_settings import QueueSettings
+from tocsin._queue.admin.queues import Deleted, Purged, Queue, QueueMetrics, Queues
+from tocsin._queue.consuming.consumer import Consumer
+from tocsin._queue.consuming.signals import drain_on_signals
+from tocsin._queue.consuming.verdicts import Reject, Retry, Snooze, Verdict
+from tocsin._queue.message import Message
+from tocsin._queue.process.maintenance import Maintained
+from tocsin._queue.producing.enqueue_request import BatchOptions, MessageOptions
+from tocsin._queue.producing.producer import EnqueueOptions, Producer
+from tocsin._queue.producing.rate_limit import RateLimit
+from tocsin._queue.producing.transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
+from tocsin._queue.workers.handle import WorkerHandle, WorkerInfo, WorkerStatus
+from tocsin._queue.workers.health import QueueHealth, WorkerStats
+from tocsin._queue.workers.registry import Workers
+
+from ._store import Reclaimed, Store, StoreStatistics, StoreStats, connect
+from ._version import VERSION as __version__
+from .errors import (
+    CharacterUnsupported,
+    ConfigError,
+    ConnectionLost,
+    KeyTaken,
+    LeaseLost,
+    MessageNotFound,
+    MessageNotWaiting,
+    PayloadInvalid,
+    PayloadTooLarge,
+    PayloadUnreadable,
+    PendingMessages,
+    PermissionDenied,
+    QueueAlreadyExists,
+    QueueBusy,
+    QueueNotEmpty,
+    QueueNotFound,
+    RateLimited,
+    RoleNotFound,
+    SchemaBusy,
+    SchemaMissing,
+    SchemaOutdated,
+    StateTransitionError,
+    Suspended,
+    TocsinError,
+    WorkerNotFound,
+    WorkerStopped,
+)
+from .settings import Settings
+
+__all__ = [
+    "BatchOptions",
+    "CharacterUnsupported",
+    "ConfigError",
+    "ConnectionLost",
+    "Consumer",
+    "DeadLetter",
+    "DeadLetters",
+    "Deleted",
+    "Delivery",
+    "Difference",
+    "EnqueueOptions",
+    "KeyTaken",
+    "LeaseLost",
+    "LetterFilter",
+    "Maintained",
+    "Message",
+    "MessageInfo",
+    "MessageNotFound",
+    "MessageNotWaiting",
+    "MessageOptions",
+    "MessageState",
+    "Messages",
+    "PayloadInvalid",
+    "PayloadTooLarge",
+    "PayloadUnreadable",
+    "PendingMessages",
+    "PermissionDenied",
+    "Producer",
+    "Purged",
+    "Queue",
+    "QueueAlreadyExists",
+    "QueueBusy",
+    "QueueHealth",
+    "QueueMetrics",
+    "QueueNotEmpty",
+    "QueueNotFound",
+    "QueueSettings",
+    "Queues",
+    "RateLimit",
+    "RateLimited",
+    "Reclaimed",
+    "Reject",
+    "Retry",
+    "RoleNotFound",
+    "Roles",
+    "SchemaBusy",
+    "SchemaMissing",
+    "SchemaOutdated",
+    "Settings",
+    "Snooze",
+    "StateTransitionError",
+    "Store",
+    "StoreStatistics",
+    "StoreStats",
+    "Suspended",
+    "TocsinError",
+    "Verdict",
+    "WorkerHandle",
+    "WorkerInfo",
+    "WorkerNotFound",
+    "WorkerStats",
+    "WorkerStatus",
+    "WorkerStopped",
+    "Workers",
+    "__version__",
+    "connect",
+    "drain_on_signals",
+    "enqueue",
+    "enqueue_async",
+    "enqueue_many",
+    "enqueue_many_async",
+]

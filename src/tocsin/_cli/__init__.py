@@ -1,0 +1,52 @@
+"""The command line: one file for each group of commands, and ``program``, which runs them all."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+
+from tocsin._cli import program
+from tocsin._version import VERSION
+
+from .admin import admin
+from .completion import completion
+from .demo import demo
+from .enqueue import enqueue
+from .message import message
+from .queue import queue
+from .top import top
+from .worker import worker
+
+__all__ = ["run", "tocsin"]
+
+
+@click.group(
+    cls=program.Group,
+    examples=[
+        "tocsin queue metrics                        # is anything waiting?",
+        "tocsin worker health                        # and does anybody work on it?",
+        "tocsin worker list --queue emails           # who, where",
+        "tocsin worker suspend 42 --drain            # no more for this one, when it has finished what it has",
+        "tocsin worker resume 42",
+        "tocsin queue pause emails                   # no more for any consumer, until queue resume",
+        "tocsin queue dead-letters emails            # what has failed for good",
+        "tocsin message get 4711                     # why",
+        "tocsin queue replay emails --error timeout  # once more",
+    ],
+)
+@click.version_option(VERSION, prog_name="tocsin", message="%(prog)s %(version)s")
+def tocsin() -> None:
+    """An event-driven message queue in PostgreSQL.
+
+    Exit codes: 0 done, 1 refused or not found, 2 bad usage, 3 database unreachable, 4 unhealthy, 128 + n ended by signal n.
+    """
+
+
+for _command in (admin, queue, worker, message, enqueue, top, demo, completion):
+    tocsin.add_command(_command)
+
+
+def run() -> NoReturn:
+    """Run the command line that this process was called with, and exit."""
+    program.run(tocsin)

@@ -1,0 +1,68 @@
+"""``tocsin demo``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import trio
+
+from tocsin._database.client import describe_address
+from tocsin.embedded import default_directory, serve
+
+from .program import Command, Common, ExitCode, dsn_option, pass_common
+
+if TYPE_CHECKING:
+    from tocsin._demo.view import View
+
+
+@click.command(cls=Command, examples=["tocsin demo", "tocsin demo . --dsn postgresql:///app"])
+@click.argument("path", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Use an embedded PostgreSQL with its data here, even if there is a DSN. Its default place is $TOCSIN_DATA, or one of its own.",
+)
+@dsn_option
+@pass_common
+async def demo(common: Common, path: Path | None, data: Path | None) -> ExitCode:
+    """Hash every file below PATH through a queue, and check the outcome.
+
+    Without PATH: the standard library of this Python. The database is an embedded PostgreSQL, started for the demo and stopped after it,
+    or the one that --dsn names. There the demo uses the schemas tocsin_demo and tocsin_demo_queue, and begins by dropping what the last
+    demo has left in them.
+    """
+    from rich.console import Console
+
+    from tocsin._demo import act, files
+    from tocsin._demo.view import View
+
+    root = path or files.standard_library()
+    skipped = files.NOT_OURS if path is None else frozenset[str]()
+    paths = await trio.to_thread.run_sync(files.find, root, skipped)
+    if not paths:
+        raise click.UsageError(f"no files below {root}")
+    view = View(Console(highlight=False))
+    view.title(root, len(paths))
+    async with _server(common, data, view) as dsn:
+        report = await act.perform(dsn, root, paths, view)
+    view.report(report)
+    return ExitCode.DONE if report.good else ExitCode.REFUSED
+
+
+@asynccontextmanager
+async def _server(common: Common, data: Path | None, view: View) -> AsyncIterator[str]:
+    if data is None and (dsn := common.settings().dsn) is not None:
+        view.say("server", f"the PostgreSQL at {describe_address(dsn)}")
+        yield dsn
+        return
+    directory = data or default_directory()
+    began = trio.current_time()
+    first = not directory.exists()
+    async with serve(directory) as server:
+        how = f"{'made and started' if first else 'started'} in {trio.current_time() - began:.2f} s"
+        view.say("server", f"PostgreSQL {server.version}, embedded, {how}; its data is in {directory}")
+        yield server.dsn

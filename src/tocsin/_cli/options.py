@@ -1,0 +1,169 @@
+"""What options and arguments of several commands look like: durations, times, ids, and the question before something is destroyed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import click
+import trio
+
+from tocsin._durations import parse_duration
+
+from .render import printable
+from .streams import is_terminal
+
+R = TypeVar("R")
+
+if TYPE_CHECKING:
+    ParamType: TypeAlias = click.ParamType[Any]
+else:  # generic only in its latest versions
+    ParamType = click.ParamType
+
+
+DURATIONS = "Durations: 250ms, 1.5s, 30m, 2h, 7d, 1w; a number alone is seconds."
+"""How they are written, below the options of each command that takes one."""
+
+
+class DurationType(ParamType):
+    """A duration such as ``7d``."""
+
+    name = "duration"
+
+    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> timedelta:
+        """Parse it."""
+        if isinstance(value, timedelta):
+            return value
+        try:
+            return parse_duration(str(value))
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+
+
+class RetentionType(DurationType):
+    """A duration, or ``forever``."""
+
+    name = "duration|forever"
+
+    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Parse it."""
+        return math.inf if value in ("forever", math.inf) else super().convert(value, parameter, context)
+
+
+class MomentType(ParamType):
+    """A time with its zone."""
+
+    name = "time"
+
+    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> datetime:
+        """Parse it."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no time; expected one such as 2030-01-31T08:00:00Z", parameter, context)
+        if moment.tzinfo is None:
+            self.fail(f"{value!r} says no time zone; end it with Z, or with an offset such as +02:00", parameter, context)
+        return moment
+
+
+class KeysType(ParamType):
+    """Names of keys."""
+
+    name = "key,..."
+
+    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> list[str]:
+        """Parse them: separated by commas, or a JSON array where a key has a comma itself."""
+        if isinstance(value, list):
+            return value
+        text = str(value)
+        if not text.startswith("["):
+            return [key for key in text.split(",") if key]
+        try:
+            keys = json.loads(text)
+        except ValueError as error:
+            self.fail(f"not a JSON array: {error}", parameter, context)
+        if not all(isinstance(key, str) for key in keys):
+            self.fail("each key must be a string", parameter, context)
+        return list(keys)
+
+
+class NumberType(ParamType):
+    """A whole number within limits."""
+
+    name = "number"
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least = least
+        self._most = most
+
+    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        """Parse it."""
+        try:
+            number = int(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no whole number", parameter, context)
+        if not self._least <= number <= self._most:
+            self.fail(f"{number} is not between {self._least} and {self._most}", parameter, context)
+        return number
+
+
+DURATION = DurationType()
+RETENTION = RetentionType()
+MOMENT = MomentType()
+KEYS = KeysType()
+COUNT = NumberType(1, 2**31 - 1)
+LIMIT = NumberType(0, 2**31 - 1)
+PRIORITY = NumberType(-(2**31), 2**31 - 1)
+ID = NumberType(1, 2**63 - 1)
+
+queue_argument = click.argument("queue")
+queue_option = click.option("--queue", metavar="QUEUE", help="Only of this queue.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would go, and change nothing.")
+older_than_option = click.option("--older-than", type=DURATION, help="Only what is older than this, such as 7d.")
+limit_option = click.option("--limit", type=COUNT, default=100, show_default=True, help="Show so many at most.")
+after_option = click.option("--after", type=ID, metavar="ID", help="Go on after this id, the last one that was shown.")
+
+
+def id_argument(what: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Give a command the id of something as an argument, or as ``--id``."""
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        @functools.wraps(function)
+        def call(*args: Any, argument_id: int | None, option_id: int | None, **kwargs: Any) -> R:
+            given = {argument_id, option_id} - {None}
+            if len(given) != 1:
+                raise click.UsageError(f"say the {what}'s id once" if given else f"missing the {what}'s ID", click.get_current_context())
+            (kwargs["id"],) = given
+            return function(*args, **kwargs)
+
+        option = click.option("--id", "option_id", type=ID, metavar="ID", help=f"The {what}'s id, where it is no argument.")
+        argument = click.argument("argument_id", type=ID, required=False, metavar="[ID]")
+        return argument(option(call))
+
+    return decorate
+
+
+async def confirm(question: str, *, yes: bool) -> None:
+    """Ask at the terminal; return if the answer is yes, or was given beforehand.
+
+    Raises `click.ClickException` if it is no, or there is nobody to ask.
+    """
+    if yes:
+        return
+    if not is_terminal():
+        raise click.ClickException(
+            "there is nobody to ask on a pipe; say --yes to do it without a question, or --dry-run where there is one"
+        )
+    click.echo(f"{printable(question)} [y/N]: ", nl=False, err=True)
+    # Not a blocking read: a signal is to end the command meanwhile. A terminal is readable when there is a whole line.
+    await trio.lowlevel.wait_readable(sys.stdin.fileno())
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise click.ClickException("nothing was changed")

@@ -1,0 +1,158 @@
+"""``tocsin top``: queues and workers as they are now, on the whole screen.
+
+A frame is drawn when a queue's bell rings, but no more than ten a second; and once a second in any case. For producers ring only while a
+consumer sleeps (``sql/functions/ring.sql``), and nobody rings for what else is to be seen: messages that are handled, workers that come and
+go. So there is this one program that asks again and again; it does so only while somebody looks at it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import attrs
+import click
+import psycopg
+import trio
+
+from tocsin import ConnectionLost, QueueMetrics, Store, WorkerInfo, WorkerStatus
+from tocsin._concurrency.nursery import open_nursery_bare
+from tocsin._database.client import describe_address
+from tocsin.driver import TrioConnection
+
+from .options import DURATION
+from .program import Command, Common, on_store, pass_common
+from .queue import METRICS, NARROW_METRICS
+from .render import Screen, fit_table, open_console
+from .tables import NARROW_WORKERS, WORKERS
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+_REST = 0.1
+"""Seconds between two frames at least."""
+_LEAVE = b"qQ\x03"
+"""Keys that end it: q, Ctrl-C."""
+_OTHER_KEYS = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.)")
+"""What a terminal sends for the arrows and their like; there may be a q in it."""
+
+
+@attrs.frozen
+class Frame:
+    """What is shown at one moment."""
+
+    queues: list[QueueMetrics]
+    """All queues."""
+    workers: list[WorkerInfo]
+    """Workers that are not stopped."""
+
+
+@click.command(cls=Command, examples=["tocsin top", "tocsin top --once", "tocsin top --once --format json"])
+@click.option("--once", is_flag=True, help="Show one frame and end, as into a pipe.")
+@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Draw at least this often; without need not sooner.")
+@pass_common
+@on_store
+async def top(store: Store, screen: Screen, common: Common, *, once: bool, interval: timedelta) -> None:
+    """Show queues and workers on the whole screen, as they change. Leave it with q."""
+    if interval <= timedelta(0):
+        raise ValueError("--interval must be greater than 0")
+    if once or screen.json or not sys.stdout.isatty():
+        frame = await _look(store)
+        if screen.json:
+            screen.record(frame)
+        else:
+            screen.show(_draw(frame, open_console()))
+        return
+    where = f"{describe_address(common.settings().dsn or '')}, schema {common.settings().schema}"
+    from rich.live import Live
+
+    console = open_console()
+    with _keys(), Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+        async with open_nursery_bare() as nursery:
+            nursery.start_soon(_show, live, store, common, where, interval.total_seconds())
+            if sys.stdin.isatty():
+                await _wait_for_key()
+                nursery.cancel_scope.cancel()
+
+
+async def _look(store: Store) -> Frame:
+    workers = [w for w in await store.workers.list() if w.status != WorkerStatus.STOPPED]
+    return Frame(await store.queues.metrics(), workers)
+
+
+def _draw(frame: Frame, console: Console) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    queues = fit_table(console, frame.queues, METRICS, NARROW_METRICS) if frame.queues else Text("no queues")
+    workers = fit_table(console, frame.workers, WORKERS, NARROW_WORKERS) if frame.workers else Text("no workers")
+    return Group(queues, Text(), workers)
+
+
+async def _show(live: Live, store: Store, common: Common, where: str, interval: float) -> NoReturn:
+    """Draw frame after frame. While the database is away the last one stays, with a line that says so."""
+    from rich.console import Group
+    from rich.text import Text
+
+    frame: RenderableType = Text()
+    while True:
+        try:
+            async with _line(common) as line:
+                heard: set[str] = set()
+                while True:
+                    for channel in {q.channel for q in await store.queues.list()} - heard:
+                        await line.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(channel)))
+                        heard.add(channel)
+                    frame = _draw(await _look(store), live.console)
+                    live.update(Group(Text(f"tocsin top  {where}  (q to leave)\n", "dim"), frame), refresh=True)
+                    with trio.move_on_after(interval):
+                        await line.wait_for_notifications()
+                    await trio.sleep(_REST)
+        except (ConnectionLost, psycopg.OperationalError):
+            live.update(Group(Text(f"tocsin top  {where}  no connection, trying again (q to leave)\n", "bold red"), frame), refresh=True)
+            await trio.sleep(interval)
+
+
+@asynccontextmanager
+async def _line(common: Common) -> Any:
+    """A connection that listens."""
+    settings = common.settings()
+    line: TrioConnection[Any] = await TrioConnection.connect(settings.listen_dsn or settings.dsn or "", autocommit=True)
+    try:
+        line.add_notify_handler(lambda _: None)
+        yield line
+    finally:
+        await line.close()
+
+
+@contextmanager
+def _keys() -> Iterator[None]:
+    """Have the terminal give each key as it is pressed, Ctrl-C like the others, and show none of them."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    flags = termios.tcgetattr(terminal)
+    flags[3] &= ~(termios.ICANON | termios.ECHO | termios.ISIG)
+    termios.tcsetattr(terminal, termios.TCSADRAIN, flags)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+async def _wait_for_key() -> None:
+    """Return when a key is pressed that ends the program, or the terminal is gone."""
+    while True:
+        await trio.lowlevel.wait_readable(sys.stdin.fileno())
+        pressed = os.read(sys.stdin.fileno(), 64)
+        if not pressed or any(key in _LEAVE for key in _OTHER_KEYS.sub(b"", pressed)):
+            return

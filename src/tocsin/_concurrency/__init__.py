@@ -1,0 +1,1 @@
+"""Structured concurrency on trio that knows nothing of Tocsin: nurseries, locks, backoff."""

@@ -1,0 +1,49 @@
+"""Opening the connections of a store: what they are told on the way, and what their sessions are."""
+
+from __future__ import annotations
+
+import psycopg
+import trio
+
+from tocsin.driver import Hosts, TrioConnection
+from tocsin.driver._grace import Grace
+from tocsin.driver._watch import Watch
+
+from . import network, session
+from .client import Connection
+from .error_mapping import translate
+
+
+async def open_session(dsn: str, hosts: Hosts, address: str, grace: Grace, watch: Watch) -> Connection:
+    """Open a connection that a store is to use, and have the watch know of it.
+
+    Raises `ConnectionLost`, `ConfigError`. Cancelled, nothing is left open.
+    """
+    try:
+        connection = await open_connection(dsn, hosts)
+        watch.add(connection)  # it may fall silent in the next statement
+        try:
+            await watch.terminate_abandoned(connection)
+        except BaseException:
+            connection.finish()
+            raise
+    except psycopg.Error as error:
+        raise translate(error, address) from error
+    connection.share_grace(grace)
+    return connection
+
+
+async def open_connection(dsn: str, hosts: Hosts) -> Connection:
+    """Connect, and set the session up. Raises psycopg's errors. Cancelled, nothing is left open, at once."""
+    connection: Connection = await TrioConnection.connect(
+        network.complete(dsn), autocommit=True, fallback_application_name="tocsin", client_encoding=session.ENCODING, hosts=hosts
+    )
+    connection.share_grace(Grace(0))
+    try:
+        with trio.move_on_after(network.CONNECT_TIMEOUT):
+            await session.set_up(connection)
+            return connection
+        raise psycopg.errors.ConnectionTimeout("the server did not answer the first statement")
+    except BaseException:
+        connection.finish()
+        raise

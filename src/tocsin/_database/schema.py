@@ -1,0 +1,91 @@
+"""The schema that holds Tocsin: its name, and the SQL that defines it.
+
+The SQL files are the contract, and the only copy of it: an installed package carries them in its folder ``sql``, a checkout has
+them at its top. They name the schema ``tocsin``; installing under another name replaces the two spellings ``tocsin.`` and
+``'tocsin'`` (see the head of ``0001_tables.sql``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import attrs
+
+from tocsin.errors import ConfigError
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MAX_IDENTIFIER_BYTES = 63
+_OUR_SPELLINGS = re.compile(r"\btocsin\.|'tocsin'")
+
+
+def _check_name(schema: Schema, attribute: object, name: str) -> None:
+    if not _IDENTIFIER.fullmatch(name):
+        raise ConfigError("schema", f"{name!r} is no valid name: letters, digits and underscores, not beginning with a digit")
+    if len(name) > _MAX_IDENTIFIER_BYTES:
+        raise ConfigError("schema", f"{name!r} is {len(name)} bytes long, PostgreSQL allows {_MAX_IDENTIFIER_BYTES}")
+    if name.startswith("pg_") or name in ("public", "information_schema"):
+        raise ConfigError("schema", f"{name!r} is not Tocsin's; it needs a schema of its own")
+
+
+@attrs.frozen
+class Schema:
+    """The schema that holds Tocsin."""
+
+    name: str = attrs.field(validator=_check_name)
+    """Its name in the database."""
+
+    def render(self, text: str) -> str:
+        """Return SQL written for the schema ``tocsin`` as SQL for this one."""
+        return _OUR_SPELLINGS.sub(lambda m: f"'{self.name}'" if m[0].startswith("'") else f'"{self.name}".', text)
+
+
+@attrs.frozen
+class Migration:
+    """One file of ``sql/migrations``."""
+
+    number: int
+    """Its place in the order."""
+    name: str
+    """Its file name."""
+    text: str
+    """Its SQL, for the schema ``tocsin``."""
+
+
+def _directory() -> Traversable:
+    packaged = resources.files("tocsin") / "sql"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "sql"
+
+
+def _read(directory: str) -> list[tuple[str, str]]:
+    files = (f for f in (_directory() / directory).iterdir() if f.name.endswith(".sql"))
+    return sorted((f.name, f.read_text(encoding="utf-8")) for f in files)
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """Return the migrations that this version of Tocsin brings, in order."""
+    return tuple(Migration(int(name[:4]), name, text) for name, text in _read("migrations"))
+
+
+@cache
+def load(directory: str) -> str:
+    """Return the SQL of all files of a directory."""
+    return "\n".join(text for _, text in _read(directory))
+
+
+@cache
+def contract() -> tuple[str, str]:
+    """Return the SQL of all functions and of who may call them, and its digest."""
+    text = load("functions") + "\n" + load("security")
+    return text, hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def catalog_query() -> str:
+    """Return the statement that describes all that is in a schema."""
+    return (_directory() / "verify.sql").read_text(encoding="utf-8")

@@ -1,0 +1,86 @@
+"""The work: handlers that hash files and store the digests, and the count of them that the view shows meanwhile."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+from tocsin._queue.consuming.consumer import Consumer
+from tocsin._queue.message import Message
+from tocsin._store import Store
+
+from .files import digest
+from .tables import ADD_DIGEST, ADD_FILES
+
+QUEUE = "files"
+CONCURRENCY = 8
+_MAX_DELIVERIES = 3
+_STALLED_AFTER = 10.0
+
+
+class Progress:
+    """What the handlers have done so far, for the view and the course of the demo; the check does not rely on it."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        """How many files there are."""
+        self.finished: Counter[str] = Counter()
+        """Files that each consumer, by name, has hashed or given up."""
+        self._at_work = 0
+        self._changed = trio.Event()
+
+    @contextmanager
+    def handling(self, consumer: str, *, last: bool) -> Iterator[None]:
+        """Count a delivery that is handled in this block; a failed one counts as finished when it was the last."""
+        self._at_work += 1
+        finished = False
+        try:
+            yield
+            finished = True
+        except Exception:
+            finished = last
+            raise
+        finally:
+            self._at_work -= 1
+            self.finished[consumer] += finished
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def wait(self, count: int) -> None:
+        """Wait until so many files are finished, or nothing has happened for so long that nothing will. Cancellation is harmless."""
+        await trio.lowlevel.checkpoint()
+        while self.finished.total() < count:
+            with trio.move_on_after(_STALLED_AFTER) as patience:
+                await self._changed.wait()
+            if patience.cancelled_caught and not self._at_work:
+                return
+
+
+async def enqueue(store: Store, paths: Sequence[str]) -> None:
+    """Enqueue a message for each file, in one transaction with the table that says so. Cancelled, all of that has happened or nothing."""
+    await store.queues.ensure(QUEUE, max_deliveries=_MAX_DELIVERIES, retry_base=0.05)
+    async with store.producer(QUEUE, name="demo") as producer, store.transaction() as connection:
+        ids = await producer.enqueue_many(({"path": path} for path in paths), connection=connection)
+        await connection.execute(ADD_FILES, [ids, list(paths)])
+
+
+async def work(store: Store, consumer: Consumer, root: Path, progress: Progress) -> None:
+    """Hash files, several at a time, until the consumer is interrupted.
+
+    Raises `Suspended` then. The message of a file that cannot be read is delivered again, and becomes a dead letter in the end. Cancelled,
+    the messages at hand are released; a digest may have been stored whose message is not archived.
+    """
+    name = str(consumer.name)
+
+    async def handle(message: Message) -> None:
+        path = message.payload["path"]
+        with progress.handling(name, last=message.read_ct == _MAX_DELIVERIES):
+            sha256, size = await trio.to_thread.run_sync(digest, root, path, abandon_on_cancel=True)
+            async with store.transaction() as connection:
+                await connection.execute(ADD_DIGEST, [message.id, path, sha256, size, name])
+
+    await consumer.handle(handle, concurrency=CONCURRENCY)

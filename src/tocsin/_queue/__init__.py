@@ -1,0 +1,1 @@
+"""The queue: messages, and the five stations of their way."""

@@ -1,0 +1,1 @@
+"""Looking at queues, messages and dead letters, and changing them."""

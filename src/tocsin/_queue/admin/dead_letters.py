@@ -1,0 +1,152 @@
+"""Dead letters: looking at them, and seeing to them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal, TypedDict, Unpack
+
+import attrs
+
+from tocsin._arguments import check_count, check_id, check_queue, check_text
+from tocsin._database.client import Database
+from tocsin._durations import Duration, to_timedelta
+from tocsin.errors import MessageNotFound
+
+from .messages import Record
+
+REASONS = (
+    "its handler failed",
+    "its handler rejected it",
+    "the lease expired",
+    "its worker died",
+    "it was released after its last delivery",
+    "the message expired",
+)
+"""Why a message becomes a dead letter, as ``sql/functions`` has it."""
+
+
+@attrs.frozen(slots=False)
+class DeadLetter(Record):
+    """A message that was given up."""
+
+    state: Literal["dead"] = attrs.field(default="dead", init=False)
+    """Where it is, as `MessageInfo` says it."""
+    died_at: datetime
+    """When that was, by the server's clock."""
+    reason: str
+    """Why: "its handler failed", "the lease expired", "its worker died" or "it was released after its last delivery", each time after the
+    last delivery it had; "its handler rejected it" (`Reject`); or "the message expired"."""
+    error: str | None
+    """What the last delivery that said something said."""
+    traceback: str | None
+    """The traceback of its handler's last failure."""
+
+
+class LetterFilter(TypedDict, total=False):
+    """Which dead letters are meant, among those of the ids that are given. Without ids, the queue must be named."""
+
+    queue: str | None
+    """Those of this queue."""
+    reason: str | None
+    """Those with this reason, as `DeadLetter` lists them."""
+    error: str | None
+    """Those whose error contains this text, taken literally."""
+    older_than: Duration | None
+    """Those that died longer ago than so many seconds."""
+    limit: int | None
+    """At most so many, the oldest ids first."""
+
+
+class DeadLetters:
+    """The dead letters of a store: `Store.dead_letters`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, message_id: int) -> DeadLetter:
+        """Return a dead letter. Raises `MessageNotFound`. Cancellation leaves nothing behind."""
+        rows = await self._database.fetch("select * from tocsin.get_dead_letter(%s)", [check_id(message_id, "message_id")])
+        if not rows:
+            raise MessageNotFound(f"dead letter {message_id} does not exist", message_id=message_id)
+        return DeadLetter(*rows[0])
+
+    async def replay(self, *letters: str | int, delay: Duration | None = None, **which: Unpack[LetterFilter]) -> list[int]:
+        """Make dead letters messages again, due now or after ``delay`` seconds, and return their ids, which they keep.
+
+        Which: ``replay("emails")`` those of a queue, ``replay(4711, 4712)`` those of these ids, ``replay("emails", 4711)`` those of them
+        that are in this queue; the other arguments, as in `list`, choose among them. `archive` and `purge` take the same.
+
+        Deliveries are counted anew; key, headers, priority and history are kept; an expiry is not. Of two replays of one letter at the same
+        time, one returns its id. Ids that are no dead letters are left out.
+
+        A letter whose key another unfinished message has by now cannot be replayed: one that is named by its id is refused with `KeyTaken`
+        (then none is replayed), others are passed over. Also raises `QueueNotFound`, `ValueError`. Cancelled, all are replayed or none.
+        """
+        parameters = [*_parameters(letters, which), to_timedelta(delay, "delay", zero=True)]
+        (replayed,) = await self._database.fetch_one("select tocsin.replay(%s::bigint[], %s, %s, %s, %s, %s, %s)", parameters)
+        return list(replayed)
+
+    async def archive(self, *letters: str | int, **which: Unpack[LetterFilter]) -> int:
+        """Move dead letters that have been seen to into the archive; return how many that were.
+
+        Where the queue's ``retention`` is 0, nothing is kept of them.
+
+        Raises `QueueNotFound`, `ValueError`. Cancelled, all are moved or none.
+        """
+        return await self._count("tocsin.archive_dead_letters(%s::bigint[], %s, %s, %s, %s, %s)", _parameters(letters, which))
+
+    async def purge(self, *letters: str | int, dry_run: bool = False, **which: Unpack[LetterFilter]) -> int:
+        """Delete dead letters for good; return how many that were or, with ``dry_run``, would be.
+
+        Raises `QueueNotFound`, `ValueError`. Cancelled, all are deleted or none.
+        """
+        parameters = [*_parameters(letters, which), dry_run]
+        return await self._count("tocsin.purge_dead_letters(%s::bigint[], %s, %s, %s, %s, %s, %s)", parameters)
+
+    async def _count(self, call: str, parameters: list[object]) -> int:
+        (count,) = await self._database.fetch_one(f"select {call}", parameters)
+        return int(count)
+
+    async def list(
+        self,
+        queue: str,
+        *,
+        reason: str | None = None,
+        error: str | None = None,
+        older_than: Duration | None = None,
+        limit: int = 100,
+        after: int | None = None,
+    ) -> list[DeadLetter]:
+        """Return dead letters of a queue, by id; the filters are those of `LetterFilter` (``older_than`` in seconds).
+
+        The next page is what comes ``after`` the last one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
+        """
+        meant = _parameters((queue,), {"reason": reason, "error": error, "older_than": older_than, "limit": limit})
+        rows = await self._database.fetch(
+            "select * from tocsin.list_dead_letters(%s, %s, %s, %s, %s, %s)",
+            [*meant[1:], None if after is None else check_id(after, "after")],
+        )
+        return [DeadLetter(*row) for row in rows]
+
+
+def _parameters(letters: tuple[str | int, ...], which: LetterFilter) -> list[object]:
+    """The first parameters of the functions in ``dead_letters.sql``. ``letters``: a queue's name, ids, or both."""
+    if unknown := which.keys() - LetterFilter.__annotations__.keys():
+        raise TypeError(f"{', '.join(sorted(unknown))}: there is no such filter; there are {', '.join(LetterFilter.__annotations__)}")
+    queue, reason, error = which.get("queue"), which.get("reason"), which.get("error")
+    ids: tuple[Any, ...] = letters
+    if letters and isinstance(letters[0], str):
+        if queue is not None:
+            raise TypeError("name the queue once")
+        queue, ids = letters[0], letters[1:]
+    if not ids and queue is None:
+        raise ValueError("name a queue, or dead letters by their ids")
+    limit = which.get("limit")
+    return [
+        [check_id(i, "id") for i in ids] or None,
+        None if queue is None else check_queue(queue),
+        None if reason is None else check_text(reason, "reason"),
+        None if error is None else check_text(error, "error"),
+        to_timedelta(which.get("older_than"), "older_than", zero=True),
+        None if limit is None else check_count(limit, "limit"),
+    ]

@@ -1,0 +1,1 @@
+"""Consuming: claims, leases, runs, handlers and settlement."""

@@ -1,0 +1,77 @@
+"""What the log says of deliveries that have failed: by whose error, and whether the message comes back and when."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+from tocsin._queue.message import Message
+
+from .failure import Failure
+
+logger = logging.getLogger("tocsin")
+
+UNANSWERED = "the database has not answered; it comes back when its lease ends"
+"""The outcome when the run ends before the database has told one."""
+
+SETTLED_ELSEWHERE = "it is settled, by a transaction of the handler's"
+"""The outcome when the handler has settled the message before it failed."""
+
+
+def log_outcomes(
+    name: str, failed: Sequence[tuple[Message, Failure]], outcomes: Sequence[float | str | None], *, batches: bool = False
+) -> None:
+    """Log what has failed and what has become of it, in one line for each call of the handler.
+
+    ``outcomes`` are as ``tocsin.fail`` returns them, or texts.
+    """
+    for _, group in groupby(zip(failed, outcomes, strict=True), key=lambda item: id(item[0][1])):
+        members = list(group)
+        (_, failure), _ = members[0]
+        log_failure(name, failure, [m for (m, _), _ in members], _summarize([o for _, o in members]), batches=batches)
+
+
+def log_failure(name: str, failure: Failure, messages: Sequence[Message], outcome: str, *, batches: bool = False) -> None:
+    """Log that a call of the handler of this name has failed, and what has become of its messages."""
+    first = messages[0]
+    fields: dict[str, object] = {"queue": first.queue}
+    if batches:
+        what = f"messages {', '.join(str(m.id) for m in messages)}"
+    else:
+        what = f"message {first.id}, delivery {first.read_ct}"
+        fields |= {"message_id": first.id, "delivery": first.read_ct}
+    match failure.verdict:
+        case "snoozed":
+            logger.info("%s snoozed %s; %s", name, what, outcome, extra=fields)
+        case "rejected":
+            logger.warning("%s rejected %s: %s; %s", name, what, failure.text, outcome, extra=fields)
+        case "failed":
+            said = "%s failed with %s: %s; %s"
+            logger.warning(said, name, what, failure.text, outcome, exc_info=failure.loggable, extra=fields)
+
+
+def _summarize(outcomes: Sequence[float | str | None]) -> str:
+    if len(outcomes) == 1:
+        return _describe(outcomes[0])
+    delays = sorted(o for o in outcomes if isinstance(o, float) and o != math.inf)
+    dead, gone = outcomes.count(math.inf), outcomes.count(None)
+    parts = [o for o in outcomes[:1] if isinstance(o, str)]
+    if delays:
+        parts.append(f"{len(delays)} come back in {delays[0]:.1f} to {delays[-1]:.1f} s")
+    if dead:
+        parts.append(f"{dead} are dead letters now")
+    if gone:
+        parts.append(f"the leases of {gone} were gone, so they have come back already")
+    return ", ".join(parts)
+
+
+def _describe(outcome: float | str | None) -> str:
+    if isinstance(outcome, str):
+        return outcome
+    if outcome is None:
+        return "its lease was gone, so it has come back already"
+    if outcome == math.inf:
+        return "it is a dead letter now"
+    return f"it comes back in {outcome:.1f} s" if outcome else "it comes back at once"

@@ -1,0 +1,98 @@
+"""The messages that a run has claimed ahead of its handlers, so that these need not wait for the next claim.
+
+There may be as many as the handlers will finish while two statements are under way, going by what they have finished since the last claim
+began; but never more than they finish in `HORIZON`. So slow handlers have nothing claimed ahead, and other consumers can take the next
+message at once. What still waits after `PATIENCE`, because handlers have become slow, is to be given back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from tocsin._queue.message import Message
+
+from .claimed_batch import Parcel
+
+HORIZON = 0.02
+"""Seconds of work that may be claimed ahead."""
+PATIENCE = 0.25
+"""Seconds after which it is found that messages have been waiting for this long or longer, and not for twice as long."""
+MOST = 1000
+"""Messages that may be claimed ahead at most."""
+
+
+class Ahead:
+    """See the module. Times are of `trio.current_time`."""
+
+    def __init__(self) -> None:
+        self.finished = 0
+        """Messages that handlers have finished since the last claim began."""
+        self.check_at = math.inf
+        """When to look whether messages have been waiting for too long."""
+        self._parcels: deque[Parcel] = deque()
+        self._put_back: list[Message] = []
+        self._waiting = 0
+        self._claim_began = -math.inf
+        self._taken = 0
+        self._marked = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def room(self, now: float) -> int:
+        """Return how many more there may be."""
+        elapsed = now - self._claim_began
+        allowed = 2 * self.finished
+        if elapsed > HORIZON:
+            allowed = int(allowed * HORIZON / elapsed)
+        return min(allowed, MOST) - self._waiting
+
+    def claim_begins(self, now: float) -> None:
+        """Note that the next claim is sent."""
+        self._claim_began = now
+        self.finished = 0
+
+    def add(self, parcel: Parcel, now: float) -> None:
+        """Add what was claimed now."""
+        self._parcels.append(parcel)
+        self._waiting += len(parcel)
+        if self.check_at == math.inf:
+            self._mark(now)
+
+    def take(self, count: int) -> list[Message]:
+        """Take this many for a handler, or fewer."""
+        taken = self._put_back[:count]
+        del self._put_back[:count]
+        while len(taken) < count and self._parcels:
+            taken += self._parcels[0].take(count - len(taken))
+            if not self._parcels[0]:
+                self._parcels.popleft()
+        self._taken += len(taken)
+        self._waiting -= len(taken)
+        return taken
+
+    def take_all(self) -> list[Message]:
+        """Take all, to give them back."""
+        self.check_at = math.inf
+        return self.take(self._waiting)
+
+    def put_back(self, messages: list[Message]) -> None:
+        """Have these again, which were taken and could not be given back: that is to be tried again."""
+        self._put_back = messages + self._put_back
+        self._waiting += len(messages)
+        self._taken -= len(messages)
+        self.check_at = -math.inf
+
+    def waited_too_long(self, now: float) -> bool:
+        """Tell whether there are messages that were there `PATIENCE` ago."""
+        if now < self.check_at:
+            return False
+        if self._waiting and self._taken < self._marked:
+            return True
+        self._mark(now)
+        return False
+
+    def _mark(self, now: float) -> None:
+        self._marked = self._taken + self._waiting
+        self.check_at = now + PATIENCE if self._waiting else math.inf

@@ -1,0 +1,191 @@
+"""Drafts: what is to be enqueued, checked, and written as PostgreSQL reads it.
+
+Every way of enqueueing goes through here before anything is sent: one message or a batch, on whatever connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from itertools import chain, islice
+from typing import TypeAlias, TypedDict
+
+import attrs
+
+from tocsin._arguments import check_count, check_key, check_priority, check_queue
+from tocsin._durations import Duration, to_timedelta, write_due, write_interval
+from tocsin._queue.payload import encode
+
+ENQUEUE = "select tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
+"""One message; takes `Draft.parameters`."""
+ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
+"""A part of a batch; takes what `Batch.statements` gives."""
+_CHUNK = 2000
+"""Most payloads in one statement of a large batch; a batch is one transaction, whatever its size."""
+_CHUNK_SIZE = 1 << 24
+"""Such a statement takes no further payload when it has this many characters, for PostgreSQL's JSON arrays end at 256 MB."""
+
+Parameters: TypeAlias = list[str | None]
+
+
+class BatchOptions(TypedDict, total=False):
+    """The options that all payloads of a batch share; `tocsin.Producer.enqueue` says what they mean."""
+
+    delay: Duration | None
+    at: datetime | None
+    priority: int
+    headers: object
+    expires_in: Duration | None
+    max_deliveries: int | None
+
+
+class MessageOptions(BatchOptions, total=False):
+    """The options of one message; `tocsin.Producer.enqueue` says what they mean."""
+
+    key: str | None
+
+
+@attrs.define
+class Draft:
+    """A message that is to be enqueued: the arguments of ``tocsin.enqueue`` after the queue, as PostgreSQL reads them."""
+
+    payload: str
+    """JSON."""
+    delay: str | None
+    """Interval from now until it is due."""
+    at: str | None
+    """Time at which it is due."""
+    priority: str
+    """Integer; smaller ones first."""
+    headers: str | None
+    """JSON."""
+    key: str | None
+    """At most one unfinished message has it."""
+    expires_in: str | None
+    """Interval from now until it must have been delivered."""
+    max_deliveries: str | None
+    """Integer; goes before the queue's."""
+    worker_id: str | None
+    """Integer; the producer's."""
+
+    def parameters(self, queue: str) -> Parameters:
+        """Return the arguments of ``tocsin.enqueue``."""
+        return [
+            check_queue(queue),
+            self.payload,
+            self.delay,
+            self.at,
+            self.priority,
+            self.headers,
+            self.key,
+            self.expires_in,
+            self.max_deliveries,
+            self.worker_id,
+        ]
+
+    def to_json(self) -> str:
+        """Return it as a member of the array that ``tocsin.enqueue_each`` takes; without the key."""
+        parts = ['{"payload":', self.payload, ',"priority":', self.priority]
+        if self.delay is not None:
+            parts += ',"delay":"', self.delay, '"'
+        if self.at is not None:
+            parts += ',"at":"', self.at, '"'
+        if self.headers is not None:
+            parts += ',"headers":', self.headers
+        if self.expires_in is not None:
+            parts += ',"expires_in":"', self.expires_in, '"'
+        if self.max_deliveries is not None:
+            parts += ',"max_deliveries":', self.max_deliveries
+        if self.worker_id is not None:
+            parts += ',"worker_id":', self.worker_id
+        parts.append("}")
+        return "".join(parts)
+
+
+def draft_message(
+    payload: object,
+    *,
+    delay: Duration | None = None,
+    at: datetime | None = None,
+    priority: int = 0,
+    headers: object = None,
+    key: str | None = None,
+    expires_in: Duration | None = None,
+    max_deliveries: int | None = None,
+    worker_id: int | None = None,
+) -> Draft:
+    """Write a message. Raises `PayloadInvalid`, `ValueError`, `TypeError`."""
+    due_in, due_at = write_due(delay, at)
+    lasts = to_timedelta(expires_in, "expires_in")
+    return Draft(
+        encode(payload),
+        due_in,
+        due_at,
+        str(check_priority(priority)),
+        None if headers is None else encode(headers),
+        check_key(key),
+        None if lasts is None else write_interval(lasts),
+        None if max_deliveries is None else str(check_count(max_deliveries, "max_deliveries")),
+        None if worker_id is None else str(worker_id),
+    )
+
+
+class Batch:
+    """Payloads that are enqueued all or none, with the same options, in as many statements as it takes. It can be sent once.
+
+    The payloads of the first two statements are written at once, the others when their turn comes. Raises `PayloadInvalid` with the
+    index, `ValueError`, `TypeError`, and what the iterable raises.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        payloads: Iterable[object],
+        *,
+        delay: Duration | None = None,
+        at: datetime | None = None,
+        priority: int = 0,
+        headers: object = None,
+        expires_in: Duration | None = None,
+        max_deliveries: int | None = None,
+        worker_id: int | None = None,
+    ) -> None:
+        self._queue = check_queue(queue)
+        self._model = draft_message(
+            None,
+            delay=delay,
+            at=at,
+            priority=priority,
+            headers=headers,
+            expires_in=expires_in,
+            max_deliveries=max_deliveries,
+            worker_id=worker_id,
+        )
+        self.count = 0
+        """How many payloads have been written by now."""
+        chunks = self._write_chunks(payloads)
+        written = list(islice(chunks, 2))
+        self.one_statement = len(written) == 1
+        """Whether one statement takes it all."""
+        self._chunks = chain(written, chunks)
+
+    def statements(self) -> Iterator[Parameters]:
+        """Yield the arguments of ``tocsin.enqueue_many`` for each statement; there is at least one."""
+        m = self._model
+        for start, texts in self._chunks:
+            yield [self._queue, texts, m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id, str(start)]
+
+    def _write_chunks(self, payloads: Iterable[object]) -> Iterator[tuple[int, str]]:
+        """Yield the payloads as JSON arrays, one for each statement, each with the index of its first payload."""
+        texts: list[str] = []
+        start, size = 0, 0
+        for index, payload in enumerate(payloads):
+            if len(texts) == _CHUNK or size >= _CHUNK_SIZE:
+                yield start, f"[{','.join(texts)}]"
+                texts.clear()
+                start, size = index, 0
+            text = encode(payload, index)
+            texts.append(text)
+            self.count = index + 1
+            size += len(text)
+        yield start, f"[{','.join(texts)}]"

@@ -1,0 +1,1 @@
+"""Workers: their registration by this process, and the registry of all of them."""

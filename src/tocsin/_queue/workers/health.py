@@ -1,0 +1,75 @@
+"""How workers and queues are: what `Workers.stats` and `Workers.health` say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from .handle import WorkerStatus
+
+MAX_AGE = 30.0
+"""Seconds without a sign of life after which a worker counts as unhealthy."""
+
+
+@attrs.frozen
+class WorkerStats:
+    """The registry, or one queue's part of it, in figures."""
+
+    total: int
+    """How many workers there are."""
+    by_status: dict[WorkerStatus, int]
+    """How many of them are in each state."""
+    by_kind: dict[str, int]
+    """How many of them are of each kind: ``"producer"``, ``"consumer"``."""
+    held: int
+    """How many messages they hold."""
+    oldest_heartbeat_age: float | None
+    """Seconds since the last sign of life of the one that has been silent for longest, stopped ones left out; None when there is none."""
+
+
+@attrs.frozen
+class QueueHealth:
+    """How a queue and its workers are."""
+
+    queue: str
+    """Name of the queue."""
+    healthy: bool
+    """Whether there is no problem."""
+    problems: tuple[str, ...]
+    """What is wrong, in words."""
+    consumers: int
+    """How many consumers take messages: they are ready or polling, and have given a sign of life."""
+    unhealthy_workers: tuple[int, ...]
+    """Ids of the workers that are not stopped and have given no sign of life for too long."""
+    suspended_workers: tuple[int, ...]
+    """Ids of the consumers that are interrupted or suspended; no problem by itself."""
+    ready: int
+    """How many messages could be claimed now, counted up to 10,000."""
+    oldest_ready_age: float | None
+    """For how many seconds the one that has waited longest could have been claimed; None when there is none."""
+    paused_for: float | None
+    """For how many seconds the queue has been paused; no problem by itself, also when messages wait. None: it is not."""
+    running_worker_id: int | None = None
+    """Id of the worker that has been at one message for longest; None when no worker holds any."""
+    running_message_id: int | None = None
+    """Id of that message."""
+    running_for: float | None = None
+    """For how many seconds."""
+
+
+def suspicious_after(vt: float) -> float:
+    """Return after how many seconds a handler may hang: ten visibility timeouts, but at least five minutes and at most an hour.
+
+    ``tocsin.queue_health`` has the same rule.
+    """
+    return max(300.0, min(3600.0, 10 * vt))
+
+
+def read_health(row: tuple[Any, ...]) -> QueueHealth:
+    """Return what a row of ``tocsin.queue_health`` says."""
+    return QueueHealth(*map(_read_value, row))
+
+
+def _read_value(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,323 @@
+"""The store: a database with Tocsin in it, and everything that can be done there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Final, Unpack
+
+import attrs
+import trio
+
+from tocsin import settings
+from tocsin._concurrency.nursery import open_nursery_bare
+from tocsin._database import install, session
+from tocsin._database.caller_connection import AnyConnection
+from tocsin._database.client import Connection, Database, describe_address
+from tocsin._database.connect import open_connection, open_session
+from tocsin._database.roles import Roles
+from tocsin._database.schema import Schema
+from tocsin._database.transaction_limit import TransactionLimit
+from tocsin._database.verify import Difference, verify
+from tocsin._queue.admin.dead_letters import DeadLetters
+from tocsin._queue.admin.messages import Messages
+from tocsin._queue.admin.queues import Queues
+from tocsin._queue.consuming.consumer import Consumer
+from tocsin._queue.process.bell import Bell
+from tocsin._queue.process.maintenance import Maintained, Maintenance, maintain
+from tocsin._queue.process.process import Process
+from tocsin._queue.producing.batcher import Outbox
+from tocsin._queue.producing.enqueue_request import BatchOptions
+from tocsin._queue.producing.producer import EnqueueOptions, Producer, Sender
+from tocsin._queue.producing.rate_limit import RateLimit
+from tocsin._queue.workers.handle import WorkerStatus
+from tocsin._queue.workers.registration import registered
+from tocsin._queue.workers.registry import Workers
+from tocsin.driver._grace import Grace
+from tocsin.driver._watch import Watch
+
+from ._arguments import check_text
+from ._durations import Duration
+from .driver import Hosts, PoolStatistics, open_pool
+from .errors import ConnectionLost
+
+RECONNECT_FOR: Final = 1.0
+"""How long, in seconds, a store without any connection tries to open one before its caller gets `ConnectionLost`.
+
+Long enough for the server to end the session of a connection that was just closed, which counts against its limits until then. Callers that
+are to outlive an outage try again, as Tocsin's own tasks do.
+"""
+
+
+@attrs.frozen
+class StoreStatistics:
+    """What this process's side of a store has and did, at one moment."""
+
+    pool: PoolStatistics
+    """The pool of connections."""
+    listening: bool
+    """Whether the LISTEN connection is up."""
+    deaf: bool
+    """Whether LISTEN does not work here, so that messages wait for the heartbeat."""
+    rings: int
+    """Notifications of messages that came in."""
+    heartbeats: int
+    """Heartbeats sent."""
+    unanswered_for: float | None
+    """Seconds for which the statement that has waited longest has had no answer; None when no statement is under way."""
+    failing_for: float | None
+    """Seconds for which no statement on a connection of the pool has succeeded and some have failed; None while they succeed."""
+    silenced: int
+    """Connections closed since the start because they had fallen silent."""
+
+
+@attrs.frozen
+class Reclaimed:
+    """What `Store.reclaim` has taken back."""
+
+    workers: int
+    """Workers whose process is dead, and that were stopped."""
+    messages: int
+    """Messages that they held, or whose lease had lapsed."""
+
+
+@attrs.frozen
+class StoreStats:
+    """What is in the whole store, of all processes."""
+
+    queues: int
+    """Queues."""
+    workers: dict[WorkerStatus, int]
+    """Workers in each state."""
+    ready: int
+    """Messages that can be claimed."""
+    delayed: int
+    """Messages that are due later."""
+    leased: int
+    """Messages that are being handled."""
+    dead: int
+    """Dead letters."""
+    archived: int
+    """Messages in the archive."""
+    processes: int
+    """Processes that are registered."""
+    version: int
+    """Number of the last migration of the schema."""
+    exact: bool
+    """Whether the counts of messages and dead letters are exact; see `QueueMetrics.exact`."""
+
+
+class Store:
+    """Made by `connect`; its members do not outlive that block."""
+
+    queues: Queues
+    """Creating, finding and pausing queues."""
+    workers: Workers
+    """The registry of workers, and handles to any of them by id."""
+    messages: Messages
+    """Looking at messages, finished or not, and changing those that wait."""
+    dead_letters: DeadLetters
+    """Looking at dead letters, replaying, archiving and purging them."""
+
+    def __init__(self, database: Database, process: Process, bell: Bell, outbox: Outbox, watches: Collection[Watch]) -> None:
+        self._database = database
+        self._process = process
+        self._bell = bell
+        self._outbox = outbox
+        self._transactions = TransactionLimit(database.pool)
+        self._watches = watches
+        self.queues = Queues(database)
+        self.workers = Workers(database)
+        self.messages = Messages(database)
+        self.dead_letters = DeadLetters(database)
+
+    async def install(self, *, roles: bool | Roles = False) -> None:
+        """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.
+
+        With ``roles``, let other database roles than the schema's owner use it: those named, or with True the usual three. Missing ones are
+        created, and what was changed about their privileges by hand is put right. Without, those that were let in before stay so.
+
+        An upgrade waits a quarter of a second for each lock, and is then tried again, so that producers and consumers go on when it
+        meets a long transaction. Raises `TocsinError` when the schema is newer than this version, or holds something else, `SchemaBusy`
+        when transactions that use it do not end for half a minute, and `PermissionDenied` when roles are to be created by one who may not
+        (CREATEROLE). Cancelled, nothing has changed.
+        """
+        wanted = Roles() if roles is True else roles or None
+        async with self._database.connection() as connection:
+            await install.install(connection, self._database.schema, wanted)
+
+    async def verify(self) -> tuple[Difference, ...]:
+        """Return each difference between what is installed and what this version installs; none when all is well.
+
+        Raises `SchemaMissing`, `SchemaOutdated`. Changes nothing, cancelled or not.
+        """
+        async with self._database.connection() as connection:
+            return await verify(connection, self._database.schema)
+
+    async def uninstall(self) -> None:
+        """Drop the schema with all queues and messages. Raises `SchemaMissing`, `SchemaBusy`. Cancelled, it is dropped or not."""
+        async with self._database.connection() as connection:
+            await install.uninstall(connection, self._database.schema)
+
+    async def reclaim(self) -> Reclaimed:
+        """Declare dead who is dead, and take back what they held and what lapsed leases hold, without waiting for the next heartbeat.
+
+        Consumers do that by themselves. Nobody is declared dead in the first ten seconds of a server, in which the living are still
+        reconnecting. When no process has been there since it came up, those count from the first call: call it again after them.
+
+        Raises `ConnectionLost`. It works in short transactions; cancelled, part of it is done.
+        """
+        reclaimed = Reclaimed(0, 0)
+        more = True
+        while more:
+            workers, messages, more = await self._database.fetch_one("select * from tocsin.reclaim()")
+            reclaimed = Reclaimed(reclaimed.workers + workers, reclaimed.messages + messages)
+        return reclaimed
+
+    async def maintain(self) -> Maintained:
+        """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
+
+        Any process that consumes does it once a minute; this is for cron, where none does. When another session is at it, that one does it,
+        and nothing is done here. Raises `SchemaMissing`, `SchemaOutdated`, `ConnectionLost`. Cancelled, part of it is done.
+        """
+        return await maintain(self._database)
+
+    def producer(
+        self, queue: str, *, name: str | None = None, rate_limit: RateLimit | None = None
+    ) -> AbstractAsyncContextManager[Producer]:
+        """Register a producer for as long as the block lasts. With a ``rate_limit`` it enqueues so much in a second and no more.
+
+        Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`,
+        `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
+        """
+        producer = Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name), rate_limit)
+        return registered(producer)
+
+    def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
+        """Register a consumer for as long as the block lasts; raises what `producer` raises.
+
+        However the block ends, cancelled or not, what it holds is released, and the registration ends with it.
+        """
+        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)))
+
+    async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
+        """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`.
+
+        Raises and, cancelled, leaves behind what that does.
+        """
+        return await Sender(self._database, self._outbox, queue).enqueue(payload, **options)
+
+    async def produce_many(
+        self, queue: str, payloads: Iterable[object], *, connection: AnyConnection | None = None, **options: Unpack[BatchOptions]
+    ) -> list[int]:
+        """Enqueue all of the payloads or none, without registering a producer; the options are those of `Producer.enqueue_many`.
+
+        Raises and, cancelled, leaves behind what that does.
+        """
+        return await Sender(self._database, self._outbox, queue).enqueue_many(payloads, connection=connection, **options)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Lend a connection in a transaction, for your own statements and as ``connection=`` of `Producer.enqueue`.
+
+        Commits at the end of the block; rolls back when it raises or is cancelled. At most ``pool_size - 1`` at a time, or one fewer than
+        the server gives connections, others wait: so there is always a connection left for what the block itself asks of the store, and for
+        keeping leases. What the block sets on the connection and for its session (a role, a timeout, a row factory) ends with it. Raises
+        `ConnectionLost`.
+        """
+        async with self._transactions, self._database.connection(lent=True) as connection, connection.transaction():
+            await session.lend(connection)
+            yield connection
+
+    async def stats(self) -> StoreStats:
+        """Return what is in the whole store. Takes for each queue what `Queues.metrics` takes.
+
+        Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind.
+        """
+        (queues, by_status, *others) = await self._database.fetch_one("select * from tocsin.store_stats()")
+        return StoreStats(queues, {status: by_status.get(status, 0) for status in WorkerStatus}, *others)
+
+    def statistics(self) -> StoreStatistics:
+        """Return what this process's side of the store has and did."""
+        process = self._process
+        since = min(watch.waiting_since for watch in self._watches)
+        return StoreStatistics(
+            pool=self._database.pool.statistics(),
+            listening=process.connected,
+            deaf=process.deaf,
+            rings=process.rings,
+            heartbeats=process.heartbeats,
+            unanswered_for=None if since == math.inf else trio.current_time() - since,
+            failing_for=self._database.failing_for,
+            silenced=sum(watch.dropped for watch in self._watches),
+        )
+
+
+def _check_worker_name(name: str | None) -> str | None:
+    if name == "":
+        raise ValueError("name must not be empty")
+    return None if name is None else check_text(name, "name")
+
+
+@asynccontextmanager
+async def connect(
+    dsn: str | None = None,
+    *,
+    schema: str | None = None,
+    listen_dsn: str | None = None,
+    pool_size: int | None = None,
+    heartbeat: Duration | None = None,
+) -> AsyncIterator[Store]:
+    """Connect to a database, for as long as the block lasts.
+
+    ``dsn`` is a PostgreSQL connection string; without one libpq's environment (``PGHOST`` and so on) counts. ``listen_dsn`` is for the
+    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` (``tocsin``) is where Tocsin is, or is to be installed. At most
+    ``pool_size`` (8) connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` (2) is the
+    interval of the one periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
+
+    What is not given is taken from the environment (``TOCSIN_DSN``, ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]``
+    of a TOML file, else it is the default: see `tocsin.settings`. (A ``listen_dsn`` from a weaker source than the ``dsn`` does not apply.)
+
+    Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not, its connections are closed.
+    """
+    chosen = settings.load(dsn, schema=schema, listen_dsn=listen_dsn, pool_size=pool_size, heartbeat=heartbeat)
+    address = describe_address(chosen.dsn or "")
+    listen_address = address if chosen.listen_dsn is None else describe_address(chosen.listen_dsn)
+
+    grace = Grace()
+    hosts = Hosts()
+    watch = Watch(partial(open_connection, chosen.dsn or "", hosts))
+    line_watch = watch if chosen.listen_dsn is None else Watch(partial(open_connection, chosen.listen_dsn, hosts))
+
+    async def open_pooled() -> Connection:
+        return await open_session(chosen.dsn or "", hosts, address, grace, watch)
+
+    async def open_line() -> Connection:
+        return await open_session(chosen.listen_dsn or chosen.dsn or "", hosts, listen_address, grace, line_watch)
+
+    async with open_pool(
+        open_pooled,
+        min_size=1,
+        max_size=chosen.pool_size,
+        reconnect_timeout=RECONNECT_FOR,
+        reconnect_on=ConnectionLost,
+        reset=session.reset,
+    ) as pool:
+        database = Database(pool, Schema(chosen.schema), address, grace, watch, open_pooled)
+        bell = Bell()
+        maintenance = Maintenance(database)
+        process = Process(database, open_line, bell, chosen.heartbeat, maintenance.become_due)
+        async with open_nursery_bare() as nursery:
+            nursery.start_soon(watch.run)
+            if line_watch is not watch:
+                nursery.start_soon(line_watch.run)
+            nursery.start_soon(process.run)
+            nursery.start_soon(maintenance.run)
+            outbox = Outbox(database, nursery)
+            try:
+                yield Store(database, process, bell, outbox, {watch, line_watch})
+            finally:
+                outbox.close()
+            nursery.cancel_scope.cancel()
