@@ -12,7 +12,7 @@ import trio.testing
 from psycopg import sql
 
 import tocsin
-from tocsin._database.schema import contract
+from tocsin._database.schema import functions
 from tocsin._queue.consuming.failure import Failure
 from tocsin.driver import TrioConnection
 
@@ -49,7 +49,7 @@ async def move_clock(dsn: str, seconds: float) -> None:
         await connection.execute("select tocsin.ring(id) from tocsin.queues")
 
 
-assert "tocsin.clock()" in contract()[0]
+assert "tocsin.clock()" in functions()
 
 
 def failed_with(text: str) -> Failure:

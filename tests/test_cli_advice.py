@@ -44,6 +44,7 @@ ADVISED: list[tocsin.TocsinError] = [
     tocsin.SchemaBusy("tocsin"),
     tocsin.SchemaMissing("tocsin"),
     tocsin.SchemaMissing("elsewhere"),
+    tocsin.SchemaNewer("tocsin", 3, 1, 2),
     tocsin.SchemaOutdated("tocsin", 0, 1),
     tocsin.SchemaOutdated("tocsin", 1, 1),
     tocsin.ConnectionLost("localhost:5432", "refused"),

@@ -27,7 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import PATIENCE, connect_blocking, open_connection, query
 
 import tocsin
-from tocsin._database.schema import contract
+from tocsin._database.schema import functions
 
 # Search paths
 
@@ -123,7 +123,7 @@ def occupy(connection: psycopg.Connection[Any]) -> int:
             return
         made += 1
 
-    words = sorted(set(re.findall(r"[a-z_]{2,}", contract()[0])))
+    words = sorted(set(re.findall(r"[a-z_]{2,}", functions())))
     raises = "language plpgsql as $$ begin perform evil.raise(); end $$"
     for name, arguments, result in connection.execute(
         "select proname::text, pg_get_function_identity_arguments(oid), pg_get_function_result(oid) from pg_catalog.pg_proc "

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
+from functools import partial
+from pathlib import Path
+
 import pytest
 import trio
 from support import PATIENCE, open_connection, query
@@ -9,6 +13,8 @@ from support import PATIENCE, open_connection, query
 import tocsin
 from tocsin._database import install
 from tocsin._database import schema as schemas
+
+ROOT = Path(__file__).parents[1]
 
 
 async def test_install_is_idempotent_and_verified(dsn: str) -> None:
@@ -184,10 +190,56 @@ async def test_missing_and_outdated_say_what_to_run(dsn: str) -> None:
         assert await store.queues.list() == []
 
 
-async def test_newer_schema_is_left_alone(store: tocsin.Store, store_dsn: str) -> None:
-    await query(store_dsn, "insert into tocsin.migrations (number, name) values (9999, 'from the future')")
-    with pytest.raises(tocsin.TocsinError, match="upgrade Tocsin"):
+NEWER = "update tocsin.contract set version = version + 2, serves = version + {serves}, digest = 'of a newer version'"
+ABOUT = "select version, serves, digest from tocsin.contract"
+
+
+async def test_a_newer_schema_that_serves_this_package_is_left_alone_and_used(dsn: str) -> None:
+    async with tocsin.connect(dsn) as store:
         await store.install()
+        await query(dsn, NEWER.format(serves=0))
+        await query(dsn, "create function tocsin.of_a_newer_version() returns void language sql as ''")
+        before = await query(dsn, ABOUT)
+    async with tocsin.connect(dsn) as restarted:  # a service of the older version, as each of its starts is
+        await restarted.install()
+        await restarted.queues.ensure("q")
+        async with restarted.consumer("q") as consumer:
+            await restarted.produce("q", 1)
+            (message,) = await consumer.dequeue()
+            await message.archive()
+        assert await query(dsn, ABOUT) == before
+        assert await query(dsn, "select 1 from pg_proc where proname = 'of_a_newer_version'") == [(1,)]
+        with pytest.raises(tocsin.SchemaNewer):  # what the roles may do is for the newer version to say
+            await restarted.install(roles=True)
+        assert await query(dsn, ABOUT) == before
+
+
+async def registered(store: tocsin.Store) -> None:
+    async with store.consumer("q"):
+        pass
+
+
+async def test_a_newer_schema_that_does_not_serve_this_package_refuses_it(dsn: str) -> None:
+    async with tocsin.connect(dsn) as store:
+        await store.install()
+        await store.queues.create("q")
+        await query(dsn, NEWER.format(serves=1))
+        before = await query(dsn, ABOUT)
+    async with tocsin.connect(dsn) as restarted:
+        (version, serves, _) = before[0]
+        for attempt in (restarted.install, restarted.verify, partial(registered, restarted)):
+            with pytest.raises(tocsin.SchemaNewer, match=r"this package is older .* upgrade the package tocsin") as refused:
+                await attempt()
+            assert (refused.value.found, refused.value.serves, refused.value.known) == (version, serves, version - 2)
+        assert await query(dsn, ABOUT) == before
+        await restarted.uninstall()
+
+
+def test_the_version_of_the_contract_was_raised_with_its_last_change() -> None:
+    told = tomllib.loads((ROOT / "sql" / "contract.toml").read_text(encoding="utf-8"))
+    digest = schemas.digest_of(*(m.text for m in schemas.migrations()), schemas.functions())
+    assert told["digest"] == digest, f"in sql/contract.toml, raise version unless this one is unreleased, and set digest to {digest}"
+    assert told["serves"] <= told["version"]
 
 
 async def test_a_schema_that_holds_something_else_is_left_alone(dsn: str) -> None:
@@ -209,7 +261,7 @@ async def test_an_empty_schema_is_used(dsn: str) -> None:
 
 
 def test_every_mention_of_the_schema_is_replaced() -> None:
-    text = schemas.contract()[0] + "".join(m.text for m in schemas.migrations())
+    text = schemas.functions() + "".join(m.text for m in schemas.migrations())
     statements = "\n".join(line.split("--")[0] for line in schemas.Schema("other").render(text).splitlines())
     assert "tocsin" not in statements.replace("'tocsin_'", "")
 
@@ -221,7 +273,7 @@ async def test_the_sql_files_run_without_python(dsn: str) -> None:
         for migration in schemas.migrations():
             await connection.execute(migration.text.encode())
         await connection.execute("set check_function_bodies = off")
-        await connection.execute(schemas.contract()[0].encode())
+        await connection.execute(schemas.functions().encode())
         cursor = await connection.execute("select tocsin.enqueue((tocsin.create_queue('q')).name, '1')")
         assert await cursor.fetchall() == [(1,)]
 

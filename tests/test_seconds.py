@@ -10,7 +10,7 @@ import pytest
 from support import move_clock, open_connection
 
 import tocsin
-from tocsin._database.schema import contract
+from tocsin._database.schema import functions
 from tocsin.driver import TrioConnection
 
 DAYS = 60
@@ -99,7 +99,7 @@ async def test_a_retention_lasts_so_many_seconds(berlin: TrioConnection[Any], le
 
 def test_no_function_adds_an_interval_of_days_by_the_operator() -> None:
     """What a caller or a setting gives goes through tocsin.later; the operator is for constants of hours, minutes and seconds."""
-    code = "\n".join(line.split("--")[0] for line in contract()[0].splitlines())
+    code = "\n".join(line.split("--")[0] for line in functions().splitlines())
     lengths = r"(\w+\.)?(delay|vt|retention|dead_letter_retention|expires_in|older_than|lease_length|every|grace|max_age|heartbeat)\b"
     assert re.findall(rf"[+-] {lengths}", code) == []
     assert re.findall(r"[+-] interval '[^']*(?:day|week|month|year)", code) == []

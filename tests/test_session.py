@@ -215,7 +215,7 @@ async def test_a_character_that_the_database_does_not_have(encoded_dsn: str) -> 
 
 def test_the_sql_is_ascii_and_means_the_same_everywhere() -> None:
     """A database of any encoding can store it, and ``standard_conforming_strings`` makes no difference to it."""
-    for migration in (*schema.migrations(), schema.Migration(0, "functions", schema.contract()[0])):
+    for migration in (*schema.migrations(), schema.Migration(0, "functions", schema.functions())):
         assert migration.text.isascii(), migration.name
         assert "\\" not in migration.text, migration.name
 

@@ -37,9 +37,13 @@ comment on table tocsin.migrations is 'Which files of sql/migrations have been a
 
 create table tocsin.contract (
     only_row boolean primary key default true check (only_row),
+    version  integer not null,
+    serves   integer not null check (serves <= version),
     digest   text    not null
 );
-comment on table tocsin.contract is 'Digest of sql/functions as last loaded: the functions are the contract with every client.';
+comment on table tocsin.contract is 'Which version of the SQL contract is installed: tables, functions, and the rights to them.';
+comment on column tocsin.contract.serves is 'The oldest version whose clients the installed functions serve.';
+comment on column tocsin.contract.digest is 'Digest of the SQL of functions and rights as last loaded.';
 
 create table tocsin.queues (
     id             integer     generated always as identity primary key,

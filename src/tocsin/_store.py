@@ -151,7 +151,7 @@ class Store:
     async def verify(self) -> tuple[Difference, ...]:
         """Return each difference between what is installed and what this version installs; none when all is well.
 
-        Raises `SchemaMissing`, `SchemaOutdated`. Changes nothing, cancelled or not.
+        Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`. Changes nothing, cancelled or not.
         """
         async with self._database.connection() as connection:
             return await verify(connection, self._database.schema)
@@ -180,7 +180,7 @@ class Store:
         """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
 
         Any process that consumes does it once a minute; this is for cron, where none does. When another session is at it, that one does it,
-        and nothing is done here. Raises `SchemaMissing`, `SchemaOutdated`, `ConnectionLost`. Cancelled, part of it is done.
+        and nothing is done here. Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`, `ConnectionLost`. Cancelled, part of it is done.
         """
         return await maintain(self._database)
 
@@ -189,7 +189,7 @@ class Store:
     ) -> AbstractAsyncContextManager[Producer]:
         """Register a producer for as long as the block lasts. With a ``rate_limit`` it enqueues so much in a second and no more.
 
-        Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`,
+        Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`,
         `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
         producer = Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name), rate_limit)

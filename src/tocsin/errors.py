@@ -29,6 +29,7 @@ __all__ = [
     "RoleNotFound",
     "SchemaBusy",
     "SchemaMissing",
+    "SchemaNewer",
     "SchemaOutdated",
     "StateTransitionError",
     "Suspended",
@@ -300,16 +301,35 @@ class SchemaOutdated(TocsinError):
     """What is installed is older than this version of Tocsin needs."""
 
     def __init__(self, schema: str, found: int, needed: int) -> None:
-        lag = (
-            f"is at migration {found}, this version of Tocsin needs {needed}" if found < needed else "has the functions of another version"
-        )
+        lag = f"has version {found} of the SQL contract, this package needs {needed}"
+        if found == needed:
+            lag = f"has another state of version {found} of the SQL contract than this package"
         super().__init__(f"schema {schema!r} {lag}", "run `tocsin admin install` or await store.install()")
         self.schema = schema
         """Name of the schema."""
         self.found = found
-        """Number of the last migration that is installed."""
+        """Version of the SQL contract that is installed."""
         self.needed = needed
-        """Number of the last migration that this version brings."""
+        """Version that this package brings."""
+
+
+class SchemaNewer(TocsinError):
+    """What is installed is newer than this version of Tocsin, and does not serve it."""
+
+    def __init__(self, schema: str, found: int, known: int, serves: int) -> None:
+        super().__init__(
+            f"schema {schema!r} has version {found} of the SQL contract, which serves packages from version {serves} on; "
+            f"this package is older and has version {known}",
+            "upgrade the package tocsin here; the schema is left as it is",
+        )
+        self.schema = schema
+        """Name of the schema."""
+        self.found = found
+        """Version of the SQL contract that is installed."""
+        self.known = known
+        """Version that this package brings."""
+        self.serves = serves
+        """Oldest version of packages that the schema serves."""
 
 
 class SchemaBusy(TocsinError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tocsin import Roles, SchemaMissing, SchemaOutdated, Store
+from tocsin import Roles, SchemaMissing, SchemaNewer, SchemaOutdated, Store
 from tocsin._database.client import describe_address
 
 from .advice import describe
@@ -61,7 +61,7 @@ async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
     """Compare the schema with what this version installs; show each difference, and exit with 4 if there is any, or no schema."""
     try:
         differences = await store.verify()
-    except (SchemaMissing, SchemaOutdated) as error:
+    except (SchemaMissing, SchemaNewer, SchemaOutdated) as error:
         raise Unhealthy(describe(error)) from error
     found = "\n".join(map(str, differences)) or f"schema {common.settings().schema!r} is as it should be"
     screen.say(found, differences)

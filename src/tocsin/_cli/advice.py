@@ -28,6 +28,7 @@ from tocsin.errors import (
     RoleNotFound,
     SchemaBusy,
     SchemaMissing,
+    SchemaNewer,
     SchemaOutdated,
     StateTransitionError,
     TocsinError,
@@ -88,6 +89,8 @@ def _advise(error: TocsinError) -> str:
             return "`tocsin admin install --roles` creates Tocsin's roles, `create role` in psql any other"
         case SchemaMissing():
             return f"`{_write_install(error.schema)}` installs it; if it is elsewhere, --dsn and --schema say where"
+        case SchemaNewer():
+            return "upgrade the package tocsin on this machine"
         case SchemaOutdated():
             return f"`{_write_install(error.schema)}` brings it up to date"
         case ConnectionLost():

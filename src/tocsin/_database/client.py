@@ -23,7 +23,7 @@ from tocsin.errors import ConfigError, ConnectionLost, TocsinError
 
 from . import install
 from .error_mapping import is_read_only, is_undone, is_useless, translate
-from .schema import Schema
+from .schema import Contract, Schema
 
 Connection: TypeAlias = TrioConnection[Any]
 Connect: TypeAlias = Callable[[], Awaitable[Connection]]
@@ -286,6 +286,13 @@ class Database:
 
     def _write(self, statement: str) -> bytes:
         return self.schema.render(statement).encode()
+
+    async def check_served(self) -> None:
+        """Raise `SchemaNewer` when the schema serves later versions of Tocsin only, and the other errors of Tocsin. Changes nothing."""
+        for row in await self.fetch("select version, serves, digest from tocsin.contract"):
+            found = Contract(*row)
+            if not found.serves_us():
+                install.refuse_newer(self.schema, found)
 
     async def _translate(self, error: psycopg.Error, *, own: bool = True) -> Exception:
         if isinstance(error, _SOMETHING_MISSING):

@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import attrs
 import psycopg
 import trio
 from psycopg import sql
 
-from tocsin.errors import SchemaBusy, SchemaMissing, SchemaOutdated, TocsinError
+from tocsin.errors import SchemaBusy, SchemaMissing, SchemaNewer, SchemaOutdated, TocsinError
 
 from .roles import Roles
-from .schema import Schema, contract, load, migrations
+from .schema import Contract, Schema, load, migrations, ours
 
 # Whoever installs is as a rule a superuser or the database's owner, and others may have put functions into `public` that fit better than
 # PostgreSQL's own.
@@ -31,62 +32,62 @@ _ATTEMPTS = 40
 """After that many a change of the schema is refused; it has then taken about half a minute."""
 
 
-async def installed(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tuple[int, str]:
-    """Return the number of the last migration applied and the digest of the functions loaded.
-
-    Raises `SchemaMissing`. Cancellation leaves nothing behind.
-    """
+async def installed(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Contract:
+    """Return the contract that is installed. Raises `SchemaMissing`. Cancellation leaves nothing behind."""
     try:
-        cursor = await connection.execute(
-            schema.render("select (select max(number) from tocsin.migrations), (select digest from tocsin.contract)")
-        )
+        cursor = await connection.execute(schema.render("select version, serves, digest from tocsin.contract").encode())
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise SchemaMissing(schema.name) from None
-    number, digest = await cursor.fetchone() or (None, None)
-    if number is None or digest is None:
+    row = await cursor.fetchone()
+    if row is None:
         raise SchemaMissing(schema.name)
-    return number, digest
+    return Contract(*row)
 
 
 async def check(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
-    """Raise `SchemaMissing` or `SchemaOutdated` unless the schema has what this version of Tocsin needs.
+    """Raise `SchemaMissing`, `SchemaOutdated` or `SchemaNewer` unless this package can go on with what is installed.
 
     Cancellation leaves nothing behind.
     """
-    found, digest = await installed(connection, schema)
-    needed = migrations()[-1].number
-    if found < needed or (found == needed and digest != contract()[1]):
-        raise SchemaOutdated(schema.name, found, needed)
+    found = await installed(connection, schema)
+    if not found.serves_us():
+        refuse_newer(schema, found)
+        raise SchemaOutdated(schema.name, found.version, ours().version)
+
+
+def refuse_newer(schema: Schema, found: Contract) -> None:
+    """Raise `SchemaNewer` for a contract of a later version than ours."""
+    if found.version > ours().version:
+        raise SchemaNewer(schema.name, found.version, ours().version, found.serves)
 
 
 async def install(connection: psycopg.AsyncConnection[Any], schema: Schema, roles: Roles | None = None) -> None:
     """Bring the schema to this version: create it if missing, apply the pending migrations, load the functions, let the roles in.
 
-    Without ``roles``, those that were let in before stay so. Idempotent, and safe when many processes do it at once. Raises `TocsinError`
-    when the schema is newer than this version, or holds something else, `SchemaBusy` and `PermissionDenied`. All happens in one
-    transaction: cancelled or failed, nothing has changed.
+    Without ``roles``, those that were let in before stay so. Idempotent, and safe when many processes do it at once. Never goes back: a
+    newer schema is left as it is when it serves this version, and refused with `SchemaNewer` when it does not, or when there are ``roles``.
+    Raises `TocsinError` when the schema holds something else, `SchemaBusy` and `PermissionDenied`. All happens in one transaction:
+    cancelled or failed, nothing has changed.
     """
-    digest = contract()[1]
-    needed = migrations()[-1].number
     try:
-        if await installed(connection, schema) == (needed, digest) and roles is None:
+        if (await installed(connection, schema)).serves_us() and roles is None:
             return
     except SchemaMissing:
         pass
 
     async def bring() -> None:
+        found: Contract | None = None
         try:
             async with connection.transaction():
-                applied, loaded = await installed(connection, schema)
+                found = await installed(connection, schema)
         except SchemaMissing:
-            applied, loaded = 0, ""
             await create_schema(connection, schema)
-        if applied > needed:
-            raise TocsinError(
-                f"schema {schema.name!r} is at migration {applied}, this version of Tocsin knows only {needed}: upgrade Tocsin"
-            )
+        if found is not None:
+            if roles is None and found.serves_us():  # another session was faster
+                return
+            refuse_newer(schema, found)
         async with _as_owner(connection, schema):
-            await apply(connection, schema, applied, loaded != digest)
+            await apply(connection, schema, found)
         if roles is not None:
             await connection.execute(
                 schema.render("select tocsin.install_roles(%s, %s, %s)").encode(), [roles.producer, roles.consumer, roles.admin]
@@ -149,16 +150,20 @@ async def create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema
         await connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema.name)))
 
 
-async def apply(connection: psycopg.AsyncConnection[Any], schema: Schema, applied: int, functions: bool) -> None:
-    """In a transaction: apply the migrations behind number ``applied`` and, if told so, load the functions."""
+async def apply(connection: psycopg.AsyncConnection[Any], schema: Schema, found: Contract | None) -> None:
+    """In a transaction: bring a schema that holds this contract (None: an empty one) to ours."""
+    applied: set[int] = set()
+    if found is not None:
+        cursor = await connection.execute(schema.render("select number from tocsin.migrations").encode())
+        applied = {number for (number,) in await cursor.fetchall()}
     for migration in migrations():
-        if migration.number > applied:
+        if migration.number not in applied:
             await connection.execute(schema.render(migration.text).encode())
             await connection.execute(
                 schema.render("insert into tocsin.migrations (number, name) values (%s, %s)").encode(),
                 [migration.number, migration.name],
             )
-    if functions:
+    if found is None or found.digest != ours().digest:
         before = await _functions(connection, schema)
         # Functions call each other, whatever the order of their files.
         await connection.execute("set local check_function_bodies = off")
@@ -167,12 +172,13 @@ async def apply(connection: psycopg.AsyncConnection[Any], schema: Schema, applie
         for signature in before & await _functions(connection, schema):
             await connection.execute(f"drop function {signature[0]}".encode())
         await connection.execute(schema.render(load("security")).encode())
-        await connection.execute(
-            schema.render(
-                "insert into tocsin.contract (digest) values (%s) on conflict (only_row) do update set digest = excluded.digest"
-            ).encode(),
-            [contract()[1]],
-        )
+    await connection.execute(
+        schema.render(
+            "insert into tocsin.contract (version, serves, digest) values (%s, %s, %s) on conflict (only_row) do update "
+            "set version = excluded.version, serves = excluded.serves, digest = excluded.digest"
+        ).encode(),
+        attrs.astuple(ours()),
+    )
 
 
 async def _functions(connection: psycopg.AsyncConnection[Any], schema: Schema) -> set[tuple[str, str]]:

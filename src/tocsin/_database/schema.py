@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tomllib
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -79,10 +80,37 @@ def load(directory: str) -> str:
 
 
 @cache
-def contract() -> tuple[str, str]:
-    """Return the SQL of all functions and of who may call them, and its digest."""
-    text = load("functions") + "\n" + load("security")
-    return text, hashlib.sha256(text.encode()).hexdigest()
+def functions() -> str:
+    """Return the SQL of all functions and of the rights to call them."""
+    return load("functions") + "\n" + load("security")
+
+
+def digest_of(*texts: str) -> str:
+    """Return a digest of SQL."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+@attrs.frozen
+class Contract:
+    """A version of the SQL contract: tables, functions, and the rights to them."""
+
+    version: int
+    """Its place in the order."""
+    serves: int
+    """The oldest version whose clients it serves."""
+    digest: str
+    """Digest of `functions`, which tells two states of one version apart while it is developed."""
+
+    def serves_us(self) -> bool:
+        """Whether this package can go on with it as it is."""
+        return self.digest == ours().digest or (self.version > ours().version >= self.serves)
+
+
+@cache
+def ours() -> Contract:
+    """Return the contract that this package brings."""
+    told = tomllib.loads((_directory() / "contract.toml").read_text(encoding="utf-8"))
+    return Contract(told["version"], told["serves"], digest_of(functions()))
 
 
 @cache

@@ -38,7 +38,7 @@ class Difference:
 async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tuple[Difference, ...]:
     """Compare what is installed with what this version of Tocsin installs, and return each difference; none when all is well.
 
-    Raises `SchemaMissing`, `SchemaOutdated`. Needs the right to create a schema. Changes nothing, cancelled or not.
+    Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`. Needs the right to create a schema. Changes nothing, cancelled or not.
     """
     await check(connection, schema)
     async with connection.transaction(force_rollback=True):
@@ -47,7 +47,7 @@ async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tu
         await connection.execute("set local client_min_messages = warning")
         scratch = await _invent_name(connection, schema)
         await create_schema(connection, scratch)
-        await apply(connection, scratch, 0, True)
+        await apply(connection, scratch, None)
         cursor = await connection.execute(schema.render("select kind, role::oid from tocsin.roles").encode())
         roles = await cursor.fetchall()
         for role in roles:

@@ -388,6 +388,7 @@ class Process:
     # The registration
 
     async def _register(self) -> int:
+        await self._database.check_served()
         process_id, self._channel = await self._database.fetch_one(
             "select id, tocsin.process_channel(id) from tocsin.register_process(%s, %s, %s, %s) id",
             [socket.gethostname(), os.getpid(), VERSION, timedelta(seconds=self._every)],
