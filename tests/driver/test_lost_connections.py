@@ -54,7 +54,7 @@ async def test_lost_it_stays_broken_when_it_is_closed(dsn: str) -> None:
 async def test_cancelled_in_the_middle_of_something_it_is_broken(connection: Connection) -> None:
     with trio.CancelScope() as scope:
         async with connection.pipeline():
-            await connection.execute("select 1")
+            await connection.execute("select pg_sleep(3600)")  # no answer can be there when the pipeline is left
             scope.cancel()
     assert (connection.closed, connection.broken) == (True, True)
 
