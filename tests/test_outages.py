@@ -128,7 +128,7 @@ async def test_every_backend_is_killed_while_busy(store: tocsin.Store, store_dsn
                 await trio.lowlevel.checkpoint()
         await a.interrupt()
         await b.interrupt()
-    assert killed >= 10  # one each time at least: the others may be on their way back
+    assert killed >= 20
     assert await query(store_dsn, "select count(*)::int, count(distinct id)::int from tocsin.archive") == [
         (len({m.id for m in handled.messages}),) * 2
     ]

@@ -43,7 +43,7 @@ create table tocsin.contract (
 );
 comment on table tocsin.contract is 'Which version of the SQL contract is installed: tables, functions, and the rights to them.';
 comment on column tocsin.contract.serves is 'The oldest version whose clients the installed functions serve.';
-comment on column tocsin.contract.digest is 'Digest of the SQL of functions and rights as last loaded.';
+comment on column tocsin.contract.digest is 'Digest of the SQL that was last installed.';
 
 create table tocsin.queues (
     id             integer     generated always as identity primary key,

@@ -20,13 +20,12 @@ def __getattr__(name: str) -> Any:
 
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
-    if name.startswith("_") and name not in ("__all__", "__version__"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        found = globals()[name] = getattr(import_module("tocsin._api"), name)
-    except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    return found
+    if name in ("__all__", "__version__") or not name.startswith("_"):
+        api = import_module(f"{__name__}._api")
+        if name == "__all__" or name in api.__all__:
+            found = globals()[name] = getattr(api, name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

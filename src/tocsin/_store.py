@@ -16,7 +16,7 @@ from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database import install, session
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._database.client import Connection, Database, describe_address
-from tocsin._database.connect import open_connection, open_session
+from tocsin._database.connect import open_unwatched, open_watched
 from tocsin._database.roles import Roles
 from tocsin._database.schema import Schema
 from tocsin._database.transaction_limit import TransactionLimit
@@ -140,9 +140,10 @@ class Store:
         created, and what was changed about their privileges by hand is put right. Without, those that were let in before stay so.
 
         An upgrade waits a quarter of a second for each lock, and is then tried again, so that producers and consumers go on when it
-        meets a long transaction. Raises `TocsinError` when the schema is newer than this version, or holds something else, `SchemaBusy`
-        when transactions that use it do not end for half a minute, and `PermissionDenied` when roles are to be created by one who may not
-        (CREATEROLE). Cancelled, nothing has changed.
+        meets a long transaction. A newer schema that serves this version is left as it is. Raises `SchemaNewer` for one that does not
+        serve it, and for any newer one with ``roles``; `TocsinError` when the schema holds something else; `SchemaBusy` when transactions
+        that use it do not end for half a minute; `PermissionDenied` when the role may not create the ``roles`` (CREATEROLE). Cancelled,
+        nothing has changed.
         """
         wanted = Roles() if roles is True else roles or None
         async with self._database.connection() as connection:
@@ -288,14 +289,14 @@ async def connect(
 
     grace = Grace()
     hosts = Hosts()
-    watch = Watch(partial(open_connection, chosen.dsn or "", hosts))
-    line_watch = watch if chosen.listen_dsn is None else Watch(partial(open_connection, chosen.listen_dsn, hosts))
+    watch = Watch(partial(open_unwatched, chosen.dsn or "", hosts))
+    line_watch = watch if chosen.listen_dsn is None else Watch(partial(open_unwatched, chosen.listen_dsn, hosts))
 
     async def open_pooled() -> Connection:
-        return await open_session(chosen.dsn or "", hosts, address, grace, watch)
+        return await open_watched(chosen.dsn or "", hosts, address, grace, watch)
 
     async def open_line() -> Connection:
-        return await open_session(chosen.listen_dsn or chosen.dsn or "", hosts, listen_address, grace, line_watch)
+        return await open_watched(chosen.listen_dsn or chosen.dsn or "", hosts, listen_address, grace, line_watch)
 
     async with open_pool(
         open_pooled,

@@ -314,12 +314,15 @@ class SchemaOutdated(TocsinError):
 
 
 class SchemaNewer(TocsinError):
-    """What is installed is newer than this version of Tocsin, and does not serve it."""
+    """What is installed is newer than this version of Tocsin, and does not serve it, or was to be changed by it.
+
+    `Store.install`, `Store.verify` and the registration of producers and consumers raise it.
+    """
 
     def __init__(self, schema: str, found: int, known: int, serves: int) -> None:
         super().__init__(
-            f"schema {schema!r} has version {found} of the SQL contract, which serves packages from version {serves} on; "
-            f"this package is older and has version {known}",
+            f"schema {schema!r} has version {found} of the SQL contract; this package is older and has version {known}, "
+            f"and the schema serves packages from version {serves} on",
             "upgrade the package tocsin here; the schema is left as it is",
         )
         self.schema = schema

@@ -288,7 +288,7 @@ class Database:
         return self.schema.render(statement).encode()
 
     async def check_served(self) -> None:
-        """Raise `SchemaNewer` when the schema serves later versions of Tocsin only, and the other errors of Tocsin. Changes nothing."""
+        """Raise `SchemaNewer` when the schema serves later versions of Tocsin only. Changes nothing, cancelled or not."""
         for row in await self.fetch("select version, serves, digest from tocsin.contract"):
             found = Contract(*row)
             if not found.serves_us():

@@ -14,13 +14,13 @@ from .client import Connection
 from .error_mapping import translate
 
 
-async def open_session(dsn: str, hosts: Hosts, address: str, grace: Grace, watch: Watch) -> Connection:
+async def open_watched(dsn: str, hosts: Hosts, address: str, grace: Grace, watch: Watch) -> Connection:
     """Open a connection that a store is to use, and have the watch know of it.
 
     Raises `ConnectionLost`, `ConfigError`. Cancelled, nothing is left open.
     """
     try:
-        connection = await open_connection(dsn, hosts)
+        connection = await open_unwatched(dsn, hosts)
         watch.add(connection)  # it may fall silent in the next statement
         try:
             await watch.terminate_abandoned(connection)
@@ -33,7 +33,7 @@ async def open_session(dsn: str, hosts: Hosts, address: str, grace: Grace, watch
     return connection
 
 
-async def open_connection(dsn: str, hosts: Hosts) -> Connection:
+async def open_unwatched(dsn: str, hosts: Hosts) -> Connection:
     """Connect, and set the session up. Raises psycopg's errors. Cancelled, nothing is left open, at once."""
     connection: Connection = await TrioConnection.connect(
         network.complete(dsn), autocommit=True, fallback_application_name="tocsin", client_encoding=session.ENCODING, hosts=hosts

@@ -85,11 +85,6 @@ def functions() -> str:
     return load("functions") + "\n" + load("security")
 
 
-def digest_of(*texts: str) -> str:
-    """Return a digest of SQL."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
-
-
 @attrs.frozen
 class Contract:
     """A version of the SQL contract: tables, functions, and the rights to them."""
@@ -99,18 +94,19 @@ class Contract:
     serves: int
     """The oldest version whose clients it serves."""
     digest: str
-    """Digest of `functions`, which tells two states of one version apart while it is developed."""
+    """Digest of its SQL, which tells two states of one version apart while it is developed."""
 
     def serves_us(self) -> bool:
         """Whether this package can go on with it as it is."""
-        return self.digest == ours().digest or (self.version > ours().version >= self.serves)
+        return self == ours() or self.version > ours().version >= self.serves
 
 
 @cache
 def ours() -> Contract:
     """Return the contract that this package brings."""
     told = tomllib.loads((_directory() / "contract.toml").read_text(encoding="utf-8"))
-    return Contract(told["version"], told["serves"], digest_of(functions()))
+    sql = "\n".join([*(m.text for m in migrations()), functions()])
+    return Contract(told["version"], told["serves"], hashlib.sha256(sql.encode()).hexdigest())
 
 
 @cache
