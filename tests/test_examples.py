@@ -31,9 +31,12 @@ async def outcome(name: str, dsn: str) -> tuple[int, list[str]]:
     return ended.returncode, ended.stdout.decode().splitlines()
 
 
-def test_the_readme_lists_them_all() -> None:
+def test_the_readme_and_the_site_have_them_all() -> None:
     readme = (EXAMPLES / "README.md").read_text()
-    assert [p.name for p in sorted([*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")]) if p.name not in readme] == []
+    site = (EXAMPLES.parent / "docs" / "examples.md").read_text()
+    for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")]:
+        assert path.name in readme
+        assert f"{{literalinclude}} ../examples/{path.name}\n" in site
 
 
 def test_each_says_how_to_run_it() -> None:

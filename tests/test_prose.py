@@ -1,0 +1,156 @@
+"""The prose of the project says which thing of the system acts, in the field's terms."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+
+VAGUE_AGENTS = re.compile(r"\b(who|whom|whoever|somebody|someone|nobody|no one|anybody|anyone|everybody|everyone|others)\b(?!')", re.I)
+"""Subjects that do not say what acts: a producer, a consumer, a session, a reader."""
+AT_MOST = 0.3
+"""Vague agents per 1,000 words of an area."""
+
+RETIRED = re.compile(
+    r"\b(anew|besides?|meanwhile|for ever|as a rule|so many|as ever|lapsed?|bury|buries|buried|burial"
+    r"|asleep|sleepers?|lies? down|falls? asleep|gives? back|gave back|given back|the disk has)\b",
+    re.I,
+)
+"""Words for which the glossary, or plain English, has another: again, while, requeue, expired, declared dead, idle."""
+
+
+def words(text: str) -> int:
+    """Count the words of a text."""
+    return len(re.findall(r"[^\W\d_][\w'-]*", text))
+
+
+def found(pattern: re.Pattern[str], text: str) -> list[str]:
+    """Return each match of the pattern with some text round it."""
+    flat = re.sub(r"\s+", " ", text)
+    return [flat[max(0, m.start() - 40) : m.end() + 40] for m in pattern.finditer(flat)]
+
+
+def prose_of_markdown(path: Path) -> str:
+    """The page without its code, links' targets and comments."""
+    text = re.sub(r"^```.*?^```$|<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+", " ", text)
+
+
+def prose_of_python(path: Path) -> str:
+    """The docstrings, the comments, and every other text of two words or more."""
+    source = path.read_text(encoding="utf-8")
+    comments = [
+        token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT
+    ]
+    texts = [
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and words(node.value) > 1
+    ]
+    return re.sub(r"`[^`]*`", " ", "\n".join([*comments, *texts]))
+
+
+def prose_of_sql(path: Path) -> str:
+    """The comments, and every quoted text of two words or more."""
+    source = path.read_text(encoding="utf-8")
+    comments = re.findall(r"--(.*)", source)
+    texts = re.findall(r"'((?:[^']|'')+)'", re.sub(r"--.*", "", source))
+    return "\n".join([*comments, *(text for text in texts if words(text) > 1)])
+
+
+PROSE: dict[str, Callable[[Path], str]] = {
+    ".md": prose_of_markdown,
+    ".py": prose_of_python,
+    ".sql": prose_of_sql,
+}
+
+
+@attrs.frozen
+class Area:
+    """Files that are held to the rule together."""
+
+    name: str
+    """What they are."""
+    files: tuple[Path, ...]
+    """Where they are."""
+
+    def texts(self) -> Iterator[tuple[Path, str]]:
+        """The prose of each file."""
+        for path in self.files:
+            yield path, PROSE[path.suffix](path)
+
+
+def area(name: str, *patterns: str) -> Area:
+    """The area of all files that match the patterns, which are relative to the root."""
+    files = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    return Area(name, tuple(sorted(p for p in files if p.suffix in PROSE)))
+
+
+AREAS = [
+    area("pages", "examples/*.md", "docs/glossary.md", "docs/examples.md", "docs/explanation/**/*.md"),
+]
+PAGES = [path for each in AREAS for path in each.files if path.suffix == ".md"]
+
+
+@pytest.mark.parametrize("each", AREAS, ids=lambda each: each.name)
+def test_what_acts_has_a_name(each: Area) -> None:
+    hits = {str(path): found(VAGUE_AGENTS, text) for path, text in each.texts()}
+    total = sum(words(text) for _, text in each.texts())
+    assert total > 100
+    rate = 1000 * sum(map(len, hits.values())) / total
+    assert rate <= AT_MOST, (rate, {path: hit for path, hit in hits.items() if hit})
+
+
+@pytest.mark.parametrize("each", AREAS, ids=lambda each: each.name)
+def test_no_word_is_used_that_has_been_replaced(each: Area) -> None:
+    hits = {str(path): found(RETIRED, text) for path, text in each.texts()}
+    assert {path: hit for path, hit in hits.items() if hit} == {}
+
+
+def paragraphs(path: Path) -> Iterator[list[str]]:
+    """The lines of each paragraph and list item of a page, without tables, headings and code."""
+    text = re.sub(r"^```.*?^```$|^<!--.*?-->$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    lines: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        begins = re.match(r"\s*(?:[-*] |\d+\. )", line)
+        if lines and (begins or not line.strip() or line.startswith(("|", "#", "    "))):
+            yield lines
+            lines = []
+        if line.strip() and not line.startswith(("|", "#", "    ", "[", "!")):
+            lines.append(line.strip())
+
+
+ENDS = re.compile(r"[.!?:;…][\"')*_\]`]*$")
+TWO = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?][\"')*_\]]*\s+[\"'(*_\[`]*[A-Z]")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_line_of_a_page_is_a_sentence(page: Path) -> None:
+    wrong = []
+    for lines in paragraphs(page):
+        plain = [re.sub(r"`[^`]*`", "X", line) for line in lines]
+        wrong += [line for line in plain[:-1] if not ENDS.search(line)]
+        wrong += [line for line in plain if TWO.search(re.sub(r"^\d+\. ", "", line))]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("suffix", "source", "count"),
+    [
+        (".md", "Somebody waits.\n\n```python\nnobody\n```\n`who`", 1),
+        (".py", '"""Who wakes."""\nx = "a message for everybody here"  # and others\ny = "who"\n', 3),
+        (".sql", "-- whoever claims\nselect 'nobody may do that', 'anyone';", 2),
+    ],
+)
+def test_a_vague_agent_is_found(tmp_path: Path, suffix: str, source: str, count: int) -> None:
+    path = tmp_path / f"file{suffix}"
+    path.write_text(source, encoding="utf-8")
+    assert len(found(VAGUE_AGENTS, PROSE[suffix](path))) == count
