@@ -1,9 +1,10 @@
-"""The smallest complete program: enqueue, handle, archive.
+"""Enqueue, handle, archive: the smallest complete program.
 
     uv run examples/basic_queue.py [DSN]
 
-The consumer's loop runs until it is interrupted, and then ends with `Suspended`. Here the handler of the last message interrupts it;
-a service would leave that to a signal (see graceful_shutdown.py).
+The run of the consumer goes on until it is interrupted, and then ends with `Suspended`.
+Here the handler of the last message interrupts it; in a service a signal does that (see
+graceful_shutdown.py).
 """
 
 import sys
@@ -20,7 +21,7 @@ async def main(dsn: str) -> None:
 
         async with store.producer("greetings") as producer:
             await producer.enqueue({"to": "Ada"})
-            # Smaller numbers go first, so Grace overtakes the others.
+            # Smaller numbers go first, so this message overtakes the first one.
             await producer.enqueue({"to": "Grace"}, priority=-1)
             await producer.enqueue_many([{"to": "Barbara"}, {"to": "Margaret", "last": True}])
 

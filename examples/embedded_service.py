@@ -1,9 +1,11 @@
-"""A network service with its queue inside: a TCP server enqueues each line that a client sends, a consumer beside it handles them.
+"""Run a network service with its queue inside.
 
     uv run examples/embedded_service.py [DSN [PORT]]      # then: nc 127.0.0.1 PORT
 
-A client gets its answer when its line is safely in the database, and does not wait for the work. Server, connections and consumer are tasks
-of one nursery: when the consumer has drained after Ctrl-C, the rest is cancelled with it, and nothing is left running.
+A TCP server enqueues each line that a client sends, and a consumer handles the lines. A
+client gets its answer when its line is durable, and does not wait for the work. The
+server, its connections and the consumer are tasks of one nursery. When the consumer has
+drained after Ctrl-C, the nursery is cancelled, and no task is left running.
 """
 
 import sys

@@ -1,8 +1,9 @@
-"""The point of a queue in the database: an order and the message about it are committed together, or neither is.
+"""Commit an order and the message about it together, or neither.
 
     uv run examples/enqueue_in_transaction.py [DSN]
 
-With a queue elsewhere, a crash between the two leaves an order that nobody hears of, or a message about an order that does not exist.
+With a queue outside the database, a crash between the two leaves an order without a
+message, or a message about an order that does not exist.
 """
 
 import sys
@@ -17,7 +18,11 @@ class CardDeclined(Exception):
 
 
 async def place_order(store: tocsin.Store, producer: tocsin.Producer, article: str, *, paid: bool) -> None:
-    """Store an order, and have it shipped. Raises `CardDeclined`, and then there is no order."""
+    """Store an order and enqueue its shipping.
+
+    Raises:
+        CardDeclined: The order is not paid, and is not stored.
+    """
     async with store.transaction() as connection:
         cursor = await connection.execute("insert into example_orders (article) values (%s) returning id", [article])
         (order_id,) = await cursor.fetchone() or (None,)

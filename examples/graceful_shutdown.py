@@ -1,9 +1,10 @@
-"""A worker that ends well: Ctrl-C or SIGTERM lets the running handlers finish and leaves the other messages to the next worker.
+"""End well: let the running handlers finish after Ctrl-C or SIGTERM.
 
     uv run examples/graceful_shutdown.py [DSN]
 
-After the first signal no message is taken any more. A handler that has not finished ten seconds later is cancelled, and its message goes
-back to the queue. A second signal, a second later or more, does that at once.
+After the first signal the consumer claims no more messages, so the next worker gets
+them. A handler that has not finished ten seconds later is cancelled, and its message is
+released. A second signal, a second later or more, does that at once.
 """
 
 import sys
@@ -32,7 +33,7 @@ async def main(dsn: str) -> None:
             try:
                 await consumer.handle(send, concurrency=2)
             except tocsin.Suspended as suspended:
-                print(f"stopped: {suspended.handled} sent, {suspended.released} given back")
+                print(f"stopped: {suspended.handled} sent, {suspended.released} released")
 
 
 trio.run(main, sys.argv[1] if len(sys.argv) > 1 else "postgresql:///")

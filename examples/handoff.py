@@ -1,8 +1,8 @@
-"""Two consumers, one after the other: A handles a message and is interrupted; what comes then is B's.
+"""Run two consumers, one after the other: A is interrupted, and B goes on.
 
     uv run examples/handoff.py [DSN]
 
-Nothing is lost between the two: a message that arrives while nobody listens waits in the queue.
+A message that arrives while no consumer runs waits in the queue.
 """
 
 import sys
@@ -13,12 +13,12 @@ import tocsin
 
 
 async def handle_one(store: tocsin.Store, name: str) -> None:
-    """Be a consumer for a single message."""
+    """Consume a single message."""
     async with store.consumer("handoff", name=name) as consumer:
 
         async def handle(message: tocsin.Message) -> None:
             print(f"{name} handles {message.payload!r}")
-            # The loop ends when this handler has: its message is archived first.
+            # The run ends after this handler has ended and its message is archived.
             await consumer.interrupt()
 
         try:

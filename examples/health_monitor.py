@@ -1,10 +1,11 @@
-"""Who works on what, and who has fallen silent: a table of the registry, once or every so many seconds.
+"""Print the registry of workers, with the silent ones, once or at an interval.
 
     uv run examples/health_monitor.py [DSN [SECONDS]]
 
-A worker's process sends a heartbeat every two seconds. One that has died is found by the other processes within seconds, and its messages
-are delivered again; so a stale worker stays in this table only when no other process is alive, or when it cannot reach the database.
-Exits with 1 if there was one, when it runs only once.
+The process of a worker sends a heartbeat every two seconds. Other processes notice a
+dead process within seconds, and requeue its messages. So a stale worker stays in this
+table only when no other process is alive, or when its own process cannot reach the
+database. Without SECONDS the program exits with 1 if a worker is stale.
 """
 
 import sys

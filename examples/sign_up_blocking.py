@@ -1,9 +1,11 @@
-"""Enqueue from blocking code, as in a Flask or Django application: plain psycopg, without a store and without an event loop.
+"""Enqueue from blocking code, as in a Flask or Django application.
 
     uv run examples/sign_up_blocking.py [DSN]
 
-The message is enqueued by the transaction that stores the user. Start welcome.py first: it makes the table and the queue. (In Django the
-connection is `django.db.connection.connection`, within `transaction.atomic()`.)
+It uses plain psycopg, without a store and without an event loop. The message is
+enqueued in the transaction that stores the user. Start welcome.py first: it makes the
+table and the queue. (In Django the connection is `django.db.connection.connection`,
+within `transaction.atomic()`.)
 """
 
 import sys
@@ -14,7 +16,11 @@ import tocsin
 
 
 def sign_up(connection: psycopg.Connection, name: str) -> None:
-    """Store a user, and have them welcomed. Raises `UniqueViolation` when the name is taken; then nobody is welcomed."""
+    """Store a user and enqueue the welcome.
+
+    Raises:
+        UniqueViolation: The name is taken, and nothing is enqueued.
+    """
     with connection.transaction():
         tocsin.enqueue(connection, "welcome", {"name": name})
         connection.execute("insert into example_users (name) values (%s)", [name])

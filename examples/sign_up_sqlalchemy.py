@@ -1,8 +1,9 @@
-"""Enqueue with SQLAlchemy, whatever driver is below it: by the SQL function.
+"""Enqueue with SQLAlchemy, on any driver, by the SQL function.
 
     uv run examples/sign_up_sqlalchemy.py [DSN]
 
-Start welcome.py first: it makes the table and the queue. In a Session it is the same: `session.execute(...)`.
+Start welcome.py first: it makes the table and the queue. In a Session it is the same:
+`session.execute(...)`.
 """
 
 import sys
@@ -19,7 +20,11 @@ def enqueue(connection: Connection, queue: str, payload: object) -> int:
 
 
 def sign_up(engine: Engine, name: str) -> None:
-    """Store a user, and have them welcomed. Raises `IntegrityError` when the name is taken; then nobody is welcomed."""
+    """Store a user and enqueue the welcome.
+
+    Raises:
+        IntegrityError: The name is taken, and nothing is enqueued.
+    """
     with engine.begin() as connection:
         enqueue(connection, "welcome", {"name": name})
         connection.execute(text("insert into example_users (name) values (:name)"), {"name": name})

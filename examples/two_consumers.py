@@ -1,9 +1,9 @@
-"""Two consumers drain one queue side by side; when all is done, both are interrupted.
+"""Drain one queue with two consumers, and interrupt both when all messages are done.
 
     uv run examples/two_consumers.py [DSN]
 
-Both loops live in one nursery, so neither can outlive the block. The event says when the last message is done; nobody asks the database
-again and again.
+Both runs live in one nursery, so neither can outlive the block. The event says when the
+last message is done, so the program does not poll the database.
 """
 
 import sys

@@ -1,9 +1,10 @@
-"""A service that greets whoever has signed up. The programs named sign_up_* are where they sign up, each in another way.
+"""Greet each user that has signed up.
 
     uv run examples/welcome.py [DSN]
 
-Leave it running and start one of the others in another terminal: as soon as their transaction commits it says `Welcome`, and if that does
-not commit, nothing.
+The programs sign_up_* sign users up, each in another way. Leave this program running
+and start one of them in another terminal. As soon as its transaction commits, this
+program prints `Welcome`; after a rollback it prints nothing.
 """
 
 import sys

@@ -130,7 +130,7 @@ async def test_graceful_shutdown(dsn: str, number: signal.Signals) -> None:
         started = {(await child.words("sending"))[1] for _ in range(2)}
         child.process.send_signal(number)
         sent = {(await child.words("sent"))[1] for _ in range(2)}
-        assert await child.line() == "stopped: 2 sent, 0 given back"
+        assert await child.line() == "stopped: 2 sent, 0 released"
         with trio.fail_after(PATIENCE):
             assert await child.process.wait() == 0
     assert sent == started

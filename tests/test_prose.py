@@ -96,6 +96,7 @@ def area(name: str, *patterns: str) -> Area:
 
 AREAS = [
     area("pages", "examples/*.md", "docs/glossary.md", "docs/examples.md", "docs/explanation/**/*.md"),
+    area("examples", "examples/*.py"),
 ]
 PAGES = [path for each in AREAS for path in each.files if path.suffix == ".md"]
 
