@@ -442,6 +442,7 @@ async def test_a_borrower_waits_no_longer_than_the_timeout(
             assert await is_idle(connection)
 
 
+@pytest.mark.usefixtures("mock_clock")  # a slot that is given out again would overtake
 async def test_where_no_more_can_be_opened_a_borrower_waits_for_one_that_is_lent(open_gate: Gate) -> None:
     order: list[int] = []
 
