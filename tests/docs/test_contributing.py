@@ -1,0 +1,101 @@
+"""The files for contributors name what is there, and the tasks do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs" / "contributing").glob("*.md")),
+]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def nox(*arguments: str, folder: Path = ROOT) -> str:
+    command = [sys.executable, "-m", "nox", "--no-color", *arguments]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def sessions() -> list[str]:
+    """The sessions, as nox lists them: ``test-unit``, ``matrix-3.13(lowest, 18)``."""
+    return re.findall(r"^[*-] (.*?) -> ", nox("--list"), re.M)
+
+
+def test_the_pages_name_each_session_and_no_others(sessions: list[str]) -> None:
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    named = set(re.findall(r"nox -s ([\w-]+)", text))
+    listed = {re.sub(r"-3\..*", "", session) for session in sessions}
+    assert named == listed - {"lint", "test"}, "`pre-commit` and `pytest` stand for these"
+
+
+def test_the_matrix_has_the_pythons_that_the_package_says_it_supports(sessions: list[str]) -> None:
+    tried = {found[1] for session in sessions if (found := re.match(r"matrix-(3\.\d+)", session))}
+    said = {c.split(" :: ")[-1] for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)}
+    assert tried == said
+    assert PROJECT["requires-python"] == f">={min(said)}"
+    page = (ROOT / "docs" / "contributing" / "versioning.md").read_text("utf-8")
+    assert f"| Python | {', '.join(sorted(said))} |" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_and_paths_of_a_page_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:src|sql|docs)/[\w./]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of what the tasks about SQL read and write."""
+    for folder in ("sql", "src"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "noxfile.py", tmp_path)
+    subprocess.run(["git", "init", "-q", "-b", "main", tmp_path], check=True)
+    return tmp_path
+
+
+def contract(folder: Path) -> dict[str, object]:
+    return tomllib.loads((folder / "sql" / "contract.toml").read_text("utf-8"))
+
+
+def test_new_migration_has_the_next_number(copy: Path) -> None:
+    before = sorted(path.name for path in (copy / "sql" / "migrations").iterdir())
+    nox("-s", "new-migration", "--", "add_tags", folder=copy)
+    after = sorted(path.name for path in (copy / "sql" / "migrations").iterdir())
+    assert after == [*before, f"{len(before) + 1:04}_add_tags.sql"]
+
+
+def test_bump_functions_raises_a_version_that_was_released(copy: Path) -> None:
+    before = contract(copy)
+    nox("-s", "bump-functions", folder=copy)
+    assert contract(copy) == before
+
+    source = next((copy / "sql" / "functions").glob("*.sql"))
+    source.write_text(source.read_text("utf-8") + "-- Changed.\n", "utf-8")
+    nox("-s", "bump-functions", folder=copy)
+    changed = contract(copy)
+    assert changed == {**before, "digest": changed["digest"]} != before
+
+    git = ["git", "-C", str(copy), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["add", "sql"], ["commit", "-qm", "release"], ["tag", "v0.1.0"]):
+        subprocess.run([*git, *command], check=True)
+    for text in ("-- Changed again.\n", "-- And again.\n"):
+        source.write_text(source.read_text("utf-8") + text, "utf-8")
+        nox("-s", "bump-functions", folder=copy)
+        assert contract(copy)["version"] == int(str(before["version"])) + 1
