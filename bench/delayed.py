@@ -35,7 +35,7 @@ async def measure(bench: Bench) -> list[Result]:
         bench.store_database(QUEUE) as dsn,
         tocsin.connect(dsn) as store,
         playing(consume, dsn) as consumer,
-        playing(floor.claim_when_due, bare) as by_hand,
+        playing(floor.claim_when_due, bare) as manual_waiters,
     ):
         count = bench.pick(IN_TURN, IN_TURN, 2)
         delays = [FIRST + BETWEEN * number for number in range(count)]
@@ -50,8 +50,8 @@ async def measure(bench: Bench) -> list[Result]:
                 bare, b"insert into messages (due) select clock_timestamp() + make_interval(secs => s) from unnest(%s::float8[]) s", delays
             )
             for _ in delays:
-                await by_hand.order("go")
-                floors.append(await by_hand.hear_number("handled"))
+                await manual_waiters.order("go")
+                floors.append(await manual_waiters.hear_number("handled"))
     settings = {"samples": len(late), "target_value": TARGET}
     return [
         Result("delayed.p50", percentile(late, 50), "ms", percentile(floors, 50), settings),

@@ -33,23 +33,23 @@ PAYLOAD = {"n": 1, "to": "ada@example.org"}
 async def measure(bench: Bench) -> list[Result]:
     """Give messages per second, one by one."""
     turns, count = bench.pick(20, 6, 2), bench.pick(500, 500, 10)
-    value, by_hand = await _take_turns(bench, produce, insert, turns, count)
-    return [Result("enqueue", value, "/s", by_hand, {"messages": turns * count, "target_ratio": TARGET})]
+    value, manual_waiters = await _take_turns(bench, produce, insert, turns, count)
+    return [Result("enqueue", value, "/s", manual_waiters, {"messages": turns * count, "target_ratio": TARGET})]
 
 
 async def measure_batch(bench: Bench) -> list[Result]:
     """Give messages per second, a thousand at a time."""
     turns, count = bench.pick(10, 4, 2), bench.pick(10, 5, 1)
-    value, by_hand = await _take_turns(bench, produce_batches, copy, turns, count)
+    value, manual_waiters = await _take_turns(bench, produce_batches, copy, turns, count)
     settings = {"messages": turns * count * BATCH, "batch": BATCH, "target_ratio": TARGET}
-    return [Result("enqueue_batch", value * BATCH, "/s", by_hand * BATCH, settings)]
+    return [Result("enqueue_batch", value * BATCH, "/s", manual_waiters * BATCH, settings)]
 
 
 async def _take_turns(
-    bench: Bench, subject: Callable[..., object], by_hand: Callable[..., object], turns: int, count: int
+    bench: Bench, subject: Callable[..., object], manual_waiters: Callable[..., object], turns: int, count: int
 ) -> tuple[float, float]:
     rates: tuple[list[float], list[float]] = ([], [])
-    async with bench.store_database(QUEUE) as dsn, playing(subject, dsn) as ours, playing(by_hand, dsn) as theirs:
+    async with bench.store_database(QUEUE) as dsn, playing(subject, dsn) as ours, playing(manual_waiters, dsn) as theirs:
         for child in (ours, theirs):
             await _turn(child, max(1, count // 5))  # statements are prepared, and plans kept, after some repetitions
         for _ in range(turns):

@@ -32,16 +32,16 @@ async def measure(bench: Bench) -> list[Result]:
         watch = await enter(bench.bare_database(b"create extension pg_stat_statements"))
         dsn, bare = await enter(bench.store_database(*queues)), await enter(bench.bare_database())
         subject = await enter(playing(consume, dsn, *queues))
-        by_hand = await enter(playing(floor.listen_and_beat, bare))
+        manual_waiters = await enter(playing(floor.listen_and_beat, bare))
         ((database,),) = await execute(dsn, b"select oid from pg_database where datname = current_database()")
         before = await _statements(watch, database)
-        for child in (subject, by_hand):
+        for child in (subject, manual_waiters):
             await child.order("count")
         await trio.sleep(seconds)
-        for child in (subject, by_hand):
+        for child in (subject, manual_waiters):
             await child.order("stop")
         cpu, wakeups = map(float, await subject.hear("counted"))
-        floor_cpu, floor_statements, floor_wakeups = map(float, await by_hand.hear("counted"))
+        floor_cpu, floor_statements, floor_wakeups = map(float, await manual_waiters.hear("counted"))
         after = await _statements(watch, database)
         ((connections,),) = await execute(
             watch, b"select count(*) from pg_stat_activity where datid = %s and backend_type = 'client backend'", database

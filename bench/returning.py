@@ -40,9 +40,9 @@ async def measure(bench: Bench) -> list[Result]:
         async with bench.bare_database(floor.QUEUE_TABLES) as dsn:
             await floor.fill(dsn, messages)
             rates["floor"].append((await drain(floor.claim_and_delay, dsn, messages, FOREVER)).rate)
-    by_hand = median(rates["floor"])
+    manual_waiters = median(rates["floor"])
     settings = {"messages": messages, "rounds": rounds}
-    return [Result(name, median(rates[name]), "/s", by_hand, settings) for name in ("fail", "release")]
+    return [Result(name, median(rates[name]), "/s", manual_waiters, settings) for name in ("fail", "release")]
 
 
 async def _return_with_tocsin(bench: Bench, role: Callable[..., object], messages: int) -> Drained:

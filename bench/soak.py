@@ -159,7 +159,7 @@ class Soak:
         async for chunk in child.process.stdout:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                self._hear(child, line.decode())
+                self._on_notification(child, line.decode())
         code = await child.process.wait()
         self._children.remove(child)
         if code != 0 and not child.expected_to_end:
@@ -168,7 +168,7 @@ class Soak:
         if child.to_be_replaced:
             await self._spawn(child.arguments)
 
-    def _hear(self, child: Child, line: str) -> None:
+    def _on_notification(self, child: Child, line: str) -> None:
         kind, *words = line.split()
         match kind:
             case "sent":

@@ -104,10 +104,10 @@ async def measure(bench: Bench) -> list[Result]:
             f"wakeup.{name}.p{percent}",
             percentile(delays[way], percent),
             "ms",
-            percentile(delays[by_hand], percent),
-            {"samples": len(delays[way]), "floor": by_hand} | ({"target_ratio": targets[percent]} if targets else {}),
+            percentile(delays[manual_waiters], percent),
+            {"samples": len(delays[way]), "floor": manual_waiters} | ({"target_ratio": targets[percent]} if targets else {}),
         )
-        for name, way, by_hand, targets in comparisons
+        for name, way, manual_waiters, targets in comparisons
         for percent in (50, 99)
     ]
 
@@ -151,7 +151,7 @@ def consume_blocking(dsn: str) -> None:
         assert queue is not None
         connection.execute("select tocsin.begin_poll(%s, %s)", worker)
         line.execute(sql.SQL("listen {}").format(sql.Identifier(queue[1])))
-        line.execute("select tocsin.fall_asleep(array[%s])", [queue[0]])
+        line.execute("select tocsin.begin_waiting(array[%s])", [queue[0]])
         say("ready")
         position: tuple[object, ...] = (None, None, None)
         for _ in floor.wakes(line):

@@ -42,19 +42,19 @@ async def move_clock(dsn: str, seconds: float) -> None:
     async with open_connection(dsn) as connection:
         await connection.execute(
             sql.SQL(
-                "create or replace function tocsin.clock() returns timestamptz language sql volatile parallel safe "
+                "create or replace function tocsin._clock() returns timestamptz language sql volatile parallel safe "
                 "as $$ select pg_catalog.clock_timestamp() + interval '{} seconds' $$"
             ).format(sql.Literal(seconds))
         )
-        await connection.execute("select tocsin.ring(id) from tocsin.queues")
+        await connection.execute("select tocsin._ring(id) from tocsin.queues")
 
 
-assert "tocsin.clock()" in functions()
+assert "tocsin._clock()" in functions()
 
 
 def failed_with(text: str) -> Failure:
     """What a handler's error of this text is for Tocsin."""
-    return Failure(Exception(text), "failed", None, text, "a traceback", printable=True)
+    return Failure(Exception(text), "handler_failed", None, text, "a traceback", printable=True)
 
 
 class Handled:
@@ -109,7 +109,7 @@ async def until_asleep(*stores: tocsin.Store) -> None:
     with trio.fail_after(PATIENCE):
         while True:
             await trio.testing.wait_all_tasks_blocked(0.02)
-            if not any(s.statistics().pool.in_use or (s.statistics().listening and s._bell.unguarded()) for s in stores):
+            if not any(s.statistics().pool.in_use or (s.statistics().listening and s._bell.queues_without_lock()) for s in stores):
                 return
 
 

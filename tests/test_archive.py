@@ -37,7 +37,7 @@ async def places(dsn: str) -> dict[object, str]:
 
 
 async def partitions(dsn: str) -> set[str]:
-    return {name for (name,) in await query(dsn, "select name from tocsin.archive_partitions()")}
+    return {name for (name,) in await query(dsn, "select name from tocsin._archive_partitions()")}
 
 
 async def check_counts(dsn: str) -> dict[str, int]:
@@ -178,7 +178,7 @@ async def test_expired_rows_without_a_partition_are_deleted_in_batches(store: to
         queue.id,
     )
     await query(
-        store_dsn, "insert into tocsin.tallies select queue_id, 0, keep_until, archived_at, count(*) from tocsin.archive group by 1, 3, 4"
+        store_dsn, "insert into tocsin.archive_count_deltas select queue_id, 0, keep_until, archived_at, count(*) from tocsin.archive group by 1, 3, 4"
     )
     await store.maintain()
     await move_clock(store_dsn, 2 * HOUR)
@@ -199,14 +199,14 @@ async def test_partitions_lie_on_the_same_grid_whatever_the_session_says_of_time
         connection.execute("select tocsin.maintain()")
     starts = await query(
         store_dsn,
-        "select span * 3600, extract(epoch from starts_at)::bigint, extract(epoch from ends_at)::bigint from tocsin.archive_partitions()",
+        "select span * 3600, extract(epoch from starts_at)::bigint, extract(epoch from ends_at)::bigint from tocsin._archive_partitions()",
     )
     assert len(starts) == 6
     assert all(start % seconds == 0 and end - start == seconds for seconds, start, end in starts)
     bounds = await query(
         store_dsn, "select pg_get_expr(relpartbound, oid) from pg_class where relname like 'archive\\_1h%%' and relkind = 'r'"
     )
-    (expected,) = await query(store_dsn, "select min(starts_at)::text, max(ends_at)::text from tocsin.archive_partitions() where span = 1")
+    (expected,) = await query(store_dsn, "select min(starts_at)::text, max(ends_at)::text from tocsin._archive_partitions() where span = 1")
     assert expected[0] in "".join(b for (b,) in bounds)
     assert expected[1] in "".join(b for (b,) in bounds)
     assert (await store.maintain()).partitions_created == 0
@@ -221,7 +221,7 @@ async def test_a_message_whose_queue_is_gone_cannot_be_archived(store: tocsin.St
         await query(store_dsn, "delete from tocsin.queues")
         with pytest.raises(tocsin.LeaseLost):
             await consumer.archive(message)
-    assert await query(store_dsn, "select (select count(*) from tocsin.archive), (select count(*) from tocsin.tallies)") == [(0, 0)]
+    assert await query(store_dsn, "select (select count(*) from tocsin.archive), (select count(*) from tocsin.archive_count_deltas)") == [(0, 0)]
 
 
 async def test_nothing_is_left_of_a_queue_that_is_deleted(store: tocsin.Store, store_dsn: str) -> None:
@@ -236,7 +236,7 @@ async def test_nothing_is_left_of_a_queue_that_is_deleted(store: tocsin.Store, s
     await query(store_dsn, "delete from tocsin.queues where name = 'q'")
     await move_clock(store_dsn, 200)
     await store.maintain()
-    for table, left in (("archiving", 1), ("archived_counts", 1), ("tallies", 0)):
+    for table, left in (("archive_policies", 1), ("archived_counts", 1), ("archive_count_deltas", 0)):
         assert await query(store_dsn, f"select count(*)::int from tocsin.{table}") == [(left,)], table
     assert await check_counts(store_dsn) == {"r": 1}
 
@@ -349,7 +349,7 @@ async def test_counts_are_exact_after_archiving_purging_rolling_back_and_rolling
     await move_clock(store_dsn, 300)
     await store.maintain()
     assert await check_counts(store_dsn) == {"q": 0, "r": 4}
-    assert await query(store_dsn, "select count(*)::int from tocsin.tallies") == [(0,)]
+    assert await query(store_dsn, "select count(*)::int from tocsin.archive_count_deltas") == [(0,)]
     await archive(store, "q", "last")
     await move_clock(store_dsn, DAY)
     await store.maintain()  # drops the partition before what was archived last is counted anywhere else
@@ -360,7 +360,7 @@ async def test_counts_stay_exact_when_a_partition_is_dropped_just_after_a_change
     queue = await store.queues.create("q", retention=1)
     await store.queues.create("r", retention=1)
     await store.maintain()
-    ((ends,),) = await query(store_dsn, "select extract(epoch from min(ends_at) - now())::float8 from tocsin.archive_partitions()")
+    ((ends,),) = await query(store_dsn, "select extract(epoch from min(ends_at) - now())::float8 from tocsin._archive_partitions()")
     await move_clock(store_dsn, ends - 20)
     await archive(store, "q", *range(3))
     await move_clock(store_dsn, ends - 2)

@@ -75,7 +75,7 @@ async def test_suspend_with_release_against_a_claim_that_archives(store: tocsin.
         nursery.start_soon(functools.partial(run_until_suspended, consumer, handle, suspended))
         await first.wait()
         await store.produce("q", 2)
-        async with holding(store_dsn, "select pg_advisory_xact_lock(tocsin.lock_key('worker', %s))", consumer.worker_id) as other:
+        async with holding(store_dsn, "select pg_advisory_xact_lock(tocsin._lock_key('worker', %s))", consumer.worker_id) as other:
             go_on.set()
             await until_blocked(store_dsn, "tocsin%.claim(")
             await other.execute("select tocsin.suspend(%s, release => true)", [consumer.worker_id])
@@ -282,12 +282,12 @@ async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_notic
         async with holding(store_dsn, "select from tocsin.processes for update"):
             await query(store_dsn, "select tocsin.suspend(%s, release => true)", consumer.worker_id)
             await until_blocked(store_dsn, ".heartbeat(")
-            await query(store_dsn, "select tocsin.ring(id) from tocsin.queues")
+            await query(store_dsn, "select tocsin._ring(id) from tocsin.queues")
             run = consumer._intake.run
             assert isinstance(run, Run)
             with trio.fail_after(SOON):
                 while run.may_claim:
-                    await query(store_dsn, "select tocsin.ring(id) from tocsin.queues")
+                    await query(store_dsn, "select tocsin._ring(id) from tocsin.queues")
         with trio.move_on_after(SOON):
             await cancelled.wait()
         was_cancelled = cancelled.is_set()
@@ -383,7 +383,7 @@ async def test_redelivered_to_the_same_consumer_the_former_handler_is_cancelled(
         await store.produce("q", 1)
         await handled.wait(1)
         await query(store_dsn, "update tocsin.messages set vt = now()")
-        await query(store_dsn, "select tocsin.ring(id) from tocsin.queues")
+        await query(store_dsn, "select tocsin._ring(id) from tocsin.queues")
         await handled.wait(2)
         with trio.move_on_after(SOON):
             while not cancelled:
@@ -458,7 +458,7 @@ async def test_a_blocked_loop_is_not_taken_for_a_deaf_line(store: tocsin.Store, 
         nursery.start_soon(block)
         async with store.consumer("q"):
             pass
-    assert not store.statistics().deaf
+    assert store.statistics().listen_works
 
 
 async def test_a_row_locked_by_others_is_not_looked_for_without_pause(dsn_of_quiet_store: str) -> None:
@@ -501,7 +501,7 @@ async def test_a_heartbeat_between_the_end_of_a_run_and_its_cleanup(store: tocsi
             run = consumer._intake.run
             if isinstance(run, Run) and run.nursery._closed:
                 try:
-                    consumer._intake.noticed("suspended", None)
+                    consumer._intake.on_worker_status("suspended", None)
                 except RuntimeError as error:
                     errors.append(error)
 
@@ -583,13 +583,13 @@ async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs
             await until_asleep(store)
             await bury_all(store_dsn)
 
-            async def enroll() -> None:
+            async def register() -> None:
                 async with store.consumer("q", name="second"):
                     pass
 
             locked = "select 1 from tocsin.workers where id = %s for update"
             async with trio.open_nursery() as enrolling, holding(store_dsn, locked, consumer.worker_id):
-                enrolling.start_soon(enroll)
+                enrolling.start_soon(register)
                 await until_blocked(store_dsn, "register_worker")
                 await query(store_dsn, "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'")
             store._process.look()
@@ -658,7 +658,7 @@ async def test_of_two_parcels_with_the_same_message_the_later_lease_is_kept(stor
         await query(store_dsn, "select tocsin.release(array[id], array[lease]) from tocsin.messages")
         second = await intake.claim(1, None)
         intake.leases.messages()
-        (former,), (message,) = first.parcel.take_all(), second.parcel.take_all()
+        (former,), (message,) = first.batch.take_all(), second.batch.take_all()
         assert former.lease_token < message.lease_token
         assert intake.leases.find(message.id) is message
 
@@ -705,7 +705,7 @@ async def test_what_the_line_itself_gives_back_is_seen_by_who_lay_down_meanwhile
                 await until_blocked(store_dsn, ".heartbeat(")
                 finish.set()
                 with trio.fail_after(SOON):
-                    while store._bell.asleep() != [queue.id]:
+                    while store._bell.queues_waiting() != [queue.id]:
                         await trio.lowlevel.checkpoint()
             with trio.move_on_after(SOON):
                 await handled.wait(2)
@@ -819,7 +819,7 @@ async def test_a_lease_that_its_handler_has_made_shorter_is_kept_all_the_same(st
         nursery.start_soon(consumer.handle, handle)
         await store.produce("q", 1)
         await extended.wait()
-        await until(lambda: query(store_dsn, "select 1 from tocsin.messages where vt > tocsin.clock() + interval '30 min'"))
+        await until(lambda: query(store_dsn, "select 1 from tocsin.messages where vt > tocsin._clock() + interval '30 min'"))
         nursery.cancel_scope.cancel()
 
 

@@ -64,10 +64,10 @@ async def test_exhausted_lease_becomes_a_dead_letter(store: tocsin.Store, store_
             assert len(await consumer.dequeue()) == 1
             await move_clock(store_dsn, seconds)
         assert await consumer.dequeue() == []
-    assert await query(store_dsn, "select read_ct, reason from tocsin.dead_letters") == [(2, "the lease expired")]
+    assert await query(store_dsn, "select read_ct, reason from tocsin.dead_letters") == [(2, "lease_expired")]
 
 
-@pytest.mark.parametrize("state", ["scheduled", "leased"])
+@pytest.mark.parametrize("state", ["delayed", "leased"])
 async def test_a_claim_after_a_long_night_gets_on_under_a_short_statement_timeout(store: tocsin.Store, store_dsn: str, state: str) -> None:
     """All of it at once takes several times as long as the timeout; each claim does a part."""
     await store.queues.ensure("q")
@@ -97,23 +97,23 @@ async def test_a_claim_after_a_long_night_gets_on_under_a_short_statement_timeou
 
 async def test_next_due_is_null_when_nothing_is_known_to_come(store: tocsin.Store, store_dsn: str) -> None:
     queue = await store.queues.ensure("q")
-    assert await query(store_dsn, "select tocsin.next_due(%s)", queue.id) == [(None,)]
+    assert await query(store_dsn, "select tocsin._next_due(%s)", queue.id) == [(None,)]
     await store.produce("q", 1, delay=3600)
-    ((seconds,),) = await query(store_dsn, "select tocsin.next_due(%s)", queue.id)
+    ((seconds,),) = await query(store_dsn, "select tocsin._next_due(%s)", queue.id)
     assert 3500 < seconds <= 3600
     await store.produce("q", 1)
-    assert await query(store_dsn, "select tocsin.next_due(%s)", queue.id) == [(0,)]
+    assert await query(store_dsn, "select tocsin._next_due(%s)", queue.id) == [(0,)]
     await query(store_dsn, "update tocsin.messages set due = due + interval '1 year' where state = 'ready'")  # the clock was ahead
-    assert await query(store_dsn, "select tocsin.next_due(%s)", queue.id) == [(0,)]
+    assert await query(store_dsn, "select tocsin._next_due(%s)", queue.id) == [(0,)]
     await store.queues.pause("q")
-    assert await query(store_dsn, "select tocsin.next_due(%s)", queue.id) == [(None,)]
+    assert await query(store_dsn, "select tocsin._next_due(%s)", queue.id) == [(None,)]
 
 
 # The plans of the hot statements. They are read from auto_explain, since they run inside functions.
 
 SETUP = """
 insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, payload)
-select 1 + n %% 2, n %% 3, (case when n %% 10 = 0 then 'scheduled' else 'ready' end)::tocsin.message_state,
+select 1 + n %% 2, n %% 3, (case when n %% 10 = 0 then 'delayed' else 'ready' end)::tocsin.message_state,
        now() + case when n %% 10 = 0 then interval '1 day' else interval '-1 day' end, now(), now(), '1'
 from generate_series(1, 20000) n
 """
@@ -154,7 +154,7 @@ def test_claim_reads_the_front_of_one_index_and_sorts_nothing(plans: Any, planne
         "select tocsin.extend(array[1,2], array[7,8], '1 s')",
         "select tocsin.release(array[1,2], array[7,8])",
         "select tocsin.fail(array[1,2], array[7,8], array['a','b'], array['a','b'])",
-        "select tocsin.next_due(1)",
+        "select tocsin._next_due(1)",
         "select tocsin.enqueue('q', '1', key => 'k')",
         "select * from tocsin.heartbeat(1, array[1])",
     ],
@@ -214,7 +214,7 @@ def test_the_bell_reads_the_rows_of_the_queues_that_were_inserted_into(plans: An
 
 MANY_LEASED = """
 insert into tocsin.messages (queue_id, state, due, vt, enqueued_at, lease, consumer_worker_id, read_ct, payload)
-select 1, 'leased', tocsin.clock(), tocsin.clock() + interval '1 h', tocsin.clock(), 1, 1, 1, '1' from generate_series(1, 500)
+select 1, 'leased', tocsin._clock(), tocsin._clock() + interval '1 h', tocsin._clock(), 1, 1, 1, '1' from generate_series(1, 500)
 """
 
 

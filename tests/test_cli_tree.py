@@ -105,7 +105,7 @@ INVOCATIONS = """
 0  worker --dsn DSN --schema tocsin --format json list
 0  queue create q EVERYWHERE --vt 1m --max-deliveries 3 --retry-base 1s --retry-factor 2 --retry-max 1h --retry-jitter 0.1 \
    --max-payload 1000 --max-string 100 --max-depth 5 --required-keys '' --forbidden-keys x,y --retention 7d \
-   --dead-letter-retention forever --notify asleep --if-missing
+   --dead-letter-retention forever --notify on_demand --if-missing
 0  queue update q EVERYWHERE --vt 2m --max-deliveries 4 --retry-base 2s --retry-factor 3 --retry-max 2h --retry-jitter 0.2 \
    --max-payload 2000 --max-string 200 --max-depth 6 --required-keys '' --forbidden-keys '["x"]' --retention forever \
    --dead-letter-retention 1w --notify always
@@ -135,14 +135,14 @@ INVOCATIONS = """
 0  message cancel --queue q --key k
 1  message cancel --queue q --key k
 2  message cancel 2 --key k
-0  queue dead-letters q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5 --after 1
-0  queue replay q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5 --delay 1m
+0  queue dead-letters q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d --limit 5 --after 1
+0  queue replay q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d --limit 5 --delay 1m
 0  queue replay q --yes
 1  queue replay q 1
-0  queue archive-dlq q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5
+0  queue archive-dlq q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d --limit 5
 0  queue archive-dlq q --yes
 1  queue archive-dlq q 1
-0  queue purge-dlq q EVERYWHERE --reason 'its handler failed' --error x --older-than 1d --limit 5 --dry-run
+0  queue purge-dlq q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d --limit 5 --dry-run
 0  queue purge-dlq q --yes
 1  queue purge-dlq q 1 --yes
 0  worker list EVERYWHERE --queue q

@@ -75,7 +75,7 @@ async def test_settling_many_tells_which(store: tocsin.Store, store_dsn: str) ->
         assert await consumer.archive_many([]) == []
     assert await query(store_dsn, "select payload from tocsin.archive order by id") == [("a",), ("c",)]
     assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages order by id") == [
-        ("e", "scheduled", 1),
+        ("e", "delayed", 1),
         ("g", "ready", 1),
     ]
 
@@ -165,7 +165,7 @@ async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_f
                 await trio.lowlevel.checkpoint()
         await consumer.interrupt()
     ((payload, reason, error, traceback, read_ct),) = dead
-    assert (payload, reason, read_ct) == ("bad", "its handler failed", 3)
+    assert (payload, reason, read_ct) == ("bad", "handler_failed", 3)
     assert error == "ValueError: no\\0 good \\ud800 3"
     assert "in fail" in traceback
 
@@ -173,7 +173,7 @@ async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_f
 async def test_backoff_grows_as_the_queue_says(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", retry_base=10, retry_factor=2, retry_max=60, retry_jitter=0.5, max_deliveries=99)
     rows = await query(
-        store_dsn, "select n, extract(epoch from tocsin.backoff(q, n))::float8 from tocsin.queues q, generate_series(1, 200) n"
+        store_dsn, "select n, extract(epoch from tocsin._backoff(q, n))::float8 from tocsin.queues q, generate_series(1, 200) n"
     )
     for deliveries, delay in rows:
         exact = min(60, 10 * 2 ** (deliveries - 1))

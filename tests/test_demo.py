@@ -106,7 +106,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def server_is_gone(data: Path) -> bool:
-    return not (data / "data" / "postmaster.pid").exists() and "shut down" in (data / "server.log").read_text()
+    return not (data / "data" / "postmaster.pid").exists() and "shut_down" in (data / "server.log").read_text()
 
 
 SESSIONS = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'tocsin'"

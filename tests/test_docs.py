@@ -137,7 +137,7 @@ def test_the_environment_variables_of_a_page_are_known(page: Path) -> None:
 
 async def test_the_page_of_the_sql_contract_has_each_function_and_calls_it(store_dsn: str) -> None:
     page = ROOT / "docs" / "guides" / "sql.md"
-    contract = {name for (name,) in await query(store_dsn, "select function from tocsin.access() where roles is not null")}
+    contract = {name for (name,) in await query(store_dsn, "select function from tocsin._access() where roles is not null")}
     described = set(re.findall(r"`(\w+)\(", page.read_text(encoding="utf-8")))
     assert described == contract
     called = {name for block in pages.read(page) for name in re.findall(r"\btocsin\.(\w+)\(", block.text) if not block.hidden}

@@ -41,7 +41,7 @@ async def test_per_queue_settings_changed_live_count_for_a_run_under_way(store: 
 
     async def due_in() -> list[tuple[float]]:
         return await query(
-            store_dsn, "select extract(epoch from due - tocsin.clock())::float8 from tocsin.messages where state = 'scheduled'"
+            store_dsn, "select extract(epoch from due - tocsin._clock())::float8 from tocsin.messages where state = 'delayed'"
         )
 
     handled, suspended = Handled(fail), list[tocsin.Suspended]()

@@ -54,7 +54,7 @@ async def test_the_oldest_heartbeat_is_that_of_a_worker_that_is_not_stopped(stor
             for producer, seconds in ((stopped, 500), (silent, 50)):
                 await query(
                     store_dsn,
-                    "update tocsin.workers set heartbeat_at = tocsin.clock() - make_interval(secs => %s) where id = %s",
+                    "update tocsin.workers set heartbeat_at = tocsin._clock() - make_interval(secs => %s) where id = %s",
                     *(seconds, producer.worker_id),
                 )
             await query(store_dsn, "update tocsin.workers set status = 'stopped' where id = %s", stopped.worker_id)
@@ -94,7 +94,7 @@ async def test_messages_wait_and_nobody_consumes(store: tocsin.Store, store_dsn:
 
 @pytest.mark.parametrize("way", ["delayed", "lease ended"])
 async def test_what_nobody_has_looked_at_waits_too(store: tocsin.Store, store_dsn: str, way: str) -> None:
-    """With nobody there to look, a message that is due is still `scheduled`, and one whose lease has ended still `leased`."""
+    """With nobody there to look, a message that is due is still `delayed`, and one whose lease has ended still `leased`."""
     await store.queues.ensure("q", vt=10)
     await store.produce("q", 1, delay=10 if way == "delayed" else None)
     if way == "lease ended":
@@ -199,8 +199,8 @@ async def test_a_worker_without_a_sign_of_life_is_a_problem(store_dsn: str) -> N
         async with store.consumer("q", name="mailer") as consumer, store.producer("q") as producer:
             assert (await health(store)).healthy
             await query(store_dsn, "update tocsin.workers set status = 'stopped' where id = %s", producer.worker_id)
-            await query(store_dsn, "update tocsin.workers set heartbeat_at = tocsin.clock() - interval '412 s'")
-            await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin.clock() - interval '412 s'")
+            await query(store_dsn, "update tocsin.workers set heartbeat_at = tocsin._clock() - interval '412 s'")
+            await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin._clock() - interval '412 s'")
             found = await health(store)
             assert (found.healthy, found.consumers, found.unhealthy_workers) == (False, 0, (consumer.worker_id,))
             assert found.problems == (f'worker {consumer.worker_id} ("mailer") is ready but has given no sign of life for 412 s',)
@@ -209,7 +209,7 @@ async def test_a_worker_without_a_sign_of_life_is_a_problem(store_dsn: str) -> N
             await query(store_dsn, "update tocsin.messages set due = due - interval '1 hour'")
             await query(store_dsn, "update tocsin.queues set created_at = created_at - interval '1 day'")
             assert [NOBODY in p for p in (await health(store)).problems] == [True, False]
-            await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin.clock()")  # its process speaks for it
+            await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin._clock()")  # its process speaks for it
             assert await health(store) == tocsin.QueueHealth("q", True, (), 1, (), (), 1, pytest.approx(3600, abs=60), None)
 
 
@@ -260,7 +260,7 @@ async def test_queues_and_workers_of_any_name(store: tocsin.Store, store_dsn: st
 SETUP = """
 insert into tocsin.messages (queue_id, priority, state, lease, consumer_worker_id, due, vt, enqueued_at, payload)
 select 1 + n % 2, n % 3,
-       (case when n % 1000 = 0 then 'leased' when n % 100 = 1 then 'scheduled' else 'ready' end)::tocsin.message_state,
+       (case when n % 1000 = 0 then 'leased' when n % 100 = 1 then 'delayed' else 'ready' end)::tocsin.message_state,
        n, 1, now(), now() + interval '1 day', now(), '1'
 from generate_series(1, 20000) n
 """
@@ -275,7 +275,7 @@ from generate_series(1, 20000) n
         "select * from tocsin.worker_stats()",
         "select * from tocsin.list_workers('q')",
         "select * from tocsin.list_workers(worker_id => 1)",
-        "select tocsin.count_held(w) from tocsin.workers w",
+        "select tocsin._count_held(w) from tocsin.workers w",
         "select tocsin.release_messages(1)",
         "select * from tocsin.purge_workers('1 day')",
     ],

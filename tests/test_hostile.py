@@ -49,8 +49,8 @@ CALLS = {
     "maintain": "()",
     "reclaim": "()",
     "enqueue": """('q', '{"n": 1}', delay => '0 s', headers => '{"h": 1}', key => 'k', expires_in => '1 h', max_deliveries => 2,
-                   ring_first => true)""",
-    "reach_disk": "()",
+                   ring_early => true)""",
+    "wait_for_flush": "()",
     "enqueue_many": "('q', '[2, 3, 4]')",
     "reschedule": "(queue => 'q', key => 'k', delay => '0 s')",
     "reprioritise": "(queue => 'q', key => 'k', priority => 1)",
@@ -68,9 +68,9 @@ CALLS = {
     "suspend": "(1, true)",
     "resume": "(1)",
     "begin_poll": "(1, 1)",
-    "fall_asleep": "('{1, 2}')",
-    "unrung_in_flight": "('{1, 2}')",
-    "wake_up": "('{1, 2}')",
+    "begin_waiting": "('{1, 2}')",
+    "unrung_transactions": "('{1, 2}')",
+    "end_waiting": "('{1, 2}')",
     "claim": "(1, 1, 10)",
     "extend": "({ids}, {leases}, '1 min')",
     "archive": "({ids}, {leases})",
@@ -178,7 +178,7 @@ TABLES = ("messages", "archive", "dead_letters", "queues", "workers", "processes
 
 
 async def test_every_entry_point_has_a_call_here(store_dsn: str) -> None:
-    entry_points = await query(store_dsn, "select function::text from tocsin.access() where roles <> '{}'")
+    entry_points = await query(store_dsn, "select function::text from tocsin._access() where roles <> '{}'")
     assert {name for (name,) in entry_points} == set(CALLS)
 
 
@@ -190,7 +190,7 @@ async def test_nothing_of_a_hostile_search_path_is_used(store_dsn: str, database
     for dsn in (undisturbed, store_dsn):
         with connect_blocking(dsn) as connection, connect_blocking(dsn) as sleeper:
             connection.execute("select tocsin.create_queue('q', vt => '1 h', retry_base => '1 h', max_string => 99, required_keys => '{}')")
-            sleeper.execute("select tocsin.fall_asleep(array(select id from tocsin.queues))")  # so that there is somebody to ring for
+            sleeper.execute("select tocsin.begin_waiting(array(select id from tocsin.queues))")  # so that there is somebody to ring for
             connection.execute("update tocsin.maintenance set due_at = 'infinity'")  # a heartbeat says when it is due
             if dsn == store_dsn:
                 assert occupy(connection) > 500

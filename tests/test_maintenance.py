@@ -55,14 +55,14 @@ async def test_two_at_once_one_does_it(store: tocsin.Store, store_dsn: str) -> N
         cursor = await connection.execute("select elected, partitions_created from tocsin.maintain()")
         assert await cursor.fetchall() == [(True, 2)]
         done = await store.maintain()
-        assert done == tocsin.Maintained(elected=False)
-    assert await store.maintain() == tocsin.Maintained(elected=True)
+        assert done == tocsin.MaintenanceResult(elected=False)
+    assert await store.maintain() == tocsin.MaintenanceResult(elected=True)
 
 
 async def test_a_consumers_process_does_it_once_a_minute_and_no_other_process_at_that_time(dsn_of_quiet_store: str) -> None:
     dsn = dsn_of_quiet_store
     # On a slow machine it is due already, and may be under way when counting begins.
-    await query(dsn, "update tocsin.maintenance set due_at = tocsin.clock() + interval '1 minute'")
+    await query(dsn, "update tocsin.maintenance set due_at = tocsin._clock() + interval '1 minute'")
     async with tocsin.connect(dsn, heartbeat=0.05) as one, tocsin.connect(dsn, heartbeat=0.05) as two:
         await one.queues.create("q")
         async with one.consumer("q"), two.consumer("q"):
@@ -84,7 +84,7 @@ async def test_no_statement_but_the_heartbeat_until_it_is_due(dsn_of_quiet_store
             nursery.start_soon(run_until_suspended, consumer, Handled(), list[tocsin.Suspended]())
             await until_asleep(store)
             await beats(store)
-            await query(dsn_of_quiet_store, "update tocsin.maintenance set due_at = tocsin.clock() + interval '1 minute'")
+            await query(dsn_of_quiet_store, "update tocsin.maintenance set due_at = tocsin._clock() + interval '1 minute'")
             await query(dsn_of_quiet_store, "select pg_stat_statements_reset()")
             await beats(store, more=10)
             ran = await query(dsn_of_quiet_store, f"select query from {HERE}")
@@ -97,9 +97,9 @@ async def test_a_process_that_only_produces_leaves_it_to_others(lively: tocsin.S
     async with lively.producer("q"):
         await move_clock(store_dsn, DAY)
         await beats(lively)
-        assert await query(store_dsn, "select due_at < tocsin.clock() from tocsin.maintenance") == [(True,)]
+        assert await query(store_dsn, "select due_at < tocsin._clock() from tocsin.maintenance") == [(True,)]
         async with lively.consumer("q"):
-            await until_told(store_dsn, "count(*) = 2 from tocsin.archive_partitions()")
+            await until_told(store_dsn, "count(*) = 2 from tocsin._archive_partitions()")
 
 
 async def test_it_says_what_it_has_done(lively: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -115,7 +115,7 @@ async def test_a_failing_maintenance_ends_no_consumer_is_reported_once_and_tried
 ) -> None:
     caplog.set_level(logging.DEBUG, "tocsin")
     await lively.queues.create("q")
-    await query(store_dsn, "alter function tocsin.roll_up_tallies() rename to spare")
+    await query(store_dsn, "alter function tocsin._roll_up_count_deltas() rename to spare")
     handled = Handled()
 
     def failures() -> list[int]:
@@ -195,7 +195,7 @@ async def test_a_part_that_fails_stops_no_other(store: tocsin.Store, store_dsn: 
     assert done.dead_letters_purged == 0
     assert done.partitions_created == 2
     await query(store_dsn, "drop trigger kept on tocsin.dead_letters")
-    assert await store.maintain() == tocsin.Maintained(elected=True, dead_letters_purged=1)
+    assert await store.maintain() == tocsin.MaintenanceResult(elected=True, dead_letters_purged=1)
 
 
 async def test_where_ddl_is_refused_the_archive_goes_on_without_partitions(store: tocsin.Store, store_dsn: str) -> None:
@@ -281,8 +281,8 @@ async def test_what_was_written_while_the_clock_was_a_year_ahead_comes_back_to_i
         (leased,) = await consumer.dequeue()
         await store.produce("q", "ready")
         await store.produce("q", "delayed", delay=HOUR, expires_in=2 * HOUR)
-        await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin.clock()")
-        await query(store_dsn, "update tocsin.workers set heartbeat_at = tocsin.clock()")
+        await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin._clock()")
+        await query(store_dsn, "update tocsin.workers set heartbeat_at = tocsin._clock()")
         await move_clock(store_dsn, 0)
         await store.maintain()
         await store.produce("q", "later")
@@ -293,7 +293,7 @@ async def test_what_was_written_while_the_clock_was_a_year_ahead_comes_back_to_i
         ) == [
             ("leased", "leased", True, True, True),
             ("ready", "ready", True, True, True),
-            ("delayed", "scheduled", True, True, True),
+            ("delayed", "delayed", True, True, True),
             ("later", "ready", True, True, True),
         ]
         assert await query(store_dsn, "select bool_and(heartbeat_at <= now()) from tocsin.workers") == [(True,)]
@@ -336,6 +336,6 @@ async def test_with_triggers_off_a_queue_archives_and_messages_are_found_by_the_
 
 async def test_a_queue_that_the_archive_was_not_told_of_is_noted_by_maintenance(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.create("q")
-    await query(store_dsn, "delete from tocsin.archiving")
+    await query(store_dsn, "delete from tocsin.archive_policies")
     await store.maintain()
-    assert await query(store_dsn, "select count(*) from tocsin.archiving") == [(1,)]
+    assert await query(store_dsn, "select count(*) from tocsin.archive_policies") == [(1,)]

@@ -64,7 +64,7 @@ async def test_get_tells_all_in_every_state(store: tocsin.Store, store_dsn: str)
 
         await consumer._intake.fail_many([message], [failed_with("it failed")])
         info = await store.messages.get(message_id)
-        assert (info.state, info.last_error, [d.outcome for d in info.history]) == ("ready", "it failed", ["failed"])
+        assert (info.state, info.last_error, [d.outcome for d in info.history]) == ("ready", "it failed", ["handler_failed"])
 
         await consumer.archive_many(await consumer.dequeue())
         info = await store.messages.get(message_id)
@@ -72,13 +72,13 @@ async def test_get_tells_all_in_every_state(store: tocsin.Store, store_dsn: str)
         assert (info.payload, info.headers, info.priority, info.key, info.last_error) == ({"n": 1}, {"h": [1]}, -2, "k", "it failed")
         assert (info.producer_worker_id, info.consumer_worker_id) == (producer.worker_id, consumer.worker_id)
         assert info.archived_at is not None
-        assert [d.outcome for d in info.history] == ["failed"]
+        assert [d.outcome for d in info.history] == ["handler_failed"]
 
         dead_id = await producer.enqueue(2, expires_in=1)
         await move_clock(store_dsn, 20)
         await consumer.dequeue()
         info = await store.messages.get(dead_id)
-        assert (info.state, info.reason, info.due, info.expires_at) == ("dead", "the message expired", None, None)
+        assert (info.state, info.reason, info.due, info.expires_at) == ("dead", "expired", None, None)
         assert info.died_at is not None
 
         (deleted,) = await producer.enqueue_many([3])
@@ -173,7 +173,7 @@ async def test_one_payload_that_python_cannot_read_spoils_no_list(store: tocsin.
 @pytest.mark.parametrize(
     ("call", "raises", "named"),
     [
-        (lambda s: s.messages.list("q", state="scheduled"), ValueError, "state"),
+        (lambda s: s.messages.list("q", state="delayed"), ValueError, "state"),
         (lambda s: s.messages.list("q", state="ready", worker=1), ValueError, "worker"),
         (lambda s: s.messages.list("q", worker="1"), TypeError, "worker"),
         (lambda s: s.messages.list("q", limit=0), ValueError, "limit"),
@@ -196,7 +196,7 @@ async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None
     await store.queues.ensure("q")
     with connect_blocking(store_dsn) as connection:
         for arguments, code in (
-            ("'q', 'scheduled'", "TC022"),
+            ("'q', 'delayed'", "TC022"),
             ("'q', state => 'dead', worker_id => 1", "TC022"),
             ("'nothing'", "TC001"),
         ):
@@ -208,7 +208,7 @@ async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None
 # Large tables: q has every tenth of the unfinished messages, and half of the finished ones; the archive has two partitions.
 LARGE = """
 insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, lease, consumer_worker_id, payload)
-select case when n % 10 = 0 then 1 else 2 end, n % 7, (array['ready', 'scheduled', 'leased'])[1 + n % 3]::tocsin.message_state,
+select case when n % 10 = 0 then 1 else 2 end, n % 7, (array['ready', 'delayed', 'leased'])[1 + n % 3]::tocsin.message_state,
        now(), now() + case when n % 3 > 0 and n % 160 > 0 then interval '1 day' else '0 s' end, now(), 1, n % 5, to_jsonb(repeat('x', 100))
 from generate_series(1, 30000) n;
 create table tocsin.archive_24h_test partition of tocsin.archive for values from (24, minvalue) to (24, maxvalue);
@@ -216,7 +216,7 @@ insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archiv
 select 100000 + n, 1 + n % 2, 0, 1, now(), now(), case when n % 3 = 0 then 24 else 0 end, to_jsonb(repeat('x', 100))
 from generate_series(1, 20000) n;
 insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason, error)
-select 200000 + n, 1 + n % 2, 0, 1, now(), now(), to_jsonb(repeat('x', 100)), 'its handler failed', 'error ' || n
+select 200000 + n, 1 + n % 2, 0, 1, now(), now(), to_jsonb(repeat('x', 100)), 'handler_failed', 'error ' || n
 from generate_series(1, 20000) n;
 analyze tocsin.messages, tocsin.archive, tocsin.dead_letters;
 """
@@ -229,7 +229,7 @@ LISTS = [
     "select * from tocsin.get_message(100017)",
     "select * from tocsin.get_message(200017)",
     "select * from tocsin.list_dead_letters('q', max_letters => 10)",
-    "select * from tocsin.list_dead_letters('q', 'its handler failed', max_letters => 10, after => 210000)",
+    "select * from tocsin.list_dead_letters('q', 'handler_failed', max_letters => 10, after => 210000)",
     "select * from tocsin.get_dead_letter(200017)",
     "select tocsin.replay(array[200017, 200018])",
     "select tocsin.replay(queue => 'q', max_letters => 10)",
@@ -297,12 +297,12 @@ async def test_expiry_is_for_what_has_not_been_delivered_in_time(store: tocsin.S
     delayed = await store.produce("q", "due too late", expires_in=10, delay=20)
     lasting = await store.produce("q", "lasting")
     async with store.consumer("q") as consumer:
-        in_time, given_back = await consumer.dequeue(2)
+        in_time, requeued = await consumer.dequeue(2)
         await move_clock(store_dsn, 30)
-        await given_back.release()
+        await requeued.release()
         assert [m.id for m in await consumer.dequeue(9)] == [lasting]
         await in_time.archive()
-    assert [(d.id, d.reason) for d in await store.dead_letters.list("q")] == [(i, "the message expired") for i in (*ids[1:], delayed)]
+    assert [(d.id, d.reason) for d in await store.dead_letters.list("q")] == [(i, "expired") for i in (*ids[1:], delayed)]
     assert [len(d.history) for d in await store.dead_letters.list("q")] == [1, 0, 0]
 
 

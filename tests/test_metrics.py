@@ -19,8 +19,8 @@ EMPTY = tocsin.QueueMetrics(
 )  # fmt: skip
 FILL = """
 insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, lease, payload)
-select q.id, n %% 3, %s::tocsin.message_state, t, t, tocsin.clock(), 1, '1'
-from tocsin.queues q, generate_series(1, %s) n, lateral (select tocsin.clock() + %s::interval) at (t) where q.name = %s
+select q.id, n %% 3, %s::tocsin.message_state, t, t, tocsin._clock(), 1, '1'
+from tocsin.queues q, generate_series(1, %s) n, lateral (select tocsin._clock() + %s::interval) at (t) where q.name = %s
 """
 
 
@@ -80,7 +80,7 @@ async def test_metrics_are_all_of_one_moment(store: tocsin.Store, store_dsn: str
         with trio.fail_after(PATIENCE):
             while not await query(store_dsn, "select 1 from pg_locks where not granted and relation = 'tocsin.dead_letters'::regclass"):
                 pass
-        await other.execute("select tocsin.bury(array(select id from tocsin.messages), 'x')")
+        await other.execute("select tocsin._move_to_dead_letters(array(select id from tocsin.messages), 'x')")
         await other.execute("commit")
     assert got == [(1, 0, True)]
 
@@ -139,7 +139,7 @@ async def test_rates_are_those_of_the_last_minute(store: tocsin.Store, store_dsn
 
 
 TALLY = (
-    "insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n) values (%s, 0, 'infinity', tocsin.clock() - interval '5 s', 1)"
+    "insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (%s, 0, 'infinity', tocsin._clock() - interval '5 s', 1)"
 )
 
 
@@ -152,7 +152,7 @@ async def test_a_high_rate_of_enqueueing_is_that_of_a_sample(store: tocsin.Store
     await fill(store_dsn, "q", 10_000)
     await query(
         store_dsn,
-        "update tocsin.messages set enqueued_at = (select tocsin.clock()) - (10002 - id) * interval '1 ms' where queue_id = %s",
+        "update tocsin.messages set enqueued_at = (select tocsin._clock()) - (10002 - id) * interval '1 ms' where queue_id = %s",
         queue.id,
     )
     if archived:
@@ -167,7 +167,7 @@ async def test_a_high_rate_of_enqueueing_is_that_of_a_sample(store: tocsin.Store
     ((now,),) = await query(store_dsn, "select max(enqueued_at) from tocsin." + ("archive" if archived else "messages"))
     await query(
         store_dsn,
-        f"create or replace function tocsin.clock() returns timestamptz language sql as $$ select '{now}'::timestamptz $$",
+        f"create or replace function tocsin._clock() returns timestamptz language sql as $$ select '{now}'::timestamptz $$",
     )
     assert (await store.queues.metrics("q")).enqueue_rate == pytest.approx(1000, rel=0.001)
     assert (await store.queues.metrics("other")).enqueue_rate in (0, 1 / 60)
@@ -178,7 +178,7 @@ async def test_beyond_a_hundred_thousand_the_planner_estimates(store: tocsin.Sto
     for name in ("q", "delayed", "small"):
         await store.queues.ensure(name)
     await fill(store_dsn, "q", 150_000)
-    await fill(store_dsn, "delayed", 120_000, "scheduled", "1 day")
+    await fill(store_dsn, "delayed", 120_000, "delayed", "1 day")
     await fill(store_dsn, "small", 10)
     assert (await store.queues.metrics("q")).ready > 100_000  # whatever the planner knew: so many were counted
     await query(store_dsn, "analyze tocsin.messages")
@@ -204,7 +204,7 @@ Plans = Callable[[str], dict[str, dict[str, Any]]]
 def test_metrics_read_little(plans: Plans) -> None:
     """No table is scanned, and none is counted beyond the cap: neither messages, nor the archive, nor dead letters."""
     plans(FILL % ("'ready'", 110_000, "'0 s'", "'q'"))
-    plans(FILL % ("'scheduled'", 30_000, "'1 day'", "'q'"))
+    plans(FILL % ("'delayed'", 30_000, "'1 day'", "'q'"))
     plans(FILL % ("'leased'", 30_000, "'1 day'", "'q'"))
     plans(
         "insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at, payload) "
@@ -233,11 +233,11 @@ def test_metrics_touch_few_pages_of_a_million_archived_messages(plans: Plans) ->
     plans(
         "insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, archived_at, keep_until, payload) "
         "select n, 1, 0, 1, a.span, now(), now(), now() + a.retention, '1' "
-        "from tocsin.archiving a, generate_series(1, 1000000) n where a.queue_id = 1 and a.span > 0"
+        "from tocsin.archive_policies a, generate_series(1, 1000000) n where a.queue_id = 1 and a.span > 0"
     )
     plans(
-        "insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n) "
-        "select 1, a.span, now() + a.retention, now(), 1000000 from tocsin.archiving a where a.queue_id = 1"
+        "insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) "
+        "select 1, a.span, now() + a.retention, now(), 1000000 from tocsin.archive_policies a where a.queue_id = 1"
     )
     plans("analyze tocsin.archive")
     for _ in range(7):  # until the session keeps its plans
@@ -265,7 +265,7 @@ async def test_metrics_of_many_queues_are_those_of_each(store: tocsin.Store, sto
     await query(store_dsn, "select count(tocsin.create_queue('q' || n)) from generate_series(1, 300) n")
     await fill(store_dsn, "q7", 3)
     await fill(store_dsn, "q8", 200)
-    await fill(store_dsn, "q9", 2, "scheduled", "1 day")
+    await fill(store_dsn, "q9", 2, "delayed", "1 day")
     await query(store_dsn, "update tocsin.messages set due = due - interval '1 hour' where queue_id = 7 and id = 2")
     every = {m.queue: m for m in await store.queues.metrics()}
     assert len(every) == 300

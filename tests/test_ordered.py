@@ -85,7 +85,7 @@ async def test_a_locked_first_message_is_not_overtaken(store: tocsin.Store, stor
     async with store.transaction() as connection, store.consumer("q") as consumer:
         await connection.execute("select from tocsin.messages order by id limit 1 for update")
         claim = await consumer._intake.claim(1, None, ordered=True)
-        assert (len(claim.parcel), claim.full) == (0, False)
+        assert (len(claim.batch), claim.full) == (0, False)
 
 
 async def test_order_and_concurrency_exclude_each_other(store: tocsin.Store) -> None:
@@ -103,7 +103,7 @@ select 1, 0, 'ready', n, null, now(), now(), now(), '1' from generate_series(1, 
 
 @pytest.mark.parametrize("planned", ["on the empty table", "on the full table"])
 def test_an_ordered_claim_follows_an_index_without_a_sort(plans: Any, planned: str) -> None:
-    statement = "select tocsin.order_kept_for(1)"
+    statement = "select tocsin._order_kept_for(1)"
     if planned == "on the empty table":
         plans("vacuum analyze tocsin.messages")
         for _ in range(8):
@@ -143,6 +143,6 @@ async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(store
                         await store.messages.reschedule(message.id, delay=7200)
                     case "purge":
                         for dry_run in (True, False):
-                            assert await store.queues.purge("q", delayed=True, dry_run=dry_run) == tocsin.Purged(0, 1, 0, 0)
+                            assert await store.queues.purge("q", delayed=True, dry_run=dry_run) == tocsin.PurgeResult(0, 1, 0, 0)
                 await passed.wait()
             await consumer.interrupt()

@@ -33,7 +33,7 @@ async def wait_until(dsn: str, condition: str) -> None:
 ASLEEP = """(
     select count(*)::int from pg_locks l join pg_database d on d.oid = l.database
     where d.datname = current_database() and l.locktype = 'advisory' and l.mode = 'ShareLock' and l.granted
-      and (l.classid::bigint << 32) + l.objid::bigint = tocsin.lock_key('asleep', queues.id)
+      and (l.classid::bigint << 32) + l.objid::bigint = tocsin._lock_key('waiting', queues.id)
 )"""
 """Processes that the database knows to have sleepers on a queue."""
 
@@ -101,18 +101,18 @@ async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(store_dsn: str,
             assert await query(store_dsn, f"select {ASLEEP} from tocsin.queues") == [(1,)]
             await store.produce("q", 1)
             await handled.wait(1)
-            assert store.statistics().rings == 1
+            assert store.statistics().notifications == 1
             await wait_until(store_dsn, f"{ASLEEP} = 0 from tocsin.queues")
             for n in range(5):
                 await store.produce("q", n)
-            assert store.statistics().rings == 1
+            assert store.statistics().notifications == 1
             go_on.set()
             await handled.wait(6)
             await until_asleep(store)
-            assert store.statistics().rings == 1
+            assert store.statistics().notifications == 1
             await store.produce("q", 7)
             await handled.wait(7)
-            assert store.statistics().rings == 2
+            assert store.statistics().notifications == 2
             await consumer.interrupt()
 
 
@@ -126,7 +126,7 @@ async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_stor
 
     async def look(_: tocsin.Message) -> None:
         # Once it has the message, the consumer tells the database that it does not sleep any more: before this looks, or after.
-        ran.extend(row for row in await query(dsn_of_quiet_store, statements) if "wake_up(" not in row[0])
+        ran.extend(row for row in await query(dsn_of_quiet_store, statements) if "end_waiting(" not in row[0])
 
     async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store, tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as other:
         await store.queues.ensure("q")
@@ -247,7 +247,7 @@ async def test_deaf_process_says_so_and_lives_by_its_heartbeat(
         handled, suspended = Handled(), list[tocsin.Suspended]()
         with caplog.at_level(logging.WARNING, "tocsin"):
             async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-                assert store.statistics().deaf
+                assert not store.statistics().listen_works
                 nursery.start_soon(run_until_suspended, consumer, handled, suspended)
                 await store.produce("q", 1)
                 await handled.wait(1)
@@ -265,7 +265,7 @@ async def test_deaf_process_says_so_and_lives_by_its_heartbeat(
 
 async def test_lifeline_is_held_by_the_listen_connection(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
-    free = "select pg_try_advisory_xact_lock_shared(tocsin.lock_key('lifeline', lifeline)) from tocsin.processes"
+    free = "select pg_try_advisory_xact_lock_shared(tocsin._lock_key('lifeline', lifeline)) from tocsin.processes"
     async with store.consumer("q"):
         assert await query(store_dsn, free) == [(False,)]
         await query(store_dsn, f"select pg_terminate_backend(pid) from pg_stat_activity where {OWN} and query like '%%heartbeat%%attach%%'")
@@ -280,7 +280,7 @@ async def test_dead_workers_are_not_those_that_only_missed_heartbeats(store: toc
     async with store.consumer("q") as consumer:
         (message,) = await consumer.dequeue()
         await query(store_dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 hour'")
-        assert await query(store_dsn, "select tocsin.bury_dead(0)") == [(None,)]
+        assert await query(store_dsn, "select tocsin._reap_dead_processes(0)") == [(None,)]
         assert await consumer.status() == "ready"
         await message.archive()
 
@@ -295,11 +295,11 @@ async def _be_buried_when_the_server_is_old_enough(store: tocsin.Store, store_ds
     async with store.producer("q") as producer:
         await query(store_dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 day', every = '1 s'")
         await query(store_dsn, "update tocsin.uptime set since = now() - interval '1 s'")
-        await query(store_dsn, "select tocsin.bury_dead(0)")
+        await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         assert await producer.status() == "ready"
         await query(store_dsn, "update tocsin.uptime set since = now() - interval '1 hour'")
         await wait_until(store_dsn, "pg_postmaster_start_time() < now() - interval '12 s'")
-        await query(store_dsn, "select tocsin.bury_dead(0)")
+        await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         assert await producer.status() == "stopped"
 
 
@@ -329,7 +329,7 @@ async def _ring(dsn: str, holder: TrioConnection[Any], alive: list[bool]) -> lis
         else:
             await query(dsn, "select tocsin.attach_process(%s)", process)
         ids.append(process)
-    await query(dsn, "update tocsin.processes set heartbeat_at = tocsin.clock() - interval '1 day' where id = any (%s)", ids)
+    await query(dsn, "update tocsin.processes set heartbeat_at = tocsin._clock() - interval '1 day' where id = any (%s)", ids)
     return ids
 
 
@@ -356,11 +356,11 @@ async def test_a_heartbeat_of_the_future_keeps_no_process_alive(store: tocsin.St
     async with open_connection(store_dsn) as holder:
         living, _ = await _ring(store_dsn, holder, [True, False])
         await query(store_dsn, "update tocsin.processes set heartbeat_at = now() + interval '1 year'")
-        ((wait,),) = await query(store_dsn, "select tocsin.bury_dead(0)")
+        ((wait,),) = await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         assert 0 < wait <= 1.25
         assert await query(store_dsn, "select bool_and(heartbeat_at <= now()) from tocsin.processes") == [(True,)]
         await move_clock(store_dsn, 60)
-        await query(store_dsn, "select tocsin.bury_dead(0)")
+        await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         assert await query(store_dsn, "select id from tocsin.processes") == [(living,)]
 
 
@@ -368,9 +368,9 @@ async def test_an_uptime_of_the_future_keeps_no_process_alive(store: tocsin.Stor
     async with open_connection(store_dsn) as holder:
         await _ring(store_dsn, holder, [False])
         await query(store_dsn, "update tocsin.uptime set since = now() + interval '1 year'")
-        await query(store_dsn, "select tocsin.bury_dead(0)")
+        await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         await move_clock(store_dsn, 60)
-        await query(store_dsn, "select tocsin.bury_dead(0)")
+        await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         assert await query(store_dsn, "select id from tocsin.processes") == []
 
 
@@ -391,7 +391,7 @@ async def test_a_name_is_free_seconds_after_a_power_cut(store: tocsin.Store, sto
     register = "select tocsin.register_process('host', %s, 'v', '2 s')"
     ((before,),) = await query(store_dsn, register, 1)
     assert await _refusal(store_dsn, kind, before) is None
-    await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin.clock() - interval '1 minute'")
+    await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin._clock() - interval '1 minute'")
     await query(store_dsn, "truncate tocsin.uptime")  # as crash recovery does
     ((after,),) = await query(store_dsn, register, 2)
     wait = await _refusal(store_dsn, kind, after)
@@ -420,19 +420,19 @@ async def test_burial_does_not_wait_for_a_worker_that_somebody_has_locked(store:
     await store.queues.ensure("q")
     await store.produce("q", 1)
     workers = await _dead(store_dsn, "first", "second", "third", held=1)
-    state = "select status, process_id is null, tocsin.count_held(w)::int from tocsin.workers w order by id"
+    state = "select status, process_id is null, tocsin._count_held(w)::int from tocsin.workers w order by id"
     async with open_connection(store_dsn) as other, open_connection(store_dsn) as undertaker:
         await other.execute("begin")
-        await other.execute("select pg_advisory_xact_lock(tocsin.lock_key('worker', %s))", [workers[1]])
+        await other.execute("select pg_advisory_xact_lock(tocsin._lock_key('worker', %s))", [workers[1]])
         await undertaker.execute("begin")
         with trio.fail_after(PATIENCE):
-            assert await (await undertaker.execute("select tocsin.bury_dead(0)")).fetchall() == [(1,)]
-        free = "select pg_try_advisory_xact_lock(tocsin.lock_key('worker', %s))"
+            assert await (await undertaker.execute("select tocsin._reap_dead_processes(0)")).fetchall() == [(1,)]
+        free = "select pg_try_advisory_xact_lock(tocsin._lock_key('worker', %s))"
         assert await query(store_dsn, free, workers[0]) == [(True,)]
         await undertaker.execute("commit")
         assert await query(store_dsn, state) == [("ready", False, 1), ("ready", False, 0), ("ready", False, 0)]
         await other.execute("rollback")
-        assert await (await undertaker.execute("select tocsin.bury_dead(0)")).fetchall() == [(None,)]
+        assert await (await undertaker.execute("select tocsin._reap_dead_processes(0)")).fetchall() == [(None,)]
     assert await query(store_dsn, state) == [("stopped", True, 0)] * 3
 
 
@@ -445,12 +445,12 @@ async def test_reclaim_passes_over_a_message_that_another_transaction_has_locked
         await other.execute("begin")
         await other.execute("select from tocsin.messages where id = %s for update", [ids[0]])
         with trio.fail_after(PATIENCE):
-            assert await store.reclaim() == tocsin.Reclaimed(workers=1, messages=1)
+            assert await store.reclaim() == tocsin.ReclaimResult(workers=1, messages=1)
         await other.execute("rollback")
     states = "select id, state::text, consumer_worker_id from tocsin.messages order by id"
     assert await query(store_dsn, states) == [(ids[0], "leased", dead), (ids[1], "ready", dead)]
     await query(store_dsn, "update tocsin.messages set vt = now() where state = 'leased'")
-    assert await store.reclaim() == tocsin.Reclaimed(workers=0, messages=1)
+    assert await store.reclaim() == tocsin.ReclaimResult(workers=0, messages=1)
 
 
 async def test_dead_workers_that_live_cancel_their_handlers_and_register_anew(store: tocsin.Store, store_dsn: str) -> None:
@@ -639,7 +639,7 @@ async def test_a_worker_whose_process_has_ended_keeps_its_last_heartbeat(store: 
     await move_clock(store_dsn, 60)
     await query(store_dsn, "select tocsin.heartbeat(%s, '{}')", process_id)
     (alive,) = await store.workers.list("q")
-    await query(store_dsn, "select tocsin.end_process(%s, true)", process_id)
+    await query(store_dsn, "select tocsin._end_process(%s, true)", process_id)
     (ended,) = await store.workers.list("q")
     assert ended.heartbeat_at == alive.heartbeat_at > alive.started_at
 
@@ -673,7 +673,7 @@ async def test_a_listen_connection_that_never_works_for_long_is_made_with_pauses
     await store.queues.ensure("q")
     await query(
         store_dsn,
-        "create sequence attempts; create or replace function tocsin.fall_asleep(queue_ids integer[]) returns integer[] "
+        "create sequence attempts; create or replace function tocsin.begin_waiting(queue_ids integer[]) returns integer[] "
         "language plpgsql security definer set search_path = pg_catalog, pg_temp as "
         "$$ begin perform nextval('public.attempts'); raise out_of_memory using message = 'no memory for locks'; end $$",
     )

@@ -73,7 +73,7 @@ async def test_create_get_list_count_exists(store: tocsin.Store) -> None:
         await store.queues.create("b")
     assert refused.value.queue == "b"
     changed = await store.queues.ensure("b", vt=20)
-    assert (changed.id, changed.vt, changed.max_deliveries, changed.notify) == (created.id, 20, 2, "asleep")
+    assert (changed.id, changed.vt, changed.max_deliveries, changed.notify) == (created.id, 20, 2, "on_demand")
     assert (await store.queues.ensure("b", notify="always")).notify == "always"
     changed = await store.queues.ensure("b", vt=30)
     assert changed.notify == "always"
@@ -209,7 +209,7 @@ async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(st
     unfinished = "select count(*)::int, count(*) filter (where state = 'leased')::int from tocsin.messages"
     asleep = (
         "select 1 from pg_locks l, tocsin.queues q where l.locktype = 'advisory' and l.mode = 'ShareLock' "
-        "and (l.classid::bigint << 32) | l.objid::bigint = tocsin.lock_key('asleep', q.id) having count(*) = 2"
+        "and (l.classid::bigint << 32) | l.objid::bigint = tocsin._lock_key('waiting', q.id) having count(*) = 2"
     )
     handled = Handled()
     async with (
@@ -222,7 +222,7 @@ async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(st
         nursery.start_soon(run_until_suspended, consumer, handled, list[tocsin.Suspended]())
         await handled.wait(1)
         await store.queues.pause("q")
-        ((paused_at,),) = await query(store_dsn, "select tocsin.clock()")
+        ((paused_at,),) = await query(store_dsn, "select tocsin._clock()")
         ring = await store.produce("q", -1)
         with trio.fail_after(PATIENCE):
             while (await query(store_dsn, unfinished))[0][1] or not await query(store_dsn, asleep):
@@ -257,7 +257,7 @@ async def test_purge(store: tocsin.Store, store_dsn: str, scope: str, count: int
         await producer.enqueue("leased", priority=-1)
         (leased,) = await consumer.dequeue(vt=7200)
         before, counts = await everything(store_dsn), await contents(store_dsn)
-        expected = attrs.evolve(tocsin.Purged(0, 0, 0, 0), **{scope: count})
+        expected = attrs.evolve(tocsin.PurgeResult(0, 0, 0, 0), **{scope: count})
         assert await store.queues.purge("q", **scopes, dry_run=True) == expected
         assert await everything(store_dsn) == before
         purged = await store.queues.purge("q", **scopes)
@@ -273,7 +273,7 @@ async def test_purge(store: tocsin.Store, store_dsn: str, scope: str, count: int
 
 async def test_purge_of_several_scopes(store: tocsin.Store, store_dsn: str) -> None:
     await fill(store)
-    assert await store.queues.purge("q", ready=True, delayed=True, archived=True, dead=True) == tocsin.Purged(2, 3, 4, 1)
+    assert await store.queues.purge("q", ready=True, delayed=True, archived=True, dead=True) == tocsin.PurgeResult(2, 3, 4, 1)
     assert (await contents(store_dsn))["messages"] == 0
 
 
@@ -284,8 +284,8 @@ async def test_purge_by_age(store: tocsin.Store, store_dsn: str) -> None:
     scopes: Any = {"ready": True, "delayed": True, "archived": True, "dead": True}
     assert (await store.queues.purge("q", **scopes, older_than=1500)).total == 0
     for dry_run in (True, False):
-        assert await store.queues.purge("q", **scopes, older_than=500, dry_run=dry_run) == tocsin.Purged(2, 3, 4, 1)
-    assert await store.queues.purge("q", **scopes, older_than=0, dry_run=True) == tocsin.Purged(2, 3, 4, 1)
+        assert await store.queues.purge("q", **scopes, older_than=500, dry_run=dry_run) == tocsin.PurgeResult(2, 3, 4, 1)
+    assert await store.queues.purge("q", **scopes, older_than=0, dry_run=True) == tocsin.PurgeResult(2, 3, 4, 1)
 
 
 async def test_purge_takes_what_is_due_for_ready(store: tocsin.Store, store_dsn: str) -> None:
@@ -293,8 +293,8 @@ async def test_purge_takes_what_is_due_for_ready(store: tocsin.Store, store_dsn:
     await fill(store)
     await move_clock(store_dsn, 3700)
     for dry_run in (True, False):
-        assert await store.queues.purge("q", delayed=True, dry_run=dry_run) == tocsin.Purged(0, 0, 0, 0)
-        assert await store.queues.purge("q", ready=True, dry_run=dry_run) == tocsin.Purged(5, 0, 0, 0)
+        assert await store.queues.purge("q", delayed=True, dry_run=dry_run) == tocsin.PurgeResult(0, 0, 0, 0)
+        assert await store.queues.purge("q", ready=True, dry_run=dry_run) == tocsin.PurgeResult(5, 0, 0, 0)
 
 
 async def test_purge_passes_over_what_a_claim_has_locked(store: tocsin.Store, store_dsn: str) -> None:
@@ -356,7 +356,7 @@ async def test_delete(store: tocsin.Store, store_dsn: str) -> None:
     await fill(store, "other")
     await store.queues.purge("q", ready=True, delayed=True)
     before, counts = await everything(store_dsn), await contents(store_dsn)
-    expected = tocsin.Deleted(workers=2, messages=0, archived=4, dead_letters=1)
+    expected = tocsin.DeleteResult(workers=2, messages=0, archived=4, dead_letters=1)
     assert await store.queues.delete("q", dry_run=True) == expected
     assert await everything(store_dsn) == before
     assert await store.queues.delete("q") == expected
@@ -394,14 +394,14 @@ async def test_delete_by_force_removes_all_in_one_transaction(store: tocsin.Stor
     await fill(store)
     async with store.consumer("q") as consumer, store.producer("q"):
         await consumer.dequeue()
-        expected = tocsin.Deleted(workers=4, messages=5, archived=4, dead_letters=1)
+        expected = tocsin.DeleteResult(workers=4, messages=5, archived=4, dead_letters=1)
         before = await everything(store_dsn)
         assert await store.queues.delete("q", force=True, dry_run=True) == expected
         assert await everything(store_dsn) == before
         with pytest.raises(ZeroDivisionError):
             async with store.transaction() as connection:
                 cursor = await connection.execute("select * from tocsin.delete_queue('q', force => true)")
-                assert tocsin.Deleted(*(await cursor.fetchone() or ())) == expected
+                assert tocsin.DeleteResult(*(await cursor.fetchone() or ())) == expected
                 raise ZeroDivisionError
         assert await everything(store_dsn) == before
         assert await store.queues.delete("q", force=True) == expected
@@ -520,13 +520,13 @@ async def contested(request: pytest.FixtureRequest, store: tocsin.Store, store_d
     queue = await store.queues.create("q", notify="always" if "always" in request.param else None)
     async with open_connection(store_dsn) as connection:
         if request.param == "somebody sleeps":
-            await connection.execute("select tocsin.fall_asleep(array[%s::int])", [queue.id])
+            await connection.execute("select tocsin.begin_waiting(array[%s::int])", [queue.id])
         yield store
 
 
 @pytest.mark.parametrize("force", [False, True])
 async def test_a_deletion_waits_for_a_transaction_that_has_enqueued(contested: tocsin.Store, store_dsn: str, force: bool) -> None:
-    outcome = list[tocsin.Deleted | Exception]()
+    outcome = list[tocsin.DeleteResult | Exception]()
 
     async def delete() -> None:
         try:
@@ -542,7 +542,7 @@ async def test_a_deletion_waits_for_a_transaction_that_has_enqueued(contested: t
         await producing.execute("commit")
     (result,) = outcome
     if force:
-        assert result == tocsin.Deleted(workers=0, messages=2, archived=0, dead_letters=0)
+        assert result == tocsin.DeleteResult(workers=0, messages=2, archived=0, dead_letters=0)
     else:
         assert isinstance(result, tocsin.QueueNotEmpty)
         assert result.messages == 2
@@ -616,7 +616,7 @@ async def test_a_deletion_waits_for_what_is_being_settled(store: tocsin.Store, s
         messages = await consumer.dequeue(3)
         await messages[0].extend(7200)  # the last one in the index, the first by its id
         ids, leases = zip(*((m.id, m.lease_token) for m in messages), strict=True)
-        deleted = list[tocsin.Deleted]()
+        deleted = list[tocsin.DeleteResult]()
 
         async def delete() -> None:
             deleted.append(await store.queues.delete("q", force=True))
@@ -627,7 +627,7 @@ async def test_a_deletion_waits_for_what_is_being_settled(store: tocsin.Store, s
             await until_waiting(store_dsn, "delete_queue")
             await settling.execute("select tocsin.release(%s, %s)", [list(ids[1:]), list(leases[1:])])
             await settling.execute("commit")
-        assert deleted == [tocsin.Deleted(workers=2, messages=1, archived=1, dead_letters=1)]
+        assert deleted == [tocsin.DeleteResult(workers=2, messages=1, archived=1, dead_letters=1)]
     assert set((await contents(store_dsn)).values()) == {0}
 
 
@@ -675,13 +675,13 @@ async def test_what_belongs_to_no_queue_is_swept_and_nothing_else(store: tocsin.
             await store.queues.delete(name, force=True)
             await producing.execute("select tocsin.enqueue(%s, '2')", [name])
             await producing.execute("select tocsin.enqueue(%s, '3', delay => '1 day')", [name])
-        assert await query(store_dsn, "select tocsin.sweep_orphans()") == [(0,)]
+        assert await query(store_dsn, "select tocsin._sweep_orphans()") == [(0,)]
         await producing.execute("commit")
     assert (await contents(store_dsn))["messages"] == 7
-    assert await query(store_dsn, "select tocsin.sweep_orphans()") == [(6,)]
+    assert await query(store_dsn, "select tocsin._sweep_orphans()") == [(6,)]
     assert await query(store_dsn, "select payload from tocsin.messages") == [(1,)]
     await store.queues.delete("b", force=True)
-    assert await query(store_dsn, "select tocsin.sweep_orphans()") == [(0,)]
+    assert await query(store_dsn, "select tocsin._sweep_orphans()") == [(0,)]
 
 
 async def test_queue_deleted_again_and_again_under_producers_and_consumers(store: tocsin.Store, store_dsn: str) -> None:
@@ -719,7 +719,7 @@ async def test_queue_deleted_again_and_again_under_producers_and_consumers(store
                 gone = await store.queues.delete("q", force=True)
                 deleted += gone.messages + gone.dead_letters  # released for the fifth time
         over.set()
-    ((swept,),) = await query(store_dsn, "select tocsin.sweep_orphans()")
+    ((swept,),) = await query(store_dsn, "select tocsin._sweep_orphans()")
     assert len(enqueued) == deleted + swept
     assert (await contents(store_dsn)) == {"messages": 0, "dead_letters": 0, "archive": 0, "workers": 0, "queues": 0}
 
@@ -743,7 +743,7 @@ HAND_OVERS = {
 async def test_a_deletion_gives_way_to_a_transaction_that_waits_for_it(store: tocsin.Store, store_dsn: str, what: str) -> None:
     """PostgreSQL would call it a deadlock, and abort either of the two."""
     await store.queues.create("q")
-    deleted = list[tocsin.Deleted]()
+    deleted = list[tocsin.DeleteResult]()
 
     async def delete() -> None:
         deleted.append(await store.queues.delete("q", force=True))
@@ -753,7 +753,7 @@ async def test_a_deletion_gives_way_to_a_transaction_that_waits_for_it(store: to
         dead, held, kept = await consumer.dequeue(3)
         assert (dead.id, held.id) == (1, 2)
         await kept.archive()
-        await query(store_dsn, "select tocsin.bury(array[1], 'x')")
+        await query(store_dsn, "select tocsin._move_to_dead_letters(array[1], 'x')")
         given = {"lease": held.lease_token, "worker": consumer.worker_id, "registration": consumer._registration.token}
         first, second = (statement.format(**given) for statement in HAND_OVERS[what])
         await other.execute(first.encode())
@@ -783,7 +783,7 @@ async def refused_as_busy(store: tocsin.Store, into: list[str]) -> None:
     [
         "select tocsin.enqueue('q', '2')",
         "select from tocsin.messages for update",
-        "select pg_advisory_xact_lock(tocsin.lock_key('rung', 1))",
+        "select pg_advisory_xact_lock(tocsin._lock_key('rung', 1))",
     ],
 )
 async def test_a_deletion_is_refused_when_a_transaction_does_not_end(store: tocsin.Store, store_dsn: str, use: str) -> None:
@@ -806,7 +806,7 @@ async def test_a_deletion_is_refused_when_a_transaction_does_not_end(store: tocs
 
 
 FUTURE = (
-    "create or replace function tocsin.clock() returns timestamptz language sql volatile parallel safe "
+    "create or replace function tocsin._clock() returns timestamptz language sql volatile parallel safe "
     "as $$ select pg_catalog.clock_timestamp() + interval '11 s' $$"
 )
 

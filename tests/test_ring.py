@@ -74,16 +74,16 @@ def ask(session: Connection, function: str, *queues: int) -> list[int]:
     return sorted(answer)
 
 
-def fall_asleep(session: Connection, *queues: int) -> list[int]:
-    return ask(session, "fall_asleep", *queues)
+def begin_waiting(session: Connection, *queues: int) -> list[int]:
+    return ask(session, "begin_waiting", *queues)
 
 
-def unrung_in_flight(session: Connection, *queues: int) -> list[int]:
-    return ask(session, "unrung_in_flight", *queues)
+def unrung_transactions(session: Connection, *queues: int) -> list[int]:
+    return ask(session, "unrung_transactions", *queues)
 
 
-def wake_up(session: Connection, *queues: int) -> None:
-    session.execute("select tocsin.wake_up(%s)", [list(queues)])
+def end_waiting(session: Connection, *queues: int) -> None:
+    session.execute("select tocsin.end_waiting(%s)", [list(queues)])
 
 
 def test_nobody_asleep_nobody_rung_for(sessions: Sessions) -> None:
@@ -95,17 +95,17 @@ def test_nobody_asleep_nobody_rung_for(sessions: Sessions) -> None:
 
 def test_a_sleeper_is_rung_for_until_it_wakes(sessions: Sessions) -> None:
     line, heard = sessions.listener()
-    assert fall_asleep(line, sessions.q, sessions.r) == []
+    assert begin_waiting(line, sessions.q, sessions.r) == []
     insert(sessions.open(), sessions.q, sessions.r)
     assert heard() == ["q", "r"]
     sessions.open().execute("select tocsin.enqueue('q', '1')")
     assert heard() == ["q"]
-    wake_up(line, sessions.q)
+    end_waiting(line, sessions.q)
     insert(sessions.open(), sessions.q)
     insert(sessions.open(), sessions.r)
     assert heard() == ["r"]
-    fall_asleep(line, sessions.q)
-    wake_up(line, sessions.q, sessions.r)
+    begin_waiting(line, sessions.q)
+    end_waiting(line, sessions.q, sessions.r)
     insert(sessions.open(), sessions.q, sessions.r)
     assert heard() == []
 
@@ -113,20 +113,20 @@ def test_a_sleeper_is_rung_for_until_it_wakes(sessions: Sessions) -> None:
 def test_one_of_several_sleepers_is_enough(sessions: Sessions) -> None:
     line, heard = sessions.listener()
     another, heard_too = sessions.listener()
-    fall_asleep(line, sessions.q)
-    fall_asleep(another, sessions.q)
-    wake_up(line, sessions.q)
+    begin_waiting(line, sessions.q)
+    begin_waiting(another, sessions.q)
+    end_waiting(line, sessions.q)
     insert(sessions.open(), sessions.q)
     assert heard() == heard_too() == ["q"]
 
 
 def test_only_the_queues_that_somebody_sleeps_on_are_rung_for(sessions: Sessions) -> None:
     line, heard = sessions.listener()
-    fall_asleep(line, sessions.r)
+    begin_waiting(line, sessions.r)
     producer = sessions.open()
     with producer.transaction():
         insert(producer, sessions.q, sessions.r, sessions.s, sessions.q)
-        assert unrung_in_flight(sessions.open(), sessions.q, sessions.r, sessions.s) == [sessions.q]
+        assert unrung_transactions(sessions.open(), sessions.q, sessions.r, sessions.s) == [sessions.q]
     assert heard() == ["r", "s"]
 
 
@@ -134,18 +134,18 @@ def test_always_rings_always(sessions: Sessions) -> None:
     _, heard = sessions.listener()
     insert(sessions.open(), sessions.s)
     assert heard() == ["s"]
-    sessions.admin.execute("select tocsin.ensure_queue('q', notify => 'always'), tocsin.ensure_queue('s', notify => 'asleep')")
+    sessions.admin.execute("select tocsin.ensure_queue('q', notify => 'always'), tocsin.ensure_queue('s', notify => 'on_demand')")
     insert(sessions.open(), sessions.q, sessions.s)
     assert heard() == ["q"]
 
 
 def test_an_insert_of_nothing_rings_for_nothing(sessions: Sessions) -> None:
     line, heard = sessions.listener()
-    fall_asleep(line, sessions.q)
+    begin_waiting(line, sessions.q)
     producer = sessions.open()
     with producer.transaction():
         insert(producer)
-        assert unrung_in_flight(line, sessions.q, sessions.r, sessions.s) == []
+        assert unrung_transactions(line, sessions.q, sessions.r, sessions.s) == []
     assert heard() == []
 
 
@@ -153,14 +153,14 @@ def test_a_release_rings_as_an_insert_does(sessions: Sessions) -> None:
     insert(sessions.open(), sessions.q)
     sessions.admin.execute("update tocsin.messages set state = 'leased', lease = 1")
     line, heard = sessions.listener()
-    fall_asleep(line, sessions.q)
+    begin_waiting(line, sessions.q)
     sessions.admin.execute("select tocsin.release(array_agg(id), array_agg(lease)) from tocsin.messages")
     assert heard() == ["q"]
-    wake_up(line, sessions.q)
+    end_waiting(line, sessions.q)
     sessions.admin.execute("update tocsin.messages set state = 'leased', lease = 1")
     with sessions.admin.transaction():
         sessions.admin.execute("select tocsin.release(array_agg(id), array_agg(lease)) from tocsin.messages")
-        assert unrung_in_flight(line, sessions.q) == [sessions.q]
+        assert unrung_transactions(line, sessions.q) == [sessions.q]
     assert heard() == []
 
 
@@ -170,10 +170,10 @@ def test_who_falls_asleep_is_told_of_messages_that_come_without_a_ring(sessions:
     producer = sessions.open()
     producer.execute("begin")
     insert(producer, sessions.q)
-    assert fall_asleep(line, sessions.q, sessions.r) == [sessions.q]
-    assert unrung_in_flight(line, sessions.q) == [sessions.q]
+    assert begin_waiting(line, sessions.q, sessions.r) == [sessions.q]
+    assert unrung_transactions(line, sessions.q) == [sessions.q]
     producer.execute(end.encode())
-    assert unrung_in_flight(line, sessions.q) == []
+    assert unrung_transactions(line, sessions.q) == []
     assert sessions.visible() == (end == "commit")
     assert heard() == []
 
@@ -183,7 +183,7 @@ def test_each_statement_decides_anew(sessions: Sessions) -> None:
     producer = sessions.open()
     with producer.transaction():
         insert(producer, sessions.q)
-        assert fall_asleep(line, sessions.q) == [sessions.q]
+        assert begin_waiting(line, sessions.q) == [sessions.q]
         insert(producer, sessions.q)
     assert heard() == ["q"]
 
@@ -195,7 +195,7 @@ def test_an_old_snapshot_sees_a_new_sleeper(sessions: Sessions, level: str) -> N
     with producer.transaction():
         producer.execute(f"set transaction isolation level {level}".encode())
         producer.execute("select from tocsin.queues")
-        assert fall_asleep(line, sessions.q) == []
+        assert begin_waiting(line, sessions.q) == []
         insert(producer, sessions.q)
     assert heard() == ["q"]
 
@@ -207,13 +207,13 @@ def test_a_savepoint_takes_back_its_own_locks_and_rings_only(sessions: Sessions)
     insert(producer, sessions.q)
     producer.execute("savepoint a")
     insert(producer, sessions.q, sessions.r)
-    assert unrung_in_flight(line, sessions.q, sessions.r) == [sessions.q, sessions.r]
+    assert unrung_transactions(line, sessions.q, sessions.r) == [sessions.q, sessions.r]
     producer.execute("rollback to a")
-    assert fall_asleep(line, sessions.q, sessions.r) == [sessions.q]
+    assert begin_waiting(line, sessions.q, sessions.r) == [sessions.q]
     insert(producer, sessions.r)
     producer.execute("rollback to a")
     producer.execute("commit")
-    assert unrung_in_flight(line, sessions.q) == []
+    assert unrung_transactions(line, sessions.q) == []
     assert sessions.visible() == 1
     assert heard() == []
 
@@ -228,13 +228,13 @@ def test_released_savepoints_and_caught_errors(sessions: Sessions) -> None:
     producer.execute(
         "do $$ begin perform tocsin.enqueue('r', '1'); raise no_data_found; exception when no_data_found then null; end $$"  # rolled back
     )
-    assert fall_asleep(line, sessions.q, sessions.r) == [sessions.q]
+    assert begin_waiting(line, sessions.q, sessions.r) == [sessions.q]
 
 
 def test_what_is_inserted_beside_an_enqueue_is_rung_for(sessions: Sessions) -> None:
     """tocsin.enqueue rings by itself, and says so to the trigger for no longer than that."""
     line, heard = sessions.listener()
-    fall_asleep(line, sessions.q, sessions.r)
+    begin_waiting(line, sessions.q, sessions.r)
     producer = sessions.open()
     with producer.transaction():
         producer.execute("select tocsin.enqueue('s', '1')")
@@ -255,7 +255,7 @@ def test_what_is_inserted_beside_an_enqueue_is_rung_for(sessions: Sessions) -> N
 
 def test_a_key_that_is_taken_rings_for_nothing(sessions: Sessions) -> None:
     line, heard = sessions.listener()
-    fall_asleep(line, sessions.q)
+    begin_waiting(line, sessions.q)
     for expected in (["q"], []):
         sessions.open().execute("select tocsin.enqueue('q', '1', key => 'k')")
         assert heard() == expected
@@ -279,16 +279,16 @@ def test_a_prepared_transaction_is_in_flight_until_it_ends(sessions: Sessions, t
     insert(two_phases, sessions.q)
     two_phases.execute("prepare transaction 't'")
     sessions.kill(two_phases)
-    assert fall_asleep(line, sessions.q) == [sessions.q]
+    assert begin_waiting(line, sessions.q) == [sessions.q]
     sessions.admin.execute("commit prepared 't'")
-    assert unrung_in_flight(line, sessions.q) == []
+    assert unrung_transactions(line, sessions.q) == []
     assert sessions.visible() == 1
     assert heard() == []
 
 
 def test_a_transaction_that_rang_cannot_be_prepared(sessions: Sessions, two_phases: Connection) -> None:
     line, _ = sessions.listener()
-    fall_asleep(line, sessions.q)
+    begin_waiting(line, sessions.q)
     two_phases.execute("begin")
     insert(two_phases, sessions.q)
     with pytest.raises(psycopg.errors.FeatureNotSupported):
@@ -298,7 +298,7 @@ def test_a_transaction_that_rang_cannot_be_prepared(sessions: Sessions, two_phas
 def test_a_dead_sleeper_is_not_rung_for(sessions: Sessions) -> None:
     line, _ = sessions.listener()
     _, heard = sessions.listener()
-    fall_asleep(line, sessions.q)
+    begin_waiting(line, sessions.q)
     insert(sessions.open(), sessions.q)
     assert heard() == ["q"]
     sessions.kill(line)
@@ -310,19 +310,19 @@ def test_a_dead_producer_is_not_in_flight(sessions: Sessions) -> None:
     producer = sessions.open()
     producer.execute("begin")
     insert(producer, sessions.q)
-    assert unrung_in_flight(sessions.admin, sessions.q) == [sessions.q]
+    assert unrung_transactions(sessions.admin, sessions.q) == [sessions.q]
     sessions.kill(producer)
-    assert unrung_in_flight(sessions.admin, sessions.q) == []
+    assert unrung_transactions(sessions.admin, sessions.q) == []
 
 
 def hold(session: Connection, kind: str, queue_id: int) -> None:
     """Hold a lock exclusively, like one that asks whether others hold it."""
-    session.execute("select pg_advisory_lock(tocsin.lock_key(%s, %s))", [kind, queue_id])
+    session.execute("select pg_advisory_lock(tocsin._lock_key(%s, %s))", [kind, queue_id])
 
 
 def test_producers_that_ask_at_the_same_moment_do_not_ring(sessions: Sessions) -> None:
     _, heard = sessions.listener()
-    hold(sessions.open(), "asleep", sessions.q)
+    hold(sessions.open(), "on_demand", sessions.q)
     insert(sessions.open(), sessions.q)
     assert heard() == []
 
@@ -336,12 +336,12 @@ def test_a_producer_that_meets_a_consumer_asking_rings(sessions: Sessions) -> No
 
 def test_consumers_that_ask_at_the_same_moment_see_nobody_in_flight(sessions: Sessions) -> None:
     hold(sessions.open(), "unrung", sessions.q)
-    assert fall_asleep(sessions.open(), sessions.q) == []
+    assert begin_waiting(sessions.open(), sessions.q) == []
 
 
 def test_asking_leaves_no_lock_behind_when_cancelled(sessions: Sessions) -> None:
     asking = sessions.open()
-    endless = "select count(tocsin.shared_elsewhere(a)) from generate_series(1, 10000) a, generate_series(1, 10000) b"
+    endless = "select count(tocsin._shared_elsewhere(a)) from generate_series(1, 10000) a, generate_series(1, 10000) b"
     held = "select mode from pg_locks where locktype = 'advisory' and pid = %s"
     for _ in range(100):
         asking.pgconn.send_query(endless.encode())
@@ -358,6 +358,6 @@ def test_asking_leaves_no_lock_behind_when_cancelled(sessions: Sessions) -> None
 
 def test_two_schemas_do_not_share_locks(sessions: Sessions) -> None:
     """The key has the schema's name in it; the lock that installing takes is spelled out in Python."""
-    statement = "select tocsin.lock_key('asleep', 1), hashtextextended('tocsin:asleep', 1), hashtextextended('another:asleep', 1)"
+    statement = "select tocsin._lock_key('waiting', 1), hashtextextended('tocsin:waiting', 1), hashtextextended('another:waiting', 1)"
     ours, spelled_out, theirs = sessions.admin.execute(statement.encode()).fetchone() or ()
     assert ours == spelled_out != theirs

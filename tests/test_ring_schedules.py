@@ -48,13 +48,13 @@ alter function tocsin.enqueue security invoker reset search_path;  -- so that it
 
 NO_UNRUNG = """
     case when notify = 'always' then true
-         when tocsin.shared_elsewhere(tocsin.lock_key('asleep', queue_id)) then true
-         else tocsin.shared_elsewhere(tocsin.lock_key('asleep', queue_id)) end
+         when tocsin._shared_elsewhere(tocsin._lock_key('waiting', queue_id)) then true
+         else tocsin._shared_elsewhere(tocsin._lock_key('waiting', queue_id)) end
 """
 NO_SECOND_LOOK = """
     case when notify = 'always' then true
-         when tocsin.shared_elsewhere(tocsin.lock_key('asleep', queue_id)) then true
-         else not pg_try_advisory_xact_lock_shared(tocsin.lock_key('unrung', queue_id)) end
+         when tocsin._shared_elsewhere(tocsin._lock_key('waiting', queue_id)) then true
+         else not pg_try_advisory_xact_lock_shared(tocsin._lock_key('unrung', queue_id)) end
 """
 NO_ASKING = "NO_ASKING"
 NO_LAST_LOOK = "NO_LAST_LOOK"
@@ -163,7 +163,7 @@ class Schedule:
         self.control.execute("select tocsin.create_queue('q'), tocsin.create_queue('r')")
         if leave_out in (NO_UNRUNG, NO_SECOND_LOOK):
             self.control.execute(
-                "create or replace function tocsin.must_ring(queue_id integer, notify text) returns boolean language sql "
+                "create or replace function tocsin._must_ring(queue_id integer, notify text) returns boolean language sql "
                 f"as $$ select {leave_out} $$".encode()
             )
         self._queues = [int(number) for (number,) in self.control.execute("select id from tocsin.queues")]
@@ -241,13 +241,13 @@ class Schedule:
         yield 'listen "tocsin.r"'
         while True:
             yield from self._look()
-            in_flight = yield f"select unnest(tocsin.fall_asleep(array_agg(q))) from {self._both}"
+            in_flight = yield f"select unnest(tocsin.begin_waiting(array_agg(q))) from {self._both}"
             if self._leave_out == NO_ASKING:
                 in_flight = []
             found = False
             while in_flight and not found:
                 found = yield from self._look()
-                in_flight = yield f"select unnest(tocsin.unrung_in_flight(array_agg(q))) from {self._both}"
+                in_flight = yield f"select unnest(tocsin.unrung_transactions(array_agg(q))) from {self._both}"
             while not found:
                 me.rung = False
                 if self._leave_out != NO_LAST_LOOK:
@@ -258,7 +258,7 @@ class Schedule:
                 me.idle = False
                 if self._random.random() < 0.8:
                     break
-            yield f"select tocsin.wake_up(array_agg(q)) from {self._both}"
+            yield f"select tocsin.end_waiting(array_agg(q)) from {self._both}"
 
     def _look(self) -> Generator[str, list[str | None], bool]:
         found = yield f"delete from tocsin.messages where queue_id in (select q from {self._both}) returning id"

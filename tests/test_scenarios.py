@@ -200,11 +200,11 @@ async def test_8_always_fails_dead_letter_replay_runs_again(store: tocsin.Store)
                 await trio.lowlevel.checkpoint()
         (letter,) = letters
         assert (letter.id, letter.payload, letter.read_ct) == (message_id, {"n": 1}, 3)
-        assert (letter.reason, letter.error) == ("its handler failed", "RuntimeError: attempt 3")
+        assert (letter.reason, letter.error) == ("handler_failed", "RuntimeError: attempt 3")
         assert letter.traceback is not None
         assert "raise RuntimeError" in letter.traceback
         assert [(d.delivery, d.worker, d.outcome, d.error) for d in letter.history] == [
-            (n, "a", "failed", f"RuntimeError: attempt {n}") for n in (1, 2, 3)
+            (n, "a", "handler_failed", f"RuntimeError: attempt {n}") for n in (1, 2, 3)
         ]
         await until_asleep(store)
         repaired = True
@@ -234,7 +234,7 @@ async def test_9_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> N
             await query(dsn, "select tocsin.enqueue('tasks', '1', delay => '2 s')")
             await until_asleep(store)
             before = await statements(dsn)
-            assert await query(dsn, "select state::text from tocsin.messages") == [("scheduled",)]  # it is not yet its time
+            assert await query(dsn, "select state::text from tocsin.messages") == [("delayed",)]  # it is not yet its time
             with trio.fail_after(PATIENCE):
                 await looked.wait()
             await consumer.interrupt()

@@ -88,15 +88,15 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
         ("alter table tocsin.queues alter column max_deliveries set default 7", "column", "queues.max_deliveries"),
         ("alter table tocsin.archive add column mine text", "column", "archive.mine"),
         ("alter type tocsin.message_info add attribute mine text", "column", "message_info.mine"),
-        ("drop function tocsin.next_due", "function", "next_due(queue_id integer, with_ready boolean)"),
+        ("drop function tocsin._next_due", "function", "_next_due(queue_id integer, with_ready boolean)"),
         (
-            "create or replace function tocsin.clock() returns timestamptz language sql as $$ select now() $$",
+            "create or replace function tocsin._clock() returns timestamptz language sql as $$ select now() $$",
             "function",
-            "clock()",
+            "_clock()",
         ),
         ("create table tocsin.mine ()", "table", "mine"),
         ("alter table tocsin.messages reset (autovacuum_vacuum_threshold)", "table", "messages"),
-        ("alter table tocsin.tallies replica identity default", "table", "tallies"),
+        ("alter table tocsin.archive_count_deltas replica identity default", "table", "archive_count_deltas"),
         ("alter table tocsin.messages enable row level security", "table", "messages"),
         ("alter table tocsin.messages force row level security", "table", "messages"),
         ("drop sequence tocsin.lifelines", "sequence", "lifelines"),
@@ -120,7 +120,7 @@ async def test_verify_looks_at_partitions_that_maintenance_made(store: tocsin.St
     await store.queues.create("q")
     await store.maintain()
     assert await store.verify() == ()
-    ((partition,),) = await query(store_dsn, "select min(name) from tocsin.archive_partitions()")
+    ((partition,),) = await query(store_dsn, "select min(name) from tocsin._archive_partitions()")
     await query(store_dsn, damage.format(partition=partition))
     assert [(d.kind, d.name) for d in await store.verify()] == [(kind, partition)]
 
@@ -295,5 +295,5 @@ async def test_a_function_that_turns_planner_nodes_off_turns_jit_off(store_dsn: 
         store_dsn,
         "select proname, proconfig from pg_proc where pronamespace = 'tocsin'::regnamespace and proconfig::text like '%enable\\_%'",
     )
-    assert {"claim", "archive", "give_back", "next_due"} <= {name for name, _ in functions}
+    assert {"claim", "archive", "_requeue", "_next_due"} <= {name for name, _ in functions}
     assert [name for name, config in functions if "jit=off" not in config] == []

@@ -27,12 +27,12 @@ async def berlin(request: pytest.FixtureRequest, store: tocsin.Store, store_dsn:
         ((ahead,),) = await cursor.fetchall()
         await move_clock(store_dsn, ahead)
         await connection.execute("set timezone = 'Europe/Berlin'")
-        cursor = await connection.execute("select (tocsin.clock() + interval '60 days') - tocsin.clock() = interval '60 days'")
+        cursor = await connection.execute("select (tocsin._clock() + interval '60 days') - tocsin._clock() = interval '60 days'")
         assert await cursor.fetchall() == [(False,)]  # the operator goes by the calendar
         yield connection
 
 
-async def off(connection: TrioConnection[Any], times: str, start: str = "tocsin.clock()") -> float:
+async def off(connection: TrioConnection[Any], times: str, start: str = "tocsin._clock()") -> float:
     """By how many seconds the time that a statement gives differs from sixty days after ``start``."""
     cursor = await connection.execute(f"select extract(epoch from x.at - {start})::float8 - {DAYS * 86400} from ({times}) x (at)".encode())
     ((seconds,),) = await cursor.fetchall()
@@ -69,7 +69,7 @@ async def test_a_lease_lasts_so_many_seconds(berlin: TrioConnection[Any], length
     assert await off(berlin, "select due from tocsin.messages") < SOON
     # The queue's own.
     await berlin.execute(f"select tocsin.update_queue('q', vt => {length})".encode())
-    await berlin.execute("update tocsin.messages set state = 'ready', due = tocsin.clock()")
+    await berlin.execute("update tocsin.messages set state = 'ready', due = tocsin._clock()")
     await berlin.execute("select c.* from w, tocsin.claim(w.id, w.registration, 1) c")
     assert await off(berlin, "select vt from tocsin.messages") < SOON
 
@@ -82,23 +82,23 @@ async def test_a_retention_lasts_so_many_seconds(berlin: TrioConnection[Any], le
     await berlin.execute("create temp table m as select c.* from w, tocsin.claim(w.id, w.registration, 1) c")
     await berlin.execute("select tocsin.archive(array[id], array[lease]) from m")
     assert await off(berlin, "select keep_until from tocsin.archive") < SOON
-    assert await off(berlin, "select tocsin.clock()", f"tocsin.ago({length})") < SOON
+    assert await off(berlin, "select tocsin._clock()", f"tocsin._cutoff({length})") < SOON
     # Dead letters that are ten minutes younger, and ten minutes older.
     for age in (DAYS * 86400 - SOON, DAYS * 86400 + SOON):
         await berlin.execute(
             b"insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason) "
-            b"select nextval('tocsin.registrations'), q.id, 0, 1, now(), tocsin.clock() - make_interval(secs => %s), '1', 'r' "
+            b"select nextval('tocsin.registrations'), q.id, 0, 1, now(), tocsin._clock() - make_interval(secs => %s), '1', 'r' "
             b"from tocsin.queues q",
             [age],
         )
-    cursor = await berlin.execute("select tocsin.purge_expired_dead_letters(10)")
+    cursor = await berlin.execute("select tocsin._purge_expired_dead_letters(10)")
     assert await cursor.fetchall() == [(1,)]
     await berlin.execute(f"select tocsin.replay(queue => 'q', delay => {length})".encode())
     assert await off(berlin, "select due from tocsin.messages") < SOON
 
 
 def test_no_function_adds_an_interval_of_days_by_the_operator() -> None:
-    """What a caller or a setting gives goes through tocsin.later; the operator is for constants of hours, minutes and seconds."""
+    """What a caller or a setting gives goes through tocsin._later; the operator is for constants of hours, minutes and seconds."""
     code = "\n".join(line.split("--")[0] for line in functions().splitlines())
     lengths = r"(\w+\.)?(delay|vt|retention|dead_letter_retention|expires_in|older_than|lease_length|every|grace|max_age|heartbeat)\b"
     assert re.findall(rf"[+-] {lengths}", code) == []

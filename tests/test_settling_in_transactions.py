@@ -307,7 +307,7 @@ async def test_many_are_settled_in_one_statement(store: tocsin.Store, effects: E
             await consumer.archive(messages[3].id, connection=connection)
         await consumer.suspend(drain=True)
     assert await query(store_dsn, "select payload from tocsin.archive order by id") == [(3,), (4,)]
-    assert await query(store_dsn, "select payload, state::text from tocsin.messages") == [(2, "scheduled")]
+    assert await query(store_dsn, "select payload, state::text from tocsin.messages") == [(2, "delayed")]
 
 
 async def test_a_batch_handler_settles_its_messages_with_its_rows(store: tocsin.Store, effects: Effects, store_dsn: str) -> None:

@@ -230,7 +230,7 @@ async def test_a_silent_line_is_replaced_by_another(store_dsn: str) -> None:
                 while not store.statistics().silenced or not store.statistics().listening:
                     await trio.lowlevel.checkpoint()
                 count = 0
-                while not store.statistics().rings:  # the first messages may come before the consumer has fallen asleep again
+                while not store.statistics().notifications:  # the first messages may come before the consumer has fallen asleep again
                     count += 1
                     await until_asleep(store)
                     await query(store_dsn, "select tocsin.enqueue('q', '1')")

@@ -155,8 +155,8 @@ def test_the_options_are_those_of_a_producer(through: Through, store_dsn: str) -
         "due - enqueued_at = '1 h', producer_worker_id from tocsin.messages order by payload",
     ) == [
         (1, "k", 3, {"h": 1}, True, 2, "ready", False, False, None),
-        (3, None, 0, None, None, None, "scheduled", True, False, None),
-        (4, None, -1, ["h"], True, 2, "scheduled", False, True, None),
+        (3, None, 0, None, None, None, "delayed", True, False, None),
+        (4, None, -1, ["h"], True, 2, "delayed", False, True, None),
     ]
 
 

@@ -12,7 +12,7 @@ import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import PATIENCE, connect_blocking, open_connection, query
-from test_outbox import Calls, closed_gate
+from test_batcher import Calls, closed_gate
 
 import tocsin
 from tocsin._queue.payload import encode
@@ -274,7 +274,7 @@ def test_a_fault_is_found_when_there_is_one_and_where_it_is(
         "select tocsin.update_queue('q', max_string => %s, max_depth => %s, required_keys => %s, forbidden_keys => %s)",
         [max_string, max_depth, required, forbidden],
     )
-    (fault,) = connection.execute("select tocsin.find_fault(%s::jsonb, q) from tocsin.queues q", [encode(payloads)]).fetchone() or ()
+    (fault,) = connection.execute("select tocsin._find_violation(%s::jsonb, q) from tocsin.queues q", [encode(payloads)]).fetchone() or ()
     expected = {(n, *path) for n, payload in enumerate(payloads) for path in faults(payload, max_string, max_depth, required, forbidden)}
     if fault is None:
         assert not expected

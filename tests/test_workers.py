@@ -180,9 +180,9 @@ async def test_is_healthy_goes_by_the_servers_clock(store: tocsin.Store, store_d
 
 async def test_registry_tells_who_and_where(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
-    ((before,),) = await query(store_dsn, "select tocsin.clock()")
+    ((before,),) = await query(store_dsn, "select tocsin._clock()")
     async with store.consumer("q", name="w") as consumer, store.producer("q") as producer:
-        ((after,),) = await query(store_dsn, "select tocsin.clock()")
+        ((after,),) = await query(store_dsn, "select tocsin._clock()")
         workers = {w.id: w for w in await store.workers.list("q")}
         mine, other = workers[consumer.worker_id], workers[producer.worker_id]
         assert (mine.name, mine.kind, mine.queue, mine.status, mine.version) == ("w", "consumer", "q", "ready", tocsin.__version__)
@@ -478,7 +478,7 @@ async def test_purge_old_workers_forgets_what_was_stopped_long_ago(store: tocsin
                 ids[name] = consumer.worker_id
             await query(
                 store_dsn,
-                "update tocsin.workers set shutdown_at = tocsin.clock() - make_interval(hours => %s) where name = %s",
+                "update tocsin.workers set shutdown_at = tocsin._clock() - make_interval(hours => %s) where name = %s",
                 hours,
                 name,
             )
@@ -613,10 +613,10 @@ async def test_a_worker_declared_dead_and_purged_registers_anew(store_dsn: str) 
             await store.produce("q", 2)
             await handled.wait(2)
             assert consumer.worker_id != former
-            assert list(store._process._residents) == [consumer.worker_id]
+            assert list(store._process._local_workers) == [consumer.worker_id]
             await (await store.workers.get(consumer.worker_id)).interrupt()
         assert suspended
-        assert not store._process._residents
+        assert not store._process._local_workers
 
 
 # A lease is kept by its token
@@ -630,7 +630,7 @@ async def test_a_message_claimed_again_by_a_claim_without_an_answer_is_given_bac
         (message,) = await consumer.dequeue(vt=1000)
         await move_clock(store_dsn, 2000)
         await query(store_dsn, "select * from tocsin.claim(%s, %s, 1)", consumer.worker_id, consumer._registration.token)
-        consumer._intake._answer_lost = True
+        consumer._intake._outcome_unknown = True
         (again,) = await consumer.dequeue()
         assert again.id == message.id
         assert again.lease_token > message.lease_token
@@ -680,12 +680,12 @@ async def test_how_a_worker_came_to_its_end_is_remembered(store: tocsin.Store, s
     async with store.consumer("q", name="w") as consumer:
         await consumer.suspend()
         await consumer.shutdown()
-        assert [w.ended for w in await store.workers.purge(0, dry_run=True)] == ["shut down"]
+        assert [w.ended for w in await store.workers.purge(0, dry_run=True)] == ["shut_down"]
     async with (
         tocsin.connect(store_dsn, heartbeat=3600) as other,
         other.consumer("q", name="v") as died,
         other.consumer("q", name="w") as stopped,
     ):
         await stopped.stop()
-        await query(store_dsn, "select tocsin.end_process(process_id, true) from tocsin.workers where name = 'v'")
+        await query(store_dsn, "select tocsin._end_process(process_id, true) from tocsin.workers where name = 'v'")
         assert (await ended(died), await ended(stopped)) == ("died", "stopped")

@@ -17,7 +17,7 @@ from . import Peer
 
 LOOK_EVERY = 0.005
 """Seconds between two looks at whether everything is settled."""
-SETTLE_WITHIN = 5.0
+CONFIRM_WITHIN = 5.0
 """Seconds that settling may take after the last handler was called."""
 
 
@@ -51,7 +51,7 @@ def work(dsn: str, share: str, seconds: str, name: str, size: str) -> None:
                 await full.wait()
         handled = tally.count
         settled = await peer.settled(dsn) - before
-        deadline = time.monotonic() + SETTLE_WITHIN
+        deadline = time.monotonic() + CONFIRM_WITHIN
         while settled < handled and full.is_set() and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_EVERY)
             settled = await peer.settled(dsn) - before

@@ -14,20 +14,20 @@
 -- archive_rest, from which maintenance deletes by an index what may go. So archiving never fails for want of a partition, and attaching one is
 -- nothing that anybody waits for, or that a long reader could hold up.
 --
--- Which partitions there are, an archiving statement reads from `archiving`. It must not believe in one that its session has not
+-- Which partitions there are, an archiving statement reads from `archive_policies`. It must not believe in one that its session has not
 -- heard of: a transaction that has used the archive before may know it only as it was then. So maintenance first attaches partitions; its
--- next run, which finds them committed, says so in `archiving`, and `since` when; and a transaction that began before goes on as if it had not
+-- next run, which finds them committed, says so in `archive_policies`, and `since` when; and a transaction that began before goes on as if it had not
 -- been said. When the retention of a queue changes, or a queue is new, its rows go to archive_rest until then, for a minute or two.
 --
 -- Counting
 -- ========
--- Each archiving statement adds one row to `tallies`, for each of its queues, and whatever takes rows out adds one with a negative number.
+-- Each archiving statement adds one row to `archive_count_deltas`, for each of its queues, and whatever takes rows out adds one with a negative number.
 -- They only insert, so they do not wait for each other; being part of the same transaction, the tallies are right whatever is rolled back.
 -- Maintenance adds them to `archived_counts`, which nobody else writes: one row for each queue and partition, that goes with the partition.
 -- So the count is a sum of a few rows, and exact in every snapshot.
 
 -- How many hours a partition takes, for a retention; 0: archive_rest.
-create or replace function tocsin.archive_span(retention interval) returns integer
+create or replace function tocsin._archive_span(retention interval) returns integer
 language sql immutable parallel safe
 as $$
     select case when retention < '2 days' then 1
@@ -38,19 +38,19 @@ as $$
 $$;
 
 -- When the partition begins that a row is in.
-create or replace function tocsin.archive_slot(span integer, keep_until timestamptz) returns timestamptz
+create or replace function tocsin._archive_slot(span integer, keep_until timestamptz) returns timestamptz
 language sql immutable parallel safe
 as $$
     select case when span > 0 then date_bin(make_interval(hours => span), keep_until, timestamptz '1970-01-01+00') else '1970-01-01+00' end
 $$;
 
 -- Until when to keep what is archived at this time.
-create or replace function tocsin.keep_until(retention interval, at timestamptz) returns timestamptz
+create or replace function tocsin._keep_until(retention interval, at timestamptz) returns timestamptz
 language sql stable parallel safe
-as $$ select case when retention < '1000 years' then tocsin.later(at, retention) else '9999-01-01+00' end $$;
+as $$ select case when retention < '1000 years' then tocsin._later(at, retention) else '9999-01-01+00' end $$;
 
 -- The partitions that what is kept until then goes to, by their span; null: it is not kept.
-create or replace function tocsin.archive_shelf(a tocsin.archiving, keep_until timestamptz) returns integer
+create or replace function tocsin._partition_span_for(a tocsin.archive_policies, keep_until timestamptz) returns integer
 language sql stable parallel safe
 as $$
     select case when a.retention > '0 s' then case when a.covered @> keep_until and a.since <= pg_catalog.now() then a.span else 0 end end
@@ -62,17 +62,17 @@ language sql stable
 set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
     select coalesce((select sum(c.n) from tocsin.archived_counts c where c.queue_id = archived_count.queue_id), 0)::bigint
-         + coalesce((select sum(y.n) from tocsin.tallies y where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
+         + coalesce((select sum(y.n) from tocsin.archive_count_deltas y where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
 $$;
 
 -- How many messages are archived, of each queue of these ids that has any: exact.
-create or replace function tocsin.archived_in_all(first_id integer, last_id integer) returns table (queue_id integer, n bigint)
+create or replace function tocsin._archived_in_all(first_id integer, last_id integer) returns table (queue_id integer, n bigint)
 language sql stable
 as $$
     select x.queue_id, sum(x.n)::bigint
     from (select c.queue_id, c.n from tocsin.archived_counts c where c.queue_id between first_id and last_id
           union all
-          select y.queue_id, y.n from tocsin.tallies y where y.queue_id between first_id and last_id and y.span is not null) x
+          select y.queue_id, y.n from tocsin.archive_count_deltas y where y.queue_id between first_id and last_id and y.span is not null) x
     join tocsin.queues q on q.id = x.queue_id
     group by x.queue_id
 $$;
@@ -82,8 +82,8 @@ create or replace function tocsin.settle_rate(queue_id integer) returns float8
 language sql volatile
 set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
-    select coalesce(sum(y.n), 0)::float8 / 60 from tocsin.tallies y
-    where y.queue_id = settle_rate.queue_id and y.archived_at > (select tocsin.clock() - interval '1 minute') and y.n > 0
+    select coalesce(sum(y.n), 0)::float8 / 60 from tocsin.archive_count_deltas y
+    where y.queue_id = settle_rate.queue_id and y.archived_at > (select tocsin._clock() - interval '1 minute') and y.n > 0
 $$;
 
 -- Deletes what is archived of a queue, or what was archived longer ago than this; returns how many messages that were, or would be.
@@ -94,8 +94,8 @@ set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
-    t timestamptz := tocsin.clock();
-    before timestamptz := coalesce(tocsin.later(t, -older_than), 'infinity');
+    t timestamptz := tocsin._clock();
+    before timestamptz := coalesce(tocsin._later(t, -older_than), 'infinity');
     purged bigint;
 begin
     if dry_run and older_than is null then
@@ -106,9 +106,9 @@ begin
     with gone as (
         delete from tocsin.archive a where a.queue_id = purge_archive.queue_id and a.archived_at < before returning a.span, a.keep_until
     ), per_slot as (
-        select g.span, tocsin.archive_slot(g.span, g.keep_until) as starts_at, count(*) as n from gone g group by 1, 2
+        select g.span, tocsin._archive_slot(g.span, g.keep_until) as starts_at, count(*) as n from gone g group by 1, 2
     ), counted as (
-        insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
+        insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
         select purge_archive.queue_id, p.span, p.starts_at, t, -p.n from per_slot p
     )
     select coalesce(sum(p.n), 0) into purged from per_slot p;

@@ -7,14 +7,14 @@
 -- What a look sees to first: messages that were not delivered in time become dead letters; scheduled ones whose time has come, and leased ones
 -- whose lease has ended, become ready (or dead letters, when there are no deliveries left). In batches, and after 20 ms no more of them, so that a
 -- claim after a long night stays short, and gets on under a statement_timeout that is short, too.
-create or replace function tocsin.make_due_ready(queue_id integer) returns void
+create or replace function tocsin._make_due_ready(queue_id integer) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
     batch constant integer := 250;
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     stop_at timestamptz := t + interval '20 ms';
     over boolean := false;
     rows_due tid[];
@@ -23,39 +23,39 @@ declare
 begin
     while not over and exists (
         select from tocsin.messages m
-        where m.queue_id = make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t)
+        where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t)
     loop
         select array_agg(d.id) into ids
         from (select m.id from tocsin.messages m
-              where m.queue_id = make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t
+              where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t
               order by m.expires_at limit batch for update skip locked) d;
         exit when ids is null;
-        perform tocsin.bury(ids, 'the message expired');
-        over := tocsin.clock() >= stop_at;
+        perform tocsin._move_to_dead_letters(ids, 'expired');
+        over := tocsin._clock() >= stop_at;
     end loop;
 
     while not over and exists (
-        select from tocsin.messages m where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.vt <= t)
+        select from tocsin.messages m where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t)
     loop
         select array_agg(d.ctid) into rows_due
         from (select m.ctid from tocsin.messages m
-              where m.queue_id = make_due_ready.queue_id and m.state = 'scheduled' and m.vt <= t
+              where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t
               order by m.vt limit 4 * batch for update skip locked) d;
         exit when rows_due is null;
         update tocsin.messages m set state = 'ready' where m.ctid = any (rows_due);
-        over := tocsin.clock() >= stop_at;
+        over := tocsin._clock() >= stop_at;
     end loop;
 
     while not over and exists (
-        select from tocsin.messages m where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t)
+        select from tocsin.messages m where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t)
     loop
         select array_agg(d.id), array_agg(d.lease) into ids, lapsed
         from (select m.id, m.lease from tocsin.messages m
-              where m.queue_id = make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
+              where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
               order by m.vt limit batch for update skip locked) d;
         exit when ids is null;
-        perform tocsin.give_back(ids, lapsed, '0 s', true, 'lease expired');
-        over := tocsin.clock() >= stop_at;
+        perform tocsin._requeue(ids, lapsed, '0 s', true, 'lease_expired');
+        over := tocsin._clock() >= stop_at;
     end loop;
 end
 $$;
@@ -95,7 +95,7 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sor
 as $$
 #variable_conflict use_column
 declare
-    worker_lock bigint := tocsin.lock_key('worker', worker_id);
+    worker_lock bigint := tocsin._lock_key('worker', worker_id);
     q tocsin.queues;
     archived boolean[];
     t timestamptz;
@@ -121,14 +121,14 @@ begin
             id := null;
         end if;
     end if;
-    t := tocsin.clock();
+    t := tocsin._clock();
     token := extract(epoch from t) * 1000000;
     loop
         if from_due is null then
-            q := tocsin.admit_claim(worker_id, registration);
-            perform tocsin.make_due_ready(q.id) where q.paused_at is null;
+            q := tocsin._check_claim(worker_id, registration);
+            perform tocsin._make_due_ready(q.id) where q.paused_at is null;
             if ordered then
-                next_due := tocsin.order_kept_for(q.id);
+                next_due := tocsin._order_kept_for(q.id);
                 if next_due is not null then
                     return next;
                     return;
@@ -139,7 +139,7 @@ begin
         -- tests/test_claim.py holds it to that. One statement, since it is what an idle consumer's handler waits for.
         return query
             update tocsin.messages m
-            set state = 'leased', lease = greatest(token, m.lease + 1), vt = tocsin.later(t, f.lease_length), read_ct = m.read_ct + 1,
+            set state = 'leased', lease = greatest(token, m.lease + 1), vt = tocsin._later(t, f.lease_length), read_ct = m.read_ct + 1,
                 dequeued_at = t, consumer_worker_id = worker_id
             from (select r.ctid as found, coalesce(claim.vt, x.vt) as lease_length, x.max_deliveries
                   from tocsin.workers w
@@ -151,14 +151,14 @@ begin
                             >= (coalesce(from_priority, -2147483648), coalesce(from_due, '-infinity'), coalesce(from_id, 0))
                       order by y.priority, y.due, y.id limit max_messages for update skip locked) r
                   where w.id = worker_id and w.registration = claim.registration and w.status in ('ready', 'polling')
-                    and tocsin.acts_for(w.role)
+                    and tocsin._acts_for(w.role)
                     and x.paused_at is null) f
             where m.ctid = f.found
             returning m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
                       m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key, m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
-            q := tocsin.admit_claim(worker_id, registration);  -- or is it refused?
+            q := tocsin._check_claim(worker_id, registration);  -- or is it refused?
         end if;
         exit when found_rows > 0 or from_due is null or not or_look;
         from_priority := null;
@@ -168,7 +168,7 @@ begin
     if from_due is null and found_rows < max_messages then
         -- What is due and was not taken is locked: for a moment by another claim, or for long by a transaction of its holder's that settles it. So
         -- the next look comes after a quarter of the time for which it has been due, a quarter of a second at most.
-        next_due := tocsin.next_due(q.id, with_ready => false);
+        next_due := tocsin._next_due(q.id, with_ready => false);
         if next_due < 0.01 then
             next_due := greatest(0.01, least(-next_due / 4, 0.25));
         end if;
@@ -179,7 +179,7 @@ $$;
 
 -- Seconds until the queue's next message is due (0: now), or null when there is none or the queue is paused. Ready messages count unless told
 -- otherwise; then a negative number says for how long the first of the others has been due.
-create or replace function tocsin.next_due(queue_id integer, with_ready boolean default true) returns float8
+create or replace function tocsin._next_due(queue_id integer, with_ready boolean default true) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
 as $$
@@ -190,15 +190,15 @@ begin
     select least(
         case when with_ready then
             -- What is ready can be claimed now, also what was enqueued while the clock was ahead.
-            (select least(m.due, tocsin.clock()) from tocsin.messages m
+            (select least(m.due, tocsin._clock()) from tocsin.messages m
              where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
         end,
-        (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'scheduled' order by m.vt limit 1),
+        (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'delayed' order by m.vt limit 1),
         (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' order by m.vt limit 1)
     )
     into at
     from tocsin.queues q
-    where q.id = next_due.queue_id and q.paused_at is null;
-    return greatest(case when with_ready and at is not null then 0 end, extract(epoch from at - tocsin.clock()));  -- greatest() passes over null
+    where q.id = _next_due.queue_id and q.paused_at is null;
+    return greatest(case when with_ready and at is not null then 0 end, extract(epoch from at - tocsin._clock()));  -- greatest() passes over null
 end
 $$;

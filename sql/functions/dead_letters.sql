@@ -14,7 +14,7 @@
 -- Who names its id is refused, and nothing happens: that one was wanted, and the program or the operator has to know. Who names a queue gets all
 -- that can be replayed; the rest stay dead letters, and are listed.
 
-create or replace function tocsin.letter_is_meant(
+create or replace function tocsin._matches_filter(
     letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text, died_before timestamptz
 ) returns boolean
 language sql immutable parallel safe  -- a query that uses it has its text inlined, and what is null left out
@@ -25,14 +25,14 @@ as $$
 $$;
 
 -- The time that was so long ago; null: no such limit.
-create or replace function tocsin.ago(older_than interval) returns timestamptz
+create or replace function tocsin._cutoff(older_than interval) returns timestamptz
 language plpgsql
 as $$
 begin
     if older_than < '0 s' then
-        perform tocsin.refuse('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
+        perform tocsin._raise_error('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
     end if;
-    return case when older_than is not null then tocsin.later(tocsin.clock(), -least(older_than, interval '5000 years')) end;
+    return case when older_than is not null then tocsin._later(tocsin._clock(), -least(older_than, interval '5000 years')) end;
 end
 $$;
 
@@ -43,14 +43,14 @@ create or replace function tocsin.list_dead_letters(
 ) returns setof tocsin.dead_letter_info
 language sql
 as $$
-    select * from tocsin.describe_dead_letters(null, (tocsin.find_queue(queue)).id, reason, error, tocsin.ago(older_than), max_letters, after)
+    select * from tocsin._describe_dead_letters(null, (tocsin.find_queue(queue)).id, reason, error, tocsin._cutoff(older_than), max_letters, after)
 $$;
 
 create or replace function tocsin.get_dead_letter(message_id bigint) returns setof tocsin.dead_letter_info
 language sql
-as $$ select * from tocsin.describe_dead_letters(array[message_id], null, null, null, null, 1, null) $$;
+as $$ select * from tocsin._describe_dead_letters(array[message_id], null, null, null, null, 1, null) $$;
 
-create or replace function tocsin.describe_dead_letters(
+create or replace function tocsin._describe_dead_letters(
     ids bigint[], queue_id integer, reason text, error text, died_before timestamptz, max_letters integer, after bigint
 ) returns setof tocsin.dead_letter_info
 language plpgsql stable
@@ -63,13 +63,13 @@ begin
                d.max_deliveries, d.producer_worker_id, d.consumer_worker_id, d.history::text, d.died_at, d.reason, d.error, d.traceback
         from tocsin.dead_letters d
         join tocsin.queues q on q.id = d.queue_id
-        where tocsin.letter_is_meant(d, ids, queue_id, reason, error, died_before) and (after is null or d.id > after)
+        where tocsin._matches_filter(d, ids, queue_id, reason, error, died_before) and (after is null or d.id > after)
         order by d.id limit max_letters;
 end
 $$;
 
 -- Locks the dead letters that are meant, at most max_letters of them, the oldest first, and returns their ids.
-create or replace function tocsin.take_dead_letters(
+create or replace function tocsin._lock_dead_letters(
     ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer
 ) returns bigint[]
 language plpgsql
@@ -77,29 +77,29 @@ set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitm
 as $$
 #variable_conflict use_variable
 declare
-    queue_id integer := tocsin.letters_of(ids, queue);
-    died_before timestamptz := tocsin.ago(older_than);
+    queue_id integer := tocsin._resolve_queue(ids, queue);
+    died_before timestamptz := tocsin._cutoff(older_than);
 begin
     if ids is not null then
         return array(select d.id from tocsin.dead_letters d
-                     where tocsin.letter_is_meant(d, ids, queue_id, reason, error, died_before)
+                     where tocsin._matches_filter(d, ids, queue_id, reason, error, died_before)
                      order by d.id limit max_letters for update);
     end if;
     return array(select d.id from tocsin.dead_letters d
-                 where tocsin.letter_is_meant(d, ids, queue_id, reason, error, died_before)
+                 where tocsin._matches_filter(d, ids, queue_id, reason, error, died_before)
                  order by d.id limit max_letters for update skip locked);
 end
 $$;
 
 -- The id of the queue that was named; null: none, but ids.
-create or replace function tocsin.letters_of(ids bigint[], queue text) returns integer
+create or replace function tocsin._resolve_queue(ids bigint[], queue text) returns integer
 language plpgsql stable
 as $$
 begin
     if queue is not null then
         return (tocsin.find_queue(queue)).id;
     elsif ids is null then
-        perform tocsin.refuse('TC022', 'name dead letters by ids or by a queue', '{"argument": "queue"}');
+        perform tocsin._raise_error('TC022', 'name dead letters by ids or by a queue', '{"argument": "queue"}');
     end if;
     return null;
 end
@@ -121,14 +121,14 @@ declare
     t timestamptz;
 begin
     if delay not between '0 s' and '1000 years' then
-        perform tocsin.refuse('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
+        perform tocsin._raise_error('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
     end if;
-    taken := tocsin.take_dead_letters(ids, queue, reason, error, older_than, max_letters);
-    t := tocsin.later(tocsin.clock(), coalesce(delay, '0 s'));
+    taken := tocsin._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    t := tocsin._later(tocsin._clock(), coalesce(delay, '0 s'));
     with added as (
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, dequeued_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers, last_error, history)
-        select d.id, d.queue_id, d.priority, (case when delay > '0 s' then 'scheduled' else 'ready' end)::tocsin.message_state, t, t,
+        select d.id, d.queue_id, d.priority, (case when delay > '0 s' then 'delayed' else 'ready' end)::tocsin.message_state, t, t,
                d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id, d.max_deliveries, d.key, d.payload,
                d.headers, d.error, d.history
         from tocsin.dead_letters d
@@ -142,7 +142,7 @@ begin
     select coalesce(array_agg(a.id order by a.id), '{}') into replayed from added a;
     if ids is not null and cardinality(replayed) < cardinality(taken) then
         held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed) order by x.id);
-        perform tocsin.refuse('TC014',
+        perform tocsin._raise_error('TC014',
             format('dead letter %s cannot be replayed: another unfinished message has its key', array_to_string(held_up, ', ')),
             jsonb_build_object('ids', held_up), 'Wait until that one is finished, or archive or purge the dead letter.');
     end if;
@@ -160,14 +160,14 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bit
 as $$
 #variable_conflict use_column
 declare
-    taken bigint[] := tocsin.take_dead_letters(ids, queue, reason, error, older_than, max_letters);
-    t timestamptz := tocsin.clock();
+    taken bigint[] := tocsin._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    t timestamptz := tocsin._clock();
 begin
     with removed as (
         delete from tocsin.dead_letters d where d.id = any (taken) returning d.*
     ), shelved as (
-        select a.queue_id, k.until, tocsin.archive_shelf(a, k.until) as span
-        from tocsin.archiving a cross join lateral (select tocsin.keep_until(a.retention, t)) k (until)
+        select a.queue_id, k.until, tocsin._partition_span_for(a, k.until) as span
+        from tocsin.archive_policies a cross join lateral (select tocsin._keep_until(a.retention, t)) k (until)
     ), kept as (
         insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
                                     producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
@@ -176,7 +176,7 @@ begin
         from removed d join shelved s on s.queue_id = d.queue_id
         where s.span is not null
     )
-    insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
+    insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
     select s.queue_id, s.span, s.until, t, count(*)
     from removed d join shelved s on s.queue_id = d.queue_id
     group by s.queue_id, s.span, s.until;
@@ -199,14 +199,14 @@ declare
     died_before timestamptz;
 begin
     if dry_run then
-        queue_id := tocsin.letters_of(ids, queue);
-        died_before := tocsin.ago(older_than);
+        queue_id := tocsin._resolve_queue(ids, queue);
+        died_before := tocsin._cutoff(older_than);
         return (select count(*)
                 from (select from tocsin.dead_letters d
-                      where tocsin.letter_is_meant(d, ids, queue_id, reason, error, died_before)
+                      where tocsin._matches_filter(d, ids, queue_id, reason, error, died_before)
                       limit max_letters) meant);
     end if;
-    taken := tocsin.take_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    taken := tocsin._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
     delete from tocsin.dead_letters d where d.id = any (taken);
     return cardinality(taken);
 end

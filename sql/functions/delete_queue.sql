@@ -5,7 +5,7 @@
 -- the queue's before its INSERT has seen the queue's row, and none is to, since that would cost every one of them. But afterwards each asks
 -- whether somebody sleeps (ring.sql), and so a deletion makes itself one of the sleepers:
 --
---   1. It takes `asleep`, as a consumer does, and waits until no transaction is left that may have put messages into the queue without
+--   1. It takes `waiting`, as a consumer does, and waits until no transaction is left that may have put messages into the queue without
 --      ringing. From here on each producer rings.
 --   2. It takes `rung` exclusively. Each producer that rings takes that too, shared (rung), until its transaction ends. So what was put in
 --      is visible to the deletion: without force, that refuses it. And who comes later waits for the deletion's end, looks for the queue
@@ -40,24 +40,24 @@
 -- one snapshot, finds none in any of them; then it takes the archive.
 
 -- The unfinished messages of a queue: ready, delayed or leased.
-create or replace function tocsin.count_unfinished(queue_id integer) returns bigint
+create or replace function tocsin._count_unfinished(queue_id integer) returns bigint
 language sql stable
 set enable_seqscan = off set jit = off
 as $$
-    select (select count(*) from tocsin.messages m where m.queue_id = count_unfinished.queue_id and m.state = 'ready')
-         + (select count(*) from tocsin.messages m where m.queue_id = count_unfinished.queue_id and m.state = 'scheduled')
-         + (select count(*) from tocsin.messages m where m.queue_id = count_unfinished.queue_id and m.state = 'leased')
+    select (select count(*) from tocsin.messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'ready')
+         + (select count(*) from tocsin.messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'delayed')
+         + (select count(*) from tocsin.messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'leased')
 $$;
 
-create or replace function tocsin.refuse_deletion(q tocsin.queues) returns void
+create or replace function tocsin._refuse_deletion(q tocsin.queues) returns void
 language plpgsql
 as $$
 declare
     active bigint := (select count(*) from tocsin.workers w where w.queue_id = q.id and w.status <> 'stopped');
-    unfinished bigint := tocsin.count_unfinished(q.id);
+    unfinished bigint := tocsin._count_unfinished(q.id);
 begin
     if active > 0 or unfinished > 0 then
-        perform tocsin.refuse('TC010',
+        perform tocsin._raise_error('TC010',
             format('queue "%s" has %s worker(s) that are not stopped and %s unfinished message(s)', q.name, active, unfinished),
             jsonb_build_object('queue', q.name, 'workers', active, 'messages', unfinished),
             'Stop the workers and purge the messages first, or delete it with force.');
@@ -66,37 +66,37 @@ end
 $$;
 
 -- Keeps producers from the queue until the end of the transaction, and waits for those that are at it.
-create or replace function tocsin.close_queue(q tocsin.queues, deadline timestamptz) returns void
+create or replace function tocsin._close_queue(q tocsin.queues, deadline timestamptz) returns void
 language plpgsql
 set lock_timeout = '250ms'
 as $$
 begin
-    perform pg_advisory_xact_lock_shared(tocsin.lock_key('asleep', q.id));
-    while tocsin.shared_elsewhere(tocsin.lock_key('unrung', q.id)) loop
-        if tocsin.clock() > deadline then
+    perform pg_advisory_xact_lock_shared(tocsin._lock_key('waiting', q.id));
+    while tocsin._shared_elsewhere(tocsin._lock_key('unrung', q.id)) loop
+        if tocsin._clock() > deadline then
             raise lock_not_available;
         end if;
         perform pg_sleep(0.01);  -- not in the queue for the lock: who asks would take that for nobody sharing it (shared_after_all)
     end loop;
-    perform pg_advisory_xact_lock(tocsin.lock_key('rung', q.id));
+    perform pg_advisory_xact_lock(tocsin._lock_key('rung', q.id));
 end
 $$;
 
 -- Keeps consumers, registrations and maintenance (which counts what is archived of each queue) from it; whether all could be had at once. What
 -- it could have it keeps.
-create or replace function tocsin.try_close_workers(q tocsin.queues) returns boolean
+create or replace function tocsin._try_close_workers(q tocsin.queues) returns boolean
 language plpgsql
 as $$
 begin
     perform from tocsin.queues x where x.id = q.id for update skip locked;
     if not found then
         if not exists (select from tocsin.queues x where x.id = q.id) then
-            perform tocsin.refuse_missing(q.name);
+            perform tocsin._refuse_missing(q.name);
         end if;
         return false;
     end if;
-    return pg_try_advisory_xact_lock_shared(tocsin.lock_key('maintain', 0))  -- shared: deletions do not exclude each other
-        and (select coalesce(bool_and(pg_try_advisory_xact_lock(tocsin.lock_key('worker', w.id))), true)
+    return pg_try_advisory_xact_lock_shared(tocsin._lock_key('maintain', 0))  -- shared: deletions do not exclude each other
+        and (select coalesce(bool_and(pg_try_advisory_xact_lock(tocsin._lock_key('worker', w.id))), true)
              from tocsin.workers w where w.queue_id = q.id)
         and (select count(*) from (select from tocsin.workers w where w.queue_id = q.id for update skip locked) had)
           = (select count(*) from tocsin.workers w where w.queue_id = q.id);
@@ -105,7 +105,7 @@ $$;
 
 -- Deletes the unfinished messages and dead letters that nobody has locked; whether none is left. What others are likely to have locked comes
 -- first, and as long as any of it is left, the rest, which may be much, is not gone through again.
-create or replace function tocsin.try_empty_queue(q tocsin.queues, inout messages bigint, inout letters bigint, out emptied boolean)
+create or replace function tocsin._try_empty_queue(q tocsin.queues, inout messages bigint, inout letters bigint, out emptied boolean)
 language plpgsql
 set enable_seqscan = off set jit = off
 as $$
@@ -126,7 +126,7 @@ begin
         return;
     end if;
     delete from tocsin.messages m where m.ctid = any (array(
-        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'scheduled' for update skip locked));
+        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'delayed' for update skip locked));
     get diagnostics n = row_count;
     messages := messages + n;
     delete from tocsin.messages m where m.ctid = any (array(
@@ -134,14 +134,14 @@ begin
     get diagnostics n = row_count;
     messages := messages + n;
     emptied := not exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'leased')
-           and not exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'scheduled')
+           and not exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'delayed')
            and not exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'ready')
            and not exists (select from tocsin.dead_letters x where x.queue_id = q.id);
 end
 $$;
 
 -- What is done with `rung`: all the rest. Raises lock_not_available when somebody has something of it and keeps it.
-create or replace function tocsin.remove_queue(
+create or replace function tocsin._remove_queue(
     q tocsin.queues, force boolean, out worker_count bigint, out message_count bigint, out archived_count bigint, out dead_letter_count bigint
 )
 language plpgsql
@@ -156,27 +156,27 @@ begin
     dead_letter_count := 0;
     loop
         if not closed then
-            closed := tocsin.try_close_workers(q);
+            closed := tocsin._try_close_workers(q);
             if closed and force is not true then
-                perform tocsin.refuse_deletion(q);
+                perform tocsin._refuse_deletion(q);
             end if;
         end if;
         if closed then
-            select t.* into message_count, dead_letter_count, emptied from tocsin.try_empty_queue(q, message_count, dead_letter_count) t;
+            select t.* into message_count, dead_letter_count, emptied from tocsin._try_empty_queue(q, message_count, dead_letter_count) t;
         end if;
         exit when emptied;
-        patience := coalesce(patience, tocsin.clock() + interval '250 ms');
-        if tocsin.clock() > patience then
+        patience := coalesce(patience, tocsin._clock() + interval '250 ms');
+        if tocsin._clock() > patience then
             raise lock_not_available;
         end if;
         perform pg_sleep(0.005);
     end loop;
     archived_count := tocsin.purge_archive(q.id, null, false);
-    perform tocsin.tell_process(w) from tocsin.workers w where w.queue_id = q.id and w.status <> 'stopped';
+    perform tocsin._tell_process(w) from tocsin.workers w where w.queue_id = q.id and w.status <> 'stopped';
     delete from tocsin.workers w where w.queue_id = q.id;
     get diagnostics worker_count = row_count;
     -- By itself: foreign keys are triggers, and may be off.
-    delete from tocsin.archiving a where a.queue_id = q.id;
+    delete from tocsin.archive_policies a where a.queue_id = q.id;
     delete from tocsin.queue_grants g where g.queue_id = q.id;
     delete from tocsin.queues x where x.id = q.id;
 end
@@ -192,20 +192,20 @@ set enable_seqscan = off set jit = off
 as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
-    deadline timestamptz := tocsin.clock() + interval '10 s';
+    deadline timestamptz := tocsin._clock() + interval '10 s';
 begin
     if not dry_run and current_setting('transaction_isolation') <> 'read committed' then
-        perform tocsin.refuse('TC022',
+        perform tocsin._raise_error('TC022',
             format('a queue cannot be deleted at the isolation level %s, which hides what others put into it',
                    current_setting('transaction_isolation')),
             '{"argument": "transaction"}', 'Delete it in a transaction that is read committed.');
     end if;
     if force is not true then
-        perform tocsin.refuse_deletion(q);
+        perform tocsin._refuse_deletion(q);
     end if;
     if dry_run then
         worker_count := (select count(*) from tocsin.workers w where w.queue_id = q.id);
-        message_count := tocsin.count_unfinished(q.id);
+        message_count := tocsin._count_unfinished(q.id);
         dead_letter_count := (select count(*) from tocsin.dead_letters d where d.queue_id = q.id);
         archived_count := tocsin.purge_archive(q.id, null, true);
         return next;
@@ -213,15 +213,15 @@ begin
     end if;
     loop
         begin
-            perform tocsin.close_queue(q, deadline);
-            select r.* into worker_count, message_count, archived_count, dead_letter_count from tocsin.remove_queue(q, force) r;
+            perform tocsin._close_queue(q, deadline);
+            select r.* into worker_count, message_count, archived_count, dead_letter_count from tocsin._remove_queue(q, force) r;
             return next;
             return;
         exception  -- with all that it has locked here
             when lock_not_available or deadlock_detected then null;
         end;
-        if tocsin.clock() > deadline then
-            perform tocsin.refuse('TC011', format('queue "%s" is in use by transactions that do not end', q.name),
+        if tocsin._clock() > deadline then
+            perform tocsin._raise_error('TC011', format('queue "%s" is in use by transactions that do not end', q.name),
                                   jsonb_build_object('queue', q.name),
                                   'Nothing was changed; try again when they have ended, in a transaction that has done nothing else.');
         end if;
@@ -232,7 +232,7 @@ $$;
 
 -- Removes messages whose queue is gone, at most so many, and returns how many that were. They are in the gaps between the ids of queues.
 -- One statement, and so one snapshot: where it shows a message it also shows its queue, unless that was deleted.
-create or replace function tocsin.sweep_orphans(most integer default 10000) returns bigint
+create or replace function tocsin._sweep_orphans(most integer default 10000) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
@@ -249,7 +249,7 @@ begin
         cross join lateral (
             select m.id from tocsin.messages m where m.queue_id > g.above and m.queue_id < g.below and m.state = 'ready'
             union all
-            select m.id from tocsin.messages m where m.queue_id > g.above and m.queue_id < g.below and m.state in ('scheduled', 'leased')
+            select m.id from tocsin.messages m where m.queue_id > g.above and m.queue_id < g.below and m.state in ('delayed', 'leased')
         ) o
         where g.below - g.above > 1
         limit most

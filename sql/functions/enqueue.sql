@@ -8,7 +8,7 @@
 
 -- Whether its size and options speak for a message; a query that uses it has its text inlined. The queue's rules are another matter
 -- (validate.sql): even to have a function for them in the INSERT, and never call it, takes 2 us.
-create or replace function tocsin.fits(
+create or replace function tocsin._is_valid(
     payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval, max_deliveries integer
 ) returns boolean
 language sql immutable parallel safe
@@ -21,12 +21,12 @@ $$;
 
 -- Refuses headers that are larger than a payload may be. Of those who give none, who are most, only `enqueue` pays for it, a seventh of a
 -- microsecond: as a condition of its INSERT it would be three quarters of one.
-create or replace function tocsin.admit_headers(q tocsin.queues, headers jsonb) returns void
+create or replace function tocsin._check_headers(q tocsin.queues, headers jsonb) returns void
 language plpgsql
 as $$
 begin
     if octet_length(headers::text) > q.max_payload then
-        perform tocsin.refuse('TC003',
+        perform tocsin._raise_error('TC003',
             format('headers of %s bytes exceed the limit of queue "%s", %s bytes', octet_length(headers::text), q.name, q.max_payload),
             jsonb_build_object('actual', octet_length(headers::text), 'maximum', q.max_payload, 'index', null),
             'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
@@ -36,7 +36,7 @@ $$;
 
 -- Whether the worker may act. A function, and in plpgsql so that it stays one: a subquery would be made ready for each enqueue, also of those
 -- that name no worker.
-create or replace function tocsin.is_active(worker_id bigint) returns boolean
+create or replace function tocsin._is_active(worker_id bigint) returns boolean
 language plpgsql stable
 as $$
 begin
@@ -45,22 +45,22 @@ end
 $$;
 
 -- Refuses a due time that makes no sense.
-create or replace function tocsin.check_due(delay interval, at timestamptz) returns void
+create or replace function tocsin._check_due(delay interval, at timestamptz) returns void
 language plpgsql
 as $$
 begin
     if delay not between '0 s' and '1000 years' then
-        perform tocsin.refuse('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
+        perform tocsin._raise_error('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
     elsif delay is not null and at is not null then
-        perform tocsin.refuse('TC022', 'give delay or at, not both', '{"argument": "at"}');
+        perform tocsin._raise_error('TC022', 'give delay or at, not both', '{"argument": "at"}');
     elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then  -- clients could not read it, and would stop at the message
-        perform tocsin.refuse('TC022', 'at must be within the years 2 to 9999', '{"argument": "at"}');
+        perform tocsin._raise_error('TC022', 'at must be within the years 2 to 9999', '{"argument": "at"}');
     end if;
 end
 $$;
 
 -- Refuses what speaks against the queue, the worker and the options; returns the queue.
-create or replace function tocsin.admit(
+create or replace function tocsin._check_enqueue_options(
     queue text, delay interval, at timestamptz, expires_in interval, max_deliveries integer, worker_id bigint
 ) returns tocsin.queues
 language plpgsql
@@ -68,17 +68,17 @@ as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
 begin
-    if not tocsin.is_owner() then
-        perform tocsin.check_enqueue(q, worker_id);
+    if not tocsin._is_owner() then
+        perform tocsin._check_enqueue(q, worker_id);
     end if;
     if worker_id is not null then
-        perform tocsin.check_active(worker_id, 'enqueue');
+        perform tocsin._check_active(worker_id, 'enqueue');
     end if;
-    perform tocsin.check_due(delay, at);
+    perform tocsin._check_due(delay, at);
     if expires_in <= '0 s' or expires_in > '1000 years' then
-        perform tocsin.refuse('TC022', 'expires_in must be positive, and at most a thousand years', '{"argument": "expires_in"}');
+        perform tocsin._raise_error('TC022', 'expires_in must be positive, and at most a thousand years', '{"argument": "expires_in"}');
     elsif max_deliveries <= 0 then
-        perform tocsin.refuse('TC022', 'max_deliveries must be positive', '{"argument": "max_deliveries"}');
+        perform tocsin._raise_error('TC022', 'max_deliveries must be positive', '{"argument": "max_deliveries"}');
     end if;
     return q;
 end
@@ -86,7 +86,7 @@ $$;
 
 -- Refuses a JSON array with a payload in it that is too large for the queue, or breaks one of its rules. `first_index`: the index of its
 -- first payload for the caller; null: there is only this one.
-create or replace function tocsin.admit_payloads(q tocsin.queues, payloads jsonb, first_index integer) returns void
+create or replace function tocsin._check_payloads(q tocsin.queues, payloads jsonb, first_index integer) returns void
 language plpgsql
 as $$
 declare
@@ -99,7 +99,7 @@ begin
         where octet_length(p.payload::text) > q.max_payload
         order by p.n limit 1;
         if found then
-            perform tocsin.refuse('TC003',
+            perform tocsin._raise_error('TC003',
                 format('%s of %s bytes exceeds the limit of queue "%s", %s bytes',
                        concat_ws(' ', 'payload', large.index), large.actual, q.name, q.max_payload),
                 jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index', large.index),
@@ -107,35 +107,35 @@ begin
         end if;
     end if;
     if q.ruled then
-        perform tocsin.admit_contents(q, payloads, first_index);
+        perform tocsin._check_contents(q, payloads, first_index);
     end if;
 end
 $$;
 
 -- The unfinished message that holds the key; null: none that this transaction can see.
-create or replace function tocsin.find_key(queue_id integer, key text) returns bigint
+create or replace function tocsin._find_key(queue_id integer, key text) returns bigint
 language plpgsql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 begin
-    return (select m.id from tocsin.messages m where m.queue_id = find_key.queue_id and m.key = find_key.key);
+    return (select m.id from tocsin.messages m where m.queue_id = _find_key.queue_id and m.key = _find_key.key);
 end
 $$;
 
 -- Enqueues one message and returns its id. With a key: at most one unfinished message per key; a second enqueue returns the first one's id.
--- `ring_first`: if it rings, its transaction's commit need not wait for the disk, since tocsin.reach_disk follows, in the same session (ring_first.sql).
+-- `ring_early`: if it rings, its transaction's commit need not wait for the disk, since tocsin.wait_for_flush follows, in the same session (ring_early.sql).
 create or replace function tocsin.enqueue(
     queue text, payload jsonb, delay interval default null, at timestamptz default null, priority integer default 0,
     headers jsonb default null, key text default null, expires_in interval default null, max_deliveries integer default null,
-    worker_id bigint default null, ring_first boolean default false
+    worker_id bigint default null, ring_early boolean default false
 ) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
-    t timestamptz := tocsin.clock();
-    due_at timestamptz := coalesce(at, tocsin.later(t, delay), t);
+    t timestamptz := tocsin._clock();
+    due_at timestamptz := coalesce(at, tocsin._later(t, delay), t);
     q tocsin.queues;
     new_id bigint;  -- drawn before the INSERT, or null
     message_id bigint;
@@ -145,43 +145,43 @@ declare
     rings boolean := key is null;  -- by itself (ring.sql): with a key it is only known afterwards whether there is something to ring for
     ignored text;
 begin
-    if not tocsin.is_owner() then
-        perform tocsin.check_enqueue(tocsin.find_queue(queue), worker_id);
+    if not tocsin._is_owner() then
+        perform tocsin._check_enqueue(tocsin.find_queue(queue), worker_id);
     end if;
     if headers is not null then
-        perform tocsin.admit_headers(tocsin.find_queue(queue), headers);
+        perform tocsin._check_headers(tocsin.find_queue(queue), headers);
     end if;
     if rings then
         ignored := set_config('bell.rung_by', 'tocsin', true);
     end if;
     -- Not with a key: whoever enqueues it next is told this message's id, and must not be before the disk has it.
-    ring_first := ring_first and key is null;
-    if ring_first then
+    ring_early := ring_early and key is null;
+    if ring_early then
         written := pg_current_wal_insert_lsn();
         new_id := nextval('tocsin.messages_id_seq');
         flushed := pg_current_wal_flush_lsn();
-        ring_first := written = pg_current_wal_insert_lsn()
+        ring_early := written = pg_current_wal_insert_lsn()
             and (flushed >= written or written - flushed < 90 and (flushed - '0/0') % 1024 <> 0);
     end if;
     loop
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
                                      payload, headers)
         select coalesce(new_id, nextval('tocsin.messages_id_seq')), x.id, coalesce(priority, 0),
-               case when due_at > t then 'scheduled'::tocsin.message_state else 'ready' end, due_at, due_at, t,
-               tocsin.later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload, headers
+               case when due_at > t then 'delayed'::tocsin.message_state else 'ready' end, due_at, due_at, t,
+               tocsin._later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload, headers
         from tocsin.queues x
-        where x.name = queue and tocsin.fits(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
+        where x.name = queue and tocsin._is_valid(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
           and (not x.ruled or checked)
-          and (worker_id is null or tocsin.is_active(worker_id))
-          and (not rings or tocsin.rung(x))
+          and (worker_id is null or tocsin._is_active(worker_id))
+          and (not rings or tocsin._rung(x))
         on conflict (queue_id, key) where key is not null do nothing
         returning id into message_id;
         exit when message_id is not null;
         -- It is refused, or its key is taken, or the queue has rules or is being deleted. None may be true any more, or it keeps the rules: then
         -- it is tried again.
-        q := tocsin.admit(queue, delay, at, expires_in, max_deliveries, worker_id);
-        perform tocsin.admit_payloads(q, jsonb_build_array(payload), null);
-        message_id := tocsin.find_key(q.id, key);
+        q := tocsin._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
+        perform tocsin._check_payloads(q, jsonb_build_array(payload), null);
+        message_id := tocsin._find_key(q.id, key);
         exit when message_id is not null;
         if q.ruled and checked is not true then
             checked := true;
@@ -191,12 +191,12 @@ begin
             raise serialization_failure using message = format('key "%s" was taken by a transaction that this one cannot see', key),
                 hint = 'Try the transaction again.';
         end if;
-        perform tocsin.ring_late(q.id);  -- waits for the end of a deletion
+        perform tocsin._ring_late(q.id);  -- waits for the end of a deletion
     end loop;
     if rings then
         ignored := set_config('bell.rung_by', '', true);
     end if;
-    if ring_first and current_setting('bell.rung', true) <> '' and new_id = pg_sequence_last_value('tocsin.messages_id_seq')
+    if ring_early and current_setting('bell.rung', true) <> '' and new_id = pg_sequence_last_value('tocsin.messages_id_seq')
        and current_setting('synchronous_commit') <> 'off' and current_setting('synchronous_standby_names') = '' then
         ignored := set_config('synchronous_commit', 'off', true);
         ignored := set_config('bell.unflushed', 'yes', false);
@@ -216,18 +216,18 @@ language plpgsql
 as $$
 #variable_conflict use_column
 declare
-    q tocsin.queues := tocsin.admit(queue, delay, at, expires_in, max_deliveries, worker_id);
-    t timestamptz := tocsin.clock();
-    due_at timestamptz := coalesce(at, tocsin.later(t, delay), t);
+    q tocsin.queues := tocsin._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
+    t timestamptz := tocsin._clock();
+    due_at timestamptz := coalesce(at, tocsin._later(t, delay), t);
     ids bigint[];
 begin
-    perform tocsin.admit_headers(q, headers);
-    perform tocsin.admit_payloads(q, payloads, first_index);
+    perform tocsin._check_headers(q, headers);
+    perform tocsin._check_payloads(q, payloads, first_index);
     with added as (
         insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
                                      payload, headers)
-        select q.id, coalesce(priority, 0), case when due_at > t then 'scheduled'::tocsin.message_state else 'ready' end, due_at, due_at, t,
-               tocsin.later(t, expires_in), worker_id, max_deliveries, p.payload, headers
+        select q.id, coalesce(priority, 0), case when due_at > t then 'delayed'::tocsin.message_state else 'ready' end, due_at, due_at, t,
+               tocsin._later(t, expires_in), worker_id, max_deliveries, p.payload, headers
         from jsonb_array_elements(payloads) with ordinality as p (payload, n)
         order by p.n
         returning id
@@ -248,34 +248,34 @@ as $$
 #variable_conflict use_column
 declare
     q tocsin.queues := tocsin.find_queue(queue);
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     unfit jsonb[];  -- payloads that break a rule of the queue
     ids bigint[];
 begin
-    if not tocsin.is_owner() then
-        perform tocsin.check_enqueue(q, m.worker_id)
+    if not tocsin._is_owner() then
+        perform tocsin._check_enqueue(q, m.worker_id)
         from (select distinct x.worker_id from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
     end if;
     if q.ruled then
         select array_agg(p.payload) into unfit
         from jsonb_array_elements(messages) m cross join lateral (select coalesce(m -> 'payload', 'null')) p (payload)
-        where tocsin.find_fault(jsonb_build_array(p.payload), q) is not null;
+        where tocsin._find_violation(jsonb_build_array(p.payload), q) is not null;
     end if;
     with given as materialized (
-        select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, tocsin.later(t, m.delay), t) as due_at,
+        select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, tocsin._later(t, m.delay), t) as due_at,
                m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id
         from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz, priority integer, headers jsonb,
                                                 expires_in interval, max_deliveries integer, worker_id bigint)
     ), added as (
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
                                      payload, headers)
-        select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t then 'scheduled'::tocsin.message_state else 'ready' end,
-               g.due_at, g.due_at, t, tocsin.later(t, g.expires_in), g.worker_id, g.max_deliveries, g.payload, g.headers
+        select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t then 'delayed'::tocsin.message_state else 'ready' end,
+               g.due_at, g.due_at, t, tocsin._later(t, g.expires_in), g.worker_id, g.max_deliveries, g.payload, g.headers
         from given g
-        where tocsin.fits(g.payload, q.max_payload, g.delay, g.at, g.expires_in, g.max_deliveries)
+        where tocsin._is_valid(g.payload, q.max_payload, g.delay, g.at, g.expires_in, g.max_deliveries)
           and (octet_length(g.headers::text) > q.max_payload) is not true
           and (unfit is null or g.payload <> all (unfit))
-          and (g.worker_id is null or tocsin.is_active(g.worker_id))
+          and (g.worker_id is null or tocsin._is_active(g.worker_id))
         returning id
     )
     select array_agg(a.id order by g.id) into ids from given g left join added a on a.id = g.id;

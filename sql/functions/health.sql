@@ -2,7 +2,7 @@
 -- entries for one state go, and those of a backlog only up to a limit.
 
 -- The workers that hold messages of a queue (`until`: under leases that end later): how many, which for longest, and since when.
-create or replace function tocsin.holders(queue_id integer, until timestamptz default '-infinity')
+create or replace function tocsin._holders(queue_id integer, until timestamptz default '-infinity')
 returns table (worker_id bigint, held bigint, message_id bigint, since timestamptz)
 language plpgsql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
@@ -13,7 +13,7 @@ begin
     return query
         select m.consumer_worker_id, count(*), (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
         from tocsin.messages m
-        where m.queue_id = holders.queue_id and m.state = 'leased' and m.vt > until
+        where m.queue_id = _holders.queue_id and m.state = 'leased' and m.vt > until
         group by m.consumer_worker_id;
 end
 $$;
@@ -34,15 +34,15 @@ as $$
         from tocsin.workers w join tocsin.queues q on q.id = w.queue_id
         where (list_workers.queue is null or q.name = list_workers.queue)
           and (list_workers.worker_id is null or w.id = list_workers.worker_id)
-          and tocsin.acts_for(w.role)
+          and tocsin._acts_for(w.role)
     ), holders as (
         select h.worker_id, h.held, h.message_id, h.since
         from (select distinct s.queue_id from shown s where s.status <> 'stopped') s
-        cross join lateral tocsin.holders(s.queue_id) h
+        cross join lateral tocsin._holders(s.queue_id) h
     )
     select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version, s.started_at, beat.at,
-           extract(epoch from tocsin.clock() - beat.at)::float8, s.shutdown_at, s.ended, coalesce(h.held, 0),
-           h.message_id, case when h.since is not null then greatest(0, extract(epoch from tocsin.clock() - h.since)) end::float8
+           extract(epoch from tocsin._clock() - beat.at)::float8, s.shutdown_at, s.ended, coalesce(h.held, 0),
+           h.message_id, case when h.since is not null then greatest(0, extract(epoch from tocsin._clock() - h.since)) end::float8
     from shown s
     left join tocsin.processes p on p.id = s.process_id
     left join holders h on h.worker_id = s.id
@@ -78,21 +78,21 @@ end
 $$;
 
 -- How many messages of a queue could be claimed now, counted up to a limit.
-create or replace function tocsin.count_waiting(queue_id integer, most integer) returns bigint
+create or replace function tocsin._count_waiting(queue_id integer, most integer) returns bigint
 language plpgsql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
 begin
     return (
         select count(*) from (
-            (select from tocsin.messages m where m.queue_id = count_waiting.queue_id and m.state = 'ready' limit most)
+            (select from tocsin.messages m where m.queue_id = _count_waiting.queue_id and m.state = 'ready' limit most)
             union all
-            (select from tocsin.messages m where m.queue_id = count_waiting.queue_id and m.state = 'scheduled' and m.vt <= t limit most)
+            (select from tocsin.messages m where m.queue_id = _count_waiting.queue_id and m.state = 'delayed' and m.vt <= t limit most)
             union all
-            (select from tocsin.messages m where m.queue_id = count_waiting.queue_id and m.state = 'leased' and m.vt <= t limit most)
+            (select from tocsin.messages m where m.queue_id = _count_waiting.queue_id and m.state = 'leased' and m.vt <= t limit most)
             limit most) waiting
     );
 end
@@ -115,7 +115,7 @@ language plpgsql stable
 as $$
 #variable_conflict use_column
 declare
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     q tocsin.queues;
     since timestamptz;
     suspended text;
@@ -143,8 +143,8 @@ begin
         cross join lateral (select w.kind = 'consumer' and w.status in ('interrupted', 'suspended')) held_up (on_hold)
         where w.queue_id = q.id and w.status <> 'stopped';
 
-        ready := tocsin.count_waiting(q.id, 10000);
-        since := case when ready > 0 then tocsin.oldest_ready(q.id, t) end;
+        ready := tocsin._count_waiting(q.id, 10000);
+        since := case when ready > 0 then tocsin._oldest_ready(q.id, t) end;
         -- A message may have been enqueued for a time before its queue was there.
         oldest_ready_age := case when since is not null then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
         if consumers = 0 and q.paused_at is null and oldest_ready_age > extract(epoch from max_age) then
@@ -160,7 +160,7 @@ begin
                                     round(extract(epoch from t - h.since))) order by h.since)
                        filter (where t - h.since > coalesce(max_running, greatest('5 min', least('1 h', 10 * q.vt)))), '{}')
         into running_worker_id, running_message_id, running_for, problems
-        from tocsin.holders(q.id, t) h
+        from tocsin._holders(q.id, t) h
         join tocsin.workers w on w.id = h.worker_id;
         paused_for := case when q.paused_at is not null then greatest(0, extract(epoch from t - q.paused_at)) end;
         if mute is not null then

@@ -11,7 +11,7 @@
 --                          (see delete_queue.sql)
 --
 -- With a constant kind, the planner leaves of all this one call of a hash function whose seed is the number.
-create or replace function tocsin.lock_key(kind text, number bigint) returns bigint
+create or replace function tocsin._lock_key(kind text, number bigint) returns bigint
 language sql immutable parallel safe
 as $$ select pg_catalog.hashtextextended('tocsin' || ':' || kind, number) $$;
 
@@ -21,13 +21,13 @@ as $$ select pg_catalog.hashtextextended('tocsin' || ':' || kind, number) $$;
 -- A session's lock outlives an error, so nothing may come between taking one and giving it back. Nothing can: they are steps of one
 -- expression, during which the server answers no cancellation and no timeout. Taking may fail, for want of memory too, but then nothing is
 -- held; giving back what is held cannot. A session that is killed gives back by ending.
-create or replace function tocsin.shared_elsewhere(key bigint) returns boolean
+create or replace function tocsin._shared_elsewhere(key bigint) returns boolean
 language sql
-as $$ select case when pg_try_advisory_lock(key) then not pg_advisory_unlock(key) else tocsin.shared_after_all(key) end $$;
+as $$ select case when pg_try_advisory_lock(key) then not pg_advisory_unlock(key) else tocsin._shared_after_all(key) end $$;
 
 -- A refusal may only come from another that asks. Who finds the lock held exclusively knows so, and that nobody shares it; who does not,
 -- tries once more. With 32 producers on two cores, one insert in 300 so rings for no reason; with each refusal taken for a yes, one in 35.
-create or replace function tocsin.shared_after_all(key bigint) returns boolean
+create or replace function tocsin._shared_after_all(key bigint) returns boolean
 language plpgsql  -- so that the planner leaves it alone: rarely called, it would make the expression above dearer
 as $$
 begin
@@ -47,7 +47,7 @@ language plpgsql
 as $$ begin return set_config('lock_timeout', '250ms', true) is not null; end $$;
 
 -- Which of these messages have rows that other transactions have locked.
-create or replace function tocsin.locked(ids bigint[]) returns bigint[]
+create or replace function tocsin.locked_messages(ids bigint[]) returns bigint[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$

@@ -21,7 +21,7 @@ declare
     tables constant integer := 10;
     problem text;
 begin
-    elected := pg_try_advisory_xact_lock(tocsin.lock_key('maintain', 0));
+    elected := pg_try_advisory_xact_lock(tocsin._lock_key('maintain', 0));
     partitions_created := 0;
     partitions_dropped := 0;
     archived_deleted := 0;
@@ -34,17 +34,17 @@ begin
         return;
     end if;
     begin
-        perform tocsin.correct_times();
+        perform tocsin._correct_future_times();
     exception when others then
         problems := problems || format('times of the future are not corrected: %s', sqlerrm);
     end;
     begin
-        perform tocsin.cover_archive();
+        perform tocsin._publish_partitions();
     exception when others then
         problems := problems || format('what the archive keeps is not noted: %s', sqlerrm);
     end;
     begin
-        select a.added, a.problem into partitions_created, problem from tocsin.add_partitions() a;
+        select a.added, a.problem into partitions_created, problem from tocsin._add_partitions() a;
         if problem is not null then
             problems := problems || format('a partition of the archive cannot be made: %s', problem);
         end if;
@@ -52,32 +52,32 @@ begin
         problems := problems || format('partitions of the archive are not made: %s', sqlerrm);
     end;
     begin
-        archived_deleted := tocsin.delete_expired(rows);
+        archived_deleted := tocsin._delete_expired(rows);
     exception when others then
         problems := problems || format('expired messages of the archive are not deleted: %s', sqlerrm);
     end;
     begin
-        dead_letters_purged := tocsin.purge_expired_dead_letters(rows);
+        dead_letters_purged := tocsin._purge_expired_dead_letters(rows);
     exception when others then
         problems := problems || format('expired dead letters are not deleted: %s', sqlerrm);
     end;
     begin
-        orphans_deleted := tocsin.sweep_orphans(rows);
+        orphans_deleted := tocsin._sweep_orphans(rows);
     exception when others then
         problems := problems || format('messages of deleted queues are not deleted: %s', sqlerrm);
     end;
     begin
-        workers_purged := tocsin.purge_stopped_workers(rows);
+        workers_purged := tocsin._purge_stopped_workers(rows);
     exception when others then
         problems := problems || format('workers that were stopped long ago are not deleted: %s', sqlerrm);
     end;
     begin
-        perform tocsin.roll_up_tallies();
+        perform tocsin._roll_up_count_deltas();
     exception when others then
         problems := problems || format('archived messages are not counted together: %s', sqlerrm);
     end;
     begin
-        select d.dropped, d.problem into partitions_dropped, problem from tocsin.drop_expired_partitions(tables) d;
+        select d.dropped, d.problem into partitions_dropped, problem from tocsin._drop_expired_partitions(tables) d;
         if problem is not null then
             problems := problems || format('a partition of the archive cannot be dropped: %s', problem);
         end if;
@@ -91,11 +91,11 @@ $$;
 
 -- Whether maintenance is due and this process, which consumes, is the one to do it. It is due once a minute, so what is due later than that was
 -- written when the clock was ahead.
-create or replace function tocsin.take_maintenance(process_id bigint) returns boolean
+create or replace function tocsin._elect_maintainer(process_id bigint) returns boolean
 language plpgsql
 as $$
 declare
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
 begin
     perform from tocsin.maintenance m where m.due_at <= t or m.due_at > t + interval '2 minutes' for update skip locked;
     if not found then
@@ -103,7 +103,7 @@ begin
     end if;
     update tocsin.maintenance m
     set due_at = t + interval '1 minute', clock_was_ahead = m.clock_was_ahead or m.due_at > t + interval '2 minutes'
-    where exists (select from tocsin.workers w where w.process_id = take_maintenance.process_id and w.kind = 'consumer');
+    where exists (select from tocsin.workers w where w.process_id = _elect_maintainer.process_id and w.kind = 'consumer');
     return found;
 end
 $$;
@@ -111,11 +111,11 @@ $$;
 -- The server's clock may have been ahead for a moment. What was written then would stay for as long as it was ahead: a lease that does not end, a
 -- message that comes too late, or last among those that are ready. So where a time of the future was found (here, or by a heartbeat), each
 -- beginning that lies in the future becomes now, and the end that was reckoned from it moves along.
-create or replace function tocsin.correct_times() returns void
+create or replace function tocsin._correct_future_times() returns void
 language plpgsql
 as $$
 declare
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     beyond timestamptz := t + interval '1 s';  -- not what is being written in this moment
     found_some boolean := false;
 begin
@@ -125,7 +125,7 @@ begin
     where w.id = ahead.id;
     found_some := found;
     if exists (select from tocsin.processes p where p.heartbeat_at > beyond) then
-        perform tocsin.correct_heartbeats(t);
+        perform tocsin._correct_heartbeats(t);
         found_some := true;
     end if;
     update tocsin.maintenance m set clock_was_ahead = false, due_at = least(m.due_at, t + interval '1 minute')
@@ -136,29 +136,29 @@ begin
     update tocsin.messages m
     set enqueued_at = least(m.enqueued_at, t),
         dequeued_at = least(m.dequeued_at, t),
-        due = case when m.state = 'scheduled' and m.enqueued_at > t then tocsin.later(m.due, t - m.enqueued_at)
-                   when m.state = 'scheduled' then m.due else least(m.due, t) end,
-        vt = case when m.state = 'leased' then case when m.dequeued_at > t then tocsin.later(m.vt, t - m.dequeued_at) else m.vt end
-                  when m.state = 'scheduled' and m.enqueued_at > t then tocsin.later(m.vt, t - m.enqueued_at)
-                  when m.state = 'scheduled' then m.vt else least(m.vt, t) end,
-        expires_at = case when m.enqueued_at > t then tocsin.later(m.expires_at, t - m.enqueued_at) else m.expires_at end
+        due = case when m.state = 'delayed' and m.enqueued_at > t then tocsin._later(m.due, t - m.enqueued_at)
+                   when m.state = 'delayed' then m.due else least(m.due, t) end,
+        vt = case when m.state = 'leased' then case when m.dequeued_at > t then tocsin._later(m.vt, t - m.dequeued_at) else m.vt end
+                  when m.state = 'delayed' and m.enqueued_at > t then tocsin._later(m.vt, t - m.enqueued_at)
+                  when m.state = 'delayed' then m.vt else least(m.vt, t) end,
+        expires_at = case when m.enqueued_at > t then tocsin._later(m.expires_at, t - m.enqueued_at) else m.expires_at end
     from (select x.id from tocsin.messages x
           where x.enqueued_at > beyond or x.dequeued_at > beyond or x.state = 'ready' and x.due > beyond
           order by x.id for update skip locked) ahead
     where m.id = ahead.id;
     update tocsin.dead_letters d set died_at = t where d.died_at > beyond;
-    update tocsin.tallies y set archived_at = t where y.archived_at > beyond;
-    perform tocsin.ring(q.id) from tocsin.queues q;
+    update tocsin.archive_count_deltas y set archived_at = t where y.archived_at > beyond;
+    perform tocsin._ring(q.id) from tocsin.queues q;
 end
 $$;
 
 -- Forgets workers that were stopped long ago: producers, which come and go with short jobs, after a day, consumers after thirty days. Returns how
 -- many. Messages, dead letters and the archive keep their ids, and a history their names.
-create or replace function tocsin.purge_stopped_workers(most integer) returns bigint
+create or replace function tocsin._purge_stopped_workers(most integer) returns bigint
 language plpgsql
 as $$
 declare
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     purged bigint;
 begin
     delete from tocsin.workers w
@@ -173,7 +173,7 @@ end
 $$;
 
 -- The partitions that there are, beside archive_rest; their names say what they are for.
-create or replace function tocsin.archive_partitions() returns table (name text, span integer, starts_at timestamptz, ends_at timestamptz)
+create or replace function tocsin._archive_partitions() returns table (name text, span integer, starts_at timestamptz, ends_at timestamptz)
 language sql stable
 as $$
     select p.relname, p.span, p.starts_at, p.starts_at + make_interval(hours => p.span)
@@ -186,37 +186,37 @@ as $$
 $$;
 
 -- The two partitions that each queue needs: that which takes what is archived now, and the next.
-create or replace function tocsin.wanted_partitions() returns table (queue_id integer, span integer, starts_at timestamptz)
+create or replace function tocsin._wanted_partitions() returns table (queue_id integer, span integer, starts_at timestamptz)
 language sql volatile
 as $$
-    select a.queue_id, a.span, tocsin.archive_slot(a.span, a.keep_until) + make_interval(hours => ahead * a.span)
-    from (select x.queue_id, tocsin.archive_span(x.retention) as span, tocsin.keep_until(x.retention, tocsin.clock()) as keep_until
-          from tocsin.archiving x where x.retention > '0 s') a
+    select a.queue_id, a.span, tocsin._archive_slot(a.span, a.keep_until) + make_interval(hours => ahead * a.span)
+    from (select x.queue_id, tocsin._archive_span(x.retention) as span, tocsin._keep_until(x.retention, tocsin._clock()) as keep_until
+          from tocsin.archive_policies x where x.retention > '0 s') a
     cross join generate_series(0, 1) ahead
     where a.span > 0
 $$;
 
 -- Says which partitions may be used: those that are there already, so that they were committed before this statement.
-create or replace function tocsin.cover_archive() returns void
+create or replace function tocsin._publish_partitions() returns void
 language sql
 as $$
     -- What create_queue and update_queue note; not done where a queue was changed or restored by other means.
-    insert into tocsin.archiving (queue_id, retention)
+    insert into tocsin.archive_policies (queue_id, retention)
     select q.id, q.retention from tocsin.queues q
-    where not exists (select from tocsin.archiving a where a.queue_id = q.id) on conflict (queue_id) do nothing;
-    update tocsin.archiving a set retention = n.retention
-    from (select x.queue_id, q.retention from tocsin.archiving x join tocsin.queues q on q.id = x.queue_id
+    where not exists (select from tocsin.archive_policies a where a.queue_id = q.id) on conflict (queue_id) do nothing;
+    update tocsin.archive_policies a set retention = n.retention
+    from (select x.queue_id, q.retention from tocsin.archive_policies x join tocsin.queues q on q.id = x.queue_id
           where x.retention <> q.retention for update of x skip locked) n
     where a.queue_id = n.queue_id;
     with there as (
         select w.queue_id, w.span, tstzrange(min(p.starts_at), max(p.ends_at)) as times
-        from tocsin.wanted_partitions() w
-        join tocsin.archive_partitions() p on p.span = w.span and p.starts_at = w.starts_at
+        from tocsin._wanted_partitions() w
+        join tocsin._archive_partitions() p on p.span = w.span and p.starts_at = w.starts_at
         group by w.queue_id, w.span
     )
-    update tocsin.archiving a
+    update tocsin.archive_policies a
     set span = coalesce(n.span, 0), covered = coalesce(n.times, 'empty'), since = pg_catalog.clock_timestamp()
-    from (select x.queue_id, t.span, t.times from tocsin.archiving x left join there t on t.queue_id = x.queue_id
+    from (select x.queue_id, t.span, t.times from tocsin.archive_policies x left join there t on t.queue_id = x.queue_id
           for update of x skip locked) n
     where a.queue_id = n.queue_id
       and ((a.span, a.covered) is distinct from (coalesce(n.span, 0), coalesce(n.times, 'empty'))
@@ -224,7 +224,7 @@ as $$
 $$;
 
 -- Makes the partitions that are missing; returns how many, and why one could not be made.
-create or replace function tocsin.add_partitions(out added integer, out problem text)
+create or replace function tocsin._add_partitions(out added integer, out problem text)
 language plpgsql
 as $$
 declare
@@ -233,11 +233,11 @@ declare
 begin
     added := 0;
     for missing in
-        select w.span, w.starts_at from tocsin.wanted_partitions() w
-        except select p.span, p.starts_at from tocsin.archive_partitions() p
+        select w.span, w.starts_at from tocsin._wanted_partitions() w
+        except select p.span, p.starts_at from tocsin._archive_partitions() p
         order by 1, 2
     loop
-        refusal := tocsin.add_partition(missing.span, missing.starts_at);
+        refusal := tocsin._add_partition(missing.span, missing.starts_at);
         added := added + (refusal is null)::integer;
         problem := coalesce(problem, nullif(refusal, ''));
     end loop;
@@ -245,7 +245,7 @@ end
 $$;
 
 -- Returns null when it was made, '' when it could not be made now, since another session changes the archive, and else why not.
-create or replace function tocsin.add_partition(span integer, starts_at timestamptz) returns text
+create or replace function tocsin._add_partition(span integer, starts_at timestamptz) returns text
 language plpgsql
 set lock_timeout = '100ms' set timezone = 'UTC' set datestyle = 'ISO'
 as $$
@@ -255,7 +255,7 @@ begin
     -- Made by itself and then attached, which waits for nobody who reads or writes the archive, and nobody for it.
     execute format('create table tocsin.%I (like tocsin.archive including indexes)', name);
     execute format('alter table tocsin.%I replica identity full', name);
-    perform tocsin.apply_privileges(only_table => format('tocsin.%I', name)::regclass);
+    perform tocsin._apply_privileges(only_table => format('tocsin.%I', name)::regclass);
     execute format('alter table tocsin.archive attach partition tocsin.%I for values from (%s, %L) to (%s, %L)',
                    name, span, starts_at, span, starts_at + make_interval(hours => span));
     return null;
@@ -266,16 +266,16 @@ end
 $$;
 
 -- Drops the partitions whose time is over, with what was counted there; returns how many, and why one could not be dropped.
-create or replace function tocsin.drop_expired_partitions(most integer, out dropped integer, out problem text)
+create or replace function tocsin._drop_expired_partitions(most integer, out dropped integer, out problem text)
 language plpgsql
 set lock_timeout = '100ms'
 as $$
 declare
-    over_at timestamptz := tocsin.clock() - interval '1 minute';  -- for those that looked for their partition before, and write to it now
+    over_at timestamptz := tocsin._clock() - interval '1 minute';  -- for those that looked for their partition before, and write to it now
     expired record;
 begin
     dropped := 0;
-    if not exists (select from tocsin.archive_partitions() p where p.ends_at <= over_at) then
+    if not exists (select from tocsin._archive_partitions() p where p.ends_at <= over_at) then
         return;
     end if;
     begin
@@ -283,13 +283,13 @@ begin
     exception when lock_not_available then
         return;
     end;
-    for expired in select p.* from tocsin.archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit most loop
+    for expired in select p.* from tocsin._archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit most loop
         begin
             execute format('lock table tocsin.%I in access exclusive mode nowait', expired.name);  -- somebody may vacuum it
             execute format('drop table tocsin.%I', expired.name);
             delete from tocsin.archived_counts c where c.span = expired.span and c.starts_at = expired.starts_at;
-            delete from tocsin.tallies y
-            where y.span = expired.span and tocsin.archive_slot(y.span, y.keep_until) = expired.starts_at;
+            delete from tocsin.archive_count_deltas y
+            where y.span = expired.span and tocsin._archive_slot(y.span, y.keep_until) = expired.starts_at;
             dropped := dropped + 1;
         exception
             when lock_not_available then null;
@@ -300,12 +300,12 @@ end
 $$;
 
 -- Deletes from archive_rest what may go; returns how many messages that were.
-create or replace function tocsin.delete_expired(most integer) returns bigint
+create or replace function tocsin._delete_expired(most integer) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 declare
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     expired tid[];
     gone bigint;
 begin
@@ -315,7 +315,7 @@ begin
     with deleted as (
         delete from tocsin.archive_rest r where r.ctid = any (expired) returning r.queue_id
     ), counted as (
-        insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n)
+        insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
         select d.queue_id, 0, t, t, -count(*) from deleted d group by d.queue_id
     )
     select count(*) into gone from deleted;
@@ -324,17 +324,17 @@ end
 $$;
 
 -- Deletes the dead letters whose queue keeps them no longer; returns how many.
-create or replace function tocsin.purge_expired_dead_letters(most integer) returns bigint
+create or replace function tocsin._purge_expired_dead_letters(most integer) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 declare
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     queue record;
     purged bigint := 0;
     n bigint;
 begin
-    for queue in select q.id, tocsin.later(t, -q.dead_letter_retention) as before from tocsin.queues q where q.dead_letter_retention < '1000 years' loop
+    for queue in select q.id, tocsin._later(t, -q.dead_letter_retention) as before from tocsin.queues q where q.dead_letter_retention < '1000 years' loop
         delete from tocsin.dead_letters d
         where d.id = any (array(
             select x.id from tocsin.dead_letters x where x.queue_id = queue.id and x.died_at <= queue.before
@@ -348,15 +348,15 @@ end
 $$;
 
 -- Moves the tallies older than a minute, which settle_rate does not need any more, to archived_counts.
-create or replace function tocsin.roll_up_tallies() returns void
+create or replace function tocsin._roll_up_count_deltas() returns void
 language sql
 as $$
     delete from tocsin.archived_counts c where not exists (select from tocsin.queues q where q.id = c.queue_id);
     with taken as (
-        delete from tocsin.tallies y where y.archived_at <= tocsin.clock() - interval '1 minute' returning y.*
+        delete from tocsin.archive_count_deltas y where y.archived_at <= tocsin._clock() - interval '1 minute' returning y.*
     )
     insert into tocsin.archived_counts as c (queue_id, span, starts_at, n)
-    select y.queue_id, y.span, tocsin.archive_slot(y.span, y.keep_until), sum(y.n)
+    select y.queue_id, y.span, tocsin._archive_slot(y.span, y.keep_until), sum(y.n)
     from taken y join tocsin.queues q on q.id = y.queue_id
     where y.span is not null
     group by 1, 2, 3

@@ -1,5 +1,5 @@
 -- Looking at messages, whatever has become of them: ready, delayed, leased, dead or archived. As in metrics.sql that is what a claim would find
--- now: a message that is `scheduled` in the table and due, and one whose lease has ended, are ready.
+-- now: a message that is `delayed` in the table and due, and one whose lease has ended, are ready.
 --
 -- Pages are in the order of ids, and each goes on after the last id of the one before: so a page costs the same however many came before it,
 -- and what is finished or comes in between moves nothing to another page. No index of the unfinished messages has a queue's ids in order (one
@@ -22,7 +22,7 @@ set plan_cache_mode = force_custom_plan set enable_seqscan = off set jit = off
 as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     beyond bigint := coalesce(after, -9223372036854775808);
     page bigint[];
     states text[] := case when state is not null then array[state]
@@ -30,9 +30,9 @@ declare
                           else '{ready,delayed,leased}' end;
 begin
     if not states <@ '{ready,delayed,leased,dead,archived}' then
-        perform tocsin.refuse('TC022', 'state must be one of ready, delayed, leased, dead, archived', '{"argument": "state"}');
+        perform tocsin._raise_error('TC022', 'state must be one of ready, delayed, leased, dead, archived', '{"argument": "state"}');
     elsif worker_id is not null and states <> '{leased}' then
-        perform tocsin.refuse('TC022', 'worker_id tells what a worker holds, so only leased messages', '{"argument": "worker_id"}');
+        perform tocsin._raise_error('TC022', 'worker_id tells what a worker holds, so only leased messages', '{"argument": "worker_id"}');
     end if;
     page := array(
         select p.id
@@ -42,7 +42,7 @@ begin
              order by m.id limit max_messages)
             union all
             (select d.id from (select m.id from tocsin.messages m
-                               where 'ready' = any (states) and m.queue_id = q.id and m.state = 'scheduled' and m.vt <= t offset 0) d
+                               where 'ready' = any (states) and m.queue_id = q.id and m.state = 'delayed' and m.vt <= t offset 0) d
              where d.id > beyond
              order by d.id limit max_messages)
             union all
@@ -52,7 +52,7 @@ begin
              order by d.id limit max_messages)
             union all
             (select m.id from tocsin.messages m
-             where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'scheduled' and m.vt - t > '0 s' and m.id > beyond
+             where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'delayed' and m.vt - t > '0 s' and m.id > beyond
              order by m.id limit max_messages)
             union all
             (select m.id from tocsin.messages m
@@ -69,16 +69,16 @@ begin
              order by a.id limit max_messages)
         ) p
         order by p.id limit max_messages);
-    return query select * from tocsin.describe_messages(page, array[q.id], t);
+    return query select * from tocsin._describe_messages(page, array[q.id], t);
 end
 $$;
 
 create or replace function tocsin.get_message(message_id bigint) returns setof tocsin.message_info
 language sql stable
-as $$ select * from tocsin.describe_messages(array[message_id], array(select x.id from tocsin.queues x), tocsin.clock()) $$;
+as $$ select * from tocsin._describe_messages(array[message_id], array(select x.id from tocsin.queues x), tocsin._clock()) $$;
 
 -- Messages of these ids and queues, in the order of ids; those that are there, with their state at this time.
-create or replace function tocsin.describe_messages(ids bigint[], queues integer[], t timestamptz) returns setof tocsin.message_info
+create or replace function tocsin._describe_messages(ids bigint[], queues integer[], t timestamptz) returns setof tocsin.message_info
 language plpgsql stable
 set plan_cache_mode = force_custom_plan set enable_seqscan = off set jit = off
 as $$
@@ -90,7 +90,7 @@ begin
         from (
             select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at, m.dequeued_at, m.read_ct, m.max_deliveries,
                    m.producer_worker_id, m.consumer_worker_id, m.history,
-                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'scheduled' then 'delayed' else 'leased' end as state,
+                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'delayed' then 'delayed' else 'leased' end as state,
                    m.due, m.vt, m.expires_at,
                    null::timestamptz as archived_at, null::timestamptz as died_at, null::text as reason, m.last_error
             from tocsin.messages m

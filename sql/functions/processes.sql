@@ -35,12 +35,12 @@ declare
     process_id bigint;
 begin
     if (every > '0 s' and every <= '1 hour') is not true then  -- everybody's heartbeat reckons with it
-        perform tocsin.refuse('TC022', 'the heartbeat''s interval must be more than nothing, and at most an hour', '{"argument": "heartbeat"}');
+        perform tocsin._raise_error('TC022', 'the heartbeat''s interval must be more than nothing, and at most an hour', '{"argument": "heartbeat"}');
     end if;
-    perform tocsin.note_uptime(tocsin.clock());
-    perform tocsin.correct_heartbeats(tocsin.clock());
+    perform tocsin._record_uptime(tocsin._clock());
+    perform tocsin._correct_heartbeats(tocsin._clock());
     insert into tocsin.processes (hostname, pid, version, role, every, started_at, heartbeat_at)
-    values (hostname, pid, version, tocsin.caller(), every, tocsin.clock(), tocsin.clock())
+    values (hostname, pid, version, tocsin._caller(), every, tocsin._clock(), tocsin._clock())
     returning id into process_id;
     return process_id;
 end
@@ -56,13 +56,13 @@ declare
     line bigint := nextval('tocsin.lifelines');
     attached boolean;
 begin
-    perform pg_advisory_lock(tocsin.lock_key('lifeline', line));
-    update tocsin.processes p set lifeline = line, detached = false, heartbeat_at = tocsin.clock() where p.id = process_id and tocsin.acts_for(p.role);
+    perform pg_advisory_lock(tocsin._lock_key('lifeline', line));
+    update tocsin.processes p set lifeline = line, detached = false, heartbeat_at = tocsin._clock() where p.id = process_id and tocsin._acts_for(p.role);
     attached := found;
     if not attached then
-        perform pg_advisory_unlock(tocsin.lock_key('lifeline', line));
-        if exists (select from tocsin.processes p where p.id = process_id and not tocsin.acts_for(p.role)) then
-            perform tocsin.refuse_caller(format('act for process %s', process_id), 'Another role has registered it; administrators may.');
+        perform pg_advisory_unlock(tocsin._lock_key('lifeline', line));
+        if exists (select from tocsin.processes p where p.id = process_id and not tocsin._acts_for(p.role)) then
+            perform tocsin._refuse_caller(format('act for process %s', process_id), 'Another role has registered it; administrators may.');
         end if;
     end if;
     return attached;
@@ -72,14 +72,14 @@ $$;
 -- The process goes on without a LISTEN connection.
 create or replace function tocsin.detach_process(process_id bigint) returns void
 language sql
-as $$ update tocsin.processes p set lifeline = null, detached = true where p.id = process_id and tocsin.acts_for(p.role) $$;
+as $$ update tocsin.processes p set lifeline = null, detached = true where p.id = process_id and tocsin._acts_for(p.role) $$;
 
 create or replace function tocsin.unregister_process(process_id bigint, died boolean default false) returns void
 language sql
-as $$ select tocsin.end_process(p.id, died) from tocsin.processes p where p.id = process_id and tocsin.acts_for(p.role) $$;
+as $$ select tocsin._end_process(p.id, died) from tocsin.processes p where p.id = process_id and tocsin._acts_for(p.role) $$;
 
 -- The end of a process: its workers are stopped, and what they hold is given back; that counts as a delivery when it died of it.
-create or replace function tocsin.end_process(process_id bigint, died boolean) returns void
+create or replace function tocsin._end_process(process_id bigint, died boolean) returns void
 language plpgsql
 as $$
 declare
@@ -88,29 +88,29 @@ declare
 begin
     -- First the process: so a registration under way is waited for and seen below, and a later one finds no process.
     delete from tocsin.processes p where p.id = process_id returning p.heartbeat_at into last_heartbeat;
-    for w in select x.* from tocsin.workers x where x.process_id = end_process.process_id order by x.id loop
-        perform pg_advisory_xact_lock(tocsin.lock_key('worker', w.id));
+    for w in select x.* from tocsin.workers x where x.process_id = _end_process.process_id order by x.id loop
+        perform pg_advisory_xact_lock(tocsin._lock_key('worker', w.id));
         update tocsin.workers x
         set status = 'stopped', ended = coalesce(x.ended, case when died then 'died' else 'left' end), grace = null,
-            buried_as = case when died then x.status end, shutdown_at = tocsin.clock(), process_id = null,
-            heartbeat_at = least(greatest(x.heartbeat_at, last_heartbeat), tocsin.clock())
+            status_before_death = case when died then x.status end, shutdown_at = tocsin._clock(), process_id = null,
+            heartbeat_at = least(greatest(x.heartbeat_at, last_heartbeat), tocsin._clock())
         where x.id = w.id and x.registration = w.registration;
         if found then
-            perform tocsin.release_held(w, died, 'worker died');
+            perform tocsin._release_held(w, died, 'worker_died');
         end if;
     end loop;
 end
 $$;
 
 -- Locks all workers of a process, or none, and says whether it could.
-create or replace function tocsin.try_workers_of(process_id bigint) returns boolean
+create or replace function tocsin._try_lock_workers(process_id bigint) returns boolean
 language plpgsql
 as $$
 declare
     worker_id bigint;
 begin
-    for worker_id in select w.id from tocsin.workers w where w.process_id = try_workers_of.process_id order by w.id loop
-        if not pg_try_advisory_xact_lock(tocsin.lock_key('worker', worker_id)) then
+    for worker_id in select w.id from tocsin.workers w where w.process_id = _try_lock_workers.process_id order by w.id loop
+        if not pg_try_advisory_xact_lock(tocsin._lock_key('worker', worker_id)) then
             raise lock_not_available;
         end if;
     end loop;
@@ -121,7 +121,7 @@ end
 $$;
 
 -- Since when the server has been up, as far as anybody has looked; notes it.
-create or replace function tocsin.note_uptime(t timestamptz) returns timestamptz
+create or replace function tocsin._record_uptime(t timestamptz) returns timestamptz
 language plpgsql
 as $$
 declare
@@ -135,7 +135,7 @@ end
 $$;
 
 -- Has heartbeats of the future, sent while the clock was ahead, count as sent now. A second is for those that are being sent in this moment.
-create or replace function tocsin.correct_heartbeats(t timestamptz) returns void
+create or replace function tocsin._correct_heartbeats(t timestamptz) returns void
 language sql
 as $$
     update tocsin.processes p set heartbeat_at = t
@@ -144,7 +144,7 @@ as $$
 $$;
 
 -- Whether a process seems alive; if not, when it may be declared dead.
-create or replace function tocsin.examine(
+create or replace function tocsin._examine(
     p tocsin.processes, t timestamptz, up_since timestamptz, out seems_alive boolean, out dead_at timestamptz
 )
 language plpgsql
@@ -152,21 +152,21 @@ as $$
 declare
     beat timestamptz := least(p.heartbeat_at, t);
     silent boolean := beat < up_since;  -- since the server came up
-    soon timestamptz := tocsin.later(beat, p.every * 1.25);
+    soon timestamptz := tocsin._later(beat, p.every * 1.25);
     settled timestamptz := up_since + interval '10 s';
 begin
     if p.lifeline is not null then
-        seems_alive := not pg_try_advisory_xact_lock_shared(tocsin.lock_key('lifeline', p.lifeline));
+        seems_alive := not pg_try_advisory_xact_lock_shared(tocsin._lock_key('lifeline', p.lifeline));
         dead_at := greatest(soon, settled);
     elsif not p.detached and exists (select from tocsin.workers w where w.process_id = p.id and w.kind = 'consumer') then
         seems_alive := false;  -- not known; it will soon have a lifeline
-        dead_at := greatest(tocsin.later(beat, p.every * 3), settled);
+        dead_at := greatest(tocsin._later(beat, p.every * 3), settled);
     elsif silent then
         seems_alive := false;
-        dead_at := greatest(soon, tocsin.later(settled, p.every * 1.25));
+        dead_at := greatest(soon, tocsin._later(settled, p.every * 1.25));
     else
         seems_alive := soon > t;
-        dead_at := greatest(tocsin.later(beat, p.every * 15), settled);
+        dead_at := greatest(tocsin._later(beat, p.every * 15), settled);
     end if;
 end
 $$;
@@ -174,18 +174,18 @@ $$;
 -- Declares a process dead if it is. Returns 0 when it has; the seconds after which to look again when the process seems dead but may not be
 -- declared so yet, or when another session has locked one of its workers; null when it seems alive. It does not wait for that lock: a deletion of
 -- a large queue holds it for long, and this is part of the heartbeat of a process that is well and has other queues.
-create or replace function tocsin.bury_if_dead(p tocsin.processes, t timestamptz, up_since timestamptz) returns float8
+create or replace function tocsin._reap_if_dead(p tocsin.processes, t timestamptz, up_since timestamptz) returns float8
 language plpgsql
 as $$
 declare
     seems_alive boolean;
     dead_at timestamptz;
 begin
-    select e.seems_alive, e.dead_at into seems_alive, dead_at from tocsin.examine(p, t, up_since) e;
+    select e.seems_alive, e.dead_at into seems_alive, dead_at from tocsin._examine(p, t, up_since) e;
     if seems_alive then
         return null;
     elsif p.heartbeat_at > t + interval '1 s' then
-        perform tocsin.correct_heartbeats(t);
+        perform tocsin._correct_heartbeats(t);
     end if;
     if dead_at > t then
         return extract(epoch from dead_at - t);
@@ -194,8 +194,8 @@ begin
     perform from tocsin.processes x
     where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
     for update skip locked;
-    if found and tocsin.try_workers_of(p.id) then
-        perform tocsin.end_process(p.id, died => true);
+    if found and tocsin._try_lock_workers(p.id) then
+        perform tocsin._end_process(p.id, died => true);
         return 0;
     end if;
     return 1;
@@ -204,13 +204,13 @@ $$;
 
 -- Buries the dead along the ring from this process, until so many are met that are alive (null: all around). Returns the seconds after which to look
 -- again; null: no need.
-create or replace function tocsin.bury_dead(process_id bigint, living integer default null) returns float8
+create or replace function tocsin._reap_dead_processes(process_id bigint, living integer default null) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 declare
-    t timestamptz := tocsin.clock();
-    up_since timestamptz := tocsin.note_uptime(t);
+    t timestamptz := tocsin._clock();
+    up_since timestamptz := tocsin._record_uptime(t);
     p tocsin.processes;
     wait float8;
     look_again float8;
@@ -220,7 +220,7 @@ begin
         union all
         (select x.* from tocsin.processes x where x.id < process_id order by x.id)
     loop
-        wait := tocsin.bury_if_dead(p, t, up_since);
+        wait := tocsin._reap_if_dead(p, t, up_since);
         if wait is null then
             living := living - 1;
             exit when living <= 0;
@@ -249,22 +249,22 @@ declare
     look_again float8;
     last_heartbeat timestamptz;
 begin
-    update tocsin.processes p set heartbeat_at = case when able then tocsin.clock() else p.heartbeat_at end
+    update tocsin.processes p set heartbeat_at = case when able then tocsin._clock() else p.heartbeat_at end
     from (select x.heartbeat_at from tocsin.processes x where x.id = process_id) before
-    where p.id = process_id and tocsin.acts_for(p.role)
+    where p.id = process_id and tocsin._acts_for(p.role)
     returning before.heartbeat_at into last_heartbeat;
     if not found then
         return query select 'dead', process_id, null::text, null::float8, null::bigint;
         return;
     end if;
-    if last_heartbeat > tocsin.clock() + interval '1 s' then
-        update tocsin.maintenance m set clock_was_ahead = true, due_at = tocsin.clock();
+    if last_heartbeat > tocsin._clock() + interval '1 s' then
+        update tocsin.maintenance m set clock_was_ahead = true, due_at = tocsin._clock();
     end if;
-    look_again := tocsin.bury_dead(process_id, 8);
+    look_again := tocsin._reap_dead_processes(process_id, 8);
     if look_again is not null then
         return query select 'look_again', null::bigint, null::text, look_again, null::bigint;
     end if;
-    if tocsin.take_maintenance(process_id) then
+    if tocsin._elect_maintainer(process_id) then
         return query select 'maintain', null::bigint, null::text, null::float8, null::bigint;
     end if;
     return query
@@ -272,8 +272,8 @@ begin
         from tocsin.workers w where w.process_id = heartbeat.process_id order by w.id;
     return query
         select 'queue', d.queue_id::bigint, null::text, d.seconds, null::bigint
-        from (select s.queue_id, tocsin.next_due(s.queue_id) as seconds from unnest(queue_ids) s (queue_id)
-              where tocsin.may_consume()) d
+        from (select s.queue_id, tocsin._next_due(s.queue_id) as seconds from unnest(queue_ids) s (queue_id)
+              where tocsin._may_consume()) d
         where d.seconds is not null;
 end
 $$;

@@ -14,14 +14,14 @@ as $$
 #variable_conflict use_column
 declare
     q tocsin.queues := tocsin.find_queue(queue);
-    t timestamptz := tocsin.clock();
-    before timestamptz := coalesce(tocsin.later(t, -older_than), 'infinity');
+    t timestamptz := tocsin._clock();
+    before timestamptz := coalesce(tocsin._later(t, -older_than), 'infinity');
     held_up boolean;  -- whether a message is gone that kept its place, and so held up the queue: see order.sql
 begin
     if (ready or delayed or archived or dead) is not true then
-        perform tocsin.refuse('TC022', 'say what to purge: ready, delayed, archived or dead', '{"argument": "ready"}');
+        perform tocsin._raise_error('TC022', 'say what to purge: ready, delayed, archived or dead', '{"argument": "ready"}');
     elsif older_than < '0 s' then
-        perform tocsin.refuse('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
+        perform tocsin._raise_error('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
     end if;
     -- What is ready is due, and what is due but still scheduled is ready to everybody but the next claim.
     if dry_run then
@@ -30,7 +30,7 @@ begin
               where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready and m.enqueued_at < before
               union all
               select m.vt from tocsin.messages m
-              where m.queue_id = q.id and m.state = 'scheduled' and case when m.vt > t then delayed else purge_queue.ready end
+              where m.queue_id = q.id and m.state = 'delayed' and case when m.vt > t then delayed else purge_queue.ready end
                 and m.enqueued_at < before) w;
     else
         with waiting as (
@@ -39,7 +39,7 @@ begin
                               for update skip locked) r
             union all
             select s.id from (select m.id from tocsin.messages m
-                              where m.queue_id = q.id and m.state = 'scheduled'
+                              where m.queue_id = q.id and m.state = 'delayed'
                                 and case when m.vt > t then delayed else purge_queue.ready end and m.enqueued_at < before
                               for update skip locked) s
         ), gone as (
@@ -49,7 +49,7 @@ begin
         select count(*) filter (where g.vt <= t), count(*) filter (where g.vt > t), bool_or(g.due < g.vt) into ready_count, delayed_count, held_up
         from gone g;
         if held_up then
-            perform tocsin.ring(q.id);
+            perform tocsin._ring(q.id);
         end if;
     end if;
     dead_count := case when dead then tocsin.purge_dead_letters(queue => queue, older_than => older_than, dry_run => dry_run) else 0 end;

@@ -8,7 +8,7 @@ language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
 as $$
 declare
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     stop_at timestamptz := t + interval '50 ms';
     alive bigint[];
     held jsonb;
@@ -17,22 +17,22 @@ declare
     remaining bigint;
 begin
     -- First the dead, since burying locks workers, and then their messages; what has lapsed is passed over where it is locked.
-    select coalesce(array_agg(w.id), '{}'), coalesce(jsonb_object_agg(w.id, tocsin.count_held(w)), '{}') into alive, held
+    select coalesce(array_agg(w.id), '{}'), coalesce(jsonb_object_agg(w.id, tocsin._count_held(w)), '{}') into alive, held
     from tocsin.workers w where w.process_id is not null;
-    perform tocsin.bury_dead(0);
-    select count(*), coalesce(sum((held ->> w.id::text)::bigint - tocsin.count_held(w)), 0) into workers, messages
-    from tocsin.workers w where w.id = any (alive) and w.buried_as is not null;
+    perform tocsin._reap_dead_processes(0);
+    select count(*), coalesce(sum((held ->> w.id::text)::bigint - tocsin._count_held(w)), 0) into workers, messages
+    from tocsin.workers w where w.id = any (alive) and w.status_before_death is not null;
 
     more := false;
     for q in select x.id from tocsin.queues x order by x.id loop
         select count(*) into lapsed from tocsin.messages m where m.queue_id = q and m.state = 'leased' and m.vt <= t;
         while lapsed > 0 loop
-            perform tocsin.make_due_ready(q);
+            perform tocsin._make_due_ready(q);
             select count(*) into remaining from tocsin.messages m where m.queue_id = q and m.state = 'leased' and m.vt <= t;
             exit when remaining >= lapsed;  -- others have locked them: a claim that does the same, or their consumer settling late
             messages := messages + lapsed - remaining;
             lapsed := remaining;
-            more := lapsed > 0 and tocsin.clock() >= stop_at;
+            more := lapsed > 0 and tocsin._clock() >= stop_at;
             exit when more;
         end loop;
         exit when more;

@@ -16,7 +16,7 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bit
 as $$
 #variable_conflict use_column
 declare
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     queue integer;
     until timestamptz;
     hours integer;  -- null: not kept
@@ -26,10 +26,10 @@ declare
 begin
     -- One queue after the other; as a rule there is one.
     loop
-        select a.queue_id, k.until, tocsin.archive_shelf(a, k.until)
+        select a.queue_id, k.until, tocsin._partition_span_for(a, k.until)
         into queue, until, hours
-        from tocsin.archiving a
-        cross join lateral (select tocsin.keep_until(a.retention, t)) k (until)
+        from tocsin.archive_policies a
+        cross join lateral (select tocsin._keep_until(a.retention, t)) k (until)
         where a.queue_id = (select m.queue_id from tocsin.messages m where m.id = any (ids) and m.queue_id <> all (seen) limit 1);
         exit when not found;
         with finished as (
@@ -46,13 +46,13 @@ begin
         )
         select array_agg(f.id) into batch from finished f;
         if batch is not null then
-            insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n) values (queue, hours, until, t, cardinality(batch));
+            insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (queue, hours, until, t, cardinality(batch));
             settled := settled || batch;
         end if;
         exit when cardinality(settled) = cardinality(ids);
         seen := seen || queue;
     end loop;
-    return tocsin.outcomes(ids, settled);
+    return tocsin._outcomes(ids, settled);
 end
 $$;
 
@@ -70,7 +70,7 @@ begin
         returning m.id
     )
     select array_agg(f.id) into settled from finished f;
-    return tocsin.outcomes(ids, settled);
+    return tocsin._outcomes(ids, settled);
 end
 $$;
 
@@ -90,13 +90,13 @@ begin
         join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         for update of m skip locked
     ), extended as (
-        update tocsin.messages m set vt = tocsin.later(tocsin.clock(), extend.vt)
+        update tocsin.messages m set vt = tocsin._later(tocsin._clock(), extend.vt)
         from held h where m.id = any (ids) and m.id = h.id
         returning m.id
     )
     select array_agg(e.id) into settled from extended e;
     if cardinality(ids) = coalesce(cardinality(settled), 0) then
-        return tocsin.outcomes(ids, settled);
+        return tocsin._outcomes(ids, settled);
     end if;
     return (select array_agg(case when g.id = any (settled) then true when m.id is null then false end order by g.n)
             from unnest(ids, leases) with ordinality as g (id, lease, n)
@@ -105,7 +105,7 @@ end
 $$;
 
 -- For each id, in order, whether it is among those that were settled; as a rule all are.
-create or replace function tocsin.outcomes(ids bigint[], settled bigint[]) returns boolean[]
+create or replace function tocsin._outcomes(ids bigint[], settled bigint[]) returns boolean[]
 language plpgsql immutable
 as $$
 begin
@@ -123,11 +123,11 @@ returns boolean[]
 language sql
 as $$
     select coalesce(array_agg(g.outcome is not null order by g.n), '{}')
-    from unnest(tocsin.give_back(ids, leases, delay, counted, 'released')) with ordinality as g (outcome, n)
+    from unnest(tocsin._requeue(ids, leases, delay, counted, 'released')) with ordinality as g (outcome, n)
 $$;
 
 -- The handler failed: back to the queue after the backoff that the queue's settings give, with the error kept. `delays` (seconds) takes the
--- backoff's place where it is not null. `verdicts` says for each message what has happened: 'failed' (also null), 'rejected' (a dead letter at
+-- backoff's place where it is not null. `verdicts` says for each message what has happened: 'handler_failed' (also null), 'rejected' (a dead letter at
 -- once) or 'snoozed' (the delivery does not count). With `keep_place` a message keeps its place in the queue (see order.sql). Returns for each message, in order, after how many seconds it is delivered again; Infinity:
 -- it is a dead letter now; null: its lease was gone, and nothing was changed.
 create or replace function tocsin.fail(
@@ -135,12 +135,12 @@ create or replace function tocsin.fail(
     keep_place boolean default false
 ) returns float8[]
 language sql
-as $$ select tocsin.give_back(ids, leases, null, true, 'failed', errors, tracebacks, delays, verdicts, keep_place) $$;
+as $$ select tocsin._requeue(ids, leases, null, true, 'handler_failed', errors, tracebacks, delays, verdicts, keep_place) $$;
 
 -- What release, fail, an expired lease and a dead worker have in common. A message without deliveries left becomes a dead letter. Without a
 -- delay the message keeps its place in the queue. A delivery that counts goes into the message's history, with its outcome: failed, rejected,
 -- lease expired, worker died or released. Returns what `fail` does.
-create or replace function tocsin.give_back(
+create or replace function tocsin._requeue(
     ids bigint[], leases bigint[], delay interval, counted boolean, outcome text, errors text[] default null, tracebacks text[] default null,
     delays float8[] default null, verdicts text[] default null, keep_place boolean default false
 ) returns float8[]
@@ -149,14 +149,14 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bit
 as $$
 #variable_conflict use_column
 declare
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     outcomes float8[];
     undead bigint[];
 begin
     with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
                v.outcome = 'rejected' or c.counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
-               coalesce(make_interval(secs => g.delay), give_back.delay, tocsin.backoff(q, m.read_ct)) as delay,
+               coalesce(make_interval(secs => g.delay), _requeue.delay, tocsin._backoff(q, m.read_ct)) as delay,
                case when c.counted then
                    jsonb_build_object('delivery', m.read_ct, 'worker_id', m.consumer_worker_id,
                                       'worker', (select w.name from tocsin.workers w where w.id = m.consumer_worker_id),
@@ -165,33 +165,29 @@ begin
         from (select x.id, x.lease, x.error, x.traceback, x.delay, x.verdict
               from unnest(ids, leases, errors, tracebacks, delays, verdicts) as x (id, lease, error, traceback, delay, verdict)
               order by x.id) g
-        cross join lateral (select coalesce(g.verdict, give_back.outcome)) v (outcome)
-        cross join lateral (select give_back.counted and v.outcome <> 'snoozed') c (counted)
+        cross join lateral (select coalesce(g.verdict, _requeue.outcome)) v (outcome)
+        cross join lateral (select _requeue.counted and v.outcome <> 'snoozed') c (counted)
         join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
         join tocsin.queues q on q.id = m.queue_id
         for update of m
     ), returned as (
         update tocsin.messages m
-        set state = (case when h.delay > '0 s' then 'scheduled' else 'ready' end)::tocsin.message_state,
-            due = case when h.delay > '0 s' and not keep_place then tocsin.later(t, h.delay) else least(h.due, t) end,
-            vt = case when h.delay > '0 s' then tocsin.later(t, h.delay) else least(h.due, t) end,
+        set state = (case when h.delay > '0 s' then 'delayed' else 'ready' end)::tocsin.message_state,
+            due = case when h.delay > '0 s' and not keep_place then tocsin._later(t, h.delay) else least(h.due, t) end,
+            vt = case when h.delay > '0 s' then tocsin._later(t, h.delay) else least(h.due, t) end,
             read_ct = m.read_ct - (not h.counted)::integer,
             last_error = coalesce(h.error, m.last_error),
-            history = tocsin.add_delivery(m.history, h.delivery)
+            history = tocsin._add_delivery(m.history, h.delivery)
         from held h
         where m.id = any (ids) and m.id = h.id and not h.exhausted
     ), buried as (
-        select tocsin.bury(
+        select tocsin._move_to_dead_letters(
             array_agg(h.id),
-            case h.outcome when 'failed' then 'its handler failed'
-                           when 'rejected' then 'its handler rejected it'
-                           when 'lease expired' then 'the lease expired'
-                           when 'worker died' then 'its worker died'
-                           else 'it was released after its last delivery' end,
+            h.outcome,
             array_agg(h.error), array_agg(h.traceback), array_agg(h.delivery))
         from held h where h.exhausted group by h.outcome
     ), rung as (
-        select tocsin.ring(b.queue_id) from (select distinct h.queue_id from held h where not h.exhausted) b
+        select tocsin._ring(b.queue_id) from (select distinct h.queue_id from held h where not h.exhausted) b
     )
     select array_agg(case when h.exhausted then 'Infinity' else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
     from unnest(ids) with ordinality as g (id, n)
@@ -199,7 +195,7 @@ begin
     cross join (select count(*) from buried) all_buried  -- a CTE that nobody reads is not run
     cross join (select count(*) from rung) all_rung;
     if 'Infinity' = any (outcomes) then  -- unless the dead letters refused it: see bury
-        select array_agg(m.id) into undead from tocsin.messages m where m.id = any (ids) and m.state = 'scheduled';
+        select array_agg(m.id) into undead from tocsin.messages m where m.id = any (ids) and m.state = 'delayed';
         if undead is not null then
             select array_agg(case when g.outcome = 'Infinity' and g.id = any (undead) then 60 else g.outcome end order by g.n) into outcomes
             from unnest(ids, outcomes) with ordinality as g (id, outcome, n);
@@ -210,7 +206,7 @@ end
 $$;
 
 -- A message's history with one more delivery, and without the oldest when there are twenty. Null: no delivery, no history.
-create or replace function tocsin.add_delivery(history jsonb, delivery jsonb) returns jsonb
+create or replace function tocsin._add_delivery(history jsonb, delivery jsonb) returns jsonb
 language sql immutable parallel safe
 as $$
     select case
@@ -222,7 +218,7 @@ as $$
 $$;
 
 -- The delay after a message's n-th delivery failed.
-create or replace function tocsin.backoff(queue tocsin.queues, deliveries integer) returns interval
+create or replace function tocsin._backoff(queue tocsin.queues, deliveries integer) returns interval
 language sql volatile
 as $$
     select make_interval(secs =>
@@ -235,7 +231,7 @@ $$;
 
 -- Moves messages to the dead letters. One that these refuse (a constraint, a trigger, an index that its payload is too large for) stops
 -- nobody: it is tried again in a minute, and then delivered once more if it has not expired.
-create or replace function tocsin.bury(
+create or replace function tocsin._move_to_dead_letters(
     ids bigint[], reason text, errors text[] default null, tracebacks text[] default null, deliveries jsonb[] default null
 ) returns void
 language plpgsql
@@ -243,7 +239,7 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bit
 as $$
 #variable_conflict use_column
 declare
-    again_at timestamptz := tocsin.clock() + interval '1 minute';
+    again_at timestamptz := tocsin._clock() + interval '1 minute';
 begin
     with given as (
         select g.id, g.error, g.traceback, g.delivery
@@ -254,21 +250,21 @@ begin
     )
     insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, died_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers, reason, error, traceback, history)
-    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin.clock(), d.lease, d.producer_worker_id,
-           d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers, bury.reason, d.error, d.traceback,
-           tocsin.add_delivery(d.history, d.delivery)
+    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin._clock(), d.lease, d.producer_worker_id,
+           d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers, _move_to_dead_letters.reason, d.error, d.traceback,
+           tocsin._add_delivery(d.history, d.delivery)
     from died d;
 exception when integrity_constraint_violation or data_exception or program_limit_exceeded or raise_exception then
     if cardinality(ids) > 1 then
         for n in 1 .. cardinality(ids) loop
-            perform tocsin.bury(ids[n:n], reason, errors[n:n], tracebacks[n:n], deliveries[n:n]);
+            perform tocsin._move_to_dead_letters(ids[n:n], reason, errors[n:n], tracebacks[n:n], deliveries[n:n]);
         end loop;
     else
         update tocsin.messages m
-        set state = 'scheduled', due = again_at, vt = again_at,
+        set state = 'delayed', due = again_at, vt = again_at,
             expires_at = case when m.expires_at < again_at then again_at else m.expires_at end,
             last_error = format('%s, but cannot become a dead letter: %s', reason, sqlerrm),
-            history = tocsin.add_delivery(m.history, deliveries[1])
+            history = tocsin._add_delivery(m.history, deliveries[1])
         where m.id = any (ids);
     end if;
 end

@@ -7,7 +7,7 @@
 -- It goes down level by level, with only the arrays and objects of one level in its hands. A recursive query would keep all levels, each a
 -- copy of what is below it: for a large payload with many levels, gigabytes. Copied it is for each level all the same, so a payload that has
 -- to be walked over may have 256 of them, which are those that Tocsin's own producers write (payload.py), and no more.
-create or replace function tocsin.find_fault(payloads jsonb, q tocsin.queues) returns jsonb
+create or replace function tocsin._find_violation(payloads jsonb, q tocsin.queues) returns jsonb
 language plpgsql immutable parallel safe
 as $$
 #variable_conflict use_column
@@ -66,7 +66,7 @@ end
 $$;
 
 -- A path for people, such as $.items[3].when.
-create or replace function tocsin.describe_path(path jsonb) returns text
+create or replace function tocsin._describe_path(path jsonb) returns text
 language sql immutable parallel safe
 as $$
     select '$' || coalesce(string_agg(case when s.name ~ '^[[:alpha:]_][[:alnum:]_]*$' then '.' || s.name else format('[%s]', s.step) end, ''
@@ -76,7 +76,7 @@ $$;
 
 -- Refuses a JSON array with a payload in it that breaks a rule of the queue. `first_index`: the index of its first payload for the caller;
 -- null: there is only this one.
-create or replace function tocsin.admit_contents(q tocsin.queues, payloads jsonb, first_index integer) returns void
+create or replace function tocsin._check_contents(q tocsin.queues, payloads jsonb, first_index integer) returns void
 language plpgsql
 as $$
 declare
@@ -84,12 +84,12 @@ declare
     index integer;
     path jsonb;
 begin
-    fault := tocsin.find_fault(payloads, q);
+    fault := tocsin._find_violation(payloads, q);
     if fault is not null then
         index := first_index + (fault -> 'path' ->> 0)::integer;
         path := (fault -> 'path') - 0;
-        perform tocsin.refuse('TC009',
-            format('%s, at %s: %s', concat_ws(' ', 'payload', index), tocsin.describe_path(path), fault ->> 'reason'),
+        perform tocsin._raise_error('TC009',
+            format('%s, at %s: %s', concat_ws(' ', 'payload', index), tocsin._describe_path(path), fault ->> 'reason'),
             jsonb_build_object('path', path, 'reason', fault ->> 'reason', 'index', index),
             format('Queue "%s" has rules for payloads: max_string, max_depth, required_keys, forbidden_keys.', q.name));
     end if;

@@ -10,7 +10,7 @@
 -- enqueued them. The functions return the message's id and nothing else, since such a role may read no message.
 
 -- Locks the message that is meant, and returns it. Raises unless it waits.
-create or replace function tocsin.take_waiting(message_id bigint, queue text, key text) returns tocsin.messages
+create or replace function tocsin._lock_waiting(message_id bigint, queue text, key text) returns tocsin.messages
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
@@ -21,20 +21,20 @@ declare
     m tocsin.messages;
     given_back boolean := false;
 begin
-    if (wanted is null) = (take_waiting.key is null) or (take_waiting.queue is null) <> (take_waiting.key is null) then
-        perform tocsin.refuse('TC022', 'name a message by its id, or by its queue and key', '{"argument": "message_id"}');
+    if (wanted is null) = (_lock_waiting.key is null) or (_lock_waiting.queue is null) <> (_lock_waiting.key is null) then
+        perform tocsin._raise_error('TC022', 'name a message by its id, or by its queue and key', '{"argument": "message_id"}');
     elsif wanted is null then
         q := tocsin.find_queue(queue);
-        perform tocsin.check_change(q.id);
-        wanted := tocsin.find_key(q.id, key);
+        perform tocsin._check_change(q.id);
+        wanted := tocsin._find_key(q.id, key);
     end if;
     loop
         select x.* into m from tocsin.messages x where x.id = wanted;
         exit when not found;
-        perform tocsin.check_change(m.queue_id);
-        exit when m.state = 'leased' and (m.vt > tocsin.clock() or given_back);
+        perform tocsin._check_change(m.queue_id);
+        exit when m.state = 'leased' and (m.vt > tocsin._clock() or given_back);
         if m.state = 'leased' then
-            perform tocsin.give_back(array[m.id], array[m.lease], '0 s', true, 'lease expired');
+            perform tocsin._requeue(array[m.id], array[m.lease], '0 s', true, 'lease_expired');
             given_back := true;
         end if;
         select x.* into m from tocsin.messages x where x.id = wanted and x.state <> 'leased' for update;
@@ -42,24 +42,24 @@ begin
             return m;
         end if;
     end loop;
-    perform tocsin.refuse_change(wanted, queue, key);
+    perform tocsin._refuse_change(wanted, queue, key);
 end
 $$;
 
 -- Raises unless the caller may change messages of the queue.
-create or replace function tocsin.check_change(queue_id integer) returns void
+create or replace function tocsin._check_change(queue_id integer) returns void
 language plpgsql
 as $$
 begin
-    if not tocsin.may_enqueue(queue_id, null) then
-        perform tocsin.refuse_caller(format('change messages of queue "%s"', q.name), 'Grant it the queue, with grant_queue.')
-        from tocsin.queues q where q.id = check_change.queue_id;
+    if not tocsin._may_enqueue(queue_id, null) then
+        perform tocsin._refuse_caller(format('change messages of queue "%s"', q.name), 'Grant it the queue, with grant_queue.')
+        from tocsin.queues q where q.id = _check_change.queue_id;
     end if;
 end
 $$;
 
 -- Says why a message cannot be changed.
-create or replace function tocsin.refuse_change(message_id bigint, queue text, key text) returns void
+create or replace function tocsin._refuse_change(message_id bigint, queue text, key text) returns void
 language plpgsql
 as $$
 declare
@@ -67,8 +67,8 @@ declare
 begin
     select x.* into found_message from tocsin.get_message(message_id) x;
     if found then
-        perform tocsin.check_change(found_message.queue_id);
-        perform tocsin.refuse('TC015',
+        perform tocsin._check_change(found_message.queue_id);
+        perform tocsin._raise_error('TC015',
             format('message %s cannot be changed: it is %s', message_id, found_message.state),
             jsonb_build_object('message_id', message_id, 'state', found_message.state),
             case found_message.state when 'leased' then 'A worker holds it: wait until that has settled it.'
@@ -76,7 +76,7 @@ begin
                                      when 'archived' then 'It is finished: enqueue another message.'
                                      else 'Another transaction has locked it: try again.' end);
     end if;
-    perform tocsin.refuse('TC016',
+    perform tocsin._raise_error('TC016',
         case when key is null then format('message %s does not exist', message_id)
              else format('no unfinished message of queue "%s" has the key "%s"', queue, key) end,
         jsonb_build_object('message_id', message_id, 'key', key));
@@ -91,13 +91,13 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bit
 as $$
 #variable_conflict use_column
 declare
-    m tocsin.messages := tocsin.take_waiting(message_id, queue, key);
-    t timestamptz := tocsin.clock();
+    m tocsin.messages := tocsin._lock_waiting(message_id, queue, key);
+    t timestamptz := tocsin._clock();
     until timestamptz;
     hours integer;  -- null: not kept
 begin
-    select k.until, tocsin.archive_shelf(a, k.until) into until, hours
-    from tocsin.archiving a cross join lateral (select tocsin.keep_until(a.retention, t)) k (until)
+    select k.until, tocsin._partition_span_for(a, k.until) into until, hours
+    from tocsin.archive_policies a cross join lateral (select tocsin._keep_until(a.retention, t)) k (until)
     where a.queue_id = m.queue_id;
     delete from tocsin.messages x where x.id = m.id;
     if hours is not null then
@@ -106,9 +106,9 @@ begin
         values (m.id, m.queue_id, m.priority, m.read_ct, hours, m.enqueued_at, m.dequeued_at, t, until,
                 m.producer_worker_id, m.consumer_worker_id, m.key, m.payload, m.headers, 'cancelled', m.history);
     end if;
-    insert into tocsin.tallies (queue_id, span, keep_until, archived_at, n) values (m.queue_id, hours, until, t, 1);
+    insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (m.queue_id, hours, until, t, 1);
     if m.due < m.vt then  -- it kept its place, and so held up the queue: see order.sql
-        perform tocsin.ring(m.queue_id);
+        perform tocsin._ring(m.queue_id);
     end if;
     return m.id;
 end
@@ -128,18 +128,18 @@ declare
     t timestamptz;
     due_at timestamptz;
 begin
-    perform tocsin.check_due(delay, at);
+    perform tocsin._check_due(delay, at);
     if delay is null and at is null then
-        perform tocsin.refuse('TC022', 'give delay or at', '{"argument": "delay"}');
+        perform tocsin._raise_error('TC022', 'give delay or at', '{"argument": "delay"}');
     end if;
-    m := tocsin.take_waiting(message_id, queue, key);
-    t := tocsin.clock();
-    due_at := coalesce(at, tocsin.later(t, delay));
+    m := tocsin._lock_waiting(message_id, queue, key);
+    t := tocsin._clock();
+    due_at := coalesce(at, tocsin._later(t, delay));
     update tocsin.messages x
-    set state = (case when due_at > t then 'scheduled' else 'ready' end)::tocsin.message_state, due = due_at, vt = due_at
+    set state = (case when due_at > t then 'delayed' else 'ready' end)::tocsin.message_state, due = due_at, vt = due_at
     where x.id = m.id;
     if due_at <= t or due_at < m.vt or m.due < m.vt then  -- the last: it kept its place, and so held up the queue
-        perform tocsin.ring(m.queue_id);
+        perform tocsin._ring(m.queue_id);
     end if;
     return m.id;
 end
@@ -157,12 +157,12 @@ declare
     m tocsin.messages;
 begin
     if reprioritise.priority is null then
-        perform tocsin.refuse('TC022', 'give a priority', '{"argument": "priority"}');
+        perform tocsin._raise_error('TC022', 'give a priority', '{"argument": "priority"}');
     end if;
-    m := tocsin.take_waiting(message_id, queue, key);
+    m := tocsin._lock_waiting(message_id, queue, key);
     update tocsin.messages x set priority = reprioritise.priority where x.id = m.id;
     if m.state = 'ready' then
-        perform tocsin.ring(m.queue_id);  -- a consumer may have passed over the row while it was locked, and sleep
+        perform tocsin._ring(m.queue_id);  -- a consumer may have passed over the row while it was locked, and sleep
     end if;
     return m.id;
 end

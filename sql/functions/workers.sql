@@ -21,7 +21,7 @@
 -- Whoever is neither owner nor administrator acts only for the workers that its own role has registered (acts_for).
 
 -- Raises unless the worker exists; returns it.
-create or replace function tocsin.find_worker(worker_id bigint) returns tocsin.workers
+create or replace function tocsin._find_worker(worker_id bigint) returns tocsin.workers
 language plpgsql
 as $$
 declare
@@ -29,18 +29,18 @@ declare
 begin
     select x.* into w from tocsin.workers x where x.id = worker_id;
     if not found then
-        perform tocsin.refuse('TC004', format('worker %s does not exist', worker_id), jsonb_build_object('worker_id', worker_id),
+        perform tocsin._raise_error('TC004', format('worker %s does not exist', worker_id), jsonb_build_object('worker_id', worker_id),
                               'It may have been purged; list the workers.');
     end if;
     return w;
 end
 $$;
 
-create or replace function tocsin.refuse_transition(w tocsin.workers, target text, reason text) returns void
+create or replace function tocsin._refuse_transition(w tocsin.workers, target text, reason text) returns void
 language plpgsql
 as $$
 begin
-    perform tocsin.refuse(case w.status when 'stopped' then 'TC006' else 'TC005' end,
+    perform tocsin._raise_error(case w.status when 'stopped' then 'TC006' else 'TC005' end,
         format('worker %s ("%s") is %s: %s', w.id, w.name, w.status, reason),
         jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'reason', reason),
         case when target = 'deleted' then 'Stop it first.'
@@ -50,18 +50,18 @@ begin
 end
 $$;
 
-create or replace function tocsin.refuse_ended(w tocsin.workers) returns void
+create or replace function tocsin._refuse_ended(w tocsin.workers) returns void
 language plpgsql
 as $$
 begin
-    perform tocsin.refuse('TC006', format('worker %s ("%s") has been registered by process %s on %s since', w.id, w.name, w.pid, w.hostname),
+    perform tocsin._raise_error('TC006', format('worker %s ("%s") has been registered by process %s on %s since', w.id, w.name, w.pid, w.hostname),
         jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'reason', 'its registration has ended'),
         'It was declared dead; register it again, by its name or another.');
 end
 $$;
 
 -- Like find_worker, for the owner of a registration: of a worker that is gone, it has ended.
-create or replace function tocsin.find_own_worker(worker_id bigint) returns tocsin.workers
+create or replace function tocsin._find_own_worker(worker_id bigint) returns tocsin.workers
 language plpgsql
 as $$
 declare
@@ -69,30 +69,30 @@ declare
 begin
     select x.* into w from tocsin.workers x where x.id = worker_id;
     if not found then
-        perform tocsin.refuse('TC006', format('worker %s is not registered: it has been purged, or its queue deleted', worker_id),
+        perform tocsin._raise_error('TC006', format('worker %s is not registered: it has been purged, or its queue deleted', worker_id),
             jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'reason', 'it has been purged, or its queue deleted'),
             'Register it again, by its name or another.');
     end if;
-    return tocsin.check_own(w);
+    return tocsin._check_own(w);
 end
 $$;
 
 -- Raises unless the worker may take work.
-create or replace function tocsin.check_active(worker_id bigint, doing text) returns tocsin.workers
+create or replace function tocsin._check_active(worker_id bigint, doing text) returns tocsin.workers
 language plpgsql
 as $$
 declare
-    w tocsin.workers := tocsin.find_own_worker(worker_id);
+    w tocsin.workers := tocsin._find_own_worker(worker_id);
 begin
     if w.status not in ('ready', 'polling') then
-        perform tocsin.refuse_transition(w, 'polling', 'only a ready or polling worker may ' || doing);
+        perform tocsin._refuse_transition(w, 'polling', 'only a ready or polling worker may ' || doing);
     end if;
     return w;
 end
 $$;
 
 -- The queue that a consumer may claim from now.
-create or replace function tocsin.admit_claim(worker_id bigint, registration bigint) returns tocsin.queues
+create or replace function tocsin._check_claim(worker_id bigint, registration bigint) returns tocsin.queues
 language plpgsql
 as $$
 declare
@@ -100,9 +100,9 @@ declare
 begin
     select x.* into q
     from tocsin.workers w join tocsin.queues x on x.id = w.queue_id
-    where w.id = worker_id and w.registration = admit_claim.registration and w.status in ('ready', 'polling') and tocsin.acts_for(w.role);
+    where w.id = worker_id and w.registration = _check_claim.registration and w.status in ('ready', 'polling') and tocsin._acts_for(w.role);
     if not found then
-        perform tocsin.refuse_ended(tocsin.check_active(worker_id, 'claim'));
+        perform tocsin._refuse_ended(tocsin._check_active(worker_id, 'claim'));
     end if;
     return q;
 end
@@ -120,30 +120,30 @@ as $$
 #variable_conflict use_column
 declare
     q tocsin.queues := tocsin.find_queue(queue);
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
     w tocsin.workers;
     retry_after float8;
 begin
     -- Held until this has ended, against a deletion of the queue: that waits for the registration, or has been waited for by it.
     perform from tocsin.queues x where x.id = q.id for key share;
     if not found then
-        perform tocsin.refuse_missing(queue);
+        perform tocsin._refuse_missing(queue);
     end if;
-    perform tocsin.check_register(q, register_worker.kind);
-    perform from tocsin.processes p where p.id = register_worker.process_id and tocsin.acts_for(p.role) for key share;
+    perform tocsin._check_register(q, register_worker.kind);
+    perform from tocsin.processes p where p.id = register_worker.process_id and tocsin._acts_for(p.role) for key share;
     if not found and process_id is not null then
-        perform tocsin.refuse('TC008', format('process %s was declared dead', process_id), jsonb_build_object('process_id', process_id));
+        perform tocsin._raise_error('TC008', format('process %s was declared dead', process_id), jsonb_build_object('process_id', process_id));
     end if;
     for attempt in 1..2 loop
         insert into tocsin.workers as x
             (queue_id, kind, name, status, registration, role, process_id, hostname, pid, version, started_at, heartbeat_at)
         values (q.id, register_worker.kind,
                 coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
-                'ready', nextval('tocsin.registrations'), tocsin.caller(), register_worker.process_id, register_worker.hostname,
+                'ready', nextval('tocsin.registrations'), tocsin._caller(), register_worker.process_id, register_worker.hostname,
                 register_worker.pid, register_worker.version, t, t)
         on conflict (queue_id, kind, name) do update
-            set status = case when again and x.buried_as in ('suspended', 'interrupted') then x.buried_as else 'ready' end,
-                grace = null, buried_as = null, ended = null, registration = excluded.registration, role = excluded.role,
+            set status = case when again and x.status_before_death in ('suspended', 'interrupted') then x.status_before_death else 'ready' end,
+                grace = null, status_before_death = null, ended = null, registration = excluded.registration, role = excluded.role,
                 process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid, version = excluded.version,
                 started_at = t, heartbeat_at = t, shutdown_at = null
             where x.status = 'stopped'
@@ -153,14 +153,14 @@ begin
         end if;
         -- Its owner may be dead, and no other process there to notice.
         retry_after := null;
-        select tocsin.bury_if_dead(p, t, tocsin.note_uptime(t)) into retry_after
+        select tocsin._reap_if_dead(p, t, tocsin._record_uptime(t)) into retry_after
         from tocsin.workers x join tocsin.processes p on p.id = x.process_id
         where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name
           and p.id is distinct from register_worker.process_id;
     end loop;
     select x.* into w from tocsin.workers x
     where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name;
-    perform tocsin.refuse('TC005',
+    perform tocsin._raise_error('TC005',
         format('worker %s ("%s") is %s: its name is in use by process %s on %s', w.id, w.name, w.status, w.pid, w.hostname),
         jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', retry_after,
                            'reason', format('its name is in use by process %s on %s', w.pid, w.hostname)),
@@ -173,11 +173,11 @@ create or replace function tocsin.queue_of(worker_id bigint) returns tocsin.queu
 language sql volatile
 as $$
     select q.* from tocsin.workers w join tocsin.queues q on q.id = w.queue_id
-    where w.id = queue_of.worker_id and tocsin.acts_for(w.role)
+    where w.id = queue_of.worker_id and tocsin._acts_for(w.role)
 $$;
 
 -- Tells the process that runs this worker to look at its state, or (`leases_taken`) at its leases.
-create or replace function tocsin.tell_process(w tocsin.workers, leases_taken boolean default false) returns void
+create or replace function tocsin._tell_process(w tocsin.workers, leases_taken boolean default false) returns void
 language sql
 as $$
     select pg_notify(tocsin.process_channel(w.process_id), case when leases_taken then 'leases ' || w.id else '' end)
@@ -185,7 +185,7 @@ as $$
 $$;
 
 -- The one place where a worker's status changes while it is registered.
-create or replace function tocsin.move_worker(
+create or replace function tocsin._move_worker(
     worker_id bigint, allowed text[], target text, grace interval default null, ended text default null
 ) returns tocsin.workers
 language plpgsql
@@ -193,23 +193,23 @@ as $$
 #variable_conflict use_column
 declare
     w tocsin.workers;
-    t timestamptz := tocsin.clock();
+    t timestamptz := tocsin._clock();
 begin
     update tocsin.workers x
-    set status = target, grace = move_worker.grace, ended = move_worker.ended, heartbeat_at = t,
+    set status = target, grace = _move_worker.grace, ended = _move_worker.ended, heartbeat_at = t,
         shutdown_at = case when target = 'stopped' then t end
-    where x.id = worker_id and x.status = any (allowed) and tocsin.acts_for(x.role)
+    where x.id = worker_id and x.status = any (allowed) and tocsin._acts_for(x.role)
     returning x.* into w;
     if not found then
-        w := tocsin.check_own(tocsin.find_worker(worker_id));
-        perform tocsin.refuse_transition(w, target, format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
+        w := tocsin._check_own(tocsin._find_worker(worker_id));
+        perform tocsin._refuse_transition(w, target, format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
     end if;
     return w;
 end
 $$;
 
 -- How many messages the worker holds.
-create or replace function tocsin.count_held(w tocsin.workers) returns bigint
+create or replace function tocsin._count_held(w tocsin.workers) returns bigint
 language sql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
@@ -223,7 +223,7 @@ $$;
 --
 -- It locks the rows in the order of ids, as settle.sql says. `m.id + 0` keeps a session whose plan is of the empty table from walking all of the
 -- primary key for that.
-create or replace function tocsin.release_held(
+create or replace function tocsin._release_held(
     w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
 ) returns bigint
 language plpgsql
@@ -249,7 +249,7 @@ begin
     if ids is null then
         return 0;
     end if;
-    return (select count(*) from unnest(tocsin.give_back(ids, leases, '0 s', counted, outcome)) g (outcome) where g.outcome is not null);
+    return (select count(*) from unnest(tocsin._requeue(ids, leases, '0 s', counted, outcome)) g (outcome) where g.outcome is not null);
 end
 $$;
 
@@ -259,10 +259,10 @@ as $$
 declare
     w tocsin.workers;
 begin
-    perform tocsin.find_own_worker(worker_id);
-    w := tocsin.move_worker(worker_id, '{ready,polling}', 'polling');
+    perform tocsin._find_own_worker(worker_id);
+    w := tocsin._move_worker(worker_id, '{ready,polling}', 'polling');
     if w.registration <> begin_poll.registration then
-        perform tocsin.refuse_ended(w);
+        perform tocsin._refuse_ended(w);
     end if;
     return w;
 end
@@ -276,11 +276,11 @@ create or replace function tocsin.complete_poll(
 language plpgsql
 as $$
 begin
-    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
     update tocsin.workers x
     set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
     where x.id = worker_id and x.registration = complete_poll.registration and x.status in ('polling', 'interrupted')
-      and tocsin.acts_for(x.role);
+      and tocsin._acts_for(x.role);
     return tocsin.release_others(worker_id, registration, keep_ids, keep_leases);
 end
 $$;
@@ -290,9 +290,9 @@ create or replace function tocsin.interrupt(worker_id bigint, grace interval def
 language plpgsql
 as $$
 declare
-    w tocsin.workers := tocsin.move_worker(worker_id, '{ready,polling}', 'interrupted', grace);
+    w tocsin.workers := tocsin._move_worker(worker_id, '{ready,polling}', 'interrupted', grace);
 begin
-    perform tocsin.tell_process(w);
+    perform tocsin._tell_process(w);
     return w;
 end
 $$;
@@ -306,26 +306,26 @@ as $$
 declare
     w tocsin.workers;
 begin
-    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    w := tocsin.move_worker(worker_id, '{ready,polling,interrupted}', 'suspended');
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    w := tocsin._move_worker(worker_id, '{ready,polling,interrupted}', 'suspended');
     if release then
-        perform tocsin.release_held(w, false, '');
+        perform tocsin._release_held(w, false, '');
     elsif not drain then
-        perform tocsin.refuse_held(w);
+        perform tocsin._refuse_held(w);
     end if;
-    perform tocsin.tell_process(w);
+    perform tocsin._tell_process(w);
     return w;
 end
 $$;
 
-create or replace function tocsin.refuse_held(w tocsin.workers) returns void
+create or replace function tocsin._refuse_held(w tocsin.workers) returns void
 language plpgsql
 as $$
 declare
-    held bigint := tocsin.count_held(w);
+    held bigint := tocsin._count_held(w);
 begin
     if held > 0 then
-        perform tocsin.refuse('TC007', format('worker %s ("%s") holds %s message(s)', w.id, w.name, held),
+        perform tocsin._raise_error('TC007', format('worker %s ("%s") holds %s message(s)', w.id, w.name, held),
             jsonb_build_object('worker_id', w.id, 'count', held), 'Settle or release them first, or suspend with release or drain.');
     end if;
 end
@@ -335,9 +335,9 @@ create or replace function tocsin.resume(worker_id bigint) returns tocsin.worker
 language plpgsql
 as $$
 declare
-    w tocsin.workers := tocsin.move_worker(worker_id, '{suspended}', 'ready');
+    w tocsin.workers := tocsin._move_worker(worker_id, '{suspended}', 'ready');
 begin
-    perform tocsin.tell_process(w);
+    perform tocsin._tell_process(w);
     return w;
 end
 $$;
@@ -348,10 +348,10 @@ as $$
 declare
     w tocsin.workers;
 begin
-    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    w := tocsin.move_worker(worker_id, '{suspended}', 'stopped', ended => 'shut down');
-    perform tocsin.refuse_held(w);
-    perform tocsin.tell_process(w);
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    w := tocsin._move_worker(worker_id, '{suspended}', 'stopped', ended => 'shut_down');
+    perform tocsin._refuse_held(w);
+    perform tocsin._tell_process(w);
     return w;
 end
 $$;
@@ -365,14 +365,14 @@ declare
     w tocsin.workers;
     released bigint;
 begin
-    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    w := tocsin.check_own(tocsin.find_worker(worker_id));
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    w := tocsin._check_own(tocsin._find_worker(worker_id));
     if w.status = 'stopped' then
         return 0;
     end if;
-    w := tocsin.move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped', ended => 'stopped');
-    released := tocsin.release_held(w, false, '');
-    perform tocsin.tell_process(w);
+    w := tocsin._move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped', ended => 'stopped');
+    released := tocsin._release_held(w, false, '');
+    perform tocsin._tell_process(w);
     return released;
 end
 $$;
@@ -385,10 +385,10 @@ as $$
 declare
     w tocsin.workers;
 begin
-    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    w := tocsin.check_own(tocsin.find_worker(worker_id));
-    perform tocsin.tell_process(w, leases_taken => true);  -- when this is committed
-    return tocsin.release_held(w, false, '');
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    w := tocsin._check_own(tocsin._find_worker(worker_id));
+    perform tocsin._tell_process(w, leases_taken => true);  -- when this is committed
+    return tocsin._release_held(w, false, '');
 end
 $$;
 
@@ -402,14 +402,14 @@ as $$
 declare
     w tocsin.workers;
 begin
-    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
     select x.* into w from tocsin.workers x
-    where x.id = worker_id and x.registration = release_others.registration and tocsin.acts_for(x.role);
+    where x.id = worker_id and x.registration = release_others.registration and tocsin._acts_for(x.role);
     if not found then
         return 0;
     end if;
-    perform tocsin.ring(w.queue_id);
-    return tocsin.release_held(w, false, '', keep_ids, keep_leases);
+    perform tocsin._ring(w.queue_id);
+    return tocsin._release_held(w, false, '', keep_ids, keep_leases);
 end
 $$;
 
@@ -420,11 +420,11 @@ as $$
 declare
     w tocsin.workers;
 begin
-    perform pg_advisory_xact_lock(tocsin.lock_key('worker', worker_id));
-    update tocsin.workers x set status = 'stopped', ended = 'left', grace = null, shutdown_at = tocsin.clock(), process_id = null
-    where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped' and tocsin.acts_for(x.role)
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    update tocsin.workers x set status = 'stopped', ended = 'left', grace = null, shutdown_at = tocsin._clock(), process_id = null
+    where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped' and tocsin._acts_for(x.role)
     returning x.* into w;
-    return case when found then tocsin.release_held(w, false, '') else 0 end;
+    return case when found then tocsin._release_held(w, false, '') else 0 end;
 end
 $$;
 
@@ -434,12 +434,12 @@ as $$
 declare
     w tocsin.workers;
 begin
-    update tocsin.workers x set heartbeat_at = tocsin.clock()
-    where x.id = worker_id and x.status <> 'stopped' and tocsin.acts_for(x.role)
+    update tocsin.workers x set heartbeat_at = tocsin._clock()
+    where x.id = worker_id and x.status <> 'stopped' and tocsin._acts_for(x.role)
     returning x.* into w;
     if not found then
-        w := tocsin.check_own(tocsin.find_worker(worker_id));
-        perform tocsin.refuse_transition(w, 'heartbeat', 'a stopped worker has no heartbeat');
+        w := tocsin._check_own(tocsin._find_worker(worker_id));
+        perform tocsin._refuse_transition(w, 'heartbeat', 'a stopped worker has no heartbeat');
     end if;
 end
 $$;
@@ -451,7 +451,7 @@ as $$
 begin
     delete from tocsin.workers x where x.id = worker_id and x.status = 'stopped';
     if not found then
-        perform tocsin.refuse_transition(tocsin.find_worker(worker_id), 'deleted', 'only a stopped worker may be deleted');
+        perform tocsin._refuse_transition(tocsin._find_worker(worker_id), 'deleted', 'only a stopped worker may be deleted');
     end if;
 end
 $$;
@@ -469,7 +469,7 @@ as $$
 #variable_conflict use_column
 declare
     only_queue integer := case when queue is not null then (tocsin.find_queue(queue)).id end;
-    t timestamptz := tocsin.later(tocsin.clock(), -older_than);
+    t timestamptz := tocsin._later(tocsin._clock(), -older_than);
 begin
     return query
         with gone as (

@@ -15,7 +15,7 @@
 --                                                        +---- delete --> nothing is kept
 --
 -- `messages` holds only unfinished messages, so it stays small; a finished one moves to `archive` or `dead_letters`.
--- What a claim looks for (`ready`) is never mixed with what changes by time (`scheduled`, `leased`): there is a partial index for each of the
+-- What a claim looks for (`ready`) is never mixed with what changes by time (`delayed`, `leased`): there is a partial index for each of the
 -- two. So a claim reads the front of one index, whatever the backlog and however many messages are delayed.
 --
 -- A delivery is a *lease*: a token that grows with each delivery of the message (a fencing token), written to the row by the claim. Each
@@ -23,7 +23,7 @@
 -- settle it. The token is the time of the claim in microseconds, or one more than the message's last one if that is larger: unlike a
 -- sequence's, it does not come again after a crash of the server that has forgotten the last claims.
 --
--- Every time in these tables comes from one clock, tocsin.clock(); no client's clock counts.
+-- Every time in these tables comes from one clock, tocsin._clock(); no client's clock counts.
 --
 -- These files say `tocsin.` before every name of ours, and `'tocsin'` where the schema's name is needed as text. Installing into another
 -- schema replaces these two spellings and nothing else.
@@ -63,7 +63,7 @@ create table tocsin.queues (
                    (max_string > 0 or max_depth > 0 or required_keys <> '{}' or forbidden_keys <> '{}') stored,
     retention      interval    not null default '30 days' check (retention >= '0 s'),
     dead_letter_retention interval not null default '1000 years' check (dead_letter_retention > '0 s'),
-    notify         text        not null default 'asleep' check (notify in ('asleep', 'always')),
+    notify         text        not null default 'on_demand' check (notify in ('on_demand', 'always')),
     paused_at      timestamptz,
     created_at     timestamptz not null,
     channel        text        not null
@@ -95,7 +95,7 @@ create table tocsin.queue_grants (
 );
 comment on table tocsin.queue_grants is 'Who may enqueue to which queue, apart from the owner and administrators.';
 
-create type tocsin.message_state as enum ('ready', 'scheduled', 'leased');
+create type tocsin.message_state as enum ('ready', 'delayed', 'leased');
 
 -- No check constraints: PostgreSQL parses them anew for each statement that writes a row, which was 5 % of the server's time for an enqueue.
 create table tocsin.messages (
@@ -124,7 +124,7 @@ comment on column tocsin.messages.read_ct is 'Deliveries so far.';
 comment on column tocsin.messages.due is 'Place in the queue among equal priorities; never in the future when ready.';
 comment on column tocsin.messages.vt is 'When it can be claimed (again): due while it waits, the end of the lease while it is leased.';
 comment on column tocsin.messages.lease is 'Token of the current delivery; when it is not leased, of the last one.';
-comment on column tocsin.messages.history is 'Its deliveries that failed, the last twenty of them, as tocsin.give_back writes them; null: none.';
+comment on column tocsin.messages.history is 'Its deliveries that failed, the last twenty of them, as tocsin._requeue writes them; null: none.';
 
 -- A database whose encoding is SQL_ASCII takes any bytes for text. The server sends a session in UTF-8 no others than UTF-8, so a claim of such a
 -- message would fail, each time. Nowhere else is there a check to be paid for.
@@ -138,7 +138,7 @@ end
 $$;
 
 create index messages_ready on tocsin.messages (queue_id, priority, due, id) where state = 'ready';
-create index messages_timed on tocsin.messages (queue_id, state, vt) where state in ('scheduled', 'leased');
+create index messages_timed on tocsin.messages (queue_id, state, vt) where state in ('delayed', 'leased');
 create index messages_expiring on tocsin.messages (queue_id, expires_at) where state <> 'leased' and expires_at is not null;
 create unique index messages_key on tocsin.messages (queue_id, key) where key is not null;
 -- For estimates (metrics.sql): one queue's messages may be ready, all of them, and another's delayed.
@@ -175,29 +175,29 @@ alter table tocsin.archive_rest replica identity full;
 comment on table tocsin.archive_rest is 'What is kept for ever, and what no partition had been made for in time.';
 create index archive_rest_ending on tocsin.archive_rest (keep_until) where keep_until < '9999-01-01+00';
 
-create table tocsin.archiving (
+create table tocsin.archive_policies (
     queue_id  integer     primary key references tocsin.queues on delete cascade,
     retention interval    not null,
     span      integer     not null default 0,
     covered   tstzrange   not null default 'empty',
     since     timestamptz not null default '9999-01-01+00'
 );
-comment on table tocsin.archiving is 'What archiving has to know of a queue: how long to keep its messages, and which partitions it may use.';
-comment on column tocsin.archiving.retention is 'The queue''s own.';
-comment on column tocsin.archiving.covered is 'The times of keep_until that there are partitions of this span for; all else goes to archive_rest.';
-comment on column tocsin.archiving.since is 'Transactions that began before do not use them.';
+comment on table tocsin.archive_policies is 'What archiving has to know of a queue: how long to keep its messages, and which partitions it may use.';
+comment on column tocsin.archive_policies.retention is 'The queue''s own.';
+comment on column tocsin.archive_policies.covered is 'The times of keep_until that there are partitions of this span for; all else goes to archive_rest.';
+comment on column tocsin.archive_policies.since is 'Transactions that began before do not use them.';
 
-create table tocsin.tallies (
+create table tocsin.archive_count_deltas (
     queue_id    integer     not null,
     span        integer,
     keep_until  timestamptz not null,
     archived_at timestamptz not null,
     n           bigint      not null
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
-alter table tocsin.tallies replica identity full;
-comment on table tocsin.tallies is 'What was added to the archive (or, negative, taken out of it) and is not in archived_counts yet; only inserted into.';
-comment on column tocsin.tallies.span is 'As in the archive; null: the queue keeps nothing.';
-create index tallies_queue on tocsin.tallies (queue_id, archived_at);
+alter table tocsin.archive_count_deltas replica identity full;
+comment on table tocsin.archive_count_deltas is 'What was added to the archive (or, negative, taken out of it) and is not in archived_counts yet; only inserted into.';
+comment on column tocsin.archive_count_deltas.span is 'As in the archive; null: the queue keeps nothing.';
+create index archive_count_deltas_queue on tocsin.archive_count_deltas (queue_id, archived_at);
 
 create table tocsin.archived_counts (
     queue_id  integer     not null,  -- no foreign key: maintenance waits for nobody who deletes a queue
@@ -267,14 +267,14 @@ create table tocsin.processes (
     started_at   timestamptz not null,
     heartbeat_at timestamptz not null
 ) with (fillfactor = 50);
-comment on column tocsin.processes.role is 'Role that registered it, and alone may act for it; see sql/functions/callers.sql.';
+comment on column tocsin.processes.role is 'Role that registered it, and alone may act for it; see sql/functions/authorization.sql.';
 comment on column tocsin.processes.every is 'Interval between its heartbeats.';
 comment on column tocsin.processes.lifeline is 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
 
 comment on column tocsin.processes.detached is 'It goes on without a lifeline, since LISTEN does not work where it runs.';
 
-create sequence tocsin.disk;
-comment on sequence tocsin.disk is 'Written to where nothing but the disk is to be waited for; see sql/functions/ring_first.sql.';
+create sequence tocsin.flush_marker;
+comment on sequence tocsin.flush_marker is 'Written to where nothing but the disk is to be waited for; see sql/functions/ring_early.sql.';
 create sequence tocsin.lifelines;
 create sequence tocsin.registrations;
 
@@ -285,8 +285,8 @@ create table tocsin.workers (
     name         text        not null check (name <> ''),
     status       text        not null check (status in ('ready', 'polling', 'interrupted', 'suspended', 'stopped')),
     grace        interval,
-    buried_as    text,
-    ended        text        check (ended in ('left', 'stopped', 'shut down', 'died')),
+    status_before_death    text,
+    ended        text        check (ended in ('left', 'stopped', 'shut_down', 'died')),
     registration bigint      not null,
     role         name        not null default current_user,
     process_id   bigint,
@@ -298,7 +298,7 @@ create table tocsin.workers (
     shutdown_at  timestamptz,
     unique (queue_id, kind, name)
 );
-comment on column tocsin.workers.buried_as is 'Its status when it was declared dead, for a process that was alive after all.';
+comment on column tocsin.workers.status_before_death is 'Its status when it was declared dead, for a process that was alive after all.';
 comment on column tocsin.workers.ended is 'Of a stopped worker, how that came: its own process left, stop or shutdown was called, or its process died.';
 comment on column tocsin.workers.registration is 'Token of the current registration; what was registered under the name before cannot act for it.';
 comment on column tocsin.workers.role is 'Role that registered it, and alone may act for it.';

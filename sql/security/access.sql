@@ -4,27 +4,28 @@
 -- Nothing is open to everybody (PUBLIC). Without roles, only the owner of the schema can do anything; install_roles lets other roles in. The
 -- *entry points*, what others may call, run with their owner's rights, since nobody else has any right to a table, and with a search_path in
 -- which nobody else can put anything. What is called within them runs as they do. So an entry point that asks nothing about its caller
--- (callers.sql) does for each role that may call it what it does for the owner.
+-- (authorization.sql) does for each role that may call it what it does for the owner.
 --
 -- Why always, and not only when there are roles: both together cost nothing that could be measured in an enqueue of 40 microseconds of the
 -- server's time. And without roles there is still an owner to be attacked: in a database that comes from PostgreSQL 14, every role may create
 -- functions in `public`, and one that fits better than PostgreSQL's own is preferred to it. The trigger on messages has no path of its own, since
 -- there that costs a microsecond: within an entry point it runs with that one's, and nobody but the owner inserts by hand.
 --
--- A new function is internal until it is listed here; tests/test_security.py fails for one that is not listed at all.
+-- A function whose name begins with an underscore is internal: only functions of the schema call it. Each other function is an entry point,
+-- and listed here; a test fails for one that is not.
 
-create or replace function tocsin.access() returns table (function name, roles text[])
+create or replace function tocsin._access() returns table (function name, roles text[])
 language sql immutable
 as $$
     select unnest('{
-        enqueue, enqueue_many, enqueue_each, reach_disk, cancel, reschedule, reprioritise,
+        enqueue, enqueue_many, enqueue_each, wait_for_flush, cancel, reschedule, reprioritise,
         register_process, unregister_process, process_channel, heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend, resume, shutdown
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
-        attach_process, detach_process, fall_asleep, unrung_in_flight, wake_up, queue_channel,
-        begin_poll, complete_poll, interrupt, claim, release_others, hurry, locked, archive, delete, extend, release, fail, maintain,
+        attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting, queue_channel,
+        begin_poll, complete_poll, interrupt, claim, release_others, hurry, locked_messages, archive, delete, extend, release, fail, maintain,
         stop, release_messages
     }'::name[]), '{consumer, admin}'
     union all
@@ -38,26 +39,6 @@ as $$
     }'::name[]), '{admin}'
     union all
     select unnest('{secure, install_roles}'::name[]), '{}'  -- for the owner to call, with the caller's rights
-    union all  -- internal: called within the others only
-    select unnest('{
-        access, apply_privileges, caller, is_owner, is_admin, may_consume, may_enqueue, acts_for, refuse_caller, check_enqueue, check_register, check_own, find_role,
-        clock, later, refuse, lock_key, shared_elsewhere, shared_after_all,
-        fits, admit, check_due, admit_headers, admit_payloads, find_key, take_waiting, check_change, refuse_change,
-        channel, must_ring, ring, rung, ring_inserted,
-        make_due_ready, admit_claim, order_kept_for, next_due, outcomes, give_back, backoff, bury,
-        add_queue, change_queue,
-        find_worker, refuse_transition, refuse_ended, check_active, tell_process, move_worker, count_held, release_held, refuse_held,
-        end_process, try_workers_of, bury_dead, bury_if_dead, examine, note_uptime, correct_heartbeats,
-        is_active, describe_messages, describe_dead_letters, letter_is_meant, ago, take_dead_letters, letters_of, add_delivery,
-        archive_span, archive_slot, archive_shelf, keep_until,
-        take_maintenance, archive_partitions, wanted_partitions, cover_archive, add_partitions, add_partition, drop_expired_partitions,
-        delete_expired, purge_expired_dead_letters, roll_up_tallies, correct_times, purge_stopped_workers,
-        find_own_worker, count_waiting, holders,
-        refuse_missing, ring_late, count_unfinished, refuse_deletion, close_queue, try_close_workers, try_empty_queue, remove_queue,
-        sweep_orphans,
-        count_queues, beyond, estimate, archived_in_all, oldest_ready, enqueue_rate,
-        find_fault, describe_path, admit_contents
-    }'::name[]), null
 $$;
 
 -- Brings attributes and privileges of everything in the schema into the state described above. Privileges of roles that are none of Tocsin's are
@@ -72,7 +53,7 @@ declare
 begin
     for f in
         select p.oid::regprocedure as signature, a.roles is not null as is_entry_point
-        from pg_proc p left join tocsin.access() a on a.function = p.proname
+        from pg_proc p left join tocsin._access() a on a.function = p.proname
         where p.pronamespace = our_schema and a.roles is distinct from '{}'
           and (p.prosecdef and coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)) <> (a.roles is not null)
     loop
@@ -86,12 +67,12 @@ begin
     -- Roles that were dropped since; PostgreSQL knows nothing of what these tables say of them.
     delete from tocsin.roles r where r.role not in (select x.oid from pg_roles x);
     delete from tocsin.queue_grants g where g.role not in (select x.oid from pg_roles x);
-    perform tocsin.apply_privileges(former_roles);
+    perform tocsin._apply_privileges(former_roles);
 end
 $$;
 
 -- The part of secure() that is about privileges, of everything or of one table. A new table begins with what default privileges give.
-create or replace function tocsin.apply_privileges(former_roles oid[] default '{}', only_table regclass default null) returns void
+create or replace function tocsin._apply_privileges(former_roles oid[] default '{}', only_table regclass default null) returns void
 language plpgsql
 as $$
 declare
@@ -113,7 +94,7 @@ begin
             from pg_class c where c.relnamespace = our_schema and c.relkind = 'S' and only_table is null
             union all
             select 'function', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
-            from pg_proc p left join tocsin.access() a on a.function = p.proname
+            from pg_proc p left join tocsin._access() a on a.function = p.proname
             where p.pronamespace = our_schema and only_table is null
         ), wanted (kind, name, privilege, role, grantable) as (
             select t.kind, t.name, t.privilege, r.role::oid, false from things t join tocsin.roles r on r.kind = any (t.roles) and r.role <> t.owner
@@ -158,14 +139,14 @@ begin
             exception
                 when duplicate_object or unique_violation then null;  -- somebody has been faster, in another database perhaps
                 when insufficient_privilege then
-                    perform tocsin.refuse_caller(format('create role "%s"', r.name),
+                    perform tocsin._refuse_caller(format('create role "%s"', r.name),
                         format('That needs CREATEROLE. A database administrator runs: %s. Then install again.', (
                             select string_agg(format('create role %I nologin', n), '; ' order by o)
                             from unnest(array[producer, consumer, admin]) with ordinality w (n, o)
                             where n is not null and not exists (select from pg_roles x where x.rolname = n))));
             end;
         end if;
-        insert into tocsin.roles as x (kind, role) values (r.kind, tocsin.find_role(r.name))
+        insert into tocsin.roles as x (kind, role) values (r.kind, tocsin._find_role(r.name))
         on conflict (kind) do update set role = excluded.role where x.role <> excluded.role;
     end loop;
     perform tocsin.secure(coalesce(former_roles, '{}'));

@@ -1,16 +1,16 @@
 """The public names, where they come from. `tocsin` loads this module when a program uses the first of them."""
 
 from tocsin._database.roles import Roles
-from tocsin._database.verify import Difference
-from tocsin._queue.admin.dead_letters import DeadLetter, DeadLetters, LetterFilter
+from tocsin._database.verify import SchemaDifference
+from tocsin._queue.admin.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters
 from tocsin._queue.admin.messages import Delivery, MessageInfo, Messages, MessageState
 from tocsin._queue.admin.queue_settings import QueueSettings
-from tocsin._queue.admin.queues import Deleted, Purged, Queue, QueueMetrics, Queues
+from tocsin._queue.admin.queues import DeleteResult, PurgeResult, Queue, QueueMetrics, Queues
 from tocsin._queue.consuming.consumer import Consumer
 from tocsin._queue.consuming.signals import drain_on_signals
 from tocsin._queue.consuming.verdicts import Reject, Retry, Snooze, Verdict
 from tocsin._queue.message import Message
-from tocsin._queue.process.maintenance import Maintained
+from tocsin._queue.process.maintenance import MaintenanceResult
 from tocsin._queue.producing.enqueue_request import BatchOptions, MessageOptions
 from tocsin._queue.producing.producer import EnqueueOptions, Producer
 from tocsin._queue.producing.rate_limit import RateLimit
@@ -19,7 +19,7 @@ from tocsin._queue.workers.handle import WorkerHandle, WorkerInfo, WorkerStatus
 from tocsin._queue.workers.health import QueueHealth, WorkerStats
 from tocsin._queue.workers.registry import Workers
 
-from ._store import Reclaimed, Store, StoreStatistics, StoreStats, connect
+from ._store import ProcessStatistics, ReclaimResult, Store, StoreStats, connect
 from ._version import VERSION as __version__
 from .errors import (
     CharacterUnsupported,
@@ -59,15 +59,14 @@ __all__ = [
     "ConnectionLost",
     "Consumer",
     "DeadLetter",
+    "DeadLetterFilter",
     "DeadLetters",
-    "Deleted",
+    "DeleteResult",
     "Delivery",
-    "Difference",
     "EnqueueOptions",
     "KeyTaken",
     "LeaseLost",
-    "LetterFilter",
-    "Maintained",
+    "MaintenanceResult",
     "Message",
     "MessageInfo",
     "MessageNotFound",
@@ -80,8 +79,9 @@ __all__ = [
     "PayloadUnreadable",
     "PendingMessages",
     "PermissionDenied",
+    "ProcessStatistics",
     "Producer",
-    "Purged",
+    "PurgeResult",
     "Queue",
     "QueueAlreadyExists",
     "QueueBusy",
@@ -93,12 +93,13 @@ __all__ = [
     "Queues",
     "RateLimit",
     "RateLimited",
-    "Reclaimed",
+    "ReclaimResult",
     "Reject",
     "Retry",
     "RoleNotFound",
     "Roles",
     "SchemaBusy",
+    "SchemaDifference",
     "SchemaMissing",
     "SchemaNewer",
     "SchemaOutdated",
@@ -106,7 +107,6 @@ __all__ = [
     "Snooze",
     "StateTransitionError",
     "Store",
-    "StoreStatistics",
     "StoreStats",
     "Suspended",
     "TocsinError",

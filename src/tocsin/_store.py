@@ -20,17 +20,17 @@ from tocsin._database.connect import open_unwatched, open_watched
 from tocsin._database.roles import Roles
 from tocsin._database.schema import Schema
 from tocsin._database.transaction_limit import TransactionLimit
-from tocsin._database.verify import Difference, verify
+from tocsin._database.verify import SchemaDifference, verify
 from tocsin._queue.admin.dead_letters import DeadLetters
 from tocsin._queue.admin.messages import Messages
 from tocsin._queue.admin.queues import Queues
 from tocsin._queue.consuming.consumer import Consumer
 from tocsin._queue.process.bell import Bell
-from tocsin._queue.process.maintenance import Maintained, Maintenance, maintain
+from tocsin._queue.process.maintenance import Maintenance, MaintenanceResult, maintain
 from tocsin._queue.process.process import Process
-from tocsin._queue.producing.batcher import Outbox
+from tocsin._queue.producing.batcher import EnqueueBatcher
 from tocsin._queue.producing.enqueue_request import BatchOptions
-from tocsin._queue.producing.producer import EnqueueOptions, Producer, Sender
+from tocsin._queue.producing.producer import EnqueueOptions, Enqueuer, Producer
 from tocsin._queue.producing.rate_limit import RateLimit
 from tocsin._queue.workers.handle import WorkerStatus
 from tocsin._queue.workers.registration import registered
@@ -52,16 +52,16 @@ are to outlive an outage try again, as Tocsin's own tasks do.
 
 
 @attrs.frozen
-class StoreStatistics:
+class ProcessStatistics:
     """What this process's side of a store has and did, at one moment."""
 
     pool: PoolStatistics
     """The pool of connections."""
     listening: bool
     """Whether the LISTEN connection is up."""
-    deaf: bool
+    listen_works: bool
     """Whether LISTEN does not work here, so that messages wait for the heartbeat."""
-    rings: int
+    notifications: int
     """Notifications of messages that came in."""
     heartbeats: int
     """Heartbeats sent."""
@@ -74,7 +74,7 @@ class StoreStatistics:
 
 
 @attrs.frozen
-class Reclaimed:
+class ReclaimResult:
     """What `Store.reclaim` has taken back."""
 
     workers: int
@@ -121,11 +121,11 @@ class Store:
     dead_letters: DeadLetters
     """Looking at dead letters, replaying, archiving and purging them."""
 
-    def __init__(self, database: Database, process: Process, bell: Bell, outbox: Outbox, watches: Collection[Watch]) -> None:
+    def __init__(self, database: Database, process: Process, bell: Bell, batcher: EnqueueBatcher, watches: Collection[Watch]) -> None:
         self._database = database
         self._process = process
         self._bell = bell
-        self._outbox = outbox
+        self._batcher = batcher
         self._transactions = TransactionLimit(database.pool)
         self._watches = watches
         self.queues = Queues(database)
@@ -149,7 +149,7 @@ class Store:
         async with self._database.connection() as connection:
             await install.install(connection, self._database.schema, wanted)
 
-    async def verify(self) -> tuple[Difference, ...]:
+    async def verify(self) -> tuple[SchemaDifference, ...]:
         """Return each difference between what is installed and what this version installs; none when all is well.
 
         Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`. Changes nothing, cancelled or not.
@@ -162,7 +162,7 @@ class Store:
         async with self._database.connection() as connection:
             await install.uninstall(connection, self._database.schema)
 
-    async def reclaim(self) -> Reclaimed:
+    async def reclaim(self) -> ReclaimResult:
         """Declare dead who is dead, and take back what they held and what lapsed leases hold, without waiting for the next heartbeat.
 
         Consumers do that by themselves. Nobody is declared dead in the first ten seconds of a server, in which the living are still
@@ -170,14 +170,14 @@ class Store:
 
         Raises `ConnectionLost`. It works in short transactions; cancelled, part of it is done.
         """
-        reclaimed = Reclaimed(0, 0)
+        reclaimed = ReclaimResult(0, 0)
         more = True
         while more:
             workers, messages, more = await self._database.fetch_one("select * from tocsin.reclaim()")
-            reclaimed = Reclaimed(reclaimed.workers + workers, reclaimed.messages + messages)
+            reclaimed = ReclaimResult(reclaimed.workers + workers, reclaimed.messages + messages)
         return reclaimed
 
-    async def maintain(self) -> Maintained:
+    async def maintain(self) -> MaintenanceResult:
         """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
 
         Any process that consumes does it once a minute; this is for cron, where none does. When another session is at it, that one does it,
@@ -193,7 +193,7 @@ class Store:
         Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`,
         `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
         """
-        producer = Producer(self._database, self._process, self._outbox, queue, _check_worker_name(name), rate_limit)
+        producer = Producer(self._database, self._process, self._batcher, queue, _check_worker_name(name), rate_limit)
         return registered(producer)
 
     def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
@@ -208,7 +208,7 @@ class Store:
 
         Raises and, cancelled, leaves behind what that does.
         """
-        return await Sender(self._database, self._outbox, queue).enqueue(payload, **options)
+        return await Enqueuer(self._database, self._batcher, queue).enqueue(payload, **options)
 
     async def produce_many(
         self, queue: str, payloads: Iterable[object], *, connection: AnyConnection | None = None, **options: Unpack[BatchOptions]
@@ -217,7 +217,7 @@ class Store:
 
         Raises and, cancelled, leaves behind what that does.
         """
-        return await Sender(self._database, self._outbox, queue).enqueue_many(payloads, connection=connection, **options)
+        return await Enqueuer(self._database, self._batcher, queue).enqueue_many(payloads, connection=connection, **options)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -240,15 +240,15 @@ class Store:
         (queues, by_status, *others) = await self._database.fetch_one("select * from tocsin.store_stats()")
         return StoreStats(queues, {status: by_status.get(status, 0) for status in WorkerStatus}, *others)
 
-    def statistics(self) -> StoreStatistics:
+    def statistics(self) -> ProcessStatistics:
         """Return what this process's side of the store has and did."""
         process = self._process
         since = min(watch.waiting_since for watch in self._watches)
-        return StoreStatistics(
+        return ProcessStatistics(
             pool=self._database.pool.statistics(),
             listening=process.connected,
-            deaf=process.deaf,
-            rings=process.rings,
+            listen_works=process.listen_works,
+            notifications=process.notifications,
             heartbeats=process.heartbeats,
             unanswered_for=None if since == math.inf else trio.current_time() - since,
             failing_for=self._database.failing_for,
@@ -316,9 +316,9 @@ async def connect(
                 nursery.start_soon(line_watch.run)
             nursery.start_soon(process.run)
             nursery.start_soon(maintenance.run)
-            outbox = Outbox(database, nursery)
+            batcher = EnqueueBatcher(database, nursery)
             try:
-                yield Store(database, process, bell, outbox, {watch, line_watch})
+                yield Store(database, process, bell, batcher, {watch, line_watch})
             finally:
-                outbox.close()
+                batcher.close()
             nursery.cancel_scope.cancel()

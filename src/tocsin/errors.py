@@ -1,6 +1,6 @@
 """The errors that Tocsin raises, each with the values a program needs and a sentence that says what to do.
 
-The database refuses with an SQLSTATE of class ``TC`` (``sql/functions/refuse.sql``); ``_database/error_mapping.py`` turns what psycopg
+The database refuses with an SQLSTATE of class ``TC`` (``sql/functions/raise_error.sql``); ``_database/error_mapping.py`` turns what psycopg
 raised into these classes.
 """
 
@@ -112,7 +112,7 @@ class WorkerStopped(StateTransitionError):
     """The worker is stopped: shut down, or declared dead. Register it anew."""
 
 
-class ProcessBuried(TocsinError):
+class ProcessDeclaredDead(TocsinError):
     """The others have declared this process dead. It registers anew by itself; this never reaches a user."""
 
 

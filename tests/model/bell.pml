@@ -30,7 +30,7 @@
 byte visible;                    /* committed messages that nobody has claimed */
 byte losses;
 
-byte asleep_asked = NOBODY;      /* the producer that holds `asleep` exclusively, for the moment of asking */
+byte asleep_asked = NOBODY;      /* the producer that holds `waiting` exclusively, for the moment of asking */
 bit asleep[CONSUMERS];           /* the consumers that hold it shared */
 byte unrung_asked = NOBODY;      /* the consumer that holds `unrung` exclusively, for the moment of asking */
 byte unrung[PRODUCERS];          /* how often each producer's transaction holds it shared */
@@ -44,7 +44,7 @@ bit sleeps[CONSUMERS];
 #define SOMEBODY_SLEEPS (asleep[0] || asleep[1])
 #define UNRUNG_IN_FLIGHT (unrung[0] + unrung[1] > 0)
 
-/* tocsin.shared_elsewhere, with the answers it may give. While another asks, both: yes for no reason, too. */
+/* tocsin._shared_elsewhere, with the answers it may give. While another asks, both: yes for no reason, too. */
 inline ask_if_somebody_sleeps() {
     atomic {
         if
@@ -214,7 +214,7 @@ end:
     :: atomic { losses < LOSSES -> losses++; sleeps[me] = false; goto dead }
     fi;
     if
-    :: goto last_look  /* still holding `asleep` */
+    :: goto last_look  /* still holding `waiting` */
     :: asleep[me] = false; goto work
     fi;
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tocsin import Deleted, Queue, QueueAlreadyExists, QueueMetrics, Store
+from tocsin import DeleteResult, Queue, QueueAlreadyExists, QueueMetrics, Store
 from tocsin._queue.admin.dead_letters import REASONS
 
 from .options import (
@@ -95,8 +95,8 @@ def settings_options(function: Callable[..., R]) -> Callable[..., R]:
         click.option("--dead-letter-retention", type=RETENTION, help="How long dead letters are kept (forever)."),
         click.option(
             "--notify",
-            type=click.Choice(["asleep", "always"]),
-            help="Notify the queue's channel only while a consumer sleeps, or always, for programs that LISTEN by hand (asleep).",
+            type=click.Choice(["on_demand", "always"]),
+            help="Notify the queue's channel only while a consumer sleeps, or always, for programs that LISTEN by hand (on_demand).",
         ),
     ]
     for option in reversed(options):
@@ -279,7 +279,7 @@ async def delete(store: Store, screen: Screen, queue: str, *, force: bool, dry_r
     screen.say(f"{'would delete' if dry_run else 'deleted'} queue {queue!r} with {_count(deleted)}", deleted)
 
 
-def _count(deleted: Deleted) -> str:
+def _count(deleted: DeleteResult) -> str:
     return f"{deleted.workers} workers, {deleted.messages} messages, {deleted.archived} archived, {deleted.dead_letters} dead letters"
 
 

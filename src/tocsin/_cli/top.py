@@ -104,7 +104,7 @@ async def _show(live: Live, store: Store, common: Common, where: str, interval: 
     frame: RenderableType = Text()
     while True:
         try:
-            async with _line(common) as line:
+            async with _open_listen_connection(common) as line:
                 heard: set[str] = set()
                 while True:
                     for channel in {q.channel for q in await store.queues.list()} - heard:
@@ -121,7 +121,7 @@ async def _show(live: Live, store: Store, common: Common, where: str, interval: 
 
 
 @asynccontextmanager
-async def _line(common: Common) -> Any:
+async def _open_listen_connection(common: Common) -> Any:
     """A connection that listens."""
     settings = common.settings()
     line: TrioConnection[Any] = await TrioConnection.connect(settings.listen_dsn or settings.dsn or "", autocommit=True)

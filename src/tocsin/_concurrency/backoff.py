@@ -24,7 +24,7 @@ def delays() -> Iterator[float]:
         longest = min(LONGEST, longest * 2)
 
 
-class Retries:
+class OutageRetry:
     """One loop's attempts. An outage is one warning and, when it is over, one line that says how long it was."""
 
     def __init__(self, what: str) -> None:

@@ -196,7 +196,7 @@ class Database:
         """
         return await self._repeated(partial(self._run, self._render(statement), _encode(parameters)))
 
-    async def run_in_turn(self, statements: Sequence[tuple[str, Sequence[str | None]]], answer: int, *, otherwise: str) -> Rows:
+    async def run_pipelined(self, statements: Sequence[tuple[str, Sequence[str | None]]], answer: int, *, otherwise: str) -> Rows:
         """Run statements like `run`, each a transaction of its own, in one request; return the rows of the one with this index.
 
         Where there is a pooler in between, only that one is run, written as in ``otherwise``. None behind a statement that has failed is

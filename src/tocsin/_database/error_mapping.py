@@ -18,7 +18,7 @@ from tocsin.errors import (
     PayloadTooLarge,
     PendingMessages,
     PermissionDenied,
-    ProcessBuried,
+    ProcessDeclaredDead,
     QueueAlreadyExists,
     QueueBusy,
     QueueNotEmpty,
@@ -142,7 +142,7 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
         case "TC007":
             return PendingMessages(problem, hint, count=detail["count"], worker_id=detail["worker_id"])
         case "TC008":
-            return ProcessBuried(problem)
+            return ProcessDeclaredDead(problem)
         case "TC009":
             return PayloadInvalid(describe_path(detail["path"]), detail["reason"], detail["index"])
         case "TC010":

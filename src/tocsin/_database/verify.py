@@ -18,7 +18,7 @@ from .schema import Schema, catalog_query
 
 
 @attrs.frozen
-class Difference:
+class SchemaDifference:
     """Something that is not as this version of Tocsin installs it."""
 
     kind: str
@@ -35,7 +35,7 @@ class Difference:
         return f"{self.kind} {self.name} {problem}"
 
 
-async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tuple[Difference, ...]:
+async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tuple[SchemaDifference, ...]:
     """Compare what is installed with what this version of Tocsin installs, and return each difference; none when all is well.
 
     Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`. Needs the right to create a schema. Changes nothing, cancelled or not.
@@ -63,7 +63,7 @@ async def verify(connection: psycopg.AsyncConnection[Any], schema: Schema) -> tu
     for _, name in filter(_is_passing_partition, found):
         expected |= {(kind, name): text for kind, text in model.items()}
     return tuple(
-        Difference(kind, name, expected.get((kind, name)), found.get((kind, name)))
+        SchemaDifference(kind, name, expected.get((kind, name)), found.get((kind, name)))
         for kind, name in sorted(expected.keys() | found.keys())
         if expected.get((kind, name)) != found.get((kind, name))
     )

@@ -20,7 +20,7 @@ Row: TypeAlias = tuple[
 """A message as ``tocsin.claim`` returns it."""
 
 
-def tokens(messages: Iterable[Message]) -> tuple[str, str]:
+def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:
     """Return the ids and the leases of messages as arrays in PostgreSQL's notation, which psycopg would take ten times as long to write."""
     rows = [m._row for m in messages]
     return "{" + ",".join([str(row[0]) for row in rows]) + "}", "{" + ",".join([str(row[1]) for row in rows]) + "}"

@@ -150,7 +150,7 @@ class Pool(Generic[Row]):
         self._members = set[_Member[Row]]()
         self._size = 0
         self._closed = False
-        self._nap = trio.CancelScope()
+        self._idle_scope = trio.CancelScope()
         self._opened = self._broken = self._expired = self._retired = 0
         self._waits = self._timeouts = self._errors = 0
         self._waited = 0.0
@@ -458,14 +458,14 @@ class Pool(Generic[Row]):
         deadline = self._idle[0].expires if self._idle and surplus else math.inf
         if self._restore_at < deadline:
             deadline = self._restore_at
-        if deadline != self._nap.deadline:  # setting it is what costs
-            self._nap.deadline = deadline
+        if deadline != self._idle_scope.deadline:  # setting it is what costs
+            self._idle_scope.deadline = deadline
 
     @trio.lowlevel.enable_ki_protection
     async def _keep_house(self) -> NoReturn:
         """Close connections that were not used, and give withheld slots out again."""
         while True:
-            with trio.CancelScope() as self._nap:
+            with trio.CancelScope() as self._idle_scope:
                 self._set_alarm()
                 await trio.sleep_forever()
             now = trio.current_time()

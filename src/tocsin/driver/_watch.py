@@ -93,7 +93,7 @@ class Watch:
         self._connections: weakref.WeakSet[TrioConnection[Any]] = weakref.WeakSet()
         self._waits: weakref.WeakKeyDictionary[TrioConnection[Any], _Wait] = weakref.WeakKeyDictionary()
         self._abandoned = set[Session]()
-        self._nap = trio.CancelScope()
+        self._idle_scope = trio.CancelScope()
         self.asleep = True
         """Whether no statement is known to be under way."""
         self.dropped = 0
@@ -115,14 +115,14 @@ class Watch:
         return bool(self._abandoned)
 
     def wake(self, now: float) -> None:
-        """A statement is under way while the watch is `asleep`."""
+        """A statement is under way while the watch is `waiting`."""
         self.asleep = False
-        self._nap.deadline = now + ASK_AFTER
+        self._idle_scope.deadline = now + ASK_AFTER
 
     async def run(self) -> NoReturn:
         """Watch, for ever. Cancellation closes the connection that it asks on, and nothing else."""
         while True:
-            with trio.CancelScope(deadline=self._next_look()) as self._nap:
+            with trio.CancelScope(deadline=self._next_look()) as self._idle_scope:
                 await trio.sleep_forever()
             for _ in range(2):  # the answer may be there, and this event loop have been blocked
                 await trio.lowlevel.checkpoint()

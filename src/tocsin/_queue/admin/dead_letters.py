@@ -15,12 +15,12 @@ from tocsin.errors import MessageNotFound
 from .messages import Record
 
 REASONS = (
-    "its handler failed",
-    "its handler rejected it",
-    "the lease expired",
-    "its worker died",
-    "it was released after its last delivery",
-    "the message expired",
+    "handler_failed",
+    "rejected",
+    "lease_expired",
+    "worker_died",
+    "released",
+    "expired",
 )
 """Why a message becomes a dead letter, as ``sql/functions`` has it."""
 
@@ -34,15 +34,14 @@ class DeadLetter(Record):
     died_at: datetime
     """When that was, by the server's clock."""
     reason: str
-    """Why: "its handler failed", "the lease expired", "its worker died" or "it was released after its last delivery", each time after the
-    last delivery it had; "its handler rejected it" (`Reject`); or "the message expired"."""
+    """Why, as a code: `handler_failed`, `lease_expired`, `worker_died` or `released`, after the last delivery; `rejected` (`Reject`); or `expired`."""
     error: str | None
     """What the last delivery that said something said."""
     traceback: str | None
     """The traceback of its handler's last failure."""
 
 
-class LetterFilter(TypedDict, total=False):
+class DeadLetterFilter(TypedDict, total=False):
     """Which dead letters are meant, among those of the ids that are given. Without ids, the queue must be named."""
 
     queue: str | None
@@ -70,7 +69,7 @@ class DeadLetters:
             raise MessageNotFound(f"dead letter {message_id} does not exist", message_id=message_id)
         return DeadLetter(*rows[0])
 
-    async def replay(self, *letters: str | int, delay: Duration | None = None, **which: Unpack[LetterFilter]) -> list[int]:
+    async def replay(self, *letters: str | int, delay: Duration | None = None, **which: Unpack[DeadLetterFilter]) -> list[int]:
         """Make dead letters messages again, due now or after ``delay`` seconds, and return their ids, which they keep.
 
         Which: ``replay("emails")`` those of a queue, ``replay(4711, 4712)`` those of these ids, ``replay("emails", 4711)`` those of them
@@ -86,7 +85,7 @@ class DeadLetters:
         (replayed,) = await self._database.fetch_one("select tocsin.replay(%s::bigint[], %s, %s, %s, %s, %s, %s)", parameters)
         return list(replayed)
 
-    async def archive(self, *letters: str | int, **which: Unpack[LetterFilter]) -> int:
+    async def archive(self, *letters: str | int, **which: Unpack[DeadLetterFilter]) -> int:
         """Move dead letters that have been seen to into the archive; return how many that were.
 
         Where the queue's ``retention`` is 0, nothing is kept of them.
@@ -95,7 +94,7 @@ class DeadLetters:
         """
         return await self._count("tocsin.archive_dead_letters(%s::bigint[], %s, %s, %s, %s, %s)", _parameters(letters, which))
 
-    async def purge(self, *letters: str | int, dry_run: bool = False, **which: Unpack[LetterFilter]) -> int:
+    async def purge(self, *letters: str | int, dry_run: bool = False, **which: Unpack[DeadLetterFilter]) -> int:
         """Delete dead letters for good; return how many that were or, with ``dry_run``, would be.
 
         Raises `QueueNotFound`, `ValueError`. Cancelled, all are deleted or none.
@@ -117,7 +116,7 @@ class DeadLetters:
         limit: int = 100,
         after: int | None = None,
     ) -> list[DeadLetter]:
-        """Return dead letters of a queue, by id; the filters are those of `LetterFilter` (``older_than`` in seconds).
+        """Return dead letters of a queue, by id; the filters are those of `DeadLetterFilter` (``older_than`` in seconds).
 
         The next page is what comes ``after`` the last one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
         """
@@ -129,10 +128,10 @@ class DeadLetters:
         return [DeadLetter(*row) for row in rows]
 
 
-def _parameters(letters: tuple[str | int, ...], which: LetterFilter) -> list[object]:
+def _parameters(letters: tuple[str | int, ...], which: DeadLetterFilter) -> list[object]:
     """The first parameters of the functions in ``dead_letters.sql``. ``letters``: a queue's name, ids, or both."""
-    if unknown := which.keys() - LetterFilter.__annotations__.keys():
-        raise TypeError(f"{', '.join(sorted(unknown))}: there is no such filter; there are {', '.join(LetterFilter.__annotations__)}")
+    if unknown := which.keys() - DeadLetterFilter.__annotations__.keys():
+        raise TypeError(f"{', '.join(sorted(unknown))}: there is no such filter; there are {', '.join(DeadLetterFilter.__annotations__)}")
     queue, reason, error = which.get("queue"), which.get("reason"), which.get("error")
     ids: tuple[Any, ...] = letters
     if letters and isinstance(letters[0], str):

@@ -35,7 +35,7 @@ class Delivery:
     ended_at: datetime
     """When it ended."""
     outcome: str
-    """How: "failed" or "rejected" (by the handler), "lease expired", "worker died" or "released"."""
+    """How: `handler_failed`, `rejected` (by the handler), `lease_expired`, `worker_died` or `released`."""
     error: str | None
     """What the handler raised, the beginning of it if it is long; None when it was not that."""
 

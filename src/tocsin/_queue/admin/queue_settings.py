@@ -10,8 +10,8 @@ from typing import Any, Literal, TypedDict, get_args
 from tocsin._arguments import check_count, check_text
 from tocsin._durations import MAX_DURATION, Duration, to_timedelta
 
-Notify = Literal["asleep", "always"]
-"""When a queue's channel is notified of messages: only while a consumer sleeps (``asleep``), which lets many producers commit at the same
+Notify = Literal["on_demand", "always"]
+"""When a queue's channel is notified of messages: only while a consumer sleeps (``waiting``), which lets many producers commit at the same
 time, or with each insert (``always``), for programs that LISTEN by hand."""
 
 FOR_EVER = MAX_DURATION
@@ -49,7 +49,7 @@ class QueueSettings(TypedDict, total=False):
     dead_letter_retention: Duration | None
     """How many seconds dead letters are kept (``math.inf``: for ever)."""
     notify: Notify | None
-    """When its channel is notified of messages ("asleep")."""
+    """When its channel is notified of messages ("on_demand")."""
 
 
 def check_settings(settings: QueueSettings) -> dict[str, object]:

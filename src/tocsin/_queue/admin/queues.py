@@ -97,7 +97,7 @@ class QueueMetrics:
 
 
 @attrs.frozen
-class Purged:
+class PurgeResult:
     """How many `Queues.purge` has removed, or would."""
 
     ready: int
@@ -116,7 +116,7 @@ class Purged:
 
 
 @attrs.frozen
-class Deleted:
+class DeleteResult:
     """What has gone with a queue, or would."""
 
     workers: int
@@ -205,7 +205,7 @@ class Queues:
         dead: bool = False,
         older_than: Duration | None = None,
         dry_run: bool = False,
-    ) -> Purged:
+    ) -> PurgeResult:
         """Remove messages that are ``ready`` or ``delayed``, what is ``archived``, dead letters (``dead``): those that are asked for.
 
         ``older_than``: only what was enqueued, archived or died at least so many seconds ago. Leased messages and workers are never
@@ -215,9 +215,9 @@ class Queues:
         age = to_timedelta(older_than, "older_than", zero=True)
         row = await self._ask("purge_queue", name, ready, delayed, archived, dead, age, dry_run)
         ready_count, delayed_count, archived_count, dead_count = row
-        return Purged(ready=ready_count, delayed=delayed_count, archived=archived_count, dead=dead_count)
+        return PurgeResult(ready=ready_count, delayed=delayed_count, archived=archived_count, dead=dead_count)
 
-    async def delete(self, name: str, *, force: bool = False, dry_run: bool = False) -> Deleted:
+    async def delete(self, name: str, *, force: bool = False, dry_run: bool = False) -> DeleteResult:
         """Delete a queue, with its archive, its dead letters and its stopped workers.
 
         Refused with `QueueNotEmpty` while it has other workers or unfinished messages, unless by ``force``: then these go too, leased
@@ -225,7 +225,7 @@ class Queues:
         have some of its messages locked, for ten seconds; then it is refused with `QueueBusy`. With ``dry_run`` nothing is removed. Raises
         `QueueNotFound`. Cancelled, all has happened or nothing.
         """
-        return Deleted(*await self._ask("delete_queue", name, force, dry_run))
+        return DeleteResult(*await self._ask("delete_queue", name, force, dry_run))
 
     @overload
     async def metrics(self) -> _AllMetrics: ...

@@ -25,7 +25,7 @@ LOOK_EVERY = 2.0
 """Seconds after which to look again, whatever the last look took."""
 
 
-class Front:
+class ClaimCursor:
     """See the module. Times are of `trio.current_time`; a position is a priority, a due time and an id."""
 
     def __init__(self) -> None:

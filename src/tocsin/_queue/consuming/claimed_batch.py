@@ -16,11 +16,11 @@ from tocsin.driver import Rows
 from .leases import Leases
 
 AT_A_TIME = 50
-"""Messages that are unpacked together."""
+"""Messages that are decoded together."""
 
 
-class Parcel:
-    """The messages of a claim, in their order; each has a lease, which is noted among the consumer's when the message is unpacked."""
+class ClaimedBatch:
+    """The messages of a claim, in their order; each has a lease, which is noted among the consumer's when the message is decoded."""
 
     def __init__(self, rows: Rows, start: int, stop: int, source: Source, leases: Leases, vt: float, expires: float, *, kept: bool) -> None:
         self._rows = rows
@@ -51,7 +51,7 @@ class Parcel:
         """Take all messages out."""
         return self.take(len(self))
 
-    def unpack(self) -> None:
+    def decode(self) -> None:
         """Make the messages that are still to be taken out."""
         self._unpack(self._stop - self._next)
 
@@ -65,7 +65,7 @@ class Parcel:
 
 
 @attrs.frozen
-class Answer:
+class ClaimResult:
     """What the rows of ``tocsin.claim`` are."""
 
     lost: set[int]
@@ -82,7 +82,7 @@ class Answer:
     """What the end says of when the next message is due, in seconds."""
 
 
-def read_answer(rows: Rows, *, archived: bool) -> Answer:
+def parse_claim_rows(rows: Rows, *, archived: bool) -> ClaimResult:
     """Find out what the rows are, without reading them all. ``archived``: something was to be archived."""
     lost: set[int] = set()
     start, stop = 0, len(rows)
@@ -95,4 +95,4 @@ def read_answer(rows: Rows, *, archived: bool) -> Answer:
         looked, next_due = True, last[-1]
         stop -= 1
         last = rows.load(stop - 1, stop)[0] if start < stop else None
-    return Answer(lost, start, stop, last, looked, next_due)
+    return ClaimResult(lost, start, stop, last, looked, next_due)

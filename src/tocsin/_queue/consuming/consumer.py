@@ -13,13 +13,13 @@ from tocsin._database.caller_connection import AnyConnection
 from tocsin._database.client import Database
 from tocsin._durations import Duration, to_seconds
 from tocsin._queue.message import Message
-from tocsin._queue.process.bell import Bed, Bell
+from tocsin._queue.process.bell import Bell, Waiter
 from tocsin._queue.process.process import Process
 from tocsin._queue.workers.handle import WorkerHandle
 from tocsin._queue.workers.registration import Registered, Registration
 from tocsin.errors import ConnectionLost, LeaseLost, StateTransitionError, Suspended
 
-from .dispatcher import Caller, Handling, describe_handler, make_caller
+from .dispatcher import Caller, Dispatcher, describe_handler, make_caller
 from .draining import wait_for_others
 from .intake import Intake
 from .run import open_run
@@ -44,13 +44,13 @@ class _Registration(Registration):
         intake.begin(self.queue, self.queue_id, self.worker_id, self.token, self.name or "")
         if intake.run is not None:
             await intake.leases.refresh()
-            intake.noticed(self.status, None)
+            intake.on_worker_status(self.status, None)
 
-    def noticed(self, status: str, grace: float | None) -> None:
-        self._intake.noticed(status, grace)
+    def on_worker_status(self, status: str, grace: float | None) -> None:
+        self._intake.on_worker_status(status, grace)
 
-    def leases_taken(self) -> None:
-        self._intake.leases_taken()
+    def on_leases_revoked(self) -> None:
+        self._intake.on_leases_revoked()
 
     def end(self) -> None:
         self._intake.end()
@@ -81,41 +81,41 @@ class Consumer(Registered, WorkerHandle):
         check_count(limit, "limit")
         length = None if vt is None else to_seconds(vt, "vt")
         self._intake.leases.forget_lapsed()
-        with self._bed_by_hand() as bed:
+        with self._manual_waiter() as waiter:
             deadline = trio.current_time() + to_seconds(wait, "wait", zero=True)
             while True:
                 if self._intake.closed:
                     await trio.lowlevel.checkpoint()
                     raise await self._drained()
-                bed.look()
+                waiter.begin_claim()
                 try:
                     claim = await self._intake.claim(limit, length, look=True, kept=False)
                 except BaseException as error:
-                    bed.failed_to_look()
+                    waiter.claim_failed()
                     if self._intake.closed and isinstance(error, (StateTransitionError, ConnectionLost)):
                         raise await self._drained() from error
                     raise
-                rung_meanwhile = bed.rung
-                bed.looked(claim.again_at, full=claim.full)
-                messages = claim.parcel.take_all()
+                rung_meanwhile = waiter.wake_pending
+                waiter.end_claim(claim.again_at, full=claim.full)
+                messages = claim.batch.take_all()
                 if messages or trio.current_time() >= deadline:
-                    bed.rung = rung_meanwhile
+                    waiter.wake_pending = rung_meanwhile
                     return messages
-                while not bed.rung and trio.current_time() < deadline:
-                    await bed.sleep(until=deadline)
+                while not waiter.wake_pending and trio.current_time() < deadline:
+                    await waiter.wait(until=deadline)
 
     async def _drained(self) -> Suspended:
         await wait_for_others(self._intake)
         return Suspended("interrupted", handled=0, released=0)
 
     @contextmanager
-    def _bed_by_hand(self) -> Iterator[Bed]:
-        with self._bell.bed(self.queue_id) as bed:
-            self._intake.by_hand.add(bed)
+    def _manual_waiter(self) -> Iterator[Waiter]:
+        with self._bell.waiter(self.queue_id) as waiter:
+            self._intake.manual_waiters.add(waiter)
             try:
-                yield bed
+                yield waiter
             finally:
-                self._intake.by_hand.discard(bed)
+                self._intake.manual_waiters.discard(waiter)
 
     async def archive(self, message: Message | int, *, connection: AnyConnection | None = None) -> None:
         """Finish a message and keep it in the archive; with a ``connection``, in the caller's transaction: see `Message.archive`.
@@ -261,10 +261,10 @@ class Consumer(Registered, WorkerHandle):
         lease = None if vt is None else to_seconds(vt, "vt")
         limit = None if timeout is None else to_seconds(timeout, "timeout")
         async with open_run(self._intake, task_status) as run:
-            handling = Handling(
+            dispatcher = Dispatcher(
                 run, call, concurrency=concurrency, size=size, vt=lease, timeout=limit, once=once, ordered=ordered, name=name
             )
-            await handling.pump()
+            await dispatcher.run()
         raise AssertionError("a run that ends raises Suspended")
 
     def messages(self, *, vt: Duration | None = None) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
@@ -296,17 +296,17 @@ class Consumer(Registered, WorkerHandle):
         handlers, it has.
         """
         await super().suspend(release=release, drain=drain)
-        self._intake.noticed("suspended", None)
+        self._intake.on_worker_status("suspended", None)
         if drain:
             await self._intake.leases.wait_empty()
 
     async def resume(self) -> None:
         """End a suspension. Raises what `WorkerHandle.resume` raises. Cancelled, it has happened or it has not."""
         await super().resume()
-        self._intake.noticed("ready", None)
+        self._intake.on_worker_status("ready", None)
 
     async def stop(self) -> int:
         """Stop for good, whatever the state; returns and raises what `WorkerHandle.stop` does. Cancelled, it has happened or it has not."""
         released = await super().stop()
-        self._intake.noticed("stopped", None)
+        self._intake.on_worker_status("stopped", None)
         return released

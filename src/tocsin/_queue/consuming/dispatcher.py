@@ -25,17 +25,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import psycopg
 import trio
 
-from tocsin._concurrency.backoff import Retries
+from tocsin._concurrency.backoff import OutageRetry
 from tocsin._database.error_mapping import TRANSIENT, is_lock_timeout, is_refusal
 from tocsin._queue.message import Message
 from tocsin.errors import ConnectionLost, StateTransitionError, TocsinError
 
 from .failure import Escaped, Failure, describe, describe_failure, split
 from .failure_log import UNANSWERED, log_failure, log_outcomes
-from .invocation import call_and_watch
+from .invocation import invoke_watched
 from .lease_clock import lease_time
-from .leases import Unit
-from .prefetch import Ahead
+from .leases import HandlerCall
+from .prefetch import PrefetchBuffer
 from .set_aside import LOOK_AFTER, SetAside, Unsettled
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
     name = describe_handler(handler)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
         async_handler = cast(Callable[[Any], Awaitable[object]], handler)
-        return lambda work, when_waiting: call_and_watch(async_handler, work, when_waiting, name)
+        return lambda work, when_waiting: invoke_watched(async_handler, work, when_waiting, name)
 
     # The runners are the limit. A thread that was left behind does not count: the next message would wait for it, and its time run out.
     threads = trio.CapacityLimiter(math.inf)
@@ -111,10 +111,10 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
     return call_in_thread
 
 
-class Handling:
+class Dispatcher:
     """One loop. ``size`` is the number of messages in one call of the handler at most. ``once``: it ends when nothing is left to do.
 
-    ``ordered``: no message before the one ahead of it in the queue is finished; so nothing is claimed ahead.
+    ``ordered``: no message before the one ahead of it in the queue is finished; so nothing is claimed prefetch.
     """
 
     def __init__(
@@ -140,34 +140,34 @@ class Handling:
         self._once = once
         self._ordered = ordered
         self._name = name
-        self._ahead = Ahead()
-        self._runners = 0
-        self._standby = trio.lowlevel.ParkingLot()
+        self._prefetch = PrefetchBuffer()
+        self._worker_tasks = 0
+        self._idle_workers = trio.lowlevel.ParkingLot()
         self._left = Unsettled()
         self._aside = SetAside()
         self._blocked: ConnectionLost | psycopg.Error | None = None
         self._open: list[Message] = []  # their handlers have settled them in transactions that may not have ended
         self._look_at = math.inf
         self._look_pause = LOOK_PAUSE
-        self._poisoned = False
-        self._answer_lost = False
-        self._nothing_left = False
+        self._archive_refused = False
+        self._outcome_unknown = False
+        self._drained = False
         run.flush = self._flush
 
     @trio.lowlevel.enable_ki_protection
-    async def pump(self) -> None:
+    async def run(self) -> None:
         """Handle messages until the run is to end and all handlers have. Cancellation ends it at once; the run's end cleans up."""
         with self._run.closing:
-            await self._pump()
+            await self._run_steps()
 
-    async def _pump(self) -> None:
+    async def _run_steps(self) -> None:
         run = self._run
-        retries = Retries("handling")
-        ahead = self._ahead
+        retries = OutageRetry("handling")
+        prefetch = self._prefetch
         give_up_at = math.inf
-        while run.ended_by is None or run.units or ahead or self._left or self._aside or self._open:
+        while run.ended_by is None or run.units or prefetch or self._left or self._aside or self._open:
             now = trio.current_time()
-            if run.ended_by is not None and self._open and not (run.units or ahead or self._left or self._aside):
+            if run.ended_by is not None and self._open and not (run.units or prefetch or self._left or self._aside):
                 give_up_at = min(give_up_at, now + OPEN_AT_THE_END)
                 if now >= give_up_at:
                     return  # the transaction may settle it yet; else it comes back when its lease ends
@@ -177,25 +177,25 @@ class Handling:
                     await self._get_round(self._blocked, retries)
                 if now >= self._aside.look_at:
                     await self._bring_back()
-                if self._left.over or ahead.waited_too_long(now) or (ahead and not run.may_claim):
+                if self._left.over or prefetch.waited_too_long(now) or (prefetch and not run.may_claim):
                     await self._give_back()
                 if now >= self._look_at:
                     await self._look()
-                if self._poisoned:
-                    await self._archive_apart()
+                if self._archive_refused:
+                    await self._archive_one_by_one()
                 if self._ordered and self._left.failed:
                     await self._fail()
-                if room > 0 and run.bed.rung:
+                if room > 0 and run.waiter.wake_pending:
                     await self._claim(room)
                 elif self._left.done:
                     await self._archive()
-                elif self._once and room > 0 and not (run.units or ahead or self._left.failed or self._aside or self._open):
-                    if self._nothing_left:
+                elif self._once and room > 0 and not (run.units or prefetch or self._left.failed or self._aside or self._open):
+                    if self._drained:
                         run.end("nothing is left to do")
                     else:  # nobody rings for what came while handlers were running, as they were not asleep
-                        run.bed.ring()
+                        run.waiter.ring()
                 elif not self._left.failed:
-                    await run.bed.sleep(sound=room <= 0, until=min(ahead.check_at, self._look_at, self._aside.look_at))
+                    await run.waiter.wait(ignore_rings=room <= 0, until=min(prefetch.check_at, self._look_at, self._aside.look_at))
                 if self._left.failed:
                     await self._fail()
                 retries.succeeded()
@@ -206,7 +206,7 @@ class Handling:
             except (ConnectionLost, psycopg.Error) as error:
                 refused = isinstance(error, psycopg.Error) and is_refusal(error)
                 if refused and self._left.done:
-                    self._poisoned = True
+                    self._archive_refused = True
                 elif is_lock_timeout(error):
                     self._blocked = error
                 elif isinstance(error, TRANSIENT) and not refused:
@@ -219,55 +219,55 @@ class Handling:
     def _find_room(self, now: float) -> int:
         room = (self._concurrency - len(self._run.units)) * self._size
         if self._ordered:
-            return room - len(self._ahead)
-        return room + self._ahead.room(now)
+            return room - len(self._prefetch)
+        return room + self._prefetch.capacity(now)
 
     async def _claim(self, limit: int) -> None:
         done, self._left.done = self._left.done, []
-        nothing_waited = not (self._run.units or self._ahead or self._left.failed or self._open)
-        self._ahead.claim_begins(trio.current_time())
+        nothing_waited = not (self._run.units or self._prefetch or self._left.failed or self._open)
+        self._prefetch.claim_begins(trio.current_time())
         try:
             claim = await self._run.claim(limit, self._vt, archive=done, ordered=self._ordered)
         except BaseException:
             self._left.done += done
-            self._answer_lost = True
+            self._outcome_unknown = True
             raise
-        self._nothing_left = nothing_waited and not claim.parcel
+        self._drained = nothing_waited and not claim.batch
         self._intake.note_settled(done, claim.lost)
         self._warn_of_lost(claim.lost)
-        if claim.parcel:
-            self._ahead.add(claim.parcel, trio.current_time())
-            self._start_runner()
+        if claim.batch:
+            self._prefetch.add(claim.batch, trio.current_time())
+            self._start_worker_task()
             if nothing_waited:  # the handler is what somebody waits for now, not the next claim; in the second pass it has begun
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
 
     async def _give_back(self) -> None:
         """Give back what no handler has begun with, uncounted."""
-        unhandled, over = self._ahead.take_all(), self._left.over
+        unhandled, over = self._prefetch.take_all(), self._left.over
         if self._run.stopped:  # they have been given back
-            self._run.given_back += self._intake.leases.drop_settled(unhandled + over)
+            self._run.requeued += self._intake.leases.drop_settled(unhandled + over)
             over.clear()
             return
         messages = unhandled + over
         try:
-            given_back = await self._intake.give_back_many(messages)
+            requeued = await self._intake.requeue_many(messages)
         except (ConnectionLost, psycopg.Error) as error:
             if is_lock_timeout(error):
                 over += unhandled
             else:
-                self._ahead.put_back(unhandled)
+                self._prefetch.return_messages(unhandled)
             raise
         except BaseException:
-            self._ahead.put_back(unhandled)
+            self._prefetch.return_messages(unhandled)
             raise
         del over[: len(messages) - len(unhandled)]
         if self._run.ended_by is not None:
-            self._run.given_back += given_back
+            self._run.requeued += requeued
 
     # What another transaction has locked
 
-    async def _get_round(self, blocked: ConnectionLost | psycopg.Error, retries: Retries) -> None:
+    async def _get_round(self, blocked: ConnectionLost | psycopg.Error, retries: OutageRetry) -> None:
         """Go on without what is locked, if it is that which a statement has waited for."""
         if not await self._set_aside_locked():
             await trio.sleep(retries.failed(blocked))
@@ -291,64 +291,64 @@ class Handling:
     # Handling
 
     @trio.lowlevel.enable_ki_protection
-    def _start_runner(self) -> None:
-        if self._ahead and self._runners < self._concurrency and self._run.may_claim:
-            self._runners += 1
-            if self._standby:
-                self._standby.unpark()
+    def _start_worker_task(self) -> None:
+        if self._prefetch and self._worker_tasks < self._concurrency and self._run.may_claim:
+            self._worker_tasks += 1
+            if self._idle_workers:
+                self._idle_workers.unpark()
             else:
-                self._run.nursery.start_soon(self._be_runner)
+                self._run.nursery.start_soon(self._run_worker_task)
 
     @trio.lowlevel.enable_ki_protection
-    async def _be_runner(self) -> None:
-        """Call handlers when `_start_runner` says so; stand by in between, unless another does.
+    async def _run_worker_task(self) -> None:
+        """Call handlers when `_start_worker_task` says so; stand by in between, unless another does.
 
         For waking a task is faster than starting one.
         """
-        unit = Unit()
+        unit = HandlerCall()
         while True:
             await self._call_handlers(unit)
-            self._start_runner()
-            if self._standby:
+            self._start_worker_task()
+            if self._idle_workers:
                 return
-            unit = Unit()
-            await self._standby.park()
+            unit = HandlerCall()
+            await self._idle_workers.park()
 
-    async def _call_handlers(self, unit: Unit) -> None:
+    async def _call_handlers(self, unit: HandlerCall) -> None:
         """Call the handler for what waits, one call after the other; when it waits for something, another runner goes on."""
-        run, ahead, leases = self._run, self._ahead, self._intake.leases
+        run, prefetch, leases = self._run, self._prefetch, self._intake.leases
         run.units.add(unit)
         turn_began = perf_counter()
         now = lease_time()
         try:
             with unit.scope:
-                while ahead and run.may_claim and not unit.scope.cancel_called:
-                    unit.messages = ahead.take(self._size)
+                while prefetch and run.may_claim and not unit.scope.cancel_called:
+                    unit.messages = prefetch.take(self._size)
                     if over := leases.start(unit, now):
                         self._left.over += over
                         logger.warning("%d leases ended before a handler could begin; the process was stopped, or blocked", len(over))
                     if unit.messages:
-                        await self._attend(unit)
+                        await self._invoke(unit)
                     if perf_counter() - turn_began > MAX_TURN:
                         await trio.lowlevel.checkpoint()
                         turn_began = perf_counter()
                         now = lease_time()
         finally:
-            self._runners -= 1
+            self._worker_tasks -= 1
             run.units.discard(unit)
             run.hurry()
-            run.bed.nudge()
+            run.waiter.wake()
 
-    async def _attend(self, unit: Unit) -> None:
+    async def _invoke(self, unit: HandlerCall) -> None:
         messages = unit.messages
         error: BaseException | None = None
         exits: SystemExit | None = None
         try:
             if self._timeout is None:
-                returned = await self._call(messages, self._start_runner)
+                returned = await self._call(messages, self._start_worker_task)
             else:
                 with trio.fail_after(self._timeout):
-                    returned = await self._call(messages, self._start_runner)
+                    returned = await self._call(messages, self._start_worker_task)
             if returned is not None:
                 check_that_it_ran(returned, self._name)
         except Escaped as escaped:
@@ -364,7 +364,7 @@ class Handling:
                 raise
             error = raised
             exits = next((leaf for leaf in own if isinstance(leaf, SystemExit)), None)
-        self._ahead.finished += len(messages)
+        self._prefetch.finished += len(messages)
         leases = self._intake.leases
         if error is None:
             for message in messages:
@@ -380,7 +380,7 @@ class Handling:
             if not unsettled:
                 log_failure(self._name, failure, messages, "nothing was left to settle", batches=self._size > 1)
         unit.messages = []
-        self._run.bed.nudge()
+        self._run.waiter.wake()
         if exits is not None:
             raise exits
 
@@ -415,7 +415,7 @@ class Handling:
             archived = await self._intake.archive_soon(done)
         except BaseException:
             self._left.done += done
-            self._answer_lost = True
+            self._outcome_unknown = True
             raise
         self._warn_of_lost({m.id for m, was in zip(done, archived, strict=True) if not was})
         self._go_on_in_order()
@@ -423,9 +423,9 @@ class Handling:
     def _go_on_in_order(self) -> None:
         """Have the next message claimed when one was finished by another statement than a claim, since nobody rings for that."""
         if self._ordered:
-            self._run.bed.ring()
+            self._run.waiter.ring()
 
-    async def _archive_apart(self) -> None:
+    async def _archive_one_by_one(self) -> None:
         """Archive messages one by one since it failed for all together; one that cannot be archived has failed."""
         while self._left.done:
             message = self._left.done[0]
@@ -436,12 +436,12 @@ class Handling:
                     raise
                 self._left.failed.append((message, describe_failure(error)))
             del self._left.done[0]
-        self._poisoned = False
+        self._archive_refused = False
 
     def _warn_of_lost(self, lost: set[int]) -> None:
-        if lost and not self._answer_lost and not self._run.stopped:  # else they were archived by the statement whose answer was lost
+        if lost and not self._outcome_unknown and not self._run.stopped:  # else they were archived by the statement whose answer was lost
             logger.warning("handled, but not archived, since the lease was gone; will be delivered again: %s", sorted(lost))
-        self._answer_lost = False
+        self._outcome_unknown = False
 
     async def _fail(self) -> None:
         while self._left.failed:
@@ -483,13 +483,13 @@ class Handling:
 
     async def _settle_left(self) -> None:
         try:
-            if self._left.done and not self._poisoned:
+            if self._left.done and not self._archive_refused:
                 await self._archive()
         except psycopg.Error as error:
             if not is_refusal(error):
                 raise
         if self._left.done:
-            await self._archive_apart()
+            await self._archive_one_by_one()
         if self._open:
             await self._look()
         if self._left.failed:

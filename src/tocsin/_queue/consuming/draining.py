@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from tocsin._concurrency.backoff import Retries
+from tocsin._concurrency.backoff import OutageRetry
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin.errors import TocsinError
 
@@ -66,7 +66,7 @@ class Block:
 
 @trio.lowlevel.enable_ki_protection
 async def _interrupt(intake: Intake, grace: float | None) -> None:
-    retries = Retries("interrupting")
+    retries = OutageRetry("interrupting")
     while True:
         try:
             await intake.interrupt(grace)

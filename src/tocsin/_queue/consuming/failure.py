@@ -38,7 +38,7 @@ class Failure:
 
     error: BaseException
     """What it raised; of a group with one error, that error."""
-    verdict: Literal["failed", "rejected", "snoozed"]
+    verdict: Literal["handler_failed", "rejected", "snoozed"]
     """What becomes of its messages; see ``tocsin.fail``."""
     delay: float | None
     """Seconds until the next delivery; None: as the queue says."""
@@ -68,7 +68,7 @@ def describe_failure(raised: BaseException) -> Failure:
     if isinstance(verdict, Reject):
         return Failure(error, "rejected", None, _storable(_text_of(error) or "rejected"), trace, printable)
     text = _storable(describe(error if cause is None else cause))
-    return Failure(error, "failed", verdict.after if isinstance(verdict, Retry) else None, text, trace, printable)
+    return Failure(error, "handler_failed", verdict.after if isinstance(verdict, Retry) else None, text, trace, printable)
 
 
 @trio.lowlevel.enable_ki_protection

@@ -47,7 +47,7 @@ def log_failure(name: str, failure: Failure, messages: Sequence[Message], outcom
             logger.info("%s snoozed %s; %s", name, what, outcome, extra=fields)
         case "rejected":
             logger.warning("%s rejected %s: %s; %s", name, what, failure.text, outcome, extra=fields)
-        case "failed":
+        case "handler_failed":
             said = "%s failed with %s: %s; %s"
             logger.warning(said, name, what, failure.text, outcome, exc_info=failure.loggable, extra=fields)
 

@@ -16,14 +16,14 @@ from tocsin._database.caller_connection import AnyConnection, check_connection, 
 from tocsin._database.client import Database
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin._durations import Duration, to_seconds, to_timedelta
-from tocsin._queue.message import Message, Source, tokens
-from tocsin._queue.process.bell import Bed, Bell
+from tocsin._queue.message import Message, Source, settle_arguments
+from tocsin._queue.process.bell import Bell, Waiter
 from tocsin._queue.process.process import Process
 from tocsin.errors import CharacterUnsupported, ConnectionLost, LeaseLost
 
 from . import draining
-from .claim_cursor import Front
-from .claimed_batch import Parcel, read_answer
+from .claim_cursor import ClaimCursor
+from .claimed_batch import ClaimedBatch, parse_claim_rows
 from .failure import Failure
 from .failure_log import SETTLED_ELSEWHERE
 from .lease_clock import lease_time, time_asleep
@@ -37,15 +37,15 @@ class Run(Protocol):
 
     nursery: trio.Nursery
 
-    def noticed(self, status: str, grace: float | None) -> None: ...
-    def leases_taken(self) -> None: ...
+    def on_worker_status(self, status: str, grace: float | None) -> None: ...
+    def on_leases_revoked(self) -> None: ...
 
 
 @attrs.frozen
 class Claim:
     """What a claim brought."""
 
-    parcel: Parcel
+    batch: ClaimedBatch
     """The messages."""
     lost: set[int]
     """Ids of messages that were to be archived but whose lease was gone."""
@@ -66,7 +66,7 @@ class Intake:
         """The run that is going on."""
         self.running = False
         """Whether a run is going on, beginning or ending."""
-        self.by_hand: set[Bed] = set()
+        self.manual_waiters: set[Waiter] = set()
         """Where callers of `Consumer.dequeue` wait."""
         self.worker_id = 0
         self.registration = 0
@@ -78,9 +78,9 @@ class Intake:
         self.grace = database.grace
         self._database = database
         self._source: Source | None = None
-        self._front = Front()
+        self._cursor = ClaimCursor()
         self._claiming = Lock()
-        self._answer_lost = False
+        self._outcome_unknown = False
         self._closed_by: set[object] = set()
         self._leaving = 0
 
@@ -93,7 +93,7 @@ class Intake:
         """Work for this registration from now on."""
         self.queue_id, self.worker_id, self.registration, self.name = queue_id, worker_id, registration, name
         self._source = Source(queue, queue_id, worker_id, self)
-        self._front = Front()
+        self._cursor = ClaimCursor()
         draining.note(self)
 
     def end(self) -> None:
@@ -120,50 +120,50 @@ class Intake:
         nothing stays claimed; what was to be archived is or is not.
         """
         async with self._claiming:
-            if self._answer_lost:
+            if self._outcome_unknown:
                 await self._release_unknown()
             claimed_at, leased_at = trio.current_time(), lease_time()
-            position = None if look or ordered else self._front.next_position(claimed_at)
+            position = None if look or ordered else self._cursor.next_position(claimed_at)
             if archive:
                 self.leases.settling.append(archive)
             try:
                 rows = await self._database.run(_CLAIM, self._claim_parameters(limit, vt, position, archive, ordered))
             except ConnectionLost:
-                self._answer_lost = True
+                self._outcome_unknown = True
                 raise
             except (trio.Cancelled, KeyboardInterrupt):
                 # The claim may have won the race with its cancellation: then messages are leased to us that nobody here knows of.
-                self._answer_lost = True
+                self._outcome_unknown = True
                 with self._database.grace.scope():
                     await self._release_unknown()
                 raise
             finally:
                 if archive:
                     self.leases.settling.remove(archive)
-            answer = read_answer(rows, archived=bool(archive))
+            answer = parse_claim_rows(rows, archived=bool(archive))
             if answer.last is not None:
-                self._front.claimed(answer.last)
+                self._cursor.claimed(answer.last)
             full = answer.stop - answer.start >= limit
             again_at = -math.inf
             if position is None or answer.looked:
                 again_at = math.inf if answer.next_due is None else trio.current_time() + answer.next_due
-                self._front.looked(claimed_at, trio.current_time(), again_at)
+                self._cursor.looked(claimed_at, trio.current_time(), again_at)
             elif not full:
-                again_at = self._front.glanced_in_vain()
+                again_at = self._cursor.glanced_in_vain()
         assert self._source is not None
         # As the claim has it: the queue's visibility timeout may have been changed since this worker was registered.
         length = 0.0 if answer.last is None else (answer.last[6] - answer.last[7]).total_seconds()
-        parcel = Parcel(rows, answer.start, answer.stop, self._source, self.leases, length, leased_at + length, kept=kept)
-        return Claim(parcel, answer.lost, -math.inf if full else again_at, full)
+        batch = ClaimedBatch(rows, answer.start, answer.stop, self._source, self.leases, length, leased_at + length, kept=kept)
+        return Claim(batch, answer.lost, -math.inf if full else again_at, full)
 
     def _claim_parameters(
         self, limit: int, vt: float | None, position: tuple[int, datetime, int] | None, archive: Sequence[Message], ordered: bool
     ) -> list[str | None]:
         start = (None, None, None) if position is None else (str(position[0]), position[1].isoformat(), str(position[2]))
-        ids, leases = tokens(archive) if archive else (None, None)
+        ids, leases = settle_arguments(archive) if archive else (None, None)
         return [
             *(str(self.worker_id), str(self.registration), str(limit), None if vt is None else f"{vt:f} s"),
-            *(*start, "t" if self._front.looks_are_cheap else "f"),
+            *(*start, "t" if self._cursor.looks_are_cheap else "f"),
             *(ids, leases, "t" if archive else "f", "t" if ordered else "f"),
         ]
 
@@ -171,11 +171,11 @@ class Intake:
         try:
             await self._database.terminate_abandoned()  # else a claim that is still on its way may be executed after this
             await self._database.fetch(
-                "select tocsin.release_others(%s, %s, %s, %s)", [self.worker_id, self.registration, *tokens(self.leases.messages())]
+                "select tocsin.release_others(%s, %s, %s, %s)", [self.worker_id, self.registration, *settle_arguments(self.leases.messages())]
             )
         except TRANSIENT:
             return
-        self._answer_lost = False
+        self._outcome_unknown = False
 
     # Settling, many at a time: all or none when cancelled
 
@@ -188,7 +188,7 @@ class Intake:
 
     async def find_locked(self, messages: Sequence[Message]) -> set[int]:
         """Return the ids of those messages whose rows other transactions have locked. Cancellation leaves nothing behind."""
-        (locked,) = await self._database.fetch_one("select tocsin.locked(%s::bigint[])", [[m.id for m in messages]])
+        (locked,) = await self._database.fetch_one("select tocsin.locked_messages(%s::bigint[])", [[m.id for m in messages]])
         return set(locked)
 
     async def delete_many(self, messages: Sequence[Message], *, connection: AnyConnection | None = None) -> list[bool]:
@@ -200,10 +200,10 @@ class Intake:
         statement = "select tocsin.release(%s::bigint[], %s::bigint[], %s)"
         return await self._settle(statement, messages, to_timedelta(delay, "delay", zero=True), connection=connection)
 
-    async def give_back_many(self, messages: Sequence[Message]) -> int:
+    async def requeue_many(self, messages: Sequence[Message]) -> int:
         """Release messages that no handler has seen, without counting the delivery; return how many were still ours."""
         (released,) = await self._database.fetch_one(
-            "select tocsin.release(%s::bigint[], %s::bigint[], counted => false) from tocsin.hurry()", [*tokens(messages)]
+            "select tocsin.release(%s::bigint[], %s::bigint[], counted => false) from tocsin.hurry()", [*settle_arguments(messages)]
         )
         for message in messages:
             self.leases.drop(message)
@@ -226,9 +226,9 @@ class Intake:
         self.leases.settling.append(messages)
         try:
             try:
-                (outcomes,) = await self._database.fetch_one(statement, [*tokens(messages), texts, traces, *verdicts])
+                (outcomes,) = await self._database.fetch_one(statement, [*settle_arguments(messages), texts, traces, *verdicts])
             except CharacterUnsupported:
-                (outcomes,) = await self._database.fetch_one(statement, [*tokens(messages), _in_ascii(texts), _in_ascii(traces), *verdicts])
+                (outcomes,) = await self._database.fetch_one(statement, [*settle_arguments(messages), _in_ascii(texts), _in_ascii(traces), *verdicts])
         finally:
             self.leases.settling.remove(messages)
         lost = {m.id for m, outcome in zip(messages, outcomes, strict=True) if outcome is None}
@@ -245,7 +245,7 @@ class Intake:
             return await self._settle_on(connection, statement, messages, *more)
         self.leases.settling.append(messages)
         try:
-            (settled,) = await self._database.fetch_one(statement, [*tokens(messages), *more])
+            (settled,) = await self._database.fetch_one(statement, [*settle_arguments(messages), *more])
         finally:
             self.leases.settling.remove(messages)
         self.note_settled(messages, [m.id for m, was in zip(messages, settled, strict=True) if not was])
@@ -255,7 +255,7 @@ class Intake:
         """Settle messages in the caller's transaction. Only its end shows whether they are settled: see ``leases.py``."""
         check_connection(connection)
         new = self.leases.promise(messages)
-        settled = await fetch_value(connection, self._database.schema, statement, [*tokens(messages), *more])
+        settled = await fetch_value(connection, self._database.schema, statement, [*settle_arguments(messages), *more])
         gone = [m for m, was in zip(messages, settled, strict=True) if not was]
         self.leases.break_promise([m for m in gone if m in new])
         self.leases.drop_gone(gone)
@@ -294,33 +294,33 @@ class Intake:
             async with self._claiming:
                 (released,) = await self._database.fetch_one(
                     "select tocsin.complete_poll(%s, %s, %s, %s)",
-                    [self.worker_id, self.registration, *tokens(self.leases.messages_by_hand())],
+                    [self.worker_id, self.registration, *settle_arguments(self.leases.messages_by_hand())],
                 )
         except BaseException:
-            self._answer_lost = True
+            self._outcome_unknown = True
             raise
         finally:
             self.leases.drop_kept()
         return int(released)
 
-    def noticed(self, status: str, grace: float | None) -> None:
+    def on_worker_status(self, status: str, grace: float | None) -> None:
         """Pass on to the run what the registry says of this worker; and have those who wait by hand ask, and be refused."""
         if self.run is not None:
-            self.run.noticed(status, grace)
+            self.run.on_worker_status(status, grace)
         if status in ("interrupted", "suspended", "stopped", "gone"):
-            for bed in self.by_hand:
-                bed.ring()
+            for waiter in self.manual_waiters:
+                waiter.ring()
 
-    def leases_taken(self) -> None:
+    def on_leases_revoked(self) -> None:
         """Have the run ask which of its leases are gone. Who works by hand is told when settling."""
         if self.run is not None:
-            self.run.leases_taken()
+            self.run.on_leases_revoked()
 
     # Ending what goes on, whatever the registry says of this worker, and without telling it
 
     def end_run(self, grace: Duration | None = None) -> None:
         """End the run; see `Consumer.interrupt`."""
-        self.noticed("interrupted", None if grace is None else to_seconds(grace, "grace", zero=True))
+        self.on_worker_status("interrupted", None if grace is None else to_seconds(grace, "grace", zero=True))
 
     async def interrupt(self, grace: float | None) -> None:
         """Have the registry say that the worker is interrupted; see `WorkerHandle.interrupt`. Cancelled, it says so or not."""

@@ -28,7 +28,7 @@ LONG_STEP = 0.1
 
 
 @trio.lowlevel.disable_ki_protection
-async def call_and_watch(handler: Callable[[Any], Awaitable[object]], work: Any, when_waiting: Callable[[], None], name: str) -> object:
+async def invoke_watched(handler: Callable[[Any], Awaitable[object]], work: Any, when_waiting: Callable[[], None], name: str) -> object:
     """Call an async handler, return what it does, and report each step that blocked the event loop. A cancellation is the handler's,
     and so is a `KeyboardInterrupt` that arrives while it computes.
 

@@ -21,10 +21,10 @@ from typing import Protocol
 import attrs
 import trio
 
-from tocsin._concurrency.backoff import Retries
+from tocsin._concurrency.backoff import OutageRetry
 from tocsin._database.client import Database
 from tocsin._database.error_mapping import TRANSIENT
-from tocsin._queue.message import Message, tokens
+from tocsin._queue.message import Message, settle_arguments
 from tocsin._queue.workers.health import suspicious_after
 
 from .lease_clock import lease_time, time_asleep
@@ -40,7 +40,7 @@ LOCKED_PAUSE = 0.25
 
 
 @attrs.define(eq=False)
-class Unit:
+class HandlerCall:
     """What calls a handler, and the scope it does that in."""
 
     messages: list[Message] = attrs.Factory(list)
@@ -51,7 +51,7 @@ class Unit:
 
 
 @attrs.define(eq=False)
-class Held:
+class Lease:
     """One lease."""
 
     message: Message
@@ -65,7 +65,7 @@ class Held:
     """When the message was claimed."""
     patience: float
     """For how many seconds its handler may run without a warning."""
-    unit: Unit | None = None
+    unit: HandlerCall | None = None
     """Who relies on it; None: nobody yet, or the caller of `dequeue`."""
     promised: bool = False
     """Whether a transaction of the caller's settles the message, as far as is known."""
@@ -90,7 +90,7 @@ class Claimed(Protocol):
     def expires(self) -> float: ...
     @property
     def kept(self) -> bool: ...
-    def unpack(self) -> None: ...
+    def decode(self) -> None: ...
 
 
 class Leases:
@@ -98,32 +98,32 @@ class Leases:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, Lease] = {}
         self._packed: list[Claimed] = []
         self.settling: list[Sequence[Message]] = []
         """What statements under way settle: they say themselves whether the lease was gone."""
         self.settled_elsewhere = 0
         """How many messages of runs have been settled in transactions of the caller's."""
-        self._promised = dict[int, Held]()
-        self._nap = trio.CancelScope()
+        self._promised = dict[int, Lease]()
+        self._idle_scope = trio.CancelScope()
         self._drops = trio.lowlevel.ParkingLot()
 
     def __contains__(self, message: Message) -> bool:
         held = self._held.get(message.id)
         return held is not None and (held.message is message or held.message.lease_token == message.lease_token)
 
-    def expect(self, parcel: Claimed) -> None:
-        """Note that the messages of this parcel are held too, though it is not unpacked yet."""
-        self._packed.append(parcel)
-        if parcel.kept:
-            self._look_by(parcel.expires - parcel.vt / 2)
-            self._look_by(parcel.expires - parcel.vt + suspicious_after(parcel.vt))
+    def expect(self, batch: Claimed) -> None:
+        """Note that the messages of this batch are held too, though it is not decoded yet."""
+        self._packed.append(batch)
+        if batch.kept:
+            self._look_by(batch.expires - batch.vt / 2)
+            self._look_by(batch.expires - batch.vt + suspicious_after(batch.vt))
 
-    def note(self, messages: Sequence[Message], parcel: Claimed, *, last: bool) -> None:
-        """Note messages of a parcel that were unpacked; ``last``: all of it is."""
+    def note(self, messages: Sequence[Message], batch: Claimed, *, last: bool) -> None:
+        """Note messages of a batch that were decoded; ``last``: all of it is."""
         if last:
-            self._packed.remove(parcel)
-        vt, expires, kept = parcel.vt, parcel.expires, parcel.kept
+            self._packed.remove(batch)
+        vt, expires, kept = batch.vt, batch.expires, batch.kept
         since, patience = expires - vt, suspicious_after(vt)
         for message in messages:
             if former := self._held.get(message.id):  # this loop was blocked for so long that its own message came back
@@ -131,11 +131,11 @@ class Leases:
                     self.drop_gone([former.message])
                 else:
                     self._lose(former)
-            self._held[message.id] = Held(message, vt, expires, kept, since, patience)
+            self._held[message.id] = Lease(message, vt, expires, kept, since, patience)
 
-    def _all(self) -> list[Held]:
+    def _all(self) -> list[Lease]:
         while self._packed:  # in the order of the claims: of two leases of one message the later one counts
-            self._packed[0].unpack()
+            self._packed[0].decode()
         return list(self._held.values())
 
     def forget_lapsed(self) -> None:
@@ -144,7 +144,7 @@ class Leases:
         for lapsed in [h for h in self._all() if not h.kept and h.expires < now]:
             self.drop(lapsed.message)
 
-    def start(self, unit: Unit, now: float) -> list[Message]:
+    def start(self, unit: HandlerCall, now: float) -> list[Message]:
         """A handler relies on the leases of these messages from now (`lease_time`) on; those that are gone are taken out of the unit.
 
         Returns those whose lease is over by this process's clock, which are taken out too: the process was stopped for a while, and another
@@ -276,7 +276,7 @@ class Leases:
         """Extend leases in time, for ever, and warn of handlers that may hang. Cancellation leaves the leases as they are."""
         while True:
             deadline = min((min(h.refresh_at, h.warn_at) for h in self._all()), default=math.inf) - time_asleep()
-            with trio.CancelScope(deadline=deadline) as self._nap:
+            with trio.CancelScope(deadline=deadline) as self._idle_scope:
                 await trio.sleep_forever()
             self._warn_of_long_ones()
             await self.refresh(lease_time())
@@ -293,8 +293,8 @@ class Leases:
 
     def _look_by(self, at: float) -> None:
         at -= time_asleep()
-        if at < self._nap.deadline:  # moved, and not woken: a lease begins just before its handler, and as a rule ends before this
-            self._nap.deadline = at
+        if at < self._idle_scope.deadline:  # moved, and not woken: a lease begins just before its handler, and as a rule ends before this
+            self._idle_scope.deadline = at
 
     @trio.lowlevel.enable_ki_protection
     async def refresh(self, until: float = math.inf, *, on_purpose: bool = False) -> int:
@@ -306,9 +306,9 @@ class Leases:
         due = [h for h in self._all() if h.kept and h.refresh_at <= until]
         return sum([await self._refresh([h for h in due if h.vt == vt], vt, on_purpose) for vt in {h.vt for h in due}])
 
-    async def _refresh(self, due: list[Held], vt: float, on_purpose: bool) -> int:
+    async def _refresh(self, due: list[Lease], vt: float, on_purpose: bool) -> int:
         gone = 0
-        retries = Retries("extending leases")
+        retries = OutageRetry("extending leases")
         while True:
             due = [h for h in due if h.message in self]
             if not due:
@@ -337,7 +337,7 @@ class Leases:
         None: still ours, but another transaction has locked the message, so that its lease ends when it did.
         """
         now = lease_time()
-        parameters = [*tokens(messages), timedelta(seconds=seconds)]
+        parameters = [*settle_arguments(messages), timedelta(seconds=seconds)]
         left = min((self._held[m.id].expires for m in messages if m in self), default=math.inf) - now
         ((kept,),) = await self._database.fetch_from_any(
             "select tocsin.extend(%s::bigint[], %s::bigint[], %s)", parameters, after=min(max(left / 4, SOONEST), LATEST)
@@ -353,7 +353,7 @@ class Leases:
                 self._look_by(held.refresh_at)  # a handler may have made it shorter, and go on
         return list(kept)
 
-    def _lose(self, held: Held, level: int = logging.WARNING) -> None:
+    def _lose(self, held: Lease, level: int = logging.WARNING) -> None:
         self.drop(held.message)
         unit = held.unit
         if unit is None or held.message not in unit.messages or any(m in self for m in unit.messages):

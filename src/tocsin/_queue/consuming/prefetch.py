@@ -1,7 +1,7 @@
 """The messages that a run has claimed ahead of its handlers, so that these need not wait for the next claim.
 
 There may be as many as the handlers will finish while two statements are under way, going by what they have finished since the last claim
-began; but never more than they finish in `HORIZON`. So slow handlers have nothing claimed ahead, and other consumers can take the next
+began; but never more than they finish in `HORIZON`. So slow handlers have nothing claimed prefetch, and other consumers can take the next
 message at once. What still waits after `PATIENCE`, because handlers have become slow, is to be given back.
 """
 
@@ -12,17 +12,17 @@ from collections import deque
 
 from tocsin._queue.message import Message
 
-from .claimed_batch import Parcel
+from .claimed_batch import ClaimedBatch
 
 HORIZON = 0.02
-"""Seconds of work that may be claimed ahead."""
+"""Seconds of work that may be claimed prefetch."""
 PATIENCE = 0.25
 """Seconds after which it is found that messages have been waiting for this long or longer, and not for twice as long."""
 MOST = 1000
 """Messages that may be claimed ahead at most."""
 
 
-class Ahead:
+class PrefetchBuffer:
     """See the module. Times are of `trio.current_time`."""
 
     def __init__(self) -> None:
@@ -30,8 +30,8 @@ class Ahead:
         """Messages that handlers have finished since the last claim began."""
         self.check_at = math.inf
         """When to look whether messages have been waiting for too long."""
-        self._parcels: deque[Parcel] = deque()
-        self._put_back: list[Message] = []
+        self._batches: deque[ClaimedBatch] = deque()
+        self._returned: list[Message] = []
         self._waiting = 0
         self._claim_began = -math.inf
         self._taken = 0
@@ -40,7 +40,7 @@ class Ahead:
     def __len__(self) -> int:
         return self._waiting
 
-    def room(self, now: float) -> int:
+    def capacity(self, now: float) -> int:
         """Return how many more there may be."""
         elapsed = now - self._claim_began
         allowed = 2 * self.finished
@@ -53,21 +53,21 @@ class Ahead:
         self._claim_began = now
         self.finished = 0
 
-    def add(self, parcel: Parcel, now: float) -> None:
+    def add(self, batch: ClaimedBatch, now: float) -> None:
         """Add what was claimed now."""
-        self._parcels.append(parcel)
-        self._waiting += len(parcel)
+        self._batches.append(batch)
+        self._waiting += len(batch)
         if self.check_at == math.inf:
             self._mark(now)
 
     def take(self, count: int) -> list[Message]:
         """Take this many for a handler, or fewer."""
-        taken = self._put_back[:count]
-        del self._put_back[:count]
-        while len(taken) < count and self._parcels:
-            taken += self._parcels[0].take(count - len(taken))
-            if not self._parcels[0]:
-                self._parcels.popleft()
+        taken = self._returned[:count]
+        del self._returned[:count]
+        while len(taken) < count and self._batches:
+            taken += self._batches[0].take(count - len(taken))
+            if not self._batches[0]:
+                self._batches.popleft()
         self._taken += len(taken)
         self._waiting -= len(taken)
         return taken
@@ -77,9 +77,9 @@ class Ahead:
         self.check_at = math.inf
         return self.take(self._waiting)
 
-    def put_back(self, messages: list[Message]) -> None:
+    def return_messages(self, messages: list[Message]) -> None:
         """Have these again, which were taken and could not be given back: that is to be tried again."""
-        self._put_back = messages + self._put_back
+        self._returned = messages + self._returned
         self._waiting += len(messages)
         self._taken -= len(messages)
         self.check_at = -math.inf

@@ -20,12 +20,12 @@ import trio
 
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._queue.message import Message
-from tocsin._queue.process.bell import Bed
+from tocsin._queue.process.bell import Waiter
 from tocsin.errors import StateTransitionError, Suspended, TocsinError
 
 from .draining import wait_for_others
 from .intake import Claim, Intake
-from .leases import Unit
+from .leases import HandlerCall
 
 logger = logging.getLogger("tocsin")
 
@@ -33,17 +33,17 @@ logger = logging.getLogger("tocsin")
 class Run:
     """See the module."""
 
-    def __init__(self, intake: Intake, bed: Bed, nursery: trio.Nursery) -> None:
+    def __init__(self, intake: Intake, waiter: Waiter, nursery: trio.Nursery) -> None:
         self.intake = intake
-        self.bed = bed
+        self.waiter = waiter
         self.nursery = nursery
-        self.units: set[Unit] = set()
+        self.units: set[HandlerCall] = set()
         """What handlers are working on."""
         self.ended_by: str | None = None
         """Why the run is to end; None while it is not."""
         self.flush: Callable[[], Awaitable[None]] | None = None
         """What is still to be settled when the handlers have ended."""
-        self.given_back = 0
+        self.requeued = 0
         """Messages that were given back because the run is to end, or by who stopped the worker."""
         self.stopped = False
         """Whether the worker was stopped for good, and what it held given back."""
@@ -81,7 +81,7 @@ class Run:
             self._cancel_at = trio.current_time() + grace
             self.nursery.start_soon(self._cancel_units_at, self._cancel_at)
         self.hurry()
-        self.bed.nudge()
+        self.waiter.wake()
 
     def hurry(self) -> None:
         """When the run is to end and its handlers have, let what is left to be settled take no longer than any other cleanup."""
@@ -99,7 +99,7 @@ class Run:
         self._paused = True
         self.intake.process.look()
 
-    def noticed(self, status: str, grace: float | None) -> None:
+    def on_worker_status(self, status: str, grace: float | None) -> None:
         """Do what the worker's state in the registry asks for."""
         before, self._status = self._status, status
         match status:
@@ -108,15 +108,15 @@ class Run:
                     self.nursery.start_soon(self.intake.leases.refresh)
                 self._to_poll = True
                 self._paused = False
-                self.bed.ring()
+                self.waiter.ring()
             case "polling" if self._paused:
                 self._paused = False
-                self.bed.ring()
+                self.waiter.ring()
             case "interrupted":
                 self.end("interrupted", grace)
             case "suspended" if before != status:
                 self._paused = True
-                self.bed.nudge()  # what waits for a handler is to be given back
+                self.waiter.wake()  # what waits for a handler is to be given back
                 # It may have been suspended with its messages released; the database knows.
                 self.nursery.start_soon(self.intake.leases.refresh)
             case "stopped":
@@ -129,13 +129,13 @@ class Run:
                 if before != status:  # perhaps with its queue, and all leases
                     self.nursery.start_soon(self.intake.leases.refresh)
 
-    def leases_taken(self) -> None:
+    def on_leases_revoked(self) -> None:
         """Find out which leases are gone, and cancel the handlers that relied on them."""
         self.nursery.start_soon(self.intake.leases.refresh)
 
     async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = (), *, ordered: bool = False) -> Claim:
         """Claim messages, whose leases are kept from then on, and archive others: see `Intake.claim`."""
-        self.bed.look()
+        self.waiter.begin_claim()
         try:
             if self._to_poll:  # the registry says of this worker that it does not poll any more
                 await self.intake.begin_poll()
@@ -143,16 +143,16 @@ class Run:
                 self._status = "polling"
             claim = await self.intake.claim(limit, vt, archive, ordered=ordered)
         except BaseException:
-            self.bed.failed_to_look()
+            self.waiter.claim_failed()
             raise
-        self.bed.looked(claim.again_at, full=claim.full)
+        self.waiter.end_claim(claim.again_at, full=claim.full)
         return claim
 
     @trio.lowlevel.enable_ki_protection
     async def _let_go(self) -> None:
         """Cancel the handlers whose messages were given back when the worker was stopped."""
-        given_back = await self.intake.leases.refresh(on_purpose=True)
-        self.given_back += given_back
+        requeued = await self.intake.leases.refresh(on_purpose=True)
+        self.requeued += requeued
 
     @trio.lowlevel.enable_ki_protection
     async def _cancel_units_at(self, time: float) -> None:
@@ -187,11 +187,11 @@ async def open_run(intake: Intake, task_status: trio.TaskStatus[None] = trio.TAS
         if not await _begin(intake):
             ended_by = "interrupted before it began"
         else:
-            with intake.bell.bed(intake.queue_id) as bed:
+            with intake.bell.waiter(intake.queue_id) as waiter:
                 async with open_nursery_bare() as nursery:
-                    run = intake.run = Run(intake, bed, nursery)
+                    run = intake.run = Run(intake, waiter, nursery)
                     nursery.start_soon(intake.leases.keep)
-                    bed.ring()
+                    waiter.ring()
                     task_status.started()
                     try:
                         yield run
@@ -217,7 +217,7 @@ async def open_run(intake: Intake, task_status: trio.TaskStatus[None] = trio.TAS
         intake.running = False
         intake.leases.wake_waiters()
     if run is not None:
-        ended_by, handled, failed, released = run.ended_by, run.handled, run.failed, released + run.given_back
+        ended_by, handled, failed, released = run.ended_by, run.handled, run.failed, released + run.requeued
     if ended_by is not None:
         await wait_for_others(intake)
         raise Suspended(ended_by, handled=handled, failed=failed, released=released)

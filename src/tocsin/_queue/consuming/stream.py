@@ -9,7 +9,7 @@ from functools import partial
 import attrs
 import trio
 
-from tocsin._concurrency.backoff import Retries
+from tocsin._concurrency.backoff import OutageRetry
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin._queue.message import Message
 from tocsin.errors import LeaseLost, StateTransitionError
@@ -18,14 +18,14 @@ from .failure import Failure, describe_failure, split
 from .failure_log import UNANSWERED, log_outcomes
 from .intake import Intake
 from .lease_clock import lease_time
-from .leases import Unit
+from .leases import HandlerCall
 from .run import Run, open_run
 
 
 class Stream:
     """Iterates over messages, one claim each. An iterator and not a generator: nothing is left to the garbage collector."""
 
-    def __init__(self, run: Run, unit: Unit, vt: float | None) -> None:
+    def __init__(self, run: Run, unit: HandlerCall, vt: float | None) -> None:
         self._run = run
         self._unit = unit
         self._vt = vt
@@ -36,11 +36,11 @@ class Stream:
     async def __anext__(self) -> Message:
         """Return the next message, waiting for it. Cancelled, none is taken."""
         run, intake = self._run, self._run.intake
-        retries = Retries("the stream")
+        retries = OutageRetry("the stream")
         while run.ended_by is None:
             try:
-                if not (run.bed.rung and run.may_claim):
-                    await run.bed.sleep(sound=not run.may_claim)
+                if not (run.waiter.wake_pending and run.may_claim):
+                    await run.waiter.wait(ignore_rings=not run.may_claim)
                     continue
                 await intake.leases.look_at_promised()
                 claim = await run.claim(1, self._vt)
@@ -50,10 +50,10 @@ class Stream:
                 await trio.sleep(retries.failed(lost))
             else:
                 retries.succeeded()
-                if messages := claim.parcel.take_all():
+                if messages := claim.batch.take_all():
                     self._unit.messages += messages
                     if over := intake.leases.start(self._unit, lease_time()):
-                        await intake.give_back_many(over)
+                        await intake.requeue_many(over)
                     else:
                         return messages[0]
         raise StopAsyncIteration
@@ -63,7 +63,7 @@ class Stream:
 async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIterator[Message]]:
     """See `Consumer.messages`. The whole block is one unit of work: its scope is cancelled when an interruption's grace is over."""
     async with open_run(intake) as run:
-        unit = Unit()
+        unit = HandlerCall()
         run.units.add(unit)
         with unit.scope:
             try:
@@ -81,10 +81,10 @@ async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIt
 def _describe(raised: BaseException) -> Failure:
     """Return what an error of the block means: the delivery counts, but leaving the block makes the message ready at once."""
     failure = describe_failure(raised)
-    return failure if failure.verdict != "failed" or failure.delay is not None else attrs.evolve(failure, delay=0.0)
+    return failure if failure.verdict != "handler_failed" or failure.delay is not None else attrs.evolve(failure, delay=0.0)
 
 
-async def _fail(intake: Intake, unit: Unit, failure: Failure) -> None:
+async def _fail(intake: Intake, unit: HandlerCall, failure: Failure) -> None:
     """Have the messages that the block has left unsettled fail with its error."""
     failed = [(m, failure) for m in unit.messages if m in intake.leases]
     if failed:

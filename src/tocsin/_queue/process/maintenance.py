@@ -20,7 +20,7 @@ logger = logging.getLogger("tocsin")
 
 
 @attrs.frozen
-class Maintained:
+class MaintenanceResult:
     """What maintenance has done."""
 
     elected: bool
@@ -41,9 +41,9 @@ class Maintained:
     """What could not be done, and why; it is tried again the next time. All else was done."""
 
 
-async def maintain(database: Database) -> Maintained:
+async def maintain(database: Database) -> MaintenanceResult:
     """Do all there is to do now, in short transactions. Raises Tocsin's errors. Cancelled, part of it is done."""
-    done: dict[str, Any] = attrs.asdict(Maintained(elected=False))
+    done: dict[str, Any] = attrs.asdict(MaintenanceResult(elected=False))
     more = True
     while more:
         elected, problems, more, *counts = await database.fetch_one(
@@ -51,10 +51,10 @@ async def maintain(database: Database) -> Maintained:
         )
         done |= {name: done[name] + count for name, count in zip(_COUNTED, counts, strict=True)}
         done |= {"elected": done["elected"] or elected, "problems": tuple(problems)}
-    return Maintained(**done)
+    return MaintenanceResult(**done)
 
 
-_COUNTED = [field.name for field in attrs.fields(Maintained) if field.name not in ("elected", "problems")]
+_COUNTED = [field.name for field in attrs.fields(MaintenanceResult) if field.name not in ("elected", "problems")]
 
 
 class Maintenance:
@@ -89,6 +89,6 @@ class Maintenance:
                     logger.info("maintenance: %s", counts)
 
 
-def _describe(done: Maintained) -> str:
+def _describe(done: MaintenanceResult) -> str:
     counts = ((name, getattr(done, name)) for name in _COUNTED)
     return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts if count)

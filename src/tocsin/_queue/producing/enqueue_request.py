@@ -1,4 +1,4 @@
-"""Drafts: what is to be enqueued, checked, and written as PostgreSQL reads it.
+"""Requests: what is to be enqueued, checked, and written as PostgreSQL reads it.
 
 Every way of enqueueing goes through here before anything is sent: one message or a batch, on whatever connection.
 """
@@ -17,7 +17,7 @@ from tocsin._durations import Duration, to_timedelta, write_due, write_interval
 from tocsin._queue.payload import encode
 
 ENQUEUE = "select tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
-"""One message; takes `Draft.parameters`."""
+"""One message; takes `EnqueueRequest.parameters`."""
 ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
 """A part of a batch; takes what `Batch.statements` gives."""
 _CHUNK = 2000
@@ -46,7 +46,7 @@ class MessageOptions(BatchOptions, total=False):
 
 
 @attrs.define
-class Draft:
+class EnqueueRequest:
     """A message that is to be enqueued: the arguments of ``tocsin.enqueue`` after the queue, as PostgreSQL reads them."""
 
     payload: str
@@ -102,7 +102,7 @@ class Draft:
         return "".join(parts)
 
 
-def draft_message(
+def build_request(
     payload: object,
     *,
     delay: Duration | None = None,
@@ -113,11 +113,11 @@ def draft_message(
     expires_in: Duration | None = None,
     max_deliveries: int | None = None,
     worker_id: int | None = None,
-) -> Draft:
+) -> EnqueueRequest:
     """Write a message. Raises `PayloadInvalid`, `ValueError`, `TypeError`."""
     due_in, due_at = write_due(delay, at)
     lasts = to_timedelta(expires_in, "expires_in")
-    return Draft(
+    return EnqueueRequest(
         encode(payload),
         due_in,
         due_at,
@@ -151,7 +151,7 @@ class Batch:
         worker_id: int | None = None,
     ) -> None:
         self._queue = check_queue(queue)
-        self._model = draft_message(
+        self._model = build_request(
             None,
             delay=delay,
             at=at,

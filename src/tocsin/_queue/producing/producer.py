@@ -16,8 +16,8 @@ from tocsin._queue.process.process import Process
 from tocsin._queue.workers.registration import Registered, Registration
 
 from . import transactional
-from .batcher import Outbox
-from .enqueue_request import Batch, Draft, MessageOptions, draft_message
+from .batcher import EnqueueBatcher
+from .enqueue_request import Batch, EnqueueRequest, MessageOptions, build_request
 from .rate_limit import Limiter, RateLimit
 
 
@@ -27,12 +27,12 @@ class EnqueueOptions(MessageOptions, total=False):
     connection: AnyConnection | None
 
 
-class Sender:
+class Enqueuer:
     """Enqueues to one queue, in nobody's name: `Store.produce`."""
 
-    def __init__(self, database: Database, outbox: Outbox, queue: str) -> None:
+    def __init__(self, database: Database, batcher: EnqueueBatcher, queue: str) -> None:
         self._database = database
-        self._outbox = outbox
+        self._batcher = batcher
         self.queue = queue
         """Name of its queue."""
 
@@ -66,7 +66,7 @@ class Sender:
 
         Returns when the message is on disk. Without a ``key``, a consumer that slept may have it already by then; if the server crashes
         before, this raises `ConnectionLost`, and the message may be gone, like all that its handler has done to this database (see
-        ``ring_first.sql``).
+        ``ring_early.sql``).
 
         Calls that come while others are under way from this process to the same queue share a statement (those with a ``key`` or a
         ``connection`` do not), which makes many at a time cheap. Those that share get ids in the order of the calls.
@@ -76,7 +76,7 @@ class Sender:
         `TocsinError` when the store is closed meanwhile. Cancelled, the message is enqueued or not; with a key, enqueueing it again is
         safe.
         """
-        draft = draft_message(
+        request = build_request(
             payload,
             delay=delay,
             at=at,
@@ -90,8 +90,8 @@ class Sender:
         if self._limiter is not None:
             await self._limiter.admit(1)
         if connection is None:
-            return await self._outbox.enqueue(self.queue, draft)
-        return await self._enqueue_on(connection, draft)
+            return await self._batcher.enqueue(self.queue, request)
+        return await self._enqueue_on(connection, request)
 
     async def enqueue_many(
         self,
@@ -134,11 +134,11 @@ class Sender:
         finally:
             self._limiter.borrow(batch.count - admitted)
 
-    async def _enqueue_on(self, connection: AnyConnection, draft: Draft) -> int:
+    async def _enqueue_on(self, connection: AnyConnection, request: EnqueueRequest) -> int:
         schema = self._database.schema
         if isinstance(connection, psycopg.Connection):
-            return await run_blocking(connection, partial(transactional.send, connection, schema, self.queue, draft))
-        return await transactional.send_async(check_driven_by_trio(connection), schema, self.queue, draft)
+            return await run_blocking(connection, partial(transactional.send, connection, schema, self.queue, request))
+        return await transactional.send_async(check_driven_by_trio(connection), schema, self.queue, request)
 
     async def _send(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
         schema = self._database.schema
@@ -150,14 +150,14 @@ class Sender:
             return await transactional.send_batch_async(own, schema, batch)
 
 
-class Producer(Registered, Sender):
+class Producer(Registered, Enqueuer):
     """Enqueues messages to one queue; made by `Store.producer`."""
 
     def __init__(
-        self, database: Database, process: Process, outbox: Outbox, queue: str, name: str | None, rate_limit: RateLimit | None
+        self, database: Database, process: Process, batcher: EnqueueBatcher, queue: str, name: str | None, rate_limit: RateLimit | None
     ) -> None:
         super().__init__(database, process, Registration(database, "producer", queue, name))
-        self._outbox = outbox
+        self._batcher = batcher
         self._limiter = None if rate_limit is None else Limiter(rate_limit)
 
     @property

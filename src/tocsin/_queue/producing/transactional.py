@@ -24,7 +24,7 @@ from psycopg.pq import TransactionStatus
 from tocsin._database.caller_connection import Async, Blocking, call, call_async, fetch, fetch_async, raising_ours
 from tocsin._database.schema import Schema
 
-from .enqueue_request import ENQUEUE, ENQUEUE_MANY, Batch, BatchOptions, Draft, MessageOptions, draft_message
+from .enqueue_request import ENQUEUE, ENQUEUE_MANY, Batch, BatchOptions, EnqueueRequest, MessageOptions, build_request
 
 
 def enqueue(connection: Blocking, queue: str, payload: object, *, schema: str = "tocsin", **options: Unpack[MessageOptions]) -> int:
@@ -38,7 +38,7 @@ def enqueue(connection: Blocking, queue: str, payload: object, *, schema: str = 
     `SchemaMissing`, `ConnectionLost` and psycopg's other errors, which leave the transaction failed, as the error of any statement does:
     roll back, or enqueue in a savepoint (``with connection.transaction():``).
     """
-    return send(_check(connection, psycopg.Connection), Schema(schema), queue, draft_message(payload, **options))
+    return send(_check(connection, psycopg.Connection), Schema(schema), queue, build_request(payload, **options))
 
 
 def enqueue_many(
@@ -61,7 +61,7 @@ async def enqueue_async(
 
     Raises what that raises. Cancelled, the statement has failed or taken effect within the transaction.
     """
-    return await send_async(_check(connection, psycopg.AsyncConnection), Schema(schema), queue, draft_message(payload, **options))
+    return await send_async(_check(connection, psycopg.AsyncConnection), Schema(schema), queue, build_request(payload, **options))
 
 
 async def enqueue_many_async(
@@ -77,14 +77,14 @@ async def enqueue_many_async(
 # What these have in common with a producer
 
 
-def send(connection: Blocking, schema: Schema, queue: str, draft: Draft) -> int:
+def send(connection: Blocking, schema: Schema, queue: str, request: EnqueueRequest) -> int:
     """Enqueue one message."""
-    return int(call(connection, schema, ENQUEUE, draft.parameters(queue)))
+    return int(call(connection, schema, ENQUEUE, request.parameters(queue)))
 
 
-async def send_async(connection: Async, schema: Schema, queue: str, draft: Draft) -> int:
+async def send_async(connection: Async, schema: Schema, queue: str, request: EnqueueRequest) -> int:
     """Enqueue one message. Cancelled, the statement has failed or taken effect."""
-    return int(await call_async(connection, schema, ENQUEUE, draft.parameters(queue)))
+    return int(await call_async(connection, schema, ENQUEUE, request.parameters(queue)))
 
 
 def send_batch(connection: Blocking, schema: Schema, batch: Batch) -> list[int]:

@@ -54,7 +54,7 @@ class WorkerInfo:
     shutdown_at: datetime | None
     """When it was stopped; None while it is not."""
     ended: str | None
-    """How that came: ``"left"`` (by itself, as its block or its process ended), ``"stopped"`` or ``"shut down"`` (by that operation), or
+    """How that came: ``"left"`` (by itself, as its block or its process ended), ``"stopped"`` or ``"shut_down"`` (by that operation), or
     ``"died"`` (the others declared its process dead); None while it is not."""
     held: int
     """How many messages it holds."""

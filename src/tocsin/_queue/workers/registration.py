@@ -22,7 +22,7 @@ logger = logging.getLogger("tocsin")
 
 
 class Registration:
-    """A worker's place in the registry, as its process keeps it: the process's `Resident`."""
+    """A worker's place in the registry, as its process keeps it: the process's `LocalWorker`."""
 
     def __init__(self, database: Database, kind: str, queue: str, name: str | None) -> None:
         self.queue = queue
@@ -53,10 +53,10 @@ class Registration:
         )
         self.worker_id, self.name, self.token, self.status, self.queue_id, self.channel = row
 
-    def noticed(self, status: str, grace: float | None) -> None:
+    def on_worker_status(self, status: str, grace: float | None) -> None:
         """Take note of the state that the registry says this worker is in; ``gone``: in none, it is not this registration's any more."""
 
-    def leases_taken(self) -> None:
+    def on_leases_revoked(self) -> None:
         """Take note that messages may have been taken from this worker."""
 
     def end(self) -> None:
@@ -97,7 +97,7 @@ async def registered(worker: R) -> AsyncIterator[R]:
     """Register the worker for as long as the block lasts; at its end, by whatever way, what it holds is released."""
     process, registration = worker._process, worker._registration
     try:
-        await process.enroll(registration)
+        await process.register(registration)
         yield worker
     finally:
         if not registration.worker_id:
@@ -110,5 +110,5 @@ async def registered(worker: R) -> AsyncIterator[R]:
                     logger.warning("worker %r is not unregistered, it will be found dead: %s", worker.name, error)
             if patience.cancelled_caught:
                 logger.warning("worker %r is not unregistered, it will be found dead: no answer", worker.name)
-            process.dismiss(registration.worker_id)
+            process.unregister(registration.worker_id)
             registration.end()

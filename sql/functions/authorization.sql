@@ -15,91 +15,91 @@
 -- forty; in a call that is a transaction of its own, where all of this is made ready anew, three in eighty, less than a hundredth of
 -- what the caller waits for. As a condition of the INSERT it would be three microseconds more, each time.
 
-create or replace function tocsin.caller() returns name
+create or replace function tocsin._caller() returns name
 language sql stable
 as $$ select case current_setting('role') when 'none' then session_user else current_setting('role')::name end $$;
 
 -- For functions that run as their owner.
-create or replace function tocsin.is_owner() returns boolean
+create or replace function tocsin._is_owner() returns boolean
 language sql stable
-as $$ select pg_has_role(tocsin.caller(), current_user, 'usage') $$;
+as $$ select pg_has_role(tocsin._caller(), current_user, 'usage') $$;
 
 -- In plpgsql, so that it stays a call, which those statements do not make whose caller acts for itself: inlined, its subquery would be made
 -- ready for each of them.
-create or replace function tocsin.is_admin() returns boolean
+create or replace function tocsin._is_admin() returns boolean
 language plpgsql stable
 as $$
 begin
-    return tocsin.is_owner()
-        or exists (select from tocsin.roles r where r.kind = 'admin' and pg_has_role(tocsin.caller(), r.role, 'usage'));
+    return tocsin._is_owner()
+        or exists (select from tocsin.roles r where r.kind = 'admin' and pg_has_role(tocsin._caller(), r.role, 'usage'));
 end
 $$;
 
-create or replace function tocsin.may_consume() returns boolean
+create or replace function tocsin._may_consume() returns boolean
 language sql stable
 as $$
-    select tocsin.is_owner()
-        or exists (select from tocsin.roles r where r.kind in ('consumer', 'admin') and pg_has_role(tocsin.caller(), r.role, 'usage'))
+    select tocsin._is_owner()
+        or exists (select from tocsin.roles r where r.kind in ('consumer', 'admin') and pg_has_role(tocsin._caller(), r.role, 'usage'))
 $$;
 
 -- Whether the caller may act for what this role has registered.
-create or replace function tocsin.acts_for(role name) returns boolean
+create or replace function tocsin._acts_for(role name) returns boolean
 language sql stable
-as $$ select role = tocsin.caller() or tocsin.is_admin() $$;
+as $$ select role = tocsin._caller() or tocsin._is_admin() $$;
 
 -- Whether the caller may enqueue to the queue, and in this worker's name (null: nobody's).
-create or replace function tocsin.may_enqueue(queue_id integer, worker_id bigint) returns boolean
+create or replace function tocsin._may_enqueue(queue_id integer, worker_id bigint) returns boolean
 language sql stable
 as $$
-    select tocsin.is_admin()
+    select tocsin._is_admin()
         or exists (select from tocsin.queue_grants g
-                   where g.queue_id = may_enqueue.queue_id and pg_has_role(tocsin.caller(), g.role, 'usage'))
-           and (worker_id is null or exists (select from tocsin.workers w where w.id = worker_id and w.role = tocsin.caller()))
+                   where g.queue_id = _may_enqueue.queue_id and pg_has_role(tocsin._caller(), g.role, 'usage'))
+           and (worker_id is null or exists (select from tocsin.workers w where w.id = worker_id and w.role = tocsin._caller()))
 $$;
 
-create or replace function tocsin.refuse_caller(doing text, hint text) returns void
+create or replace function tocsin._refuse_caller(doing text, hint text) returns void
 language plpgsql
 as $$
 begin
-    perform tocsin.refuse('TC030', format('role "%s" may not %s', tocsin.caller(), doing), jsonb_build_object('role', tocsin.caller()),
+    perform tocsin._raise_error('TC030', format('role "%s" may not %s', tocsin._caller(), doing), jsonb_build_object('role', tocsin._caller()),
                           hint);
 end
 $$;
 
 -- Raises unless the caller may enqueue to the queue in this worker's name.
-create or replace function tocsin.check_enqueue(q tocsin.queues, worker_id bigint) returns void
+create or replace function tocsin._check_enqueue(q tocsin.queues, worker_id bigint) returns void
 language plpgsql
 as $$
 begin
-    if tocsin.may_enqueue(q.id, worker_id) then
+    if tocsin._may_enqueue(q.id, worker_id) then
         return;
-    elsif not tocsin.may_enqueue(q.id, null) then
-        perform tocsin.refuse_caller(format('enqueue to queue "%s"', q.name), 'Grant it the queue, with grant_queue.');
+    elsif not tocsin._may_enqueue(q.id, null) then
+        perform tocsin._refuse_caller(format('enqueue to queue "%s"', q.name), 'Grant it the queue, with grant_queue.');
     end if;
-    perform tocsin.refuse_caller(format('enqueue as worker %s', worker_id), 'It is no worker that this role has registered.');
+    perform tocsin._refuse_caller(format('enqueue as worker %s', worker_id), 'It is no worker that this role has registered.');
 end
 $$;
 
 -- Raises unless the caller may register workers of this kind on the queue.
-create or replace function tocsin.check_register(q tocsin.queues, kind text) returns void
+create or replace function tocsin._check_register(q tocsin.queues, kind text) returns void
 language plpgsql
 as $$
 begin
     if kind = 'producer' then
-        perform tocsin.check_enqueue(q, null);
-    elsif not tocsin.may_consume() then
-        perform tocsin.refuse_caller('consume', 'Make it a member of the role for consumers.');
+        perform tocsin._check_enqueue(q, null);
+    elsif not tocsin._may_consume() then
+        perform tocsin._refuse_caller('consume', 'Make it a member of the role for consumers.');
     end if;
 end
 $$;
 
 -- Raises unless the caller may act for the worker; returns it.
-create or replace function tocsin.check_own(w tocsin.workers) returns tocsin.workers
+create or replace function tocsin._check_own(w tocsin.workers) returns tocsin.workers
 language plpgsql
 as $$
 begin
-    if not tocsin.acts_for(w.role) then
-        perform tocsin.refuse_caller(format('act for worker %s', w.id), 'Another role has registered it; administrators may.');
+    if not tocsin._acts_for(w.role) then
+        perform tocsin._refuse_caller(format('act for worker %s', w.id), 'Another role has registered it; administrators may.');
     end if;
     return w;
 end
@@ -112,7 +112,7 @@ as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
 begin
-    insert into tocsin.queue_grants (queue_id, role) values (q.id, tocsin.find_role(role)) on conflict do nothing;
+    insert into tocsin.queue_grants (queue_id, role) values (q.id, tocsin._find_role(role)) on conflict do nothing;
 end
 $$;
 
@@ -123,18 +123,18 @@ as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
 begin
-    delete from tocsin.queue_grants g where g.queue_id = q.id and g.role = tocsin.find_role(revoke_queue.role);
+    delete from tocsin.queue_grants g where g.queue_id = q.id and g.role = tocsin._find_role(revoke_queue.role);
 end
 $$;
 
-create or replace function tocsin.find_role(role text) returns regrole
+create or replace function tocsin._find_role(role text) returns regrole
 language plpgsql stable
 as $$
 declare
     found_role regrole := (select r.oid from pg_roles r where r.rolname = role);
 begin
     if found_role is null then
-        perform tocsin.refuse('TC023', format('role "%s" does not exist', role), jsonb_build_object('role', role),
+        perform tocsin._raise_error('TC023', format('role "%s" does not exist', role), jsonb_build_object('role', role),
                               'Create it first: create role.');
     end if;
     return found_role;

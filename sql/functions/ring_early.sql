@@ -5,8 +5,8 @@
 -- somebody slept the last time, sends three transactions in one request (outbox.py):
 --
 --   pg_notify                      rings before there is anything to find: who sleeps gets up and looks while the message is being written
---   enqueue(ring_first => true)    if it rings, its commit does not wait for the disk: who looks just now finds the message
---   reach_disk                     waits for the disk; then the producer is told the id
+--   enqueue(ring_early => true)    if it rings, its commit does not wait for the disk: who looks just now finds the message
+--   wait_for_flush                     waits for the disk; then the producer is told the id
 --
 -- (When the sleepers have got up meanwhile, the first rings in vain, once, since the second tells the producer.)
 -- To the bell's protocol (ring.sql) the first is a ring for no reason, and the second is any producer: in its commit rows become visible, locks are
@@ -42,12 +42,12 @@
 -- Its transaction commits when all that this session has committed before is on disk; it does nothing if that is so already. Any commit waits for
 -- the disk that has written something; what is written here takes no room, and does not appear in logical decoding. If it fails, the message
 -- is enqueued, and others may have it already, but it is not known whether it is on disk.
-create or replace function tocsin.reach_disk() returns void
+create or replace function tocsin.wait_for_flush() returns void
 language plpgsql
 as $$
 begin
     if current_setting('bell.unflushed', true) = 'yes' then
-        perform set_config('bell.unflushed', '', false), setval('tocsin.disk', 1);
+        perform set_config('bell.unflushed', '', false), setval('tocsin.flush_marker', 1);
     end if;
 end
 $$;

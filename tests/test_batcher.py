@@ -16,8 +16,8 @@ from cancel_sweep import cancel_sweep
 from support import PATIENCE, open_connection, query
 
 import tocsin
-from tocsin._queue.producing.batcher import MAX_MESSAGES, MAX_SIZE, Gathering, Parcel
-from tocsin._queue.producing.enqueue_request import Draft
+from tocsin._queue.producing.batcher import MAX_MESSAGES, MAX_SIZE, PendingBatch, PendingEnqueue
+from tocsin._queue.producing.enqueue_request import EnqueueRequest
 
 PAYLOADS = "select payload from tocsin.messages order by id"
 BACKENDS = (
@@ -99,47 +99,47 @@ class Calls:
 # What is sent next
 
 
-def draft(payload: str = "1") -> Draft:
-    return Draft(payload, None, None, "0", None, None, None, None, None)
+def request(payload: str = "1") -> EnqueueRequest:
+    return EnqueueRequest(payload, None, None, "0", None, None, None, None, None)
 
 
-async def gather(*parcels: Parcel) -> None:
+async def gather(*items: PendingEnqueue) -> None:
     """Have a task wait for each of them."""
-    for parcel in parcels:
-        trio.lowlevel.spawn_system_task(parcel.result)
+    for item in items:
+        trio.lowlevel.spawn_system_task(item.result)
     await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_what_gathered_goes_together_in_order_and_within_bounds() -> None:
-    gathering = Gathering()
-    assert gathering.take() == []
-    parcels = [Parcel(draft()) for _ in range(MAX_MESSAGES + 2)]
-    large = [Parcel(draft("x" * (MAX_SIZE // 2))) for _ in range(3)]
-    large[0].draft = attrs.evolve(draft(), headers=large[0].draft.payload)
-    await gather(*parcels, *large)
-    for parcel in [*parcels, *large]:
-        gathering.add(parcel)
-    assert gathering.take() == parcels[:MAX_MESSAGES]
-    assert gathering.take() == [*parcels[MAX_MESSAGES:], *large[:2]]
-    assert gathering.take() == large[2:]
-    assert gathering.take() == []
-    for parcel in [*parcels, *large]:
-        parcel.tell(1)
+    pending = PendingBatch()
+    assert pending.take() == []
+    items = [PendingEnqueue(request()) for _ in range(MAX_MESSAGES + 2)]
+    large = [PendingEnqueue(request("x" * (MAX_SIZE // 2))) for _ in range(3)]
+    large[0].request = attrs.evolve(request(), headers=large[0].request.payload)
+    await gather(*items, *large)
+    for item in [*items, *large]:
+        pending.add(item)
+    assert pending.take() == items[:MAX_MESSAGES]
+    assert pending.take() == [*items[MAX_MESSAGES:], *large[:2]]
+    assert pending.take() == large[2:]
+    assert pending.take() == []
+    for item in [*items, *large]:
+        item.set_result(1)
 
 
 async def test_what_was_refused_together_goes_alone_and_first() -> None:
-    gathering = Gathering()
-    first, second, third, gone = parcels = [Parcel(draft()) for _ in range(4)]
-    await gather(*parcels)
-    gathering.add(third)
-    gathering.give_back([first, gone, second])
-    gone.tell(1)
-    assert gathering.take_all() == [first, gone, second, third]
-    gathering.add(third)
-    gathering.give_back([first, gone, second])
-    assert [gathering.take(), gathering.take(), gathering.take(), gathering.take()] == [[first], [second], [third], []]
-    for parcel in parcels:
-        parcel.tell(1)
+    pending = PendingBatch()
+    first, second, third, gone = items = [PendingEnqueue(request()) for _ in range(4)]
+    await gather(*items)
+    pending.add(third)
+    pending.requeue([first, gone, second])
+    gone.set_result(1)
+    assert pending.take_all() == [first, gone, second, third]
+    pending.add(third)
+    pending.requeue([first, gone, second])
+    assert [pending.take(), pending.take(), pending.take(), pending.take()] == [[first], [second], [third], []]
+    for item in items:
+        item.set_result(1)
 
 
 # Sharing
@@ -180,7 +180,7 @@ async def test_ten_loops_each_get_the_ids_of_their_own_messages(store: tocsin.St
             nursery.start_soon(loop, name)
     assert dict(await query(store_dsn, "select id, payload from tocsin.messages")) == got
     assert len(got) == 500
-    assert not store._outbox._busy
+    assert not store._batcher._busy
 
 
 async def test_options_mean_the_same_alone_and_together(store: tocsin.Store, store_dsn: str) -> None:
@@ -321,7 +321,7 @@ async def test_cancelled_at_every_checkpoint_in_company(store: tocsin.Store, sto
 
     async def check() -> None:
         with trio.fail_after(PATIENCE):
-            while store._outbox._busy or store.statistics().pool.in_use:
+            while store._batcher._busy or store.statistics().pool.in_use:
                 await trio.lowlevel.checkpoint()
 
     assert await cancel_sweep(enqueue_some, check)
@@ -368,7 +368,7 @@ async def test_a_store_that_is_closed_tells_those_who_wait(store_dsn: str, inter
         waiting = await calls.wait_for("c", "d")
         assert all(isinstance(e, tocsin.TocsinError) and "enqueued or not" in str(e) for e in under_way)
         assert all(isinstance(e, tocsin.TocsinError) and "not enqueued" in str(e) for e in waiting)
-        assert not store._outbox._busy
+        assert not store._batcher._busy
 
 
 async def test_a_store_that_is_closed_during_the_first_statement(store_dsn: str) -> None:

@@ -16,10 +16,10 @@ from support import PATIENCE, Handled, query, run_until_suspended, until_asleep
 
 import tocsin
 from tocsin._queue.consuming import prefetch as ahead
-from tocsin._queue.consuming.prefetch import HORIZON, MOST, Ahead
+from tocsin._queue.consuming.prefetch import HORIZON, MOST, PrefetchBuffer
 
 
-class Parcel(list[int]):
+class ClaimedBatch(list[int]):
     """Numbers instead of messages."""
 
     def take(self, count: int) -> list[int]:
@@ -29,30 +29,30 @@ class Parcel(list[int]):
 
 
 def messages(count: int) -> Any:
-    return Parcel(range(count))
+    return ClaimedBatch(range(count))
 
 
 def test_nothing_is_claimed_ahead_before_anything_is_finished() -> None:
-    assert Ahead().room(0) == 0
+    assert PrefetchBuffer().capacity(0) == 0
 
 
 def test_as_many_as_are_finished_during_two_statements_but_not_more_than_a_horizon_of_work() -> None:
-    claims = Ahead()
+    claims = PrefetchBuffer()
     claims.claim_begins(1)
     claims.finished = 100
-    assert claims.room(1 + HORIZON / 2) == 200
-    assert claims.room(1 + 10 * HORIZON) == 20
-    assert claims.room(1 + 1000 * HORIZON) == 0
+    assert claims.capacity(1 + HORIZON / 2) == 200
+    assert claims.capacity(1 + 10 * HORIZON) == 20
+    assert claims.capacity(1 + 1000 * HORIZON) == 0
     claims.add(messages(50), 1)
-    assert claims.room(1) == 150
+    assert claims.capacity(1) == 150
     claims.finished = 10 * MOST
-    assert claims.room(1) == MOST - 50
+    assert claims.capacity(1) == MOST - 50
     claims.claim_begins(2)
-    assert claims.room(2) == -50
+    assert claims.capacity(2) == -50
 
 
 def test_what_has_waited_for_too_long_is_found() -> None:
-    claims = Ahead()
+    claims = PrefetchBuffer()
     claims.add(messages(3), 0)
     assert not claims.waited_too_long(ahead.PATIENCE / 2)
     assert claims.take(2) == [0, 1]
@@ -63,7 +63,7 @@ def test_what_has_waited_for_too_long_is_found() -> None:
 
 
 def test_what_has_come_since_is_looked_at_later() -> None:
-    claims = Ahead()
+    claims = PrefetchBuffer()
     claims.add(messages(1), 0)
     claims.take(1)
     claims.add(messages(1), ahead.PATIENCE / 2)
@@ -73,7 +73,7 @@ def test_what_has_come_since_is_looked_at_later() -> None:
 
 
 def test_what_is_not_there_any_more_need_not_be_looked_at() -> None:
-    claims = Ahead()
+    claims = PrefetchBuffer()
     claims.add(messages(1), 0)
     claims.take(1)
     assert not claims.waited_too_long(ahead.PATIENCE)
@@ -224,13 +224,13 @@ async def test_a_message_that_can_neither_be_archived_nor_fail_holds_up_nobody(
 
 
 def test_what_could_not_be_given_back_is_tried_again() -> None:
-    claims = Ahead()
+    claims = PrefetchBuffer()
     claims.add(messages(3), 0)
     assert claims.waited_too_long(ahead.PATIENCE)
-    claims.put_back(claims.take_all())
+    claims.return_messages(claims.take_all())
     assert claims.waited_too_long(ahead.PATIENCE)
     assert claims.take_all() == [0, 1, 2]
-    claims.put_back([0, 1, 2])
+    claims.return_messages([0, 1, 2])
     claims.take(2)
     claims.add(messages(1), ahead.PATIENCE)
     assert claims.take_all() == [2, 0]

@@ -11,7 +11,7 @@ import trio
 from support import Handled, query, run_until_suspended, until_asleep
 
 import tocsin
-from tocsin._queue.consuming.claim_cursor import CHEAP, LOOK_EVERY, SHARE, Front
+from tocsin._queue.consuming.claim_cursor import CHEAP, LOOK_EVERY, SHARE, ClaimCursor
 
 DUE = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -21,7 +21,7 @@ def row(priority: int, due: datetime) -> Any:
 
 
 def test_it_looks_first_then_glances_for_a_time_that_depends_on_the_look() -> None:
-    front = Front()
+    front = ClaimCursor()
     assert front.next_position(0) is None
     front.claimed(row(3, DUE))
     front.looked(10, 10.001, math.inf)
@@ -33,7 +33,7 @@ def test_it_looks_first_then_glances_for_a_time_that_depends_on_the_look() -> No
 
 
 def test_it_looks_when_something_is_due() -> None:
-    front = Front()
+    front = ClaimCursor()
     front.claimed(row(0, DUE))
     front.looked(10, 11, 11.5)
     assert front.next_position(11.4) == (0, DUE, 1)
@@ -41,7 +41,7 @@ def test_it_looks_when_something_is_due() -> None:
 
 
 def test_after_a_glance_in_vain_it_looks_at_once_unless_that_is_expensive() -> None:
-    front = Front()
+    front = ClaimCursor()
     front.claimed(row(0, DUE))
     front.looked(10, 10 + CHEAP / 2, math.inf)
     assert front.glanced_in_vain() == -math.inf

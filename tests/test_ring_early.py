@@ -1,4 +1,4 @@
-"""Waking who sleeps before the disk has the message: `Producer.enqueue`, and sql/functions/ring_first.sql, which has the argument."""
+"""Waking who sleeps before the disk has the message: `Producer.enqueue`, and sql/functions/ring_early.sql, which has the argument."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tocsin.embedded import EmbeddedServer
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-ENQUEUE = "select tocsin.enqueue('q', '1', ring_first => true)"
+ENQUEUE = "select tocsin.enqueue('q', '1', ring_early => true)"
 INSERT_WAITS = """create function hold() returns trigger language plpgsql as $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
                   create trigger hold before insert on tocsin.messages for each row execute function hold()"""
-DISK_WAITS = """do $do$ begin execute replace(pg_get_functiondef('tocsin.reach_disk'::regproc), 'perform set_config',
+DISK_WAITS = """do $do$ begin execute replace(pg_get_functiondef('tocsin.wait_for_flush'::regproc), 'perform set_config',
                 'perform pg_advisory_xact_lock(1), set_config'); end $do$"""
 WAITING = "select a.pid from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory' and not l.granted and l.objid = 1"
 TRIES = 20
@@ -42,7 +42,7 @@ def somebody_asleep(dsn: str) -> Iterator[Connection]:
     """A session that sleeps on the queue q, and LISTENs."""
     with connect_blocking(dsn) as sleeper:
         sleeper.execute(fetch_one(sleeper, "select format('listen %I', channel) from tocsin.queues where name = 'q'").encode())
-        sleeper.execute("select tocsin.fall_asleep(array(select id from tocsin.queues where name = 'q'))")
+        sleeper.execute("select tocsin.begin_waiting(array(select id from tocsin.queues where name = 'q'))")
         yield sleeper
 
 
@@ -53,15 +53,15 @@ def hear(sleeper: Connection) -> None:
 
 def rings_first(session: Connection, enqueue: str = ENQUEUE) -> bool:
     """Enqueue, and return whether that did not wait for the disk. Everything written before is on disk."""
-    session.execute("select setval('tocsin.disk', 1)")
+    session.execute("select setval('tocsin.flush_marker', 1)")
     session.execute(enqueue.encode())
     rung_first = fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes"
-    session.execute("select tocsin.reach_disk()")
+    session.execute("select tocsin.wait_for_flush()")
     assert fetch_one(session, "select current_setting('bell.unflushed', true)") != "yes"
     return rung_first
 
 
-def can_ring_first(session: Connection, enqueue: str = ENQUEUE) -> bool:
+def can_ring_early(session: Connection, enqueue: str = ENQUEUE) -> bool:
     return any(rings_first(session, enqueue) for _ in range(TRIES))
 
 
@@ -112,7 +112,7 @@ class Producing:
         """Produce until a call waits at the gate; returns its server process."""
         with trio.fail_after(PATIENCE):
             while True:
-                await query(self._dsn, "select setval('tocsin.disk', 1)")
+                await query(self._dsn, "select setval('tocsin.flush_marker', 1)")
                 self._before = len(self.outcomes)
                 self._nursery.start_soon(self._produce)
                 while len(self.outcomes) == self._before:
@@ -204,7 +204,7 @@ async def test_a_producer_returns_when_the_disk_has_the_message(
 async def test_it_rings_first_when_somebody_slept_the_last_time(
     store: tocsin.Store, store_dsn: str, session: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.execute("create or replace function tocsin.reach_disk() returns void language sql as 'select 1 / 0'")
+    session.execute("create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1 / 0'")
     await store.produce("q", 1)
     await store.produce("q", 2)  # nobody sleeps
     with somebody_asleep(store_dsn) as sleeper:
@@ -216,11 +216,11 @@ async def test_it_rings_first_when_somebody_slept_the_last_time(
             await store.produce("q", 5)  # after an error it goes as if for the first time
         monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 1000.0)  # who was rung for just now is awake
         await store.produce("q", 6)
-    session.execute("drop function tocsin.reach_disk")
-    session.execute("create function tocsin.reach_disk() returns void language sql as ''")
+    session.execute("drop function tocsin.wait_for_flush")
+    session.execute("create function tocsin.wait_for_flush() returns void language sql as ''")
     monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 0.0)
     await store.produce("q", 7)  # nobody sleeps any more
-    session.execute("create or replace function tocsin.reach_disk() returns void language sql as 'select 1 / 0'")
+    session.execute("create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1 / 0'")
     await store.produce("q", 8)
 
 
@@ -236,7 +236,7 @@ async def test_who_has_got_up_is_rung_for_in_vain_once(producing: Producing, sto
     assert rings() == 1  # of the first message
     await store.produce("q", 1)
     assert rings() == 2
-    sleeper.execute("select tocsin.wake_up(array(select id from tocsin.queues))")
+    sleeper.execute("select tocsin.end_waiting(array(select id from tocsin.queues))")
     await store.produce("q", 2)
     assert rings() == 1
     await store.produce("q", 3)
@@ -247,7 +247,7 @@ async def test_a_message_with_a_key_waits_for_the_disk(
     producing: Producing, store: tocsin.Store, session: Connection, sleeper: Connection
 ) -> None:
     """Whoever enqueues the key next is told its id."""
-    session.execute("create or replace function tocsin.reach_disk() returns void language sql as 'select 1 / 0'")
+    session.execute("create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1 / 0'")
     for _ in range(3):
         assert await store.produce("q", "one", key="k") == await store.produce("q", "another", key="k")
 
@@ -310,7 +310,7 @@ async def test_not_told_of_the_disk(producing: Producing, store_dsn: str, sessio
 async def test_through_a_pooler_the_ring_waits_for_the_disk(
     server: servers.Server, store_dsn: str, session: Connection, sleeper: Connection
 ) -> None:
-    session.execute("create or replace function tocsin.reach_disk() returns void language sql as 'select 1 / 0'")
+    session.execute("create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1 / 0'")
     async with (
         poolers.pgbouncer(server) as pooler,
         tocsin.connect(make_conninfo(pooler, dbname=psycopg.conninfo.conninfo_to_dict(store_dsn)["dbname"])) as store,
@@ -324,17 +324,17 @@ async def test_through_a_pooler_the_ring_waits_for_the_disk(
 
 
 def test_only_when_somebody_sleeps_and_without_a_key(session: Connection, sleeper: Connection) -> None:
-    assert can_ring_first(session)
-    assert not can_ring_first(session, "select tocsin.enqueue('q', '1', key => gen_random_uuid()::text, ring_first => true)")
-    sleeper.execute("select tocsin.wake_up(array(select id from tocsin.queues))")
-    assert not can_ring_first(session)
+    assert can_ring_early(session)
+    assert not can_ring_early(session, "select tocsin.enqueue('q', '1', key => gen_random_uuid()::text, ring_early => true)")
+    sleeper.execute("select tocsin.end_waiting(array(select id from tocsin.queues))")
+    assert not can_ring_early(session)
 
 
 @pytest.mark.parametrize("setting", ["update tocsin.queues set notify = 'always'", "set synchronous_commit = off"])
 def test_not_with(session: Connection, sleeper: Connection, setting: str) -> None:
-    assert can_ring_first(session)
+    assert can_ring_early(session)
     session.execute(setting.encode())
-    assert not can_ring_first(session)
+    assert not can_ring_early(session)
 
 
 def test_later_transactions_of_the_session_wait_for_the_disk_as_before(session: Connection, sleeper: Connection) -> None:
@@ -343,7 +343,7 @@ def test_later_transactions_of_the_session_wait_for_the_disk_as_before(session: 
             session.execute(ENQUEUE)
             commits_at_once = fetch_one(session, "show synchronous_commit") == "off"
         assert fetch_one(session, "show synchronous_commit") == "on"
-        session.execute("select tocsin.reach_disk()")
+        session.execute("select tocsin.wait_for_flush()")
         if commits_at_once:
             return
     pytest.fail("it waited for the disk each time")
@@ -376,7 +376,7 @@ def test_not_when_triggers_enqueue_more(session: Connection, sleeper: Connection
     session.execute(
         "create trigger more after insert on tocsin.messages for each row when (pg_trigger_depth() = 0) execute function enqueue_more()"
     )
-    assert not can_ring_first(session)
+    assert not can_ring_early(session)
 
 
 async def test_not_when_commits_wait_for_standbys(own_server: EmbeddedServer) -> None:
@@ -384,14 +384,14 @@ async def test_not_when_commits_wait_for_standbys(own_server: EmbeddedServer) ->
         await store.install()
         await store.queues.create("q")
     with connect_blocking(own_server.dsn) as session, somebody_asleep(own_server.dsn):
-        assert can_ring_first(session)
+        assert can_ring_early(session)
         session.execute("set synchronous_commit = local")
-        assert can_ring_first(session)
+        assert can_ring_early(session)
         session.execute("alter system set synchronous_standby_names = 'one'")
         session.execute("select pg_reload_conf()")
         while fetch_one(session, "show synchronous_standby_names") != "one":
             pass
-        assert not can_ring_first(session)
+        assert not can_ring_early(session)
 
 
 @contextmanager
@@ -412,17 +412,17 @@ async def test_not_when_a_note_is_not_on_disk(own_server: EmbeddedServer) -> Non
         await store.install()
         await store.queues.create("q")
     with connect_blocking(own_server.dsn) as session, connect_blocking(own_server.dsn) as other, somebody_asleep(own_server.dsn):
-        assert can_ring_first(session)
+        assert can_ring_early(session)
         with log_writer_stopped(own_server.dsn):
             other.execute("set synchronous_commit = off")
             for enough in (False, True):
-                session.execute("select setval('tocsin.disk', 1)")
+                session.execute("select setval('tocsin.flush_marker', 1)")
                 other.execute("select nextval('tocsin.messages_id_seq') from generate_series(1, 33)")
                 if enough:
-                    session.execute("select setval('tocsin.disk', 1)")
+                    session.execute("select setval('tocsin.flush_marker', 1)")
                 session.execute(ENQUEUE)
                 assert (fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes") == enough
-                session.execute("select tocsin.reach_disk()")
+                session.execute("select tocsin.wait_for_flush()")
 
 
 @pytest.mark.parametrize("last", ["covered by a note", "the first of a note", "the first after a checkpoint"])
@@ -448,7 +448,7 @@ async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_ag
 
             with log_writer_stopped(dsn) as log_writer:
                 session.execute("select pg_advisory_lock(1)")
-                session.execute("select setval('tocsin.disk', 1)")
+                session.execute("select setval('tocsin.flush_marker', 1)")
                 before = len(returned)
                 with trio.fail_after(PATIENCE):
                     async with trio.open_nursery() as nursery:
