@@ -178,7 +178,8 @@ async def test_expired_rows_without_a_partition_are_deleted_in_batches(store: to
         queue.id,
     )
     await query(
-        store_dsn, "insert into tocsin.archive_count_deltas select queue_id, 0, keep_until, archived_at, count(*) from tocsin.archive group by 1, 3, 4"
+        store_dsn,
+        "insert into tocsin.archive_count_deltas select queue_id, 0, keep_until, archived_at, count(*) from tocsin.archive group by 1, 3, 4",
     )
     await store.maintain()
     await move_clock(store_dsn, 2 * HOUR)
@@ -221,7 +222,9 @@ async def test_a_message_whose_queue_is_gone_cannot_be_archived(store: tocsin.St
         await query(store_dsn, "delete from tocsin.queues")
         with pytest.raises(tocsin.LeaseLost):
             await consumer.archive(message)
-    assert await query(store_dsn, "select (select count(*) from tocsin.archive), (select count(*) from tocsin.archive_count_deltas)") == [(0, 0)]
+    assert await query(store_dsn, "select (select count(*) from tocsin.archive), (select count(*) from tocsin.archive_count_deltas)") == [
+        (0, 0)
+    ]
 
 
 async def test_nothing_is_left_of_a_queue_that_is_deleted(store: tocsin.Store, store_dsn: str) -> None:

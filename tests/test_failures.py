@@ -169,7 +169,12 @@ async def test_after_a_system_exit_the_run_ends_and_the_delivery_counts(store: t
         with pytest.raises(SystemExit):
             await consumer.handle(handler)
     info = await store.messages.get(message_id)
-    assert (info.state, info.read_ct, info.last_error, [d.outcome for d in info.history]) == ("delayed", 1, "SystemExit: 3", ["handler_failed"])
+    assert (info.state, info.read_ct, info.last_error, [d.outcome for d in info.history]) == (
+        "delayed",
+        1,
+        "SystemExit: 3",
+        ["handler_failed"],
+    )
     assert "failed with message 1, delivery 1: SystemExit: 3; it comes back in " in caplog.text
 
 

@@ -138,9 +138,7 @@ async def test_rates_are_those_of_the_last_minute(store: tocsin.Store, store_dsn
         assert (await store.queues.metrics("q")).enqueue_rate == 0
 
 
-TALLY = (
-    "insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (%s, 0, 'infinity', tocsin._clock() - interval '5 s', 1)"
-)
+TALLY = "insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (%s, 0, 'infinity', tocsin._clock() - interval '5 s', 1)"
 
 
 @pytest.mark.parametrize("archived", [False, True])

@@ -171,7 +171,8 @@ class Intake:
         try:
             await self._database.terminate_abandoned()  # else a claim that is still on its way may be executed after this
             await self._database.fetch(
-                "select tocsin.release_others(%s, %s, %s, %s)", [self.worker_id, self.registration, *settle_arguments(self.leases.messages())]
+                "select tocsin.release_others(%s, %s, %s, %s)",
+                [self.worker_id, self.registration, *settle_arguments(self.leases.messages())],
             )
         except TRANSIENT:
             return
@@ -228,7 +229,9 @@ class Intake:
             try:
                 (outcomes,) = await self._database.fetch_one(statement, [*settle_arguments(messages), texts, traces, *verdicts])
             except CharacterUnsupported:
-                (outcomes,) = await self._database.fetch_one(statement, [*settle_arguments(messages), _in_ascii(texts), _in_ascii(traces), *verdicts])
+                (outcomes,) = await self._database.fetch_one(
+                    statement, [*settle_arguments(messages), _in_ascii(texts), _in_ascii(traces), *verdicts]
+                )
         finally:
             self.leases.settling.remove(messages)
         lost = {m.id for m, outcome in zip(messages, outcomes, strict=True) if outcome is None}

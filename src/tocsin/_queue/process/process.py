@@ -79,7 +79,12 @@ class Process:
     """See the module."""
 
     def __init__(
-        self, database: Database, connect: Callable[[], Awaitable[Connection]], bell: Bell, heartbeat_interval: float, maintain: Callable[[], None]
+        self,
+        database: Database,
+        connect: Callable[[], Awaitable[Connection]],
+        bell: Bell,
+        heartbeat_interval: float,
+        maintain: Callable[[], None],
     ) -> None:
         self._database = database
         self._maintain = maintain
