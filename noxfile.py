@@ -1,4 +1,5 @@
-"""The project's tasks: ``uv run nox --list`` shows them, ``uv run nox -s NAME`` runs one.
+"""The project's tasks: ``uv run nox --list`` shows them, ``uv run nox -s NAME`` runs
+one.
 
 All but `matrix` run in the environment of ``uv sync``.
 """
@@ -60,7 +61,13 @@ def matrix(session: nox.Session, dependencies: str, server: str) -> None:
         session.env["TOCSIN_TEST_INSTALLATION"] = server
     bounds = Path(session.create_tmp()) / "bounds.txt"
     resolve = ["uv", "pip", "compile", "-q", "pyproject.toml", "--extra=cli", "--extra=embedded"]
-    session.run(*resolve, f"--resolution={dependencies}", f"--python={session.python}", f"--output-file={bounds}", external=True)
+    session.run(
+        *resolve,
+        f"--resolution={dependencies}",
+        f"--python={session.python}",
+        f"--output-file={bounds}",
+        external=True,
+    )
     session.install("-c", str(bounds), "-e", ".[cli,embedded]", "--group=dev")
     session.run("pytest", "-q", "--no-cov", *(session.posargs or PORTABLE))
 

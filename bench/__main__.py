@@ -1,4 +1,5 @@
-"""``python -m bench``: run scenarios against a PostgreSQL of their own, show the figures, save them, compare them with saved ones."""
+"""``python -m bench``: run scenarios against a PostgreSQL of their own, show the
+figures, save them, compare them with saved ones."""
 
 from __future__ import annotations
 
@@ -29,10 +30,13 @@ SERVER_SETTINGS = {
     "synchronous_commit": "on",
     "shared_preload_libraries": "pg_stat_statements",
     "max_connections": "400",  # a hundred listeners, each with its pool
-    "max_wal_size": "4GB",  # else a run of a million messages is one long checkpoint, for the floors too
-    "autovacuum_naptime": "10s",  # by default a minute: too seldom for a table to have come to its size within one
+    # else a run of a million messages is one long checkpoint, for the floors too
+    "max_wal_size": "4GB",
+    # by default a minute: too seldom for a table to have come to its size within one
+    "autovacuum_naptime": "10s",
 }
-"""Of the embedded server. One of an installation has the settings that it comes with."""
+"""Of the embedded server. One of an installation has the settings that it comes with.
+"""
 EMBEDDED = "embedded"
 
 
@@ -41,7 +45,8 @@ class Options:
     """What was asked for."""
 
     servers: Sequence[str]
-    """What to measure on: the connection string of a server, the directory of an installation, or `EMBEDDED`."""
+    """What to measure on: the connection string of a server, the directory of an
+    installation, or `EMBEDDED`."""
     size: Size
     """How much to measure."""
     only: Sequence[str]
@@ -56,25 +61,52 @@ class Options:
 
 def parse(arguments: Sequence[str]) -> Options:
     """Read the command line; exits when it makes no sense."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Tocsin against what is done by hand.")
-    parser.add_argument("--quick", action="store_const", dest="size", const=Size.QUICK, help="fewer samples: less than two minutes in all")
-    parser.add_argument("--smoke", action="store_const", dest="size", const=Size.SMOKE, help=argparse.SUPPRESS)
-    parser.add_argument("--only", action="append", choices=SCENARIOS, help="run this scenario; may be given several times")
-    parser.add_argument("--runs", type=int, default=1, metavar="N", help="measure each scenario N times; show medians and ranges")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure Tocsin against what is done by hand."
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_const",
+        dest="size",
+        const=Size.QUICK,
+        help="fewer samples: less than two minutes in all",
+    )
+    parser.add_argument(
+        "--smoke", action="store_const", dest="size", const=Size.SMOKE, help=argparse.SUPPRESS
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=SCENARIOS,
+        help="run this scenario; may be given several times",
+    )
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="measure each scenario N times; show medians and ranges",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results here")
     parser.add_argument(
         "--on",
         action="append",
         metavar="SERVER",
-        help="a server on this host: 'embedded' (the default), the directory of an installation such as /usr/lib/postgresql/15, of which a "
-        "server is started with the settings that it comes with, or a connection string, where databases may be created. Given several "
-        "times, each scenario runs on each of them in turn",
+        help=(
+            "a server on this host: 'embedded' (the default), the directory of an installation such"
+            " as /usr/lib/postgresql/15, of which a server is started with the settings that it"
+            " comes with, or a connection string, where databases may be created. Given several"
+            " times, each scenario runs on each of them in turn"
+        ),
     )
     parser.add_argument(
         "--compare",
         type=Path,
         metavar="FILE",
-        help=f"exit with 1 if a ratio is more than {TOLERANCE} times the one saved here, by a run of this size",
+        help=(
+            f"exit with 1 if a ratio is more than {TOLERANCE} times the one saved here, by a run of"
+            " this size"
+        ),
     )
     given = parser.parse_args(arguments)
     size = given.size or Size.FULL
@@ -84,40 +116,54 @@ def parse(arguments: Sequence[str]) -> Options:
         parser.error(f"--compare: {error}")
     if given.runs < 1:
         parser.error("--runs: must be at least 1")
-    return Options(given.on or [EMBEDDED], size, given.only or list(SCENARIOS), given.runs, given.json, recorded)
+    return Options(
+        given.on or [EMBEDDED],
+        size,
+        given.only or list(SCENARIOS),
+        given.runs,
+        given.json,
+        recorded,
+    )
 
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Make a directory that a server which runs as another user, since we are root, can pass through."""
+    """Make a directory that a server which runs as another user, since we are root, can
+    pass through."""
     with tempfile.TemporaryDirectory(prefix="tocsin-bench-") as name:
         Path(name).chmod(0o711)
         yield Path(name)
 
 
 def installation(which: str) -> Path | None:
-    """Return the directory of the installation that is meant; None for another kind of server."""
+    """Return the directory of the installation that is meant; None for another kind of
+    server."""
     directory = Path(which)
     return directory if which != EMBEDDED and directory.is_dir() else None
 
 
 @asynccontextmanager
 async def server(which: str) -> AsyncIterator[str]:
-    """Give a connection string back, or that of a server which runs as long as the block."""
+    """Give a connection string back, or that of a server which runs as long as the
+    block."""
     installed = installation(which)
     if installed is None and which != EMBEDDED:
         yield which
         return
     with temporary_directory() as directory:
         settings = SERVER_SETTINGS if installed is None else {}
-        async with serve(directory / "server", settings=settings, installation=installed) as embedded:
+        async with serve(
+            directory / "server", settings=settings, installation=installed
+        ) as embedded:
             yield embedded.dsn
 
 
 async def describe(dsn: str, size: Size) -> dict[str, Any]:
     """Return the conditions that all figures of this run have in common."""
     names = ("server_version", "fsync", "synchronous_commit", "autovacuum_naptime")
-    (values,) = await execute(dsn, sql.SQL("select {}").format(sql.SQL(", ").join(map(_setting, names))))
+    (values,) = await execute(
+        dsn, sql.SQL("select {}").format(sql.SQL(", ").join(map(_setting, names)))
+    )
     server = dict(zip(names, values, strict=True))
     return {
         "size": size.name.lower(),
@@ -140,7 +186,13 @@ async def run(options: Options) -> int:
         servers = []
         for which in options.servers:
             dsn = await stack.enter_async_context(server(which))
-            servers.append((dsn, await describe(dsn, options.size), NOT_BY_DEFAULT if installation(which) else frozenset[str]()))
+            servers.append(
+                (
+                    dsn,
+                    await describe(dsn, options.size),
+                    NOT_BY_DEFAULT if installation(which) else frozenset[str](),
+                )
+            )
             console.print(", ".join(f"{name} {value}" for name, value in servers[-1][1].items()))
         for number in range(options.runs):
             for name in options.only:
@@ -148,7 +200,9 @@ async def run(options: Options) -> int:
                     if name in left_out:
                         continue
                     began = trio.current_time()
-                    results = await SCENARIOS[name](Bench(dsn, options.size, lambda note: console.print(f"  {note}")))
+                    results = await SCENARIOS[name](
+                        Bench(dsn, options.size, lambda note: console.print(f"  {note}"))
+                    )
                     measured += [attrs.evolve(r, settings=conditions | r.settings) for r in results]
                     run = f", run {number + 1} of {options.runs}" if options.runs > 1 else ""
                     on = f" on PostgreSQL {conditions['postgresql']}" if len(servers) > 1 else ""
@@ -156,19 +210,24 @@ async def run(options: Options) -> int:
     figures = combine(measured)
     for _, conditions, _ in servers:
         console.print(f"PostgreSQL {conditions['postgresql']}")
-        console.print(tabulate([f for f in figures if f.settings["postgresql"] == conditions["postgresql"]]))
+        console.print(
+            tabulate([f for f in figures if f.settings["postgresql"] == conditions["postgresql"]])
+        )
     if options.json is not None:
         save(figures, options.json)
     if options.recorded is None:
         return 0
     got_worse = worse(figures, options.recorded)
     for figure, then in got_worse:
-        console.print(f"[red]worse[/red]: {figure.scenario}: ratio {figure.ratio:.2f}, recorded {then:.2f}")
+        console.print(
+            f"[red]worse[/red]: {figure.scenario}: ratio {figure.ratio:.2f}, recorded {then:.2f}"
+        )
     if not got_worse:
         console.print(f"no ratio is more than {TOLERANCE} times the recorded one")
     return 1 if got_worse else 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # cancels, so that the server does not stay behind
+    # cancels, so that the server does not stay behind
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(trio.run(run, parse(sys.argv[1:])))

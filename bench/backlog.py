@@ -1,6 +1,8 @@
-"""A backlog, made by SQL: the one place where the benchmarks write Tocsin's tables themselves.
+"""A backlog, made by SQL: the one place where the benchmarks write Tocsin's tables
+themselves.
 
-Statistics and visibility are as autovacuum would have left them, so that no drain pays for how its backlog came to be.
+Statistics and visibility are as autovacuum would have left them, so that no drain pays
+for how its backlog came to be.
 """
 
 from __future__ import annotations
@@ -11,8 +13,12 @@ from .frame import execute
 
 COLUMNS = "queue_id, due, vt, enqueued_at, payload"
 """What a message must have; all else has its default."""
-INSERT = f"insert into tocsin.messages ({COLUMNS}) select id, now(), now(), now(), '{{\"n\": 1}}' from tocsin.queues where name = "
-"""One message, without Tocsin's functions, in the queue whose name, as a literal, follows."""
+INSERT = (
+    f"insert into tocsin.messages ({COLUMNS}) select id, now(), now(), now(), '{{\"n\": 1}}' from"
+    " tocsin.queues where name = "
+)
+"""One message, without Tocsin's functions, in the queue whose name, as a literal,
+follows."""
 COPY = f"copy tocsin.messages ({COLUMNS}) from stdin"
 """Many of them, a line each, tabs between the columns."""
 
@@ -38,7 +44,8 @@ where q.name = %s
 
 
 async def fill(dsn: str, queue: str, ready: int, *, delayed: int = 0, archived: int = 0) -> None:
-    """Add messages to a queue: ready ones, ones due in a day, archived ones. Cancelled, some have been added, or all."""
+    """Add messages to a queue: ready ones, ones due in a day, archived ones. Cancelled,
+    some have been added, or all."""
     for statement, count in ((_READY, ready), (_DELAYED, delayed), (_ARCHIVED, archived)):
         if count:
             await execute(dsn, statement.encode(), count, queue)

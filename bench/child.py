@@ -1,8 +1,10 @@
 """The processes that take part in a benchmark.
 
-A process plays one *role*: a function of one of these modules, async or not, which is called with a connection string and further words.
-It is started as ``python -m bench.child MODULE FUNCTION WORDS...``. The connection string, which may have a password in it, comes by the
-environment. Orders go to it by its standard input, a line each; what it measured comes back by its standard output.
+A process plays one *role*: a function of one of these modules, async or not, which is
+called with a connection string and further words. It is started as ``python -m
+bench.child MODULE FUNCTION WORDS...``. The connection string, which may have a password
+in it, comes by the environment. Orders go to it by its standard input, a line each;
+what it measured comes back by its standard output.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Lines:
         self._buffer = b""
 
     async def next(self) -> list[str]:
-        """Return the words of the next line; at the stream's end raise `EOFError`. Cancelled, no line is lost."""
+        """Return the words of the next line; at the stream's end raise `EOFError`.
+        Cancelled, no line is lost."""
         while b"\n" not in self._buffer:
             chunk = await self._stream.receive_some()
             if not chunk:
@@ -63,12 +66,15 @@ class Child:
         await self._stdin.send_all(" ".join(map(str, words)).encode() + b"\n")
 
     async def hear(self, word: str, within: float = _PATIENCE) -> list[str]:
-        """Return the rest of its next line, which must begin with this word. Cancelled, no line is lost."""
+        """Return the rest of its next line, which must begin with this word. Cancelled,
+        no line is lost."""
         try:
             with trio.fail_after(within):
                 first, *rest = await self._lines.next()
         except EOFError:
-            raise RuntimeError(f"a process ended that should have said {word!r}; its standard error says why") from None
+            raise RuntimeError(
+                f"a process ended that should have said {word!r}; its standard error says why"
+            ) from None
         if first != word:
             raise RuntimeError(f"a process said {first!r} instead of {word!r}")
         return rest
@@ -86,14 +92,18 @@ class Child:
 
 @asynccontextmanager
 async def playing(role: Callable[..., object], dsn: str, *words: object) -> AsyncIterator[Child]:
-    """Run a process in this role, and wait until it says that it is ready. At the end it is killed, with its own ones."""
+    """Run a process in this role, and wait until it says that it is ready. At the end
+    it is killed, with its own ones."""
     async with playing_together(role, dsn, words) as (child,):
         yield child
 
 
 @asynccontextmanager
-async def playing_together(role: Callable[..., object], dsn: str, *each: Sequence[object]) -> AsyncIterator[list[Child]]:
-    """Run processes in this role, each with its own words, which start at the same time; otherwise like `playing`."""
+async def playing_together(
+    role: Callable[..., object], dsn: str, *each: Sequence[object]
+) -> AsyncIterator[list[Child]]:
+    """Run processes in this role, each with its own words, which start at the same
+    time; otherwise like `playing`."""
     children: list[Child] = []
     try:
         for words in each:
@@ -104,7 +114,8 @@ async def playing_together(role: Callable[..., object], dsn: str, *each: Sequenc
     finally:
         for child in children:
             with suppress(ProcessLookupError):
-                os.killpg(child.process.pid, signal.SIGKILL)  # with what it has started itself, which some of the peers do
+                # with what it has started itself, which some of the peers do
+                os.killpg(child.process.pid, signal.SIGKILL)
         with trio.move_on_after(_CLEANUP_WITHIN, shield=True):
             for child in children:
                 await child.process.wait()
@@ -112,7 +123,14 @@ async def playing_together(role: Callable[..., object], dsn: str, *each: Sequenc
 
 
 async def _start(role: Callable[..., object], dsn: str, words: Sequence[object]) -> Child:
-    command = [sys.executable, "-m", "bench.child", role.__module__, role.__qualname__, *map(str, words)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.child",
+        role.__module__,
+        role.__qualname__,
+        *map(str, words),
+    ]
     process = await trio.lowlevel.open_process(
         command,
         stdin=subprocess.PIPE,
@@ -141,9 +159,11 @@ async def orders() -> AsyncIterator[Lines]:
 
 
 async def asleep(store: tocsin.Store) -> None:
-    """Return when this process does nothing but wait for a notification or its next heartbeat.
+    """Return when this process does nothing but wait for a notification or its next
+    heartbeat.
 
-    A task that waits for the answer to a statement looks like one that sleeps, but it holds a connection of the pool.
+    A task that waits for the answer to a statement looks like one that sleeps, but it
+    holds a connection of the pool.
     """
     while True:
         await trio.testing.wait_all_tasks_blocked(0.001)

@@ -1,8 +1,10 @@
 """From a command to a worker of another process, by its id, to its effect there.
 
-Each round: the consumer's handler holds a message. ``suspend(release=True)`` takes it away: until the handler is cancelled. ``resume`` has
-the message handled again: until the handler's first line. ``interrupt(grace=0)`` ends the run: until `tocsin.Suspended` has been raised.
-The floor is a command by hand between two blocking processes: a row and a NOTIFY, and the row is taken out.
+Each round: the consumer's handler holds a message. ``suspend(release=True)`` takes it
+away: until the handler is cancelled. ``resume`` has the message handled again: until
+the handler's first line. ``interrupt(grace=0)`` ends the run: until `tocsin.Suspended`
+has been raised. The floor is a command by hand between two blocking processes: a row
+and a NOTIFY, and the row is taken out.
 """
 
 from __future__ import annotations
@@ -57,7 +59,15 @@ async def measure(bench: Bench) -> list[Result]:
     settings = {"rounds": len(floors), "target_value": TARGET}
     results = []
     for command, times in taken.items():
-        results.append(Result(f"commands.{command}.p50", percentile(times, 50), "ms", percentile(floors, 50), settings))
+        results.append(
+            Result(
+                f"commands.{command}.p50",
+                percentile(times, 50),
+                "ms",
+                percentile(floors, 50),
+                settings,
+            )
+        )
         results.append(Result(f"commands.{command}.max", max(times), "ms", None, settings))
     return results
 
@@ -67,7 +77,8 @@ async def _until(child: Child, word: str, began: int) -> float:
 
 
 async def consume(dsn: str) -> NoReturn:
-    """Hold each message until cancelled; poll again after each interruption. Say when what happened (CLOCK_MONOTONIC, ns)."""
+    """Hold each message until cancelled; poll again after each interruption. Say when
+    what happened (CLOCK_MONOTONIC, ns)."""
 
     async def handle(message: tocsin.Message) -> None:
         say("handling", time.monotonic_ns())
@@ -77,7 +88,8 @@ async def consume(dsn: str) -> NoReturn:
             say("cancelled", time.monotonic_ns())
             raise
 
-    logging.getLogger("tocsin").setLevel(logging.ERROR)  # it would warn of each message that is taken away
+    # it would warn of each message that is taken away
+    logging.getLogger("tocsin").setLevel(logging.ERROR)
     async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer:
         say("ready")
         while True:

@@ -1,11 +1,15 @@
-"""Tocsin and other queues drain the same backlog on the same server in the same run: ``peers`` and ``grid``.
+"""Tocsin and other queues drain the same backlog on the same server in the same run:
+``peers`` and ``grid``.
 
-``peers``: one process each, at its fastest (``peers/``); Tocsin as in ``drain``. ``floor`` is the peer's rate. ``peers`` itself is the
-comparison with the fastest of them. A slow peer is a sample: it works on the front of the backlog for some seconds.
+``peers``: one process each, at its fastest (``peers/``); Tocsin as in ``drain``.
+``floor`` is the peer's rate. ``peers`` itself is the comparison with the fastest of
+them. A slow peer is a sample: it works on the front of the backlog for some seconds.
 
-``grid``: pgqrs, with 1, 2 and 4 consumer processes that take 1, 10 and 50 messages at a time. Tocsin uses ``handle_batches(size=...)``, and
-for one message at a time ``handle`` with concurrency 1: its handler gets one message after the other. Each cell begins with a backlog of
-50,000 and is a sample of it, of both queues, by time. ``grid`` itself is the cell with the worst ratio.
+``grid``: pgqrs, with 1, 2 and 4 consumer processes that take 1, 10 and 50 messages at a
+time. Tocsin uses ``handle_batches(size=...)``, and for one message at a time ``handle``
+with concurrency 1: its handler gets one message after the other. Each cell begins with
+a backlog of 50,000 and is a sample of it, of both queues, by time. ``grid`` itself is
+the cell with the worst ratio.
 """
 
 from __future__ import annotations
@@ -66,7 +70,11 @@ def find_peers(bench: Bench, names: Sequence[str]) -> list[Installed]:
 
 async def measure(bench: Bench) -> list[Result]:
     """Give messages per second, Tocsin's and each peer's."""
-    messages, seconds, rounds = bench.pick(50_000, 30_000, 200), bench.pick(10.0, 1.0, 0.5), bench.pick(2, 1, 1)
+    messages, seconds, rounds = (
+        bench.pick(50_000, 30_000, 200),
+        bench.pick(10.0, 1.0, 0.5),
+        bench.pick(2, 1, 1),
+    )
     rates: dict[str, list[float]] = defaultdict(list)
     peers = find_peers(bench, bench.pick(PEERS, FASTEST, PEERS))
     for _ in range(rounds if peers else 0):
@@ -77,8 +85,16 @@ async def measure(bench: Bench) -> list[Result]:
     if not peers:
         return []
     ours = median(rates["tocsin"])
-    settings = {"messages": messages, "seconds_at_most": seconds, "rounds": rounds, "target_ratio": TARGET}
-    results = [Result(f"peers.{p.name}", ours, "/s", median(rates[p.name]), settings | p.settings) for p in peers]
+    settings = {
+        "messages": messages,
+        "seconds_at_most": seconds,
+        "rounds": rounds,
+        "target_ratio": TARGET,
+    }
+    results = [
+        Result(f"peers.{p.name}", ours, "/s", median(rates[p.name]), settings | p.settings)
+        for p in peers
+    ]
     fastest = max(results, key=lambda r: r.floor or 0)
     return [attrs.evolve(fastest, scenario="peers"), *results]
 
@@ -90,14 +106,26 @@ async def measure_grid(bench: Bench) -> list[Result]:
     results: list[Result] = []
     peers = find_peers(bench, [GRID_PEER])
     for peer in peers:
-        async with _filled(bench, peer, messages) as theirs, bench.store_database(GRID_QUEUE) as ours:
+        async with (
+            _filled(bench, peer, messages) as theirs,
+            bench.store_database(GRID_QUEUE) as ours,
+        ):
             settled = 0
             for size in sizes:
                 for count in counts:
                     await backlog.fill(ours, GRID_QUEUE, messages - await _unfinished(ours))
                     if settled:
                         await _refill(theirs, peer, settled)
-                    tocsin = await drain_by(handle, ours, messages, seconds, GRID_QUEUE, 1, 0 if size == 1 else size, processes=count)
+                    tocsin = await drain_by(
+                        handle,
+                        ours,
+                        messages,
+                        seconds,
+                        GRID_QUEUE,
+                        1,
+                        0 if size == 1 else size,
+                        processes=count,
+                    )
                     by_peer = await _work(theirs, peer, messages, seconds, size, count)
                     settled = by_peer.settled
                     settings = {
@@ -108,7 +136,13 @@ async def measure_grid(bench: Bench) -> list[Result]:
                         "target_ratio": GRID_TARGETS[size],
                     }
                     results.append(
-                        Result(f"grid.{count}x{size}", tocsin.rate, "/s", by_peer.rate, settings | {"peer": peer.settings["peer"]})
+                        Result(
+                            f"grid.{count}x{size}",
+                            tocsin.rate,
+                            "/s",
+                            by_peer.rate,
+                            settings | {"peer": peer.settings["peer"]},
+                        )
                     )
     if not results:
         return []
@@ -137,5 +171,9 @@ async def _refill(place: str, peer: Installed, messages: int) -> None:
         pass
 
 
-async def _work(place: str, peer: Installed, messages: int, seconds: float, size: int, processes: int = 1) -> Drained:
-    return await drain_by(roles.work, place, messages, seconds, peer.name, size, processes=processes)
+async def _work(
+    place: str, peer: Installed, messages: int, seconds: float, size: int, processes: int = 1
+) -> Drained:
+    return await drain_by(
+        roles.work, place, messages, seconds, peer.name, size, processes=processes
+    )

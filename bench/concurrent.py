@@ -1,9 +1,13 @@
-"""Thirty-two connections that insert one message each per transaction, into a queue whose consumer is busy.
+"""Thirty-two connections that insert one message each per transaction, into a queue
+whose consumer is busy.
 
-The floor are the same inserts with the triggers of the table disabled, so the ratio is what the bell costs. Here the consumer's only
-handler is at work all the time, and the machine is the inserts' alone. ``draining``: the consumer claims and archives a backlog meanwhile.
-``always``: a queue that notifies of each insert, with the same consumer. ``enqueue``: ``select tocsin.enqueue(...)`` instead of a
-bare INSERT, for what the checks cost. ``driver``: an empty statement, to show that the load (``driver.py``) could be larger.
+The floor are the same inserts with the triggers of the table disabled, so the ratio is
+what the bell costs. Here the consumer's only handler is at work all the time, and the
+machine is the inserts' alone. ``draining``: the consumer claims and archives a backlog
+meanwhile. ``always``: a queue that notifies of each insert, with the same consumer.
+``enqueue``: ``select tocsin.enqueue(...)`` instead of a bare INSERT, for what the
+checks cost. ``driver``: an empty statement, to show that the load (``driver.py``) could
+be larger.
 
 Each way has a database of its own, and its turns.
 """
@@ -48,13 +52,20 @@ class Way:
 
 async def measure(bench: Bench) -> list[Result]:
     """Give transactions per second."""
-    connections, turns, seconds = bench.pick(32, 32, 4), bench.pick(5, 1, 1), bench.pick(2.0, 1.0, 0.2)
+    connections, turns, seconds = (
+        bench.pick(32, 32, 4),
+        bench.pick(5, 1, 1),
+        bench.pick(2.0, 1.0, 0.2),
+    )
     backlogged = bench.pick(400_000, 20_000, 1000)
     rates: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         driver = await enter(driving())
-        busy, silenced = await enter(_queue_with_consumer(bench)), await enter(_queue_with_consumer(bench))
+        busy, silenced = (
+            await enter(_queue_with_consumer(bench)),
+            await enter(_queue_with_consumer(bench)),
+        )
         await execute(silenced, SILENT)
         ways = {
             "busy": Way(busy, INSERT),
@@ -70,8 +81,17 @@ async def measure(bench: Bench) -> list[Result]:
                 rates[name].append(await driver.load(way.dsn, connections, seconds, way.statement))
         for _ in range(bench.pick(3, 1, 1)):
             for name in ("draining", "draining.silent"):
-                rates[name].append(await _load_while_draining(bench, driver, backlogged, connections, seconds, silent=name != "draining"))
-    settings = {"connections": connections, "turns": turns, "seconds": seconds, "driver_processes": PROCESSES}
+                rates[name].append(
+                    await _load_while_draining(
+                        bench, driver, backlogged, connections, seconds, silent=name != "draining"
+                    )
+                )
+    settings = {
+        "connections": connections,
+        "turns": turns,
+        "seconds": seconds,
+        "driver_processes": PROCESSES,
+    }
     silent, empty = rates.pop("silent"), rates.pop("driver")
     silent_draining = rates.pop("draining.silent")
     results = [
@@ -88,7 +108,9 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 @asynccontextmanager
-async def _queue_with_consumer(bench: Bench, create: bytes = b"select tocsin.create_queue(%s)") -> AsyncIterator[str]:
+async def _queue_with_consumer(
+    bench: Bench, create: bytes = b"select tocsin.create_queue(%s)"
+) -> AsyncIterator[str]:
     async with bench.store_database() as dsn:
         await execute(dsn, create, QUEUE)
         async with playing(be_busy, dsn):
@@ -104,7 +126,9 @@ async def _queue_that_always_notifies(stack: AsyncExitStack, bench: Bench) -> st
         return None
 
 
-async def _load_while_draining(bench: Bench, driver: Driver, messages: int, connections: int, seconds: float, *, silent: bool) -> float:
+async def _load_while_draining(
+    bench: Bench, driver: Driver, messages: int, connections: int, seconds: float, *, silent: bool
+) -> float:
     async with bench.store_database(QUEUE) as dsn:
         await backlog.fill(dsn, QUEUE, messages)
         if silent:
@@ -122,7 +146,11 @@ async def be_busy(dsn: str) -> NoReturn:
         at_work.set()
         await trio.sleep_forever()
 
-    async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer, trio.open_nursery() as nursery:
+    async with (
+        tocsin.connect(dsn) as store,
+        store.consumer(QUEUE) as consumer,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(consumer.handle, handle)
         await store.produce(QUEUE, None)
         await at_work.wait()

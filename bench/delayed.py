@@ -1,7 +1,10 @@
-"""How late a delayed message comes on a queue that is otherwise silent: no other message wakes the consumer when it is due.
+"""How late a delayed message comes on a queue that is otherwise silent: no other
+message wakes the consumer when it is due.
 
-Lateness is the time at the handler's first line minus the time in the message's row. The one is this host's clock, the other the server's,
-so the server must be on this host. The floor is a blocking process that sleeps until its table's next row is due and then deletes it.
+Lateness is the time at the handler's first line minus the time in the message's row.
+The one is this host's clock, the other the server's, so the server must be on this
+host. The floor is a blocking process that sleeps until its table's next row is due and
+then deletes it.
 """
 
 from __future__ import annotations
@@ -42,12 +45,19 @@ async def measure(bench: Bench) -> list[Result]:
         for _ in range(bench.pick(10, 1, 1)):
             for delay in delays:
                 await store.produce(QUEUE, None, delay=delay)
-            due = dict(await execute(dsn, b"select id, extract(epoch from due)::float8 from tocsin.messages"))
+            due = dict(
+                await execute(
+                    dsn, b"select id, extract(epoch from due)::float8 from tocsin.messages"
+                )
+            )
             for _ in delays:
                 message_id, now = await consumer.hear("handled")
                 late.append((float(now) - due[int(message_id)]) * 1e3)
             await execute(
-                bare, b"insert into messages (due) select clock_timestamp() + make_interval(secs => s) from unnest(%s::float8[]) s", delays
+                bare,
+                b"insert into messages (due) select clock_timestamp() + make_interval(secs => s)"
+                b" from unnest(%s::float8[]) s",
+                delays,
             )
             for _ in delays:
                 await manual_waiters.order("go")
@@ -66,7 +76,11 @@ async def consume(dsn: str) -> NoReturn:
         now = time.time()
         say("handled", message.id, now)
 
-    async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer, trio.open_nursery() as nursery:
+    async with (
+        tocsin.connect(dsn) as store,
+        store.consumer(QUEUE) as consumer,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(consumer.handle, handle)
         await asleep(store)
         say("ready")

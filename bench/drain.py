@@ -1,8 +1,11 @@
-"""A backlog of 50,000, and one process that has an async handler called for each message, a hundred at a time; each is archived.
+"""A backlog of 50,000, and one process that has an async handler called for each
+message, a hundred at a time; each is archived.
 
-The floor is one blocking connection that claims a hundred rows and then archives the hundred (``floor.py``: lean tables, in a database of
-their own). ``drain.four`` is the same with four threads and connections: how far the server could go; no target, since Tocsin has one
-statement under way at a time. All of them take turns, each turn in a new database. See ``draining.py`` for when the clock runs.
+The floor is one blocking connection that claims a hundred rows and then archives the
+hundred (``floor.py``: lean tables, in a database of their own). ``drain.four`` is the
+same with four threads and connections: how far the server could go; no target, since
+Tocsin has one statement under way at a time. All of them take turns, each turn in a new
+database. See ``draining.py`` for when the clock runs.
 """
 
 from __future__ import annotations

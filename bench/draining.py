@@ -1,11 +1,14 @@
-"""Draining a backlog: what all that drain have in common, and the role of Tocsin among them.
+"""Draining a backlog: what all that drain have in common, and the role of Tocsin among
+them.
 
-Each call of a handler looks at its payload and counts. The clock runs from the first call of a handler to the moment at which everything
-that was handled has also been settled: by Tocsin archived, by others whatever keeps a finished message. What has to be set up before the
-first call counts for nobody.
+Each call of a handler looks at its payload and counts. The clock runs from the first
+call of a handler to the moment at which everything that was handled has also been
+settled: by Tocsin archived, by others whatever keeps a finished message. What has to be
+set up before the first call counts for nobody.
 
-A role ends after so many messages, its *share*, or so many seconds, whichever comes first; in both cases its rate is what it settled by the
-time that it took. So a slow one is a sample of its backlog, taken from the front of it.
+A role ends after so many messages, its *share*, or so many seconds, whichever comes
+first; in both cases its rate is what it settled by the time that it took. So a slow one
+is a sample of its backlog, taken from the front of it.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ PATIENCE = 600.0
 
 
 class Tally:
-    """Counts the messages that were handled, and notes when each tenth of them was (CLOCK_MONOTONIC, ns)."""
+    """Counts the messages that were handled, and notes when each tenth of them was
+    (CLOCK_MONOTONIC, ns)."""
 
     def __init__(self, share: int, when_full: Callable[[], object] | None = None) -> None:
         self.count = 0
@@ -55,8 +59,15 @@ class Tally:
             self._when_full()
 
     def tell(self, settled: int) -> None:
-        """Tell the benchmark how it went: everything has been settled now. Who waited in vain for the rest of its share ended earlier."""
-        say("drained", self.began, time.monotonic_ns() if self.count >= self._share else self.last, settled, *self.marks)
+        """Tell the benchmark how it went: everything has been settled now. Who waited
+        in vain for the rest of its share ended earlier."""
+        say(
+            "drained",
+            self.began,
+            time.monotonic_ns() if self.count >= self._share else self.last,
+            settled,
+            *self.marks,
+        )
 
 
 @attrs.frozen
@@ -84,17 +95,34 @@ class Drained:
         return self.settled / (self.ended - self.began) * 1e9
 
 
-async def drain(role: Callable[..., object], dsn: str, share: int, seconds: float, *words: object, processes: int = 1) -> Drained:
+async def drain(
+    role: Callable[..., object],
+    dsn: str,
+    share: int,
+    seconds: float,
+    *words: object,
+    processes: int = 1,
+) -> Drained:
     """Have processes in this role drain a backlog together, each its part of the share."""
-    async with playing_together(role, dsn, *[(share // processes, seconds, *words)] * processes) as children:
+    async with playing_together(
+        role, dsn, *[(share // processes, seconds, *words)] * processes
+    ) as children:
         for child in children:
             await child.order("go")
         ends = [Drained.read(await child.hear("drained", PATIENCE)) for child in children]
-    return Drained(min(e.began for e in ends), max(e.ended for e in ends), sum(e.settled for e in ends), ends[0].marks)
+    return Drained(
+        min(e.began for e in ends),
+        max(e.ended for e in ends),
+        sum(e.settled for e in ends),
+        ends[0].marks,
+    )
 
 
-async def handle(dsn: str, share: str, seconds: str, queue: str, concurrency: str, size: str) -> None:
-    """Drain with Tocsin: ``handle`` when the size of a batch is 0, else ``handle_batches``."""
+async def handle(
+    dsn: str, share: str, seconds: str, queue: str, concurrency: str, size: str
+) -> None:
+    """Drain with Tocsin: ``handle`` when the size of a batch is 0, else
+    ``handle_batches``."""
     full = trio.Event()
     tally = Tally(int(share), full.set)
 
@@ -106,7 +134,12 @@ async def handle(dsn: str, share: str, seconds: str, queue: str, concurrency: st
         assert all(m.payload is not None for m in messages)
         tally.add(len(messages))
 
-    async with orders() as incoming, tocsin.connect(dsn) as store, store.consumer(queue) as consumer, trio.open_nursery() as nursery:
+    async with (
+        orders() as incoming,
+        tocsin.connect(dsn) as store,
+        store.consumer(queue) as consumer,
+        trio.open_nursery() as nursery,
+    ):
         say("ready")
         await incoming.next()
 

@@ -1,8 +1,10 @@
-"""Many connections, each with one statement after the other, and little else: a load that is not its own bottleneck.
+"""Many connections, each with one statement after the other, and little else: a load
+that is not its own bottleneck.
 
-One process holds many connections with libpq's asynchronous calls and one poll over all of them: no threads that wait for each other, no
-results that are decoded. Two such processes get many times as many empty statements through as inserts (``enqueue_concurrent.driver``), so
-what limits the inserts is the server.
+One process holds many connections with libpq's asynchronous calls and one poll over all
+of them: no threads that wait for each other, no results that are decoded. Two such
+processes get many times as many empty statements through as inserts
+(``enqueue_concurrent.driver``), so what limits the inserts is the server.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Driver:
         self._children = children
 
     async def load(self, dsn: str, connections: int, seconds: float, statement: str) -> float:
-        """Run a statement on so many connections for so long, each in a transaction of its own; return how many a second there were."""
+        """Run a statement on so many connections for so long, each in a transaction of
+        its own; return how many a second there were."""
         for child in self._children:
             await child.order(json.dumps([dsn, connections // PROCESSES, seconds, statement]))
         return sum([await child.hear_number("rate") for child in self._children])
@@ -44,7 +47,8 @@ async def driving() -> AsyncIterator[Driver]:
 
 
 def serve(dsn: str) -> None:
-    """For each order, which says where as well, run a statement again and again; say how many a second there were."""
+    """For each order, which says where as well, run a statement again and again; say
+    how many a second there were."""
     say("ready")
     for order in sys.stdin:
         say("rate", _repeat(*json.loads(order)))

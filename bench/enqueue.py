@@ -1,9 +1,11 @@
 """Enqueueing by one producer, to a queue at which nobody waits.
 
-``enqueue``: one awaited `Producer.enqueue` after the other. The floor is a blocking INSERT into the same table, with its indexes and its
-trigger. ``enqueue_batch``: `Producer.enqueue_many` with a thousand payloads at a time. The floor is a raw COPY of a thousand rows into the
-same table; it encodes the same payloads, with the standard library. Each of the four has a commit per call. Subject and floor take turns
-in one database; the figures are what the middle turn of each came to.
+``enqueue``: one awaited `Producer.enqueue` after the other. The floor is a blocking
+INSERT into the same table, with its indexes and its trigger. ``enqueue_batch``:
+`Producer.enqueue_many` with a thousand payloads at a time. The floor is a raw COPY of a
+thousand rows into the same table; it encodes the same payloads, with the standard
+library. Each of the four has a commit per call. Subject and floor take turns in one
+database; the figures are what the middle turn of each came to.
 """
 
 from __future__ import annotations
@@ -34,7 +36,15 @@ async def measure(bench: Bench) -> list[Result]:
     """Give messages per second, one by one."""
     turns, count = bench.pick(20, 6, 2), bench.pick(500, 500, 10)
     value, manual_waiters = await _take_turns(bench, produce, insert, turns, count)
-    return [Result("enqueue", value, "/s", manual_waiters, {"messages": turns * count, "target_ratio": TARGET})]
+    return [
+        Result(
+            "enqueue",
+            value,
+            "/s",
+            manual_waiters,
+            {"messages": turns * count, "target_ratio": TARGET},
+        )
+    ]
 
 
 async def measure_batch(bench: Bench) -> list[Result]:
@@ -46,12 +56,21 @@ async def measure_batch(bench: Bench) -> list[Result]:
 
 
 async def _take_turns(
-    bench: Bench, subject: Callable[..., object], manual_waiters: Callable[..., object], turns: int, count: int
+    bench: Bench,
+    subject: Callable[..., object],
+    manual_waiters: Callable[..., object],
+    turns: int,
+    count: int,
 ) -> tuple[float, float]:
     rates: tuple[list[float], list[float]] = ([], [])
-    async with bench.store_database(QUEUE) as dsn, playing(subject, dsn) as ours, playing(manual_waiters, dsn) as theirs:
+    async with (
+        bench.store_database(QUEUE) as dsn,
+        playing(subject, dsn) as ours,
+        playing(manual_waiters, dsn) as theirs,
+    ):
         for child in (ours, theirs):
-            await _turn(child, max(1, count // 5))  # statements are prepared, and plans kept, after some repetitions
+            # statements are prepared, and plans kept, after some repetitions
+            await _turn(child, max(1, count // 5))
         for _ in range(turns):
             for child, own in zip((ours, theirs), rates, strict=True):
                 own.append(await _turn(child, count))
@@ -64,8 +83,13 @@ async def _turn(child: Child, count: int) -> float:
 
 
 async def produce(dsn: str) -> None:
-    """For each order, a number, enqueue so many messages; say how long it took, in seconds."""
-    async with tocsin.connect(dsn) as store, store.producer(QUEUE) as producer, orders() as incoming:
+    """For each order, a number, enqueue so many messages; say how long it took, in
+    seconds."""
+    async with (
+        tocsin.connect(dsn) as store,
+        store.producer(QUEUE) as producer,
+        orders() as incoming,
+    ):
         say("ready")
         while True:
             (count,) = await incoming.next()
@@ -76,8 +100,13 @@ async def produce(dsn: str) -> None:
 
 
 async def produce_batches(dsn: str) -> None:
-    """For each order, a number, enqueue so many batches; say how long it took, in seconds."""
-    async with tocsin.connect(dsn) as store, store.producer(QUEUE) as producer, orders() as incoming:
+    """For each order, a number, enqueue so many batches; say how long it took, in
+    seconds."""
+    async with (
+        tocsin.connect(dsn) as store,
+        store.producer(QUEUE) as producer,
+        orders() as incoming,
+    ):
         say("ready")
         while True:
             (count,) = await incoming.next()
@@ -90,8 +119,9 @@ async def produce_batches(dsn: str) -> None:
 def insert(dsn: str) -> None:
     """Do by hand what `produce` does."""
     statement = (
-        f"insert into tocsin.messages ({backlog.COLUMNS}) "
-        f"select id, clock_timestamp(), clock_timestamp(), clock_timestamp(), %s::jsonb from tocsin.queues where name = '{QUEUE}'"
+        f"insert into tocsin.messages ({backlog.COLUMNS}) select id, clock_timestamp(),"
+        " clock_timestamp(), clock_timestamp(), %s::jsonb from tocsin.queues where name ="
+        f" '{QUEUE}'"
     ).encode()
     with psycopg.connect(dsn, autocommit=True) as connection:
         say("ready")
@@ -105,14 +135,19 @@ def insert(dsn: str) -> None:
 def copy(dsn: str) -> None:
     """Do by hand what `produce_batches` does."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        row = connection.execute("select id, now()::text from tocsin.queues where name = %s", [QUEUE]).fetchone()
+        row = connection.execute(
+            "select id, now()::text from tocsin.queues where name = %s", [QUEUE]
+        ).fetchone()
         assert row is not None
         queue_id, now = row
         say("ready")
         for line in sys.stdin:
             began = time.perf_counter()
             for _ in range(int(line)):
-                rows = "".join(f"{queue_id}\t{now}\t{now}\t{now}\t{json.dumps(payload)}\n" for payload in [PAYLOAD] * BATCH)
+                rows = "".join(
+                    f"{queue_id}\t{now}\t{now}\t{now}\t{json.dumps(payload)}\n"
+                    for payload in [PAYLOAD] * BATCH
+                )
                 with connection.cursor().copy(backlog.COPY.encode()) as stream:
                     stream.write(rows)
             say("took", time.perf_counter() - began)

@@ -1,10 +1,15 @@
-"""What a claim costs in a table that is almost empty and in one that is full, and after hours without vacuum.
+"""What a claim costs in a table that is almost empty and in one that is full, and after
+hours without vacuum.
 
-``flat``: the median of ``dequeue(100)`` and ``archive_many``, with what server and client need for it. The full table has 5,000,000 ready,
-1,000,000 delayed and 10,000,000 archived messages; the floor is the same in a table that has just enough. They take turns.
+``flat``: the median of ``dequeue(100)`` and ``archive_many``, with what server and
+client need for it. The full table has 5,000,000 ready, 1,000,000 delayed and 10,000,000
+archived messages; the floor is the same in a table that has just enough. They take
+turns.
 
-``flat.held``: a drain of a million messages while another session keeps a snapshot open, so that no dead row can be vacuumed away; the
-floor is the same drain without that session. ``flat.held_end`` is the last tenth of the held drain, and its floor the first tenth.
+``flat.held``: a drain of a million messages while another session keeps a snapshot
+open, so that no dead row can be vacuumed away; the floor is the same drain without that
+session. ``flat.held_end`` is the last tenth of the held drain, and its floor the first
+tenth.
 """
 
 from __future__ import annotations
@@ -34,7 +39,9 @@ async def measure(bench: Bench) -> list[Result]:
 
 async def _measure_full(bench: Bench) -> Result:
     turns, cycles = bench.pick(10, 5, 2), bench.pick(20, 10, 2)
-    ready, delayed, archived = (count // bench.pick(1, 100, 5000) for count in (5_000_000, 1_000_000, 10_000_000))
+    ready, delayed, archived = (
+        count // bench.pick(1, 100, 5000) for count in (5_000_000, 1_000_000, 10_000_000)
+    )
     just_enough = (turns + 1) * cycles * BATCH
     taken: tuple[list[float], list[float]] = ([], [])
     async with bench.store_database(QUEUE) as full, bench.store_database(QUEUE) as small:
@@ -46,8 +53,16 @@ async def _measure_full(bench: Bench) -> Result:
             for _ in range(turns):
                 for child, own in zip((ours, floor), taken, strict=True):
                     own += await _take(child, cycles)
-    settings = {"ready": ready, "delayed": delayed, "archived": archived, "cycles": turns * cycles, "batch": BATCH}
-    return Result("flat", median(taken[0]), "ms", median(taken[1]), settings | {"target_ratio": TARGET})
+    settings = {
+        "ready": ready,
+        "delayed": delayed,
+        "archived": archived,
+        "cycles": turns * cycles,
+        "batch": BATCH,
+    }
+    return Result(
+        "flat", median(taken[0]), "ms", median(taken[1]), settings | {"target_ratio": TARGET}
+    )
 
 
 async def _take(child: Child, cycles: int) -> list[float]:
@@ -80,8 +95,13 @@ async def _drain(bench: Bench, messages: int, *, hold: bool) -> draining.Drained
 
 
 async def cycle(dsn: str) -> None:
-    """For each order, a number, take and archive a hundred messages so many times; say how long each cycle took, in ms."""
-    async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer, orders() as incoming:
+    """For each order, a number, take and archive a hundred messages so many times; say
+    how long each cycle took, in ms."""
+    async with (
+        tocsin.connect(dsn) as store,
+        store.consumer(QUEUE) as consumer,
+        orders() as incoming,
+    ):
         say("ready")
         while True:
             (cycles,) = await incoming.next()

@@ -1,7 +1,9 @@
-"""The floors: what the scenarios do, done by hand, with blocking psycopg and the least SQL that can do it.
+"""The floors: what the scenarios do, done by hand, with blocking psycopg and the least
+SQL that can do it.
 
-Each function is a role (``child.py``). They are not queues: they know no leases, no workers, no retries, and lose what they have taken
-when they are killed. Nothing that is a queue can be faster.
+Each function is a role (``child.py``). They are not queues: they know no leases, no
+workers, no retries, and lose what they have taken when they are killed. Nothing that is
+a queue can be faster.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from .child import say
 from .draining import Tally
 from .frame import execute
 
-TABLE = b"create table messages (id bigint generated always as identity primary key, sent bigint, due timestamptz not null default now())"
+TABLE = (
+    b"create table messages (id bigint generated always as identity primary key, sent bigint, due"
+    b" timestamptz not null default now())"
+)
 """What the roles that claim need in their database."""
 QUEUES = 10
 HEARTBEAT = 2.0
@@ -45,7 +50,8 @@ def wakes(connection: psycopg.Connection[tuple[Any, ...]]) -> Iterator[str]:
 
 
 def send(dsn: str, statement: str) -> None:
-    """For each order, run a statement whose parameter is the time (CLOCK_MONOTONIC, ns) just before."""
+    """For each order, run a statement whose parameter is the time (CLOCK_MONOTONIC, ns)
+    just before."""
     with connect(dsn) as connection:
         command = statement.encode()
         say("ready")
@@ -55,7 +61,9 @@ def send(dsn: str, statement: str) -> None:
 
 NOTIFY = "select pg_notify('floor', %s::text)"
 """For `send`: wakes `hear`."""
-INSERT_AND_NOTIFY = "with added as (insert into messages (sent) values (%s)) select pg_notify('floor', '')"
+INSERT_AND_NOTIFY = (
+    "with added as (insert into messages (sent) values (%s)) select pg_notify('floor', '')"
+)
 """For `send`: wakes `hear_and_claim`."""
 
 
@@ -69,7 +77,8 @@ def hear(dsn: str) -> None:
 
 
 def call(dsn: str) -> None:
-    """For each order, notify `answer` and wait for its notification; say how long that took, in ms."""
+    """For each order, notify `answer` and wait for its notification; say how long that
+    took, in ms."""
     with connect(dsn) as connection, connect(dsn) as line:
         line.execute("listen floor_back")
         answers = wakes(line)
@@ -91,14 +100,16 @@ def answer(dsn: str) -> None:
 
 
 def hear_and_claim(dsn: str) -> None:
-    """On each notification, take one message out of the table; say how long after its statement it was here, and was heard of, in ms."""
+    """On each notification, take one message out of the table; say how long after its
+    statement it was here, and was heard of, in ms."""
     with connect(dsn) as connection, connect(dsn) as line:
         line.execute("listen floor")
         say("ready")
         for _ in wakes(line):
             heard = time.monotonic_ns()
             claimed = connection.execute(
-                "delete from messages where id = (select id from messages order by id limit 1 for update skip locked) returning sent"
+                "delete from messages where id = (select id from messages order by id limit 1 for"
+                " update skip locked) returning sent"
             ).fetchone()
             now = time.monotonic_ns()
             assert claimed is not None
@@ -119,8 +130,12 @@ create table done (
     archived_at timestamptz not null, payload jsonb not null
 )
 """
-"""What `claim_and_archive` needs in its database: a queue with priorities, delays, leases and an archive can hardly have less."""
-_FILL = b"insert into queue (payload) select jsonb_build_object('n', n) from generate_series(1, %s::integer) n"
+"""What `claim_and_archive` needs in its database: a queue with priorities, delays,
+leases and an archive can hardly have less."""
+_FILL = (
+    b"insert into queue (payload) select jsonb_build_object('n', n) from generate_series(1,"
+    b" %s::integer) n"
+)
 _CLAIM = """
 update queue set leased_until = now() + interval '30 s', read_ct = read_ct + 1
 where id = any (array(
@@ -143,7 +158,8 @@ async def fill(dsn: str, messages: int) -> None:
 
 
 def claim_and_archive(dsn: str, share: str, seconds: str, threads: str) -> None:
-    """Drain: claim a hundred, call a function for each, archive the hundred; so many threads, each with a connection of its own."""
+    """Drain: claim a hundred, call a function for each, archive the hundred; so many
+    threads, each with a connection of its own."""
     tally = Tally(int(share))
     lock = threading.Lock()
 
@@ -193,16 +209,20 @@ def claim_and_delay(dsn: str, share: str, seconds: str) -> None:
 
 
 def claim_when_due(dsn: str) -> None:
-    """For each order, sleep until the next message is due and take it; say how late that was, in ms."""
+    """For each order, sleep until the next message is due and take it; say how late
+    that was, in ms."""
     with connect(dsn) as connection:
         say("ready")
         for _ in sys.stdin:
-            first = connection.execute("select extract(epoch from min(due) - clock_timestamp())::float8 from messages").fetchone()
+            first = connection.execute(
+                "select extract(epoch from min(due) - clock_timestamp())::float8 from messages"
+            ).fetchone()
             assert first is not None
             time.sleep(max(0, first[0]))
             claimed = connection.execute(
-                "delete from messages where id = (select id from messages where due <= clock_timestamp() order by due limit 1 "
-                "for update skip locked) returning extract(epoch from due)::float8"
+                "delete from messages where id = (select id from messages where due <="
+                " clock_timestamp() order by due limit 1 for update skip locked) returning"
+                " extract(epoch from due)::float8"
             ).fetchone()
             now = time.time()
             assert claimed is not None
@@ -232,7 +252,8 @@ def wait_for_lock(dsn: str) -> None:
 
 
 def listen(dsn: str, *channels: str) -> None:
-    """LISTEN on each of these channels, each on a connection of its own, and read what comes."""
+    """LISTEN on each of these channels, each on a connection of its own, and read what
+    comes."""
     with ExitStack() as stack:
         connections = [stack.enter_context(connect(dsn)) for _ in channels]
         for connection, channel in zip(connections, channels, strict=True):
@@ -247,7 +268,8 @@ def listen(dsn: str, *channels: str) -> None:
 def listen_and_beat(dsn: str) -> None:
     """LISTEN on ten channels, and update a row every two seconds.
 
-    From one order to the next, count; then say: seconds of CPU, statements, times woken (by the clock and by the answer, for each of them).
+    From one order to the next, count; then say: seconds of CPU, statements, times woken
+    (by the clock and by the answer, for each of them).
     """
     with connect(dsn) as connection:
         for number in range(QUEUES):
@@ -259,7 +281,9 @@ def listen_and_beat(dsn: str) -> None:
         began, beats = time.process_time(), 0
         next_beat = time.monotonic() + HEARTBEAT
         while True:
-            readable, _, _ = select.select([connection.fileno(), sys.stdin], [], [], max(0, next_beat - time.monotonic()))
+            readable, _, _ = select.select(
+                [connection.fileno(), sys.stdin], [], [], max(0, next_beat - time.monotonic())
+            )
             if sys.stdin in readable:
                 break
             if not readable:

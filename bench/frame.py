@@ -1,7 +1,8 @@
 """What the scenarios share: how much to measure, and databases to do it in.
 
-Each scenario gets databases of its own, and each floor another one: up to PostgreSQL 18 a NOTIFY wakes every listening backend of its
-database, so that a consumer which sleeps beside a floor would be part of it.
+Each scenario gets databases of its own, and each floor another one: up to PostgreSQL 18
+a NOTIFY wakes every listening backend of its database, so that a consumer which sleeps
+beside a floor would be part of it.
 """
 
 from __future__ import annotations
@@ -56,12 +57,15 @@ class Bench:
 
     @asynccontextmanager
     async def bare_database(self, prepare: bytes = b"") -> AsyncIterator[str]:
-        """Give the connection string of a new database, in which these statements were run.
+        """Give the connection string of a new database, in which these statements were
+        run.
 
         However the block ends, cancelled or not, the database is dropped.
         """
         name = f"tocsin_bench_{secrets.token_hex(6)}"
-        await execute(self.dsn, sql.SQL("create database {} template template0").format(sql.Identifier(name)))
+        await execute(
+            self.dsn, sql.SQL("create database {} template template0").format(sql.Identifier(name))
+        )
         try:
             dsn = make_conninfo(self.dsn, dbname=name)
             if prepare:
@@ -69,25 +73,33 @@ class Bench:
             yield dsn
         finally:
             with trio.move_on_after(CLEANUP_WITHIN, shield=True):
-                await execute(self.dsn, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+                await execute(
+                    self.dsn, sql.SQL("drop database {} with (force)").format(sql.Identifier(name))
+                )
 
     @asynccontextmanager
     async def store_database(self, *queues: str) -> AsyncIterator[str]:
-        """Give the connection string of a new database with Tocsin and these queues in it; it is dropped at the end."""
+        """Give the connection string of a new database with Tocsin and these queues in
+        it; it is dropped at the end."""
         async with self.bare_database() as dsn:
             async with tocsin.connect(dsn) as store:
                 await store.install()
                 for queue in queues:
                     await store.queues.create(queue)
-                await store.maintain()  # so that there are partitions to archive to, as there are after a minute
+                # so that there are partitions to archive to, as there are after a
+                # minute
+                await store.maintain()
             yield dsn
 
 
 Scenario: TypeAlias = Callable[[Bench], Awaitable[list[Result]]]
 
 
-async def execute(dsn: str, statement: bytes | sql.Composed, *parameters: object) -> list[tuple[Any, ...]]:
-    """Run one statement on a connection of its own, and return its rows. Cancelled, it has taken effect or not."""
+async def execute(
+    dsn: str, statement: bytes | sql.Composed, *parameters: object
+) -> list[tuple[Any, ...]]:
+    """Run one statement on a connection of its own, and return its rows. Cancelled, it
+    has taken effect or not."""
     connection: TrioConnection[Any] = await TrioConnection.connect(dsn, autocommit=True)
     try:
         cursor = await connection.execute(statement, parameters or None)

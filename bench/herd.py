@@ -1,11 +1,13 @@
 """Crowds that sleep.
 
-``herd``: a hundred idle consumers of one queue, in ten processes, and one message: how many claims run for it, as ``pg_stat_statements``
-counts them; one would do, and is the floor. The next message is sent when nothing has run for a while.
+``herd``: a hundred idle consumers of one queue, in ten processes, and one message: how
+many claims run for it, as ``pg_stat_statements`` counts them; one would do, and is the
+floor. The next message is sent when nothing has run for a while.
 
-``herd.listeners``: eight connections insert, one message per transaction, while a hundred consumers of other queues sleep: a hundred stores
-in ten processes, each with a LISTEN connection of its own. The floor is the same beside a hundred plain connections that LISTEN; the rate
-beside nobody is in the settings.
+``herd.listeners``: eight connections insert, one message per transaction, while a
+hundred consumers of other queues sleep: a hundred stores in ten processes, each with a
+LISTEN connection of its own. The floor is the same beside a hundred plain connections
+that LISTEN; the rate beside nobody is in the settings.
 """
 
 from __future__ import annotations
@@ -45,10 +47,14 @@ async def measure(bench: Bench) -> list[Result]:
 async def _measure_claims(bench: Bench) -> Result:
     processes, each, messages = bench.pick(10, 2, 2), bench.pick(10, 10, 2), bench.pick(50, 5, 2)
     async with AsyncExitStack() as stack:
-        watch = await stack.enter_async_context(bench.bare_database(b"create extension pg_stat_statements"))
+        watch = await stack.enter_async_context(
+            bench.bare_database(b"create extension pg_stat_statements")
+        )
         dsn = await stack.enter_async_context(bench.store_database(QUEUE))
         await stack.enter_async_context(playing_together(consume, dsn, *[[each]] * processes))
-        ((database,),) = await execute(dsn, b"select oid from pg_database where datname = current_database()")
+        ((database,),) = await execute(
+            dsn, b"select oid from pg_database where datname = current_database()"
+        )
         before = await _calm(watch, database)
         async with tocsin.connect(dsn) as store:
             for _ in range(messages):
@@ -79,16 +85,24 @@ async def _measure_listeners(bench: Bench) -> Result:
     rates: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
         driver = await stack.enter_async_context(driving())
-        ways: dict[str, Callable[..., object] | None] = {"sleep": sleep, "listen": floor.listen, "nobody": None}
+        ways: dict[str, Callable[..., object] | None] = {
+            "sleep": sleep,
+            "listen": floor.listen,
+            "nobody": None,
+        }
         databases: dict[str, str] = {}
         for name, role in ways.items():
             databases[name] = await stack.enter_async_context(bench.store_database(QUEUE, *queues))
             if role is not None:
-                shares = [queues[number * each : (number + 1) * each] for number in range(processes)]
+                shares = [
+                    queues[number * each : (number + 1) * each] for number in range(processes)
+                ]
                 await stack.enter_async_context(playing_together(role, databases[name], *shares))
         for _ in range(turns):
             for name, dsn in databases.items():
-                rates[name].append(await driver.load(dsn, PRODUCERS, seconds, f"{backlog.INSERT}'{QUEUE}'"))
+                rates[name].append(
+                    await driver.load(dsn, PRODUCERS, seconds, f"{backlog.INSERT}'{QUEUE}'")
+                )
     settings = {
         "listeners": processes * each,
         "producers": PRODUCERS,

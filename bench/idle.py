@@ -1,8 +1,9 @@
 """A process with ten consumers on ten queues, and nothing to do.
 
-Counted, for as long as nothing happens: its connections, the statements that anybody runs in its database, its CPU time, and how often its
-event loop wakes up. The floor is a blocking process that LISTENs on ten channels and updates one row as often as Tocsin sends a heartbeat;
-it is idle at the same time, in another database.
+Counted, for as long as nothing happens: its connections, the statements that anybody
+runs in its database, its CPU time, and how often its event loop wakes up. The floor is
+a blocking process that LISTENs on ten channels and updates one row as often as Tocsin
+sends a heartbeat; it is idle at the same time, in another database.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ async def measure(bench: Bench) -> list[Result]:
         dsn, bare = await enter(bench.store_database(*queues)), await enter(bench.bare_database())
         subject = await enter(playing(consume, dsn, *queues))
         manual_waiters = await enter(playing(floor.listen_and_beat, bare))
-        ((database,),) = await execute(dsn, b"select oid from pg_database where datname = current_database()")
+        ((database,),) = await execute(
+            dsn, b"select oid from pg_database where datname = current_database()"
+        )
         before = await _statements(watch, database)
         for child in (subject, manual_waiters):
             await child.order("count")
@@ -41,26 +44,47 @@ async def measure(bench: Bench) -> list[Result]:
         for child in (subject, manual_waiters):
             await child.order("stop")
         cpu, wakeups = map(float, await subject.hear("counted"))
-        floor_cpu, floor_statements, floor_wakeups = map(float, await manual_waiters.hear("counted"))
+        floor_cpu, floor_statements, floor_wakeups = map(
+            float, await manual_waiters.hear("counted")
+        )
         after = await _statements(watch, database)
         ((connections,),) = await execute(
-            watch, b"select count(*) from pg_stat_activity where datid = %s and backend_type = 'client backend'", database
+            watch,
+            b"select count(*) from pg_stat_activity where datid = %s and backend_type = 'client"
+            b" backend'",
+            database,
         )
-    ran = {query: calls - before.get(query, 0) for query, calls in after.items() if calls > before.get(query, 0)}
+    ran = {
+        query: calls - before.get(query, 0)
+        for query, calls in after.items()
+        if calls > before.get(query, 0)
+    }
     beats = sum(calls for query, calls in ran.items() if ".heartbeat(" in query)
     settings = {"seconds": seconds, "consumers": len(queues)}
     return [
         Result("idle.connections", connections, "", CONNECTIONS, settings | {"target_ratio": 1}),
         Result("idle.heartbeats", beats, "", floor_statements, settings | {"target_ratio": 1.25}),
-        Result("idle.other_statements", sum(ran.values()) - beats, "", None, settings | {"target_value": 0, "ran": ran}),
-        Result("idle.cpu", cpu * 1e3, "ms", bench.pick(floor_cpu * 1e3, None, None), settings),  # one or two heartbeats say little
+        Result(
+            "idle.other_statements",
+            sum(ran.values()) - beats,
+            "",
+            None,
+            settings | {"target_value": 0, "ran": ran},
+        ),
+        # one or two heartbeats say little
+        Result("idle.cpu", cpu * 1e3, "ms", bench.pick(floor_cpu * 1e3, None, None), settings),
         Result("idle.wakeups", wakeups, "", floor_wakeups, settings),
     ]
 
 
 async def _statements(watch: str, database: int) -> dict[str, int]:
     return dict(
-        await execute(watch, b"select query, sum(calls)::bigint from pg_stat_statements where dbid = %s and toplevel group by 1", database)
+        await execute(
+            watch,
+            b"select query, sum(calls)::bigint from pg_stat_statements where dbid = %s and toplevel"
+            b" group by 1",
+            database,
+        )
     )
 
 
@@ -72,7 +96,8 @@ class _Wakeups(trio.abc.Instrument):
 
 
 async def consume(dsn: str, *queues: str) -> None:
-    """Consume all of these queues. From one order to the next, count; then say: seconds of CPU, wake-ups of the event loop."""
+    """Consume all of these queues. From one order to the next, count; then say: seconds
+    of CPU, wake-ups of the event loop."""
 
     async def handle(message: tocsin.Message) -> None:
         raise AssertionError("there are no messages")
@@ -81,7 +106,9 @@ async def consume(dsn: str, *queues: str) -> None:
         incoming = await stack.enter_async_context(orders())
         store = await stack.enter_async_context(tocsin.connect(dsn))
         nursery = await stack.enter_async_context(trio.open_nursery())
-        for queue in queues:  # one after the other, so that the pool has no surplus, which it would keep for ten seconds
+        # one after the other, so that the pool has no surplus, which it would keep for
+        # ten seconds
+        for queue in queues:
             consumer = await stack.enter_async_context(store.consumer(queue))
             nursery.start_soon(consumer.handle, handle)
             await asleep(store)

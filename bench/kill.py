@@ -1,10 +1,13 @@
-"""From the SIGKILL of a process that holds messages to another process's handler having all of them.
+"""From the SIGKILL of a process that holds messages to another process's handler having
+all of them.
 
-Their leases would last an hour: it is not their end that is waited for. The processes die at any phase of their own heartbeat and of the
-other's. Measured in the same run: how long an advisory lock takes to pass from a process that is killed to one that waits for it, which is
-what the kernel and the server need to notice. That Tocsin takes hundreds of times as long is intended, for a connection that was lost is
-not yet a dead process (``sql/functions/processes.sql``): it waits for a heartbeat to be missed. A ratio of the two would tell nothing but
-the phase of a heartbeat, so there is none.
+Their leases would last an hour: it is not their end that is waited for. The processes
+die at any phase of their own heartbeat and of the other's. Measured in the same run:
+how long an advisory lock takes to pass from a process that is killed to one that waits
+for it, which is what the kernel and the server need to notice. That Tocsin takes
+hundreds of times as long is intended, for a connection that was lost is not yet a dead
+process (``sql/functions/processes.sql``): it waits for a heartbeat to be missed. A
+ratio of the two would tell nothing but the phase of a heartbeat, so there is none.
 """
 
 from __future__ import annotations
@@ -39,7 +42,12 @@ async def measure(bench: Bench) -> list[Result]:
         for _ in range(bench.pick(10, 1, 1)):
             taken.append(await _kill_consumer(dsn))
             floors.append(await _kill_holder(bare))
-    settings = {"runs": len(taken), "messages": MESSAGES, "lease_s": LEASE, "lock_p50_s": percentile(floors, 50)}
+    settings = {
+        "runs": len(taken),
+        "messages": MESSAGES,
+        "lease_s": LEASE,
+        "lock_p50_s": percentile(floors, 50),
+    }
     return [
         Result("kill.p50", percentile(taken, 50), "s", None, settings),
         Result("kill.max", max(taken), "s", None, settings | {"target_value": TARGET}),
@@ -47,8 +55,11 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def _let_deaths_count(dsn: str) -> None:
-    """Nobody is declared dead in the first ten seconds of a server, nor in those after a database's first heartbeat."""
-    ((server_up,),) = await execute(dsn, b"select extract(epoch from now() - pg_postmaster_start_time())::float8")
+    """Nobody is declared dead in the first ten seconds of a server, nor in those after
+    a database's first heartbeat."""
+    ((server_up,),) = await execute(
+        dsn, b"select extract(epoch from now() - pg_postmaster_start_time())::float8"
+    )
     await trio.sleep(max(0.0, 10.5 - server_up))
     await execute(dsn, b"insert into tocsin.uptime (since) values (now() - interval '1 hour')")
 
@@ -66,7 +77,10 @@ async def _kill_consumer(dsn: str) -> float:
 
 
 async def _kill_holder(dsn: str) -> float:
-    async with playing(floor.hold_lock, dsn) as victim, playing(floor.wait_for_lock, dsn) as rescuer:
+    async with (
+        playing(floor.hold_lock, dsn) as victim,
+        playing(floor.wait_for_lock, dsn) as rescuer,
+    ):
         await trio.sleep(0.2)  # until its statement waits
         return await _kill(victim, rescuer)
 

@@ -1,6 +1,8 @@
-"""The memory of a consumer's process over a million messages: its resident set (``/proc``, so this is for Linux).
+"""The memory of a consumer's process over a million messages: its resident set
+(``/proc``, so this is for Linux).
 
-``memory``: the largest after the first ten thousand messages, read at each further ten thousand; the floor is what it was then.
+``memory``: the largest after the first ten thousand messages, read at each further ten
+thousand; the floor is what it was then.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from .results import Result
 QUEUE = "memory"
 CONCURRENCY = 100
 TARGET = 1.1
-"""How many times as large the process may become: what an allocator does not give back at once."""
+"""How many times as large the process may become: what an allocator does not give back
+at once."""
 
 
 async def measure(bench: Bench) -> list[Result]:
@@ -32,7 +35,12 @@ async def measure(bench: Bench) -> list[Result]:
         async with playing(consume, dsn, messages, step) as consumer:
             await consumer.order("go")
             sizes = [float(word) for word in await consumer.hear("sizes", PATIENCE)]
-    settings = {"messages": messages, "concurrency": CONCURRENCY, "last_mb": sizes[-1], "target_ratio": TARGET}
+    settings = {
+        "messages": messages,
+        "concurrency": CONCURRENCY,
+        "last_mb": sizes[-1],
+        "target_ratio": TARGET,
+    }
     return [Result("memory", max(sizes[1:]), "MB", sizes[0], settings)]
 
 

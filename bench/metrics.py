@@ -1,4 +1,5 @@
-"""How long the metrics of one queue take: of a large one, and of an empty one beside it.
+"""How long the metrics of one queue take: of a large one, and of an empty one beside
+it.
 
 Nothing is compared with a floor: by hand one would count all, in seconds.
 """
@@ -29,7 +30,13 @@ async def measure(bench: Bench) -> list[Result]:
                 began = time.perf_counter()
                 await store.queues.metrics(queue)
                 times.append((time.perf_counter() - began) * 1e3)
-    settings = {"ready": count, "delayed": count, "archived": count, "samples": samples, "target_value": TARGET}
+    settings = {
+        "ready": count,
+        "delayed": count,
+        "archived": count,
+        "samples": samples,
+        "target_value": TARGET,
+    }
     return [
         Result("metrics.p50", percentile(taken[LARGE], 50), "ms", None, settings),
         Result("metrics.p99", percentile(taken[LARGE], 99), "ms", None, settings),

@@ -1,9 +1,12 @@
-"""``python -m bench.outages``: what happens to a service while its database or its network misbehaves, as the table of ``docs/outages.md``.
+"""``python -m bench.outages``: what happens to a service while its database or its
+network misbehaves, as the table of ``docs/outages.md``.
 
-A service produces ten messages a second and consumes them, each with Tocsin's defaults. Then something is done to the server, the
-database, the role or the network. Noted are the calls of the producer that failed meanwhile, and the time from the end of the outage (or,
-where it does not end, from its beginning) until a message that was enqueued after it is handled. At the end each message whose enqueueing
-succeeded must have been handled, unchanged; where that is not so, the command says so and exits with 1.
+A service produces ten messages a second and consumes them, each with Tocsin's defaults.
+Then something is done to the server, the database, the role or the network. Noted are
+the calls of the producer that failed meanwhile, and the time from the end of the outage
+(or, where it does not end, from its beginning) until a message that was enqueued after
+it is handled. At the end each message whose enqueueing succeeded must have been
+handled, unchanged; where that is not so, the command says so and exits with 1.
 """
 
 from __future__ import annotations
@@ -76,11 +79,18 @@ class Scene:
     async def set(self, setting: str) -> None:
         """Give the database a setting, for sessions to come."""
         name = str(conninfo_to_dict(self.admin)["dbname"])
-        await execute(self.server.dsn, sql.SQL("alter database {} set {}").format(sql.Identifier(name), sql.SQL(setting)))
+        await execute(
+            self.server.dsn,
+            sql.SQL("alter database {} set {}").format(sql.Identifier(name), sql.SQL(setting)),
+        )
 
     async def terminate(self) -> None:
         """End all sessions of the service."""
-        await execute(self.admin, b"select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tocsin'")
+        await execute(
+            self.admin,
+            b"select pg_terminate_backend(pid) from pg_stat_activity where application_name ="
+            b" 'tocsin'",
+        )
 
 
 @attrs.frozen
@@ -92,7 +102,8 @@ class Trial:
     happens: str
     """What it comes to, in the words of the table."""
     act: Callable[[Scene], Awaitable[float | None]]
-    """Does it; of an outage that ends, returns at its end. May return a time to recover of its own."""
+    """Does it; of an outage that ends, returns at its end. May return a time to recover
+    of its own."""
     before: bool = False
     """Whether it is done before the service starts."""
     since: int = 0
@@ -110,7 +121,8 @@ class Outcome:
     failed: Counter[str]
     """Errors that calls of the producer raised, by name."""
     recovery: float
-    """Seconds from the outage's end until a message that was enqueued later is handled."""
+    """Seconds from the outage's end until a message that was enqueued later is handled.
+    """
     repeated: int
     """Messages that were handled twice."""
 
@@ -132,7 +144,11 @@ class Service:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Go on until cancelled."""
-        async with tocsin.connect(self._dsn) as store, store.consumer("q") as consumer, open_nursery_bare() as nursery:
+        async with (
+            tocsin.connect(self._dsn) as store,
+            store.consumer("q") as consumer,
+            open_nursery_bare() as nursery,
+        ):
             nursery.start_soon(self._produce, store)
             task_status.started()
             await consumer.handle(self._handle, concurrency=5)
@@ -202,7 +218,9 @@ def set_before(setting: str) -> Callable[[Scene], Awaitable[float | None]]:
     return act
 
 
-def setting(setting: str, happens: str = "Sessions of Tocsin's have their own value.", since: int = 0) -> Trial:
+def setting(
+    setting: str, happens: str = "Sessions of Tocsin's have their own value.", since: int = 0
+) -> Trial:
     """Return the trial of a setting of the database's, as of a role's."""
     return Trial(f"`{setting}`", happens, set_before(setting), before=True, since=since)
 
@@ -227,7 +245,11 @@ async def terminate_again_and_again(scene: Scene) -> None:
 async def cancel_again_and_again(scene: Scene) -> None:
     """Cancel all statements, for three seconds."""
     for _ in range(300):
-        await execute(scene.admin, b"select pg_cancel_backend(pid) from pg_stat_activity where application_name = 'tocsin'")
+        await execute(
+            scene.admin,
+            b"select pg_cancel_backend(pid) from pg_stat_activity where application_name ="
+            b" 'tocsin'",
+        )
         await trio.sleep(0.01)
 
 
@@ -242,7 +264,10 @@ async def read_only(scene: Scene) -> None:
 
 async def lock_messages(scene: Scene) -> None:
     """Hold an exclusive lock on the table of messages for five seconds."""
-    await execute(scene.admin, b"begin; lock table tocsin.messages in access exclusive mode; select pg_sleep(5); commit")
+    await execute(
+        scene.admin,
+        b"begin; lock table tocsin.messages in access exclusive mode; select pg_sleep(5); commit",
+    )
 
 
 async def lock_messages_by_timeout(scene: Scene) -> None:
@@ -252,7 +277,8 @@ async def lock_messages_by_timeout(scene: Scene) -> None:
     await trio.sleep(1)
     await execute(
         scene.admin,
-        b"set transaction_timeout = 0; begin; lock table tocsin.messages in access exclusive mode; select pg_sleep(5); commit",
+        b"set transaction_timeout = 0; begin; lock table tocsin.messages in access exclusive mode;"
+        b" select pg_sleep(5); commit",
     )
 
 
@@ -273,15 +299,21 @@ async def take_all_connections(scene: Scene) -> None:
 
 
 async def fill_notify_queue(scene: Scene) -> None:
-    """Fill PostgreSQL's queue of notifications, by a session that does not read them; for five seconds."""
+    """Fill PostgreSQL's queue of notifications, by a session that does not read them;
+    for five seconds."""
 
     def fill() -> None:
-        with psycopg.connect(scene.admin, autocommit=True) as stuck, psycopg.connect(scene.admin, autocommit=True) as other:
+        with (
+            psycopg.connect(scene.admin, autocommit=True) as stuck,
+            psycopg.connect(scene.admin, autocommit=True) as other,
+        ):
             for statement in ("listen somewhere", "begin", "select 1"):
                 stuck.execute(statement)
             try:
                 while True:
-                    other.execute("select pg_notify('somewhere', repeat('x', 7000) || clock_timestamp())")
+                    other.execute(
+                        "select pg_notify('somewhere', repeat('x', 7000) || clock_timestamp())"
+                    )
             except psycopg.errors.ProgramLimitExceeded:
                 other.execute("select pg_sleep(5)")
 
@@ -341,13 +373,15 @@ def _children(parent: int) -> list[int]:
 
 
 async def fail_over(scene: Scene) -> None:
-    """Have the primary's host vanish, and promote the standby; the service's connection string names both."""
+    """Have the primary's host vanish, and promote the standby; the service's connection
+    string names both."""
     scene.proxy.silence(new=True)
     await scene.promote()
 
 
 async def lead_to_standby(scene: Scene) -> None:
-    """Lead the service to the standby, as a virtual address does; promote that five seconds later."""
+    """Lead the service to the standby, as a virtual address does; promote that five
+    seconds later."""
     scene.proxy.target = scene.standby_port
     await scene.terminate()
     await trio.sleep(5)
@@ -355,7 +389,8 @@ async def lead_to_standby(scene: Scene) -> None:
 
 
 async def lose_consumer(scene: Scene) -> float:
-    """Have the host vanish on which a consumer holds a message; return the seconds until another consumer has that."""
+    """Have the host vanish on which a consumer holds a message; return the seconds
+    until another consumer has that."""
     assert scene.remote is not None
     async with tocsin.connect(scene.dsn) as store:
         await store.queues.ensure("held", vt=3600)
@@ -413,23 +448,62 @@ TRIALS: Sequence[Trial] = (
     setting("jit_above_cost = 0", "Tocsin's functions turn JIT off where they steer the planner."),
     Trial("the server is restarted", "Connections come back by themselves.", restart),
     Trial("the server crashes and recovers", "Connections come back by themselves.", crash),
-    Trial("each session is terminated, again and again, for 3 s", "Connections come back by themselves.", terminate_again_and_again),
-    Trial("each statement is cancelled, again and again, for 3 s", "Statements of the consumer are repeated.", cancel_again_and_again),
-    Trial("the database is read-only for 5 s", "Consumers wait; calls raise `ConnectionLost`.", read_only),
+    Trial(
+        "each session is terminated, again and again, for 3 s",
+        "Connections come back by themselves.",
+        terminate_again_and_again,
+    ),
+    Trial(
+        "each statement is cancelled, again and again, for 3 s",
+        "Statements of the consumer are repeated.",
+        cancel_again_and_again,
+    ),
+    Trial(
+        "the database is read-only for 5 s",
+        "Consumers wait; calls raise `ConnectionLost`.",
+        read_only,
+    ),
     Trial("another session locks the table of messages for 5 s", "Statements wait.", lock_messages),
-    Trial("the same, with a `transaction_timeout` of 1 s", "Statements wait.", lock_messages_by_timeout, since=17),
-    Trial("the role may have 3 connections, the pool 8", "Tasks wait for a connection that exists.", limit_role),
-    Trial("the role may have no connection for 5 s", "Consumers wait; calls raise `ConnectionLost`.", take_all_connections),
+    Trial(
+        "the same, with a `transaction_timeout` of 1 s",
+        "Statements wait.",
+        lock_messages_by_timeout,
+        since=17,
+    ),
+    Trial(
+        "the role may have 3 connections, the pool 8",
+        "Tasks wait for a connection that exists.",
+        limit_role,
+    ),
+    Trial(
+        "the role may have no connection for 5 s",
+        "Consumers wait; calls raise `ConnectionLost`.",
+        take_all_connections,
+    ),
     Trial(
         "PostgreSQL's notification queue is full for 5 s",
         "Messages are enqueued; consumers find them by heartbeat.",
         fill_notify_queue,
         since=17,
     ),
-    Trial("the pool's connections fall silent", "They are dropped when a statement gets no answer.", silence_pool),
-    Trial("the LISTEN connection falls silent", "It is dropped when a heartbeat gets no answer.", silence_listener),
-    Trial("all open connections fall silent", "They are dropped, and new ones opened.", silence_open),
-    Trial("the network is silent for 20 s", "Calls raise `ConnectionLost`; new connections are tried until one is made.", silence_network),
+    Trial(
+        "the pool's connections fall silent",
+        "They are dropped when a statement gets no answer.",
+        silence_pool,
+    ),
+    Trial(
+        "the LISTEN connection falls silent",
+        "It is dropped when a heartbeat gets no answer.",
+        silence_listener,
+    ),
+    Trial(
+        "all open connections fall silent", "They are dropped, and new ones opened.", silence_open
+    ),
+    Trial(
+        "the network is silent for 20 s",
+        "Calls raise `ConnectionLost`; new connections are tried until one is made.",
+        silence_network,
+    ),
     Trial("the server is frozen for 15 s (SIGSTOP)", "As with a silent network.", freeze_server),
     Trial(
         "the primary's host vanishes, the standby is promoted; the DSN names both",
@@ -454,7 +528,8 @@ TRIALS: Sequence[Trial] = (
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Make a directory that a server which runs as another user, since we are root, can pass through."""
+    """Make a directory that a server which runs as another user, since we are root, can
+    pass through."""
     with tempfile.TemporaryDirectory(prefix="tocsin-outages-") as name:
         Path(name).chmod(0o711)
         yield Path(name)
@@ -465,10 +540,15 @@ async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
     """Give a new database with Tocsin in it, and a role of its own that owns it."""
     name = f"outages_{secrets.token_hex(6)}"
     identifier = sql.Identifier(name)
-    await execute(server.dsn, sql.SQL("create role {} login password {}").format(identifier, sql.Literal(PASSWORD)))
+    await execute(
+        server.dsn,
+        sql.SQL("create role {} login password {}").format(identifier, sql.Literal(PASSWORD)),
+    )
     await execute(server.dsn, sql.SQL("create database {} owner {}").format(identifier, identifier))
     try:
-        direct = make_conninfo(host="127.0.0.1", port=port, dbname=name, user=name, password=PASSWORD)
+        direct = make_conninfo(
+            host="127.0.0.1", port=port, dbname=name, user=name, password=PASSWORD
+        )
         async with running(direct, port) as proxy:
             async with tocsin.connect(direct) as store:
                 await store.install()
@@ -482,16 +562,25 @@ async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
 
 @asynccontextmanager
 async def with_standby(where: Scene, port: int, installed: Path | None) -> AsyncIterator[Scene]:
-    """Add a hot standby of the server, whose address the service's connection string names second."""
+    """Add a hot standby of the server, whose address the service's connection string
+    names second."""
     await where.server.stop()
     with temporary_directory() as base:
         directory = base / "standby"
         directory.mkdir(mode=0o711)
-        await trio.to_thread.run_sync(_copy_data, where.server.directory / "data", directory / "data", where.server.dsn)
+        await trio.to_thread.run_sync(
+            _copy_data, where.server.directory / "data", directory / "data", where.server.dsn
+        )
         await where.server.start()
-        async with serve(directory, port=port, installation=installed) as standby, running(where.dsn, port) as proxy:
+        async with (
+            serve(directory, port=port, installation=installed) as standby,
+            running(where.dsn, port) as proxy,
+        ):
             dsn = make_conninfo(
-                where.dsn, host="127.0.0.1,127.0.0.1", port=f"{where.proxy.port},{proxy.port}", target_session_attrs="read-write"
+                where.dsn,
+                host="127.0.0.1,127.0.0.1",
+                port=f"{where.proxy.port},{proxy.port}",
+                target_session_attrs="read-write",
             )
             yield attrs.evolve(where, dsn=dsn, standby=standby, standby_port=port)
 
@@ -536,16 +625,24 @@ async def run_on(which: str, trials: Sequence[Trial]) -> tuple[str, list[str]]:
     port = 54_000 + os.getpid() % 1000 * 2
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(temporary_directory())
-        host = stack.enter_context(remote.running()) if remote.is_possible() and any(trial.remote for trial in trials) else None
+        host = (
+            stack.enter_context(remote.running())
+            if remote.is_possible() and any(trial.remote for trial in trials)
+            else None
+        )
         settings = {"max_notify_queue_pages": "64"} if installed is None else {}
         if host is not None:
             settings["listen_addresses"] = f"127.0.0.1,{remote.ADDRESS}"
-        server = await stack.enter_async_context(serve(directory / "server", port=port, settings=settings, installation=installed))
+        server = await stack.enter_async_context(
+            serve(directory / "server", port=port, settings=settings, installation=installed)
+        )
         if host is not None:
             await _admit(server)
         for trial in trials:
             cell = ""
-            if trial.since <= int(server.version.partition(".")[0]) and (host is not None or not trial.remote):
+            if trial.since <= int(server.version.partition(".")[0]) and (
+                host is not None or not trial.remote
+            ):
                 try:
                     cell = describe(await _try(trial, server, port, installed, host))
                 except Exception as error:
@@ -555,7 +652,9 @@ async def run_on(which: str, trials: Sequence[Trial]) -> tuple[str, list[str]]:
     return server.version, cells
 
 
-async def _try(trial: Trial, server: EmbeddedServer, port: int, installed: Path | None, host: Remote | None) -> Outcome:
+async def _try(
+    trial: Trial, server: EmbeddedServer, port: int, installed: Path | None, host: Remote | None
+) -> Outcome:
     async with AsyncExitStack() as stack:
         where = await stack.enter_async_context(scene(server, port))
         if trial.standby:
@@ -579,9 +678,15 @@ async def run(servers: Sequence[str], only: Sequence[str]) -> int:
     trials = [trial for trial in TRIALS if not only or any(word in trial.name for word in only)]
     columns = [await run_on(which, trials) for which in servers]
     lines = [
-        f"| what is done | what happens | {' | '.join(f'PostgreSQL {version}' for version, _ in columns)} |",
+        (
+            "| what is done | what happens |"
+            f" {' | '.join(f'PostgreSQL {version}' for version, _ in columns)} |"
+        ),
         f"| --- | --- | {' | '.join('---' for _ in columns)} |",
-        *(f"| {t.name} | {t.happens} | {' | '.join(cells[n] for _, cells in columns)} |" for n, t in enumerate(trials)),
+        *(
+            f"| {t.name} | {t.happens} | {' | '.join(cells[n] for _, cells in columns)} |"
+            for n, t in enumerate(trials)
+        ),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     return int(any(cell.startswith(WRONG) for _, cells in columns for cell in cells))
@@ -589,9 +694,18 @@ async def run(servers: Sequence[str], only: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; exits when it makes no sense."""
-    parser = argparse.ArgumentParser(prog="python -m bench.outages", description="Show what a service goes through when its database does.")
-    parser.add_argument("--on", action="append", help="'embedded' (the default) or the directory of an installation; may be repeated")
-    parser.add_argument("--only", action="append", default=[], help="run the trials with these words in their name")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.outages",
+        description="Show what a service goes through when its database does.",
+    )
+    parser.add_argument(
+        "--on",
+        action="append",
+        help="'embedded' (the default) or the directory of an installation; may be repeated",
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], help="run the trials with these words in their name"
+    )
     return parser.parse_args(arguments)
 
 

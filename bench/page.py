@@ -1,7 +1,8 @@
-"""``python -m bench.page results.json``: recorded results as the table of ``docs/performance.md``, in Markdown.
+"""``python -m bench.page results.json``: recorded results as the table of
+``docs/performance.md``, in Markdown.
 
-A row is a figure. For each server there are its value, what is done by hand, and how many times as bad as that it is, with the range over
-the runs.
+A row is a figure. For each server there are its value, what is done by hand, and how
+many times as bad as that it is, with the range over the runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ def tabulate(records: Sequence[Record]) -> str:
     scenarios = list(dict.fromkeys(record["scenario"] for record in records))
     by_place = {(record["scenario"], _server(record)): record for record in records}
     lines = [
-        f"| figure | {' | '.join(f'PostgreSQL {server} | by hand | ratio' for server in servers)} | target |",
+        (
+            "| figure |"
+            f" {' | '.join(f'PostgreSQL {server} | by hand | ratio' for server in servers)} |"
+            " target |"
+        ),
         f"| --- | {' | '.join('---: | ---: | ---:' for _ in servers)} | ---: |",
     ]
     for scenario in scenarios:
@@ -44,10 +49,16 @@ def _cells(record: Record | None) -> str:
     ratio = record["ratio"]
     missed = ratio is not None and ratio > record["settings"].get("target_ratio", ratio)
     missed = missed or record["value"] > record["settings"].get("target_value", record["value"])
-    spread = "" if record["range"] is None else f" ({_spell(record['range'][0])} to {_spell(record['range'][1])})"
+    spread = (
+        ""
+        if record["range"] is None
+        else f" ({_spell(record['range'][0])} to {_spell(record['range'][1])})"
+    )
     if ratio is None:
         return f"{value}{spread}{' (missed)' if missed else ''} | | "
-    return f"{value} | {_spell(floor)}{unit} | {_spell(ratio)}{spread}{' (missed)' if missed else ''}"
+    return (
+        f"{value} | {_spell(floor)}{unit} | {_spell(ratio)}{spread}{' (missed)' if missed else ''}"
+    )
 
 
 def _target(record: Record) -> str:

@@ -1,7 +1,9 @@
-"""``python -m bench.plot results.json docs/figures/``: recorded results as pictures for the docs, in SVG written by hand.
+"""``python -m bench.plot results.json docs/figures/``: recorded results as pictures for
+the docs, in SVG written by hand.
 
-A picture is a row of horizontal bars, drawn to one scale, with the number beside each: no library, no axes to read. Pictures of scenarios
-that the results do not have are left out.
+A picture is a row of horizontal bars, drawn to one scale, with the number beside each:
+no library, no axes to read. Pictures of scenarios that the results do not have are left
+out.
 """
 
 from __future__ import annotations
@@ -54,11 +56,17 @@ def draw(chart: Chart) -> str:
     height = TOP + len(chart.bars) * (BAR + GAP) + BOTTOM
     scale = (WIDTH - LABEL - NUMBERS) / max(bar.value for bar in chart.bars)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img"'
-        f' font-family="system-ui, sans-serif" font-size="14">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"'
+            f' width="{WIDTH}" height="{height}" role="img" font-family="system-ui, sans-serif"'
+            ' font-size="14">'
+        ),
         f"<title>{escape(chart.title)}</title>",
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="16" y="26" font-size="16" font-weight="600" fill="{INK}">{escape(chart.title)}</text>',
+        (
+            '<text x="16" y="26" font-size="16" font-weight="600"'
+            f' fill="{INK}">{escape(chart.title)}</text>'
+        ),
         f'<text x="16" y="45" font-size="12" fill="{PALE}">{escape(chart.unit)}</text>',
     ]
     for number, bar in enumerate(chart.bars):
@@ -66,9 +74,18 @@ def draw(chart: Chart) -> str:
         length = max(1.0, bar.value * scale)
         middle = top + BAR / 2 + 5
         lines += [
-            f'<text x="{LABEL - 10}" y="{middle:g}" text-anchor="end" fill="{INK}">{escape(bar.label)}</text>',
-            f'<rect x="{LABEL}" y="{top}" width="{length:.1f}" height="{BAR}" rx="2" fill="{OURS if bar.ours else THEIRS}"/>',
-            f'<text x="{LABEL + length + 8:.1f}" y="{middle:g}" fill="{INK}">{_spell(bar.value)}</text>',
+            (
+                f'<text x="{LABEL - 10}" y="{middle:g}" text-anchor="end"'
+                f' fill="{INK}">{escape(bar.label)}</text>'
+            ),
+            (
+                f'<rect x="{LABEL}" y="{top}" width="{length:.1f}" height="{BAR}" rx="2"'
+                f' fill="{OURS if bar.ours else THEIRS}"/>'
+            ),
+            (
+                f'<text x="{LABEL + length + 8:.1f}" y="{middle:g}"'
+                f' fill="{INK}">{_spell(bar.value)}</text>'
+            ),
         ]
     return "\n".join([*lines, "</svg>"]) + "\n"
 
@@ -82,7 +99,13 @@ def _spell(value: float) -> str:
 
 def charts(records: Records) -> list[Chart]:
     """Return the charts that these results are enough for."""
-    found = [_drain(records), _grid(records), _concurrent(records), _wakeup(records), _flat(records)]
+    found = [
+        _drain(records),
+        _grid(records),
+        _concurrent(records),
+        _wakeup(records),
+        _flat(records),
+    ]
     return [chart for chart in found if len(chart.bars) > 1]
 
 
@@ -100,19 +123,37 @@ def _drain(records: Records) -> Chart:
     if "drain.four" in records:
         bars.append(Bar("by hand, four threads", records["drain.four"]["floor"]))
     peers = [r for name, r in records.items() if name.startswith("peers.") and bars]
-    bars += [Bar(r["settings"]["peer"], r["floor"]) for r in sorted(peers, key=lambda r: -float(r["floor"]))]
+    bars += [
+        Bar(r["settings"]["peer"], r["floor"])
+        for r in sorted(peers, key=lambda r: -float(r["floor"]))
+    ]
     messages = records["drain"]["settings"]["messages"] if bars else 0
-    return Chart("drain", f"Draining {messages:,} messages, one process, each archived", "messages per second; more is better", bars)
+    return Chart(
+        "drain",
+        f"Draining {messages:,} messages, one process, each archived",
+        "messages per second; more is better",
+        bars,
+    )
 
 
 def _grid(records: Records) -> Chart:
-    cells = {name.removeprefix("grid."): r for name, r in records.items() if name.startswith("grid.")}
+    cells = {
+        name.removeprefix("grid."): r for name, r in records.items() if name.startswith("grid.")
+    }
     bars = []
     for name, record in cells.items():
         consumers, batch = name.split("x")
         what = f"{consumers} by {batch}"
-        bars += [Bar(f"Tocsin, {what}", record["value"], ours=True), Bar(f"pgqrs, {what}", record["floor"])]
-    return Chart("grid", "So many consumers by so large a batch, from a backlog of 50,000", "messages per second; more is better", bars)
+        bars += [
+            Bar(f"Tocsin, {what}", record["value"], ours=True),
+            Bar(f"pgqrs, {what}", record["floor"]),
+        ]
+    return Chart(
+        "grid",
+        "So many consumers by so large a batch, from a backlog of 50,000",
+        "messages per second; more is better",
+        bars,
+    )
 
 
 def _concurrent(records: Records) -> Chart:
@@ -121,12 +162,21 @@ def _concurrent(records: Records) -> Chart:
         "enqueue_concurrent.draining": "asleep: consumer draining",
         "enqueue_concurrent.always": "always",
     }
-    bars = [Bar(label, records[name]["value"], ours=True) for name, label in names.items() if name in records]
+    bars = [
+        Bar(label, records[name]["value"], ours=True)
+        for name, label in names.items()
+        if name in records
+    ]
     if "enqueue_concurrent" in records:
         bars.insert(0, Bar("no trigger", records["enqueue_concurrent"]["floor"]))
     if "enqueue_concurrent.draining" in records:
         bars.insert(2, Bar("no trigger: draining", records["enqueue_concurrent.draining"]["floor"]))
-    return Chart("enqueue_concurrent", "32 connections, one message per transaction", "transactions per second; more is better", bars)
+    return Chart(
+        "enqueue_concurrent",
+        "32 connections, one message per transaction",
+        "transactions per second; more is better",
+        bars,
+    )
 
 
 def _wakeup(records: Records) -> Chart:
@@ -137,22 +187,44 @@ def _wakeup(records: Records) -> Chart:
             bars += [Bar(f"NOTIFY and back, {word}", raw["floor"])]
         if f"wakeup.produce.{percentile}" in records:
             record = records[f"wakeup.produce.{percentile}"]
-            bars += [Bar(f"queue by hand, {word}", record["floor"]), Bar(f"Tocsin, {word}", record["value"], ours=True)]
-    return Chart("wakeup", "From enqueue to an idle handler in another process", "milliseconds; less is better", bars)
+            bars += [
+                Bar(f"queue by hand, {word}", record["floor"]),
+                Bar(f"Tocsin, {word}", record["value"], ours=True),
+            ]
+    return Chart(
+        "wakeup",
+        "From enqueue to an idle handler in another process",
+        "milliseconds; less is better",
+        bars,
+    )
 
 
 def _flat(records: Records) -> Chart:
     bars = []
     if "flat" in records:
         record = records["flat"]
-        bars = [Bar("almost empty", record["floor"], ours=True), Bar("full", record["value"], ours=True)]
+        bars = [
+            Bar("almost empty", record["floor"], ours=True),
+            Bar("full", record["value"], ours=True),
+        ]
     settings = records.get("flat", {}).get("settings", {})
-    full = ", ".join(f"{settings[name]:,} {name}" for name in ("ready", "delayed", "archived") if name in settings)
-    return Chart("flat", f"Take and archive a hundred: in an empty table, and with {full}", "milliseconds; less is better", bars)
+    full = ", ".join(
+        f"{settings[name]:,} {name}"
+        for name in ("ready", "delayed", "archived")
+        if name in settings
+    )
+    return Chart(
+        "flat",
+        f"Take and archive a hundred: in an empty table, and with {full}",
+        "milliseconds; less is better",
+        bars,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.plot", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("results", type=Path, help="what `python -m bench --json` has written")
     parser.add_argument("directory", type=Path, help="where the pictures go")
     given = parser.parse_args()

@@ -1,4 +1,5 @@
-"""A TCP proxy that can fall silent, as a network does when a host vanishes: nothing is passed on, and no connection ends."""
+"""A TCP proxy that can fall silent, as a network does when a host vanishes: nothing is
+passed on, and no connection ends."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Proxy:
         return make_conninfo(self._dsn, host="127.0.0.1", port=self.port)
 
     def silence(self, chosen: Callable[[int], bool] = lambda _: True, *, new: bool = False) -> None:
-        """Pass nothing on any more on the connections chosen by their number, counted from 0; ``new``: nor on any to come."""
+        """Pass nothing on any more on the connections chosen by their number, counted
+        from 0; ``new``: nor on any to come."""
         for number in [n for n in self._live if chosen(n)]:
             self._live[number] = trio.Event()
         self._deaf = self._deaf or new
@@ -48,7 +50,11 @@ class Proxy:
             self._live[number].set()
         try:
             await self._live[number].wait()
-            async with client, await trio.open_tcp_stream("127.0.0.1", self.target) as server, trio.open_nursery() as nursery:
+            async with (
+                client,
+                await trio.open_tcp_stream("127.0.0.1", self.target) as server,
+                trio.open_nursery() as nursery,
+            ):
                 nursery.start_soon(self._pass_on, number, client, server, nursery.cancel_scope)
                 await self._pass_on(number, server, client, nursery.cancel_scope)
         except (OSError, trio.BrokenResourceError):
@@ -56,7 +62,13 @@ class Proxy:
         finally:
             del self._live[number]
 
-    async def _pass_on(self, number: int, source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope) -> None:
+    async def _pass_on(
+        self,
+        number: int,
+        source: trio.SocketStream,
+        sink: trio.SocketStream,
+        scope: trio.CancelScope,
+    ) -> None:
         try:
             while data := await source.receive_some():
                 await self._live[number].wait()
@@ -69,7 +81,8 @@ class Proxy:
 
 @asynccontextmanager
 async def running(dsn: str, port: int) -> AsyncIterator[Proxy]:
-    """Run a proxy before the server of this connection string, which listens on this port of 127.0.0.1, for as long as the block."""
+    """Run a proxy before the server of this connection string, which listens on this
+    port of 127.0.0.1, for as long as the block."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         proxy = Proxy(dsn, listener.socket.getsockname()[1], port)

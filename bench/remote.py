@@ -1,4 +1,5 @@
-"""A host that can vanish: a network namespace with an address of its own, for processes whose packets are to be lost without a word.
+"""A host that can vanish: a network namespace with an address of its own, for processes
+whose packets are to be lost without a word.
 
 It takes root, Linux and the command ``ip`` (Debian's iproute2).
 """

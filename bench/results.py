@@ -15,7 +15,8 @@ from rich.table import Table
 TOLERANCE = 1.5
 """How many times the recorded ratio a ratio may be before it counts as worse."""
 TAIL = 100
-"""Samples below which a 99th percentile is no more than the worst of a few, and is not compared."""
+"""Samples below which a 99th percentile is no more than the worst of a few, and is not
+compared."""
 
 
 @attrs.frozen
@@ -27,17 +28,22 @@ class Result:
     value: float
     """What it came to."""
     unit: str
-    """The unit of `value` and `floor`. One that ends in ``/s`` is a rate, of which more is better; of all others less is."""
+    """The unit of `value` and `floor`. One that ends in ``/s`` is a rate, of which more
+    is better; of all others less is."""
     floor: float | None
-    """The same done by hand, measured in the same run; None where there is nothing to do by hand."""
+    """The same done by hand, measured in the same run; None where there is nothing to
+    do by hand."""
     settings: dict[str, Any]
-    """Under which conditions; and ``target_ratio`` or ``target_value``, what the ratio or the value should be at most."""
+    """Under which conditions; and ``target_ratio`` or ``target_value``, what the ratio
+    or the value should be at most."""
     runs: Sequence[Result] = ()
-    """Of a figure that was measured several times: each of them. Then `value`, `floor` and `ratio` are their medians."""
+    """Of a figure that was measured several times: each of them. Then `value`, `floor`
+    and `ratio` are their medians."""
 
     @property
     def ratio(self) -> float | None:
-        """How many times as bad as the floor this is: 1 is as good. None without a floor."""
+        """How many times as bad as the floor this is: 1 is as good. None without a
+        floor."""
         if self.runs:
             ratios = [run.ratio for run in self.runs if run.ratio is not None]
             return median(ratios) if ratios else None
@@ -47,13 +53,15 @@ class Result:
 
     @property
     def range(self) -> tuple[float, float] | None:
-        """The lowest and the highest ratio of the runs, without a floor the values; None where it was measured once."""
+        """The lowest and the highest ratio of the runs, without a floor the values;
+        None where it was measured once."""
         figures = [run.value if self.ratio is None else run.ratio or 0 for run in self.runs]
         return (min(figures), max(figures)) if figures else None
 
     @property
     def server(self) -> str:
-        """The major version of the server that it was measured on; empty where that is not noted."""
+        """The major version of the server that it was measured on; empty where that is
+        not noted."""
         return str(self.settings.get("postgresql", "")).partition(".")[0]
 
     @property
@@ -76,11 +84,17 @@ def combine(runs: Iterable[Result]) -> list[Result]:
 
 def _combined(runs: Sequence[Result]) -> Result:
     floors = [run.floor for run in runs if run.floor is not None]
-    return attrs.evolve(runs[0], value=median(run.value for run in runs), floor=median(floors) if floors else None, runs=tuple(runs))
+    return attrs.evolve(
+        runs[0],
+        value=median(run.value for run in runs),
+        floor=median(floors) if floors else None,
+        runs=tuple(runs),
+    )
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
-    """Return the smallest of the values that is not exceeded by this many percent of them."""
+    """Return the smallest of the values that is not exceeded by this many percent of
+    them."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
@@ -104,10 +118,14 @@ def save(results: Sequence[Result], path: Path) -> None:
 
 
 def load_ratios(path: Path, size: str) -> dict[tuple[str, str], float]:
-    """Read the ratios of saved results of a run of this size, by scenario and server; ValueError if it was of another one."""
+    """Read the ratios of saved results of a run of this size, by scenario and server;
+    ValueError if it was of another one."""
     records = json.loads(path.read_text())
     if other := {record["settings"]["size"] for record in records} - {size}:
-        raise ValueError(f"{path} is of a run of size {', '.join(other)}, this one will be of size {size}: compare it with one of its size")
+        raise ValueError(
+            f"{path} is of a run of size {', '.join(other)}, this one will be of size {size}:"
+            " compare it with one of its size"
+        )
     return {
         (record["scenario"], record["settings"]["postgresql"].partition(".")[0]): record["ratio"]
         for record in records
@@ -115,10 +133,19 @@ def load_ratios(path: Path, size: str) -> dict[tuple[str, str], float]:
     }
 
 
-def worse(results: Iterable[Result], recorded: dict[tuple[str, str], float]) -> list[tuple[Result, float]]:
-    """Return each result that is worse than recorded for its server by more than `TOLERANCE`, with the recorded ratio."""
-    known = [(r, recorded[r.scenario, r.server]) for r in results if (r.scenario, r.server) in recorded]
-    return [(r, then) for r, then in known if r.ratio is not None and r.ratio > TOLERANCE * then and not _is_short_tail(r)]
+def worse(
+    results: Iterable[Result], recorded: dict[tuple[str, str], float]
+) -> list[tuple[Result, float]]:
+    """Return each result that is worse than recorded for its server by more than
+    `TOLERANCE`, with the recorded ratio."""
+    known = [
+        (r, recorded[r.scenario, r.server]) for r in results if (r.scenario, r.server) in recorded
+    ]
+    return [
+        (r, then)
+        for r, then in known
+        if r.ratio is not None and r.ratio > TOLERANCE * then and not _is_short_tail(r)
+    ]
 
 
 def _is_short_tail(result: Result) -> bool:
@@ -134,13 +161,23 @@ def tabulate(results: Sequence[Result]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for r in results:
         limit = r.settings.get("target_ratio")
-        target = "" if r.met is None else f"{limit:.3g}x" if limit is not None else f"{r.settings['target_value']:g} {r.unit}"
+        target = (
+            ""
+            if r.met is None
+            else (
+                f"{limit:.3g}x" if limit is not None else f"{r.settings['target_value']:g} {r.unit}"
+            )
+        )
         table.add_row(
             r.scenario,
             f"{_spell(r.value)} {r.unit}",
             "" if r.floor is None else f"{_spell(r.floor)} {r.unit}",
             "" if r.ratio is None else f"{r.ratio:.2f}",
-            *(["" if r.range is None else f"{_spell(r.range[0])} to {_spell(r.range[1])}"] if repeated else []),
+            *(
+                ["" if r.range is None else f"{_spell(r.range[0])} to {_spell(r.range[1])}"]
+                if repeated
+                else []
+            ),
             target if r.met is not False else f"[red]{target} missed[/red]",
         )
     return table

@@ -1,9 +1,11 @@
 """Messages that go back to the queue: ``fail`` and ``release``.
 
-``fail``: one process has an async handler called for each message of a backlog, a hundred at a time, and the handler raises: the message is
-delayed by an hour, with its error and traceback kept. ``release``: ``dequeue(100)`` and ``release_many`` by hand, with the same delay. The
-floor of both is one blocking connection that claims a hundred rows and then delays the hundred, in two statements, and keeps no error.
-Every turn is in a new database; turns alternate.
+``fail``: one process has an async handler called for each message of a backlog, a
+hundred at a time, and the handler raises: the message is delayed by an hour, with its
+error and traceback kept. ``release``: ``dequeue(100)`` and ``release_many`` by hand,
+with the same delay. The floor of both is one blocking connection that claims a hundred
+rows and then delays the hundred, in two statements, and keeps no error. Every turn is
+in a new database; turns alternate.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ QUEUE = "returning"
 BATCH, CONCURRENCY = 100, 100
 FOREVER = 600.0
 DELAY = 3600
-"""Seconds after which a message that went back is due again: none comes twice in a run."""
+"""Seconds after which a message that went back is due again: none comes twice in a run.
+"""
 
 
 async def measure(bench: Bench) -> list[Result]:
@@ -42,7 +45,10 @@ async def measure(bench: Bench) -> list[Result]:
             rates["floor"].append((await drain(floor.claim_and_delay, dsn, messages, FOREVER)).rate)
     manual_waiters = median(rates["floor"])
     settings = {"messages": messages, "rounds": rounds}
-    return [Result(name, median(rates[name]), "/s", manual_waiters, settings) for name in ("fail", "release")]
+    return [
+        Result(name, median(rates[name]), "/s", manual_waiters, settings)
+        for name in ("fail", "release")
+    ]
 
 
 async def _return_with_tocsin(bench: Bench, role: Callable[..., object], messages: int) -> Drained:
@@ -51,7 +57,11 @@ async def _return_with_tocsin(bench: Bench, role: Callable[..., object], message
             await store.queues.update(QUEUE, retry_base=DELAY, retry_jitter=0)
         await backlog.fill(dsn, QUEUE, messages)
         returned = await drain(role, dsn, messages, FOREVER)
-        ((waiting,),) = await execute(dsn, b"select count(*) from tocsin.messages where read_ct = 1 and lease is not null and vt > now()")
+        ((waiting,),) = await execute(
+            dsn,
+            b"select count(*) from tocsin.messages where read_ct = 1 and lease is not null and vt >"
+            b" now()",
+        )
     if waiting != messages:
         raise RuntimeError(f"{waiting} messages went back instead of {messages}")
     return returned
@@ -66,7 +76,11 @@ async def fail(dsn: str, share: str, seconds: str) -> None:
         raise ValueError("it cannot be done")
 
     logging.disable()  # each failure is logged, with its traceback
-    async with orders() as incoming, tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer:
+    async with (
+        orders() as incoming,
+        tocsin.connect(dsn) as store,
+        store.consumer(QUEUE) as consumer,
+    ):
         say("ready")
         await incoming.next()
         with trio.move_on_after(float(seconds)):
@@ -80,7 +94,11 @@ async def fail(dsn: str, share: str, seconds: str) -> None:
 async def release(dsn: str, share: str, seconds: str) -> None:
     """Dequeue messages, a batch at a time, and release them."""
     tally = Tally(int(share))
-    async with orders() as incoming, tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer:
+    async with (
+        orders() as incoming,
+        tocsin.connect(dsn) as store,
+        store.consumer(QUEUE) as consumer,
+    ):
         say("ready")
         await incoming.next()
         with trio.move_on_after(float(seconds)):

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import commands, comparison, concurrent, delayed, drain, enqueue, flat, herd, idle, kill, memory, metrics, returning, steady, wakeup
+from . import (
+    commands,
+    comparison,
+    concurrent,
+    delayed,
+    drain,
+    enqueue,
+    flat,
+    herd,
+    idle,
+    kill,
+    memory,
+    metrics,
+    returning,
+    steady,
+    wakeup,
+)
 from .frame import Scenario
 
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
@@ -30,4 +46,5 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     }
 )
 NOT_BY_DEFAULT = frozenset(("enqueue_concurrent", "herd", "idle"))
-"""Those that want more of a server than its settings are by default: more than a hundred connections, or pg_stat_statements."""
+"""Those that want more of a server than its settings are by default: more than a
+hundred connections, or pg_stat_statements."""

@@ -1,12 +1,14 @@
 """A soak test under chaos: ``uv run python -m bench.soak [--minutes M] [--seed S]``.
 
-Consumers and producers of every kind work on one queue, each a process of its own, while a seeded schedule of misfortunes strikes:
-processes are killed, stopped for longer than a lease lasts, told to drain; sessions are terminated; the server is restarted, cleanly or
-not; workers are suspended, resumed and interrupted. Then the chaos stops, everything drains, and the database is compared with what the
-producers were told.
+Consumers and producers of every kind work on one queue, each a process of its own,
+while a seeded schedule of misfortunes strikes: processes are killed, stopped for longer
+than a lease lasts, told to drain; sessions are terminated; the server is restarted,
+cleanly or not; workers are suspended, resumed and interrupted. Then the chaos stops,
+everything drains, and the database is compared with what the producers were told.
 
-An enqueue whose answer was lost may or may not have happened; each message carries an id of its producer's making, so that it is known
-which. The schedule is seeded, the interleavings are not: a seed narrows down, it does not reproduce.
+An enqueue whose answer was lost may or may not have happened; each message carries an
+id of its producer's making, so that it is known which. The schedule is seeded, the
+interleavings are not: a seed narrows down, it does not reproduce.
 """
 
 from __future__ import annotations
@@ -33,7 +35,13 @@ from tocsin.embedded import EmbeddedServer, serve
 CHILDREN = Path(__file__).parents[1] / "tests" / "children"
 KINDS = ("async", "async", "thread", "batches", "stream", "hand")
 PRODUCERS = 3
-COMMANDS = ("suspend(%s)", "suspend(%s, release => true)", "suspend(%s, drain => true)", "resume(%s)", "interrupt(%s, '0.3 s')")
+COMMANDS = (
+    "suspend(%s)",
+    "suspend(%s, release => true)",
+    "suspend(%s, drain => true)",
+    "resume(%s)",
+    "interrupt(%s, '0.3 s')",
+)
 DRAIN_WITHIN = 90.0
 """Seconds that everything may take to come to rest after the chaos."""
 EXIT_WITHIN = 30.0
@@ -46,7 +54,10 @@ create schema soak;
 create table soak.effects (n bigserial primary key, message_id bigint not null, lease bigint not null, pid integer not null);
 """
 
-ENDS = "(select id, payload, 'archive' as place from tocsin.archive union all select id, payload, 'dead' from tocsin.dead_letters)"
+ENDS = (
+    "(select id, payload, 'archive' as place from tocsin.archive union all select id, payload,"
+    " 'dead' from tocsin.dead_letters)"
+)
 
 AT_REST = {
     "messages that are not finished": "select count(*) from tocsin.messages",
@@ -54,18 +65,26 @@ AT_REST = {
     "process rows left": "select count(*) from tocsin.processes",
     "sessions left": "select count(*) from pg_stat_activity where application_name = 'tocsin'",
     "ids that ended twice": f"select count(*) - count(distinct id) from {ENDS} e",
-    "client ids that ended twice": f"select count(*) - count(distinct payload->>'cid') from {ENDS} e",
-    "always failing messages that were archived": "select count(*) from tocsin.archive where payload->>'mode' = 'fails'",
-    "quick messages among the dead letters": "select count(*) from tocsin.dead_letters where payload->>'mode' = 'quick'",
+    "client ids that ended twice": (
+        f"select count(*) - count(distinct payload->>'cid') from {ENDS} e"
+    ),
+    "always failing messages that were archived": (
+        "select count(*) from tocsin.archive where payload->>'mode' = 'fails'"
+    ),
+    "quick messages among the dead letters": (
+        "select count(*) from tocsin.dead_letters where payload->>'mode' = 'quick'"
+    ),
     "effects of an older lease after those of a newer one": (
-        "select count(*) from (select lease, max(lease) over (partition by message_id order by n) as newest from soak.effects) e "
-        "where lease < newest"
+        "select count(*) from (select lease, max(lease) over (partition by message_id order by n)"
+        " as newest from soak.effects) e where lease < newest"
     ),
     "leases that two processes had": (
-        "select count(*) from (select from soak.effects group by message_id, lease having count(distinct pid) > 1) e"
+        "select count(*) from (select from soak.effects group by message_id, lease having"
+        " count(distinct pid) > 1) e"
     ),
     "archived messages without an effect": (
-        "select count(*) from tocsin.archive a where not exists (select from soak.effects e where e.message_id = a.id)"
+        "select count(*) from tocsin.archive a where not exists (select from soak.effects e where"
+        " e.message_id = a.id)"
     ),
 }
 
@@ -115,17 +134,23 @@ class Soak:
     async def run(self, seconds: float) -> Report:
         async with tocsin.connect(self._server.dsn) as store:
             await store.install()
-            await store.queues.ensure("soak", vt=1, max_deliveries=1000, retry_base=0.02, retry_max=0.2)
+            await store.queues.ensure(
+                "soak", vt=1, max_deliveries=1000, retry_base=0.02, retry_max=0.2
+            )
         await self._execute(TABLES)
-        # A message that always fails would be tried a thousand times: they have a limit of their own.
+        # A message that always fails would be tried a thousand times: they have a limit
+        # of their own.
         await self._execute(
-            "create function soak.limit_failing() returns trigger language plpgsql as "
-            "$$ begin if new.payload->>'mode' = 'fails' then new.max_deliveries := 3; end if; return new; end $$; "
-            "create trigger limit_failing before insert on tocsin.messages for each row execute function soak.limit_failing()"
+            "create function soak.limit_failing() returns trigger language plpgsql as $$ begin if"
+            " new.payload->>'mode' = 'fails' then new.max_deliveries := 3; end if; return new; end"
+            " $$; create trigger limit_failing before insert on tocsin.messages for each row"
+            " execute function soak.limit_failing()"
         )
         async with trio.open_nursery() as self._nursery:
             for number, kind in enumerate(KINDS):
-                await self._spawn(["soak_consumer.py", f"fixed-{number}" if number % 2 else "-", kind])
+                await self._spawn(
+                    ["soak_consumer.py", f"fixed-{number}" if number % 2 else "-", kind]
+                )
             for number in range(PRODUCERS):
                 await self._spawn(["soak_producer.py", f"p{number}"])
             with trio.move_on_after(seconds):
@@ -144,7 +169,13 @@ class Soak:
         script, *rest = arguments
         with errors.open("wb") as file:
             process = await trio.lowlevel.open_process(
-                [sys.executable, str(CHILDREN / script), self._server.dsn, *rest, str(self._dice.randrange(10**9))],
+                [
+                    sys.executable,
+                    str(CHILDREN / script),
+                    self._server.dsn,
+                    *rest,
+                    str(self._dice.randrange(10**9)),
+                ],
                 stdout=subprocess.PIPE,
                 stderr=file.fileno(),
             )
@@ -176,7 +207,9 @@ class Soak:
             case "keyed":
                 self._keyed.update(words)
             case "committed":
-                self._committed.update((cid, int(number)) for cid, number in (word.split(":") for word in words))
+                self._committed.update(
+                    (cid, int(number)) for cid, number in (word.split(":") for word in words)
+                )
             case "rolledback":
                 self._rolled_back.update(words)
             case "suspended":
@@ -185,7 +218,11 @@ class Soak:
                 self.violations.append(f"{child.errors.name}: {line}")
 
     def _pick(self, script: str) -> Child | None:
-        candidates = [c for c in self._children if c.arguments[0] == script and not c.stopped and not c.expected_to_end]
+        candidates = [
+            c
+            for c in self._children
+            if c.arguments[0] == script and not c.stopped and not c.expected_to_end
+        ]
         return self._dice.choice(candidates) if candidates else None
 
     # Misfortunes
@@ -198,14 +235,24 @@ class Soak:
             await self._server.restart(mode)  # type: ignore[arg-type]  # mypy does not keep the two literals apart
 
     async def _strike(self) -> None:
-        blows = [self._kill, self._drain, self._stop, self._terminate, self._terminate, self._command, self._command]
+        blows = [
+            self._kill,
+            self._drain,
+            self._stop,
+            self._terminate,
+            self._terminate,
+            self._command,
+            self._command,
+        ]
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(self._dice.expovariate(2))
                 nursery.start_soon(self._dice.choice(blows))
 
     async def _kill(self) -> None:
-        if child := self._pick(self._dice.choice(["soak_consumer.py", "soak_consumer.py", "soak_producer.py"])):
+        if child := self._pick(
+            self._dice.choice(["soak_consumer.py", "soak_consumer.py", "soak_producer.py"])
+        ):
             self.struck["SIGKILL"] += 1
             child.expected_to_end = True
             child.process.kill()
@@ -222,7 +269,9 @@ class Soak:
         with trio.move_on_after(EXIT_WITHIN) as patience:
             await child.process.wait()
         if patience.cancelled_caught:
-            self.violations.append(f"{child.errors.name} did not end within {EXIT_WITHIN:.0f} s of {number.name}")
+            self.violations.append(
+                f"{child.errors.name} did not end within {EXIT_WITHIN:.0f} s of {number.name}"
+            )
             child.process.kill()
 
     async def _stop(self) -> None:
@@ -239,12 +288,16 @@ class Soak:
     async def _terminate(self) -> None:
         self.struck["session terminated"] += 1
         await self._try(
-            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tocsin' order by random() limit 1"
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name ="
+            " 'tocsin' order by random() limit 1"
         )
 
     async def _command(self) -> None:
         name = self._dice.choice(COMMANDS)
-        rows = await self._try("select id from tocsin.workers where status <> 'stopped' and kind = 'consumer' order by id")
+        rows = await self._try(
+            "select id from tocsin.workers where status <> 'stopped' and kind = 'consumer' order"
+            " by id"
+        )
         if not rows:
             return
         (worker_id,) = self._dice.choice(rows)
@@ -257,7 +310,9 @@ class Soak:
     # The database
 
     async def _execute(self, statement: str, *parameters: object) -> list[Any]:
-        connection: TrioConnection[Any] = await TrioConnection.connect(self._server.dsn, autocommit=True, application_name="soak")
+        connection: TrioConnection[Any] = await TrioConnection.connect(
+            self._server.dsn, autocommit=True, application_name="soak"
+        )
         try:
             cursor = await connection.execute(statement.encode(), parameters or None)
             return await cursor.fetchall() if cursor.description else []
@@ -282,20 +337,32 @@ class Soak:
             for child in [c for c in self._children if c.arguments[0] == "soak_producer.py"]:
                 child.to_be_replaced = False
                 nursery.start_soon(self._end, child, signal.SIGTERM)
-        # Consumers that the last misfortunes have ended are still replaced: somebody has to drain the queue and bury the dead.
+        # Consumers that the last misfortunes have ended are still replaced: somebody
+        # has to drain the queue and bury the dead.
         busy = "select count(*) from tocsin.messages"
         ghosts = "select count(*) from tocsin.processes where not pid = any (%s)"
         with trio.move_on_after(DRAIN_WITHIN) as patience:
-            while await self._count(busy) or (await self._execute(ghosts, [c.process.pid for c in self._children]))[0][0]:
-                for (worker_id,) in await self._try("select id from tocsin.workers where status = 'suspended'"):
+            while (
+                await self._count(busy)
+                or (await self._execute(ghosts, [c.process.pid for c in self._children]))[0][0]
+            ):
+                for (worker_id,) in await self._try(
+                    "select id from tocsin.workers where status = 'suspended'"
+                ):
                     await self._try("select tocsin.resume(%s)", worker_id)
                 await trio.sleep(0.2)
         if patience.cancelled_caught:
             stuck = await self._execute(
-                "select id, state::text, lease, consumer_worker_id, vt - now() from tocsin.messages order by id limit 5"
+                "select id, state::text, lease, consumer_worker_id, vt - now() from tocsin.messages"
+                " order by id limit 5"
             )
-            left = await self._execute("select p.id, p.pid, p.lifeline, now() - p.heartbeat_at from tocsin.processes p")
-            self.violations.append(f"not at rest {DRAIN_WITHIN:.0f} s after the chaos: messages {stuck}, processes {left}")
+            left = await self._execute(
+                "select p.id, p.pid, p.lifeline, now() - p.heartbeat_at from tocsin.processes p"
+            )
+            self.violations.append(
+                f"not at rest {DRAIN_WITHIN:.0f} s after the chaos: messages {stuck}, processes"
+                f" {left}"
+            )
         async with trio.open_nursery() as nursery:
             for child in list(self._children):
                 child.to_be_replaced = False
@@ -308,10 +375,17 @@ class Soak:
         for what, statement in AT_REST.items():
             if number := await self._count(statement):
                 self.violations.append(f"{number} {what}")
-        ended = {number: (payload["cid"], place) for number, payload, place in await self._execute(f"select * from {ENDS} e")}
+        ended = {
+            number: (payload["cid"], place)
+            for number, payload, place in await self._execute(f"select * from {ENDS} e")
+        }
         cids = {cid for cid, _ in ended.values()}
         lost = {cid: number for cid, number in self._committed.items() if number not in ended}
-        wrong = [cid for cid, number in self._committed.items() if number in ended and ended[number][0] != cid and cid not in self._keyed]
+        wrong = [
+            cid
+            for cid, number in self._committed.items()
+            if number in ended and ended[number][0] != cid and cid not in self._keyed
+        ]
         risen = self._rolled_back & cids
         unknown = self._sent - self._committed.keys() - self._rolled_back
         for number, what in (
@@ -329,7 +403,9 @@ class Soak:
             "of these enqueued": len(unknown & cids),
             "archived": await self._count("select count(*) from tocsin.archive"),
             "dead letters": await self._count("select count(*) from tocsin.dead_letters"),
-            "redelivered": await self._count("select coalesce(sum(read_ct - 1), 0) from tocsin.archive"),
+            "redelivered": await self._count(
+                "select coalesce(sum(read_ct - 1), 0) from tocsin.archive"
+            ),
             "processes begun": self._number,
         }
         return Report(self.struck, counts, self.violations)
@@ -346,16 +422,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--installation", type=Path, help="directory of the PostgreSQL to run on; default: the embedded one")
+    parser.add_argument(
+        "--installation",
+        type=Path,
+        help="directory of the PostgreSQL to run on; default: the embedded one",
+    )
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # cancels, so that nothing stays behind
+    # cancels, so that nothing stays behind
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     directory = Path(tempfile.mkdtemp(prefix="tocsin-soak-"))
     directory.chmod(0o711)
     sys.stdout.write(f"seed {options.seed}, {options.minutes} min, logs in {directory}\n")
     report = trio.run(soak, directory, options.minutes * 60, options.seed, options.installation)
     for title, numbers in (("struck", report.struck), ("counted", report.counts)):
-        sys.stdout.write(f"{title}:\n" + "".join(f"  {number:>8} {what}\n" for what, number in sorted(numbers.items())))
-    sys.stdout.write("".join(f"VIOLATION: {violation}\n" for violation in report.violations) or "no violations\n")
+        sys.stdout.write(
+            f"{title}:\n"
+            + "".join(f"  {number:>8} {what}\n" for what, number in sorted(numbers.items()))
+        )
+    sys.stdout.write(
+        "".join(f"VIOLATION: {violation}\n" for violation in report.violations) or "no violations\n"
+    )
     sys.exit(bool(report.violations))
 
 

@@ -1,13 +1,15 @@
 """Producing and consuming at half of what goes through at most, for a minute.
 
-First the peak: one process whose producers enqueue as fast as they can, one after the other each, and one that consumes; what the handlers
-got in a few seconds. Then the same processes at half of that rate: each producer has a timetable and keeps to it, whatever became of the
-message before. A message's latency counts from its time in the table to the handler's first line, so a producer that is late is not
-forgiven.
+First the peak: one process whose producers enqueue as fast as they can, one after the
+other each, and one that consumes; what the handlers got in a few seconds. Then the same
+processes at half of that rate: each producer has a timetable and keeps to it, whatever
+became of the message before. A message's latency counts from its time in the table to
+the handler's first line, so a producer that is late is not forgiven.
 
-``steady``: the 99th percentile of the latency; its floor is the median wake-up of an idle consumer (``wakeup.py``), of this run.
-``steady.growth``: pages of the table of messages with its indexes at the end; the floor is what it had after two thirds.
-It comes to its size with the first rounds of autovacuum.
+``steady``: the 99th percentile of the latency; its floor is the median wake-up of an
+idle consumer (``wakeup.py``), of this run. ``steady.growth``: pages of the table of
+messages with its indexes at the end; the floor is what it had after two thirds. It
+comes to its size with the first rounds of autovacuum.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ CONCURRENCY = 100
 TARGET = 10.0
 """How many times the wake-up the latency may be."""
 GROWTH = 1.05
-"""How many times its earlier size the table may have: a page or two more say nothing."""
+"""How many times its earlier size the table may have: a page or two more say nothing.
+"""
 
 
 async def measure(bench: Bench) -> list[Result]:
@@ -68,7 +71,13 @@ async def measure(bench: Bench) -> list[Result]:
     }
     return [
         Result("steady", float(p99), "ms", woken, settings | {"target_ratio": TARGET}),
-        Result("steady.growth", late, "kB", early, settings | bench.pick({"target_ratio": GROWTH}, {}, {})),
+        Result(
+            "steady.growth",
+            late,
+            "kB",
+            early,
+            settings | bench.pick({"target_ratio": GROWTH}, {}, {}),
+        ),
     ]
 
 
@@ -78,7 +87,9 @@ async def _wake_up(bench: Bench, samples: int) -> float:
         consumer = await stack.enter_async_context(playing(wakeup.consume, dsn))
         producer = await stack.enter_async_context(playing(wakeup.produce, dsn))
         await wakeup.exchange(producer, consumer, min(20, samples))
-        return percentile([handled for handled, *_ in await wakeup.exchange(producer, consumer, samples)], 50)
+        return percentile(
+            [handled for handled, *_ in await wakeup.exchange(producer, consumer, samples)], 50
+        )
 
 
 async def _wait_until_empty(dsn: str) -> None:
@@ -92,8 +103,13 @@ async def _size(dsn: str) -> float:
 
 
 async def produce(dsn: str) -> None:
-    """For each order, a rate and seconds, enqueue at this rate for so long (0: as fast as possible); say how many that were."""
-    async with tocsin.connect(dsn, pool_size=PRODUCERS) as store, store.producer(QUEUE) as producer, orders() as incoming:
+    """For each order, a rate and seconds, enqueue at this rate for so long (0: as fast
+    as possible); say how many that were."""
+    async with (
+        tocsin.connect(dsn, pool_size=PRODUCERS) as store,
+        store.producer(QUEUE) as producer,
+        orders() as incoming,
+    ):
         say("ready")
         while True:
             rate, seconds = map(float, await incoming.next())
@@ -115,7 +131,8 @@ async def produce(dsn: str) -> None:
 
 
 async def consume(dsn: str) -> None:
-    """Handle messages. For each order, say how many came since the last one, and the median and 99th percentile of their latency in ms."""
+    """Handle messages. For each order, say how many came since the last one, and the
+    median and 99th percentile of their latency in ms."""
     latencies: list[float] = []
 
     async def handle(message: tocsin.Message) -> None:
@@ -133,4 +150,8 @@ async def consume(dsn: str) -> None:
             await incoming.next()
             ordered = sorted(latencies)
             latencies.clear()
-            say("handled", len(ordered), *(percentile(ordered or [0.0], percent) * 1e3 for percent in (50, 99)))
+            say(
+                "handled",
+                len(ordered),
+                *(percentile(ordered or [0.0], percent) * 1e3 for percent in (50, 99)),
+            )

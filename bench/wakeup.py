@@ -1,20 +1,29 @@
-"""From one process's enqueue statement to the first line of an idle consumer's handler in another process.
+"""From one process's enqueue statement to the first line of an idle consumer's handler
+in another process.
 
-The clock (CLOCK_MONOTONIC, which all processes of a host share) is read just before the statement and travels in the message. Each message
-finds everybody asleep: it is sent when the one before was archived, its consumer waits for a notification again, and a pause is over.
+The clock (CLOCK_MONOTONIC, which all processes of a host share) is read just before the
+statement and travels in the message. Each message finds everybody asleep: it is sent
+when the one before was archived, its consumer waits for a notification again, and a
+pause is over.
 
-Two ways of sending: ``produce`` is a trio process with a `tocsin.Producer`, ``sql`` is ``select tocsin.enqueue(...)`` by blocking psycopg.
-The floor, ``claim``, is a queue by hand in blocking psycopg: insert and NOTIFY in one statement, wake, delete the row and have it returned.
+Two ways of sending: ``produce`` is a trio process with a `tocsin.Producer`, ``sql`` is
+``select tocsin.enqueue(...)`` by blocking psycopg. The floor, ``claim``, is a queue by
+hand in blocking psycopg: insert and NOTIFY in one statement, wake, delete the row and
+have it returned.
 
-What of the time is whose: ``blocking`` is ``sql`` up to the claim's end with Tocsin's functions called by blocking psycopg, so without trio
-and Tocsin's Python; ``heard`` is when that one has heard the bell, against when the queue by hand has.
+What of the time is whose: ``blocking`` is ``sql`` up to the claim's end with Tocsin's
+functions called by blocking psycopg, so without trio and Tocsin's Python; ``heard`` is
+when that one has heard the bell, against when the queue by hand has.
 
-Without a message there is less to do. ``notify`` is a bare NOTIFY, one way, which writes nothing that must reach the disk; its floor, and
-that of ``claim``, is a round trip: one process notifies another, which notifies the first, where the time is taken. ``produce_raw`` and
-``sql_raw`` are held against the round trip too; ``produce_trio`` and ``sql_trio`` against one whose two processes use Tocsin's driver on
-trio, which is what is left of a wake-up without a queue.
+Without a message there is less to do. ``notify`` is a bare NOTIFY, one way, which
+writes nothing that must reach the disk; its floor, and that of ``claim``, is a round
+trip: one process notifies another, which notifies the first, where the time is taken.
+``produce_raw`` and ``sql_raw`` are held against the round trip too; ``produce_trio``
+and ``sql_trio`` against one whose two processes use Tocsin's driver on trio, which is
+what is left of a wake-up without a queue.
 
-Each way has processes and a database of its own, so each of them rests as long as every other one, and has handled as many.
+Each way has processes and a database of its own, so each of them rests as long as every
+other one, and has handled as many.
 """
 
 from __future__ import annotations
@@ -61,7 +70,9 @@ async def measure(bench: Bench) -> list[Result]:
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
 
-        async def pair(dsn: str, receive: Callable[..., object], send: Callable[..., object], *words: str) -> tuple[Child, Child]:
+        async def pair(
+            dsn: str, receive: Callable[..., object], send: Callable[..., object], *words: str
+        ) -> tuple[Child, Child]:
             receiver = await enter(playing(receive, dsn))
             return await enter(playing(send, dsn, *words)), receiver
 
@@ -74,13 +85,25 @@ async def measure(bench: Bench) -> list[Result]:
         ways = {
             "round_trip": (calling, calling),
             "trio_round_trip": (trio_calling, trio_calling),
-            "notify": await pair(await enter(bench.bare_database()), floor.hear, floor.send, floor.NOTIFY),
-            "claim": await pair(await enter(bench.bare_database(floor.TABLE)), floor.hear_and_claim, floor.send, floor.INSERT_AND_NOTIFY),
+            "notify": await pair(
+                await enter(bench.bare_database()), floor.hear, floor.send, floor.NOTIFY
+            ),
+            "claim": await pair(
+                await enter(bench.bare_database(floor.TABLE)),
+                floor.hear_and_claim,
+                floor.send,
+                floor.INSERT_AND_NOTIFY,
+            ),
             "produce": await pair(await enter(bench.store_database(QUEUE)), consume, produce),
-            "sql": await pair(await enter(bench.store_database(QUEUE)), consume, floor.send, ENQUEUE),
-            "blocking": await pair(await enter(bench.store_database(QUEUE)), consume_blocking, floor.send, ENQUEUE),
+            "sql": await pair(
+                await enter(bench.store_database(QUEUE)), consume, floor.send, ENQUEUE
+            ),
+            "blocking": await pair(
+                await enter(bench.store_database(QUEUE)), consume_blocking, floor.send, ENQUEUE
+            ),
         }
-        for sender, receiver in ways.values():  # statements are prepared, and plans kept, after some repetitions
+        # statements are prepared, and plans kept, after some repetitions
+        for sender, receiver in ways.values():
             await exchange(sender, receiver, bench.pick(20, 10, 1))
         while len(delays["sql"]) < samples:
             for name, (sender, receiver) in ways.items():
@@ -105,7 +128,8 @@ async def measure(bench: Bench) -> list[Result]:
             percentile(delays[way], percent),
             "ms",
             percentile(delays[manual_waiters], percent),
-            {"samples": len(delays[way]), "floor": manual_waiters} | ({"target_ratio": targets[percent]} if targets else {}),
+            {"samples": len(delays[way]), "floor": manual_waiters}
+            | ({"target_ratio": targets[percent]} if targets else {}),
         )
         for name, way, manual_waiters, targets in comparisons
         for percent in (50, 99)
@@ -113,7 +137,8 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def exchange(sender: Child, receiver: Child, count: int) -> list[list[float]]:
-    """Have so many messages sent, one after the other, and return for each what its receiver says of it: how long it took, in ms, first."""
+    """Have so many messages sent, one after the other, and return for each what its
+    receiver says of it: how long it took, in ms, first."""
     delays = []
     for _ in range(count):
         await trio.sleep(PAUSE)
@@ -130,7 +155,11 @@ async def consume(dsn: str) -> NoReturn:
         now = time.monotonic_ns()
         await send.send((now - message.payload["sent"]) / 1e6)
 
-    async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer, trio.open_nursery() as nursery:
+    async with (
+        tocsin.connect(dsn) as store,
+        store.consumer(QUEUE) as consumer,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(consumer.handle, handle)
         await asleep(store)
         say("ready")
@@ -141,12 +170,17 @@ async def consume(dsn: str) -> NoReturn:
 
 
 def consume_blocking(dsn: str) -> None:
-    """Hear and claim messages with Tocsin's functions, but no more of it; say how long each one took to come, and to be heard of, in ms."""
+    """Hear and claim messages with Tocsin's functions, but no more of it; say how long
+    each one took to come, and to be heard of, in ms."""
     with floor.connect(dsn) as connection, floor.connect(dsn) as line:
         worker = connection.execute(
-            "select id, registration from tocsin.register_worker(%s, 'consumer', 'blocking', null, 'host', 1, '')", [QUEUE]
+            "select id, registration from tocsin.register_worker(%s, 'consumer', 'blocking', null,"
+            " 'host', 1, '')",
+            [QUEUE],
         ).fetchone()
-        queue = connection.execute("select id, channel from tocsin.queues where name = %s", [QUEUE]).fetchone()
+        queue = connection.execute(
+            "select id, channel from tocsin.queues where name = %s", [QUEUE]
+        ).fetchone()
         assert worker is not None
         assert queue is not None
         connection.execute("select tocsin.begin_poll(%s, %s)", worker)
@@ -166,7 +200,11 @@ def consume_blocking(dsn: str) -> None:
 
 async def produce(dsn: str) -> NoReturn:
     """For each order, enqueue a message."""
-    async with tocsin.connect(dsn) as store, store.producer(QUEUE) as producer, orders() as incoming:
+    async with (
+        tocsin.connect(dsn) as store,
+        store.producer(QUEUE) as producer,
+        orders() as incoming,
+    ):
         say("ready")
         while True:
             await incoming.next()
@@ -174,7 +212,8 @@ async def produce(dsn: str) -> NoReturn:
 
 
 async def call(dsn: str) -> NoReturn:
-    """For each order, notify `answer` and wait for its notification; say how long that took, in ms."""
+    """For each order, notify `answer` and wait for its notification; say how long that
+    took, in ms."""
     async with (
         await TrioConnection.connect(dsn, autocommit=True) as connection,
         await TrioConnection.connect(dsn, autocommit=True) as line,

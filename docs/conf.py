@@ -1,8 +1,10 @@
-"""How the pages beside this file become a site: ``uv run --group docs sphinx-build -nW docs build/docs``.
+"""How the pages beside this file become a site: ``uv run --group docs sphinx-build -nW
+docs build/docs``.
 
-Sphinx, since its references are checked: in the docstrings a name between single backticks is a link, and with ``-nW`` one that does not
-exist ends the build. The pages are Markdown (MyST), so that they can also be read where they lie. Nothing is fetched, neither by the build
-nor by a reader's browser.
+Sphinx, since its references are checked: in the docstrings a name between single
+backticks is a link, and with ``-nW`` one that does not exist ends the build. The pages
+are Markdown (MyST), so that they can also be read where they lie. Nothing is fetched,
+neither by the build nor by a reader's browser.
 """
 
 import tomllib
@@ -32,7 +34,10 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(collections|contextlib|datetime|enum|logging|pathlib|psycopg|trio|typing|ssl|types)\..*"),
+    (
+        r"py:.*",
+        r"(collections|contextlib|datetime|enum|logging|pathlib|psycopg|trio|typing|ssl|types)\..*",
+    ),
     (r"py:.*", r"(KeyboardInterrupt|[A-Z]\w*Error|TypedDict|StrEnum|str|ValueError)"),
     (r"py:class", r"tocsin\.driver\.pool\.Loan|optional|.*\btypes\..*"),
 ]
@@ -49,15 +54,29 @@ class Sql(PostgresLexer):
 
     name = "SQL as in psql"
     aliases = ("sql",)
-    tokens: ClassVar = {"root": [(r"\\\w+", Name.Builtin), (r"::", Operator), (r":\"?\w+\"?", Name.Variable), inherit]}
+    tokens: ClassVar = {
+        "root": [
+            (r"\\\w+", Name.Builtin),
+            (r"::", Operator),
+            (r":\"?\w+\"?", Name.Variable),
+            inherit,
+        ]
+    }
 
 
 MADE_BY_USERS = {"tocsin.RateLimit", "tocsin.Roles"}
-"""Classes whose constructors are for users; all other objects come from a function or a method."""
+"""Classes whose constructors are for users; all other objects come from a function or a
+method."""
 
 
-def _without_constructor(app: Sphinx, what: str, name: str, thing: object, options: object, signature: str, returns: str) -> object:
-    return ("", "") if signature and what in ("class", "exception") and name not in MADE_BY_USERS else None
+def _without_constructor(
+    app: Sphinx, what: str, name: str, thing: object, options: object, signature: str, returns: str
+) -> object:
+    return (
+        ("", "")
+        if signature and what in ("class", "exception") and name not in MADE_BY_USERS
+        else None
+    )
 
 
 def setup(app: Sphinx) -> None:

@@ -35,7 +35,10 @@ async def main(dsn: str) -> None:
             try:
                 await consumer.handle(greet)
             except tocsin.Suspended as suspended:
-                print(f"{suspended.reason}: {suspended.handled} handled, {suspended.released} released")
+                print(
+                    f"{suspended.reason}: {suspended.handled} handled, {suspended.released}"
+                    " released"
+                )
 
 
 trio.run(main, sys.argv[1] if len(sys.argv) > 1 else "postgresql:///")

@@ -49,7 +49,9 @@ async def main(dsn: str, port: int) -> None:
                 except trio.BrokenResourceError:
                     print("a client went away", flush=True)
 
-            (listener,) = await nursery.start(partial(trio.serve_tcp, serve, port, host="127.0.0.1"))
+            (listener,) = await nursery.start(
+                partial(trio.serve_tcp, serve, port, host="127.0.0.1")
+            )
             print(f"listening on port {listener.socket.getsockname()[1]}", flush=True)
             try:
                 await consumer.handle(shout, concurrency=4)

@@ -17,14 +17,18 @@ class CardDeclined(Exception):
     """The customer cannot pay."""
 
 
-async def place_order(store: tocsin.Store, producer: tocsin.Producer, article: str, *, paid: bool) -> None:
+async def place_order(
+    store: tocsin.Store, producer: tocsin.Producer, article: str, *, paid: bool
+) -> None:
     """Store an order and enqueue its shipping.
 
     Raises:
         CardDeclined: The order is not paid, and is not stored.
     """
     async with store.transaction() as connection:
-        cursor = await connection.execute("insert into example_orders (article) values (%s) returning id", [article])
+        cursor = await connection.execute(
+            "insert into example_orders (article) values (%s) returning id", [article]
+        )
         (order_id,) = await cursor.fetchone() or (None,)
         await producer.enqueue({"order": order_id, "article": article}, connection=connection)
         if not paid:
@@ -37,7 +41,10 @@ async def main(dsn: str) -> None:
         await store.queues.ensure("shipping")
         async with store.transaction() as connection:
             await connection.execute("drop table if exists example_orders")
-            await connection.execute("create table example_orders (id bigint generated always as identity, article text not null)")
+            await connection.execute(
+                "create table example_orders (id bigint generated always as identity, article text"
+                " not null)"
+            )
 
         async with store.producer("shipping") as producer:
             try:

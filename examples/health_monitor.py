@@ -21,10 +21,13 @@ MAX_AGE = 10.0
 def show(workers: list[tocsin.WorkerInfo]) -> int:
     """Print the workers; return how many of them are stale."""
     stale = [w for w in workers if w.heartbeat_age > MAX_AGE]
-    print(f"{'worker':<24} {'kind':<9} {'queue':<16} {'status':<12} {'holds':>5} {'silent for':>11}")
+    print(
+        f"{'worker':<24} {'kind':<9} {'queue':<16} {'status':<12} {'holds':>5} {'silent for':>11}"
+    )
     for worker in workers:
         print(
-            f"{worker.name:<24} {worker.kind:<9} {worker.queue:<16} {worker.status:<12} {worker.held:>5} {worker.heartbeat_age:>9.1f} s"
+            f"{worker.name:<24} {worker.kind:<9} {worker.queue:<16} {worker.status:<12}"
+            f" {worker.held:>5} {worker.heartbeat_age:>9.1f} s"
             + ("  STALE" if worker in stale else "")
         )
     print(f"{len(workers)} at work, {len(stale)} stale", flush=True)
@@ -35,7 +38,9 @@ async def main(dsn: str, seconds: float | None) -> int:
     async with tocsin.connect(dsn) as store:
         await store.install()
         while True:
-            stale = show([w for w in await store.workers.list() if w.status != tocsin.WorkerStatus.STOPPED])
+            stale = show(
+                [w for w in await store.workers.list() if w.status != tocsin.WorkerStatus.STOPPED]
+            )
             if seconds is None:
                 return min(stale, 1)
             await trio.sleep(seconds)

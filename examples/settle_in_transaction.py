@@ -20,12 +20,15 @@ async def main(dsn: str) -> None:
         await store.queues.ensure("payments", retry_base=0)
         async with store.transaction() as connection:
             await connection.execute("drop table if exists example_bookings")
-            await connection.execute("create table example_bookings (payment bigint not null, amount integer not null)")
+            await connection.execute(
+                "create table example_bookings (payment bigint not null, amount integer not null)"
+            )
 
         async def book(message: tocsin.Message) -> None:
             async with store.transaction() as connection:
                 await connection.execute(
-                    "insert into example_bookings (payment, amount) values (%s, %s)", [message.id, message.payload["amount"]]
+                    "insert into example_bookings (payment, amount) values (%s, %s)",
+                    [message.id, message.payload["amount"]],
                 )
                 await message.archive(connection=connection)
                 if message.read_ct == 1:

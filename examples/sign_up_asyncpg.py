@@ -20,7 +20,9 @@ async def sign_up(connection: asyncpg.Connection, name: str) -> None:
         UniqueViolationError: The name is taken, and nothing is enqueued.
     """
     async with connection.transaction():
-        await connection.fetchval("select tocsin.enqueue('welcome', $1)", json.dumps({"name": name}))
+        await connection.fetchval(
+            "select tocsin.enqueue('welcome', $1)", json.dumps({"name": name})
+        )
         await connection.execute("insert into example_users (name) values ($1)", name)
 
 
@@ -37,7 +39,10 @@ async def main(dsn: str) -> None:
 
 def as_asyncpg_names_it(dsn: str) -> dict[str, str]:
     """Return a connection string as arguments of asyncpg, which reads URLs only."""
-    return {"database" if name == "dbname" else name: value for name, value in conninfo_to_dict(dsn).items()}
+    return {
+        "database" if name == "dbname" else name: value
+        for name, value in conninfo_to_dict(dsn).items()
+    }
 
 
 asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "postgresql:///"))

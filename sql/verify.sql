@@ -1,9 +1,11 @@
--- What PostgreSQL's catalogs say of a schema that holds Tocsin: each thing by kind and name, with its definition.
--- `verify` compares what this gives of two schemas. The parameter is the schema's name.
+-- What PostgreSQL's catalogs say of a schema that holds Tocsin: each thing by kind and
+-- name, with its definition. `verify` compares what this gives of two schemas. The
+-- parameter is the schema's name.
 
 with ours as (select oid from pg_namespace where nspname = %(schema)s),
 classes as (
-    -- without the partitions of the archive that come and go (functions/maintain.sql), and their indexes
+    -- without the partitions of the archive that come and go (functions/maintain.sql),
+    -- and their indexes
     select c.* from pg_class c where c.relnamespace = (select oid from ours) and not (c.relispartition and c.relname ~ '^archive_[0-9]+h_')
 ),
 functions as (

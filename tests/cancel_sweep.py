@@ -13,7 +13,8 @@ When = Literal["blocked", "running"]
 
 
 class _Cancel(trio.abc.Instrument):
-    """Cancels `scope` when `task` has come to its `nth` checkpoint, or is about to run on from it."""
+    """Cancels `scope` when `task` has come to its `nth` checkpoint, or is about to run
+    on from it."""
 
     def __init__(self, scope: trio.CancelScope, task: Task, nth: int, when: When) -> None:
         self._scope = scope
@@ -36,12 +37,16 @@ class _Cancel(trio.abc.Instrument):
             self._left -= 1
 
 
-async def cancel_sweep(operation: Callable[[], Awaitable[object]], check: Callable[[], Awaitable[object]] | None = None) -> int:
-    """Run `operation` again and again, cancelled at its first checkpoint, then at its second, and so on.
+async def cancel_sweep(
+    operation: Callable[[], Awaitable[object]], check: Callable[[], Awaitable[object]] | None = None
+) -> int:
+    """Run `operation` again and again, cancelled at its first checkpoint, then at its
+    second, and so on.
 
-    Ends with a run that is over before its turn to be cancelled comes. Each checkpoint is tried twice:
-    cancelled while the task is blocked in it, and when the task goes on from it, so that the next one finds
-    the scope cancelled already. `check` is called after every run. Returns how many runs were cut short.
+    Ends with a run that is over before its turn to be cancelled comes. Each checkpoint
+    is tried twice: cancelled while the task is blocked in it, and when the task goes on
+    from it, so that the next one finds the scope cancelled already. `check` is called
+    after every run. Returns how many runs were cut short.
     """
     cut_short = 0
     moments: tuple[When, ...] = ("blocked", "running")

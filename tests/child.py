@@ -26,7 +26,9 @@ class Child:
             while b"\n" not in self._buffer:
                 chunk = await self.process.stdout.receive_some()
                 if not chunk:
-                    raise EOFError(f"the child ended with {await self.process.wait()} and {self._buffer!r}")
+                    raise EOFError(
+                        f"the child ended with {await self.process.wait()} and {self._buffer!r}"
+                    )
                 self._buffer += chunk
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line.decode()
@@ -40,7 +42,8 @@ class Child:
 
 @asynccontextmanager
 async def running(script: str, *arguments: str) -> AsyncIterator[Child]:
-    """Run a script of tests/children, or one with its whole path; kill it at the end of the block."""
+    """Run a script of tests/children, or one with its whole path; kill it at the end of
+    the block."""
     command = [sys.executable, "-u", str(Path(__file__).parent / "children" / script), *arguments]
     process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
     try:

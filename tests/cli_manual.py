@@ -1,4 +1,5 @@
-"""Writes docs/cli.md from the command line itself: ``uv run python tests/cli_manual.py``."""
+"""Writes docs/cli.md from the command line itself: ``uv run python
+tests/cli_manual.py``."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def write_manual() -> str:
 
 
 def walk(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
-    """Yield all commands and groups below this one, and itself, with what one types to call them."""
+    """Yield all commands and groups below this one, and itself, with what one types to
+    call them."""
     yield path, command
     if isinstance(command, Group):
         for name in sorted(command.commands):
@@ -60,18 +62,28 @@ def _describe(command: click.Command, path: str, level: int) -> Iterator[str]:
         if not isinstance(command, Group):
             yield f"`{' '.join([path, *command.collect_usage_pieces(context)])}`\n"
         yield _paragraphs(command)
-        options = [p for p in command.params if isinstance(p, click.Option) and p.name not in _EVERYWHERE]
+        options = [
+            p for p in command.params if isinstance(p, click.Option) and p.name not in _EVERYWHERE
+        ]
         if options:
             yield "| option | meaning |\n| --- | --- |"
             yield from (_row(option, context) for option in options)
             yield ""
     assert isinstance(command, (Command, Group))
     if command.examples:
-        test = "test_the_examples_of_groups_can_be_typed" if isinstance(command, Group) else "test_each_example_can_be_typed"
-        yield "\n".join([f"<!-- run by tests/test_cli_tree.py::{test} -->", "```sh", *command.examples, "```\n"])
+        test = (
+            "test_the_examples_of_groups_can_be_typed"
+            if isinstance(command, Group)
+            else "test_each_example_can_be_typed"
+        )
+        yield "\n".join(
+            [f"<!-- run by tests/test_cli_tree.py::{test} -->", "```sh", *command.examples, "```\n"]
+        )
     if isinstance(command, Group):
         for name in sorted(command.commands):
-            yield from _describe(command.commands[name], f"{path} {name}", level + (path != "tocsin"))
+            yield from _describe(
+                command.commands[name], f"{path} {name}", level + (path != "tocsin")
+            )
 
 
 def _paragraphs(command: click.Command) -> str:

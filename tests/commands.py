@@ -45,8 +45,11 @@ def one_line(text: str) -> bool:
 
 
 @contextmanager
-def started(dsn: str, *arguments: str, folder: Path | None = None, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Start the command in a process of its own, perhaps in this folder; kill it at the end of the block if it is still there."""
+def started(
+    dsn: str, *arguments: str, folder: Path | None = None, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """Start the command in a process of its own, perhaps in this folder; kill it at the
+    end of the block if it is still there."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tocsin", *arguments, "--dsn", dsn],
         cwd=folder,
@@ -71,7 +74,8 @@ def line_with(process: subprocess.Popen[str], text: str) -> str:
 
 
 def ask_at_a_terminal(dsn: str, *arguments: str, answer: str) -> str:
-    """Call the command with a terminal to ask at, give this answer, and return what it wrote to standard error."""
+    """Call the command with a terminal to ask at, give this answer, and return what it
+    wrote to standard error."""
     ours, theirs = os.openpty()
     try:
         os.write(ours, f"{answer}\n".encode())

@@ -1,4 +1,5 @@
-"""Fixtures: the session's PostgreSQL server, a database for each test, a private server for rough tests."""
+"""Fixtures: the session's PostgreSQL server, a database for each test, a private server
+for rough tests."""
 
 import io
 import json
@@ -37,7 +38,8 @@ def _session_server(config: pytest.Config) -> servers.Server:
 
 
 def pytest_configure() -> None:
-    """The settings of whoever runs the tests are not for the tests; nor is that a shell ignores signals for a job in the background."""
+    """The settings of whoever runs the tests are not for the tests; nor is that a shell
+    ignores signals for a job in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for setting in attrs.fields(tocsin.Settings):
@@ -101,7 +103,9 @@ def store_dsn(server: servers.Server, _store_template: str) -> Iterator[str]:
 async def own_server() -> AsyncIterator[EmbeddedServer]:
     """A server for this test alone, which may stop and restart it."""
     with servers.directory() as base:
-        async with serve(base / "server", settings=servers.SETTINGS, installation=servers.INSTALLATION) as server:
+        async with serve(
+            base / "server", settings=servers.SETTINGS, installation=servers.INSTALLATION
+        ) as server:
             yield server
 
 
@@ -114,7 +118,8 @@ async def store(store_dsn: str) -> AsyncIterator[tocsin.Store]:
 
 @pytest.fixture
 def new_role(server: servers.Server) -> Iterator[Callable[..., str]]:
-    """A function that makes up a role's name and, unless told otherwise, creates a login of that name; it is dropped in the end."""
+    """A function that makes up a role's name and, unless told otherwise, creates a
+    login of that name; it is dropped in the end."""
     names: list[str] = []
 
     def make(kind: str, *members_of: str, create: bool = True, options: str = "login") -> str:
@@ -130,7 +135,9 @@ def new_role(server: servers.Server) -> Iterator[Callable[..., str]]:
                     )
                 )
                 for role in members_of:
-                    connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(role), sql.Identifier(name)))
+                    connection.execute(
+                        sql.SQL("grant {} to {}").format(sql.Identifier(role), sql.Identifier(name))
+                    )
         return name
 
     yield make
@@ -141,7 +148,8 @@ def new_role(server: servers.Server) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Calls the command line, in this process; gives its exit code, its output and its errors."""
+    """Calls the command line, in this process; gives its exit code, its output and its
+    errors."""
 
     def run(*arguments: str, stdin: bytes = b"") -> Ended:
         with tempfile.TemporaryFile() as file:
@@ -173,13 +181,16 @@ def dsn_of_quiet_store(store_dsn: str) -> str:
             connection.execute("create extension pg_stat_statements")
             connection.execute("select pg_stat_statements_reset()")
         except psycopg.Error as error:
-            pytest.skip(f"this server does not tell what was run on it: {error.diag.message_primary}")
+            pytest.skip(
+                f"this server does not tell what was run on it: {error.diag.message_primary}"
+            )
     return store_dsn
 
 
 @pytest.fixture
 def plans(store_dsn: str) -> Any:
-    """A function that runs a statement and returns the plans of all statements inside it."""
+    """A function that runs a statement and returns the plans of all statements inside
+    it."""
     notices: list[str] = []
     with connect_blocking(store_dsn) as connection:
         try:
@@ -197,12 +208,18 @@ def plans(store_dsn: str) -> Any:
             "log_buffers": "on",
         }.items():
             connection.execute(f"set auto_explain.{name} = '{value}'".encode())
-        connection.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary or ""))
+        connection.add_notice_handler(
+            lambda diagnostic: notices.append(diagnostic.message_primary or "")
+        )
 
         def run(statement: str) -> dict[str, dict[str, Any]]:
             notices.clear()
             connection.execute(statement.encode())
-            found = [json.loads(re.sub(r"^duration: .*?plan:\s*", "", n, flags=re.S)) for n in notices if "plan:" in n]
+            found = [
+                json.loads(re.sub(r"^duration: .*?plan:\s*", "", n, flags=re.S))
+                for n in notices
+                if "plan:" in n
+            ]
             compiled = [plan["Query Text"] for plan in found if "JIT" in plan]
             assert not compiled, f"the server compiles what it runs for a millisecond: {compiled}"
             return {" ".join(plan["Query Text"].split()): plan["Plan"] for plan in found}

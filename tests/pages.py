@@ -1,6 +1,8 @@
-"""What the pages show is what runs: the fenced blocks of a Markdown page, and how each is run.
+"""What the pages show is what runs: the fenced blocks of a Markdown page, and how each
+is run.
 
-The blocks of a page are run in their order, against one fresh database with Tocsin in it.
+The blocks of a page are run in their order, against one fresh database with Tocsin in
+it.
 
     python          Fragments run within an event loop, ``await`` where they stand, and share their names; `store`, `dsn`, `tocsin` and
                     `trio` are there. A block with ``trio.run(`` or ``asyncio.run(`` in it is a program, run by itself; it finds its
@@ -11,7 +13,8 @@ The blocks of a page are run in their order, against one fresh database with Toc
     text            right after one of these: what it prints. ``…`` stands for anything.
     json, toml      are only parsed.
 
-Comments, which readers do not see, say the rest. They come right before the block that they are about:
+Comments, which readers do not see, say the rest. They come right before the block that
+they are about:
 
     <!-- python ... -->, <!-- sql ... -->, <!-- sh ... -->      a block that readers do not see
     <!-- meanwhile ... -->         a fragment that runs beside the next block; `polling` and `done` help it
@@ -92,7 +95,12 @@ def read(page: Path) -> list[Block]:
     end = 0
     for match in _BLOCK.finditer(text):
         language, body, comment = match.groups()
-        if language == "text" and blocks and blocks[-1].language in RUN and not text[end : match.start()].strip():
+        if (
+            language == "text"
+            and blocks
+            and blocks[-1].language in RUN
+            and not text[end : match.start()].strip()
+        ):
             notes["printed"] = ""
         end = match.end()
         if comment is None:
@@ -102,11 +110,17 @@ def read(page: Path) -> list[Block]:
             if language.startswith("{"):  # a directive for Sphinx
                 continue
             if language not in (*RUN, *NOT_RUN):
-                raise block.fail(f"no way is known to run {language or 'a block without a language'}")
+                raise block.fail(
+                    f"no way is known to run {language or 'a block without a language'}"
+                )
             blocks.append(block)
             continue
         word, _, rest = comment.partition("\n" if "\n" in comment.split(" ")[0] else " ")
-        line = text.count("\n", 0, match.start(3)) + comment[: len(comment) - len(rest)].count("\n") + 1
+        line = (
+            text.count("\n", 0, match.start(3))
+            + comment[: len(comment) - len(rest)].count("\n")
+            + 1
+        )
         if word in ("python", "sql", "sh"):
             blocks.append(Block(page, line, word, rest + "\n", hidden=True))
         elif word in _WORDS:
@@ -137,7 +151,12 @@ class Session:
 
     async def done(self, queue: str) -> None:
         """For hidden blocks: return when the queue has no unfinished messages."""
-        while await query(self.dsn, "select 1 from tocsin.messages m join tocsin.queues q on q.id = m.queue_id where q.name = %s", queue):
+        while await query(
+            self.dsn,
+            "select 1 from tocsin.messages m join tocsin.queues q on q.id = m.queue_id where q.name"
+            " = %s",
+            queue,
+        ):
             pass
 
     async def run(self, block: Block) -> None:
@@ -153,7 +172,12 @@ class Session:
         with trio.fail_after(PATIENCE):
             async with open_nursery_bare() as nursery:
                 if "meanwhile" in block.notes:
-                    nursery.start_soon(self._fragment, attrs.evolve(block, text=block.notes["meanwhile"], notes={}, language="python"))
+                    nursery.start_soon(
+                        self._fragment,
+                        attrs.evolve(
+                            block, text=block.notes["meanwhile"], notes={}, language="python"
+                        ),
+                    )
                 await self._run(block)
 
     async def _run(self, block: Block) -> None:
@@ -199,18 +223,33 @@ class Session:
     async def _program(self, block: Block) -> None:
         path = self.directory / f"program_{block.line}.py"
         path.write_text(block.text.replace("postgresql:///app", url(self.dsn)), encoding="utf-8")
-        # What a package of the block's own does when the process ends is not ours: the binary of one may crash then, its work done.
-        await self._process(block, [sys.executable, str(path)], status=None if "needs" in block.notes else 0)
+        # What a package of the block's own does when the process ends is not ours: the
+        # binary of one may crash then, its work done.
+        await self._process(
+            block, [sys.executable, str(path)], status=None if "needs" in block.notes else 0
+        )
 
     async def _sql(self, block: Block) -> None:
         expected = block.notes.get("raises")
-        command = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose", "-d", self.dsn]
+        command = [
+            "psql",
+            "-X",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-v",
+            "VERBOSITY=verbose",
+            "-d",
+            self.dsn,
+        ]
         await self._process(block, command, block.text, status=3 if expected else 0)
         if expected and f"ERROR:  {expected}:" not in self.printed:
             raise block.fail(f"did not fail with {expected}, but\n{self.printed}")
 
     async def _script(self, block: Block, text: str) -> None:
-        await self._process(block, ["bash", "-euo", "pipefail", "-c", text], status=int(block.notes.get("exits", 0)))
+        await self._process(
+            block, ["bash", "-euo", "pipefail", "-c", text], status=int(block.notes.get("exits", 0))
+        )
 
     async def _console(self, block: Block) -> None:
         commands = re.split(r"^\$ ", block.text, flags=re.M)
@@ -223,7 +262,9 @@ class Session:
             if printed:
                 check_printed(block, printed, self.printed)
 
-    async def _process(self, block: Block, command: list[str], stdin: str = "", status: int | None = 0) -> subprocess.CompletedProcess[str]:
+    async def _process(
+        self, block: Block, command: list[str], stdin: str = "", status: int | None = 0
+    ) -> subprocess.CompletedProcess[str]:
         ended = await trio.run_process(
             command,
             stdin=stdin.encode(),
@@ -236,11 +277,14 @@ class Session:
         self.printed = ended.stdout.decode() + ended.stderr.decode()
         if (ended.returncode > 0) if status is None else (ended.returncode != status):
             raise block.fail(f"ended with {ended.returncode}\n{self.printed}")
-        return subprocess.CompletedProcess(command, ended.returncode, ended.stdout.decode(), ended.stderr.decode())
+        return subprocess.CompletedProcess(
+            command, ended.returncode, ended.stdout.decode(), ended.stderr.decode()
+        )
 
 
 def check_printed(block: Block, expected: str, printed: str) -> None:
-    """Compare what a block shows with what was printed, but for spaces at the ends of lines."""
+    """Compare what a block shows with what was printed, but for spaces at the ends of
+    lines."""
     pattern = ".*".join(re.escape(_trimmed(part)) for part in _trimmed(expected).split("…"))
     if not re.fullmatch(pattern, _trimmed(printed), re.S):
         raise block.fail(f"was not printed; this was:\n{printed}")
@@ -251,9 +295,16 @@ def _trimmed(text: str) -> str:
 
 
 def environment(dsn: str, directory: Path) -> dict[str, str]:
-    """The environment of what a page runs: the commands of this installation, and the page's database."""
+    """The environment of what a page runs: the commands of this installation, and the
+    page's database."""
     given = conninfo_to_dict(dsn)
-    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
+    names = {
+        "host": "PGHOST",
+        "port": "PGPORT",
+        "user": "PGUSER",
+        "password": "PGPASSWORD",
+        "dbname": "PGDATABASE",
+    }
     database = {name: str(given[key]) for key, name in names.items() if given.get(key) is not None}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TOCSIN_", "PG"))}
     folders = [str(Path(sys.executable).parent), *_psql(), kept.get("PATH", "")]
@@ -264,7 +315,8 @@ def environment(dsn: str, directory: Path) -> dict[str, str]:
 
 
 def url(dsn: str) -> str:
-    """Spell a connection string as a URL, which is what some other libraries understand; a socket's directory is the host."""
+    """Spell a connection string as a URL, which is what some other libraries
+    understand; a socket's directory is the host."""
     given = {name: quote(str(value), safe="") for name, value in conninfo_to_dict(dsn).items()}
     login = ":".join(given[name] for name in ("user", "password") if name in given)
     port = f":{given['port']}" if "port" in given else ""
@@ -287,7 +339,9 @@ async def run_page(page: Path, create_database: Callable[[], str], directory: Pa
                 check_other_test(block)
                 continue
             if session is None or "a" in block.notes:
-                session = await stack.enter_async_context(open_session(create_database(), directory))
+                session = await stack.enter_async_context(
+                    open_session(create_database(), directory)
+                )
             await session.run(block)
 
 

@@ -25,30 +25,39 @@ SESSIONS = 3
 
 def binary() -> str | None:
     """Where PgBouncer is; None: it is not installed."""
-    return os.environ.get("TOCSIN_TEST_PGBOUNCER") or shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    return os.environ.get("TOCSIN_TEST_PGBOUNCER") or shutil.which(
+        "pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin"
+    )
 
 
 def keeps_prepared_statements() -> bool:
     """Whether this PgBouncer has the setting ``max_prepared_statements``."""
-    version = subprocess.run([str(binary()), "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run(
+        [str(binary()), "--version"], capture_output=True, text=True, check=True
+    ).stdout
     found = re.search(r"PgBouncer (\d+)\.(\d+)", version)
     assert found is not None, version
     return (int(found[1]), int(found[2])) >= (1, 21)
 
 
-NEEDED = pytest.mark.skipif(binary() is None, reason="not installed: pgbouncer (the Debian package of this name)")
+NEEDED = pytest.mark.skipif(
+    binary() is None, reason="not installed: pgbouncer (the Debian package of this name)"
+)
 
 
 @asynccontextmanager
 async def pgbouncer(server: servers.Server, max_prepared_statements: int = 0) -> AsyncIterator[str]:
-    """Run PgBouncer for as long as the block lasts; gives a connection string without a database."""
+    """Run PgBouncer for as long as the block lasts; gives a connection string without a
+    database."""
     with servers.directory() as base:
         settings = base / "pgbouncer.ini"
         settings.write_text(_settings(server, base, max_prepared_statements))
         base.chmod(0o777)  # it makes its socket there, as another user
         async with trio.open_nursery() as nursery:
             command = [str(binary()), str(settings)]
-            process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            process = await trio.lowlevel.open_process(
+                command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
             try:
                 with trio.fail_after(PATIENCE):
                     await nursery.start(_read_log, process)

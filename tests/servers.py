@@ -1,14 +1,15 @@
 """The PostgreSQL server that a test session runs against.
 
-In this order: the server in `TOCSIN_TEST_DSN` (any from PostgreSQL 15, as a role that may create databases);
-else a server of the PostgreSQL installed in `TOCSIN_TEST_INSTALLATION` (such as `/usr/lib/postgresql/15`), with the settings that it comes
-with; else a container, if a Docker daemon answers that has the image in `TOCSIN_TEST_IMAGE` (`postgres:18`) or can
-pull it; else the embedded one.
+In this order: the server in `TOCSIN_TEST_DSN` (any from PostgreSQL 15, as a role that
+may create databases); else a server of the PostgreSQL installed in
+`TOCSIN_TEST_INSTALLATION` (such as `/usr/lib/postgresql/15`), with the settings that it
+comes with; else a container, if a Docker daemon answers that has the image in
+`TOCSIN_TEST_IMAGE` (`postgres:18`) or can pull it; else the embedded one.
 
 A fixture for a whole session cannot be async: pytest-trio has one event loop per test.
-`tocsin.embedded.serve` wants to be in one, so it gets a process of its own: this file, run as a script,
-serves until its standard input is closed. That also happens when pytest is killed, so no server is left
-behind.
+`tocsin.embedded.serve` wants to be in one, so it gets a process of its own: this file,
+run as a script, serves until its standard input is closed. That also happens when
+pytest is killed, so no server is left behind.
 """
 
 import gc
@@ -59,7 +60,8 @@ class Server:
     version_num: int
     """As in `show server_version_num`: 180006 is 18.6."""
     host: str | None
-    """Where it listens on TCP; None if that is not known. The password is in `admin_dsn`."""
+    """Where it listens on TCP; None if that is not known. The password is in
+    `admin_dsn`."""
     port: int | None
     """Its TCP port; None if that is not known."""
     note: str = ""
@@ -73,7 +75,8 @@ class Server:
         return make_conninfo(self.admin_dsn, dbname=database)
 
     def create_database(self, template: str = "template0") -> str:
-        """Create a database with a name that no other test session uses, and return the name."""
+        """Create a database with a name that no other test session uses, and return the
+        name."""
         name = f"tocsin_test_{secrets.token_hex(6)}"
         with psycopg.connect(self.admin_dsn, autocommit=True) as connection:
             statement = sql.SQL("create database {} template {}")
@@ -116,11 +119,14 @@ def _docker_answers() -> bool:
     except docker.errors.DockerException:
         return False
     finally:
-        gc.collect()  # a failed attempt leaves an open socket in a cycle: a warning, later, in some test
+        # a failed attempt leaves an open socket in a cycle: a warning, later, in some
+        # test
+        gc.collect()
 
 
 def _container(stack: ExitStack) -> Server | str:
-    """The server in a new container, or why there is none; nothing if there just is no Docker."""
+    """The server in a new container, or why there is none; nothing if there just is no
+    Docker."""
     image = os.environ.get("TOCSIN_TEST_IMAGE", "postgres:18")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what these libraries are warned of is not ours to mend
@@ -129,7 +135,9 @@ def _container(stack: ExitStack) -> Server | str:
         from testcontainers.community.postgres import PostgresContainer
 
         options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
-        container = PostgresContainer(image, username="postgres", password=PASSWORD, dbname="postgres")
+        container = PostgresContainer(
+            image, username="postgres", password=PASSWORD, dbname="postgres"
+        )
         stack.callback(container.stop)
         try:
             container.with_command(f"postgres {options}").start()
@@ -144,10 +152,17 @@ def _container(stack: ExitStack) -> Server | str:
 
 def _started(stack: ExitStack, kind: Literal["installation", "embedded"], note: str = "") -> Server:
     port = free_port()
-    # Its own session, so that Ctrl-C does not stop the server before the tests have ended.
+    # Its own session, so that Ctrl-C does not stop the server before the tests have
+    # ended.
     command = [sys.executable, __file__, str(port)]
     process = stack.enter_context(
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
     )
     if process.stdout is None or not (answer := process.stdout.readline()):
         raise RuntimeError("the tests' server did not start; its standard error says why")
@@ -159,15 +174,18 @@ def _started(stack: ExitStack, kind: Literal["installation", "embedded"], note: 
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """A temporary directory that a server which runs as another user can pass through, unlike pytest's.
+    """A temporary directory that a server which runs as another user can pass through,
+    unlike pytest's.
 
-    In memory where there is plenty, for a new database is 300 new files: 10 ms there, up to 100 ms on a slow disk.
+    In memory where there is plenty, for a new database is 300 new files: 10 ms there,
+    up to 100 ms on a slow disk.
     """
     memory = Path("/dev/shm")
     usable = (
         os.access(memory, os.W_OK)
         and shutil.disk_usage(memory).free > 4 << 30
-        and not os.statvfs(memory).f_flag & os.ST_NOEXEC  # the server's binaries may have to be copied there
+        # the server's binaries may have to be copied there
+        and not os.statvfs(memory).f_flag & os.ST_NOEXEC
     )
     with tempfile.TemporaryDirectory(prefix="tocsin-test-", dir=memory if usable else None) as name:
         Path(name).chmod(0o711)
@@ -183,7 +201,9 @@ def free_port() -> int:
 
 async def _serve_until_eof(port: int) -> None:
     with directory() as base:
-        async with serve(base / "server", settings=SETTINGS, port=port, installation=INSTALLATION) as server:
+        async with serve(
+            base / "server", settings=SETTINGS, port=port, installation=INSTALLATION
+        ) as server:
             sys.stdout.write(f"{server.dsn}\n")
             sys.stdout.flush()
             async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:

@@ -1,4 +1,5 @@
-"""What several test files need: a store to test, a clock that moves, a look into the tables."""
+"""What several test files need: a store to test, a clock that moves, a look into the
+tables."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from tocsin._queue.consuming.failure import Failure
 from tocsin.driver import TrioConnection
 
 PATIENCE = 30
-"""Seconds after which a test that waits for something gives up: a net, not an expectation."""
+"""Seconds after which a test that waits for something gives up: a net, not an
+expectation."""
 
 
 @asynccontextmanager
@@ -42,8 +44,9 @@ async def move_clock(dsn: str, seconds: float) -> None:
     async with open_connection(dsn) as connection:
         await connection.execute(
             sql.SQL(
-                "create or replace function tocsin._clock() returns timestamptz language sql volatile parallel safe "
-                "as $$ select pg_catalog.clock_timestamp() + interval '{} seconds' $$"
+                "create or replace function tocsin._clock() returns timestamptz language sql"
+                " volatile parallel safe as $$ select pg_catalog.clock_timestamp() + interval '{}"
+                " seconds' $$"
             ).format(sql.Literal(seconds))
         )
         await connection.execute("select tocsin._ring(id) from tocsin.queues")
@@ -83,7 +86,10 @@ class Handled:
 
 
 async def run_until_suspended(
-    consumer: tocsin.Consumer, handler: Callable[[tocsin.Message], Awaitable[object]], into: list[tocsin.Suspended], **options: Any
+    consumer: tocsin.Consumer,
+    handler: Callable[[tocsin.Message], Awaitable[object]],
+    into: list[tocsin.Suspended],
+    **options: Any,
 ) -> None:
     """A task that handles until interrupted."""
     try:
@@ -102,28 +108,40 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 async def until_asleep(*stores: tocsin.Store) -> None:
-    """Return when these stores do nothing but wait for a notification, a known time or the next heartbeat.
+    """Return when these stores do nothing but wait for a notification, a known time or
+    the next heartbeat.
 
-    A task that waits for the server's answer looks like one that sleeps; but it holds a connection of the pool, or a guard is not up yet.
+    A task that waits for the server's answer looks like one that sleeps; but it holds a
+    connection of the pool, or a guard is not up yet.
     """
     with trio.fail_after(PATIENCE):
         while True:
             await trio.testing.wait_all_tasks_blocked(0.02)
-            if not any(s.statistics().pool.in_use or (s.statistics().listening and s._bell.queues_without_lock()) for s in stores):
+            if not any(
+                s.statistics().pool.in_use
+                or (s.statistics().listening and s._bell.queues_without_lock())
+                for s in stores
+            ):
                 return
 
 
 _STATEMENTS = (
-    "select query, sum(calls)::int from pg_stat_statements s join pg_database d on d.oid = s.dbid "
-    "where d.datname = current_database() and query not like '%%pg_stat_statements%%' group by query"
+    "select query, sum(calls)::int from pg_stat_statements s join pg_database d on d.oid = s.dbid"
+    " where d.datname = current_database() and query not like '%%pg_stat_statements%%' group by"
+    " query"
 )
 
 
 async def statements(dsn: str) -> dict[str, int]:
-    """How often each statement has been run in this database (the fixture `dsn_of_quiet_store`)."""
+    """How often each statement has been run in this database (the fixture
+    `dsn_of_quiet_store`)."""
     return dict(await query(dsn, _STATEMENTS))
 
 
 def since(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
     """What was run between two such looks."""
-    return {text: calls - before.get(text, 0) for text, calls in now.items() if calls != before.get(text, 0)}
+    return {
+        text: calls - before.get(text, 0)
+        for text, calls in now.items()
+        if calls != before.get(text, 0)
+    }

@@ -28,7 +28,9 @@ async def archive(store: tocsin.Store, queue: str, *payloads: object) -> None:
     async with store.consumer(queue) as consumer:
         for payload in payloads:
             await store.produce(queue, payload)
-        assert await consumer.archive_many(await consumer.dequeue(len(payloads))) == [True] * len(payloads)
+        assert await consumer.archive_many(await consumer.dequeue(len(payloads))) == [True] * len(
+            payloads
+        )
 
 
 async def places(dsn: str) -> dict[object, str]:
@@ -44,8 +46,8 @@ async def check_counts(dsn: str) -> dict[str, int]:
     """The counts of all queues, having held them against the rows."""
     rows = await query(
         dsn,
-        "select q.name, tocsin.archived_count(q.id), (select count(*) from tocsin.archive a where a.queue_id = q.id) "
-        "from tocsin.queues q order by q.name",
+        "select q.name, tocsin.archived_count(q.id), (select count(*) from tocsin.archive a where"
+        " a.queue_id = q.id) from tocsin.queues q order by q.name",
     )
     for name, told, there in rows:
         assert told == there, name
@@ -61,7 +63,13 @@ async def test_retention_drops_the_partitions_of_what_is_kept_no_longer_and_no_o
 ) -> None:
     start = 0 if begins == "now" else 360 * DAY - time.time() % (360 * DAY)
     await move_clock(store_dsn, start)
-    for name, retention in {"hour": HOUR, "day": DAY, "month": 30 * DAY, "years": 900 * DAY, "decade": 3650 * DAY}.items():
+    for name, retention in {
+        "hour": HOUR,
+        "day": DAY,
+        "month": 30 * DAY,
+        "years": 900 * DAY,
+        "decade": 3650 * DAY,
+    }.items():
         await store.queues.create(name, retention=retention)
     made = (await store.maintain()).partitions_created
     assert made == 10  # for each queue that which takes a message now, and the next
@@ -80,7 +88,8 @@ async def test_retention_drops_the_partitions_of_what_is_kept_no_longer_and_no_o
         await move_clock(store_dsn, start + passed - 1)
         await store.maintain()
         assert sorted(await places(store_dsn)) == left
-        await move_clock(store_dsn, start + latest + MINUTE)  # what is archived at that time may still be on its way
+        # what is archived at that time may still be on its way
+        await move_clock(store_dsn, start + latest + MINUTE)
         with trio.fail_after(PATIENCE):
             while not (await store.maintain()).partitions_dropped:  # not while autovacuum is at it
                 pass
@@ -112,10 +121,14 @@ async def test_what_is_kept_for_ever_stays(store: tocsin.Store, store_dsn: str) 
     await move_clock(store_dsn, 60 * 365 * DAY)
     await store.maintain()
     assert await places(store_dsn) == {1: "tocsin.archive_rest", 2: "tocsin.archive_rest"}
-    assert await query(store_dsn, "select extract(year from keep_until)::int from tocsin.archive") == [(9999,), (9999,)]
+    assert await query(
+        store_dsn, "select extract(year from keep_until)::int from tocsin.archive"
+    ) == [(9999,), (9999,)]
 
 
-async def test_what_is_archived_while_there_is_no_partition_is_deleted_in_its_time(store: tocsin.Store, store_dsn: str) -> None:
+async def test_what_is_archived_while_there_is_no_partition_is_deleted_in_its_time(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q", retention=HOUR)
     await store.queues.create("r", retention=30 * DAY)
     await archive(store, "q", 1)
@@ -130,7 +143,9 @@ async def test_what_is_archived_while_there_is_no_partition_is_deleted_in_its_ti
     assert (await check_counts(store_dsn))["r"] == 1
 
 
-async def test_archiving_goes_on_when_nobody_has_made_partitions_for_long(store: tocsin.Store, store_dsn: str) -> None:
+async def test_archiving_goes_on_when_nobody_has_made_partitions_for_long(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q", retention=HOUR)
     await store.maintain()
     await move_clock(store_dsn, 2 * DAY)
@@ -142,7 +157,9 @@ async def test_archiving_goes_on_when_nobody_has_made_partitions_for_long(store:
     assert await check_counts(store_dsn) == {"q": 2}
 
 
-async def test_there_is_always_a_partition_when_maintenance_runs_now_and_then(store: tocsin.Store, store_dsn: str) -> None:
+async def test_there_is_always_a_partition_when_maintenance_runs_now_and_then(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q", retention=HOUR)
     await store.maintain()
     for half_hours in range(1, 12):
@@ -153,7 +170,9 @@ async def test_there_is_always_a_partition_when_maintenance_runs_now_and_then(st
     assert "tocsin.archive_rest" not in (await places(store_dsn)).values()
 
 
-async def test_a_change_of_retention_counts_for_what_is_archived_from_then_on(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_change_of_retention_counts_for_what_is_archived_from_then_on(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q", retention=30 * DAY)
     await store.maintain()
     await archive(store, "q", "long")
@@ -169,27 +188,36 @@ async def test_a_change_of_retention_counts_for_what_is_archived_from_then_on(st
     assert list(await places(store_dsn)) == ["ever"]
 
 
-async def test_expired_rows_without_a_partition_are_deleted_in_batches(store: tocsin.Store, store_dsn: str) -> None:
+async def test_expired_rows_without_a_partition_are_deleted_in_batches(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     queue = await store.queues.create("q", retention=HOUR)
     await query(
         store_dsn,
-        "insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at, keep_until, payload) "
-        "select n, %s, 0, 1, now(), now(), now() + interval '1 h', '1' from generate_series(1, 25000) n",
+        "insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at,"
+        " keep_until, payload) select n, %s, 0, 1, now(), now(), now() + interval '1 h', '1' from"
+        " generate_series(1, 25000) n",
         queue.id,
     )
     await query(
         store_dsn,
-        "insert into tocsin.archive_count_deltas select queue_id, 0, keep_until, archived_at, count(*) from tocsin.archive group by 1, 3, 4",
+        "insert into tocsin.archive_count_deltas select queue_id, 0, keep_until, archived_at,"
+        " count(*) from tocsin.archive group by 1, 3, 4",
     )
     await store.maintain()
     await move_clock(store_dsn, 2 * HOUR)
-    assert await query(store_dsn, "select archived_deleted, more from tocsin.maintain()") == [(10000, True)]
+    assert await query(store_dsn, "select archived_deleted, more from tocsin.maintain()") == [
+        (10000, True)
+    ]
     assert await check_counts(store_dsn) == {"q": 15000}
     assert (await store.maintain()).archived_deleted == 15000
     assert await check_counts(store_dsn) == {"q": 0}
 
 
-@pytest.mark.parametrize("settings", ["set timezone = 'America/St_Johns'", "set datestyle = 'SQL, DMY'", "set datestyle = 'German'"])
+@pytest.mark.parametrize(
+    "settings",
+    ["set timezone = 'America/St_Johns'", "set datestyle = 'SQL, DMY'", "set datestyle = 'German'"],
+)
 async def test_partitions_lie_on_the_same_grid_whatever_the_session_says_of_time(
     store: tocsin.Store, store_dsn: str, settings: str
 ) -> None:
@@ -200,20 +228,29 @@ async def test_partitions_lie_on_the_same_grid_whatever_the_session_says_of_time
         connection.execute("select tocsin.maintain()")
     starts = await query(
         store_dsn,
-        "select span * 3600, extract(epoch from starts_at)::bigint, extract(epoch from ends_at)::bigint from tocsin._archive_partitions()",
+        "select span * 3600, extract(epoch from starts_at)::bigint, extract(epoch from"
+        " ends_at)::bigint from tocsin._archive_partitions()",
     )
     assert len(starts) == 6
     assert all(start % seconds == 0 and end - start == seconds for seconds, start, end in starts)
     bounds = await query(
-        store_dsn, "select pg_get_expr(relpartbound, oid) from pg_class where relname like 'archive\\_1h%%' and relkind = 'r'"
+        store_dsn,
+        "select pg_get_expr(relpartbound, oid) from pg_class where relname like 'archive\\_1h%%'"
+        " and relkind = 'r'",
     )
-    (expected,) = await query(store_dsn, "select min(starts_at)::text, max(ends_at)::text from tocsin._archive_partitions() where span = 1")
+    (expected,) = await query(
+        store_dsn,
+        "select min(starts_at)::text, max(ends_at)::text from tocsin._archive_partitions() where"
+        " span = 1",
+    )
     assert expected[0] in "".join(b for (b,) in bounds)
     assert expected[1] in "".join(b for (b,) in bounds)
     assert (await store.maintain()).partitions_created == 0
 
 
-async def test_a_message_whose_queue_is_gone_cannot_be_archived(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_message_whose_queue_is_gone_cannot_be_archived(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q")
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
@@ -222,12 +259,16 @@ async def test_a_message_whose_queue_is_gone_cannot_be_archived(store: tocsin.St
         await query(store_dsn, "delete from tocsin.queues")
         with pytest.raises(tocsin.LeaseLost):
             await consumer.archive(message)
-    assert await query(store_dsn, "select (select count(*) from tocsin.archive), (select count(*) from tocsin.archive_count_deltas)") == [
-        (0, 0)
-    ]
+    assert await query(
+        store_dsn,
+        "select (select count(*) from tocsin.archive), (select count(*) from"
+        " tocsin.archive_count_deltas)",
+    ) == [(0, 0)]
 
 
-async def test_nothing_is_left_of_a_queue_that_is_deleted(store: tocsin.Store, store_dsn: str) -> None:
+async def test_nothing_is_left_of_a_queue_that_is_deleted(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     for name in ("q", "r"):
         await store.queues.create(name)
         await archive(store, name, 1)
@@ -239,15 +280,23 @@ async def test_nothing_is_left_of_a_queue_that_is_deleted(store: tocsin.Store, s
     await query(store_dsn, "delete from tocsin.queues where name = 'q'")
     await move_clock(store_dsn, 200)
     await store.maintain()
-    for table, left in (("archive_policies", 1), ("archived_counts", 1), ("archive_count_deltas", 0)):
-        assert await query(store_dsn, f"select count(*)::int from tocsin.{table}") == [(left,)], table
+    for table, left in (
+        ("archive_policies", 1),
+        ("archived_counts", 1),
+        ("archive_count_deltas", 0),
+    ):
+        assert await query(store_dsn, f"select count(*)::int from tocsin.{table}") == [(left,)], (
+            table
+        )
     assert await check_counts(store_dsn) == {"r": 1}
 
 
 # Nobody waits
 
 
-async def test_maintenance_does_not_wait_for_a_transaction_that_changes_or_deletes_a_queue(store: tocsin.Store, store_dsn: str) -> None:
+async def test_maintenance_does_not_wait_for_a_transaction_that_changes_or_deletes_a_queue(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     for name in ("q", "r", "s"):
         await store.queues.create(name, retention=HOUR)
         await archive(store, name, 1)
@@ -263,7 +312,9 @@ async def test_maintenance_does_not_wait_for_a_transaction_that_changes_or_delet
     assert await check_counts(store_dsn) == {"q": 1, "s": 1}
 
 
-async def test_a_long_reader_of_the_archive_stops_neither_archiving_nor_new_partitions(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_long_reader_of_the_archive_stops_neither_archiving_nor_new_partitions(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q", retention=HOUR)
     await store.maintain()
     await archive(store, "q", "old")
@@ -281,7 +332,9 @@ async def test_a_long_reader_of_the_archive_stops_neither_archiving_nor_new_part
     assert await check_counts(store_dsn) == {"q": 1}
 
 
-async def test_a_partition_that_somebody_vacuums_is_dropped_later_and_the_others_now(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_partition_that_somebody_vacuums_is_dropped_later_and_the_others_now(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q", retention=HOUR)
     await store.maintain()
     await move_clock(store_dsn, DAY)
@@ -295,8 +348,11 @@ async def test_a_partition_that_somebody_vacuums_is_dropped_later_and_the_others
     assert (await store.maintain()).partitions_dropped == 1
 
 
-async def test_an_old_transaction_goes_on_archiving_whatever_partitions_came_since(store: tocsin.Store, store_dsn: str) -> None:
-    """One that has used the archive before, and so may not hear of a partition that was attached since."""
+async def test_an_old_transaction_goes_on_archiving_whatever_partitions_came_since(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """One that has used the archive before, and so may not hear of a partition that was
+    attached since."""
     await store.queues.create("q", retention=HOUR)
     for n in range(3):
         await store.produce("q", n)
@@ -304,23 +360,32 @@ async def test_an_old_transaction_goes_on_archiving_whatever_partitions_came_sin
         messages = await consumer.dequeue(3)
         with psycopg.connect(store_dsn) as old:
             settle = "select tocsin.archive(array[%s::bigint], array[%s::bigint])"
-            assert old.execute(settle, [messages[0].id, messages[0].lease_token], prepare=True).fetchone() == ([True],)
+            assert old.execute(
+                settle, [messages[0].id, messages[0].lease_token], prepare=True
+            ).fetchone() == ([True],)
             await store.maintain()
-            assert old.execute(settle, [messages[1].id, messages[1].lease_token], prepare=True).fetchone() == ([True],)
+            assert old.execute(
+                settle, [messages[1].id, messages[1].lease_token], prepare=True
+            ).fetchone() == ([True],)
             old.commit()
-            assert old.execute(settle, [messages[2].id, messages[2].lease_token], prepare=True).fetchone() == ([True],)
+            assert old.execute(
+                settle, [messages[2].id, messages[2].lease_token], prepare=True
+            ).fetchone() == ([True],)
     found = await places(store_dsn)
     assert [found[n] == "tocsin.archive_rest" for n in range(3)] == [True, True, False]
 
 
-async def test_a_partition_taken_away_by_hand_is_made_again(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_partition_taken_away_by_hand_is_made_again(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q", retention=HOUR)
     await store.maintain()
     before = await partitions(store_dsn)
     await query(store_dsn, f"drop table tocsin.{min(before)}")
     assert (await store.maintain()).partitions_created == 1
     await query(store_dsn, f"alter table tocsin.archive detach partition tocsin.{min(before)}")
-    assert (await store.maintain()).partitions_created == 0  # its name is taken; then it goes without
+    # its name is taken; then it goes without
+    assert (await store.maintain()).partitions_created == 0
     await archive(store, "q", 1)
     assert await places(store_dsn) == {1: "tocsin.archive_rest"}
 
@@ -328,7 +393,9 @@ async def test_a_partition_taken_away_by_hand_is_made_again(store: tocsin.Store,
 # Counts
 
 
-async def test_counts_are_exact_after_archiving_purging_rolling_back_and_rolling_up(store: tocsin.Store, store_dsn: str) -> None:
+async def test_counts_are_exact_after_archiving_purging_rolling_back_and_rolling_up(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     queue = await store.queues.create("q", retention=HOUR)
     await store.queues.create("r")
     await archive(store, "q", *range(5))
@@ -346,7 +413,9 @@ async def test_counts_are_exact_after_archiving_purging_rolling_back_and_rolling
         await store.maintain()
         await archive(store, "q", seconds)
         await check_counts(store_dsn)
-    assert await query(store_dsn, "select sum(n)::int from tocsin.archived_counts where queue_id = %s", queue.id) == [(13,)]
+    assert await query(
+        store_dsn, "select sum(n)::int from tocsin.archived_counts where queue_id = %s", queue.id
+    ) == [(13,)]
     assert await query(store_dsn, "select tocsin.purge_archive(%s)", queue.id) == [(14,)]
     assert await check_counts(store_dsn) == {"q": 0, "r": 4}
     await move_clock(store_dsn, 300)
@@ -355,15 +424,21 @@ async def test_counts_are_exact_after_archiving_purging_rolling_back_and_rolling
     assert await query(store_dsn, "select count(*)::int from tocsin.archive_count_deltas") == [(0,)]
     await archive(store, "q", "last")
     await move_clock(store_dsn, DAY)
-    await store.maintain()  # drops the partition before what was archived last is counted anywhere else
+    # drops the partition before what was archived last is counted anywhere else
+    await store.maintain()
     assert await check_counts(store_dsn) == {"q": 0, "r": 4}
 
 
-async def test_counts_stay_exact_when_a_partition_is_dropped_just_after_a_change(store: tocsin.Store, store_dsn: str) -> None:
+async def test_counts_stay_exact_when_a_partition_is_dropped_just_after_a_change(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     queue = await store.queues.create("q", retention=1)
     await store.queues.create("r", retention=1)
     await store.maintain()
-    ((ends,),) = await query(store_dsn, "select extract(epoch from min(ends_at) - now())::float8 from tocsin._archive_partitions()")
+    ((ends,),) = await query(
+        store_dsn,
+        "select extract(epoch from min(ends_at) - now())::float8 from tocsin._archive_partitions()",
+    )
     await move_clock(store_dsn, ends - 20)
     await archive(store, "q", *range(3))
     await move_clock(store_dsn, ends - 2)
@@ -382,13 +457,19 @@ async def test_purging_by_age_and_trying_it_first(store: tocsin.Store, store_dsn
     await move_clock(store_dsn, 100)
     await archive(store, "q", "new")
     for dry_run in (True, False):
-        assert await query(store_dsn, "select tocsin.purge_archive(%s, '99 s', %s)", queue.id, dry_run) == [(2,)]
+        assert await query(
+            store_dsn, "select tocsin.purge_archive(%s, '99 s', %s)", queue.id, dry_run
+        ) == [(2,)]
         assert await check_counts(store_dsn) == {"q": 3 if dry_run else 1}
-    assert await query(store_dsn, "select tocsin.purge_archive(%s, dry_run => true)", queue.id) == [(1,)]
+    assert await query(store_dsn, "select tocsin.purge_archive(%s, dry_run => true)", queue.id) == [
+        (1,)
+    ]
     assert list(await places(store_dsn)) == ["new"]
 
 
-async def test_one_statement_may_archive_messages_of_several_queues(store: tocsin.Store, store_dsn: str) -> None:
+async def test_one_statement_may_archive_messages_of_several_queues(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     for name, retention in (("q", HOUR), ("r", 30 * DAY), ("s", 0.0)):
         await store.queues.create(name, retention=retention)
         await store.produce(name, name)
@@ -402,7 +483,9 @@ async def test_one_statement_may_archive_messages_of_several_queues(store: tocsi
     assert await check_counts(store_dsn) == {"q": 1, "r": 1, "s": 0}
 
 
-async def test_the_settle_rate_is_that_of_the_last_minute(store: tocsin.Store, store_dsn: str) -> None:
+async def test_the_settle_rate_is_that_of_the_last_minute(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     queue = await store.queues.create("q")
     await archive(store, "q", *range(30))
     await query(store_dsn, "select tocsin.purge_archive(%s)", queue.id)
@@ -413,7 +496,9 @@ async def test_the_settle_rate_is_that_of_the_last_minute(store: tocsin.Store, s
     assert await query(store_dsn, "select tocsin.settle_rate(%s)", queue.id) == [(0,)]
 
 
-async def test_counts_are_exact_in_every_snapshot_while_others_archive_purge_and_maintain(store: tocsin.Store, store_dsn: str) -> None:
+async def test_counts_are_exact_in_every_snapshot_while_others_archive_purge_and_maintain(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     queue = await store.queues.create("q", retention=HOUR, vt=1000 * DAY)
     await store.queues.create("r", retention=HOUR, vt=1000 * DAY)
     looks = 0
@@ -453,7 +538,9 @@ async def test_counts_are_exact_in_every_snapshot_while_others_archive_purge_and
 # The schema
 
 
-async def test_verify_and_uninstall_know_the_partitions(store: tocsin.Store, store_dsn: str) -> None:
+async def test_verify_and_uninstall_know_the_partitions(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     for n, retention in enumerate((HOUR, DAY, 30 * DAY, 900 * DAY)):
         await store.queues.create(f"q{n}", retention=retention)
     await store.maintain()
@@ -462,9 +549,16 @@ async def test_verify_and_uninstall_know_the_partitions(store: tocsin.Store, sto
     await query(store_dsn, "drop index tocsin.archive_queue")
     await query(store_dsn, "alter table tocsin.archive_rest set unlogged")
     await query(store_dsn, "create table tocsin.archive_1h_mine ()")
-    assert {d.name for d in await store.verify()} == {"archive_queue", "archive_rest", "archive_rest_queue_id_id_idx", "archive_1h_mine"}
+    assert {d.name for d in await store.verify()} == {
+        "archive_queue",
+        "archive_rest",
+        "archive_rest_queue_id_id_idx",
+        "archive_1h_mine",
+    }
     await store.uninstall()
-    assert await query(store_dsn, "select count(*)::int from pg_class where relname like 'archive%%'") == [(0,)]
+    assert await query(
+        store_dsn, "select count(*)::int from pg_class where relname like 'archive%%'"
+    ) == [(0,)]
 
 
 async def test_maintenance_works_in_any_schema(dsn: str) -> None:
@@ -475,7 +569,9 @@ async def test_maintenance_works_in_any_schema(dsn: str) -> None:
         await archive(store, "q", 1)
         assert await store.verify() == ()
         await query(
-            dsn, "create or replace function \"Mixed\".clock() returns timestamptz language sql as $$ select now() + interval '1 day' $$"
+            dsn,
+            'create or replace function "Mixed".clock() returns timestamptz language sql as $$'
+            " select now() + interval '1 day' $$",
         )
         assert (await store.maintain()).partitions_dropped == 2
         assert await query(dsn, 'select count(*)::int from "Mixed".archive') == [(0,)]

@@ -21,7 +21,8 @@ from tocsin._queue.producing.enqueue_request import EnqueueRequest
 
 PAYLOADS = "select payload from tocsin.messages order by id"
 BACKENDS = (
-    "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and query like '%%' || %s || '%%'"
+    "select pid from pg_stat_activity where datname = current_database() and wait_event_type ="
+    " 'Lock' and query like '%%' || %s || '%%'"
 )
 WAITING = "enqueue"
 SHARED = "enqueue_each"
@@ -67,7 +68,8 @@ async def closed_gate(dsn: str) -> AsyncIterator[Gate]:
 
 
 class Calls:
-    """Calls of `enqueue`, made one after the other without waiting for any, and what became of each."""
+    """Calls of `enqueue`, made one after the other without waiting for any, and what
+    became of each."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -137,7 +139,12 @@ async def test_what_was_refused_together_goes_alone_and_first() -> None:
     assert pending.take_all() == [first, gone, second, third]
     pending.add(third)
     pending.requeue([first, gone, second])
-    assert [pending.take(), pending.take(), pending.take(), pending.take()] == [[first], [second], [third], []]
+    assert [pending.take(), pending.take(), pending.take(), pending.take()] == [
+        [first],
+        [second],
+        [third],
+        [],
+    ]
     for item in items:
         item.set_result(1)
 
@@ -145,7 +152,9 @@ async def test_what_was_refused_together_goes_alone_and_first() -> None:
 # Sharing
 
 
-async def test_a_lone_call_goes_at_once_and_those_that_come_meanwhile_share_a_statement(dsn_of_quiet_store: str) -> None:
+async def test_a_lone_call_goes_at_once_and_those_that_come_meanwhile_share_a_statement(
+    dsn_of_quiet_store: str,
+) -> None:
     async with tocsin.connect(dsn_of_quiet_store) as store:
         await store.queues.ensure("q")
         async with closed_gate(dsn_of_quiet_store) as gate, trio.open_nursery() as nursery:
@@ -158,13 +167,16 @@ async def test_a_lone_call_goes_at_once_and_those_that_come_meanwhile_share_a_st
         assert await query(dsn_of_quiet_store, PAYLOADS) == [(n,) for n in range(50)]
         statements = await query(
             dsn_of_quiet_store,
-            "select calls::int from pg_stat_statements where query like 'select%.enqueue%' and toplevel and dbid = (select oid from"
-            " pg_database where datname = current_database()) order by query",
+            "select calls::int from pg_stat_statements where query like 'select%.enqueue%' and"
+            " toplevel and dbid = (select oid from pg_database where datname = current_database())"
+            " order by query",
         )
         assert statements == [(1,), (1,)]
 
 
-async def test_ten_loops_each_get_the_ids_of_their_own_messages(store: tocsin.Store, store_dsn: str) -> None:
+async def test_ten_loops_each_get_the_ids_of_their_own_messages(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     got: dict[int, str] = {}
 
@@ -183,7 +195,9 @@ async def test_ten_loops_each_get_the_ids_of_their_own_messages(store: tocsin.St
     assert not store._batcher._busy
 
 
-async def test_options_mean_the_same_alone_and_together(store: tocsin.Store, store_dsn: str) -> None:
+async def test_options_mean_the_same_alone_and_together(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     options: list[dict[str, Any]] = [
         {"delay": 1.5},
@@ -194,9 +208,10 @@ async def test_options_mean_the_same_alone_and_together(store: tocsin.Store, sto
     ]
     payloads = ['quoted " \\ \x7f', None, [1.0, 1e22, {"ü": "😀"}], {"payload": 1}, 0]
     columns = (
-        "select payload, priority, state::text, headers, max_deliveries, producer_worker_id, due - enqueued_at between '0' and '10 d',"
-        " case when due < '2040-01-01' then due - enqueued_at else due - '2040-01-01' end, expires_at - enqueued_at, vt = due"
-        " from tocsin.messages where payload <> '\"gate\"' order by id"
+        "select payload, priority, state::text, headers, max_deliveries, producer_worker_id, due -"
+        " enqueued_at between '0' and '10 d', case when due < '2040-01-01' then due - enqueued_at"
+        " else due - '2040-01-01' end, expires_at - enqueued_at, vt = due from tocsin.messages"
+        " where payload <> '\"gate\"' order by id"
     )
     async with store.producer("q") as producer:
         for payload, chosen in zip(payloads, options, strict=True):
@@ -207,7 +222,9 @@ async def test_options_mean_the_same_alone_and_together(store: tocsin.Store, sto
             calls = Calls(nursery)
             await calls.produce(store, "gate")
             for n, (payload, chosen) in enumerate(zip(payloads, options, strict=True)):
-                await calls.call(n, lambda payload=payload, chosen=chosen: producer.enqueue(payload, **chosen))  # type: ignore[misc]
+                await calls.call(
+                    n, lambda payload=payload, chosen=chosen: producer.enqueue(payload, **chosen)
+                )  # type: ignore[misc]
             gate.open()
         assert await query(store_dsn, columns) == alone
         assert len(alone) == 5
@@ -216,7 +233,9 @@ async def test_options_mean_the_same_alone_and_together(store: tocsin.Store, sto
 # Errors
 
 
-async def test_a_refused_message_fails_its_own_caller_only(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_refused_message_fails_its_own_caller_only(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", max_payload=10)
     async with store.producer("q") as good, store.producer("q") as suspended:
         await suspended.suspend()
@@ -227,7 +246,9 @@ async def test_a_refused_message_fails_its_own_caller_only(store: tocsin.Store, 
             await calls.call("good", lambda: good.enqueue("good"))
             await calls.produce(store, "b")
             gate.open()
-            large, refused, *ids = await calls.wait_for("x" * 10, "suspended", "gate", "a", "good", "b")
+            large, refused, *ids = await calls.wait_for(
+                "x" * 10, "suspended", "gate", "a", "good", "b"
+            )
     assert isinstance(large, tocsin.PayloadTooLarge)
     assert (large.actual, large.maximum, large.index) == (12, 10, None)
     assert isinstance(refused, tocsin.StateTransitionError)
@@ -235,7 +256,9 @@ async def test_a_refused_message_fails_its_own_caller_only(store: tocsin.Store, 
     assert await query(store_dsn, PAYLOADS) == [("gate",), ("a",), ("good",), ("b",)]
 
 
-async def test_a_statement_that_fails_as_a_whole_fails_only_those_it_is_about(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_statement_that_fails_as_a_whole_fails_only_those_it_is_about(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     await query(store_dsn, "alter table tocsin.messages add check (payload <> '\"bad\"')")
     async with closed_gate(store_dsn) as gate, trio.open_nursery() as nursery:
@@ -262,7 +285,9 @@ async def test_an_unknown_queue_is_told_to_each(store: tocsin.Store) -> None:
     assert len(set(map(id, errors))) == 5
 
 
-async def test_a_lost_connection_is_told_to_all_and_nothing_is_sent_again(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_lost_connection_is_told_to_all_and_nothing_is_sent_again(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     async with closed_gate(store_dsn) as gate, trio.open_nursery() as nursery:
         calls = Calls(nursery)
@@ -284,7 +309,9 @@ async def test_a_lost_connection_is_told_to_all_and_nothing_is_sent_again(store:
 # Cancellation
 
 
-async def test_a_caller_cancelled_while_waiting_is_taken_out(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_caller_cancelled_while_waiting_is_taken_out(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     async with closed_gate(store_dsn) as gate, trio.open_nursery() as nursery:
         calls = Calls(nursery)
@@ -296,7 +323,9 @@ async def test_a_caller_cancelled_while_waiting_is_taken_out(store: tocsin.Store
     assert await query(store_dsn, PAYLOADS) == [("own",), ("a",), ("c",)]
 
 
-async def test_a_caller_cancelled_while_its_statement_is_under_way_disturbs_nobody(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_caller_cancelled_while_its_statement_is_under_way_disturbs_nobody(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     async with closed_gate(store_dsn) as gate, trio.open_nursery() as nursery:
         calls = Calls(nursery)
@@ -311,7 +340,9 @@ async def test_a_caller_cancelled_while_its_statement_is_under_way_disturbs_nobo
     assert await query(store_dsn, PAYLOADS) == [("a",), ("b",)]
 
 
-async def test_cancelled_at_every_checkpoint_in_company(store: tocsin.Store, store_dsn: str) -> None:
+async def test_cancelled_at_every_checkpoint_in_company(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
 
     async def enqueue_some() -> None:
@@ -333,7 +364,9 @@ async def test_cancelled_at_every_checkpoint_in_company(store: tocsin.Store, sto
 # What never shares
 
 
-async def test_who_waits_for_a_key_lets_the_others_pass(store: tocsin.Store, store_dsn: str) -> None:
+async def test_who_waits_for_a_key_lets_the_others_pass(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     async with trio.open_nursery() as nursery:
         async with store.transaction() as connection:
@@ -352,7 +385,9 @@ async def test_who_waits_for_a_key_lets_the_others_pass(store: tocsin.Store, sto
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-async def test_a_store_that_is_closed_tells_those_who_wait(store_dsn: str, interrupted: bool) -> None:
+async def test_a_store_that_is_closed_tells_those_who_wait(
+    store_dsn: str, interrupted: bool
+) -> None:
     async with trio.open_nursery() as nursery, closed_gate(store_dsn) as gate:
         with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
             async with tocsin.connect(store_dsn) as store:
@@ -366,7 +401,9 @@ async def test_a_store_that_is_closed_tells_those_who_wait(store_dsn: str, inter
                     raise KeyboardInterrupt
         under_way = await calls.wait_for("a", "b")
         waiting = await calls.wait_for("c", "d")
-        assert all(isinstance(e, tocsin.TocsinError) and "enqueued or not" in str(e) for e in under_way)
+        assert all(
+            isinstance(e, tocsin.TocsinError) and "enqueued or not" in str(e) for e in under_way
+        )
         assert all(isinstance(e, tocsin.TocsinError) and "not enqueued" in str(e) for e in waiting)
         assert not store._batcher._busy
 
@@ -378,7 +415,7 @@ async def test_a_store_that_is_closed_during_the_first_statement(store_dsn: str)
             calls = Calls(nursery)
             await calls.produce(store, "own", "a")
         gate.open()
-        (own, waiting) = await calls.wait_for("own", "a")
+        own, waiting = await calls.wait_for("own", "a")
         assert isinstance(own, int)
         assert isinstance(waiting, tocsin.TocsinError)
         assert "not enqueued" in str(waiting)

@@ -84,7 +84,9 @@ async def test_who_was_rung_and_leaves_or_cannot_look_rings_another() -> None:
         assert d.wake_pending
 
 
-async def test_a_sound_sleeper_wakes_for_a_nudge_only(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_sound_sleeper_wakes_for_a_nudge_only(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     bell = Bell()
     with bell.waiter(1) as waiter:
         waiter.ring()
@@ -99,7 +101,9 @@ async def test_a_sound_sleeper_wakes_for_a_nudge_only(autojump_clock: trio.testi
             waiter.wake()
 
 
-async def test_an_alarm_rings_one_once_and_the_earlier_one_counts(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_alarm_rings_one_once_and_the_earlier_one_counts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     bell = Bell()
     with bell.waiter(1) as waiter, bell.waiter(1) as other:
         begun = trio.current_time()
@@ -155,7 +159,9 @@ async def test_a_look_from_before_the_guard_is_not_relied_on() -> None:
         assert waiter.wake_pending
 
 
-async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     bell = Bell()
     with bell.waiter(1) as waiter:
         await fall_asleep_guarded(bell, waiter)
@@ -179,7 +185,9 @@ async def test_a_guard_is_given_up_at_once_when_nobody_is_left_who_could_sleep()
     assert bell.release_idle_locks() == [1]
 
 
-async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may_go(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may_go(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     bell = Bell()
     with bell.waiter(1) as waiter:
         await fall_asleep_guarded(bell, waiter)
@@ -193,7 +201,8 @@ async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may
 
 
 async def test_a_ring_for_one_who_cannot_look_is_for_all_who_are_awake() -> None:
-    """They may be looking already, or have no room just now, and will lie down without having seen what was rung for."""
+    """They may be looking already, or have no room just now, and will lie down without
+    having seen what was rung for."""
     bell = Bell()
     with bell.waiter(1) as paused, bell.waiter(1) as busy:
         await begin_waiting(paused)
@@ -207,7 +216,9 @@ async def test_a_ring_for_one_who_cannot_look_is_for_all_who_are_awake() -> None
         assert busy.wake_pending
 
 
-async def test_an_alarm_for_one_who_cannot_look_is_for_all_who_are_awake(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_alarm_for_one_who_cannot_look_is_for_all_who_are_awake(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     bell = Bell()
     with bell.waiter(1) as paused, bell.waiter(1) as busy:
         bell.expect(1, 1)
@@ -253,7 +264,8 @@ async def test_busy_consumers_that_know_already_are_not_woken_to_be_told_again()
 
 
 async def test_a_ring_for_one_who_is_being_cancelled_is_for_another() -> None:
-    """Its scope is cancelled, and its task has not run on yet: to the bell it still sleeps. A stream may then not look for long."""
+    """Its scope is cancelled, and its task has not run on yet: to the bell it still
+    sleeps. A stream may then not look for long."""
     bell = Bell()
     with bell.waiter(1) as a, bell.waiter(1) as b:
         scope = trio.CancelScope()

@@ -1,4 +1,5 @@
-"""Every public coroutine, cancelled at each of its checkpoints: nothing leaks, nothing is half done, and a single cause comes out bare."""
+"""Every public coroutine, cancelled at each of its checkpoints: nothing leaks, nothing
+is half done, and a single cause comes out bare."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import tocsin
 
 
 async def check_in_order(store: tocsin.Store, dsn: str) -> None:
-    """No message is leased, and no connection stays lent (the heartbeat may have borrowed one at this moment)."""
+    """No message is leased, and no connection stays lent (the heartbeat may have
+    borrowed one at this moment)."""
     with trio.fail_after(PATIENCE):
         while (pool := store.statistics().pool).in_use or pool.waiting:
             await trio.lowlevel.checkpoint()
@@ -21,7 +23,8 @@ async def check_in_order(store: tocsin.Store, dsn: str) -> None:
 
 
 async def wait_for_stopped_workers(store: tocsin.Store) -> None:
-    """A registration that was cancelled when it had happened already is found and ended by the heartbeat."""
+    """A registration that was cancelled when it had happened already is found and ended
+    by the heartbeat."""
     with trio.fail_after(PATIENCE):
         while [w for w in await store.workers.list() if w.status != "stopped"]:
             await trio.lowlevel.checkpoint()
@@ -47,7 +50,9 @@ async def test_producing(store: tocsin.Store, store_dsn: str) -> None:
                 await producer.enqueue_many(["t", "t"], connection=connection)
 
         await cancel_sweep(in_a_transaction, lambda: check_in_order(store, store_dsn))
-        ((count,),) = await query(store_dsn, "select count(*)::int from tocsin.messages where payload = '\"t\"'")
+        ((count,),) = await query(
+            store_dsn, "select count(*)::int from tocsin.messages where payload = '\"t\"'"
+        )
         assert count % 3 == 0
         assert count >= 6
 
@@ -88,12 +93,16 @@ async def test_claiming_and_settling(store: tocsin.Store, store_dsn: str) -> Non
             with trio.CancelScope(shield=True):
                 await consumer.release_many(messages)
             await store._database.fetch(
-                "select tocsin.release_others(%s, %s, '{}', '{}')", [consumer.worker_id, consumer._registration.token]
+                "select tocsin.release_others(%s, %s, '{}', '{}')",
+                [consumer.worker_id, consumer._registration.token],
             )
             await check_in_order(store, store_dsn)
             assert set(left) <= set(ids)
 
-    everywhere = "select id from tocsin.messages union all select id from tocsin.archive union all select id from tocsin.dead_letters"
+    everywhere = (
+        "select id from tocsin.messages union all select id from tocsin.archive union all select id"
+        " from tocsin.dead_letters"
+    )
     found = [r[0] for r in await query(store_dsn, everywhere)]
     assert len(found) == len(set(found))
 
@@ -144,7 +153,11 @@ async def test_running(store: tocsin.Store, store_dsn: str, way: str) -> None:
             assert await consumer.status() == "ready"
 
         await cancel_sweep(run, check)
-        counts = await query(store_dsn, "select (select count(*) from tocsin.messages)::int, (select count(*) from tocsin.archive)::int")
+        counts = await query(
+            store_dsn,
+            "select (select count(*) from tocsin.messages)::int, (select count(*) from"
+            " tocsin.archive)::int",
+        )
         assert sum(counts[0]) == len(ids)
         assert counts[0][1] > 0
 
@@ -176,7 +189,10 @@ async def test_connecting(store_dsn: str) -> None:
             async with store.consumer("q") as consumer:
                 await consumer.dequeue()
 
-    sessions = "select count(*)::int from pg_stat_activity where application_name = 'tocsin' and datname = current_database()"
+    sessions = (
+        "select count(*)::int from pg_stat_activity where application_name = 'tocsin' and datname ="
+        " current_database()"
+    )
 
     async def check() -> None:
         with trio.fail_after(PATIENCE):  # the server takes a moment to notice
@@ -200,7 +216,9 @@ async def test_workers_queues_and_schema(store: tocsin.Store, store_dsn: str) ->
                 pass  # where an earlier turn was cancelled in between
 
         async def reset() -> None:
-            await query(store_dsn, "update tocsin.workers set status = 'ready' where status <> 'stopped'")
+            await query(
+                store_dsn, "update tocsin.workers set status = 'ready' where status <> 'stopped'"
+            )
             await check_in_order(store, store_dsn)
 
         await cancel_sweep(transitions, reset)
@@ -212,7 +230,9 @@ async def test_workers_queues_and_schema(store: tocsin.Store, store_dsn: str) ->
         await cancel_sweep(lambda: store.queues.ensure("r"), reset)
         await cancel_sweep(lambda: store.queues.pause("q"), reset)
         await cancel_sweep(lambda: store.queues.resume("q"), reset)
-        await cancel_sweep(lambda: store.queues.purge("q", ready=True, dead=True, archived=True), reset)
+        await cancel_sweep(
+            lambda: store.queues.purge("q", ready=True, dead=True, archived=True), reset
+        )
         await cancel_sweep(lambda: store.queues.metrics(), reset)
 
         async def delete() -> None:
@@ -235,7 +255,10 @@ async def test_installing(dsn: str) -> None:
             try:
                 assert await store.verify() == ()
             except tocsin.SchemaMissing:
-                assert await query(dsn, "select nspname from pg_namespace where nspname = 'tocsin'") == []
+                assert (
+                    await query(dsn, "select nspname from pg_namespace where nspname = 'tocsin'")
+                    == []
+                )
 
         await cancel_sweep(reinstall, check)
 
@@ -250,7 +273,11 @@ async def test_a_single_cause_comes_out_bare(store_dsn: str) -> None:
             async with store.consumer("q"), store.producer("q"):
                 raise Boom
     with pytest.raises(Boom):
-        async with tocsin.connect(store_dsn) as store, store.consumer("q") as consumer, consumer.messages():
+        async with (
+            tocsin.connect(store_dsn) as store,
+            store.consumer("q") as consumer,
+            consumer.messages(),
+        ):
             raise Boom
     with pytest.raises(KeyboardInterrupt):
         async with tocsin.connect(store_dsn) as store, store.consumer("q") as consumer:
@@ -260,7 +287,9 @@ async def test_a_single_cause_comes_out_bare(store_dsn: str) -> None:
                 raise KeyboardInterrupt
 
             await consumer.handle(handle)
-    assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [("ready", 0)]
+    assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [
+        ("ready", 0)
+    ]
 
 
 async def test_every_public_coroutine_is_a_checkpoint(store: tocsin.Store) -> None:
@@ -293,7 +322,8 @@ async def test_every_public_coroutine_is_a_checkpoint(store: tocsin.Store) -> No
 
 
 async def test_a_run_with_messages_claimed_ahead(store: tocsin.Store, store_dsn: str) -> None:
-    """What a handler has seen is archived, and nothing else; nothing counts a delivery that no handler saw."""
+    """What a handler has seen is archived, and nothing else; nothing counts a delivery
+    that no handler saw."""
     await store.queues.ensure("q")
     seen = list[int]()
     async with store.producer("q") as producer, store.consumer("q") as consumer:
@@ -311,8 +341,20 @@ async def test_a_run_with_messages_claimed_ahead(store: tocsin.Store, store_dsn:
                 await consumer.handle(handle)
 
         async def check() -> None:
-            assert await query(store_dsn, "select id from tocsin.messages where state <> 'ready' or read_ct > 0") == []
-            assert sorted(seen) == [number for (number,) in await query(store_dsn, "select id from tocsin.archive order by id")]
-            await query(store_dsn, "delete from tocsin.messages where id < (select max(id) - 50 from tocsin.messages)")
+            assert (
+                await query(
+                    store_dsn,
+                    "select id from tocsin.messages where state <> 'ready' or read_ct > 0",
+                )
+                == []
+            )
+            assert sorted(seen) == [
+                number
+                for (number,) in await query(store_dsn, "select id from tocsin.archive order by id")
+            ]
+            await query(
+                store_dsn,
+                "delete from tocsin.messages where id < (select max(id) - 50 from tocsin.messages)",
+            )
 
         assert await cancel_sweep(operation, check) > 10

@@ -53,11 +53,18 @@ def test_after_a_glance_in_vain_it_looks_at_once_unless_that_is_expensive() -> N
     assert front.next_position(again_at) is None
 
 
-async def test_what_comes_before_the_last_position_is_found(store: tocsin.Store, store_dsn: str) -> None:
-    """A message of a smaller priority, one that was given back, one whose transaction took its time."""
+async def test_what_comes_before_the_last_position_is_found(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """A message of a smaller priority, one that was given back, one whose transaction
+    took its time."""
     await store.queues.ensure("q")
     handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
         await producer.enqueue("held")
         (held,) = await consumer.dequeue()
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)

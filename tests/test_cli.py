@@ -23,7 +23,8 @@ NOWHERE = "postgresql://ada:s3cret@127.0.0.1:1/app"
 
 
 def start(*arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
-    """Call the command in a process of its own, perhaps where a package is not installed."""
+    """Call the command in a process of its own, perhaps where a package is not
+    installed."""
     block = f"import sys; sys.modules[{without!r}] = None; " if without else ""
     return subprocess.run(
         [sys.executable, "-c", f"{block}from tocsin.__main__ import main; main()", *arguments],
@@ -36,7 +37,12 @@ def start(*arguments: str, without: str = "") -> subprocess.CompletedProcess[str
 
 def schemas(dsn: str) -> set[str]:
     with connect_blocking(dsn) as connection:
-        return {name for (name,) in connection.execute("select nspname from pg_namespace where nspname like 'tocsin%'")}
+        return {
+            name
+            for (name,) in connection.execute(
+                "select nspname from pg_namespace where nspname like 'tocsin%'"
+            )
+        }
 
 
 def test_version(call: Call) -> None:
@@ -64,7 +70,9 @@ def test_the_schema_from_install_to_uninstall(call: Call, dsn: str) -> None:
     assert (code, one_line(error)) == (1, True)
 
 
-def test_roles_are_let_in_and_granted_queues(new_role: Callable[..., str], call: Call, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roles_are_let_in_and_granted_queues(
+    new_role: Callable[..., str], call: Call, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     producers = new_role("producers", create=False)
     monkeypatch.setenv("TOCSIN_DSN", dsn)
     assert call("admin", "install", "--producer-role", producers).code == 0
@@ -88,13 +96,19 @@ def test_uninstall_asks_nobody_on_a_pipe(store_dsn: str) -> None:
     assert schemas(store_dsn) == {"tocsin"}
 
 
-@pytest.mark.parametrize(("answer", "code", "left"), [("y", 0, set()), ("n", 1, {"tocsin"}), ("", 1, {"tocsin"})])
-def test_uninstall_asks_at_a_terminal(store_dsn: str, answer: str, code: int, left: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("answer", "code", "left"), [("y", 0, set()), ("n", 1, {"tocsin"}), ("", 1, {"tocsin"})]
+)
+def test_uninstall_asks_at_a_terminal(
+    store_dsn: str, answer: str, code: int, left: set[str]
+) -> None:
     ours, theirs = os.openpty()
     try:
         os.write(ours, f"{answer}\n".encode())
         command = [sys.executable, "-m", "tocsin", "admin", "uninstall", "--dsn", store_dsn]
-        ended = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=PATIENCE)
+        ended = subprocess.run(
+            command, stdin=theirs, capture_output=True, text=True, timeout=PATIENCE
+        )
     finally:
         os.close(ours)
         os.close(theirs)
@@ -106,7 +120,15 @@ def test_uninstall_asks_at_a_terminal(store_dsn: str, answer: str, code: int, le
 def test_a_question_can_be_interrupted(store_dsn: str) -> None:
     ours, theirs = os.openpty()
     try:
-        with started(store_dsn, "admin", "uninstall", stdin=theirs, stderr=subprocess.PIPE, text=False, bufsize=0) as process:
+        with started(
+            store_dsn,
+            "admin",
+            "uninstall",
+            stdin=theirs,
+            stderr=subprocess.PIPE,
+            text=False,
+            bufsize=0,
+        ) as process:
             asked = b""
             while b"[y/N]: " not in asked:
                 assert process.stderr is not None
@@ -129,7 +151,9 @@ def test_a_question_can_be_interrupted(store_dsn: str) -> None:
         ["--dsn", "BAD", "admin", "--dsn", "GOOD", "verify"],
     ],
 )
-def test_where_the_dsn_stands(call: Call, monkeypatch: pytest.MonkeyPatch, store_dsn: str, arguments: list[str]) -> None:
+def test_where_the_dsn_stands(
+    call: Call, monkeypatch: pytest.MonkeyPatch, store_dsn: str, arguments: list[str]
+) -> None:
     monkeypatch.setenv("TOCSIN_DSN", NOWHERE)
     assert call(*({"GOOD": store_dsn, "BAD": NOWHERE}.get(a, a) for a in arguments))[0] == 0
 
@@ -151,7 +175,11 @@ def test_verify_and_install_as_json(cli: Call, store_dsn: str) -> None:
     ended = cli("--format", "json", "admin", "verify")
     assert ended.code == 4
     (difference,) = json.loads(ended.out)
-    assert (difference["kind"], difference["name"], difference["found"]) == ("index", "dead_letters_queue", None)
+    assert (difference["kind"], difference["name"], difference["found"]) == (
+        "index",
+        "dead_letters_queue",
+        None,
+    )
     assert cli("admin", "uninstall", "--yes", "--format", "json").json == {"schema": "tocsin"}
 
 
@@ -161,8 +189,10 @@ def test_maintain(cli: Call, store_dsn: str) -> None:
     assert done["elected"] is True
     assert ["elected", "yes"] in cli("admin", "maintain").rows
     with connect_blocking(store_dsn) as connection:
-        connection.execute("insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason) "
-                           "select 1, q.id, 0, 1, '2000-01-01', '2000-01-01', '1', 'x' from tocsin.queues q")  # fmt: skip
+        connection.execute(
+            "insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason) "
+            "select 1, q.id, 0, 1, '2000-01-01', '2000-01-01', '1', 'x' from tocsin.queues q"
+        )
     cli("queue", "update", "q", "--dead-letter-retention", "1d")
     assert cli("admin", "maintain", "--format", "json").json["dead_letters_purged"] == 1
 
@@ -176,8 +206,12 @@ def test_stats(cli: Call) -> None:
     assert ["ready", "2"] in cli("admin", "stats").rows
 
 
-def test_settings_from_a_toml_file(call: Call, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text(f'[tool.tocsin]\ndsn = "{dsn}"\nschema = "tocsin_toml"\n')
+def test_settings_from_a_toml_file(
+    call: Call, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        f'[tool.tocsin]\ndsn = "{dsn}"\nschema = "tocsin_toml"\n'
+    )
     monkeypatch.chdir(tmp_path)
     assert call("admin", "install").out == "schema 'tocsin_toml' is up to date\n"
     assert call("admin", "install", "--schema", "tocsin_flag").code == 0
@@ -236,7 +270,9 @@ def test_what_postgresql_refuses(call: Call, database_factory: Callable[[], str]
     assert (code, one_line(error)) == (1, True)
     with connect_blocking(dsn) as connection:
         name = psycopg.sql.Identifier(str(connection.info.dbname))
-        connection.execute(psycopg.sql.SQL("alter database {} set default_transaction_read_only = on").format(name))
+        connection.execute(
+            psycopg.sql.SQL("alter database {} set default_transaction_read_only = on").format(name)
+        )
     code, _, error = call("admin", "install", "--dsn", dsn, "--schema", "tocsin_elsewhere")
     assert (code, one_line(error)) == (3, True)
     assert "cannot execute CREATE SCHEMA in a read-only transaction" in error

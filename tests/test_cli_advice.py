@@ -1,4 +1,5 @@
-"""What the command line says when something is refused: commands and options, and nothing of Python."""
+"""What the command line says when something is refused: commands and options, and
+nothing of Python."""
 
 from __future__ import annotations
 
@@ -19,27 +20,54 @@ from tocsin._cli.advice import describe
 from tocsin._cli.program import Group
 
 TREE = dict(walk(program, "tocsin"))
-OPTIONS = {name for command in TREE.values() for option in command.params if isinstance(option, click.Option) for name in option.opts}
+OPTIONS = {
+    name
+    for command in TREE.values()
+    for option in command.params
+    if isinstance(option, click.Option)
+    for name in option.opts
+}
 PYTHON = re.compile(r"store\.|await|argument|\w\((?!s\))|_queue|release or drain|=|ensure")
 
 
-def refused(from_: str, to: str, reason: str = "no", retry_after: float | None = None) -> tocsin.StateTransitionError:
+def refused(
+    from_: str, to: str, reason: str = "no", retry_after: float | None = None
+) -> tocsin.StateTransitionError:
     kind = tocsin.WorkerStopped if from_ == "stopped" else tocsin.StateTransitionError
-    return kind(f"worker 42 is {from_}", "Resume it.", from_=from_, to=to, reason=reason, worker_id=42, retry_after=retry_after)
+    return kind(
+        f"worker 42 is {from_}",
+        "Resume it.",
+        from_=from_,
+        to=to,
+        reason=reason,
+        worker_id=42,
+        retry_after=retry_after,
+    )
 
 
 ADVISED: list[tocsin.TocsinError] = [
     tocsin.QueueNotFound("my mails"),
     tocsin.QueueAlreadyExists("mails"),
-    tocsin.QueueNotEmpty("it has workers", "Delete it with force.", queue="my mails", workers=1, messages=2),
+    tocsin.QueueNotEmpty(
+        "it has workers", "Delete it with force.", queue="my mails", workers=1, messages=2
+    ),
     tocsin.WorkerNotFound("worker 42 does not exist", "List the workers.", worker_id=42),
-    tocsin.PendingMessages("worker 42 holds 2 message(s)", "Suspend with release or drain.", count=2, worker_id=42),
+    tocsin.PendingMessages(
+        "worker 42 holds 2 message(s)", "Suspend with release or drain.", count=2, worker_id=42
+    ),
     tocsin.MessageNotFound("message 7 does not exist", message_id=7),
-    *(tocsin.MessageNotWaiting("x", message_id=7, state=state) for state in ("leased", "dead", "archived", "ready")),
+    *(
+        tocsin.MessageNotWaiting("x", message_id=7, state=state)
+        for state in ("leased", "dead", "archived", "ready")
+    ),
     tocsin.QueueBusy('queue "q" is in use', "Try again.", queue="q"),
     tocsin.KeyTaken("dead letter 7 cannot be replayed", "Wait.", ids=(7, 8)),
-    tocsin.PayloadTooLarge("9 bytes", "Raise the queue's max_payload.", actual=9, maximum=8, index=None),
-    tocsin.PermissionDenied("role x may not enqueue", "Grant it the queue, with grant_queue.", role="x"),
+    tocsin.PayloadTooLarge(
+        "9 bytes", "Raise the queue's max_payload.", actual=9, maximum=8, index=None
+    ),
+    tocsin.PermissionDenied(
+        "role x may not enqueue", "Grant it the queue, with grant_queue.", role="x"
+    ),
     tocsin.RoleNotFound("role x does not exist", "Create it first: create role.", role="x"),
     tocsin.SchemaBusy("tocsin"),
     tocsin.SchemaMissing("tocsin"),
@@ -80,9 +108,18 @@ def test_the_advice_is_a_command_or_an_option_that_there_is(error: tocsin.Tocsin
     assert not PYTHON.search(line), line
     for quoted in re.findall(r"`tocsin ([^`]*)`", line):
         words = shlex.split(quoted)
-        path = next(" ".join(["tocsin", *words[:n]]) for n in (2, 1) if " ".join(["tocsin", *words[:n]]) in TREE)
+        path = next(
+            " ".join(["tocsin", *words[:n]])
+            for n in (2, 1)
+            if " ".join(["tocsin", *words[:n]]) in TREE
+        )
         assert not isinstance(TREE[path], Group), line
-        options = {name for option in TREE[path].params if isinstance(option, click.Option) for name in option.opts}
+        options = {
+            name
+            for option in TREE[path].params
+            if isinstance(option, click.Option)
+            for name in option.opts
+        }
         assert {word for word in words if word.startswith("--")} <= options | {"--help"}, line
     assert set(re.findall(r"--[a-z-]+", line)) <= OPTIONS | {"--help"}, line
     if not isinstance(error, tocsin.ConfigError):
@@ -119,13 +156,27 @@ def test_a_value_that_cannot_be_understood_is_named_by_its_option(
     ("words", "text"),
     [
         (["queue", "update", "q", "--retry-factor", "0.5"], "--retry-factor must be at least 1"),
-        (["enqueue", "q", "1", "--delay", "1s", "--at", "2030-01-01T00:00:00Z"], "give --delay or --at, not both"),
-        (["enqueue", "q", "1", "--at", "2030-01-01T00:00:00Z", "--expires-in", "400000d"], "--expires-in must be at most a thousand"),
-        (["queue", "messages", "q", "--state", "dead", "--worker", "1"], "--worker chooses among leased messages"),
-        (["worker", "suspend", "1", "--drain", "--release"], "--release and --drain exclude each other"),
+        (
+            ["enqueue", "q", "1", "--delay", "1s", "--at", "2030-01-01T00:00:00Z"],
+            "give --delay or --at, not both",
+        ),
+        (
+            ["enqueue", "q", "1", "--at", "2030-01-01T00:00:00Z", "--expires-in", "400000d"],
+            "--expires-in must be at most a thousand",
+        ),
+        (
+            ["queue", "messages", "q", "--state", "dead", "--worker", "1"],
+            "--worker chooses among leased messages",
+        ),
+        (
+            ["worker", "suspend", "1", "--drain", "--release"],
+            "--release and --drain exclude each other",
+        ),
     ],
 )
-def test_what_makes_no_sense_is_named_by_its_option(cli: Call, store_dsn: str, words: list[str], text: str) -> None:
+def test_what_makes_no_sense_is_named_by_its_option(
+    cli: Call, store_dsn: str, words: list[str], text: str
+) -> None:
     cli("queue", "create", "q")
     with connect_blocking(store_dsn) as connection:
         connection.execute("select tocsin.register_worker('q', 'consumer', 'a', null, 'h', 1, '1')")
@@ -138,7 +189,8 @@ def test_refusals_of_the_database_name_commands(cli: Call, store_dsn: str) -> No
     cli("queue", "create", "q")
     with connect_blocking(store_dsn) as connection:
         ((registration,),) = connection.execute(
-            "select registration from tocsin.register_worker('q', 'consumer', 'a', null, 'h', 1, '1')"
+            "select registration from tocsin.register_worker('q', 'consumer', 'a', null, 'h', 1,"
+            " '1')"
         ).fetchall()
         connection.execute("select tocsin.enqueue('q', '1')")
         connection.execute("select tocsin.claim(1, %s, 1)", [registration])
@@ -160,7 +212,9 @@ def test_a_name_in_use_says_who_has_it(cli: Call, store_dsn: str, tmp_path: Path
     cli("queue", "create", "q")
     with connect_blocking(store_dsn) as connection:
         connection.execute("select tocsin.register_worker('q', 'consumer', 'a', null, 'h', 1, '1')")
-    with started(store_dsn, "worker", "run", "q", "math:sqrt", "--name", "a", folder=tmp_path) as process:
+    with started(
+        store_dsn, "worker", "run", "q", "math:sqrt", "--name", "a", folder=tmp_path
+    ) as process:
         _, error = process.communicate(timeout=PATIENCE)
     assert (process.returncode, one_line(error)) == (1, True)
     assert "another --name, or end that one: `tocsin worker stop 1`" in error

@@ -77,11 +77,23 @@ ARCHIVED = "select payload #>> '{}' from tocsin.archive order by id"
 
 
 @pytest.mark.parametrize("handler", ["send", "plain", "Mailer.send"])
-def test_once_drains_what_is_there_and_ends(cli: Call, store_dsn: str, folder: Path, handler: str) -> None:
+def test_once_drains_what_is_there_and_ends(
+    cli: Call, store_dsn: str, folder: Path, handler: str
+) -> None:
     cli("queue", "create", "q")
     cli("enqueue", "q", *map(str, range(25)))
     cli("enqueue", "q", '"later"', "--delay", "1h")
-    ended = run(store_dsn, folder, "q", f"service:{handler}", "--once", "--concurrency", "8", "--name", "mine")
+    ended = run(
+        store_dsn,
+        folder,
+        "q",
+        f"service:{handler}",
+        "--once",
+        "--concurrency",
+        "8",
+        "--name",
+        "mine",
+    )
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
     assert [p for (p,) in ask(store_dsn, ARCHIVED)] == [str(n) for n in range(25)]
     assert "25 handled, 0 released" in ended.stderr
@@ -106,26 +118,51 @@ def test_the_log_says_which_message(cli: Call, store_dsn: str, folder: Path) -> 
     cli("enqueue", "q", '"a"', '"\\u001b[2J"')
     ended = run(store_dsn, folder, "q", "service:send", "--once")
     assert "INFO    service: sent a queue=q message_id=1 delivery=1\n" in ended.stderr
-    assert "sent \\x1b[2J queue=q message_id=2" in ended.stderr  # a terminal would have been cleared
+    # a terminal would have been cleared
+    assert "sent \\x1b[2J queue=q message_id=2" in ended.stderr
 
 
 @pytest.mark.parametrize("handler", ["send", "plain"])
-def test_the_log_as_json_is_an_object_per_line(cli: Call, store_dsn: str, folder: Path, handler: str) -> None:
+def test_the_log_as_json_is_an_object_per_line(
+    cli: Call, store_dsn: str, folder: Path, handler: str
+) -> None:
     cli("queue", "create", "q")
     cli("enqueue", "q", '"a"')
     ended = run(store_dsn, folder, "q", f"service:{handler}", "--once", "--log-format", "json")
     entries = [json.loads(line) for line in ended.stderr.splitlines()]
     (sent,) = [e for e in entries if e["logger"] == "service"]
     del sent["time"]
-    assert sent == {"level": "info", "logger": "service", "message": "sent a", "queue": "q", "message_id": 1, "delivery": 1}
+    assert sent == {
+        "level": "info",
+        "logger": "service",
+        "message": "sent a",
+        "queue": "q",
+        "message_id": 1,
+        "delivery": 1,
+    }
 
 
 def test_a_failure_is_logged_with_its_traceback(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q", "--max-deliveries", "1")
     cli("enqueue", "q", '"a"')
-    ended = run(store_dsn, folder, "q", "service:fail", "--once", "--log-format", "json", "--log-level", "warning")
+    ended = run(
+        store_dsn,
+        folder,
+        "q",
+        "service:fail",
+        "--once",
+        "--log-format",
+        "json",
+        "--log-level",
+        "warning",
+    )
     (entry,) = [json.loads(line) for line in ended.stderr.splitlines()]
-    assert (entry["level"], entry["message_id"], entry["delivery"], entry["queue"]) == ("warning", 1, 1, "q")
+    assert (entry["level"], entry["message_id"], entry["delivery"], entry["queue"]) == (
+        "warning",
+        1,
+        1,
+        "q",
+    )
     assert "service.fail failed with message 1, delivery 1" in entry["message"]
     assert entry["traceback"].endswith("ValueError: no good")
 
@@ -133,14 +170,31 @@ def test_a_failure_is_logged_with_its_traceback(cli: Call, store_dsn: str, folde
 def test_a_failed_batch_is_logged_once(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q", "--max-deliveries", "1")
     cli("enqueue", "q", *map(str, range(3)))
-    ended = run(store_dsn, folder, "q", "service:fail", "--batch", "3", "--once", "--log-format", "json", "--log-level", "warning")
+    ended = run(
+        store_dsn,
+        folder,
+        "q",
+        "service:fail",
+        "--batch",
+        "3",
+        "--once",
+        "--log-format",
+        "json",
+        "--log-level",
+        "warning",
+    )
     (entry,) = [json.loads(line) for line in ended.stderr.splitlines()]
-    assert entry["message"] == "service.fail failed with messages 1, 2, 3: ValueError: no good; 3 are dead letters now"
+    assert (
+        entry["message"]
+        == "service.fail failed with messages 1, 2, 3: ValueError: no good; 3 are dead letters now"
+    )
     assert (entry["queue"], "message_id" in entry) == ("q", False)
     assert ask(store_dsn, "select count(*)::int from tocsin.dead_letters") == [(3,)]
 
 
-def test_an_async_handler_that_its_decorator_hides_fails_and_archives_nothing(cli: Call, store_dsn: str, folder: Path) -> None:
+def test_an_async_handler_that_its_decorator_hides_fails_and_archives_nothing(
+    cli: Call, store_dsn: str, folder: Path
+) -> None:
     cli("queue", "create", "q", "--max-deliveries", "1")
     cli("enqueue", "q", '"a"')
     ended = run(store_dsn, folder, "q", "service:unseen", "--once")
@@ -152,7 +206,10 @@ def test_an_async_handler_that_its_decorator_hides_fails_and_archives_nothing(cl
 def test_in_order_it_takes_one_at_a_time(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q", "--max-deliveries", "1")
     cli("enqueue", "q", "1", "2")
-    assert run(store_dsn, folder, "q", "service:send", "--ordered", "--concurrency", "2").returncode == 2
+    assert (
+        run(store_dsn, folder, "q", "service:send", "--ordered", "--concurrency", "2").returncode
+        == 2
+    )
     assert run(store_dsn, folder, "q", "service:send", "--ordered", "--once").returncode == 0
     assert len(ask(store_dsn, ARCHIVED)) == 2
 
@@ -160,12 +217,15 @@ def test_in_order_it_takes_one_at_a_time(cli: Call, store_dsn: str, folder: Path
 def test_a_handler_that_takes_too_long_has_failed(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q", "--max-deliveries", "1")
     cli("enqueue", "q", '"a"')
-    assert run(store_dsn, folder, "q", "service:hang", "--once", "--timeout", "50ms").returncode == 0
+    assert (
+        run(store_dsn, folder, "q", "service:hang", "--once", "--timeout", "50ms").returncode == 0
+    )
     assert ask(store_dsn, "select error from tocsin.dead_letters") == [("TooSlowError",)]
 
 
 def signal_until_it_cancels(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """Send the signal again and again; one counts when it comes a second after the first."""
+    """Send the signal again and again; one counts when it comes a second after the
+    first."""
     line = ""
     while "cancelling" not in line:
         process.send_signal(number)
@@ -173,23 +233,32 @@ def signal_until_it_cancels(process: subprocess.Popen[str], number: signal.Signa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_and_a_second_one_cancels(cli: Call, store_dsn: str, folder: Path, number: signal.Signals) -> None:
+def test_a_signal_drains_and_a_second_one_cancels(
+    cli: Call, store_dsn: str, folder: Path, number: signal.Signals
+) -> None:
     cli("queue", "create", "q")
     cli("enqueue", "q", '"a"', '"b"')
     with started(store_dsn, "worker", "run", "q", "service:hang", folder=folder) as process:
         line_with(process, "began a")
         process.send_signal(number)
         line_with(process, f"{number.name}: draining")
-        assert ask(store_dsn, "select count(*)::int from tocsin.messages where state = 'leased'") == [(1,)]
+        assert ask(
+            store_dsn, "select count(*)::int from tocsin.messages where state = 'leased'"
+        ) == [(1,)]
         signal_until_it_cancels(process, number)
         assert process.wait(PATIENCE) == 130
-    assert ask(store_dsn, "select state::text, read_ct from tocsin.messages order by id") == [("ready", 0), ("ready", 0)]
+    assert ask(store_dsn, "select state::text, read_ct from tocsin.messages order by id") == [
+        ("ready", 0),
+        ("ready", 0),
+    ]
 
 
 def test_a_signal_with_a_grace_ends_it_well(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q")
     cli("enqueue", "q", '"a"')
-    with started(store_dsn, "worker", "run", "q", "service:hang", "--grace", "10ms", folder=folder) as process:
+    with started(
+        store_dsn, "worker", "run", "q", "service:hang", "--grace", "10ms", folder=folder
+    ) as process:
         line_with(process, "began a")
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
@@ -199,12 +268,18 @@ def test_a_signal_with_a_grace_ends_it_well(cli: Call, store_dsn: str, folder: P
 def test_leases_have_the_length_that_is_asked_for(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q")
     cli("enqueue", "q", '"a"')
-    with started(store_dsn, "worker", "run", "q", "service:hang", "--vt", "1h", folder=folder) as process:
+    with started(
+        store_dsn, "worker", "run", "q", "service:hang", "--vt", "1h", folder=folder
+    ) as process:
         line_with(process, "began a")
-        assert ask(store_dsn, "select vt > now() + interval '50 min' from tocsin.messages") == [(True,)]
+        assert ask(store_dsn, "select vt > now() + interval '50 min' from tocsin.messages") == [
+            (True,)
+        ]
 
 
-def test_an_interruption_from_elsewhere_ends_the_process(cli: Call, store_dsn: str, folder: Path) -> None:
+def test_an_interruption_from_elsewhere_ends_the_process(
+    cli: Call, store_dsn: str, folder: Path
+) -> None:
     cli("queue", "create", "q")
     cli("enqueue", "q", '"a"')
     with started(store_dsn, "worker", "run", "q", "service:send", folder=folder) as process:
@@ -218,7 +293,10 @@ def test_an_interruption_from_elsewhere_ends_the_process(cli: Call, store_dsn: s
     [
         ("service", "'service' is no handler; expected module:function"),
         (":send", "expected module:function"),
-        ("nowhere:send", "cannot import nowhere:send: ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "nowhere:send",
+            "cannot import nowhere:send: ModuleNotFoundError: No module named 'nowhere'",
+        ),
         ("service:nothing", "cannot import service:nothing: AttributeError"),
         ("broken:send", "cannot import broken:send: ZeroDivisionError"),
         ("leaves:send", "cannot import leaves:send: SystemExit"),
@@ -246,10 +324,14 @@ def test_a_queue_that_does_not_exist_is_refused(store_dsn: str, folder: Path) ->
     assert (ended.returncode, one_line(ended.stderr)) == (1, True)
 
 
-def test_reload_restarts_when_a_file_changes_and_passes_signals_on(cli: Call, store_dsn: str, folder: Path) -> None:
+def test_reload_restarts_when_a_file_changes_and_passes_signals_on(
+    cli: Call, store_dsn: str, folder: Path
+) -> None:
     cli("queue", "create", "q")
     cli("enqueue", "q", '"a"')
-    with started(store_dsn, "worker", "run", "q", "service:send", "--reload", folder=folder) as process:
+    with started(
+        store_dsn, "worker", "run", "q", "service:send", "--reload", folder=folder
+    ) as process:
         line_with(process, "sent a")
         (folder / "service.py").write_text("def broken(:")
         line_with(process, "a file has changed; restarting")
@@ -263,7 +345,9 @@ def test_reload_restarts_when_a_file_changes_and_passes_signals_on(cli: Call, st
     assert ask(store_dsn, "select distinct status from tocsin.workers") == [("stopped",)]
 
 
-async def test_reload_passes_on_a_signal_that_comes_before_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_reload_passes_on_a_signal_that_comes_before_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     look = reload.look
 
     def look_and_be_signalled(root: Path) -> dict[str, int]:
@@ -273,7 +357,9 @@ async def test_reload_passes_on_a_signal_that_comes_before_the_process(monkeypat
 
     monkeypatch.setattr(reload, "look", look_and_be_signalled)
     with trio.fail_after(PATIENCE):
-        code = await reload.run_and_restart([sys.executable, "-c", "import time; time.sleep(3600)"], tmp_path)
+        code = await reload.run_and_restart(
+            [sys.executable, "-c", "import time; time.sleep(3600)"], tmp_path
+        )
     assert code == 128 + signal.SIGTERM
 
 
@@ -282,8 +368,12 @@ def test_reload_ends_with_a_run_that_ends_well(cli: Call, store_dsn: str, folder
     assert run(store_dsn, folder, "q", "service:send", "--once", "--reload").returncode == 0
 
 
-@pytest.mark.parametrize("words", [["--vt", "0"], ["--timeout", "0"], ["--name", ""], ["--vt", "99999999w"]])
-def test_an_option_that_makes_no_sense_is_bad_usage_before_anything_begins(cli: Call, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["--vt", "0"], ["--timeout", "0"], ["--name", ""], ["--vt", "99999999w"]]
+)
+def test_an_option_that_makes_no_sense_is_bad_usage_before_anything_begins(
+    cli: Call, words: list[str]
+) -> None:
     cli("queue", "create", "q")
     code, _, error = cli("worker", "run", "q", "math:sqrt", "--once", *words)
     assert (code, one_line(error)) == (2, True)

@@ -1,4 +1,5 @@
-"""The whole tree of commands: each has help with examples, each option of each is used here, and docs/cli.md is what they say."""
+"""The whole tree of commands: each has help with examples, each option of each is used
+here, and docs/cli.md is what they say."""
 
 from __future__ import annotations
 
@@ -29,12 +30,23 @@ COMMANDS = {path: command for path, command in TREE.items() if not isinstance(co
 def test_the_tree_is_the_documented_one() -> None:
     names = {
         "admin": "install verify stats reclaim maintain uninstall",
-        "queue": "create list get update messages metrics pause resume grant revoke purge delete archive-dlq replay dead-letters purge-dlq",
-        "worker": "list get messages release-messages suspend resume interrupt shutdown stop purge delete heartbeat stats health run",
+        "queue": (
+            "create list get update messages metrics pause resume grant revoke purge delete"
+            " archive-dlq replay dead-letters purge-dlq"
+        ),
+        "worker": (
+            "list get messages release-messages suspend resume interrupt shutdown stop purge delete"
+            " heartbeat stats health run"
+        ),
         "message": "get cancel reschedule reprioritise",
     }
     expected = {f"tocsin {group} {name}" for group, some in names.items() for name in some.split()}
-    assert set(COMMANDS) == expected | {"tocsin enqueue", "tocsin demo", "tocsin top", "tocsin completion"}
+    assert set(COMMANDS) == expected | {
+        "tocsin enqueue",
+        "tocsin demo",
+        "tocsin top",
+        "tocsin completion",
+    }
 
 
 @pytest.mark.parametrize("path", TREE)
@@ -67,19 +79,26 @@ def test_each_example_can_be_typed(path: str) -> None:
 
 
 def test_the_examples_of_groups_can_be_typed() -> None:
-    for example in (e for command in TREE.values() if isinstance(command, Group) for e in command.examples):
+    for example in (
+        e for command in TREE.values() if isinstance(command, Group) for e in command.examples
+    ):
         words = shlex.split(example, comments=True)
         path = next(" ".join(words[:n]) for n in (3, 2) if " ".join(words[:n]) in COMMANDS)
         COMMANDS[path].make_context(path, words[len(path.split()) :])
 
 
 def test_the_manual_is_what_the_commands_say() -> None:
-    assert PAGE.read_text(encoding="utf-8") == write_manual(), "run: uv run python tests/cli_manual.py"
+    assert PAGE.read_text(encoding="utf-8") == write_manual(), (
+        "run: uv run python tests/cli_manual.py"
+    )
 
 
 @pytest.mark.parametrize("path", COMMANDS)
 def test_the_help_says_how_durations_are_written(call: Call, path: str) -> None:
-    takes = any(p.name not in ("help",) and "DURATION" in p.make_metavar(click.Context(COMMANDS[path])) for p in COMMANDS[path].params)
+    takes = any(
+        p.name not in ("help",) and "DURATION" in p.make_metavar(click.Context(COMMANDS[path]))
+        for p in COMMANDS[path].params
+    )
     assert (DURATIONS in call(*path.split()[1:], "--help").out) == takes
     for example in re.findall(r"\b[0-9.]+(?:ms|[smhdw])\b", DURATIONS):
         parse_duration(example)
@@ -93,7 +112,8 @@ def test_the_help_names_the_reasons_of_dead_letters(call: Call, command: str) ->
         assert f"'{reason}'" in functions()
 
 
-# Each option of each command, in the order in which they make sense. The second word of a line is the exit code.
+# Each option of each command, in the order in which they make sense. The second word of
+# a line is the exit code.
 
 INVOCATIONS = """
 0  --dsn DSN --schema elsewhere --format json admin install
@@ -184,14 +204,21 @@ INVOCATIONS = """
 """.replace("\\\n", "")
 
 IN_A_PROCESS_OF_ITS_OWN = (
-    "worker run q service:many --once --concurrency 2 --batch 3 --grace 1s --timeout 10s --vt 1m --name w --reload "
-    "--log-level debug --log-format json --schema tocsin --dsn DSN"
+    "worker run q service:many --once --concurrency 2 --batch 3 --grace 1s --timeout 10s --vt 1m"
+    " --name w --reload --log-level debug --log-format json --schema tocsin --dsn DSN"
 )
-ELSEWHERE = {"test_demo.py": [("tocsin demo", "--data"), ("tocsin demo", "--dsn")], "test_cli_run.py": [("tocsin worker run", "--ordered")]}
+ELSEWHERE = {
+    "test_demo.py": [("tocsin demo", "--data"), ("tocsin demo", "--dsn")],
+    "test_cli_run.py": [("tocsin worker run", "--ordered")],
+}
 
 
 def test_every_option_of_every_command_is_used(
-    new_role: Callable[..., str], call: Call, store_dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    new_role: Callable[..., str],
+    call: Call,
+    store_dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     used = set[tuple[str, str]]()
     note = click.Context.set_parameter_source
@@ -204,18 +231,25 @@ def test_every_option_of_every_command_is_used(
     monkeypatch.setattr(click.Context, "set_parameter_source", set_parameter_source)
     monkeypatch.setenv("TOCSIN_DSN", store_dsn)
 
-    roles = {kind: new_role(kind.lower(), create=False) for kind in ("PRODUCER", "CONSUMER", "ADMIN")}
+    roles = {
+        kind: new_role(kind.lower(), create=False) for kind in ("PRODUCER", "CONSUMER", "ADMIN")
+    }
     for line in INVOCATIONS.strip().splitlines():
         for kind, role in roles.items():
             line = line.replace(kind, role)
         code, *words = shlex.split(
-            line.replace("EVERYWHERE", "--dsn DSN --schema tocsin --format json").replace("DSN", shlex.quote(store_dsn))
+            line.replace("EVERYWHERE", "--dsn DSN --schema tocsin --format json").replace(
+                "DSN", shlex.quote(store_dsn)
+            )
         )
         ended = call(*words)
         assert (ended.code, one_line(ended.error)) == (int(code), code != "0"), (line, ended)
         if words[1:3] == ["get", "q"]:
             with connect_blocking(store_dsn) as connection:
-                connection.execute("select tocsin.register_worker('q', 'consumer', null, null, 'h', 1, '1') from generate_series(1, 2)")
+                connection.execute(
+                    "select tocsin.register_worker('q', 'consumer', null, null, 'h', 1, '1') from"
+                    " generate_series(1, 2)"
+                )
 
     (tmp_path / "service.py").write_text("def many(messages): ...")
     assert call("queue", "create", "q").code == 0
@@ -231,7 +265,10 @@ def test_every_option_of_every_command_is_used(
             used.add((path, name.removeprefix("--")))
 
     known = {
-        (path, str(p.name)) for path, command in TREE.items() for p in command.params if isinstance(p, click.Option) and p.name != "help"
+        (path, str(p.name))
+        for path, command in TREE.items()
+        for p in command.params
+        if isinstance(p, click.Option) and p.name != "help"
     }
     assert known - used == set()
 
@@ -239,7 +276,10 @@ def test_every_option_of_every_command_is_used(
 # Completion
 
 
-@pytest.mark.parametrize(("shell", "word"), [("bash", "complete -o"), ("zsh", "compdef"), ("fish", "complete --no-files")])
+@pytest.mark.parametrize(
+    ("shell", "word"),
+    [("bash", "complete -o"), ("zsh", "compdef"), ("fish", "complete --no-files")],
+)
 def test_completion_prints_a_script(call: Call, shell: str, word: str) -> None:
     code, out, error = call("completion", shell)
     assert (code, error) == (0, "")

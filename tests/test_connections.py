@@ -1,4 +1,5 @@
-"""What a store does with its connections: it lends them, has fewer than it would like, and takes them back in order."""
+"""What a store does with its connections: it lends them, has fewer than it would like,
+and takes them back in order."""
 
 from __future__ import annotations
 
@@ -22,15 +23,22 @@ from tocsin.driver import TrioConnection
 
 @pytest.fixture
 async def limited_dsn(new_role: Callable[..., str], dsn: str) -> str:
-    """A database for a role that may have three connections: one that listens, two of the pool."""
+    """A database for a role that may have three connections: one that listens, two of
+    the pool."""
     role = new_role("limited", options="login connection limit 3")
     name = str(conninfo_to_dict(dsn)["dbname"])
     async with open_connection(dsn) as connection:
-        await connection.execute(sql.SQL("alter database {} owner to {}").format(sql.Identifier(name), sql.Identifier(role)))
+        await connection.execute(
+            sql.SQL("alter database {} owner to {}").format(
+                sql.Identifier(name), sql.Identifier(role)
+            )
+        )
     return make_conninfo(dsn, user=role, password=servers.PASSWORD)
 
 
-async def test_handlers_enqueue_with_fewer_connections_than_the_pool_may_have(limited_dsn: str) -> None:
+async def test_handlers_enqueue_with_fewer_connections_than_the_pool_may_have(
+    limited_dsn: str,
+) -> None:
     async def handle(message: tocsin.Message) -> None:
         await store.produce("out", message.payload, key=str(message.payload))
 
@@ -49,7 +57,8 @@ async def test_handlers_enqueue_with_fewer_connections_than_the_pool_may_have(li
 
 
 async def test_a_connection_is_left_beside_the_transactions(limited_dsn: str) -> None:
-    """Of the two that the pool can have, only one is lent to a transaction, in which a handler enqueues by the other."""
+    """Of the two that the pool can have, only one is lent to a transaction, in which a
+    handler enqueues by the other."""
 
     async def handle(message: tocsin.Message) -> None:
         async with store.transaction() as connection:
@@ -173,16 +182,29 @@ async def set_attributes(connection: TrioConnection[Any], role: str) -> None:
     connection.prepare_threshold = 0
 
 
-@pytest.mark.parametrize("change", [set_role, set_read_only, set_a_timeout, set_the_isolation_level, set_the_search_path, set_attributes])
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_role,
+        set_read_only,
+        set_a_timeout,
+        set_the_isolation_level,
+        set_the_search_path,
+        set_attributes,
+    ],
+)
 async def test_what_the_user_of_a_transaction_sets_is_met_by_no_other_borrower(
-    change: Callable[[TrioConnection[Any], str], Awaitable[None]], store_dsn: str, new_role: Callable[..., str]
+    change: Callable[[TrioConnection[Any], str], Awaitable[None]],
+    store_dsn: str,
+    new_role: Callable[..., str],
 ) -> None:
     async def describe() -> object:
         async with store.transaction() as connection:
             cursor = await connection.execute(
-                "select current_user::text, current_setting('search_path'), to_regclass('pg_temp.pages'), "
-                "current_setting('statement_timeout'), "
-                "current_setting('default_transaction_read_only'), current_setting('default_transaction_isolation')"
+                "select current_user::text, current_setting('search_path'),"
+                " to_regclass('pg_temp.pages'), current_setting('statement_timeout'),"
+                " current_setting('default_transaction_read_only'),"
+                " current_setting('default_transaction_isolation')"
             )
             return await cursor.fetchall()
 
@@ -222,6 +244,7 @@ async def test_tocsins_own_statements_are_not_followed_by_a_reset(store_dsn: str
         await store.queues.ensure("q")
         await store.produce("q", 1)
         last = (
-            "select query from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and query like '%enqueue%'"
+            "select query from pg_stat_activity where datname = current_database() and pid <>"
+            " pg_backend_pid() and query like '%enqueue%'"
         )
         assert len(await query(store_dsn, last)) == 1

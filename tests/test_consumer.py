@@ -26,7 +26,9 @@ async def wait_for_archive(dsn: str, count: int) -> None:
 # By hand
 
 
-async def test_wait_for_messages_with_a_deadline_ends_as_soon_as_there_is_one(store: tocsin.Store) -> None:
+async def test_wait_for_messages_with_a_deadline_ends_as_soon_as_there_is_one(
+    store: tocsin.Store,
+) -> None:
     await store.queues.ensure("q")
     got = list[tocsin.Message]()
 
@@ -40,7 +42,9 @@ async def test_wait_for_messages_with_a_deadline_ends_as_soon_as_there_is_one(st
     assert [m.payload for m in got] == ["at last"]
 
 
-async def test_wait_for_messages_with_a_deadline_is_empty_when_that_comes(store: tocsin.Store) -> None:
+async def test_wait_for_messages_with_a_deadline_is_empty_when_that_comes(
+    store: tocsin.Store,
+) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
         assert await consumer.dequeue(wait=0.01) == []
@@ -73,8 +77,13 @@ async def test_settling_many_tells_which(store: tocsin.Store, store_dsn: str) ->
         with pytest.raises(tocsin.LeaseLost):
             await consumer.archive(4711)
         assert await consumer.archive_many([]) == []
-    assert await query(store_dsn, "select payload from tocsin.archive order by id") == [("a",), ("c",)]
-    assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages order by id") == [
+    assert await query(store_dsn, "select payload from tocsin.archive order by id") == [
+        ("a",),
+        ("c",),
+    ]
+    assert await query(
+        store_dsn, "select payload, state::text, read_ct from tocsin.messages order by id"
+    ) == [
         ("e", "delayed", 1),
         ("g", "ready", 1),
     ]
@@ -96,7 +105,9 @@ async def test_extend_goes_by_the_servers_now(store: tocsin.Store, store_dsn: st
 # Handlers
 
 
-async def test_plain_function_runs_in_a_thread_and_keeps_its_lease(store: tocsin.Store, store_dsn: str) -> None:
+async def test_plain_function_runs_in_a_thread_and_keeps_its_lease(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=0.4)
     await store.produce("q", 1)
     go_on, threads = threading.Event(), list[int]()
@@ -109,7 +120,14 @@ async def test_plain_function_runs_in_a_thread_and_keeps_its_lease(store: tocsin
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(functools.partial(run_until_suspended, consumer, handle, suspended))  # type: ignore[arg-type]
         with trio.fail_after(PATIENCE):
-            while not (rows := await query(store_dsn, "select vt - dequeued_at > '1.2 s', read_ct from tocsin.messages")) or not rows[0][0]:
+            while (
+                not (
+                    rows := await query(
+                        store_dsn, "select vt - dequeued_at > '1.2 s', read_ct from tocsin.messages"
+                    )
+                )
+                or not rows[0][0]
+            ):
                 await trio.lowlevel.checkpoint()
         assert rows == [(True, 1)]
         go_on.set()
@@ -134,9 +152,15 @@ async def test_concurrency_is_reached_and_not_exceeded(store: tocsin.Store) -> N
         running -= 1
 
     handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
         await producer.enqueue_many(range(20))
-        nursery.start_soon(functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=5))
+        nursery.start_soon(
+            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=5)
+        )
         with trio.fail_after(PATIENCE):
             await full.wait()
         await until_asleep(store)
@@ -147,7 +171,9 @@ async def test_concurrency_is_reached_and_not_exceeded(store: tocsin.Store) -> N
     assert sorted(handled.payloads) == list(range(20))
 
 
-async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_fails(store: tocsin.Store, store_dsn: str) -> None:
+async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_fails(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", max_deliveries=3, retry_base=0, retry_jitter=0)
 
     async def fail(message: tocsin.Message) -> None:
@@ -155,13 +181,22 @@ async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_f
             raise ValueError(f"no\0 good \ud800 {message.read_ct}")
 
     handled, suspended = Handled(fail), list[tocsin.Suspended]()
-    async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
         await producer.enqueue_many(["bad", "good"])
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await handled.wait(4)
         await wait_for_archive(store_dsn, 1)
         with trio.fail_after(PATIENCE):
-            while not (dead := await query(store_dsn, "select payload, reason, error, traceback, read_ct from tocsin.dead_letters")):
+            while not (
+                dead := await query(
+                    store_dsn,
+                    "select payload, reason, error, traceback, read_ct from tocsin.dead_letters",
+                )
+            ):
                 await trio.lowlevel.checkpoint()
         await consumer.interrupt()
     ((payload, reason, error, traceback, read_ct),) = dead
@@ -171,9 +206,13 @@ async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_f
 
 
 async def test_backoff_grows_as_the_queue_says(store: tocsin.Store, store_dsn: str) -> None:
-    await store.queues.ensure("q", retry_base=10, retry_factor=2, retry_max=60, retry_jitter=0.5, max_deliveries=99)
+    await store.queues.ensure(
+        "q", retry_base=10, retry_factor=2, retry_max=60, retry_jitter=0.5, max_deliveries=99
+    )
     rows = await query(
-        store_dsn, "select n, extract(epoch from tocsin._backoff(q, n))::float8 from tocsin.queues q, generate_series(1, 200) n"
+        store_dsn,
+        "select n, extract(epoch from tocsin._backoff(q, n))::float8 from tocsin.queues q,"
+        " generate_series(1, 200) n",
     )
     for deliveries, delay in rows:
         exact = min(60, 10 * 2 ** (deliveries - 1))
@@ -181,7 +220,9 @@ async def test_backoff_grows_as_the_queue_says(store: tocsin.Store, store_dsn: s
     assert len({delay for _, delay in rows}) > 100  # jitter
 
 
-async def test_handler_timeout_cancels_and_counts_as_a_failure(store: tocsin.Store, store_dsn: str) -> None:
+async def test_handler_timeout_cancels_and_counts_as_a_failure(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", max_deliveries=1)
     await store.produce("q", 1)
     cancelled = trio.Event()
@@ -194,7 +235,9 @@ async def test_handler_timeout_cancels_and_counts_as_a_failure(store: tocsin.Sto
 
     suspended = list[tocsin.Suspended]()
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(functools.partial(run_until_suspended, consumer, hang, suspended, timeout=0.01))
+        nursery.start_soon(
+            functools.partial(run_until_suspended, consumer, hang, suspended, timeout=0.01)
+        )
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
             while not (dead := await query(store_dsn, "select error from tocsin.dead_letters")):
@@ -203,7 +246,9 @@ async def test_handler_timeout_cancels_and_counts_as_a_failure(store: tocsin.Sto
     assert dead[0][0].startswith("TooSlowError")
 
 
-async def test_handler_that_lost_its_lease_is_cancelled_and_cannot_settle(store: tocsin.Store, store_dsn: str) -> None:
+async def test_handler_that_lost_its_lease_is_cancelled_and_cannot_settle(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=0.2)
     await store.produce("q", 1)
     cancelled = trio.Event()
@@ -221,14 +266,17 @@ async def test_handler_that_lost_its_lease_is_cancelled_and_cannot_settle(store:
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await handled.wait(1)
-        await query(store_dsn, "update tocsin.messages set lease = lease + 1")  # as a claim by another would
+        # as a claim by another would
+        await query(store_dsn, "update tocsin.messages set lease = lease + 1")
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
         nursery.cancel_scope.cancel()
     assert await query(store_dsn, "select id from tocsin.archive") == []
 
 
-async def test_what_a_handler_sets_in_its_context_is_not_seen_by_the_next_call(store: tocsin.Store) -> None:
+async def test_what_a_handler_sets_in_its_context_is_not_seen_by_the_next_call(
+    store: tocsin.Store,
+) -> None:
     mark: ContextVar[int | None] = ContextVar("mark", default=None)
     seen: list[int | None] = []
 
@@ -252,7 +300,9 @@ async def test_what_a_handler_sets_in_its_context_is_not_seen_by_the_next_call(s
     assert seen == [None] * 5
 
 
-async def test_failures_are_logged_with_the_handlers_name(store: tocsin.Store, caplog: pytest.LogCaptureFixture) -> None:
+async def test_failures_are_logged_with_the_handlers_name(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
     await store.queues.ensure("q", retry_base=3600)
     await store.produce("q", 1)
 
@@ -266,7 +316,9 @@ async def test_failures_are_logged_with_the_handlers_name(store: tocsin.Store, c
             await handled.wait(1)
             await consumer.interrupt()
     (record,) = caplog.records
-    assert record.message.startswith(f"{handled!r} failed with message 1, delivery 1: ValueError: no good; it comes back in ")
+    assert record.message.startswith(
+        f"{handled!r} failed with message 1, delivery 1: ValueError: no good; it comes back in "
+    )
 
 
 async def test_a_batch_handler_may_take_messages_out_of_its_list(store: tocsin.Store) -> None:
@@ -281,7 +333,12 @@ async def test_a_batch_handler_may_take_messages_out_of_its_list(store: tocsin.S
     async with store.consumer("q") as consumer:
         with pytest.raises(tocsin.Suspended):
             await consumer.handle_batches(handler, size=4, once=True)
-        assert [(await store.messages.get(i)).state for i in ids] == ["dead", "dead", "dead", "archived"]
+        assert [(await store.messages.get(i)).state for i in ids] == [
+            "dead",
+            "dead",
+            "dead",
+            "archived",
+        ]
 
 
 async def test_a_stream_whose_worker_is_stopped_says_so(store: tocsin.Store) -> None:
@@ -292,14 +349,19 @@ async def test_a_stream_whose_worker_is_stopped_says_so(store: tocsin.Store) -> 
         await (await store.workers.get(worker_id)).stop()
 
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        with pytest.raises(tocsin.Suspended, match="stopped by a command"), trio.fail_after(PATIENCE):
+        with (
+            pytest.raises(tocsin.Suspended, match="stopped by a command"),
+            trio.fail_after(PATIENCE),
+        ):
             async with consumer.messages() as stream:
                 async for _ in stream:
                     nursery.start_soon(stop, consumer.worker_id)
                     await trio.sleep_forever()
 
 
-async def test_a_failure_after_settling_is_logged_too(store: tocsin.Store, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_after_settling_is_logged_too(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
     await store.queues.create("q")
     message_id = await store.produce("q", 1)
 
@@ -312,11 +374,15 @@ async def test_a_failure_after_settling_is_logged_too(store: tocsin.Store, caplo
             with pytest.raises(tocsin.Suspended):
                 await consumer.handle(handler, once=True)
     (record,) = caplog.records
-    assert record.message.endswith("failed with message 1, delivery 1: ValueError: too late; nothing was left to settle")
+    assert record.message.endswith(
+        "failed with message 1, delivery 1: ValueError: too late; nothing was left to settle"
+    )
     assert (await store.messages.get(message_id)).state == "archived"
 
 
-async def test_what_cannot_be_called_is_refused_before_it_costs_a_message(store: tocsin.Store, store_dsn: str) -> None:
+async def test_what_cannot_be_called_is_refused_before_it_costs_a_message(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
@@ -326,7 +392,9 @@ async def test_what_cannot_be_called_is_refused_before_it_costs_a_message(store:
     assert await query(store_dsn, "select read_ct from tocsin.messages") == [(0,)]
 
 
-async def test_generator_functions_are_refused_before_they_cost_a_message(store: tocsin.Store, store_dsn: str) -> None:
+async def test_generator_functions_are_refused_before_they_cost_a_message(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     def generates(_: object) -> Iterator[None]:
         yield
 
@@ -341,7 +409,10 @@ async def test_generator_functions_are_refused_before_they_cost_a_message(store:
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
         for handler in (generates, generates_async, Generates(), functools.partial(generates)):
-            for run in (consumer.handle(handler, once=True), consumer.handle_batches(handler, size=2, once=True)):
+            for run in (
+                consumer.handle(handler, once=True),
+                consumer.handle_batches(handler, size=2, once=True),
+            ):
                 with pytest.raises(TypeError, match="is a generator function"):
                     await run
     assert await query(store_dsn, "select read_ct from tocsin.messages") == [(0,)]
@@ -396,7 +467,11 @@ async def test_handler_may_settle_by_itself(store: tocsin.Store, store_dsn: str)
             await (message.delete() if message.payload == "delete" else message.release(delay=0))
 
     handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
         await producer.enqueue_many(["delete", "release"])
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await handled.wait(3)
@@ -406,7 +481,9 @@ async def test_handler_may_settle_by_itself(store: tocsin.Store, store_dsn: str)
     assert suspended[0].handled == 3
 
 
-async def test_async_handler_that_blocks_is_named(store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_async_handler_that_blocks_is_named(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await store.queues.ensure("q")
     await store.produce("q", 1)
 
@@ -426,7 +503,9 @@ async def test_async_handler_that_blocks_is_named(store: tocsin.Store, store_dsn
     assert " s;" in record.message
 
 
-async def test_plain_function_that_returns_an_awaitable_fails_clearly(store: tocsin.Store, store_dsn: str) -> None:
+async def test_plain_function_that_returns_an_awaitable_fails_clearly(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", max_deliveries=1)
     await store.produce("q", 1)
 
@@ -443,9 +522,12 @@ async def test_plain_function_that_returns_an_awaitable_fails_clearly(store: toc
     assert "appears to be asynchronous" in dead[0][0]
 
 
-async def test_undecodable_payload_fails_its_message_only(store: tocsin.Store, store_dsn: str) -> None:
+async def test_undecodable_payload_fails_its_message_only(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", max_deliveries=1)
-    await query(store_dsn, "select tocsin.enqueue('q', repeat('9', 5000)::jsonb)")  # more digits than Python converts
+    # more digits than Python converts
+    await query(store_dsn, "select tocsin.enqueue('q', repeat('9', 5000)::jsonb)")
     await store.produce("q", "fine")
 
     async def read(message: tocsin.Message) -> None:
@@ -462,7 +544,8 @@ async def test_undecodable_payload_fails_its_message_only(store: tocsin.Store, s
 
 
 async def test_handlers_in_transactions_leave_a_connection_for_settling(store_dsn: str) -> None:
-    """More handlers than connections, each in a transaction, each settling its own message within it."""
+    """More handlers than connections, each in a transaction, each settling its own
+    message within it."""
     async with tocsin.connect(store_dsn, pool_size=2) as store:
         await store.queues.ensure("q")
 
@@ -472,9 +555,15 @@ async def test_handlers_in_transactions_leave_a_connection_for_settling(store_ds
                 await message.archive()
 
         handled, suspended = Handled(handle), list[tocsin.Suspended]()
-        async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        async with (
+            store.producer("q") as producer,
+            store.consumer("q") as consumer,
+            trio.open_nursery() as nursery,
+        ):
             await producer.enqueue_many(range(10))
-            nursery.start_soon(functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=10))
+            nursery.start_soon(
+                functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=10)
+            )
             await wait_for_archive(store_dsn, 10)
             await consumer.interrupt()
     assert suspended[0].handled == 10
@@ -483,7 +572,9 @@ async def test_handlers_in_transactions_leave_a_connection_for_settling(store_ds
 # Batches
 
 
-async def test_loop_with_a_batch_handler_that_settles_each_on_its_own(store: tocsin.Store, store_dsn: str) -> None:
+async def test_loop_with_a_batch_handler_that_settles_each_on_its_own(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", retry_base=0)
     sizes, finished = list[int](), set[int]()
 
@@ -508,7 +599,8 @@ async def test_loop_with_a_batch_handler_that_settles_each_on_its_own(store: toc
     assert sizes[0] == 6
     assert max(sizes) <= 6
     archived = dict(await query(store_dsn, "select payload, read_ct from tocsin.archive"))
-    assert archived.pop(4) in (2, 3)  # it was released, and may have come again with those that failed
+    # it was released, and may have come again with those that failed
+    assert archived.pop(4) in (2, 3)
     assert archived == {0: 1, 1: 1, 2: 1, 5: 1, 6: 2, 7: 2, 8: 2}
     assert suspended.value.released == 0
 
@@ -516,7 +608,9 @@ async def test_loop_with_a_batch_handler_that_settles_each_on_its_own(store: toc
 # Streams
 
 
-async def test_async_iterator_releases_what_was_not_settled(store: tocsin.Store, store_dsn: str) -> None:
+async def test_async_iterator_releases_what_was_not_settled(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=3600)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         await producer.enqueue_many(["first", "second", "third"])
@@ -526,7 +620,9 @@ async def test_async_iterator_releases_what_was_not_settled(store: tocsin.Store,
                     break
                 await message.archive()
         assert await consumer.status() == "ready"
-        assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages order by id") == [
+        assert await query(
+            store_dsn, "select payload, state::text, read_ct from tocsin.messages order by id"
+        ) == [
             ("second", "ready", 0),
             ("third", "ready", 0),
         ]
@@ -535,7 +631,9 @@ async def test_async_iterator_releases_what_was_not_settled(store: tocsin.Store,
                 async for message in stream:
                     assert message.payload == "second"
                     raise ZeroDivisionError
-        assert await query(store_dsn, "select count(*)::int from tocsin.messages where state = 'ready'") == [(2,)]
+        assert await query(
+            store_dsn, "select count(*)::int from tocsin.messages where state = 'ready'"
+        ) == [(2,)]
 
 
 async def test_interrupted_stream_raises_suspended(store: tocsin.Store) -> None:
@@ -553,7 +651,9 @@ async def test_interrupted_stream_raises_suspended(store: tocsin.Store) -> None:
         assert await consumer.status() == "suspended"
 
 
-async def test_interrupt_with_grace_cancels_the_stream_s_block(store: tocsin.Store, store_dsn: str) -> None:
+async def test_interrupt_with_grace_cancels_the_stream_s_block(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
@@ -563,12 +663,18 @@ async def test_interrupt_with_grace_cancels_the_stream_s_block(store: tocsin.Sto
                     await consumer.interrupt(grace=0)
                     await trio.sleep_forever()
         assert (suspended.value.handled, suspended.value.released) == (0, 1)
-    assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [("ready", 0)]
+    assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [
+        ("ready", 0)
+    ]
 
 
 async def test_stream_waits_for_what_comes(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
-    async with store.consumer("q") as consumer, consumer.messages() as stream, trio.open_nursery() as nursery:
+    async with (
+        store.consumer("q") as consumer,
+        consumer.messages() as stream,
+        trio.open_nursery() as nursery,
+    ):
 
         async def produce() -> None:
             await trio.testing.wait_all_tasks_blocked()
@@ -583,7 +689,9 @@ async def test_stream_waits_for_what_comes(store: tocsin.Store) -> None:
 # How runs end
 
 
-async def test_interrupt_with_grace_cancels_what_still_runs(store: tocsin.Store, store_dsn: str) -> None:
+async def test_interrupt_with_grace_cancels_what_still_runs(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=3600)
     cancelled = trio.Event()
 
@@ -595,16 +703,24 @@ async def test_interrupt_with_grace_cancels_what_still_runs(store: tocsin.Store,
                 cancelled.set()
 
     handled, suspended = Handled(hang), list[tocsin.Suspended]()
-    async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
         await producer.enqueue_many(["hang", "quick"])
-        nursery.start_soon(functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=2))
+        nursery.start_soon(
+            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=2)
+        )
         await handled.wait(2)
         await wait_for_archive(store_dsn, 1)
         await consumer.interrupt(grace=0)
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
     assert [(s.handled, s.released) for s in suspended] == [(1, 1)]
-    assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages") == [("hang", "ready", 0)]
+    assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages") == [
+        ("hang", "ready", 0)
+    ]
 
 
 async def test_of_two_interruptions_the_shorter_grace_counts(store: tocsin.Store) -> None:
@@ -642,7 +758,9 @@ async def test_interrupt_before_the_run_begins(store: tocsin.Store) -> None:
         await consumer.interrupt()
 
 
-async def test_cancelled_run_releases_and_is_ready_again(store: tocsin.Store, store_dsn: str) -> None:
+async def test_cancelled_run_releases_and_is_ready_again(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=3600)
 
     async def hang(message: tocsin.Message) -> None:
@@ -658,10 +776,14 @@ async def test_cancelled_run_releases_and_is_ready_again(store: tocsin.Store, st
             await wait_for_archive(store_dsn, 1)
             nursery.cancel_scope.cancel()
         assert await consumer.status() == "ready"
-        assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages") == [("hang", "ready", 0)]
+        assert await query(
+            store_dsn, "select payload, state::text, read_ct from tocsin.messages"
+        ) == [("hang", "ready", 0)]
 
 
-async def test_finished_messages_are_archived_even_when_cancelled_at_that_moment(store: tocsin.Store, store_dsn: str) -> None:
+async def test_finished_messages_are_archived_even_when_cancelled_at_that_moment(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=3600)
     await store.produce("q", 1)
 
@@ -716,7 +838,9 @@ async def test_bad_numbers_name_the_argument(store: tocsin.Store, call: object, 
             await call(consumer)  # type: ignore[operator]
 
 
-async def test_a_run_that_ends_when_nothing_is_left_also_handles_what_failed_and_is_due_at_once(store: tocsin.Store) -> None:
+async def test_a_run_that_ends_when_nothing_is_left_also_handles_what_failed_and_is_due_at_once(
+    store: tocsin.Store,
+) -> None:
     await store.queues.ensure("q", max_deliveries=3, retry_base=0)
     await store.produce("q", "ends")
     await store.produce("q", "fails")
@@ -726,7 +850,10 @@ async def test_a_run_that_ends_when_nothing_is_left_also_handles_what_failed_and
             raise ValueError(message.payload)
 
     async with store.consumer("q") as consumer:
-        with trio.fail_after(PATIENCE), pytest.raises(tocsin.Suspended, match="nothing is left to do"):
+        with (
+            trio.fail_after(PATIENCE),
+            pytest.raises(tocsin.Suspended, match="nothing is left to do"),
+        ):
             await consumer.handle(handle, concurrency=10, once=True)
     assert await store.messages.list("q") == []
     assert [letter.read_ct for letter in await store.dead_letters.list("q")] == [3]

@@ -1,4 +1,5 @@
-"""Dead letters: how messages get there, looking at them, replaying, archiving and purging them."""
+"""Dead letters: how messages get there, looking at them, replaying, archiving and
+purging them."""
 
 from __future__ import annotations
 
@@ -10,30 +11,52 @@ import psycopg
 import pytest
 import trio
 from cancel_sweep import cancel_sweep
-from support import PATIENCE, Handled, connect_blocking, failed_with, move_clock, open_connection, query, run_until_suspended, until_asleep
+from support import (
+    PATIENCE,
+    Handled,
+    connect_blocking,
+    failed_with,
+    move_clock,
+    open_connection,
+    query,
+    run_until_suspended,
+    until_asleep,
+)
 
 import tocsin
 from tocsin._durations import MAX_DURATION
 
 HOSTILE = [
-    {"unicode": "\N{SNOWMAN}\U0001f600", "quotes": "'\"; drop table tocsin.messages; --", "big": 2**80, "float": 1e23, "nested": [[{}]]},
+    {
+        "unicode": "\N{SNOWMAN}\U0001f600",
+        "quotes": "'\"; drop table tocsin.messages; --",
+        "big": 2**80,
+        "float": 1e23,
+        "nested": [[{}]],
+    },
     None,
     "",
     [1.5, True, "\\u0000 \\ %"],
 ]
 
 
-WAITING = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+WAITING = (
+    "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+)
 
 
-async def kill(consumer: tocsin.Consumer, error: str = "it failed", limit: int = 1) -> list[tocsin.Message]:
+async def kill(
+    consumer: tocsin.Consumer, error: str = "it failed", limit: int = 1
+) -> list[tocsin.Message]:
     """Claim messages and let their handler fail, as a run does."""
     messages = await consumer.dequeue(limit)
     await consumer._intake.fail_many(messages, [failed_with(error)] * len(messages))
     return messages
 
 
-async def bury(store: tocsin.Store, queue: str, *payloads: object, error: str = "it failed", **options: Any) -> list[int]:
+async def bury(
+    store: tocsin.Store, queue: str, *payloads: object, error: str = "it failed", **options: Any
+) -> list[int]:
     """Make dead letters, each after one delivery."""
     ids = [await store.produce(queue, payload, max_deliveries=1, **options) for payload in payloads]
     async with store.consumer(queue) as consumer:
@@ -41,7 +64,9 @@ async def bury(store: tocsin.Store, queue: str, *payloads: object, error: str = 
     return ids
 
 
-async def test_too_many_deliveries_move_by_itself_with_reason_error_and_history(store: tocsin.Store, store_dsn: str) -> None:
+async def test_too_many_deliveries_move_by_itself_with_reason_error_and_history(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     queue = await store.queues.ensure("q", max_deliveries=3, retry_base=0, retry_jitter=0, vt=10)
     message_id = await store.produce("q", {"n": 1}, headers={"trace": "t"}, priority=7, key="k")
     async with store.consumer("q", name="mailer") as consumer:
@@ -53,7 +78,12 @@ async def test_too_many_deliveries_move_by_itself_with_reason_error_and_history(
         assert await consumer.dequeue() == []
     letter = await store.dead_letters.get(message_id)
     assert (letter.id, letter.queue, letter.queue_id) == (message_id, "q", queue.id)
-    assert (letter.payload, letter.headers, letter.priority, letter.key) == ({"n": 1}, {"trace": "t"}, 7, "k")
+    assert (letter.payload, letter.headers, letter.priority, letter.key) == (
+        {"n": 1},
+        {"trace": "t"},
+        7,
+        "k",
+    )
     assert (letter.read_ct, letter.reason, letter.error) == (3, "lease_expired", "ValueError: no")
     assert (letter.producer_worker_id, letter.consumer_worker_id) == (None, consumer.worker_id)
     assert [(d.delivery, d.outcome, d.error) for d in letter.history] == [
@@ -67,7 +97,9 @@ async def test_too_many_deliveries_move_by_itself_with_reason_error_and_history(
     assert letter.history[2].ended_at <= letter.died_at
 
 
-async def test_per_message_maximum_of_deliveries_goes_before_the_queues(store: tocsin.Store) -> None:
+async def test_per_message_maximum_of_deliveries_goes_before_the_queues(
+    store: tocsin.Store,
+) -> None:
     await store.queues.ensure("q", max_deliveries=2, retry_base=0, retry_jitter=0)
     few = await store.produce("q", "few", max_deliveries=1)
     many = await store.produce("q", "many", max_deliveries=3)
@@ -76,7 +108,11 @@ async def test_per_message_maximum_of_deliveries_goes_before_the_queues(store: t
         while await kill(consumer, limit=3):
             pass
     letters = await store.dead_letters.list("q")
-    assert [(d.id, d.read_ct, d.max_deliveries) for d in letters] == [(few, 1, 1), (many, 3, 3), (usual, 2, None)]
+    assert [(d.id, d.read_ct, d.max_deliveries) for d in letters] == [
+        (few, 1, 1),
+        (many, 3, 3),
+        (usual, 2, None),
+    ]
 
 
 async def test_a_dead_worker_is_in_the_history(store: tocsin.Store, store_dsn: str) -> None:
@@ -85,7 +121,10 @@ async def test_a_dead_worker_is_in_the_history(store: tocsin.Store, store_dsn: s
     second = await store.produce("q", 2)
     async with store.consumer("q", name="doomed") as consumer:
         assert len(await consumer.dequeue(2)) == 2
-        await query(store_dsn, "select tocsin.unregister_process(process_id, died => true) from tocsin.workers")
+        await query(
+            store_dsn,
+            "select tocsin.unregister_process(process_id, died => true) from tocsin.workers",
+        )
         letter = await store.dead_letters.get(first)
         assert letter.reason == "worker_died"
         for history in (letter.history, (await store.messages.get(second)).history):
@@ -105,7 +144,9 @@ async def test_what_did_not_count_is_not_in_the_history(store: tocsin.Store) -> 
     assert (message.read_ct, message.history) == (0, ())
 
 
-async def test_history_keeps_the_last_twenty_and_the_beginning_of_an_error(store: tocsin.Store) -> None:
+async def test_history_keeps_the_last_twenty_and_the_beginning_of_an_error(
+    store: tocsin.Store,
+) -> None:
     await store.queues.ensure("q", max_deliveries=23, retry_base=0, retry_jitter=0)
     message_id = await store.produce("q", 1)
     async with store.consumer("q") as consumer:
@@ -113,11 +154,15 @@ async def test_history_keeps_the_last_twenty_and_the_beginning_of_an_error(store
             await kill(consumer, f"{n} " + "\N{SNOWMAN}" * 5000)
     letter = await store.dead_letters.get(message_id)
     assert [d.delivery for d in letter.history] == list(range(4, 24))
-    assert [d.error for d in letter.history] == [(f"{n} " + "\N{SNOWMAN}" * 5000)[:1000] for n in range(4, 24)]
+    assert [d.error for d in letter.history] == [
+        (f"{n} " + "\N{SNOWMAN}" * 5000)[:1000] for n in range(4, 24)
+    ]
     assert letter.error == "23 " + "\N{SNOWMAN}" * 5000
 
 
-async def test_a_message_that_failed_before_keeps_its_history_in_the_archive(store: tocsin.Store) -> None:
+async def test_a_message_that_failed_before_keeps_its_history_in_the_archive(
+    store: tocsin.Store,
+) -> None:
     await store.queues.ensure("q", retry_base=0, retry_jitter=0)
     failed, fine = [await store.produce("q", n) for n in range(2)]
     async with store.consumer("q") as consumer:
@@ -127,7 +172,9 @@ async def test_a_message_that_failed_before_keeps_its_history_in_the_archive(sto
     assert (await store.messages.get(fine)).history == ()
 
 
-async def test_a_message_that_cannot_be_buried_keeps_its_history(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_message_that_cannot_be_buried_keeps_its_history(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await query(store_dsn, "alter table tocsin.dead_letters add check (payload <> '13')")
     await store.queues.ensure("q")
     lucky, unlucky = [await store.produce("q", n, max_deliveries=1) for n in (1, 13)]
@@ -150,9 +197,12 @@ async def test_payload_and_headers_come_back_exactly(store: tocsin.Store, payloa
         assert (message.payload, message.headers) == (payload, [payload])
 
 
-async def test_one_payload_that_python_cannot_read_spoils_no_list(store: tocsin.Store, store_dsn: str) -> None:
+async def test_one_payload_that_python_cannot_read_spoils_no_list(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", max_deliveries=1)
-    await query(store_dsn, "select tocsin.enqueue('q', repeat('9', 5000)::jsonb)")  # more digits than Python converts
+    # more digits than Python converts
+    await query(store_dsn, "select tocsin.enqueue('q', repeat('9', 5000)::jsonb)")
     await store.produce("q", "fine")
     async with store.consumer("q") as consumer:
         await kill(consumer, limit=2)
@@ -166,10 +216,14 @@ async def test_one_payload_that_python_cannot_read_spoils_no_list(store: tocsin.
 # Replay
 
 
-async def test_replay_by_id_counts_deliveries_anew_and_keeps_the_rest(store: tocsin.Store, store_dsn: str) -> None:
+async def test_replay_by_id_counts_deliveries_anew_and_keeps_the_rest(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     async with store.producer("q") as producer:
-        message_id = await producer.enqueue(1, headers={"h": 1}, priority=3, key="k", expires_in=10, max_deliveries=2)
+        message_id = await producer.enqueue(
+            1, headers={"h": 1}, priority=3, key="k", expires_in=10, max_deliveries=2
+        )
         async with store.consumer("q", name="first") as consumer:
             (before,) = await kill(consumer)
             await move_clock(store_dsn, 5)
@@ -184,22 +238,41 @@ async def test_replay_by_id_counts_deliveries_anew_and_keeps_the_rest(store: toc
         assert gone.value.message_id == message_id
         message = await store.messages.get(message_id)
         assert (message.state, message.read_ct, message.max_deliveries) == ("ready", 0, 2)
-        assert (message.payload, message.headers, message.priority, message.key) == (1, {"h": 1}, 3, "k")
+        assert (message.payload, message.headers, message.priority, message.key) == (
+            1,
+            {"h": 1},
+            3,
+            "k",
+        )
         assert (message.enqueued_at, message.expires_at) == (before.enqueued_at, None)
-        assert (message.producer_worker_id, message.consumer_worker_id) == (producer.worker_id, consumer.worker_id)
+        assert (message.producer_worker_id, message.consumer_worker_id) == (
+            producer.worker_id,
+            consumer.worker_id,
+        )
         assert (message.last_error, message.history) == ("it failed", letter.history)
         assert await store.produce("q", 1, key="k") == message_id
     async with store.consumer("q", name="second") as consumer:
-        assert [(m.id, m.read_ct) for m in await consumer.dequeue(2)] == [(waits, 1), (message_id, 1)]  # not before what waits
+        # not before what waits
+        assert [(m.id, m.read_ct) for m in await consumer.dequeue(2)] == [
+            (waits, 1),
+            (message_id, 1),
+        ]
         await move_clock(store_dsn, 1000)
         await kill(consumer, limit=2)
         await move_clock(store_dsn, 2000)
         await kill(consumer, "again", limit=2)
     history = (await store.dead_letters.get(message_id)).history
-    assert [(d.delivery, d.worker) for d in history] == [(1, "first"), (2, "first"), (1, "second"), (2, "second")]
+    assert [(d.delivery, d.worker) for d in history] == [
+        (1, "first"),
+        (2, "first"),
+        (1, "second"),
+        (2, "second"),
+    ]
 
 
-async def test_replay_with_a_delay_is_due_later_and_wakes_who_sleeps(store: tocsin.Store, store_dsn: str) -> None:
+async def test_replay_with_a_delay_is_due_later_and_wakes_who_sleeps(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     now, later = await bury(store, "q", "now", "later")
     handled, suspended = Handled(), list[tocsin.Suspended]()
@@ -243,7 +316,10 @@ async def test_replay_by_queue_filter_and_count(store: tocsin.Store, store_dsn: 
     assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(6,)]
 
 
-@pytest.mark.parametrize("text", ["100%", "_", "\\", "\\%", "'", "''; --", '"', "%s", "$1", "ẞ\N{SNOWMAN}", "(", "[a-z]+", ".*"])
+@pytest.mark.parametrize(
+    "text",
+    ["100%", "_", "\\", "\\%", "'", "''; --", '"', "%s", "$1", "ẞ\N{SNOWMAN}", "(", "[a-z]+", ".*"],
+)
 async def test_error_is_taken_literally(store: tocsin.Store, text: str) -> None:
     await store.queues.ensure("q")
     await bury(store, "q", 1, error="an a100b error without any of them")
@@ -270,7 +346,9 @@ async def test_two_replays_at_once_give_one_message(store: tocsin.Store, store_d
     assert await store.dead_letters.list("q") == []
 
 
-async def test_a_replay_by_id_waits_for_another_and_one_by_queue_passes_over(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_replay_by_id_waits_for_another_and_one_by_queue_passes_over(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     first, second = await bury(store, "q", 1, 2)
     got: list[list[int]] = []
@@ -300,14 +378,17 @@ async def test_a_replay_by_id_waits_for_another_and_one_by_queue_passes_over(sto
 
 
 async def test_a_key_that_was_taken_meanwhile(store: tocsin.Store, store_dsn: str) -> None:
-    """A dead letter's key is free; by id its replay is refused while another has it, by queue it is passed over."""
+    """A dead letter's key is free; by id its replay is refused while another has it, by
+    queue it is passed over."""
     await store.queues.ensure("q")
     (dead,) = await bury(store, "q", 1, key="k")
     (twin,) = await bury(store, "q", 1, key="k")
     (free,) = await bury(store, "q", 3, key="free")
     assert len({dead, twin}) == 2
     holder = await store.produce("q", 2, key="k")
-    with pytest.raises(tocsin.KeyTaken, match=f"dead letter {dead}, {twin} cannot be replayed") as taken:
+    with pytest.raises(
+        tocsin.KeyTaken, match=f"dead letter {dead}, {twin} cannot be replayed"
+    ) as taken:
         await store.dead_letters.replay(dead, twin, free)
     assert taken.value.ids == (dead, twin)
     assert [d.id for d in await store.dead_letters.list("q")] == [dead, twin, free]
@@ -316,12 +397,15 @@ async def test_a_key_that_was_taken_meanwhile(store: tocsin.Store, store_dsn: st
     async with store.consumer("q") as consumer:
         by_id = {m.id: m for m in await consumer.dequeue(9)}
         await by_id[holder].archive()
-    assert await store.dead_letters.replay(queue="q") == [dead]  # the first of two that want the same
+    # the first of two that want the same
+    assert await store.dead_letters.replay(queue="q") == [dead]
     with pytest.raises(tocsin.KeyTaken):
         await store.dead_letters.replay(twin)
 
 
-async def test_after_a_replay_all_former_leases_are_fenced(store: tocsin.Store, store_dsn: str) -> None:
+async def test_after_a_replay_all_former_leases_are_fenced(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     """Also when the clock has gone back."""
     await store.queues.ensure("q", max_deliveries=1)
     await store.produce("q", 1)
@@ -358,7 +442,12 @@ async def test_archive_acknowledges(store: tocsin.Store, store_dsn: str) -> None
     assert info.state == "archived"
     assert info.archived_at is not None
     assert info.archived_at >= letter.died_at
-    assert (info.payload, info.headers, info.read_ct, info.last_error) == (1, {"h": 1}, 1, "it failed")
+    assert (info.payload, info.headers, info.read_ct, info.last_error) == (
+        1,
+        {"h": 1},
+        1,
+        "it failed",
+    )
     assert info.history == letter.history
     assert await store.dead_letters.archive(first, second) == 1
     assert [d.id for d in await store.dead_letters.list("q")] == [other, stale]
@@ -368,7 +457,9 @@ async def test_archive_acknowledges(store: tocsin.Store, store_dsn: str) -> None
     assert await query(store_dsn, "select tocsin.archived_count(id) from tocsin.queues") == [(4,)]
 
 
-async def test_archive_keeps_nothing_where_nothing_is_kept(store: tocsin.Store, store_dsn: str) -> None:
+async def test_archive_keeps_nothing_where_nothing_is_kept(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", retention=0)
     await bury(store, "q", 1)
     assert await store.dead_letters.archive(queue="q") == 1
@@ -434,11 +525,18 @@ async def test_list_goes_by_pages(store: tocsin.Store) -> None:
         (lambda s: s.dead_letters.replay(queue="q", reason="\0"), ValueError, "reason"),
         (lambda s: s.dead_letters.replay(queue="q", older_than=-1), ValueError, "older_than"),
         (lambda s: s.dead_letters.replay(queue="q", delay=-1), ValueError, "delay"),
-        (lambda s: s.dead_letters.replay(queue="q", delay=timedelta(days=500_000)), ValueError, "delay"),
+        (
+            lambda s: s.dead_letters.replay(queue="q", delay=timedelta(days=500_000)),
+            ValueError,
+            "delay",
+        ),
     ],
 )
 async def test_bad_arguments_name_themselves_and_change_nothing(
-    store: tocsin.Store, call: Callable[[Any], Awaitable[object]], raises: type[Exception], named: str
+    store: tocsin.Store,
+    call: Callable[[Any], Awaitable[object]],
+    raises: type[Exception],
+    named: str,
 ) -> None:
     await store.queues.ensure("q")
     ids = await bury(store, "q", 1)
@@ -467,7 +565,13 @@ async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None
             ("select tocsin.replay(queue => 'q', older_than => '-1 s')", "TC022"),
             ("select tocsin.archive_dead_letters(queue => 'q', older_than => '-1 day')", "TC022"),
             ("select tocsin.purge_dead_letters(queue => 'q', older_than => '-1 day')", "TC022"),
-            ("select tocsin.purge_dead_letters(queue => 'q', older_than => '-1 day', dry_run => true)", "TC022"),
+            (
+                (
+                    "select tocsin.purge_dead_letters(queue => 'q', older_than => '-1 day', dry_run"
+                    " => true)"
+                ),
+                "TC022",
+            ),
             ("select tocsin.list_dead_letters('q', older_than => '-1 day')", "TC022"),
             ("select tocsin.replay(queue => 'nothing')", "TC001"),
             ("select tocsin.list_dead_letters('nothing')", "TC001"),
@@ -477,9 +581,14 @@ async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None
             assert refused.value.sqlstate == code, statement
 
 
-async def test_cancelled_at_every_checkpoint_it_has_happened_or_not(store: tocsin.Store, store_dsn: str) -> None:
+async def test_cancelled_at_every_checkpoint_it_has_happened_or_not(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
-    everywhere = "select id from tocsin.messages union all select id from tocsin.archive union all select id from tocsin.dead_letters"
+    everywhere = (
+        "select id from tocsin.messages union all select id from tocsin.archive union all select id"
+        " from tocsin.dead_letters"
+    )
     (message_id,) = await bury(store, "q", 1)
 
     async def reset() -> None:

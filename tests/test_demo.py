@@ -1,4 +1,5 @@
-"""The demo: run as a newcomer would, at a terminal and not, interrupted, and with files that make trouble."""
+"""The demo: run as a newcomer would, at a terminal and not, interrupted, and with files
+that make trouble."""
 
 from __future__ import annotations
 
@@ -22,9 +23,13 @@ from tocsin._demo import act, files, work
 from tocsin._demo.tables import ADD_DIGEST, Tables
 from tocsin._demo.view import Report, View
 
-# Runs the command as a shell would start it: a background job's SIGINT is ignored, and tests may be one.
+# Runs the command as a shell would start it: a background job's SIGINT is ignored, and
+# tests may be one.
 AT_A_TERMINAL = "import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
-START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tocsin.__main__ import main; main()"
+START = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tocsin.__main__"
+    " import main; main()"
+)
 
 
 class Demo:
@@ -53,10 +58,24 @@ class Demo:
 async def demo(*arguments: str, terminal: bool = False) -> AsyncIterator[Demo]:
     """Start a demo; kill it at the end of the block if it is still there."""
     ours, theirs = os.openpty() if terminal else os.pipe()
-    command = [sys.executable, "-c", (AT_A_TERMINAL if terminal else "") + START, "demo", *arguments]
-    environment = {k: v for k, v in os.environ.items() if k not in ("TOCSIN_DSN", "NO_COLOR")} | {"TERM": "xterm", "COLUMNS": "100"}
+    command = [
+        sys.executable,
+        "-c",
+        (AT_A_TERMINAL if terminal else "") + START,
+        "demo",
+        *arguments,
+    ]
+    environment = {k: v for k, v in os.environ.items() if k not in ("TOCSIN_DSN", "NO_COLOR")} | {
+        "TERM": "xterm",
+        "COLUMNS": "100",
+    }
     process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
     )
     os.close(theirs)
 
@@ -90,7 +109,8 @@ def data() -> Iterator[Path]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A directory with files that are easy, files that are not, and some that do not count."""
+    """A directory with files that are easy, files that are not, and some that do not
+    count."""
     root = tmp_path / "tree"
     (root / "deep" / "er").mkdir(parents=True)
     (root / "empty").write_bytes(b"")
@@ -106,10 +126,16 @@ def tree(tmp_path: Path) -> Path:
 
 
 def server_is_gone(data: Path) -> bool:
-    return not (data / "data" / "postmaster.pid").exists() and "shut_down" in (data / "server.log").read_text()
+    return (
+        not (data / "data" / "postmaster.pid").exists()
+        and "shut_down" in (data / "server.log").read_text()
+    )
 
 
-SESSIONS = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'tocsin'"
+SESSIONS = (
+    "select count(*) from pg_stat_activity where datname = current_database() and application_name"
+    " = 'tocsin'"
+)
 
 
 async def test_twice_with_the_embedded_server(data: Path, tree: Path) -> None:
@@ -121,7 +147,11 @@ async def test_twice_with_the_embedded_server(data: Path, tree: Path) -> None:
         assert f"4 files below {tree} " in run.output
         assert "100 single messages from another process" in run.output
         assert "4 messages in one transaction" in run.output
-        figures = {line.split()[0]: line.split()[1] for line in run.output.splitlines() if len(line.split()) > 1}
+        figures = {
+            line.split()[0]: line.split()[1]
+            for line in run.output.splitlines()
+            if len(line.split()) > 1
+        }
         assert (figures["files"], figures["lost"], figures["duplicates"]) == ("4", "0", "0")
         assert "every file once: " in run.output
         assert server_is_gone(data)
@@ -137,7 +167,9 @@ async def test_with_a_given_database(dsn: str, tree: Path) -> None:
         ("no%20text%20%FF", b"x"),
         ("with%20space%20%25%20and%20%E2%98%83", b"\0" * 100_000),
     ]
-    assert sorted(stored) == [(name, hashlib.sha256(content).hexdigest(), len(content)) for name, content in expected]
+    assert sorted(stored) == [
+        (name, hashlib.sha256(content).hexdigest(), len(content)) for name, content in expected
+    ]
     assert await query(dsn, SESSIONS) == [(0,)]
     assert await query(dsn, "select nspname from pg_namespace where nspname = 'tocsin'") == []
 
@@ -173,7 +205,8 @@ async def test_a_signal_leaves_no_process_behind(dsn: str) -> None:
     async with demo("--dsn", dsn) as run:
         await run.until("  server")
         with trio.fail_after(PATIENCE):
-            while await query(dsn, f"{SESSIONS} and query like '%enqueue(%'") == [(0,)]:  # until the sending process is there
+            # until the sending process is there
+            while await query(dsn, f"{SESSIONS} and query like '%enqueue(%'") == [(0,)]:
                 pass
         run.process.send_signal(signal.SIGINT)
         assert await run.end() == 130
@@ -220,11 +253,18 @@ async def test_a_file_that_has_gone(dsn: str, tree: Path) -> None:
     assert (report.outcome.files, report.outcome.dead) == (5, 1)
     assert "such as: FileNotFoundError: " in screen
     assert "interrupted at 5 of 5 files" in screen
-    assert await query(dsn, "select payload->>'path', read_ct from tocsin_demo_queue.dead_letters") == [("gone", 3)]
+    assert await query(
+        dsn, "select payload->>'path', read_ct from tocsin_demo_queue.dead_letters"
+    ) == [("gone", 3)]
 
 
-async def test_the_check_finds_a_duplicate(dsn: str, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    twice = f"with once as ({ADD_DIGEST} returning *) insert into tocsin_demo.digests select * from once"
+async def test_the_check_finds_a_duplicate(
+    dsn: str, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice = (
+        f"with once as ({ADD_DIGEST} returning *) insert into tocsin_demo.digests select * from"
+        " once"
+    )
     monkeypatch.setattr(work, "ADD_DIGEST", twice)
     report, screen = await perform(dsn, tree, ["empty"])
     assert (report.good, report.outcome.duplicates) == (False, 1)

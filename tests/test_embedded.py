@@ -127,7 +127,9 @@ async def test_the_life_of_a_server(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_a_restart_keeps_the_dsn_and_the_data(directory: Path, mode: embedded.StopMode) -> None:
+async def test_a_restart_keeps_the_dsn_and_the_data(
+    directory: Path, mode: embedded.StopMode
+) -> None:
     async with serve(directory, settings=FAST) as server:
         query(server.dsn, "create table kept as select 1 as n")
         session = psycopg.connect(server.dsn)
@@ -197,7 +199,9 @@ async def cancel_when(condition: Callable[[], bool], scope: trio.CancelScope) ->
     scope.cancel()
 
 
-async def test_cancelled_stop_and_start_have_stopped_the_server(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_stop_and_start_have_stopped_the_server(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pid_file = directory / "data" / "postmaster.pid"
     async with serve(directory, settings=FAST) as server:
         with trio.CancelScope() as scope:
@@ -225,7 +229,9 @@ async def test_cancelled_while_the_data_is_made(directory: Path) -> None:
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
-                nursery.start_soon(cancel_when, (directory / "data.new" / "PG_VERSION").exists, scope)
+                nursery.start_soon(
+                    cancel_when, (directory / "data.new" / "PG_VERSION").exists, scope
+                )
                 async with serve(directory, settings=FAST):
                     pytest.fail("it was not cancelled")
     assert not (directory / "data").exists()
@@ -233,8 +239,12 @@ async def test_cancelled_while_the_data_is_made(directory: Path) -> None:
         assert query(server.dsn, "select 1") == 1
 
 
-async def test_a_server_that_does_not_obey_is_killed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_FAST", ((signal.SIGINT, 0.01), (signal.SIGQUIT, 0.01), (signal.SIGKILL, 9)))
+async def test_a_server_that_does_not_obey_is_killed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        embedded, "_FAST", ((signal.SIGINT, 0.01), (signal.SIGQUIT, 0.01), (signal.SIGKILL, 9))
+    )
     async with serve(directory, settings=FAST) as server:
         os.kill(postmaster(directory), signal.SIGSTOP)
         await server.stop()
@@ -302,12 +312,16 @@ async def test_a_server_that_fails_says_why(directory: Path) -> None:
     os.geteuid() != 0 or sys.platform != "linux",
     reason="only root runs the server as another user, and only /proc says what it runs",
 )
-async def test_binaries_out_of_reach_are_copied(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_binaries_out_of_reach_are_copied(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(installed_out_of_reach(directory.parent))
 
     async with serve(directory, settings=FAST) as server:
         assert query(server.dsn, "select 1") == 1
-        assert program(postmaster(directory)).is_relative_to(directory / f"binaries-{server.version}")
+        assert program(postmaster(directory)).is_relative_to(
+            directory / f"binaries-{server.version}"
+        )
 
 
 async def test_another_installation(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,17 @@ import tocsin
 async def test_one_sql_function_for_every_language(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("emails")
     with connect_blocking(store_dsn) as connection:
-        first = connection.execute("select tocsin.enqueue('emails', '{\"to\": \"ada@example.org\"}')").fetchone()
+        first = connection.execute(
+            "select tocsin.enqueue('emails', '{\"to\": \"ada@example.org\"}')"
+        ).fetchone()
         second = connection.execute(
-            "select tocsin.enqueue('emails', '{\"to\": \"ada@example.org\"}', delay => '5 s', priority => 1, key => 'welcome-ada')"
+            "select tocsin.enqueue('emails', '{\"to\": \"ada@example.org\"}', delay => '5 s',"
+            " priority => 1, key => 'welcome-ada')"
         ).fetchone()
         assert (first, second) == ((1,), (2,))
-        with pytest.raises(psycopg.DatabaseError, match='queue "nothing" does not exist') as refused:
+        with pytest.raises(
+            psycopg.DatabaseError, match='queue "nothing" does not exist'
+        ) as refused:
             connection.execute("select tocsin.enqueue('nothing', '1')")
         assert refused.value.sqlstate == "TC001"
     async with store.consumer("emails") as consumer:
@@ -38,8 +43,16 @@ async def test_message_says_all_about_itself(store: tocsin.Store) -> None:
         message_id = await producer.enqueue([1], headers={"trace": "abc"}, priority=-3)
         (message,) = await consumer.dequeue(vt=timedelta(seconds=20))
         assert (message.id, message.queue, message.queue_id) == (message_id, "q", queue.id)
-        assert (message.payload, message.headers, message.priority, message.read_ct) == ([1], {"trace": "abc"}, -3, 1)
-        assert (message.producer_worker_id, message.consumer_worker_id) == (producer.worker_id, consumer.worker_id)
+        assert (message.payload, message.headers, message.priority, message.read_ct) == (
+            [1],
+            {"trace": "abc"},
+            -3,
+            1,
+        )
+        assert (message.producer_worker_id, message.consumer_worker_id) == (
+            producer.worker_id,
+            consumer.worker_id,
+        )
         assert message.vt - message.dequeued_at == timedelta(seconds=20)
         assert message.enqueued_at <= message.dequeued_at
         assert message.last_error is None
@@ -49,7 +62,8 @@ async def test_batch_ids_are_in_the_order_of_the_payloads(store: tocsin.Store) -
     await store.queues.ensure("q")
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         assert await producer.enqueue_many([]) == []
-        ids = await producer.enqueue_many(({"n": n} for n in range(11_000)), priority=2)  # more than one statement takes
+        # more than one statement takes
+        ids = await producer.enqueue_many(({"n": n} for n in range(11_000)), priority=2)
         assert ids == sorted(set(ids))
         assert len(ids) == 11_000
         messages = await consumer.dequeue(11_000)
@@ -64,7 +78,8 @@ async def test_a_large_batch_is_all_or_nothing(store: tocsin.Store, store_dsn: s
         async with store.transaction() as connection:
             with pytest.raises(tocsin.PayloadTooLarge):
                 await producer.enqueue_many([*range(6000), "x" * 20], connection=connection)
-            await producer.enqueue_many([1, 2], connection=connection)  # the caller's transaction goes on
+            # the caller's transaction goes on
+            await producer.enqueue_many([1, 2], connection=connection)
     assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(2,)]
 
 
@@ -79,7 +94,9 @@ async def test_a_refusal_in_a_large_batch_names_the_index(store: tocsin.Store) -
         assert invalid.value.index == 6001
 
 
-async def test_a_batch_is_taken_from_a_generator_as_it_is_sent(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_batch_is_taken_from_a_generator_as_it_is_sent(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     in_use: list[int] = []
 
@@ -95,7 +112,8 @@ async def test_a_batch_is_taken_from_a_generator_as_it_is_sent(store: tocsin.Sto
     async with store.producer("q") as producer:
         with pytest.raises(Enough):
             await producer.enqueue_many(payloads())
-    # Sixteen of this size make a statement. The transaction begins when there is more than one.
+    # Sixteen of this size make a statement. The transaction begins when there is more
+    # than one.
     assert in_use == [0] * 33 + [1] * 17
     assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(0,)]
 
@@ -105,8 +123,12 @@ async def test_each_for_itself_from_sql(store: tocsin.Store, store_dsn: str) -> 
     messages = """[{"payload": "a"}, {"payload": "too large for it"}, {"payload": 1, "delay": "-1 s"}, {"payload": 1, "max_deliveries": 0},
         {"payload": 1, "worker_id": 99}, {"payload": 1, "delay": "1 s", "at": "2030-01-01"}, {"payload": 1, "expires_in": "0"},
         {"payload": null, "priority": -1, "delay": "1 h", "headers": {"h": 1}}]"""
-    assert await query(store_dsn, "select tocsin.enqueue_each('q', %s)", messages) == [([1, None, None, None, None, None, None, 8],)]
-    assert await query(store_dsn, "select payload, state::text, headers, priority from tocsin.messages order by id") == [
+    assert await query(store_dsn, "select tocsin.enqueue_each('q', %s)", messages) == [
+        ([1, None, None, None, None, None, None, 8],)
+    ]
+    assert await query(
+        store_dsn, "select payload, state::text, headers, priority from tocsin.messages order by id"
+    ) == [
         ("a", "ready", None, 0),
         (None, "delayed", {"h": 1}, -1),
     ]
@@ -136,7 +158,11 @@ async def test_delay_and_at(store: tocsin.Store, store_dsn: str) -> None:
         await producer.enqueue("now", delay=0)
         assert [m.payload for m in await consumer.dequeue(9)] == ["long ago", "now"]
         await move_clock(store_dsn, 1900)  # the first two leases have expired
-        assert [m.payload for m in await consumer.dequeue(9, vt=7200)] == ["long ago", "now", "at a time"]
+        assert [m.payload for m in await consumer.dequeue(9, vt=7200)] == [
+            "long ago",
+            "now",
+            "at a time",
+        ]
         await move_clock(store_dsn, 3700)
         assert [m.payload for m in await consumer.dequeue(9)] == ["in an hour"]
 
@@ -187,17 +213,23 @@ async def test_expired_message_becomes_a_dead_letter(store: tocsin.Store, store_
         fresh = await producer.enqueue("fresh", expires_in=100)
         await move_clock(store_dsn, 11)
         assert [m.id for m in await consumer.dequeue(1)] == [fresh]
-    assert await query(store_dsn, "select payload, reason from tocsin.dead_letters") == [("stale", "expired")]
+    assert await query(store_dsn, "select payload, reason from tocsin.dead_letters") == [
+        ("stale", "expired")
+    ]
 
 
-async def test_max_deliveries_of_a_message_goes_before_the_queues(store: tocsin.Store, store_dsn: str) -> None:
+async def test_max_deliveries_of_a_message_goes_before_the_queues(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", max_deliveries=5)
     async with store.consumer("q") as consumer:
         await store.produce("q", 1, max_deliveries=1)
         (message,) = await consumer.dequeue()
         await message.release()
         assert await consumer.dequeue() == []
-    assert await query(store_dsn, "select read_ct, reason from tocsin.dead_letters") == [(1, "released")]
+    assert await query(store_dsn, "select read_ct, reason from tocsin.dead_letters") == [
+        (1, "released")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +244,9 @@ async def test_max_deliveries_of_a_message_goes_before_the_queues(store: tocsin.
         ({"max_deliveries": 0}, "max_deliveries"),
     ],
 )
-async def test_bad_options_name_the_argument(store: tocsin.Store, options: dict[str, object], named: str) -> None:
+async def test_bad_options_name_the_argument(
+    store: tocsin.Store, options: dict[str, object], named: str
+) -> None:
     await store.queues.ensure("q")
     async with store.producer("q") as producer:
         with pytest.raises(ValueError, match=named):
@@ -230,7 +264,9 @@ async def test_bad_options_name_the_argument(store: tocsin.Store, options: dict[
         ("max_deliveries => 0", "max_deliveries"),
     ],
 )
-async def test_sql_refuses_bad_options_too(store: tocsin.Store, store_dsn: str, arguments: str, named: str) -> None:
+async def test_sql_refuses_bad_options_too(
+    store: tocsin.Store, store_dsn: str, arguments: str, named: str
+) -> None:
     await store.queues.ensure("q")
     with connect_blocking(store_dsn) as connection:
         with pytest.raises(psycopg.DatabaseError, match=named) as refused:
@@ -239,7 +275,11 @@ async def test_sql_refuses_bad_options_too(store: tocsin.Store, store_dsn: str, 
 
 
 async def test_unknown_queue_is_named(store: tocsin.Store) -> None:
-    for attempt in (store.produce("nothing", 1), store.queues.get("nothing"), store.queues.pause("nothing")):
+    for attempt in (
+        store.produce("nothing", 1),
+        store.queues.get("nothing"),
+        store.queues.pause("nothing"),
+    ):
         with pytest.raises(tocsin.QueueNotFound, match="nothing") as refused:
             await attempt
         assert refused.value.queue == "nothing"

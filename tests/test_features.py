@@ -13,13 +13,25 @@ import pytest
 import trio
 import trio.testing
 from commands import Call, line_with, started
-from support import PATIENCE, Handled, move_clock, query, run_until_suspended, since, statements, until_asleep
+from support import (
+    PATIENCE,
+    Handled,
+    move_clock,
+    query,
+    run_until_suspended,
+    since,
+    statements,
+    until_asleep,
+)
 
 import tocsin
 
 
 async def everything(dsn: str) -> list[Any]:
-    return [await query(dsn, f"select x::text from tocsin.{t} x order by 1") for t in ("messages", "archive", "dead_letters")]
+    return [
+        await query(dsn, f"select x::text from tocsin.{t} x order by 1")
+        for t in ("messages", "archive", "dead_letters")
+    ]
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
@@ -31,8 +43,11 @@ async def until(condition: Callable[[], Awaitable[object]]) -> None:
 # Queues
 
 
-async def test_per_queue_settings_changed_live_count_for_a_run_under_way(store: tocsin.Store, store_dsn: str) -> None:
-    """Beside the visibility timeout (tests/test_queues.py) and the mode of notifying (tests/test_ring.py)."""
+async def test_per_queue_settings_changed_live_count_for_a_run_under_way(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """Beside the visibility timeout (tests/test_queues.py) and the mode of notifying
+    (tests/test_ring.py)."""
     await store.queues.ensure("q", max_deliveries=5, retry_base=0, retry_jitter=0)
 
     async def fail(message: tocsin.Message) -> None:
@@ -41,7 +56,9 @@ async def test_per_queue_settings_changed_live_count_for_a_run_under_way(store: 
 
     async def due_in() -> list[tuple[float]]:
         return await query(
-            store_dsn, "select extract(epoch from due - tocsin._clock())::float8 from tocsin.messages where state = 'delayed'"
+            store_dsn,
+            "select extract(epoch from due - tocsin._clock())::float8 from tocsin.messages where"
+            " state = 'delayed'",
         )
 
     handled, suspended = Handled(fail), list[tocsin.Suspended]()
@@ -79,7 +96,8 @@ async def test_per_queue_settings_changed_live_count_for_a_run_under_way(store: 
 
 
 async def test_fencing(store: tocsin.Store, store_dsn: str) -> None:
-    """After a redelivery the old holder can do nothing, one by one or many at a time, and is told so; also when the new one has settled."""
+    """After a redelivery the old holder can do nothing, one by one or many at a time,
+    and is told so; also when the new one has settled."""
     await store.queues.ensure("q")
     await store.produce("q", 1)
     async with store.consumer("q") as a, store.consumer("q") as b:
@@ -91,20 +109,37 @@ async def test_fencing(store: tocsin.Store, store_dsn: str) -> None:
             if finished:
                 await new.archive()
             before = await everything(store_dsn)
-            one: list[Callable[[], Awaitable[None]]] = [old.archive, old.delete, old.release, lambda: old.extend(60)]
-            for operation, call in zip(("archive", "delete", "release", "extend"), one, strict=True):
+            one: list[Callable[[], Awaitable[None]]] = [
+                old.archive,
+                old.delete,
+                old.release,
+                lambda: old.extend(60),
+            ]
+            for operation, call in zip(
+                ("archive", "delete", "release", "extend"), one, strict=True
+            ):
                 with pytest.raises(tocsin.LeaseLost) as lost:
                     await call()
                 assert (lost.value.message_id, lost.value.operation) == (old.id, operation)
-            for many in (a.archive_many, a.delete_many, a.release_many, functools.partial(a.extend_many, seconds=60)):
+            for many in (
+                a.archive_many,
+                a.delete_many,
+                a.release_many,
+                functools.partial(a.extend_many, seconds=60),
+            ):
                 assert await many([old]) == [False]
             assert await everything(store_dsn) == before
-        assert await query(store_dsn, "select consumer_worker_id, read_ct from tocsin.archive") == [(b.worker_id, 2)]
+        assert await query(store_dsn, "select consumer_worker_id, read_ct from tocsin.archive") == [
+            (b.worker_id, 2)
+        ]
 
 
 @pytest.mark.parametrize("delivered_by", ["dequeue", "handle", "handle_batches", "messages"])
-async def test_a_delivery_tells_its_key_its_token_and_how_many_there_may_be(store: tocsin.Store, store_dsn: str, delivered_by: str) -> None:
-    """In whichever way it is delivered; the message's own maximum of deliveries goes before its queue's."""
+async def test_a_delivery_tells_its_key_its_token_and_how_many_there_may_be(
+    store: tocsin.Store, store_dsn: str, delivered_by: str
+) -> None:
+    """In whichever way it is delivered; the message's own maximum of deliveries goes
+    before its queue's."""
     await store.queues.ensure("q", max_deliveries=7)
     await store.produce("q", 1, key="k", max_deliveries=2)
     await store.produce("q", 2)
@@ -131,19 +166,25 @@ async def test_a_delivery_tells_its_key_its_token_and_how_many_there_may_be(stor
     assert [(m.payload, m.key, m.max_deliveries) for m in delivered] == [(1, "k", 2), (2, None, 7)]
     tokens = "select id, lease from tocsin.messages"
     if delivered_by in ("dequeue", "messages"):
-        assert await query(store_dsn, tokens + " order by id") == [(m.id, m.lease_token) for m in delivered]
+        assert await query(store_dsn, tokens + " order by id") == [
+            (m.id, m.lease_token) for m in delivered
+        ]
     assert all(m.lease_token > 0 for m in delivered)
 
 
 async def test_extend_visibility(store: tocsin.Store, store_dsn: str) -> None:
-    """From the server's now, for one message or for many, and only for the consumer that holds them by this lease."""
+    """From the server's now, for one message or for many, and only for the consumer
+    that holds them by this lease."""
     await store.queues.ensure("q")
     await store.produce_many("q", range(4))
     async with store.consumer("q") as consumer, store.consumer("q") as other:
         one, *others = messages = await consumer.dequeue(4, vt=100)
         await move_clock(store_dsn, 60)
         await consumer.extend(one, 100)
-        assert await consumer.extend_many([m.id for m in others[:2]], timedelta(seconds=100)) == [True, True]
+        assert await consumer.extend_many([m.id for m in others[:2]], timedelta(seconds=100)) == [
+            True,
+            True,
+        ]
         with pytest.raises(tocsin.LeaseLost):
             await other.extend(one.id, 100)  # it does not hold it
         with pytest.raises(tocsin.LeaseLost):
@@ -161,7 +202,9 @@ async def test_extend_visibility(store: tocsin.Store, store_dsn: str) -> None:
 
 
 @pytest.mark.parametrize("operation", ["archive", "delete", "release", "extend"])
-async def test_archive_delete_release_extend_many_in_one_statement(dsn_of_quiet_store: str, operation: str) -> None:
+async def test_archive_delete_release_extend_many_in_one_statement(
+    dsn_of_quiet_store: str, operation: str
+) -> None:
     """The outcomes are in the order of what was given; archiving keeps the row."""
     dsn = dsn_of_quiet_store
     async with tocsin.connect(dsn, heartbeat=3600) as store:
@@ -189,13 +232,17 @@ async def test_delay_goes_by_the_servers_clock_only(store: tocsin.Store, store_d
     await move_clock(store_dsn, 100_000)
     messages = [
         await store.messages.get(await store.produce("q", 1, delay=60)),
-        await store.messages.get((await store.produce_many("q", [1], delay=timedelta(minutes=1)))[0]),
+        await store.messages.get(
+            (await store.produce_many("q", [1], delay=timedelta(minutes=1)))[0]
+        ),
     ]
     for message in messages:
         assert message.due is not None
         assert message.due - message.enqueued_at == timedelta(seconds=60)
         assert message.enqueued_at > datetime.now(UTC) + timedelta(seconds=90_000)
-    at = await store.messages.get(await store.produce("q", 1, at=datetime.now(UTC) + timedelta(seconds=50_000)))
+    at = await store.messages.get(
+        await store.produce("q", 1, at=datetime.now(UTC) + timedelta(seconds=50_000))
+    )
     assert at.state == "ready"  # that moment is over, there
     async with store.consumer("q") as consumer:
         assert [m.id for m in await consumer.dequeue(9, vt=3600)] == [at.id]
@@ -207,7 +254,8 @@ async def test_delay_goes_by_the_servers_clock_only(store: tocsin.Store, store_d
 
 
 async def test_enqueue_batch_and_delayed(store: tocsin.Store, store_dsn: str) -> None:
-    """One message, a batch of any size, all of it or none, its ids in order, and both for later."""
+    """One message, a batch of any size, all of it or none, its ids in order, and both
+    for later."""
     await store.queues.ensure("q", max_payload=20)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         first = await producer.enqueue("one")
@@ -218,10 +266,16 @@ async def test_enqueue_batch_and_delayed(store: tocsin.Store, store_dsn: str) ->
             with pytest.raises((tocsin.PayloadInvalid, tocsin.PayloadTooLarge)) as refused:
                 await producer.enqueue_many([*range(20_000), bad])
             assert getattr(refused.value, "index", None) == 20_000
-        later = [await producer.enqueue("later", delay=60), *await producer.enqueue_many(["too"] * 2, delay=60)]
+        later = [
+            await producer.enqueue("later", delay=60),
+            *await producer.enqueue_many(["too"] * 2, delay=60),
+        ]
         assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(20_004,)]
         messages = await consumer.dequeue(30_000, vt=3600)
-        assert [(m.id, m.payload) for m in messages] == [(first, "one"), *zip(ids, range(20_000), strict=True)]
+        assert [(m.id, m.payload) for m in messages] == [
+            (first, "one"),
+            *zip(ids, range(20_000), strict=True),
+        ]
         await move_clock(store_dsn, 61)
         assert [m.id for m in await consumer.dequeue(9)] == later
 
@@ -231,7 +285,8 @@ async def test_enqueue_batch_and_delayed(store: tocsin.Store, store_dsn: str) ->
 
 @pytest.mark.parametrize("way", ["async", "thread", "batch", "stream"])
 async def test_heartbeat_and_lease_extension_while_a_handler_runs(store_dsn: str, way: str) -> None:
-    """Both go on beside it for as long as it runs: the worker looks alive, and its message is nobody else's."""
+    """Both go on beside it for as long as it runs: the worker looks alive, and its
+    message is nobody else's."""
     async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
         await store.queues.ensure("q", vt=0.4)
         message_id = await store.produce("q", 1)
@@ -260,13 +315,19 @@ async def test_heartbeat_and_lease_extension_while_a_handler_runs(store_dsn: str
             except tocsin.Suspended:
                 pass
 
-        async with store.consumer("q") as consumer, store.consumer("q") as other, trio.open_nursery() as nursery:
+        async with (
+            store.consumer("q") as consumer,
+            store.consumer("q") as other,
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(run)
             await began.wait()
             signs = set[object]()
             with trio.fail_after(PATIENCE):
                 while len(signs) < 5:
-                    ((extended, read_ct),) = await query(store_dsn, "select vt - dequeued_at > '1.2 s', read_ct from tocsin.messages")
+                    ((extended, read_ct),) = await query(
+                        store_dsn, "select vt - dequeued_at > '1.2 s', read_ct from tocsin.messages"
+                    )
                     assert read_ct == 1
                     assert await other.dequeue() == []
                     if extended:  # three times as long as a lease, and still it is kept
@@ -280,7 +341,8 @@ async def test_heartbeat_and_lease_extension_while_a_handler_runs(store_dsn: str
 
 @pytest.mark.parametrize("way", ["handle", "handle_batches", "messages", "dequeue"])
 async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> None:
-    """Whichever way a consumer waits, nothing at all is asked of the server meanwhile; and what comes wakes it."""
+    """Whichever way a consumer waits, nothing at all is asked of the server meanwhile;
+    and what comes wakes it."""
     dsn = dsn_of_quiet_store
     got = Handled()
 
@@ -307,7 +369,8 @@ async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> Non
             nursery.start_soon(run, consumer)
             await until_asleep(store)
             before = await statements(dsn)
-            await trio.testing.wait_all_tasks_blocked(0.5)  # no task has run for so long, whatever its clock
+            # no task has run for so long, whatever its clock
+            await trio.testing.wait_all_tasks_blocked(0.5)
             assert since(before, await statements(dsn)) == {}
             await query(dsn, "select tocsin.enqueue('q', '1')")
             await got.wait(1)
@@ -315,8 +378,11 @@ async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> Non
 
 
 @pytest.mark.parametrize("again", [True, False])
-async def test_handler_timeout_a_late_finish_cannot_settle(store: tocsin.Store, store_dsn: str, again: bool) -> None:
-    """A thread cannot be stopped. What it does in the end changes nothing: not its message that waits, nor one that another has handled."""
+async def test_handler_timeout_a_late_finish_cannot_settle(
+    store: tocsin.Store, store_dsn: str, again: bool
+) -> None:
+    """A thread cannot be stopped. What it does in the end changes nothing: not its
+    message that waits, nor one that another has handled."""
     await store.queues.ensure("q", retry_base=0 if again else 3600, retry_jitter=0)
     message_id = await store.produce("q", 1)
     go_on, late = threading.Event(), list[str]()
@@ -367,8 +433,11 @@ async def hang(message):
 """
 
 
-def test_interrupt_with_grace_from_the_command_line(cli: Call, store_dsn: str, tmp_path: Path) -> None:
-    """A worker in another process ends by it: what it has finished is archived, what still runs after the grace is given back."""
+def test_interrupt_with_grace_from_the_command_line(
+    cli: Call, store_dsn: str, tmp_path: Path
+) -> None:
+    """A worker in another process ends by it: what it has finished is archived, what
+    still runs after the grace is given back."""
     (tmp_path / "service.py").write_text(HANG)
     cli("queue", "create", "q", "--vt", "1h")
     cli("enqueue", "q", '"quick"', '"hang"')

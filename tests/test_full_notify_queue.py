@@ -1,4 +1,5 @@
-"""PostgreSQL's queue of notifications is full, since a session that LISTENs stays in a transaction: messages go on all the same."""
+"""PostgreSQL's queue of notifications is full, since a session that LISTENs stays in a
+transaction: messages go on all the same."""
 
 from __future__ import annotations
 
@@ -17,9 +18,12 @@ from tocsin.embedded import serve
 
 @pytest.fixture
 async def small_dsn() -> AsyncIterator[str]:
-    """A server of its own with the smallest queue of notifications that there is, and Tocsin on it."""
+    """A server of its own with the smallest queue of notifications that there is, and
+    Tocsin on it."""
     with servers.directory() as base:
-        async with serve(base / "server", settings={**servers.SETTINGS, "max_notify_queue_pages": "64"}) as server:
+        async with serve(
+            base / "server", settings={**servers.SETTINGS, "max_notify_queue_pages": "64"}
+        ) as server:
             async with tocsin.connect(server.dsn) as store:
                 await store.install()
                 await store.queues.ensure("q")
@@ -32,7 +36,9 @@ FILL = "select pg_notify('elsewhere', repeat('x', 7000) || n) from generate_seri
 async def fill(dsn: str) -> None:
     with suppress(psycopg.errors.ProgramLimitExceeded):
         while True:
-            await query(dsn, "select pg_notify('elsewhere', repeat('x', 7000) || clock_timestamp())")
+            await query(
+                dsn, "select pg_notify('elsewhere', repeat('x', 7000) || clock_timestamp())"
+            )
 
 
 async def test_while_it_is_full_heartbeats_bring_the_messages(small_dsn: str) -> None:
@@ -54,8 +60,12 @@ async def test_while_it_is_full_heartbeats_bring_the_messages(small_dsn: str) ->
             await query(small_dsn, "select tocsin.enqueue('q', '8')")
             await handled.wait(9)
             assert sorted(handled.payloads) == list(range(9))
-            # A process that starts now says so, and has no LISTEN connection for as long as it lasts.
-            async with tocsin.connect(small_dsn, heartbeat=0.2) as late, late.consumer("q", name="b"):
+            # A process that starts now says so, and has no LISTEN connection for as
+            # long as it lasts.
+            async with (
+                tocsin.connect(small_dsn, heartbeat=0.2) as late,
+                late.consumer("q", name="b"),
+            ):
                 assert late.statistics().listen_works
             # What another process asks of a worker comes with its heartbeat, too.
             await (await store.workers.get(consumer.worker_id)).interrupt()
@@ -80,10 +90,13 @@ async def test_an_enqueue_that_fails_for_it_at_its_commit_is_sent_again(small_ds
     """Others filled it after the function had asked."""
     await query(
         small_dsn,
-        f"create sequence attempts; create function fill() returns trigger language plpgsql as $$ begin "
-        f"if nextval('public.attempts') < 3 then perform n from ({FILL}) n; end if; return null; end $$; "
-        "create constraint trigger fill after insert on tocsin.messages deferrable initially deferred for each row execute function fill()",
+        "create sequence attempts; create function fill() returns trigger language plpgsql as $$"
+        f" begin if nextval('public.attempts') < 3 then perform n from ({FILL}) n; end if; return"
+        " null; end $$; create constraint trigger fill after insert on tocsin.messages deferrable"
+        " initially deferred for each row execute function fill()",
     )
     async with tocsin.connect(small_dsn) as store:
         first = await store.produce("q", 1)
-        assert await query(small_dsn, "select id, (select last_value from attempts) from tocsin.messages") == [(first, 3)]
+        assert await query(
+            small_dsn, "select id, (select last_value from attempts) from tocsin.messages"
+        ) == [(first, 3)]

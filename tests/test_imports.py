@@ -14,7 +14,11 @@ def loaded(program: str) -> set[str]:
     """Tocsin's modules that a program loads."""
     report = "; print(*(m for m in sys.modules if m.startswith('tocsin')))"
     command = [sys.executable, "-c", f"import sys; {program}{report}"]
-    return set(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split())
+    return set(
+        subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        ).stdout.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,7 +33,9 @@ def loaded(program: str) -> set[str]:
 def test_a_package_that_is_used_on_its_own_loads_nothing_else(program: str, package: str) -> None:
     modules = loaded(program)
     assert package in modules
-    assert [m for m in modules if m != "tocsin" and not m.startswith((package, "tocsin._concurrency"))] == []
+    assert [
+        m for m in modules if m != "tocsin" and not m.startswith((package, "tocsin._concurrency"))
+    ] == []
 
 
 def test_the_public_names_are_loaded_when_one_is_used() -> None:

@@ -1,4 +1,5 @@
-"""A database whose default isolation level is another: Tocsin's own connections are at READ COMMITTED all the same."""
+"""A database whose default isolation level is another: Tocsin's own connections are at
+READ COMMITTED all the same."""
 
 from __future__ import annotations
 
@@ -27,13 +28,20 @@ async def test_own_connections_are_at_read_committed(strict_dsn: str) -> None:
     async with tocsin.connect(strict_dsn) as store:
         await store.queues.ensure("q")
         async with store.consumer("q"), store.transaction() as connection:
-            assert await (await connection.execute("show transaction_isolation")).fetchone() == ("read committed",)
+            assert await (await connection.execute("show transaction_isolation")).fetchone() == (
+                "read committed",
+            )
         async with store.transaction() as connection:
-            await connection.execute("set transaction isolation level repeatable read")  # who wants it can have it
-            assert await (await connection.execute("show transaction_isolation")).fetchone() == ("repeatable read",)
+            # who wants it can have it
+            await connection.execute("set transaction isolation level repeatable read")
+            assert await (await connection.execute("show transaction_isolation")).fetchone() == (
+                "repeatable read",
+            )
 
 
-async def test_a_key_that_another_takes_at_the_same_moment_gives_its_message(strict_dsn: str) -> None:
+async def test_a_key_that_another_takes_at_the_same_moment_gives_its_message(
+    strict_dsn: str,
+) -> None:
     ids = list[int]()
 
     async def produce() -> None:
@@ -46,13 +54,17 @@ async def test_a_key_that_another_takes_at_the_same_moment_gives_its_message(str
         async with trio.open_nursery() as nursery:
             nursery.start_soon(produce)
             with trio.fail_after(PATIENCE):
-                while not await query(strict_dsn, "select 1 from pg_stat_activity where wait_event_type = 'Lock'"):
+                while not await query(
+                    strict_dsn, "select 1 from pg_stat_activity where wait_event_type = 'Lock'"
+                ):
                     pass
             await other.execute("commit")
         assert [m.id for m in await store.messages.list("q")] == ids
 
 
-async def test_a_callers_transaction_at_another_level_gets_a_serialization_failure(strict_dsn: str) -> None:
+async def test_a_callers_transaction_at_another_level_gets_a_serialization_failure(
+    strict_dsn: str,
+) -> None:
     """As the guide for producers says."""
     async with tocsin.connect(strict_dsn) as store, open_connection(strict_dsn) as own:
         await store.queues.ensure("q")
@@ -94,7 +106,9 @@ async def test_a_queue_is_deleted_at_read_committed_only(strict_dsn: str) -> Non
         await own.execute("begin")
         await own.execute("select 1 from tocsin.queues")
         await store.produce("q", 1)
-        with pytest.raises(psycopg.Error, match="cannot be deleted at the isolation level") as refused:
+        with pytest.raises(
+            psycopg.Error, match="cannot be deleted at the isolation level"
+        ) as refused:
             await own.execute("select tocsin.delete_queue('q')")
         assert refused.value.sqlstate == "TC022"
         await own.execute("rollback")

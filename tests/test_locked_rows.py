@@ -1,4 +1,5 @@
-"""A transaction of another program that has locked the row of a leased message stops neither its consumer nor the other messages."""
+"""A transaction of another program that has locked the row of a leased message stops
+neither its consumer nor the other messages."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ async def locked(dsn: str, message_id: int) -> AsyncIterator[None]:
     """Lock a message's row for as long as the block lasts."""
     async with open_connection(dsn) as connection:
         await connection.execute("begin")
-        await connection.execute("select from tocsin.messages where id = %s for update", [message_id])
+        await connection.execute(
+            "select from tocsin.messages where id = %s for update", [message_id]
+        )
         yield
         await connection.execute("rollback")
 
@@ -63,10 +66,15 @@ async def test_a_locked_message_is_settled_later_and_stops_no_other(
     states = {(await store.messages.get(i)).state for i in [first, *others]}
     assert states == {"dead" if fails else "archived"}
     assert suspended[0].released == 0
-    assert f"have locked messages that are to be settled; that is tried again later: [{first}]" in caplog.text
+    assert (
+        f"have locked messages that are to be settled; that is tried again later: [{first}]"
+        in caplog.text
+    )
 
 
-async def test_a_locked_message_keeps_no_other_lease_from_being_extended(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_locked_message_keeps_no_other_lease_from_being_extended(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=3600)
     first, second = await store.produce_many("q", range(2))
     began, go = trio.Event(), trio.Event()
@@ -79,7 +87,9 @@ async def test_a_locked_message_keeps_no_other_lease_from_being_extended(store: 
 
     with trio.fail_after(PATIENCE):
         async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(partial(run_until_suspended, consumer, handler, suspended, concurrency=2))
+            nursery.start_soon(
+                partial(run_until_suspended, consumer, handler, suspended, concurrency=2)
+            )
             await began.wait()
             ends = "select vt from tocsin.messages order by id"
             before = await query(store_dsn, ends)
@@ -93,7 +103,9 @@ async def test_a_locked_message_keeps_no_other_lease_from_being_extended(store: 
     assert suspended[0].handled == 2
 
 
-async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=3600)
     first, second = await store.produce_many("q", range(2))
     began = trio.Event()
@@ -113,17 +125,27 @@ async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(sto
             async with locked(store_dsn, first):
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
-                    while await query(store_dsn, "select id from tocsin.messages where state = 'ready'") != [(second,)]:
+                    while await query(
+                        store_dsn, "select id from tocsin.messages where state = 'ready'"
+                    ) != [(second,)]:
                         await trio.lowlevel.checkpoint()
-                    assert await query(store_dsn, "select id from tocsin.messages where state = 'leased'") == [(first,)]
-    rows = await query(store_dsn, "select id, state::text, read_ct from tocsin.messages order by id")
-    assert rows == [(first, "ready", 0), (second, "ready", 0)]  # as the end of the registration gives back the rest
+                    assert await query(
+                        store_dsn, "select id from tocsin.messages where state = 'leased'"
+                    ) == [(first,)]
+    rows = await query(
+        store_dsn, "select id, state::text, read_ct from tocsin.messages order by id"
+    )
+    # as the end of the registration gives back the rest
+    assert rows == [(first, "ready", 0), (second, "ready", 0)]
 
 
 async def test_by_hand_it_is_waited_for(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", vt=3600)
     message_id = await store.produce("q", 1)
-    waiting = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    waiting = (
+        "select 1 from pg_stat_activity where datname = current_database() and wait_event_type ="
+        " 'Lock'"
+    )
     with trio.fail_after(PATIENCE):
         async with store.consumer("q") as consumer:
             (message,) = await consumer.dequeue()

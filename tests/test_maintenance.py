@@ -8,12 +8,24 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
-from support import PATIENCE, Handled, connect_blocking, move_clock, open_connection, query, run_until_suspended, until_asleep
+from support import (
+    PATIENCE,
+    Handled,
+    connect_blocking,
+    move_clock,
+    open_connection,
+    query,
+    run_until_suspended,
+    until_asleep,
+)
 
 import tocsin
 
 HOUR, DAY = 3600.0, 86400.0
-HERE = "pg_stat_statements s join pg_database d on d.oid = s.dbid where d.datname = current_database() and toplevel"
+HERE = (
+    "pg_stat_statements s join pg_database d on d.oid = s.dbid where d.datname = current_database()"
+    " and toplevel"
+)
 TIMES_RUN = f"(select coalesce(sum(calls), 0)::int from {HERE} and query like '%maintain()')"
 
 
@@ -32,7 +44,11 @@ async def until_told(dsn: str, condition: str) -> None:
 async def beats(*stores: tocsin.Store, more: int = 3) -> None:
     """Wait for some more heartbeats of each of these."""
     before = [s.statistics().heartbeats for s in stores]
-    await until(lambda: all(s.statistics().heartbeats >= b + more for s, b in zip(stores, before, strict=True)))
+    await until(
+        lambda: all(
+            s.statistics().heartbeats >= b + more for s, b in zip(stores, before, strict=True)
+        )
+    )
 
 
 @pytest.fixture
@@ -44,26 +60,34 @@ async def lively(store_dsn: str) -> AsyncIterator[tocsin.Store]:
 
 def dead_letter(queue_id: int, minutes_ago: int) -> str:
     return (
-        "insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason) "
-        f"select nextval('tocsin.registrations'), {queue_id}, 0, 1, now(), now() - interval '{minutes_ago} min', '{minutes_ago}', 'r'"
+        "insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at,"
+        f" payload, reason) select nextval('tocsin.registrations'), {queue_id}, 0, 1, now(), now()"
+        f" - interval '{minutes_ago} min', '{minutes_ago}', 'r'"
     )
 
 
 async def test_two_at_once_one_does_it(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.create("q")
     async with open_connection(store_dsn) as connection, connection.transaction():
-        cursor = await connection.execute("select elected, partitions_created from tocsin.maintain()")
+        cursor = await connection.execute(
+            "select elected, partitions_created from tocsin.maintain()"
+        )
         assert await cursor.fetchall() == [(True, 2)]
         done = await store.maintain()
         assert done == tocsin.MaintenanceResult(elected=False)
     assert await store.maintain() == tocsin.MaintenanceResult(elected=True)
 
 
-async def test_a_consumers_process_does_it_once_a_minute_and_no_other_process_at_that_time(dsn_of_quiet_store: str) -> None:
+async def test_a_consumers_process_does_it_once_a_minute_and_no_other_process_at_that_time(
+    dsn_of_quiet_store: str,
+) -> None:
     dsn = dsn_of_quiet_store
     # On a slow machine it is due already, and may be under way when counting begins.
     await query(dsn, "update tocsin.maintenance set due_at = tocsin._clock() + interval '1 minute'")
-    async with tocsin.connect(dsn, heartbeat=0.05) as one, tocsin.connect(dsn, heartbeat=0.05) as two:
+    async with (
+        tocsin.connect(dsn, heartbeat=0.05) as one,
+        tocsin.connect(dsn, heartbeat=0.05) as two,
+    ):
         await one.queues.create("q")
         async with one.consumer("q"), two.consumer("q"):
             await until_asleep(one, two)
@@ -84,25 +108,38 @@ async def test_no_statement_but_the_heartbeat_until_it_is_due(dsn_of_quiet_store
             nursery.start_soon(run_until_suspended, consumer, Handled(), list[tocsin.Suspended]())
             await until_asleep(store)
             await beats(store)
-            await query(dsn_of_quiet_store, "update tocsin.maintenance set due_at = tocsin._clock() + interval '1 minute'")
+            await query(
+                dsn_of_quiet_store,
+                "update tocsin.maintenance set due_at = tocsin._clock() + interval '1 minute'",
+            )
             await query(dsn_of_quiet_store, "select pg_stat_statements_reset()")
             await beats(store, more=10)
             ran = await query(dsn_of_quiet_store, f"select query from {HERE}")
-            assert [text for (text,) in ran if ".heartbeat(" not in text and "pg_stat_statements" not in text] == []
+            assert [
+                text
+                for (text,) in ran
+                if ".heartbeat(" not in text and "pg_stat_statements" not in text
+            ] == []
             await consumer.interrupt()
 
 
-async def test_a_process_that_only_produces_leaves_it_to_others(lively: tocsin.Store, store_dsn: str) -> None:
+async def test_a_process_that_only_produces_leaves_it_to_others(
+    lively: tocsin.Store, store_dsn: str
+) -> None:
     await lively.queues.create("q")
     async with lively.producer("q"):
         await move_clock(store_dsn, DAY)
         await beats(lively)
-        assert await query(store_dsn, "select due_at < tocsin._clock() from tocsin.maintenance") == [(True,)]
+        assert await query(
+            store_dsn, "select due_at < tocsin._clock() from tocsin.maintenance"
+        ) == [(True,)]
         async with lively.consumer("q"):
             await until_told(store_dsn, "count(*) = 2 from tocsin._archive_partitions()")
 
 
-async def test_it_says_what_it_has_done(lively: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_it_says_what_it_has_done(
+    lively: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "tocsin")
     await lively.queues.create("q")
     async with lively.consumer("q"):
@@ -144,12 +181,16 @@ async def test_leaving_the_store_does_not_wait_for_maintenance(store_dsn: str) -
             async with store.consumer("q"):
                 await move_clock(store_dsn, 70)
                 await until_told(
-                    store_dsn, "count(*) = 1 from pg_stat_activity where query like '%maintain()' and wait_event_type = 'Lock'"
+                    store_dsn,
+                    "count(*) = 1 from pg_stat_activity where query like '%maintain()' and"
+                    " wait_event_type = 'Lock'",
                 )
     assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(0,)]
 
 
-async def test_dead_letters_go_when_their_queues_retention_is_over(store: tocsin.Store, store_dsn: str) -> None:
+async def test_dead_letters_go_when_their_queues_retention_is_over(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     short = await store.queues.create("short", dead_letter_retention=HOUR)
     long = await store.queues.create("long", dead_letter_retention=DAY)
     ever = await store.queues.create("ever")
@@ -158,9 +199,18 @@ async def test_dead_letters_go_when_their_queues_retention_is_over(store: tocsin
             await query(store_dsn, dead_letter(queue.id, minutes))
     assert (await store.maintain()).dead_letters_purged == 3
     left = await query(
-        store_dsn, "select q.name, d.payload from tocsin.dead_letters d join tocsin.queues q on q.id = d.queue_id order by 1, 2"
+        store_dsn,
+        "select q.name, d.payload from tocsin.dead_letters d join tocsin.queues q on q.id ="
+        " d.queue_id order by 1, 2",
     )
-    assert left == [("ever", 30), ("ever", 90), ("ever", 3000), ("long", 30), ("long", 90), ("short", 30)]
+    assert left == [
+        ("ever", 30),
+        ("ever", 90),
+        ("ever", 3000),
+        ("long", 30),
+        ("long", 90),
+        ("short", 30),
+    ]
     assert (await store.queues.get("ever")).dead_letter_retention == math.inf
 
 
@@ -187,9 +237,14 @@ async def test_a_part_that_fails_stops_no_other(store: tocsin.Store, store_dsn: 
     await query(store_dsn, dead_letter(queue.id, 5))
     await query(
         store_dsn,
-        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'kept for the auditors'; end $$",
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception"
+        " 'kept for the auditors'; end $$",
     )
-    await query(store_dsn, "create trigger kept before delete on tocsin.dead_letters for each row execute function refuse()")
+    await query(
+        store_dsn,
+        "create trigger kept before delete on tocsin.dead_letters for each row execute function"
+        " refuse()",
+    )
     done = await store.maintain()
     assert done.problems == ("expired dead letters are not deleted: kept for the auditors",)
     assert done.dead_letters_purged == 0
@@ -198,15 +253,20 @@ async def test_a_part_that_fails_stops_no_other(store: tocsin.Store, store_dsn: 
     assert await store.maintain() == tocsin.MaintenanceResult(elected=True, dead_letters_purged=1)
 
 
-async def test_where_ddl_is_refused_the_archive_goes_on_without_partitions(store: tocsin.Store, store_dsn: str) -> None:
+async def test_where_ddl_is_refused_the_archive_goes_on_without_partitions(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     queue = await store.queues.create("q", dead_letter_retention=60, retention=HOUR)
     await query(store_dsn, dead_letter(queue.id, 5))
     await query(
         store_dsn,
-        "create function no_ddl() returns event_trigger language plpgsql as $$ begin raise exception 'ask the DBA'; end $$",
+        "create function no_ddl() returns event_trigger language plpgsql as $$ begin raise"
+        " exception 'ask the DBA'; end $$",
     )
     await query(
-        store_dsn, "create event trigger no_ddl on ddl_command_start when tag in ('CREATE TABLE', 'DROP TABLE') execute function no_ddl()"
+        store_dsn,
+        "create event trigger no_ddl on ddl_command_start when tag in ('CREATE TABLE', 'DROP"
+        " TABLE') execute function no_ddl()",
     )
     done = await store.maintain()
     assert done.problems == ("a partition of the archive cannot be made: ask the DBA",)
@@ -214,17 +274,23 @@ async def test_where_ddl_is_refused_the_archive_goes_on_without_partitions(store
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
         await consumer.archive_many(await consumer.dequeue())
-    assert await query(store_dsn, "select tableoid::regclass::text from tocsin.archive") == [("tocsin.archive_rest",)]
+    assert await query(store_dsn, "select tableoid::regclass::text from tocsin.archive") == [
+        ("tocsin.archive_rest",)
+    ]
     await query(store_dsn, "drop event trigger no_ddl")
     assert (await store.maintain()).partitions_created == 2
     await query(
-        store_dsn, "create event trigger no_ddl on ddl_command_start when tag in ('CREATE TABLE', 'DROP TABLE') execute function no_ddl()"
+        store_dsn,
+        "create event trigger no_ddl on ddl_command_start when tag in ('CREATE TABLE', 'DROP"
+        " TABLE') execute function no_ddl()",
     )
     await move_clock(store_dsn, 3 * DAY)
     done = await store.maintain()
     assert done.archived_deleted == 1
     assert done.partitions_dropped == 0
-    assert set(done.problems) == {f"a partition of the archive cannot be {what}: ask the DBA" for what in ("made", "dropped")}
+    assert set(done.problems) == {
+        f"a partition of the archive cannot be {what}: ask the DBA" for what in ("made", "dropped")
+    }
     await query(store_dsn, "drop event trigger no_ddl")
 
 
@@ -233,20 +299,33 @@ async def test_a_problem_is_logged_once_and_the_process_goes_on(
 ) -> None:
     queue = await lively.queues.create("q", dead_letter_retention=60)
     await query(store_dsn, dead_letter(queue.id, 5))
-    await query(store_dsn, "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'kept'; end $$")
-    await query(store_dsn, "create trigger kept before delete on tocsin.dead_letters for each row execute function refuse()")
+    await query(
+        store_dsn,
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception"
+        " 'kept'; end $$",
+    )
+    await query(
+        store_dsn,
+        "create trigger kept before delete on tocsin.dead_letters for each row execute function"
+        " refuse()",
+    )
     async with lively.consumer("q"):
         for minute in (1, 2, 3):
             await query(store_dsn, "update tocsin.maintenance set due_at = '-infinity'")
             await until_told(store_dsn, "due_at > now() from tocsin.maintenance")
-            await until(lambda: any("a part of the maintenance" in r.message for r in caplog.records))
+            await until(
+                lambda: any("a part of the maintenance" in r.message for r in caplog.records)
+            )
             await beats(lively, more=minute)
     assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
-        "a part of the maintenance failed and will be tried again: expired dead letters are not deleted: kept"
+        "a part of the maintenance failed and will be tried again: expired dead letters are not"
+        " deleted: kept"
     ]
 
 
-async def test_workers_that_were_stopped_long_ago_are_forgotten(store: tocsin.Store, store_dsn: str) -> None:
+async def test_workers_that_were_stopped_long_ago_are_forgotten(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q")
     for number in range(5):
         async with store.producer("q", name=f"job {number}") as producer:
@@ -258,7 +337,9 @@ async def test_workers_that_were_stopped_long_ago_are_forgotten(store: tocsin.St
         assert (await store.maintain()).workers_purged == 5
         assert message.producer_worker_id is not None
         assert {w.name for w in await store.workers.list()} == {"mine", "lasting"}
-        assert (await store.messages.get(message.id)).producer_worker_id == message.producer_worker_id
+        assert (
+            await store.messages.get(message.id)
+        ).producer_worker_id == message.producer_worker_id
     await move_clock(store_dsn, 60 * HOUR)
     assert (await store.maintain()).workers_purged == 1
     await move_clock(store_dsn, 40 * DAY)
@@ -272,7 +353,9 @@ async def test_workers_that_were_stopped_long_ago_are_forgotten(store: tocsin.St
 YEAR = 365 * DAY
 
 
-async def test_what_was_written_while_the_clock_was_a_year_ahead_comes_back_to_its_time(store: tocsin.Store, store_dsn: str) -> None:
+async def test_what_was_written_while_the_clock_was_a_year_ahead_comes_back_to_its_time(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q", vt=60)
     async with store.consumer("q", name="w") as consumer:
         await move_clock(store_dsn, YEAR)
@@ -288,34 +371,47 @@ async def test_what_was_written_while_the_clock_was_a_year_ahead_comes_back_to_i
         await store.produce("q", "later")
         assert await query(
             store_dsn,
-            "select payload #>> '{}', state::text, due < now() + interval '61 min', vt < now() + interval '61 min', "
-            "coalesce(expires_at < now() + interval '121 min', true) from tocsin.messages order by id",
+            "select payload #>> '{}', state::text, due < now() + interval '61 min', vt < now() +"
+            " interval '61 min', coalesce(expires_at < now() + interval '121 min', true) from"
+            " tocsin.messages order by id",
         ) == [
             ("leased", "leased", True, True, True),
             ("ready", "ready", True, True, True),
             ("delayed", "delayed", True, True, True),
             ("later", "ready", True, True, True),
         ]
-        assert await query(store_dsn, "select bool_and(heartbeat_at <= now()) from tocsin.workers") == [(True,)]
-        assert await query(store_dsn, "select due_at < now() + interval '2 min', clock_was_ahead from tocsin.maintenance") == [
-            (True, False)
-        ]
+        assert await query(
+            store_dsn, "select bool_and(heartbeat_at <= now()) from tocsin.workers"
+        ) == [(True,)]
+        assert await query(
+            store_dsn,
+            "select due_at < now() + interval '2 min', clock_was_ahead from tocsin.maintenance",
+        ) == [(True, False)]
         assert [m.payload for m in await consumer.dequeue(2)] == ["ready", "later"]
         await consumer.archive(leased)
 
 
-async def test_maintenance_that_was_put_off_by_a_clock_ahead_is_due(lively: tocsin.Store, store_dsn: str) -> None:
+async def test_maintenance_that_was_put_off_by_a_clock_ahead_is_due(
+    lively: tocsin.Store, store_dsn: str
+) -> None:
     await lively.queues.create("q")
     async with lively.consumer("q"):
-        await beats(lively)  # on the line: one that goes through the pool is cancelled when the line is up, and its answer lost
+        # on the line: one that goes through the pool is cancelled when the line is up,
+        # and its answer lost
+        await beats(lively)
         await query(store_dsn, "update tocsin.maintenance set due_at = now() + interval '1 year'")
-        await until_told(store_dsn, "due_at < now() + interval '2 min' and not clock_was_ahead from tocsin.maintenance")
+        await until_told(
+            store_dsn,
+            "due_at < now() + interval '2 min' and not clock_was_ahead from tocsin.maintenance",
+        )
 
 
 # Triggers that are off
 
 
-async def test_with_triggers_off_a_queue_archives_and_messages_are_found_by_the_heartbeat(lively: tocsin.Store, store_dsn: str) -> None:
+async def test_with_triggers_off_a_queue_archives_and_messages_are_found_by_the_heartbeat(
+    lively: tocsin.Store, store_dsn: str
+) -> None:
     async with open_connection(store_dsn) as connection:
         await connection.execute("set session_replication_role = replica")
         await connection.execute("select tocsin.create_queue('q')")
@@ -334,7 +430,9 @@ async def test_with_triggers_off_a_queue_archives_and_messages_are_found_by_the_
         nursery.cancel_scope.cancel()
 
 
-async def test_a_queue_that_the_archive_was_not_told_of_is_noted_by_maintenance(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_queue_that_the_archive_was_not_told_of_is_noted_by_maintenance(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q")
     await query(store_dsn, "delete from tocsin.archive_policies")
     await store.maintain()

@@ -13,8 +13,11 @@ from support import connect_blocking, failed_with, move_clock, nodes, query
 import tocsin
 
 
-async def test_lists_and_metrics_say_the_same_of_what_has_become_due(store: tocsin.Store, store_dsn: str) -> None:
-    """Though nobody has looked since: a delayed message whose time has come, and one whose lease has ended, are ready."""
+async def test_lists_and_metrics_say_the_same_of_what_has_become_due(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """Though nobody has looked since: a delayed message whose time has come, and one
+    whose lease has ended, are ready."""
     await store.queues.ensure("q", vt=30)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         due, late = await producer.enqueue(1, delay=50), await producer.enqueue(2, delay=5000)
@@ -34,9 +37,16 @@ async def test_lists_and_metrics_say_the_same_of_what_has_become_due(store: tocs
                 assert [m.id for m in listed] == expected[state]
                 assert {m.state for m in listed} <= {state}
                 assert len(listed) == getattr(metrics, state)
-                assert [(await store.messages.get(i)).state for i in expected[state]] == [state] * len(listed)
-            assert sorted(m.id for m in await store.messages.list("q")) == sorted(i for ids in expected.values() for i in ids)
-            assert [m.id for m in await store.messages.list("q", worker=consumer.worker_id)] == [lapsed, held]
+                assert [(await store.messages.get(i)).state for i in expected[state]] == [
+                    state
+                ] * len(listed)
+            assert sorted(m.id for m in await store.messages.list("q")) == sorted(
+                i for ids in expected.values() for i in ids
+            )
+            assert [m.id for m in await store.messages.list("q", worker=consumer.worker_id)] == [
+                lapsed,
+                held,
+            ]
             assert (await consumer.info()).held == 2
 
 
@@ -44,33 +54,83 @@ async def test_get_tells_all_in_every_state(store: tocsin.Store, store_dsn: str)
     queue = await store.queues.ensure("q", retry_base=0, retry_jitter=0)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         message_id = await producer.enqueue(
-            {"n": 1}, headers={"h": [1]}, priority=-2, key="k", expires_in=100, max_deliveries=9, delay=timedelta(seconds=10)
+            {"n": 1},
+            headers={"h": [1]},
+            priority=-2,
+            key="k",
+            expires_in=100,
+            max_deliveries=9,
+            delay=timedelta(seconds=10),
         )
         info = await store.messages.get(message_id)
-        assert (info.id, info.queue, info.queue_id, info.state) == (message_id, "q", queue.id, "delayed")
-        assert (info.payload, info.headers, info.priority, info.key) == ({"n": 1}, {"h": [1]}, -2, "k")
+        assert (info.id, info.queue, info.queue_id, info.state) == (
+            message_id,
+            "q",
+            queue.id,
+            "delayed",
+        )
+        assert (info.payload, info.headers, info.priority, info.key) == (
+            {"n": 1},
+            {"h": [1]},
+            -2,
+            "k",
+        )
         assert (info.payload_text, info.headers_text) == ('{"n": 1}', '{"h": [1]}')
         assert info.due == info.vt == info.enqueued_at + timedelta(seconds=10)
         assert info.expires_at == info.enqueued_at + timedelta(seconds=100)
-        assert (info.read_ct, info.max_deliveries, info.dequeued_at, info.consumer_worker_id) == (0, 9, None, None)
+        assert (info.read_ct, info.max_deliveries, info.dequeued_at, info.consumer_worker_id) == (
+            0,
+            9,
+            None,
+            None,
+        )
         assert info.producer_worker_id == producer.worker_id
-        assert (info.archived_at, info.died_at, info.reason, info.last_error, info.history) == (None, None, None, None, ())
+        assert (info.archived_at, info.died_at, info.reason, info.last_error, info.history) == (
+            None,
+            None,
+            None,
+            None,
+            (),
+        )
 
         await move_clock(store_dsn, 11)
         (message,) = await consumer.dequeue(vt=20)
         info = await store.messages.get(message_id)
-        assert (info.state, info.read_ct, info.consumer_worker_id) == ("leased", 1, consumer.worker_id)
+        assert (info.state, info.read_ct, info.consumer_worker_id) == (
+            "leased",
+            1,
+            consumer.worker_id,
+        )
         assert (info.dequeued_at, info.vt) == (message.dequeued_at, message.vt)
 
         await consumer._intake.fail_many([message], [failed_with("it failed")])
         info = await store.messages.get(message_id)
-        assert (info.state, info.last_error, [d.outcome for d in info.history]) == ("ready", "it failed", ["handler_failed"])
+        assert (info.state, info.last_error, [d.outcome for d in info.history]) == (
+            "ready",
+            "it failed",
+            ["handler_failed"],
+        )
 
         await consumer.archive_many(await consumer.dequeue())
         info = await store.messages.get(message_id)
-        assert (info.state, info.read_ct, info.due, info.vt, info.expires_at) == ("archived", 2, None, None, None)
-        assert (info.payload, info.headers, info.priority, info.key, info.last_error) == ({"n": 1}, {"h": [1]}, -2, "k", "it failed")
-        assert (info.producer_worker_id, info.consumer_worker_id) == (producer.worker_id, consumer.worker_id)
+        assert (info.state, info.read_ct, info.due, info.vt, info.expires_at) == (
+            "archived",
+            2,
+            None,
+            None,
+            None,
+        )
+        assert (info.payload, info.headers, info.priority, info.key, info.last_error) == (
+            {"n": 1},
+            {"h": [1]},
+            -2,
+            "k",
+            "it failed",
+        )
+        assert (info.producer_worker_id, info.consumer_worker_id) == (
+            producer.worker_id,
+            consumer.worker_id,
+        )
         assert info.archived_at is not None
         assert [d.outcome for d in info.history] == ["handler_failed"]
 
@@ -78,19 +138,29 @@ async def test_get_tells_all_in_every_state(store: tocsin.Store, store_dsn: str)
         await move_clock(store_dsn, 20)
         await consumer.dequeue()
         info = await store.messages.get(dead_id)
-        assert (info.state, info.reason, info.due, info.expires_at) == ("dead", "expired", None, None)
+        assert (info.state, info.reason, info.due, info.expires_at) == (
+            "dead",
+            "expired",
+            None,
+            None,
+        )
         assert info.died_at is not None
 
         (deleted,) = await producer.enqueue_many([3])
         await consumer.delete_many(await consumer.dequeue())
-        with pytest.raises(tocsin.MessageNotFound, match=f"message {deleted} does not exist") as gone:
+        with pytest.raises(
+            tocsin.MessageNotFound, match=f"message {deleted} does not exist"
+        ) as gone:
             await store.messages.get(deleted)
         assert gone.value.message_id == deleted
 
 
 async def fill(store: tocsin.Store, store_dsn: str) -> dict[str, list[int]]:
-    """Three messages in each state in the queue q, among as many in r; the worker a holds two of those leased, b one."""
-    ids: dict[str, list[int]] = {s: [] for s in ("ready", "delayed", "leased", "dead", "archived", "held by a")}
+    """Three messages in each state in the queue q, among as many in r; the worker a
+    holds two of those leased, b one."""
+    ids: dict[str, list[int]] = {
+        s: [] for s in ("ready", "delayed", "leased", "dead", "archived", "held by a")
+    }
     await store.queues.ensure("q")
     await store.queues.ensure("r")
 
@@ -110,7 +180,8 @@ async def fill(store: tocsin.Store, store_dsn: str) -> dict[str, list[int]]:
         await both("leased", priority=-1)
         ids["held by a"] = [m.id for m in await a.dequeue(2)]
         await b.dequeue()
-        await query(store_dsn, "update tocsin.workers set process_id = null, status = 'suspended'")  # so that they keep them
+        # so that they keep them
+        await query(store_dsn, "update tocsin.workers set process_id = null, status = 'suspended'")
         await query(store_dsn, "update tocsin.workers set registration = registration + 100")
     await both("delayed", delay=3600)
     await both("ready", priority=5)
@@ -119,7 +190,9 @@ async def fill(store: tocsin.Store, store_dsn: str) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
-async def test_list_by_state_goes_by_pages_in_the_order_of_ids(store: tocsin.Store, store_dsn: str, limit: int) -> None:
+async def test_list_by_state_goes_by_pages_in_the_order_of_ids(
+    store: tocsin.Store, store_dsn: str, limit: int
+) -> None:
     ids = await fill(store, store_dsn)
     unfinished = sorted(ids["ready"] + ids["delayed"] + ids["leased"])
     for state, expected in {
@@ -127,7 +200,9 @@ async def test_list_by_state_goes_by_pages_in_the_order_of_ids(store: tocsin.Sto
         None: unfinished,
     }.items():  # fmt: skip
         seen: list[tocsin.MessageInfo] = []
-        while page := await store.messages.list("q", state=state, limit=limit, after=seen[-1].id if seen else None):  # type: ignore[arg-type]
+        while page := await store.messages.list(
+            "q", state=state, limit=limit, after=seen[-1].id if seen else None
+        ):  # type: ignore[arg-type]
             assert len(page) <= limit
             seen += page
         assert [m.id for m in seen] == expected
@@ -140,14 +215,27 @@ async def test_list_of_what_a_worker_holds(store: tocsin.Store, store_dsn: str) 
     ids = await fill(store, store_dsn)
     a, b = [w.id for w in await store.workers.list("q") if w.name in "ab"]
     assert [m.id for m in await store.messages.list("q", worker=a)] == ids["held by a"]
-    assert [m.id for m in await store.messages.list("q", worker=a, after=ids["held by a"][0])] == ids["held by a"][1:]
+    assert [
+        m.id for m in await store.messages.list("q", worker=a, after=ids["held by a"][0])
+    ] == ids["held by a"][1:]
     assert len(await store.messages.list("q", worker=b, state="leased")) == 1
     assert await store.messages.list("q", worker=b + 100) == []
     assert await store.messages.list("r", worker=a) == []
 
 
 @pytest.mark.parametrize(
-    "payload", [{"a\"'%\\": "\N{SNOWMAN}\U0001f600"}, None, "", 2**80, 1e23, 0.1, [[[]]], "'; drop table tocsin.messages; --"], ids=str
+    "payload",
+    [
+        {"a\"'%\\": "\N{SNOWMAN}\U0001f600"},
+        None,
+        "",
+        2**80,
+        1e23,
+        0.1,
+        [[[]]],
+        "'; drop table tocsin.messages; --",
+    ],
+    ids=str,
 )
 async def test_payload_comes_back_exactly(store: tocsin.Store, payload: object) -> None:
     await store.queues.ensure("q")
@@ -159,9 +247,12 @@ async def test_payload_comes_back_exactly(store: tocsin.Store, payload: object) 
         assert type(message.payload) is type(payload)
 
 
-async def test_one_payload_that_python_cannot_read_spoils_no_list(store: tocsin.Store, store_dsn: str) -> None:
+async def test_one_payload_that_python_cannot_read_spoils_no_list(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
-    await query(store_dsn, "select tocsin.enqueue('q', repeat('9', 5000)::jsonb)")  # more digits than Python converts
+    # more digits than Python converts
+    await query(store_dsn, "select tocsin.enqueue('q', repeat('9', 5000)::jsonb)")
     await store.produce("q", "fine")
     unreadable, fine = await store.messages.list("q")
     assert fine.payload == "fine"
@@ -185,7 +276,10 @@ async def test_one_payload_that_python_cannot_read_spoils_no_list(store: tocsin.
     ],
 )
 async def test_bad_arguments_name_themselves(
-    store: tocsin.Store, call: Callable[[Any], Awaitable[object]], raises: type[Exception], named: str
+    store: tocsin.Store,
+    call: Callable[[Any], Awaitable[object]],
+    raises: type[Exception],
+    named: str,
 ) -> None:
     await store.queues.ensure("q")
     with pytest.raises(raises, match=named):
@@ -205,7 +299,8 @@ async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None
             assert refused.value.sqlstate == code
 
 
-# Large tables: q has every tenth of the unfinished messages, and half of the finished ones; the archive has two partitions.
+# Large tables: q has every tenth of the unfinished messages, and half of the finished
+# ones; the archive has two partitions.
 LARGE = """
 insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, lease, consumer_worker_id, payload)
 select case when n % 10 = 0 then 1 else 2 end, n % 7, (array['ready', 'delayed', 'leased'])[1 + n % 3]::tocsin.message_state,
@@ -221,7 +316,10 @@ from generate_series(1, 20000) n;
 analyze tocsin.messages, tocsin.archive, tocsin.dead_letters;
 """
 LISTS = [
-    *(f"select * from tocsin.list_messages('q', '{s}', max_messages => 10)" for s in ("ready", "delayed", "leased", "dead", "archived")),
+    *(
+        f"select * from tocsin.list_messages('q', '{s}', max_messages => 10)"
+        for s in ("ready", "delayed", "leased", "dead", "archived")
+    ),
     "select * from tocsin.list_messages('q', max_messages => 10)",
     "select * from tocsin.list_messages('q', max_messages => 10, after => 15000)",
     "select * from tocsin.list_messages('q', 'archived', max_messages => 10, after => 110000)",
@@ -229,7 +327,10 @@ LISTS = [
     "select * from tocsin.get_message(100017)",
     "select * from tocsin.get_message(200017)",
     "select * from tocsin.list_dead_letters('q', max_letters => 10)",
-    "select * from tocsin.list_dead_letters('q', 'handler_failed', max_letters => 10, after => 210000)",
+    (
+        "select * from tocsin.list_dead_letters('q', 'handler_failed', max_letters => 10, after =>"
+        " 210000)"
+    ),
     "select * from tocsin.get_dead_letter(200017)",
     "select tocsin.replay(array[200017, 200018])",
     "select tocsin.replay(queue => 'q', max_letters => 10)",
@@ -250,7 +351,9 @@ def test_a_page_reads_a_page_and_not_the_table(plans: Any, statement: str) -> No
         for node in nodes(plan):
             if node.get("Relation Name", "").startswith(("messages", "archive", "dead_letters")):
                 assert node["Node Type"] != "Seq Scan", (text, plan)
-                read += (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+                read += (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node[
+                    "Actual Loops"
+                ]
     assert 0 < read < 500, found
 
 
@@ -260,8 +363,16 @@ def test_a_queue_with_few_messages_among_many_is_not_looked_for_in_all(plans: An
     plans("select tocsin.enqueue('small', '1') from generate_series(1, 20)")
     plans("analyze tocsin.messages")
     found = plans("select * from tocsin.list_messages('small', max_messages => 100)")
-    read = [n for plan in found.values() for n in nodes(plan) if n.get("Relation Name") == "messages"]
-    assert sum((n["Actual Rows"] + n.get("Rows Removed by Filter", 0)) * n["Actual Loops"] for n in read) < 100
+    read = [
+        n for plan in found.values() for n in nodes(plan) if n.get("Relation Name") == "messages"
+    ]
+    assert (
+        sum(
+            (n["Actual Rows"] + n.get("Rows Removed by Filter", 0)) * n["Actual Loops"]
+            for n in read
+        )
+        < 100
+    )
 
 
 # What the options of a message do
@@ -278,7 +389,9 @@ async def test_priority_smaller_numbers_come_first_also_within_a_batch(store: to
     assert [m.id for m in messages if m.payload == 5] == [2, 7]
 
 
-@pytest.mark.parametrize("headers", [{"traceparent": "00-1-2-01"}, [1, None], "text", 0, False, {}], ids=repr)
+@pytest.mark.parametrize(
+    "headers", [{"traceparent": "00-1-2-01"}, [1, None], "text", 0, False, {}], ids=repr
+)
 async def test_headers_are_any_json_value(store: tocsin.Store, headers: object) -> None:
     await store.queues.ensure("q")
     async with store.producer("q") as producer, store.consumer("q") as consumer:
@@ -288,12 +401,22 @@ async def test_headers_are_any_json_value(store: tocsin.Store, headers: object) 
         messages = await consumer.dequeue(9)
         assert [m.headers for m in messages] == [headers, headers, headers, None]
         await consumer.archive_many(messages)
-    assert [m.headers for m in await store.messages.list("q", state="archived")] == [headers, headers, headers, None]
+    assert [m.headers for m in await store.messages.list("q", state="archived")] == [
+        headers,
+        headers,
+        headers,
+        None,
+    ]
 
 
-async def test_expiry_is_for_what_has_not_been_delivered_in_time(store: tocsin.Store, store_dsn: str) -> None:
+async def test_expiry_is_for_what_has_not_been_delivered_in_time(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=1000)
-    ids = [await store.produce("q", name, expires_in=10) for name in ("in time", "in time, but given back", "never delivered")]
+    ids = [
+        await store.produce("q", name, expires_in=10)
+        for name in ("in time", "in time, but given back", "never delivered")
+    ]
     delayed = await store.produce("q", "due too late", expires_in=10, delay=20)
     lasting = await store.produce("q", "lasting")
     async with store.consumer("q") as consumer:
@@ -302,7 +425,9 @@ async def test_expiry_is_for_what_has_not_been_delivered_in_time(store: tocsin.S
         await requeued.release()
         assert [m.id for m in await consumer.dequeue(9)] == [lasting]
         await in_time.archive()
-    assert [(d.id, d.reason) for d in await store.dead_letters.list("q")] == [(i, "expired") for i in (*ids[1:], delayed)]
+    assert [(d.id, d.reason) for d in await store.dead_letters.list("q")] == [
+        (i, "expired") for i in (*ids[1:], delayed)
+    ]
     assert [len(d.history) for d in await store.dead_letters.list("q")] == [1, 0, 0]
 
 

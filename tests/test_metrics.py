@@ -43,7 +43,11 @@ async def test_metrics_of_an_empty_queue(store: tocsin.Store) -> None:
 async def test_metrics_count_each_state_of_each_queue(store: tocsin.Store) -> None:
     for name in ("b", "a"):
         await store.queues.ensure(name)
-    async with store.producer("a") as producer, store.consumer("a") as consumer, store.consumer("a") as idle:
+    async with (
+        store.producer("a") as producer,
+        store.consumer("a") as consumer,
+        store.consumer("a") as idle,
+    ):
         await producer.enqueue_many(range(9))
         await consumer.archive_many(await consumer.dequeue(4))
         await producer.enqueue("poison", max_deliveries=1, priority=-1)
@@ -62,9 +66,15 @@ async def test_metrics_count_each_state_of_each_queue(store: tocsin.Store) -> No
 
 
 @pytest.mark.parametrize(
-    "statement", ["select ready, dead, exact from tocsin.queue_metrics()", "select ready, dead, exact from tocsin.store_stats()"]
+    "statement",
+    [
+        "select ready, dead, exact from tocsin.queue_metrics()",
+        "select ready, dead, exact from tocsin.store_stats()",
+    ],
 )
-async def test_metrics_are_all_of_one_moment(store: tocsin.Store, store_dsn: str, statement: str) -> None:
+async def test_metrics_are_all_of_one_moment(
+    store: tocsin.Store, store_dsn: str, statement: str
+) -> None:
     """While the metrics wait to count the dead letters, a message becomes one."""
     await store.queues.ensure("q")
     await store.produce("q", 1)
@@ -78,15 +88,22 @@ async def test_metrics_are_all_of_one_moment(store: tocsin.Store, store_dsn: str
         await other.execute("lock table tocsin.dead_letters")
         nursery.start_soon(count)
         with trio.fail_after(PATIENCE):
-            while not await query(store_dsn, "select 1 from pg_locks where not granted and relation = 'tocsin.dead_letters'::regclass"):
+            while not await query(
+                store_dsn,
+                "select 1 from pg_locks where not granted and relation ="
+                " 'tocsin.dead_letters'::regclass",
+            ):
                 pass
-        await other.execute("select tocsin._move_to_dead_letters(array(select id from tocsin.messages), 'x')")
+        await other.execute(
+            "select tocsin._move_to_dead_letters(array(select id from tocsin.messages), 'x')"
+        )
         await other.execute("commit")
     assert got == [(1, 0, True)]
 
 
 async def test_metrics_take_what_is_due_for_ready(store: tocsin.Store, store_dsn: str) -> None:
-    """A scheduled message whose time has come, and one whose lease has ended, though nobody has looked since."""
+    """A scheduled message whose time has come, and one whose lease has ended, though
+    nobody has looked since."""
     await store.queues.ensure("q", vt=30)
     await store.produce("q", "leased")
     async with store.consumer("q") as consumer:
@@ -102,7 +119,9 @@ async def test_metrics_take_what_is_due_for_ready(store: tocsin.Store, store_dsn
         assert counts(await store.queues.metrics("q")) == (2, 0, 0, 0, 0)
 
 
-async def test_oldest_ready_age_is_that_of_the_oldest_of_any_priority(store: tocsin.Store, store_dsn: str) -> None:
+async def test_oldest_ready_age_is_that_of_the_oldest_of_any_priority(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     await store.produce("q", "urgent", priority=-5)
     await move_clock(store_dsn, 1000)
@@ -138,47 +157,61 @@ async def test_rates_are_those_of_the_last_minute(store: tocsin.Store, store_dsn
         assert (await store.queues.metrics("q")).enqueue_rate == 0
 
 
-TALLY = "insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (%s, 0, 'infinity', tocsin._clock() - interval '5 s', 1)"
+TALLY = (
+    "insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) values"
+    " (%s, 0, 'infinity', tocsin._clock() - interval '5 s', 1)"
+)
 
 
 @pytest.mark.parametrize("archived", [False, True])
-async def test_a_high_rate_of_enqueueing_is_that_of_a_sample(store: tocsin.Store, store_dsn: str, archived: bool) -> None:
-    """1,000 a second, for ten seconds; a queue beside it with one message in the same minute is not drowned by it."""
+async def test_a_high_rate_of_enqueueing_is_that_of_a_sample(
+    store: tocsin.Store, store_dsn: str, archived: bool
+) -> None:
+    """1,000 a second, for ten seconds; a queue beside it with one message in the same
+    minute is not drowned by it."""
     queue = await store.queues.ensure("q")
     await store.queues.ensure("other")
     await store.produce("other", 1)
     await fill(store_dsn, "q", 10_000)
     await query(
         store_dsn,
-        "update tocsin.messages set enqueued_at = (select tocsin._clock()) - (10002 - id) * interval '1 ms' where queue_id = %s",
+        "update tocsin.messages set enqueued_at = (select tocsin._clock()) - (10002 - id) *"
+        " interval '1 ms' where queue_id = %s",
         queue.id,
     )
     if archived:
         await query(
             store_dsn,
-            "insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at, payload) "
-            "select id, queue_id, 0, 1, enqueued_at, enqueued_at, payload from tocsin.messages where queue_id = %s",
+            "insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at,"
+            " payload) select id, queue_id, 0, 1, enqueued_at, enqueued_at, payload from"
+            " tocsin.messages where queue_id = %s",
             queue.id,
         )
         await query(store_dsn, "delete from tocsin.messages where queue_id = %s", queue.id)
         await query(store_dsn, TALLY, queue.id)
-    ((now,),) = await query(store_dsn, "select max(enqueued_at) from tocsin." + ("archive" if archived else "messages"))
+    ((now,),) = await query(
+        store_dsn, "select max(enqueued_at) from tocsin." + ("archive" if archived else "messages")
+    )
     await query(
         store_dsn,
-        f"create or replace function tocsin._clock() returns timestamptz language sql as $$ select '{now}'::timestamptz $$",
+        "create or replace function tocsin._clock() returns timestamptz language sql as $$ select"
+        f" '{now}'::timestamptz $$",
     )
     assert (await store.queues.metrics("q")).enqueue_rate == pytest.approx(1000, rel=0.001)
     assert (await store.queues.metrics("other")).enqueue_rate in (0, 1 / 60)
 
 
-async def test_beyond_a_hundred_thousand_the_planner_estimates(store: tocsin.Store, store_dsn: str) -> None:
+async def test_beyond_a_hundred_thousand_the_planner_estimates(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     """Per queue and state, and not as if these had nothing to do with each other."""
     for name in ("q", "delayed", "small"):
         await store.queues.ensure(name)
     await fill(store_dsn, "q", 150_000)
     await fill(store_dsn, "delayed", 120_000, "delayed", "1 day")
     await fill(store_dsn, "small", 10)
-    assert (await store.queues.metrics("q")).ready > 100_000  # whatever the planner knew: so many were counted
+    # whatever the planner knew: so many were counted
+    assert (await store.queues.metrics("q")).ready > 100_000
     await query(store_dsn, "analyze tocsin.messages")
     q = await store.queues.metrics("q")
     assert not q.exact
@@ -200,17 +233,19 @@ Plans = Callable[[str], dict[str, dict[str, Any]]]
 
 
 def test_metrics_read_little(plans: Plans) -> None:
-    """No table is scanned, and none is counted beyond the cap: neither messages, nor the archive, nor dead letters."""
+    """No table is scanned, and none is counted beyond the cap: neither messages, nor
+    the archive, nor dead letters."""
     plans(FILL % ("'ready'", 110_000, "'0 s'", "'q'"))
     plans(FILL % ("'delayed'", 30_000, "'1 day'", "'q'"))
     plans(FILL % ("'leased'", 30_000, "'1 day'", "'q'"))
     plans(
-        "insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at, payload) "
-        "select n, 1, 0, 1, now(), now(), '1' from generate_series(1, 120000) n"
+        "insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at,"
+        " payload) select n, 1, 0, 1, now(), now(), '1' from generate_series(1, 120000) n"
     )
     plans(
-        "insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason) "
-        "select n, 1, 0, 1, now(), now(), '1', 'x' from generate_series(1, 120000) n"
+        "insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at,"
+        " payload, reason) select n, 1, 0, 1, now(), now(), '1', 'x' from generate_series(1,"
+        " 120000) n"
     )
     plans(TALLY % 1)
     plans("analyze tocsin.messages, tocsin.archive, tocsin.dead_letters")
@@ -218,7 +253,12 @@ def test_metrics_read_little(plans: Plans) -> None:
         found = plans("select * from tocsin.queue_metrics('q')")
     run = [plan for plan in found.values() if "Actual Rows" in plan]  # others are only explained
     big = {"messages", "archive", "archive_rest", "dead_letters"}
-    read = [(n["Node Type"], n["Relation Name"], n["Actual Rows"]) for p in run for n in nodes(p) if n.get("Relation Name") in big]
+    read = [
+        (n["Node Type"], n["Relation Name"], n["Actual Rows"])
+        for p in run
+        for n in nodes(p)
+        if n.get("Relation Name") in big
+    ]
     assert {relation for _, relation, _ in read} >= {"messages", "archive_rest", "dead_letters"}
     assert {node for node, _, _ in read} <= {"Index Scan", "Index Only Scan"}
     assert max(rows for _, _, rows in read) <= 100_001
@@ -227,22 +267,31 @@ def test_metrics_read_little(plans: Plans) -> None:
 
 def test_metrics_touch_few_pages_of_a_million_archived_messages(plans: Plans) -> None:
     for _ in range(2):
-        plans("select * from tocsin.maintain()")  # makes the partition, and says that it may be used
+        # makes the partition, and says that it may be used
+        plans("select * from tocsin.maintain()")
     plans(
-        "insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, archived_at, keep_until, payload) "
-        "select n, 1, 0, 1, a.span, now(), now(), now() + a.retention, '1' "
-        "from tocsin.archive_policies a, generate_series(1, 1000000) n where a.queue_id = 1 and a.span > 0"
+        "insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at,"
+        " archived_at, keep_until, payload) select n, 1, 0, 1, a.span, now(), now(), now() +"
+        " a.retention, '1' from tocsin.archive_policies a, generate_series(1, 1000000) n where"
+        " a.queue_id = 1 and a.span > 0"
     )
     plans(
-        "insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) "
-        "select 1, a.span, now() + a.retention, now(), 1000000 from tocsin.archive_policies a where a.queue_id = 1"
+        "insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)"
+        " select 1, a.span, now() + a.retention, now(), 1000000 from tocsin.archive_policies a"
+        " where a.queue_id = 1"
     )
     plans("analyze tocsin.archive")
     for _ in range(7):  # until the session keeps its plans
         found = plans("select * from tocsin.queue_metrics('q')")
     whole = found["select * from tocsin.queue_metrics('q')"]
-    assert 0 < whole["Shared Hit Blocks"] + whole["Shared Read Blocks"] < 1000  # the table has 10,000, its index 3,000
-    read = [n for plan in found.values() for n in nodes(plan) if n.get("Relation Name", "").startswith("archive_24h")]
+    # the table has 10,000, its index 3,000
+    assert 0 < whole["Shared Hit Blocks"] + whole["Shared Read Blocks"] < 1000
+    read = [
+        n
+        for plan in found.values()
+        for n in nodes(plan)
+        if n.get("Relation Name", "").startswith("archive_24h")
+    ]
     assert {n["Node Type"] for n in read} == {"Index Scan"}
     assert max(n["Actual Rows"] for n in read) == 2000  # for the rate of enqueueing
 
@@ -259,18 +308,34 @@ async def test_metrics_of_a_queue_with_many_priorities(store: tocsin.Store, stor
     assert metrics.oldest_ready_age is not None
 
 
-async def test_metrics_of_many_queues_are_those_of_each(store: tocsin.Store, store_dsn: str) -> None:
-    await query(store_dsn, "select count(tocsin.create_queue('q' || n)) from generate_series(1, 300) n")
+async def test_metrics_of_many_queues_are_those_of_each(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await query(
+        store_dsn, "select count(tocsin.create_queue('q' || n)) from generate_series(1, 300) n"
+    )
     await fill(store_dsn, "q7", 3)
     await fill(store_dsn, "q8", 200)
     await fill(store_dsn, "q9", 2, "delayed", "1 day")
-    await query(store_dsn, "update tocsin.messages set due = due - interval '1 hour' where queue_id = 7 and id = 2")
+    await query(
+        store_dsn,
+        "update tocsin.messages set due = due - interval '1 hour' where queue_id = 7 and id = 2",
+    )
     every = {m.queue: m for m in await store.queues.metrics()}
     assert len(every) == 300
-    assert {name: (m.ready, m.delayed) for name, m in every.items() if m.ready + m.delayed} == {"q7": (3, 0), "q8": (200, 0), "q9": (0, 2)}
+    assert {name: (m.ready, m.delayed) for name, m in every.items() if m.ready + m.delayed} == {
+        "q7": (3, 0),
+        "q8": (200, 0),
+        "q9": (0, 2),
+    }
     assert 3600 <= (every["q7"].oldest_ready_age or 0) < 3600 + PATIENCE
     assert every["q9"].oldest_ready_age is None
-    assert [round(60 * every[name].enqueue_rate) for name in ("q7", "q8", "q9", "q10")] == [3, 200, 2, 0]
+    assert [round(60 * every[name].enqueue_rate) for name in ("q7", "q8", "q9", "q10")] == [
+        3,
+        200,
+        2,
+        0,
+    ]
 
 
 async def test_stats_of_the_whole_store(store: tocsin.Store, store_dsn: str) -> None:
@@ -279,7 +344,11 @@ async def test_stats_of_the_whole_store(store: tocsin.Store, store_dsn: str) -> 
     assert await store.stats() == tocsin.StoreStats(0, everybody, 0, 0, 0, 0, 0, 0, version, True)
     await store.queues.ensure("q")
     await store.queues.ensure("r")
-    async with store.producer("q") as producer, store.consumer("q") as consumer, store.consumer("r") as other:
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        store.consumer("r") as other,
+    ):
         await other.suspend()
         await producer.enqueue_many(range(5))
         await store.produce("r", 1, delay=60)
@@ -287,5 +356,14 @@ async def test_stats_of_the_whole_store(store: tocsin.Store, store_dsn: str) -> 
         await consumer.dequeue()
         workers = {**everybody, tocsin.WorkerStatus.READY: 2, tocsin.WorkerStatus.SUSPENDED: 1}
         assert await store.stats() == tocsin.StoreStats(
-            queues=2, workers=workers, ready=2, delayed=1, leased=1, dead=0, archived=2, processes=1, version=version, exact=True
+            queues=2,
+            workers=workers,
+            ready=2,
+            delayed=1,
+            leased=1,
+            dead=0,
+            archived=2,
+            processes=1,
+            version=version,
+            exact=True,
         )

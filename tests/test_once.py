@@ -16,7 +16,10 @@ async def test_once_handles_what_is_due_and_ends(store: tocsin.Store, store_dsn:
     handled = Handled()
     async with store.consumer("q") as consumer:
         for expected in (100, 0):
-            with pytest.raises(tocsin.Suspended, match="nothing is left to do") as ended, trio.fail_after(PATIENCE):
+            with (
+                pytest.raises(tocsin.Suspended, match="nothing is left to do") as ended,
+                trio.fail_after(PATIENCE),
+            ):
                 await consumer.handle(handled, concurrency=7, once=True)
             assert (ended.value.handled, ended.value.released) == (expected, 0)
         assert await consumer.status() == tocsin.WorkerStatus.READY
@@ -68,7 +71,11 @@ async def test_produce_many_in_a_transaction(store: tocsin.Store, store_dsn: str
     await store.queues.create("q")
     with pytest.raises(ZeroDivisionError):
         async with store.transaction() as connection:
-            assert await store.produce_many("q", ["a", "b"], connection=connection, priority=3) == [1, 2]
+            assert await store.produce_many("q", ["a", "b"], connection=connection, priority=3) == [
+                1,
+                2,
+            ]
             raise ZeroDivisionError
     assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(0,)]
-    assert await query(store_dsn, "select count(*)::int from tocsin.workers") == [(0,)]  # and nobody is registered
+    # and nobody is registered
+    assert await query(store_dsn, "select count(*)::int from tocsin.workers") == [(0,)]

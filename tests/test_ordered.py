@@ -38,10 +38,25 @@ async def test_a_message_that_failed_holds_up_those_behind_it(store: tocsin.Stor
     with trio.fail_after(PATIENCE):
         async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
             await store.produce_many("q", range(8))
-            nursery.start_soon(partial(run_until_suspended, consumer, handler, suspended, ordered=True))
+            nursery.start_soon(
+                partial(run_until_suspended, consumer, handler, suspended, ordered=True)
+            )
             await ended.wait()
             await consumer.interrupt()
-    assert seen == [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 1), (4, 1), (5, 1), (5, 2), (6, 1), (7, 1)]
+    assert seen == [
+        (0, 1),
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+        (3, 1),
+        (3, 1),
+        (4, 1),
+        (5, 1),
+        (5, 2),
+        (6, 1),
+        (7, 1),
+    ]
 
 
 async def test_of_two_consumers_one_works_and_the_other_takes_over(store: tocsin.Store) -> None:
@@ -65,10 +80,16 @@ async def test_of_two_consumers_one_works_and_the_other_takes_over(store: tocsin
             ended.set()
 
     with trio.fail_after(PATIENCE):
-        async with store.consumer("q") as first, store.consumer("q") as second, trio.open_nursery() as nursery:
+        async with (
+            store.consumer("q") as first,
+            store.consumer("q") as second,
+            trio.open_nursery() as nursery,
+        ):
             consumers = {c.worker_id: c for c in (first, second)}
             for consumer in consumers.values():
-                nursery.start_soon(partial(run_until_suspended, consumer, handler, suspended, ordered=True))
+                nursery.start_soon(
+                    partial(run_until_suspended, consumer, handler, suspended, ordered=True)
+                )
             await store.produce_many("q", range(50))
             await half.wait()
             leader = consumers.pop(min(workers))
@@ -117,7 +138,9 @@ def test_an_ordered_claim_follows_an_index_without_a_sort(plans: Any, planned: s
 
 
 @pytest.mark.parametrize("change", ["cancel", "reschedule", "purge"])
-async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(store_dsn: str, change: str) -> None:
+async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(
+    store_dsn: str, change: str
+) -> None:
     failed, passed = trio.Event(), trio.Event()
     suspended = list[tocsin.Suspended]()
 
@@ -131,7 +154,9 @@ async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(store
         await store.queues.ensure("q", retry_base=3600)
         await store.produce_many("q", range(1, 3))
         async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(partial(run_until_suspended, consumer, handler, suspended, ordered=True))
+            nursery.start_soon(
+                partial(run_until_suspended, consumer, handler, suspended, ordered=True)
+            )
             with trio.fail_after(PATIENCE):
                 await failed.wait()
                 await until_asleep(store)
@@ -143,6 +168,8 @@ async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(store
                         await store.messages.reschedule(message.id, delay=7200)
                     case "purge":
                         for dry_run in (True, False):
-                            assert await store.queues.purge("q", delayed=True, dry_run=dry_run) == tocsin.PurgeResult(0, 1, 0, 0)
+                            assert await store.queues.purge(
+                                "q", delayed=True, dry_run=dry_run
+                            ) == tocsin.PurgeResult(0, 1, 0, 0)
                 await passed.wait()
             await consumer.interrupt()

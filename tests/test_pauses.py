@@ -1,4 +1,5 @@
-"""A process that stood still for longer than its leases last: no handler begins under a lease that is over."""
+"""A process that stood still for longer than its leases last: no handler begins under a
+lease that is over."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from tocsin._queue.consuming import lease_clock
 VT = 0.5
 
 
-async def test_no_handler_begins_under_a_lease_that_is_over(store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_handler_begins_under_a_lease_that_is_over(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await store.queues.ensure("q", vt=VT, max_deliveries=1)
     await store.produce_many("q", range(2000))
     paused = False
@@ -29,7 +32,9 @@ async def test_no_handler_begins_under_a_lease_that_is_over(store: tocsin.Store,
                 connection.execute("select tocsin.reclaim()")
         elif paused and not begun_late:
             with connect_blocking(store_dsn) as connection:
-                row = connection.execute("select lease from tocsin.messages where id = %s", [message.id]).fetchone()
+                row = connection.execute(
+                    "select lease from tocsin.messages where id = %s", [message.id]
+                ).fetchone()
             if row != (message.lease_token,):
                 begun_late.append(message.id)
 
@@ -41,7 +46,9 @@ async def test_no_handler_begins_under_a_lease_that_is_over(store: tocsin.Store,
     assert "ended before a handler could begin" in caplog.text
 
 
-async def test_the_time_that_the_machine_slept_counts(store: tocsin.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_time_that_the_machine_slept_counts(
+    store: tocsin.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trio's clock does not tell that time."""
     await store.queues.ensure("q", vt=3600, max_deliveries=1)
     ids = await store.produce_many("q", range(2))
@@ -66,4 +73,5 @@ async def test_the_time_that_the_machine_slept_counts(store: tocsin.Store, monke
         with pytest.raises(tocsin.Suspended):
             await consumer.handle(handler, once=True)
     assert begun == ids
-    assert [(await store.messages.get(i)).read_ct for i in ids] == [1, 1]  # given back at first, uncounted
+    # given back at first, uncounted
+    assert [(await store.messages.get(i)).read_ct for i in ids] == [1, 1]

@@ -1,4 +1,5 @@
-"""Payloads: any JSON value comes back exactly as it was; what JSONB cannot hold is refused with the path to it."""
+"""Payloads: any JSON value comes back exactly as it was; what JSONB cannot hold is
+refused with the path to it."""
 
 from __future__ import annotations
 
@@ -16,12 +17,21 @@ import tocsin
 from tocsin._queue.payload import MAX_DEPTH, decode, encode
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts
-json_values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=30)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts
+)
+json_values = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=30
+)
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal and of the same types all the way down (so that 1, 1.0 and True differ)."""
+    """Whether two values are equal and of the same types all the way down (so that 1,
+    1.0 and True differ)."""
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
@@ -37,16 +47,33 @@ def connection(store_dsn: str) -> Any:
         yield connection
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(value=json_values)
-def test_payload_of_any_json_value_survives_jsonb(connection: psycopg.Connection[Any], value: Any) -> None:
+def test_payload_of_any_json_value_survives_jsonb(
+    connection: psycopg.Connection[Any], value: Any
+) -> None:
     (text,) = connection.execute("select %s::jsonb::text", [encode(value)]).fetchone() or ()
     assert same(decode(text), value)
 
 
 @pytest.mark.parametrize(
     "value",
-    [1e22, 1e23, -1e300, 1.7976931348623157e308, 5e-324, 0.1 + 0.2, 2**200, -(10**4000), "\x7f\u2028😀", {"": {"": []}}, [[]], "\\u0000"],
+    [
+        1e22,
+        1e23,
+        -1e300,
+        1.7976931348623157e308,
+        5e-324,
+        0.1 + 0.2,
+        2**200,
+        -(10**4000),
+        "\x7f\u2028😀",
+        {"": {"": []}},
+        [[]],
+        "\\u0000",
+    ],
     ids=lambda v: type(v).__name__,
 )
 async def test_payload_comes_back_exactly_through_a_queue(store: tocsin.Store, value: Any) -> None:
@@ -82,9 +109,22 @@ CYCLE.append(CYCLE)
         ("\ud800", "$", "surrogate"),
         (10**5000, "$", "digits"),
     ],
-    ids=["nul", "nul in key", "nan", "inf", "datetime", "set", "bytes", "key", "surrogate", "digits"],
+    ids=[
+        "nul",
+        "nul in key",
+        "nan",
+        "inf",
+        "datetime",
+        "set",
+        "bytes",
+        "key",
+        "surrogate",
+        "digits",
+    ],
 )
-def test_what_jsonb_cannot_hold_is_refused_with_its_path(value: Any, path: str, reason: str) -> None:
+def test_what_jsonb_cannot_hold_is_refused_with_its_path(
+    value: Any, path: str, reason: str
+) -> None:
     with pytest.raises(tocsin.PayloadInvalid, match=reason) as refused:
         encode(value)
     assert refused.value.path == path
@@ -151,11 +191,21 @@ async def test_headers_may_be_as_large_as_a_payload(store: tocsin.Store, store_d
                 lambda: producer.enqueue_many([1, 2], headers=large, connection=connection),
             ]
             for attempt in attempts:
-                with pytest.raises(tocsin.PayloadTooLarge, match="headers of 101 bytes exceed the limit") as refused:
+                with pytest.raises(
+                    tocsin.PayloadTooLarge, match="headers of 101 bytes exceed the limit"
+                ) as refused:
                     await attempt()
-                assert (refused.value.actual, refused.value.maximum, refused.value.index) == (101, 100, None)
-    assert await query(store_dsn, "select payload from tocsin.messages where headers is not null") == [("x" * 98,)]
+                assert (refused.value.actual, refused.value.maximum, refused.value.index) == (
+                    101,
+                    100,
+                    None,
+                )
+    assert await query(
+        store_dsn, "select payload from tocsin.messages where headers is not null"
+    ) == [("x" * 98,)]
     shared = f'[{{"payload": 1, "headers": "{large}"}}, {{"payload": 2}}]'
-    (((refused_id, admitted_id),),) = await query(store_dsn, "select tocsin.enqueue_each('q', %s::jsonb)", shared)
+    (((refused_id, admitted_id),),) = await query(
+        store_dsn, "select tocsin.enqueue_each('q', %s::jsonb)", shared
+    )
     assert refused_id is None
     assert admitted_id is not None

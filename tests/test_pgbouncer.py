@@ -1,4 +1,5 @@
-"""Scenario 13: PgBouncer in transaction mode, for everything but the LISTEN connection; and what happens without that exception."""
+"""Scenario 13: PgBouncer in transaction mode, for everything but the LISTEN connection;
+and what happens without that exception."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ KEPT = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=[0, pytest.param(100, marks=KEPT)], ids=["no_prepared_statements", "prepared_statements"])
+@pytest.fixture(
+    params=[0, pytest.param(100, marks=KEPT)], ids=["no_prepared_statements", "prepared_statements"]
+)
 async def through(request: pytest.FixtureRequest, server: servers.Server) -> AsyncIterator[Through]:
     """A function that turns a connection string into one that leads through PgBouncer."""
     async with poolers.pgbouncer(server, request.param) as pooler:
@@ -54,10 +57,12 @@ def all_sessions(dsn: str) -> Iterator[list[psycopg.Connection[Any]]]:
 
 
 async def until_no_session_has_locks(dsn: str) -> None:
-    """Return when no session holds a lock of Tocsin's; a LISTEN connection's end may take a moment."""
+    """Return when no session holds a lock of Tocsin's; a LISTEN connection's end may
+    take a moment."""
     kept = (
-        "select a.query from pg_locks l join pg_database d on d.oid = l.database join pg_stat_activity a using (pid) "
-        "where l.locktype = 'advisory' and d.datname = current_database()"
+        "select a.query from pg_locks l join pg_database d on d.oid = l.database join"
+        " pg_stat_activity a using (pid) where l.locktype = 'advisory' and d.datname ="
+        " current_database()"
     )
     with trio.fail_after(PATIENCE):
         while await query(dsn, kept):
@@ -72,7 +77,8 @@ async def test_13_everything_goes_through_pgbouncer_but_the_listen_connection(
         assert await store.verify() == ()
         await store.queues.ensure("q", vt=0.5)
         async with store.producer("q") as producer, store.consumer("q") as consumer:
-            # By hand, and each several times: a statement is prepared when it has been run before.
+            # By hand, and each several times: a statement is prepared when it has been
+            # run before.
             for n in range(8):
                 first = await producer.enqueue(n, key="k")
                 assert await store.produce("q", n, key="k") == first
@@ -97,17 +103,23 @@ async def test_13_everything_goes_through_pgbouncer_but_the_listen_connection(
 
             async def outlive_the_lease(message: tocsin.Message) -> None:
                 if message.payload == "long":
-                    (begun,) = await query(dsn, "select vt from tocsin.messages where id = %s", message.id)
+                    (begun,) = await query(
+                        dsn, "select vt from tocsin.messages where id = %s", message.id
+                    )
                     moved = 0
                     while moved < 3:
-                        (now,) = await query(dsn, "select vt from tocsin.messages where id = %s", message.id)
+                        (now,) = await query(
+                            dsn, "select vt from tocsin.messages where id = %s", message.id
+                        )
                         moved += now > begun
                         begun = now
                     over.set()
 
             handled, suspended = Handled(outlive_the_lease), list[tocsin.Suspended]()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda: run_until_suspended(consumer, handled, suspended, concurrency=5))
+                nursery.start_soon(
+                    lambda: run_until_suspended(consumer, handled, suspended, concurrency=5)
+                )
                 async with trio.open_nursery() as producers:
                     for n in range(50):
                         producers.start_soon(producer.enqueue, n)
@@ -136,7 +148,9 @@ async def test_it_is_really_another_session_each_time(dsn: str, through: Through
         sessions = set()
         for _ in range(poolers.SESSIONS):
             async with store.transaction() as connection:
-                sessions.add((await (await connection.execute("select pg_backend_pid()")).fetchall())[0])
+                sessions.add(
+                    (await (await connection.execute("select pg_backend_pid()")).fetchall())[0]
+                )
                 await session.set_up(connection)
                 assert not connection.session_is_ours
     assert len(sessions) == poolers.SESSIONS
@@ -145,23 +159,34 @@ async def test_it_is_really_another_session_each_time(dsn: str, through: Through
         assert direct.session_is_ours
 
 
-async def test_a_lent_connection_repeats_statements_as_often_as_it_likes(dsn: str, through: Through) -> None:
+async def test_a_lent_connection_repeats_statements_as_often_as_it_likes(
+    dsn: str, through: Through
+) -> None:
     """psycopg would prepare them, and not find them where the next transaction is run."""
     async with tocsin.connect(through(dsn)) as store:
         for _ in range(5):
             async with store.transaction() as connection:
                 for n in range(10):
-                    assert await (await connection.execute("select %s::int + 1", [n])).fetchall() == [(n + 1,)]
+                    assert await (
+                        await connection.execute("select %s::int + 1", [n])
+                    ).fetchall() == [(n + 1,)]
 
 
 async def test_without_listen_dsn_it_says_so_once_and_lives_by_its_heartbeat(
-    store_dsn: str, through: Through, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    store_dsn: str,
+    through: Through,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tocsin._queue.process.process.HEARD_WITHIN", 0.5)
     async with tocsin.connect(through(store_dsn), heartbeat=0.1) as store:
         await store.queues.ensure("q", notify="always")
         handled, suspended = Handled(), list[tocsin.Suspended]()
-        async with store.consumer("q", name="a") as consumer, store.consumer("q", name="b"), trio.open_nursery() as nursery:
+        async with (
+            store.consumer("q", name="a") as consumer,
+            store.consumer("q", name="b"),
+            trio.open_nursery() as nursery,
+        ):
             assert not store.statistics().listen_works
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             for n in range(5):
@@ -169,14 +194,20 @@ async def test_without_listen_dsn_it_says_so_once_and_lives_by_its_heartbeat(
                 await handled.wait(n + 1)
             await store.produce("q", "delayed", delay=0.3)
             await handled.wait(6)
-            async with store.consumer("q", name="late"):  # no second attempt, and nothing said again
+            # no second attempt, and nothing said again
+            async with store.consumer("q", name="late"):
                 pass
             await (await store.workers.get(consumer.worker_id)).interrupt()
         assert suspended
 
-    # What it has tried to listen to is its own channel, which may go on in some session of the pooler's; never a queue's.
+    # What it has tried to listen to is its own channel, which may go on in some session
+    # of the pooler's; never a queue's.
     with all_sessions(through(store_dsn)) as sessions:
-        channels = {channel for session in sessions for (channel,) in session.execute("select pg_listening_channels()").fetchall()}
+        channels = {
+            channel
+            for session in sessions
+            for (channel,) in session.execute("select pg_listening_channels()").fetchall()
+        }
     assert channels == {"tocsin/process/1"}
     await until_no_session_has_locks(store_dsn)
     (warning,) = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
@@ -185,7 +216,8 @@ async def test_without_listen_dsn_it_says_so_once_and_lives_by_its_heartbeat(
 
 
 async def test_cancelled_through_pgbouncer(store_dsn: str, through: Through) -> None:
-    """A statement that waits is cancelled on the server, and the connection can be used again."""
+    """A statement that waits is cancelled on the server, and the connection can be used
+    again."""
     async with tocsin.connect(through(store_dsn), pool_size=2) as store:
         await store.queues.ensure("q")
         async with open_connection(store_dsn) as other, other.transaction():
@@ -196,7 +228,10 @@ async def test_cancelled_through_pgbouncer(store_dsn: str, through: Through) -> 
                     await store.produce("q", 2, key="k")
 
                 nursery.start_soon(enqueue)
-                waiting = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+                waiting = (
+                    "select 1 from pg_stat_activity where datname = current_database() and"
+                    " wait_event_type = 'Lock'"
+                )
                 with trio.fail_after(PATIENCE):
                     while not await query(store_dsn, waiting):
                         pass
@@ -208,7 +243,8 @@ async def test_cancelled_through_pgbouncer(store_dsn: str, through: Through) -> 
 
 
 async def test_enqueue_on_a_connection_of_the_callers(store_dsn: str, through: Through) -> None:
-    """Here it is the caller who tells psycopg to prepare nothing, as PgBouncer's own documentation says."""
+    """Here it is the caller who tells psycopg to prepare nothing, as PgBouncer's own
+    documentation says."""
     await query(store_dsn, "select tocsin.ensure_queue('q')")
     with psycopg.connect(through(store_dsn), prepare_threshold=None) as connection:
         for n in range(10):
@@ -216,18 +252,30 @@ async def test_enqueue_on_a_connection_of_the_callers(store_dsn: str, through: T
             connection.commit()
             tocsin.enqueue_many(connection, "q", [n] * 5000)
             connection.rollback()
-    assert await query(store_dsn, "select payload from tocsin.messages order by id") == [(n,) for n in range(10)]
+    assert await query(store_dsn, "select payload from tocsin.messages order by id") == [
+        (n,) for n in range(10)
+    ]
 
 
 async def test_settings_of_the_database_change_nothing(store_dsn: str, through: Through) -> None:
-    """Behind a pooler no setting of a session is Tocsin's own; but its text is, and its results have no style."""
-    settings = {"client_encoding": "latin1", "datestyle": "German, DMY", "intervalstyle": "sql_standard", "timezone": "Asia/Kolkata"}
+    """Behind a pooler no setting of a session is Tocsin's own; but its text is, and its
+    results have no style."""
+    settings = {
+        "client_encoding": "latin1",
+        "datestyle": "German, DMY",
+        "intervalstyle": "sql_standard",
+        "timezone": "Asia/Kolkata",
+    }
     alter(store_dsn, settings | {"default_transaction_isolation": "serializable"})
     await use_everything(through(store_dsn))
 
 
-async def test_a_connection_of_the_users_with_another_encoding(store_dsn: str, through: Through) -> None:
+async def test_a_connection_of_the_users_with_another_encoding(
+    store_dsn: str, through: Through
+) -> None:
     await query(store_dsn, "select tocsin.ensure_queue('q')")
-    with psycopg.connect(through(store_dsn), prepare_threshold=None, client_encoding="latin1") as connection:
+    with psycopg.connect(
+        through(store_dsn), prepare_threshold=None, client_encoding="latin1"
+    ) as connection:
         tocsin.enqueue(connection, "q", "é 👋", key="é 👋")
     assert await query(store_dsn, "select payload, key from tocsin.messages") == [("é 👋", "é 👋")]

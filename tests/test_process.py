@@ -1,4 +1,5 @@
-"""The process: its line, its heartbeat, its death and what follows; waking without polling."""
+"""The process: its line, its heartbeat, its death and what follows; waking without
+polling."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ import pytest
 import trio
 import trio.testing
 from child import running
-from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, until_asleep
+from support import (
+    PATIENCE,
+    Handled,
+    move_clock,
+    open_connection,
+    query,
+    run_until_suspended,
+    until_asleep,
+)
 
 import tocsin
 from tocsin.driver import TrioConnection
@@ -44,7 +53,11 @@ async def test_one_listen_connection_for_all_consumers_none_for_producers(store_
             await store.queues.ensure(f"q{n}")
         async with store.producer("q0"):
             assert not store.statistics().listening
-            assert await query(store_dsn, f"select count(*)::int from pg_stat_activity where {OWN} and query ilike 'listen%%'") == [(0,)]
+            assert await query(
+                store_dsn,
+                f"select count(*)::int from pg_stat_activity where {OWN} and query ilike"
+                " 'listen%%'",
+            ) == [(0,)]
         async with trio.open_nursery() as nursery:
             handled = [Handled() for _ in range(10)]
 
@@ -58,18 +71,30 @@ async def test_one_listen_connection_for_all_consumers_none_for_producers(store_
                 await store.produce(f"q{n}", n)
                 await handled[n].wait(1)
             assert store.statistics().listening
-            locks = await query(store_dsn, "select count(distinct pid)::int from pg_locks where locktype = 'advisory' and granted")
+            locks = await query(
+                store_dsn,
+                "select count(distinct pid)::int from pg_locks where locktype = 'advisory' and"
+                " granted",
+            )
             assert locks == [(1,)]
             nursery.cancel_scope.cancel()
-    await wait_until(store_dsn, f"count(*) = 0 from pg_stat_activity where {OWN}")  # the server takes a moment to notice
+    # the server takes a moment to notice
+    await wait_until(store_dsn, f"count(*) = 0 from pg_stat_activity where {OWN}")
     assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(0,)]
 
 
-async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to_ring(store: tocsin.Store, store_dsn: str) -> None:
-    """One that is open since before anybody slept, beside another that was as well and ends while the first is still open."""
+async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to_ring(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """One that is open since before anybody slept, beside another that was as well and
+    ends while the first is still open."""
     await store.queues.ensure("q")
     handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with open_connection(store_dsn) as early, open_connection(store_dsn) as long, store.consumer("q") as consumer:
+    async with (
+        open_connection(store_dsn) as early,
+        open_connection(store_dsn) as long,
+        store.consumer("q") as consumer,
+    ):
         await early.execute("begin")
         await early.execute("select tocsin.enqueue('q', '\"early\"')")
         await long.execute("begin")
@@ -90,9 +115,16 @@ async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to
     assert handled.payloads == ["early", "rung", "long"]
 
 
-async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", math.inf)  # who was rung for is awake
-    handled, suspended, go_on = Handled(lambda _: go_on.wait()), list[tocsin.Suspended](), trio.Event()
+async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
+    store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # who was rung for is awake
+    monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", math.inf)
+    handled, suspended, go_on = (
+        Handled(lambda _: go_on.wait()),
+        list[tocsin.Suspended](),
+        trio.Event(),
+    )
     async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
         await store.queues.ensure("q")
         async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
@@ -117,7 +149,8 @@ async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(store_dsn: str,
 
 
 async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_store: str) -> None:
-    """From the moment when the consumer sleeps until it has the message, its one claim is the only statement that anybody runs."""
+    """From the moment when the consumer sleeps until it has the message, its one claim
+    is the only statement that anybody runs."""
     statements = (
         "select query, calls from pg_stat_statements s join pg_database d on d.oid = s.dbid "
         "where d.datname = current_database() and toplevel and query !~ 'pg_stat_statements'"
@@ -125,14 +158,26 @@ async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_stor
     ran = list[tuple[str, int]]()
 
     async def look(_: tocsin.Message) -> None:
-        # Once it has the message, the consumer tells the database that it does not sleep any more: before this looks, or after.
-        ran.extend(row for row in await query(dsn_of_quiet_store, statements) if "end_waiting(" not in row[0])
+        # Once it has the message, the consumer tells the database that it does not
+        # sleep any more: before this looks, or after.
+        ran.extend(
+            row
+            for row in await query(dsn_of_quiet_store, statements)
+            if "end_waiting(" not in row[0]
+        )
 
-    async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store, tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as other:
+    async with (
+        tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store,
+        tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as other,
+    ):
         await store.queues.ensure("q")
         await store.produce("q", 1)
         handled, suspended = Handled(look), list[tocsin.Suspended]()
-        async with other.consumer("q") as holder, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        async with (
+            other.consumer("q") as holder,
+            store.consumer("q") as consumer,
+            trio.open_nursery() as nursery,
+        ):
             (held,) = await holder.dequeue(vt=2)
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await until_asleep(store, other)
@@ -149,16 +194,27 @@ async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_stor
     assert "claim(" in ran[0][0]
 
 
-async def test_one_message_for_many_idle_consumers_costs_few_claims(dsn_of_quiet_store: str) -> None:
+async def test_one_message_for_many_idle_consumers_costs_few_claims(
+    dsn_of_quiet_store: str,
+) -> None:
     claims = (
-        "select coalesce(sum(calls), 0)::int from pg_stat_statements s join pg_database d on d.oid = s.dbid "
-        "where d.datname = current_database() and query like '%%claim(%%'"
+        "select coalesce(sum(calls), 0)::int from pg_stat_statements s join pg_database d on d.oid"
+        " = s.dbid where d.datname = current_database() and query like '%%claim(%%'"
     )
-    async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store, AsyncExitStack() as stack, trio.open_nursery() as nursery:
+    async with (
+        tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store,
+        AsyncExitStack() as stack,
+        trio.open_nursery() as nursery,
+    ):
         await store.queues.ensure("q")
         handled, suspended = Handled(), list[tocsin.Suspended]()
         for _ in range(30):
-            nursery.start_soon(run_until_suspended, await stack.enter_async_context(store.consumer("q")), handled, suspended)
+            nursery.start_soon(
+                run_until_suspended,
+                await stack.enter_async_context(store.consumer("q")),
+                handled,
+                suspended,
+            )
         await until_asleep(store)
         ((before,),) = await query(dsn_of_quiet_store, claims)
         for n in range(10):
@@ -172,10 +228,16 @@ async def test_one_message_for_many_idle_consumers_costs_few_claims(dsn_of_quiet
         nursery.cancel_scope.cancel()
 
 
-async def test_one_ring_for_each_queue_and_transaction_and_none_for_settling(store: tocsin.Store, store_dsn: str) -> None:
+async def test_one_ring_for_each_queue_and_transaction_and_none_for_settling(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", notify="always")
     await store.queues.ensure("r", notify="always")
-    async with open_connection(store_dsn) as listener, store.producer("q") as producer, store.consumer("q") as consumer:
+    async with (
+        open_connection(store_dsn) as listener,
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+    ):
         await listener.execute('listen "tocsin.q"')
         await listener.execute('listen "tocsin.r"')
         heard: list[str] = []
@@ -210,7 +272,9 @@ async def test_channels_come_and_go_with_their_consumers(store: tocsin.Store) ->
 
     async def wait_for(*channels: str) -> None:
         with trio.fail_after(PATIENCE):
-            while sorted(channel for channel, queue_id in store._process._listening.items() if queue_id) != list(channels):
+            while sorted(
+                channel for channel, queue_id in store._process._listening.items() if queue_id
+            ) != list(channels):
                 await trio.lowlevel.checkpoint()
 
     async with store.consumer("q"):
@@ -233,13 +297,19 @@ async def test_long_names_have_channels_too(store: tocsin.Store, store_dsn: str)
         await store.produce(name, 1)
         await handled.wait(1)
         await consumer.interrupt()
-    assert await query(store_dsn, "select octet_length(tocsin.queue_channel(name)) <= 63 from tocsin.queues") == [(True,)]
+    assert await query(
+        store_dsn, "select octet_length(tocsin.queue_channel(name)) <= 63 from tocsin.queues"
+    ) == [(True,)]
 
 
 async def test_deaf_process_says_so_and_lives_by_its_heartbeat(
-    store_dsn: str, database_factory: object, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    store_dsn: str,
+    database_factory: object,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A LISTEN connection that hears nothing, as through a pooler in transaction mode: here, one to another database."""
+    """A LISTEN connection that hears nothing, as through a pooler in transaction mode:
+    here, one to another database."""
     monkeypatch.setattr("tocsin._queue.process.process.HEARD_WITHIN", 0.2)
     elsewhere = database_factory()  # type: ignore[operator]
     async with tocsin.connect(store_dsn, listen_dsn=elsewhere, heartbeat=0.1) as store:
@@ -263,23 +333,36 @@ async def test_deaf_process_says_so_and_lives_by_its_heartbeat(
 # Life and death
 
 
-async def test_lifeline_is_held_by_the_listen_connection(store: tocsin.Store, store_dsn: str) -> None:
+async def test_lifeline_is_held_by_the_listen_connection(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
-    free = "select pg_try_advisory_xact_lock_shared(tocsin._lock_key('lifeline', lifeline)) from tocsin.processes"
+    free = (
+        "select pg_try_advisory_xact_lock_shared(tocsin._lock_key('lifeline', lifeline)) from"
+        " tocsin.processes"
+    )
     async with store.consumer("q"):
         assert await query(store_dsn, free) == [(False,)]
-        await query(store_dsn, f"select pg_terminate_backend(pid) from pg_stat_activity where {OWN} and query like '%%heartbeat%%attach%%'")
+        await query(
+            store_dsn,
+            f"select pg_terminate_backend(pid) from pg_stat_activity where {OWN} and query like"
+            " '%%heartbeat%%attach%%'",
+        )
     async with store.producer("q"):
         assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(1,)]
 
 
-async def test_dead_workers_are_not_those_that_only_missed_heartbeats(store: tocsin.Store, store_dsn: str) -> None:
+async def test_dead_workers_are_not_those_that_only_missed_heartbeats(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=3600)
     await store.produce("q", 1)
     await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
     async with store.consumer("q") as consumer:
         (message,) = await consumer.dequeue()
-        await query(store_dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 hour'")
+        await query(
+            store_dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 hour'"
+        )
         assert await query(store_dsn, "select tocsin._reap_dead_processes(0)") == [(None,)]
         assert await consumer.status() == "ready"
         await message.archive()
@@ -293,7 +376,10 @@ async def test_a_young_server_buries_nobody(store_dsn: str) -> None:
 
 async def _be_buried_when_the_server_is_old_enough(store: tocsin.Store, store_dsn: str) -> None:
     async with store.producer("q") as producer:
-        await query(store_dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 day', every = '1 s'")
+        await query(
+            store_dsn,
+            "update tocsin.processes set heartbeat_at = now() - interval '1 day', every = '1 s'",
+        )
         await query(store_dsn, "update tocsin.uptime set since = now() - interval '1 s'")
         await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         assert await producer.status() == "ready"
@@ -304,21 +390,34 @@ async def _be_buried_when_the_server_is_old_enough(store: tocsin.Store, store_ds
 
 
 async def _dead(dsn: str, *names: str, held: int = 0) -> list[int]:
-    """The consumers, on the queue q, of a process that is dead and not buried; each holds so many messages."""
+    """The consumers, on the queue q, of a process that is dead and not buried; each
+    holds so many messages."""
     await wait_until(dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
-    await query(dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour') on conflict do nothing")
+    await query(
+        dsn,
+        "insert into tocsin.uptime (since) values (now() - interval '1 hour') on conflict do"
+        " nothing",
+    )
     ((process,),) = await query(dsn, "select tocsin.register_process('host', 1, 'v', '1 s')")
-    register = "select id, registration from tocsin.register_worker('q', 'consumer', %s, %s, 'host', 1, 'v')"
+    register = (
+        "select id, registration from tocsin.register_worker('q', 'consumer', %s, %s, 'host', 1,"
+        " 'v')"
+    )
     workers = [(await query(dsn, register, name, process))[0] for name in names]
     for worker in workers:
         if held:
             await query(dsn, "select count(*) from tocsin.claim(%s, %s, %s)", *worker, held)
-    await query(dsn, "update tocsin.processes set heartbeat_at = now() - interval '1 day' where id = %s", process)
+    await query(
+        dsn,
+        "update tocsin.processes set heartbeat_at = now() - interval '1 day' where id = %s",
+        process,
+    )
     return [worker for worker, _ in workers]
 
 
 async def _ring(dsn: str, holder: TrioConnection[Any], alive: list[bool]) -> list[int]:
-    """Processes one after the other, of which the living have their lifelines in the session of ``holder``."""
+    """Processes one after the other, of which the living have their lifelines in the
+    session of ``holder``."""
     await query(dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
     await wait_until(dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
     ids = list[int]()
@@ -329,7 +428,12 @@ async def _ring(dsn: str, holder: TrioConnection[Any], alive: list[bool]) -> lis
         else:
             await query(dsn, "select tocsin.attach_process(%s)", process)
         ids.append(process)
-    await query(dsn, "update tocsin.processes set heartbeat_at = tocsin._clock() - interval '1 day' where id = any (%s)", ids)
+    await query(
+        dsn,
+        "update tocsin.processes set heartbeat_at = tocsin._clock() - interval '1 day' where id ="
+        " any (%s)",
+        ids,
+    )
     return ids
 
 
@@ -342,29 +446,41 @@ async def test_a_heartbeat_buries_the_dead_before_the_next_eight_living_and_all_
 
         async def left_by(number: int) -> list[int]:
             await query(store_dsn, "select * from tocsin.heartbeat(%s, '{}')", ids[number])
-            return [ids.index(p) for (p,) in await query(store_dsn, "select id from tocsin.processes order by id")]
+            return [
+                ids.index(p)
+                for (p,) in await query(store_dsn, "select id from tocsin.processes order by id")
+            ]
 
         living = [number for number in range(30) if alive[number]]
-        assert await left_by(9) == sorted([0, *living, 29])  # the five behind it, but not what is behind the next eight living
+        # the five behind it, but not what is behind the next eight living
+        assert await left_by(9) == sorted([0, *living, 29])
         assert await left_by(28) == living  # behind the last and, round the ring, the first
         for number in living:
             assert await left_by(number) == living
 
 
-async def test_a_heartbeat_of_the_future_keeps_no_process_alive(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_heartbeat_of_the_future_keeps_no_process_alive(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     """The server's clock was a year ahead for a moment."""
     async with open_connection(store_dsn) as holder:
         living, _ = await _ring(store_dsn, holder, [True, False])
-        await query(store_dsn, "update tocsin.processes set heartbeat_at = now() + interval '1 year'")
+        await query(
+            store_dsn, "update tocsin.processes set heartbeat_at = now() + interval '1 year'"
+        )
         ((wait,),) = await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         assert 0 < wait <= 1.25
-        assert await query(store_dsn, "select bool_and(heartbeat_at <= now()) from tocsin.processes") == [(True,)]
+        assert await query(
+            store_dsn, "select bool_and(heartbeat_at <= now()) from tocsin.processes"
+        ) == [(True,)]
         await move_clock(store_dsn, 60)
         await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         assert await query(store_dsn, "select id from tocsin.processes") == [(living,)]
 
 
-async def test_an_uptime_of_the_future_keeps_no_process_alive(store: tocsin.Store, store_dsn: str) -> None:
+async def test_an_uptime_of_the_future_keeps_no_process_alive(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     async with open_connection(store_dsn) as holder:
         await _ring(store_dsn, holder, [False])
         await query(store_dsn, "update tocsin.uptime set since = now() + interval '1 year'")
@@ -375,9 +491,12 @@ async def test_an_uptime_of_the_future_keeps_no_process_alive(store: tocsin.Stor
 
 
 async def _refusal(dsn: str, kind: str, process: int) -> float | None:
-    """Register the worker w of the queue q; None: it is registered, else the seconds after which to try again."""
+    """Register the worker w of the queue q; None: it is registered, else the seconds
+    after which to try again."""
     try:
-        await query(dsn, "select tocsin.register_worker('q', %s, 'w', %s, 'host', 2, 'v')", kind, process)
+        await query(
+            dsn, "select tocsin.register_worker('q', %s, 'w', %s, 'host', 2, 'v')", kind, process
+        )
     except psycopg.DatabaseError as error:
         assert error.sqlstate == "TC005"
         return float(json.loads(error.diag.message_detail or "")["retry_after"])
@@ -385,13 +504,19 @@ async def _refusal(dsn: str, kind: str, process: int) -> float | None:
 
 
 @pytest.mark.parametrize(("kind", "within"), [("producer", 12.5), ("consumer", 13.0)])
-async def test_a_name_is_free_seconds_after_a_power_cut(store: tocsin.Store, store_dsn: str, kind: str, within: float) -> None:
-    """A refusal takes back what was written in its transaction; that the server is up has been noted before."""
+async def test_a_name_is_free_seconds_after_a_power_cut(
+    store: tocsin.Store, store_dsn: str, kind: str, within: float
+) -> None:
+    """A refusal takes back what was written in its transaction; that the server is up
+    has been noted before."""
     await store.queues.ensure("q")
     register = "select tocsin.register_process('host', %s, 'v', '2 s')"
     ((before,),) = await query(store_dsn, register, 1)
     assert await _refusal(store_dsn, kind, before) is None
-    await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin._clock() - interval '1 minute'")
+    await query(
+        store_dsn,
+        "update tocsin.processes set heartbeat_at = tocsin._clock() - interval '1 minute'",
+    )
     await query(store_dsn, "truncate tocsin.uptime")  # as crash recovery does
     ((after,),) = await query(store_dsn, register, 2)
     wait = await _refusal(store_dsn, kind, after)
@@ -401,7 +526,9 @@ async def test_a_name_is_free_seconds_after_a_power_cut(store: tocsin.Store, sto
     assert await _refusal(store_dsn, kind, after) is None
 
 
-async def test_a_consumer_killed_before_its_listen_was_up_gives_its_name_away_within_seconds(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_consumer_killed_before_its_listen_was_up_gives_its_name_away_within_seconds(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
     await wait_until(store_dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
@@ -416,27 +543,44 @@ async def test_a_consumer_killed_before_its_listen_was_up_gives_its_name_away_wi
     assert await _refusal(store_dsn, "consumer", again) is None
 
 
-async def test_burial_does_not_wait_for_a_worker_that_somebody_has_locked(store: tocsin.Store, store_dsn: str) -> None:
+async def test_burial_does_not_wait_for_a_worker_that_somebody_has_locked(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     await store.produce("q", 1)
     workers = await _dead(store_dsn, "first", "second", "third", held=1)
-    state = "select status, process_id is null, tocsin._count_held(w)::int from tocsin.workers w order by id"
+    state = (
+        "select status, process_id is null, tocsin._count_held(w)::int from tocsin.workers w order"
+        " by id"
+    )
     async with open_connection(store_dsn) as other, open_connection(store_dsn) as undertaker:
         await other.execute("begin")
-        await other.execute("select pg_advisory_xact_lock(tocsin._lock_key('worker', %s))", [workers[1]])
+        await other.execute(
+            "select pg_advisory_xact_lock(tocsin._lock_key('worker', %s))", [workers[1]]
+        )
         await undertaker.execute("begin")
         with trio.fail_after(PATIENCE):
-            assert await (await undertaker.execute("select tocsin._reap_dead_processes(0)")).fetchall() == [(1,)]
+            assert await (
+                await undertaker.execute("select tocsin._reap_dead_processes(0)")
+            ).fetchall() == [(1,)]
         free = "select pg_try_advisory_xact_lock(tocsin._lock_key('worker', %s))"
         assert await query(store_dsn, free, workers[0]) == [(True,)]
         await undertaker.execute("commit")
-        assert await query(store_dsn, state) == [("ready", False, 1), ("ready", False, 0), ("ready", False, 0)]
+        assert await query(store_dsn, state) == [
+            ("ready", False, 1),
+            ("ready", False, 0),
+            ("ready", False, 0),
+        ]
         await other.execute("rollback")
-        assert await (await undertaker.execute("select tocsin._reap_dead_processes(0)")).fetchall() == [(None,)]
+        assert await (
+            await undertaker.execute("select tocsin._reap_dead_processes(0)")
+        ).fetchall() == [(None,)]
     assert await query(store_dsn, state) == [("stopped", True, 0)] * 3
 
 
-async def test_reclaim_passes_over_a_message_that_another_transaction_has_locked(store: tocsin.Store, store_dsn: str) -> None:
+async def test_reclaim_passes_over_a_message_that_another_transaction_has_locked(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     """It comes back when its lease ends; what else the dead worker held does at once."""
     await store.queues.ensure("q", vt=3600)
     ids = await store.produce_many("q", [1, 2])
@@ -453,7 +597,9 @@ async def test_reclaim_passes_over_a_message_that_another_transaction_has_locked
     assert await store.reclaim() == tocsin.ReclaimResult(workers=0, messages=1)
 
 
-async def test_dead_workers_that_live_cancel_their_handlers_and_register_anew(store: tocsin.Store, store_dsn: str) -> None:
+async def test_dead_workers_that_live_cancel_their_handlers_and_register_anew(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=3600, max_deliveries=9)
     cancelled = trio.Event()
 
@@ -470,7 +616,9 @@ async def test_dead_workers_that_live_cancel_their_handlers_and_register_anew(st
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await handled.wait(1)
         worker_id = consumer.worker_id
-        await query(store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes")
+        await query(
+            store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes"
+        )
         await handled.wait(2)  # it has registered anew, and got its own message again
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
@@ -484,11 +632,17 @@ async def test_dead_workers_that_live_cancel_their_handlers_and_register_anew(st
 async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     suspended = list[tocsin.Suspended]()
-    async with tocsin.connect(store_dsn) as other, store.consumer("q", name="w") as consumer, trio.open_nursery() as nursery:
+    async with (
+        tocsin.connect(store_dsn) as other,
+        store.consumer("q", name="w") as consumer,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
         await wait_until(store_dsn, "status = 'polling' from tocsin.workers")
         await until_asleep(store)
-        await query(store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes")
+        await query(
+            store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes"
+        )
         async with other.consumer("q", name="w"):
             with trio.fail_after(PATIENCE):
                 while not suspended:
@@ -512,8 +666,11 @@ async def test_killed_and_restarted_alone_under_the_same_name(store_dsn: str) ->
         assert await second.words("handling") == message
 
 
-async def test_stopped_process_that_comes_back_is_fenced(store: tocsin.Store, store_dsn: str) -> None:
-    """SIGSTOP is what a process looks like whose loop is blocked: its connection lives, so it is not declared dead, but its lease ends."""
+async def test_stopped_process_that_comes_back_is_fenced(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """SIGSTOP is what a process looks like whose loop is blocked: its connection lives,
+    so it is not declared dead, but its lease ends."""
     await store.queues.ensure("q", vt=0.5)
     handled, suspended = Handled(), list[tocsin.Suspended]()
     async with running("consume.py", store_dsn, "q", "frozen", "hold") as frozen:
@@ -537,11 +694,19 @@ async def test_cancelled_registration_is_cleared_away(store: tocsin.Store, store
     await store.queues.ensure("q")
     async with store.producer("q", name="other"):
         (process_id,) = (await query(store_dsn, "select id from tocsin.processes"))[0]
-        await query(store_dsn, "select tocsin.register_worker('q', 'consumer', 'stranger', %s, 'h', 1, 'v')", process_id)
+        await query(
+            store_dsn,
+            "select tocsin.register_worker('q', 'consumer', 'stranger', %s, 'h', 1, 'v')",
+            process_id,
+        )
         await query(store_dsn, "select pg_notify(tocsin.process_channel(%s), '')", process_id)
         store._process.look()
-        await wait_until(store_dsn, "status = 'stopped' from tocsin.workers where name = 'stranger'")
-        assert await query(store_dsn, "select status from tocsin.workers where name = 'other'") == [("ready",)]
+        await wait_until(
+            store_dsn, "status = 'stopped' from tocsin.workers where name = 'stranger'"
+        )
+        assert await query(store_dsn, "select status from tocsin.workers where name = 'other'") == [
+            ("ready",)
+        ]
 
 
 async def test_moved_clock_wakes_who_waits_for_a_time(store: tocsin.Store, store_dsn: str) -> None:
@@ -602,7 +767,12 @@ async def test_wrong_password_names_host_and_port_only(store_dsn: str, server: o
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [({"heartbeat": 0}, "heartbeat"), ({"pool_size": 1}, "pool_size"), ({"heartbeat": -1}, "heartbeat")]
+    ("options", "named"),
+    [
+        ({"heartbeat": 0}, "heartbeat"),
+        ({"pool_size": 1}, "pool_size"),
+        ({"heartbeat": -1}, "heartbeat"),
+    ],
 )
 async def test_bad_numbers_name_the_argument(options: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
@@ -610,7 +780,9 @@ async def test_bad_numbers_name_the_argument(options: dict[str, float], named: s
             pass
 
 
-async def test_a_notification_that_anybody_may_send_ends_no_process(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_notification_that_anybody_may_send_ends_no_process(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
         (process_id,) = (await query(store_dsn, "select process_id from tocsin.workers"))[0]
@@ -632,10 +804,16 @@ async def test_a_process_cannot_say_that_it_beats_once_in_a_thousand_years(store
             pass
 
 
-async def test_a_worker_whose_process_has_ended_keeps_its_last_heartbeat(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_worker_whose_process_has_ended_keeps_its_last_heartbeat(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     ((process_id,),) = await query(store_dsn, "select tocsin.register_process('h', 1, 'v', '1 h')")
-    await query(store_dsn, "select tocsin.register_worker('q', 'consumer', 'w', %s, 'h', 1, 'v')", process_id)
+    await query(
+        store_dsn,
+        "select tocsin.register_worker('q', 'consumer', 'w', %s, 'h', 1, 'v')",
+        process_id,
+    )
     await move_clock(store_dsn, 60)
     await query(store_dsn, "select tocsin.heartbeat(%s, '{}')", process_id)
     (alive,) = await store.workers.list("q")
@@ -647,12 +825,15 @@ async def test_a_worker_whose_process_has_ended_keeps_its_last_heartbeat(store: 
 # No loop without a pause
 
 
-async def test_a_process_that_is_declared_dead_again_and_again_registers_with_pauses(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_process_that_is_declared_dead_again_and_again_registers_with_pauses(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     await query(  # whatever it was: no heartbeat finds its process
         store_dsn,
         "create function skip() returns trigger language plpgsql as $$ begin return null; end $$; "
-        "create trigger skip before update on tocsin.processes for each row execute function skip()",
+        "create trigger skip before update on tocsin.processes for each row execute function"
+        " skip()",
     )
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -664,7 +845,8 @@ async def test_a_process_that_is_declared_dead_again_and_again_registers_with_pa
         nursery.start_soon(consume)
         await wait_until(store_dsn, "last_value >= 6 from tocsin.processes_id_seq")
         nursery.cancel_scope.cancel()
-    assert trio.current_time() - began >= (0.05 + 0.1 + 0.2 + 0.4) / 2  # the shortest pauses that chance may draw
+    # the shortest pauses that chance may draw
+    assert trio.current_time() - began >= (0.05 + 0.1 + 0.2 + 0.4) / 2
 
 
 async def test_a_listen_connection_that_never_works_for_long_is_made_with_pauses(
@@ -673,9 +855,10 @@ async def test_a_listen_connection_that_never_works_for_long_is_made_with_pauses
     await store.queues.ensure("q")
     await query(
         store_dsn,
-        "create sequence attempts; create or replace function tocsin.begin_waiting(queue_ids integer[]) returns integer[] "
-        "language plpgsql security definer set search_path = pg_catalog, pg_temp as "
-        "$$ begin perform nextval('public.attempts'); raise out_of_memory using message = 'no memory for locks'; end $$",
+        "create sequence attempts; create or replace function tocsin.begin_waiting(queue_ids"
+        " integer[]) returns integer[] language plpgsql security definer set search_path ="
+        " pg_catalog, pg_temp as $$ begin perform nextval('public.attempts'); raise out_of_memory"
+        " using message = 'no memory for locks'; end $$",
     )
     began = trio.current_time()
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
@@ -683,4 +866,9 @@ async def test_a_listen_connection_that_never_works_for_long_is_made_with_pauses
         await wait_until(store_dsn, "last_value >= 5 from attempts")
         nursery.cancel_scope.cancel()
     assert trio.current_time() - began >= (0.05 + 0.1 + 0.2 + 0.4) / 2
-    assert len([r for r in caplog.records if r.levelno >= logging.WARNING and "no memory" in r.message]) == 1
+    assert (
+        len(
+            [r for r in caplog.records if r.levelno >= logging.WARNING and "no memory" in r.message]
+        )
+        == 1
+    )

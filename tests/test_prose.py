@@ -14,17 +14,23 @@ import pytest
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 
-VAGUE_AGENTS = re.compile(r"\b(who|whom|whoever|somebody|someone|nobody|no one|anybody|anyone|everybody|everyone|others)\b(?!')", re.I)
+VAGUE_AGENTS = re.compile(
+    r"\b(who|whom|whoever|somebody|someone|nobody|no"
+    r" one|anybody|anyone|everybody|everyone|others)\b(?!')",
+    re.I,
+)
 """Subjects that do not say what acts: a producer, a consumer, a session, a reader."""
 AT_MOST = 0.3
 """Vague agents per 1,000 words of an area."""
 
 RETIRED = re.compile(
-    r"\b(anew|besides?|meanwhile|for ever|as a rule|so many|as ever|lapsed?|bury|buries|buried|burial"
+    r"\b(anew|besides?|meanwhile|for ever|as a rule|so many|as"
+    r" ever|lapsed?|bury|buries|buried|burial"
     r"|asleep|sleepers?|lies? down|falls? asleep|gives? back|gave back|given back|the disk has)\b",
     re.I,
 )
-"""Words for which the glossary, or plain English, has another: again, while, requeue, expired, declared dead, idle."""
+"""Words for which the glossary, or plain English, has another: again, while, requeue,
+expired, declared dead, idle."""
 
 
 def words(text: str) -> int:
@@ -40,7 +46,9 @@ def found(pattern: re.Pattern[str], text: str) -> list[str]:
 
 def prose_of_markdown(path: Path) -> str:
     """The page without its code, links' targets and comments."""
-    text = re.sub(r"^```.*?^```$|<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    text = re.sub(
+        r"^```.*?^```$|<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.M | re.S
+    )
     return re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+", " ", text)
 
 
@@ -48,7 +56,9 @@ def prose_of_python(path: Path) -> str:
     """The docstrings, the comments, and every other text of two words or more."""
     source = path.read_text(encoding="utf-8")
     comments = [
-        token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT
+        token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
     ]
     texts = [
         node.value
@@ -95,7 +105,9 @@ def area(name: str, *patterns: str) -> Area:
 
 
 AREAS = [
-    area("pages", "examples/*.md", "docs/glossary.md", "docs/examples.md", "docs/explanation/**/*.md"),
+    area(
+        "pages", "examples/*.md", "docs/glossary.md", "docs/examples.md", "docs/explanation/**/*.md"
+    ),
     area("examples", "examples/*.py"),
 ]
 PAGES = [path for each in AREAS for path in each.files if path.suffix == ".md"]
@@ -117,8 +129,11 @@ def test_no_word_is_used_that_has_been_replaced(each: Area) -> None:
 
 
 def paragraphs(path: Path) -> Iterator[list[str]]:
-    """The lines of each paragraph and list item of a page, without tables, headings and code."""
-    text = re.sub(r"^```.*?^```$|^<!--.*?-->$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    """The lines of each paragraph and list item of a page, without tables, headings and
+    code."""
+    text = re.sub(
+        r"^```.*?^```$|^<!--.*?-->$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S
+    )
     lines: list[str] = []
     for line in [*text.splitlines(), ""]:
         begins = re.match(r"\s*(?:[-*] |\d+\. )", line)
@@ -147,7 +162,11 @@ def test_a_line_of_a_page_is_a_sentence(page: Path) -> None:
     ("suffix", "source", "count"),
     [
         (".md", "Somebody waits.\n\n```python\nnobody\n```\n`who`", 1),
-        (".py", '"""Who wakes."""\nx = "a message for everybody here"  # and others\ny = "who"\n', 3),
+        (
+            ".py",
+            '"""Who wakes."""\nx = "a message for everybody here"  # and others\ny = "who"\n',
+            3,
+        ),
         (".sql", "-- whoever claims\nselect 'nobody may do that', 'anyone';", 2),
     ],
 )

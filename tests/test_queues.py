@@ -1,4 +1,5 @@
-"""Queues: creating, settings, pausing, purging, deleting; and deleting against whoever comes at the same moment."""
+"""Queues: creating, settings, pausing, purging, deleting; and deleting against whoever
+comes at the same moment."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ import pytest
 import trio
 import trio.testing
 from child import running
-from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, until_asleep
+from support import (
+    PATIENCE,
+    Handled,
+    move_clock,
+    open_connection,
+    query,
+    run_until_suspended,
+    until_asleep,
+)
 
 import tocsin
 from tocsin.driver import TrioConnection
@@ -55,8 +64,8 @@ async def open_transaction(dsn: str) -> AsyncIterator[TrioConnection[Any]]:
 async def until_waiting(dsn: str, fragment: str) -> None:
     """Return when a statement with this text waits for others."""
     waiting = (
-        "select 1 from pg_stat_activity where datname = current_database() and query like '%%' || %s || '%%' "
-        "and (wait_event_type = 'Lock' or wait_event = 'PgSleep')"
+        "select 1 from pg_stat_activity where datname = current_database() and query like '%%' ||"
+        " %s || '%%' and (wait_event_type = 'Lock' or wait_event = 'PgSleep')"
     )
     with trio.fail_after(PATIENCE):
         while not await query(dsn, waiting, fragment):
@@ -67,13 +76,26 @@ async def until_waiting(dsn: str, fragment: str) -> None:
 
 
 async def test_create_get_list_count_exists(store: tocsin.Store) -> None:
-    created = await store.queues.create("b", vt=10, max_deliveries=2, retry_base=3, retry_factor=4, retry_max=50, retry_jitter=0.5)
-    assert (created.vt, created.max_deliveries, created.retry_base, created.retry_factor, created.retry_max) == (10, 2, 3, 4, 50)
+    created = await store.queues.create(
+        "b", vt=10, max_deliveries=2, retry_base=3, retry_factor=4, retry_max=50, retry_jitter=0.5
+    )
+    assert (
+        created.vt,
+        created.max_deliveries,
+        created.retry_base,
+        created.retry_factor,
+        created.retry_max,
+    ) == (10, 2, 3, 4, 50)
     with pytest.raises(tocsin.QueueAlreadyExists) as refused:
         await store.queues.create("b")
     assert refused.value.queue == "b"
     changed = await store.queues.ensure("b", vt=20)
-    assert (changed.id, changed.vt, changed.max_deliveries, changed.notify) == (created.id, 20, 2, "on_demand")
+    assert (changed.id, changed.vt, changed.max_deliveries, changed.notify) == (
+        created.id,
+        20,
+        2,
+        "on_demand",
+    )
     assert (await store.queues.ensure("b", notify="always")).notify == "always"
     changed = await store.queues.ensure("b", vt=30)
     assert changed.notify == "always"
@@ -84,9 +106,20 @@ async def test_create_get_list_count_exists(store: tocsin.Store) -> None:
     assert await store.queues.get("b") == changed
 
 
-@pytest.mark.parametrize("first", ["created and committed", "created and rolled back", "deleted and committed", "deleted and rolled back"])
-async def test_ensure_at_the_same_moment_as_another_that_creates_or_deletes_it(store: tocsin.Store, store_dsn: str, first: str) -> None:
-    """Ensuring waits for the other, looks at what has come of it, and returns the queue with its own settings in any case."""
+@pytest.mark.parametrize(
+    "first",
+    [
+        "created and committed",
+        "created and rolled back",
+        "deleted and committed",
+        "deleted and rolled back",
+    ],
+)
+async def test_ensure_at_the_same_moment_as_another_that_creates_or_deletes_it(
+    store: tocsin.Store, store_dsn: str, first: str
+) -> None:
+    """Ensuring waits for the other, looks at what has come of it, and returns the queue
+    with its own settings in any case."""
     ensured: list[tocsin.Queue] = []
     done, _, end = first.partition(" and ")
 
@@ -97,7 +130,9 @@ async def test_ensure_at_the_same_moment_as_another_that_creates_or_deletes_it(s
         await store.queues.ensure("q", vt=10, max_deliveries=2)
     async with open_transaction(store_dsn) as other:
         await other.execute(
-            "select tocsin.ensure_queue('q', max_deliveries => 2)" if done == "created" else "select tocsin.delete_queue('q')"
+            "select tocsin.ensure_queue('q', max_deliveries => 2)"
+            if done == "created"
+            else "select tocsin.delete_queue('q')"
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ensure)
@@ -105,7 +140,10 @@ async def test_ensure_at_the_same_moment_as_another_that_creates_or_deletes_it(s
             await other.execute("commit" if end == "committed" else "rollback")
     there = await store.queues.get("q")
     assert ensured == [there]
-    assert (there.vt, there.max_deliveries == 2) == (20, first in ("created and committed", "deleted and rolled back"))
+    assert (there.vt, there.max_deliveries == 2) == (
+        20,
+        first in ("created and committed", "deleted and rolled back"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +165,9 @@ async def test_ensure_at_the_same_moment_as_another_that_creates_or_deletes_it(s
         ({"name": "q\0"}, "name"),
     ],
 )
-async def test_bad_queue_settings_name_the_argument(store: tocsin.Store, settings: dict[str, object], named: str) -> None:
+async def test_bad_queue_settings_name_the_argument(
+    store: tocsin.Store, settings: dict[str, object], named: str
+) -> None:
     for create in (store.queues.create, store.queues.ensure):
         with pytest.raises(ValueError, match=named):
             await create(**{"name": "q", **settings})  # type: ignore[arg-type]
@@ -135,7 +175,9 @@ async def test_bad_queue_settings_name_the_argument(store: tocsin.Store, setting
 
 
 async def test_an_unknown_setting_is_refused_and_the_known_ones_named(store: tocsin.Store) -> None:
-    with pytest.raises(TypeError, match=r"'max_retries' is no setting of a queue; there are vt, max_deliveries"):
+    with pytest.raises(
+        TypeError, match=r"'max_retries' is no setting of a queue; there are vt, max_deliveries"
+    ):
         await store.queues.ensure("q", max_retries=3)  # type: ignore[call-arg]
 
 
@@ -147,7 +189,8 @@ CHANGES: dict[str, Any] = {
 
 
 async def test_per_queue_settings(store: tocsin.Store) -> None:
-    """Each is given at creation, or changed live alone, and stays; the others keep their values."""
+    """Each is given at creation, or changed live alone, and stays; the others keep
+    their values."""
     default = await store.queues.create("q")
     assert set(CHANGES) == set(tocsin.QueueSettings.__annotations__)
     before = default
@@ -156,13 +199,18 @@ async def test_per_queue_settings(store: tocsin.Store) -> None:
         assert changed == attrs.evolve(before, **{setting: value})
         before = changed
     created = await store.queues.create("r", **CHANGES)
-    assert created == attrs.evolve(before, id=created.id, name="r", created_at=created.created_at, channel=created.channel)
+    assert created == attrs.evolve(
+        before, id=created.id, name="r", created_at=created.created_at, channel=created.channel
+    )
     with pytest.raises(tocsin.QueueNotFound):
         await store.queues.update("s", vt=1)
 
 
-async def test_a_visibility_timeout_changed_live_counts_for_a_run_under_way(store: tocsin.Store, store_dsn: str) -> None:
-    """What a claim brings is kept alive as the setting is now, not as it was when the consumer came."""
+async def test_a_visibility_timeout_changed_live_counts_for_a_run_under_way(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """What a claim brings is kept alive as the setting is now, not as it was when the
+    consumer came."""
     await store.queues.ensure("q", vt=3600)
     release = trio.Event()
 
@@ -171,7 +219,9 @@ async def test_a_visibility_timeout_changed_live_counts_for_a_run_under_way(stor
 
     handled = Handled(wait)
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, ended := list[tocsin.Suspended]())
+        nursery.start_soon(
+            run_until_suspended, consumer, handled, ended := list[tocsin.Suspended]()
+        )
         await until_asleep(store)
         await store.queues.update("q", vt=0.5)
         await store.produce("q", 1)
@@ -202,14 +252,20 @@ async def test_pause_and_resume_a_queue(store: tocsin.Store) -> None:
         assert [m.payload for m in got] == [1]
 
 
-async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(store: tocsin.Store, store_dsn: str) -> None:
-    """Both are in the middle of a backlog. Afterwards they hold nothing and sleep, and nothing was claimed after the pause."""
+async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """Both are in the middle of a backlog. Afterwards they hold nothing and sleep, and
+    nothing was claimed after the pause."""
     await store.queues.create("q")
     await store.produce_many("q", range(2000))
-    unfinished = "select count(*)::int, count(*) filter (where state = 'leased')::int from tocsin.messages"
+    unfinished = (
+        "select count(*)::int, count(*) filter (where state = 'leased')::int from tocsin.messages"
+    )
     asleep = (
-        "select 1 from pg_locks l, tocsin.queues q where l.locktype = 'advisory' and l.mode = 'ShareLock' "
-        "and (l.classid::bigint << 32) | l.objid::bigint = tocsin._lock_key('waiting', q.id) having count(*) = 2"
+        "select 1 from pg_locks l, tocsin.queues q where l.locktype = 'advisory' and l.mode ="
+        " 'ShareLock' and (l.classid::bigint << 32) | l.objid::bigint = tocsin._lock_key('waiting',"
+        " q.id) having count(*) = 2"
     )
     handled = Handled()
     async with (
@@ -229,7 +285,9 @@ async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(st
                 pass
         ((left, _),) = await query(store_dsn, unfinished)
         assert 0 < left < 2001
-        assert await query(store_dsn, "select max(dequeued_at) <= %s from tocsin.archive", paused_at) == [(True,)]
+        assert await query(
+            store_dsn, "select max(dequeued_at) <= %s from tocsin.archive", paused_at
+        ) == [(True,)]
         await store.queues.resume("q")
         with trio.fail_after(PATIENCE):
             while (await query(store_dsn, unfinished))[0][0]:
@@ -247,9 +305,12 @@ async def _dequeue_into(got: list[tocsin.Message], consumer: tocsin.Consumer) ->
 # Purging
 
 
-@pytest.mark.parametrize(("scope", "count"), [("ready", 2), ("delayed", 3), ("archived", 4), ("dead", 1)])
+@pytest.mark.parametrize(
+    ("scope", "count"), [("ready", 2), ("delayed", 3), ("archived", 4), ("dead", 1)]
+)
 async def test_purge(store: tocsin.Store, store_dsn: str, scope: str, count: int) -> None:
-    """Each scope by itself; nothing of another queue; leased messages and workers stay; a dry run tells and changes nothing."""
+    """Each scope by itself; nothing of another queue; leased messages and workers stay;
+    a dry run tells and changes nothing."""
     await fill(store)
     await fill(store, "other")
     scopes: dict[str, Any] = {scope: True}
@@ -273,7 +334,9 @@ async def test_purge(store: tocsin.Store, store_dsn: str, scope: str, count: int
 
 async def test_purge_of_several_scopes(store: tocsin.Store, store_dsn: str) -> None:
     await fill(store)
-    assert await store.queues.purge("q", ready=True, delayed=True, archived=True, dead=True) == tocsin.PurgeResult(2, 3, 4, 1)
+    assert await store.queues.purge(
+        "q", ready=True, delayed=True, archived=True, dead=True
+    ) == tocsin.PurgeResult(2, 3, 4, 1)
     assert (await contents(store_dsn))["messages"] == 0
 
 
@@ -284,8 +347,12 @@ async def test_purge_by_age(store: tocsin.Store, store_dsn: str) -> None:
     scopes: Any = {"ready": True, "delayed": True, "archived": True, "dead": True}
     assert (await store.queues.purge("q", **scopes, older_than=1500)).total == 0
     for dry_run in (True, False):
-        assert await store.queues.purge("q", **scopes, older_than=500, dry_run=dry_run) == tocsin.PurgeResult(2, 3, 4, 1)
-    assert await store.queues.purge("q", **scopes, older_than=0, dry_run=True) == tocsin.PurgeResult(2, 3, 4, 1)
+        assert await store.queues.purge(
+            "q", **scopes, older_than=500, dry_run=dry_run
+        ) == tocsin.PurgeResult(2, 3, 4, 1)
+    assert await store.queues.purge(
+        "q", **scopes, older_than=0, dry_run=True
+    ) == tocsin.PurgeResult(2, 3, 4, 1)
 
 
 async def test_purge_takes_what_is_due_for_ready(store: tocsin.Store, store_dsn: str) -> None:
@@ -293,20 +360,31 @@ async def test_purge_takes_what_is_due_for_ready(store: tocsin.Store, store_dsn:
     await fill(store)
     await move_clock(store_dsn, 3700)
     for dry_run in (True, False):
-        assert await store.queues.purge("q", delayed=True, dry_run=dry_run) == tocsin.PurgeResult(0, 0, 0, 0)
-        assert await store.queues.purge("q", ready=True, dry_run=dry_run) == tocsin.PurgeResult(5, 0, 0, 0)
+        assert await store.queues.purge("q", delayed=True, dry_run=dry_run) == tocsin.PurgeResult(
+            0, 0, 0, 0
+        )
+        assert await store.queues.purge("q", ready=True, dry_run=dry_run) == tocsin.PurgeResult(
+            5, 0, 0, 0
+        )
 
 
-async def test_purge_passes_over_what_a_claim_has_locked(store: tocsin.Store, store_dsn: str) -> None:
+async def test_purge_passes_over_what_a_claim_has_locked(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer, open_transaction(store_dsn) as claiming:
         await store.produce("q", "claimed")
         await store.produce("q", "waiting")
-        await claiming.execute("select tocsin.claim(w.id, w.registration, 1) from tocsin.workers w where w.id = %s", [consumer.worker_id])
+        await claiming.execute(
+            "select tocsin.claim(w.id, w.registration, 1) from tocsin.workers w where w.id = %s",
+            [consumer.worker_id],
+        )
         with trio.fail_after(PATIENCE):
             assert (await store.queues.purge("q", ready=True)).ready == 1
         await claiming.execute("commit")
-        assert await query(store_dsn, "select payload, state::text from tocsin.messages") == [("claimed", "leased")]
+        assert await query(store_dsn, "select payload, state::text from tocsin.messages") == [
+            ("claimed", "leased")
+        ]
 
 
 async def test_purge_frees_keys(store: tocsin.Store) -> None:
@@ -324,18 +402,24 @@ async def test_purge_refuses_what_makes_no_sense(store: tocsin.Store, store_dsn:
     with pytest.raises(ValueError, match="older_than"):
         await store.queues.purge("q", ready=True, older_than=-1)
     with pytest.raises(psycopg.Error, match="older_than"):
-        await query(store_dsn, "select tocsin.purge_queue('q', ready => true, older_than => '-1 s')")
+        await query(
+            store_dsn, "select tocsin.purge_queue('q', ready => true, older_than => '-1 s')"
+        )
     with pytest.raises(tocsin.QueueNotFound):
         await store.queues.purge("r", ready=True)
     assert await everything(store_dsn) == before
 
 
-async def test_purge_of_the_dead_passes_over_what_others_have_at_hand(store: tocsin.Store, store_dsn: str) -> None:
-    """So it never waits with letters locked that another, in the order of ids, waits for."""
+async def test_purge_of_the_dead_passes_over_what_others_have_at_hand(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """So it never waits with letters locked that another, in the order of ids, waits
+    for."""
     await store.queues.ensure("q")
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         ids = await producer.enqueue_many([1, 2, 3], max_deliveries=1)
-        for message in reversed(await consumer.dequeue(3)):  # the table has them in the order of their deaths
+        # the table has them in the order of their deaths
+        for message in reversed(await consumer.dequeue(3)):
             await message.release()
     async with open_transaction(store_dsn) as other:
         await other.execute("select from tocsin.dead_letters where id = %s for update", [ids[1]])
@@ -351,7 +435,8 @@ async def test_purge_of_the_dead_passes_over_what_others_have_at_hand(store: toc
 
 
 async def test_delete(store: tocsin.Store, store_dsn: str) -> None:
-    """With its archive, its dead letters and its stopped workers; nothing of another queue."""
+    """With its archive, its dead letters and its stopped workers; nothing of another
+    queue."""
     await fill(store)
     await fill(store, "other")
     await store.queues.purge("q", ready=True, delayed=True)
@@ -362,13 +447,19 @@ async def test_delete(store: tocsin.Store, store_dsn: str) -> None:
     assert await store.queues.delete("q") == expected
     assert await contents(store_dsn) == {**{t: n // 2 for t, n in counts.items()}, "messages": 5}
     assert not await store.queues.exists("q")
-    for attempt in (store.queues.delete("q"), store.queues.delete("q", force=True), store.produce("q", 1)):
+    for attempt in (
+        store.queues.delete("q"),
+        store.queues.delete("q", force=True),
+        store.produce("q", 1),
+    ):
         with pytest.raises(tocsin.QueueNotFound):
             await attempt
 
 
 @pytest.mark.parametrize("state", ["ready", "delayed", "leased", "worker", "suspended worker"])
-async def test_delete_is_refused_while_there_are_workers_or_messages(store: tocsin.Store, store_dsn: str, state: str) -> None:
+async def test_delete_is_refused_while_there_are_workers_or_messages(
+    store: tocsin.Store, store_dsn: str, state: str
+) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
         if state in ("ready", "leased"):
@@ -383,14 +474,22 @@ async def test_delete_is_refused_while_there_are_workers_or_messages(store: tocs
             await query(store_dsn, "update tocsin.workers set status = 'stopped'")
         before = await everything(store_dsn)
         for dry_run in (True, False):
-            with pytest.raises(tocsin.QueueNotEmpty, match="purge the messages first, or delete it with force") as refused:
+            with pytest.raises(
+                tocsin.QueueNotEmpty, match="purge the messages first, or delete it with force"
+            ) as refused:
                 await store.queues.delete("q", dry_run=dry_run)
             there = (refused.value.queue, refused.value.workers, refused.value.messages)
-            assert there == ("q", int(state not in ("ready", "delayed")), int("worker" not in state))
+            assert there == (
+                "q",
+                int(state not in ("ready", "delayed")),
+                int("worker" not in state),
+            )
         assert await everything(store_dsn) == before
 
 
-async def test_delete_by_force_removes_all_in_one_transaction(store: tocsin.Store, store_dsn: str) -> None:
+async def test_delete_by_force_removes_all_in_one_transaction(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await fill(store)
     async with store.consumer("q") as consumer, store.producer("q"):
         await consumer.dequeue()
@@ -400,7 +499,9 @@ async def test_delete_by_force_removes_all_in_one_transaction(store: tocsin.Stor
         assert await everything(store_dsn) == before
         with pytest.raises(ZeroDivisionError):
             async with store.transaction() as connection:
-                cursor = await connection.execute("select * from tocsin.delete_queue('q', force => true)")
+                cursor = await connection.execute(
+                    "select * from tocsin.delete_queue('q', force => true)"
+                )
                 assert tocsin.DeleteResult(*(await cursor.fetchone() or ())) == expected
                 raise ZeroDivisionError
         assert await everything(store_dsn) == before
@@ -418,7 +519,14 @@ async def test_a_queue_created_anew_starts_empty(store: tocsin.Store) -> None:
         anew = await store.queues.create("q")
         assert anew.id != former.id
         metrics = await store.queues.metrics("q")
-        assert (metrics.ready, metrics.delayed, metrics.leased, metrics.dead, metrics.archived, metrics.consumers) == (0, 0, 0, 0, 0, 0)
+        assert (
+            metrics.ready,
+            metrics.delayed,
+            metrics.leased,
+            metrics.dead,
+            metrics.archived,
+            metrics.consumers,
+        ) == (0, 0, 0, 0, 0, 0)
         with pytest.raises(tocsin.WorkerStopped):  # it was a worker of the former one
             await producer.enqueue(1)
         with pytest.raises(tocsin.WorkerStopped):
@@ -429,8 +537,11 @@ async def test_a_queue_created_anew_starts_empty(store: tocsin.Store) -> None:
 
 
 @pytest.mark.parametrize("busy", [False, True])
-async def test_runs_on_a_queue_deleted_by_force_end(store: tocsin.Store, store_dsn: str, busy: bool) -> None:
-    """At once, in another process, with what the handler was doing cancelled; and the process goes on with its other queues."""
+async def test_runs_on_a_queue_deleted_by_force_end(
+    store: tocsin.Store, store_dsn: str, busy: bool
+) -> None:
+    """At once, in another process, with what the handler was doing cancelled; and the
+    process goes on with its other queues."""
     await store.queues.ensure("q", vt=3600)
     await store.queues.ensure("r")
     cancelled = list[int]()
@@ -491,13 +602,21 @@ async def test_a_stream_and_a_dequeue_on_a_queue_deleted_by_force_end(store: toc
             await store.queues.delete("q", force=True)
 
 
-async def test_a_process_declared_dead_goes_on_though_a_queue_of_its_is_deleted(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_process_declared_dead_goes_on_though_a_queue_of_its_is_deleted(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     await store.queues.ensure("r")
-    async with tocsin.connect(store_dsn, heartbeat=0.05) as other, other.consumer("q") as gone, other.consumer("r") as survivor:
+    async with (
+        tocsin.connect(store_dsn, heartbeat=0.05) as other,
+        other.consumer("q") as gone,
+        other.consumer("r") as survivor,
+    ):
         async with open_transaction(store_dsn) as connection:
             await connection.execute(
-                "select tocsin.unregister_process(process_id, true) from tocsin.workers where id = %s", [gone.worker_id]
+                "select tocsin.unregister_process(process_id, true) from tocsin.workers where id"
+                " = %s",
+                [gone.worker_id],
             )
             await connection.execute("select tocsin.delete_queue('q')")
             await connection.execute("commit")
@@ -515,7 +634,9 @@ Asleep = Callable[[], AbstractAsyncContextManager[None]]
 
 
 @pytest.fixture(params=["nobody sleeps", "somebody sleeps", "it always rings"])
-async def contested(request: pytest.FixtureRequest, store: tocsin.Store, store_dsn: str) -> AsyncIterator[tocsin.Store]:
+async def contested(
+    request: pytest.FixtureRequest, store: tocsin.Store, store_dsn: str
+) -> AsyncIterator[tocsin.Store]:
     """A store with a queue to which a producer rings for this reason, or does not."""
     queue = await store.queues.create("q", notify="always" if "always" in request.param else None)
     async with open_connection(store_dsn) as connection:
@@ -525,7 +646,9 @@ async def contested(request: pytest.FixtureRequest, store: tocsin.Store, store_d
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_a_deletion_waits_for_a_transaction_that_has_enqueued(contested: tocsin.Store, store_dsn: str, force: bool) -> None:
+async def test_a_deletion_waits_for_a_transaction_that_has_enqueued(
+    contested: tocsin.Store, store_dsn: str, force: bool
+) -> None:
     outcome = list[tocsin.DeleteResult | Exception]()
 
     async def delete() -> None:
@@ -538,7 +661,8 @@ async def test_a_deletion_waits_for_a_transaction_that_has_enqueued(contested: t
         await producing.execute("select tocsin.enqueue('q', '1')")
         nursery.start_soon(delete)
         await until_waiting(store_dsn, "delete_queue")
-        await producing.execute("select tocsin.enqueue('q', '2')")  # it has been let in, and is not held up now
+        # it has been let in, and is not held up now
+        await producing.execute("select tocsin.enqueue('q', '2')")
         await producing.execute("commit")
     (result,) = outcome
     if force:
@@ -550,8 +674,13 @@ async def test_a_deletion_waits_for_a_transaction_that_has_enqueued(contested: t
 
 
 @pytest.mark.parametrize("committed", [True, False])
-@pytest.mark.parametrize("call", ["enqueue('q', '1')", "enqueue_many('q', '[1]')", """enqueue_each('q', '[{"payload": 1}]')"""])
-async def test_an_enqueue_waits_for_a_deletion_under_way(contested: tocsin.Store, store_dsn: str, call: str, committed: bool) -> None:
+@pytest.mark.parametrize(
+    "call",
+    ["enqueue('q', '1')", "enqueue_many('q', '[1]')", """enqueue_each('q', '[{"payload": 1}]')"""],
+)
+async def test_an_enqueue_waits_for_a_deletion_under_way(
+    contested: tocsin.Store, store_dsn: str, call: str, committed: bool
+) -> None:
     outcome = list[str | None]()
 
     async def enqueue() -> None:
@@ -572,7 +701,9 @@ async def test_an_enqueue_waits_for_a_deletion_under_way(contested: tocsin.Store
 
 
 @pytest.mark.parametrize("committed", [True, False])
-async def test_a_registration_waits_for_a_deletion_under_way(store: tocsin.Store, store_dsn: str, committed: bool) -> None:
+async def test_a_registration_waits_for_a_deletion_under_way(
+    store: tocsin.Store, store_dsn: str, committed: bool
+) -> None:
     await store.queues.ensure("q")
     outcome = list[str]()
 
@@ -591,7 +722,9 @@ async def test_a_registration_waits_for_a_deletion_under_way(store: tocsin.Store
     assert outcome == (["q"] if committed else ["ready"])
 
 
-async def test_a_deletion_waits_for_a_registration_under_way(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_deletion_waits_for_a_registration_under_way(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
 
     async def delete() -> None:
@@ -600,14 +733,19 @@ async def test_a_deletion_waits_for_a_registration_under_way(store: tocsin.Store
         assert refused.value.workers == 1
 
     async with trio.open_nursery() as nursery, open_transaction(store_dsn) as registering:
-        await registering.execute("select tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')")
+        await registering.execute(
+            "select tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')"
+        )
         nursery.start_soon(delete)
         await until_waiting(store_dsn, "delete_queue")
         await registering.execute("commit")
 
 
-async def test_a_deletion_waits_for_what_is_being_settled(store: tocsin.Store, store_dsn: str) -> None:
-    """And takes it where it has gone: to the archive, to the dead letters, back to the queue."""
+async def test_a_deletion_waits_for_what_is_being_settled(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """And takes it where it has gone: to the archive, to the dead letters, back to the
+    queue."""
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
         async with store.producer("q") as producer:
@@ -622,10 +760,14 @@ async def test_a_deletion_waits_for_what_is_being_settled(store: tocsin.Store, s
             deleted.append(await store.queues.delete("q", force=True))
 
         async with trio.open_nursery() as nursery, open_transaction(store_dsn) as settling:
-            await settling.execute("select tocsin.archive(%s, %s)", [list(ids[:1]), list(leases[:1])])
+            await settling.execute(
+                "select tocsin.archive(%s, %s)", [list(ids[:1]), list(leases[:1])]
+            )
             nursery.start_soon(delete)
             await until_waiting(store_dsn, "delete_queue")
-            await settling.execute("select tocsin.release(%s, %s)", [list(ids[1:]), list(leases[1:])])
+            await settling.execute(
+                "select tocsin.release(%s, %s)", [list(ids[1:]), list(leases[1:])]
+            )
             await settling.execute("commit")
         assert deleted == [tocsin.DeleteResult(workers=2, messages=1, archived=1, dead_letters=1)]
     assert set((await contents(store_dsn)).values()) == {0}
@@ -638,7 +780,11 @@ async def test_a_deletion_waits_for_a_claim_under_way(store: tocsin.Store, store
     async def delete() -> None:
         assert (await store.queues.delete("q", force=True)).messages == 1
 
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery, open_transaction(store_dsn) as claiming:
+    async with (
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+        open_transaction(store_dsn) as claiming,
+    ):
         claim = "select tocsin.claim(w.id, w.registration, 1) from tocsin.workers w where w.id = %s"
         await claiming.execute(claim.encode(), [consumer.worker_id])
         nursery.start_soon(delete)
@@ -647,10 +793,17 @@ async def test_a_deletion_waits_for_a_claim_under_way(store: tocsin.Store, store
     assert set((await contents(store_dsn)).values()) == {0}
 
 
-async def test_a_deletion_cut_short_leaves_everything_and_wakes_who_sleeps(store: tocsin.Store, store_dsn: str) -> None:
-    """While it waits for a transaction, a consumer that lies down still finds what comes from that."""
+async def test_a_deletion_cut_short_leaves_everything_and_wakes_who_sleeps(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """While it waits for a transaction, a consumer that lies down still finds what
+    comes from that."""
     await store.queues.ensure("q")
-    async with open_transaction(store_dsn) as producing, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+    async with (
+        open_transaction(store_dsn) as producing,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
         await producing.execute("select tocsin.enqueue('q', '1')")
         with trio.CancelScope() as deletion:
             async with trio.open_nursery() as deleting:
@@ -663,7 +816,9 @@ async def test_a_deletion_cut_short_leaves_everything_and_wakes_who_sleeps(store
     assert [m.payload for m in got] == [1]
 
 
-async def test_what_belongs_to_no_queue_is_swept_and_nothing_else(store: tocsin.Store, store_dsn: str) -> None:
+async def test_what_belongs_to_no_queue_is_swept_and_nothing_else(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     """A transaction with a snapshot from before the deletion may enqueue after it."""
     for name in ("a", "b", "c", "d"):
         await store.queues.ensure(name)
@@ -684,9 +839,13 @@ async def test_what_belongs_to_no_queue_is_swept_and_nothing_else(store: tocsin.
     assert await query(store_dsn, "select tocsin._sweep_orphans()") == [(0,)]
 
 
-async def test_queue_deleted_again_and_again_under_producers_and_consumers(store: tocsin.Store, store_dsn: str) -> None:
-    """Each message is either there, or went with a forced deletion; refused ones are refused by name; nothing is left behind."""
-    await query(store_dsn, "update tocsin.maintenance set due_at = 'infinity'")  # it would sweep, too
+async def test_queue_deleted_again_and_again_under_producers_and_consumers(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """Each message is either there, or went with a forced deletion; refused ones are
+    refused by name; nothing is left behind."""
+    # it would sweep, too
+    await query(store_dsn, "update tocsin.maintenance set due_at = 'infinity'")
     rounds, enqueued, deleted = 15, list[int](), 0
     over = trio.Event()
 
@@ -721,26 +880,53 @@ async def test_queue_deleted_again_and_again_under_producers_and_consumers(store
         over.set()
     ((swept,),) = await query(store_dsn, "select tocsin._sweep_orphans()")
     assert len(enqueued) == deleted + swept
-    assert (await contents(store_dsn)) == {"messages": 0, "dead_letters": 0, "archive": 0, "workers": 0, "queues": 0}
+    assert (await contents(store_dsn)) == {
+        "messages": 0,
+        "dead_letters": 0,
+        "archive": 0,
+        "workers": 0,
+        "queues": 0,
+    }
 
 
 HAND_OVERS = {
-    "replays a dead letter": ("select from tocsin.dead_letters where id = 1 for update", "select tocsin.replay(array[1])"),
-    "settles and enqueues": ("select tocsin.archive(array[2], array[{lease}])", "select tocsin.enqueue('q', '4')"),
-    "claims and enqueues": ("select tocsin.claim({worker}, {registration}, 1)", "select tocsin.enqueue('q', '4')"),
-    "enqueues and settles": ("select tocsin.enqueue('q', '4')", "select tocsin.archive(array[2], array[{lease}])"),
-    "purges and enqueues": ("select tocsin.purge_queue('q', ready => true)", "select tocsin.enqueue('q', '4')"),
-    "purges the archive and enqueues": ("select tocsin.purge_queue('q', archived => true)", "select tocsin.enqueue('q', '4')"),
+    "replays a dead letter": (
+        "select from tocsin.dead_letters where id = 1 for update",
+        "select tocsin.replay(array[1])",
+    ),
+    "settles and enqueues": (
+        "select tocsin.archive(array[2], array[{lease}])",
+        "select tocsin.enqueue('q', '4')",
+    ),
+    "claims and enqueues": (
+        "select tocsin.claim({worker}, {registration}, 1)",
+        "select tocsin.enqueue('q', '4')",
+    ),
+    "enqueues and settles": (
+        "select tocsin.enqueue('q', '4')",
+        "select tocsin.archive(array[2], array[{lease}])",
+    ),
+    "purges and enqueues": (
+        "select tocsin.purge_queue('q', ready => true)",
+        "select tocsin.enqueue('q', '4')",
+    ),
+    "purges the archive and enqueues": (
+        "select tocsin.purge_queue('q', archived => true)",
+        "select tocsin.enqueue('q', '4')",
+    ),
     "registers and enqueues": (
         "select tocsin.register_worker('q', 'consumer', 'other', null, 'h', 1, 'v')",
         "select tocsin.enqueue('q', '4')",
     ),
 }
-"""What a transaction does that first locks something of a queue and then needs something that its deletion has, in two steps."""
+"""What a transaction does that first locks something of a queue and then needs
+something that its deletion has, in two steps."""
 
 
 @pytest.mark.parametrize("what", HAND_OVERS)
-async def test_a_deletion_gives_way_to_a_transaction_that_waits_for_it(store: tocsin.Store, store_dsn: str, what: str) -> None:
+async def test_a_deletion_gives_way_to_a_transaction_that_waits_for_it(
+    store: tocsin.Store, store_dsn: str, what: str
+) -> None:
     """PostgreSQL would call it a deadlock, and abort either of the two."""
     await store.queues.create("q")
     deleted = list[tocsin.DeleteResult]()
@@ -748,19 +934,30 @@ async def test_a_deletion_gives_way_to_a_transaction_that_waits_for_it(store: to
     async def delete() -> None:
         deleted.append(await store.queues.delete("q", force=True))
 
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery, open_transaction(store_dsn) as other:
+    async with (
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+        open_transaction(store_dsn) as other,
+    ):
         await store.produce_many("q", [1, 2, 3, 4])
         dead, held, kept = await consumer.dequeue(3)
         assert (dead.id, held.id) == (1, 2)
         await kept.archive()
         await query(store_dsn, "select tocsin._move_to_dead_letters(array[1], 'x')")
-        given = {"lease": held.lease_token, "worker": consumer.worker_id, "registration": consumer._registration.token}
+        given = {
+            "lease": held.lease_token,
+            "worker": consumer.worker_id,
+            "registration": consumer._registration.token,
+        }
         first, second = (statement.format(**given) for statement in HAND_OVERS[what])
         await other.execute(first.encode())
         nursery.start_soon(delete)
         await until_waiting(store_dsn, "delete_queue")
         # Again and again the deletion has the lock `rung`, and lets go of it.
-        exclusive = "select 1 from pg_locks where locktype = 'advisory' and mode = 'ExclusiveLock' and granted"
+        exclusive = (
+            "select 1 from pg_locks where locktype = 'advisory' and mode = 'ExclusiveLock' and"
+            " granted"
+        )
         if what != "enqueues and settles":
             with trio.fail_after(PATIENCE):
                 while not await query(store_dsn, exclusive):
@@ -786,7 +983,9 @@ async def refused_as_busy(store: tocsin.Store, into: list[str]) -> None:
         "select pg_advisory_xact_lock(tocsin._lock_key('rung', 1))",
     ],
 )
-async def test_a_deletion_is_refused_when_a_transaction_does_not_end(store: tocsin.Store, store_dsn: str, use: str) -> None:
+async def test_a_deletion_is_refused_when_a_transaction_does_not_end(
+    store: tocsin.Store, store_dsn: str, use: str
+) -> None:
     assert (await store.queues.create("q")).id == 1
     await store.produce("q", 1)
     refused = list[str]()
@@ -806,23 +1005,31 @@ async def test_a_deletion_is_refused_when_a_transaction_does_not_end(store: tocs
 
 
 FUTURE = (
-    "create or replace function tocsin._clock() returns timestamptz language sql volatile parallel safe "
-    "as $$ select pg_catalog.clock_timestamp() + interval '11 s' $$"
+    "create or replace function tocsin._clock() returns timestamptz language sql volatile parallel"
+    " safe as $$ select pg_catalog.clock_timestamp() + interval '11 s' $$"
 )
 
 
-async def test_two_deletions_in_a_transaction_do_not_wait_for_ever_for_who_uses_both_queues(store: tocsin.Store, store_dsn: str) -> None:
+async def test_two_deletions_in_a_transaction_do_not_wait_for_ever_for_who_uses_both_queues(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     for name in ("a", "q"):
         await store.queues.create(name)
     outcome = list[str | None]()
 
     async def delete(deleting: TrioConnection[Any]) -> None:
-        with pytest.raises(psycopg.Error, match="in use by transactions that do not end") as refused:
+        with pytest.raises(
+            psycopg.Error, match="in use by transactions that do not end"
+        ) as refused:
             await deleting.execute("select tocsin.delete_queue('q', force => true)")
         outcome.append(refused.value.sqlstate)
         await deleting.execute("rollback")
 
-    async with open_transaction(store_dsn) as producing, open_transaction(store_dsn) as deleting, trio.open_nursery() as nursery:
+    async with (
+        open_transaction(store_dsn) as producing,
+        open_transaction(store_dsn) as deleting,
+        trio.open_nursery() as nursery,
+    ):
         await producing.execute("select tocsin.enqueue('q', '1')")
         await deleting.execute("select tocsin.delete_queue('a')")
         nursery.start_soon(delete, deleting)
@@ -857,7 +1064,8 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_hostile_names_work(store: tocsin.Store, store_dsn: str, name: str) -> None:
-    """At every entry point of queues; and they are heard, by a channel of whatever name."""
+    """At every entry point of queues; and they are heard, by a channel of whatever
+    name."""
     await store.queues.ensure("bystander")
     queues = store.queues
     assert (await queues.create(name)).name == name
@@ -868,7 +1076,11 @@ async def test_hostile_names_work(store: tocsin.Store, store_dsn: str, name: str
     assert name in [q.name for q in await queues.list()]
     assert (await queues.pause(name)).paused_at is not None
     assert (await queues.resume(name)).paused_at is None
-    async with store.consumer(name) as consumer, store.producer(name) as producer, trio.open_nursery() as nursery:
+    async with (
+        store.consumer(name) as consumer,
+        store.producer(name) as producer,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(_dequeue_into, got := list[tocsin.Message](), consumer)
         await until_asleep(store)
         await producer.enqueue(1)
@@ -884,7 +1096,9 @@ async def test_hostile_names_work(store: tocsin.Store, store_dsn: str, name: str
     assert [q.name for q in await queues.list()] == ["bystander"]
 
 
-async def test_deletions_of_different_queues_do_not_wait_for_each_other(store: tocsin.Store, store_dsn: str) -> None:
+async def test_deletions_of_different_queues_do_not_wait_for_each_other(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     for queue in ("a", "b"):
         await store.queues.create(queue)
     async with open_connection(store_dsn) as other:

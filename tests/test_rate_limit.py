@@ -1,4 +1,5 @@
-"""Rate limits: when a producer may enqueue, and in which order those wait who may not yet. Time is trio's, and no test waits for it."""
+"""Rate limits: when a producer may enqueue, and in which order those wait who may not
+yet. Time is trio's, and no test waits for it."""
 
 from __future__ import annotations
 
@@ -60,8 +61,10 @@ def test_a_burst_takes_at_least_one_message(burst: float) -> None:
 
 
 async def test_retry_after_is_true(autojump_clock: trio.testing.MockClock) -> None:
-    """At whatever moment and rate: a little before it the call is refused, and exactly then it is admitted."""
-    await trio.sleep(12_345.6)  # a clock's times are large, and what comes of adding to them is rounded
+    """At whatever moment and rate: a little before it the call is refused, and exactly
+    then it is admitted."""
+    # a clock's times are large, and what comes of adding to them is rounded
+    await trio.sleep(12_345.6)
     for per_second in (0.3, 1, 7, 1000 / 3):
         limiter = Limiter(RateLimit(per_second, burst=10))
         for count in (7, 3, 9, 25, 1, 10) * 20:
@@ -79,7 +82,9 @@ async def test_retry_after_is_true(autojump_clock: trio.testing.MockClock) -> No
                 await limiter.admit(count)
 
 
-async def test_those_who_wait_are_admitted_in_their_order(autojump_clock: trio.testing.MockClock) -> None:
+async def test_those_who_wait_are_admitted_in_their_order(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     limiter = Limiter(RateLimit(1, burst=2, wait=True))
     begun = trio.current_time()
     admitted: list[tuple[str, float]] = []
@@ -92,11 +97,14 @@ async def test_those_who_wait_are_admitted_in_their_order(autojump_clock: trio.t
         for name, count in (("a", 1), ("b", 6), ("c", 1), ("d", 1)):
             nursery.start_soon(call, name, count)
             await trio.testing.wait_all_tasks_blocked()
-    # b is larger than the bucket: it goes when that is full, at 1, and borrows four; c does not overtake it.
+    # b is larger than the bucket: it goes when that is full, at 1, and borrows four; c
+    # does not overtake it.
     assert admitted == [("a", 0), ("b", 1), ("c", 6), ("d", 7)]
 
 
-async def test_one_that_gives_up_lets_the_others_move_up(autojump_clock: trio.testing.MockClock) -> None:
+async def test_one_that_gives_up_lets_the_others_move_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     limiter = Limiter(RateLimit(1, wait=True))
     begun = trio.current_time()
     await limiter.admit(1)
@@ -120,7 +128,8 @@ async def test_one_that_gives_up_lets_the_others_move_up(autojump_clock: trio.te
 
 @pytest.fixture
 async def store(store_dsn: str, mock_clock: trio.testing.MockClock) -> AsyncIterator[tocsin.Store]:
-    """A store whose time stands still; a heartbeat, were there one, would be under way when it jumps."""
+    """A store whose time stands still; a heartbeat, were there one, would be under way
+    when it jumps."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         yield store
 
@@ -137,7 +146,10 @@ COUNT = "select count(*)::int from tocsin.messages"
 
 
 async def test_rate_limit_refuses_with_a_true_retry_after_and_sends_nothing(
-    limited: tocsin.Producer, store: tocsin.Store, store_dsn: str, mock_clock: trio.testing.MockClock
+    limited: tocsin.Producer,
+    store: tocsin.Store,
+    store_dsn: str,
+    mock_clock: trio.testing.MockClock,
 ) -> None:
     await limited.enqueue_many([1] * 3)
     with pytest.raises(tocsin.RateLimited) as refused:
@@ -152,7 +164,8 @@ async def test_rate_limit_refuses_with_a_true_retry_after_and_sends_nothing(
     assert await query(store_dsn, COUNT) == [(5,)]
     mock_clock.jump(refused.value.retry_after)
     await limited.enqueue(1)
-    async with store.producer("q", rate_limit=tocsin.RateLimit(0.001)) as other:  # has a bucket of its own
+    # has a bucket of its own
+    async with store.producer("q", rate_limit=tocsin.RateLimit(0.001)) as other:
         await other.enqueue(1)
     await store.produce("q", 1)
     assert await query(store_dsn, COUNT) == [(8,)]
@@ -162,7 +175,8 @@ async def test_a_batch_over_the_burst_is_enqueued_when_the_bucket_is_full(
     limited: tocsin.Producer, store_dsn: str, mock_clock: trio.testing.MockClock
 ) -> None:
     def payloads() -> Iterator[int]:
-        yield from range(10_000)  # five statements; how many these are is not known when the first is sent
+        # five statements; how many these are is not known when the first is sent
+        yield from range(10_000)
 
     await limited.enqueue_many(payloads())
     assert await query(store_dsn, COUNT) == [(10_000,)]
@@ -192,9 +206,14 @@ async def test_what_the_database_refuses_has_taken_its_tokens(limited: tocsin.Pr
         await limited.enqueue(1)
 
 
-async def test_rate_limit_waits_if_asked_to(store: tocsin.Store, store_dsn: str, mock_clock: trio.testing.MockClock) -> None:
+async def test_rate_limit_waits_if_asked_to(
+    store: tocsin.Store, store_dsn: str, mock_clock: trio.testing.MockClock
+) -> None:
     await store.queues.ensure("q")
-    async with store.producer("q", rate_limit=tocsin.RateLimit(0.001, wait=True)) as producer, trio.open_nursery() as nursery:
+    async with (
+        store.producer("q", rate_limit=tocsin.RateLimit(0.001, wait=True)) as producer,
+        trio.open_nursery() as nursery,
+    ):
         await producer.enqueue(0)
         for n in (1, 2, 3):
             nursery.start_soon(producer.enqueue, n)
@@ -207,4 +226,6 @@ async def test_rate_limit_waits_if_asked_to(store: tocsin.Store, store_dsn: str,
         while await query(store_dsn, COUNT) != [(3,)]:
             pass
         mock_clock.jump(1000)
-    assert await query(store_dsn, "select payload from tocsin.messages order by id") == [(n,) for n in range(4)]
+    assert await query(store_dsn, "select payload from tocsin.messages order by id") == [
+        (n,) for n in range(4)
+    ]

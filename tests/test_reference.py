@@ -1,4 +1,5 @@
-"""The reference says everything: each public name, with each of its members, is on a page, and none is without a docstring."""
+"""The reference says everything: each public name, with each of its members, is on a
+page, and none is without a docstring."""
 
 from __future__ import annotations
 
@@ -52,7 +53,12 @@ def _key(name: str) -> object:
     return thing if inspect.isclass(thing) or inspect.isfunction(thing) else name
 
 
-PUBLIC = {f"{m.__name__}.{name}" for m in (tocsin, tocsin.driver, tocsin.embedded) for name in m.__all__ if name not in NO_ENTRIES}
+PUBLIC = {
+    f"{m.__name__}.{name}"
+    for m in (tocsin, tocsin.driver, tocsin.embedded)
+    for name in m.__all__
+    if name not in NO_ENTRIES
+}
 OPTIONS = {"tocsin.BatchOptions", "tocsin.EnqueueOptions", "tocsin.MessageOptions"}
 """The options of a call, which its docstring explains."""
 CLASSES = sorted(name for name in PUBLIC - OPTIONS if inspect.isclass(locate(name)))
@@ -69,22 +75,42 @@ def members(cls: type) -> Iterator[tuple[str, type]]:
     """The public members of a class that are Tocsin's, each with the class that has it."""
     for owner in inspect.getmro(cls):
         if owner.__module__.startswith("tocsin"):
-            for name in {**owner.__dict__, **inspect.get_annotations(owner), **dict.fromkeys(_explained(owner))}:
+            for name in {
+                **owner.__dict__,
+                **inspect.get_annotations(owner),
+                **dict.fromkeys(_explained(owner)),
+            }:
                 if not name.startswith("_"):
                     yield name, owner
 
 
 def _explained(cls: type) -> set[str]:
-    """The attributes that have a docstring below them, in the class or in its ``__init__``."""
+    """The attributes that have a docstring below them, in the class or in its
+    ``__init__``."""
     tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
-    (body,) = (node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
-    bodies = [body, *(n.body for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__")]
+    (body,) = (
+        node.body
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+    )
+    bodies = [
+        body,
+        *(n.body for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__"),
+    ]
     found = set()
     for statements in bodies:
         for statement, after in pairwise(statements):
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-                found |= {getattr(t, "id", None) or getattr(t, "attr", "") for t in targets if t is not None}
+                targets = (
+                    statement.targets
+                    if isinstance(statement, ast.Assign)
+                    else [getattr(statement, "target", None)]
+                )
+                found |= {
+                    getattr(t, "id", None) or getattr(t, "attr", "")
+                    for t in targets
+                    if t is not None
+                }
     return {name for name in found if not name.startswith("_")}
 
 
@@ -96,10 +122,16 @@ def test_every_member_is_shown_and_explained(name: str) -> None:
     owners = dict[str, type]()
     for member, owner in members(cls):
         owners.setdefault(member, owner)
-    unexplained = [m for m, owner in owners.items() if m not in _explained(owner) and not inspect.getdoc(getattr(owner, m, None))]
+    unexplained = [
+        m
+        for m, owner in owners.items()
+        if m not in _explained(owner) and not inspect.getdoc(getattr(owner, m, None))
+    ]
     assert unexplained == []
     assert "members" in options or cls not in owners.values()
-    inherited = [m for m, owner in owners.items() if owner is not cls and not issubclass(cls, Exception)]
+    inherited = [
+        m for m, owner in owners.items() if owner is not cls and not issubclass(cls, Exception)
+    ]
     assert not inherited or "inherited-members" in options, inherited
 
 
@@ -124,7 +156,11 @@ WAITING = [
     or inspect.isasyncgenfunction(inspect.unwrap(function))
     or "AsyncContextManager" in str(inspect.signature(function).return_annotation)
 ]
-LASTING = [name for name, f in FUNCTIONS.items() if any("Duration" in str(p.annotation) for p in inspect.signature(f).parameters.values())]
+LASTING = [
+    name
+    for name, f in FUNCTIONS.items()
+    if any("Duration" in str(p.annotation) for p in inspect.signature(f).parameters.values())
+]
 
 
 @pytest.mark.parametrize("name", WAITING)
@@ -143,9 +179,15 @@ def test_what_takes_durations_says_that_they_are_seconds(name: str) -> None:
 
 def test_every_error_says_what_to_do() -> None:
     page = (DOCS / "errors.md").read_text(encoding="utf-8")
-    errors = [name for name in tocsin.__all__ if isinstance(e := getattr(tocsin, name), type) and issubclass(e, tocsin.TocsinError)]
+    errors = [
+        name
+        for name in tocsin.__all__
+        if isinstance(e := getattr(tocsin, name), type) and issubclass(e, tocsin.TocsinError)
+    ]
     assert len(errors) > 10
     for name in errors:
         match = re.search(rf"^## {name}$(.*?)(?=^## |\Z)", page, re.M | re.S)
         assert match, f"{name} has no section"
-        assert len(re.sub(r"```.*?```", "", match[1], flags=re.S).split()) > 5, f"it is not said what to do about {name}"
+        assert len(re.sub(r"```.*?```", "", match[1], flags=re.S).split()) > 5, (
+            f"it is not said what to do about {name}"
+        )

@@ -1,4 +1,5 @@
-"""Ringing only when somebody sleeps: each step of the protocol, with sessions held at that point; ``test_ring_schedules.py`` mixes them."""
+"""Ringing only when somebody sleeps: each step of the protocol, with sessions held at
+that point; ``test_ring_schedules.py`` mixes them."""
 
 from __future__ import annotations
 
@@ -14,14 +15,20 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class Sessions:
-    """Sessions of one test, in a database with the queues q and r, and s, which always rings."""
+    """Sessions of one test, in a database with the queues q and r, and s, which always
+    rings."""
 
     def __init__(self, dsn: str, stack: ExitStack) -> None:
         self._dsn = dsn
         self._stack = stack
         self.admin = self.open()
-        self.admin.execute("select tocsin.create_queue('q'), tocsin.create_queue('r'), tocsin.create_queue('s', notify => 'always')")
-        self.q, self.r, self.s = (number for (number,) in self.admin.execute("select id from tocsin.queues order by name"))
+        self.admin.execute(
+            "select tocsin.create_queue('q'), tocsin.create_queue('r'), tocsin.create_queue('s',"
+            " notify => 'always')"
+        )
+        self.q, self.r, self.s = (
+            number for (number,) in self.admin.execute("select id from tocsin.queues order by name")
+        )
 
     def open(self) -> Connection:
         session = connect_blocking(self._dsn)
@@ -29,10 +36,13 @@ class Sessions:
         return session
 
     def listener(self) -> tuple[Connection, Callable[[], list[str]]]:
-        """A session that LISTENs on all queues, and a function that returns the queues rung for since it was last called."""
+        """A session that LISTENs on all queues, and a function that returns the queues
+        rung for since it was last called."""
         session = self.open()
         channels: list[str] = []
-        session.add_notify_handler(lambda notification: channels.append(notification.channel.removeprefix("tocsin.")))
+        session.add_notify_handler(
+            lambda notification: channels.append(notification.channel.removeprefix("tocsin."))
+        )
         for (channel,) in self.admin.execute("select channel from tocsin.queues").fetchall():
             session.execute(f'listen "{channel}"'.encode())
 
@@ -47,7 +57,9 @@ class Sessions:
 
     def kill(self, session: Connection) -> None:
         """End a session, as the server sees it, by now."""
-        assert self.admin.execute("select pg_terminate_backend(%s, %s)", [session.info.backend_pid, PATIENCE * 1000]).fetchone() == (True,)
+        assert self.admin.execute(
+            "select pg_terminate_backend(%s, %s)", [session.info.backend_pid, PATIENCE * 1000]
+        ).fetchone() == (True,)
 
     def visible(self) -> int:
         (number,) = self.admin.execute("select count(*) from tocsin.messages").fetchone() or (None,)
@@ -61,7 +73,10 @@ def sessions(store_dsn: str) -> Iterator[Sessions]:
         yield Sessions(store_dsn, stack)
 
 
-INSERT = "insert into tocsin.messages (queue_id, due, vt, enqueued_at, payload) select q, now(), now(), now(), '1' from unnest(%s::int[]) q"
+INSERT = (
+    "insert into tocsin.messages (queue_id, due, vt, enqueued_at, payload) select q, now(), now(),"
+    " now(), '1' from unnest(%s::int[]) q"
+)
 
 
 def insert(session: Connection, *queues: int) -> None:
@@ -69,7 +84,9 @@ def insert(session: Connection, *queues: int) -> None:
 
 
 def ask(session: Connection, function: str, *queues: int) -> list[int]:
-    (answer,) = session.execute(f"select tocsin.{function}(%s)".encode(), [list(queues)]).fetchone() or (None,)
+    (answer,) = session.execute(
+        f"select tocsin.{function}(%s)".encode(), [list(queues)]
+    ).fetchone() or (None,)
     assert isinstance(answer, list)
     return sorted(answer)
 
@@ -126,7 +143,9 @@ def test_only_the_queues_that_somebody_sleeps_on_are_rung_for(sessions: Sessions
     producer = sessions.open()
     with producer.transaction():
         insert(producer, sessions.q, sessions.r, sessions.s, sessions.q)
-        assert unrung_transactions(sessions.open(), sessions.q, sessions.r, sessions.s) == [sessions.q]
+        assert unrung_transactions(sessions.open(), sessions.q, sessions.r, sessions.s) == [
+            sessions.q
+        ]
     assert heard() == ["r", "s"]
 
 
@@ -134,7 +153,10 @@ def test_always_rings_always(sessions: Sessions) -> None:
     _, heard = sessions.listener()
     insert(sessions.open(), sessions.s)
     assert heard() == ["s"]
-    sessions.admin.execute("select tocsin.ensure_queue('q', notify => 'always'), tocsin.ensure_queue('s', notify => 'on_demand')")
+    sessions.admin.execute(
+        "select tocsin.ensure_queue('q', notify => 'always'), tocsin.ensure_queue('s', notify =>"
+        " 'on_demand')"
+    )
     insert(sessions.open(), sessions.q, sessions.s)
     assert heard() == ["q"]
 
@@ -154,18 +176,24 @@ def test_a_release_rings_as_an_insert_does(sessions: Sessions) -> None:
     sessions.admin.execute("update tocsin.messages set state = 'leased', lease = 1")
     line, heard = sessions.listener()
     begin_waiting(line, sessions.q)
-    sessions.admin.execute("select tocsin.release(array_agg(id), array_agg(lease)) from tocsin.messages")
+    sessions.admin.execute(
+        "select tocsin.release(array_agg(id), array_agg(lease)) from tocsin.messages"
+    )
     assert heard() == ["q"]
     end_waiting(line, sessions.q)
     sessions.admin.execute("update tocsin.messages set state = 'leased', lease = 1")
     with sessions.admin.transaction():
-        sessions.admin.execute("select tocsin.release(array_agg(id), array_agg(lease)) from tocsin.messages")
+        sessions.admin.execute(
+            "select tocsin.release(array_agg(id), array_agg(lease)) from tocsin.messages"
+        )
         assert unrung_transactions(line, sessions.q) == [sessions.q]
     assert heard() == []
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_who_falls_asleep_is_told_of_messages_that_come_without_a_ring(sessions: Sessions, end: str) -> None:
+def test_who_falls_asleep_is_told_of_messages_that_come_without_a_ring(
+    sessions: Sessions, end: str
+) -> None:
     line, heard = sessions.listener()
     producer = sessions.open()
     producer.execute("begin")
@@ -226,13 +254,16 @@ def test_released_savepoints_and_caught_errors(sessions: Sessions) -> None:
     insert(producer, sessions.q)
     producer.execute("release a")
     producer.execute(
-        "do $$ begin perform tocsin.enqueue('r', '1'); raise no_data_found; exception when no_data_found then null; end $$"  # rolled back
+        # rolled back
+        "do $$ begin perform tocsin.enqueue('r', '1'); raise no_data_found; exception when"
+        " no_data_found then null; end $$"
     )
     assert begin_waiting(line, sessions.q, sessions.r) == [sessions.q]
 
 
 def test_what_is_inserted_beside_an_enqueue_is_rung_for(sessions: Sessions) -> None:
-    """tocsin.enqueue rings by itself, and says so to the trigger for no longer than that."""
+    """tocsin.enqueue rings by itself, and says so to the trigger for no longer than
+    that."""
     line, heard = sessions.listener()
     begin_waiting(line, sessions.q, sessions.r)
     producer = sessions.open()
@@ -246,9 +277,15 @@ def test_what_is_inserted_beside_an_enqueue_is_rung_for(sessions: Sessions) -> N
         insert(producer, sessions.q)
     assert heard() == ["q"]
     copy = INSERT.replace("%s", f"array[{sessions.r}]")
-    producer.execute(f"create function copy_it() returns trigger language plpgsql as $$ begin {copy}; return null; end $$".encode())
+    producer.execute(
+        f"create function copy_it() returns trigger language plpgsql as $$ begin {copy}; return"
+        " null; end $$".encode()
+    )
     when = f"when (new.queue_id <> {sessions.r})"
-    producer.execute(f"create trigger copy_it after insert on tocsin.messages for each row {when} execute function copy_it()".encode())
+    producer.execute(
+        f"create trigger copy_it after insert on tocsin.messages for each row {when} execute"
+        " function copy_it()".encode()
+    )
     producer.execute("select tocsin.enqueue('q', '1')")
     assert heard() == ["q", "r"]
 
@@ -269,11 +306,18 @@ def two_phases(sessions: Sessions) -> Iterator[Connection]:
     session = sessions.open()
     yield session
     sessions.admin.execute("rollback")
-    if sessions.admin.execute("select from pg_prepared_xacts where gid = 't' and database = current_database()").fetchone() is not None:
+    if (
+        sessions.admin.execute(
+            "select from pg_prepared_xacts where gid = 't' and database = current_database()"
+        ).fetchone()
+        is not None
+    ):
         sessions.admin.execute("rollback prepared 't'")
 
 
-def test_a_prepared_transaction_is_in_flight_until_it_ends(sessions: Sessions, two_phases: Connection) -> None:
+def test_a_prepared_transaction_is_in_flight_until_it_ends(
+    sessions: Sessions, two_phases: Connection
+) -> None:
     line, heard = sessions.listener()
     two_phases.execute("begin")
     insert(two_phases, sessions.q)
@@ -286,7 +330,9 @@ def test_a_prepared_transaction_is_in_flight_until_it_ends(sessions: Sessions, t
     assert heard() == []
 
 
-def test_a_transaction_that_rang_cannot_be_prepared(sessions: Sessions, two_phases: Connection) -> None:
+def test_a_transaction_that_rang_cannot_be_prepared(
+    sessions: Sessions, two_phases: Connection
+) -> None:
     line, _ = sessions.listener()
     begin_waiting(line, sessions.q)
     two_phases.execute("begin")
@@ -341,7 +387,10 @@ def test_consumers_that_ask_at_the_same_moment_see_nobody_in_flight(sessions: Se
 
 def test_asking_leaves_no_lock_behind_when_cancelled(sessions: Sessions) -> None:
     asking = sessions.open()
-    endless = "select count(tocsin._shared_elsewhere(a)) from generate_series(1, 10000) a, generate_series(1, 10000) b"
+    endless = (
+        "select count(tocsin._shared_elsewhere(a)) from generate_series(1, 10000) a,"
+        " generate_series(1, 10000) b"
+    )
     held = "select mode from pg_locks where locktype = 'advisory' and pid = %s"
     for _ in range(100):
         asking.pgconn.send_query(endless.encode())
@@ -357,7 +406,11 @@ def test_asking_leaves_no_lock_behind_when_cancelled(sessions: Sessions) -> None
 
 
 def test_two_schemas_do_not_share_locks(sessions: Sessions) -> None:
-    """The key has the schema's name in it; the lock that installing takes is spelled out in Python."""
-    statement = "select tocsin._lock_key('waiting', 1), hashtextextended('tocsin:waiting', 1), hashtextextended('another:waiting', 1)"
+    """The key has the schema's name in it; the lock that installing takes is spelled
+    out in Python."""
+    statement = (
+        "select tocsin._lock_key('waiting', 1), hashtextextended('tocsin:waiting', 1),"
+        " hashtextextended('another:waiting', 1)"
+    )
     ours, spelled_out, theirs = sessions.admin.execute(statement.encode()).fetchone() or ()
     assert ours == spelled_out != theirs

@@ -1,4 +1,5 @@
-"""Waking who sleeps before the disk has the message: `Producer.enqueue`, and sql/functions/ring_early.sql, which has the argument."""
+"""Waking who sleeps before the disk has the message: `Producer.enqueue`, and
+sql/functions/ring_early.sql, which has the argument."""
 
 from __future__ import annotations
 
@@ -27,9 +28,13 @@ INSERT_WAITS = """create function hold() returns trigger language plpgsql as $$ 
                   create trigger hold before insert on tocsin.messages for each row execute function hold()"""
 DISK_WAITS = """do $do$ begin execute replace(pg_get_functiondef('tocsin.wait_for_flush'::regproc), 'perform set_config',
                 'perform pg_advisory_xact_lock(1), set_config'); end $do$"""
-WAITING = "select a.pid from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory' and not l.granted and l.objid = 1"
+WAITING = (
+    "select a.pid from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory'"
+    " and not l.granted and l.objid = 1"
+)
 TRIES = 20
-"""The server writes to its log for reasons of its own at times, and then a ring waits for the disk. Not so often in a row."""
+"""The server writes to its log for reasons of its own at times, and then a ring waits
+for the disk. Not so often in a row."""
 
 
 def fetch_one(session: Connection, statement: str) -> Any:
@@ -41,8 +46,14 @@ def fetch_one(session: Connection, statement: str) -> Any:
 def somebody_asleep(dsn: str) -> Iterator[Connection]:
     """A session that sleeps on the queue q, and LISTENs."""
     with connect_blocking(dsn) as sleeper:
-        sleeper.execute(fetch_one(sleeper, "select format('listen %I', channel) from tocsin.queues where name = 'q'").encode())
-        sleeper.execute("select tocsin.begin_waiting(array(select id from tocsin.queues where name = 'q'))")
+        sleeper.execute(
+            fetch_one(
+                sleeper, "select format('listen %I', channel) from tocsin.queues where name = 'q'"
+            ).encode()
+        )
+        sleeper.execute(
+            "select tocsin.begin_waiting(array(select id from tocsin.queues where name = 'q'))"
+        )
         yield sleeper
 
 
@@ -52,7 +63,8 @@ def hear(sleeper: Connection) -> None:
 
 
 def rings_first(session: Connection, enqueue: str = ENQUEUE) -> bool:
-    """Enqueue, and return whether that did not wait for the disk. Everything written before is on disk."""
+    """Enqueue, and return whether that did not wait for the disk. Everything written
+    before is on disk."""
     session.execute("select setval('tocsin.flush_marker', 1)")
     session.execute(enqueue.encode())
     rung_first = fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes"
@@ -137,7 +149,9 @@ class Producing:
 
 
 @pytest.fixture
-async def producing(store: tocsin.Store, store_dsn: str, session: Connection) -> AsyncIterator[Producing]:
+async def producing(
+    store: tocsin.Store, store_dsn: str, session: Connection
+) -> AsyncIterator[Producing]:
     """Calls of a process that has enqueued once, while somebody slept."""
     with somebody_asleep(store_dsn) as sleeper:
         await store.produce("q", "the first")
@@ -150,7 +164,9 @@ async def producing(store: tocsin.Store, store_dsn: str, session: Connection) ->
 # What a producer does
 
 
-async def test_who_sleeps_is_rung_for_before_there_is_a_message(producing: Producing, sleeper: Connection, session: Connection) -> None:
+async def test_who_sleeps_is_rung_for_before_there_is_a_message(
+    producing: Producing, sleeper: Connection, session: Connection
+) -> None:
     hear(sleeper)  # of the first message
     session.execute(INSERT_WAITS)
     session.execute("select pg_advisory_lock(1)")
@@ -162,7 +178,9 @@ async def test_who_sleeps_is_rung_for_before_there_is_a_message(producing: Produ
     hear(sleeper)
 
 
-async def test_who_sleeps_sees_the_message_before_the_disk_has_it(producing: Producing, sleeper: Connection, session: Connection) -> None:
+async def test_who_sleeps_sees_the_message_before_the_disk_has_it(
+    producing: Producing, sleeper: Connection, session: Connection
+) -> None:
     session.execute(DISK_WAITS)
     session.execute("select pg_advisory_lock(1)")
     await producing.until_held()
@@ -173,7 +191,9 @@ async def test_who_sleeps_sees_the_message_before_the_disk_has_it(producing: Pro
     assert await producing.until_over() == seen
 
 
-async def test_a_handler_may_begin_before_the_disk_has_the_message(producing: Producing, store: tocsin.Store, session: Connection) -> None:
+async def test_a_handler_may_begin_before_the_disk_has_the_message(
+    producing: Producing, store: tocsin.Store, session: Connection
+) -> None:
     handled = Handled()
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(consumer.handle, handled)
@@ -196,15 +216,21 @@ async def test_a_producer_returns_when_the_disk_has_the_message(
         for _ in range(50):  # the server may flush by itself at any time, but not each time
             before = fetch_one(session, "select pg_current_wal_insert_lsn()")
             message_id = await store.produce("q", 1)
-            # Whatever was written since then, the message's commit is among the first of it.
-            assert session.execute("select pg_current_wal_flush_lsn() > %s", [before]).fetchone() == (True,)
+            # Whatever was written since then, the message's commit is among the first
+            # of it.
+            assert session.execute(
+                "select pg_current_wal_flush_lsn() > %s", [before]
+            ).fetchone() == (True,)
             assert fetch_one(session, "select max(id) from tocsin.messages") == message_id
 
 
 async def test_it_rings_first_when_somebody_slept_the_last_time(
     store: tocsin.Store, store_dsn: str, session: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.execute("create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1 / 0'")
+    session.execute(
+        "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
+        " / 0'"
+    )
     await store.produce("q", 1)
     await store.produce("q", 2)  # nobody sleeps
     with somebody_asleep(store_dsn) as sleeper:
@@ -214,17 +240,23 @@ async def test_it_rings_first_when_somebody_slept_the_last_time(
             with pytest.raises(tocsin.ConnectionLost, match=r"committed.*division by zero"):
                 await store.produce("q", 4)
             await store.produce("q", 5)  # after an error it goes as if for the first time
-        monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 1000.0)  # who was rung for just now is awake
+        # who was rung for just now is awake
+        monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 1000.0)
         await store.produce("q", 6)
     session.execute("drop function tocsin.wait_for_flush")
     session.execute("create function tocsin.wait_for_flush() returns void language sql as ''")
     monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 0.0)
     await store.produce("q", 7)  # nobody sleeps any more
-    session.execute("create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1 / 0'")
+    session.execute(
+        "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
+        " / 0'"
+    )
     await store.produce("q", 8)
 
 
-async def test_who_has_got_up_is_rung_for_in_vain_once(producing: Producing, store: tocsin.Store, sleeper: Connection) -> None:
+async def test_who_has_got_up_is_rung_for_in_vain_once(
+    producing: Producing, store: tocsin.Store, sleeper: Connection
+) -> None:
     def rings() -> int:
         sleeper.execute("notify marker")
         heard: list[str] = []
@@ -247,9 +279,14 @@ async def test_a_message_with_a_key_waits_for_the_disk(
     producing: Producing, store: tocsin.Store, session: Connection, sleeper: Connection
 ) -> None:
     """Whoever enqueues the key next is told its id."""
-    session.execute("create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1 / 0'")
+    session.execute(
+        "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
+        " / 0'"
+    )
     for _ in range(3):
-        assert await store.produce("q", "one", key="k") == await store.produce("q", "another", key="k")
+        assert await store.produce("q", "one", key="k") == await store.produce(
+            "q", "another", key="k"
+        )
 
 
 async def test_what_is_refused_is_refused_as_ever(
@@ -277,13 +314,17 @@ async def test_cancelled_at_every_checkpoint_it_is_enqueued_or_not_and_the_conne
     statistics = store.statistics().pool
     assert (statistics.opened, statistics.broken, statistics.in_use) == (1, 0, 0)
     ((ones, twos),) = await query(
-        store_dsn, "select count(*) filter (where payload = '1'), count(*) filter (where payload = '2') from tocsin.messages"
+        store_dsn,
+        "select count(*) filter (where payload = '1'), count(*) filter (where payload = '2') from"
+        " tocsin.messages",
     )
     assert 0 < twos <= ones
 
 
 @pytest.mark.parametrize("end", ["killed", "cancelled by an administrator", "cancelled"])
-async def test_not_told_of_the_disk(producing: Producing, store_dsn: str, session: Connection, sleeper: Connection, end: str) -> None:
+async def test_not_told_of_the_disk(
+    producing: Producing, store_dsn: str, session: Connection, sleeper: Connection, end: str
+) -> None:
     """The message is enqueued: nobody may be told that it is not."""
     session.execute(DISK_WAITS)
     session.execute("select pg_advisory_lock(1)")
@@ -302,7 +343,11 @@ async def test_not_told_of_the_disk(producing: Producing, store_dsn: str, sessio
         assert isinstance(outcome, tocsin.ConnectionLost)
         assert ("was committed" in str(outcome)) == (end != "killed")
     assert (
-        fetch_one(session, "select max(payload::int) from tocsin.messages where payload <> '\"the first\"'") == len(producing.outcomes) - 1
+        fetch_one(
+            session,
+            "select max(payload::int) from tocsin.messages where payload <> '\"the first\"'",
+        )
+        == len(producing.outcomes) - 1
     )
 
 
@@ -310,10 +355,15 @@ async def test_not_told_of_the_disk(producing: Producing, store_dsn: str, sessio
 async def test_through_a_pooler_the_ring_waits_for_the_disk(
     server: servers.Server, store_dsn: str, session: Connection, sleeper: Connection
 ) -> None:
-    session.execute("create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1 / 0'")
+    session.execute(
+        "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
+        " / 0'"
+    )
     async with (
         poolers.pgbouncer(server) as pooler,
-        tocsin.connect(make_conninfo(pooler, dbname=psycopg.conninfo.conninfo_to_dict(store_dsn)["dbname"])) as store,
+        tocsin.connect(
+            make_conninfo(pooler, dbname=psycopg.conninfo.conninfo_to_dict(store_dsn)["dbname"])
+        ) as store,
     ):
         for n in range(3):
             await store.produce("q", n)
@@ -323,21 +373,30 @@ async def test_through_a_pooler_the_ring_waits_for_the_disk(
 # When a commit need not wait
 
 
-def test_only_when_somebody_sleeps_and_without_a_key(session: Connection, sleeper: Connection) -> None:
+def test_only_when_somebody_sleeps_and_without_a_key(
+    session: Connection, sleeper: Connection
+) -> None:
     assert can_ring_early(session)
-    assert not can_ring_early(session, "select tocsin.enqueue('q', '1', key => gen_random_uuid()::text, ring_early => true)")
+    assert not can_ring_early(
+        session,
+        "select tocsin.enqueue('q', '1', key => gen_random_uuid()::text, ring_early => true)",
+    )
     sleeper.execute("select tocsin.end_waiting(array(select id from tocsin.queues))")
     assert not can_ring_early(session)
 
 
-@pytest.mark.parametrize("setting", ["update tocsin.queues set notify = 'always'", "set synchronous_commit = off"])
+@pytest.mark.parametrize(
+    "setting", ["update tocsin.queues set notify = 'always'", "set synchronous_commit = off"]
+)
 def test_not_with(session: Connection, sleeper: Connection, setting: str) -> None:
     assert can_ring_early(session)
     session.execute(setting.encode())
     assert not can_ring_early(session)
 
 
-def test_later_transactions_of_the_session_wait_for_the_disk_as_before(session: Connection, sleeper: Connection) -> None:
+def test_later_transactions_of_the_session_wait_for_the_disk_as_before(
+    session: Connection, sleeper: Connection
+) -> None:
     for _ in range(TRIES):
         with session.transaction():
             session.execute(ENQUEUE)
@@ -349,7 +408,9 @@ def test_later_transactions_of_the_session_wait_for_the_disk_as_before(session: 
     pytest.fail("it waited for the disk each time")
 
 
-def test_who_has_rolled_back_has_nothing_to_wait_for(session: Connection, sleeper: Connection) -> None:
+def test_who_has_rolled_back_has_nothing_to_wait_for(
+    session: Connection, sleeper: Connection
+) -> None:
     for _ in range(TRIES):
         with session.transaction(force_rollback=True):
             session.execute(ENQUEUE)
@@ -371,10 +432,12 @@ def test_not_when_the_sequence_has_written_a_note(session: Connection, sleeper: 
 def test_not_when_triggers_enqueue_more(session: Connection, sleeper: Connection) -> None:
     session.execute("select tocsin.create_queue('r')")
     session.execute(
-        "create function enqueue_more() returns trigger language plpgsql as $$ begin perform tocsin.enqueue('r', '1'); return null; end $$"
+        "create function enqueue_more() returns trigger language plpgsql as $$ begin perform"
+        " tocsin.enqueue('r', '1'); return null; end $$"
     )
     session.execute(
-        "create trigger more after insert on tocsin.messages for each row when (pg_trigger_depth() = 0) execute function enqueue_more()"
+        "create trigger more after insert on tocsin.messages for each row when (pg_trigger_depth()"
+        " = 0) execute function enqueue_more()"
     )
     assert not can_ring_early(session)
 
@@ -396,9 +459,12 @@ async def test_not_when_commits_wait_for_standbys(own_server: EmbeddedServer) ->
 
 @contextmanager
 def log_writer_stopped(dsn: str) -> Iterator[int]:
-    """The server's log is not written but by who must; gives the process whose end is a crash of the server."""
+    """The server's log is not written but by who must; gives the process whose end is a
+    crash of the server."""
     with connect_blocking(dsn) as session:
-        log_writer = int(fetch_one(session, "select pid from pg_stat_activity where backend_type = 'walwriter'"))
+        log_writer = int(
+            fetch_one(session, "select pid from pg_stat_activity where backend_type = 'walwriter'")
+        )
     os.kill(log_writer, signal.SIGSTOP)
     try:
         yield log_writer
@@ -411,22 +477,34 @@ async def test_not_when_a_note_is_not_on_disk(own_server: EmbeddedServer) -> Non
     async with tocsin.connect(own_server.dsn) as store:
         await store.install()
         await store.queues.create("q")
-    with connect_blocking(own_server.dsn) as session, connect_blocking(own_server.dsn) as other, somebody_asleep(own_server.dsn):
+    with (
+        connect_blocking(own_server.dsn) as session,
+        connect_blocking(own_server.dsn) as other,
+        somebody_asleep(own_server.dsn),
+    ):
         assert can_ring_early(session)
         with log_writer_stopped(own_server.dsn):
             other.execute("set synchronous_commit = off")
             for enough in (False, True):
                 session.execute("select setval('tocsin.flush_marker', 1)")
-                other.execute("select nextval('tocsin.messages_id_seq') from generate_series(1, 33)")
+                other.execute(
+                    "select nextval('tocsin.messages_id_seq') from generate_series(1, 33)"
+                )
                 if enough:
                     session.execute("select setval('tocsin.flush_marker', 1)")
                 session.execute(ENQUEUE)
-                assert (fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes") == enough
+                assert (
+                    fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes"
+                ) == enough
                 session.execute("select tocsin.wait_for_flush()")
 
 
-@pytest.mark.parametrize("last", ["covered by a note", "the first of a note", "the first after a checkpoint"])
-async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_again(own_server: EmbeddedServer, last: str) -> None:
+@pytest.mark.parametrize(
+    "last", ["covered by a note", "the first of a note", "the first after a checkpoint"]
+)
+async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_again(
+    own_server: EmbeddedServer, last: str
+) -> None:
     dsn = own_server.dsn
     async with tocsin.connect(dsn) as store:
         await store.install()
@@ -434,7 +512,9 @@ async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_ag
         with connect_blocking(dsn) as session, somebody_asleep(dsn) as sleeper:
             session.execute(DISK_WAITS)
             returned = [await store.produce("q", n) for n in range(3)]
-            while (fetch_one(session, "select log_cnt from tocsin.messages_id_seq") == 0) != (last == "the first of a note"):
+            while (fetch_one(session, "select log_cnt from tocsin.messages_id_seq") == 0) != (
+                last == "the first of a note"
+            ):
                 returned.append(await store.produce("q", 1))
             if last == "the first after a checkpoint":
                 session.execute("checkpoint")

@@ -1,11 +1,16 @@
-"""Ringing only when somebody sleeps, under more than a thousand random interleavings on a real server, down to the steps within one insert.
+"""Ringing only when somebody sleeps, under more than a thousand random interleavings on
+a real server, down to the steps within one insert.
 
-A scheduler with a seed moves sessions, one at a time, to the next step. The steps within a statement are the lock functions: a schema in
-front of the search path has functions of the same names that stop at a *gate* first. The session says so by a notice, and waits for an
-advisory lock of the scheduler's, one for each gate it comes to.
+A scheduler with a seed moves sessions, one at a time, to the next step. The steps
+within a statement are the lock functions: a schema in front of the search path has
+functions of the same names that stop at a *gate* first. The session says so by a
+notice, and waits for an advisory lock of the scheduler's, one for each gate it comes
+to.
 
-In each round, most of the consumers, all of which sleep, wake up for no reason, while the producers run a transaction each. At its end
-nobody may sleep beside a message. That this finds what it is meant to find is tested too, by leaving out one step of the protocol.
+In each round, most of the consumers, all of which sleep, wake up for no reason, while
+the producers run a transaction each. At its end nobody may sleep beside a message. That
+this finds what it is meant to find is tested too, by leaving out one step of the
+protocol.
 """
 
 from __future__ import annotations
@@ -74,7 +79,8 @@ class Actor:
         self.rung = False
         """Whether a notification has come since the script cleared this."""
         self.idle = True
-        """Whether there is nothing to do: a consumer sleeps, a producer has ended its transaction."""
+        """Whether there is nothing to do: a consumer sleeps, a producer has ended its
+        transaction."""
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
         schedule.control.execute(f"create sequence gated.gate_{number}".encode())
         schedule.control.execute("select pg_advisory_lock(%s, 1)", [number])
@@ -103,7 +109,9 @@ class Actor:
         """End the session, and begin anew."""
         assert self._connection is not None
         pid = self._connection.info.backend_pid
-        self._schedule.control.execute("select pg_terminate_backend(%s, %s)", [pid, PATIENCE * 1000])
+        self._schedule.control.execute(
+            "select pg_terminate_backend(%s, %s)", [pid, PATIENCE * 1000]
+        )
         self.connect()
 
     def step(self) -> None:
@@ -151,7 +159,9 @@ class Actor:
 class Schedule:
     """Producers, consumers, and chance."""
 
-    def __init__(self, dsn: str, consumers: int, seed: int, leave_out: str | None, stack: ExitStack) -> None:
+    def __init__(
+        self, dsn: str, consumers: int, seed: int, leave_out: str | None, stack: ExitStack
+    ) -> None:
         self.dsn = dsn
         self.control = stack.enter_context(connect_blocking(dsn))
         self.gates = 0
@@ -163,10 +173,12 @@ class Schedule:
         self.control.execute("select tocsin.create_queue('q'), tocsin.create_queue('r')")
         if leave_out in (NO_UNRUNG, NO_SECOND_LOOK):
             self.control.execute(
-                "create or replace function tocsin._must_ring(queue_id integer, notify text) returns boolean language sql "
-                f"as $$ select {leave_out} $$".encode()
+                "create or replace function tocsin._must_ring(queue_id integer, notify text)"
+                f" returns boolean language sql as $$ select {leave_out} $$".encode()
             )
-        self._queues = [int(number) for (number,) in self.control.execute("select id from tocsin.queues")]
+        self._queues = [
+            int(number) for (number,) in self.control.execute("select id from tocsin.queues")
+        ]
         self._both = f"unnest('{{{','.join(map(str, self._queues))}}}'::integer[]) q"
         self._producers = [Actor(self, number, self._produce) for number in (1, 2)]
         self._consumers = [Actor(self, number, self._consume) for number in range(3, 3 + consumers)]
@@ -175,18 +187,28 @@ class Schedule:
         self._settle()
 
     def rounds(self, number: int) -> int | None:
-        """Run this many rounds, or as many as it takes to lose a wake-up; return how many that were, None if none was lost."""
+        """Run this many rounds, or as many as it takes to lose a wake-up; return how
+        many that were, None if none was lost."""
         for count in range(1, number + 1):
             for actor in self._producers:
                 actor.idle = False
             for actor in self._consumers:
                 actor.rung = actor.rung or self._random.random() < 0.9
             while working := [a for a in self._producers if not a.idle]:
-                awake = [a for a in self._consumers if not a.idle or a.rung or self._random.random() < 0.1]
+                awake = [
+                    a
+                    for a in self._consumers
+                    if not a.idle or a.rung or self._random.random() < 0.1
+                ]
                 actor = self._random.choice([*working, *awake])
-                if actor in self._consumers and actor.between_statements and self._random.random() < 0.01:
+                if (
+                    actor in self._consumers
+                    and actor.between_statements
+                    and self._random.random() < 0.01
+                ):
                     actor.die()
-                # Several steps in a row let one of them overtake another that stands at a critical point.
+                # Several steps in a row let one of them overtake another that stands at
+                # a critical point.
                 for _ in range(self._random.choice((1, 1, 2, 4, 8))):
                     actor.step()
                     if actor.idle:
@@ -197,7 +219,8 @@ class Schedule:
         return None
 
     def _settle(self) -> None:
-        """Let the consumers do what they do when nothing else happens, until all of them sleep."""
+        """Let the consumers do what they do when nothing else happens, until all of
+        them sleep."""
         quiet = 0
         while quiet < 2:  # a second time, as one's notification may be under way
             quiet += 1
@@ -218,7 +241,10 @@ class Schedule:
                 queues = self._random.sample(self._queues, self._random.choice((1, 1, 2)))
                 array = f"'{{{','.join(map(str, queues))}}}'::integer[]"
                 if self._random.random() < 0.5:  # which rings by itself, and not by the trigger
-                    yield f"select tocsin.enqueue(q.name, '1') from tocsin.queues q where q.id = any ({array})"
+                    yield (
+                        "select tocsin.enqueue(q.name, '1') from tocsin.queues q where q.id = any"
+                        f" ({array})"
+                    )
                 else:
                     yield (
                         "insert into tocsin.messages (queue_id, due, vt, enqueued_at, payload) "
@@ -247,7 +273,9 @@ class Schedule:
             found = False
             while in_flight and not found:
                 found = yield from self._look()
-                in_flight = yield f"select unnest(tocsin.unrung_transactions(array_agg(q))) from {self._both}"
+                in_flight = yield (
+                    f"select unnest(tocsin.unrung_transactions(array_agg(q))) from {self._both}"
+                )
             while not found:
                 me.rung = False
                 if self._leave_out != NO_LAST_LOOK:
@@ -261,13 +289,18 @@ class Schedule:
             yield f"select tocsin.end_waiting(array_agg(q)) from {self._both}"
 
     def _look(self) -> Generator[str, list[str | None], bool]:
-        found = yield f"delete from tocsin.messages where queue_id in (select q from {self._both}) returning id"
+        found = yield (
+            f"delete from tocsin.messages where queue_id in (select q from {self._both})"
+            " returning id"
+        )
         self.taken += len(found)
         return bool(found)
 
 
 @contextmanager
-def scheduled(dsn: str, consumers: int, seed: int, leave_out: str | None = None) -> Iterator[Schedule]:
+def scheduled(
+    dsn: str, consumers: int, seed: int, leave_out: str | None = None
+) -> Iterator[Schedule]:
     with ExitStack() as stack:
         yield Schedule(dsn, consumers, seed, leave_out, stack)
 
@@ -281,7 +314,9 @@ def test_nobody_sleeps_beside_a_message(store_dsn: str, consumers: int, number: 
 
 
 @pytest.mark.parametrize(
-    "leave_out", [NO_UNRUNG, NO_SECOND_LOOK, NO_ASKING, NO_LAST_LOOK], ids=["unrung", "second look", "asking", "last look"]
+    "leave_out",
+    [NO_UNRUNG, NO_SECOND_LOOK, NO_ASKING, NO_LAST_LOOK],
+    ids=["unrung", "second look", "asking", "last look"],
 )
 def test_a_wake_up_is_lost_without_each_step(store_dsn: str, leave_out: str) -> None:
     with scheduled(store_dsn, 1, 0, leave_out) as schedule:

@@ -1,4 +1,5 @@
-"""The scenarios that must pass, by their names. Each tells one story from beginning to end, against a real server."""
+"""The scenarios that must pass, by their names. Each tells one story from beginning to
+end, against a real server."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ import pytest
 import trio
 from child import running
 from commands import line_with, started
-from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, since, statements, until_asleep
+from support import (
+    PATIENCE,
+    Handled,
+    move_clock,
+    open_connection,
+    query,
+    run_until_suspended,
+    since,
+    statements,
+    until_asleep,
+)
 
 import tocsin
 
@@ -28,10 +39,14 @@ async def test_1_poll_interrupt_suspended_archived(store: tocsin.Store, store_ds
             await consumer.interrupt()
         assert suspended[0].handled == 1
         assert await consumer.status() == "suspended"
-        assert await query(store_dsn, "select id, consumer_worker_id from tocsin.archive") == [(message_id, consumer.worker_id)]
+        assert await query(store_dsn, "select id, consumer_worker_id from tocsin.archive") == [
+            (message_id, consumer.worker_id)
+        ]
 
 
-async def test_1_interrupt_ends_after_the_running_handler(store: tocsin.Store, store_dsn: str) -> None:
+async def test_1_interrupt_ends_after_the_running_handler(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("tasks")
     message_id = await store.produce("tasks", 1)
     go_on = trio.Event()
@@ -51,7 +66,11 @@ async def test_1_interrupt_ends_after_the_running_handler(store: tocsin.Store, s
 async def test_2_handoff(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("tasks")
     by_a, by_b, suspended = Handled(), Handled(), list[tocsin.Suspended]()
-    async with store.consumer("tasks", name="a") as a, store.consumer("tasks", name="b") as b, store.producer("tasks") as producer:
+    async with (
+        store.consumer("tasks", name="a") as a,
+        store.consumer("tasks", name="b") as b,
+        store.producer("tasks") as producer,
+    ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_until_suspended, a, by_a, suspended)
             first = await producer.enqueue("first")
@@ -63,14 +82,20 @@ async def test_2_handoff(store: tocsin.Store, store_dsn: str) -> None:
             second = await producer.enqueue("second")
             await by_b.wait(1)
             await b.interrupt()
-        owners = await query(store_dsn, "select id, consumer_worker_id from tocsin.archive order by id")
+        owners = await query(
+            store_dsn, "select id, consumer_worker_id from tocsin.archive order by id"
+        )
         assert owners == [(first, a.worker_id), (second, b.worker_id)]
 
 
 async def test_3_two_consumers_drain_forty(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("tasks")
     handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with store.consumer("tasks") as a, store.consumer("tasks") as b, store.producer("tasks") as producer:
+    async with (
+        store.consumer("tasks") as a,
+        store.consumer("tasks") as b,
+        store.producer("tasks") as producer,
+    ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_until_suspended, a, handled, suspended)
             nursery.start_soon(run_until_suspended, b, handled, suspended)
@@ -81,10 +106,14 @@ async def test_3_two_consumers_drain_forty(store: tocsin.Store, store_dsn: str) 
         assert [await a.status(), await b.status()] == ["suspended", "suspended"]
         assert sorted(m.id for m in handled.messages) == ids
         assert sum(s.handled for s in suspended) == 40
-        assert await query(store_dsn, "select count(*), count(distinct id) from tocsin.archive") == [(40, 40)]
+        assert await query(
+            store_dsn, "select count(*), count(distinct id) from tocsin.archive"
+        ) == [(40, 40)]
 
 
-async def test_4_expired_lease_goes_to_another_and_fences_the_first(store: tocsin.Store, store_dsn: str) -> None:
+async def test_4_expired_lease_goes_to_another_and_fences_the_first(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("tasks")
     await store.produce("tasks", 1)
     async with store.consumer("tasks", name="a") as a, store.consumer("tasks", name="b") as b:
@@ -98,7 +127,9 @@ async def test_4_expired_lease_goes_to_another_and_fences_the_first(store: tocsi
             with pytest.raises(tocsin.LeaseLost):
                 await refused
         await by_b.archive()
-        assert await query(store_dsn, "select consumer_worker_id, read_ct from tocsin.archive") == [(b.worker_id, 2)]
+        assert await query(store_dsn, "select consumer_worker_id, read_ct from tocsin.archive") == [
+            (b.worker_id, 2)
+        ]
 
 
 async def test_5_shutdown_is_refused_while_messages_are_held(store: tocsin.Store) -> None:
@@ -129,22 +160,31 @@ async def test_5_shutdown_is_refused_while_messages_are_held(store: tocsin.Store
         assert info.shutdown_at is not None
 
 
-async def test_6_handler_that_outlives_the_visibility_timeout_three_times(store: tocsin.Store, store_dsn: str) -> None:
+async def test_6_handler_that_outlives_the_visibility_timeout_three_times(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("tasks", vt=0.4)
     await store.produce("tasks", 1)
     leases = list[tuple[object, ...]]()
 
     async def handle(message: tocsin.Message) -> None:
-        # Until the lease has been extended so often that it ends three visibility timeouts after it began.
+        # Until the lease has been extended so often that it ends three visibility
+        # timeouts after it began.
         async with open_connection(store_dsn) as connection:
             while not leases or leases[-1][0] < 3 * 0.4:  # type: ignore[operator]
                 cursor = await connection.execute(
-                    "select extract(epoch from vt - dequeued_at)::float8 - 0.4, read_ct from tocsin.messages where id = %s", [message.id]
+                    "select extract(epoch from vt - dequeued_at)::float8 - 0.4, read_ct from"
+                    " tocsin.messages where id = %s",
+                    [message.id],
                 )
                 leases.extend(await cursor.fetchall())
 
     handled, other, suspended = Handled(handle), Handled(), list[tocsin.Suspended]()
-    async with store.consumer("tasks") as a, store.consumer("tasks") as b, trio.open_nursery() as nursery:
+    async with (
+        store.consumer("tasks") as a,
+        store.consumer("tasks") as b,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(run_until_suspended, a, handled, suspended)
         await handled.wait(1)
         nursery.start_soon(run_until_suspended, b, other, suspended)
@@ -166,7 +206,11 @@ async def test_7_fails_twice_then_succeeds(store: tocsin.Store, store_dsn: str) 
             raise RuntimeError(f"attempt {message.read_ct}")
 
     handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with store.producer("tasks") as producer, store.consumer("tasks") as consumer, trio.open_nursery() as nursery:
+    async with (
+        store.producer("tasks") as producer,
+        store.consumer("tasks") as consumer,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         difficult = await producer.enqueue("difficult")
         await producer.enqueue_many(["easy"] * 5)
@@ -175,11 +219,17 @@ async def test_7_fails_twice_then_succeeds(store: tocsin.Store, store_dsn: str) 
     assert handled.payloads[-1] == "difficult"  # the others were not held up
     attempts = [m for m in handled.messages if m.id == difficult]
     assert [m.read_ct for m in attempts] == [1, 2, 3]
-    assert [m.last_error for m in attempts] == [None, "RuntimeError: attempt 1", "RuntimeError: attempt 2"]
+    assert [m.last_error for m in attempts] == [
+        None,
+        "RuntimeError: attempt 1",
+        "RuntimeError: attempt 2",
+    ]
     waits = [(b.dequeued_at - a.dequeued_at).total_seconds() for a, b in pairwise(attempts)]
     assert waits[0] >= 0.2
     assert waits[1] >= 0.6
-    assert await query(store_dsn, "select read_ct from tocsin.archive where id = %s", difficult) == [(3,)]
+    assert await query(
+        store_dsn, "select read_ct from tocsin.archive where id = %s", difficult
+    ) == [(3,)]
 
 
 async def test_8_always_fails_dead_letter_replay_runs_again(store: tocsin.Store) -> None:
@@ -218,7 +268,8 @@ async def test_8_always_fails_dead_letter_replay_runs_again(store: tocsin.Store)
 
 
 async def test_9_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> None:
-    """No statement runs in between. That it is handled within 50 ms of its time is what the benchmark ``delayed`` measures."""
+    """No statement runs in between. That it is handled within 50 ms of its time is what
+    the benchmark ``delayed`` measures."""
     dsn, ran, looked = dsn_of_quiet_store, dict[str, int](), trio.Event()
 
     async def look(_: tocsin.Message) -> None:
@@ -234,21 +285,26 @@ async def test_9_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> N
             await query(dsn, "select tocsin.enqueue('tasks', '1', delay => '2 s')")
             await until_asleep(store)
             before = await statements(dsn)
-            assert await query(dsn, "select state::text from tocsin.messages") == [("delayed",)]  # it is not yet its time
+            # it is not yet its time
+            assert await query(dsn, "select state::text from tocsin.messages") == [("delayed",)]
             with trio.fail_after(PATIENCE):
                 await looked.wait()
             await consumer.interrupt()
         (message,) = handled.messages
     assert (message.dequeued_at - message.enqueued_at).total_seconds() >= 2
-    # From the enqueueing to the handler's first line: the question above, and the claim that brought the message.
+    # From the enqueueing to the handler's first line: the question above, and the claim
+    # that brought the message.
     assert sorted(ran.values()) == [1, 1]
     assert [".claim(" in text for text in sorted(ran, key=len)] == [False, True]
 
 
-async def test_10_killed_worker_is_replaced_long_before_the_visibility_timeout(store: tocsin.Store, store_dsn: str) -> None:
+async def test_10_killed_worker_is_replaced_long_before_the_visibility_timeout(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     """That it takes less than five seconds is what the benchmark ``kill`` measures."""
     await store.queues.ensure("tasks", vt=3600)
-    await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")  # else this server is too young
+    # else this server is too young
+    await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
     handled, suspended = Handled(), list[tocsin.Suspended]()
     async with running("consume.py", store_dsn, "tasks", "doomed", "hold") as doomed:
         doomed_id = int((await doomed.words("worker"))[0])
@@ -267,7 +323,11 @@ async def test_10_killed_worker_is_replaced_long_before_the_visibility_timeout(s
 async def test_11_enqueue_in_the_callers_transaction(store: tocsin.Store) -> None:
     await store.queues.ensure("tasks")
     handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with store.producer("tasks") as producer, store.consumer("tasks") as consumer, trio.open_nursery() as nursery:
+    async with (
+        store.producer("tasks") as producer,
+        store.consumer("tasks") as consumer,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         with pytest.raises(ZeroDivisionError):
             async with store.transaction() as connection:
@@ -283,7 +343,9 @@ async def test_11_enqueue_in_the_callers_transaction(store: tocsin.Store) -> Non
     assert handled.payloads == ["committed", "too", "too"]
 
 
-async def test_12_commands_to_a_worker_in_another_process(store: tocsin.Store, store_dsn: str) -> None:
+async def test_12_commands_to_a_worker_in_another_process(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     """That they take effect within 100 ms is what the benchmark ``commands`` measures."""
     await store.queues.ensure("tasks")
     async with running("consume.py", store_dsn, "tasks", "remote", "go") as child:
@@ -309,7 +371,9 @@ async def test_12_commands_to_a_worker_in_another_process(store: tocsin.Store, s
             await remote.resume()
 
 
-async def test_12_interrupt_with_grace_from_another_process(store: tocsin.Store, store_dsn: str) -> None:
+async def test_12_interrupt_with_grace_from_another_process(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("tasks", vt=3600)
     async with running("consume.py", store_dsn, "tasks", "remote", "hold") as child:
         remote = await store.workers.get(int((await child.words("worker"))[0]))
@@ -319,12 +383,16 @@ async def test_12_interrupt_with_grace_from_another_process(store: tocsin.Store,
         assert await child.words("suspended") == ["interrupted"]
         with trio.fail_after(PATIENCE):
             await child.process.wait()
-        assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [("ready", 0)]
+        assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [
+            ("ready", 0)
+        ]
 
 
 def test_12_from_the_command_line(store_dsn: str, tmp_path: Path) -> None:
     """Each command, and the worker, is a process of its own."""
-    (tmp_path / "service.py").write_text("import logging\nasync def send(message):\n    logging.info('sent %s', message.payload)\n")
+    (tmp_path / "service.py").write_text(
+        "import logging\nasync def send(message):\n    logging.info('sent %s', message.payload)\n"
+    )
 
     def tocsin(*words: str) -> str:
         command = [sys.executable, "-m", "tocsin", *words, "--dsn", store_dsn]

@@ -1,4 +1,5 @@
-"""Databases, roles and environments with settings of their own: Tocsin's sessions and functions do the same under all of them."""
+"""Databases, roles and environments with settings of their own: Tocsin's sessions and
+functions do the same under all of them."""
 
 from __future__ import annotations
 
@@ -50,18 +51,24 @@ def in_utf8(dsn: str) -> str:
 
 
 def alter(dsn: str, settings: dict[str, str]) -> None:
-    """Give the database these settings, for the sessions to come; those that the server knows."""
+    """Give the database these settings, for the sessions to come; those that the server
+    knows."""
     with psycopg.connect(dsn, autocommit=True, client_encoding="utf8") as connection:
-        known = {name for (name,) in connection.execute("select lower(name) from pg_settings").fetchall()}
+        known = {
+            name for (name,) in connection.execute("select lower(name) from pg_settings").fetchall()
+        }
         for name, value in settings.items():
             if name in known:
                 statement = sql.SQL("alter database {} set {} = {}")
                 database = sql.Identifier(str(conninfo_to_dict(dsn)["dbname"]))
-                connection.execute(statement.format(database, sql.Identifier(name), sql.Literal(value)))
+                connection.execute(
+                    statement.format(database, sql.Identifier(name), sql.Literal(value))
+                )
 
 
 async def use_everything(dsn: str) -> None:
-    """Do what a producer, a consumer and an administrator do, with text that is not ASCII, and with times and intervals."""
+    """Do what a producer, a consumer and an administrator do, with text that is not
+    ASCII, and with times and intervals."""
     async with tocsin.connect(dsn) as store:
         queue = await store.queues.ensure("q", vt=90, retry_base=0.5, required_keys=["é"])
         assert (queue.vt, queue.required_keys) == (90, ("é",))
@@ -80,7 +87,11 @@ async def use_everything(dsn: str) -> None:
         assert (metrics.ready, metrics.delayed) == (3, 1)
         async with store.consumer("q", name="consümer") as consumer:
             messages = await consumer.dequeue(3)
-            assert [(m.payload, m.headers) for m in messages] == [({"é": TEXT}, {"é": TEXT}), ({"é": TEXT}, TEXT), ({"é": TEXT}, TEXT)]
+            assert [(m.payload, m.headers) for m in messages] == [
+                ({"é": TEXT}, {"é": TEXT}),
+                ({"é": TEXT}, TEXT),
+                ({"é": TEXT}, TEXT),
+            ]
             await messages[0].release()
             await messages[1].archive()
             assert (await store.workers.get(consumer.worker_id)) is not None
@@ -95,12 +106,19 @@ async def use_everything(dsn: str) -> None:
 
 @pytest.mark.parametrize("name", [*STRANGE, *LIMITS])
 async def test_a_setting_of_the_database_changes_nothing(store_dsn: str, name: str) -> None:
-    alter(store_dsn, STRANGE | LIMITS if name == "client_encoding" else {name: (STRANGE | LIMITS)[name]})
+    alter(
+        store_dsn,
+        STRANGE | LIMITS if name == "client_encoding" else {name: (STRANGE | LIMITS)[name]},
+    )
     await use_everything(store_dsn)
-    assert await query(in_utf8(store_dsn), "select payload from tocsin.messages where key = 'ké'") == [({"é": TEXT},)]
+    assert await query(
+        in_utf8(store_dsn), "select payload from tocsin.messages where key = 'ké'"
+    ) == [({"é": TEXT},)]
 
 
-async def test_an_encoding_of_the_environment_changes_nothing(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_encoding_of_the_environment_changes_nothing(
+    store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     monkeypatch.setenv("PGDATESTYLE", "SQL, DMY")
     await use_everything(store_dsn)
@@ -112,10 +130,13 @@ async def test_an_encoding_in_the_connection_string_changes_nothing(store_dsn: s
 
 @pytest.fixture(params=["LATIN1", "SQL_ASCII", "EUC_JP"])
 def encoded_dsn(request: pytest.FixtureRequest, server: servers.Server) -> Iterator[str]:
-    """An empty database of another encoding, in which sessions have that one unless they say otherwise."""
+    """An empty database of another encoding, in which sessions have that one unless
+    they say otherwise."""
     name = f"tocsin_test_{secrets.token_hex(6)}"
     with psycopg.connect(server.admin_dsn, autocommit=True) as connection:
-        statement = sql.SQL("create database {} template template0 encoding {} lc_collate 'C' lc_ctype 'C'")
+        statement = sql.SQL(
+            "create database {} template template0 encoding {} lc_collate 'C' lc_ctype 'C'"
+        )
         connection.execute(statement.format(sql.Identifier(name), sql.Literal(request.param)))
     yield server.dsn(name)
     server.drop_database(name)
@@ -136,7 +157,8 @@ async def test_in_a_database_of_another_encoding(encoded_dsn: str) -> None:
                 await message.archive()
         if encoding == "SQL_ASCII":
             latin1 = make_conninfo(encoded_dsn, client_encoding="LATIN1")
-            with pytest.raises(psycopg.errors.CharacterNotInRepertoire):  # no consumer could be sent it
+            # no consumer could be sent it
+            with pytest.raises(psycopg.errors.CharacterNotInRepertoire):
                 await query(latin1, "select tocsin.enqueue('q', %s::jsonb)", '"é"')
 
 
@@ -152,18 +174,25 @@ async def enqueue_on_own(dsn: str, text: str) -> None:
     options: tocsin.MessageOptions = {"headers": {text: text}, "key": text}
     with psycopg.connect(dsn) as blocking:
         blocking.execute("set datestyle = 'SQL, DMY'; set intervalstyle = 'sql_standard'")
-        tocsin.enqueue(blocking, "q", text, at=datetime(2020, 2, 1, tzinfo=UTC), expires_in=1e9, **options)
+        tocsin.enqueue(
+            blocking, "q", text, at=datetime(2020, 2, 1, tzinfo=UTC), expires_in=1e9, **options
+        )
         tocsin.enqueue_many(blocking, "q", [text], headers=text)
     async with await TrioConnection.connect(dsn) as own:
         await tocsin.enqueue_async(own, "q", text)
         await tocsin.enqueue_many_async(own, "q", [text], headers=text)
     async with tocsin.connect(dsn) as store, store.transaction() as lent:
-        await lent.execute("select set_config('client_encoding', %s, true)", [conninfo_to_dict(dsn)["client_encoding"]])
+        await lent.execute(
+            "select set_config('client_encoding', %s, true)",
+            [conninfo_to_dict(dsn)["client_encoding"]],
+        )
         await store.produce("q", text, connection=lent)
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1252", "SJIS", "UTF8"])
-async def test_on_a_connection_of_the_users_with_another_encoding(store_dsn: str, encoding: str) -> None:
+async def test_on_a_connection_of_the_users_with_another_encoding(
+    store_dsn: str, encoding: str
+) -> None:
     async with tocsin.connect(store_dsn) as store:
         await store.queues.ensure("q")
         await enqueue_on_own(make_conninfo(store_dsn, client_encoding=encoding), TEXT)
@@ -175,7 +204,9 @@ async def test_on_a_connection_of_the_users_with_another_encoding(store_dsn: str
             assert messages[0].key == TEXT
 
 
-async def test_on_a_connection_of_the_users_in_a_database_of_another_encoding(encoded_dsn: str) -> None:
+async def test_on_a_connection_of_the_users_in_a_database_of_another_encoding(
+    encoded_dsn: str,
+) -> None:
     async with tocsin.connect(encoded_dsn) as store:
         await store.install()
         await store.queues.ensure("q")
@@ -214,19 +245,24 @@ async def test_a_character_that_the_database_does_not_have(encoded_dsn: str) -> 
 
 
 def test_the_sql_is_ascii_and_means_the_same_everywhere() -> None:
-    """A database of any encoding can store it, and ``standard_conforming_strings`` makes no difference to it."""
+    """A database of any encoding can store it, and ``standard_conforming_strings``
+    makes no difference to it."""
     for migration in (*schema.migrations(), schema.Migration(0, "functions", schema.functions())):
         assert migration.text.isascii(), migration.name
         assert "\\" not in migration.text, migration.name
 
 
-async def test_the_listen_connection_has_the_same_settings(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_listen_connection_has_the_same_settings(
+    store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alter(store_dsn, STRANGE | LIMITS)
     set_up, found = session.set_up, list[dict[str, str]]()
 
     async def look(connection: TrioConnection[Any]) -> None:
         await set_up(connection)
-        cursor = await connection.execute("select name, setting from pg_settings where name = any (%s)", [list(session.SETTINGS)])
+        cursor = await connection.execute(
+            "select name, setting from pg_settings where name = any (%s)", [list(session.SETTINGS)]
+        )
         found.append(dict(await cursor.fetchall()))
 
     monkeypatch.setattr(session, "set_up", look)
@@ -237,7 +273,14 @@ async def test_the_listen_connection_has_the_same_settings(store_dsn: str, monke
     assert len(found) == store.statistics().pool.opened + 1
     for settings in found:
         assert settings["DateStyle"] == "ISO, DMY"
-        assert settings.items() >= {n: v for n, v in session.SETTINGS.items() if n in settings and n[:3] not in ("Dat", "tcp")}.items()
+        assert (
+            settings.items()
+            >= {
+                n: v
+                for n, v in session.SETTINGS.items()
+                if n in settings and n[:3] not in ("Dat", "tcp")
+            }.items()
+        )
 
 
 async def test_the_users_limits_count_in_a_lent_transaction(store_dsn: str) -> None:
@@ -246,7 +289,10 @@ async def test_the_users_limits_count_in_a_lent_transaction(store_dsn: str) -> N
         for _ in range(2):
             async with store.transaction() as connection:
                 cursor = await connection.execute(
-                    "select name, current_setting(name) from pg_settings where name = any (%s)", [list(LIMITS)]
+                    "select name, current_setting(name) from pg_settings where name = any (%s)",
+                    [list(LIMITS)],
                 )
                 found = dict(await cursor.fetchall())
-                assert found == {name: value for name, value in LIMITS.items() if name in found} | {"idle_session_timeout": "0"}
+                assert found == {name: value for name, value in LIMITS.items() if name in found} | {
+                    "idle_session_timeout": "0"
+                }

@@ -1,4 +1,5 @@
-"""Settings: each of them does something, from each of its sources; what cannot be understood names its source and shows no secret."""
+"""Settings: each of them does something, from each of its sources; what cannot be
+understood names its source and shows no secret."""
 
 from __future__ import annotations
 
@@ -29,7 +30,13 @@ from tocsin.settings import PREFIX, Settings, load
 
 NAMES = [field.name for field in attrs.fields(Settings)]
 SECRET = "tops3cret"
-LIBPQ = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
+LIBPQ = {
+    "host": "PGHOST",
+    "port": "PGPORT",
+    "user": "PGUSER",
+    "password": "PGPASSWORD",
+    "dbname": "PGDATABASE",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +51,17 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 async def dsn_decides_the_database(store: tocsin.Store, value: str | None) -> None:
     async with store.transaction() as connection:
         cursor = await connection.execute("select current_setting('application_name')")
-        assert await cursor.fetchall() == [("tocsin" if value is None else conninfo_to_dict(value)["application_name"],)]
+        assert await cursor.fetchall() == [
+            ("tocsin" if value is None else conninfo_to_dict(value)["application_name"],)
+        ]
 
 
 async def schema_is_where_it_is_installed(store: tocsin.Store, value: str | None) -> None:
     await store.install()
     async with store.transaction() as connection:
-        cursor = await connection.execute("select nspname from pg_namespace where nspname like 'tocsin%'")
+        cursor = await connection.execute(
+            "select nspname from pg_namespace where nspname like 'tocsin%'"
+        )
         assert await cursor.fetchall() == [(value or "tocsin",)]
 
 
@@ -83,19 +94,27 @@ async def pool_size_limits_the_connections(store: tocsin.Store, value: int | Non
         nursery.cancel_scope.cancel()
 
 
-async def heartbeat_is_the_interval_in_the_registry(store: tocsin.Store, value: float | str | None) -> None:
+async def heartbeat_is_the_interval_in_the_registry(
+    store: tocsin.Store, value: float | str | None
+) -> None:
     await store.install()
     await store.queues.ensure("q")
     every = timedelta(seconds=2) if value is None else parse_duration(str(value))
     async with store.producer("q"), store.transaction() as connection:
-        assert await (await connection.execute("select every from tocsin.processes")).fetchall() == [(every,)]
+        assert await (
+            await connection.execute("select every from tocsin.processes")
+        ).fetchall() == [(every,)]
 
 
 Effect = Callable[[tocsin.Store, Any], Awaitable[None]]
 EFFECTS: dict[str, tuple[Effect, list[Any]]] = {
-    # setting: (what shows its effect, values to try); a DSN stands for one that names itself so
+    # setting: (what shows its effect, values to try); a DSN stands for one that names
+    # itself so
     "dsn": (dsn_decides_the_database, ["argument", "variable", "file"]),
-    "schema": (schema_is_where_it_is_installed, ["tocsin_argument", "tocsin_variable", "tocsin_file"]),
+    "schema": (
+        schema_is_where_it_is_installed,
+        ["tocsin_argument", "tocsin_variable", "tocsin_file"],
+    ),
     "listen_dsn": (listen_dsn_is_for_the_line_alone, ["argument", "variable", "file"]),
     "pool_size": (pool_size_limits_the_connections, [3, 4, 5]),
     "heartbeat": (heartbeat_is_the_interval_in_the_registry, [3, "250ms", "1.5s"]),
@@ -108,16 +127,24 @@ def test_every_setting_is_exercised() -> None:
 
 def write_file(table: dict[str, Any], path: Path | None = None) -> Path:
     path = path or Path("pyproject.toml")
-    lines = [f"{key} = {value if isinstance(value, int | float) else repr(value)}" for key, value in table.items()]
+    lines = [
+        f"{key} = {value if isinstance(value, int | float) else repr(value)}"
+        for key, value in table.items()
+    ]
     path.write_text("\n".join(["[project]", "name = 'mine'", "[tool.tocsin]", *lines]))
     return path.absolute()
 
 
 @asynccontextmanager
 async def connected(
-    monkeypatch: pytest.MonkeyPatch, dsn: str, arguments: dict[str, Any], variables: dict[str, Any], table: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch,
+    dsn: str,
+    arguments: dict[str, Any],
+    variables: dict[str, Any],
+    table: dict[str, Any],
 ) -> AsyncIterator[tocsin.Store]:
-    """A store whose settings come from these sources; where they do not say so, libpq's environment says where the server is."""
+    """A store whose settings come from these sources; where they do not say so, libpq's
+    environment says where the server is."""
     for name, value in conninfo_to_dict(dsn).items():
         monkeypatch.setenv(LIBPQ[name], str(value))
     for name, value in variables.items():
@@ -129,7 +156,9 @@ async def connected(
 
 @pytest.mark.parametrize("source", ["argument", "variable", "file", "default"])
 @pytest.mark.parametrize("name", NAMES)
-async def test_setting_from_each_source(monkeypatch: pytest.MonkeyPatch, dsn: str, name: str, source: str) -> None:
+async def test_setting_from_each_source(
+    monkeypatch: pytest.MonkeyPatch, dsn: str, name: str, source: str
+) -> None:
     """The nearest counts; what is behind it may be wrong."""
     effect, values = EFFECTS[name]
     if name.endswith("dsn"):
@@ -143,10 +172,14 @@ async def test_setting_from_each_source(monkeypatch: pytest.MonkeyPatch, dsn: st
         await effect(store, None if source == "default" else values[sources.index(source)])
 
 
-async def test_what_is_not_known_of_a_connection_string_is_libpqs_affair(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
+async def test_what_is_not_known_of_a_connection_string_is_libpqs_affair(
+    monkeypatch: pytest.MonkeyPatch, dsn: str
+) -> None:
     async with connected(monkeypatch, dsn, {"dsn": "application_name=mine"}, {}, {}) as store:
         await dsn_decides_the_database(store, "application_name=mine")
-    async with connected(monkeypatch, dsn, {"dsn": "postgresql://"}, {"dsn": "host=/nowhere"}, {}) as store:
+    async with connected(
+        monkeypatch, dsn, {"dsn": "postgresql://"}, {"dsn": "host=/nowhere"}, {}
+    ) as store:
         await dsn_decides_the_database(store, None)
 
 
@@ -156,7 +189,11 @@ async def test_the_time_for_connecting_is_the_connection_strings_or_libpqs(
     (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")  # it never answers
     server = f"host=127.0.0.1 port={silent.socket.getsockname()[1]}"
     async with silent:
-        for dsn, libpqs, seconds in ((server, None, 10), (server, "30", 30), (f"{server} connect_timeout=60", "30", 60)):
+        for dsn, libpqs, seconds in (
+            (server, None, 10),
+            (server, "30", 30),
+            (f"{server} connect_timeout=60", "30", 60),
+        ):
             if libpqs:
                 monkeypatch.setenv("PGCONNECT_TIMEOUT", libpqs)
             began = trio.current_time()
@@ -169,7 +206,9 @@ async def test_the_time_for_connecting_is_the_connection_strings_or_libpqs(
 # The file
 
 
-def test_the_nearest_file_with_a_table_of_ours_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_file_with_a_table_of_ours_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -215,7 +254,9 @@ def test_files_that_are_not_as_they_should_be(
     monkeypatch: pytest.MonkeyPatch, name: str | None, content: str | bytes | None, says: str | None
 ) -> None:
     if content is not None:
-        Path("pyproject.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
+        Path("pyproject.toml").write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
     if name is not None:
         monkeypatch.setenv("TOCSIN_CONFIG", name)
     if says is None:
@@ -281,14 +322,24 @@ def check_refused(source: str, says: str, **arguments: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "value", "says"), BAD)
-def test_a_bad_value_in_the_environment(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
+def test_a_bad_value_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
     monkeypatch.setenv(PREFIX + name.upper(), value)
     check_refused(f"environment variable TOCSIN_{name.upper()}", says)
 
 
-@pytest.mark.parametrize(("name", "value", "says"), BAD_TYPES + [b for b in BAD if b[0] != "pool_size"])
+@pytest.mark.parametrize(
+    ("name", "value", "says"), BAD_TYPES + [b for b in BAD if b[0] != "pool_size"]
+)
 def test_a_bad_value_in_the_file(name: str, value: Any, says: str) -> None:
-    text = str(value).lower() if isinstance(value, bool) else repr(value) if not isinstance(value, str) else toml_string(value)
+    text = (
+        str(value).lower()
+        if isinstance(value, bool)
+        else repr(value)
+        if not isinstance(value, str)
+        else toml_string(value)
+    )
     Path("pyproject.toml").write_text(f"[tool.tocsin]\n{name} = {text}\n")
     check_refused(f"{Path('pyproject.toml').absolute()}, tool.tocsin.{name}", says)
 
@@ -327,7 +378,17 @@ def test_an_unknown_key_in_the_file(key: str, says: str) -> None:
     check_refused(f"{Path('pyproject.toml').absolute()}, tool.tocsin.{key}", says)
 
 
-@pytest.mark.parametrize("name", ["TOCSIN_POOLSIZE", "TOCSIN_DNS", "TOCSIN_SCHEME", "TOCSIN_HEART_BEAT", "TOCSIN_CONFG", "tocsin_dsn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TOCSIN_POOLSIZE",
+        "TOCSIN_DNS",
+        "TOCSIN_SCHEME",
+        "TOCSIN_HEART_BEAT",
+        "TOCSIN_CONFG",
+        "tocsin_dsn",
+    ],
+)
 def test_a_variable_with_a_slip_of_the_pen(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, SECRET)
     check_refused(f"environment variable {name}", "may be meant")
@@ -335,7 +396,15 @@ def test_a_variable_with_a_slip_of_the_pen(monkeypatch: pytest.MonkeyPatch, name
 
 @pytest.mark.parametrize(
     "name",
-    ["TOCSIN_TEST_DSN", "TOCSIN_TEST_IMAGE", "TOCSIN_DATA", "TOCSIN_PORT", "TOCSIN_SERVICE_HOST", "TOCSIN_PORT_5432_TCP", "TOCSIN_URL"],
+    [
+        "TOCSIN_TEST_DSN",
+        "TOCSIN_TEST_IMAGE",
+        "TOCSIN_DATA",
+        "TOCSIN_PORT",
+        "TOCSIN_SERVICE_HOST",
+        "TOCSIN_PORT_5432_TCP",
+        "TOCSIN_URL",
+    ],
 )
 def test_a_variable_of_somebody_elses(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "tcp://10.0.0.1:5432")
@@ -359,14 +428,19 @@ def test_a_variable_of_somebody_elses(monkeypatch: pytest.MonkeyPatch, name: str
 def test_a_listen_dsn_from_a_weaker_source_than_the_dsn_does_not_apply(
     monkeypatch: pytest.MonkeyPatch, dsn_from: str, listen_dsn_from: str, applies: bool
 ) -> None:
-    given: dict[str, dict[str, Any]] = {source: {} for source in ("argument", "variable", "file", "default")}
+    given: dict[str, dict[str, Any]] = {
+        source: {} for source in ("argument", "variable", "file", "default")
+    }
     given[dsn_from]["dsn"] = "host=here"
     given[listen_dsn_from]["listen_dsn"] = "host=line"
     for name, value in given["variable"].items():
         monkeypatch.setenv(PREFIX + name.upper(), value)
     write_file(given["file"])
     settings = load(**given["argument"])
-    assert (settings.dsn, settings.listen_dsn) == (None if dsn_from == "default" else "host=here", "host=line" if applies else None)
+    assert (settings.dsn, settings.listen_dsn) == (
+        None if dsn_from == "default" else "host=here",
+        "host=line" if applies else None,
+    )
 
 
 def test_settings_do_not_show_a_password() -> None:
@@ -382,7 +456,14 @@ def test_settings_do_not_show_a_password() -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        *(("7d", 7 * 86400), ("30m", 1800), ("1.5s", 1.5), ("250ms", 0.25), ("2h", 7200), ("1w", 604800)),
+        *(
+            ("7d", 7 * 86400),
+            ("30m", 1800),
+            ("1.5s", 1.5),
+            ("250ms", 0.25),
+            ("2h", 7200),
+            ("1w", 604800),
+        ),
         *(("12", 12), ("0", 0), ("0.5", 0.5), (" 3 s ", 3)),
     ],
 )
@@ -391,7 +472,26 @@ def test_durations_as_text(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "s", "-1s", "+1s", "1e3", "7D", "1.s", ".5s", "1,5s", "1h30m", "inf", "nan", "7 days", "٣s", "1_0s", "9" * 400, "1\n2"]
+    "text",
+    [
+        "",
+        "s",
+        "-1s",
+        "+1s",
+        "1e3",
+        "7D",
+        "1.s",
+        ".5s",
+        "1,5s",
+        "1h30m",
+        "inf",
+        "nan",
+        "7 days",
+        "٣s",
+        "1_0s",
+        "9" * 400,
+        "1\n2",
+    ],
 )
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="must be a duration"):
@@ -403,10 +503,16 @@ def test_what_is_no_duration(text: str) -> None:
 
 def test_the_documentation_names_every_setting() -> None:
     page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
-    rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")]
+    rows = [
+        [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("| `")
+    ]
     assert [row[:2] for row in rows] == [[name, f"TOCSIN_{name.upper()}"] for name in NAMES]
     defaults = {row[0]: row[2] for row in rows}
-    assert all(f.default is None or defaults[f.name] == str(f.default) for f in attrs.fields(Settings))
+    assert all(
+        f.default is None or defaults[f.name] == str(f.default) for f in attrs.fields(Settings)
+    )
 
 
 # Connection strings as other programs write them
@@ -445,7 +551,9 @@ def test_a_password_that_is_encoded_is_taken_as_it_is() -> None:
         "host=dbhost user=ada password={} dbname=app",
     ],
 )
-def test_no_piece_of_a_password_that_is_not_encoded_is_shown(dsn: str, words: tuple[str, str, str]) -> None:
+def test_no_piece_of_a_password_that_is_not_encoded_is_shown(
+    dsn: str, words: tuple[str, str, str]
+) -> None:
     for between in product([*string.punctuation, " ", "\t", "\n", "\0", "%4", "é", ""], repeat=2):
         text = dsn.format(words[0] + between[0] + words[1] + between[1] + words[2])
         shown = []

@@ -1,4 +1,5 @@
-"""Settling a message in the caller's transaction: committed with the caller's rows, or rolled back with them."""
+"""Settling a message in the caller's transaction: committed with the caller's rows, or
+rolled back with them."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ WAYS = {"pool": on_the_pool, "trio": on_trio, "blocking": blocking}
 
 @pytest.fixture(params=WAYS)
 def transaction(request: pytest.FixtureRequest) -> Open:
-    """A transaction on each kind of connection: committed at the end of the block, or rolled back when that raises."""
+    """A transaction on each kind of connection: committed at the end of the block, or
+    rolled back when that raises."""
     way: Open = WAYS[request.param]
     return way
 
@@ -71,10 +73,17 @@ async def execute(connection: Connection, statement: str, *parameters: object) -
 async def effects(store: tocsin.Store, store_dsn: str) -> Callable[[], Awaitable[list[int]]]:
     """A queue, and a table of the user's; gives the messages that are in the table."""
     await store.queues.ensure("q", retry_base=0, retry_jitter=0, vt=3600)
-    await query(store_dsn, "create table effects (message_id bigint not null, delivery integer not null)")
+    await query(
+        store_dsn, "create table effects (message_id bigint not null, delivery integer not null)"
+    )
 
     async def read() -> list[int]:
-        return [row[0] for row in await query(store_dsn, "select message_id from effects order by message_id, delivery")]
+        return [
+            row[0]
+            for row in await query(
+                store_dsn, "select message_id from effects order by message_id, delivery"
+            )
+        ]
 
     return read
 
@@ -89,7 +98,11 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("operation", ["archive", "delete", "release"])
 async def test_a_message_is_settled_with_the_callers_rows_and_counted_once(
-    store: tocsin.Store, effects: Effects, transaction: Open, operation: str, caplog: pytest.LogCaptureFixture
+    store: tocsin.Store,
+    effects: Effects,
+    transaction: Open,
+    operation: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ids = await store.produce_many("q", range(3))
 
@@ -112,11 +125,16 @@ async def test_a_message_is_settled_with_the_callers_rows_and_counted_once(
             with pytest.raises(tocsin.MessageNotFound):
                 await store.messages.get(message_id)
         else:
-            assert (await store.messages.get(message_id)).state == {"archive": "archived", "release": "delayed"}[operation]
+            assert (await store.messages.get(message_id)).state == {
+                "archive": "archived",
+                "release": "delayed",
+            }[operation]
     assert warnings(caplog) == []
 
 
-async def test_after_a_rollback_the_message_fails_with_the_handlers_error(store: tocsin.Store, effects: Effects, transaction: Open) -> None:
+async def test_after_a_rollback_the_message_fails_with_the_handlers_error(
+    store: tocsin.Store, effects: Effects, transaction: Open
+) -> None:
     (message_id,) = await store.produce_many("q", [1])
 
     async def handle(message: tocsin.Message) -> None:
@@ -130,11 +148,17 @@ async def test_after_a_rollback_the_message_fails_with_the_handlers_error(store:
         with pytest.raises(tocsin.Suspended):
             await consumer.handle(handle, once=True)
     found = await store.messages.get(message_id)
-    assert (found.state, found.read_ct, found.last_error) == ("archived", 2, "LookupError: not this time")
+    assert (found.state, found.read_ct, found.last_error) == (
+        "archived",
+        2,
+        "LookupError: not this time",
+    )
     assert await effects() == [message_id]
 
 
-async def test_a_handler_that_returns_after_a_rollback_has_failed(store: tocsin.Store, effects: Effects, transaction: Open) -> None:
+async def test_a_handler_that_returns_after_a_rollback_has_failed(
+    store: tocsin.Store, effects: Effects, transaction: Open
+) -> None:
     """Else its effect would be lost and the message finished."""
     (message_id,) = await store.produce_many("q", [1])
 
@@ -157,7 +181,9 @@ async def test_a_handler_that_returns_after_a_rollback_has_failed(store: tocsin.
     assert await effects() == [message_id]
 
 
-async def test_after_a_rollback_a_handler_may_settle_in_another_way(store: tocsin.Store, effects: Effects, store_dsn: str) -> None:
+async def test_after_a_rollback_a_handler_may_settle_in_another_way(
+    store: tocsin.Store, effects: Effects, store_dsn: str
+) -> None:
     ids = await store.produce_many("q", [1, 2])
 
     async def handle(message: tocsin.Message) -> None:
@@ -221,7 +247,9 @@ async def test_a_handler_goes_on_after_the_commit_and_its_lease_is_not_missed(
     assert "afterwards" in warning
 
 
-async def test_a_handler_that_fails_after_the_commit_has_handled_its_message(store: tocsin.Store, effects: Effects, store_dsn: str) -> None:
+async def test_a_handler_that_fails_after_the_commit_has_handled_its_message(
+    store: tocsin.Store, effects: Effects, store_dsn: str
+) -> None:
     (message_id,) = await store.produce_many("q", [1])
 
     async def handle(message: tocsin.Message) -> None:
@@ -233,13 +261,16 @@ async def test_a_handler_that_fails_after_the_commit_has_handled_its_message(sto
         with pytest.raises(tocsin.Suspended) as suspended:
             await consumer.handle(handle, once=True)
     assert suspended.value.handled == 1
-    assert await query(store_dsn, "select id, last_error from tocsin.archive") == [(message_id, None)]
+    assert await query(store_dsn, "select id, last_error from tocsin.archive") == [
+        (message_id, None)
+    ]
 
 
 async def test_the_lease_is_kept_beside_an_open_transaction_and_waits_for_nothing(
     store: tocsin.Store, effects: Effects, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Other leases are extended; no consumer gets the message though its lease has ended; after a rollback it is extended again."""
+    """Other leases are extended; no consumer gets the message though its lease has
+    ended; after a rollback it is extended again."""
     _first, second = await store.produce_many("q", [1, 2])
     in_transaction, roll_back = trio.Event(), trio.Event()
 
@@ -257,8 +288,14 @@ async def test_the_lease_is_kept_beside_an_open_transaction_and_waits_for_nothin
             await message.archive(connection=connection)
 
     suspended: list[tocsin.Suspended] = []
-    async with store.consumer("q") as consumer, store.consumer("q") as other, trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: run_until_suspended(consumer, handle, suspended, concurrency=2, once=True))
+    async with (
+        store.consumer("q") as consumer,
+        store.consumer("q") as other,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(
+            lambda: run_until_suspended(consumer, handle, suspended, concurrency=2, once=True)
+        )
         with trio.fail_after(PATIENCE):
             await in_transaction.wait()
             await move_clock(store_dsn, 3000)
@@ -271,7 +308,9 @@ async def test_the_lease_is_kept_beside_an_open_transaction_and_waits_for_nothin
     assert warnings(caplog) == []
 
 
-async def test_a_transaction_that_ends_after_the_handler_is_waited_for(store: tocsin.Store, effects: Effects, store_dsn: str) -> None:
+async def test_a_transaction_that_ends_after_the_handler_is_waited_for(
+    store: tocsin.Store, effects: Effects, store_dsn: str
+) -> None:
     returned, suspended = Handled(), list[tocsin.Suspended]()
     ids = await store.produce_many("q", [1, 2, 3])
     archived = "select id, read_ct from tocsin.archive order by id"
@@ -295,22 +334,32 @@ async def test_a_transaction_that_ends_after_the_handler_is_waited_for(store: to
     assert await query(store_dsn, archived) == [*((i, 1) for i in ids), (last, 2)]
 
 
-async def test_many_are_settled_in_one_statement(store: tocsin.Store, effects: Effects, store_dsn: str, transaction: Open) -> None:
+async def test_many_are_settled_in_one_statement(
+    store: tocsin.Store, effects: Effects, store_dsn: str, transaction: Open
+) -> None:
     await store.produce_many("q", range(6))
     async with store.consumer("q") as consumer:
         messages = await consumer.dequeue(6)
         await messages[5].delete()
         async with transaction(store) as connection:
             assert await consumer.archive_many(messages[4:], connection=connection) == [True, False]
-            assert await consumer.delete_many([m.id for m in messages[:2]], connection=connection) == [True, True]
-            assert await consumer.release_many(messages[2:3], delay=60, connection=connection) == [True]
+            assert await consumer.delete_many(
+                [m.id for m in messages[:2]], connection=connection
+            ) == [True, True]
+            assert await consumer.release_many(messages[2:3], delay=60, connection=connection) == [
+                True
+            ]
             await consumer.archive(messages[3].id, connection=connection)
         await consumer.suspend(drain=True)
     assert await query(store_dsn, "select payload from tocsin.archive order by id") == [(3,), (4,)]
-    assert await query(store_dsn, "select payload, state::text from tocsin.messages") == [(2, "delayed")]
+    assert await query(store_dsn, "select payload, state::text from tocsin.messages") == [
+        (2, "delayed")
+    ]
 
 
-async def test_a_batch_handler_settles_its_messages_with_its_rows(store: tocsin.Store, effects: Effects, store_dsn: str) -> None:
+async def test_a_batch_handler_settles_its_messages_with_its_rows(
+    store: tocsin.Store, effects: Effects, store_dsn: str
+) -> None:
     ids = await store.produce_many("q", range(10))
 
     async def handle(messages: list[tocsin.Message]) -> None:
@@ -326,7 +375,9 @@ async def test_a_batch_handler_settles_its_messages_with_its_rows(store: tocsin.
     assert await effects() == ids
 
 
-async def test_a_plain_function_settles_on_a_blocking_connection(store: tocsin.Store, effects: Effects, store_dsn: str) -> None:
+async def test_a_plain_function_settles_on_a_blocking_connection(
+    store: tocsin.Store, effects: Effects, store_dsn: str
+) -> None:
     (message_id,) = await store.produce_many("q", [1])
 
     def handle(message: tocsin.Message) -> None:
@@ -341,21 +392,30 @@ async def test_a_plain_function_settles_on_a_blocking_connection(store: tocsin.S
     assert await effects() == [message_id]
 
 
-async def test_a_stream_settles_with_the_callers_rows(store: tocsin.Store, effects: Effects, store_dsn: str) -> None:
+async def test_a_stream_settles_with_the_callers_rows(
+    store: tocsin.Store, effects: Effects, store_dsn: str
+) -> None:
     await store.produce_many("q", range(3))
     async with store.consumer("q") as consumer:
         async with consumer.messages() as stream:
             async for message in stream:
-                async with store.transaction() as connection, connection.transaction(force_rollback=message.payload == 1):
+                async with (
+                    store.transaction() as connection,
+                    connection.transaction(force_rollback=message.payload == 1),
+                ):
                     await message.archive(connection=connection)
                 if message.payload == 2:
                     break
         assert consumer._intake.handled == 2
     assert await query(store_dsn, "select payload from tocsin.archive order by id") == [(0,), (2,)]
-    assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages") == [(1, "ready", 0)]
+    assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages") == [
+        (1, "ready", 0)
+    ]
 
 
-async def test_a_consumer_ends_while_the_transaction_is_open(store: tocsin.Store, effects: Effects, store_dsn: str) -> None:
+async def test_a_consumer_ends_while_the_transaction_is_open(
+    store: tocsin.Store, effects: Effects, store_dsn: str
+) -> None:
     """It does not wait for the row that its own caller has locked."""
     await store.produce_many("q", [1, 2])
     with trio.fail_after(PATIENCE):
@@ -387,11 +447,15 @@ async def test_a_run_that_is_cancelled_in_the_transaction_gives_its_message_back
             with trio.fail_after(PATIENCE):
                 await in_transaction.wait()
             nursery.cancel_scope.cancel()
-        assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [("ready", 0)]
+        assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [
+            ("ready", 0)
+        ]
     assert await effects() == []
 
 
-async def test_what_cannot_be_used_as_a_connection_is_refused_and_the_message_stays(store: tocsin.Store, effects: Effects) -> None:
+async def test_what_cannot_be_used_as_a_connection_is_refused_and_the_message_stays(
+    store: tocsin.Store, effects: Effects
+) -> None:
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
         (message,) = await consumer.dequeue()
@@ -404,21 +468,29 @@ async def test_what_cannot_be_used_as_a_connection_is_refused_and_the_message_st
 
 
 def test_from_asyncio_by_the_function_of_the_database(store_dsn: str) -> None:
-    """What another program claimed, or this one's consumer in another loop, is settled by its id and its lease token."""
+    """What another program claimed, or this one's consumer in another loop, is settled
+    by its id and its lease token."""
     token: list[int] = []
 
     async def claim() -> None:
         async with tocsin.connect(store_dsn) as store:
             await store.queues.ensure("q")
             await store.produce("q", 1)
-        await query(store_dsn, "select tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')")
-        rows = await query(store_dsn, "select id, lease from tocsin.claim(1, (select registration from tocsin.workers), 1)")
+        await query(
+            store_dsn, "select tocsin.register_worker('q', 'consumer', 'w', null, 'h', 1, 'v')"
+        )
+        rows = await query(
+            store_dsn,
+            "select id, lease from tocsin.claim(1, (select registration from tocsin.workers), 1)",
+        )
         token.extend(rows[0])
 
     async def settle() -> None:
         async with await psycopg.AsyncConnection.connect(store_dsn) as connection:
             for outcome in ([True], [False]):
-                cursor = await connection.execute("select tocsin.archive(array[%s::bigint], array[%s::bigint])", token)
+                cursor = await connection.execute(
+                    "select tocsin.archive(array[%s::bigint], array[%s::bigint])", token
+                )
                 assert await cursor.fetchone() == (outcome,)
 
     trio.run(claim)
@@ -428,7 +500,8 @@ def test_from_asyncio_by_the_function_of_the_database(store_dsn: str) -> None:
 async def test_the_outcome_of_a_commit_that_is_not_known_is_what_the_database_has(
     store: tocsin.Store, effects: Effects, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The commit has happened and its answer is lost: the handler raises, and the message is not delivered again."""
+    """The commit has happened and its answer is lost: the handler raises, and the
+    message is not delivered again."""
     (message_id,) = await store.produce_many("q", [1])
 
     async def handle(message: tocsin.Message) -> None:
@@ -446,8 +519,11 @@ async def test_the_outcome_of_a_commit_that_is_not_known_is_what_the_database_ha
 
 
 @pytest.mark.timeout(300)
-async def test_under_kills_each_message_has_its_effect_exactly_once(store: tocsin.Store, effects: Effects, store_dsn: str) -> None:
-    """Processes are killed at steps that chance chooses; the table has no constraint that would hide a second effect."""
+async def test_under_kills_each_message_has_its_effect_exactly_once(
+    store: tocsin.Store, effects: Effects, store_dsn: str
+) -> None:
+    """Processes are killed at steps that chance chooses; the table has no constraint
+    that would hide a second effect."""
     await store.queues.update("q", vt=1, max_deliveries=1000)
     ids = await store.produce_many("q", range(45))
     await query(store_dsn, "alter table effects alter delivery drop not null")

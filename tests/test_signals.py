@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM within `drain_on_signals`, at every moment that a service may be in."""
+"""SIGINT and SIGTERM within `drain_on_signals`, at every moment that a service may be
+in."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ async def test_a_signal_ends_a_suspended_run(store: tocsin.Store, store_dsn: str
                 await run_until_suspended(consumer, Handled(), suspended)
 
         nursery.start_soon(serve)
-        await until(lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'"))
+        await until(
+            lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'")
+        )
         await (await store.workers.get(consumer.worker_id)).suspend()
         signal.raise_signal(signal.SIGTERM)
         with trio.move_on_after(PATIENCE):
@@ -49,7 +52,9 @@ async def test_a_signal_ends_a_suspended_run(store: tocsin.Store, store_dsn: str
     assert suspended
 
 
-async def test_a_signal_between_two_runs_while_the_database_is_away_ends_the_next(own_server: EmbeddedServer) -> None:
+async def test_a_signal_between_two_runs_while_the_database_is_away_ends_the_next(
+    own_server: EmbeddedServer,
+) -> None:
     async with tocsin.connect(own_server.dsn) as store:
         await store.install()
         await store.queues.ensure("q")
@@ -57,7 +62,8 @@ async def test_a_signal_between_two_runs_while_the_database_is_away_ends_the_nex
             await own_server.stop()
             signal.raise_signal(signal.SIGTERM)
             with trio.fail_after(PATIENCE):
-                while store.statistics().pool.opened and not store.statistics().pool.broken:  # what it had, it has found broken
+                # what it had, it has found broken
+                while store.statistics().pool.opened and not store.statistics().pool.broken:
                     await trio.lowlevel.checkpoint()
             await trio.testing.wait_all_tasks_blocked(0.05)
             await own_server.start()
@@ -67,7 +73,9 @@ async def test_a_signal_between_two_runs_while_the_database_is_away_ends_the_nex
                         await consumer.handle(hang)
 
 
-async def test_a_signal_is_not_forgotten_when_a_suspension_ends_before_the_next_run(store: tocsin.Store) -> None:
+async def test_a_signal_is_not_forgotten_when_a_suspension_ends_before_the_next_run(
+    store: tocsin.Store,
+) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer, tocsin.drain_on_signals(consumer):
         handle = await store.workers.get(consumer.worker_id)
@@ -82,7 +90,11 @@ async def test_a_signal_is_not_forgotten_when_a_suspension_ends_before_the_next_
 async def test_a_signal_ends_a_wait_for_messages_by_hand(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     with trio.fail_after(PATIENCE):
-        async with store.consumer("q") as consumer, tocsin.drain_on_signals(consumer), trio.open_nursery() as nursery:
+        async with (
+            store.consumer("q") as consumer,
+            tocsin.drain_on_signals(consumer),
+            trio.open_nursery() as nursery,
+        ):
 
             async def take() -> None:
                 with pytest.raises(tocsin.Suspended):
@@ -94,7 +106,9 @@ async def test_a_signal_ends_a_wait_for_messages_by_hand(store: tocsin.Store) ->
 
 
 @pytest.mark.parametrize("command", ["interrupt", "suspend"])
-async def test_a_command_ends_a_wait_for_messages_by_hand(store: tocsin.Store, command: str) -> None:
+async def test_a_command_ends_a_wait_for_messages_by_hand(
+    store: tocsin.Store, command: str
+) -> None:
     await store.queues.ensure("q")
     with trio.fail_after(PATIENCE):
         async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
@@ -109,7 +123,9 @@ async def test_a_command_ends_a_wait_for_messages_by_hand(store: tocsin.Store, c
             await {"interrupt": handle.interrupt, "suspend": handle.suspend}[command]()
 
 
-async def test_a_loop_that_begins_anew_when_the_connection_is_lost_does_not_forget_a_signal(own_server: EmbeddedServer) -> None:
+async def test_a_loop_that_begins_anew_when_the_connection_is_lost_does_not_forget_a_signal(
+    own_server: EmbeddedServer,
+) -> None:
     async with tocsin.connect(own_server.dsn) as store:
         await store.install()
         await store.queues.ensure("q")
@@ -147,7 +163,9 @@ async def test_after_the_block_a_consumer_may_run_again(store: tocsin.Store) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_signals_drain_and_a_second_one_cancels(store: tocsin.Store, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_signals_drain_and_a_second_one_cancels(
+    store: tocsin.Store, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(signals, "ONE_SIGNAL_WITHIN", 0)
     await store.queues.ensure("q")
     await store.produce("q", 1)
@@ -214,7 +232,8 @@ async def signal_when(began: trio.Event) -> None:
 
 
 class Slow:
-    """A handler that is at work when the signal comes, and goes on until what it waits for has happened."""
+    """A handler that is at work when the signal comes, and goes on until what it waits
+    for has happened."""
 
     def __init__(self, until: Callable[[], Awaitable[object]]) -> None:
         self.began = trio.Event()
@@ -240,23 +259,36 @@ def until_suspended(dsn: str, name: str) -> Callable[[], Awaitable[None]]:
     """Return when this worker's run has ended in the registry."""
 
     async def wait() -> None:
-        await until(lambda: query(dsn, "select 1 from tocsin.workers where name = %s and status = 'suspended'", name))
+        await until(
+            lambda: query(
+                dsn, "select 1 from tocsin.workers where name = %s and status = 'suspended'", name
+            )
+        )
 
     return wait
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_several_runs_in_one_nursery_end_together_with_one_suspended(queues: tocsin.Store, store_dsn: str, named: bool) -> None:
+async def test_several_runs_in_one_nursery_end_together_with_one_suspended(
+    queues: tocsin.Store, store_dsn: str, named: bool
+) -> None:
     slow = Slow(until_suspended(store_dsn, "idle"))
     with trio.fail_after(PATIENCE):
         async with queues.consumer("idle", name="idle") as idle, queues.consumer("busy") as busy:
             with pytest.raises(tocsin.Suspended) as caught:
-                async with tocsin.drain_on_signals(*([idle, busy] if named else [])), trio.open_nursery() as nursery:
+                async with (
+                    tocsin.drain_on_signals(*([idle, busy] if named else [])),
+                    trio.open_nursery() as nursery,
+                ):
                     await nursery.start(idle.handle, hang)
                     await nursery.start(busy.handle, slow)
                     nursery.start_soon(signal_when, slow.began)
     assert slow.handled == ["slow"]
-    assert (caught.value.reason, caught.value.handled, caught.value.released) == ("interrupted", 1, 0)
+    assert (caught.value.reason, caught.value.handled, caught.value.released) == (
+        "interrupted",
+        1,
+        0,
+    )
 
 
 async def test_the_one_suspended_has_the_sums_of_all_runs(store: tocsin.Store) -> None:
@@ -280,11 +312,21 @@ async def test_the_one_suspended_has_the_sums_of_all_runs(store: tocsin.Store) -
     assert (caught.value.handled, caught.value.failed, caught.value.released) == (3, 3, 0)
 
 
-async def test_several_runs_in_tasks_with_a_block_each_end_together(queues: tocsin.Store, store_dsn: str) -> None:
+async def test_several_runs_in_tasks_with_a_block_each_end_together(
+    queues: tocsin.Store, store_dsn: str
+) -> None:
     slow = Slow(until_suspended(store_dsn, "idle"))
 
-    async def consume(queue: str, handler: Callable[[tocsin.Message], Awaitable[object]], *, task_status: trio.TaskStatus[None]) -> None:
-        async with queues.consumer(queue, name=queue) as consumer, tocsin.drain_on_signals(consumer):
+    async def consume(
+        queue: str,
+        handler: Callable[[tocsin.Message], Awaitable[object]],
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        async with (
+            queues.consumer(queue, name=queue) as consumer,
+            tocsin.drain_on_signals(consumer),
+        ):
             await consumer.handle(handler, task_status=task_status)
 
     with trio.fail_after(PATIENCE), pytest.raises(ExceptionGroup) as caught:
@@ -294,10 +336,13 @@ async def test_several_runs_in_tasks_with_a_block_each_end_together(queues: tocs
             nursery.start_soon(signal_when, slow.began)
     assert slow.handled == ["slow"]
     assert {type(e) for e in caught.value.exceptions} == {tocsin.Suspended}
-    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # the same signal may arrive once more
+    # the same signal may arrive once more
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
 
 
-async def test_blocks_may_end_in_any_order_and_the_others_still_get_signals(queues: tocsin.Store) -> None:
+async def test_blocks_may_end_in_any_order_and_the_others_still_get_signals(
+    queues: tocsin.Store,
+) -> None:
     former = signal.getsignal(signal.SIGTERM)
     first_may_end, second_is_open = trio.Event(), trio.Event()
 
@@ -329,7 +374,9 @@ async def test_blocks_may_end_in_any_order_and_the_others_still_get_signals(queu
     assert signal.getsignal(signal.SIGTERM) == former
 
 
-async def test_a_wait_by_hand_ends_when_another_consumer_has_settled_what_it_holds(queues: tocsin.Store) -> None:
+async def test_a_wait_by_hand_ends_when_another_consumer_has_settled_what_it_holds(
+    queues: tocsin.Store,
+) -> None:
     handled, began, waits = list[object](), trio.Event(), trio.Event()
 
     async def consume(consumer: tocsin.Consumer) -> None:
@@ -355,7 +402,9 @@ async def test_a_wait_by_hand_ends_when_another_consumer_has_settled_what_it_hol
     assert handled == ["slow"]
 
 
-async def test_consumers_by_hand_that_hold_messages_while_they_wait_do_not_wait_for_each_other(store: tocsin.Store) -> None:
+async def test_consumers_by_hand_that_hold_messages_while_they_wait_do_not_wait_for_each_other(
+    store: tocsin.Store,
+) -> None:
     with trio.fail_after(PATIENCE):
         for queue in ("a", "b"):
             await store.queues.ensure(queue, vt=3600)
@@ -371,7 +420,9 @@ async def test_consumers_by_hand_that_hold_messages_while_they_wait_do_not_wait_
 
 
 @pytest.mark.parametrize("end", ["the block is left", "the lease ends while the machine sleeps"])
-async def test_a_run_does_not_wait_for_what_is_not_held_any_more(queues: tocsin.Store, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+async def test_a_run_does_not_wait_for_what_is_not_held_any_more(
+    queues: tocsin.Store, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
     began = trio.Event()
     began.set()
     async with AsyncExitStack() as block:
@@ -390,21 +441,28 @@ async def test_a_run_does_not_wait_for_what_is_not_held_any_more(queues: tocsin.
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_a_signal_passes_over_a_consumer_whose_store_is_closed(queues: tocsin.Store, store_dsn: str, named: bool) -> None:
+async def test_a_signal_passes_over_a_consumer_whose_store_is_closed(
+    queues: tocsin.Store, store_dsn: str, named: bool
+) -> None:
     async with tocsin.connect(store_dsn) as closed, closed.consumer("idle") as left:
         pass
     slow = Slow(trio.testing.wait_all_tasks_blocked)
     with trio.fail_after(PATIENCE):
         async with queues.consumer("busy") as busy:
             with pytest.raises(tocsin.Suspended) as caught:
-                async with tocsin.drain_on_signals(*([left, busy] if named else [])), trio.open_nursery() as nursery:
+                async with (
+                    tocsin.drain_on_signals(*([left, busy] if named else [])),
+                    trio.open_nursery() as nursery,
+                ):
                     nursery.start_soon(signal_when, slow.began)
                     await busy.handle(slow)
     assert slow.handled == ["slow"]
     assert caught.value.handled == 1
 
 
-async def test_a_run_inside_of_a_handler_does_not_wait_for_that_handler(queues: tocsin.Store) -> None:
+async def test_a_run_inside_of_a_handler_does_not_wait_for_that_handler(
+    queues: tocsin.Store,
+) -> None:
     began = trio.Event()
     async with queues.consumer("idle") as inner, queues.consumer("busy") as outer:
 
@@ -422,7 +480,9 @@ async def test_a_run_inside_of_a_handler_does_not_wait_for_that_handler(queues: 
         assert caught.value.handled == 1
 
 
-async def test_a_consumer_that_is_opened_after_the_signal_begins_no_run(queues: tocsin.Store) -> None:
+async def test_a_consumer_that_is_opened_after_the_signal_begins_no_run(
+    queues: tocsin.Store,
+) -> None:
     async with tocsin.drain_on_signals():
         signal.raise_signal(signal.SIGTERM)
         await trio.testing.wait_all_tasks_blocked()
@@ -431,7 +491,9 @@ async def test_a_consumer_that_is_opened_after_the_signal_begins_no_run(queues: 
                 await consumer.handle(hang)
 
 
-async def test_a_block_that_is_opened_while_another_one_drains_drains_too(queues: tocsin.Store) -> None:
+async def test_a_block_that_is_opened_while_another_one_drains_drains_too(
+    queues: tocsin.Store,
+) -> None:
     async with tocsin.drain_on_signals(), queues.consumer("busy") as consumer:
         signal.raise_signal(signal.SIGTERM)
         await trio.testing.wait_all_tasks_blocked()
@@ -450,7 +512,11 @@ async def test_an_error_beside_the_end_of_a_run_is_not_hidden(queues: tocsin.Sto
             raise ZeroDivisionError
 
     with trio.fail_after(PATIENCE), pytest.raises(ExceptionGroup) as caught:
-        async with queues.consumer("idle") as idle, tocsin.drain_on_signals(), trio.open_nursery() as nursery:
+        async with (
+            queues.consumer("idle") as idle,
+            tocsin.drain_on_signals(),
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(fail)
             await nursery.start(idle.handle, hang)
             nursery.start_soon(signal_when, began)
@@ -486,7 +552,9 @@ async def test_a_signal_that_arrives_twice_is_one(queues: tocsin.Store, store_ds
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_a_signal_reaches_a_forked_process_as_if_there_were_no_block(store: tocsin.Store) -> None:
+async def test_a_signal_reaches_a_forked_process_as_if_there_were_no_block(
+    store: tocsin.Store,
+) -> None:
     async with tocsin.drain_on_signals():
         child = os.fork()
         if not child:
@@ -509,7 +577,11 @@ async def test_in_another_thread_it_is_refused() -> None:
 
 
 async def test_a_run_is_started_when_it_polls(queues: tocsin.Store) -> None:
-    async with queues.consumer("idle") as idle, queues.consumer("busy") as busy, trio.open_nursery() as nursery:
+    async with (
+        queues.consumer("idle") as idle,
+        queues.consumer("busy") as busy,
+        trio.open_nursery() as nursery,
+    ):
         await nursery.start(idle.handle, hang)
         assert await idle.status() == "polling"
         await nursery.start(partial(busy.handle_batches, hang, size=2))
@@ -555,10 +627,15 @@ trio.run(main)
 """
 
 
-async def test_a_keyboard_interrupt_in_a_task_of_ours_reaches_the_main_task(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_keyboard_interrupt_in_a_task_of_ours_reaches_the_main_task(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     with trio.fail_after(PATIENCE):
         ended = await trio.run_process(
-            [sys.executable, "-c", INTERRUPTED_IN_OUR_TASK, store_dsn], capture_stdout=True, capture_stderr=True, check=False
+            [sys.executable, "-c", INTERRUPTED_IN_OUR_TASK, store_dsn],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
         )
     assert ended.returncode == 0, ended.stderr.decode()
     first, *rest = ended.stdout.decode().splitlines()

@@ -1,7 +1,9 @@
-"""The network or the server falls silent: nothing waits without an end, and what can go on goes on.
+"""The network or the server falls silent: nothing waits without an end, and what can go
+on goes on.
 
-The tests' clock runs like any other until the silence begins. While that lasts it jumps to what is waited for next, so the tests measure
-what the code waits for and not what the machine needs.
+The tests' clock runs like any other until the silence begins. While that lasts it jumps
+to what is waited for next, so the tests measure what the code waits for and not what
+the machine needs.
 """
 
 from __future__ import annotations
@@ -46,12 +48,21 @@ def jumping(clock: trio.testing.MockClock) -> Iterator[None]:
 async def processes_of(server: EmbeddedServer) -> list[int]:
     """The server's processes, the first one first."""
     postmaster = int((server.directory / "data" / "postmaster.pid").read_text().splitlines()[0])
-    return [postmaster, *(pid for (pid,) in await query(server.dsn, "select pid from pg_stat_activity where pid <> pg_backend_pid()"))]
+    return [
+        postmaster,
+        *(
+            pid
+            for (pid,) in await query(
+                server.dsn, "select pid from pg_stat_activity where pid <> pg_backend_pid()"
+            )
+        ),
+    ]
 
 
 @contextmanager
 def frozen(pids: list[int]) -> Iterator[None]:
-    """The processes of a server are stopped for the length of the block, as on a host that hangs."""
+    """The processes of a server are stopped for the length of the block, as on a host
+    that hangs."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -73,7 +84,9 @@ async def settle_slowly(message: tocsin.Message) -> None:
 
 @pytest.mark.parametrize("then", [None, block, settle_slowly])
 async def test_a_cancelled_consumer_of_a_frozen_server_ends_within_one_grace(
-    own_server: EmbeddedServer, clock: trio.testing.MockClock, then: Callable[[tocsin.Message], Awaitable[None]] | None
+    own_server: EmbeddedServer,
+    clock: trio.testing.MockClock,
+    then: Callable[[tocsin.Message], Awaitable[None]] | None,
 ) -> None:
     handled, stores = Handled(then), list[tocsin.Store]()
 
@@ -99,8 +112,11 @@ async def test_a_cancelled_consumer_of_a_frozen_server_ends_within_one_grace(
         assert trio.current_time() - began < 2 * GRACE
 
 
-async def test_a_run_that_is_to_end_while_the_network_is_silent(store_dsn: str, clock: trio.testing.MockClock) -> None:
-    """Grace is over for a handler that hangs, then nothing that is left to be said is answered."""
+async def test_a_run_that_is_to_end_while_the_network_is_silent(
+    store_dsn: str, clock: trio.testing.MockClock
+) -> None:
+    """Grace is over for a handler that hangs, then nothing that is left to be said is
+    answered."""
     handled = Handled(block)
     with trio.fail_after(PATIENCE), ExitStack() as stack:
         async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store:
@@ -110,7 +126,10 @@ async def test_a_run_that_is_to_end_while_the_network_is_silent(store_dsn: str, 
 
             async def work() -> None:
                 try:
-                    async with store.consumer("q") as consumer, tocsin.drain_on_signals(consumer, grace=7):
+                    async with (
+                        store.consumer("q") as consumer,
+                        tocsin.drain_on_signals(consumer, grace=7),
+                    ):
                         await consumer.handle(handled)
                 except tocsin.Suspended as suspended:
                     ended.append(suspended)
@@ -161,10 +180,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 async def test_a_pool_connection_that_is_dropped_in_silence(store_dsn: str) -> None:
-    """A load balancer forgets the connections of the pool, but for the one that listens."""
+    """A load balancer forgets the connections of the pool, but for the one that
+    listens."""
     handled = Handled()
     with trio.fail_after(PATIENCE):
-        async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store, trio.open_nursery() as nursery:
+        async with (
+            proxy.running(store_dsn) as network,
+            tocsin.connect(network.dsn()) as store,
+            trio.open_nursery() as nursery,
+        ):
             await store.queues.ensure("q", vt=3600)
             async with store.consumer("q") as consumer:
                 nursery.start_soon(consumer.handle, handled)
@@ -198,7 +222,8 @@ async def test_a_producer_on_a_silent_connection_is_told_and_goes_on(store_dsn: 
                     assert "no answer" in lost.reason
                     failed += 1
 
-            async with trio.open_nursery() as nursery:  # the second one and the third share a statement
+            # the second one and the third share a statement
+            async with trio.open_nursery() as nursery:
                 for n in range(2, 5):
                     nursery.start_soon(produce, n)
             assert failed
@@ -230,7 +255,9 @@ async def test_a_silent_line_is_replaced_by_another(store_dsn: str) -> None:
                 while not store.statistics().silenced or not store.statistics().listening:
                     await trio.lowlevel.checkpoint()
                 count = 0
-                while not store.statistics().notifications:  # the first messages may come before the consumer has fallen asleep again
+                # the first messages may come before the consumer has fallen asleep
+                # again
+                while not store.statistics().notifications:
                     count += 1
                     await until_asleep(store)
                     await query(store_dsn, "select tocsin.enqueue('q', '1')")
@@ -241,7 +268,8 @@ async def test_a_silent_line_is_replaced_by_another(store_dsn: str) -> None:
 async def test_what_a_frozen_server_does_late_is_given_back(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A claim is executed when the server goes on, for a connection that was given up. Its message does not wait for the lease to end."""
+    """A claim is executed when the server goes on, for a connection that was given up.
+    Its message does not wait for the lease to end."""
     monkeypatch.setattr("tocsin.driver._watch.ASK_AFTER", 0.1)
     monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.3)
     handled = Handled()
@@ -267,12 +295,15 @@ async def test_what_a_frozen_server_does_late_is_given_back(
 async def test_the_primary_vanishes_and_another_host_takes_over(
     store_dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two hosts in the connection string; the first one goes without a word, for new connections, too."""
+    """Two hosts in the connection string; the first one goes without a word, for new
+    connections, too."""
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
     monkeypatch.setattr("tocsin.driver._watch.ASK_AFTER", 0.1)
     handled = Handled()
     async with proxy.running(store_dsn) as first, proxy.running(store_dsn) as second:
-        both = make_conninfo(store_dsn, host="127.0.0.1,127.0.0.1", port=f"{first.port},{second.port}")
+        both = make_conninfo(
+            store_dsn, host="127.0.0.1,127.0.0.1", port=f"{first.port},{second.port}"
+        )
         with trio.fail_after(PATIENCE):
             async with tocsin.connect(both, heartbeat=0.5) as store, trio.open_nursery() as nursery:
                 await store.queues.ensure("q")
@@ -293,11 +324,16 @@ async def test_the_primary_vanishes_and_another_host_takes_over(
 
 
 async def test_a_silent_connection_costs_no_lease(store_dsn: str) -> None:
-    """The pool's connections fall silent, again and again, and leases end long before that is found out."""
+    """The pool's connections fall silent, again and again, and leases end long before
+    that is found out."""
     go_on = trio.Event()
     handled = Handled(lambda _: go_on.wait())
     with trio.fail_after(PATIENCE):
-        async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store, trio.open_nursery() as nursery:
+        async with (
+            proxy.running(store_dsn) as network,
+            tocsin.connect(network.dsn()) as store,
+            trio.open_nursery() as nursery,
+        ):
             await store.queues.ensure("q", vt=1)
             await store.produce_many("q", range(16))
             async with store.consumer("q") as consumer:
@@ -329,11 +365,15 @@ async def test_the_first_answer_of_two_connections_counts(store_dsn: str) -> Non
             assert network.accepted == before + 1
             assert store.statistics().pool.size == 0  # what had not answered is closed
             with pytest.raises(tocsin.ConnectionLost):
-                await database.fetch_from_any("select pg_terminate_backend(pg_backend_pid()), %s", [3], after=PATIENCE)
+                await database.fetch_from_any(
+                    "select pg_terminate_backend(pg_backend_pid()), %s", [3], after=PATIENCE
+                )
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_new_connection_that_falls_silent_while_it_ends_abandoned_sessions(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_new_connection_that_falls_silent_while_it_ends_abandoned_sessions(
+    store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store:
         database = store._database
         database._watch._abandoned.add((1, "0"))
@@ -351,8 +391,11 @@ async def test_a_new_connection_that_falls_silent_while_it_ends_abandoned_sessio
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_worker_that_only_listens_gives_no_sign_of_life(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pooler is silent, the way round it is not: the process is alive, and does not work."""
+async def test_a_worker_that_only_listens_gives_no_sign_of_life(
+    store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pooler is silent, the way round it is not: the process is alive, and does not
+    work."""
     monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.2)
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
     handled = Handled()

@@ -1,4 +1,5 @@
-"""Enqueueing in the caller's transaction: blocking psycopg, psycopg on asyncio and on trio, with and without a store."""
+"""Enqueueing in the caller's transaction: blocking psycopg, psycopg on asyncio and on
+trio, with and without a store."""
 
 from __future__ import annotations
 
@@ -26,18 +27,26 @@ Blocking = psycopg.Connection[Any]
 Async = psycopg.AsyncConnection[Any]
 
 PAYLOADS = "select payload from tocsin.messages order by id"
-IDLE, INTRANS, INERROR = TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR
+IDLE, INTRANS, INERROR = (
+    TransactionStatus.IDLE,
+    TransactionStatus.INTRANS,
+    TransactionStatus.INERROR,
+)
 
 
 class Through:
-    """The two functions on one of the kinds of connections, called from a test that is neither."""
+    """The two functions on one of the kinds of connections, called from a test that is
+    neither."""
 
     def __init__(self, kind: str, dsn: str) -> None:
         self._kind = kind
         self._dsn = dsn
 
-    def run(self, body: Callable[[Blocking | Async, Session], Awaitable[None]], **options: Any) -> None:
-        """Run the body with a connection that is not in autocommit mode, and close that; what is open then is rolled back."""
+    def run(
+        self, body: Callable[[Blocking | Async, Session], Awaitable[None]], **options: Any
+    ) -> None:
+        """Run the body with a connection that is not in autocommit mode, and close
+        that; what is open then is rolled back."""
 
         async def with_async(connect: Callable[..., Awaitable[Async]]) -> None:
             connection = await connect(self._dsn, **options)
@@ -103,15 +112,20 @@ def rows(dsn: str, statement: str = PAYLOADS) -> list[tuple[Any, ...]]:
         return connection.execute(statement.encode()).fetchall()
 
 
-def test_in_the_callers_own_transaction_enqueued_when_that_commits(through: Through, store_dsn: str) -> None:
+def test_in_the_callers_own_transaction_enqueued_when_that_commits(
+    through: Through, store_dsn: str
+) -> None:
     async def body(_: object, session: Session) -> None:
         await session.enqueue("q", "rolled back")
         await session.enqueue_many("q", ["rolled back"] * 5000)
         await session.call("rollback")
-        await session.enqueue_many("q", ["rolled back", "too"])  # the first statement of its transaction
+        # the first statement of its transaction
+        await session.enqueue_many("q", ["rolled back", "too"])
         await session.call("rollback")
         first = await session.enqueue("q", "a")
-        assert await session.enqueue_many("q", (n for n in range(5000))) == [*range(first + 1, first + 5001)]
+        assert await session.enqueue_many("q", (n for n in range(5000))) == [
+            *range(first + 1, first + 5001)
+        ]
         assert session.status == INTRANS
         assert rows(store_dsn) == []
         await session.call("commit")
@@ -122,7 +136,9 @@ def test_in_the_callers_own_transaction_enqueued_when_that_commits(through: Thro
     assert len(rows(store_dsn)) == 5001
 
 
-def test_each_call_is_a_transaction_of_its_own_with_autocommit(through: Through, store_dsn: str) -> None:
+def test_each_call_is_a_transaction_of_its_own_with_autocommit(
+    through: Through, store_dsn: str
+) -> None:
     async def body(_: object, session: Session) -> None:
         await session.enqueue("q", 1)
         assert rows(store_dsn) == [(1,)]
@@ -142,17 +158,22 @@ def test_the_options_are_those_of_a_producer(through: Through, store_dsn: str) -
     at = datetime(2100, 1, 1, tzinfo=UTC)
 
     async def body(_: object, session: Session) -> None:
-        first = await session.enqueue("q", 1, key="k", priority=3, headers={"h": 1}, expires_in=60, max_deliveries=2)
+        first = await session.enqueue(
+            "q", 1, key="k", priority=3, headers={"h": 1}, expires_in=60, max_deliveries=2
+        )
         assert await session.enqueue("q", 2, key="k") == first
         await session.enqueue("q", 3, at=at)
-        await session.enqueue_many("q", [4], delay=3600, priority=-1, headers=["h"], expires_in=60, max_deliveries=2)
+        await session.enqueue_many(
+            "q", [4], delay=3600, priority=-1, headers=["h"], expires_in=60, max_deliveries=2
+        )
         await session.call("commit")
 
     through.run(body)
     assert rows(
         store_dsn,
-        "select payload, key, priority, headers, expires_at - enqueued_at = '1 min', max_deliveries, state::text, due = '2100-01-01 UTC', "
-        "due - enqueued_at = '1 h', producer_worker_id from tocsin.messages order by payload",
+        "select payload, key, priority, headers, expires_at - enqueued_at = '1 min',"
+        " max_deliveries, state::text, due = '2100-01-01 UTC', due - enqueued_at = '1 h',"
+        " producer_worker_id from tocsin.messages order by payload",
     ) == [
         (1, "k", 3, {"h": 1}, True, 2, "ready", False, False, None),
         (3, None, 0, None, None, None, "delayed", True, False, None),
@@ -227,7 +248,11 @@ def test_after_a_refused_batch_the_transaction_goes_on(through: Through, store_d
 def test_the_connections_own_factories_do_not_count(through: Through, store_dsn: str) -> None:
     async def body(connection: Blocking | Async, session: Session) -> None:
         connection.row_factory = dict_row  # type: ignore[assignment]
-        raw = psycopg.RawCursor if isinstance(connection, psycopg.Connection) else psycopg.AsyncRawCursor
+        raw = (
+            psycopg.RawCursor
+            if isinstance(connection, psycopg.Connection)
+            else psycopg.AsyncRawCursor
+        )
         connection.cursor_factory = raw  # type: ignore[assignment]
         first = await session.enqueue("q", 1)
         assert await session.enqueue_many("q", [2, 3]) == [first + 1, first + 2]
@@ -240,7 +265,10 @@ def test_the_connections_own_factories_do_not_count(through: Through, store_dsn:
 def test_a_schema_that_is_not_there_is_named(through: Through, store_dsn: str) -> None:
     async def body(_: object, session: Session) -> None:
         for schema in ("elsewhere", "empty"):
-            for attempt in (partial(session.enqueue, "q", 1), partial(session.enqueue_many, "q", [1])):
+            for attempt in (
+                partial(session.enqueue, "q", 1),
+                partial(session.enqueue_many, "q", [1]),
+            ):
                 with pytest.raises(tocsin.SchemaMissing) as missing:
                     await attempt(schema=schema)
                 assert missing.value.schema == schema
@@ -268,15 +296,18 @@ def test_another_schema(through: Through, store_dsn: str) -> None:
     assert rows(store_dsn, 'select payload from "Other".messages order by id') == [(1,), (2,)]
 
 
-def test_a_function_of_the_users_that_is_missing_is_not_tocsins(through: Through, store_dsn: str) -> None:
+def test_a_function_of_the_users_that_is_missing_is_not_tocsins(
+    through: Through, store_dsn: str
+) -> None:
     async def body(_: object, session: Session) -> None:
         with pytest.raises(psycopg.errors.UndefinedFunction, match="forgotten"):
             await session.enqueue("q", 1)
 
     with connect_blocking(store_dsn) as connection:
         connection.execute(
-            "create function mine() returns trigger language plpgsql as $$ begin perform forgotten(); return new; end $$;"
-            "create trigger mine before insert on tocsin.messages for each row execute function mine()"
+            "create function mine() returns trigger language plpgsql as $$ begin perform"
+            " forgotten(); return new; end $$;create trigger mine before insert on tocsin.messages"
+            " for each row execute function mine()"
         )
     through.run(body)
 
@@ -286,7 +317,8 @@ def test_a_lost_connection_says_so(through: Through, store_dsn: str) -> None:
         with connect_blocking(store_dsn) as other:
             other.execute("select pg_terminate_backend(%s, 10000)", [connection.info.backend_pid])
         for attempt in (partial(session.enqueue, "q", 1), partial(session.enqueue_many, "q", [1])):
-            with pytest.raises(tocsin.ConnectionLost):  # at first, and then for a connection that is known to be closed
+            # at first, and then for a connection that is known to be closed
+            with pytest.raises(tocsin.ConnectionLost):
                 await attempt()
 
     through.run(body)
@@ -295,13 +327,21 @@ def test_a_lost_connection_says_so(through: Through, store_dsn: str) -> None:
 def test_the_wrong_kind_of_connection_is_named(store_dsn: str) -> None:
     async def on_asyncio() -> None:
         async with await psycopg.AsyncConnection.connect(store_dsn) as connection:
-            with pytest.raises(TypeError, match=r"psycopg\.Connection, not a AsyncConnection; use tocsin\.enqueue_async"):
+            with pytest.raises(
+                TypeError,
+                match=r"psycopg\.Connection, not a AsyncConnection; use tocsin\.enqueue_async",
+            ):
                 tocsin.enqueue(connection, "q", 1)  # type: ignore[arg-type]
 
     asyncio.run(on_asyncio())
     with connect_blocking(store_dsn) as connection:
-        for attempt in (tocsin.enqueue_async(connection, "q", 1), tocsin.enqueue_many_async(connection, "q", [1])):  # type: ignore[arg-type]
-            with pytest.raises(TypeError, match=r"psycopg\.AsyncConnection, not a Connection; use tocsin\.enqueue "):
+        for attempt in (
+            tocsin.enqueue_async(connection, "q", 1),
+            tocsin.enqueue_many_async(connection, "q", [1]),
+        ):  # type: ignore[arg-type]
+            with pytest.raises(
+                TypeError, match=r"psycopg\.AsyncConnection, not a Connection; use tocsin\.enqueue "
+            ):
                 drive(attempt)
     with pytest.raises(TypeError, match=r"not a str$"):
         tocsin.enqueue_many(store_dsn, "q", [1])  # type: ignore[arg-type]
@@ -310,11 +350,17 @@ def test_the_wrong_kind_of_connection_is_named(store_dsn: str) -> None:
 # A producer that is given a connection
 
 
-async def test_11_a_producer_enqueues_on_a_blocking_connection(store: tocsin.Store, store_dsn: str) -> None:
+async def test_11_a_producer_enqueues_on_a_blocking_connection(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     handled, suspended = Handled(), list[tocsin.Suspended]()
     with psycopg.connect(store_dsn) as connection:
-        async with store.producer("q") as producer, store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        async with (
+            store.producer("q") as producer,
+            store.consumer("q") as consumer,
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await producer.enqueue("rolled back", connection=connection)
             await producer.enqueue_many(["rolled back"] * 5000, connection=connection)
@@ -330,7 +376,9 @@ async def test_11_a_producer_enqueues_on_a_blocking_connection(store: tocsin.Sto
         assert [m.producer_worker_id for m in handled.messages] == [producer.worker_id] * 3 + [None]
 
 
-async def test_a_connection_not_in_autocommit_mode_is_the_callers_to_commit(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_connection_not_in_autocommit_mode_is_the_callers_to_commit(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     connection: TrioConnection[Any] = await TrioConnection.connect(store_dsn)
     async with store.producer("q") as producer:
@@ -353,11 +401,17 @@ async def test_another_loops_connection_is_refused(store: tocsin.Store, store_ds
 
 async def wait_for_the_key(dsn: str) -> None:
     with trio.fail_after(PATIENCE):
-        while not await query(dsn, "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"):
+        while not await query(
+            dsn,
+            "select 1 from pg_stat_activity where datname = current_database() and wait_event_type"
+            " = 'Lock'",
+        ):
             pass
 
 
-async def test_a_blocking_connection_blocks_a_thread_only_and_is_free_after_cancellation(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_blocking_connection_blocks_a_thread_only_and_is_free_after_cancellation(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     before = threading.active_count()
     async with open_connection(store_dsn) as other, other.transaction():
@@ -376,7 +430,9 @@ async def test_a_blocking_connection_blocks_a_thread_only_and_is_free_after_canc
     assert threading.active_count() <= before + 2  # trio keeps its threads for a while
 
 
-async def test_cancelled_anywhere_a_blocking_connection_is_free(store: tocsin.Store, store_dsn: str) -> None:
+async def test_cancelled_anywhere_a_blocking_connection_is_free(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     with psycopg.connect(store_dsn) as connection:
 
@@ -390,7 +446,9 @@ async def test_cancelled_anywhere_a_blocking_connection_is_free(store: tocsin.St
         assert await cancel_sweep(operation, check)
 
 
-async def test_cancelled_before_its_thread_begins_nothing_is_done(store: tocsin.Store, store_dsn: str) -> None:
+async def test_cancelled_before_its_thread_begins_nothing_is_done(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     limiter = trio.to_thread.current_default_thread_limiter()
     with psycopg.connect(store_dsn) as connection:
@@ -403,10 +461,16 @@ async def test_cancelled_before_its_thread_begins_nothing_is_done(store: tocsin.
         assert connection.info.transaction_status == IDLE
 
 
-async def test_a_silent_server_costs_a_blocking_connection(store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_server_costs_a_blocking_connection(
+    store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tocsin._database.blocking_connection.GRACE", 0.3)
     await store.queues.ensure("q")
-    async with proxy.running(store_dsn) as server, open_connection(store_dsn) as other, other.transaction():
+    async with (
+        proxy.running(store_dsn) as server,
+        open_connection(store_dsn) as other,
+        other.transaction(),
+    ):
         await other.execute("select tocsin.enqueue('q', '1', key => 'k')")
         connection = await trio.to_thread.run_sync(psycopg.connect, server.dsn())
         async with trio.open_nursery() as nursery:
@@ -425,7 +489,10 @@ async def test_produce_leaves_nothing_behind(store: tocsin.Store, store_dsn: str
     with psycopg.connect(store_dsn) as connection:
         await store.produce("q", 3, connection=connection)
     assert await query(store_dsn, PAYLOADS) == [(0,), (1,), (2,), (3,)]
-    assert await query(store_dsn, "select (select count(*) from tocsin.workers) + (select count(*) from tocsin.processes)") == [(0,)]
+    assert await query(
+        store_dsn,
+        "select (select count(*) from tocsin.workers) + (select count(*) from tocsin.processes)",
+    ) == [(0,)]
 
 
 async def test_a_payload_that_hangs_in_the_thread_does_not_hold_up_a_cancellation(

@@ -1,4 +1,5 @@
-"""Unique keys: at most one unfinished message of a key, whoever enqueues at the same moment."""
+"""Unique keys: at most one unfinished message of a key, whoever enqueues at the same
+moment."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ ENQUEUE = "select tocsin.enqueue('q', '1', key => %s)"
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback", "rollback to savepoint"])
-async def test_unique_key_of_two_transactions_the_second_waits_for_the_first(store: tocsin.Store, store_dsn: str, end: str) -> None:
+async def test_unique_key_of_two_transactions_the_second_waits_for_the_first(
+    store: tocsin.Store, store_dsn: str, end: str
+) -> None:
     await store.queues.ensure("q")
     got: list[int] = []
 
@@ -43,8 +46,11 @@ async def test_unique_key_of_two_transactions_the_second_waits_for_the_first(sto
 
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
-async def test_unique_key_with_many_producers_at_every_isolation_level(store: tocsin.Store, store_dsn: str, level: str) -> None:
-    """A transaction that cannot see the message which has the key is told to try again, and then gets that one's id."""
+async def test_unique_key_with_many_producers_at_every_isolation_level(
+    store: tocsin.Store, store_dsn: str, level: str
+) -> None:
+    """A transaction that cannot see the message which has the key is told to try again,
+    and then gets that one's id."""
     await store.queues.ensure("q")
     ids: dict[str, set[int]] = {str(key): set() for key in range(10)}
 
@@ -54,8 +60,11 @@ async def test_unique_key_with_many_producers_at_every_isolation_level(store: to
                 while True:
                     try:
                         async with connection.transaction():
-                            await connection.execute(f"set transaction isolation level {level}".encode())
-                            await connection.execute("select count(*) from tocsin.queues")  # it has a snapshot
+                            await connection.execute(
+                                f"set transaction isolation level {level}".encode()
+                            )
+                            # it has a snapshot
+                            await connection.execute("select count(*) from tocsin.queues")
                             await trio.lowlevel.checkpoint()
                             cursor = await connection.execute(ENQUEUE, [key])
                             ((message_id,),) = await cursor.fetchall()
@@ -73,7 +82,9 @@ async def test_unique_key_with_many_producers_at_every_isolation_level(store: to
     assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(10,)]
 
 
-async def test_unique_key_is_free_when_its_message_is_finished_and_not_before(store: tocsin.Store) -> None:
+async def test_unique_key_is_free_when_its_message_is_finished_and_not_before(
+    store: tocsin.Store,
+) -> None:
     await store.queues.ensure("q", max_deliveries=3, retry_base=1000, retry_jitter=0)
 
     async def enqueue() -> int:
@@ -102,7 +113,9 @@ async def test_unique_key_is_free_when_its_message_is_finished_and_not_before(st
         assert await store.produce("r", 1, key="k") > fourth
 
 
-@pytest.mark.parametrize("key", ["", " ", "'; --", '"', "\\", "%s", "$1", "\N{SNOWMAN}\U0001f600", "k" * 1024], ids=repr)
+@pytest.mark.parametrize(
+    "key", ["", " ", "'; --", '"', "\\", "%s", "$1", "\N{SNOWMAN}\U0001f600", "k" * 1024], ids=repr
+)
 async def test_unique_key_may_be_any_text(store: tocsin.Store, key: str) -> None:
     await store.queues.ensure("q")
     first = await store.produce("q", 1, key=key)
@@ -112,9 +125,17 @@ async def test_unique_key_may_be_any_text(store: tocsin.Store, key: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("key", "raises"), [("k" * 1025, ValueError), ("\N{SNOWMAN}" * 400, ValueError), (5, TypeError), (b"k", TypeError)]
+    ("key", "raises"),
+    [
+        ("k" * 1025, ValueError),
+        ("\N{SNOWMAN}" * 400, ValueError),
+        (5, TypeError),
+        (b"k", TypeError),
+    ],
 )
-async def test_unique_key_that_is_none_is_refused(store: tocsin.Store, key: Any, raises: type[Exception]) -> None:
+async def test_unique_key_that_is_none_is_refused(
+    store: tocsin.Store, key: Any, raises: type[Exception]
+) -> None:
     await store.queues.ensure("q")
     with pytest.raises(raises, match="key must be"):
         await store.produce("q", 1, key=key)

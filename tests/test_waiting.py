@@ -1,4 +1,5 @@
-"""Changing a message that waits: cancel, reschedule, reprioritise, by its id or by its queue and key."""
+"""Changing a message that waits: cancel, reschedule, reprioritise, by its id or by its
+queue and key."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ import psycopg
 import pytest
 import trio
 import trio.testing
-from support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended, until_asleep
+from support import (
+    PATIENCE,
+    Handled,
+    move_clock,
+    open_connection,
+    query,
+    run_until_suspended,
+    until_asleep,
+)
 from test_dead_letters import WAITING, bury
 
 import tocsin
@@ -23,14 +32,24 @@ def name(message_id: int, by: str) -> dict[str, Any]:
 
 
 @BY
-async def test_a_cancelled_message_is_archived_and_its_key_is_free(store: tocsin.Store, store_dsn: str, by: str) -> None:
+async def test_a_cancelled_message_is_archived_and_its_key_is_free(
+    store: tocsin.Store, store_dsn: str, by: str
+) -> None:
     queue = await store.queues.ensure("q")
-    message_id = await store.produce("q", {"n": 1}, key="k", priority=3, headers={"h": 1}, delay=3600)
+    message_id = await store.produce(
+        "q", {"n": 1}, key="k", priority=3, headers={"h": 1}, delay=3600
+    )
     assert await store.messages.cancel(**name(message_id, by)) == message_id
     found = await store.messages.get(message_id)
-    assert (found.state, found.last_error, found.payload, found.headers, found.key, found.priority, found.read_ct) == (
-        *("archived", "cancelled", {"n": 1}, {"h": 1}, "k", 3, 0),
-    )
+    assert (
+        found.state,
+        found.last_error,
+        found.payload,
+        found.headers,
+        found.key,
+        found.priority,
+        found.read_ct,
+    ) == (*("archived", "cancelled", {"n": 1}, {"h": 1}, "k", 3, 0),)
     assert await query(store_dsn, "select tocsin.archived_count(%s)", queue.id) == [(1,)]
     assert await store.produce("q", 2, key="k") > message_id
     await store.queues.update("q", retention=0)
@@ -66,7 +85,9 @@ async def test_a_message_that_becomes_due_earlier_wakes_a_consumer(store_dsn: st
 
 
 @BY
-async def test_a_message_that_becomes_due_later_waits_until_then(store: tocsin.Store, store_dsn: str, by: str) -> None:
+async def test_a_message_that_becomes_due_later_waits_until_then(
+    store: tocsin.Store, store_dsn: str, by: str
+) -> None:
     await store.queues.ensure("q")
     message_id = await store.produce("q", 1, key="k")
     assert await store.messages.reschedule(**name(message_id, by), delay=60) == message_id
@@ -89,7 +110,9 @@ async def test_another_priority_is_another_place_in_the_queue(store: tocsin.Stor
         assert [m.id for m in await consumer.dequeue(9)] == [last, first, second]
 
 
-async def test_what_does_not_wait_is_refused_and_its_state_named(store: tocsin.Store, store_dsn: str) -> None:
+async def test_what_does_not_wait_is_refused_and_its_state_named(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", max_deliveries=1)
     leased = await store.produce("q", 1, key="k")
     async with store.consumer("q") as consumer:
@@ -104,7 +127,10 @@ async def test_what_does_not_wait_is_refused_and_its_state_named(store: tocsin.S
                 store.messages.reschedule(message_id, delay=0),
                 store.messages.reprioritise(message_id, priority=1),
             ):
-                with pytest.raises(tocsin.MessageNotWaiting, match=f"message {message_id} cannot be changed: it is {state}") as refused:
+                with pytest.raises(
+                    tocsin.MessageNotWaiting,
+                    match=f"message {message_id} cannot be changed: it is {state}",
+                ) as refused:
                     await change
                 assert (refused.value.message_id, refused.value.state) == (message_id, state)
         with pytest.raises(tocsin.MessageNotWaiting):
@@ -114,14 +140,18 @@ async def test_what_does_not_wait_is_refused_and_its_state_named(store: tocsin.S
     with pytest.raises(tocsin.MessageNotFound, match="message 4711 does not exist") as unknown:
         await store.messages.cancel(4711)
     assert (unknown.value.message_id, unknown.value.key) == (4711, None)
-    with pytest.raises(tocsin.MessageNotFound, match='no unfinished message of queue "q" has the key "k"') as unknown:
+    with pytest.raises(
+        tocsin.MessageNotFound, match='no unfinished message of queue "q" has the key "k"'
+    ) as unknown:
         await store.messages.cancel(queue="q", key="k")
     assert (unknown.value.message_id, unknown.value.key) == (None, "k")
     with pytest.raises(tocsin.QueueNotFound):
         await store.messages.cancel(queue="nothing", key="k")
 
 
-async def test_arguments_that_make_no_sense_are_refused(store: tocsin.Store, store_dsn: str) -> None:
+async def test_arguments_that_make_no_sense_are_refused(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     message_id = await store.produce("q", 1, key="k")
     messages: Any = store.messages
@@ -162,21 +192,32 @@ async def test_arguments_that_make_no_sense_are_refused(store: tocsin.Store, sto
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 @pytest.mark.parametrize("change", ["cancel", "reschedule", "reprioritise"])
-async def test_a_claim_that_comes_first_has_the_message(store: tocsin.Store, store_dsn: str, change: str, end: str) -> None:
+async def test_a_claim_that_comes_first_has_the_message(
+    store: tocsin.Store, store_dsn: str, change: str, end: str
+) -> None:
     await store.queues.ensure("q")
     message_id = await store.produce("q", 1)
     outcomes: list[object] = []
 
     async def attempt() -> None:
-        options = {"cancel": {}, "reschedule": {"delay": 60}, "reprioritise": {"priority": 1}}[change]
+        options = {"cancel": {}, "reschedule": {"delay": 60}, "reprioritise": {"priority": 1}}[
+            change
+        ]
         try:
             outcomes.append(await getattr(store.messages, change)(message_id, **options))
         except tocsin.MessageNotWaiting as refused:
             outcomes.append(refused.state)
 
-    async with store.consumer("q") as consumer, open_connection(store_dsn) as claiming, trio.open_nursery() as nursery:
+    async with (
+        store.consumer("q") as consumer,
+        open_connection(store_dsn) as claiming,
+        trio.open_nursery() as nursery,
+    ):
         await claiming.execute("begin")
-        await claiming.execute("select * from tocsin.claim(%s, %s, 1)", [consumer.worker_id, consumer._registration.token])
+        await claiming.execute(
+            "select * from tocsin.claim(%s, %s, 1)",
+            [consumer.worker_id, consumer._registration.token],
+        )
         nursery.start_soon(attempt)
         with trio.fail_after(PATIENCE):
             while not await query(store_dsn, WAITING):
@@ -186,18 +227,26 @@ async def test_a_claim_that_comes_first_has_the_message(store: tocsin.Store, sto
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-async def test_a_claim_passes_over_a_message_that_is_being_changed(store: tocsin.Store, end: str) -> None:
+async def test_a_claim_passes_over_a_message_that_is_being_changed(
+    store: tocsin.Store, end: str
+) -> None:
     await store.queues.ensure("q")
     first, second = await store.produce_many("q", [1, 2])
     async with store.consumer("q") as consumer:
-        async with store.transaction() as transaction, transaction.transaction(force_rollback=end == "rollback"):
+        async with (
+            store.transaction() as transaction,
+            transaction.transaction(force_rollback=end == "rollback"),
+        ):
             assert await store.messages.cancel(first, connection=transaction) == first
             assert [m.id for m in await consumer.dequeue(9)] == [second]
         assert [m.id for m in await consumer.dequeue(9)] == ([] if end == "commit" else [first])
 
 
-async def test_of_many_claims_and_changes_each_message_has_one_end(store: tocsin.Store, store_dsn: str) -> None:
-    """A message is handled or cancelled, never both and never neither, whatever is changed at the same moment."""
+async def test_of_many_claims_and_changes_each_message_has_one_end(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """A message is handled or cancelled, never both and never neither, whatever is
+    changed at the same moment."""
     await store.queues.ensure("q")
     ids = await store.produce_many("q", range(300))
     cancelled = list[int]()
@@ -220,7 +269,9 @@ async def test_of_many_claims_and_changes_each_message_has_one_end(store: tocsin
                 await trio.lowlevel.checkpoint()
         await consumer.interrupt()
     assert sorted([*cancelled, *(m.id for m in handled.messages)]) == ids
-    archived = "select id from tocsin.archive where last_error = 'cancelled' and read_ct = 0 order by id"
+    archived = (
+        "select id from tocsin.archive where last_error = 'cancelled' and read_ct = 0 order by id"
+    )
     assert [row[0] for row in await query(store_dsn, archived)] == sorted(cancelled)
 
 
@@ -247,7 +298,9 @@ async def test_a_message_whose_lease_has_ended_waits(store: tocsin.Store, store_
 # In the caller's transaction
 
 
-async def test_a_change_in_the_callers_transaction_takes_effect_when_that_commits(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_change_in_the_callers_transaction_takes_effect_when_that_commits(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     message_id = await store.produce("q", 1, key="k", delay=3600)
     with psycopg.connect(store_dsn) as blocking:
@@ -267,14 +320,18 @@ async def test_a_change_in_the_callers_transaction_takes_effect_when_that_commit
     assert (await store.messages.get(new)).payload == 2
 
 
-async def test_a_consumer_gets_what_another_transaction_gave_another_priority_after_that_has_ended(store_dsn: str) -> None:
+async def test_a_consumer_gets_what_another_transaction_gave_another_priority_after_that_has_ended(
+    store_dsn: str,
+) -> None:
     handled, suspended = Handled(), list[tocsin.Suspended]()
     async with tocsin.connect(store_dsn, heartbeat=3600) as store, trio.open_nursery() as nursery:
         await store.queues.ensure("q")
         await store.produce("q", 1, key="k")
         async with store.consumer("q") as consumer:
             async with store.transaction() as transaction:
-                await store.messages.reprioritise(queue="q", key="k", priority=7, connection=transaction)
+                await store.messages.reprioritise(
+                    queue="q", key="k", priority=7, connection=transaction
+                )
                 nursery.start_soon(run_until_suspended, consumer, handled, suspended)
                 await trio.testing.wait_all_tasks_blocked(0.05)
                 assert handled.messages == []

@@ -1,8 +1,10 @@
-"""Chancy: its asyncio executor with concurrency 500, polling again as soon as a job ends (``eager_polling``); its default plugins.
+"""Chancy: its asyncio executor with concurrency 500, polling again as soon as a job
+ends (``eager_polling``); its default plugins.
 
-It takes as many jobs as it has room for and gathers what it finished. A job is looked up by its import path, so what counts the calls is
-a variable of this module. Its outgoing updates are written once a second by default; ``send_outgoing_interval`` is made 10 ms, so that
-nobody waits for them.
+It takes as many jobs as it has room for and gathers what it finished. A job is looked
+up by its import path, so what counts the calls is a variable of this module. Its
+outgoing updates are written once a second by default; ``send_outgoing_interval`` is
+made 10 ms, so that nobody waits for them.
 """
 
 from __future__ import annotations
@@ -28,9 +30,18 @@ async def fill(dsn: str, messages: int) -> None:
         # Each worker also serves "default", by default with a pool of processes.
         await app.declare(Queue("default", executor=Chancy.Executor.Async))
         await app.declare(
-            Queue("peer", concurrency=CONCURRENCY, executor=Chancy.Executor.Async, eager_polling=True, polling_interval=1), upsert=True
+            Queue(
+                "peer",
+                concurrency=CONCURRENCY,
+                executor=Chancy.Executor.Async,
+                eager_polling=True,
+                polling_interval=1,
+            ),
+            upsert=True,
         )
-        async for _ in app.push_many([handle.job.with_kwargs(n=number) for number in range(messages)]):
+        async for _ in app.push_many(
+            [handle.job.with_kwargs(n=number) for number in range(messages)]
+        ):
             pass
 
 
@@ -45,10 +56,20 @@ async def work(dsn: str, size: int, handled: Handled) -> None:
 
 async def settled(dsn: str) -> int:
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
-        row = await (await connection.execute("select count(*) from chancy_jobs where state = 'succeeded'")).fetchone()
+        row = await (
+            await connection.execute("select count(*) from chancy_jobs where state = 'succeeded'")
+        ).fetchone()
     return int(row[0]) if row else 0
 
 
 PEER = Peer(
-    {"executor": "async", "concurrency": CONCURRENCY, "eager_polling": True, "send_outgoing_interval": INTERVAL}, fill, work, settled
+    {
+        "executor": "async",
+        "concurrency": CONCURRENCY,
+        "eager_polling": True,
+        "send_outgoing_interval": INTERVAL,
+    },
+    fill,
+    work,
+    settled,
 )

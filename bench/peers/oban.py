@@ -1,4 +1,5 @@
-"""Oban for Python (3.12 and later): one queue with a limit of 500, in its embedded mode; bulk acknowledgement is in its paid edition.
+"""Oban for Python (3.12 and later): one queue with a limit of 500, in its embedded
+mode; bulk acknowledgement is in its paid edition.
 
 Finished jobs are kept, in state "completed".
 """
@@ -19,7 +20,8 @@ _handled: list[Handled] = []
 
 
 class Handler:
-    """Looked up by its import path, so what counts the calls is a variable of this module."""
+    """Looked up by its import path, so what counts the calls is a variable of this
+    module."""
 
     async def process(self, job: Job) -> None:
         assert job.args is not None
@@ -34,7 +36,9 @@ async def fill(dsn: str, messages: int) -> None:
     await install(pool)
     app = Oban(pool=pool)
     for start in range(0, messages, 1000):
-        await app.enqueue_many([handler.new({"n": n}) for n in range(start, min(start + 1000, messages))])
+        await app.enqueue_many(
+            [handler.new({"n": n}) for n in range(start, min(start + 1000, messages))]
+        )
     await pool.close()
 
 
@@ -47,7 +51,9 @@ async def work(dsn: str, size: int, handled: Handled) -> None:
 
 async def settled(dsn: str) -> int:
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
-        row = await (await connection.execute("select count(*) from oban_jobs where state = 'completed'")).fetchone()
+        row = await (
+            await connection.execute("select count(*) from oban_jobs where state = 'completed'")
+        ).fetchone()
     return int(row[0]) if row else 0
 
 

@@ -1,7 +1,9 @@
-"""pgqrs: its Rust core, with the explicit calls of its Python API: take a batch, look at each message, archive the batch.
+"""pgqrs: its Rust core, with the explicit calls of its Python API: take a batch, look
+at each message, archive the batch.
 
-Its handler loops (``consume_batch``) are built of the same two calls. Where it may choose its batch, it takes 500; larger ones are not
-faster. An archived message stays in its table of messages, with the time.
+Its handler loops (``consume_batch``) are built of the same two calls. Where it may
+choose its batch, it takes 500; larger ones are not faster. An archived message stays in
+its table of messages, with the time.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ async def fill(dsn: str, messages: int) -> None:
         await store.queue(QUEUE)
     producer = await store.producer(QUEUE)
     for start in range(0, messages, 100):
-        await pgqrs.enqueue_batch(producer, [{"n": number} for number in range(start, min(start + 100, messages))])
+        await pgqrs.enqueue_batch(
+            producer, [{"n": number} for number in range(start, min(start + 100, messages))]
+        )
 
 
 async def work(dsn: str, size: int, handled: Handled) -> None:
@@ -54,7 +58,11 @@ async def work(dsn: str, size: int, handled: Handled) -> None:
 
 async def settled(dsn: str) -> int:
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
-        row = await (await connection.execute("select count(*) from pgqrs_messages where archived_at is not null")).fetchone()
+        row = await (
+            await connection.execute(
+                "select count(*) from pgqrs_messages where archived_at is not null"
+            )
+        ).fetchone()
     return int(row[0]) if row else 0
 
 

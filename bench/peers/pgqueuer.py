@@ -1,6 +1,8 @@
-"""PgQueuer: asyncpg, its recommended driver, and large batches, which its documentation advises for throughput.
+"""PgQueuer: asyncpg, its recommended driver, and large batches, which its documentation
+advises for throughput.
 
-A message finished is an entry "successful" of its log table; entries are gathered and written a batch at a time.
+A message finished is an entry "successful" of its log table; entries are gathered and
+written a batch at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ async def fill(dsn: str, messages: int) -> None:
     queries = Queries(AsyncpgDriver(connection))
     await queries.install()
     for start in range(0, messages, 5000):
-        payloads: list[bytes | None] = [json.dumps({"n": number}).encode() for number in range(start, min(start + 5000, messages))]
+        payloads: list[bytes | None] = [
+            json.dumps({"n": number}).encode()
+            for number in range(start, min(start + 5000, messages))
+        ]
         await queries.enqueue(["peer"] * len(payloads), payloads, [0] * len(payloads))
     await connection.close()
 
@@ -43,7 +48,11 @@ async def work(dsn: str, size: int, handled: Handled) -> None:
 async def settled(dsn: str) -> int:
     connection = await asyncpg.connect(url(dsn))
     try:
-        return int(await connection.fetchval("select count(*) from pgqueuer_log where status = 'successful'"))
+        return int(
+            await connection.fetchval(
+                "select count(*) from pgqueuer_log where status = 'successful'"
+            )
+        )
     finally:
         await connection.close()
 

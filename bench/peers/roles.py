@@ -1,4 +1,5 @@
-"""The processes in which peers play a part: one to fill a queue, others to drain it (``draining.py``)."""
+"""The processes in which peers play a part: one to fill a queue, others to drain it
+(``draining.py``)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ CONFIRM_WITHIN = 5.0
 
 
 def load(name: str) -> Peer:
-    """Return a peer by the name of its adapter; raises `ImportError` when it is not installed."""
+    """Return a peer by the name of its adapter; raises `ImportError` when it is not
+    installed."""
     peer = importlib.import_module(f"{__package__}.{name}").PEER
     assert isinstance(peer, Peer)
     return peer

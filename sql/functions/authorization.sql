@@ -1,9 +1,12 @@
--- Who asks, and whether they may. sql/security/access.sql says which role may call which function; this file says what such a function asks
--- about its caller: to which queue, and for whom.
+-- Who asks, and whether they may. sql/security/access.sql says which role may call
+-- which function; this file says what such a function asks about its caller: to which
+-- queue, and for whom.
 --
--- Functions that other roles may call run as their owner, so there `current_user` is the owner. The caller is the role that SET ROLE has
--- chosen, or else whoever logged in. (A function of somebody else's that runs as its owner does not change who the caller is.) What a role
--- may, its members may who inherit from it, as with any privilege.
+-- Functions that other roles may call run as their owner, so there `current_user` is
+-- the owner. The caller is the role that SET ROLE has chosen, or else whoever logged
+-- in. (A function of somebody else's that runs as its owner does not change who the
+-- caller is.) What a role may, its members may who inherit from it, as with any
+-- privilege.
 --
 --   owner      owns the schema's functions; so does, in effect, a member of that role and a superuser     everything
 --   admin      calls everything but what installs, acts for every worker, reads every table
@@ -11,9 +14,11 @@
 --   producer   acts for workers that its own role registered
 --   granted    whoever is in queue_grants, by their own role or one they inherit from: may enqueue to that queue
 --
--- Enqueueing asks first whether it is the owner, in a statement of its own. In a loop of calls that is half a microsecond of the server's time in
--- forty; in a call that is a transaction of its own, where all of this is made ready anew, three in eighty, less than a hundredth of
--- what the caller waits for. As a condition of the INSERT it would be three microseconds more, each time.
+-- Enqueueing asks first whether it is the owner, in a statement of its own. In a loop
+-- of calls that is half a microsecond of the server's time in forty; in a call that is
+-- a transaction of its own, where all of this is made ready anew, three in eighty, less
+-- than a hundredth of what the caller waits for. As a condition of the INSERT it would
+-- be three microseconds more, each time.
 
 create or replace function tocsin._caller() returns name
 language sql stable
@@ -24,8 +29,8 @@ create or replace function tocsin._is_owner() returns boolean
 language sql stable
 as $$ select pg_has_role(tocsin._caller(), current_user, 'usage') $$;
 
--- In plpgsql, so that it stays a call, which those statements do not make whose caller acts for itself: inlined, its subquery would be made
--- ready for each of them.
+-- In plpgsql, so that it stays a call, which those statements do not make whose caller
+-- acts for itself: inlined, its subquery would be made ready for each of them.
 create or replace function tocsin._is_admin() returns boolean
 language plpgsql stable
 as $$
@@ -47,7 +52,8 @@ create or replace function tocsin._acts_for(role name) returns boolean
 language sql stable
 as $$ select role = tocsin._caller() or tocsin._is_admin() $$;
 
--- Whether the caller may enqueue to the queue, and in this worker's name (null: nobody's).
+-- Whether the caller may enqueue to the queue, and in this worker's name (null:
+-- nobody's).
 create or replace function tocsin._may_enqueue(queue_id integer, worker_id bigint) returns boolean
 language sql stable
 as $$
@@ -105,7 +111,8 @@ begin
 end
 $$;
 
--- Lets a role, and who inherits from it, enqueue to the queue, if it may enqueue at all. Doing it again changes nothing.
+-- Lets a role, and who inherits from it, enqueue to the queue, if it may enqueue at
+-- all. Doing it again changes nothing.
 create or replace function tocsin.grant_queue(queue text, role text) returns void
 language plpgsql
 as $$

@@ -1,12 +1,15 @@
 -- Claiming: ready messages become leased to one worker.
 --
--- Order is (priority, due, id), which is exactly the index messages_ready, so a claim reads the front of that index and sorts nothing. Rows that
--- another claim has locked are skipped, never waited for. The planner settings pin that plan: a session keeps the plan it made when the table
--- was empty, and must not scan it when it has grown.
+-- Order is (priority, due, id), which is exactly the index messages_ready, so a claim
+-- reads the front of that index and sorts nothing. Rows that another claim has locked
+-- are skipped, never waited for. The planner settings pin that plan: a session keeps
+-- the plan it made when the table was empty, and must not scan it when it has grown.
 
--- What a look sees to first: messages that were not delivered in time become dead letters; scheduled ones whose time has come, and leased ones
--- whose lease has ended, become ready (or dead letters, when there are no deliveries left). In batches, and after 20 ms no more of them, so that a
--- claim after a long night stays short, and gets on under a statement_timeout that is short, too.
+-- What a look sees to first: messages that were not delivered in time become dead
+-- letters; scheduled ones whose time has come, and leased ones whose lease has ended,
+-- become ready (or dead letters, when there are no deliveries left). In batches, and
+-- after 20 ms no more of them, so that a claim after a long night stays short, and gets
+-- on under a statement_timeout that is short, too.
 create or replace function tocsin._make_due_ready(queue_id integer) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
@@ -60,26 +63,35 @@ begin
 end
 $$;
 
--- Claims up to max_messages of the worker's queue, each with a fresh lease of vt (null: the queue's visibility timeout), in order, and archives
--- what is finished, in one statement and one commit. Refused for a worker that is neither ready nor polling, and for a registration that has
--- ended. Claims nothing while the queue is paused.
+-- Claims up to max_messages of the worker's queue, each with a fresh lease of vt (null:
+-- the queue's visibility timeout), in order, and archives what is finished, in one
+-- statement and one commit. Refused for a worker that is neither ready nor polling, and
+-- for a registration that has ended. Claims nothing while the queue is paused.
 --
--- There are two ways of looking. A *look* first makes ready what is due, and reads the ready messages from the start; when they were fewer than
--- asked for, a last row without id tells in how many seconds the next one is due (null: none is known), for a consumer that goes to sleep now.
--- A *glance* (from_priority, from_due and from_id are given) reads them from that position on, and sees to nothing else. It is for a consumer
--- that has just claimed what came before: dead index entries, which vacuum cannot remove for as long as some transaction is older than they
--- are, pile up before the first message that is ready, and a look walks over all of them. What has come before that position meanwhile (a
--- message that was given back, one of a smaller priority, one whose transaction took its time) waits for the next look. `or_look`: a glance
--- that finds nothing becomes a look.
+-- There are two ways of looking. A *look* first makes ready what is due, and reads the
+-- ready messages from the start; when they were fewer than asked for, a last row
+-- without id tells in how many seconds the next one is due (null: none is known), for a
+-- consumer that goes to sleep now. A *glance* (from_priority, from_due and from_id are
+-- given) reads them from that position on, and sees to nothing else. It is for a
+-- consumer that has just claimed what came before: dead index entries, which vacuum
+-- cannot remove for as long as some transaction is older than they are, pile up before
+-- the first message that is ready, and a look walks over all of them. What has come
+-- before that position meanwhile (a message that was given back, one of a smaller
+-- priority, one whose transaction took its time) waits for the next look. `or_look`: a
+-- glance that finds nothing becomes a look.
 --
--- max_deliveries is the message's own maximum or else its queue's: the delivery whose read_ct it is, is the last one.
+-- max_deliveries is the message's own maximum or else its queue's: the delivery whose
+-- read_ct it is, is the last one.
 --
--- `ordered`: it is a look, and claims nothing while an earlier message of the queue is not finished: see order.sql.
+-- `ordered`: it is a look, and claims nothing while an earlier message of the queue is
+-- not finished: see order.sql.
 --
--- Rows with a null lease name the ids whose lease was lost, so that they were not archived.
+-- Rows with a null lease name the ids whose lease was lost, so that they were not
+-- archived.
 --
--- Not `durable`: the transaction's commit does not wait for the disk. A server that crashes in the next moment has then forgotten the claim, and
--- the message is delivered again; its former holder is fenced as after any redelivery.
+-- Not `durable`: the transaction's commit does not wait for the disk. A server that
+-- crashes in the next moment has then forgotten the claim, and the message is delivered
+-- again; its former holder is fenced as after any redelivery.
 create or replace function tocsin.claim(
     worker_id bigint, registration bigint, max_messages integer, vt interval default null,
     from_priority integer default null, from_due timestamptz default null, from_id bigint default null, or_look boolean default true,
@@ -106,13 +118,15 @@ begin
     if not durable then
         ignored := set_config('synchronous_commit', 'off', true);
     end if;
-    -- First the worker, then its messages: the order in which a suspension locks them. It waits for claims under way by this lock, and the
-    -- status is read after it was taken, in a statement of its own: so a claim either sees the suspension or is seen by it.
+    -- First the worker, then its messages: the order in which a suspension locks them.
+    -- It waits for claims under way by this lock, and the status is read after it was
+    -- taken, in a statement of its own: so a claim either sees the suspension or is
+    -- seen by it.
     if not pg_try_advisory_xact_lock_shared(worker_lock) then
         perform pg_advisory_xact_lock_shared(worker_lock);
     end if;
     if finished_ids is not null then
-        ignored := set_config('lock_timeout', '250ms', true);  -- as hurry() does: see locks.sql
+        ignored := set_config('lock_timeout', '250ms', true);  -- as limit_lock_wait() does: see locks.sql
         archived := tocsin.archive(finished_ids, finished_leases);
         if not true = all (archived) then
             for id in select s.id from unnest(finished_ids, archived) s (id, archived) where not s.archived loop
@@ -135,8 +149,9 @@ begin
                 end if;
             end if;
         end if;
-        -- A nested loop from the worker to its queue to the queue's first messages, so these come in their order without a sort;
-        -- tests/test_claim.py holds it to that. One statement, since it is what an idle consumer's handler waits for.
+        -- A nested loop from the worker to its queue to the queue's first messages, so
+        -- these come in their order without a sort; tests/test_claim.py holds it to
+        -- that. One statement, since it is what an idle consumer's handler waits for.
         return query
             update tocsin.messages m
             set state = 'leased', lease = greatest(token, m.lease + 1), vt = tocsin._later(t, f.lease_length), read_ct = m.read_ct + 1,
@@ -166,8 +181,10 @@ begin
         from_id := null;
     end loop;
     if from_due is null and found_rows < max_messages then
-        -- What is due and was not taken is locked: for a moment by another claim, or for long by a transaction of its holder's that settles it. So
-        -- the next look comes after a quarter of the time for which it has been due, a quarter of a second at most.
+        -- What is due and was not taken is locked: for a moment by another claim, or
+        -- for long by a transaction of its holder's that settles it. So the next look
+        -- comes after a quarter of the time for which it has been due, a quarter of a
+        -- second at most.
         next_due := tocsin._next_due(q.id, with_ready => false);
         if next_due < 0.01 then
             next_due := greatest(0.01, least(-next_due / 4, 0.25));
@@ -177,8 +194,9 @@ begin
 end
 $$;
 
--- Seconds until the queue's next message is due (0: now), or null when there is none or the queue is paused. Ready messages count unless told
--- otherwise; then a negative number says for how long the first of the others has been due.
+-- Seconds until the queue's next message is due (0: now), or null when there is none or
+-- the queue is paused. Ready messages count unless told otherwise; then a negative
+-- number says for how long the first of the others has been due.
 create or replace function tocsin._next_due(queue_id integer, with_ready boolean default true) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
@@ -189,7 +207,8 @@ declare
 begin
     select least(
         case when with_ready then
-            -- What is ready can be claimed now, also what was enqueued while the clock was ahead.
+            -- What is ready can be claimed now, also what was enqueued while the clock
+            -- was ahead.
             (select least(m.due, tocsin._clock()) from tocsin.messages m
              where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
         end,

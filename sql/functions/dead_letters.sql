@@ -1,18 +1,24 @@
--- Dead letters: messages that were given up. They can be replayed (they become messages again), archived (somebody has seen to them) and
--- purged.
+-- Dead letters: messages that were given up. They can be replayed (they become messages
+-- again), archived (somebody has seen to them) and purged.
 --
--- Which ones is said by ids, by a queue, or both, and then narrowed down: by the reason, by what the error contains, by how long ago they died.
--- Each function locks the letters it takes, in the order of ids, before it moves them; so of two that want the same letter one gets it, and
--- there is one message of it. Who names ids waits for the other to end, and gets what that has left when it is rolled back. Who
--- names a queue passes over what others have at hand.
+-- Which ones is said by ids, by a queue, or both, and then narrowed down: by the
+-- reason, by what the error contains, by how long ago they died. Each function locks
+-- the letters it takes, in the order of ids, before it moves them; so of two that want
+-- the same letter one gets it, and there is one message of it. Who names ids waits for
+-- the other to end, and gets what that has left when it is rolled back. Who names a
+-- queue passes over what others have at hand.
 --
--- A replayed message keeps its id, key, headers, priority, history and maximum of deliveries, and the last lease's token, so that its next
--- deliveries fence all former ones. Its deliveries are counted anew, and it has no expiry any more. Its place in the queue is that of a
--- message which comes now: a hundred thousand that are replayed do not stand before what waits already.
+-- A replayed message keeps its id, key, headers, priority, history and maximum of
+-- deliveries, and the last lease's token, so that its next deliveries fence all former
+-- ones. Its deliveries are counted anew, and it has no expiry any more. Its place in
+-- the queue is that of a message which comes now: a hundred thousand that are replayed
+-- do not stand before what waits already.
 --
--- A key is free when its message has died, so meanwhile there may be another message of it, unfinished. Then the letter cannot be replayed.
--- Who names its id is refused, and nothing happens: that one was wanted, and the program or the operator has to know. Who names a queue gets all
--- that can be replayed; the rest stay dead letters, and are listed.
+-- A key is free when its message has died, so meanwhile there may be another message of
+-- it, unfinished. Then the letter cannot be replayed. Who names its id is refused, and
+-- nothing happens: that one was wanted, and the program or the operator has to know.
+-- Who names a queue gets all that can be replayed; the rest stay dead letters, and are
+-- listed.
 
 create or replace function tocsin._matches_filter(
     letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text, died_before timestamptz
@@ -68,7 +74,8 @@ begin
 end
 $$;
 
--- Locks the dead letters that are meant, at most max_letters of them, the oldest first, and returns their ids.
+-- Locks the dead letters that are meant, at most max_letters of them, the oldest first,
+-- and returns their ids.
 create or replace function tocsin._lock_dead_letters(
     ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer
 ) returns bigint[]
@@ -105,7 +112,8 @@ begin
 end
 $$;
 
--- Makes dead letters messages again, due now or after the delay; returns their ids, which they keep. One INSERT, whose trigger rings.
+-- Makes dead letters messages again, due now or after the delay; returns their ids,
+-- which they keep. One INSERT, whose trigger rings.
 create or replace function tocsin.replay(
     ids bigint[] default null, queue text default null, reason text default null, error text default null,
     older_than interval default null, max_letters integer default null, delay interval default null
@@ -150,7 +158,8 @@ begin
 end
 $$;
 
--- Moves dead letters to the archive, if their queue keeps anything; returns how many that were.
+-- Moves dead letters to the archive, if their queue keeps anything; returns how many
+-- that were.
 create or replace function tocsin.archive_dead_letters(
     ids bigint[] default null, queue text default null, reason text default null, error text default null,
     older_than interval default null, max_letters integer default null

@@ -1,43 +1,59 @@
 -- Deleting a queue, with all that is in it and behind it, in one transaction.
 --
--- Nothing else may come into the queue meanwhile, and nobody else begin to work for it. Workers are easy: a registration locks the queue's
--- row (register_worker), a claim its worker's advisory lock, and a deletion takes both. Messages are not, for no producer locks anything of
--- the queue's before its INSERT has seen the queue's row, and none is to, since that would cost every one of them. But afterwards each asks
--- whether somebody sleeps (ring.sql), and so a deletion makes itself one of the sleepers:
+-- Nothing else may come into the queue meanwhile, and nobody else begin to work for it.
+-- Workers are easy: a registration locks the queue's row (register_worker), a claim its
+-- worker's advisory lock, and a deletion takes both. Messages are not, for no producer
+-- locks anything of the queue's before its INSERT has seen the queue's row, and none is
+-- to, since that would cost every one of them. But afterwards each asks whether
+-- somebody sleeps (ring.sql), and so a deletion makes itself one of the sleepers:
 --
---   1. It takes `waiting`, as a consumer does, and waits until no transaction is left that may have put messages into the queue without
---      ringing. From here on each producer rings.
---   2. It takes `rung` exclusively. Each producer that rings takes that too, shared (rung), until its transaction ends. So what was put in
---      is visible to the deletion: without force, that refuses it. And who comes later waits for the deletion's end, looks for the queue
---      again, and is refused. Producers do not wait for each other.
+--   1. It takes `waiting`, as a consumer does, and waits until no transaction is left
+--      that may have put messages into the queue without ringing. From here on each
+--      producer rings.
+--   2. It takes `rung` exclusively. Each producer that rings takes that too, shared
+--      (rung), until its transaction ends. So what was put in is visible to the
+--      deletion: without force, that refuses it. And who comes later waits for the
+--      deletion's end, looks for the queue again, and is refused. Producers do not wait
+--      for each other.
 --
 -- The deletion is never in anybody's way for ever
--- -----------------------------------------------
--- A transaction may have settled, claimed or replayed something of the queue when it enqueues to it, and then waits for `rung`; or the other way
--- round, it has enqueued, and then settles. So no order in which a deletion could take `rung` and the rest excludes a circle. Instead:
+-- ----------------------------------------------- A transaction may have settled,
+-- claimed or replayed something of the queue when it enqueues to it, and then waits for
+-- `rung`; or the other way round, it has enqueued, and then settles. So no order in
+-- which a deletion could take `rung` and the rest excludes a circle. Instead:
 --
---   - While it waits (for who has not rung, for `rung`), it holds nothing that anybody waits for but its place in the queue for `rung`, and
---     PostgreSQL changes the order there before it calls something a deadlock. Nor does it keep that place for more than a quarter of a second.
---   - When it has `rung`, it waits for nobody. Workers, messages and dead letters that others have locked it tries for a quarter of a second from
---     when it first finds one, as long as a claim or a settlement may take, and less than it takes PostgreSQL to look for deadlocks. Then it
---     gives back all that it has, so that those who wait for it can go on, and begins anew. (`lock_timeout` is a net for what is locked
---     hardly ever: rows of the archive, which another purges in the same transaction in which it enqueues.)
---   - After ten seconds, looked at between two attempts, it is refused (TC011). That also ends what PostgreSQL could not see: a deletion that
---     waits for a producer that waits for what the deletion's transaction has locked before, as by deleting another queue.
+--   - While it waits (for who has not rung, for `rung`), it holds nothing that anybody
+--     waits for but its place in the queue for `rung`, and PostgreSQL changes the order
+--     there before it calls something a deadlock. Nor does it keep that place for more
+--     than a quarter of a second.
+--   - When it has `rung`, it waits for nobody. Workers, messages and dead letters that
+--     others have locked it tries for a quarter of a second from when it first finds
+--     one, as long as a claim or a settlement may take, and less than it takes
+--     PostgreSQL to look for deadlocks. Then it gives back all that it has, so that
+--     those who wait for it can go on, and begins anew. (`lock_timeout` is a net for
+--     what is locked hardly ever: rows of the archive, which another purges in the same
+--     transaction in which it enqueues.)
+--   - After ten seconds, looked at between two attempts, it is refused (TC011). That
+--     also ends what PostgreSQL could not see: a deletion that waits for a producer
+--     that waits for what the deletion's transaction has locked before, as by deleting
+--     another queue.
 --
--- So the one that gives way is the deletion, and producers wait for one that does not succeed for a quarter of a second at a time, and while it
--- deletes. Nobody else gets an error, unless the deletion's transaction has locked something before that others wait for: then PostgreSQL may
--- find the circle first, and abort either.
+-- So the one that gives way is the deletion, and producers wait for one that does not
+-- succeed for a quarter of a second at a time, and while it deletes. Nobody else gets
+-- an error, unless the deletion's transaction has locked something before that others
+-- wait for: then PostgreSQL may find the circle first, and abort either.
 --
--- What it does not see
--- --------------------
--- An enqueue does not see the deletion when it looked for the queue before the deletion's commit and takes its lock after it: two steps of
--- one statement, with all of a deletion's end in between; or when its transaction keeps the snapshot of its start (repeatable read; a deletion
--- there would overlook more than that, and is refused). Its message then belongs to no queue. Nobody can claim it, since a queue's id is
--- never used again; sweep_orphans, which the maintenance calls, removes it.
+-- What it does not see -------------------- An enqueue does not see the deletion when
+-- it looked for the queue before the deletion's commit and takes its lock after it: two
+-- steps of one statement, with all of a deletion's end in between; or when its
+-- transaction keeps the snapshot of its start (repeatable read; a deletion there would
+-- overlook more than that, and is refused). Its message then belongs to no queue.
+-- Nobody can claim it, since a queue's id is never used again; sweep_orphans, which the
+-- maintenance calls, removes it.
 --
--- A message that moves while the deletion goes on is in one of the states at each moment, and the deletion goes on until one statement, and so
--- one snapshot, finds none in any of them; then it takes the archive.
+-- A message that moves while the deletion goes on is in one of the states at each
+-- moment, and the deletion goes on until one statement, and so one snapshot, finds none
+-- in any of them; then it takes the archive.
 
 -- The unfinished messages of a queue: ready, delayed or leased.
 create or replace function tocsin._count_unfinished(queue_id integer) returns bigint
@@ -65,7 +81,8 @@ begin
 end
 $$;
 
--- Keeps producers from the queue until the end of the transaction, and waits for those that are at it.
+-- Keeps producers from the queue until the end of the transaction, and waits for those
+-- that are at it.
 create or replace function tocsin._close_queue(q tocsin.queues, deadline timestamptz) returns void
 language plpgsql
 set lock_timeout = '250ms'
@@ -82,8 +99,8 @@ begin
 end
 $$;
 
--- Keeps consumers, registrations and maintenance (which counts what is archived of each queue) from it; whether all could be had at once. What
--- it could have it keeps.
+-- Keeps consumers, registrations and maintenance (which counts what is archived of each
+-- queue) from it; whether all could be had at once. What it could have it keeps.
 create or replace function tocsin._try_close_workers(q tocsin.queues) returns boolean
 language plpgsql
 as $$
@@ -103,8 +120,9 @@ begin
 end
 $$;
 
--- Deletes the unfinished messages and dead letters that nobody has locked; whether none is left. What others are likely to have locked comes
--- first, and as long as any of it is left, the rest, which may be much, is not gone through again.
+-- Deletes the unfinished messages and dead letters that nobody has locked; whether none
+-- is left. What others are likely to have locked comes first, and as long as any of it
+-- is left, the rest, which may be much, is not gone through again.
 create or replace function tocsin._try_empty_queue(q tocsin.queues, inout messages bigint, inout letters bigint, out emptied boolean)
 language plpgsql
 set enable_seqscan = off set jit = off
@@ -140,7 +158,8 @@ begin
 end
 $$;
 
--- What is done with `rung`: all the rest. Raises lock_not_available when somebody has something of it and keeps it.
+-- What is done with `rung`: all the rest. Raises lock_not_available when somebody has
+-- something of it and keeps it.
 create or replace function tocsin._remove_queue(
     q tocsin.queues, force boolean, out worker_count bigint, out message_count bigint, out archived_count bigint, out dead_letter_count bigint
 )
@@ -182,9 +201,11 @@ begin
 end
 $$;
 
--- Deletes the queue and returns what went with it. Refused while it has workers that are not stopped or unfinished messages, unless by
--- force: then its workers are told, and their runs end. `dry_run` changes nothing and says what would go, or refuses. It waits for
--- transactions that have put messages into the queue or have something of it locked, for ten seconds; then it is refused.
+-- Deletes the queue and returns what went with it. Refused while it has workers that
+-- are not stopped or unfinished messages, unless by force: then its workers are told,
+-- and their runs end. `dry_run` changes nothing and says what would go, or refuses. It
+-- waits for transactions that have put messages into the queue or have something of it
+-- locked, for ten seconds; then it is refused.
 create or replace function tocsin.delete_queue(queue text, force boolean default false, dry_run boolean default false)
 returns table (worker_count bigint, message_count bigint, archived_count bigint, dead_letter_count bigint)
 language plpgsql
@@ -230,8 +251,9 @@ begin
 end
 $$;
 
--- Removes messages whose queue is gone, at most so many, and returns how many that were. They are in the gaps between the ids of queues.
--- One statement, and so one snapshot: where it shows a message it also shows its queue, unless that was deleted.
+-- Removes messages whose queue is gone, at most so many, and returns how many that
+-- were. They are in the gaps between the ids of queues. One statement, and so one
+-- snapshot: where it shows a message it also shows its queue, unless that was deleted.
 create or replace function tocsin._sweep_orphans(most integer default 10000) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off

@@ -1,13 +1,18 @@
--- Enqueueing: from any language, with any driver, in any transaction. ring.sql says who rings.
+-- Enqueueing: from any language, with any driver, in any transaction. ring.sql says who
+-- rings.
 --
--- The INSERT of a single message also decides whether it may be enqueued, and only when it was not inserted is it looked into why. So the
--- usual case is one statement; in a loop of calls it takes 1.2 times the server's time of an INSERT by hand, a difference of 5 us.
+-- The INSERT of a single message also decides whether it may be enqueued, and only when
+-- it was not inserted is it looked into why. So the usual case is one statement; in a
+-- loop of calls it takes 1.2 times the server's time of an INSERT by hand, a difference
+-- of 5 us.
 --
--- Batches come as one JSON document, since that is parsed ten times as fast as an array of texts. Server and client together, for each of
--- 1,000 messages in a call (of 100, of 10): 3.9 us (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
+-- Batches come as one JSON document, since that is parsed ten times as fast as an array
+-- of texts. Server and client together, for each of 1,000 messages in a call (of 100,
+-- of 10): 3.9 us (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
 
--- Whether its size and options speak for a message; a query that uses it has its text inlined. The queue's rules are another matter
--- (validate.sql): even to have a function for them in the INSERT, and never call it, takes 2 us.
+-- Whether its size and options speak for a message; a query that uses it has its text
+-- inlined. The queue's rules are another matter (validate.sql): even to have a function
+-- for them in the INSERT, and never call it, takes 2 us.
 create or replace function tocsin._is_valid(
     payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval, max_deliveries integer
 ) returns boolean
@@ -19,8 +24,9 @@ as $$
             or expires_in <= '0 s' or expires_in > '1000 years' or max_deliveries <= 0) is not true
 $$;
 
--- Refuses headers that are larger than a payload may be. Of those who give none, who are most, only `enqueue` pays for it, a seventh of a
--- microsecond: as a condition of its INSERT it would be three quarters of one.
+-- Refuses headers that are larger than a payload may be. Of those who give none, who
+-- are most, only `enqueue` pays for it, a seventh of a microsecond: as a condition of
+-- its INSERT it would be three quarters of one.
 create or replace function tocsin._check_headers(q tocsin.queues, headers jsonb) returns void
 language plpgsql
 as $$
@@ -34,8 +40,8 @@ begin
 end
 $$;
 
--- Whether the worker may act. A function, and in plpgsql so that it stays one: a subquery would be made ready for each enqueue, also of those
--- that name no worker.
+-- Whether the worker may act. A function, and in plpgsql so that it stays one: a
+-- subquery would be made ready for each enqueue, also of those that name no worker.
 create or replace function tocsin._is_active(worker_id bigint) returns boolean
 language plpgsql stable
 as $$
@@ -84,8 +90,9 @@ begin
 end
 $$;
 
--- Refuses a JSON array with a payload in it that is too large for the queue, or breaks one of its rules. `first_index`: the index of its
--- first payload for the caller; null: there is only this one.
+-- Refuses a JSON array with a payload in it that is too large for the queue, or breaks
+-- one of its rules. `first_index`: the index of its first payload for the caller; null:
+-- there is only this one.
 create or replace function tocsin._check_payloads(q tocsin.queues, payloads jsonb, first_index integer) returns void
 language plpgsql
 as $$
@@ -122,8 +129,10 @@ begin
 end
 $$;
 
--- Enqueues one message and returns its id. With a key: at most one unfinished message per key; a second enqueue returns the first one's id.
--- `ring_early`: if it rings, its transaction's commit need not wait for the disk, since tocsin.wait_for_flush follows, in the same session (ring_early.sql).
+-- Enqueues one message and returns its id. With a key: at most one unfinished message
+-- per key; a second enqueue returns the first one's id. `ring_early`: if it rings, its
+-- transaction's commit need not wait for the disk, since tocsin.wait_for_flush follows,
+-- in the same session (ring_early.sql).
 create or replace function tocsin.enqueue(
     queue text, payload jsonb, delay interval default null, at timestamptz default null, priority integer default 0,
     headers jsonb default null, key text default null, expires_in interval default null, max_deliveries integer default null,
@@ -154,7 +163,8 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', 'tocsin', true);
     end if;
-    -- Not with a key: whoever enqueues it next is told this message's id, and must not be before the disk has it.
+    -- Not with a key: whoever enqueues it next is told this message's id, and must not
+    -- be before the disk has it.
     ring_early := ring_early and key is null;
     if ring_early then
         written := pg_current_wal_insert_lsn();
@@ -177,8 +187,9 @@ begin
         on conflict (queue_id, key) where key is not null do nothing
         returning id into message_id;
         exit when message_id is not null;
-        -- It is refused, or its key is taken, or the queue has rules or is being deleted. None may be true any more, or it keeps the rules: then
-        -- it is tried again.
+        -- It is refused, or its key is taken, or the queue has rules or is being
+        -- deleted. None may be true any more, or it keeps the rules: then it is tried
+        -- again.
         q := tocsin._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
         perform tocsin._check_payloads(q, jsonb_build_array(payload), null);
         message_id := tocsin._find_key(q.id, key);
@@ -205,8 +216,9 @@ begin
 end
 $$;
 
--- Enqueues all of the payloads, a JSON array, or on any refusal none; returns the ids in their order. A batch that is sent in several
--- calls of one transaction names the index of each call's first payload, so that a refusal names the right one.
+-- Enqueues all of the payloads, a JSON array, or on any refusal none; returns the ids
+-- in their order. A batch that is sent in several calls of one transaction names the
+-- index of each call's first payload, so that a refusal names the right one.
 create or replace function tocsin.enqueue_many(
     queue text, payloads jsonb, delay interval default null, at timestamptz default null, priority integer default 0,
     headers jsonb default null, expires_in interval default null, max_deliveries integer default null, worker_id bigint default null,
@@ -237,9 +249,11 @@ begin
 end
 $$;
 
--- Enqueues those of the messages that may be enqueued, each for itself, and returns their ids in their order; a null instead of an id says
--- that this one was not (tocsin.enqueue says why). A caller who may not enqueue here at all is refused. The messages are a JSON array of
--- objects whose members are arguments of tocsin.enqueue, beside key: a message with a key may have to wait for another transaction's end, and
+-- Enqueues those of the messages that may be enqueued, each for itself, and returns
+-- their ids in their order; a null instead of an id says that this one was not
+-- (tocsin.enqueue says why). A caller who may not enqueue here at all is refused. The
+-- messages are a JSON array of objects whose members are arguments of tocsin.enqueue,
+-- beside key: a message with a key may have to wait for another transaction's end, and
 -- here all the others would have to wait with it.
 create or replace function tocsin.enqueue_each(queue text, messages jsonb) returns bigint[]
 language plpgsql

@@ -1,7 +1,9 @@
--- Looking at workers and queues. Nothing here changes anything, and nothing counts a whole table: messages are counted as far as an index's
--- entries for one state go, and those of a backlog only up to a limit.
+-- Looking at workers and queues. Nothing here changes anything, and nothing counts a
+-- whole table: messages are counted as far as an index's entries for one state go, and
+-- those of a backlog only up to a limit.
 
--- The workers that hold messages of a queue (`until`: under leases that end later): how many, which for longest, and since when.
+-- The workers that hold messages of a queue (`until`: under leases that end later): how
+-- many, which for longest, and since when.
 create or replace function tocsin._holders(queue_id integer, until timestamptz default '-infinity')
 returns table (worker_id bigint, held bigint, message_id bigint, since timestamptz)
 language plpgsql stable
@@ -18,8 +20,9 @@ begin
 end
 $$;
 
--- Workers as users see them; a worker's heartbeat is its own or its process's, whichever came last. What a worker has held for longest, and for
--- how many seconds, tells whether its handler hangs.
+-- Workers as users see them; a worker's heartbeat is its own or its process's,
+-- whichever came last. What a worker has held for longest, and for how many seconds,
+-- tells whether its handler hangs.
 create or replace function tocsin.list_workers(queue text default null, worker_id bigint default null)
 returns table (
     id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text, pid integer, version text,
@@ -50,7 +53,8 @@ as $$
     order by s.id
 $$;
 
--- The registry (of one queue) in figures. The age is that of the oldest heartbeat of a worker that is not stopped; null: there is none.
+-- The registry (of one queue) in figures. The age is that of the oldest heartbeat of a
+-- worker that is not stopped; null: there is none.
 create or replace function tocsin.worker_stats(queue text default null)
 returns table (total bigint, by_status jsonb, by_kind jsonb, held bigint, oldest_heartbeat_age float8)
 language plpgsql stable
@@ -98,13 +102,17 @@ begin
 end
 $$;
 
--- What is wrong with the queues (or one of them), in words; healthy: nothing is. `max_age` is how long a worker may give no sign of life, and
--- also how long a message may wait while nobody is there to take it: between two versions of a service, or two turns of a cron job, there
--- is nobody for a moment. A queue that is paused has messages that wait on purpose, so it is healthy; for how long it has been paused is told,
--- since somebody may have forgotten it. A worker that is suspended is so on purpose, too; it is named, for it may be the reason.
+-- What is wrong with the queues (or one of them), in words; healthy: nothing is.
+-- `max_age` is how long a worker may give no sign of life, and also how long a message
+-- may wait while nobody is there to take it: between two versions of a service, or two
+-- turns of a cron job, there is nobody for a moment. A queue that is paused has
+-- messages that wait on purpose, so it is healthy; for how long it has been paused is
+-- told, since somebody may have forgotten it. A worker that is suspended is so on
+-- purpose, too; it is named, for it may be the reason.
 --
--- A worker that has been at one message for longer than `max_running` is wrong, too: its handler may hang. Null: ten times the queue's visibility
--- timeout, but at least five minutes and at most an hour.
+-- A worker that has been at one message for longer than `max_running` is wrong, too:
+-- its handler may hang. Null: ten times the queue's visibility timeout, but at least
+-- five minutes and at most an hour.
 create or replace function tocsin.queue_health(queue text default null, max_age interval default '30 s', max_running interval default null)
 returns table (
     name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[], suspended_workers bigint[],

@@ -1,4 +1,5 @@
--- Advisory locks of Tocsin's own, by kind and number. The schema's name is part of the key, so two installations in one database do not meet.
+-- Advisory locks of Tocsin's own, by kind and number. The schema's name is part of the
+-- key, so two installations in one database do not meet.
 --
 --   install   0            one installation at a time
 --   maintain  0            exclusive: maintenance, one at a time (see maintain.sql); shared: the deletion of a queue
@@ -10,23 +11,29 @@
 --   rung      queue id     shared, by a transaction: it has put messages into the queue and has rung; exclusive: the queue is being deleted
 --                          (see delete_queue.sql)
 --
--- With a constant kind, the planner leaves of all this one call of a hash function whose seed is the number.
+-- With a constant kind, the planner leaves of all this one call of a hash function
+-- whose seed is the number.
 create or replace function tocsin._lock_key(kind text, number bigint) returns bigint
 language sql immutable parallel safe
 as $$ select pg_catalog.hashtextextended('tocsin' || ':' || kind, number) $$;
 
--- Whether another session holds this lock shared; for locks that are held exclusively nowhere but here. The answer may be yes for no
--- reason, when several ask at the same moment, but is never a wrong no.
+-- Whether another session holds this lock shared; for locks that are held exclusively
+-- nowhere but here. The answer may be yes for no reason, when several ask at the same
+-- moment, but is never a wrong no.
 --
--- A session's lock outlives an error, so nothing may come between taking one and giving it back. Nothing can: they are steps of one
--- expression, during which the server answers no cancellation and no timeout. Taking may fail, for want of memory too, but then nothing is
--- held; giving back what is held cannot. A session that is killed gives back by ending.
+-- A session's lock outlives an error, so nothing may come between taking one and giving
+-- it back. Nothing can: they are steps of one expression, during which the server
+-- answers no cancellation and no timeout. Taking may fail, for want of memory too, but
+-- then nothing is held; giving back what is held cannot. A session that is killed gives
+-- back by ending.
 create or replace function tocsin._shared_elsewhere(key bigint) returns boolean
 language sql
 as $$ select case when pg_try_advisory_lock(key) then not pg_advisory_unlock(key) else tocsin._shared_after_all(key) end $$;
 
--- A refusal may only come from another that asks. Who finds the lock held exclusively knows so, and that nobody shares it; who does not,
--- tries once more. With 32 producers on two cores, one insert in 300 so rings for no reason; with each refusal taken for a yes, one in 35.
+-- A refusal may only come from another that asks. Who finds the lock held exclusively
+-- knows so, and that nobody shares it; who does not, tries once more. With 32 producers
+-- on two cores, one insert in 300 so rings for no reason; with each refusal taken for a
+-- yes, one in 35.
 create or replace function tocsin._shared_after_all(key bigint) returns boolean
 language plpgsql  -- so that the planner leaves it alone: rarely called, it would make the expression above dearer
 as $$
@@ -40,9 +47,11 @@ begin
 end
 $$;
 
--- Has the rest of the transaction wait no longer than this for locks. A run settles many messages in one statement, which must not wait for one
--- whose row another transaction has locked: the statement fails, the run finds out which it is, and settles that one later.
-create or replace function tocsin.hurry() returns boolean
+-- Has the rest of the transaction wait no longer than this for locks. A run settles
+-- many messages in one statement, which must not wait for one whose row another
+-- transaction has locked: the statement fails, the run finds out which it is, and
+-- settles that one later.
+create or replace function tocsin.limit_lock_wait() returns boolean
 language plpgsql
 as $$ begin return set_config('lock_timeout', '250ms', true) is not null; end $$;
 

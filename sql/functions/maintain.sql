@@ -1,15 +1,23 @@
--- Maintenance: what is done now and then, by whoever is there. Any consumer's process does it, as its heartbeat tells it to: once a minute in the
--- whole database, whoever comes first; so it costs no statement while it is not due. Or a cron job does, by `tocsin admin maintain`.
+-- Maintenance: what is done now and then, by whoever is there. Any consumer's process
+-- does it, as its heartbeat tells it to: once a minute in the whole database, whoever
+-- comes first; so it costs no statement while it is not due. Or a cron job does, by
+-- `tocsin admin maintain`.
 --
--- It keeps nobody waiting for much longer than a tenth of a second. Dropping a partition takes a lock that no user of the archive may hold,
--- and while it waits for that, all who come later wait behind it. So it gives up soon (`lock_timeout`), and tries again the next time; a
--- report that reads the archive for an hour keeps what has expired there for an hour. It is the last thing that is done before the commit.
--- So all goes in batches, and `more` says that there is more to do now; also when a partition was made, which is used only after the next call.
+-- It keeps nobody waiting for much longer than a tenth of a second. Dropping a
+-- partition takes a lock that no user of the archive may hold, and while it waits for
+-- that, all who come later wait behind it. So it gives up soon (`lock_timeout`), and
+-- tries again the next time; a report that reads the archive for an hour keeps what has
+-- expired there for an hour. It is the last thing that is done before the commit. So
+-- all goes in batches, and `more` says that there is more to do now; also when a
+-- partition was made, which is used only after the next call.
 
--- Each part is by itself: one that fails takes nothing back of the others, and `problems` says why. In someone else's database a table may have no
--- more room, an event trigger may refuse to make a table, or a trigger to delete a row. What no partition could be made for goes to archive_rest.
+-- Each part is by itself: one that fails takes nothing back of the others, and
+-- `problems` says why. In someone else's database a table may have no more room, an
+-- event trigger may refuse to make a table, or a trigger to delete a row. What no
+-- partition could be made for goes to archive_rest.
 
--- One call's part of the work. A second caller while it is under way has nothing done (`elected` is false).
+-- One call's part of the work. A second caller while it is under way has nothing done
+-- (`elected` is false).
 create or replace function tocsin.maintain(
     out elected boolean, out partitions_created integer, out partitions_dropped integer, out archived_deleted bigint,
     out dead_letters_purged bigint, out orphans_deleted bigint, out workers_purged bigint, out more boolean, out problems text[]
@@ -89,8 +97,9 @@ begin
 end
 $$;
 
--- Whether maintenance is due and this process, which consumes, is the one to do it. It is due once a minute, so what is due later than that was
--- written when the clock was ahead.
+-- Whether maintenance is due and this process, which consumes, is the one to do it. It
+-- is due once a minute, so what is due later than that was written when the clock was
+-- ahead.
 create or replace function tocsin._elect_maintainer(process_id bigint) returns boolean
 language plpgsql
 as $$
@@ -108,9 +117,11 @@ begin
 end
 $$;
 
--- The server's clock may have been ahead for a moment. What was written then would stay for as long as it was ahead: a lease that does not end, a
--- message that comes too late, or last among those that are ready. So where a time of the future was found (here, or by a heartbeat), each
--- beginning that lies in the future becomes now, and the end that was reckoned from it moves along.
+-- The server's clock may have been ahead for a moment. What was written then would stay
+-- for as long as it was ahead: a lease that does not end, a message that comes too
+-- late, or last among those that are ready. So where a time of the future was found
+-- (here, or by a heartbeat), each beginning that lies in the future becomes now, and
+-- the end that was reckoned from it moves along.
 create or replace function tocsin._correct_future_times() returns void
 language plpgsql
 as $$
@@ -152,8 +163,9 @@ begin
 end
 $$;
 
--- Forgets workers that were stopped long ago: producers, which come and go with short jobs, after a day, consumers after thirty days. Returns how
--- many. Messages, dead letters and the archive keep their ids, and a history their names.
+-- Forgets workers that were stopped long ago: producers, which come and go with short
+-- jobs, after a day, consumers after thirty days. Returns how many. Messages, dead
+-- letters and the archive keep their ids, and a history their names.
 create or replace function tocsin._purge_stopped_workers(most integer) returns bigint
 language plpgsql
 as $$
@@ -172,7 +184,8 @@ begin
 end
 $$;
 
--- The partitions that there are, beside archive_rest; their names say what they are for.
+-- The partitions that there are, beside archive_rest; their names say what they are
+-- for.
 create or replace function tocsin._archive_partitions() returns table (name text, span integer, starts_at timestamptz, ends_at timestamptz)
 language sql stable
 as $$
@@ -185,7 +198,8 @@ as $$
           where i.inhparent = 'tocsin.archive'::regclass and n is not null) p
 $$;
 
--- The two partitions that each queue needs: that which takes what is archived now, and the next.
+-- The two partitions that each queue needs: that which takes what is archived now, and
+-- the next.
 create or replace function tocsin._wanted_partitions() returns table (queue_id integer, span integer, starts_at timestamptz)
 language sql volatile
 as $$
@@ -196,11 +210,13 @@ as $$
     where a.span > 0
 $$;
 
--- Says which partitions may be used: those that are there already, so that they were committed before this statement.
+-- Says which partitions may be used: those that are there already, so that they were
+-- committed before this statement.
 create or replace function tocsin._publish_partitions() returns void
 language sql
 as $$
-    -- What create_queue and update_queue note; not done where a queue was changed or restored by other means.
+    -- What create_queue and update_queue note; not done where a queue was changed or
+    -- restored by other means.
     insert into tocsin.archive_policies (queue_id, retention)
     select q.id, q.retention from tocsin.queues q
     where not exists (select from tocsin.archive_policies a where a.queue_id = q.id) on conflict (queue_id) do nothing;
@@ -223,7 +239,8 @@ as $$
            or a.span > 0 and a.since > pg_catalog.clock_timestamp() + interval '1 s')
 $$;
 
--- Makes the partitions that are missing; returns how many, and why one could not be made.
+-- Makes the partitions that are missing; returns how many, and why one could not be
+-- made.
 create or replace function tocsin._add_partitions(out added integer, out problem text)
 language plpgsql
 as $$
@@ -244,7 +261,8 @@ begin
 end
 $$;
 
--- Returns null when it was made, '' when it could not be made now, since another session changes the archive, and else why not.
+-- Returns null when it was made, '' when it could not be made now, since another
+-- session changes the archive, and else why not.
 create or replace function tocsin._add_partition(span integer, starts_at timestamptz) returns text
 language plpgsql
 set lock_timeout = '100ms' set timezone = 'UTC' set datestyle = 'ISO'
@@ -252,7 +270,8 @@ as $$
 declare
     name text := format('archive_%sh_%s', span, to_char(starts_at, 'YYYYMMDDHH24'));
 begin
-    -- Made by itself and then attached, which waits for nobody who reads or writes the archive, and nobody for it.
+    -- Made by itself and then attached, which waits for nobody who reads or writes the
+    -- archive, and nobody for it.
     execute format('create table tocsin.%I (like tocsin.archive including indexes)', name);
     execute format('alter table tocsin.%I replica identity full', name);
     perform tocsin._apply_privileges(only_table => format('tocsin.%I', name)::regclass);
@@ -265,7 +284,8 @@ exception
 end
 $$;
 
--- Drops the partitions whose time is over, with what was counted there; returns how many, and why one could not be dropped.
+-- Drops the partitions whose time is over, with what was counted there; returns how
+-- many, and why one could not be dropped.
 create or replace function tocsin._drop_expired_partitions(most integer, out dropped integer, out problem text)
 language plpgsql
 set lock_timeout = '100ms'
@@ -347,7 +367,8 @@ begin
 end
 $$;
 
--- Moves the tallies older than a minute, which settle_rate does not need any more, to archived_counts.
+-- Moves the tallies older than a minute, which settle_rate does not need any more, to
+-- archived_counts.
 create or replace function tocsin._roll_up_count_deltas() returns void
 language sql
 as $$

@@ -1,19 +1,26 @@
--- Looking at messages, whatever has become of them: ready, delayed, leased, dead or archived. As in metrics.sql that is what a claim would find
--- now: a message that is `delayed` in the table and due, and one whose lease has ended, are ready.
+-- Looking at messages, whatever has become of them: ready, delayed, leased, dead or
+-- archived. As in metrics.sql that is what a claim would find now: a message that is
+-- `delayed` in the table and due, and one whose lease has ended, are ready.
 --
--- Pages are in the order of ids, and each goes on after the last id of the one before: so a page costs the same however many came before it,
--- and what is finished or comes in between moves nothing to another page. No index of the unfinished messages has a queue's ids in order (one
--- more would be paid for by every enqueue and every claim). So the planner chooses between two ways: to walk over the ids of all queues and
--- pass over those of the others, which is right for a queue with many messages, and to sort the ids of the queue's messages in this state,
--- which is right for one with few. It has to know the queue for that, so the plan is made for each call. The messages themselves are read
--- only when the page is known, since a sort would carry them along.
+-- Pages are in the order of ids, and each goes on after the last id of the one before:
+-- so a page costs the same however many came before it, and what is finished or comes
+-- in between moves nothing to another page. No index of the unfinished messages has a
+-- queue's ids in order (one more would be paid for by every enqueue and every claim).
+-- So the planner chooses between two ways: to walk over the ids of all queues and pass
+-- over those of the others, which is right for a queue with many messages, and to sort
+-- the ids of the queue's messages in this state, which is right for one with few. It
+-- has to know the queue for that, so the plan is made for each call. The messages
+-- themselves are read only when the page is known, since a sort would carry them along.
 --
--- How many of a state are due it does not know, since it takes the state and the time for independent: it would walk over all ids to find the few
--- that are due, or none. So these are always read by the index of what changes by time (`offset 0`): there are few where somebody claims, who
--- makes them ready. Of the others it is told nothing by what it could reckon with (`vt - t`), for these are most.
+-- How many of a state are due it does not know, since it takes the state and the time
+-- for independent: it would walk over all ids to find the few that are due, or none. So
+-- these are always read by the index of what changes by time (`offset 0`): there are
+-- few where somebody claims, who makes them ready. Of the others it is told nothing by
+-- what it could reckon with (`vt - t`), for these are most.
 
--- Messages of a queue in one state (null: the unfinished ones), the first of them after the id `after`; or those that a consumer holds, for as
--- long as nobody has looked at a lease that has ended.
+-- Messages of a queue in one state (null: the unfinished ones), the first of them after
+-- the id `after`; or those that a consumer holds, for as long as nobody has looked at a
+-- lease that has ended.
 create or replace function tocsin.list_messages(
     queue text, state text default null, worker_id bigint default null, max_messages integer default 100, after bigint default null
 ) returns setof tocsin.message_info
@@ -77,7 +84,8 @@ create or replace function tocsin.get_message(message_id bigint) returns setof t
 language sql stable
 as $$ select * from tocsin._describe_messages(array[message_id], array(select x.id from tocsin.queues x), tocsin._clock()) $$;
 
--- Messages of these ids and queues, in the order of ids; those that are there, with their state at this time.
+-- Messages of these ids and queues, in the order of ids; those that are there, with
+-- their state at this time.
 create or replace function tocsin._describe_messages(ids bigint[], queues integer[], t timestamptz) returns setof tocsin.message_info
 language plpgsql stable
 set plan_cache_mode = force_custom_plan set enable_seqscan = off set jit = off

@@ -1,12 +1,17 @@
--- What is in the queues and how fast it moves, in a time that has an end however much that is: at most 100,000 entries of an index, up to ten
--- milliseconds, for each kind of messages of a queue (`python -m bench --only metrics`).
+-- What is in the queues and how fast it moves, in a time that has an end however much
+-- that is: at most 100,000 entries of an index, up to ten milliseconds, for each kind
+-- of messages of a queue (`python -m bench --only metrics`).
 --
--- - Counts of messages and dead letters are exact up to 100,000 index entries, and beyond that the planner's estimate; `exact` says which.
---   The functions that count are stable, so that all counts are of one moment: a message on its way from one state to the next counts once.
+-- - Counts of messages and dead letters are exact up to 100,000 index entries, and
+--   beyond that the planner's estimate; `exact` says which. The functions that count
+--   are stable, so that all counts are of one moment: a message on its way from one
+--   state to the next counts once.
 -- - What is archived is counted as it is archived (archive.sql).
--- - The age of the oldest ready message is read off an index, one entry for each priority.
--- - The rate of enqueueing is that of a sample of the newest messages (enqueue_rate). A counter would be work for each producer, and a row
---   that all of them change would have them wait for each other.
+-- - The age of the oldest ready message is read off an index, one entry for each
+--   priority.
+-- - The rate of enqueueing is that of a sample of the newest messages (enqueue_rate). A
+--   counter would be work for each producer, and a row that all of them change would
+--   have them wait for each other.
 
 -- How many rows the planner expects. Volatile, since EXPLAIN is allowed nowhere else.
 create or replace function tocsin._estimate(query text) returns bigint
@@ -20,9 +25,11 @@ begin
 end
 $$;
 
--- What each queue of these ids has at this time, by what a claim would find: a scheduled message that is due and one whose lease has ended are
--- ready. All that are scheduled, or leased, are estimated together: how many of a queue's are due the planner does not know. One statement
--- for all queues, of which most may be empty: an empty one costs six looks into an index.
+-- What each queue of these ids has at this time, by what a claim would find: a
+-- scheduled message that is due and one whose lease has ended are ready. All that are
+-- scheduled, or leased, are estimated together: how many of a queue's are due the
+-- planner does not know. One statement for all queues, of which most may be empty: an
+-- empty one costs six looks into an index.
 create or replace function tocsin._count_queues(first_id integer, last_id integer, t timestamptz)
 returns table (queue_id integer, ready bigint, delayed bigint, leased bigint, dead bigint, exact boolean)
 language plpgsql stable
@@ -66,8 +73,9 @@ as $$
                                                        || case when state is not null then format(' and x.state = %L', state) else '' end)) end
 $$;
 
--- Since when the queue's oldest message is ready; null: none is. With nobody there to look, what has become due is still `delayed`, and what
--- was held by somebody who died is still `leased`. Of more than 1,000 priorities, the most urgent ones count.
+-- Since when the queue's oldest message is ready; null: none is. With nobody there to
+-- look, what has become due is still `delayed`, and what was held by somebody who died
+-- is still `leased`. Of more than 1,000 priorities, the most urgent ones count.
 create or replace function tocsin._oldest_ready(queue_id integer, t timestamptz) returns timestamptz
 language sql stable
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
@@ -90,10 +98,12 @@ as $$
          where m.queue_id = _oldest_ready.queue_id and m.state = 'leased' and m.vt <= t order by m.vt limit 1))
 $$;
 
--- Messages enqueued per second, over the last minute or as far back as the samples go: of the archive the queue's newest 2,000 ids; of the
--- messages, which have no index for that, all of the queue's when these are fewer (`unfinished`), otherwise those of it among the newest
--- 2,000 of all queues. So it is a rate over less than a minute for who enqueues more than 33 a second, and for one batch of more than the sample,
--- all at one moment, it is too low. What was deleted, or is not archived, is not seen.
+-- Messages enqueued per second, over the last minute or as far back as the samples go:
+-- of the archive the queue's newest 2,000 ids; of the messages, which have no index for
+-- that, all of the queue's when these are fewer (`unfinished`), otherwise those of it
+-- among the newest 2,000 of all queues. So it is a rate over less than a minute for who
+-- enqueues more than 33 a second, and for one batch of more than the sample, all at one
+-- moment, it is too low. What was deleted, or is not archived, is not seen.
 create or replace function tocsin._enqueue_rate(queue_id integer, t timestamptz, unfinished bigint) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
@@ -118,7 +128,8 @@ begin
         from (select m.queue_id, m.enqueued_at from tocsin.messages m order by m.id desc limit size) s;
         since := greatest(since, reached);
     end if;
-    -- Without a tally of the last minute nothing was archived in it, and so nothing archived was enqueued in it.
+    -- Without a tally of the last minute nothing was archived in it, and so nothing
+    -- archived was enqueued in it.
     select array_agg(s.enqueued_at), min(s.enqueued_at) into kept, reached
     from (select a.enqueued_at from tocsin.archive a where a.queue_id = _enqueue_rate.queue_id order by a.id desc limit size) s
     where exists (select from tocsin.archive_count_deltas y where y.queue_id = _enqueue_rate.queue_id and y.archived_at >= t - interval '1 minute' and y.n > 0);

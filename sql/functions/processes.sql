@@ -1,32 +1,47 @@
 -- Processes: alive or dead.
 --
--- A process that consumes holds an advisory lock, its *lifeline*, on its LISTEN connection. The server drops it when that connection ends,
--- milliseconds after a SIGKILL. So anyone who can take the lock knows that the connection is gone, without waiting for any timeout.
+-- A process that consumes holds an advisory lock, its *lifeline*, on its LISTEN
+-- connection. The server drops it when that connection ends, milliseconds after a
+-- SIGKILL. So anyone who can take the lock knows that the connection is gone, without
+-- waiting for any timeout.
 --
--- A lost connection is not yet a dead process: it may be reconnecting. So a process is declared dead when its lifeline is free and it has
--- also missed a heartbeat. A process whose event loop is blocked misses heartbeats, but keeps its lifeline, and is not declared dead. One
--- without a lifeline (it only produces, or a pooler stands in between) is given fifteen heartbeats. One that consumes and has no lifeline yet is given
--- three: it claims nothing before it has one, so nothing is lost when it is declared dead by mistake.
+-- A lost connection is not yet a dead process: it may be reconnecting. So a process is
+-- declared dead when its lifeline is free and it has also missed a heartbeat. A process
+-- whose event loop is blocked misses heartbeats, but keeps its lifeline, and is not
+-- declared dead. One without a lifeline (it only produces, or a pooler stands in
+-- between) is given fifteen heartbeats. One that consumes and has no lifeline yet is
+-- given three: it claims nothing before it has one, so nothing is lost when it is
+-- declared dead by mistake.
 --
--- When the server itself was away, every lifeline is free at once, and the first process that comes back would declare all others dead. So no
--- process is declared dead until the server has been up for ten seconds, which is longer than any process takes between two attempts to
--- reconnect. For the same reason a process that has been silent since the server came up is not given fifteen heartbeats, but one after these ten
--- seconds. How long the server has been up: since the postmaster's start, and since the unlogged table `uptime` was last emptied, which crash
--- recovery and a failover do. When that was, an empty table does not tell, nor does the postmaster's start, which may be long before. So
--- the first process that looks has it count from then on. Registering a process looks, and commits, so that a refusal later takes nothing back.
+-- When the server itself was away, every lifeline is free at once, and the first
+-- process that comes back would declare all others dead. So no process is declared dead
+-- until the server has been up for ten seconds, which is longer than any process takes
+-- between two attempts to reconnect. For the same reason a process that has been silent
+-- since the server came up is not given fifteen heartbeats, but one after these ten
+-- seconds. How long the server has been up: since the postmaster's start, and since the
+-- unlogged table `uptime` was last emptied, which crash recovery and a failover do.
+-- When that was, an empty table does not tell, nor does the postmaster's start, which
+-- may be long before. So the first process that looks has it count from then on.
+-- Registering a process looks, and commits, so that a refusal later takes nothing back.
 --
--- The server's clock may have been ahead for a moment. A time of the future counts as now, and is written so.
+-- The server's clock may have been ahead for a moment. A time of the future counts as
+-- now, and is written so.
 --
--- A heartbeat looks at few processes
--- ==================================
--- The processes are a ring, in the order of ids. A heartbeat goes along the ring from its own process, and ends when it has met eight that are
--- alive. So it costs the same with ten processes and with thousands, and needs no index on a time, which would fill up with dead entries.
--- Every dead process is seen: between it and the last living one before it there are only dead ones, and that one's heartbeat passes all of these.
--- So it takes at most one heartbeat until its free lifeline is seen, and the heartbeat that sees it is repeated at the time when it may be
--- declared dead, a heartbeat and a quarter after its last. A living process that is blocked sends no heartbeat, so eight look at each.
+-- A heartbeat looks at few processes ================================== The processes
+-- are a ring, in the order of ids. A heartbeat goes along the ring from its own
+-- process, and ends when it has met eight that are alive. So it costs the same with ten
+-- processes and with thousands, and needs no index on a time, which would fill up with
+-- dead entries. Every dead process is seen: between it and the last living one before
+-- it there are only dead ones, and that one's heartbeat passes all of these. So it
+-- takes at most one heartbeat until its free lifeline is seen, and the heartbeat that
+-- sees it is repeated at the time when it may be declared dead, a heartbeat and a
+-- quarter after its last. A living process that is blocked sends no heartbeat, so eight
+-- look at each.
 --
--- Declared dead: the workers are stopped, their leases void (a late settlement finds another token), their messages ready. A process that
--- was alive after all learns it from its next heartbeat, cancels the handlers whose leases are gone, and registers anew.
+-- Declared dead: the workers are stopped, their leases void (a late settlement finds
+-- another token), their messages ready. A process that was alive after all learns it
+-- from its next heartbeat, cancels the handlers whose leases are gone, and registers
+-- anew.
 
 create or replace function tocsin.register_process(hostname text, pid integer, version text, every interval) returns bigint
 language plpgsql
@@ -46,9 +61,11 @@ begin
 end
 $$;
 
--- Called on the process's LISTEN connection, at start and after each reconnect: takes a new lifeline (the old connection may not have
--- noticed its end yet, so its number is not used again). False: the process has been declared dead. Refused where the connection may not act for
--- the process, since another role has registered it: it could not send its heartbeat either.
+-- Called on the process's LISTEN connection, at start and after each reconnect: takes a
+-- new lifeline (the old connection may not have noticed its end yet, so its number is
+-- not used again). False: the process has been declared dead. Refused where the
+-- connection may not act for the process, since another role has registered it: it
+-- could not send its heartbeat either.
 create or replace function tocsin.attach_process(process_id bigint) returns boolean
 language plpgsql
 as $$
@@ -78,7 +95,8 @@ create or replace function tocsin.unregister_process(process_id bigint, died boo
 language sql
 as $$ select tocsin._end_process(p.id, died) from tocsin.processes p where p.id = process_id and tocsin._acts_for(p.role) $$;
 
--- The end of a process: its workers are stopped, and what they hold is given back; that counts as a delivery when it died of it.
+-- The end of a process: its workers are stopped, and what they hold is given back; that
+-- counts as a delivery when it died of it.
 create or replace function tocsin._end_process(process_id bigint, died boolean) returns void
 language plpgsql
 as $$
@@ -86,7 +104,8 @@ declare
     w tocsin.workers;
     last_heartbeat timestamptz;
 begin
-    -- First the process: so a registration under way is waited for and seen below, and a later one finds no process.
+    -- First the process: so a registration under way is waited for and seen below, and
+    -- a later one finds no process.
     delete from tocsin.processes p where p.id = process_id returning p.heartbeat_at into last_heartbeat;
     for w in select x.* from tocsin.workers x where x.process_id = _end_process.process_id order by x.id loop
         perform pg_advisory_xact_lock(tocsin._lock_key('worker', w.id));
@@ -134,7 +153,8 @@ begin
 end
 $$;
 
--- Has heartbeats of the future, sent while the clock was ahead, count as sent now. A second is for those that are being sent in this moment.
+-- Has heartbeats of the future, sent while the clock was ahead, count as sent now. A
+-- second is for those that are being sent in this moment.
 create or replace function tocsin._correct_heartbeats(t timestamptz) returns void
 language sql
 as $$
@@ -171,9 +191,11 @@ begin
 end
 $$;
 
--- Declares a process dead if it is. Returns 0 when it has; the seconds after which to look again when the process seems dead but may not be
--- declared so yet, or when another session has locked one of its workers; null when it seems alive. It does not wait for that lock: a deletion of
--- a large queue holds it for long, and this is part of the heartbeat of a process that is well and has other queues.
+-- Declares a process dead if it is. Returns 0 when it has; the seconds after which to
+-- look again when the process seems dead but may not be declared so yet, or when
+-- another session has locked one of its workers; null when it seems alive. It does not
+-- wait for that lock: a deletion of a large queue holds it for long, and this is part
+-- of the heartbeat of a process that is well and has other queues.
 create or replace function tocsin._reap_if_dead(p tocsin.processes, t timestamptz, up_since timestamptz) returns float8
 language plpgsql
 as $$
@@ -190,7 +212,8 @@ begin
     if dead_at > t then
         return extract(epoch from dead_at - t);
     end if;
-    -- Another process may be burying it, or it has come back in this moment; then its row is locked or changed.
+    -- Another process may be burying it, or it has come back in this moment; then its
+    -- row is locked or changed.
     perform from tocsin.processes x
     where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
     for update skip locked;
@@ -202,8 +225,9 @@ begin
 end
 $$;
 
--- Buries the dead along the ring from this process, until so many are met that are alive (null: all around). Returns the seconds after which to look
--- again; null: no need.
+-- Buries the dead along the ring from this process, until so many are met that are
+-- alive (null: all around). Returns the seconds after which to look again; null: no
+-- need.
 create or replace function tocsin._reap_dead_processes(process_id bigint, living integer default null) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
@@ -238,8 +262,10 @@ $$;
 --   maintain                  maintenance is due, and this process is to do it
 --   worker      id, status, seconds = grace of an interruption, registration; in the order of ids
 --   queue       id, seconds until its next message is due (0: now); none when nothing is known to come
--- The queues are those given, where somebody sleeps or may lie down meanwhile; any other consumer looks by itself. A process that is not able to
--- work, since only its LISTEN connection reaches the server, is alive and says so, but gives no sign of life for its workers.
+-- The queues are those given, where somebody sleeps or may lie down meanwhile; any
+-- other consumer looks by itself. A process that is not able to work, since only its
+-- LISTEN connection reaches the server, is alive and says so, but gives no sign of life
+-- for its workers.
 create or replace function tocsin.heartbeat(process_id bigint, queue_ids integer[], able boolean default true)
 returns table (kind text, id bigint, status text, seconds float8, registration bigint)
 language plpgsql

@@ -1,9 +1,12 @@
--- Purging: what waits in a queue, or is kept of it, goes; the queue, its workers and what they hold stay.
+-- Purging: what waits in a queue, or is kept of it, goes; the queue, its workers and
+-- what they hold stay.
 
--- Removes those of the given kinds, or only tells how many they are (dry_run). `ready`: what can be claimed now; `delayed`: what is due
--- later; `archived` and `dead`: what is kept. `older_than`: only what was enqueued, archived or died so long ago. A message that a claim
--- has locked is passed over, as if it had been claimed already; one whose lease has ended is its worker's until a claim has looked at it.
--- A dead letter that somebody has at hand is passed over too (see dead_letters.sql).
+-- Removes those of the given kinds, or only tells how many they are (dry_run). `ready`:
+-- what can be claimed now; `delayed`: what is due later; `archived` and `dead`: what is
+-- kept. `older_than`: only what was enqueued, archived or died so long ago. A message
+-- that a claim has locked is passed over, as if it had been claimed already; one whose
+-- lease has ended is its worker's until a claim has looked at it. A dead letter that
+-- somebody has at hand is passed over too (see dead_letters.sql).
 create or replace function tocsin.purge_queue(
     queue text, ready boolean default false, delayed boolean default false, archived boolean default false, dead boolean default false,
     older_than interval default null, dry_run boolean default false
@@ -23,7 +26,8 @@ begin
     elsif older_than < '0 s' then
         perform tocsin._raise_error('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
     end if;
-    -- What is ready is due, and what is due but still scheduled is ready to everybody but the next claim.
+    -- What is ready is due, and what is due but still scheduled is ready to everybody
+    -- but the next claim.
     if dry_run then
         select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count, delayed_count
         from (select m.vt from tocsin.messages m

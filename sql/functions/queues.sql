@@ -1,4 +1,5 @@
--- Queues and their settings. A setting that is null or not given: the column's default (create_queue), or no change.
+-- Queues and their settings. A setting that is null or not given: the column's default
+-- (create_queue), or no change.
 
 create or replace function tocsin.find_queue(queue text) returns tocsin.queues
 language plpgsql stable
@@ -23,7 +24,8 @@ begin
 end
 $$;
 
--- Creates a queue with the default settings; returns its id, or null when it exists. No trigger does the part of the archive: triggers may be off.
+-- Creates a queue with the default settings; returns its id, or null when it exists. No
+-- trigger does the part of the archive: triggers may be off.
 create or replace function tocsin._add_queue(queue text) returns integer
 language sql
 as $$
@@ -106,8 +108,9 @@ declare
     ensured tocsin.queues;
     queue_id integer;
 begin
-    -- Statements of their own, each with a snapshot of its own: adding waits for another that creates the queue, and what that has
-    -- committed is to be seen. Again when the queue is deleted in between.
+    -- Statements of their own, each with a snapshot of its own: adding waits for
+    -- another that creates the queue, and what that has committed is to be seen. Again
+    -- when the queue is deleted in between.
     while ensured.id is null loop
         queue_id := tocsin._add_queue(queue);
         if queue_id is null then
@@ -142,7 +145,8 @@ create or replace function tocsin.list_queues() returns setof tocsin.queues
 language sql stable
 as $$ select q.* from tocsin.queues q order by q.name $$;
 
--- Consumers stop claiming at once, in every process, since each claim looks here; enqueueing goes on.
+-- Consumers stop claiming at once, in every process, since each claim looks here;
+-- enqueueing goes on.
 create or replace function tocsin.pause_queue(queue text) returns tocsin.queues
 language plpgsql
 as $$

@@ -1,8 +1,10 @@
--- What heartbeats and claims do by themselves, for an operator who does not want to wait for them, or has no consumer running.
+-- What heartbeats and claims do by themselves, for an operator who does not want to
+-- wait for them, or has no consumer running.
 
--- Declares dead who is dead (see processes.sql), and gives back what they held and what leases that have lapsed hold; without deliveries left
--- it becomes a dead letter. Returns how many workers were declared dead, and how many messages were taken back. It takes about 50 ms at most; `more`:
--- there are messages left, so call it again.
+-- Declares dead who is dead (see processes.sql), and gives back what they held and what
+-- leases that have lapsed hold; without deliveries left it becomes a dead letter.
+-- Returns how many workers were declared dead, and how many messages were taken back.
+-- It takes about 50 ms at most; `more`: there are messages left, so call it again.
 create or replace function tocsin.reclaim(out workers bigint, out messages bigint, out more boolean)
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
@@ -16,7 +18,8 @@ declare
     lapsed bigint;
     remaining bigint;
 begin
-    -- First the dead, since burying locks workers, and then their messages; what has lapsed is passed over where it is locked.
+    -- First the dead, since burying locks workers, and then their messages; what has
+    -- lapsed is passed over where it is locked.
     select coalesce(array_agg(w.id), '{}'), coalesce(jsonb_object_agg(w.id, tocsin._count_held(w)), '{}') into alive, held
     from tocsin.workers w where w.process_id is not null;
     perform tocsin._reap_dead_processes(0);

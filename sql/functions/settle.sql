@@ -1,13 +1,18 @@
--- Settling a delivery: archive, delete, release, fail, extend. Each takes ids with the leases they were claimed with, acts on those whose row
--- still carries that lease, and returns, in the order given, whether it did. None of them rings for a message that is gone; those that give
--- one back ring. They may be called in a transaction of the caller's: what they do is committed with its own rows. Until then the rows are
--- locked, so a claim passes over them even when their leases have ended; rolled back, the leases are what they were.
+-- Settling a delivery: archive, delete, release, fail, extend. Each takes ids with the
+-- leases they were claimed with, acts on those whose row still carries that lease, and
+-- returns, in the order given, whether it did. None of them rings for a message that is
+-- gone; those that give one back ring. They may be called in a transaction of the
+-- caller's: what they do is committed with its own rows. Until then the rows are
+-- locked, so a claim passes over them even when their leases have ended; rolled back,
+-- the leases are what they were.
 --
--- All of them lock rows in the order of ids (a queue's, if there are several), so that two of them never wait for each other in a circle. A
--- session keeps the plan it made when the table was empty, and when any way of reading it was as short as any other. So the planner is left
--- only one: the ids are looked up in the primary key (`id = any (ids)`) and joined by hash. The condition on the state says `>= 'leased'`, which is
--- the last one: with `=` the planner would see that the index of what changes by time serves, which such a session believes to be empty, and
--- take it for the shortest way.
+-- All of them lock rows in the order of ids (a queue's, if there are several), so that
+-- two of them never wait for each other in a circle. A session keeps the plan it made
+-- when the table was empty, and when any way of reading it was as short as any other.
+-- So the planner is left only one: the ids are looked up in the primary key (`id = any
+-- (ids)`) and joined by hash. The condition on the state says `>= 'leased'`, which is
+-- the last one: with `=` the planner would see that the index of what changes by time
+-- serves, which such a session believes to be empty, and take it for the shortest way.
 
 -- Into the archive; archive.sql says where in it, and why there is a tally.
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
@@ -74,8 +79,10 @@ begin
 end
 $$;
 
--- A new end for the lease: vt from now. It waits for no row that another transaction has locked, and returns null for it: the lease is still there,
--- but was not extended. As a rule that transaction is the holder's own, which settles the message and has not ended.
+-- A new end for the lease: vt from now. It waits for no row that another transaction
+-- has locked, and returns null for it: the lease is still there, but was not extended.
+-- As a rule that transaction is the holder's own, which settles the message and has not
+-- ended.
 create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval) returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
@@ -104,7 +111,8 @@ begin
 end
 $$;
 
--- For each id, in order, whether it is among those that were settled; as a rule all are.
+-- For each id, in order, whether it is among those that were settled; as a rule all
+-- are.
 create or replace function tocsin._outcomes(ids bigint[], settled bigint[]) returns boolean[]
 language plpgsql immutable
 as $$
@@ -116,8 +124,9 @@ begin
 end
 $$;
 
--- The handler could not do it: back to the queue after a delay. counted = false takes the delivery back, for a message whose handler was not
--- to blame (never started, or stopped by a shutdown).
+-- The handler could not do it: back to the queue after a delay. counted = false takes
+-- the delivery back, for a message whose handler was not to blame (never started, or
+-- stopped by a shutdown).
 create or replace function tocsin.release(ids bigint[], leases bigint[], delay interval default '0 s', counted boolean default true)
 returns boolean[]
 language sql
@@ -126,10 +135,13 @@ as $$
     from unnest(tocsin._requeue(ids, leases, delay, counted, 'released')) with ordinality as g (outcome, n)
 $$;
 
--- The handler failed: back to the queue after the backoff that the queue's settings give, with the error kept. `delays` (seconds) takes the
--- backoff's place where it is not null. `verdicts` says for each message what has happened: 'handler_failed' (also null), 'rejected' (a dead letter at
--- once) or 'snoozed' (the delivery does not count). With `keep_place` a message keeps its place in the queue (see order.sql). Returns for each message, in order, after how many seconds it is delivered again; Infinity:
--- it is a dead letter now; null: its lease was gone, and nothing was changed.
+-- The handler failed: back to the queue after the backoff that the queue's settings
+-- give, with the error kept. `delays` (seconds) takes the backoff's place where it is
+-- not null. `verdicts` says for each message what has happened: 'handler_failed' (also
+-- null), 'rejected' (a dead letter at once) or 'snoozed' (the delivery does not count).
+-- With `keep_place` a message keeps its place in the queue (see order.sql). Returns for
+-- each message, in order, after how many seconds it is delivered again; Infinity: it is
+-- a dead letter now; null: its lease was gone, and nothing was changed.
 create or replace function tocsin.fail(
     ids bigint[], leases bigint[], errors text[], tracebacks text[], delays float8[] default null, verdicts text[] default null,
     keep_place boolean default false
@@ -137,9 +149,11 @@ create or replace function tocsin.fail(
 language sql
 as $$ select tocsin._requeue(ids, leases, null, true, 'handler_failed', errors, tracebacks, delays, verdicts, keep_place) $$;
 
--- What release, fail, an expired lease and a dead worker have in common. A message without deliveries left becomes a dead letter. Without a
--- delay the message keeps its place in the queue. A delivery that counts goes into the message's history, with its outcome: failed, rejected,
--- lease expired, worker died or released. Returns what `fail` does.
+-- What release, fail, an expired lease and a dead worker have in common. A message
+-- without deliveries left becomes a dead letter. Without a delay the message keeps its
+-- place in the queue. A delivery that counts goes into the message's history, with its
+-- outcome: failed, rejected, lease expired, worker died or released. Returns what
+-- `fail` does.
 create or replace function tocsin._requeue(
     ids bigint[], leases bigint[], delay interval, counted boolean, outcome text, errors text[] default null, tracebacks text[] default null,
     delays float8[] default null, verdicts text[] default null, keep_place boolean default false
@@ -205,7 +219,8 @@ begin
 end
 $$;
 
--- A message's history with one more delivery, and without the oldest when there are twenty. Null: no delivery, no history.
+-- A message's history with one more delivery, and without the oldest when there are
+-- twenty. Null: no delivery, no history.
 create or replace function tocsin._add_delivery(history jsonb, delivery jsonb) returns jsonb
 language sql immutable parallel safe
 as $$
@@ -229,8 +244,9 @@ as $$
         * (1 + queue.retry_jitter * (2 * random() - 1)))
 $$;
 
--- Moves messages to the dead letters. One that these refuse (a constraint, a trigger, an index that its payload is too large for) stops
--- nobody: it is tried again in a minute, and then delivered once more if it has not expired.
+-- Moves messages to the dead letters. One that these refuse (a constraint, a trigger,
+-- an index that its payload is too large for) stops nobody: it is tried again in a
+-- minute, and then delivered once more if it has not expired.
 create or replace function tocsin._move_to_dead_letters(
     ids bigint[], reason text, errors text[] default null, tracebacks text[] default null, deliveries jsonb[] default null
 ) returns void

@@ -1,12 +1,16 @@
--- The rules that a queue may have for payloads: max_string, max_depth, required_keys, forbidden_keys. They hold for every producer, since
--- the functions that enqueue ask here. A queue without rules (the column `ruled`) does not pay for them.
+-- The rules that a queue may have for payloads: max_string, max_depth, required_keys,
+-- forbidden_keys. They hold for every producer, since the functions that enqueue ask
+-- here. A queue without rules (the column `ruled`) does not pay for them.
 
--- What is wrong with one of the payloads, a JSON array: {"path": [its index, then keys and indexes], "reason": ...}; null: nothing. Of
--- several faults, one of those nearest to the root.
+-- What is wrong with one of the payloads, a JSON array: {"path": [its index, then keys
+-- and indexes], "reason": ...}; null: nothing. Of several faults, one of those nearest
+-- to the root.
 --
--- It goes down level by level, with only the arrays and objects of one level in its hands. A recursive query would keep all levels, each a
--- copy of what is below it: for a large payload with many levels, gigabytes. Copied it is for each level all the same, so a payload that has
--- to be walked over may have 256 of them, which are those that Tocsin's own producers write (payload.py), and no more.
+-- It goes down level by level, with only the arrays and objects of one level in its
+-- hands. A recursive query would keep all levels, each a copy of what is below it: for
+-- a large payload with many levels, gigabytes. Copied it is for each level all the
+-- same, so a payload that has to be walked over may have 256 of them, which are those
+-- that Tocsin's own producers write (payload.py), and no more.
 create or replace function tocsin._find_violation(payloads jsonb, q tocsin.queues) returns jsonb
 language plpgsql immutable parallel safe
 as $$
@@ -74,8 +78,9 @@ as $$
     from (select e.step, e.step #>> '{}', e.n from jsonb_array_elements(path) with ordinality e (step, n)) s (step, name, n)
 $$;
 
--- Refuses a JSON array with a payload in it that breaks a rule of the queue. `first_index`: the index of its first payload for the caller;
--- null: there is only this one.
+-- Refuses a JSON array with a payload in it that breaks a rule of the queue.
+-- `first_index`: the index of its first payload for the caller; null: there is only
+-- this one.
 create or replace function tocsin._check_contents(q tocsin.queues, payloads jsonb, first_index integer) returns void
 language plpgsql
 as $$

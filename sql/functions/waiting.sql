@@ -1,13 +1,19 @@
--- Changing a message that waits: cancel, reschedule, reprioritise. It is named by its id, or by its queue and its key.
+-- Changing a message that waits: cancel, reschedule, reprioritise. It is named by its
+-- id, or by its queue and its key.
 --
--- A message that a worker holds is refused (TC015), as is one that is finished: its state then says which. A claim passes over rows that are
--- locked, and these functions lock the row and look at its state again. So of a claim and a change at the same moment one comes first, and the
--- other one sees it. A lease that has ended holds nothing: the message is given back first, as a claim would do it, and counts as waiting.
+-- A message that a worker holds is refused (TC015), as is one that is finished: its
+-- state then says which. A claim passes over rows that are locked, and these functions
+-- lock the row and look at its state again. So of a claim and a change at the same
+-- moment one comes first, and the other one sees it. A lease that has ended holds
+-- nothing: the message is given back first, as a claim would do it, and counts as
+-- waiting.
 --
--- In a transaction of the caller's the change takes effect when that commits. Until then no consumer is given the message.
+-- In a transaction of the caller's the change takes effect when that commits. Until
+-- then no consumer is given the message.
 --
--- A role may change messages of the queues that it may enqueue to, those of other producers too: messages do not record the role that has
--- enqueued them. The functions return the message's id and nothing else, since such a role may read no message.
+-- A role may change messages of the queues that it may enqueue to, those of other
+-- producers too: messages do not record the role that has enqueued them. The functions
+-- return the message's id and nothing else, since such a role may read no message.
 
 -- Locks the message that is meant, and returns it. Raises unless it waits.
 create or replace function tocsin._lock_waiting(message_id bigint, queue text, key text) returns tocsin.messages
@@ -83,8 +89,8 @@ begin
 end
 $$;
 
--- Cancels a message that waits, and returns its id. It goes to the archive, if its queue keeps anything, with the error 'cancelled'; its key is
--- free.
+-- Cancels a message that waits, and returns its id. It goes to the archive, if its
+-- queue keeps anything, with the error 'cancelled'; its key is free.
 create or replace function tocsin.cancel(message_id bigint default null, queue text default null, key text default null) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
@@ -114,8 +120,8 @@ begin
 end
 $$;
 
--- Gives a message that waits another time at which it is due, after the delay or at that time; returns its id. Its place among equal
--- priorities is that of its new time.
+-- Gives a message that waits another time at which it is due, after the delay or at
+-- that time; returns its id. Its place among equal priorities is that of its new time.
 create or replace function tocsin.reschedule(
     message_id bigint default null, delay interval default null, at timestamptz default null, queue text default null, key text default null
 ) returns bigint

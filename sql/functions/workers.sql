@@ -10,15 +10,20 @@
 --                                  v
 --                               stopped -- registered anew, by its name --> ready
 --
--- Every change is one UPDATE whose condition is the state it may start from, so of two that race one is refused.
+-- Every change is one UPDATE whose condition is the state it may start from, so of two
+-- that race one is refused.
 --
--- A name, and the id with it, may pass from one process to another: when its process was declared dead, or after a restart. Each registration has
--- a token, and what the owner does in its own name (polling, claiming, giving back, leaving) names it; for a registration that has ended it is
--- refused, or does nothing. What operators do by id (suspend, resume, interrupt, shutdown, stop) is meant for whoever is registered now.
+-- A name, and the id with it, may pass from one process to another: when its process
+-- was declared dead, or after a restart. Each registration has a token, and what the
+-- owner does in its own name (polling, claiming, giving back, leaving) names it; for a
+-- registration that has ended it is refused, or does nothing. What operators do by id
+-- (suspend, resume, interrupt, shutdown, stop) is meant for whoever is registered now.
 --
--- A stopped worker can be purged. Messages, dead letters and the archive keep its id and have no foreign key, so they stay as they are.
+-- A stopped worker can be purged. Messages, dead letters and the archive keep its id
+-- and have no foreign key, so they stay as they are.
 --
--- Whoever is neither owner nor administrator acts only for the workers that its own role has registered (acts_for).
+-- Whoever is neither owner nor administrator acts only for the workers that its own
+-- role has registered (acts_for).
 
 -- Raises unless the worker exists; returns it.
 create or replace function tocsin._find_worker(worker_id bigint) returns tocsin.workers
@@ -60,7 +65,8 @@ begin
 end
 $$;
 
--- Like find_worker, for the owner of a registration: of a worker that is gone, it has ended.
+-- Like find_worker, for the owner of a registration: of a worker that is gone, it has
+-- ended.
 create or replace function tocsin._find_own_worker(worker_id bigint) returns tocsin.workers
 language plpgsql
 as $$
@@ -108,10 +114,12 @@ begin
 end
 $$;
 
--- Registers a worker. The name of a stopped worker is taken over together with its id, also of one that is found dead only now; that of any
--- other is refused, with `retry_after` when its owner seems dead but may not be declared so yet. A null name is made up.
--- `again`: its process was declared dead and is alive, so that a suspended worker stays so. Refused with TC008 when the process has been declared
--- dead (null: none; such a worker is never found dead).
+-- Registers a worker. The name of a stopped worker is taken over together with its id,
+-- also of one that is found dead only now; that of any other is refused, with
+-- `retry_after` when its owner seems dead but may not be declared so yet. A null name
+-- is made up. `again`: its process was declared dead and is alive, so that a suspended
+-- worker stays so. Refused with TC008 when the process has been declared dead (null:
+-- none; such a worker is never found dead).
 create or replace function tocsin.register_worker(
     queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean default false
 ) returns tocsin.workers
@@ -124,7 +132,8 @@ declare
     w tocsin.workers;
     retry_after float8;
 begin
-    -- Held until this has ended, against a deletion of the queue: that waits for the registration, or has been waited for by it.
+    -- Held until this has ended, against a deletion of the queue: that waits for the
+    -- registration, or has been waited for by it.
     perform from tocsin.queues x where x.id = q.id for key share;
     if not found then
         perform tocsin._refuse_missing(queue);
@@ -168,7 +177,8 @@ begin
 end
 $$;
 
--- The queue that a worker is on. Volatile, so that it sees one that the same statement has registered.
+-- The queue that a worker is on. Volatile, so that it sees one that the same statement
+-- has registered.
 create or replace function tocsin.queue_of(worker_id bigint) returns tocsin.queues
 language sql volatile
 as $$
@@ -176,7 +186,8 @@ as $$
     where w.id = queue_of.worker_id and tocsin._acts_for(w.role)
 $$;
 
--- Tells the process that runs this worker to look at its state, or (`leases_taken`) at its leases.
+-- Tells the process that runs this worker to look at its state, or (`leases_taken`) at
+-- its leases.
 create or replace function tocsin._tell_process(w tocsin.workers, leases_taken boolean default false) returns void
 language sql
 as $$
@@ -217,12 +228,14 @@ as $$
     where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
 $$;
 
--- Gives back all that the worker holds, beside the leases to keep; those leases are void. Returns how many messages that were. A message that
--- another transaction has locked for longer than a moment is passed over: that one settles it or, rolled back, leaves it leased until its lease
--- ends. So it may be the caller's own transaction, which waits for this one to return.
+-- Gives back all that the worker holds, beside the leases to keep; those leases are
+-- void. Returns how many messages that were. A message that another transaction has
+-- locked for longer than a moment is passed over: that one settles it or, rolled back,
+-- leaves it leased until its lease ends. So it may be the caller's own transaction,
+-- which waits for this one to return.
 --
--- It locks the rows in the order of ids, as settle.sql says. `m.id + 0` keeps a session whose plan is of the empty table from walking all of the
--- primary key for that.
+-- It locks the rows in the order of ids, as settle.sql says. `m.id + 0` keeps a session
+-- whose plan is of the empty table from walking all of the primary key for that.
 create or replace function tocsin._release_held(
     w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
 ) returns bigint
@@ -268,8 +281,9 @@ begin
 end
 $$;
 
--- The end of a run, by whatever way: what it still holds, beside the leases to keep, is given back uncounted; a polling worker is ready again,
--- an interrupted one suspended. Returns how many messages were given back.
+-- The end of a run, by whatever way: what it still holds, beside the leases to keep, is
+-- given back uncounted; a polling worker is ready again, an interrupted one suspended.
+-- Returns how many messages were given back.
 create or replace function tocsin.complete_poll(
     worker_id bigint, registration bigint, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
 ) returns bigint
@@ -285,7 +299,8 @@ begin
 end
 $$;
 
--- Claims are refused from here on; the process ends the worker's run, whose handlers may go on for `grace` (null: until they end).
+-- Claims are refused from here on; the process ends the worker's run, whose handlers
+-- may go on for `grace` (null: until they end).
 create or replace function tocsin.interrupt(worker_id bigint, grace interval default null) returns tocsin.workers
 language plpgsql
 as $$
@@ -297,8 +312,9 @@ begin
 end
 $$;
 
--- Claims are refused from here on. A worker that holds messages is refused, unless it is to release them (at once; its handlers are then
--- cancelled by its process) or to drain (they may be finished).
+-- Claims are refused from here on. A worker that holds messages is refused, unless it
+-- is to release them (at once; its handlers are then cancelled by its process) or to
+-- drain (they may be finished).
 create or replace function tocsin.suspend(worker_id bigint, release boolean default false, drain boolean default false)
 returns tocsin.workers
 language plpgsql
@@ -356,8 +372,9 @@ begin
 end
 $$;
 
--- The end, from whatever state: what it holds is given back, uncounted (its handlers are then cancelled by its process). A stopped worker stays
--- so. Returns how many messages were given back.
+-- The end, from whatever state: what it holds is given back, uncounted (its handlers
+-- are then cancelled by its process). A stopped worker stays so. Returns how many
+-- messages were given back.
 create or replace function tocsin.stop(worker_id bigint) returns bigint
 language plpgsql
 as $$
@@ -377,8 +394,9 @@ begin
 end
 $$;
 
--- Gives back, uncounted, what the worker holds, whatever its state (its handlers are then cancelled by its process). One that is active may claim
--- the same messages again. Returns how many they were.
+-- Gives back, uncounted, what the worker holds, whatever its state (its handlers are
+-- then cancelled by its process). One that is active may claim the same messages again.
+-- Returns how many they were.
 create or replace function tocsin.release_messages(worker_id bigint) returns bigint
 language plpgsql
 as $$
@@ -392,9 +410,11 @@ begin
 end
 $$;
 
--- Gives back, uncounted, what the worker holds beside the leases to keep: after a claim whose answer was lost. Like a suspension it waits for a
--- claim under way. If that was rolled back nothing is held, but others may have passed over the rows that it had locked, and gone to sleep: so
--- it rings in any case. Returns how many messages that were.
+-- Gives back, uncounted, what the worker holds beside the leases to keep: after a claim
+-- whose answer was lost. Like a suspension it waits for a claim under way. If that was
+-- rolled back nothing is held, but others may have passed over the rows that it had
+-- locked, and gone to sleep: so it rings in any case. Returns how many messages that
+-- were.
 create or replace function tocsin.release_others(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[])
 returns bigint
 language plpgsql
@@ -413,7 +433,8 @@ begin
 end
 $$;
 
--- The end of a registration, from whatever state: what it holds is given back, uncounted. Returns how many messages that were.
+-- The end of a registration, from whatever state: what it holds is given back,
+-- uncounted. Returns how many messages that were.
 create or replace function tocsin.unregister_worker(worker_id bigint, registration bigint) returns bigint
 language plpgsql
 as $$
@@ -456,8 +477,9 @@ begin
 end
 $$;
 
--- Forgets workers (of one queue) that have been stopped for at least this long, and returns them; a dry run only returns them. One statement, so
--- that what is returned is what is gone: one that is registered anew in this moment is neither.
+-- Forgets workers (of one queue) that have been stopped for at least this long, and
+-- returns them; a dry run only returns them. One statement, so that what is returned is
+-- what is gone: one that is registered anew in this moment is neither.
 create or replace function tocsin.purge_workers(older_than interval, queue text default null, dry_run boolean default false)
 returns table (
     id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text, pid integer, version text,

@@ -1,18 +1,25 @@
--- Who may call what. This is the one place that says so; it is loaded after sql/functions, and brings every function into the state that it
--- wants: what is missing is granted, what is too much is taken away.
+-- Who may call what. This is the one place that says so; it is loaded after
+-- sql/functions, and brings every function into the state that it wants: what is
+-- missing is granted, what is too much is taken away.
 --
--- Nothing is open to everybody (PUBLIC). Without roles, only the owner of the schema can do anything; install_roles lets other roles in. The
--- *entry points*, what others may call, run with their owner's rights, since nobody else has any right to a table, and with a search_path in
--- which nobody else can put anything. What is called within them runs as they do. So an entry point that asks nothing about its caller
+-- Nothing is open to everybody (PUBLIC). Without roles, only the owner of the schema
+-- can do anything; install_roles lets other roles in. The *entry points*, what others
+-- may call, run with their owner's rights, since nobody else has any right to a table,
+-- and with a search_path in which nobody else can put anything. What is called within
+-- them runs as they do. So an entry point that asks nothing about its caller
 -- (authorization.sql) does for each role that may call it what it does for the owner.
 --
--- Why always, and not only when there are roles: both together cost nothing that could be measured in an enqueue of 40 microseconds of the
--- server's time. And without roles there is still an owner to be attacked: in a database that comes from PostgreSQL 14, every role may create
--- functions in `public`, and one that fits better than PostgreSQL's own is preferred to it. The trigger on messages has no path of its own, since
--- there that costs a microsecond: within an entry point it runs with that one's, and nobody but the owner inserts by hand.
+-- Why always, and not only when there are roles: both together cost nothing that could
+-- be measured in an enqueue of 40 microseconds of the server's time. And without roles
+-- there is still an owner to be attacked: in a database that comes from PostgreSQL 14,
+-- every role may create functions in `public`, and one that fits better than
+-- PostgreSQL's own is preferred to it. The trigger on messages has no path of its own,
+-- since there that costs a microsecond: within an entry point it runs with that one's,
+-- and nobody but the owner inserts by hand.
 --
--- A function whose name begins with an underscore is internal: only functions of the schema call it. Each other function is an entry point,
--- and listed here; a test fails for one that is not.
+-- A function whose name begins with an underscore is internal: only functions of the
+-- schema call it. Each other function is an entry point, and listed here; a test fails
+-- for one that is not.
 
 create or replace function tocsin._access() returns table (function name, roles text[])
 language sql immutable
@@ -25,7 +32,7 @@ as $$
     union all
     select unnest('{
         attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting, queue_channel,
-        begin_poll, complete_poll, interrupt, claim, release_others, hurry, locked_messages, archive, delete, extend, release, fail, maintain,
+        begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait, locked_messages, archive, delete, extend, release, fail, maintain,
         stop, release_messages
     }'::name[]), '{consumer, admin}'
     union all
@@ -41,8 +48,9 @@ as $$
     select unnest('{secure, install_roles}'::name[]), '{}'  -- for the owner to call, with the caller's rights
 $$;
 
--- Brings attributes and privileges of everything in the schema into the state described above. Privileges of roles that are none of Tocsin's are
--- left alone, for whoever gave them will have had a reason; verify names them. Those of former ones of Tocsin's go.
+-- Brings attributes and privileges of everything in the schema into the state described
+-- above. Privileges of roles that are none of Tocsin's are left alone, for whoever gave
+-- them will have had a reason; verify names them. Those of former ones of Tocsin's go.
 create or replace function tocsin.secure(former_roles oid[] default '{}') returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -64,14 +72,16 @@ begin
         end if;
     end loop;
 
-    -- Roles that were dropped since; PostgreSQL knows nothing of what these tables say of them.
+    -- Roles that were dropped since; PostgreSQL knows nothing of what these tables say
+    -- of them.
     delete from tocsin.roles r where r.role not in (select x.oid from pg_roles x);
     delete from tocsin.queue_grants g where g.role not in (select x.oid from pg_roles x);
     perform tocsin._apply_privileges(former_roles);
 end
 $$;
 
--- The part of secure() that is about privileges, of everything or of one table. A new table begins with what default privileges give.
+-- The part of secure() that is about privileges, of everything or of one table. A new
+-- table begins with what default privileges give.
 create or replace function tocsin._apply_privileges(former_roles oid[] default '{}', only_table regclass default null) returns void
 language plpgsql
 as $$
@@ -118,9 +128,10 @@ begin
 end
 $$;
 
--- Lets these roles in; a null for one that is not wanted. Those that do not exist are created, which needs CREATEROLE; existing ones are used as
--- they are. A role that was let in before and is not named now loses what it was granted. Doing it again changes nothing, and repairs what was
--- changed by hand.
+-- Lets these roles in; a null for one that is not wanted. Those that do not exist are
+-- created, which needs CREATEROLE; existing ones are used as they are. A role that was
+-- let in before and is not named now loses what it was granted. Doing it again changes
+-- nothing, and repairs what was changed by hand.
 create or replace function tocsin.install_roles(producer text, consumer text, admin text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
-"""The public names, where they come from. `tocsin` loads this module when a program uses the first of them."""
+"""The public names, where they come from. `tocsin` loads this module when a program
+uses the first of them."""
 
 from tocsin._database.roles import Roles
 from tocsin._database.verify import SchemaDifference
@@ -14,7 +15,12 @@ from tocsin._queue.process.maintenance import MaintenanceResult
 from tocsin._queue.producing.enqueue_request import BatchOptions, MessageOptions
 from tocsin._queue.producing.producer import EnqueueOptions, Producer
 from tocsin._queue.producing.rate_limit import RateLimit
-from tocsin._queue.producing.transactional import enqueue, enqueue_async, enqueue_many, enqueue_many_async
+from tocsin._queue.producing.transactional import (
+    enqueue,
+    enqueue_async,
+    enqueue_many,
+    enqueue_many_async,
+)
 from tocsin._queue.workers.handle import WorkerHandle, WorkerInfo, WorkerStatus
 from tocsin._queue.workers.health import QueueHealth, WorkerStats
 from tocsin._queue.workers.registry import Workers

@@ -1,4 +1,5 @@
-"""Checks of what callers pass: texts, names, keys, ids, counts. PostgreSQL's text has neither the character NUL nor a lone surrogate."""
+"""Checks of what callers pass: texts, names, keys, ids, counts. PostgreSQL's text has
+neither the character NUL nor a lone surrogate."""
 
 from __future__ import annotations
 
@@ -9,16 +10,21 @@ MAX_KEY = 1024
 
 
 def check_text(value: str, name: str) -> str:
-    """Return a text that PostgreSQL can hold; raises `TypeError` or `ValueError` naming the argument for what is none."""
+    """Return a text that PostgreSQL can hold; raises `TypeError` or `ValueError` naming
+    the argument for what is none."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be text, not {type(value).__name__}")
     if not _is_storable(value):
-        raise ValueError(f"{name} must not contain the character NUL or a lone surrogate, which no text in PostgreSQL has: {value!a}")
+        raise ValueError(
+            f"{name} must not contain the character NUL or a lone surrogate, which no text in"
+            f" PostgreSQL has: {value!a}"
+        )
     return value
 
 
 def check_queue(queue: str) -> str:
-    """Return the name of a queue that may exist; raises `QueueNotFound` for what no queue can be called, `TypeError` for no text."""
+    """Return the name of a queue that may exist; raises `QueueNotFound` for what no
+    queue can be called, `TypeError` for no text."""
     if not isinstance(queue, str):
         raise TypeError(f"queue must be the name of a queue, not {type(queue).__name__}")
     if not _is_storable(queue):
@@ -36,14 +42,19 @@ def check_priority(value: int) -> int:
 
 
 def check_key(value: str | None) -> str | None:
-    """Return a unique key (None stays None); raises `TypeError` for what is no text, `ValueError` for what no index takes."""
+    """Return a unique key (None stays None); raises `TypeError` for what is no text,
+    `ValueError` for what no index takes."""
     if value is not None and len(check_text(value, "key").encode()) > MAX_KEY:
-        raise ValueError(f"key must be at most {MAX_KEY} bytes, not {len(value.encode())}; a digest of it will do as well")
+        raise ValueError(
+            f"key must be at most {MAX_KEY} bytes, not {len(value.encode())}; a digest of it will"
+            " do as well"
+        )
     return value
 
 
 def check_id(value: int, name: str) -> int:
-    """Return an id; raises `TypeError` or `ValueError` naming the argument for what cannot be one."""
+    """Return an id; raises `TypeError` or `ValueError` naming the argument for what
+    cannot be one."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if not -(2**63) <= value < 2**63:
@@ -52,7 +63,8 @@ def check_id(value: int, name: str) -> int:
 
 
 def check_count(value: int, name: str) -> int:
-    """Return a positive number that fits into 32 bits; raises `TypeError` or `ValueError` naming the argument otherwise."""
+    """Return a positive number that fits into 32 bits; raises `TypeError` or
+    `ValueError` naming the argument otherwise."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if value < 1:

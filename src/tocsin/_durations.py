@@ -1,4 +1,5 @@
-"""Durations: numbers of seconds or `timedelta` on the outside, or text such as ``7d``; `timedelta` towards the database."""
+"""Durations: numbers of seconds or `timedelta` on the outside, or text such as ``7d``;
+`timedelta` towards the database."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ Duration: TypeAlias = float | timedelta
 """A number of seconds, or a timedelta."""
 
 MAX_DURATION = timedelta(days=365_000)
-"""The longest duration: with it, no time that PostgreSQL reckons out is one that Python cannot read."""
+"""The longest duration: with it, no time that PostgreSQL reckons out is one that Python
+cannot read."""
 
 
 @overload
@@ -21,14 +23,17 @@ def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> ti
 def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> timedelta | None:
     """Return the duration as a timedelta (None stays None).
 
-    Raises `ValueError` naming the argument for a negative duration, for one of more than a thousand years and, unless ``zero`` is allowed,
-    for 0; `TypeError` for what is no duration.
+    Raises `ValueError` naming the argument for a negative duration, for one of more
+    than a thousand years and, unless ``zero`` is allowed, for 0; `TypeError` for what
+    is no duration.
     """
     if value is None:
         return None
     if not isinstance(value, timedelta):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number of seconds or a timedelta, not {type(value).__name__}")
+            raise TypeError(
+                f"{name} must be a number of seconds or a timedelta, not {type(value).__name__}"
+            )
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, not {value}")
         try:
@@ -36,7 +41,10 @@ def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> ti
         except OverflowError:
             raise ValueError(f"{name} is too long: {value} s") from None
     if value < timedelta(0) or (not zero and value == timedelta(0)):
-        raise ValueError(f"{name} must be {'at least 0' if zero else 'greater than 0'}, not {value.total_seconds()} s")
+        raise ValueError(
+            f"{name} must be {'at least 0' if zero else 'greater than 0'}, not"
+            f" {value.total_seconds()} s"
+        )
     if value > MAX_DURATION:
         raise ValueError(f"{name} must be at most a thousand years, not {value.days} days")
     return value
@@ -48,25 +56,39 @@ def to_seconds(value: Duration, name: str, *, zero: bool = False) -> float:
 
 
 _TEXT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d|w)?")
-_UNITS = {None: "seconds", "ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_UNITS = {
+    None: "seconds",
+    "ms": "milliseconds",
+    "s": "seconds",
+    "m": "minutes",
+    "h": "hours",
+    "d": "days",
+    "w": "weeks",
+}
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the duration that a text means: ``250ms``, ``1.5s``, ``30m``, ``2h``, ``7d``, ``1w``, or ``12`` for seconds.
+    """Return the duration that a text means: ``250ms``, ``1.5s``, ``30m``, ``2h``,
+    ``7d``, ``1w``, or ``12`` for seconds.
 
     Raises `ValueError`, which says what would be right.
     """
     found = _TEXT.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"must be a duration such as 250ms, 1.5s, 30m, 2h, 7d, 1w or 12 (seconds), not {text!r}")
+        raise ValueError(
+            f"must be a duration such as 250ms, 1.5s, 30m, 2h, 7d, 1w or 12 (seconds), not {text!r}"
+        )
     try:
         return timedelta(**{_UNITS[found[2]]: float(found[1])})
     except OverflowError:
-        raise ValueError(f"must be a duration of at most {timedelta.max.days} days, not {text!r}") from None
+        raise ValueError(
+            f"must be a duration of at most {timedelta.max.days} days, not {text!r}"
+        ) from None
 
 
 def write_due(delay: Duration | None, at: datetime | None) -> tuple[str | None, str | None]:
-    """Write when a message is due, as a delay or as a time. Raises `ValueError`, `TypeError`."""
+    """Write when a message is due, as a delay or as a time. Raises `ValueError`,
+    `TypeError`."""
     if delay is not None and at is not None:
         raise ValueError("give delay or at, not both")
     if at is not None and not isinstance(at, datetime):
@@ -74,7 +96,9 @@ def write_due(delay: Duration | None, at: datetime | None) -> tuple[str | None, 
     if at is not None and at.tzinfo is None:
         raise ValueError("at must have a time zone, such as datetime.now(UTC)")
     due_in = to_timedelta(delay, "delay", zero=True)
-    return None if due_in is None else write_interval(due_in), None if at is None else at.isoformat()
+    return None if due_in is None else write_interval(due_in), (
+        None if at is None else at.isoformat()
+    )
 
 
 def write_interval(duration: timedelta) -> str:

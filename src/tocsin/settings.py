@@ -1,19 +1,23 @@
 """Settings: where a store is, and how this process behaves there.
 
-A setting is taken from the first of these that has it: the argument; the environment variable ``TOCSIN_`` and its name in capitals; the
-table ``[tool.tocsin]`` of a TOML file; the default. The file is the one that ``TOCSIN_CONFIG`` names, else the nearest ``pyproject.toml``
-that has such a table, in the working directory or above it.
+A setting is taken from the first of these that has it: the argument; the environment
+variable ``TOCSIN_`` and its name in capitals; the table ``[tool.tocsin]`` of a TOML
+file; the default. The file is the one that ``TOCSIN_CONFIG`` names, else the nearest
+``pyproject.toml`` that has such a table, in the working directory or above it.
 
-What cannot be understood is an error that names its source. So is what seems to be meant for us and is not: an unknown key in the table, a
-variable whose name is nearly one of ours. Other variables that begin with ``TOCSIN_`` are left alone, for they may be somebody else's:
-Kubernetes makes ``TOCSIN_PORT`` and ``TOCSIN_SERVICE_HOST`` of a service called tocsin. Of several sources only the one that counts is
-read; what it goes before may be wrong.
+What cannot be understood is an error that names its source. So is what seems to be
+meant for us and is not: an unknown key in the table, a variable whose name is nearly
+one of ours. Other variables that begin with ``TOCSIN_`` are left alone, for they may be
+somebody else's: Kubernetes makes ``TOCSIN_PORT`` and ``TOCSIN_SERVICE_HOST`` of a
+service called tocsin. Of several sources only the one that counts is read; what it goes
+before may be wrong.
 
-``listen_dsn`` belongs to a ``dsn``: one from a weaker source than the ``dsn`` that counts does not apply. A program that is told another
-database by an argument is not to listen at the one that the environment names.
+``listen_dsn`` belongs to a ``dsn``: one from a weaker source than the ``dsn`` that
+counts does not apply. A program that is told another database by an argument is not to
+listen at the one that the environment names.
 
-An empty value is an error everywhere. A secret that came out empty must not lead to whatever database libpq finds by itself; ``postgresql://``
-says that this is meant.
+An empty value is an error everywhere. A secret that came out empty must not lead to
+whatever database libpq finds by itself; ``postgresql://`` says that this is meant.
 """
 
 from __future__ import annotations
@@ -49,15 +53,19 @@ class Settings:
     """What `tocsin.connect` goes by; made by `load`."""
 
     dsn: str | None = attrs.field(default=None, repr=False)
-    """PostgreSQL connection string; None: libpq's environment (``PGHOST`` and so on) says where the server is."""
+    """PostgreSQL connection string; None: libpq's environment (``PGHOST`` and so on)
+    says where the server is."""
     schema: str = "tocsin"
     """The schema that Tocsin is in, or is to be installed in."""
     listen_dsn: str | None = attrs.field(default=None, repr=False)
-    """Connection string of the LISTEN connection, when ``dsn`` leads through a pooler; None: the same as ``dsn``."""
+    """Connection string of the LISTEN connection, when ``dsn`` leads through a pooler;
+    None: the same as ``dsn``."""
     pool_size: int = 8
-    """The most connections that are open at a time, beside the LISTEN connection; at least 2."""
+    """The most connections that are open at a time, beside the LISTEN connection; at
+    least 2."""
     heartbeat: float = HEARTBEAT
-    """Seconds between two heartbeats of the process; a process that died is noticed by the others within about one and a half of it."""
+    """Seconds between two heartbeats of the process; a process that died is noticed by
+    the others within about one and a half of it."""
 
 
 def load(
@@ -68,15 +76,30 @@ def load(
     pool_size: int | None = None,
     heartbeat: Duration | None = None,
 ) -> Settings:
-    """Return the settings that count here and now; None stands for an argument that is not given.
+    """Return the settings that count here and now; None stands for an argument that is
+    not given.
 
-    Raises `ConfigError`, never with a connection string in it. Reads a small file, and waits for nothing else.
+    Raises `ConfigError`, never with a connection string in it. Reads a small file, and
+    waits for nothing else.
     """
-    arguments = {"dsn": dsn, "schema": schema, "listen_dsn": listen_dsn, "pool_size": pool_size, "heartbeat": heartbeat}
+    arguments = {
+        "dsn": dsn,
+        "schema": schema,
+        "listen_dsn": listen_dsn,
+        "pool_size": pool_size,
+        "heartbeat": heartbeat,
+    }
     _check_variables(os.environ)
     path, table = _read_table()
-    sources: list[dict[str, Any]] = [{name: a for name, a in arguments.items() if a is not None}, _read_variables(), table]
-    ranks = {name: next((rank for rank, source in enumerate(sources) if name in source), len(sources)) for name in arguments}
+    sources: list[dict[str, Any]] = [
+        {name: a for name, a in arguments.items() if a is not None},
+        _read_variables(),
+        table,
+    ]
+    ranks = {
+        name: next((rank for rank, source in enumerate(sources) if name in source), len(sources))
+        for name in arguments
+    }
     if ranks["listen_dsn"] > ranks["dsn"]:
         ranks["listen_dsn"] = len(sources)
     values = {}
@@ -85,9 +108,16 @@ def load(
             case 0:
                 values[name] = _check(name, arguments[name], f"argument {name}")
             case 1:
-                values[name] = _check(name, os.environ[_variable(name)], f"environment variable {_variable(name)}", as_text=True)
+                values[name] = _check(
+                    name,
+                    os.environ[_variable(name)],
+                    f"environment variable {_variable(name)}",
+                    as_text=True,
+                )
             case 2:
-                values[name] = _check(name, table[name], f"{path}, tool.tocsin.{name}", as_text=name in _DURATIONS)
+                values[name] = _check(
+                    name, table[name], f"{path}, tool.tocsin.{name}", as_text=name in _DURATIONS
+                )
     return Settings(**values)
 
 
@@ -112,7 +142,9 @@ def _check_schema(value: object) -> str:
 
 def _check_pool_size(value: int) -> int:
     if check_count(value, "pool_size") < 2:
-        raise ValueError("pool_size must be at least 2: one for a transaction, one for what is done meanwhile")
+        raise ValueError(
+            "pool_size must be at least 2: one for a transaction, one for what is done meanwhile"
+        )
     return value
 
 
@@ -150,7 +182,10 @@ def _parse_count(text: str) -> int:
         raise ValueError(f"must be a whole number, not {text!r}") from None
 
 
-_PARSERS: dict[str, Callable[[str], object]] = {"pool_size": _parse_count, "heartbeat": parse_duration}
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "pool_size": _parse_count,
+    "heartbeat": parse_duration,
+}
 """What reads a setting that is not text itself from text."""
 
 
@@ -160,9 +195,12 @@ def _check(name: str, value: Any, source: str, *, as_text: bool = False) -> Any:
         hint = "; postgresql:// stands for libpq's environment" if name == "dsn" else ""
         raise ConfigError(source, f"is empty; leave it out, or give it a value{hint}")
     if is_text and _CHECKS[name] is not _check_dsn and ("://" in value or "=" in value):
-        raise ConfigError(source, "looks like a connection string, which is not what belongs there")  # and is not to be shown
+        # and is not to be shown
+        raise ConfigError(source, "looks like a connection string, which is not what belongs there")
     try:
-        return _CHECKS[name](_PARSERS[name](value) if as_text and is_text and name in _PARSERS else value)
+        return _CHECKS[name](
+            _PARSERS[name](value) if as_text and is_text and name in _PARSERS else value
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(source, str(error)) from None
 
@@ -181,15 +219,22 @@ def _read_variables() -> dict[str, str]:
 def _check_variables(names: Iterable[str]) -> None:
     known = [*map(_variable, _CHECKS), *_OTHER_VARIABLES]
     for name in sorted(names):
-        if name.upper().startswith(PREFIX) and name not in known and (meant := _nearest(name.upper(), known, PREFIX)):
-            raise ConfigError(f"environment variable {name}", f"is no setting; {meant} may be meant")
+        if (
+            name.upper().startswith(PREFIX)
+            and name not in known
+            and (meant := _nearest(name.upper(), known, PREFIX))
+        ):
+            raise ConfigError(
+                f"environment variable {name}", f"is no setting; {meant} may be meant"
+            )
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str | None:
     """Return which of the known names this one is a slip of the pen for, if it is one."""
     rests = {other.removeprefix(prefix): other for other in known}
     rest = name.removeprefix(prefix)
-    swapped = [other for other in rests if sorted(other) == sorted(rest)]  # DNS for DSN: too short to be similar
+    # DNS for DSN: too short to be similar
+    swapped = [other for other in rests if sorted(other) == sorted(rest)]
     close = swapped or difflib.get_close_matches(rest, rests, 1, 0.8)
     return rests[close[0]] if close else None
 
@@ -215,26 +260,33 @@ def _read_table() -> tuple[Path, dict[str, Any]]:
                 return path, table
         return here, {}
     if not named:
-        raise ConfigError(f"environment variable {CONFIG}", "is empty; leave it out, or name a file")
+        raise ConfigError(
+            f"environment variable {CONFIG}", "is empty; leave it out, or name a file"
+        )
     path = here / named
     try:
         table = _read_file(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"environment variable {CONFIG}", f"there is no file {path}") from None
     if table is None:
-        raise ConfigError(f"environment variable {CONFIG}", f"there is no table [tool.tocsin] in {path}")
+        raise ConfigError(
+            f"environment variable {CONFIG}", f"there is no table [tool.tocsin] in {path}"
+        )
     return path, table
 
 
 def _read_file(path: Path) -> dict[str, Any] | None:
-    """Return the table of ours in a file, None if there is none. Raises `FileNotFoundError` or `NotADirectoryError` for no file."""
+    """Return the table of ours in a file, None if there is none. Raises
+    `FileNotFoundError` or `NotADirectoryError` for no file."""
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise ConfigError(str(path), f"cannot be read: {error.strerror}; {CONFIG} may name another file") from None
+        raise ConfigError(
+            str(path), f"cannot be read: {error.strerror}; {CONFIG} may name another file"
+        ) from None
     except ValueError as error:
         raise ConfigError(str(path), f"is not TOML: {error}") from None
     tools = content.get("tool")

@@ -1,4 +1,5 @@
-"""A consumer that settles each message together with a row of its own, and says each step, so that it can be killed at any.
+"""A consumer that settles each message together with a row of its own, and says each
+step, so that it can be killed at any.
 
 usage: settle_in_transaction.py DSN
 """

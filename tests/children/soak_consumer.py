@@ -1,4 +1,5 @@
-"""A consumer of the soak test. Ends after an interruption or a signal; says on standard output what its parent has to know.
+"""A consumer of the soak test. Ends after an interruption or a signal; says on standard
+output what its parent has to know.
 
 usage: soak_consumer.py DSN NAME KIND SEED
 """
@@ -20,8 +21,8 @@ import tocsin
 DSN, NAME, KIND, SEED = sys.argv[1:]
 VT = 1.0
 RECORD = (
-    "insert into soak.effects (message_id, lease, pid) "
-    "select m.id, m.lease, %s from tocsin.messages m where m.id = %s and m.lease = %s for share of m"
+    "insert into soak.effects (message_id, lease, pid) select m.id, m.lease, %s from"
+    " tocsin.messages m where m.id = %s and m.lease = %s for share of m"
 )
 dice = random.Random(SEED)
 
@@ -77,7 +78,9 @@ async def consume(store: tocsin.Store, consumer: tocsin.Consumer) -> None:
         case "thread":
             await consumer.handle(work_in_thread, concurrency=4, timeout=5)
         case "batches":
-            await consumer.handle_batches(handle_batch, size=dice.randint(2, 20), concurrency=2, timeout=10)
+            await consumer.handle_batches(
+                handle_batch, size=dice.randint(2, 20), concurrency=2, timeout=10
+            )
         case "stream":
             async with consumer.messages() as stream:
                 async for message in stream:
@@ -116,10 +119,16 @@ async def main() -> None:
             ):
                 registered = True
                 while True:
-                    with trio.move_on_after(dice.uniform(0.05, 8)):  # cancelled anywhere, and begun anew
+                    # cancelled anywhere, and begun anew
+                    with trio.move_on_after(dice.uniform(0.05, 8)):
                         await consume(store, consumer)
         except tocsin.Suspended as suspended:
-            say("suspended", suspended.reason.replace(" ", "_"), suspended.handled, suspended.released)
+            say(
+                "suspended",
+                suspended.reason.replace(" ", "_"),
+                suspended.handled,
+                suspended.released,
+            )
             if suspended.reason != "interrupted" and not suspended.reason.startswith("interrupted"):
                 say("ended by", suspended.reason)
             return

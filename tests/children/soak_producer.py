@@ -1,7 +1,8 @@
-"""A producer of the soak test: enqueues in every way there is, until SIGTERM, and says what became of each message.
+"""A producer of the soak test: enqueues in every way there is, until SIGTERM, and says
+what became of each message.
 
-usage: soak_producer.py DSN NAME SEED
-Lines: ``sent CID...`` before, then ``committed CID:ID...``, ``rolledback CID...``; nothing when it cannot be known.
+usage: soak_producer.py DSN NAME SEED Lines: ``sent CID...`` before, then ``committed
+CID:ID...``, ``rolledback CID...``; nothing when it cannot be known.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ import trio
 import tocsin
 
 DSN, NAME, SEED = sys.argv[1:]
-MODES = ["quick"] * 12 + ["slow"] * 2 + ["flaky"] * 2 + ["settles"] * 2 + ["fails", "hangs", "blocks"]
+MODES = (
+    ["quick"] * 12 + ["slow"] * 2 + ["flaky"] * 2 + ["settles"] * 2 + ["fails", "hangs", "blocks"]
+)
 BACKLOG = 500
-"""Messages that may wait before a producer does, so that what is left at the end can be drained."""
+"""Messages that may wait before a producer does, so that what is left at the end can be
+drained."""
 dice = random.Random(SEED)
 numbers = itertools.count()
 
@@ -35,7 +39,10 @@ class RollBack(Exception):
 
 
 def payloads(count: int) -> list[dict[str, str]]:
-    made = [{"cid": f"{os.getpid()}-{SEED}-{next(numbers)}", "mode": dice.choice(MODES)} for _ in range(count)]
+    made = [
+        {"cid": f"{os.getpid()}-{SEED}-{next(numbers)}", "mode": dice.choice(MODES)}
+        for _ in range(count)
+    ]
     say("sent", *(p["cid"] for p in made))
     return made
 
@@ -82,7 +89,10 @@ async def backlog(store: tocsin.Store) -> int:
 async def produce_for_ever() -> None:
     while True:
         try:
-            async with tocsin.connect(DSN, heartbeat=0.5, pool_size=2) as store, store.producer("soak") as producer:
+            async with (
+                tocsin.connect(DSN, heartbeat=0.5, pool_size=2) as store,
+                store.producer("soak") as producer,
+            ):
                 while True:
                     with trio.move_on_after(dice.uniform(0.01, 3)):
                         while True:

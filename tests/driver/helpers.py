@@ -34,7 +34,8 @@ async def until_alone(observer: Connection) -> None:
     """Wait until the server has no other session than the observer's in this database."""
     await until(
         observer,
-        "select count(*) = 1 from pg_stat_activity where datname = current_database() and backend_type = 'client backend'",
+        "select count(*) = 1 from pg_stat_activity where datname = current_database() and"
+        " backend_type = 'client backend'",
     )
 
 

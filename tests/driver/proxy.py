@@ -1,5 +1,5 @@
-"""A TCP proxy in front of the tests' server, for what the server itself cannot do: TLS, other settings,
-dying.
+"""A TCP proxy in front of the tests' server, for what the server itself cannot do: TLS,
+other settings, dying.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Proxy:
     silent: bool = False
     """While it is, nothing is passed on."""
     silenced: set[int] = attrs.Factory(set)
-    """Connections of which nothing is passed on, by their number: the first one accepted is 1."""
+    """Connections of which nothing is passed on, by their number: the first one
+    accepted is 1."""
 
     def dsn(self, **parameters: str | int) -> str:
         """Connection string by way of the proxy."""
@@ -52,7 +53,9 @@ class Proxy:
                 if self.tls is not None:
                     assert first == SSL_REQUEST
                     await client.send_all(b"S")
-                    stream = trio.SSLStream(client, self.tls, server_side=True, https_compatible=True)
+                    stream = trio.SSLStream(
+                        client, self.tls, server_side=True, https_compatible=True
+                    )
                     first = await _receive_message(stream)
                 elif first == SSL_REQUEST:
                     await client.send_all(b"N")
@@ -62,7 +65,8 @@ class Proxy:
                 nursery.start_soon(self._pass_on, number, stream, server, nursery.cancel_scope)
                 await self._pass_on(number, server, stream, nursery.cancel_scope)
             except trio.BrokenResourceError:
-                # The client has seen enough, a certificate that it does not like for instance.
+                # The client has seen enough, a certificate that it does not like for
+                # instance.
                 nursery.cancel_scope.cancel()
 
     def _with_settings(self, message: bytes) -> bytes:
@@ -73,7 +77,13 @@ class Proxy:
         body = message[4:-1] + pairs + b"\0"
         return struct.pack("!i", len(body) + 4) + body
 
-    async def _pass_on(self, number: int, source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, scope: trio.CancelScope) -> None:
+    async def _pass_on(
+        self,
+        number: int,
+        source: trio.abc.ReceiveStream,
+        sink: trio.abc.SendStream,
+        scope: trio.CancelScope,
+    ) -> None:
         try:
             while data := await source.receive_some():
                 if not (self.silent or number in self.silenced):
@@ -105,7 +115,9 @@ async def _receive_message(stream: trio.abc.Stream) -> bytes:
 
 
 @asynccontextmanager
-async def running(target: str, *, settings: dict[str, str] | None = None, tls: ssl.SSLContext | None = None) -> AsyncIterator[Proxy]:
+async def running(
+    target: str, *, settings: dict[str, str] | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Proxy]:
     """Run a proxy for the length of the block."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")

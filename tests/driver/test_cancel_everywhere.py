@@ -1,4 +1,5 @@
-"""Every operation, cancelled at every one of its checkpoints, leaves a connection that is usable or closed.
+"""Every operation, cancelled at every one of its checkpoints, leaves a connection that
+is usable or closed.
 
 And nothing else: no session on the server, no open file, no half of a transaction.
 """
@@ -100,13 +101,20 @@ async def copy_in(connection: Connection) -> None:
 
 async def copy_out(connection: Connection) -> None:
     query = "copy (select generate_series(1, 20)) to stdout"
-    async with connection.cursor() as cursor, cursor.copy(query) as copy, aclosing(copy.rows()) as rows:
+    async with (
+        connection.cursor() as cursor,
+        cursor.copy(query) as copy,
+        aclosing(copy.rows()) as rows,
+    ):
         async for _ in rows:
             await trio.lowlevel.checkpoint()
 
 
 async def stream(connection: Connection) -> None:
-    async with connection.cursor() as cursor, aclosing(cursor.stream("select generate_series(1, 20)")) as rows:
+    async with (
+        connection.cursor() as cursor,
+        aclosing(cursor.stream("select generate_series(1, 20)")) as rows,
+    ):
         async for _ in rows:
             await trio.lowlevel.checkpoint()
 
@@ -125,7 +133,8 @@ OPERATIONS: list[tuple[Callable[[Connection], Awaitable[None]], int]] = [
     (prepared, 0),
     (transaction, 3),
     (failing_transaction, 0),
-    (executemany, 0),  # outside a transaction PostgreSQL may have committed the first of its statements
+    # outside a transaction PostgreSQL may have committed the first of its statements
+    (executemany, 0),
     (transaction_in_pipeline, 3),
     (copy_in, 3),
     (copy_out, 0),
@@ -134,9 +143,14 @@ OPERATIONS: list[tuple[Callable[[Connection], Awaitable[None]], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("operation", "rows"), [pytest.param(*each, id=each[0].__name__) for each in OPERATIONS])
+@pytest.mark.parametrize(
+    ("operation", "rows"), [pytest.param(*each, id=each[0].__name__) for each in OPERATIONS]
+)
 async def test_usable_or_closed_and_all_or_nothing(
-    operation: Callable[[Connection], Awaitable[None]], rows: int, subject: Subject, observer: Connection
+    operation: Callable[[Connection], Awaitable[None]],
+    rows: int,
+    subject: Subject,
+    observer: Connection,
 ) -> None:
     async def check() -> None:
         await subject.check()
@@ -162,8 +176,12 @@ async def test_pipeline(subject: Subject, observer: Connection) -> None:
     await until_alone(observer)
 
 
-@pytest.mark.parametrize("operation", [execute, prepared, transaction, copy_in, copy_out, stream, server_side_cursor])
-async def test_a_session_survives(operation: Callable[[Connection], Awaitable[None]], subject: Subject) -> None:
+@pytest.mark.parametrize(
+    "operation", [execute, prepared, transaction, copy_in, copy_out, stream, server_side_cursor]
+)
+async def test_a_session_survives(
+    operation: Callable[[Connection], Awaitable[None]], subject: Subject
+) -> None:
     await cancel_sweep(lambda: operation(subject.connection), subject.check)
     assert not subject.replaced
 
@@ -210,7 +228,8 @@ async def test_pool(dsn: str, observer: Connection) -> None:
 
     with trio.fail_after(SAFETY_NET):
         for operation in (borrow, borrow_both):
-            # With no idle connection to begin with, a pool opens one in each run that is cancelled in time.
+            # With no idle connection to begin with, a pool opens one in each run that
+            # is cancelled in time.
             async with open_pool(connect, min_size=0, max_size=2) as pool:
                 assert await cancel_sweep(operation, check) >= 3
                 # Both slots are there.

@@ -1,4 +1,5 @@
-"""A cancelled statement ends on the server too, and the connection is usable or closed afterwards."""
+"""A cancelled statement ends on the server too, and the connection is usable or closed
+afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ BUSY = (
 )
 
 
-async def test_a_cancelled_statement_is_cancelled_on_the_server(connection: Connection, observer: Connection) -> None:
+async def test_a_cancelled_statement_is_cancelled_on_the_server(
+    connection: Connection, observer: Connection
+) -> None:
     async def sleep() -> None:
         with scope:
             await connection.execute("select pg_sleep(60)")
@@ -46,7 +49,9 @@ async def test_nothing_is_sent_in_a_cancelled_scope(connection: Connection) -> N
     assert not await value(connection, "select is_called from counter")
 
 
-async def test_a_deadline_in_a_loop_leaves_the_connection_usable_each_time(connection: Connection) -> None:
+async def test_a_deadline_in_a_loop_leaves_the_connection_usable_each_time(
+    connection: Connection,
+) -> None:
     for n in range(30):
         with trio.move_on_after(n / 10000):
             await connection.execute("select pg_sleep(0.001)")
@@ -55,14 +60,19 @@ async def test_a_deadline_in_a_loop_leaves_the_connection_usable_each_time(conne
 
 async def test_a_cancelled_stream_leaves_the_connection_usable(connection: Connection) -> None:
     with trio.CancelScope() as scope:
-        async with connection.cursor() as cursor, aclosing(cursor.stream("select generate_series(1, 1000000)")) as rows:
+        async with (
+            connection.cursor() as cursor,
+            aclosing(cursor.stream("select generate_series(1, 1000000)")) as rows,
+        ):
             async for _ in rows:
                 scope.cancel()
     assert scope.cancelled_caught
     assert await is_idle(connection)
 
 
-async def test_a_cancelled_pipeline_closes_the_connection(connection: Connection, observer: Connection) -> None:
+async def test_a_cancelled_pipeline_closes_the_connection(
+    connection: Connection, observer: Connection
+) -> None:
     with trio.CancelScope() as scope:
         async with connection.pipeline():
             await connection.execute("select pg_sleep(60)")
@@ -72,7 +82,9 @@ async def test_a_cancelled_pipeline_closes_the_connection(connection: Connection
     await until_alone(observer)
 
 
-async def test_a_commit_that_only_was_queued_is_not_left_behind(connection: Connection, observer: Connection) -> None:
+async def test_a_commit_that_only_was_queued_is_not_left_behind(
+    connection: Connection, observer: Connection
+) -> None:
     await connection.execute("create table numbers (n int)")
     with trio.CancelScope() as scope:
         async with connection.pipeline() as pipeline, connection.transaction():
@@ -137,7 +149,8 @@ async def test_a_server_that_does_not_obey_costs_the_connection(
 
 
 def test_control_c_cancels_the_statement(dsn: str) -> None:
-    # Not an async test: KeyboardInterrupt goes to the main task of a run, and that would be pytest's.
+    # Not an async test: KeyboardInterrupt goes to the main task of a run, and that
+    # would be pytest's.
     usable_after: list[bool] = []
 
     async def interrupt(observer: Connection) -> None:
@@ -145,7 +158,10 @@ def test_control_c_cancels_the_statement(dsn: str) -> None:
         signal.raise_signal(signal.SIGINT)
 
     async def main() -> None:
-        async with await TrioConnection.connect(dsn, autocommit=True) as observer, trio.open_nursery() as nursery:
+        async with (
+            await TrioConnection.connect(dsn, autocommit=True) as observer,
+            trio.open_nursery() as nursery,
+        ):
             connection = await TrioConnection.connect(dsn, autocommit=True)
             nursery.start_soon(interrupt, observer)
             try:
@@ -174,7 +190,10 @@ async def test_cancel_safe_from_another_task(connection: Connection, observer: C
 
 
 async def test_cancel_safe_has_a_timeout(dsn: str) -> None:
-    async with proxy.running(dsn) as server, await TrioConnection.connect(server.dsn()) as connection:
+    async with (
+        proxy.running(dsn) as server,
+        await TrioConnection.connect(server.dsn()) as connection,
+    ):
         server.silent = True
         with pytest.raises(psycopg.errors.CancellationTimeout):
             await connection.cancel_safe(timeout=0.05)
@@ -183,7 +202,9 @@ async def test_cancel_safe_has_a_timeout(dsn: str) -> None:
         await connection.cancel_safe()
 
 
-async def test_a_silent_server_costs_the_connection_in_a_transaction(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_server_costs_the_connection_in_a_transaction(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tocsin.driver._grace.GRACE", 0.05)
     async with proxy.running(dsn) as server:
         connection = await TrioConnection.connect(server.dsn())
@@ -208,7 +229,9 @@ async def test_close_wakes_the_task_that_waits(connection: Connection) -> None:
         await connection.close()
 
 
-async def test_a_killed_backend_is_an_operational_error(connection: Connection, observer: Connection) -> None:
+async def test_a_killed_backend_is_an_operational_error(
+    connection: Connection, observer: Connection
+) -> None:
     async def sleep() -> None:
         with pytest.raises(psycopg.OperationalError):
             await connection.execute("select pg_sleep(60)")
@@ -237,7 +260,11 @@ async def test_a_cancelled_pipeline_is_rolled_back_when_the_request_to_cancel_co
             cursor = await connection.execute("select pg_advisory_xact_lock(1)")
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cursor.fetchone)
-                await until(observer, "select exists (select from pg_locks where locktype = 'advisory' and not granted)")
+                await until(
+                    observer,
+                    "select exists (select from pg_locks where locktype = 'advisory' and not"
+                    " granted)",
+                )
                 scope.cancel()
     await until_alone(observer)
     assert await value(observer, "select count(*) from numbers") == 0

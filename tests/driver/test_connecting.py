@@ -1,4 +1,5 @@
-"""Connecting: names, several hosts, timeouts, and errors that tell what happened but no secret."""
+"""Connecting: names, several hosts, timeouts, and errors that tell what happened but no
+secret."""
 
 from __future__ import annotations
 
@@ -33,13 +34,24 @@ class Names(trio.abc.HostnameResolver):
     addresses: dict[str, list[str]]
     asked: list[str] = attrs.Factory(list)
 
-    async def getaddrinfo(self, host: bytes | None, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:
+    async def getaddrinfo(
+        self,
+        host: bytes | None,
+        port: Any,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> Any:
         await trio.lowlevel.checkpoint()
         name = (host or b"").decode()
         self.asked.append(name)
         if name not in self.addresses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return [(socket.AF_INET, type, proto, "", (address, int(port or 0))) for address in self.addresses[name]]
+        return [
+            (socket.AF_INET, type, proto, "", (address, int(port or 0)))
+            for address in self.addresses[name]
+        ]
 
     async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
         raise NotImplementedError
@@ -65,23 +77,37 @@ async def test_parameters(dsn: str) -> None:
     ) as connection:
         assert connection.autocommit
         assert connection.prepare_threshold is None
-        assert await (await connection.execute("show application_name")).fetchone() == {"application_name": "me"}
+        assert await (await connection.execute("show application_name")).fetchone() == {
+            "application_name": "me"
+        }
 
 
 async def test_adapters_and_cursors(dsn: str, observer: Connection) -> None:
     observer.adapters.register_loader("int4", TextLoader)
-    async with await TrioConnection.connect(dsn, context=observer, cursor_factory=psycopg.AsyncClientCursor) as connection:
+    async with await TrioConnection.connect(
+        dsn, context=observer, cursor_factory=psycopg.AsyncClientCursor
+    ) as connection:
         assert isinstance(connection.cursor(), psycopg.AsyncClientCursor)
         assert await value(connection, "select %s::int4", (1,)) == "1"
 
 
-async def test_defaults_come_from_the_environment(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"dbname": "PGDATABASE", "host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD"}
+async def test_defaults_come_from_the_environment(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {
+        "dbname": "PGDATABASE",
+        "host": "PGHOST",
+        "port": "PGPORT",
+        "user": "PGUSER",
+        "password": "PGPASSWORD",
+    }
     for name, setting in conninfo_to_dict(dsn).items():
         if name in names:
             monkeypatch.setenv(names[name], str(setting))
     async with await TrioConnection.connect() as connection:
-        assert await value(connection, "select current_database()") == conninfo_to_dict(dsn)["dbname"]
+        assert (
+            await value(connection, "select current_database()") == conninfo_to_dict(dsn)["dbname"]
+        )
 
 
 async def test_without_arguments_the_local_socket_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,11 +129,17 @@ async def test_names_are_resolved_by_trio_and_every_address_is_tried(dsn: str) -
     assert names.asked == ["db.example"]
 
 
-async def test_a_name_from_the_environment_is_resolved_by_trio(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_from_the_environment_is_resolved_by_trio(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = use_names({"db.example": ["127.0.0.1"]})
     async with proxy.running(dsn) as server:
         monkeypatch.setenv("PGHOST", "db.example")
-        settings = {name: setting for name, setting in conninfo_to_dict(server.dsn()).items() if name != "host"}
+        settings = {
+            name: setting
+            for name, setting in conninfo_to_dict(server.dsn()).items()
+            if name != "host"
+        }
         async with await TrioConnection.connect(**settings) as connection:
             assert connection.info.host == "db.example"
     assert names.asked == ["db.example"]
@@ -116,7 +148,9 @@ async def test_a_name_from_the_environment_is_resolved_by_trio(dsn: str, monkeyp
 async def test_figures_are_not_resolved(dsn: str) -> None:
     names = use_names({})
     async with proxy.running(dsn) as server:
-        async with await TrioConnection.connect(server.dsn(host="nowhere.example", hostaddr="127.0.0.1")):
+        async with await TrioConnection.connect(
+            server.dsn(host="nowhere.example", hostaddr="127.0.0.1")
+        ):
             pass
         async with await TrioConnection.connect(server.dsn(host="127.0.0.1")):
             pass
@@ -135,7 +169,9 @@ async def test_the_next_host_is_tried(dsn: str) -> None:
     async with proxy.running(dsn) as server:
         hosts = "nowhere.example,dead.example,db.example"
         for balance in ("disable", "random"):
-            async with await TrioConnection.connect(server.dsn(host=hosts, load_balance_hosts=balance)) as connection:
+            async with await TrioConnection.connect(
+                server.dsn(host=hosts, load_balance_hosts=balance)
+            ) as connection:
                 assert connection.info.host == "db.example"
 
 
@@ -144,9 +180,13 @@ async def test_all_attempts_are_told_of(dsn: str) -> None:
     port = proxy.unused_port()
     error = await failure(dsn, host="nowhere.example,dead.example", port=port, password=SECRET)
     assert isinstance(error, psycopg.OperationalError)
-    _, title, *lines = str(error).rpartition("Multiple connection attempts failed. All failures were:")
+    _, title, *lines = str(error).rpartition(
+        "Multiple connection attempts failed. All failures were:"
+    )
     assert title
-    for line, part in zip(lines[0].split("\n- ")[1:], ("nowhere.example", "127.0.0.1", "127.0.0.2"), strict=True):
+    for line, part in zip(
+        lines[0].split("\n- ")[1:], ("nowhere.example", "127.0.0.1", "127.0.0.2"), strict=True
+    ):
         assert part in line
         assert f"port: '{port}'" in line
     assert SECRET not in "".join(traceback.format_exception(error))
@@ -164,11 +204,18 @@ async def test_lists_that_do_not_match(dsn: str) -> None:
     assert "could not match 2 port numbers to 3 hosts" in str(error)
 
 
-@pytest.mark.parametrize(("wanted", "index"), [("read-write", 1), ("read-only", 0), ("any", 0), ("prefer-standby", 0)])
+@pytest.mark.parametrize(
+    ("wanted", "index"), [("read-write", 1), ("read-only", 0), ("any", 0), ("prefer-standby", 0)]
+)
 async def test_target_session_attrs(wanted: str, index: int, dsn: str) -> None:
-    async with proxy.running(dsn, settings={"default_transaction_read_only": "on"}) as first, proxy.running(dsn) as second:
+    async with (
+        proxy.running(dsn, settings={"default_transaction_read_only": "on"}) as first,
+        proxy.running(dsn) as second,
+    ):
         ports = [first.port, second.port]
-        addresses = first.dsn(host="127.0.0.1,127.0.0.1", port=f"{ports[0]},{ports[1]}", target_session_attrs=wanted)
+        addresses = first.dsn(
+            host="127.0.0.1,127.0.0.1", port=f"{ports[0]},{ports[1]}", target_session_attrs=wanted
+        )
         async with await TrioConnection.connect(addresses) as connection:
             assert connection.info.port == ports[index]
 
@@ -204,7 +251,9 @@ async def test_cancelled_while_connecting(dsn: str) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         with trio.move_on_after(0.01) as scope:
-            await TrioConnection.connect(dsn, host="127.0.0.1", port=listener.socket.getsockname()[1])
+            await TrioConnection.connect(
+                dsn, host="127.0.0.1", port=listener.socket.getsockname()[1]
+            )
     assert scope.cancelled_caught
     assert open_files() == before
 
@@ -262,7 +311,9 @@ async def test_a_host_that_has_not_answered_is_tried_last(dsn: str) -> None:
     hosts = Hosts()
     async with proxy.running(dsn) as silent, proxy.running(dsn) as speaking:
         silent.silent = True
-        both = speaking.dsn(host="127.0.0.1,127.0.0.1", port=f"{silent.port},{speaking.port}", connect_timeout=2)
+        both = speaking.dsn(
+            host="127.0.0.1,127.0.0.1", port=f"{silent.port},{speaking.port}", connect_timeout=2
+        )
         for _ in range(3):
             async with await TrioConnection.connect(both, hosts=hosts) as connection:
                 assert connection.info.port == speaking.port

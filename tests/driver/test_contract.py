@@ -1,9 +1,10 @@
-"""What the driver relies on in psycopg below its documented surface, and what to do when a release changes
-it.
+"""What the driver relies on in psycopg below its documented surface, and what to do
+when a release changes it.
 
-When a test here fails after an update of psycopg, read the advice, look at what psycopg does now, and mend
-``src/tocsin/driver``; then run the whole of ``tests/driver``, ``test_cancel_everywhere.py`` above all. Until
-that is done the version in ``pyproject.toml`` must exclude the release.
+When a test here fails after an update of psycopg, read the advice, look at what psycopg
+does now, and mend ``src/tocsin/driver``; then run the whole of ``tests/driver``,
+``test_cancel_everywhere.py`` above all. Until that is done the version in
+``pyproject.toml`` must exclude the release.
 """
 
 from __future__ import annotations
@@ -20,34 +21,104 @@ from psycopg import abc, conninfo, generators, pq, waiting
 from .helpers import Connection
 
 IN_CLASSES: list[tuple[object, str, str]] = [
-    (psycopg.AsyncConnection, "wait", "everything passes through it; without it nothing of TrioConnection works"),
-    (psycopg.AsyncConnection, "_try_cancel", "find what stream() and copy() call to cancel, and shield that instead"),
-    (psycopg.AsyncConnection, "_should_cancel", "cancel_safe() can check `closed` and two-phase transactions itself"),
-    (psycopg.AsyncTransaction, "_check_enter", "check in TrioTransaction that a block is used only once"),
-    (psycopg.AsyncTransaction, "_enter_gen", "TrioTransaction needs another way to BEGIN or set a savepoint"),
-    (psycopg.AsyncTransaction, "_exit_gen", "TrioTransaction needs another way to end a transaction or savepoint"),
+    (
+        psycopg.AsyncConnection,
+        "wait",
+        "everything passes through it; without it nothing of TrioConnection works",
+    ),
+    (
+        psycopg.AsyncConnection,
+        "_try_cancel",
+        "find what stream() and copy() call to cancel, and shield that instead",
+    ),
+    (
+        psycopg.AsyncConnection,
+        "_should_cancel",
+        "cancel_safe() can check `closed` and two-phase transactions itself",
+    ),
+    (
+        psycopg.AsyncTransaction,
+        "_check_enter",
+        "check in TrioTransaction that a block is used only once",
+    ),
+    (
+        psycopg.AsyncTransaction,
+        "_enter_gen",
+        "TrioTransaction needs another way to BEGIN or set a savepoint",
+    ),
+    (
+        psycopg.AsyncTransaction,
+        "_exit_gen",
+        "TrioTransaction needs another way to end a transaction or savepoint",
+    ),
     (psycopg.AsyncServerCursor, "_close_gen", "find what close() waits for, and see that through"),
-    (psycopg.AsyncCursor, "_start_copy_gen", "find what copy() waits for first, and check the writer there"),
+    (
+        psycopg.AsyncCursor,
+        "_start_copy_gen",
+        "find what copy() waits for first, and check the writer there",
+    ),
     (psycopg.errors, "finish_pgconn", "find what psycopg's connect() gives its errors as pgconn"),
-    (psycopg.errors, "_WaitTimeout", "raise from waiting.wait() what psycopg's notifies() catches now"),
-    (generators, "fetch", "call-off drains results with it: write one with is_busy(), consume_input(), get_result()"),
-    (generators, "execute", "run_prepared() sends and fetches with it: flush(), then fetch until there is no result"),
-    (generators, "send", "run_together() sends with it: flush() until nothing is left, and consume_input() meanwhile"),
-    (psycopg.errors, "error_from_result", "run_prepared() raises what the server says with it: find what makes a class of an SQLSTATE now"),
-    (generators, "copy_end", "call-off ends a COPY FROM with it: put_copy_end(), flush(), then the results"),
-    (generators, "copy_from", "call-off drains a COPY TO with it: get_copy_data() until it is over"),
+    (
+        psycopg.errors,
+        "_WaitTimeout",
+        "raise from waiting.wait() what psycopg's notifies() catches now",
+    ),
+    (
+        generators,
+        "fetch",
+        "call-off drains results with it: write one with is_busy(), consume_input(), get_result()",
+    ),
+    (
+        generators,
+        "execute",
+        "run_prepared() sends and fetches with it: flush(), then fetch until there is no result",
+    ),
+    (
+        generators,
+        "send",
+        (
+            "run_together() sends with it: flush() until nothing is left, and consume_input()"
+            " meanwhile"
+        ),
+    ),
+    (
+        psycopg.errors,
+        "error_from_result",
+        (
+            "run_prepared() raises what the server says with it: find what makes a class of an"
+            " SQLSTATE now"
+        ),
+    ),
+    (
+        generators,
+        "copy_end",
+        "call-off ends a COPY FROM with it: put_copy_end(), flush(), then the results",
+    ),
+    (
+        generators,
+        "copy_from",
+        "call-off drains a COPY TO with it: get_copy_data() until it is over",
+    ),
     (waiting, "Wait", "what generators ask for; find the enumeration they yield now"),
     (waiting, "Ready", "what generators are sent; find the enumeration they expect now"),
     (abc, "PQGen", "only a type: spell the Generator out"),
     (conninfo, "conninfo_attempts", "split hosts into attempts in connecting.py, and sort them"),
-    (conninfo, "timeout_from_conninfo", "read connect_timeout in connecting.py: 0 or less is none, 1 means 2"),
+    (
+        conninfo,
+        "timeout_from_conninfo",
+        "read connect_timeout in connecting.py: 0 or less is none, 1 means 2",
+    ),
     (pq.PGconn, "connect_start", "connect with what replaces PQconnectStart"),
     (pq.PGconn, "connect_poll", "connect with what replaces PQconnectPoll"),
     (pq.PGconn, "cancel_conn", "cancel with what replaces PQcancelCreate"),
 ]
 
 IN_CONNECTIONS: list[tuple[str, object, str]] = [
-    ("_autocommit", True, "await set_autocommit() in TrioConnection.connect, and close if that is cancelled"),
+    (
+        "_autocommit",
+        True,
+        "await set_autocommit() in TrioConnection.connect, and close if that is cancelled",
+    ),
     ("_adapters", None, "pass the context's adapters on in another way in TrioConnection.connect"),
     ("_closed", False, "it tells a connection that was closed from one that broke (`broken`)"),
 ]
@@ -59,22 +130,27 @@ def test_the_name_is_there(owner: object, name: str, advice: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value", "advice"), IN_CONNECTIONS)
-async def test_the_attribute_is_there(name: str, value: object, advice: str, connection: Connection) -> None:
+async def test_the_attribute_is_there(
+    name: str, value: object, advice: str, connection: Connection
+) -> None:
     assert name in vars(connection), advice
     assert getattr(connection, name) == value, advice
 
 
 async def test_transactions_know_their_level(connection: Connection) -> None:
     async with connection.transaction() as outer, connection.transaction() as inner:
-        assert (outer._outer_transaction, inner._outer_transaction) == (True, False), (
-            "TrioTransaction tells COMMIT from RELEASE by it; compare savepoint names instead"
-        )
+        assert (outer._outer_transaction, inner._outer_transaction) == (
+            True,
+            False,
+        ), "TrioTransaction tells COMMIT from RELEASE by it; compare savepoint names instead"
     assert outer._conn is connection
 
 
 def test_the_writer_is_a_variable_of_copy() -> None:
     code = psycopg.AsyncCursor.copy.__wrapped__.__code__  # type: ignore[attr-defined]
-    assert "writer" in code.co_varnames, "check_writer() finds the writer there: find what it is called now"
+    assert "writer" in code.co_varnames, (
+        "check_writer() finds the writer there: find what it is called now"
+    )
 
 
 def test_every_server_side_cursor_is_closed_by_the_same_coroutine() -> None:
@@ -88,11 +164,14 @@ def test_overridden_with_psycopgs_parameters(name: str) -> None:
 
     theirs = inspect.signature(getattr(psycopg.AsyncConnection, name)).parameters
     ours = inspect.signature(getattr(TrioConnection, name)).parameters
-    assert [p for p in ours if p != "hosts"] == list(theirs), "psycopg calls it with other arguments now, or documents others"
+    assert [p for p in ours if p != "hosts"] == list(theirs), (
+        "psycopg calls it with other arguments now, or documents others"
+    )
 
 
 def test_asyncio_is_used_only_where_it_is_overridden() -> None:
-    """Whatever else begins to use asyncio fails on trio, perhaps only in a corner that no test goes to."""
+    """Whatever else begins to use asyncio fails on trio, perhaps only in a corner that
+    no test goes to."""
     assert (
         _users_of_asyncio()
         == {
@@ -109,14 +188,32 @@ def test_asyncio_is_used_only_where_it_is_overridden() -> None:
 
 
 def _users_of_asyncio() -> set[str]:
-    suspicious = {"asyncio", "ALock", "AQueue", "aspawn", "agather", "conninfo_attempts_async", "wait_async", "wait_conn_async"}
-    modules = ("connection_async", "cursor_async", "transaction", "_copy_async", "_pipeline_async", "_server_cursor_async")
+    suspicious = {
+        "asyncio",
+        "ALock",
+        "AQueue",
+        "aspawn",
+        "agather",
+        "conninfo_attempts_async",
+        "wait_async",
+        "wait_conn_async",
+    }
+    modules = (
+        "connection_async",
+        "cursor_async",
+        "transaction",
+        "_copy_async",
+        "_pipeline_async",
+        "_server_cursor_async",
+    )
     users: set[str] = set()
 
     def visit(node: ast.AST, where: str) -> None:
         if isinstance(node, ast.ClassDef | ast.AsyncFunctionDef | ast.FunctionDef):
             where = f"{where}.{node.name}"
-        elif (isinstance(node, ast.Name) and node.id in suspicious) or (isinstance(node, ast.Attribute) and node.attr in suspicious):
+        elif (isinstance(node, ast.Name) and node.id in suspicious) or (
+            isinstance(node, ast.Attribute) and node.attr in suspicious
+        ):
             users.add(where)
         # Annotations only name types.
         children: Any = (child for name, child in ast.iter_fields(node) if name != "annotation")
@@ -131,10 +228,17 @@ def _users_of_asyncio() -> set[str]:
     return users
 
 
-async def test_host_names_are_not_resolved_where_an_address_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_host_names_are_not_resolved_where_an_address_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def never(*arguments: object, **keywords: object) -> None:
-        pytest.fail("conninfo_attempts() resolves names now, and blocks trio: split the attempts in connecting.py")
+        pytest.fail(
+            "conninfo_attempts() resolves names now, and blocks trio: split the attempts in"
+            " connecting.py"
+        )
 
     monkeypatch.setattr("socket.getaddrinfo", never)
-    attempts = conninfo.conninfo_attempts({"host": "a.example,b.example", "hostaddr": "192.0.2.1,192.0.2.2", "port": "1,2"})
+    attempts = conninfo.conninfo_attempts(
+        {"host": "a.example,b.example", "hostaddr": "192.0.2.1,192.0.2.2", "port": "1,2"}
+    )
     assert [attempt["hostaddr"] for attempt in attempts] == ["192.0.2.1", "192.0.2.2"]

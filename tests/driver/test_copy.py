@@ -101,14 +101,14 @@ async def test_reading_stopped_early(connection: Connection) -> None:
     assert await is_idle(connection)
 
 
-async def test_cancelled_while_the_server_is_busy_with_the_rows(connection: Connection, observer: Connection) -> None:
-    await connection.execute(
-        """
+async def test_cancelled_while_the_server_is_busy_with_the_rows(
+    connection: Connection, observer: Connection
+) -> None:
+    await connection.execute("""
         create function doze() returns trigger language plpgsql as $$
             begin perform pg_sleep(60); return new; end $$;
         create trigger doze before insert on items for each row execute function doze()
-        """
-    )
+        """)
 
     async def write() -> None:
         with scope:
@@ -125,7 +125,9 @@ async def test_cancelled_while_the_server_is_busy_with_the_rows(connection: Conn
     assert await is_idle(connection)
 
 
-@pytest.mark.parametrize("make", [psycopg.AsyncCursor, psycopg.AsyncRawCursor, psycopg.AsyncClientCursor])
+@pytest.mark.parametrize(
+    "make", [psycopg.AsyncCursor, psycopg.AsyncRawCursor, psycopg.AsyncClientCursor]
+)
 async def test_a_writer_that_needs_asyncio_is_refused_before_the_copy_begins(
     make: type[psycopg.AsyncCursor[Any]], connection: Connection
 ) -> None:

@@ -42,7 +42,9 @@ async def test_types_survive_the_round_trip(connection: Connection) -> None:
     )
     columns = "%s, %s::text, %s::bytea, %s, %s::text, %s, %s, %s, %s::int[]"
     for binary in (False, True):
-        cursor = await connection.execute(f"select {columns}, %s::jsonb".encode(), (*values, Jsonb({"a": [1]})), binary=binary)
+        cursor = await connection.execute(
+            f"select {columns}, %s::jsonb".encode(), (*values, Jsonb({"a": [1]})), binary=binary
+        )
         assert await cursor.fetchone() == (*values, {"a": [1]})
 
 
@@ -62,7 +64,11 @@ async def test_row_factories(dsn: str, connection: Connection) -> None:
 async def test_executemany_returns_every_result(connection: Connection) -> None:
     await connection.execute("create table numbers (n int)")
     async with connection.cursor() as cursor:
-        await cursor.executemany("insert into numbers values (%s) returning n * 2", [(n,) for n in range(100)], returning=True)
+        await cursor.executemany(
+            "insert into numbers values (%s) returning n * 2",
+            [(n,) for n in range(100)],
+            returning=True,
+        )
         doubled = [await result.fetchone() async for result in cursor.results()]
     assert doubled == [(2 * n,) for n in range(100)]
     assert await value(connection, "select count(*) from numbers") == 100
@@ -71,7 +77,12 @@ async def test_executemany_returns_every_result(connection: Connection) -> None:
 async def test_repeated_statements_are_prepared(connection: Connection) -> None:
     for n in range(10):
         assert await value(connection, "select %s::int + 1", (n,)) == n + 1
-    assert await value(connection, "select count(*) from pg_prepared_statements where statement like '%%+ 1%%'") == 1
+    assert (
+        await value(
+            connection, "select count(*) from pg_prepared_statements where statement like '%%+ 1%%'"
+        )
+        == 1
+    )
 
 
 async def test_server_side_cursor_fetches_in_pages(connection: Connection) -> None:
@@ -83,11 +94,16 @@ async def test_server_side_cursor_fetches_in_pages(connection: Connection) -> No
 
 async def test_stream_gives_rows_one_by_one(connection: Connection) -> None:
     async with connection.cursor() as cursor:
-        assert [row[0] async for row in cursor.stream("select generate_series(1, 1000)")] == list(range(1, 1001))
+        assert [row[0] async for row in cursor.stream("select generate_series(1, 1000)")] == list(
+            range(1, 1001)
+        )
 
 
 async def test_stream_left_early_leaves_the_connection_usable(connection: Connection) -> None:
-    async with connection.cursor() as cursor, aclosing(cursor.stream("select generate_series(1, 1000000)")) as rows:
+    async with (
+        connection.cursor() as cursor,
+        aclosing(cursor.stream("select generate_series(1, 1000000)")) as rows,
+    ):
         async for _ in rows:
             break
     assert await is_idle(connection)

@@ -15,7 +15,8 @@ from tocsin.driver import TrioConnection
 
 
 def status_of_child(work: Callable[[], bool]) -> int:
-    """Fork, and return the exit status of a child that ends with 0 when the function returns true."""
+    """Fork, and return the exit status of a child that ends with 0 when the function
+    returns true."""
     child = os.fork()
     if not child:
         os._exit(not work())

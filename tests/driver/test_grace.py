@@ -11,7 +11,9 @@ from tocsin.driver._grace import GRACE, Grace
 from . import proxy
 
 
-async def test_steps_share_the_deadline_until_the_server_has_answered(autojump_clock: trio.testing.MockClock) -> None:
+async def test_steps_share_the_deadline_until_the_server_has_answered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     grace, began = Grace(), trio.current_time()
     for taken in (GRACE, GRACE):  # the second step has no time left
         with grace.scope() as scope:
@@ -32,12 +34,16 @@ async def test_a_step_is_shielded(autojump_clock: trio.testing.MockClock) -> Non
         assert not scope.cancelled_caught
 
 
-async def test_connections_that_share_one_are_given_up_together(dsn: str, mock_clock: trio.testing.MockClock) -> None:
+async def test_connections_that_share_one_are_given_up_together(
+    dsn: str, mock_clock: trio.testing.MockClock
+) -> None:
     """Four statements under way, cancelled one after the other."""
     mock_clock.rate = 1
     async with proxy.running(dsn) as server:
         grace = Grace()
-        connections = [await TrioConnection.connect(server.dsn(), autocommit=True) for _ in range(4)]
+        connections = [
+            await TrioConnection.connect(server.dsn(), autocommit=True) for _ in range(4)
+        ]
         server.silent = True
         began = trio.current_time()
         mock_clock.autojump_threshold = 0

@@ -54,7 +54,8 @@ async def test_lost_it_stays_broken_when_it_is_closed(dsn: str) -> None:
 async def test_cancelled_in_the_middle_of_something_it_is_broken(connection: Connection) -> None:
     with trio.CancelScope() as scope:
         async with connection.pipeline():
-            await connection.execute("select pg_sleep(3600)")  # no answer can be there when the pipeline is left
+            # no answer can be there when the pipeline is left
+            await connection.execute("select pg_sleep(3600)")
             scope.cancel()
     assert (connection.closed, connection.broken) == (True, True)
 
@@ -81,7 +82,9 @@ async def test_in_use_it_is_not_touched(connection: Connection, observer: Connec
     assert answers == ["answer"]
 
 
-async def test_a_notification_is_no_sign_of_death_and_is_not_lost(connection: Connection, observer: Connection) -> None:
+async def test_a_notification_is_no_sign_of_death_and_is_not_lost(
+    connection: Connection, observer: Connection
+) -> None:
     await connection.execute("listen bell")
     await observer.execute("notify bell, 'ding'")
     await trio.lowlevel.wait_readable(connection.fileno())

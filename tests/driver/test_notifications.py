@@ -32,7 +32,9 @@ async def notify_many(observer: Connection) -> None:
         await notify(observer, str(n))
 
 
-async def test_one_that_arrives_while_waiting(connection: Connection, observer: Connection, received: list[str]) -> None:
+async def test_one_that_arrives_while_waiting(
+    connection: Connection, observer: Connection, received: list[str]
+) -> None:
     await connection.execute("listen bell")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.wait_for_notifications)
@@ -43,7 +45,9 @@ async def test_one_that_arrives_while_waiting(connection: Connection, observer: 
     assert await is_idle(connection)
 
 
-async def test_one_that_arrived_with_a_statement(connection: Connection, observer: Connection, received: list[str]) -> None:
+async def test_one_that_arrived_with_a_statement(
+    connection: Connection, observer: Connection, received: list[str]
+) -> None:
     await connection.execute("listen bell")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.execute, "select pg_sleep(0.1)")
@@ -52,7 +56,9 @@ async def test_one_that_arrived_with_a_statement(connection: Connection, observe
     assert received == ["ding"]
 
 
-async def test_none_is_lost_while_waiting(connection: Connection, observer: Connection, received: list[str]) -> None:
+async def test_none_is_lost_while_waiting(
+    connection: Connection, observer: Connection, received: list[str]
+) -> None:
     await connection.execute("listen bell")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notify_many, observer)
@@ -62,7 +68,9 @@ async def test_none_is_lost_while_waiting(connection: Connection, observer: Conn
     assert received == [str(n) for n in range(MANY)]
 
 
-async def test_none_is_lost_between_statements_and_cancellations(connection: Connection, observer: Connection, received: list[str]) -> None:
+async def test_none_is_lost_between_statements_and_cancellations(
+    connection: Connection, observer: Connection, received: list[str]
+) -> None:
     await connection.execute("listen bell")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notify_many, observer)
@@ -75,7 +83,9 @@ async def test_none_is_lost_between_statements_and_cancellations(connection: Con
     assert received == [str(n) for n in range(MANY)]
 
 
-async def test_one_that_was_read_already(connection: Connection, observer: Connection, received: list[str]) -> None:
+async def test_one_that_was_read_already(
+    connection: Connection, observer: Connection, received: list[str]
+) -> None:
     await connection.execute("listen bell")
     await notify(observer, "ding")
     await trio.lowlevel.wait_readable(connection.fileno())
@@ -85,7 +95,9 @@ async def test_one_that_was_read_already(connection: Connection, observer: Conne
     assert received == ["ding"]
 
 
-async def test_asking_whether_it_is_broken_takes_nothing_from_a_waiting_task(connection: Connection, dsn: str, received: list[str]) -> None:
+async def test_asking_whether_it_is_broken_takes_nothing_from_a_waiting_task(
+    connection: Connection, dsn: str, received: list[str]
+) -> None:
     await connection.execute("listen bell")
     with trio.fail_after(SAFETY_NET):
         async with trio.open_nursery() as nursery:
@@ -112,7 +124,9 @@ async def test_the_generator_gets_all(connection: Connection, observer: Connecti
     assert await is_idle(connection)
 
 
-async def test_the_generator_stops_at_its_timeout(connection: Connection, observer: Connection) -> None:
+async def test_the_generator_stops_at_its_timeout(
+    connection: Connection, observer: Connection
+) -> None:
     await connection.execute("listen bell")
     assert [n async for n in connection.notifies(timeout=0.01)] == []
     await notify(observer, "ding")
@@ -121,7 +135,9 @@ async def test_the_generator_stops_at_its_timeout(connection: Connection, observ
     assert [n.payload async for n in connection.notifies(timeout=0)] == ["ding"]
 
 
-async def test_without_a_handler_they_are_kept_for_the_generator(connection: Connection, observer: Connection) -> None:
+async def test_without_a_handler_they_are_kept_for_the_generator(
+    connection: Connection, observer: Connection
+) -> None:
     await connection.execute("listen bell")
     await notify(observer, "ding")
     with trio.fail_after(SAFETY_NET):
@@ -136,7 +152,9 @@ async def test_cancelled_waiting_leaves_the_connection_usable(connection: Connec
     assert await is_idle(connection)
 
 
-async def test_a_lost_connection_ends_the_wait(connection: Connection, observer: Connection) -> None:
+async def test_a_lost_connection_ends_the_wait(
+    connection: Connection, observer: Connection
+) -> None:
     pid = connection.info.backend_pid
 
     async def wait_for_ever() -> None:

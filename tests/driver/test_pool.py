@@ -45,11 +45,17 @@ class Gate:
     async def connect(self) -> Connection:
         self.asked += 1
         await self.opened.wait()
-        if self.fails or self.opening + sum(not connection.closed for connection in self.connections) >= self.limit:
+        if (
+            self.fails
+            or self.opening + sum(not connection.closed for connection in self.connections)
+            >= self.limit
+        ):
             raise psycopg.OperationalError("no luck")
         self.opening += 1
         try:
-            self.connections.append(connection := await TrioConnection.connect(self.dsn, autocommit=True))
+            self.connections.append(
+                connection := await TrioConnection.connect(self.dsn, autocommit=True)
+            )
         finally:
             self.opening -= 1
         return connection
@@ -66,14 +72,18 @@ async def open_gate(gate: Gate) -> Gate:
     return gate
 
 
-async def test_the_minimum_is_there_from_the_start(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_the_minimum_is_there_from_the_start(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     async with open_pool(connect, min_size=3, max_size=5) as pool:
         statistics = pool.statistics()
     assert (statistics.size, statistics.idle, statistics.in_use, statistics.opened) == (3, 3, 0, 3)
     assert (statistics.min_size, statistics.max_size) == (3, 5)
 
 
-async def test_the_one_used_last_is_used_first(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_the_one_used_last_is_used_first(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     async with open_pool(connect, min_size=3) as pool:
         async with pool.connection() as first:
             pass
@@ -88,13 +98,18 @@ async def test_it_grows_up_to_the_maximum(gate: Gate) -> None:
             await done.wait()
 
     done = trio.Event()
-    async with open_pool(gate.connect, min_size=0, max_size=2) as pool, trio.open_nursery() as nursery:
+    async with (
+        open_pool(gate.connect, min_size=0, max_size=2) as pool,
+        trio.open_nursery() as nursery,
+    ):
         for _ in range(5):
             nursery.start_soon(borrow)
         await trio.testing.wait_all_tasks_blocked()
         # Also while they are being opened there are not more.
         assert gate.asked == 2
-        assert pool.statistics() == attrs.evolve(pool.statistics(), size=2, idle=0, in_use=2, waiting=3, opened=0)
+        assert pool.statistics() == attrs.evolve(
+            pool.statistics(), size=2, idle=0, in_use=2, waiting=3, opened=0
+        )
         gate.opened.set()
         while pool.statistics().opened < 2:
             await trio.lowlevel.checkpoint()
@@ -132,7 +147,9 @@ async def test_cancelled_while_waiting(connect: Callable[[], Awaitable[Connectio
             assert await is_idle(connection)
 
 
-async def test_a_failure_to_connect_goes_to_the_borrower_and_not_to_those_behind(gate: Gate) -> None:
+async def test_a_failure_to_connect_goes_to_the_borrower_and_not_to_those_behind(
+    gate: Gate,
+) -> None:
     failed = 0
 
     async def borrow() -> None:
@@ -162,7 +179,9 @@ async def test_a_failure_at_the_start_is_bare(gate: Gate) -> None:
             pytest.fail("there is no pool")
 
 
-async def test_an_error_in_the_block_is_bare(connect: Callable[[], Awaitable[Connection]], observer: Connection) -> None:
+async def test_an_error_in_the_block_is_bare(
+    connect: Callable[[], Awaitable[Connection]], observer: Connection
+) -> None:
     error = ValueError("the block's own")
     with pytest.raises(ValueError, match="own") as caught:
         async with open_pool(connect, min_size=2) as pool, pool.connection():
@@ -171,7 +190,9 @@ async def test_an_error_in_the_block_is_bare(connect: Callable[[], Awaitable[Con
     await until_alone(observer)
 
 
-async def test_a_transaction_that_was_left_open_is_rolled_back(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_a_transaction_that_was_left_open_is_rolled_back(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     async with open_pool(connect, max_size=1) as pool:
         async with pool.connection() as connection:
             await connection.execute("begin; create table never (n int)")
@@ -218,16 +239,22 @@ async def test_a_connection_in_the_middle_of_something_is_not_kept(
         assert pool.statistics().broken == 2
 
 
-async def test_a_closed_connection_frees_its_slot(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_a_closed_connection_frees_its_slot(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     async with open_pool(connect, max_size=1) as pool:
         async with pool.connection() as connection:
             await connection.close()
-        assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, idle=0, in_use=0, broken=1)
+        assert pool.statistics() == attrs.evolve(
+            pool.statistics(), size=0, idle=0, in_use=0, broken=1
+        )
         async with pool.connection() as connection:
             assert await is_idle(connection)
 
 
-async def test_killed_while_idle_it_is_replaced(connect: Callable[[], Awaitable[Connection]], observer: Connection) -> None:
+async def test_killed_while_idle_it_is_replaced(
+    connect: Callable[[], Awaitable[Connection]], observer: Connection
+) -> None:
     async with open_pool(connect, min_size=2, max_size=2) as pool:
         async with pool.connection() as connection, pool.connection() as other:
             doomed = [connection, other]
@@ -240,7 +267,9 @@ async def test_killed_while_idle_it_is_replaced(connect: Callable[[], Awaitable[
         assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, broken=2, opened=3)
 
 
-async def test_killed_while_lent_it_is_replaced(connect: Callable[[], Awaitable[Connection]], observer: Connection) -> None:
+async def test_killed_while_lent_it_is_replaced(
+    connect: Callable[[], Awaitable[Connection]], observer: Connection
+) -> None:
     async with open_pool(connect, max_size=1) as pool:
         async with pool.connection() as connection:
             await value(observer, "select pg_terminate_backend(%s)", (connection.info.backend_pid,))
@@ -251,7 +280,9 @@ async def test_killed_while_lent_it_is_replaced(connect: Callable[[], Awaitable[
 
 
 async def test_it_survives_a_restart_of_the_server(own_server: EmbeddedServer) -> None:
-    async with open_pool(lambda: TrioConnection.connect(own_server.dsn, autocommit=True), min_size=2) as pool:
+    async with open_pool(
+        lambda: TrioConnection.connect(own_server.dsn, autocommit=True), min_size=2
+    ) as pool:
         await own_server.restart()
         async with pool.connection() as connection, pool.connection() as other:
             assert await is_idle(connection)
@@ -311,7 +342,9 @@ async def test_an_idle_pool_sleeps_until_something_expires(
         trio.lowlevel.remove_instrument(steps)
 
 
-async def test_closed_it_lends_nothing(connect: Callable[[], Awaitable[Connection]], observer: Connection) -> None:
+async def test_closed_it_lends_nothing(
+    connect: Callable[[], Awaitable[Connection]], observer: Connection
+) -> None:
     refused = 0
 
     async def borrow() -> None:
@@ -353,21 +386,32 @@ async def test_closed_while_a_connection_is_being_opened(gate: Gate, observer: C
         await until_alone(observer)
 
 
-async def test_closed_while_tasks_wait_for_what_cannot_be_opened(open_gate: Gate, observer: Connection) -> None:
+async def test_closed_while_tasks_wait_for_what_cannot_be_opened(
+    open_gate: Gate, observer: Connection
+) -> None:
     async def borrow() -> None:
         with pytest.raises(PoolClosed):
             async with pool.connection():
                 pytest.fail("this is closed")
 
     open_gate.limit = 1
-    async with trio.open_nursery() as nursery, AsyncExitStack() as stack, open_pool(open_gate.connect, max_size=3) as pool:
+    async with (
+        trio.open_nursery() as nursery,
+        AsyncExitStack() as stack,
+        open_pool(open_gate.connect, max_size=3) as pool,
+    ):
         await stack.enter_async_context(pool.connection())
         for _ in range(4):
             nursery.start_soon(borrow)
         while pool.statistics() != attrs.evolve(pool.statistics(), waiting=4, withheld=2, in_use=1):
             await trio.lowlevel.checkpoint()
     statistics = pool.statistics()
-    assert (statistics.size, statistics.in_use, statistics.waiting, statistics.withheld) == (0, 0, 0, 0)
+    assert (statistics.size, statistics.in_use, statistics.waiting, statistics.withheld) == (
+        0,
+        0,
+        0,
+        0,
+    )
     await until_alone(observer)
 
 
@@ -437,13 +481,17 @@ async def test_a_borrower_waits_no_longer_than_the_timeout(
             await trio.testing.wait_all_tasks_blocked()
             assert pool.statistics().waiting == 1
             mock_clock.jump(0.1)
-        assert pool.statistics() == attrs.evolve(pool.statistics(), in_use=0, waiting=0, waits=1, waited=5, timeouts=1, errors=0)
+        assert pool.statistics() == attrs.evolve(
+            pool.statistics(), in_use=0, waiting=0, waits=1, waited=5, timeouts=1, errors=0
+        )
         async with pool.connection() as connection:
             assert await is_idle(connection)
 
 
 @pytest.mark.usefixtures("mock_clock")  # a slot that is given out again would overtake
-async def test_where_no_more_can_be_opened_a_borrower_waits_for_one_that_is_lent(open_gate: Gate) -> None:
+async def test_where_no_more_can_be_opened_a_borrower_waits_for_one_that_is_lent(
+    open_gate: Gate,
+) -> None:
     order: list[int] = []
 
     async def borrow(n: int) -> None:
@@ -464,8 +512,12 @@ async def test_where_no_more_can_be_opened_a_borrower_waits_for_one_that_is_lent
         assert pool.statistics().errors >= 1
 
 
-async def test_the_limit_of_a_role_is_no_error_while_there_is_a_connection(dsn: str, new_role: Callable[..., str]) -> None:
-    limited = make_conninfo(dsn, user=new_role("limited", options="login connection limit 2"), password=servers.PASSWORD)
+async def test_the_limit_of_a_role_is_no_error_while_there_is_a_connection(
+    dsn: str, new_role: Callable[..., str]
+) -> None:
+    limited = make_conninfo(
+        dsn, user=new_role("limited", options="login connection limit 2"), password=servers.PASSWORD
+    )
 
     async def borrow() -> None:
         async with pool.connection() as connection:
@@ -485,14 +537,20 @@ async def test_when_the_last_one_is_gone_a_waiting_borrower_opens_one(open_gate:
             assert await is_idle(connection)
 
     open_gate.limit = 1
-    async with open_pool(open_gate.connect, max_size=5) as pool, trio.open_nursery() as nursery, pool.connection() as lent:
+    async with (
+        open_pool(open_gate.connect, max_size=5) as pool,
+        trio.open_nursery() as nursery,
+        pool.connection() as lent,
+    ):
         for _ in range(3):
             nursery.start_soon(borrow)
         await trio.testing.wait_all_tasks_blocked()
         lent.finish()
 
 
-async def test_when_the_last_one_is_gone_and_none_can_be_opened_all_waiting_borrowers_get_the_error(open_gate: Gate) -> None:
+async def test_when_the_last_one_is_gone_and_none_can_be_opened_all_waiting_borrowers_get_the_error(
+    open_gate: Gate,
+) -> None:
     async def borrow() -> None:
         with pytest.raises(psycopg.OperationalError, match="no luck"):
             async with pool.connection():
@@ -505,17 +563,25 @@ async def test_when_the_last_one_is_gone_and_none_can_be_opened_all_waiting_borr
                 nursery.start_soon(borrow)
             await trio.testing.wait_all_tasks_blocked()
             lent.finish()
-        assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, in_use=0, waiting=0, withheld=0)
+        assert pool.statistics() == attrs.evolve(
+            pool.statistics(), size=0, in_use=0, waiting=0, withheld=0
+        )
 
 
-async def test_after_a_while_it_tries_again_to_open_one(open_gate: Gate, mock_clock: trio.testing.MockClock) -> None:
+async def test_after_a_while_it_tries_again_to_open_one(
+    open_gate: Gate, mock_clock: trio.testing.MockClock
+) -> None:
     async def borrow() -> None:
         async with pool.connection():
             borrowed.set()
 
     borrowed = trio.Event()
     open_gate.limit = 1
-    async with open_pool(open_gate.connect, timeout=1000) as pool, pool.connection(), trio.open_nursery() as nursery:
+    async with (
+        open_pool(open_gate.connect, timeout=1000) as pool,
+        pool.connection(),
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(borrow)
         await trio.testing.wait_all_tasks_blocked()
         assert (open_gate.asked, pool.statistics().withheld) == (2, 7)
@@ -533,14 +599,20 @@ async def test_one_attempt_tells_that_there_are_no_more(open_gate: Gate) -> None
             pass
 
     open_gate.limit = 1
-    async with open_pool(open_gate.connect, max_size=50) as pool, trio.open_nursery() as nursery, pool.connection():
+    async with (
+        open_pool(open_gate.connect, max_size=50) as pool,
+        trio.open_nursery() as nursery,
+        pool.connection(),
+    ):
         for _ in range(100):
             nursery.start_soon(borrow)
             await trio.lowlevel.checkpoint()
         assert open_gate.asked < 10
 
 
-async def test_an_attempt_to_open_one_is_a_part_of_the_wait(gate: Gate, mock_clock: trio.testing.MockClock) -> None:
+async def test_an_attempt_to_open_one_is_a_part_of_the_wait(
+    gate: Gate, mock_clock: trio.testing.MockClock
+) -> None:
     async def borrow() -> None:
         with pytest.raises(PoolTimeout):
             async with pool.connection():
@@ -551,10 +623,14 @@ async def test_an_attempt_to_open_one_is_a_part_of_the_wait(gate: Gate, mock_clo
             nursery.start_soon(borrow)
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(5)
-        assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, in_use=0, waits=0, timeouts=1)
+        assert pool.statistics() == attrs.evolve(
+            pool.statistics(), size=0, in_use=0, waits=0, timeouts=1
+        )
 
 
-async def test_what_could_not_be_opened_is_the_error_at_the_timeout(open_gate: Gate, mock_clock: trio.testing.MockClock) -> None:
+async def test_what_could_not_be_opened_is_the_error_at_the_timeout(
+    open_gate: Gate, mock_clock: trio.testing.MockClock
+) -> None:
     async def borrow() -> None:
         with pytest.raises(psycopg.OperationalError, match="no luck"):
             async with pool.connection():
@@ -569,7 +645,9 @@ async def test_what_could_not_be_opened_is_the_error_at_the_timeout(open_gate: G
         assert pool.statistics() == attrs.evolve(pool.statistics(), in_use=0, waiting=0, timeouts=1)
 
 
-async def test_without_any_connection_it_tries_again_with_growing_pauses(dsn: str, mock_clock: trio.testing.MockClock) -> None:
+async def test_without_any_connection_it_tries_again_with_growing_pauses(
+    dsn: str, mock_clock: trio.testing.MockClock
+) -> None:
     async def connect() -> Connection:
         times.append(trio.current_time())
         if len(times) < 6:
@@ -586,7 +664,9 @@ async def test_without_any_connection_it_tries_again_with_growing_pauses(dsn: st
     assert pauses[0] > 0
 
 
-async def test_without_any_connection_it_gives_up_after_the_timeout(open_gate: Gate, autojump_clock: trio.testing.MockClock) -> None:
+async def test_without_any_connection_it_gives_up_after_the_timeout(
+    open_gate: Gate, autojump_clock: trio.testing.MockClock
+) -> None:
     open_gate.fails = True
     async with open_pool(open_gate.connect, min_size=0, max_size=1, reconnect_timeout=10) as pool:
         for _ in range(2):  # the slot is there again
@@ -621,7 +701,9 @@ async def test_it_grows_when_it_is_asked_to(open_gate: Gate) -> None:
             assert not await pool.grow(5)
         # What is there can be lent, all of it.
         async with pool.connection(), pool.connection(), pool.connection():
-            assert pool.statistics() == attrs.evolve(pool.statistics(), size=3, idle=0, in_use=3, withheld=1)
+            assert pool.statistics() == attrs.evolve(
+                pool.statistics(), size=3, idle=0, in_use=3, withheld=1
+            )
             assert not await pool.grow(4)
 
 
@@ -652,13 +734,17 @@ async def test_a_connection_that_is_too_old_is_replaced(
         async with pool.connection() as third:
             assert third is not second
             assert second.closed
-        assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, opened=3, retired=2, broken=0)
+        assert pool.statistics() == attrs.evolve(
+            pool.statistics(), size=1, opened=3, retired=2, broken=0
+        )
 
 
 # Resetting
 
 
-async def test_what_a_borrower_sets_comes_to_nothing(dsn: str, new_role: Callable[..., str]) -> None:
+async def test_what_a_borrower_sets_comes_to_nothing(
+    dsn: str, new_role: Callable[..., str]
+) -> None:
     async def connect() -> Connection:
         connection = await TrioConnection.connect(dsn, autocommit=True, options="-c work_mem=1MB")
         connection.adapters.register_loader("int4", TextLoader)
@@ -666,11 +752,23 @@ async def test_what_a_borrower_sets_comes_to_nothing(dsn: str, new_role: Callabl
         return connection
 
     async def describe(connection: Connection) -> object:
-        settings = ("statement_timeout", "default_transaction_read_only", "role", "session_authorization", "work_mem", "search_path")
-        held = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+        settings = (
+            "statement_timeout",
+            "default_transaction_read_only",
+            "role",
+            "session_authorization",
+            "work_mem",
+            "search_path",
+        )
+        held = (
+            "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+        )
         return (
             [await value(connection, "select current_setting(%s)", (name,)) for name in settings],
-            [await value(connection, f"select count(*) from {name}") for name in ("pg_cursors", "pg_listening_channels()")],
+            [
+                await value(connection, f"select count(*) from {name}")
+                for name in ("pg_cursors", "pg_listening_channels()")
+            ],
             await value(connection, held),
             await value(connection, "select to_regclass('pg_temp.scratch') is null"),
             await value(connection, "select 1::int4"),
@@ -688,7 +786,9 @@ async def test_what_a_borrower_sets_comes_to_nothing(dsn: str, new_role: Callabl
         async with pool.connection() as connection:
             before = await describe(connection)
             await connection.execute("create temporary table scratch (n int)")
-            await connection.execute("select pg_advisory_lock(1), set_config('search_path', 'elsewhere', false)")
+            await connection.execute(
+                "select pg_advisory_lock(1), set_config('search_path', 'elsewhere', false)"
+            )
             await connection.execute("declare pages cursor with hold for select 1")
             await connection.execute("listen bell")
             await connection.execute("set work_mem = '2MB'")
@@ -711,7 +811,10 @@ async def test_what_a_borrower_sets_comes_to_nothing(dsn: str, new_role: Callabl
             assert await describe(again) == before
             # A transaction begins as one of a new connection does.
             async with again.transaction():
-                assert await value(again, "select current_setting('transaction_isolation')") == "read committed"
+                assert (
+                    await value(again, "select current_setting('transaction_isolation')")
+                    == "read committed"
+                )
     assert pool.statistics().broken == 0
 
 
@@ -722,10 +825,18 @@ async def test_statements_stay_prepared(connect: Callable[[], Awaitable[Connecti
                 for _ in range(3):
                     assert await value(connection, "select %s::int + 1", (n,)) == n + 1
         async with pool.connection() as connection:
-            assert await value(connection, "select count(*) from pg_prepared_statements where statement like '%%+ 1%%'") == 1
+            assert (
+                await value(
+                    connection,
+                    "select count(*) from pg_prepared_statements where statement like '%%+ 1%%'",
+                )
+                == 1
+            )
 
 
-async def test_a_borrower_that_sets_nothing_saves_the_reset(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_a_borrower_that_sets_nothing_saves_the_reset(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     resets = 0
 
     async def reset(connection: Connection) -> None:
@@ -741,7 +852,9 @@ async def test_a_borrower_that_sets_nothing_saves_the_reset(connect: Callable[[]
         assert resets == 1
 
 
-async def test_without_a_reset_the_session_stays_as_it_is(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_without_a_reset_the_session_stays_as_it_is(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     async with open_pool(connect, max_size=1, reset=None) as pool:
         async with pool.connection() as connection:
             await connection.execute("set work_mem = '2MB'")
@@ -780,7 +893,9 @@ async def test_a_reset_that_takes_too_long_costs_the_connection(
         assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, in_use=0, broken=1)
 
 
-async def test_a_cancelled_borrowers_session_is_reset_too(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_a_cancelled_borrowers_session_is_reset_too(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     async with open_pool(connect, max_size=1) as pool:
         with trio.CancelScope() as scope:
             async with pool.connection() as connection:
@@ -808,12 +923,16 @@ async def test_a_handler_that_raises_costs_the_connection_and_no_slot(
             async with pool.connection():
                 pytest.fail("the handler has raised")
         assert connection.closed
-        assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, idle=0, in_use=0, broken=1)
+        assert pool.statistics() == attrs.evolve(
+            pool.statistics(), size=0, idle=0, in_use=0, broken=1
+        )
         async with pool.connection() as connection:
             assert await is_idle(connection)
 
 
-async def test_a_pipeline_that_was_left_open_costs_the_connection(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_a_pipeline_that_was_left_open_costs_the_connection(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     async with open_pool(connect, max_size=1) as pool, AsyncExitStack() as stack:
         async with pool.connection() as connection:
             await stack.enter_async_context(connection.pipeline())
@@ -824,7 +943,9 @@ async def test_a_pipeline_that_was_left_open_costs_the_connection(connect: Calla
             assert await is_idle(connection)
 
 
-async def test_a_loan_is_for_one_block_at_a_time(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_a_loan_is_for_one_block_at_a_time(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     async with open_pool(connect) as pool:
         loan = pool.connection()
         async with loan:
@@ -838,14 +959,18 @@ async def test_a_loan_is_for_one_block_at_a_time(connect: Callable[[], Awaitable
 # Letting the other tasks run
 
 
-async def test_a_loan_without_a_statement_is_a_checkpoint(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_a_loan_without_a_statement_is_a_checkpoint(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     async with open_pool(connect) as pool:
         with trio.testing.assert_checkpoints():
             async with pool.connection(reset=False):
                 pass
 
 
-async def test_a_loan_adds_no_checkpoint_to_a_statements(connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_a_loan_adds_no_checkpoint_to_a_statements(
+    connect: Callable[[], Awaitable[Connection]],
+) -> None:
     async def steps_of(work: Callable[[], Awaitable[object]]) -> int:
         steps = Steps()
         trio.lowlevel.add_instrument(steps)
@@ -865,7 +990,9 @@ async def test_a_loan_adds_no_checkpoint_to_a_statements(connect: Callable[[], A
 
 
 @pytest.mark.parametrize(("minimum", "maximum"), [(-1, 1), (2, 1), (0, 0)])
-async def test_sizes_that_make_no_sense(minimum: int, maximum: int, connect: Callable[[], Awaitable[Connection]]) -> None:
+async def test_sizes_that_make_no_sense(
+    minimum: int, maximum: int, connect: Callable[[], Awaitable[Connection]]
+) -> None:
     with pytest.raises(ValueError, match="makes no sense"):
         async with open_pool(connect, min_size=minimum, max_size=maximum):
             pytest.fail("there is no pool")

@@ -19,7 +19,13 @@ async def test_it_is_prepared_once_and_gives_rows(connection: Connection) -> Non
     for n in (b"1", b"22", None):
         rows = await connection.run_prepared(b"select $1::int * 2, $2", [n, "ü".encode()])
         assert rows.load(0, 1) == [(None if n is None else 2 * int(n), "ü")]
-    assert await value(connection, "select count(*) from pg_prepared_statements where left(name, 7) = '_tocsin'") == 1
+    assert (
+        await value(
+            connection,
+            "select count(*) from pg_prepared_statements where left(name, 7) = '_tocsin'",
+        )
+        == 1
+    )
 
 
 async def test_rows_are_loaded_as_they_are_asked_for(connection: Connection) -> None:
@@ -42,7 +48,9 @@ async def test_errors_are_psycopgs(connection: Connection) -> None:
 
 async def test_a_commit_that_fails_after_the_rows_were_sent(connection: Connection) -> None:
     await connection.execute("create temp table parents (id int primary key)")
-    await connection.execute("create temp table children (id int references parents deferrable initially deferred)")
+    await connection.execute(
+        "create temp table children (id int references parents deferrable initially deferred)"
+    )
     with pytest.raises(psycopg.errors.ForeignKeyViolation):
         await connection.run_prepared(b"insert into children values (1) returning id", [])
     assert len(await connection.run_prepared(b"select from children", [])) == 0
@@ -83,7 +91,9 @@ async def test_cancelled_at_every_checkpoint_it_can_be_run_again(connection: Con
     assert await cancel_sweep(run, check)
 
 
-async def test_cancelled_while_it_runs_it_is_cancelled_on_the_server(connection: Connection, observer: Connection) -> None:
+async def test_cancelled_while_it_runs_it_is_cancelled_on_the_server(
+    connection: Connection, observer: Connection
+) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run_prepared, b"select pg_sleep($1)", [b"1000"])
         await until_running(observer, "pg_sleep")
@@ -116,7 +126,11 @@ async def noted(connection: Connection) -> list[str]:
 
 
 async def test_the_rows_of_one_of_them_are_the_answer(connection: Connection) -> None:
-    statements: list[Statement] = [(b"select $1", [b"x"]), (b"select n from generate_series(1, 9) n", []), (b"select 1 where false", [])]
+    statements: list[Statement] = [
+        (b"select $1", [b"x"]),
+        (b"select n from generate_series(1, 9) n", []),
+        (b"select 1 where false", []),
+    ]
     for _ in range(2):
         assert (await connection.run_together(statements, 0, 9)).load(0, 1) == [("x",)]
         assert len(await connection.run_together(statements, 1, 9)) == 9
@@ -125,10 +139,20 @@ async def test_the_rows_of_one_of_them_are_the_answer(connection: Connection) ->
 
 
 async def test_the_transactions_are_as_they_say(notes: Connection) -> None:
-    statements: list[Statement] = [BEGIN, (XID, []), (XID, []), (b"commit and chain", ()), (XID, []), COMMIT, (XID, [])]
+    statements: list[Statement] = [
+        BEGIN,
+        (XID, []),
+        (XID, []),
+        (b"commit and chain", ()),
+        (XID, []),
+        COMMIT,
+        (XID, []),
+    ]
     xids = [(await notes.run_together(statements, n, 9)).load(0, 1)[0][0] for n in (1, 2, 4, 6)]
     assert len(set(xids)) == 4
-    await notes.run_together([*in_two(b"a", b"b"), (b"select pg_current_xact_id_if_assigned() is null", [])], 4, 9)
+    await notes.run_together(
+        [*in_two(b"a", b"b"), (b"select pg_current_xact_id_if_assigned() is null", [])], 4, 9
+    )
     assert await noted(notes) == ["a", "b"]
 
 
@@ -136,11 +160,26 @@ async def test_the_transactions_are_as_they_say(notes: Connection) -> None:
     ("statements", "kept"),
     [
         ([BEGIN, (INSERT, [b"a"]), (b"select 1 / $1::int", [b"0"]), COMMIT, (INSERT, [b"b"])], []),
-        ([BEGIN, (INSERT, [b"a"]), COMMIT, (INSERT, [b"b"]), (b"select 1 / $1::int", [b"0"])], ["a"]),
-        ([BEGIN, (INSERT, [b"a"]), (b"commit and chain", ()), (INSERT, [b"b"]), (b"select 1 / $1::int", [b"0"]), COMMIT], ["a"]),
+        (
+            [BEGIN, (INSERT, [b"a"]), COMMIT, (INSERT, [b"b"]), (b"select 1 / $1::int", [b"0"])],
+            ["a"],
+        ),
+        (
+            [
+                BEGIN,
+                (INSERT, [b"a"]),
+                (b"commit and chain", ()),
+                (INSERT, [b"b"]),
+                (b"select 1 / $1::int", [b"0"]),
+                COMMIT,
+            ],
+            ["a"],
+        ),
     ],
 )
-async def test_nothing_is_run_behind_an_error(notes: Connection, statements: list[Statement], kept: list[str]) -> None:
+async def test_nothing_is_run_behind_an_error(
+    notes: Connection, statements: list[Statement], kept: list[str]
+) -> None:
     for n in (1, 2):
         with pytest.raises(psycopg.errors.DivisionByZero):
             await notes.run_together(statements, 0, 9)
@@ -149,16 +188,23 @@ async def test_nothing_is_run_behind_an_error(notes: Connection, statements: lis
 
 
 async def test_an_error_behind_what_settles_it(notes: Connection) -> None:
-    for settled, error in ((3, psycopg.errors.DivisionByZero), (2, psycopg.errors.TransactionResolutionUnknown)):
+    for settled, error in (
+        (3, psycopg.errors.DivisionByZero),
+        (2, psycopg.errors.TransactionResolutionUnknown),
+    ):
         with pytest.raises(error, match="division by zero"):
-            await notes.run_together([BEGIN, (INSERT, [b"a"]), COMMIT, (b"select 1 / $1::int", [b"0"])], 1, settled)
+            await notes.run_together(
+                [BEGIN, (INSERT, [b"a"]), COMMIT, (b"select 1 / $1::int", [b"0"])], 1, settled
+            )
         assert await is_idle(notes)
     assert await noted(notes) == ["a", "a"]
 
 
 async def test_a_commit_among_them_that_fails(connection: Connection) -> None:
     await connection.execute("create temp table parents (id int primary key)")
-    await connection.execute("create temp table children (id int references parents deferrable initially deferred)")
+    await connection.execute(
+        "create temp table children (id int references parents deferrable initially deferred)"
+    )
     insert: Statement = (b"insert into children values (1) returning id", ())
     for statements in ([BEGIN, insert, COMMIT, insert], [insert]):
         with pytest.raises(psycopg.errors.ForeignKeyViolation):
@@ -167,7 +213,9 @@ async def test_a_commit_among_them_that_fails(connection: Connection) -> None:
     assert await value(connection, "select count(*) from children") == 0
 
 
-async def test_what_cannot_be_sent_or_prepared_is_refused_before_anything_is_run(notes: Connection) -> None:
+async def test_what_cannot_be_sent_or_prepared_is_refused_before_anything_is_run(
+    notes: Connection,
+) -> None:
     with pytest.raises(psycopg.DataError, match="NUL"):
         await notes.run_together(in_two(b"a", b"\0"), 0, 9)
     with pytest.raises(psycopg.errors.SyntaxError):
@@ -196,16 +244,21 @@ async def test_nothing_is_run_twice_when_only_one_was_forgotten(notes: Connectio
 
 async def test_more_than_the_sockets_take_at_once(notes: Connection) -> None:
     large = b"x" * 20_000_000
-    rows = await notes.run_together([(b"select $1", [large]), *in_two(large, large), (b"select $1", [large])], 0, 9)
+    rows = await notes.run_together(
+        [(b"select $1", [large]), *in_two(large, large), (b"select $1", [large])], 0, 9
+    )
     assert rows.load(0, 1) == [(large.decode(),)]
     assert await value(notes, "select sum(octet_length(note)) from notes") == 2 * len(large)
 
 
-async def test_cancelled_at_every_checkpoint_the_connection_is_usable_and_each_transaction_whole(notes: Connection) -> None:
+async def test_cancelled_at_every_checkpoint_the_connection_is_usable_and_each_transaction_whole(
+    notes: Connection,
+) -> None:
     statements = count()
 
     async def run() -> None:
-        await notes.run_together([*in_two(b"a", b"b"), (b"select %d" % next(statements), [])], 0, 9)  # prepared anew each time
+        # prepared anew each time
+        await notes.run_together([*in_two(b"a", b"b"), (b"select %d" % next(statements), [])], 0, 9)
 
     async def check() -> None:
         assert await is_idle(notes)
@@ -244,7 +297,9 @@ async def test_lost_while_they_run(notes: Connection, observer: Connection, held
 
 
 @pytest.mark.parametrize("together", [False, True])
-async def test_cancelled_at_every_checkpoint_of_sending_much_the_connection_is_usable(notes: Connection, together: bool) -> None:
+async def test_cancelled_at_every_checkpoint_of_sending_much_the_connection_is_usable(
+    notes: Connection, together: bool
+) -> None:
     large = b"x" * 5_000_000
 
     async def run() -> None:

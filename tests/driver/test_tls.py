@@ -29,9 +29,16 @@ def context(authority: trustme.CA, name: str) -> ssl.SSLContext:
     return context
 
 
-async def test_statements_and_cancellation(dsn: str, observer: Connection, authority: trustme.CA, tmp_path: Path) -> None:
+async def test_statements_and_cancellation(
+    dsn: str, observer: Connection, authority: trustme.CA, tmp_path: Path
+) -> None:
     async with proxy.running(dsn, tls=context(authority, "db.example")) as server:
-        secured = server.dsn(host="db.example", hostaddr="127.0.0.1", sslmode="verify-full", sslrootcert=str(tmp_path / "root.pem"))
+        secured = server.dsn(
+            host="db.example",
+            hostaddr="127.0.0.1",
+            sslmode="verify-full",
+            sslrootcert=str(tmp_path / "root.pem"),
+        )
         async with await TrioConnection.connect(secured, autocommit=True) as connection:
             assert connection.pgconn.ssl_in_use
             # More than TLS puts into one record, in both directions.
@@ -45,7 +52,9 @@ async def test_statements_and_cancellation(dsn: str, observer: Connection, autho
             assert await is_idle(connection)
 
 
-async def test_a_certificate_for_another_name(dsn: str, authority: trustme.CA, tmp_path: Path) -> None:
+async def test_a_certificate_for_another_name(
+    dsn: str, authority: trustme.CA, tmp_path: Path
+) -> None:
     async with proxy.running(dsn, tls=context(authority, "other.example")) as server:
         with pytest.raises(psycopg.OperationalError, match=r"other\.example"):
             await TrioConnection.connect(

@@ -108,7 +108,9 @@ async def test_force_rollback(connection: Connection) -> None:
     assert await numbers(connection) == []
 
 
-async def test_cancelled_in_the_block_is_rolled_back_at_once(connection: Connection, observer: Connection) -> None:
+async def test_cancelled_in_the_block_is_rolled_back_at_once(
+    connection: Connection, observer: Connection
+) -> None:
     with trio.CancelScope() as scope:
         async with connection.transaction() as transaction:
             await insert(connection, 1)
@@ -116,7 +118,10 @@ async def test_cancelled_in_the_block_is_rolled_back_at_once(connection: Connect
             await trio.lowlevel.checkpoint()
     assert transaction.status is transaction.Status.ROLLED_BACK_WITH_ERROR
     # Not only when the connection is used next: its locks are gone.
-    assert await value(observer, "select count(*) from pg_locks where relation = 'numbers'::regclass") == 0
+    assert (
+        await value(observer, "select count(*) from pg_locks where relation = 'numbers'::regclass")
+        == 0
+    )
     assert await numbers(connection) == []
     assert await is_idle(connection)
 
@@ -131,7 +136,9 @@ async def test_cancelled_after_the_block_is_not_committed(connection: Connection
     assert await is_idle(connection)
 
 
-async def test_cancelled_savepoint_leaves_the_outer_transaction_in_order(connection: Connection) -> None:
+async def test_cancelled_savepoint_leaves_the_outer_transaction_in_order(
+    connection: Connection,
+) -> None:
     async with connection.transaction():
         await insert(connection, 1)
         with trio.CancelScope() as scope:
@@ -143,8 +150,11 @@ async def test_cancelled_savepoint_leaves_the_outer_transaction_in_order(connect
     assert await numbers(connection) == [1, 3]
 
 
-async def test_savepoint_commands_are_not_cancelled_on_the_server(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A RELEASE that failed would spoil the outer transaction, whose COMMIT the server would turn into a ROLLBACK.
+async def test_savepoint_commands_are_not_cancelled_on_the_server(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A RELEASE that failed would spoil the outer transaction, whose COMMIT the server
+    # would turn into a ROLLBACK.
     async def never(self: Connection) -> None:
         pytest.fail("a request to cancel")
 
@@ -159,7 +169,9 @@ async def test_savepoint_commands_are_not_cancelled_on_the_server(connection: Co
     assert await numbers(connection) == [1]
 
 
-async def test_a_cancelled_server_side_cursor_is_closed_on_the_server(connection: Connection) -> None:
+async def test_a_cancelled_server_side_cursor_is_closed_on_the_server(
+    connection: Connection,
+) -> None:
     async with connection.transaction():
         with trio.CancelScope() as scope:
             async with connection.cursor("pages") as cursor:
@@ -194,7 +206,10 @@ async def test_a_cancelled_server_side_cursor_made_by_hand_is_closed_on_the_serv
 
 @pytest.mark.parametrize(("make", "query"), BY_HAND)
 async def test_a_cancelled_server_side_cursor_waits_for_its_turn_to_be_closed(
-    make: type[psycopg.AsyncServerCursor[Any]], query: str, connection: Connection, observer: Connection
+    make: type[psycopg.AsyncServerCursor[Any]],
+    query: str,
+    connection: Connection,
+    observer: Connection,
 ) -> None:
     async def use_it_too() -> None:
         await connection.execute("select pg_sleep(0.2)")
@@ -210,15 +225,15 @@ async def test_a_cancelled_server_side_cursor_waits_for_its_turn_to_be_closed(
         assert await value(connection, "select count(*) from pg_cursors where name = 'pages'") == 0
 
 
-async def test_cancelled_while_commit_is_under_way(connection: Connection, observer: Connection) -> None:
-    await connection.execute(
-        """
+async def test_cancelled_while_commit_is_under_way(
+    connection: Connection, observer: Connection
+) -> None:
+    await connection.execute("""
         create function doze() returns trigger language plpgsql as $$
             begin perform pg_sleep(60); return null; end $$;
         create constraint trigger doze after insert on numbers deferrable initially deferred
             for each row execute function doze()
-        """
-    )
+        """)
 
     async def work() -> None:
         with scope:
@@ -246,7 +261,9 @@ async def test_an_error_is_not_replaced_by_the_cancellation(connection: Connecti
     assert await is_idle(connection)
 
 
-async def test_the_lock_is_awaited_before_rolling_back(connection: Connection, observer: Connection) -> None:
+async def test_the_lock_is_awaited_before_rolling_back(
+    connection: Connection, observer: Connection
+) -> None:
     async def use_it_too() -> None:
         await connection.execute("select pg_sleep(0.2)")
 
@@ -269,7 +286,9 @@ async def test_the_block_of_a_connection_commits(dsn: str, observer: Connection)
     assert await numbers(observer) == [1]
 
 
-async def test_the_block_of_a_connection_that_fails_closes_it(dsn: str, observer: Connection) -> None:
+async def test_the_block_of_a_connection_that_fails_closes_it(
+    dsn: str, observer: Connection
+) -> None:
     with pytest.raises(ValueError, match="no"):
         async with await TrioConnection.connect(dsn) as connection:
             await insert_and_raise(connection, 1, ValueError("no"))
@@ -278,7 +297,9 @@ async def test_the_block_of_a_connection_that_fails_closes_it(dsn: str, observer
     assert await numbers(observer) == []
 
 
-async def test_the_block_of_a_connection_that_is_cancelled_closes_it(dsn: str, observer: Connection) -> None:
+async def test_the_block_of_a_connection_that_is_cancelled_closes_it(
+    dsn: str, observer: Connection
+) -> None:
     with trio.CancelScope() as scope:
         async with await TrioConnection.connect(dsn) as connection:
             await insert(connection, 1)

@@ -121,7 +121,9 @@ async def test_closed_before(what: Wait, ends: tuple[socket.socket, socket.socke
 
 
 @pytest.mark.parametrize("what", [Wait.R, Wait.RW])
-async def test_a_deadline(what: Wait, ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_deadline(
+    what: Wait, ends: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+) -> None:
     stuff(ends[0])
     with pytest.raises(psycopg.errors._WaitTimeout):
         await wait(what, ends[0], trio.current_time() + 10)
@@ -132,7 +134,9 @@ async def test_a_deadline(what: Wait, ends: tuple[socket.socket, socket.socket],
 
 
 @pytest.mark.parametrize("what", [Wait.R, Wait.W, Wait.RW])
-async def test_resumed_after_cancellation(what: Wait, ends: tuple[socket.socket, socket.socket]) -> None:
+async def test_resumed_after_cancellation(
+    what: Wait, ends: tuple[socket.socket, socket.socket]
+) -> None:
     stuff(ends[0])
     gen = wait_once(what)
     with trio.CancelScope() as scope:
@@ -146,7 +150,9 @@ async def test_resumed_after_cancellation(what: Wait, ends: tuple[socket.socket,
     assert await waiting.wait(gen, ends[0].fileno(), waiting.Turn())
 
 
-async def test_cancelled_is_cancelled_and_not_a_group(ends: tuple[socket.socket, socket.socket]) -> None:
+async def test_cancelled_is_cancelled_and_not_a_group(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     async def wait_for_either() -> None:
         try:
             await wait(Wait.RW, ends[0])
@@ -163,7 +169,9 @@ async def test_cancelled_is_cancelled_and_not_a_group(ends: tuple[socket.socket,
     assert raised == [trio.Cancelled]
 
 
-async def test_a_busy_socket_leaves_a_turn_to_others(ends: tuple[socket.socket, socket.socket]) -> None:
+async def test_a_busy_socket_leaves_a_turn_to_others(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     turns = 0
 
     def busy() -> Generator[Wait, int, int]:
@@ -183,7 +191,9 @@ async def test_a_busy_socket_leaves_a_turn_to_others(ends: tuple[socket.socket, 
             assert await waiting.wait(busy(), ends[0].fileno(), waiting.Turn()) == 3
 
 
-async def test_what_the_generator_raises_comes_out(ends: tuple[socket.socket, socket.socket]) -> None:
+async def test_what_the_generator_raises_comes_out(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     def broken() -> Generator[Wait, int, int]:
         yield Wait.W
         raise OSError("my own")

@@ -27,7 +27,13 @@ LONG = 1000.0
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"ASK_AFTER": 0.05, "CONFIRM_AFTER": 0.05, "ASK_AGAIN": 0.05, "PATIENCE": LONG, "LONGEST": LONG}.items():
+    for name, seconds in {
+        "ASK_AFTER": 0.05,
+        "CONFIRM_AFTER": 0.05,
+        "ASK_AGAIN": 0.05,
+        "PATIENCE": LONG,
+        "LONGEST": LONG,
+    }.items():
         monkeypatch.setattr(f"tocsin.driver._watch.{name}", seconds)
 
 
@@ -48,7 +54,9 @@ async def open_session(dsn: str) -> Connection:
 
 
 @asynccontextmanager
-async def watching(connect: Callable[[], Awaitable[Connection]], *connections: Connection) -> AsyncIterator[Watch]:
+async def watching(
+    connect: Callable[[], Awaitable[Connection]], *connections: Connection
+) -> AsyncIterator[Watch]:
     watch = Watch(connect)
     for connection in connections:
         watch.add(connection)
@@ -59,8 +67,11 @@ async def watching(connect: Callable[[], Awaitable[Connection]], *connections: C
             nursery.cancel_scope.cancel()
 
 
-async def test_a_silent_connection_is_given_up_and_its_session_terminated(dsn: str, observer: Connection) -> None:
-    """The request arrives; the answer does not. What the session holds is free when the error comes."""
+async def test_a_silent_connection_is_given_up_and_its_session_terminated(
+    dsn: str, observer: Connection
+) -> None:
+    """The request arrives; the answer does not. What the session holds is free when the
+    error comes."""
     async with proxy.running(dsn) as network:
         connection = await open_session(network.dsn())
         await value(connection, "select pg_advisory_lock(1)::text")
@@ -85,7 +96,9 @@ async def test_a_transaction_on_a_silent_connection_fails(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("in_pipeline", [False, True])
-async def test_a_statement_that_waits_for_a_lock_is_slow_not_silent(dsn: str, observer: Connection, in_pipeline: bool) -> None:
+async def test_a_statement_that_waits_for_a_lock_is_slow_not_silent(
+    dsn: str, observer: Connection, in_pipeline: bool
+) -> None:
     asked = 0
     enough = trio.Event()
 
@@ -116,7 +129,8 @@ async def test_a_statement_that_waits_for_a_lock_is_slow_not_silent(dsn: str, ob
 
 
 async def test_a_client_that_cannot_send_is_silent(dsn: str) -> None:
-    """In the middle of a COPY the server waits for the client, and the client for the socket."""
+    """In the middle of a COPY the server waits for the client, and the client for the
+    socket."""
     async with proxy.running(dsn) as network:
         connection = await open_session(network.dsn())
         await connection.execute("create table t (text text)")
@@ -146,7 +160,9 @@ async def test_when_nothing_answers_it_is_given_up_and_terminated_later(
             assert not watch.has_abandoned
 
 
-async def test_a_server_that_cannot_be_reached(connection: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_cannot_be_reached(
+    connection: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.2)
 
     async def ask() -> Connection:
@@ -228,7 +244,9 @@ async def test_an_event_loop_that_was_blocked_has_its_answers(dsn: str) -> None:
     await connection.close()
 
 
-async def test_a_request_that_is_still_on_its_way_is_not_executed_later(own_server: EmbeddedServer) -> None:
+async def test_a_request_that_is_still_on_its_way_is_not_executed_later(
+    own_server: EmbeddedServer,
+) -> None:
     """The session's process hangs, and goes on after its connection was given up."""
     silent, observer = await open_session(own_server.dsn), await open_session(own_server.dsn)
     await observer.execute("create table t (n int)")

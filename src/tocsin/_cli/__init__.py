@@ -1,4 +1,5 @@
-"""The command line: one file for each group of commands, and ``program``, which runs them all."""
+"""The command line: one file for each group of commands, and ``program``, which runs
+them all."""
 
 from __future__ import annotations
 
@@ -27,9 +28,15 @@ __all__ = ["run", "tocsin"]
         "tocsin queue metrics                        # is anything waiting?",
         "tocsin worker health                        # and does anybody work on it?",
         "tocsin worker list --queue emails           # who, where",
-        "tocsin worker suspend 42 --drain            # no more for this one, when it has finished what it has",
+        (
+            "tocsin worker suspend 42 --drain            # no more for this one, when it has"
+            " finished what it has"
+        ),
         "tocsin worker resume 42",
-        "tocsin queue pause emails                   # no more for any consumer, until queue resume",
+        (
+            "tocsin queue pause emails                   # no more for any consumer, until queue"
+            " resume"
+        ),
         "tocsin queue dead-letters emails            # what has failed for good",
         "tocsin message get 4711                     # why",
         "tocsin queue replay emails --error timeout  # once more",
@@ -39,7 +46,8 @@ __all__ = ["run", "tocsin"]
 def tocsin() -> None:
     """An event-driven message queue in PostgreSQL.
 
-    Exit codes: 0 done, 1 refused or not found, 2 bad usage, 3 database unreachable, 4 unhealthy, 128 + n ended by signal n.
+    Exit codes: 0 done, 1 refused or not found, 2 bad usage, 3 database unreachable, 4
+    unhealthy, 128 + n ended by signal n.
     """
 
 

@@ -26,10 +26,26 @@ def admin() -> None:
         "tocsin admin install --producer-role shop --consumer-role mailer",
     ]
 )
-@click.option("--roles", is_flag=True, help="Let the database roles tocsin_producer, tocsin_consumer and tocsin_admin use it.")
-@click.option("--producer-role", metavar="NAME", help="This role instead; of the three only those that are named.")
-@click.option("--consumer-role", metavar="NAME", help="This role instead; of the three only those that are named.")
-@click.option("--admin-role", metavar="NAME", help="This role instead; of the three only those that are named.")
+@click.option(
+    "--roles",
+    is_flag=True,
+    help="Let the database roles tocsin_producer, tocsin_consumer and tocsin_admin use it.",
+)
+@click.option(
+    "--producer-role",
+    metavar="NAME",
+    help="This role instead; of the three only those that are named.",
+)
+@click.option(
+    "--consumer-role",
+    metavar="NAME",
+    help="This role instead; of the three only those that are named.",
+)
+@click.option(
+    "--admin-role",
+    metavar="NAME",
+    help="This role instead; of the three only those that are named.",
+)
 @pass_common
 @on_store
 async def install(
@@ -44,26 +60,34 @@ async def install(
 ) -> None:
     """Bring the schema to this version of Tocsin. Doing it again changes nothing.
 
-    Only the schema's owner can use it, and the roles that were let in: members of a producer role enqueue to queues that they were granted
-    (tocsin queue grant), those of a consumer role consume, those of an admin role do all but install. Missing roles are created.
+    Only the schema's owner can use it, and the roles that were let in: members of a
+    producer role enqueue to queues that they were granted (tocsin queue grant), those
+    of a consumer role consume, those of an admin role do all but install. Missing roles
+    are created.
     """
     if producer_role or consumer_role or admin_role:
         await store.install(roles=Roles(producer_role, consumer_role, admin_role))
     else:
         await store.install(roles=roles)
-    screen.say(f"schema {common.settings().schema!r} is up to date", {"schema": common.settings().schema})
+    screen.say(
+        f"schema {common.settings().schema!r} is up to date", {"schema": common.settings().schema}
+    )
 
 
 @admin.command(examples=["tocsin admin verify", "tocsin admin verify --format json"])
 @pass_common
 @on_store
 async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
-    """Compare the schema with what this version installs; show each difference, and exit with 4 if there is any, or no schema."""
+    """Compare the schema with what this version installs; show each difference, and
+    exit with 4 if there is any, or no schema."""
     try:
         differences = await store.verify()
     except (SchemaMissing, SchemaNewer, SchemaOutdated) as error:
         raise Unhealthy(describe(error)) from error
-    found = "\n".join(map(str, differences)) or f"schema {common.settings().schema!r} is as it should be"
+    found = (
+        "\n".join(map(str, differences))
+        or f"schema {common.settings().schema!r} is as it should be"
+    )
     screen.say(found, differences)
     return ExitCode.UNHEALTHY if differences else ExitCode.DONE
 
@@ -71,41 +95,52 @@ async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
 @admin.command(examples=["tocsin admin stats", "tocsin admin stats --format json"])
 @on_store
 async def stats(store: Store, screen: Screen) -> None:
-    """Count what there is: queues, workers, processes, messages. Large numbers are estimates."""
+    """Count what there is: queues, workers, processes, messages. Large numbers are
+    estimates."""
     screen.record(await store.stats())
 
 
 @admin.command(examples=["tocsin admin reclaim"])
 @on_store
 async def reclaim(store: Store, screen: Screen) -> None:
-    """Stop workers whose process is dead, and give back what they and lapsed leases hold.
+    """Stop workers whose process is dead, and give back what they and lapsed leases
+    hold.
 
-    Consumers do that by themselves; this is for when none is running, or to see that there is nothing left to do.
-    Nobody is declared dead in the first ten seconds of a server, in which the living are still reconnecting. When no process has been there
+    Consumers do that by themselves; this is for when none is running, or to see that
+    there is nothing left to do. Nobody is declared dead in the first ten seconds of a
+    server, in which the living are still reconnecting. When no process has been there
     since it came up, those count from the first reclaim: type it again after them.
     """
     reclaimed = await store.reclaim()
-    screen.say(f"{reclaimed.workers} dead workers stopped, {reclaimed.messages} messages given back", reclaimed)
+    screen.say(
+        f"{reclaimed.workers} dead workers stopped, {reclaimed.messages} messages given back",
+        reclaimed,
+    )
 
 
 @admin.command(examples=["tocsin admin maintain", "tocsin admin maintain --format json"])
 @on_store
 async def maintain(store: Store, screen: Screen) -> None:
-    """Do the maintenance now: make and drop partitions of the archive, delete what is kept no longer.
+    """Do the maintenance now: make and drop partitions of the archive, delete what is
+    kept no longer.
 
-    Consumers do it by themselves, once a minute at most among all of them; this is for databases without one, by cron.
+    Consumers do it by themselves, once a minute at most among all of them; this is for
+    databases without one, by cron.
     """
     screen.record(await store.maintain())
 
 
-@admin.command(examples=["tocsin admin uninstall", "tocsin admin uninstall --schema tocsin_demo --yes"])
+@admin.command(
+    examples=["tocsin admin uninstall", "tocsin admin uninstall --schema tocsin_demo --yes"]
+)
 @yes_option
 @pass_common
 @on_store
 async def uninstall(store: Store, screen: Screen, common: Common, *, yes: bool) -> None:
     """Drop the schema, with all queues and messages."""
     await confirm(
-        f"Drop schema {common.settings().schema!r} at {describe_address(common.settings().dsn or '')}, with all its queues and messages?",
+        f"Drop schema {common.settings().schema!r} at"
+        f" {describe_address(common.settings().dsn or '')}, with all its queues and messages?",
         yes=yes,
     )
     await store.uninstall()

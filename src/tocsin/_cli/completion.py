@@ -8,7 +8,11 @@ from click.shell_completion import BashComplete, FishComplete, ShellComplete, Zs
 from .program import Command
 
 _VARIABLE = "_TOCSIN_COMPLETE"
-_SHELLS: dict[str, type[ShellComplete]] = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
+_SHELLS: dict[str, type[ShellComplete]] = {
+    "bash": BashComplete,
+    "zsh": ZshComplete,
+    "fish": FishComplete,
+}
 
 
 @click.command(

@@ -20,20 +20,26 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, examples=["tocsin demo", "tocsin demo . --dsn postgresql:///app"])
-@click.argument("path", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "path", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Use an embedded PostgreSQL with its data here, even if there is a DSN. Its default place is $TOCSIN_DATA, or one of its own.",
+    help=(
+        "Use an embedded PostgreSQL with its data here, even if there is a DSN. Its default place"
+        " is $TOCSIN_DATA, or one of its own."
+    ),
 )
 @dsn_option
 @pass_common
 async def demo(common: Common, path: Path | None, data: Path | None) -> ExitCode:
     """Hash every file below PATH through a queue, and check the outcome.
 
-    Without PATH: the standard library of this Python. The database is an embedded PostgreSQL, started for the demo and stopped after it,
-    or the one that --dsn names. There the demo uses the schemas tocsin_demo and tocsin_demo_queue, and begins by dropping what the last
-    demo has left in them.
+    Without PATH: the standard library of this Python. The database is an embedded
+    PostgreSQL, started for the demo and stopped after it, or the one that --dsn names.
+    There the demo uses the schemas tocsin_demo and tocsin_demo_queue, and begins by
+    dropping what the last demo has left in them.
     """
     from rich.console import Console
 
@@ -64,5 +70,7 @@ async def _server(common: Common, data: Path | None, view: View) -> AsyncIterato
     first = not directory.exists()
     async with serve(directory) as server:
         how = f"{'made and started' if first else 'started'} in {trio.current_time() - began:.2f} s"
-        view.say("server", f"PostgreSQL {server.version}, embedded, {how}; its data is in {directory}")
+        view.say(
+            "server", f"PostgreSQL {server.version}, embedded, {how}; its data is in {directory}"
+        )
         yield server.dsn

@@ -1,7 +1,9 @@
-"""``tocsin enqueue``: messages from the command line, or JSON lines from standard input.
+"""``tocsin enqueue``: messages from the command line, or JSON lines from standard
+input.
 
-Standard input is one transaction: all lines are enqueued, or none. They are sent as they are read, a few thousand at a time, so there may
-be any number of them; nothing is delivered before the input has ended.
+Standard input is one transaction: all lines are enqueued, or none. They are sent as
+they are read, a few thousand at a time, so there may be any number of them; nothing is
+delivered before the input has ended.
 """
 
 from __future__ import annotations
@@ -34,14 +36,20 @@ class JsonType(ParamType):
 
     name = "json"
 
-    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> _Json:
+    def convert(
+        self, value: object, parameter: click.Parameter | None, context: click.Context | None
+    ) -> _Json:
         """Parse it."""
         if isinstance(value, _Json):
             return value
         try:
             return _Json(json.loads(str(value)))
         except (ValueError, RecursionError) as error:
-            self.fail(f"{value!r} is not JSON: {error}; a string needs its quotes, as in '\"text\"'", parameter, context)
+            self.fail(
+                f"{value!r} is not JSON: {error}; a string needs its quotes, as in '\"text\"'",
+                parameter,
+                context,
+            )
 
 
 class _Json:
@@ -59,9 +67,17 @@ class _Enqueue(Command):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Parse them; a blank before a number is none of its value."""
-        takes_value = {name for p in self.params if isinstance(p, click.Option) and not p.is_flag for name in p.opts}
+        takes_value = {
+            name
+            for p in self.params
+            if isinstance(p, click.Option) and not p.is_flag
+            for name in p.opts
+        }
         before = ["", *args[:-1]]
-        args = [f" {a}" if re.match(r"-\.?[0-9]", a) and b not in takes_value else a for a, b in zip(args, before, strict=True)]
+        args = [
+            f" {a}" if re.match(r"-\.?[0-9]", a) and b not in takes_value else a
+            for a, b in zip(args, before, strict=True)
+        ]
         return super().parse_args(context, args)
 
 
@@ -76,22 +92,49 @@ class _Enqueue(Command):
 @queue_argument
 @click.argument("payloads", nargs=-1, type=JSON, metavar="[PAYLOAD]...")
 @click.option("--delay", type=DURATION, help="Deliver it only after this.")
-@click.option("--at", type=MOMENT, help="Deliver it only from this time on, such as 2030-01-31T08:00:00Z.")
-@click.option("--priority", type=PRIORITY, default=0, show_default=True, help="Smaller ones are delivered first.")
-@click.option("--key", metavar="TEXT", help="Enqueue nothing where there is an unfinished message of this key, and say its id.")
-@click.option("--headers", type=JSON, help="What goes with the payload, for tracing and the like.")
-@click.option("--expires-in", type=DURATION, help="It becomes a dead letter if it is not delivered within this.")
 @click.option(
-    "--max-deliveries", type=COUNT, help="After so many deliveries, failing again, it becomes a dead letter; before the queue's own."
+    "--at", type=MOMENT, help="Deliver it only from this time on, such as 2030-01-31T08:00:00Z."
+)
+@click.option(
+    "--priority",
+    type=PRIORITY,
+    default=0,
+    show_default=True,
+    help="Smaller ones are delivered first.",
+)
+@click.option(
+    "--key",
+    metavar="TEXT",
+    help="Enqueue nothing where there is an unfinished message of this key, and say its id.",
+)
+@click.option("--headers", type=JSON, help="What goes with the payload, for tracing and the like.")
+@click.option(
+    "--expires-in",
+    type=DURATION,
+    help="It becomes a dead letter if it is not delivered within this.",
+)
+@click.option(
+    "--max-deliveries",
+    type=COUNT,
+    help=(
+        "After so many deliveries, failing again, it becomes a dead letter; before the queue's own."
+    ),
 )
 @on_store
 async def enqueue(
-    store: Store, screen: Screen, queue: str, payloads: tuple[_Json, ...], key: str | None, headers: _Json | None, **options: Any
+    store: Store,
+    screen: Screen,
+    queue: str,
+    payloads: tuple[_Json, ...],
+    key: str | None,
+    headers: _Json | None,
+    **options: Any,
 ) -> None:
-    """Enqueue each PAYLOAD, a JSON value; without any, each line of standard input that is not empty. Shows their ids.
+    """Enqueue each PAYLOAD, a JSON value; without any, each line of standard input that
+    is not empty. Shows their ids.
 
-    All are enqueued or none: it is one transaction. With standard input nothing is delivered before that has ended, and an error names
-    the line.
+    All are enqueued or none: it is one transaction. With standard input nothing is
+    delivered before that has ended, and an error names the line.
     """
     context = click.get_current_context()
     options["headers"] = headers and headers.value
@@ -102,11 +145,16 @@ async def enqueue(
     elif payloads:
         ids = await store.produce_many(queue, [p.value for p in payloads], **options)
     elif is_terminal():
-        raise click.UsageError("nothing to enqueue: give a payload, or JSON lines on standard input", context)
+        raise click.UsageError(
+            "nothing to enqueue: give a payload, or JSON lines on standard input", context
+        )
     else:
         ids = await _enqueue_lines(store, queue, options)
         if not screen.json:
-            click.echo(f"enqueued {len(ids)} messages{f', with ids from {ids[0]} to {ids[-1]}' if ids else ''}")
+            click.echo(
+                f"enqueued {len(ids)}"
+                f" messages{f', with ids from {ids[0]} to {ids[-1]}' if ids else ''}"
+            )
             return
     screen.say("\n".join(map(str, ids)), {"queue": queue, "ids": ids})
 
@@ -119,10 +167,13 @@ async def _enqueue_lines(store: Store, queue: str, options: dict[str, Any]) -> l
             try:
                 ids += await store.produce_many(queue, payloads, connection=connection, **options)
             except PayloadInvalid as error:
-                raise click.ClickException(f"line {_number(numbers, error.index)}, at {error.path}: {error.reason}") from error
+                raise click.ClickException(
+                    f"line {_number(numbers, error.index)}, at {error.path}: {error.reason}"
+                ) from error
             except PayloadTooLarge as error:
                 raise click.ClickException(
-                    f"line {_number(numbers, error.index)}: {error.actual} bytes of JSON, the queue takes {error.maximum} at most"
+                    f"line {_number(numbers, error.index)}: {error.actual} bytes of JSON, the queue"
+                    f" takes {error.maximum} at most"
                 ) from error
     return ids
 
@@ -144,7 +195,9 @@ async def _batches() -> AsyncGenerator[tuple[list[int], list[object]], None]:
             try:
                 payloads.append(json.loads(line))
             except (ValueError, RecursionError) as error:
-                raise click.UsageError(f"line {number} is not JSON: {error}", click.get_current_context()) from error
+                raise click.UsageError(
+                    f"line {number} is not JSON: {error}", click.get_current_context()
+                ) from error
             numbers.append(number)
             if len(numbers) == _LINES:
                 yield numbers, payloads
@@ -156,8 +209,11 @@ async def _batches() -> AsyncGenerator[tuple[list[int], list[object]], None]:
 async def _lines() -> AsyncGenerator[bytes, None]:
     parts: list[bytes] = []
     standard_input = input_number()
-    # A thread that is left behind in os.read holds no lock that Python wants back at exit, as one in sys.stdin would.
-    while chunk := await trio.to_thread.run_sync(os.read, standard_input, _READ, abandon_on_cancel=True):
+    # A thread that is left behind in os.read holds no lock that Python wants back at
+    # exit, as one in sys.stdin would.
+    while chunk := await trio.to_thread.run_sync(
+        os.read, standard_input, _READ, abandon_on_cancel=True
+    ):
         *lines, rest = chunk.split(b"\n")
         for line in lines:
             parts.append(line)

@@ -1,4 +1,5 @@
-"""Handlers named on the command line: ``module:function``, found from the working directory."""
+"""Handlers named on the command line: ``module:function``, found from the working
+directory."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from .logs import concerning
 
 
 def load(name: str) -> Callable[[Any], Any]:
-    """Return the handler of this name, whose log carries its message. Raises `click.UsageError` that says why there is none."""
+    """Return the handler of this name, whose log carries its message. Raises
+    `click.UsageError` that says why there is none."""
     context = click.get_current_context()
     module_name, _, path = name.partition(":")
     if not module_name or not path:
@@ -28,9 +30,13 @@ def load(name: str) -> Callable[[Any], Any]:
     try:
         handler = functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
     except (Exception, SystemExit) as error:  # whatever the module's own code raises
-        raise click.UsageError(f"cannot import {name}: {type(error).__name__}: {error}", context) from error
+        raise click.UsageError(
+            f"cannot import {name}: {type(error).__name__}: {error}", context
+        ) from error
     if not callable(handler):
-        raise click.UsageError(f"{name} is a {type(handler).__name__}, not a function of one argument", context)
+        raise click.UsageError(
+            f"{name} is a {type(handler).__name__}, not a function of one argument", context
+        )
     try:
         check_handler(handler)
     except TypeError as error:
@@ -38,7 +44,9 @@ def load(name: str) -> Callable[[Any], Any]:
     try:
         inspect.signature(handler).bind(None)
     except TypeError:
-        raise click.UsageError(f"{name} is no function of one argument, the message", context) from None
+        raise click.UsageError(
+            f"{name} is no function of one argument, the message", context
+        ) from None
     except ValueError:  # some builtins tell nobody
         pass
     return _logging(handler)

@@ -1,7 +1,9 @@
-"""What a worker's process writes to its log, on standard error: lines to read, or one JSON object per line.
+"""What a worker's process writes to its log, on standard error: lines to read, or one
+JSON object per line.
 
-While a handler runs, what it logs carries its message: each call has a context of its own (``contextvars``), also in a thread. What Tocsin
-itself says of a message carries the same fields.
+While a handler runs, what it logs carries its message: each call has a context of its
+own (``contextvars``), also in a thread. What Tocsin itself says of a message carries
+the same fields.
 """
 
 from __future__ import annotations
@@ -27,9 +29,14 @@ _current: ContextVar[dict[str, object]] = ContextVar("tocsin_message")
 
 @contextmanager
 def concerning(work: Message | list[Message]) -> Iterator[None]:
-    """Have what is logged in the block carry this message; of a batch, which has no one message, the queue."""
+    """Have what is logged in the block carry this message; of a batch, which has no one
+    message, the queue."""
     if isinstance(work, Message):
-        fields: dict[str, object] = {"queue": work.queue, "message_id": work.id, "delivery": work.read_ct}
+        fields: dict[str, object] = {
+            "queue": work.queue,
+            "message_id": work.id,
+            "delivery": work.read_ct,
+        }
     else:
         fields = {"queue": work[0].queue}
     token = _current.set(fields)
@@ -48,7 +55,11 @@ def set_up(level: str, format: str) -> None:
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     """Return what a record says of the message that it concerns."""
-    own = {name: getattr(record, name) for name in ("queue", "message_id", "delivery") if hasattr(record, name)}
+    own = {
+        name: getattr(record, name)
+        for name in ("queue", "message_id", "delivery")
+        if hasattr(record, name)
+    }
     return own or _current.get({})
 
 
@@ -56,7 +67,10 @@ class _TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
-        line = f"{time} {record.levelname:<7} {record.name}: {printable(record.getMessage())}{printable(fields)}"
+        line = (
+            f"{time} {record.levelname:<7} {record.name}:"
+            f" {printable(record.getMessage())}{printable(fields)}"
+        )
         return line + _trace(self, record)
 
 
@@ -75,4 +89,8 @@ class _JsonLines(logging.Formatter):
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    return "\n" + printable(formatter.formatException(record.exc_info), lines=True) if record.exc_info else ""
+    return (
+        "\n" + printable(formatter.formatException(record.exc_info), lines=True)
+        if record.exc_info
+        else ""
+    )

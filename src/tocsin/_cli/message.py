@@ -20,14 +20,16 @@ R = TypeVar("R")
 
 @click.group(cls=Group)
 def message() -> None:
-    """Look at a single message, or change one that waits; `tocsin queue messages` lists many."""
+    """Look at a single message, or change one that waits; `tocsin queue messages` lists
+    many."""
 
 
 @message.command(examples=["tocsin message get 4711", "tocsin message get 4711 --format json"])
 @id_argument("message")
 @on_store
 async def get(store: Store, screen: Screen, id: int) -> None:
-    """Show all of a message: waiting, leased, dead or archived; of a dead letter also its traceback."""
+    """Show all of a message: waiting, leased, dead or archived; of a dead letter also
+    its traceback."""
     info = await store.messages.get(id)
     screen.record(await store.dead_letters.get(id) if info.state == "dead" else info)
 
@@ -36,7 +38,8 @@ async def get(store: Store, screen: Screen, id: int) -> None:
 
 
 def name_of_message(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the id of a message as an argument or as ``--id``, or its queue and key as options."""
+    """Give a command the id of a message as an argument or as ``--id``, or its queue
+    and key as options."""
 
     @functools.wraps(function)
     def call(*args: Any, argument_id: int | None, option_id: int | None, **kwargs: Any) -> R:
@@ -46,17 +49,33 @@ def name_of_message(function: Callable[..., R]) -> Callable[..., R]:
         return function(*args, message_id=next(iter(given), None), **kwargs)
 
     argument = click.argument("argument_id", type=ID, required=False, metavar="[ID]")
-    option = click.option("--id", "option_id", type=ID, metavar="ID", help="The message's id, where it is no argument.")
-    queue = click.option("--queue", metavar="QUEUE", help="The message's queue, where --key names it.")
+    option = click.option(
+        "--id",
+        "option_id",
+        type=ID,
+        metavar="ID",
+        help="The message's id, where it is no argument.",
+    )
+    queue = click.option(
+        "--queue", metavar="QUEUE", help="The message's queue, where --key names it."
+    )
     key = click.option("--key", metavar="TEXT", help="The message's key, in place of its id.")
     return argument(option(queue(key(call))))
 
 
-@message.command(examples=["tocsin message cancel 4711", "tocsin message cancel --queue emails --key welcome-ada"])
+@message.command(
+    examples=[
+        "tocsin message cancel 4711",
+        "tocsin message cancel --queue emails --key welcome-ada",
+    ]
+)
 @name_of_message
 @on_store
-async def cancel(store: Store, screen: Screen, message_id: int | None, queue: str | None, key: str | None) -> None:
-    """Finish a message that waits, so that it is never delivered. It goes to the archive. Refused while a worker holds it."""
+async def cancel(
+    store: Store, screen: Screen, message_id: int | None, queue: str | None, key: str | None
+) -> None:
+    """Finish a message that waits, so that it is never delivered. It goes to the
+    archive. Refused while a worker holds it."""
     cancelled = await store.messages.cancel(message_id, queue=queue, key=key)
     screen.say(f"cancelled message {cancelled}", {"id": cancelled})
 
@@ -70,7 +89,9 @@ async def cancel(store: Store, screen: Screen, message_id: int | None, queue: st
 )
 @name_of_message
 @click.option("--delay", type=DURATION, help="Deliver it after this; 0: now.")
-@click.option("--at", type=MOMENT, help="Deliver it from this time on, such as 2030-01-31T08:00:00Z.")
+@click.option(
+    "--at", type=MOMENT, help="Deliver it from this time on, such as 2030-01-31T08:00:00Z."
+)
 @on_store
 async def reschedule(
     store: Store,
@@ -81,16 +102,31 @@ async def reschedule(
     delay: timedelta | None,
     at: datetime | None,
 ) -> None:
-    """Have a message that waits delivered at another time. Refused while a worker holds it."""
-    rescheduled = await store.messages.reschedule(message_id, delay=delay, at=at, queue=queue, key=key)
+    """Have a message that waits delivered at another time. Refused while a worker holds
+    it."""
+    rescheduled = await store.messages.reschedule(
+        message_id, delay=delay, at=at, queue=queue, key=key
+    )
     screen.say(f"rescheduled message {rescheduled}", {"id": rescheduled})
 
 
-@message.command(examples=["tocsin message reprioritise 4711 --priority -1", "tocsin message reprioritise 4711 --priority 10"])
+@message.command(
+    examples=[
+        "tocsin message reprioritise 4711 --priority -1",
+        "tocsin message reprioritise 4711 --priority 10",
+    ]
+)
 @name_of_message
 @click.option("--priority", type=PRIORITY, required=True, help="Smaller ones are delivered first.")
 @on_store
-async def reprioritise(store: Store, screen: Screen, message_id: int | None, queue: str | None, key: str | None, priority: int) -> None:
+async def reprioritise(
+    store: Store,
+    screen: Screen,
+    message_id: int | None,
+    queue: str | None,
+    key: str | None,
+    priority: int,
+) -> None:
     """Give a message that waits another priority. Refused while a worker holds it."""
     changed = await store.messages.reprioritise(message_id, priority=priority, queue=queue, key=key)
     screen.say(f"reprioritised message {changed}", {"id": changed})

@@ -1,4 +1,5 @@
-"""What options and arguments of several commands look like: durations, times, ids, and the question before something is destroyed."""
+"""What options and arguments of several commands look like: durations, times, ids, and
+the question before something is destroyed."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ class DurationType(ParamType):
 
     name = "duration"
 
-    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> timedelta:
+    def convert(
+        self, value: object, parameter: click.Parameter | None, context: click.Context | None
+    ) -> timedelta:
         """Parse it."""
         if isinstance(value, timedelta):
             return value
@@ -50,9 +53,15 @@ class RetentionType(DurationType):
 
     name = "duration|forever"
 
-    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+    def convert(
+        self, value: object, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
         """Parse it."""
-        return math.inf if value in ("forever", math.inf) else super().convert(value, parameter, context)
+        return (
+            math.inf
+            if value in ("forever", math.inf)
+            else super().convert(value, parameter, context)
+        )
 
 
 class MomentType(ParamType):
@@ -60,16 +69,26 @@ class MomentType(ParamType):
 
     name = "time"
 
-    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> datetime:
+    def convert(
+        self, value: object, parameter: click.Parameter | None, context: click.Context | None
+    ) -> datetime:
         """Parse it."""
         if isinstance(value, datetime):
             return value
         try:
             moment = datetime.fromisoformat(str(value))
         except ValueError:
-            self.fail(f"{value!r} is no time; expected one such as 2030-01-31T08:00:00Z", parameter, context)
+            self.fail(
+                f"{value!r} is no time; expected one such as 2030-01-31T08:00:00Z",
+                parameter,
+                context,
+            )
         if moment.tzinfo is None:
-            self.fail(f"{value!r} says no time zone; end it with Z, or with an offset such as +02:00", parameter, context)
+            self.fail(
+                f"{value!r} says no time zone; end it with Z, or with an offset such as +02:00",
+                parameter,
+                context,
+            )
         return moment
 
 
@@ -78,8 +97,11 @@ class KeysType(ParamType):
 
     name = "key,..."
 
-    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> list[str]:
-        """Parse them: separated by commas, or a JSON array where a key has a comma itself."""
+    def convert(
+        self, value: object, parameter: click.Parameter | None, context: click.Context | None
+    ) -> list[str]:
+        """Parse them: separated by commas, or a JSON array where a key has a comma
+        itself."""
         if isinstance(value, list):
             return value
         text = str(value)
@@ -103,7 +125,9 @@ class NumberType(ParamType):
         self._least = least
         self._most = most
 
-    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> int:
+    def convert(
+        self, value: object, parameter: click.Parameter | None, context: click.Context | None
+    ) -> int:
         """Parse it."""
         try:
             number = int(str(value))
@@ -126,10 +150,18 @@ ID = NumberType(1, 2**63 - 1)
 queue_argument = click.argument("queue")
 queue_option = click.option("--queue", metavar="QUEUE", help="Only of this queue.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would go, and change nothing.")
-older_than_option = click.option("--older-than", type=DURATION, help="Only what is older than this, such as 7d.")
-limit_option = click.option("--limit", type=COUNT, default=100, show_default=True, help="Show so many at most.")
-after_option = click.option("--after", type=ID, metavar="ID", help="Go on after this id, the last one that was shown.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Say what would go, and change nothing."
+)
+older_than_option = click.option(
+    "--older-than", type=DURATION, help="Only what is older than this, such as 7d."
+)
+limit_option = click.option(
+    "--limit", type=COUNT, default=100, show_default=True, help="Show so many at most."
+)
+after_option = click.option(
+    "--after", type=ID, metavar="ID", help="Go on after this id, the last one that was shown."
+)
 
 
 def id_argument(what: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
@@ -140,11 +172,20 @@ def id_argument(what: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
         def call(*args: Any, argument_id: int | None, option_id: int | None, **kwargs: Any) -> R:
             given = {argument_id, option_id} - {None}
             if len(given) != 1:
-                raise click.UsageError(f"say the {what}'s id once" if given else f"missing the {what}'s ID", click.get_current_context())
+                raise click.UsageError(
+                    f"say the {what}'s id once" if given else f"missing the {what}'s ID",
+                    click.get_current_context(),
+                )
             (kwargs["id"],) = given
             return function(*args, **kwargs)
 
-        option = click.option("--id", "option_id", type=ID, metavar="ID", help=f"The {what}'s id, where it is no argument.")
+        option = click.option(
+            "--id",
+            "option_id",
+            type=ID,
+            metavar="ID",
+            help=f"The {what}'s id, where it is no argument.",
+        )
         argument = click.argument("argument_id", type=ID, required=False, metavar="[ID]")
         return argument(option(call))
 
@@ -160,10 +201,12 @@ async def confirm(question: str, *, yes: bool) -> None:
         return
     if not is_terminal():
         raise click.ClickException(
-            "there is nobody to ask on a pipe; say --yes to do it without a question, or --dry-run where there is one"
+            "there is nobody to ask on a pipe; say --yes to do it without a question, or --dry-run"
+            " where there is one"
         )
     click.echo(f"{printable(question)} [y/N]: ", nl=False, err=True)
-    # Not a blocking read: a signal is to end the command meanwhile. A terminal is readable when there is a whole line.
+    # Not a blocking read: a signal is to end the command meanwhile. A terminal is
+    # readable when there is a whole line.
     await trio.lowlevel.wait_readable(sys.stdin.fileno())
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise click.ClickException("nothing was changed")

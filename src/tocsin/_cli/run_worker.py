@@ -24,25 +24,73 @@ logger = logging.getLogger("tocsin")
     cls=Command,
     examples=[
         "tocsin worker run emails my_service:send",
-        "tocsin worker run emails my_service.mail:Mailer.send --concurrency 10 --timeout 30s --grace 20s",
+        (
+            "tocsin worker run emails my_service.mail:Mailer.send --concurrency 10 --timeout 30s"
+            " --grace 20s"
+        ),
         "tocsin worker run emails my_service:send --once",
         "tocsin worker run emails my_service:send --reload --log-level debug",
     ],
 )
 @queue_argument
 @click.argument("handler", metavar="MODULE:HANDLER")
-@click.option("--concurrency", type=COUNT, default=1, show_default=True, help="Calls of the handler at a time.")
-@click.option("--batch", type=COUNT, help="The handler takes a list of so many messages at most.")
-@click.option("--once", is_flag=True, help="End when nothing is due any more and the last handler has ended.")
-@click.option("--ordered", is_flag=True, help="Begin no message before the one ahead of it is finished; one that failed holds up the rest.")
-@click.option("--grace", type=DURATION, help="After a signal or an interruption, cancel handlers that still run after this.")
-@click.option("--timeout", type=DURATION, help="A call of the handler that takes longer is cancelled, and has failed.")
-@click.option("--vt", type=DURATION, help="Length of the leases, which are extended while handlers run; the queue's own by default.")
-@click.option("--name", metavar="NAME", help="Name of the worker in the registry, unique for its queue; made up by default.")
-@click.option("--reload", is_flag=True, help="Restart when a Python file below the working directory changes. For development.")
-@click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True, help="Log nothing that matters less.")
 @click.option(
-    "--log-format", type=click.Choice(logs.FORMATS), default="text", show_default=True, help="Lines to read, or a JSON object per line."
+    "--concurrency",
+    type=COUNT,
+    default=1,
+    show_default=True,
+    help="Calls of the handler at a time.",
+)
+@click.option("--batch", type=COUNT, help="The handler takes a list of so many messages at most.")
+@click.option(
+    "--once", is_flag=True, help="End when nothing is due any more and the last handler has ended."
+)
+@click.option(
+    "--ordered",
+    is_flag=True,
+    help=(
+        "Begin no message before the one ahead of it is finished; one that failed holds up the"
+        " rest."
+    ),
+)
+@click.option(
+    "--grace",
+    type=DURATION,
+    help="After a signal or an interruption, cancel handlers that still run after this.",
+)
+@click.option(
+    "--timeout",
+    type=DURATION,
+    help="A call of the handler that takes longer is cancelled, and has failed.",
+)
+@click.option(
+    "--vt",
+    type=DURATION,
+    help="Length of the leases, which are extended while handlers run; the queue's own by default.",
+)
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="Name of the worker in the registry, unique for its queue; made up by default.",
+)
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Restart when a Python file below the working directory changes. For development.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(logs.LEVELS),
+    default="info",
+    show_default=True,
+    help="Log nothing that matters less.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMATS),
+    default="text",
+    show_default=True,
+    help="Lines to read, or a JSON object per line.",
 )
 @with_target
 async def run(
@@ -62,14 +110,17 @@ async def run(
     log_level: str,
     log_format: str,
 ) -> int:
-    """Consume a queue with a handler: a function of one message (or of a list, with --batch), async or plain.
+    """Consume a queue with a handler: a function of one message (or of a list, with
+    --batch), async or plain.
 
-    The module is found from the working directory. When the handler returns, its message is archived; when it raises, the message is
-    delivered again later, or becomes a dead letter after its last delivery.
+    The module is found from the working directory. When the handler returns, its
+    message is archived; when it raises, the message is delivered again later, or
+    becomes a dead letter after its last delivery.
 
-    SIGINT and SIGTERM drain: nothing more is taken, and the process ends with 0 when the handlers have. A second signal, a second later
-    or more, cancels them, and what they have is given back. `tocsin worker interrupt` drains too, from anywhere. The log goes to standard
-    error.
+    SIGINT and SIGTERM drain: nothing more is taken, and the process ends with 0 when
+    the handlers have. A second signal, a second later or more, cancels them, and what
+    they have is given back. `tocsin worker interrupt` drains too, from anywhere. The
+    log goes to standard error.
     """
     try:
         to_timedelta(vt, "--vt")
@@ -86,13 +137,29 @@ async def run(
     function = handlers.load(handler)
     logs.set_up(log_level, log_format)
     async with common.connect() as store, store.consumer(queue, name=name) as consumer:
-        logger.info("worker %d (%s) consumes %r with %s", consumer.worker_id, consumer.name, queue, handler)
+        logger.info(
+            "worker %d (%s) consumes %r with %s", consumer.worker_id, consumer.name, queue, handler
+        )
         try:
             async with drain_on_signals(consumer, grace=grace):
                 if batch is None:
-                    await consumer.handle(function, concurrency=concurrency, vt=vt, timeout=timeout, once=once, ordered=ordered)
+                    await consumer.handle(
+                        function,
+                        concurrency=concurrency,
+                        vt=vt,
+                        timeout=timeout,
+                        once=once,
+                        ordered=ordered,
+                    )
                 else:
-                    await consumer.handle_batches(function, size=batch, concurrency=concurrency, vt=vt, timeout=timeout, once=once)
+                    await consumer.handle_batches(
+                        function,
+                        size=batch,
+                        concurrency=concurrency,
+                        vt=vt,
+                        timeout=timeout,
+                        once=once,
+                    )
         except Suspended as suspended:
             logger.info("%s", suspended)
     return ExitCode.DONE

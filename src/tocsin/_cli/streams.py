@@ -1,4 +1,5 @@
-"""Standard input, output and errors, as a process may find them: closed, full, or in an encoding that lacks most characters."""
+"""Standard input, output and errors, as a process may find them: closed, full, or in an
+encoding that lacks most characters."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ class StreamClosed(Exception):
 def prepare() -> None:
     """Make the three streams usable.
 
-    A closed one is opened on nothing, since else the next file or socket would get its number. What cannot be encoded is written as an
-    escape sequence.
+    A closed one is opened on nothing, since else the next file or socket would get its
+    number. What cannot be encoded is written as an escape sequence.
     """
     if sys.stdin is None:  # as Python leaves it where the stream is closed
         _occupy(_INPUT, os.O_WRONLY)
@@ -53,7 +54,8 @@ def input_number() -> int:
 
 
 def give_up_output() -> None:
-    """Have Python not complain at exit of what could not be written: that was said already."""
+    """Have Python not complain at exit of what could not be written: that was said
+    already."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

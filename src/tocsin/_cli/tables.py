@@ -14,14 +14,17 @@ MESSAGES: list[Column[MessageInfo]] = [
     Column("STATE", lambda m: m.state),
     Column("PRIORITY", lambda m: m.priority, "number"),
     Column("AGE", lambda m: since(m.enqueued_at), "number"),
-    Column("DUE", lambda m: m.vt if m.state == "delayed" else m.due),  # one that failed in order is delivered later than its place says
+    # one that failed in order is delivered later than its place says
+    Column("DUE", lambda m: m.vt if m.state == "delayed" else m.due),
     Column("DELIVERIES", lambda m: m.read_ct, "number"),
     Column("WORKER", lambda m: m.consumer_worker_id, "number"),
     Column("KEY", lambda m: m.key),
     Column("ERROR", lambda m: m.last_error, "prose"),
     Column("PAYLOAD", lambda m: shorten(m.payload_text), "prose"),
 ]
-NARROW_MESSAGES: list[Column[MessageInfo]] = [c for c in MESSAGES if c.title in ("ID", "STATE", "AGE", "KEY", "ERROR", "PAYLOAD")]
+NARROW_MESSAGES: list[Column[MessageInfo]] = [
+    c for c in MESSAGES if c.title in ("ID", "STATE", "AGE", "KEY", "ERROR", "PAYLOAD")
+]
 """What there is room for within 80 columns."""
 DEAD_LETTERS: list[Column[DeadLetter]] = [
     Column("ID", lambda d: d.id, "number"),

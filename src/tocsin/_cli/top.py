@@ -1,8 +1,10 @@
 """``tocsin top``: queues and workers as they are now, on the whole screen.
 
-A frame is drawn when a queue's bell rings, but no more than ten a second; and once a second in any case. For producers ring only while a
-consumer sleeps (``sql/functions/ring.sql``), and nobody rings for what else is to be seen: messages that are handled, workers that come and
-go. So there is this one program that asks again and again; it does so only while somebody looks at it.
+A frame is drawn when a queue's bell rings, but no more than ten a second; and once a
+second in any case. For producers ring only while a consumer sleeps
+(``sql/functions/ring.sql``), and nobody rings for what else is to be seen: messages
+that are handled, workers that come and go. So there is this one program that asks again
+and again; it does so only while somebody looks at it.
 """
 
 from __future__ import annotations
@@ -54,12 +56,22 @@ class Frame:
     """Workers that are not stopped."""
 
 
-@click.command(cls=Command, examples=["tocsin top", "tocsin top --once", "tocsin top --once --format json"])
+@click.command(
+    cls=Command, examples=["tocsin top", "tocsin top --once", "tocsin top --once --format json"]
+)
 @click.option("--once", is_flag=True, help="Show one frame and end, as into a pipe.")
-@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Draw at least this often; without need not sooner.")
+@click.option(
+    "--interval",
+    type=DURATION,
+    default="1s",
+    show_default=True,
+    help="Draw at least this often; without need not sooner.",
+)
 @pass_common
 @on_store
-async def top(store: Store, screen: Screen, common: Common, *, once: bool, interval: timedelta) -> None:
+async def top(
+    store: Store, screen: Screen, common: Common, *, once: bool, interval: timedelta
+) -> None:
     """Show queues and workers on the whole screen, as they change. Leave it with q."""
     if interval <= timedelta(0):
         raise ValueError("--interval must be greater than 0")
@@ -74,7 +86,10 @@ async def top(store: Store, screen: Screen, common: Common, *, once: bool, inter
     from rich.live import Live
 
     console = open_console()
-    with _keys(), Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+    with (
+        _keys(),
+        Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live,
+    ):
         async with open_nursery_bare() as nursery:
             nursery.start_soon(_show, live, store, common, where, interval.total_seconds())
             if sys.stdin.isatty():
@@ -91,13 +106,22 @@ def _draw(frame: Frame, console: Console) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    queues = fit_table(console, frame.queues, METRICS, NARROW_METRICS) if frame.queues else Text("no queues")
-    workers = fit_table(console, frame.workers, WORKERS, NARROW_WORKERS) if frame.workers else Text("no workers")
+    queues = (
+        fit_table(console, frame.queues, METRICS, NARROW_METRICS)
+        if frame.queues
+        else Text("no queues")
+    )
+    workers = (
+        fit_table(console, frame.workers, WORKERS, NARROW_WORKERS)
+        if frame.workers
+        else Text("no workers")
+    )
     return Group(queues, Text(), workers)
 
 
 async def _show(live: Live, store: Store, common: Common, where: str, interval: float) -> NoReturn:
-    """Draw frame after frame. While the database is away the last one stays, with a line that says so."""
+    """Draw frame after frame. While the database is away the last one stays, with a
+    line that says so."""
     from rich.console import Group
     from rich.text import Text
 
@@ -108,15 +132,29 @@ async def _show(live: Live, store: Store, common: Common, where: str, interval: 
                 heard: set[str] = set()
                 while True:
                     for channel in {q.channel for q in await store.queues.list()} - heard:
-                        await line.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(channel)))
+                        await line.execute(
+                            psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(channel))
+                        )
                         heard.add(channel)
                     frame = _draw(await _look(store), live.console)
-                    live.update(Group(Text(f"tocsin top  {where}  (q to leave)\n", "dim"), frame), refresh=True)
+                    live.update(
+                        Group(Text(f"tocsin top  {where}  (q to leave)\n", "dim"), frame),
+                        refresh=True,
+                    )
                     with trio.move_on_after(interval):
                         await line.wait_for_notifications()
                     await trio.sleep(_REST)
         except (ConnectionLost, psycopg.OperationalError):
-            live.update(Group(Text(f"tocsin top  {where}  no connection, trying again (q to leave)\n", "bold red"), frame), refresh=True)
+            live.update(
+                Group(
+                    Text(
+                        f"tocsin top  {where}  no connection, trying again (q to leave)\n",
+                        "bold red",
+                    ),
+                    frame,
+                ),
+                refresh=True,
+            )
             await trio.sleep(interval)
 
 
@@ -124,7 +162,9 @@ async def _show(live: Live, store: Store, common: Common, where: str, interval: 
 async def _open_listen_connection(common: Common) -> Any:
     """A connection that listens."""
     settings = common.settings()
-    line: TrioConnection[Any] = await TrioConnection.connect(settings.listen_dsn or settings.dsn or "", autocommit=True)
+    line: TrioConnection[Any] = await TrioConnection.connect(
+        settings.listen_dsn or settings.dsn or "", autocommit=True
+    )
     try:
         line.add_notify_handler(lambda _: None)
         yield line
@@ -134,7 +174,8 @@ async def _open_listen_connection(common: Common) -> Any:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Have the terminal give each key as it is pressed, Ctrl-C like the others, and show none of them."""
+    """Have the terminal give each key as it is pressed, Ctrl-C like the others, and
+    show none of them."""
     if not sys.stdin.isatty():
         yield
         return

@@ -59,14 +59,18 @@ def worker() -> None:
 worker.add_command(run)
 
 
-@worker.command("list", examples=["tocsin worker list", "tocsin worker list --queue emails --format json"])
+@worker.command(
+    "list", examples=["tocsin worker list", "tocsin worker list --queue emails --format json"]
+)
 @queue_option
 @on_store
 async def list_workers(store: Store, screen: Screen, queue: str | None) -> None:
     """Show workers, by id."""
     if queue is not None:
         await store.queues.get(queue)
-    screen.table(await store.workers.list(queue), WORKERS, narrow=NARROW_WORKERS, empty="no workers")
+    screen.table(
+        await store.workers.list(queue), WORKERS, narrow=NARROW_WORKERS, empty="no workers"
+    )
 
 
 @worker.command(examples=["tocsin worker get 42"])
@@ -85,7 +89,9 @@ async def get(store: Store, screen: Screen, id: int) -> None:
 async def messages(store: Store, screen: Screen, id: int, limit: int, after: int | None) -> None:
     """Show the messages that a worker holds."""
     info = await (await store.workers.get(id)).info()
-    found = await store.messages.list(info.queue, state="leased", worker=id, limit=limit, after=after)
+    found = await store.messages.list(
+        info.queue, state="leased", worker=id, limit=limit, after=after
+    )
     screen.table(found, MESSAGES, narrow=NARROW_MESSAGES, empty=f"worker {id} holds no messages")
 
 
@@ -93,7 +99,8 @@ async def messages(store: Store, screen: Screen, id: int, limit: int, after: int
 @id_argument("worker")
 @on_store
 async def release_messages(store: Store, screen: Screen, id: int) -> None:
-    """Give back what a worker holds, for others to take at once. Its handlers are cancelled.
+    """Give back what a worker holds, for others to take at once. Its handlers are
+    cancelled.
 
     It goes on, and may take them again; with suspend --release it does not.
     """
@@ -104,7 +111,11 @@ async def release_messages(store: Store, screen: Screen, id: int) -> None:
 @worker.command(examples=["tocsin worker suspend 42 --drain", "tocsin worker suspend 42 --release"])
 @id_argument("worker")
 @click.option("--drain", is_flag=True, help="Its handlers may finish what they have.")
-@click.option("--release", is_flag=True, help="Its handlers are cancelled, and what it holds is given back at once.")
+@click.option(
+    "--release",
+    is_flag=True,
+    help="Its handlers are cancelled, and what it holds is given back at once.",
+)
 @on_store
 async def suspend(store: Store, screen: Screen, id: int, *, drain: bool, release: bool) -> None:
     """Have a worker take no more messages until it is resumed; its process stays.
@@ -127,10 +138,15 @@ async def resume(store: Store, screen: Screen, id: int) -> None:
 
 @worker.command(examples=["tocsin worker interrupt 42", "tocsin worker interrupt 42 --grace 30s"])
 @id_argument("worker")
-@click.option("--grace", type=DURATION, help="Cancel handlers that still run after this; without it they may take their time.")
+@click.option(
+    "--grace",
+    type=DURATION,
+    help="Cancel handlers that still run after this; without it they may take their time.",
+)
 @on_store
 async def interrupt(store: Store, screen: Screen, id: int, grace: timedelta | None) -> None:
-    """End a worker's run: it takes no more messages, its handlers finish what they have, and `tocsin worker run` ends."""
+    """End a worker's run: it takes no more messages, its handlers finish what they
+    have, and `tocsin worker run` ends."""
     await (await store.workers.get(id)).interrupt(grace=grace)
     await _show_state(screen, store, id)
 
@@ -139,7 +155,8 @@ async def interrupt(store: Store, screen: Screen, id: int, grace: timedelta | No
 @id_argument("worker")
 @on_store
 async def shutdown(store: Store, screen: Screen, id: int) -> None:
-    """Stop a suspended worker for good. Refused in another state, and while it holds messages; see stop."""
+    """Stop a suspended worker for good. Refused in another state, and while it holds
+    messages; see stop."""
     await (await store.workers.get(id)).shutdown()
     await _show_state(screen, store, id)
 
@@ -148,19 +165,42 @@ async def shutdown(store: Store, screen: Screen, id: int) -> None:
 @id_argument("worker")
 @on_store
 async def stop(store: Store, screen: Screen, id: int) -> None:
-    """Stop a worker for good, whatever state it is in. Its handlers are cancelled, and what it holds is given back."""
+    """Stop a worker for good, whatever state it is in. Its handlers are cancelled, and
+    what it holds is given back."""
     released = await (await store.workers.get(id)).stop()
-    screen.say(f"worker {id} is stopped, and has given back {released} messages", {"id": id, "released": released})
+    screen.say(
+        f"worker {id} is stopped, and has given back {released} messages",
+        {"id": id, "released": released},
+    )
 
 
-@worker.command(examples=["tocsin worker purge --older-than 7d --dry-run", "tocsin worker purge --older-than 7d --queue emails --yes"])
-@click.option("--older-than", type=DURATION, required=True, help="Only those that were stopped longer ago than this, such as 7d.")
+@worker.command(
+    examples=[
+        "tocsin worker purge --older-than 7d --dry-run",
+        "tocsin worker purge --older-than 7d --queue emails --yes",
+    ]
+)
+@click.option(
+    "--older-than",
+    type=DURATION,
+    required=True,
+    help="Only those that were stopped longer ago than this, such as 7d.",
+)
 @queue_option
 @dry_run_option
 @yes_option
 @on_store
-async def purge(store: Store, screen: Screen, older_than: timedelta, queue: str | None, *, dry_run: bool, yes: bool) -> None:
-    """Forget workers that were stopped long ago. Messages, archive and dead letters keep their ids."""
+async def purge(
+    store: Store,
+    screen: Screen,
+    older_than: timedelta,
+    queue: str | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Forget workers that were stopped long ago. Messages, archive and dead letters
+    keep their ids."""
     if not dry_run and not yes:
         would = await store.workers.purge(older_than, queue=queue, dry_run=True)
         await confirm(f"Forget {len(would)} stopped workers for good?", yes=yes)
@@ -186,12 +226,15 @@ async def delete(store: Store, screen: Screen, id: int, *, yes: bool) -> None:
 @id_argument("worker")
 @on_store
 async def heartbeat(store: Store, screen: Screen, id: int) -> None:
-    """Note a sign of life of a worker now. Tocsin's own heartbeat makes this unnecessary."""
+    """Note a sign of life of a worker now. Tocsin's own heartbeat makes this
+    unnecessary."""
     await (await store.workers.get(id)).heartbeat()
     await _show_state(screen, store, id)
 
 
-@worker.command(examples=["tocsin worker stats", "tocsin worker stats --queue emails --format json"])
+@worker.command(
+    examples=["tocsin worker stats", "tocsin worker stats --queue emails --format json"]
+)
 @queue_option
 @on_store
 async def stats(store: Store, screen: Screen, queue: str | None) -> None:
@@ -199,7 +242,12 @@ async def stats(store: Store, screen: Screen, queue: str | None) -> None:
     screen.record(await store.workers.stats(queue))
 
 
-@worker.command(examples=["tocsin worker health", "tocsin worker health --queue emails --max-age 300 --max-running 2h"])
+@worker.command(
+    examples=[
+        "tocsin worker health",
+        "tocsin worker health --queue emails --max-age 300 --max-running 2h",
+    ]
+)
 @queue_option
 @click.option(
     "--max-age",
@@ -211,27 +259,41 @@ async def stats(store: Store, screen: Screen, queue: str | None) -> None:
 @click.option(
     "--max-running",
     type=DURATION,
-    help="The longest time at one message; by default ten times the queue's vt, but at least 5m and at most 1h.",
+    help=(
+        "The longest time at one message; by default ten times the queue's vt, but at least 5m and"
+        " at most 1h."
+    ),
 )
 @on_store
-async def health(store: Store, screen: Screen, queue: str | None, max_age: timedelta, max_running: timedelta | None) -> ExitCode:
-    """Look for workers without a sign of life or with a handler that seems to hang, and for messages that wait while nobody consumes.
+async def health(
+    store: Store,
+    screen: Screen,
+    queue: str | None,
+    max_age: timedelta,
+    max_running: timedelta | None,
+) -> ExitCode:
+    """Look for workers without a sign of life or with a handler that seems to hang, and
+    for messages that wait while nobody consumes.
 
     Exits with 4 if there is a problem.
 
-    A paused queue is no problem, since it is paused on purpose; a line says when messages wait there.
+    A paused queue is no problem, since it is paused on purpose; a line says when
+    messages wait there.
     """
     found = await store.workers.health(queue, max_age=max_age, max_running=max_running)
     screen.table(found, _HEALTH, narrow=_NARROW_HEALTH, empty="no queues")
     for h in found:
         if h.paused_for is not None and h.ready:
             screen.remark(
-                f"queue {h.queue!r} has been paused for {write_age(h.paused_for)}, and at least {h.ready} messages wait; "
-                f"`tocsin queue resume {shlex.quote(h.queue)}` ends that"
+                f"queue {h.queue!r} has been paused for {write_age(h.paused_for)}, and at least"
+                f" {h.ready} messages wait; `tocsin queue resume {shlex.quote(h.queue)}` ends that"
             )
     return ExitCode.DONE if all(h.healthy for h in found) else ExitCode.UNHEALTHY
 
 
 async def _show_state(screen: Screen, store: Store, worker_id: int) -> None:
     info = await (await store.workers.get(worker_id)).info()
-    screen.say(f"worker {info.id} ({info.name!r}) is {info.status.value}, and holds {info.held} messages", info)
+    screen.say(
+        f"worker {info.id} ({info.name!r}) is {info.status.value}, and holds {info.held} messages",
+        info,
+    )

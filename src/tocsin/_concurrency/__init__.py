@@ -1,1 +1,2 @@
-"""Structured concurrency on trio that knows nothing of Tocsin: nurseries, locks, backoff."""
+"""Structured concurrency on trio that knows nothing of Tocsin: nurseries, locks,
+backoff."""

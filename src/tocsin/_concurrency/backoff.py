@@ -13,11 +13,13 @@ logger = logging.getLogger("tocsin")
 FIRST = 0.05
 """Longest first wait, in seconds."""
 LONGEST = 2.0
-"""Longest wait of all, in seconds: shorter than the ten that a server is up before anyone is declared dead (``processes.sql``)."""
+"""Longest wait of all, in seconds: shorter than the ten that a server is up before
+anyone is declared dead (``processes.sql``)."""
 
 
 def delays() -> Iterator[float]:
-    """Yield waits in seconds, growing, each drawn at random so that the processes of a whole fleet do not come back in step."""
+    """Yield waits in seconds, growing, each drawn at random so that the processes of a
+    whole fleet do not come back in step."""
     longest = FIRST
     while True:
         yield random.uniform(longest / 2, longest)
@@ -25,7 +27,8 @@ def delays() -> Iterator[float]:
 
 
 class OutageRetry:
-    """One loop's attempts. An outage is one warning and, when it is over, one line that says how long it was."""
+    """One loop's attempts. An outage is one warning and, when it is over, one line that
+    says how long it was."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -44,6 +47,8 @@ class OutageRetry:
     def succeeded(self) -> None:
         """Note that it works."""
         if self._since is not None:
-            logger.info("%s: works again after %.1f s", self._what, trio.current_time() - self._since)
+            logger.info(
+                "%s: works again after %.1f s", self._what, trio.current_time() - self._since
+            )
             self._since = None
             self._waits = delays()

@@ -1,9 +1,10 @@
 """The lock that serializes the use of one connection.
 
-psycopg takes it around every statement, and a statement is a checkpoint already; `trio.Lock` would make one
-more, which costs a pass through trio's loop per round trip. This one yields only when it has to wait. It also
-does not mind which task releases it: psycopg holds it across a generator (``stream()``, ``notifies()``), and
-a generator may be finalized by another task than the one that began it.
+psycopg takes it around every statement, and a statement is a checkpoint already;
+`trio.Lock` would make one more, which costs a pass through trio's loop per round trip.
+This one yields only when it has to wait. It also does not mind which task releases it:
+psycopg holds it across a generator (``stream()``, ``notifies()``), and a generator may
+be finalized by another task than the one that began it.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Lock:
     async def acquire(self) -> None:
         """Take the lock; a checkpoint only if it is held.
 
-        Cancelled, the lock was not taken. A waiter to whom it was handed over before the cancellation has it,
-        and returns.
+        Cancelled, the lock was not taken. A waiter to whom it was handed over before
+        the cancellation has it, and returns.
         """
         if self._held:
             await self._waiters.park()
@@ -40,7 +41,8 @@ class Lock:
     @enable_ki_protection
     def release(self) -> None:
         """Hand the lock to whoever has waited longest."""
-        # It stays held when it is handed over, so that nobody can take it before the waiter runs.
+        # It stays held when it is handed over, so that nobody can take it before the
+        # waiter runs.
         if self._waiters:
             self._waiters.unpark()
         else:
@@ -51,5 +53,10 @@ class Lock:
         await self.acquire()
 
     @enable_ki_protection
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.release()

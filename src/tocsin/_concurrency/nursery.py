@@ -1,11 +1,12 @@
 """A nursery for use inside public coroutines, whose errors come out as they went in.
 
-Trio wraps whatever leaves a nursery in an `ExceptionGroup`, even a single error: a caller cannot know how
-many tasks ran inside. For a nursery that is a detail of some function's inside that is the wrong way round: a
-caller who writes ``except psycopg.OperationalError`` should not have to know that the function needs a helper
-task. Opening the nursery with ``strict_exception_groups=False`` would do nearly this, but trio deprecates it.
-So the nursery here undoes the wrapping when there is nothing to group: one cause comes out bare, two and more
-stay a group.
+Trio wraps whatever leaves a nursery in an `ExceptionGroup`, even a single error: a
+caller cannot know how many tasks ran inside. For a nursery that is a detail of some
+function's inside that is the wrong way round: a caller who writes ``except
+psycopg.OperationalError`` should not have to know that the function needs a helper
+task. Opening the nursery with ``strict_exception_groups=False`` would do nearly this,
+but trio deprecates it. So the nursery here undoes the wrapping when there is nothing to
+group: one cause comes out bare, two and more stay a group.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ __all__ = ["open_nursery_bare"]
 async def open_nursery_bare() -> AsyncIterator[trio.Nursery]:
     """Open a nursery that raises a single error bare instead of in an `ExceptionGroup`.
 
-    `trio.Cancelled` does not count: it is what happened to the other tasks because of the error. With several errors the group is raised as
-    it is, and a group that the block or a task has raised itself stays one. Cancellation is what it is in `trio.open_nursery`: all tasks
-    have ended when the block is left.
+    `trio.Cancelled` does not count: it is what happened to the other tasks because of
+    the error. With several errors the group is raised as it is, and a group that the
+    block or a task has raised itself stays one. Cancellation is what it is in
+    `trio.open_nursery`: all tasks have ended when the block is left.
     """
     try:
         async with trio.open_nursery() as nursery:
@@ -35,8 +37,8 @@ async def open_nursery_bare() -> AsyncIterator[trio.Nursery]:
             raise
     else:
         return
-    # Raised outside the except clause, and its context put back, so that the group does not appear in the
-    # traceback.
+    # Raised outside the except clause, and its context put back, so that the group does
+    # not appear in the traceback.
     context = cause.__context__
     try:
         raise cause

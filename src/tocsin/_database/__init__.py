@@ -1,1 +1,2 @@
-"""The database as the rest of Tocsin sees it: connections, sessions, errors, and the installed schema."""
+"""The database as the rest of Tocsin sees it: connections, sessions, errors, and the
+installed schema."""

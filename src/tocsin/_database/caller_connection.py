@@ -1,8 +1,9 @@
 """Statements of Tocsin's on a connection of the caller's, in the caller's transaction.
 
-A program calls them with blocking psycopg, or with async psycopg on any event loop. A task of trio's has `fetch_value`: it drives
-Tocsin's own connections itself, and uses a blocking one in a thread. The connection stays as it is: its cursor and row factories do not
-count, and the caller commits.
+A program calls them with blocking psycopg, or with async psycopg on any event loop. A
+task of trio's has `fetch_value`: it drives Tocsin's own connections itself, and uses a
+blocking one in a thread. The connection stays as it is: its cursor and row factories do
+not count, and the caller commits.
 """
 
 from __future__ import annotations
@@ -29,13 +30,19 @@ AnyConnection: TypeAlias = Connection | Blocking
 """What a statement can be run on in the caller's transaction."""
 
 
-async def fetch_value(connection: AnyConnection, schema: Schema, statement: str, parameters: Sequence[object]) -> Any:
-    """Run a statement that gives one value, written for the schema ``tocsin``, and return the value.
+async def fetch_value(
+    connection: AnyConnection, schema: Schema, statement: str, parameters: Sequence[object]
+) -> Any:
+    """Run a statement that gives one value, written for the schema ``tocsin``, and
+    return the value.
 
-    Raises Tocsin's errors, `TypeError`. Cancelled, the statement has failed or taken effect within the transaction.
+    Raises Tocsin's errors, `TypeError`. Cancelled, the statement has failed or taken
+    effect within the transaction.
     """
     if isinstance(connection, psycopg.Connection):
-        return await run_blocking(connection, partial(call, connection, schema, statement, parameters))
+        return await run_blocking(
+            connection, partial(call, connection, schema, statement, parameters)
+        )
     return await call_async(check_driven_by_trio(connection), schema, statement, parameters)
 
 
@@ -49,50 +56,70 @@ def check_driven_by_trio(connection: Connection) -> Connection:
     """Return the connection; raises `TypeError` for one that trio cannot drive."""
     if not isinstance(connection, TrioConnection):
         raise TypeError(
-            f"connection must be one of Tocsin's (Store.transaction, tocsin.driver) or a blocking psycopg.Connection, "
-            f"not {type(connection).__name__}"
+            "connection must be one of Tocsin's (Store.transaction, tocsin.driver) or a blocking"
+            f" psycopg.Connection, not {type(connection).__name__}"
         )
     return connection
 
 
 def call(connection: Blocking, schema: Schema, statement: str, parameters: Sequence[object]) -> Any:
-    """Run a statement that gives one value, written for the schema ``tocsin``, and return the value."""
+    """Run a statement that gives one value, written for the schema ``tocsin``, and
+    return the value."""
     with raising_ours(connection, schema):
         return fetch(connection, schema.render(statement), parameters)
 
 
-async def call_async(connection: Async, schema: Schema, statement: str, parameters: Sequence[object]) -> Any:
+async def call_async(
+    connection: Async, schema: Schema, statement: str, parameters: Sequence[object]
+) -> Any:
     """Like `call`. Cancelled, the statement has failed or taken effect."""
     with raising_ours(connection, schema):
         return await fetch_async(connection, schema.render(statement), parameters)
 
 
 def fetch(connection: Blocking, statement: str, parameters: Sequence[object]) -> Any:
-    """Run a statement that gives one value, and return the value. Raises psycopg's errors."""
+    """Run a statement that gives one value, and return the value. Raises psycopg's
+    errors."""
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-    (value,) = cursor.execute(*_in_any_encoding(connection, statement, parameters)).fetchone() or (None,)
+    (value,) = cursor.execute(*_in_any_encoding(connection, statement, parameters)).fetchone() or (
+        None,
+    )
     return value
 
 
 async def fetch_async(connection: Async, statement: str, parameters: Sequence[object]) -> Any:
     """Like `fetch`. Cancelled, the statement has failed or taken effect."""
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
-    (value,) = await (await cursor.execute(*_in_any_encoding(connection, statement, parameters))).fetchone() or (None,)
+    (value,) = await (
+        await cursor.execute(*_in_any_encoding(connection, statement, parameters))
+    ).fetchone() or (None,)
     return value
 
 
-def _in_any_encoding(connection: Blocking | Async, statement: str, parameters: Sequence[object]) -> tuple[bytes, Sequence[object]]:
-    """Return the statement and its parameters as they can be sent in the encoding of the caller's connection.
+def _in_any_encoding(
+    connection: Blocking | Async, statement: str, parameters: Sequence[object]
+) -> tuple[bytes, Sequence[object]]:
+    """Return the statement and its parameters as they can be sent in the encoding of
+    the caller's connection.
 
-    In another than UTF-8 the characters of a parameter may be missing, or the server may take them for others. So the server is sent the
-    parameter's UTF-8 in hexadecimal, and told to make a text of it in the database's own encoding.
+    In another than UTF-8 the characters of a parameter may be missing, or the server
+    may take them for others. So the server is sent the parameter's UTF-8 in
+    hexadecimal, and told to make a text of it in the database's own encoding.
     """
     foreign = [isinstance(p, str) and not p.isascii() for p in parameters]
     if connection.info.encoding == "utf-8" or not any(foreign):
         return statement.encode(), parameters
     first, *rest = statement.split("%s")
-    written = "".join([first, *((_HEXADECIMAL if f else "%s") + part for f, part in zip(foreign, rest, strict=True))])
-    return written.encode(), [p.encode().hex() if isinstance(p, str) and f else p for f, p in zip(foreign, parameters, strict=True)]
+    written = "".join(
+        [
+            first,
+            *((_HEXADECIMAL if f else "%s") + part for f, part in zip(foreign, rest, strict=True)),
+        ]
+    )
+    return written.encode(), [
+        p.encode().hex() if isinstance(p, str) and f else p
+        for f, p in zip(foreign, parameters, strict=True)
+    ]
 
 
 _HEXADECIMAL = "pg_catalog.convert_from(pg_catalog.decode(%s, 'hex'), 'UTF8')"

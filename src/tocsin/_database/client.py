@@ -1,4 +1,5 @@
-"""Calling the contract: one place that runs the schema's functions and turns what the database says into Tocsin's errors."""
+"""Calling the contract: one place that runs the schema's functions and turns what the
+database says into Tocsin's errors."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ Row: TypeAlias = tuple[Any, ...]
 T = TypeVar("T")
 
 REPEATS = 3
-"""How many more times a transaction of one statement is sent that had no effect: a deadlock, a conflict, a full queue of notifications."""
+"""How many more times a transaction of one statement is sent that had no effect: a
+deadlock, a conflict, a full queue of notifications."""
 
 _BEGIN: Statement = (b"begin", ())
 _NEXT: Statement = (b"commit and chain", ())
@@ -48,39 +50,67 @@ _SOMETHING_MISSING = (
 
 
 def clean_dsn(dsn: str) -> str:
-    """Return a DSN as libpq takes it: without white space around it, and without the driver that SQLAlchemy's URLs name."""
+    """Return a DSN as libpq takes it: without white space around it, and without the
+    driver that SQLAlchemy's URLs name."""
     return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn.strip())
 
 
 def describe_address(dsn: str) -> str:
-    """Return host and port of a DSN for messages, without anything secret. Raises `ConfigError` for a DSN that is none."""
+    """Return host and port of a DSN for messages, without anything secret. Raises
+    `ConfigError` for a DSN that is none."""
     try:
         parameters = parse_conninfo(dsn)
     except psycopg.ProgrammingError as error:
         problem = str(error)
         if "percent" not in problem:
-            problem = "not a PostgreSQL connection string; expected postgresql://user@host:port/database"
+            problem = (
+                "not a PostgreSQL connection string; expected postgresql://user@host:port/database"
+            )
         raise ConfigError("dsn", problem) from None
-    defaults = {d.keyword.decode(): d.val.decode() for d in psycopg.pq.Conninfo.get_defaults() if d.val}
-    host = parameters.get("host") or parameters.get("hostaddr") or defaults.get("host") or "the default socket"
+    defaults = {
+        d.keyword.decode(): d.val.decode() for d in psycopg.pq.Conninfo.get_defaults() if d.val
+    }
+    host = (
+        parameters.get("host")
+        or parameters.get("hostaddr")
+        or defaults.get("host")
+        or "the default socket"
+    )
     port = parameters.get("port") or defaults.get("port") or "5432"
     hosts = str(host).split(",")
     ports = str(port).split(",")
-    # What libpq takes for a host or a port is a part of the password when that has a / or an @ in it.
+    # What libpq takes for a host or a port is a part of the password when that has a /
+    # or an @ in it.
     if any("@" in h[1:] for h in hosts) or not all(p.isdecimal() for p in ports if p):
-        raise ConfigError("dsn", "host or port make no sense; special characters in a password must be percent-encoded (%40 is an @)")
+        raise ConfigError(
+            "dsn",
+            "host or port make no sense; special characters in a password must be percent-encoded"
+            " (%40 is an @)",
+        )
     if not str(parameters.get("connect_timeout") or 0).lstrip("-").isdecimal():
         raise ConfigError("dsn", "connect_timeout must be a number of seconds")
-    return ",".join(f"{h}:{p}" for h, p in zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False))
+    return ",".join(
+        f"{h}:{p}"
+        for h, p in zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False)
+    )
 
 
 class Database:
     """A pool of connections to one database, and the schema in it."""
 
-    def __init__(self, pool: Pool[Any], schema: Schema, address: str, grace: Grace, watch: Watch, connect: Connect) -> None:
+    def __init__(
+        self,
+        pool: Pool[Any],
+        schema: Schema,
+        address: str,
+        grace: Grace,
+        watch: Watch,
+        connect: Connect,
+    ) -> None:
         self.pool = pool
         self.grace = grace
-        """How long cleaning up after a cancellation may take, which all connections to the database share."""
+        """How long cleaning up after a cancellation may take, which all connections to
+        the database share."""
         self.schema = schema
         self.address = address
         self._watch = watch
@@ -90,10 +120,12 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, *, lent: bool = False) -> AsyncIterator[Connection]:
-        """Lend a connection of the pool; what psycopg raises meanwhile comes out as Tocsin's errors.
+        """Lend a connection of the pool; what psycopg raises meanwhile comes out as
+        Tocsin's errors.
 
-        ``lent`` says that it is a user who runs statements there, so that the session is reset afterwards: Tocsin's own set nothing in it.
-        Cancellation gives the connection back.
+        ``lent`` says that it is a user who runs statements there, so that the session
+        is reset afterwards: Tocsin's own set nothing in it. Cancellation gives the
+        connection back.
         """
         own = not lent
         try:
@@ -112,7 +144,8 @@ class Database:
             raise _closed() from None
 
     async def terminate_abandoned(self) -> None:
-        """Return when no session goes on that was given up when the server could not be told so.
+        """Return when no session goes on that was given up when the server could not be
+        told so.
 
         Raises Tocsin's errors. Cancelled, they have ended or not.
         """
@@ -120,11 +153,14 @@ class Database:
             async with self.connection() as connection:
                 await self._watch.terminate_abandoned(connection)
 
-    async def fetch(self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None) -> list[Row]:
+    async def fetch(
+        self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None
+    ) -> list[Row]:
         """Run one statement, written for the schema ``tocsin``, and return its rows.
 
-        On the connection ``on``, else on one of the pool, where it is a transaction of its own. Raises Tocsin's errors. Cancellation
-        cancels the statement: it has taken effect as a whole or not at all.
+        On the connection ``on``, else on one of the pool, where it is a transaction of
+        its own. Raises Tocsin's errors. Cancellation cancels the statement: it has
+        taken effect as a whole or not at all.
         """
         if on is not None:
             try:
@@ -133,16 +169,23 @@ class Database:
                 raise await self._translate(error) from error
         return await self._repeated(partial(self._fetch, statement, parameters))
 
-    async def fetch_one(self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None) -> Row:
+    async def fetch_one(
+        self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None
+    ) -> Row:
         """Like `fetch`, for a statement that gives exactly one row."""
         (row,) = await self.fetch(statement, parameters, on=on)
         return row
 
-    async def fetch_from_any(self, statement: str, parameters: Sequence[object], *, after: float) -> list[Row]:
-        """Like `fetch`, for a statement that may be run twice and cannot wait for what is wrong with one connection to be found out.
+    async def fetch_from_any(
+        self, statement: str, parameters: Sequence[object], *, after: float
+    ) -> list[Row]:
+        """Like `fetch`, for a statement that may be run twice and cannot wait for what
+        is wrong with one connection to be found out.
 
-        When there is no answer ``after`` so many seconds, it is also run on a new connection. The first answer counts, and the connection
-        that the other one would have come from is closed. Raises Tocsin's errors. Cancelled, it has taken effect or not.
+        When there is no answer ``after`` so many seconds, it is also run on a new
+        connection. The first answer counts, and the connection that the other one would
+        have come from is closed. Raises Tocsin's errors. Cancelled, it has taken effect
+        or not.
         """
         answers: list[list[Row]] = []
         failures: list[Exception] = []
@@ -155,7 +198,9 @@ class Database:
                 async with lend as connection:
                     under_way.add(connection)
                     try:
-                        rows = await self._repeated(partial(self._fetch_on, connection, statement, parameters))
+                        rows = await self._repeated(
+                            partial(self._fetch_on, connection, statement, parameters)
+                        )
                     finally:
                         under_way.discard(connection)
             except PoolClosed:
@@ -165,7 +210,8 @@ class Database:
             else:
                 answers.append(rows)
                 for other in under_way:
-                    other.give_up("another connection was faster")  # to call it off could take as long as its answer
+                    # to call it off could take as long as its answer
+                    other.give_up("another connection was faster")
                 nursery.cancel_scope.cancel()
             first_over.set()
 
@@ -177,7 +223,7 @@ class Database:
                 nursery.start_soon(attempt, self._new_connection())
         if answers:
             return answers[0]
-        (failure, *_) = failures
+        failure, *_ = failures
         raise await self._translate(failure) if isinstance(failure, psycopg.Error) else failure
 
     @asynccontextmanager
@@ -189,25 +235,40 @@ class Database:
             connection.finish()
 
     async def run(self, statement: str, parameters: Sequence[str | None]) -> Rows:
-        """Run a statement whose parameters are ``$1`` and so on, as text, written for the schema ``tocsin``, and return its rows.
+        """Run a statement whose parameters are ``$1`` and so on, as text, written for
+        the schema ``tocsin``, and return its rows.
 
-        It is a transaction of its own, on a connection of the pool. For statements where every tenth of a millisecond counts: there is
-        less between the caller and the server. Raises Tocsin's errors. Cancelled, it has taken effect as a whole or not at all.
+        It is a transaction of its own, on a connection of the pool. For statements
+        where every tenth of a millisecond counts: there is less between the caller and
+        the server. Raises Tocsin's errors. Cancelled, it has taken effect as a whole or
+        not at all.
         """
-        return await self._repeated(partial(self._run, self._render(statement), _encode(parameters)))
+        return await self._repeated(
+            partial(self._run, self._render(statement), _encode(parameters))
+        )
 
-    async def run_pipelined(self, statements: Sequence[tuple[str, Sequence[str | None]]], answer: int, *, otherwise: str) -> Rows:
-        """Run statements like `run`, each a transaction of its own, in one request; return the rows of the one with this index.
+    async def run_pipelined(
+        self, statements: Sequence[tuple[str, Sequence[str | None]]], answer: int, *, otherwise: str
+    ) -> Rows:
+        """Run statements like `run`, each a transaction of its own, in one request;
+        return the rows of the one with this index.
 
-        Where there is a pooler in between, only that one is run, written as in ``otherwise``. None behind a statement that has failed is
-        run. Raises Tocsin's errors; `ConnectionLost`, whose outcome is unknown, also if one behind that one has failed. Cancelled, as many
-        of them as were committed by then have taken effect.
+        Where there is a pooler in between, only that one is run, written as in
+        ``otherwise``. None behind a statement that has failed is run. Raises Tocsin's
+        errors; `ConnectionLost`, whose outcome is unknown, also if one behind that one
+        has failed. Cancelled, as many of them as were committed by then have taken
+        effect.
         """
-        encoded = [(self._render(statement), _encode(parameters)) for statement, parameters in statements]
-        return await self._repeated(partial(self._run_in_turn, encoded, answer, self._render(otherwise)))
+        encoded = [
+            (self._render(statement), _encode(parameters)) for statement, parameters in statements
+        ]
+        return await self._repeated(
+            partial(self._run_in_turn, encoded, answer, self._render(otherwise))
+        )
 
     async def _repeated(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Make an attempt at a transaction, and others while PostgreSQL says that it has had no effect and that the next may succeed."""
+        """Make an attempt at a transaction, and others while PostgreSQL says that it
+        has had no effect and that the next may succeed."""
         waits = islice(delays(), REPEATS)
         while True:
             try:
@@ -234,14 +295,17 @@ class Database:
 
     @property
     def failing_for(self) -> float | None:
-        """For how many seconds no statement on a connection of the pool has succeeded and some have failed; None while they succeed."""
+        """For how many seconds no statement on a connection of the pool has succeeded
+        and some have failed; None while they succeed."""
         return None if self._failing_since is None else trio.current_time() - self._failing_since
 
     async def _fetch(self, statement: str, parameters: Sequence[object]) -> list[Row]:
         async with self.pool.connection(reset=False) as connection:
             return await self._fetch_on(connection, statement, parameters)
 
-    async def _fetch_on(self, connection: Connection, statement: str, parameters: Sequence[object]) -> list[Row]:
+    async def _fetch_on(
+        self, connection: Connection, statement: str, parameters: Sequence[object]
+    ) -> list[Row]:
         with self._dropped_if_useless(connection):
             return await self._execute(connection, statement, parameters)
 
@@ -253,7 +317,9 @@ class Database:
                 self._drop_if_useless(connection, error)
                 raise
 
-    async def _run_in_turn(self, statements: Sequence[Statement], answer: int, otherwise: bytes) -> Rows:
+    async def _run_in_turn(
+        self, statements: Sequence[Statement], answer: int, otherwise: bytes
+    ) -> Rows:
         together: list[Statement] = [_BEGIN]
         for statement in statements[:-1]:
             together += statement, _NEXT
@@ -262,10 +328,15 @@ class Database:
             with self._dropped_if_useless(connection):
                 if not connection.session_is_ours:
                     return await connection.run_prepared(otherwise, statements[answer][1])
-                return await connection.run_together([*together, statements[-1]], 2 * answer + 1, settled=2 * answer + 2)
+                return await connection.run_together(
+                    [*together, statements[-1]], 2 * answer + 1, settled=2 * answer + 2
+                )
 
-    async def _execute(self, connection: Connection, statement: str, parameters: Sequence[object]) -> list[Row]:
-        # In binary, since the text of times and intervals depends on the session's settings, which behind a pooler are not ours.
+    async def _execute(
+        self, connection: Connection, statement: str, parameters: Sequence[object]
+    ) -> list[Row]:
+        # In binary, since the text of times and intervals depends on the session's
+        # settings, which behind a pooler are not ours.
         cursor = await connection.execute(self._render(statement), parameters, binary=True)
         return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
@@ -278,7 +349,8 @@ class Database:
             raise
 
     def _drop_if_useless(self, connection: Connection, error: psycopg.Error) -> None:
-        """Close a connection after an error that makes a new one a better one, and the idle ones that have the same fault."""
+        """Close a connection after an error that makes a new one a better one, and the
+        idle ones that have the same fault."""
         if is_useless(error):
             connection.finish()
             if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
@@ -288,7 +360,8 @@ class Database:
         return self.schema.render(statement).encode()
 
     async def check_served(self) -> None:
-        """Raise `SchemaNewer` when the schema serves later versions of Tocsin only. Changes nothing, cancelled or not."""
+        """Raise `SchemaNewer` when the schema serves later versions of Tocsin only.
+        Changes nothing, cancelled or not."""
         for row in await self.fetch("select version, serves, digest from tocsin.contract"):
             found = Contract(*row)
             if not found.serves_us():
@@ -311,4 +384,6 @@ def _encode(parameters: Sequence[str | None]) -> list[bytes | None]:
 
 
 def _closed() -> TocsinError:
-    return TocsinError("this store is closed: its `async with tocsin.connect(...)` block has been left")
+    return TocsinError(
+        "this store is closed: its `async with tocsin.connect(...)` block has been left"
+    )

@@ -1,4 +1,5 @@
-"""Opening the connections of a store: what they are told on the way, and what their sessions are."""
+"""Opening the connections of a store: what they are told on the way, and what their
+sessions are."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from .client import Connection
 from .error_mapping import translate
 
 
-async def open_watched(dsn: str, hosts: Hosts, address: str, grace: Grace, watch: Watch) -> Connection:
+async def open_watched(
+    dsn: str, hosts: Hosts, address: str, grace: Grace, watch: Watch
+) -> Connection:
     """Open a connection that a store is to use, and have the watch know of it.
 
     Raises `ConnectionLost`, `ConfigError`. Cancelled, nothing is left open.
@@ -34,9 +37,14 @@ async def open_watched(dsn: str, hosts: Hosts, address: str, grace: Grace, watch
 
 
 async def open_unwatched(dsn: str, hosts: Hosts) -> Connection:
-    """Connect, and set the session up. Raises psycopg's errors. Cancelled, nothing is left open, at once."""
+    """Connect, and set the session up. Raises psycopg's errors. Cancelled, nothing is
+    left open, at once."""
     connection: Connection = await TrioConnection.connect(
-        network.complete(dsn), autocommit=True, fallback_application_name="tocsin", client_encoding=session.ENCODING, hosts=hosts
+        network.complete(dsn),
+        autocommit=True,
+        fallback_application_name="tocsin",
+        client_encoding=session.ENCODING,
+        hosts=hosts,
     )
     connection.share_grace(Grace(0))
     try:

@@ -1,4 +1,5 @@
-"""PostgreSQL's errors as Tocsin's: which are an outage, which say that a statement had no effect, and which are a refusal of ours."""
+"""PostgreSQL's errors as Tocsin's: which are an outage, which say that a statement had
+no effect, and which are a refusal of ours."""
 
 from __future__ import annotations
 
@@ -32,31 +33,47 @@ from tocsin.errors import (
 )
 
 TRANSIENT = (ConnectionLost, psycopg.OperationalError, psycopg.InternalError)
-"""What passes by itself, so that a loop tries again: no connection, a deadlock, a cancelled statement, a lack of resources, a session whose
-caches are wrong."""
+"""What passes by itself, so that a loop tries again: no connection, a deadlock, a
+cancelled statement, a lack of resources, a session whose caches are wrong."""
 
 
 def is_refusal(error: psycopg.Error) -> bool:
-    """Whether the database refuses certain rows, and will again: by a constraint, a trigger, an index that they are too large for."""
-    refusals = psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.RaiseException
+    """Whether the database refuses certain rows, and will again: by a constraint, a
+    trigger, an index that they are too large for."""
+    refusals = (
+        psycopg.DataError,
+        psycopg.IntegrityError,
+        psycopg.errors.ProgramLimitExceeded,
+        psycopg.errors.RaiseException,
+    )
     return isinstance(error, refusals)
 
 
 def translate(error: psycopg.Error, address: str, *, own: bool = True) -> Exception:
-    """Return the error of Tocsin's that a psycopg error means, or the psycopg error itself when it means none of them.
+    """Return the error of Tocsin's that a psycopg error means, or the psycopg error
+    itself when it means none of them.
 
-    ``own``: the statement and its transaction were Tocsin's. What those of the user meet is psycopg's error while the session goes on.
+    ``own``: the statement and its transaction were Tocsin's. What those of the user
+    meet is psycopg's error while the session goes on.
     """
     code = error.sqlstate or ""
     if code.startswith("TC"):
         return _refusal(
-            code, error.diag.message_primary or "", error.diag.message_hint or "", json.loads(error.diag.message_detail or "{}")
+            code,
+            error.diag.message_primary or "",
+            error.diag.message_hint or "",
+            json.loads(error.diag.message_detail or "{}"),
         )
     if is_connection_loss(error) or (own and is_outage(error)):
         return ConnectionLost(address, _one_line(error))
-    if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:  # else it is something within, such as a trigger
-        return PermissionDenied(_one_line(error), "Tocsin's owner may, and can let other roles in", role=None)
-    if isinstance(error, psycopg.errors.UntranslatableCharacter) and (found := _untranslatable(error.diag.message_primary or "")):
+    # else it is something within, such as a trigger
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:
+        return PermissionDenied(
+            _one_line(error), "Tocsin's owner may, and can let other roles in", role=None
+        )
+    if isinstance(error, psycopg.errors.UntranslatableCharacter) and (
+        found := _untranslatable(error.diag.message_primary or "")
+    ):
         return CharacterUnsupported(*found)
     return error
 
@@ -65,55 +82,96 @@ _READ_ONLY = "25006"
 
 
 def is_connection_loss(error: psycopg.Error) -> bool:
-    """Whether the error says that the server could not be reached or has ended the session."""
+    """Whether the error says that the server could not be reached or has ended the
+    session."""
     code = error.sqlstate
     if code is None:  # raised by libpq or psycopg, not by the server
         return isinstance(error, psycopg.OperationalError)
-    # Class 08: connection exceptions. 28: authentication. 25P03, 25P04, 57P05: the session's timeouts. 57P01 to 57P04: shut down, crashed,
-    # starting up, database dropped. 3D000: no such database. 53300: no more connections.
-    return code[:2] in ("08", "28") or code in ("25P03", "25P04", "57P01", "57P02", "57P03", "57P04", "57P05", "3D000", "53300")
+    # Class 08: connection exceptions. 28: authentication. 25P03, 25P04, 57P05: the
+    # session's timeouts. 57P01 to 57P04: shut down, crashed, starting up, database
+    # dropped. 3D000: no such database. 53300: no more connections.
+    return code[:2] in ("08", "28") or code in (
+        "25P03",
+        "25P04",
+        "57P01",
+        "57P02",
+        "57P03",
+        "57P04",
+        "57P05",
+        "3D000",
+        "53300",
+    )
 
 
 def is_outage(error: psycopg.Error) -> bool:
-    """Whether the error says that the server cannot do at present what a statement of Tocsin's asks for, and may be able to later."""
-    # Class 40: rolled back, or its outcome is unknown. 53: no memory, disk or connections. 57: ended by an administrator or a timeout.
-    # 55P03: a lock did not come in time.
+    """Whether the error says that the server cannot do at present what a statement of
+    Tocsin's asks for, and may be able to later."""
+    # Class 40: rolled back, or its outcome is unknown. 53: no memory, disk or
+    # connections. 57: ended by an administrator or a timeout. 55P03: a lock did not
+    # come in time.
     code = error.sqlstate or ""
-    return is_connection_loss(error) or code[:2] in ("40", "53", "57") or code in (_READ_ONLY, "55P03") or is_undone(error)
+    return (
+        is_connection_loss(error)
+        or code[:2] in ("40", "53", "57")
+        or code in (_READ_ONLY, "55P03")
+        or is_undone(error)
+    )
 
 
 def is_lock_timeout(error: ConnectionLost | psycopg.Error) -> bool:
-    """Whether a statement has waited in vain for another transaction's lock: see ``tocsin.hurry``."""
-    return isinstance(error, psycopg.errors.LockNotAvailable) or isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
+    """Whether a statement has waited in vain for another transaction's lock: see
+    ``tocsin.limit_lock_wait``."""
+    return isinstance(error, psycopg.errors.LockNotAvailable) or isinstance(
+        error.__cause__, psycopg.errors.LockNotAvailable
+    )
 
 
 def is_undone(error: psycopg.Error) -> bool:
-    """Whether the error says that a transaction of one statement has had no effect, and may succeed at once when it is sent again."""
-    # Class 40: a deadlock, or a conflict at a stricter isolation level. 40003, which a proxy may send, says that the
-    # outcome is unknown. The other two have no code of their own.
+    """Whether the error says that a transaction of one statement has had no effect, and
+    may succeed at once when it is sent again."""
+    # Class 40: a deadlock, or a conflict at a stricter isolation level. 40003, which a
+    # proxy may send, says that the outcome is unknown. The other two have no code of
+    # their own.
     code, source = error.sqlstate or "", error.diag.source_function
-    return (code[:2] == "40" and code != "40003") or is_notify_queue_full(error) or source == "RevalidateCachedQuery"
+    return (
+        (code[:2] == "40" and code != "40003")
+        or is_notify_queue_full(error)
+        or source == "RevalidateCachedQuery"
+    )
 
 
 def is_notify_queue_full(error: psycopg.Error) -> bool:
-    """Whether a transaction was not committed because PostgreSQL's queue of notifications is full."""
-    return isinstance(error, psycopg.errors.ProgramLimitExceeded) and (error.diag.source_file or "").endswith("async.c")
+    """Whether a transaction was not committed because PostgreSQL's queue of
+    notifications is full."""
+    return isinstance(error, psycopg.errors.ProgramLimitExceeded) and (
+        error.diag.source_file or ""
+    ).endswith("async.c")
 
 
 def is_useless(error: psycopg.Error) -> bool:
-    """Whether the session is of no use after this error, while a new one may be: on another server, or with other caches."""
+    """Whether the session is of no use after this error, while a new one may be: on
+    another server, or with other caches."""
     code = error.sqlstate or ""
-    return code == _READ_ONLY or code[:2] == "XX" or is_connection_loss(error) or error.diag.source_function == "RevalidateCachedQuery"
+    return (
+        code == _READ_ONLY
+        or code[:2] == "XX"
+        or is_connection_loss(error)
+        or error.diag.source_function == "RevalidateCachedQuery"
+    )
 
 
 def is_read_only(error: psycopg.Error, connection: psycopg.BaseConnection[Any]) -> bool:
-    """Whether a transaction was refused as read-only, and the server makes each so, and not only the user of this connection this one."""
+    """Whether a transaction was refused as read-only, and the server makes each so, and
+    not only the user of this connection this one."""
     names = (b"in_hot_standby", b"default_transaction_read_only")
-    return error.sqlstate == _READ_ONLY and any(connection.pgconn.parameter_status(name) == b"on" for name in names)
+    return error.sqlstate == _READ_ONLY and any(
+        connection.pgconn.parameter_status(name) == b"on" for name in names
+    )
 
 
 def _untranslatable(problem: str) -> tuple[str, str] | None:
-    """Return what PostgreSQL says of a character, in whatever language: its bytes, the encoding that it has and that which has it not."""
+    """Return what PostgreSQL says of a character, in whatever language: its bytes, the
+    encoding that it has and that which has it not."""
     found = re.fullmatch(r'[^"]*?((?:0x[0-9a-f]{2} ?)+)[^"]*"UTF8"[^"]*"(\w+)"[^"]*', problem)
     return found and (bytes.fromhex(found[1].replace("0x", "")).decode(errors="replace"), found[2])
 
@@ -125,7 +183,13 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
         case "TC002":
             return QueueAlreadyExists(detail["queue"])
         case "TC003":
-            return PayloadTooLarge(problem, hint, actual=detail["actual"], maximum=detail["maximum"], index=detail["index"])
+            return PayloadTooLarge(
+                problem,
+                hint,
+                actual=detail["actual"],
+                maximum=detail["maximum"],
+                index=detail["index"],
+            )
         case "TC004":
             return WorkerNotFound(problem, hint, worker_id=detail["worker_id"])
         case "TC005" | "TC006":
@@ -140,21 +204,33 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
                 retry_after=detail.get("retry_after"),
             )
         case "TC007":
-            return PendingMessages(problem, hint, count=detail["count"], worker_id=detail["worker_id"])
+            return PendingMessages(
+                problem, hint, count=detail["count"], worker_id=detail["worker_id"]
+            )
         case "TC008":
             return ProcessDeclaredDead(problem)
         case "TC009":
             return PayloadInvalid(describe_path(detail["path"]), detail["reason"], detail["index"])
         case "TC010":
-            return QueueNotEmpty(problem, hint, queue=detail["queue"], workers=detail["workers"], messages=detail["messages"])
+            return QueueNotEmpty(
+                problem,
+                hint,
+                queue=detail["queue"],
+                workers=detail["workers"],
+                messages=detail["messages"],
+            )
         case "TC011":
             return QueueBusy(problem, hint, queue=detail["queue"])
         case "TC014":
             return KeyTaken(problem, hint, ids=tuple(detail["ids"]))
         case "TC015":
-            return MessageNotWaiting(problem, hint, message_id=detail["message_id"], state=detail["state"])
+            return MessageNotWaiting(
+                problem, hint, message_id=detail["message_id"], state=detail["state"]
+            )
         case "TC016":
-            return MessageNotFound(problem, hint, message_id=detail["message_id"], key=detail["key"])
+            return MessageNotFound(
+                problem, hint, message_id=detail["message_id"], key=detail["key"]
+            )
         case "TC022":
             return ValueError(join_advice(problem, hint))
         case "TC023":

@@ -1,4 +1,5 @@
-"""The database roles that may use Tocsin beside the schema's owner; what each may do says ``sql/security/access.sql``."""
+"""The database roles that may use Tocsin beside the schema's owner; what each may do
+says ``sql/security/access.sql``."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ _MAX_BYTES = 63
 def _check_name(roles: object, attribute: attrs.Attribute[Any], name: str | None) -> None:
     # PostgreSQL would cut a longer name, and then find another role than was meant.
     if name is not None and (not name or "\0" in name or len(name.encode()) > _MAX_BYTES):
-        raise ConfigError(f"roles.{attribute.name}", f"{name!r} is no name of a role: 1 to {_MAX_BYTES} bytes of text")
+        raise ConfigError(
+            f"roles.{attribute.name}",
+            f"{name!r} is no name of a role: 1 to {_MAX_BYTES} bytes of text",
+        )
     if name is not None and (name.startswith("pg_") or name in ("public", "none")):
         raise ConfigError(f"roles.{attribute.name}", f"{name!r} is PostgreSQL's own")
 
@@ -24,8 +28,10 @@ class Roles:
     """Names of the roles that `Store.install` lets in; None for one that is not wanted."""
 
     producer: str | None = attrs.field(default="tocsin_producer", validator=_check_name)
-    """Its members may enqueue to the queues that they were granted, and nothing else."""
+    """Its members may enqueue to the queues that they were granted, and nothing else.
+    """
     consumer: str | None = attrs.field(default="tocsin_consumer", validator=_check_name)
-    """Its members may consume from every queue, and enqueue to those that they were granted."""
+    """Its members may consume from every queue, and enqueue to those that they were
+    granted."""
     admin: str | None = attrs.field(default="tocsin_admin", validator=_check_name)
     """Its members may do all but install and uninstall, and read every table."""

@@ -1,7 +1,8 @@
 """The schema that holds Tocsin: its name, and the SQL that defines it.
 
-The SQL files are the contract, and the only copy of it: an installed package carries them in its folder ``sql``, a checkout has
-them at its top. They name the schema ``tocsin``; installing under another name replaces the two spellings ``tocsin.`` and
+The SQL files are the contract, and the only copy of it: an installed package carries
+them in its folder ``sql``, a checkout has them at its top. They name the schema
+``tocsin``; installing under another name replaces the two spellings ``tocsin.`` and
 ``'tocsin'`` (see the head of ``0001_tables.sql``).
 """
 
@@ -26,9 +27,16 @@ _OUR_SPELLINGS = re.compile(r"\btocsin\.|'tocsin'")
 
 def _check_name(schema: Schema, attribute: object, name: str) -> None:
     if not _IDENTIFIER.fullmatch(name):
-        raise ConfigError("schema", f"{name!r} is no valid name: letters, digits and underscores, not beginning with a digit")
+        raise ConfigError(
+            "schema",
+            f"{name!r} is no valid name: letters, digits and underscores, not beginning with a"
+            " digit",
+        )
     if len(name) > _MAX_IDENTIFIER_BYTES:
-        raise ConfigError("schema", f"{name!r} is {len(name)} bytes long, PostgreSQL allows {_MAX_IDENTIFIER_BYTES}")
+        raise ConfigError(
+            "schema",
+            f"{name!r} is {len(name)} bytes long, PostgreSQL allows {_MAX_IDENTIFIER_BYTES}",
+        )
     if name.startswith("pg_") or name in ("public", "information_schema"):
         raise ConfigError("schema", f"{name!r} is not Tocsin's; it needs a schema of its own")
 
@@ -42,7 +50,9 @@ class Schema:
 
     def render(self, text: str) -> str:
         """Return SQL written for the schema ``tocsin`` as SQL for this one."""
-        return _OUR_SPELLINGS.sub(lambda m: f"'{self.name}'" if m[0].startswith("'") else f'"{self.name}".', text)
+        return _OUR_SPELLINGS.sub(
+            lambda m: f"'{self.name}'" if m[0].startswith("'") else f'"{self.name}".', text
+        )
 
 
 @attrs.frozen
@@ -94,7 +104,8 @@ class Contract:
     serves: int
     """The oldest version whose clients it serves."""
     digest: str
-    """Digest of its SQL, which tells two states of one version apart while it is developed."""
+    """Digest of its SQL, which tells two states of one version apart while it is
+    developed."""
 
     def serves_us(self) -> bool:
         """Whether this package can go on with it as it is."""

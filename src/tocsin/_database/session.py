@@ -1,25 +1,32 @@
-"""The sessions of Tocsin's own connections: what their settings are, whatever role, database, server and environment set for sessions.
+"""The sessions of Tocsin's own connections: what their settings are, whatever role,
+database, server and environment set for sessions.
 
-A session that is ours gets them in the first statement after connecting, and again when one that was lent is reset.
-``client_encoding`` is a parameter of the connection, too. So it is right from the start, after a reset, and behind PgBouncer, which gives
-each of its clients the encoding that it asked for.
+A session that is ours gets them in the first statement after connecting, and again when
+one that was lent is reset. ``client_encoding`` is a parameter of the connection, too.
+So it is right from the start, after a reset, and behind PgBouncer, which gives each of
+its clients the encoding that it asked for.
 
 What each of them is for:
 
 - The encoding: the fast statements (``driver/_prepared.py``) send and receive UTF-8.
 - The isolation level: claims and deletions read what was committed a moment ago.
-- The styles of dates and intervals: psycopg reads no others. Tocsin's own results are binary and have no style; this is for the
-  statements of those to whom a connection is lent.
+- The styles of dates and intervals: psycopg reads no others. Tocsin's own results are
+  binary and have no style; this is for the statements of those to whom a connection is
+  lent.
 - ``array_nulls``: psycopg writes arrays as text.
-- The timeouts: the client's patience ends a statement, and a lock that is held for long is waited for, so that a message is not refused
-  because a table is locked for a moment. In a transaction that is lent, the timeouts of the user's role count again (`USERS_LIMITS`).
+- The timeouts: the client's patience ends a statement, and a lock that is held for long
+  is waited for, so that a message is not refused because a table is locked for a
+  moment. In a transaction that is lent, the timeouts of the user's role count again
+  (`USERS_LIMITS`).
 
-What is not set, on purpose: ``default_transaction_read_only``, since an administrator who makes a database read-only means everyone;
-``synchronous_commit``, since how durable a commit is belongs to the user; ``TimeZone`` and ``search_path``, which matter to the user's own
-statements and to none of ours.
+What is not set, on purpose: ``default_transaction_read_only``, since an administrator
+who makes a database read-only means everyone; ``synchronous_commit``, since how durable
+a commit is belongs to the user; ``TimeZone`` and ``search_path``, which matter to the
+user's own statements and to none of ours.
 
-Behind a pooler nothing is set, for the next client of that session would have it. No result there depends on it: what remains are the
-user's isolation level and timeouts, which end a statement as an outage does.
+Behind a pooler nothing is set, for the next client of that session would have it. No
+result there depends on it: what remains are the user's isolation level and timeouts,
+which end a statement as an outage does.
 """
 
 from __future__ import annotations
@@ -35,7 +42,12 @@ from . import network
 ENCODING: Final = "UTF8"
 """The encoding of each connection."""
 
-USERS_LIMITS: Final = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+USERS_LIMITS: Final = (
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "transaction_timeout",
+)
 """Settings that are the user's own again in a transaction that is lent."""
 
 SETTINGS: Final[Mapping[str, str]] = {
@@ -48,40 +60,51 @@ SETTINGS: Final[Mapping[str, str]] = {
     "idle_session_timeout": "0",
     **network.ON_THE_SERVER,
 }
-"""The settings of each session that is ours. One that the server does not know is left out: ``transaction_timeout`` came with 17."""
+"""The settings of each session that is ours. One that the server does not know is left
+out: ``transaction_timeout`` came with 17."""
 
 
 async def set_up(connection: TrioConnection[Any]) -> None:
-    """Make the session of a new connection what Tocsin's statements need; one round trip.
+    """Make the session of a new connection what Tocsin's statements need; one round
+    trip.
 
-    Raises psycopg's errors, and `ConfigError` behind a pooler that ignores the encoding. Cancelled, the session is set up or not.
+    Raises psycopg's errors, and `ConfigError` behind a pooler that ignores the
+    encoding. Cancelled, the session is set up or not.
     """
     await connection.take_session(SETTINGS)
     if not connection.session_is_ours:
-        # What psycopg prepares may not be there for the next transaction, and a statement that fails in one cannot be repeated.
+        # What psycopg prepares may not be there for the next transaction, and a
+        # statement that fails in one cannot be repeated.
         connection.prepare_threshold = None
         if connection.info.encoding != "utf-8":
-            raise ConfigError("dsn", _FOREIGN_ENCODING.format(connection.pgconn.parameter_status(b"client_encoding")))
+            raise ConfigError(
+                "dsn",
+                _FOREIGN_ENCODING.format(connection.pgconn.parameter_status(b"client_encoding")),
+            )
 
 
 _FOREIGN_ENCODING = (
-    "the pooler ignores client_encoding=UTF8, and its sessions have {}; have it pass that parameter on, "
-    "or run: alter role ... set client_encoding = 'UTF8'"
+    "the pooler ignores client_encoding=UTF8, and its sessions have {}; have it pass that parameter"
+    " on, or run: alter role ... set client_encoding = 'UTF8'"
 )
 
 
 async def lend(connection: TrioConnection[Any]) -> None:
-    """In a transaction: let the user's own limits count until it ends. Costs a round trip if there are any. Raises psycopg's errors."""
+    """In a transaction: let the user's own limits count until it ends. Costs a round
+    trip if there are any. Raises psycopg's errors."""
     limits = [name for name in USERS_LIMITS if connection.settings_before.get(name, "0") != "0"]
     if limits:
-        await connection.execute("; ".join(f"set local {name} to default" for name in limits).encode())
+        await connection.execute(
+            "; ".join(f"set local {name} to default" for name in limits).encode()
+        )
 
 
 async def reset(connection: TrioConnection[Any]) -> None:
-    """Undo what the user of a connection that was lent has set in its session; one round trip.
+    """Undo what the user of a connection that was lent has set in its session; one
+    round trip.
 
-    Behind a pooler the session belongs to all of its clients, and stays as it is. Raises psycopg's errors. Cancelled, all of it is undone
-    or nothing.
+    Behind a pooler the session belongs to all of its clients, and stays as it is.
+    Raises psycopg's errors. Cancelled, all of it is undone or nothing.
     """
     if connection.session_is_ours:
         await connection.reset_session()

@@ -1,8 +1,11 @@
-"""How many transactions of users there may be at a time, so that one connection is left for everything else.
+"""How many transactions of users there may be at a time, so that one connection is left
+for everything else.
 
-A handler that is in a transaction asks the store for other things meanwhile, and its lease is to be extended. With every connection lent to
-a transaction, that would wait for the transactions to end. The pool may have ``pool_size`` connections, but a server may give fewer. So a
-store's second transaction and those after it begin when there is one connection more than they need, not when there may be one.
+A handler that is in a transaction asks the store for other things meanwhile, and its
+lease is to be extended. With every connection lent to a transaction, that would wait
+for the transactions to end. The pool may have ``pool_size`` connections, but a server
+may give fewer. So a store's second transaction and those after it begin when there is
+one connection more than they need, not when there may be one.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from tocsin.driver import Pool, PoolClosed
 __all__ = ["TransactionLimit"]
 
 INSIST_FOR: Final = 30.0
-"""How long, in seconds, a transaction waits for a connection that the server does not give, before it makes do without one left."""
+"""How long, in seconds, a transaction waits for a connection that the server does not
+give, before it makes do without one left."""
 
 
 class TransactionLimit:
-    """Held by each transaction while it has a connection: an asynchronous context manager."""
+    """Held by each transaction while it has a connection: an asynchronous context
+    manager."""
 
     def __init__(self, pool: Pool[Any]) -> None:
         self._pool = pool
@@ -31,7 +36,8 @@ class TransactionLimit:
         self._waiting = trio.lowlevel.ParkingLot()
 
     async def __aenter__(self) -> None:
-        """Wait until a connection would be left. Raises what opening one raises if there is none at all. Cancelled, nothing is held."""
+        """Wait until a connection would be left. Raises what opening one raises if
+        there is none at all. Cancelled, nothing is held."""
         pauses = delays()
         deadline = trio.current_time() + INSIST_FOR
         while not await self._may_begin():
@@ -42,12 +48,18 @@ class TransactionLimit:
                 await self._waiting.park()
         self._running += 1
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._running -= 1
         self._waiting.unpark()
 
     async def _may_begin(self) -> bool:
-        # The first one gets the only connection, if there is no other: without it there would be no transaction at all.
+        # The first one gets the only connection, if there is no other: without it there
+        # would be no transaction at all.
         while (wanted := self._running + 2) > 2:
             if self._running >= self._most:
                 return False

@@ -23,18 +23,29 @@ NORTH, SOUTH = "north", "south"
 async def perform(dsn: str, root: Path, paths: Sequence[str], view: View) -> Report:
     """Do it all in this database, and return what came of it.
 
-    Raises `TocsinError` and what psycopg raises. Cancelled, its schemas stay until the next demo drops them; nothing runs on.
+    Raises `TocsinError` and what psycopg raises. Cancelled, its schemas stay until the
+    next demo drops them; nothing runs on.
     """
-    async with connect(dsn, schema=QUEUE_SCHEMA, pool_size=2 * CONCURRENCY + 4) as store, open_tables(dsn) as tables:
+    async with (
+        connect(dsn, schema=QUEUE_SCHEMA, pool_size=2 * CONCURRENCY + 4) as store,
+        open_tables(dsn) as tables,
+    ):
         await store.install()
         delays: list[float] = []
         async with view.bars(wakeup.MESSAGES, {"wake-up": delays.__len__}):
             measured = await wakeup.measure(store, dsn, delays)
-        view.say("wake-up", f"{measured.messages} single messages from another process, awake after {measured.p50:.2f} ms (median)")
+        view.say(
+            "wake-up",
+            f"{measured.messages} single messages from another process, awake after"
+            f" {measured.p50:.2f} ms (median)",
+        )
 
         began = trio.current_time()
         await enqueue(store, paths)
-        view.say("enqueue", f"{len(paths):,} messages in one transaction, in {trio.current_time() - began:.2f} s")
+        view.say(
+            "enqueue",
+            f"{len(paths):,} messages in one transaction, in {trio.current_time() - began:.2f} s",
+        )
 
         began = trio.current_time()
         await _share_the_work(store, root, len(paths), view)
@@ -51,12 +62,22 @@ async def _share_the_work(store: Store, root: Path, total: int, view: View) -> N
             await work(store, consumer, root, progress)
         except Suspended as suspended:
             done = f"{suspended.handled:,} handled, {suspended.released} released"
-            view.say(str(consumer.name), f"{suspended.reason} at {finished.total():,} of {total:,} files: {done}")
+            view.say(
+                str(consumer.name),
+                f"{suspended.reason} at {finished.total():,} of {total:,} files: {done}",
+            )
 
     async with (
         store.consumer(QUEUE, name=NORTH) as north,
         store.consumer(QUEUE, name=SOUTH) as south,
-        view.bars(total, {"files": finished.total, NORTH: lambda: finished[NORTH], SOUTH: lambda: finished[SOUTH]}),
+        view.bars(
+            total,
+            {
+                "files": finished.total,
+                NORTH: lambda: finished[NORTH],
+                SOUTH: lambda: finished[SOUTH],
+            },
+        ),
         open_nursery_bare() as nursery,
     ):
         for consumer in (north, south):

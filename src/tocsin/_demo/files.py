@@ -1,7 +1,8 @@
 """The files to work on, and how a message names one.
 
-A name is bytes to the operating system, and need not be text; a payload is text. So a message has the path percent-encoded, as a URL would,
-which leaves ordinary names as they are.
+A name is bytes to the operating system, and need not be text; a payload is text. So a
+message has the path percent-encoded, as a URL would, which leaves ordinary names as
+they are.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ NOT_OURS = frozenset({"site-packages", "__pycache__"})
 
 
 def standard_library() -> Path:
-    """Return the folder of this Python's standard library: some thousand files that everybody has."""
+    """Return the folder of this Python's standard library: some thousand files that
+    everybody has."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def find(root: Path, skipped: frozenset[str]) -> list[str]:
-    """Return the regular files below a directory, as messages name them, in order. Symbolic links are not followed.
+    """Return the regular files below a directory, as messages name them, in order.
+    Symbolic links are not followed.
 
-    Directories that cannot be read are left out, and so are those with a name in ``skipped``.
+    Directories that cannot be read are left out, and so are those with a name in
+    ``skipped``.
     """
     base = os.fsencode(root)
     found: list[bytes] = []
@@ -34,13 +38,18 @@ def find(root: Path, skipped: frozenset[str]) -> list[str]:
             entries = list(os.scandir(directories.pop()))
         except OSError:
             continue
-        directories += [e.path for e in entries if e.is_dir(follow_symlinks=False) and os.fsdecode(e.name) not in skipped]
+        directories += [
+            e.path
+            for e in entries
+            if e.is_dir(follow_symlinks=False) and os.fsdecode(e.name) not in skipped
+        ]
         found += [e.path for e in entries if e.is_file(follow_symlinks=False)]
     return sorted(quote(os.path.relpath(path, base)) for path in found)
 
 
 def digest(root: Path, name: str) -> tuple[str, int]:
-    """Return a file's SHA-256 and its size in bytes. Raises `OSError` if it has gone or cannot be read."""
+    """Return a file's SHA-256 and its size in bytes. Raises `OSError` if it has gone or
+    cannot be read."""
     with open(os.path.join(os.fsencode(root), unquote_to_bytes(name)), "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return sha256, file.tell()

@@ -1,7 +1,9 @@
-"""The demo's own tables, in schema ``tocsin_demo``, and the check that needs no other witness than the database.
+"""The demo's own tables, in schema ``tocsin_demo``, and the check that needs no other
+witness than the database.
 
-Tocsin is installed for the demo in a schema of its own, ``tocsin_demo_queue``, so that the demo can drop all that its last run left, and
-touches nothing else in a database that it was given.
+Tocsin is installed for the demo in a schema of its own, ``tocsin_demo_queue``, so that
+the demo can drop all that its last run left, and touches nothing else in a database
+that it was given.
 """
 
 from __future__ import annotations
@@ -37,8 +39,14 @@ create table tocsin_demo.digests (
 );
 """
 
-ADD_FILES = "insert into tocsin_demo.files (message_id, path) select * from unnest(%s::bigint[], %s::text[])"
-ADD_DIGEST = "insert into tocsin_demo.digests (message_id, path, sha256, bytes, consumer) values (%s, %s, %s, %s, %s)"
+ADD_FILES = (
+    "insert into tocsin_demo.files (message_id, path) select * from unnest(%s::bigint[],"
+    " %s::text[])"
+)
+ADD_DIGEST = (
+    "insert into tocsin_demo.digests (message_id, path, sha256, bytes, consumer) values (%s, %s,"
+    " %s, %s, %s)"
+)
 
 _CHECK = """
 with done as (
@@ -82,7 +90,8 @@ class Outcome:
     dead: int
     """Files that could not be read, so that their messages are dead letters."""
     lost: int
-    """Files whose message is neither archived, with a digest stored, nor a dead letter. There must be none."""
+    """Files whose message is neither archived, with a digest stored, nor a dead letter.
+    There must be none."""
     duplicates: int
     """Digests beyond the one that each file should have. There must be none."""
     error: str | None
@@ -96,26 +105,32 @@ class Tables:
         self._connection = connection
 
     async def check(self) -> Outcome:
-        """Hold what was enqueued against what was done. Cancellation leaves nothing behind."""
+        """Hold what was enqueued against what was done. Cancellation leaves nothing
+        behind."""
         cursor = await self._connection.execute(_CHECK)
         (row,) = await cursor.fetchall()
         return Outcome(*row)
 
     async def handled(self, queue: str) -> dict[str, int]:
-        """Return how many messages of a queue each consumer, by name, had in the end. Cancellation leaves nothing behind."""
+        """Return how many messages of a queue each consumer, by name, had in the end.
+        Cancellation leaves nothing behind."""
         cursor = await self._connection.execute(_HANDLED, [queue])
         return dict(await cursor.fetchall())
 
 
 @asynccontextmanager
 async def open_tables(dsn: str) -> AsyncIterator[Tables]:
-    """Drop what the last demo left, and create the tables anew; they stay until the next one.
+    """Drop what the last demo left, and create the tables anew; they stay until the
+    next one.
 
-    Raises `TocsinError` while another demo uses this database. Cancelled, its connection is closed.
+    Raises `TocsinError` while another demo uses this database. Cancelled, its
+    connection is closed.
     """
     connection: TrioConnection[Any] = await TrioConnection.connect(dsn, autocommit=True)
     try:
-        cursor = await connection.execute("select pg_try_advisory_lock(hashtextextended('tocsin demo', 0))")
+        cursor = await connection.execute(
+            "select pg_try_advisory_lock(hashtextextended('tocsin demo', 0))"
+        )
         if await cursor.fetchone() != (True,):
             raise TocsinError("another demo is running in this database")
         await connection.execute(_CREATE)

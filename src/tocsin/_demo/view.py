@@ -1,4 +1,5 @@
-"""What the demo shows: lines that stay; on a terminal, bars while something goes on; in the end a table.
+"""What the demo shows: lines that stay; on a terminal, bars while something goes on; in
+the end a table.
 
 rich would redraw its bars from a thread. Here a task does it.
 """
@@ -38,7 +39,8 @@ class Report:
     wakeup: Wakeup
     """How fast an idle consumer was woken."""
     seconds: float
-    """How long the work took, from the first claim until the last message was settled."""
+    """How long the work took, from the first claim until the last message was settled.
+    """
 
     @property
     def good(self) -> bool:
@@ -56,7 +58,10 @@ class View:
         """Say what is going to happen."""
         self._console.print()
         self._print("  ", ("tocsin demo", "bold"))
-        self._print(f"  Each of the {count:,} files below {root} becomes a message; two consumers hash them.")
+        self._print(
+            f"  Each of the {count:,} files below {root} becomes a message; two consumers hash"
+            " them."
+        )
         self._console.print()
 
     def say(self, label: str, text: str) -> None:
@@ -64,8 +69,11 @@ class View:
         self._print("  ", (f"{label:<{_LABEL}}", "cyan"), text)
 
     @asynccontextmanager
-    async def bars(self, total: int, counts: Mapping[str, Callable[[], int]]) -> AsyncIterator[None]:
-        """On a terminal, show how far each of these is on its way to the total, for as long as the block lasts."""
+    async def bars(
+        self, total: int, counts: Mapping[str, Callable[[], int]]
+    ) -> AsyncIterator[None]:
+        """On a terminal, show how far each of these is on its way to the total, for as
+        long as the block lasts."""
         if not self._console.is_terminal:
             yield
             return
@@ -101,24 +109,51 @@ class View:
         table.add_column(style="dim")
         table.add_row("files", f"{outcome.files:,}", "one message each")
         table.add_row("size", f"{outcome.size / 1e6:,.1f} MB", "read and hashed with SHA-256")
-        table.add_row("time", f"{report.seconds:.2f} s", "from the first claim to the last archived message")
-        table.add_row("rate", f"{outcome.files / report.seconds:,.0f} /s", "each: hashed, row committed, message archived")
-        table.add_row("wake-up p50", f"{wakeup.p50:.2f} ms", "from enqueue statement to handler's first line,")
-        table.add_row("wake-up p99", f"{wakeup.p99:.2f} ms", f"two processes, idle queue, {wakeup.messages} times")
-        table.add_row("enqueue p50", f"{wakeup.enqueue_p50:.2f} ms", "that statement alone, with its commit to disk")
+        table.add_row(
+            "time", f"{report.seconds:.2f} s", "from the first claim to the last archived message"
+        )
+        table.add_row(
+            "rate",
+            f"{outcome.files / report.seconds:,.0f} /s",
+            "each: hashed, row committed, message archived",
+        )
+        table.add_row(
+            "wake-up p50", f"{wakeup.p50:.2f} ms", "from enqueue statement to handler's first line,"
+        )
+        table.add_row(
+            "wake-up p99",
+            f"{wakeup.p99:.2f} ms",
+            f"two processes, idle queue, {wakeup.messages} times",
+        )
+        table.add_row(
+            "enqueue p50",
+            f"{wakeup.enqueue_p50:.2f} ms",
+            "that statement alone, with its commit to disk",
+        )
         for name, handled in sorted(report.handled.items()):
             table.add_row(name, f"{handled:,}", "messages that this consumer handled")
         if outcome.dead:
-            table.add_row("dead letters", f"{outcome.dead:,}", f"files that could not be read, such as: {outcome.error}")
+            table.add_row(
+                "dead letters",
+                f"{outcome.dead:,}",
+                f"files that could not be read, such as: {outcome.error}",
+            )
         for name, count, meaning in (
             ("lost", outcome.lost, "enqueued, but not archived with a digest"),
             ("duplicates", outcome.duplicates, "digests beyond one for each file"),
         ):
             table.add_row(name, Text(f"{count:,}", "green" if count == 0 else "red"), meaning)
         self._console.print(Padding(table, (0, 1)))
-        verdict = ("every file once", "bold green") if report.good else ("not every file once", "bold red")
+        verdict = (
+            ("every file once", "bold green")
+            if report.good
+            else ("not every file once", "bold red")
+        )
         self._print("  ", verdict, ": files enqueued, archive and digests compared in the database")
-        self._print("  Kept in the schemas tocsin_demo and tocsin_demo_queue, until the next demo drops them.")
+        self._print(
+            "  Kept in the schemas tocsin_demo and tocsin_demo_queue, until the next demo drops"
+            " them."
+        )
 
     def _print(self, *parts: str | tuple[str, str]) -> None:
         self._console.print(Text.assemble(*parts), soft_wrap=True)

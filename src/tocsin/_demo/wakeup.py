@@ -1,8 +1,9 @@
 """How long it takes from one process's enqueue statement to another process's handler.
 
-Both sides are here. The sender is a process of its own (``python -m tocsin.demo.wakeup``, with the DSN in ``TOCSIN_DSN``, where no list of
-processes shows it): a sender in the same event loop could not be told from a function call. It pauses between messages, so that each one
-finds an idle consumer that has to be woken.
+Both sides are here. The sender is a process of its own (``python -m
+tocsin.demo.wakeup``, with the DSN in ``TOCSIN_DSN``, where no list of processes shows
+it): a sender in the same event loop could not be told from a function call. It pauses
+between messages, so that each one finds an idle consumer that has to be woken.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _PAUSE = 0.01
 
 @attrs.frozen
 class Wakeup:
-    """How long the handler's first line came after the enqueue statement was sent, in milliseconds."""
+    """How long the handler's first line came after the enqueue statement was sent, in
+    milliseconds."""
 
     messages: int
     """How many messages were measured."""
@@ -38,11 +40,13 @@ class Wakeup:
     p99: float
     """All but one in a hundred took at most this long."""
     enqueue_p50: float
-    """How long the enqueue statement itself took in half of the cases, at most; most of it is the commit."""
+    """How long the enqueue statement itself took in half of the cases, at most; most of
+    it is the commit."""
 
 
 async def measure(store: Store, dsn: str, delays: list[float]) -> Wakeup:
-    """Have another process send messages one by one, and time them; each time goes to ``delays`` as it comes.
+    """Have another process send messages one by one, and time them; each time goes to
+    ``delays`` as it comes.
 
     Raises `TocsinError` if that process fails. Cancelled, it is killed.
     """
@@ -58,7 +62,12 @@ async def measure(store: Store, dsn: str, delays: list[float]) -> Wakeup:
         nursery.start_soon(_run_sender, dsn, sender)
         with suppress(Suspended):
             await consumer.handle(handle)
-    return Wakeup(len(delays), p50=_percentile(delays, 50), p99=_percentile(delays, 99), enqueue_p50=_percentile(sender, 50))
+    return Wakeup(
+        len(delays),
+        p50=_percentile(delays, 50),
+        p99=_percentile(delays, 99),
+        enqueue_p50=_percentile(sender, 50),
+    )
 
 
 def _percentile(values: list[float], percent: int) -> float:
@@ -77,7 +86,10 @@ async def _run_sender(dsn: str, durations: list[float]) -> None:
     )
     if ended.returncode != 0:
         lines = ended.stderr.decode(errors="replace").splitlines()
-        raise TocsinError(f"the sending process ended with status {ended.returncode}: {lines[-1] if lines else 'it said nothing'}")
+        raise TocsinError(
+            f"the sending process ended with status {ended.returncode}:"
+            f" {lines[-1] if lines else 'it said nothing'}"
+        )
     durations += map(float, ended.stdout.split())
 
 

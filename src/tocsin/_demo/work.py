@@ -1,4 +1,5 @@
-"""The work: handlers that hash files and store the digests, and the count of them that the view shows meanwhile."""
+"""The work: handlers that hash files and store the digests, and the count of them that
+the view shows meanwhile."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _STALLED_AFTER = 10.0
 
 
 class Progress:
-    """What the handlers have done so far, for the view and the course of the demo; the check does not rely on it."""
+    """What the handlers have done so far, for the view and the course of the demo; the
+    check does not rely on it."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -35,7 +37,8 @@ class Progress:
 
     @contextmanager
     def handling(self, consumer: str, *, last: bool) -> Iterator[None]:
-        """Count a delivery that is handled in this block; a failed one counts as finished when it was the last."""
+        """Count a delivery that is handled in this block; a failed one counts as
+        finished when it was the last."""
         self._at_work += 1
         finished = False
         try:
@@ -51,7 +54,8 @@ class Progress:
             self._changed = trio.Event()
 
     async def wait(self, count: int) -> None:
-        """Wait until so many files are finished, or nothing has happened for so long that nothing will. Cancellation is harmless."""
+        """Wait until so many files are finished, or nothing has happened for so long
+        that nothing will. Cancellation is harmless."""
         await trio.lowlevel.checkpoint()
         while self.finished.total() < count:
             with trio.move_on_after(_STALLED_AFTER) as patience:
@@ -61,7 +65,8 @@ class Progress:
 
 
 async def enqueue(store: Store, paths: Sequence[str]) -> None:
-    """Enqueue a message for each file, in one transaction with the table that says so. Cancelled, all of that has happened or nothing."""
+    """Enqueue a message for each file, in one transaction with the table that says so.
+    Cancelled, all of that has happened or nothing."""
     await store.queues.ensure(QUEUE, max_deliveries=_MAX_DELIVERIES, retry_base=0.05)
     async with store.producer(QUEUE, name="demo") as producer, store.transaction() as connection:
         ids = await producer.enqueue_many(({"path": path} for path in paths), connection=connection)
@@ -71,8 +76,9 @@ async def enqueue(store: Store, paths: Sequence[str]) -> None:
 async def work(store: Store, consumer: Consumer, root: Path, progress: Progress) -> None:
     """Hash files, several at a time, until the consumer is interrupted.
 
-    Raises `Suspended` then. The message of a file that cannot be read is delivered again, and becomes a dead letter in the end. Cancelled,
-    the messages at hand are released; a digest may have been stored whose message is not archived.
+    Raises `Suspended` then. The message of a file that cannot be read is delivered
+    again, and becomes a dead letter in the end. Cancelled, the messages at hand are
+    released; a digest may have been stored whose message is not archived.
     """
     name = str(consumer.name)
 

@@ -15,23 +15,47 @@ from tocsin._durations import Duration
 from .payload import decode
 
 Row: TypeAlias = tuple[
-    int, int, int, int, datetime, datetime, datetime, datetime, int | None, str | None, str | None, int, str | None, str, None
+    int,
+    int,
+    int,
+    int,
+    datetime,
+    datetime,
+    datetime,
+    datetime,
+    int | None,
+    str | None,
+    str | None,
+    int,
+    str | None,
+    str,
+    None,
 ]
 """A message as ``tocsin.claim`` returns it."""
 
 
 def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:
-    """Return the ids and the leases of messages as arrays in PostgreSQL's notation, which psycopg would take ten times as long to write."""
+    """Return the ids and the leases of messages as arrays in PostgreSQL's notation,
+    which psycopg would take ten times as long to write."""
     rows = [m._row for m in messages]
-    return "{" + ",".join([str(row[0]) for row in rows]) + "}", "{" + ",".join([str(row[1]) for row in rows]) + "}"
+    return (
+        "{" + ",".join([str(row[0]) for row in rows]) + "}",
+        "{" + ",".join([str(row[1]) for row in rows]) + "}",
+    )
 
 
 class Settler(Protocol):
     """What settles a message: the consumer that claimed it."""
 
-    async def archive(self, message: Message, *, connection: AnyConnection | None = None) -> None: ...
-    async def delete(self, message: Message, *, connection: AnyConnection | None = None) -> None: ...
-    async def release(self, message: Message, *, delay: Duration = 0, connection: AnyConnection | None = None) -> None: ...
+    async def archive(
+        self, message: Message, *, connection: AnyConnection | None = None
+    ) -> None: ...
+    async def delete(
+        self, message: Message, *, connection: AnyConnection | None = None
+    ) -> None: ...
+    async def release(
+        self, message: Message, *, delay: Duration = 0, connection: AnyConnection | None = None
+    ) -> None: ...
     async def extend(self, message: Message, seconds: Duration) -> None: ...
 
 
@@ -49,7 +73,8 @@ class Source:
 class Message:
     """One delivery of a message. What it says is how things stood when it was claimed.
 
-    It keeps the row that the claim brought, and reads from it what it is asked for: most handlers ask for the payload and nothing else.
+    It keeps the row that the claim brought, and reads from it what it is asked for:
+    most handlers ask for the payload and nothing else.
     """
 
     _row: Row
@@ -62,7 +87,8 @@ class Message:
 
     @property
     def lease_token(self) -> int:
-        """Token of this delivery. Later deliveries have larger ones, so it can fence writes to other systems too."""
+        """Token of this delivery. Later deliveries have larger ones, so it can fence
+        writes to other systems too."""
         return self._row[1]
 
     @property
@@ -92,7 +118,8 @@ class Message:
 
     @property
     def vt(self) -> datetime:
-        """When this delivery's lease ends unless it is extended (visibility timeout), by the server's clock."""
+        """When this delivery's lease ends unless it is extended (visibility timeout),
+        by the server's clock."""
         return self._row[6]
 
     @property
@@ -102,7 +129,8 @@ class Message:
 
     @property
     def producer_worker_id(self) -> int | None:
-        """Id of the producer that enqueued it; None when it was enqueued by SQL or `Store.produce`."""
+        """Id of the producer that enqueued it; None when it was enqueued by SQL or
+        `Store.produce`."""
         return self._row[8]
 
     @property
@@ -117,7 +145,8 @@ class Message:
 
     @property
     def max_deliveries(self) -> int:
-        """The message's own maximum of deliveries, or its queue's. A delivery whose `read_ct` is as large is the last one."""
+        """The message's own maximum of deliveries, or its queue's. A delivery whose
+        `read_ct` is as large is the last one."""
         return self._row[11]
 
     @property
@@ -127,12 +156,14 @@ class Message:
 
     @cached_property
     def payload(self) -> Any:
-        """The payload as it was enqueued; decoded when first asked for, which raises `PayloadUnreadable` for what Python cannot hold."""
+        """The payload as it was enqueued; decoded when first asked for, which raises
+        `PayloadUnreadable` for what Python cannot hold."""
         return decode(self._row[13])
 
     @cached_property
     def headers(self) -> Any:
-        """The headers as they were enqueued; None without. Asking for them raises what `payload` does."""
+        """The headers as they were enqueued; None without. Asking for them raises what
+        `payload` does."""
         text = self._row[9]
         return None if text is None else decode(text)
 
@@ -140,35 +171,46 @@ class Message:
         return f"<Message {self.id} of {self.queue!r}, delivery {self.read_ct}>"
 
     async def archive(self, *, connection: AnyConnection | None = None) -> None:
-        """Finish the message and keep it in the archive; with a ``connection``, in the caller's transaction.
+        """Finish the message and keep it in the archive; with a ``connection``, in the
+        caller's transaction.
 
-        On a connection (of `Store.transaction`, or a blocking ``psycopg.Connection``, which is used in a thread) it is archived when the
-        caller's transaction commits, together with the caller's own rows. Until then the lease is kept as before. After a rollback the
-        message is still this consumer's: settle it in another way, or let the handler raise. A handler that returns has failed then.
+        On a connection (of `Store.transaction`, or a blocking ``psycopg.Connection``,
+        which is used in a thread) it is archived when the caller's transaction commits,
+        together with the caller's own rows. Until then the lease is kept as before.
+        After a rollback the message is still this consumer's: settle it in another way,
+        or let the handler raise. A handler that returns has failed then.
 
-        Raises `LeaseLost` when the lease is gone; on a connection also what that raises, and `TypeError` for one that cannot be used.
-        Cancelled, it has happened or it has not.
+        Raises `LeaseLost` when the lease is gone; on a connection also what that
+        raises, and `TypeError` for one that cannot be used. Cancelled, it has happened
+        or it has not.
         """
         await self._source.settler.archive(self, connection=connection)
 
     async def delete(self, *, connection: AnyConnection | None = None) -> None:
-        """Finish the message and keep nothing; with a ``connection``, in the caller's transaction, as `archive` does.
+        """Finish the message and keep nothing; with a ``connection``, in the caller's
+        transaction, as `archive` does.
 
-        Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
+        Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has
+        not.
         """
         await self._source.settler.delete(self, connection=connection)
 
-    async def release(self, *, delay: Duration = 0, connection: AnyConnection | None = None) -> None:
-        """Give the message back to its queue, for another delivery after ``delay`` seconds; after the last one it becomes a dead letter.
+    async def release(
+        self, *, delay: Duration = 0, connection: AnyConnection | None = None
+    ) -> None:
+        """Give the message back to its queue, for another delivery after ``delay``
+        seconds; after the last one it becomes a dead letter.
 
-        With a ``connection``, in the caller's transaction, as `archive` does. Raises `LeaseLost` when the lease is gone. Cancelled, it has
-        happened or it has not.
+        With a ``connection``, in the caller's transaction, as `archive` does. Raises
+        `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
         """
         await self._source.settler.release(self, delay=delay, connection=connection)
 
     async def extend(self, seconds: Duration) -> None:
-        """Make the lease end this many seconds from now, by the server's clock. `vt` keeps saying what it said.
+        """Make the lease end this many seconds from now, by the server's clock. `vt`
+        keeps saying what it said.
 
-        Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
+        Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has
+        not.
         """
         await self._source.settler.extend(self, seconds)

@@ -1,15 +1,20 @@
 """Payloads: JSON values, to JSONB and back exactly as they were.
 
-JSONB parses what it is given, and gives back what it understood. So the standard library's encoder will not do:
+JSONB parses what it is given, and gives back what it understood. So the standard
+library's encoder will not do:
 
-- A float that Python writes with an exponent and without a point (``1e+23``) would come back as an integer of 24 digits. It is written out
-  with a fraction (``100000000000000000000000.0``), which JSONB's numeric type keeps.
-- A dict key that is not a string would silently become one. It is refused, as are values that JSON does not know.
-- What JSONB cannot hold (the character NUL, a lone surrogate, NaN, an infinity, nestings without end) is refused with the path to it,
+- A float that Python writes with an exponent and without a point (``1e+23``) would come
+  back as an integer of 24 digits. It is written out with a fraction
+  (``100000000000000000000000.0``), which JSONB's numeric type keeps.
+- A dict key that is not a string would silently become one. It is refused, as are
+  values that JSON does not know.
+- What JSONB cannot hold (the character NUL, a lone surrogate, NaN, an infinity,
+  nestings without end) is refused with the path to it,
 before
   anything is sent.
 
-Tuples are written as arrays and come back as lists. The sign of ``-0.0`` is lost, which no comparison can tell.
+Tuples are written as arrays and come back as lists. The sign of ``-0.0`` is lost, which
+no comparison can tell.
 """
 
 from __future__ import annotations
@@ -24,13 +29,15 @@ from typing import Any
 from tocsin.errors import PayloadInvalid, PayloadUnreadable, describe_path
 
 MAX_DEPTH = 256
-"""How deep a payload may be nested: what Python's and PostgreSQL's parsers take from any stack."""
+"""How deep a payload may be nested: what Python's and PostgreSQL's parsers take from
+any stack."""
 
 _decode: Callable[[str], Any] = json.JSONDecoder().decode
 
 
 def decode(text: str) -> Any:
-    """Return the value of a JSON text from the database. Raises `PayloadUnreadable` for one that Python cannot hold."""
+    """Return the value of a JSON text from the database. Raises `PayloadUnreadable` for
+    one that Python cannot hold."""
     try:
         return _decode(text)
     except RecursionError:
@@ -41,7 +48,8 @@ def decode(text: str) -> Any:
 
 
 def encode(value: object, index: int | None = None) -> str:
-    """Return the JSON text of a value. ``index`` is its place in a batch, for the error.
+    """Return the JSON text of a value. ``index`` is its place in a batch, for the
+    error.
 
     Raises `PayloadInvalid` with the path to what JSONB cannot hold.
     """
@@ -54,7 +62,8 @@ def encode(value: object, index: int | None = None) -> str:
 
 
 class _Unfit(Exception):
-    """Something JSONB cannot hold; collects the path to it on its way up, so that a payload without fault pays nothing for paths."""
+    """Something JSONB cannot hold; collects the path to it on its way up, so that a
+    payload without fault pays nothing for paths."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -74,7 +83,9 @@ def _write(value: object, put: Callable[[str], None], depth: int) -> None:
         try:
             put(int.__repr__(value))
         except ValueError:
-            raise _Unfit("an integer of more digits than Python converts (sys.set_int_max_str_digits)") from None
+            raise _Unfit(
+                "an integer of more digits than Python converts (sys.set_int_max_str_digits)"
+            ) from None
     elif isinstance(value, float):
         put(_number(value))
     elif isinstance(value, dict):

@@ -1,12 +1,13 @@
 """PostgreSQL for trio: psycopg 3, driven natively, and a pool of its connections.
 
-`TrioConnection` is a `psycopg.AsyncConnection` that waits, locks, connects and cancels with trio: no threads,
-no asyncio underneath. Whatever psycopg documents works: cursors, types, prepared statements, pipelines, COPY,
-transactions, notifications. Cancelling a trio scope around a statement cancels it on the server. `open_pool`
-lends such connections.
+`TrioConnection` is a `psycopg.AsyncConnection` that waits, locks, connects and cancels
+with trio: no threads, no asyncio underneath. Whatever psycopg documents works: cursors,
+types, prepared statements, pipelines, COPY, transactions, notifications. Cancelling a
+trio scope around a statement cancels it on the server. `open_pool` lends such
+connections.
 
-Nothing here knows of queues; it can be used on its own. It needs psycopg 3.3.7 or a later 3.3, and libpq 17 or
-newer, which ``psycopg[binary]`` brings.
+Nothing here knows of queues; it can be used on its own. It needs psycopg 3.3.7 or a
+later 3.3, and libpq 17 or newer, which ``psycopg[binary]`` brings.
 """
 
 from ._connection import TrioConnection
@@ -14,4 +15,14 @@ from ._hosts import Hosts
 from ._pool import Loan, Pool, PoolClosed, PoolStatistics, PoolTimeout, open_pool
 from ._prepared import Rows
 
-__all__ = ["Hosts", "Loan", "Pool", "PoolClosed", "PoolStatistics", "PoolTimeout", "Rows", "TrioConnection", "open_pool"]
+__all__ = [
+    "Hosts",
+    "Loan",
+    "Pool",
+    "PoolClosed",
+    "PoolStatistics",
+    "PoolTimeout",
+    "Rows",
+    "TrioConnection",
+    "open_pool",
+]

@@ -1,4 +1,5 @@
-"""What a program sets on a connection object: how it was when the connection was new, and putting it back."""
+"""What a program sets on a connection object: how it was when the connection was new,
+and putting it back."""
 
 from __future__ import annotations
 
@@ -28,14 +29,17 @@ class Attributes(Generic[Row]):
         self._prepared_max = connection.prepared_max
         self._row_factory: AsyncRowFactory[Row] = connection.row_factory
         self._cursor_factory: type[psycopg.AsyncCursor[Row]] = connection.cursor_factory
-        self._server_cursor_factory: type[psycopg.AsyncServerCursor[Row]] = connection.server_cursor_factory
+        self._server_cursor_factory: type[psycopg.AsyncServerCursor[Row]] = (
+            connection.server_cursor_factory
+        )
         # A copy, since a program registers its types in the connection's own map.
         self._adapters = _copy(connection._adapters)
         self._notice_handlers = tuple(connection._notice_handlers)
         self._notify_handlers = tuple(connection._notify_handlers)
 
     def put_back(self, connection: TrioConnection[Any]) -> None:
-        """Give the connection, which is idle, these attributes again, and forget the notifications that it has kept."""
+        """Give the connection, which is idle, these attributes again, and forget the
+        notifications that it has kept."""
         connection._autocommit = self._autocommit
         connection._isolation_level = self._isolation_level
         connection._read_only = self._read_only

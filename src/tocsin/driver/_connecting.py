@@ -1,19 +1,22 @@
-"""Establishing a connection: from a connection string to an open libpq connection, without blocking.
+"""Establishing a connection: from a connection string to an open libpq connection,
+without blocking.
 
-libpq can connect without blocking, but for three things that it leaves to its caller: it looks names up with
-the blocking resolver, it does not honour ``connect_timeout``, and it knows several hosts but not one list of
-attempts for all their addresses. psycopg's answer for asyncio cannot be used here (it wants asyncio's
-resolver), and its generator for connecting is private and has changed between patch releases. So:
+libpq can connect without blocking, but for three things that it leaves to its caller:
+it looks names up with the blocking resolver, it does not honour ``connect_timeout``,
+and it knows several hosts but not one list of attempts for all their addresses.
+psycopg's answer for asyncio cannot be used here (it wants asyncio's resolver), and its
+generator for connecting is private and has changed between patch releases. So:
 
-- Names are looked up with `trio.socket.getaddrinfo` first, and their addresses are put into ``hostaddr``,
-  which libpq never looks up (it still checks the server's certificate against ``host``). Hosts come from the
-  parameters, the environment or the service file, as `pq.Conninfo.get_defaults` tells. The one case out of
-  reach is a host named in a service file that the connection string itself selects (``service=``): libpq
-  reads it alone.
-- `psycopg.conninfo.conninfo_attempts` makes the list of attempts, with ``load_balance_hosts`` and
-  ``prefer-standby``; it has no name left to look up.
-- Each attempt drives libpq's public ``PQconnectStart`` and ``PQconnectPoll``, with its timeout.
-  ``target_session_attrs`` is checked by libpq in there.
+- Names are looked up with `trio.socket.getaddrinfo` first, and their addresses are put
+  into ``hostaddr``, which libpq never looks up (it still checks the server's
+  certificate against ``host``). Hosts come from the parameters, the environment or the
+  service file, as `pq.Conninfo.get_defaults` tells. The one case out of reach is a host
+  named in a service file that the connection string itself selects (``service=``):
+  libpq reads it alone.
+- `psycopg.conninfo.conninfo_attempts` makes the list of attempts, with
+  ``load_balance_hosts`` and ``prefer-standby``; it has no name left to look up.
+- Each attempt drives libpq's public ``PQconnectStart`` and ``PQconnectPoll``, with its
+  timeout. ``target_session_attrs`` is checked by libpq in there.
 """
 
 from __future__ import annotations
@@ -28,7 +31,12 @@ import psycopg
 import trio
 from psycopg import pq
 from psycopg.abc import ConnDict, ConnParam
-from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo, timeout_from_conninfo
+from psycopg.conninfo import (
+    conninfo_attempts,
+    conninfo_to_dict,
+    make_conninfo,
+    timeout_from_conninfo,
+)
 
 from ._forks import keep_from_children
 from ._hosts import Hosts
@@ -40,11 +48,15 @@ Failures: TypeAlias = list[tuple[str, psycopg.Error]]
 """What was tried, in psycopg's words, and what came of it."""
 
 
-async def open_pgconn(conninfo: str, parameters: dict[str, ConnParam], hosts: Hosts | None = None) -> pq.abc.PGconn:
-    """Connect to the first server that will have us; ``hosts`` remembers those that do not answer.
+async def open_pgconn(
+    conninfo: str, parameters: dict[str, ConnParam], hosts: Hosts | None = None
+) -> pq.abc.PGconn:
+    """Connect to the first server that will have us; ``hosts`` remembers those that do
+    not answer.
 
-    Raises `psycopg.OperationalError` with every attempt in its text, never with a password, and as ``pgconn`` what is left
-    of the last one; `psycopg.ProgrammingError` for a connection string that is none. Cancellation leaves nothing open.
+    Raises `psycopg.OperationalError` with every attempt in its text, never with a
+    password, and as ``pgconn`` what is left of the last one; `psycopg.ProgrammingError`
+    for a connection string that is none. Cancellation leaves nothing open.
     """
     settings = parse_conninfo(conninfo, **parameters)
     timeout = timeout_from_conninfo(settings)
@@ -58,26 +70,36 @@ async def open_pgconn(conninfo: str, parameters: dict[str, ConnParam], hosts: Ho
                 hosts.note_silence(attempt)
             raise psycopg.errors.ConnectionTimeout("connection timeout expired")
         except psycopg.OperationalError as error:
-            failures.append((_describe(attempt.get("host"), attempt.get("port"), attempt.get("hostaddr")), error))
+            failures.append(
+                (
+                    _describe(attempt.get("host"), attempt.get("port"), attempt.get("hostaddr")),
+                    error,
+                )
+            )
     raise _summary(failures)
 
 
 async def drive(handle: Handle, poll: Callable[[], int]) -> int:
-    """Do what libpq's poll functions want their caller to do, and return the `pq.PollingStatus` that ends it.
+    """Do what libpq's poll functions want their caller to do, and return the
+    `pq.PollingStatus` that ends it.
 
-    Cancellation leaves `handle` half-way; all that can be done with it is to `finish` it.
+    Cancellation leaves `handle` half-way; all that can be done with it is to `finish`
+    it.
     """
     status: int = pq.PollingStatus.WRITING
     while status in (pq.PollingStatus.READING, pq.PollingStatus.WRITING):
         reading = status == pq.PollingStatus.READING
         # libpq may close its socket and open another between two polls.
-        await (trio.lowlevel.wait_readable if reading else trio.lowlevel.wait_writable)(handle.socket)
+        await (trio.lowlevel.wait_readable if reading else trio.lowlevel.wait_writable)(
+            handle.socket
+        )
         status = poll()
     return status
 
 
 def finish(handle: Handle) -> None:
-    """Close `handle` at once; tasks that wait for its socket get an error instead of waiting for ever."""
+    """Close `handle` at once; tasks that wait for its socket get an error instead of
+    waiting for ever."""
     try:
         fileno = handle.socket
     except psycopg.OperationalError:
@@ -95,8 +117,11 @@ async def _connect(conninfo: str) -> pq.abc.PGconn:
         started = pgconn.status != pq.ConnStatus.BAD
         if not started or await drive(pgconn, pgconn.connect_poll) != pq.PollingStatus.OK:
             problem = pgconn.get_error_message()
-            # What a caller may want to know of it: whether a password was asked for, for example.
-            raise psycopg.OperationalError(f"connection failed: {problem}", pgconn=_finish_without_secrets(pgconn))
+            # What a caller may want to know of it: whether a password was asked for,
+            # for example.
+            raise psycopg.OperationalError(
+                f"connection failed: {problem}", pgconn=_finish_without_secrets(pgconn)
+            )
         pgconn.nonblocking = 1
     except BaseException:
         finish(pgconn)
@@ -105,10 +130,14 @@ async def _connect(conninfo: str) -> pq.abc.PGconn:
 
 
 def _finish_without_secrets(pgconn: pq.abc.PGconn) -> pq.abc.PGconn:
-    """Close a connection and return what an error tells of it: all but the passwords, since errors end up in logs."""
+    """Close a connection and return what an error tells of it: all but the passwords,
+    since errors end up in logs."""
     left = psycopg.errors.finish_pgconn(pgconn)
     public = [option._replace(val=None) if _is_secret(option) else option for option in left.info]
-    return cast(pq.abc.PGconn, dataclasses.replace(cast(psycopg.errors.FinishedPGconn, left), password=b"", info=public))
+    return cast(
+        pq.abc.PGconn,
+        dataclasses.replace(cast(psycopg.errors.FinishedPGconn, left), password=b"", info=public),
+    )
 
 
 def _is_secret(option: pq.ConninfoOption) -> bool:
@@ -118,22 +147,29 @@ def _is_secret(option: pq.ConninfoOption) -> bool:
 def parse_conninfo(conninfo: str, **parameters: ConnParam) -> ConnDict:
     """Return what a connection string says.
 
-    Raises `psycopg.ProgrammingError`, without any part of the string in it, for one that is none, and for a URI in which libpq would take a
-    part of the password for something else.
+    Raises `psycopg.ProgrammingError`, without any part of the string in it, for one
+    that is none, and for a URI in which libpq would take a part of the password for
+    something else.
     """
     if "\0" in conninfo:
         raise psycopg.ProgrammingError("a connection string cannot have a NUL character in it")
     scheme, is_uri, rest = conninfo.partition("://")
     if is_uri and scheme in ("postgresql", "postgres"):
         authority, _, tail = rest.partition("/")
-        if authority.count("@") > 1 or "@" in tail.partition("?")[0] or re.search(r"%(?![0-9A-Fa-f]{2})", authority):
+        if (
+            authority.count("@") > 1
+            or "@" in tail.partition("?")[0]
+            or re.search(r"%(?![0-9A-Fa-f]{2})", authority)
+        ):
             raise psycopg.ProgrammingError(
-                "special characters in a user name or a password must be percent-encoded: %40 is an @, %2F a /, %25 a %"
+                "special characters in a user name or a password must be percent-encoded: %40 is an"
+                " @, %2F a /, %25 a %"
             )
     try:
         return conninfo_to_dict(conninfo, **parameters)
     except psycopg.ProgrammingError as error:
-        # libpq quotes what it could not read, and that may well be (a part of) the password. Its own "=" may stay.
+        # libpq quotes what it could not read, and that may well be (a part of) the
+        # password. Its own "=" may stay.
         problem, quoted, _ = str(error).replace('"="', "an equals sign").partition('"')
         message = problem + ('"…"' if quoted else "")
     except UnicodeError:
@@ -142,10 +178,12 @@ def parse_conninfo(conninfo: str, **parameters: ConnParam) -> ConnDict:
 
 
 async def _look_up(settings: ConnDict) -> tuple[ConnDict | None, Failures]:
-    """Return `settings` with one host, hostaddr and port per address, or None if no name could be resolved;
-    and the names that could not.
+    """Return `settings` with one host, hostaddr and port per address, or None if no
+    name could be resolved; and the names that could not.
     """
-    defaults = {d.keyword.decode(): d.val.decode() for d in pq.Conninfo.get_defaults() if d.val is not None}
+    defaults = {
+        d.keyword.decode(): d.val.decode() for d in pq.Conninfo.get_defaults() if d.val is not None
+    }
 
     def listed(name: str) -> list[str]:
         value = str(settings.get(name, defaults.get(name, "")))
@@ -156,7 +194,8 @@ async def _look_up(settings: ConnDict) -> tuple[ConnDict | None, Failures]:
     hosts, addresses = hosts or [""] * count, addresses or [""] * count
     ports = ports * count if len(ports) == 1 else ports
     if not count or not len(hosts) == len(addresses) == len(ports):
-        # A local socket by default, or lists that do not match, which psycopg says best.
+        # A local socket by default, or lists that do not match, which psycopg says
+        # best.
         return settings, []
 
     found: list[tuple[str, str, str]] = []
@@ -167,7 +206,9 @@ async def _look_up(settings: ConnDict) -> tuple[ConnDict | None, Failures]:
             continue
         try:
             # For an address in figures this is a checkpoint and nothing else.
-            answers = await trio.socket.getaddrinfo(host, port or None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+            answers = await trio.socket.getaddrinfo(
+                host, port or None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+            )
         except (OSError, UnicodeError) as error:
             failure = psycopg.OperationalError(f"failed to resolve host {host!r}: {error}")
             failures.append((_describe(host, port or None, None), failure))
@@ -184,9 +225,13 @@ def _describe(host: object, port: object, hostaddr: object) -> str:
 
 
 def _summary(failures: Failures) -> psycopg.Error:
-    """The one failure, or one error with all of them: of the last one's class and in the form that psycopg gives it."""
+    """The one failure, or one error with all of them: of the last one's class and in
+    the form that psycopg gives it."""
     last = failures[-1][1]
     if len(failures) == 1:
         return last
     attempts = "".join(f"\n- {where}: {error}" for where, error in failures)
-    return type(last)(f"{last}\nMultiple connection attempts failed. All failures were:{attempts}", pgconn=last.pgconn)
+    return type(last)(
+        f"{last}\nMultiple connection attempts failed. All failures were:{attempts}",
+        pgconn=last.pgconn,
+    )

@@ -1,12 +1,14 @@
 """What psycopg's cursors need of a connection on trio.
 
-A program makes cursors of many classes: psycopg's own, through ``connection.cursor()`` or by hand, and classes of its own. Each of them
-works on a `TrioConnection` as it is, but for two coroutines of psycopg that the connection knows by their code:
+A program makes cursors of many classes: psycopg's own, through ``connection.cursor()``
+or by hand, and classes of its own. Each of them works on a `TrioConnection` as it is,
+but for two coroutines of psycopg that the connection knows by their code:
 
-- ``AsyncServerCursor.close`` must close the cursor on the server in a cancelled scope too. The connection sees its generator through, and
-  its lock waits for its turn.
-- ``AsyncCursor.copy`` must not begin a COPY with `psycopg.copy.AsyncQueuedLibpqWriter`, which starts a task of asyncio's with the first
-  data. The connection looks at the writer before it sends the statement.
+- ``AsyncServerCursor.close`` must close the cursor on the server in a cancelled scope
+  too. The connection sees its generator through, and its lock waits for its turn.
+- ``AsyncCursor.copy`` must not begin a COPY with `psycopg.copy.AsyncQueuedLibpqWriter`,
+  which starts a task of asyncio's with the first data. The connection looks at the
+  writer before it sends the statement.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _START_COPY_GEN: Final = psycopg.AsyncCursor._start_copy_gen.__code__
 
 
 class StatementLock(Lock):
-    """The lock of one connection, which a server-side cursor that is being closed takes in a cancelled scope too."""
+    """The lock of one connection, which a server-side cursor that is being closed takes
+    in a cancelled scope too."""
 
     def __init__(self, pgconn: pq.abc.PGconn, grace: Grace) -> None:
         super().__init__()
@@ -53,12 +56,16 @@ def closes_server_cursor(gen: Any) -> bool:
 
 
 def check_writer(gen: Any) -> None:
-    """Raise `psycopg.NotSupportedError` if `gen` begins a COPY with a writer that needs asyncio.
+    """Raise `psycopg.NotSupportedError` if `gen` begins a COPY with a writer that needs
+    asyncio.
 
-    To be called by what ``AsyncCursor.copy`` awaits: the writer is a variable of that coroutine, and nothing else knows of it yet.
+    To be called by what ``AsyncCursor.copy`` awaits: the writer is a variable of that
+    coroutine, and nothing else knows of it yet.
     """
-    if getattr(gen, "gi_code", None) is _START_COPY_GEN and isinstance(sys._getframe(2).f_locals.get("writer"), AsyncQueuedLibpqWriter):
+    if getattr(gen, "gi_code", None) is _START_COPY_GEN and isinstance(
+        sys._getframe(2).f_locals.get("writer"), AsyncQueuedLibpqWriter
+    ):
         raise psycopg.NotSupportedError(
-            "AsyncQueuedLibpqWriter starts a task of asyncio's, which does not run on trio: call copy() without a writer, "
-            "or with an AsyncLibpqWriter"
+            "AsyncQueuedLibpqWriter starts a task of asyncio's, which does not run on trio: call"
+            " copy() without a writer, or with an AsyncLibpqWriter"
         )

@@ -1,11 +1,16 @@
-"""Forked processes: the child has copies of the parent's sockets, and must not keep them.
+"""Forked processes: the child has copies of the parent's sockets, and must not keep
+them.
 
-A server notices that a process is dead by the end of its sessions, and a session ends when the last copy of its socket is closed. A child
-that outlives its parent, such as a worker of a `concurrent.futures.ProcessPoolExecutor`, would keep the sessions of a dead parent.
+A server notices that a process is dead by the end of its sessions, and a session ends
+when the last copy of its socket is closed. A child that outlives its parent, such as a
+worker of a `concurrent.futures.ProcessPoolExecutor`, would keep the sessions of a dead
+parent.
 
-Python has one hook for that, which belongs to the process. It holds weak references to open connections and does nothing in the parent.
-In the child it puts ``/dev/null`` in the place of each copy. It does not close the connection: libpq would tell the server that the session
-ends, on the parent's socket. The number stays taken, so libpq can never write to another file of the child.
+Python has one hook for that, which belongs to the process. It holds weak references to
+open connections and does nothing in the parent. In the child it puts ``/dev/null`` in
+the place of each copy. It does not close the connection: libpq would tell the server
+that the session ends, on the parent's socket. The number stays taken, so libpq can
+never write to another file of the child.
 
 A program that is executed gets no copies, since libpq's sockets are closed on exec.
 """
@@ -24,7 +29,8 @@ _open: weakref.WeakSet[pq.abc.PGconn] = weakref.WeakSet()
 
 
 def keep_from_children(pgconn: pq.abc.PGconn) -> None:
-    """Have processes that are forked from this one drop their copy of this connection's socket."""
+    """Have processes that are forked from this one drop their copy of this connection's
+    socket."""
     _open.add(pgconn)
 
 

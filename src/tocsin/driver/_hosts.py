@@ -1,8 +1,9 @@
 """Which of several hosts have not answered lately.
 
-A connection string may name several hosts, and libpq tries them in its order each time. While the first one is gone without a word, each
-new connection waits for it before it tries the next. So a program that connects often remembers the hosts that ran into the timeout, and
-tries them last for a while.
+A connection string may name several hosts, and libpq tries them in its order each time.
+While the first one is gone without a word, each new connection waits for it before it
+tries the next. So a program that connects often remembers the hosts that ran into the
+timeout, and tries them last for a while.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ class Hosts:
         self._silent_until: dict[tuple[str, ...], float] = {}
 
     def arrange(self, attempts: Iterable[ConnDict]) -> list[ConnDict]:
-        """Return these attempts with those at the end whose host has not answered lately."""
+        """Return these attempts with those at the end whose host has not answered
+        lately."""
         now = trio.current_time()
-        return sorted(attempts, key=lambda attempt: self._silent_until.get(_address(attempt), now) > now)
+        return sorted(
+            attempts, key=lambda attempt: self._silent_until.get(_address(attempt), now) > now
+        )
 
     def note_silence(self, attempt: ConnDict) -> None:
         """Note that the host of this attempt has not answered in time."""

@@ -17,10 +17,12 @@ T = TypeVar("T")
 
 
 async def persist(pgconn: pq.abc.PGconn, grace: Grace, step: Callable[[], Awaitable[T]]) -> T:
-    """Do `step`; cancelled, do it once more, shielded, and return as if nothing had happened.
+    """Do `step`; cancelled, do it once more, shielded, and return as if nothing had
+    happened.
 
-    For what takes no time worth cancelling, and must not stay undone. Raises `trio.Cancelled`, with the
-    connection closed, only if it is not done within the `Grace`.
+    For what takes no time worth cancelling, and must not stay undone. Raises
+    `trio.Cancelled`, with the connection closed, only if it is not done within the
+    `Grace`.
     """
     try:
         try:

@@ -1,30 +1,34 @@
 """A bounded pool of connections.
 
-It opens, lends, resets and closes connections, and knows nothing of what they are used for. Five decisions:
+It opens, lends, resets and closes connections, and knows nothing of what they are used
+for. Five decisions:
 
-**Slots, not connections, are waited for.** There are `max_size` slots. A task takes one, first come first
-served, and only then looks for a connection: the one that was given back last, or a new one, which it opens
-itself. So a task that is cancelled while it opens a connection has a slot to give back and nothing else, and
-at no time are there more than `max_size` connections. Those used last are used first, which leaves the surplus
-at the other end of the list, unused.
+**Slots, not connections, are waited for.** There are `max_size` slots. A task takes
+one, first come first served, and only then looks for a connection: the one that was
+given back last, or a new one, which it opens itself. So a task that is cancelled while
+it opens a connection has a slot to give back and nothing else, and at no time are there
+more than `max_size` connections. Those used last are used first, which leaves the
+surplus at the other end of the list, unused.
 
-**A slot that no connection can be had for is withheld.** A server has its own limits (``max_connections``, a
-role's ``connection limit``), and they may be lower than `max_size`. A task that cannot open a connection while
-the pool has others gives its slot up and waits for one of those. The slot returns after a while, or when the
-last connection is gone; the task that gets it tries again. libpq tells the reason of a refusal in the server's
-language only, so the reason does not matter. A pool without any connection tries again for a while, and then
-the task gets the error.
+**A slot that no connection can be had for is withheld.** A server has its own limits
+(``max_connections``, a role's ``connection limit``), and they may be lower than
+`max_size`. A task that cannot open a connection while the pool has others gives its
+slot up and waits for one of those. The slot returns after a while, or when the last
+connection is gone; the task that gets it tries again. libpq tells the reason of a
+refusal in the server's language only, so the reason does not matter. A pool without any
+connection tries again for a while, and then the task gets the error.
 
-**Idle connections are not watched.** Nothing wakes up to ask the server "are you there?". A connection is
-looked at when it is taken: a server that went away has closed the socket, which the operating system tells
-for free. Broken ones are dropped, and a new one is opened instead. So are those that are too old.
+**Idle connections are not watched.** Nothing wakes up to ask the server "are you
+there?". A connection is looked at when it is taken: a server that went away has closed
+the socket, which the operating system tells for free. Broken ones are dropped, and a
+new one is opened instead. So are those that are too old.
 
-**The surplus goes by a deadline that moves.** One task sleeps until the connection that was unused longest
-expires; taking and returning connections moves its deadline without waking it. With nothing to expire it
-sleeps for ever.
+**The surplus goes by a deadline that moves.** One task sleeps until the connection that
+was unused longest expires; taking and returning connections moves its deadline without
+waking it. With nothing to expire it sleeps for ever.
 
-**A loan is a checkpoint, but not twice.** A borrower's statement lets the other tasks run. Only a loan without
-one makes a checkpoint of its own.
+**A loan is a checkpoint, but not twice.** A borrower's statement lets the other tasks
+run. Only a loan without one makes a checkpoint of its own.
 """
 
 from __future__ import annotations
@@ -61,7 +65,8 @@ class PoolClosed(Exception):
 
 
 class PoolTimeout(psycopg.OperationalError):
-    """No connection came back, and none could be opened, for as long as a borrower waits."""
+    """No connection came back, and none could be opened, for as long as a borrower
+    waits."""
 
 
 @attrs.frozen
@@ -73,9 +78,11 @@ class PoolStatistics:
     idle: int
     """Connections ready to be lent."""
     in_use: int
-    """Slots that are taken: connections lent or being opened for a task, or on their way to one."""
+    """Slots that are taken: connections lent or being opened for a task, or on their
+    way to one."""
     withheld: int
-    """Slots that are not given out for a moment, because no connection could be opened for them."""
+    """Slots that are not given out for a moment, because no connection could be opened
+    for them."""
     waiting: int
     """Tasks that wait for a slot."""
     min_size: int
@@ -85,12 +92,14 @@ class PoolStatistics:
     opened: int
     """Connections opened since the start."""
     broken: int
-    """Connections dropped since the start because they turned out closed or could not be brought into order.
+    """Connections dropped since the start because they turned out closed or could not
+    be brought into order.
     """
     expired: int
     """Connections closed since the start because they were not used."""
     retired: int
-    """Connections closed since the start because they had reached their greatest age."""
+    """Connections closed since the start because they had reached their greatest age.
+    """
     waits: int
     """How many times a task has had to wait for a slot since the start."""
     waited: float
@@ -146,7 +155,8 @@ class Pool(Generic[Row]):
         self._restore_at = math.inf
         self._pauses: Iterator[float] = delays()
         self._waiters = OrderedDict[Task, None]()
-        self._ahead = OrderedDict[Task, None]()  # tasks that have had a slot before, but no connection
+        # tasks that have had a slot before, but no connection
+        self._ahead = OrderedDict[Task, None]()
         self._members = set[_Member[Row]]()
         self._size = 0
         self._closed = False
@@ -158,22 +168,25 @@ class Pool(Generic[Row]):
     def connection(self, *, reset: bool = True) -> Loan[Row]:
         """Lend a connection for the length of an ``async with`` block.
 
-        One that comes back in a transaction is rolled back: committing is the borrower's business. One that
-        comes back in the middle of something is closed. What the borrower has set comes to nothing: the attributes of
-        the connection are as they were when it was new, and its session is reset by the pool's ``reset``. A borrower
-        that sets nothing saves the round trip with ``reset=False``.
+        One that comes back in a transaction is rolled back: committing is the
+        borrower's business. One that comes back in the middle of something is closed.
+        What the borrower has set comes to nothing: the attributes of the connection are
+        as they were when it was new, and its session is reset by the pool's ``reset``.
+        A borrower that sets nothing saves the round trip with ``reset=False``.
 
-        Raises `PoolClosed`; `PoolTimeout` when no connection comes back in time; what opening a connection raises
-        when none can be had. Cancelled while waiting, nothing was taken; whatever ends the block, the connection is
-        given back.
+        Raises `PoolClosed`; `PoolTimeout` when no connection comes back in time; what
+        opening a connection raises when none can be had. Cancelled while waiting,
+        nothing was taken; whatever ends the block, the connection is given back.
         """
         return Loan(self, reset)
 
     async def grow(self, size: int) -> bool:
-        """Open connections until there are ``size``, lent or not, and return whether there are.
+        """Open connections until there are ``size``, lent or not, and return whether
+        there are.
 
-        There may be no more to be had for the moment. No checkpoint where there are as many already. Raises `PoolClosed`, and what opening
-        a connection raises if that does not pass or there is none at all. Cancelled, there are fewer.
+        There may be no more to be had for the moment. No checkpoint where there are as
+        many already. Raises `PoolClosed`, and what opening a connection raises if that
+        does not pass or there is none at all. Cancelled, there are fewer.
         """
         while len(self._members) < size:
             self._check_open()
@@ -215,7 +228,8 @@ class Pool(Generic[Row]):
         )
 
     def drop_idle(self) -> None:
-        """Close the connections that are not lent, since a new one may lead to a better server."""
+        """Close the connections that are not lent, since a new one may lead to a better
+        server."""
         while self._idle:
             self._drop(self._idle.pop())
             self._broken += 1
@@ -237,7 +251,9 @@ class Pool(Generic[Row]):
         except BaseException:
             self._free_slot()
             raise
-        return member or await self._obtain(trio.current_time() + self._timeout if deadline is None else deadline)
+        return member or await self._obtain(
+            trio.current_time() + self._timeout if deadline is None else deadline
+        )
 
     def _take_idle(self) -> _Member[Row] | None:
         while self._idle:
@@ -304,7 +320,9 @@ class Pool(Generic[Row]):
             self._errors += isinstance(error, Exception)
             raise
         self._opened += 1
-        member = _Member(connection, trio.current_time() + self._max_lifetime * random.uniform(0.95, 1))
+        member = _Member(
+            connection, trio.current_time() + self._max_lifetime * random.uniform(0.95, 1)
+        )
         self._members.add(member)
         # The server gives connections again.
         self._pauses = delays()
@@ -327,9 +345,13 @@ class Pool(Generic[Row]):
             self._free_slot()
 
     async def _brought_into_order(self, member: _Member[Row], reset: bool) -> bool:
-        """Whether the connection can be lent to another task, after a ROLLBACK and a reset where they are needed."""
+        """Whether the connection can be lent to another task, after a ROLLBACK and a
+        reset where they are needed."""
         connection = member.connection
-        if connection.pgconn.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
+        if connection.pgconn.transaction_status in (
+            pq.TransactionStatus.INTRANS,
+            pq.TransactionStatus.INERROR,
+        ):
             with connection.grace.scope(), suppress(psycopg.Error):
                 await connection.rollback()
         if reset and _is_idle(connection):
@@ -339,7 +361,11 @@ class Pool(Generic[Row]):
                     try:
                         await self._reset(connection)
                     except Exception as error:
-                        logger.warning("the session of a connection could not be reset: %s; the connection is closed", error)
+                        logger.warning(
+                            "the session of a connection could not be reset: %s; the connection is"
+                            " closed",
+                            error,
+                        )
                         return False
                 if scope.cancelled_caught:
                     return False
@@ -367,7 +393,8 @@ class Pool(Generic[Row]):
             self._restore_slots()
 
     async def _wait_for_slot(self, deadline: float, failure: Exception | None) -> None:
-        """Wait for a slot, after a ``failure`` to open a connection ahead of the other tasks.
+        """Wait for a slot, after a ``failure`` to open a connection ahead of the other
+        tasks.
 
         At the deadline that failure is raised, or `PoolTimeout`.
         """
@@ -397,7 +424,8 @@ class Pool(Generic[Row]):
         )
 
     def _free_slot(self) -> None:
-        # Handed over directly, so that a task that comes later cannot be faster than one that waits.
+        # Handed over directly, so that a task that comes later cannot be faster than
+        # one that waits.
         if not self._wake_first():
             self._free_slots += 1
 
@@ -409,7 +437,8 @@ class Pool(Generic[Row]):
         return False
 
     def _withhold_slot(self) -> None:
-        """Withhold the slot of a task that could not open a connection, and the free ones: the next task would not fare better."""
+        """Withhold the slot of a task that could not open a connection, and the free
+        ones: the next task would not fare better."""
         spare = max(0, self._free_slots - len(self._idle))
         self._free_slots -= spare
         self._withheld += 1 + spare
@@ -434,7 +463,8 @@ class Pool(Generic[Row]):
     async def _fill(self) -> None:
         """Open as many connections as there are at least, at the same time.
 
-        Raises what opening them raises if it fails for all of them, or for a reason that stays.
+        Raises what opening them raises if it fails for all of them, or for a reason
+        that stays.
         """
         failures: list[Exception] = []
 
@@ -486,7 +516,8 @@ class Pool(Generic[Row]):
 
 
 class Loan(Generic[Row]):
-    """A loan of a connection, made by `Pool.connection`: an asynchronous context manager."""
+    """A loan of a connection, made by `Pool.connection`: an asynchronous context
+    manager."""
 
     # Not a generator, since there is one for every statement.
 
@@ -505,12 +536,18 @@ class Loan(Generic[Row]):
         return self._member.connection
 
     @enable_ki_protection
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         member, self._member = self._member, None
         assert member is not None
         await self._pool._give_back(member, self._reset)
         if error is None and member.connection._turn.passes == self._passes:
-            # The borrower has not let the other tasks run, at least not by this connection.
+            # The borrower has not let the other tasks run, at least not by this
+            # connection.
             await trio.lowlevel.checkpoint()
 
 
@@ -527,19 +564,23 @@ async def open_pool(
     reconnect_on: type[Exception] = psycopg.OperationalError,
     reset: Callable[[TrioConnection[Row]], Awaitable[None]] | None = TrioConnection.reset_session,
 ) -> AsyncIterator[Pool[Row]]:
-    """Make a pool, with ``min_size`` connections opened by ``connect`` at the same time, for the length of the block.
+    """Make a pool, with ``min_size`` connections opened by ``connect`` at the same
+    time, for the length of the block.
 
-    It grows to ``max_size`` connections when they are needed; those above ``min_size`` are closed after
-    ``max_idle`` seconds without use. A connection that is older than ``max_lifetime`` seconds (or up to a twentieth
-    less, so that they do not all go at once) is replaced when it is borrowed or given back.
+    It grows to ``max_size`` connections when they are needed; those above ``min_size``
+    are closed after ``max_idle`` seconds without use. A connection that is older than
+    ``max_lifetime`` seconds (or up to a twentieth less, so that they do not all go at
+    once) is replaced when it is borrowed or given back.
 
-    A borrower waits ``timeout`` seconds at most. When a connection cannot be opened, by an error of the class
-    ``reconnect_on``, it waits for one that is lent. While the pool has none at all, it tries again, with growing
-    pauses, for ``reconnect_timeout`` seconds; then it gets the error. ``reset`` brings the session of a connection
-    that was lent into order again; None leaves it as it is.
+    A borrower waits ``timeout`` seconds at most. When a connection cannot be opened, by
+    an error of the class ``reconnect_on``, it waits for one that is lent. While the
+    pool has none at all, it tries again, with growing pauses, for ``reconnect_timeout``
+    seconds; then it gets the error. ``reset`` brings the session of a connection that
+    was lent into order again; None leaves it as it is.
 
-    When the block is left all connections are closed, those in use as soon as they are given back. Raises what ``connect`` raises when no
-    connection can be opened at the start. Cancellation leaves nothing open.
+    When the block is left all connections are closed, those in use as soon as they are
+    given back. Raises what ``connect`` raises when no connection can be opened at the
+    start. Cancellation leaves nothing open.
     """
     pool = Pool(
         connect,

@@ -1,9 +1,11 @@
 """Statements without a cursor.
 
-psycopg's cursor parses the query's placeholders, finds a dumper for each parameter, decides whether to prepare, describes the
-result's columns and makes objects of all its rows. For a statement of a tenth of a millisecond that is as much work as all the rest of the
-client's. Where the parameters are text already, little of it is needed: they go as they are to a statement that was prepared at its first
-use, and the rows of the result come in binary and become objects when they are asked for.
+psycopg's cursor parses the query's placeholders, finds a dumper for each parameter,
+decides whether to prepare, describes the result's columns and makes objects of all its
+rows. For a statement of a tenth of a millisecond that is as much work as all the rest
+of the client's. Where the parameters are text already, little of it is needed: they go
+as they are to a statement that was prepared at its first use, and the rows of the
+result come in binary and become objects when they are asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ Statement: TypeAlias = tuple[bytes, Sequence[bytes | None]]
 
 
 class Rows:
-    """The rows of a result in binary, which become tuples when they are loaded; those of a small result at once, and only once."""
+    """The rows of a result in binary, which become tuples when they are loaded; those
+    of a small result at once, and only once."""
 
     SMALL = 3
 
@@ -32,14 +35,22 @@ class Rows:
         self._transformer = Transformer(context)
         self._transformer.set_pgresult(result, format=pq.Format.BINARY)
         self._count = result.ntuples
-        self._loaded = self._transformer.load_rows(0, self._count, tuple) if self._count <= self.SMALL else None
+        self._loaded = (
+            self._transformer.load_rows(0, self._count, tuple)
+            if self._count <= self.SMALL
+            else None
+        )
 
     def __len__(self) -> int:
         return self._count
 
     def load(self, start: int, stop: int) -> list[tuple[Any, ...]]:
         """Return the rows from ``start`` up to before ``stop``."""
-        return self._transformer.load_rows(start, stop, tuple) if self._loaded is None else self._loaded[start:stop]
+        return (
+            self._transformer.load_rows(start, stop, tuple)
+            if self._loaded is None
+            else self._loaded[start:stop]
+        )
 
 
 def _check(parameters: Sequence[bytes | None]) -> None:
@@ -54,9 +65,11 @@ def _is_missing(result: pq.abc.PGresult) -> bool:
 class Prepared:
     """What is prepared on one connection.
 
-    A statement that turns out not to be prepared any more runs without: somebody to whom the connection was lent has said DISCARD, or there
-    is a pooler in between, which runs each transaction on another connection of its own. After `GIVE_UP` times nothing is prepared any
-    more. The names are this connection's alone, so that no other client of such a pooler has prepared something else under them.
+    A statement that turns out not to be prepared any more runs without: somebody to
+    whom the connection was lent has said DISCARD, or there is a pooler in between,
+    which runs each transaction on another connection of its own. After `GIVE_UP` times
+    nothing is prepared any more. The names are this connection's alone, so that no
+    other client of such a pooler has prepared something else under them.
     """
 
     GIVE_UP = 5
@@ -71,9 +84,11 @@ class Prepared:
         """Whether `run_together` is under way, which leaves pipeline mode by itself."""
 
     def run(self, statement: bytes, parameters: Sequence[bytes | None]) -> PQGen[pq.abc.PGresult]:
-        """Run a statement whose parameters are ``$1`` and so on, as text, and return its result.
+        """Run a statement whose parameters are ``$1`` and so on, as text, and return
+        its result.
 
-        Raises what the server says as psycopg's errors, and `psycopg.DataError` for the character NUL, at which libpq would cut.
+        Raises what the server says as psycopg's errors, and `psycopg.DataError` for the
+        character NUL, at which libpq would cut.
         """
         _check(parameters)
         if self._missing < self.GIVE_UP:
@@ -87,8 +102,11 @@ class Prepared:
         self._pgconn.send_query_params(statement, parameters, result_format=pq.Format.BINARY)
         return (yield from self._result())
 
-    def run_together(self, statements: Sequence[Statement], settled: int) -> PQGen[list[pq.abc.PGresult]]:
-        """Run statements that go to the server in one request, and return their results; see `TrioConnection.run_together`."""
+    def run_together(
+        self, statements: Sequence[Statement], settled: int
+    ) -> PQGen[list[pq.abc.PGresult]]:
+        """Run statements that go to the server in one request, and return their
+        results; see `TrioConnection.run_together`."""
         for _, parameters in statements:
             _check(parameters)
         self.together = True
@@ -104,7 +122,9 @@ class Prepared:
                 error = psycopg.errors.error_from_result(result)
                 if n <= settled:
                     raise error
-                raise psycopg.errors.TransactionResolutionUnknown(f"it was committed, but what was to follow failed: {error}") from error
+                raise psycopg.errors.TransactionResolutionUnknown(
+                    f"it was committed, but what was to follow failed: {error}"
+                ) from error
         return results
 
     def _send_together(self, statements: Sequence[Statement]) -> PQGen[list[pq.abc.PGresult]]:
@@ -122,7 +142,9 @@ class Prepared:
             result = yield from generators.fetch(pgconn)
             if result is None:  # between two statements
                 if pgconn.status != pq.ConnStatus.OK:
-                    raise psycopg.OperationalError(f"the connection was lost: {pgconn.get_error_message()}")
+                    raise psycopg.OperationalError(
+                        f"the connection was lost: {pgconn.get_error_message()}"
+                    )
             elif result.status == pq.ExecStatus.PIPELINE_SYNC:
                 break
             else:
@@ -136,7 +158,8 @@ class Prepared:
     def _prepare(self, statement: bytes) -> PQGen[bytes]:
         name = self._names.get(statement)
         if name is None:
-            # A name is never used again: after an attempt that was called off nobody knows if the server has it.
+            # A name is never used again: after an attempt that was called off nobody
+            # knows if the server has it.
             self._attempts += 1
             name = self._prefix + b"%d" % self._attempts
             self._pgconn.send_prepare(name, statement)
@@ -145,7 +168,8 @@ class Prepared:
         return name
 
     def _result(self) -> PQGen[pq.abc.PGresult]:
-        # More than one when the rows had been sent and then the commit failed, or the connection was lost: the last one says so.
+        # More than one when the rows had been sent and then the commit failed, or the
+        # connection was lost: the last one says so.
         result: pq.abc.PGresult = (yield from generators.execute(self._pgconn))[-1]
         if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
             raise psycopg.errors.error_from_result(result)

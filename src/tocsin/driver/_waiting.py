@@ -1,23 +1,25 @@
 """Driving psycopg's protocol generators with trio.
 
-psycopg keeps what to say to the server apart from how to wait for it: its generators yield `Wait.R`, `Wait.W`
-or `Wait.RW`, and go on when they are sent what the socket is ready for. Waiting is all that this module does,
-and it has two things to get right.
+psycopg keeps what to say to the server apart from how to wait for it: its generators
+yield `Wait.R`, `Wait.W` or `Wait.RW`, and go on when they are sent what the socket is
+ready for. Waiting is all that this module does, and it has two things to get right.
 
-**Not to wait when there is nothing to wait for.** A socket is nearly always writable, and in pipeline mode
-and COPY psycopg asks for "writable" at every statement and every buffer. Going through trio's loop for each
-of them costs five times what the statement itself does. So when writing is wanted, one ``poll(2)`` with a
-timeout of zero comes first. When only reading is wanted the answer is hardly ever there yet, and the poll
+**Not to wait when there is nothing to wait for.** A socket is nearly always writable,
+and in pipeline mode and COPY psycopg asks for "writable" at every statement and every
+buffer. Going through trio's loop for each of them costs five times what the statement
+itself does. So when writing is wanted, one ``poll(2)`` with a timeout of zero comes
+first. When only reading is wanted the answer is hardly ever there yet, and the poll
 would be wasted.
 
-**Not to starve the other tasks by that.** A task that never waits never lets anyone else run. A `Turn` says
-when a connection last did, and a checkpoint is made once that is `MAX_TURN` ago. It outlives the single call,
-since COPY consists of thousands of calls, none of which is long. A call after one that has waited begins a new
-turn: else each statement on a connection that was idle would begin with a pass through trio's loop, and be sent
-that much later.
+**Not to starve the other tasks by that.** A task that never waits never lets anyone
+else run. A `Turn` says when a connection last did, and a checkpoint is made once that
+is `MAX_TURN` ago. It outlives the single call, since COPY consists of thousands of
+calls, none of which is long. A call after one that has waited begins a new turn: else
+each statement on a connection that was idle would begin with a pass through trio's
+loop, and be sent that much later.
 
-Idle means idle: no timer wakes a waiting task (psycopg's own wait functions wake ten times a second to look
-for signals; trio delivers those itself).
+Idle means idle: no timer wakes a waiting task (psycopg's own wait functions wake ten
+times a second to look for signals; trio delivers those itself).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["MAX_TURN", "Turn", "wait"]
 
 MAX_TURN: Final = 0.005
-"""How long, in seconds, a task may go on without a checkpoint, while its socket is always ready."""
+"""How long, in seconds, a task may go on without a checkpoint, while its socket is
+always ready."""
 
 
 class Turn:
@@ -53,7 +56,8 @@ class Turn:
         self.passes = 0
         """How many times the connection has let the other tasks run."""
         self.since = math.inf
-        """Since when the call waits, as a `trio.current_time`; infinity while it does not."""
+        """Since when the call waits, as a `trio.current_time`; infinity while it does
+        not."""
         self.watch: Watch | None = None
         """What is to know of it."""
 
@@ -89,12 +93,12 @@ class Turn:
 async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.inf) -> RV:
     """Drive `gen` to its end and return what it returns.
 
-    A generator that was driven by an earlier call, which was cancelled, goes on where it was. `deadline` is a
-    `trio.current_time`.
+    A generator that was driven by an earlier call, which was cancelled, goes on where
+    it was. `deadline` is a `trio.current_time`.
 
     Raises `psycopg.errors._WaitTimeout` at the deadline (what psycopg itself expects),
-    `psycopg.OperationalError` when the socket was closed meanwhile, and whatever `gen` raises. Cancellation
-    leaves `gen` suspended where it wanted to wait.
+    `psycopg.OperationalError` when the socket was closed meanwhile, and whatever `gen`
+    raises. Cancellation leaves `gen` suspended where it wanted to wait.
     """
     await turn.enter()
     limited = deadline < math.inf
@@ -108,7 +112,9 @@ async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.i
             if not ready:
                 turn.waits()
                 try:
-                    ready = await (_ready_by(deadline, fileno, want) if limited else _ready(fileno, want))
+                    ready = await (
+                        _ready_by(deadline, fileno, want) if limited else _ready(fileno, want)
+                    )
                 finally:
                     turn.waited()
             want = gen.send(ready)

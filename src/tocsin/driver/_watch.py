@@ -1,23 +1,29 @@
 """Finding connections that have fallen silent.
 
-A connection that ends says so. One that falls silent does not: a load balancer has forgotten it, a proxy has stalled, the server hangs.
-What the operating systems cannot see of that, since the silence is above TCP, is found here.
+A connection that ends says so. One that falls silent does not: a load balancer has
+forgotten it, a proxy has stalled, the server hangs. What the operating systems cannot
+see of that, since the silence is above TCP, is found here.
 
-**Silence is not slowness.** A statement may rightly take minutes, because there is much to do or a lock is held. So no statement has a
-limit of its own. When nothing has come for `ASK_AFTER` seconds, the watch opens another connection and asks the server about the session.
-One that works or waits for a lock will answer. One that is idle, waits for its client or is gone will not; asked twice, that is proof
-enough. Then the connection is closed, and its session is terminated on the server: what it holds is free, and a request that is still on
-its way is not executed later.
+**Silence is not slowness.** A statement may rightly take minutes, because there is much
+to do or a lock is held. So no statement has a limit of its own. When nothing has come
+for `ASK_AFTER` seconds, the watch opens another connection and asks the server about
+the session. One that works or waits for a lock will answer. One that is idle, waits for
+its client or is gone will not; asked twice, that is proof enough. Then the connection
+is closed, and its session is terminated on the server: what it holds is free, and a
+request that is still on its way is not executed later.
 
-**When the server cannot be asked either**, the connection is closed after `PATIENCE`, and its session is terminated as soon as there is
-another connection (`Watch.terminate_abandoned`). Where the server answers but does not tell, because of a pooler or because it admits no
-further connection, the connection is closed after `LONGEST`.
+**When the server cannot be asked either**, the connection is closed after `PATIENCE`,
+and its session is terminated as soon as there is another connection
+(`Watch.terminate_abandoned`). Where the server answers but does not tell, because of a
+pooler or because it admits no further connection, the connection is closed after
+`LONGEST`.
 
-A statement whose connection is closed here fails as with any lost connection: it has taken effect or not. Other connections that are idle
-then are as old as this one, and as little to be trusted: the pool lends them to no task again.
+A statement whose connection is closed here fails as with any lost connection: it has
+taken effect or not. Other connections that are idle then are as old as this one, and as
+little to be trusted: the pool lends them to no task again.
 
-**It costs one comparison and one look at the clock for each wait.** One task sleeps until the first look that is due. While no statement
-is under way it has no deadline.
+**It costs one comparison and one look at the clock for each wait.** One task sleeps
+until the first look that is due. While no statement is under way it has no deadline.
 """
 
 from __future__ import annotations
@@ -47,24 +53,31 @@ logger = logging.getLogger("tocsin")
 ASK_AFTER: Final = 2.0
 """Seconds without an answer after which the server is asked about the session."""
 CONFIRM_AFTER: Final = 0.5
-"""Seconds between two questions about a session that seems to be silent: its answer may have been on its way at the first one."""
+"""Seconds between two questions about a session that seems to be silent: its answer may
+have been on its way at the first one."""
 ASK_AGAIN: Final = 5.0
 """Most seconds between two questions about a session that works."""
 TERMINATE_WITHIN: Final = 2.0
-"""Seconds for which a task that waits on a silent connection goes on waiting, so that its session has ended when it learns of it."""
+"""Seconds for which a task that waits on a silent connection goes on waiting, so that
+its session has ended when it learns of it."""
 PATIENCE: Final = 10.0
-"""Seconds without an answer after which a connection is closed if the server cannot be asked."""
+"""Seconds without an answer after which a connection is closed if the server cannot be
+asked."""
 LONGEST: Final = 60.0
 """The same if the server answers, but does not tell about the session."""
 
 Session: TypeAlias = tuple[int, str]
-"""What identifies a session on a server: its process, and when that began, in seconds since 1970."""
+"""What identifies a session on a server: its process, and when that began, in seconds
+since 1970."""
 
 _FIND: Final = (
     b"from unnest(%s::int[], %s::numeric[]) asked (pid, began) join pg_catalog.pg_stat_activity a "
     b"on a.pid = asked.pid and extract(epoch from a.backend_start) = asked.began"
 )
-_ASK: Final = b"select a.pid, asked.began::text, a.state, a.wait_event_type is not distinct from 'Client' " + _FIND
+_ASK: Final = (
+    b"select a.pid, asked.began::text, a.state, a.wait_event_type is not distinct from 'Client' "
+    + _FIND
+)
 _TERMINATE: Final = b"select pg_catalog.pg_terminate_backend(a.pid, 1000) " + _FIND
 
 
@@ -91,7 +104,9 @@ class Watch:
     def __init__(self, connect: Callable[[], Awaitable[TrioConnection[Any]]]) -> None:
         self._connect = connect
         self._connections: weakref.WeakSet[TrioConnection[Any]] = weakref.WeakSet()
-        self._waits: weakref.WeakKeyDictionary[TrioConnection[Any], _Wait] = weakref.WeakKeyDictionary()
+        self._waits: weakref.WeakKeyDictionary[TrioConnection[Any], _Wait] = (
+            weakref.WeakKeyDictionary()
+        )
         self._abandoned = set[Session]()
         self._idle_scope = trio.CancelScope()
         self.asleep = True
@@ -106,7 +121,8 @@ class Watch:
 
     @property
     def waiting_since(self) -> float:
-        """Since when the statement that has waited longest is without an answer, as a `trio.current_time`; infinity when there is none."""
+        """Since when the statement that has waited longest is without an answer, as a
+        `trio.current_time`; infinity when there is none."""
         return min((c.waits_since for c in self._connections), default=math.inf)
 
     @property
@@ -120,7 +136,8 @@ class Watch:
         self._idle_scope.deadline = now + ASK_AFTER
 
     async def run(self) -> NoReturn:
-        """Watch, for ever. Cancellation closes the connection that it asks on, and nothing else."""
+        """Watch, for ever. Cancellation closes the connection that it asks on, and
+        nothing else."""
         while True:
             with trio.CancelScope(deadline=self._next_look()) as self._idle_scope:
                 await trio.sleep_forever()
@@ -130,9 +147,11 @@ class Watch:
                 await self._look(due)
 
     async def terminate_abandoned(self, connection: TrioConnection[Any]) -> None:
-        """On this connection, end the sessions of those that were closed when the server could not be told so.
+        """On this connection, end the sessions of those that were closed when the
+        server could not be told so.
 
-        What they were to do is done by then, or will never be. Raises psycopg's errors. Cancelled, they have ended or not.
+        What they were to do is done by then, or will never be. Raises psycopg's errors.
+        Cancelled, they have ended or not.
         """
         if self._abandoned:
             abandoned = list(self._abandoned)
@@ -144,7 +163,10 @@ class Watch:
         for connection in self._connections:
             if (since := connection.waits_since) < math.inf:
                 wait = self._waits.get(connection)
-                look_at = min(look_at, since + ASK_AFTER if wait is None or wait.since != since else wait.look_at)
+                look_at = min(
+                    look_at,
+                    since + ASK_AFTER if wait is None or wait.since != since else wait.look_at,
+                )
         self.asleep = look_at == math.inf
         return look_at
 
@@ -158,13 +180,17 @@ class Watch:
                 wait = self._waits.get(connection)
                 if wait is None or wait.since != since:
                     wait = self._waits[connection] = _Wait(since, now)
-                    logger.info("no answer from PostgreSQL for %.1f s; asking on another connection", now - since)
+                    logger.info(
+                        "no answer from PostgreSQL for %.1f s; asking on another connection",
+                        now - since,
+                    )
                 if wait.look_at <= now:
                     due.append(connection)
         return due
 
     async def _look(self, due: Sequence[TrioConnection[Any]]) -> None:
-        """Ask the server about the sessions of these connections, and close those that are silent."""
+        """Ask the server about the sessions of these connections, and close those that
+        are silent."""
         findings = dict.fromkeys(due, _Finding.UNREACHABLE)
         silent: list[TrioConnection[Any]] = []
         asking: TrioConnection[Any] | None = None
@@ -178,12 +204,20 @@ class Watch:
                     if _Finding.SILENT in findings.values():
                         await trio.sleep(CONFIRM_AFTER)
                         again = await _find_out(asking, due)
-                        findings = {c: again[c] if findings[c] is _Finding.SILENT else findings[c] for c in due}
+                        findings = {
+                            c: again[c] if findings[c] is _Finding.SILENT else findings[c]
+                            for c in due
+                        }
                 except Exception as error:
                     logger.debug("PostgreSQL cannot be asked about a session: %s", error)
                     if isinstance(error, psycopg.Error) and _is_admission(error):
                         findings = dict.fromkeys(due, _Finding.UNTOLD)
-            silent = [c for c in due if c.waits_since == self._waits[c].since and self._is_silent(self._waits[c], findings[c])]
+            silent = [
+                c
+                for c in due
+                if c.waits_since == self._waits[c].since
+                and self._is_silent(self._waits[c], findings[c])
+            ]
             self._abandoned.update(c.session for c in silent if c.session is not None)
             if silent and asking is not None and not asking.closed:
                 with trio.move_on_after(TERMINATE_WITHIN), suppress(psycopg.Error):
@@ -200,7 +234,11 @@ class Watch:
         waited = now - wait.since
         match finding:
             case _Finding.WORKS:
-                logger.debug("no answer from PostgreSQL for %.1f s, but the session works or waits for a lock", waited)
+                logger.debug(
+                    "no answer from PostgreSQL for %.1f s, but the session works or waits for a"
+                    " lock",
+                    waited,
+                )
                 wait.look_at = now + min(waited, ASK_AGAIN)
                 return False
             case _Finding.SILENT:
@@ -223,23 +261,37 @@ class Watch:
                 other.suspect = True
 
 
-async def _find_out(connection: TrioConnection[Any], silent: Sequence[TrioConnection[Any]]) -> dict[TrioConnection[Any], _Finding]:
+async def _find_out(
+    connection: TrioConnection[Any], silent: Sequence[TrioConnection[Any]]
+) -> dict[TrioConnection[Any], _Finding]:
     """Ask on one connection about the sessions of others."""
     told: dict[Session, _Finding] = {}
-    for pid, began, state, waits_for_client in await _run(connection, _ASK, [c.session for c in silent if c.session is not None]):
+    for pid, began, state, waits_for_client in await _run(
+        connection, _ASK, [c.session for c in silent if c.session is not None]
+    ):
         if state is None or state == "disabled":
             told[pid, began] = _Finding.UNTOLD
         else:
-            told[pid, began] = _Finding.WORKS if state == "active" and not waits_for_client else _Finding.SILENT
-    return {c: _Finding.UNTOLD if c.session is None else told.get(c.session, _Finding.SILENT) for c in silent}
+            told[pid, began] = (
+                _Finding.WORKS if state == "active" and not waits_for_client else _Finding.SILENT
+            )
+    return {
+        c: _Finding.UNTOLD if c.session is None else told.get(c.session, _Finding.SILENT)
+        for c in silent
+    }
 
 
-async def _run(connection: TrioConnection[Any], statement: bytes, sessions: Collection[Session]) -> list[tuple[Any, ...]]:
+async def _run(
+    connection: TrioConnection[Any], statement: bytes, sessions: Collection[Session]
+) -> list[tuple[Any, ...]]:
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
-    await cursor.execute(statement, [[pid for pid, _ in sessions], [began for _, began in sessions]])
+    await cursor.execute(
+        statement, [[pid for pid, _ in sessions], [began for _, began in sessions]]
+    )
     return await cursor.fetchall()
 
 
 def _is_admission(error: psycopg.Error) -> bool:
-    """Whether the server is there and only does not let us in, because there are too many connections, say."""
+    """Whether the server is there and only does not let us in, because there are too
+    many connections, say."""
     return error.sqlstate is not None and not error.sqlstate.startswith("57")

@@ -34,7 +34,8 @@ class DeadLetter(Record):
     died_at: datetime
     """When that was, by the server's clock."""
     reason: str
-    """Why, as a code: `handler_failed`, `lease_expired`, `worker_died` or `released`, after the last delivery; `rejected` (`Reject`); or `expired`."""
+    """Why, as a code: `handler_failed`, `lease_expired`, `worker_died` or `released`,
+    after the last delivery; `rejected` (`Reject`); or `expired`."""
     error: str | None
     """What the last delivery that said something said."""
     traceback: str | None
@@ -42,7 +43,8 @@ class DeadLetter(Record):
 
 
 class DeadLetterFilter(TypedDict, total=False):
-    """Which dead letters are meant, among those of the ids that are given. Without ids, the queue must be named."""
+    """Which dead letters are meant, among those of the ids that are given. Without ids,
+    the queue must be named."""
 
     queue: str | None
     """Those of this queue."""
@@ -63,44 +65,66 @@ class DeadLetters:
         self._database = database
 
     async def get(self, message_id: int) -> DeadLetter:
-        """Return a dead letter. Raises `MessageNotFound`. Cancellation leaves nothing behind."""
-        rows = await self._database.fetch("select * from tocsin.get_dead_letter(%s)", [check_id(message_id, "message_id")])
+        """Return a dead letter. Raises `MessageNotFound`. Cancellation leaves nothing
+        behind."""
+        rows = await self._database.fetch(
+            "select * from tocsin.get_dead_letter(%s)", [check_id(message_id, "message_id")]
+        )
         if not rows:
             raise MessageNotFound(f"dead letter {message_id} does not exist", message_id=message_id)
         return DeadLetter(*rows[0])
 
-    async def replay(self, *letters: str | int, delay: Duration | None = None, **which: Unpack[DeadLetterFilter]) -> list[int]:
-        """Make dead letters messages again, due now or after ``delay`` seconds, and return their ids, which they keep.
+    async def replay(
+        self, *letters: str | int, delay: Duration | None = None, **which: Unpack[DeadLetterFilter]
+    ) -> list[int]:
+        """Make dead letters messages again, due now or after ``delay`` seconds, and
+        return their ids, which they keep.
 
-        Which: ``replay("emails")`` those of a queue, ``replay(4711, 4712)`` those of these ids, ``replay("emails", 4711)`` those of them
-        that are in this queue; the other arguments, as in `list`, choose among them. `archive` and `purge` take the same.
+        Which: ``replay("emails")`` those of a queue, ``replay(4711, 4712)`` those of
+        these ids, ``replay("emails", 4711)`` those of them that are in this queue; the
+        other arguments, as in `list`, choose among them. `archive` and `purge` take the
+        same.
 
-        Deliveries are counted anew; key, headers, priority and history are kept; an expiry is not. Of two replays of one letter at the same
-        time, one returns its id. Ids that are no dead letters are left out.
+        Deliveries are counted anew; key, headers, priority and history are kept; an
+        expiry is not. Of two replays of one letter at the same time, one returns its
+        id. Ids that are no dead letters are left out.
 
-        A letter whose key another unfinished message has by now cannot be replayed: one that is named by its id is refused with `KeyTaken`
-        (then none is replayed), others are passed over. Also raises `QueueNotFound`, `ValueError`. Cancelled, all are replayed or none.
+        A letter whose key another unfinished message has by now cannot be replayed: one
+        that is named by its id is refused with `KeyTaken` (then none is replayed),
+        others are passed over. Also raises `QueueNotFound`, `ValueError`. Cancelled,
+        all are replayed or none.
         """
         parameters = [*_parameters(letters, which), to_timedelta(delay, "delay", zero=True)]
-        (replayed,) = await self._database.fetch_one("select tocsin.replay(%s::bigint[], %s, %s, %s, %s, %s, %s)", parameters)
+        (replayed,) = await self._database.fetch_one(
+            "select tocsin.replay(%s::bigint[], %s, %s, %s, %s, %s, %s)", parameters
+        )
         return list(replayed)
 
     async def archive(self, *letters: str | int, **which: Unpack[DeadLetterFilter]) -> int:
-        """Move dead letters that have been seen to into the archive; return how many that were.
+        """Move dead letters that have been seen to into the archive; return how many
+        that were.
 
         Where the queue's ``retention`` is 0, nothing is kept of them.
 
         Raises `QueueNotFound`, `ValueError`. Cancelled, all are moved or none.
         """
-        return await self._count("tocsin.archive_dead_letters(%s::bigint[], %s, %s, %s, %s, %s)", _parameters(letters, which))
+        return await self._count(
+            "tocsin.archive_dead_letters(%s::bigint[], %s, %s, %s, %s, %s)",
+            _parameters(letters, which),
+        )
 
-    async def purge(self, *letters: str | int, dry_run: bool = False, **which: Unpack[DeadLetterFilter]) -> int:
-        """Delete dead letters for good; return how many that were or, with ``dry_run``, would be.
+    async def purge(
+        self, *letters: str | int, dry_run: bool = False, **which: Unpack[DeadLetterFilter]
+    ) -> int:
+        """Delete dead letters for good; return how many that were or, with ``dry_run``,
+        would be.
 
         Raises `QueueNotFound`, `ValueError`. Cancelled, all are deleted or none.
         """
         parameters = [*_parameters(letters, which), dry_run]
-        return await self._count("tocsin.purge_dead_letters(%s::bigint[], %s, %s, %s, %s, %s, %s)", parameters)
+        return await self._count(
+            "tocsin.purge_dead_letters(%s::bigint[], %s, %s, %s, %s, %s, %s)", parameters
+        )
 
     async def _count(self, call: str, parameters: list[object]) -> int:
         (count,) = await self._database.fetch_one(f"select {call}", parameters)
@@ -116,11 +140,15 @@ class DeadLetters:
         limit: int = 100,
         after: int | None = None,
     ) -> list[DeadLetter]:
-        """Return dead letters of a queue, by id; the filters are those of `DeadLetterFilter` (``older_than`` in seconds).
+        """Return dead letters of a queue, by id; the filters are those of
+        `DeadLetterFilter` (``older_than`` in seconds).
 
-        The next page is what comes ``after`` the last one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
+        The next page is what comes ``after`` the last one's id. Raises `QueueNotFound`,
+        `ValueError`. Cancellation leaves nothing behind.
         """
-        meant = _parameters((queue,), {"reason": reason, "error": error, "older_than": older_than, "limit": limit})
+        meant = _parameters(
+            (queue,), {"reason": reason, "error": error, "older_than": older_than, "limit": limit}
+        )
         rows = await self._database.fetch(
             "select * from tocsin.list_dead_letters(%s, %s, %s, %s, %s, %s)",
             [*meant[1:], None if after is None else check_id(after, "after")],
@@ -129,9 +157,13 @@ class DeadLetters:
 
 
 def _parameters(letters: tuple[str | int, ...], which: DeadLetterFilter) -> list[object]:
-    """The first parameters of the functions in ``dead_letters.sql``. ``letters``: a queue's name, ids, or both."""
+    """The first parameters of the functions in ``dead_letters.sql``. ``letters``: a
+    queue's name, ids, or both."""
     if unknown := which.keys() - DeadLetterFilter.__annotations__.keys():
-        raise TypeError(f"{', '.join(sorted(unknown))}: there is no such filter; there are {', '.join(DeadLetterFilter.__annotations__)}")
+        raise TypeError(
+            f"{', '.join(sorted(unknown))}: there is no such filter; there are"
+            f" {', '.join(DeadLetterFilter.__annotations__)}"
+        )
     queue, reason, error = which.get("queue"), which.get("reason"), which.get("error")
     ids: tuple[Any, ...] = letters
     if letters and isinstance(letters[0], str):

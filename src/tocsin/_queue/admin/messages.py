@@ -17,15 +17,18 @@ from tocsin._queue.payload import decode
 from tocsin.errors import MessageNotFound
 
 MessageState = Literal["ready", "delayed", "leased", "dead", "archived"]
-"""Where a message is: it can be claimed, is due later, is with a consumer, is a dead letter, is finished and kept."""
+"""Where a message is: it can be claimed, is due later, is with a consumer, is a dead
+letter, is finished and kept."""
 
 
 @attrs.frozen
 class Delivery:
-    """A delivery that failed, in a message's history. One that was taken back (by an interruption, say) is not in it."""
+    """A delivery that failed, in a message's history. One that was taken back (by an
+    interruption, say) is not in it."""
 
     delivery: int
-    """Which delivery it was, counted from 1 since the message was enqueued or last replayed."""
+    """Which delivery it was, counted from 1 since the message was enqueued or last
+    replayed."""
     worker_id: int | None
     """Id of the consumer that had it."""
     worker: str | None
@@ -35,9 +38,11 @@ class Delivery:
     ended_at: datetime
     """When it ended."""
     outcome: str
-    """How: `handler_failed`, `rejected` (by the handler), `lease_expired`, `worker_died` or `released`."""
+    """How: `handler_failed`, `rejected` (by the handler), `lease_expired`,
+    `worker_died` or `released`."""
     error: str | None
-    """What the handler raised, the beginning of it if it is long; None when it was not that."""
+    """What the handler raised, the beginning of it if it is long; None when it was not
+    that."""
 
 
 def _read_history(text: str | None) -> tuple[Delivery, ...]:
@@ -51,7 +56,8 @@ def _read_delivery(entry: Mapping[str, Any]) -> Delivery:
 
 @attrs.frozen(slots=False)
 class Record:
-    """What is known of every message, in the order of the columns that the database shows it with."""
+    """What is known of every message, in the order of the columns that the database
+    shows it with."""
 
     id: int
     """Its id, which it keeps in whichever state it is."""
@@ -76,7 +82,8 @@ class Record:
     max_deliveries: int | None
     """Its own maximum of deliveries; None: its queue's counted, or it is archived."""
     producer_worker_id: int | None
-    """Id of the producer that enqueued it; None when it was enqueued by SQL or `Store.produce`."""
+    """Id of the producer that enqueued it; None when it was enqueued by SQL or
+    `Store.produce`."""
     consumer_worker_id: int | None
     """Id of the consumer that has it or had it last."""
     history: tuple[Delivery, ...] = attrs.field(converter=_read_history)
@@ -84,12 +91,14 @@ class Record:
 
     @cached_property
     def payload(self) -> Any:
-        """The payload as it was enqueued; decoded when first asked for, which raises `PayloadUnreadable` for what Python cannot hold."""
+        """The payload as it was enqueued; decoded when first asked for, which raises
+        `PayloadUnreadable` for what Python cannot hold."""
         return decode(self.payload_text)
 
     @cached_property
     def headers(self) -> Any:
-        """The headers as they were enqueued; None without. Asking for them raises what `payload` does."""
+        """The headers as they were enqueued; None without. Asking for them raises what
+        `payload` does."""
         return None if self.headers_text is None else decode(self.headers_text)
 
 
@@ -100,9 +109,11 @@ class MessageInfo(Record):
     state: MessageState
     """Where it is."""
     due: datetime | None
-    """Its place in the queue among equal priorities: when it was or will be due. None when it is dead or archived."""
+    """Its place in the queue among equal priorities: when it was or will be due. None
+    when it is dead or archived."""
     vt: datetime | None
-    """When it can be claimed (again): the end of its lease while it is leased. None when it is dead or archived."""
+    """When it can be claimed (again): the end of its lease while it is leased. None
+    when it is dead or archived."""
     expires_at: datetime | None
     """When it becomes a dead letter unless it has been delivered; None: never."""
     archived_at: datetime | None
@@ -122,23 +133,37 @@ class Messages:
         self._database = database
 
     async def get(self, message_id: int) -> MessageInfo:
-        """Return a message. Raises `MessageNotFound`. Cancellation leaves nothing behind."""
-        rows = await self._database.fetch("select * from tocsin.get_message(%s)", [check_id(message_id, "message_id")])
+        """Return a message. Raises `MessageNotFound`. Cancellation leaves nothing
+        behind."""
+        rows = await self._database.fetch(
+            "select * from tocsin.get_message(%s)", [check_id(message_id, "message_id")]
+        )
         if not rows:
             raise MessageNotFound(f"message {message_id} does not exist", message_id=message_id)
         return MessageInfo(*rows[0])
 
     async def list(
-        self, queue: str, *, state: MessageState | None = None, worker: int | None = None, limit: int = 100, after: int | None = None
+        self,
+        queue: str,
+        *,
+        state: MessageState | None = None,
+        worker: int | None = None,
+        limit: int = 100,
+        after: int | None = None,
     ) -> list[MessageInfo]:
-        """Return messages of a queue, by id: those in one ``state``, or all unfinished ones (ready, delayed and leased).
+        """Return messages of a queue, by id: those in one ``state``, or all unfinished
+        ones (ready, delayed and leased).
 
-        ``worker``: only those that the consumer of this id holds, which includes those whose lease has ended and that nobody has taken yet,
-        though they are ready. There are at most ``limit``; the next page is what comes ``after`` the
-        last one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
+        ``worker``: only those that the consumer of this id holds, which includes those
+        whose lease has ended and that nobody has taken yet, though they are ready.
+        There are at most ``limit``; the next page is what comes ``after`` the last
+        one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing
+        behind.
         """
         if state is not None and state not in get_args(MessageState):
-            raise ValueError(f"state must be one of {', '.join(get_args(MessageState))}, not {state!r}")
+            raise ValueError(
+                f"state must be one of {', '.join(get_args(MessageState))}, not {state!r}"
+            )
         if worker is not None and state not in (None, "leased"):
             raise ValueError(f"worker= chooses among leased messages, not {state} ones")
         rows = await self._database.fetch(
@@ -154,17 +179,28 @@ class Messages:
         return [MessageInfo(*row) for row in rows]
 
     async def cancel(
-        self, message_id: int | None = None, *, queue: str | None = None, key: str | None = None, connection: AnyConnection | None = None
+        self,
+        message_id: int | None = None,
+        *,
+        queue: str | None = None,
+        key: str | None = None,
+        connection: AnyConnection | None = None,
     ) -> int:
-        """Finish a message that waits, so that it is never delivered; return its id. Name it by its id, or by ``queue`` and ``key``.
+        """Finish a message that waits, so that it is never delivered; return its id.
+        Name it by its id, or by ``queue`` and ``key``.
 
-        It is archived with "cancelled" as its last error, where its queue keeps anything. Its key is free. On a ``connection`` of the
-        caller's (see `Producer.enqueue`) it is cancelled when the caller's transaction commits.
+        It is archived with "cancelled" as its last error, where its queue keeps
+        anything. Its key is free. On a ``connection`` of the caller's (see
+        `Producer.enqueue`) it is cancelled when the caller's transaction commits.
 
-        Raises `MessageNotWaiting` for a message that a worker holds or that is finished, `MessageNotFound`, `QueueNotFound`,
-        `PermissionDenied` for a queue that was not granted, `ConnectionLost`, `ValueError`. Cancelled, it has happened or it has not.
+        Raises `MessageNotWaiting` for a message that a worker holds or that is
+        finished, `MessageNotFound`, `QueueNotFound`, `PermissionDenied` for a queue
+        that was not granted, `ConnectionLost`, `ValueError`. Cancelled, it has happened
+        or it has not.
         """
-        return await self._change("tocsin.cancel(%s, %s, %s)", [], message_id, queue, key, connection)
+        return await self._change(
+            "tocsin.cancel(%s, %s, %s)", [], message_id, queue, key, connection
+        )
 
     async def reschedule(
         self,
@@ -176,17 +212,26 @@ class Messages:
         key: str | None = None,
         connection: AnyConnection | None = None,
     ) -> int:
-        """Have a message that waits delivered ``delay`` seconds from now, or from the time ``at`` on; return its id.
+        """Have a message that waits delivered ``delay`` seconds from now, or from the
+        time ``at`` on; return its id.
 
-        That may be earlier or later than before; with a delay of 0 it is due now. Its place among equal priorities is that of the new
-        time; an expiry stays. It is named, and a ``connection`` used, as in `cancel`.
+        That may be earlier or later than before; with a delay of 0 it is due now. Its
+        place among equal priorities is that of the new time; an expiry stays. It is
+        named, and a ``connection`` used, as in `cancel`.
 
         Raises what `cancel` raises. Cancelled, it has happened or it has not.
         """
         due_in, due_at = write_due(delay, at)
         if due_in is None and due_at is None:
             raise ValueError("give delay= or at=")
-        return await self._change("tocsin.reschedule(%s, %s, %s, %s, %s)", [due_in, due_at], message_id, queue, key, connection)
+        return await self._change(
+            "tocsin.reschedule(%s, %s, %s, %s, %s)",
+            [due_in, due_at],
+            message_id,
+            queue,
+            key,
+            connection,
+        )
 
     async def reprioritise(
         self,
@@ -197,12 +242,16 @@ class Messages:
         key: str | None = None,
         connection: AnyConnection | None = None,
     ) -> int:
-        """Give a message that waits another ``priority`` (smaller numbers are delivered first); return its id.
+        """Give a message that waits another ``priority`` (smaller numbers are delivered
+        first); return its id.
 
-        It is named, and a ``connection`` used, as in `cancel`. Raises what `cancel` raises. Cancelled, it has happened or it has not.
+        It is named, and a ``connection`` used, as in `cancel`. Raises what `cancel`
+        raises. Cancelled, it has happened or it has not.
         """
         wanted = str(check_priority(priority))
-        return await self._change("tocsin.reprioritise(%s, %s, %s, %s)", [wanted], message_id, queue, key, connection)
+        return await self._change(
+            "tocsin.reprioritise(%s, %s, %s, %s)", [wanted], message_id, queue, key, connection
+        )
 
     async def _change(
         self,
@@ -222,6 +271,8 @@ class Messages:
             check_key(key),
         ]
         if connection is not None:
-            return int(await fetch_value(connection, self._database.schema, f"select {call}", parameters))
+            return int(
+                await fetch_value(connection, self._database.schema, f"select {call}", parameters)
+            )
         (changed,) = await self._database.fetch_one(f"select {call}", parameters)
         return int(changed)

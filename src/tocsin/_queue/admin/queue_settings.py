@@ -11,20 +11,23 @@ from tocsin._arguments import check_count, check_text
 from tocsin._durations import MAX_DURATION, Duration, to_timedelta
 
 Notify = Literal["on_demand", "always"]
-"""When a queue's channel is notified of messages: only while a consumer sleeps (``waiting``), which lets many producers commit at the same
-time, or with each insert (``always``), for programs that LISTEN by hand."""
+"""When a queue's channel is notified of messages: only while a consumer sleeps
+(``waiting``), which lets many producers commit at the same time, or with each insert
+(``always``), for programs that LISTEN by hand."""
 
 FOR_EVER = MAX_DURATION
 """A retention of this length or longer stands for ever."""
 
 
 class QueueSettings(TypedDict, total=False):
-    """The settings of a queue that can be given; those that are not have their defaults."""
+    """The settings of a queue that can be given; those that are not have their
+    defaults."""
 
     vt: Duration | None
     """Visibility timeout in seconds (30)."""
     max_deliveries: int | None
-    """After so many deliveries, a message that fails again becomes a dead letter (5)."""
+    """After so many deliveries, a message that fails again becomes a dead letter (5).
+    """
     retry_base: Duration | None
     """Seconds of delay after the first failure (1)."""
     retry_factor: float | None
@@ -34,7 +37,8 @@ class QueueSettings(TypedDict, total=False):
     retry_jitter: float | None
     """The share, 0 to 1, by which a delay may be longer or shorter by chance (0.2)."""
     max_payload: int | None
-    """The largest payload in bytes of JSON text (1 MiB); headers may be as large again."""
+    """The largest payload in bytes of JSON text (1 MiB); headers may be as large again.
+    """
     max_string: int | None
     """Most characters of a string in a payload (0: any number)."""
     max_depth: int | None
@@ -44,8 +48,8 @@ class QueueSettings(TypedDict, total=False):
     forbidden_keys: Collection[str] | None
     """Keys that no object in a payload may have (none)."""
     retention: Duration | None
-    """How many seconds what is archived is kept (30 days); 0: not at all; ``math.inf``: for ever. A change counts for what is archived from
-    then on."""
+    """How many seconds what is archived is kept (30 days); 0: not at all; ``math.inf``:
+    for ever. A change counts for what is archived from then on."""
     dead_letter_retention: Duration | None
     """How many seconds dead letters are kept (``math.inf``: for ever)."""
     notify: Notify | None
@@ -53,7 +57,8 @@ class QueueSettings(TypedDict, total=False):
 
 
 def check_settings(settings: QueueSettings) -> dict[str, object]:
-    """Return the settings that are given as the database's parameters. Raises `ValueError` or `TypeError` naming the one that is wrong."""
+    """Return the settings that are given as the database's parameters. Raises
+    `ValueError` or `TypeError` naming the one that is wrong."""
     checked: dict[str, object] = {}
     for setting, value in settings.items():
         if setting not in _CHECKS:

@@ -83,17 +83,21 @@ class QueueMetrics:
     archived: int
     """Messages in the archive."""
     oldest_ready_age: float | None
-    """For how many seconds the oldest ready message has been ready; None when none is."""
+    """For how many seconds the oldest ready message has been ready; None when none is.
+    """
     enqueue_rate: float
-    """Messages enqueued per second in the last minute. Of more than 2,000 it is a sample, the newest and the time since the first of them:
-    for a steady stream that is its rate, after a larger batch at one moment it is too low. What was deleted, or is not archived, does not
-    count."""
+    """Messages enqueued per second in the last minute. Of more than 2,000 it is a
+    sample, the newest and the time since the first of them: for a steady stream that is
+    its rate, after a larger batch at one moment it is too low. What was deleted, or is
+    not archived, does not count."""
     settle_rate: float
-    """Messages archived per second, over the last minute, also where the queue's retention keeps none of them."""
+    """Messages archived per second, over the last minute, also where the queue's
+    retention keeps none of them."""
     consumers: int
     """Consumers that take messages: ready or polling."""
     exact: bool
-    """Whether the counts are exact; beyond 100,000 of a kind the planner's estimate takes their place. `archived` is always exact."""
+    """Whether the counts are exact; beyond 100,000 of a kind the planner's estimate
+    takes their place. `archived` is always exact."""
 
 
 @attrs.frozen
@@ -153,11 +157,13 @@ class Queues:
         return await self._set("create_queue", _check_name(name), settings)
 
     async def ensure(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
-        """Create a queue or, when it exists, change the `QueueSettings` that are given. Raises `ValueError`. Cancelled, done or not."""
+        """Create a queue or, when it exists, change the `QueueSettings` that are given.
+        Raises `ValueError`. Cancelled, done or not."""
         return await self._set("ensure_queue", _check_name(name), settings)
 
     async def update(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
-        """Change the `QueueSettings` that are given; they count from then on, in every process.
+        """Change the `QueueSettings` that are given; they count from then on, in every
+        process.
 
         Raises `QueueNotFound`, `ValueError`. Cancelled, they are changed or not.
         """
@@ -168,7 +174,8 @@ class Queues:
         return await self._fetch("find_queue", name)
 
     async def exists(self, name: str) -> bool:
-        """Return whether there is a queue of this name. Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind."""
+        """Return whether there is a queue of this name. Raises `SchemaMissing`,
+        `ConnectionLost`. Cancellation leaves nothing behind."""
         try:
             await self.get(name)
         except QueueNotFound:
@@ -176,16 +183,22 @@ class Queues:
         return True
 
     async def list(self) -> list[Queue]:
-        """Return all queues, by name. Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind."""
-        return [_read(row) for row in await self._database.fetch(f"select {_COLUMNS} from tocsin.list_queues()")]
+        """Return all queues, by name. Raises `SchemaMissing`, `ConnectionLost`.
+        Cancellation leaves nothing behind."""
+        return [
+            _read(row)
+            for row in await self._database.fetch(f"select {_COLUMNS} from tocsin.list_queues()")
+        ]
 
     async def count(self) -> int:
-        """Return how many queues there are. Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind."""
+        """Return how many queues there are. Raises `SchemaMissing`, `ConnectionLost`.
+        Cancellation leaves nothing behind."""
         (number,) = await self._database.fetch_one("select count(*) from tocsin.list_queues()")
         return int(number)
 
     async def pause(self, name: str) -> Queue:
-        """Have consumers, in every process, get nothing from the queue until `resume`; enqueueing goes on.
+        """Have consumers, in every process, get nothing from the queue until `resume`;
+        enqueueing goes on.
 
         Raises `QueueNotFound`. Cancelled, it is paused or not.
         """
@@ -206,23 +219,31 @@ class Queues:
         older_than: Duration | None = None,
         dry_run: bool = False,
     ) -> PurgeResult:
-        """Remove messages that are ``ready`` or ``delayed``, what is ``archived``, dead letters (``dead``): those that are asked for.
+        """Remove messages that are ``ready`` or ``delayed``, what is ``archived``, dead
+        letters (``dead``): those that are asked for.
 
-        ``older_than``: only what was enqueued, archived or died at least so many seconds ago. Leased messages and workers are never
-        touched. With ``dry_run`` nothing is removed. Raises `QueueNotFound`, and `ValueError` when nothing is asked for. Cancelled, all
-        has happened or nothing.
+        ``older_than``: only what was enqueued, archived or died at least so many
+        seconds ago. Leased messages and workers are never touched. With ``dry_run``
+        nothing is removed. Raises `QueueNotFound`, and `ValueError` when nothing is
+        asked for. Cancelled, all has happened or nothing.
         """
         age = to_timedelta(older_than, "older_than", zero=True)
         row = await self._ask("purge_queue", name, ready, delayed, archived, dead, age, dry_run)
         ready_count, delayed_count, archived_count, dead_count = row
-        return PurgeResult(ready=ready_count, delayed=delayed_count, archived=archived_count, dead=dead_count)
+        return PurgeResult(
+            ready=ready_count, delayed=delayed_count, archived=archived_count, dead=dead_count
+        )
 
-    async def delete(self, name: str, *, force: bool = False, dry_run: bool = False) -> DeleteResult:
+    async def delete(
+        self, name: str, *, force: bool = False, dry_run: bool = False
+    ) -> DeleteResult:
         """Delete a queue, with its archive, its dead letters and its stopped workers.
 
-        Refused with `QueueNotEmpty` while it has other workers or unfinished messages, unless by ``force``: then these go too, leased
-        messages as well, and runs on the queue end with `Suspended`. It waits for transactions that have put messages into the queue, or
-        have some of its messages locked, for ten seconds; then it is refused with `QueueBusy`. With ``dry_run`` nothing is removed. Raises
+        Refused with `QueueNotEmpty` while it has other workers or unfinished messages,
+        unless by ``force``: then these go too, leased messages as well, and runs on the
+        queue end with `Suspended`. It waits for transactions that have put messages
+        into the queue, or have some of its messages locked, for ten seconds; then it is
+        refused with `QueueBusy`. With ``dry_run`` nothing is removed. Raises
         `QueueNotFound`. Cancelled, all has happened or nothing.
         """
         return DeleteResult(*await self._ask("delete_queue", name, force, dry_run))
@@ -232,42 +253,59 @@ class Queues:
     @overload
     async def metrics(self, name: str) -> QueueMetrics: ...
     async def metrics(self, name: str | None = None) -> _AllMetrics | QueueMetrics:
-        """Return what is in a queue and how fast it moves; without a name, of all queues, by name.
+        """Return what is in a queue and how fast it moves; without a name, of all
+        queues, by name.
 
-        Takes a millisecond for a small queue, and up to ten more for each kind of messages of which there are more than 100,000, however
-        many: the benchmark ``python -m bench --only metrics`` measures it. Raises `QueueNotFound`. Cancellation leaves nothing behind.
+        Takes a millisecond for a small queue, and up to ten more for each kind of
+        messages of which there are more than 100,000, however many: the benchmark
+        ``python -m bench --only metrics`` measures it. Raises `QueueNotFound`.
+        Cancellation leaves nothing behind.
         """
         if name is not None:
             return QueueMetrics(*await self._ask("queue_metrics", name))
-        return [QueueMetrics(*row) for row in await self._database.fetch("select * from tocsin.queue_metrics()")]
+        return [
+            QueueMetrics(*row)
+            for row in await self._database.fetch("select * from tocsin.queue_metrics()")
+        ]
 
     async def grant(self, name: str, role: str) -> None:
-        """Let a database role, and those that inherit from it, enqueue to the queue; doing it again changes nothing.
+        """Let a database role, and those that inherit from it, enqueue to the queue;
+        doing it again changes nothing.
 
-        The role, or one that it is a member of, must be among those that `Store.install` let in as producers or consumers. Raises
-        `QueueNotFound`, `RoleNotFound`, `PermissionDenied`. Cancelled, it is granted or not.
+        The role, or one that it is a member of, must be among those that
+        `Store.install` let in as producers or consumers. Raises `QueueNotFound`,
+        `RoleNotFound`, `PermissionDenied`. Cancelled, it is granted or not.
         """
-        await self._database.fetch("select tocsin.grant_queue(%s, %s)", [check_queue(name), check_text(role, "role")])
+        await self._database.fetch(
+            "select tocsin.grant_queue(%s, %s)", [check_queue(name), check_text(role, "role")]
+        )
 
     async def revoke(self, name: str, role: str) -> None:
-        """Take back what `grant` gave, for every statement from now on; doing it again changes nothing.
+        """Take back what `grant` gave, for every statement from now on; doing it again
+        changes nothing.
 
         Raises what `grant` raises. Cancelled, it is taken back or not.
         """
-        await self._database.fetch("select tocsin.revoke_queue(%s, %s)", [check_queue(name), check_text(role, "role")])
+        await self._database.fetch(
+            "select tocsin.revoke_queue(%s, %s)", [check_queue(name), check_text(role, "role")]
+        )
 
     async def _set(self, function: str, name: str, settings: QueueSettings) -> Queue:
         checked = check_settings(settings)
         arguments = "".join(f", {setting} => %s" for setting in checked)
         return await self._fetch(function, name, arguments, checked.values())
 
-    async def _fetch(self, function: str, name: str, arguments: str = "", values: Iterable[object] = ()) -> Queue:
+    async def _fetch(
+        self, function: str, name: str, arguments: str = "", values: Iterable[object] = ()
+    ) -> Queue:
         statement = f"select {_COLUMNS} from tocsin.{function}(%s{arguments})"
         return _read(await self._database.fetch_one(statement, [check_queue(name), *values]))
 
     async def _ask(self, function: str, name: str, *arguments: object) -> Row:
         placeholders = ", ".join(["%s"] * (1 + len(arguments)))
-        return await self._database.fetch_one(f"select * from tocsin.{function}({placeholders})", [check_queue(name), *arguments])
+        return await self._database.fetch_one(
+            f"select * from tocsin.{function}({placeholders})", [check_queue(name), *arguments]
+        )
 
 
 _AllMetrics: TypeAlias = list[QueueMetrics]

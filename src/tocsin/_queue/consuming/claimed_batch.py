@@ -1,7 +1,8 @@
 """What a claim brought, opened as it is needed.
 
-A run sends its next statement before it looks at the messages of the last one. So making objects of them, which takes about as long as
-calling a handler, happens while the server works.
+A run sends its next statement before it looks at the messages of the last one. So
+making objects of them, which takes about as long as calling a handler, happens while
+the server works.
 """
 
 from __future__ import annotations
@@ -20,9 +21,21 @@ AT_A_TIME = 50
 
 
 class ClaimedBatch:
-    """The messages of a claim, in their order; each has a lease, which is noted among the consumer's when the message is decoded."""
+    """The messages of a claim, in their order; each has a lease, which is noted among
+    the consumer's when the message is decoded."""
 
-    def __init__(self, rows: Rows, start: int, stop: int, source: Source, leases: Leases, vt: float, expires: float, *, kept: bool) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        start: int,
+        stop: int,
+        source: Source,
+        leases: Leases,
+        vt: float,
+        expires: float,
+        *,
+        kept: bool,
+    ) -> None:
         self._rows = rows
         self._next = start
         self._stop = stop
@@ -83,10 +96,16 @@ class ClaimResult:
 
 
 def parse_claim_rows(rows: Rows, *, archived: bool) -> ClaimResult:
-    """Find out what the rows are, without reading them all. ``archived``: something was to be archived."""
+    """Find out what the rows are, without reading them all. ``archived``: something was
+    to be archived."""
     lost: set[int] = set()
     start, stop = 0, len(rows)
-    while archived and start < stop and (row := rows.load(start, start + 1)[0])[1] is None and row[0] is not None:
+    while (
+        archived
+        and start < stop
+        and (row := rows.load(start, start + 1)[0])[1] is None
+        and row[0] is not None
+    ):
         lost.add(row[0])
         start += 1
     looked, next_due = False, None

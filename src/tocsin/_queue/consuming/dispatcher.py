@@ -1,15 +1,21 @@
 """The loop that handles messages: claim, hand to the handler, settle.
 
-One task, the *pump*, sends all statements of the loop, one at a time. While a statement is under way, finished messages gather; the next
-statement archives all of them and claims the next messages in the same commit. So a busy consumer pays one commit for many messages, and
-one that handles a single message has it archived at once. Meanwhile handlers go on with what was claimed ahead (``prefetch.py``).
+One task, the *pump*, sends all statements of the loop, one at a time. While a statement
+is under way, finished messages gather; the next statement archives all of them and
+claims the next messages in the same commit. So a busy consumer pays one commit for many
+messages, and one that handles a single message has it archived at once. Meanwhile
+handlers go on with what was claimed ahead (``prefetch.py``).
 
-*Runners* call the handler: each takes waiting messages and calls it, one call after the other. When a handler waits for something, another
-runner begins, up to the concurrency; handlers that never wait need no second one, and no task of their own. Each time a runner works it has
-a cancel scope, and stops at a call that was cancelled. A call ends in one of four ways: it returned (archive what it has not settled
-itself), it raised (back to the queue with backoff, or to the dead letters: see ``failure.py``), its lease was lost (nothing can be
-settled), or the grace of an interruption was over (released at the end of the run). None of them ends the loop, except a `SystemExit` of an
-async handler: a signal handler may have raised it, so it ends the run when its message has failed.
+*Runners* call the handler: each takes waiting messages and calls it, one call after the
+other. When a handler waits for something, another runner begins, up to the concurrency;
+handlers that never wait need no second one, and no task of their own. Each time a
+runner works it has a cancel scope, and stops at a call that was cancelled. A call ends
+in one of four ways: it returned (archive what it has not settled itself), it raised
+(back to the queue with backoff, or to the dead letters: see ``failure.py``), its lease
+was lost (nothing can be settled), or the grace of an interruption was over (released at
+the end of the run). None of them ends the loop, except a `SystemExit` of an async
+handler: a signal handler may have raised it, so it ends the run when its message has
+failed.
 """
 
 from __future__ import annotations
@@ -44,7 +50,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tocsin")
 
 LOOK_PAUSE = 0.01
-"""Seconds after which to look again, at first, whether the transaction has ended in which a handler has settled its message."""
+"""Seconds after which to look again, at first, whether the transaction has ended in
+which a handler has settled its message."""
 
 MAX_LOOK_PAUSE = 1.0
 """That pause doubles up to this."""
@@ -53,7 +60,8 @@ OPEN_AT_THE_END = 5.0
 """Seconds for which a run that is to end waits for such transactions."""
 
 MAX_TURN = 0.0003
-"""Seconds for which handlers that never wait are called before other tasks may run: the one that sends statements, above all."""
+"""Seconds for which handlers that never wait are called before other tasks may run: the
+one that sends statements, above all."""
 
 
 def describe_handler(handler: Callable[..., object]) -> str:
@@ -63,48 +71,66 @@ def describe_handler(handler: Callable[..., object]) -> str:
 
 
 def check_handler(handler: Callable[[Any], object]) -> None:
-    """Refuse what cannot be a handler: nothing callable, or a generator function, whose call runs none of its code."""
+    """Refuse what cannot be a handler: nothing callable, or a generator function, whose
+    call runs none of its code."""
     if not callable(handler):
         raise TypeError(f"a handler is a function of one argument, not {handler!r}")
     for function in (handler, type(handler).__call__):
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"handler {describe_handler(handler)} is a generator function: a call runs none of its code; it must not yield")
+            raise TypeError(
+                f"handler {describe_handler(handler)} is a generator function: a call runs none of"
+                " its code; it must not yield"
+            )
 
 
 def check_that_it_ran(returned: object, name: str) -> None:
-    """Raise TypeError if what a handler returned is code that nobody runs: then its message has not been handled."""
-    if inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):
+    """Raise TypeError if what a handler returned is code that nobody runs: then its
+    message has not been handled."""
+    if (
+        inspect.isawaitable(returned)
+        or inspect.isgenerator(returned)
+        or inspect.isasyncgen(returned)
+    ):
         if inspect.iscoroutine(returned):
             returned.close()  # else Python warns of it, too
         kind = type(returned).__name__
-        raise TypeError(f"handler {name} returned {kind}, which nobody runs. Does a decorator hide an async function, or a yield?")
+        raise TypeError(
+            f"handler {name} returned {kind}, which nobody runs. Does a decorator hide an async"
+            " function, or a yield?"
+        )
 
 
 Caller: TypeAlias = Callable[[Any, Callable[[], None]], Awaitable[object]]
-"""Calls a handler with its argument; and another function as soon as the handler waits for something. Returns what the handler does."""
+"""Calls a handler with its argument; and another function as soon as the handler waits
+for something. Returns what the handler does."""
 
 
 def make_caller(handler: Callable[[Any], object]) -> Caller:
-    """Return how to call a handler: an async function directly, watched for blocking the event loop; any other in a thread."""
+    """Return how to call a handler: an async function directly, watched for blocking
+    the event loop; any other in a thread."""
     check_handler(handler)
     name = describe_handler(handler)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
         async_handler = cast(Callable[[Any], Awaitable[object]], handler)
         return lambda work, when_waiting: invoke_watched(async_handler, work, when_waiting, name)
 
-    # The runners are the limit. A thread that was left behind does not count: the next message would wait for it, and its time run out.
+    # The runners are the limit. A thread that was left behind does not count: the next
+    # message would wait for it, and its time run out.
     threads = trio.CapacityLimiter(math.inf)
 
     @wraps(handler)
     def run(work: Any) -> object:
         try:
             return handler(work)
-        except BaseException as raised:  # no signal and no cancellation arrives in a thread: it is the handler's own
+        except (
+            BaseException
+        ) as raised:  # no signal and no cancellation arrives in a thread: it is the handler's own
             raise Escaped(raised) from None
 
     async def call_in_thread(work: Any, when_waiting: Callable[[], None]) -> object:
-        # A thread cannot be stopped: when the handler's scope is cancelled it is left to itself. Its message is another's by then, and it
-        # cannot settle it. A long one can ask trio.from_thread.check_cancelled().
+        # A thread cannot be stopped: when the handler's scope is cancelled it is left
+        # to itself. Its message is another's by then, and it cannot settle it. A long
+        # one can ask trio.from_thread.check_cancelled().
         when_waiting()
         return await trio.to_thread.run_sync(run, work, abandon_on_cancel=True, limiter=threads)
 
@@ -112,9 +138,11 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
 
 
 class Dispatcher:
-    """One loop. ``size`` is the number of messages in one call of the handler at most. ``once``: it ends when nothing is left to do.
+    """One loop. ``size`` is the number of messages in one call of the handler at most.
+    ``once``: it ends when nothing is left to do.
 
-    ``ordered``: no message before the one ahead of it in the queue is finished; so nothing is claimed prefetch.
+    ``ordered``: no message before the one ahead of it in the queue is finished; so
+    nothing is claimed prefetch.
     """
 
     def __init__(
@@ -146,7 +174,8 @@ class Dispatcher:
         self._left = Unsettled()
         self._aside = SetAside()
         self._blocked: ConnectionLost | psycopg.Error | None = None
-        self._open: list[Message] = []  # their handlers have settled them in transactions that may not have ended
+        # their handlers have settled them in transactions that may not have ended
+        self._open: list[Message] = []
         self._look_at = math.inf
         self._look_pause = LOOK_PAUSE
         self._archive_refused = False
@@ -156,7 +185,8 @@ class Dispatcher:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Handle messages until the run is to end and all handlers have. Cancellation ends it at once; the run's end cleans up."""
+        """Handle messages until the run is to end and all handlers have. Cancellation
+        ends it at once; the run's end cleans up."""
         with self._run.closing:
             await self._run_steps()
 
@@ -165,19 +195,31 @@ class Dispatcher:
         retries = OutageRetry("handling")
         prefetch = self._prefetch
         give_up_at = math.inf
-        while run.ended_by is None or run.units or prefetch or self._left or self._aside or self._open:
+        while (
+            run.ended_by is None or run.units or prefetch or self._left or self._aside or self._open
+        ):
             now = trio.current_time()
-            if run.ended_by is not None and self._open and not (run.units or prefetch or self._left or self._aside):
+            if (
+                run.ended_by is not None
+                and self._open
+                and not (run.units or prefetch or self._left or self._aside)
+            ):
                 give_up_at = min(give_up_at, now + OPEN_AT_THE_END)
                 if now >= give_up_at:
-                    return  # the transaction may settle it yet; else it comes back when its lease ends
+                    # the transaction may settle it yet; else it comes back when its
+                    # lease ends
+                    return
             room = self._find_room(now) if run.may_claim else 0
             try:
                 if self._blocked is not None:
                     await self._get_round(self._blocked, retries)
                 if now >= self._aside.look_at:
                     await self._bring_back()
-                if self._left.over or prefetch.waited_too_long(now) or (prefetch and not run.may_claim):
+                if (
+                    self._left.over
+                    or prefetch.waited_too_long(now)
+                    or (prefetch and not run.may_claim)
+                ):
                     await self._give_back()
                 if now >= self._look_at:
                     await self._look()
@@ -189,18 +231,27 @@ class Dispatcher:
                     await self._claim(room)
                 elif self._left.done:
                     await self._archive()
-                elif self._once and room > 0 and not (run.units or prefetch or self._left.failed or self._aside or self._open):
+                elif (
+                    self._once
+                    and room > 0
+                    and not (
+                        run.units or prefetch or self._left.failed or self._aside or self._open
+                    )
+                ):
                     if self._drained:
                         run.end("nothing is left to do")
                     else:  # nobody rings for what came while handlers were running, as they were not asleep
                         run.waiter.ring()
                 elif not self._left.failed:
-                    await run.waiter.wait(ignore_rings=room <= 0, until=min(prefetch.check_at, self._look_at, self._aside.look_at))
+                    await run.waiter.wait(
+                        ignore_rings=room <= 0,
+                        until=min(prefetch.check_at, self._look_at, self._aside.look_at),
+                    )
                 if self._left.failed:
                     await self._fail()
                 retries.succeeded()
                 if not self._aside:
-                    run.hurry_again()
+                    run.limit_lock_waits_again()
             except StateTransitionError:
                 run.pause()
             except (ConnectionLost, psycopg.Error) as error:
@@ -238,7 +289,9 @@ class Dispatcher:
         if claim.batch:
             self._prefetch.add(claim.batch, trio.current_time())
             self._start_worker_task()
-            if nothing_waited:  # the handler is what somebody waits for now, not the next claim; in the second pass it has begun
+            # the handler is what somebody waits for now, not the next claim; in the
+            # second pass it has begun
+            if nothing_waited:
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
 
@@ -267,7 +320,9 @@ class Dispatcher:
 
     # What another transaction has locked
 
-    async def _get_round(self, blocked: ConnectionLost | psycopg.Error, retries: OutageRetry) -> None:
+    async def _get_round(
+        self, blocked: ConnectionLost | psycopg.Error, retries: OutageRetry
+    ) -> None:
         """Go on without what is locked, if it is that which a statement has waited for."""
         if not await self._set_aside_locked():
             await trio.sleep(retries.failed(blocked))
@@ -277,7 +332,11 @@ class Dispatcher:
         locked = await self._intake.find_locked(self._left.messages())
         if not locked:
             return False
-        logger.warning("other transactions have locked messages that are to be settled; that is tried again later: %s", sorted(locked))
+        logger.warning(
+            "other transactions have locked messages that are to be settled; that is tried again"
+            " later: %s",
+            sorted(locked),
+        )
         self._aside.add(self._left.take(locked))
         self._aside.look_at = trio.current_time() + LOOK_AFTER
         return True
@@ -301,7 +360,8 @@ class Dispatcher:
 
     @trio.lowlevel.enable_ki_protection
     async def _run_worker_task(self) -> None:
-        """Call handlers when `_start_worker_task` says so; stand by in between, unless another does.
+        """Call handlers when `_start_worker_task` says so; stand by in between, unless
+        another does.
 
         For waking a task is faster than starting one.
         """
@@ -315,7 +375,8 @@ class Dispatcher:
             await self._idle_workers.park()
 
     async def _call_handlers(self, unit: HandlerCall) -> None:
-        """Call the handler for what waits, one call after the other; when it waits for something, another runner goes on."""
+        """Call the handler for what waits, one call after the other; when it waits for
+        something, another runner goes on."""
         run, prefetch, leases = self._run, self._prefetch, self._intake.leases
         run.units.add(unit)
         turn_began = perf_counter()
@@ -326,7 +387,11 @@ class Dispatcher:
                     unit.messages = prefetch.take(self._size)
                     if over := leases.start(unit, now):
                         self._left.over += over
-                        logger.warning("%d leases ended before a handler could begin; the process was stopped, or blocked", len(over))
+                        logger.warning(
+                            "%d leases ended before a handler could begin; the process was stopped,"
+                            " or blocked",
+                            len(over),
+                        )
                     if unit.messages:
                         await self._invoke(unit)
                     if perf_counter() - turn_began > MAX_TURN:
@@ -336,7 +401,7 @@ class Dispatcher:
         finally:
             self._worker_tasks -= 1
             run.units.discard(unit)
-            run.hurry()
+            run.limit_lock_wait()
             run.waiter.wake()
 
     async def _invoke(self, unit: HandlerCall) -> None:
@@ -359,8 +424,16 @@ class Dispatcher:
             own, outer = split(raised)
             if outer:
                 if own:
-                    logger.warning("%s raised while it was cancelled: %s", self._name, describe(BaseExceptionGroup("its own", own)))
-                    raise outer[0] if len(outer) == 1 else BaseExceptionGroup("several ends of a handler", outer) from None
+                    logger.warning(
+                        "%s raised while it was cancelled: %s",
+                        self._name,
+                        describe(BaseExceptionGroup("its own", own)),
+                    )
+                    raise (
+                        outer[0]
+                        if len(outer) == 1
+                        else BaseExceptionGroup("several ends of a handler", outer)
+                    ) from None
                 raise
             error = raised
             exits = next((leaf for leaf in own if isinstance(leaf, SystemExit)), None)
@@ -378,7 +451,13 @@ class Dispatcher:
             failure = describe_failure(error)
             self._left.failed += [(m, failure) for m in unsettled]
             if not unsettled:
-                log_failure(self._name, failure, messages, "nothing was left to settle", batches=self._size > 1)
+                log_failure(
+                    self._name,
+                    failure,
+                    messages,
+                    "nothing was left to settle",
+                    batches=self._size > 1,
+                )
         unit.messages = []
         self._run.waiter.wake()
         if exits is not None:
@@ -387,7 +466,8 @@ class Dispatcher:
     # Settling
 
     async def _look(self) -> None:
-        """Find out how the transactions have ended in which handlers have settled their messages."""
+        """Find out how the transactions have ended in which handlers have settled their
+        messages."""
         leases = self._intake.leases
         asked, self._look_at = self._open[:], math.inf
         try:
@@ -397,7 +477,9 @@ class Dispatcher:
             raise
         leases.break_promise(rolled_back)
         for message in rolled_back:
-            error = TocsinError("the handler settled it in a transaction that was rolled back, and returned")
+            error = TocsinError(
+                "the handler settled it in a transaction that was rolled back, and returned"
+            )
             self._left.failed.append((message, describe_failure(error)))
         self._go_on_in_order()
         still_open = [m for m in asked if leases.is_promised(m)]
@@ -421,16 +503,20 @@ class Dispatcher:
         self._go_on_in_order()
 
     def _go_on_in_order(self) -> None:
-        """Have the next message claimed when one was finished by another statement than a claim, since nobody rings for that."""
+        """Have the next message claimed when one was finished by another statement than
+        a claim, since nobody rings for that."""
         if self._ordered:
             self._run.waiter.ring()
 
     async def _archive_one_by_one(self) -> None:
-        """Archive messages one by one since it failed for all together; one that cannot be archived has failed."""
+        """Archive messages one by one since it failed for all together; one that cannot
+        be archived has failed."""
         while self._left.done:
             message = self._left.done[0]
             try:
-                self._warn_of_lost({message.id} if await self._intake.archive_soon([message]) == [False] else set())
+                self._warn_of_lost(
+                    {message.id} if await self._intake.archive_soon([message]) == [False] else set()
+                )
             except psycopg.Error as error:
                 if not is_refusal(error):
                     raise
@@ -439,26 +525,37 @@ class Dispatcher:
         self._archive_refused = False
 
     def _warn_of_lost(self, lost: set[int]) -> None:
-        if lost and not self._outcome_unknown and not self._run.stopped:  # else they were archived by the statement whose answer was lost
-            logger.warning("handled, but not archived, since the lease was gone; will be delivered again: %s", sorted(lost))
+        # else they were archived by the statement whose answer was lost
+        if lost and not self._outcome_unknown and not self._run.stopped:
+            logger.warning(
+                "handled, but not archived, since the lease was gone; will be delivered again: %s",
+                sorted(lost),
+            )
         self._outcome_unknown = False
 
     async def _fail(self) -> None:
         while self._left.failed:
             failed = self._left.failed[:]
             try:
-                outcomes = await self._intake.fail_many([m for m, _ in failed], [f for _, f in failed], keep_place=self._ordered)
+                outcomes = await self._intake.fail_many(
+                    [m for m, _ in failed], [f for _, f in failed], keep_place=self._ordered
+                )
             except psycopg.Error as error:
                 if not is_refusal(error):
                     raise
                 for message, failure in failed:  # it fails for one of them: try each alone
                     outcome: float | str | None
                     try:
-                        (outcome,) = await self._intake.fail_many([message], [failure], keep_place=self._ordered)
+                        (outcome,) = await self._intake.fail_many(
+                            [message], [failure], keep_place=self._ordered
+                        )
                     except psycopg.Error as error:
                         if not is_refusal(error):
                             raise
-                        outcome = f"it can neither be archived nor put back ({error}), and will be when its lease ends"
+                        outcome = (
+                            f"it can neither be archived nor put back ({error}), and will be when"
+                            " its lease ends"
+                        )
                         self._intake.leases.drop(message)
                     del self._left.failed[0]
                     self._log_outcomes([(message, failure)], [outcome])
@@ -495,5 +592,7 @@ class Dispatcher:
         if self._left.failed:
             await self._fail()
 
-    def _log_outcomes(self, failed: Sequence[tuple[Message, Failure]], outcomes: Sequence[float | str | None]) -> None:
+    def _log_outcomes(
+        self, failed: Sequence[tuple[Message, Failure]], outcomes: Sequence[float | str | None]
+    ) -> None:
         log_outcomes(self._name, failed, outcomes, batches=self._size > 1)

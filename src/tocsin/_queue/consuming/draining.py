@@ -1,9 +1,12 @@
-"""What a signal ends: the open blocks of `drain_on_signals` in this trio run, and its consumers.
+"""What a signal ends: the open blocks of `drain_on_signals` in this trio run, and its
+consumers.
 
-Several consumers of one program drain at different speeds. The first that is at its end would raise `Suspended` into a nursery that has the
-others in it, and their handlers would be cancelled in the middle of their messages. So a consumer that a signal has ended waits there for
-the other consumers that a signal has ended: a run until their runs are over, and until what they dequeued by hand is settled or expired.
-A run inside of a handler of another run does not wait for that one.
+Several consumers of one program drain at different speeds. The first that is at its end
+would raise `Suspended` into a nursery that has the others in it, and their handlers
+would be cancelled in the middle of their messages. So a consumer that a signal has
+ended waits there for the other consumers that a signal has ended: a run until their
+runs are over, and until what they dequeued by hand is settled or expired. A run inside
+of a handler of another run does not wait for that one.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ logger = logging.getLogger("tocsin")
 class Block:
     """One open block of `drain_on_signals`."""
 
-    def __init__(self, intakes: frozenset[Intake], grace: float | None, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, intakes: frozenset[Intake], grace: float | None, nursery: trio.Nursery
+    ) -> None:
         self.draining = False
         """Whether a signal has arrived."""
         self.cancelled = False
@@ -39,7 +44,8 @@ class Block:
         self._nursery = nursery
 
     def drain(self) -> None:
-        """Let its consumers take no more messages, and end their runs. Those are all of the trio run where none is named."""
+        """Let its consumers take no more messages, and end their runs. Those are all of
+        the trio run where none is named."""
         self.draining = True
         for intake in list(self._intakes or _state().intakes):
             self._close(intake)
@@ -60,7 +66,9 @@ class Block:
             intake.reopen(self)
 
     def _close(self, intake: Intake) -> None:
-        intake.close(self, self._grace)  # whatever the registry says to it: the worker may be suspended, or the database away
+        # whatever the registry says to it: the worker may be suspended, or the database
+        # away
+        intake.close(self, self._grace)
         self._nursery.start_soon(_interrupt, intake, self._grace)
 
 
@@ -114,15 +122,21 @@ def forget(intake: Intake) -> None:
 
 
 async def wait_for_others(intake: Intake) -> None:
-    """Return when every other consumer that a signal ends is at its end, too. Cancellation changes nothing.
+    """Return when every other consumer that a signal ends is at its end, too.
+    Cancellation changes nothing.
 
-    When the last one is there, all return without another checkpoint. So each raises its own `Suspended`, and the first one cancels none.
+    When the last one is there, all return without another checkpoint. So each raises
+    its own `Suspended`, and the first one cancels none.
     """
     if not intake.closed:
         await trio.lowlevel.checkpoint()
         return
     with intake.leaving():
-        while busy := [i for i in _state().intakes if i is not intake and i.closed and not i.idle and not _is_inside(i)]:
+        while busy := [
+            i
+            for i in _state().intakes
+            if i is not intake and i.closed and not i.idle and not _is_inside(i)
+        ]:
             await busy[0].wait_idle()
 
 

@@ -1,8 +1,10 @@
-"""What a handler raised: which part of it is the handler's, what becomes of the message, and the text that is kept.
+"""What a handler raised: which part of it is the handler's, what becomes of the
+message, and the text that is kept.
 
-A handler may raise anything, and its error may be as broken as the handler. So the text of an error is made with care here, once, and
-neither the log nor the database sees the error's own methods. What an error is depends on its type alone, and its attributes are read with
-Python's own descriptors: a property of the error's class may raise.
+A handler may raise anything, and its error may be as broken as the handler. So the text
+of an error is made with care here, once, and neither the log nor the database sees the
+error's own methods. What an error is depends on its type alone, and its attributes are
+read with Python's own descriptors: a property of the error's class may raise.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ MAX_NAMED = 10
 
 
 class Escaped(Exception):
-    """Carries what a handler raised and what would mean something else to Python or trio further out."""
+    """Carries what a handler raised and what would mean something else to Python or
+    trio further out."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -51,7 +54,8 @@ class Failure:
 
     @property
     def loggable(self) -> BaseException | None:
-        """The error for a log record's ``exc_info``; None when it is no error, or when it would break the log."""
+        """The error for a log record's ``exc_info``; None when it is no error, or when
+        it would break the log."""
         return self.error if self.printable and self.trace is not None else None
 
 
@@ -66,14 +70,24 @@ def describe_failure(raised: BaseException) -> Failure:
     cause = raised if verdict is None else _find_cause(verdict)
     trace, printable = (None, True) if cause is None else _format(cause)
     if isinstance(verdict, Reject):
-        return Failure(error, "rejected", None, _storable(_text_of(error) or "rejected"), trace, printable)
+        return Failure(
+            error, "rejected", None, _storable(_text_of(error) or "rejected"), trace, printable
+        )
     text = _storable(describe(error if cause is None else cause))
-    return Failure(error, "handler_failed", verdict.after if isinstance(verdict, Retry) else None, text, trace, printable)
+    return Failure(
+        error,
+        "handler_failed",
+        verdict.after if isinstance(verdict, Retry) else None,
+        text,
+        trace,
+        printable,
+    )
 
 
 @trio.lowlevel.enable_ki_protection
 def describe(error: BaseException) -> str:
-    """Return an error's type and text in one line; of a group, those of the errors in it. Never raises."""
+    """Return an error's type and text in one line; of a group, those of the errors in
+    it. Never raises."""
     leaves = find_leaves(error)
     named = [_describe_one(leaf) for leaf in leaves[:MAX_NAMED]]
     if len(leaves) == 1:
@@ -96,14 +110,18 @@ def find_leaves(error: BaseException) -> list[BaseException]:
 
 
 def split(raised: BaseException) -> tuple[list[BaseException], list[BaseException]]:
-    """Return the errors in what an async handler raised: its own, and trio's cancellation and `KeyboardInterrupt`, which are not.
+    """Return the errors in what an async handler raised: its own, and trio's
+    cancellation and `KeyboardInterrupt`, which are not.
 
-    A `trio.Cancelled` of a scope that is not around the handler cancels nothing here, so it is the handler's own.
+    A `trio.Cancelled` of a scope that is not around the handler cancels nothing here,
+    so it is the handler's own.
     """
     cancelled = trio.current_effective_deadline() == -math.inf
     kinds = (trio.Cancelled, KeyboardInterrupt) if cancelled else (KeyboardInterrupt,)
     leaves = find_leaves(raised)
-    return [leaf for leaf in leaves if not issubclass(type(leaf), kinds)], [leaf for leaf in leaves if issubclass(type(leaf), kinds)]
+    return [leaf for leaf in leaves if not issubclass(type(leaf), kinds)], [
+        leaf for leaf in leaves if issubclass(type(leaf), kinds)
+    ]
 
 
 def _find_cause(verdict: Verdict) -> BaseException | None:

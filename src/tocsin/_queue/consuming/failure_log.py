@@ -1,4 +1,5 @@
-"""What the log says of deliveries that have failed: by whose error, and whether the message comes back and when."""
+"""What the log says of deliveries that have failed: by whose error, and whether the
+message comes back and when."""
 
 from __future__ import annotations
 
@@ -21,20 +22,34 @@ SETTLED_ELSEWHERE = "it is settled, by a transaction of the handler's"
 
 
 def log_outcomes(
-    name: str, failed: Sequence[tuple[Message, Failure]], outcomes: Sequence[float | str | None], *, batches: bool = False
+    name: str,
+    failed: Sequence[tuple[Message, Failure]],
+    outcomes: Sequence[float | str | None],
+    *,
+    batches: bool = False,
 ) -> None:
-    """Log what has failed and what has become of it, in one line for each call of the handler.
+    """Log what has failed and what has become of it, in one line for each call of the
+    handler.
 
     ``outcomes`` are as ``tocsin.fail`` returns them, or texts.
     """
     for _, group in groupby(zip(failed, outcomes, strict=True), key=lambda item: id(item[0][1])):
         members = list(group)
         (_, failure), _ = members[0]
-        log_failure(name, failure, [m for (m, _), _ in members], _summarize([o for _, o in members]), batches=batches)
+        log_failure(
+            name,
+            failure,
+            [m for (m, _), _ in members],
+            _summarize([o for _, o in members]),
+            batches=batches,
+        )
 
 
-def log_failure(name: str, failure: Failure, messages: Sequence[Message], outcome: str, *, batches: bool = False) -> None:
-    """Log that a call of the handler of this name has failed, and what has become of its messages."""
+def log_failure(
+    name: str, failure: Failure, messages: Sequence[Message], outcome: str, *, batches: bool = False
+) -> None:
+    """Log that a call of the handler of this name has failed, and what has become of
+    its messages."""
     first = messages[0]
     fields: dict[str, object] = {"queue": first.queue}
     if batches:
@@ -46,10 +61,14 @@ def log_failure(name: str, failure: Failure, messages: Sequence[Message], outcom
         case "snoozed":
             logger.info("%s snoozed %s; %s", name, what, outcome, extra=fields)
         case "rejected":
-            logger.warning("%s rejected %s: %s; %s", name, what, failure.text, outcome, extra=fields)
+            logger.warning(
+                "%s rejected %s: %s; %s", name, what, failure.text, outcome, extra=fields
+            )
         case "handler_failed":
             said = "%s failed with %s: %s; %s"
-            logger.warning(said, name, what, failure.text, outcome, exc_info=failure.loggable, extra=fields)
+            logger.warning(
+                said, name, what, failure.text, outcome, exc_info=failure.loggable, extra=fields
+            )
 
 
 def _summarize(outcomes: Sequence[float | str | None]) -> str:

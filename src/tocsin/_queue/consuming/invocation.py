@@ -1,11 +1,13 @@
 """Noticing an async handler that blocks the event loop.
 
-While one task computes without awaiting, no other runs: not the heartbeat, and not the extension of leases. Other processes do not take
-this process for dead (its lifeline is held by the connection, not by this loop), but a block longer than half a visibility timeout costs
-the leases held here: their messages are delivered again elsewhere, and what the handler does with them afterwards is refused.
+While one task computes without awaiting, no other runs: not the heartbeat, and not the
+extension of leases. Other processes do not take this process for dead (its lifeline is
+held by the connection, not by this loop), but a block longer than half a visibility
+timeout costs the leases held here: their messages are delivered again elsewhere, and
+what the handler does with them afterwards is refused.
 
-So each step of an async handler is timed, and a long one is reported by the handler's name. Only the handler's own coroutine is watched,
-not the tasks it starts.
+So each step of an async handler is timed, and a long one is reported by the handler's
+name. Only the handler's own coroutine is watched, not the tasks it starts.
 """
 
 from __future__ import annotations
@@ -28,12 +30,19 @@ LONG_STEP = 0.1
 
 
 @trio.lowlevel.disable_ki_protection
-async def invoke_watched(handler: Callable[[Any], Awaitable[object]], work: Any, when_waiting: Callable[[], None], name: str) -> object:
-    """Call an async handler, return what it does, and report each step that blocked the event loop. A cancellation is the handler's,
-    and so is a `KeyboardInterrupt` that arrives while it computes.
+async def invoke_watched(
+    handler: Callable[[Any], Awaitable[object]],
+    work: Any,
+    when_waiting: Callable[[], None],
+    name: str,
+) -> object:
+    """Call an async handler, return what it does, and report each step that blocked the
+    event loop. A cancellation is the handler's, and so is a `KeyboardInterrupt` that
+    arrives while it computes.
 
-    It has a context (``contextvars``) of its own, so that what it sets there is not seen by the next call. ``when_waiting`` is called when
-    it waits for the first time, if it ever does. A `GeneratorExit` of the handler's is raised as `Escaped`.
+    It has a context (``contextvars``) of its own, so that what it sets there is not
+    seen by the next call. ``when_waiting`` is called when it waits for the first time,
+    if it ever does. A `GeneratorExit` of the handler's is raised as `Escaped`.
     """
     context = copy_context()
     awaitable = context.run(handler, work)
@@ -62,8 +71,9 @@ def _as_coroutine(awaitable: Awaitable[object]) -> CoroutineType[Any, Any, objec
 
 def _report(name: str, taken: float) -> None:
     logger.warning(
-        "handler %s blocked the event loop for %.2f s; its process could neither extend leases nor answer meanwhile. "
-        "Make it a plain function, which runs in a thread, or await trio.to_thread.run_sync for the long part.",
+        "handler %s blocked the event loop for %.2f s; its process could neither extend leases nor"
+        " answer meanwhile. Make it a plain function, which runs in a thread, or await"
+        " trio.to_thread.run_sync for the long part.",
         name,
         taken,
     )
@@ -75,12 +85,15 @@ _NOTHING: Any = object()
 class _Rest:
     """Awaits the rest of a coroutine, step by step.
 
-    Trio's `Task.iter_await_frames` takes it for the coroutine that it awaits, so a dump of all tasks shows where a handler hangs.
+    Trio's `Task.iter_await_frames` takes it for the coroutine that it awaits, so a dump
+    of all tasks shows where a handler hangs.
     """
 
     __slots__ = ("_awaited", "_coroutine", "_name", "_run", "_send")
 
-    def __init__(self, coroutine: CoroutineType[Any, Any, object], context: Context, awaited: Any, name: str) -> None:
+    def __init__(
+        self, coroutine: CoroutineType[Any, Any, object], context: Context, awaited: Any, name: str
+    ) -> None:
         self._coroutine = coroutine
         self._send = coroutine.send
         self._run = context.run

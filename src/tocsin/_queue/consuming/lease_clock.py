@@ -1,4 +1,5 @@
-"""The clock by which leases end in this process: trio's, which stands still while the machine sleeps, and the time that it slept."""
+"""The clock by which leases end in this process: trio's, which stands still while the
+machine sleeps, and the time that it slept."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import trio
 
 
 def time_asleep() -> float:
-    """Return for how many seconds the machine has slept since it was started, as far as its system says."""
+    """Return for how many seconds the machine has slept since it was started, as far as
+    its system says."""
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
     return 0.0

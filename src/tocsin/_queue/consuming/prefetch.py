@@ -1,8 +1,11 @@
-"""The messages that a run has claimed ahead of its handlers, so that these need not wait for the next claim.
+"""The messages that a run has claimed ahead of its handlers, so that these need not
+wait for the next claim.
 
-There may be as many as the handlers will finish while two statements are under way, going by what they have finished since the last claim
-began; but never more than they finish in `HORIZON`. So slow handlers have nothing claimed prefetch, and other consumers can take the next
-message at once. What still waits after `PATIENCE`, because handlers have become slow, is to be given back.
+There may be as many as the handlers will finish while two statements are under way,
+going by what they have finished since the last claim began; but never more than they
+finish in `HORIZON`. So slow handlers have nothing claimed prefetch, and other consumers
+can take the next message at once. What still waits after `PATIENCE`, because handlers
+have become slow, is to be given back.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from .claimed_batch import ClaimedBatch
 HORIZON = 0.02
 """Seconds of work that may be claimed prefetch."""
 PATIENCE = 0.25
-"""Seconds after which it is found that messages have been waiting for this long or longer, and not for twice as long."""
+"""Seconds after which it is found that messages have been waiting for this long or
+longer, and not for twice as long."""
 MOST = 1000
 """Messages that may be claimed ahead at most."""
 
@@ -78,7 +82,8 @@ class PrefetchBuffer:
         return self.take(self._waiting)
 
     def return_messages(self, messages: list[Message]) -> None:
-        """Have these again, which were taken and could not be given back: that is to be tried again."""
+        """Have these again, which were taken and could not be given back: that is to be
+        tried again."""
         self._returned = messages + self._returned
         self._waiting += len(messages)
         self._taken -= len(messages)

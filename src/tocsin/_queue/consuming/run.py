@@ -1,11 +1,13 @@
 """One run of a consumer: from the moment it polls until it has ended, by whatever way.
 
-A run is one nursery. In it live the task that keeps the leases alive, the handlers, and the one that enforces an interruption's grace;
-what the registry says of the worker (the process's heartbeat and its LISTEN connection bring it) arrives at `Run.noticed`. The nursery's
-end is the end of all of them, and after it one statement gives back what was not settled and tells the registry.
+A run is one nursery. In it live the task that keeps the leases alive, the handlers, and
+the one that enforces an interruption's grace; what the registry says of the worker (the
+process's heartbeat and its LISTEN connection bring it) arrives at `Run.noticed`. The
+nursery's end is the end of all of them, and after it one statement gives back what was
+not settled and tells the registry.
 
-The registry is the truth, and this object only its echo: a claim that the database refuses pauses the run until the heartbeat, sent at
-once, has told why.
+The registry is the truth, and this object only its echo: a claim that the database
+refuses pauses the run until the heartbeat, sent at once, has told why.
 """
 
 from __future__ import annotations
@@ -44,11 +46,13 @@ class Run:
         self.flush: Callable[[], Awaitable[None]] | None = None
         """What is still to be settled when the handlers have ended."""
         self.requeued = 0
-        """Messages that were given back because the run is to end, or by who stopped the worker."""
+        """Messages that were given back because the run is to end, or by who stopped
+        the worker."""
         self.stopped = False
         """Whether the worker was stopped for good, and what it held given back."""
         self.closing = trio.CancelScope()
-        """What goes on until the run's end, where that is not the run's block: it is cut off when the database does not answer."""
+        """What goes on until the run's end, where that is not the run's block: it is
+        cut off when the database does not answer."""
         self._cancel_at = math.inf
         self._paused = False
         self._to_poll = False
@@ -72,7 +76,8 @@ class Run:
         return self.ended_by is None and not self._paused
 
     def end(self, reason: str, grace: float | None = None) -> None:
-        """Take no more messages, and end when the handlers have; after ``grace`` seconds, if given, they are cancelled.
+        """Take no more messages, and end when the handlers have; after ``grace``
+        seconds, if given, they are cancelled.
 
         Asked again, the first reason and the shortest grace count.
         """
@@ -80,16 +85,18 @@ class Run:
         if grace is not None and trio.current_time() + grace < self._cancel_at:
             self._cancel_at = trio.current_time() + grace
             self.nursery.start_soon(self._cancel_units_at, self._cancel_at)
-        self.hurry()
+        self.limit_lock_wait()
         self.waiter.wake()
 
-    def hurry(self) -> None:
-        """When the run is to end and its handlers have, let what is left to be settled take no longer than any other cleanup."""
+    def limit_lock_wait(self) -> None:
+        """When the run is to end and its handlers have, let what is left to be settled
+        take no longer than any other cleanup."""
         if self.ended_by is not None and not self.units and self.closing.deadline == math.inf:
             self.closing.deadline = self.intake.grace.begin()
 
-    def hurry_again(self) -> None:
-        """The database has answered: what is left to be settled has all of that time once more."""
+    def limit_lock_waits_again(self) -> None:
+        """The database has answered: what is left to be settled has all of that time
+        once more."""
         if self.closing.deadline < math.inf:
             self.intake.grace.answered()
             self.closing.deadline = self.intake.grace.begin()
@@ -117,7 +124,8 @@ class Run:
             case "suspended" if before != status:
                 self._paused = True
                 self.waiter.wake()  # what waits for a handler is to be given back
-                # It may have been suspended with its messages released; the database knows.
+                # It may have been suspended with its messages released; the database
+                # knows.
                 self.nursery.start_soon(self.intake.leases.refresh)
             case "stopped":
                 self.end("stopped by a command")
@@ -133,8 +141,16 @@ class Run:
         """Find out which leases are gone, and cancel the handlers that relied on them."""
         self.nursery.start_soon(self.intake.leases.refresh)
 
-    async def claim(self, limit: int, vt: float | None, archive: Sequence[Message] = (), *, ordered: bool = False) -> Claim:
-        """Claim messages, whose leases are kept from then on, and archive others: see `Intake.claim`."""
+    async def claim(
+        self,
+        limit: int,
+        vt: float | None,
+        archive: Sequence[Message] = (),
+        *,
+        ordered: bool = False,
+    ) -> Claim:
+        """Claim messages, whose leases are kept from then on, and archive others: see
+        `Intake.claim`."""
         self.waiter.begin_claim()
         try:
             if self._to_poll:  # the registry says of this worker that it does not poll any more
@@ -150,7 +166,8 @@ class Run:
 
     @trio.lowlevel.enable_ki_protection
     async def _let_go(self) -> None:
-        """Cancel the handlers whose messages were given back when the worker was stopped."""
+        """Cancel the handlers whose messages were given back when the worker was
+        stopped."""
         requeued = await self.intake.leases.refresh(on_purpose=True)
         self.requeued += requeued
 
@@ -175,10 +192,15 @@ async def _begin(intake: Intake) -> bool:
 
 
 @asynccontextmanager
-async def open_run(intake: Intake, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> AsyncIterator[Run]:
-    """Make the consumer poll for as long as the block lasts. Raises `Suspended` at its end if the run was ended from outside."""
+async def open_run(
+    intake: Intake, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> AsyncIterator[Run]:
+    """Make the consumer poll for as long as the block lasts. Raises `Suspended` at its
+    end if the run was ended from outside."""
     if intake.running:
-        raise RuntimeError(f"consumer {intake.name!r} is running already; open another consumer for a second run")
+        raise RuntimeError(
+            f"consumer {intake.name!r} is running already; open another consumer for a second run"
+        )
     intake.running = True
     run: Run | None = None
     ended_by: str | None = None
@@ -196,7 +218,9 @@ async def open_run(intake: Intake, task_status: trio.TaskStatus[None] = trio.TAS
                     try:
                         yield run
                     finally:
-                        intake.run = None  # before the nursery closes: what the registry says may start a task in it
+                        # before the nursery closes: what the registry says may start a
+                        # task in it
+                        intake.run = None
                         nursery.cancel_scope.cancel()
     finally:
         if run is not None:
@@ -206,18 +230,34 @@ async def open_run(intake: Intake, task_status: trio.TaskStatus[None] = trio.TAS
                         await run.flush()
                     await intake.leases.look_at_promised()
                 except (TocsinError, psycopg.Error) as error:
-                    logger.warning("messages handled by worker %r will be delivered again: %s", intake.name, error)
+                    logger.warning(
+                        "messages handled by worker %r will be delivered again: %s",
+                        intake.name,
+                        error,
+                    )
         with intake.grace.scope() as patience:
             try:
                 released = await intake.complete_poll()
             except (TocsinError, psycopg.Error) as error:
-                logger.warning("what worker %r holds will be delivered again when its leases end: %s", intake.name, error)
+                logger.warning(
+                    "what worker %r holds will be delivered again when its leases end: %s",
+                    intake.name,
+                    error,
+                )
         if patience.cancelled_caught:
-            logger.warning("what worker %r holds will be delivered again when its leases end: no answer", intake.name)
+            logger.warning(
+                "what worker %r holds will be delivered again when its leases end: no answer",
+                intake.name,
+            )
         intake.running = False
         intake.leases.wake_waiters()
     if run is not None:
-        ended_by, handled, failed, released = run.ended_by, run.handled, run.failed, released + run.requeued
+        ended_by, handled, failed, released = (
+            run.ended_by,
+            run.handled,
+            run.failed,
+            released + run.requeued,
+        )
     if ended_by is not None:
         await wait_for_others(intake)
         raise Suspended(ended_by, handled=handled, failed=failed, released=released)

@@ -1,4 +1,5 @@
-"""What cannot be settled yet, since another transaction has locked its message's row: it waits here, and stops nothing else."""
+"""What cannot be settled yet, since another transaction has locked its message's row:
+it waits here, and stops nothing else."""
 
 from __future__ import annotations
 

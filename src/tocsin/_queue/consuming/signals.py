@@ -1,7 +1,8 @@
 """SIGINT and SIGTERM: the first one drains, a later one cancels.
 
-Python has one handler for each signal, and trio's `trio.open_signal_receiver` gives a signal to the receiver that was opened last. So the
-blocks that are open in one trio run share one handler here.
+Python has one handler for each signal, and trio's `trio.open_signal_receiver` gives a
+signal to the receiver that was opened last. So the blocks that are open in one trio run
+share one handler here.
 """
 
 from __future__ import annotations
@@ -28,27 +29,37 @@ from .draining import Block, open_blocks
 logger = logging.getLogger("tocsin")
 
 ONE_SIGNAL_WITHIN = 1.0
-"""Seconds in which further signals are the same one: a process group gets it from the terminal or the supervisor, and from its parent."""
+"""Seconds in which further signals are the same one: a process group gets it from the
+terminal or the supervisor, and from its parent."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @asynccontextmanager
-async def drain_on_signals(*consumers: Consumer, grace: Duration | None = None) -> AsyncIterator[None]:
-    """Within the block, SIGINT or SIGTERM interrupts these consumers, or every consumer of the program where none is named.
+async def drain_on_signals(
+    *consumers: Consumer, grace: Duration | None = None
+) -> AsyncIterator[None]:
+    """Within the block, SIGINT or SIGTERM interrupts these consumers, or every consumer
+    of the program where none is named.
 
-    Their runs end with `Suspended` when their handlers have ended. Several runs end together: `Suspended` is raised when the last of them
-    has ended, so it cancels no handler of another consumer in the same nursery. A block that would end with a group of `Suspended` ends
-    with one, which has their sums. Several blocks may be open at a time, in any tasks; a
-    signal is for all of them, and for those that are opened before they have ended.
+    Their runs end with `Suspended` when their handlers have ended. Several runs end
+    together: `Suspended` is raised when the last of them has ended, so it cancels no
+    handler of another consumer in the same nursery. A block that would end with a group
+    of `Suspended` ends with one, which has their sums. Several blocks may be open at a
+    time, in any tasks; a signal is for all of them, and for those that are opened
+    before they have ended.
 
-    ``grace``: seconds after which handlers still running are cancelled and their messages released. A second signal, if it comes at least
-    a second after the first, cancels the block at once and is raised as `KeyboardInterrupt` at its end; sooner it is taken for the first,
-    which a process group often gets twice. To be used in the main thread, else `RuntimeError` is raised. At the end of the block the
-    signals mean what they meant before; after a signal, when its second is over. Cancellation ends the block like any other.
+    ``grace``: seconds after which handlers still running are cancelled and their
+    messages released. A second signal, if it comes at least a second after the first,
+    cancels the block at once and is raised as `KeyboardInterrupt` at its end; sooner it
+    is taken for the first, which a process group often gets twice. To be used in the
+    main thread, else `RuntimeError` is raised. At the end of the block the signals mean
+    what they meant before; after a signal, when its second is over. Cancellation ends
+    the block like any other.
 
-    After a signal no other run begins, `Consumer.dequeue` raises `Suspended`, and so does the block where it would end with
-    `ConnectionLost` or `StateTransitionError`: a loop around it that begins anew in such a case must not forget that it is to end.
+    After a signal no other run begins, `Consumer.dequeue` raises `Suspended`, and so
+    does the block where it would end with `ConnectionLost` or `StateTransitionError`: a
+    loop around it that begins anew in such a case must not forget that it is to end.
     """
     limit = None if grace is None else to_seconds(grace, "grace", zero=True)
     block: Block | None = None
@@ -75,16 +86,23 @@ async def drain_on_signals(*consumers: Consumer, grace: Duration | None = None) 
 
 
 def _summarize(error: BaseException, *, drained: bool) -> BaseException | None:
-    """Return how a block ends whose consumers ended like this; None where something else went wrong."""
+    """Return how a block ends whose consumers ended like this; None where something
+    else went wrong."""
     errors = list(_leaves(error))
     ends = [e for e in errors if isinstance(e, Suspended)]
-    if len(ends) < len(errors) and not (drained and all(isinstance(e, (Suspended, ConnectionLost, StateTransitionError)) for e in errors)):
+    if len(ends) < len(errors) and not (
+        drained
+        and all(isinstance(e, (Suspended, ConnectionLost, StateTransitionError)) for e in errors)
+    ):
         return None if isinstance(error, BaseExceptionGroup) else error
     if error in ends:
         return error
     reasons = list(dict.fromkeys(e.reason for e in ends)) or ["interrupted"]
     return Suspended(
-        "; ".join(reasons), handled=sum(e.handled for e in ends), failed=sum(e.failed for e in ends), released=sum(e.released for e in ends)
+        "; ".join(reasons),
+        handled=sum(e.handled for e in ends),
+        failed=sum(e.failed for e in ends),
+        released=sum(e.released for e in ends),
     )
 
 
@@ -97,11 +115,13 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 class _Receiver:
-    """Takes the signals for all blocks of one trio run, from the first one's beginning to the last one's end.
+    """Takes the signals for all blocks of one trio run, from the first one's beginning
+    to the last one's end.
 
-    After a signal the handlers stay until its second is over, also when the last block ends sooner: the same signal may arrive once more,
-    and would end the program in the middle of its cleanup. When the trio run ends sooner, the handler for SIGTERM stays until the next
-    signal, which it passes on.
+    After a signal the handlers stay until its second is over, also when the last block
+    ends sooner: the same signal may arrive once more, and would end the program in the
+    middle of its cleanup. When the trio run ends sooner, the handler for SIGTERM stays
+    until the next signal, which it passes on.
     """
 
     def __init__(self) -> None:
@@ -134,7 +154,10 @@ class _Receiver:
                 try:
                     self._former[number] = signal.signal(number, self._catch)
                 except ValueError:
-                    raise RuntimeError("drain_on_signals works in the main thread only, where Python handles signals") from None
+                    raise RuntimeError(
+                        "drain_on_signals works in the main thread only, where Python handles"
+                        " signals"
+                    ) from None
 
     def _restore(self, *numbers: signal.Signals) -> None:
         for number in numbers or _SIGNALS:
@@ -148,7 +171,8 @@ class _Receiver:
                 self._restore()
         finally:
             if not open_blocks():
-                self._restore(signal.SIGINT)  # for the next trio run, which has its own meaning for it
+                # for the next trio run, which has its own meaning for it
+                self._restore(signal.SIGINT)
 
     def _is_repeated(self, at: float) -> bool:
         return at < self._acted_at + ONE_SIGNAL_WITHIN
@@ -162,17 +186,23 @@ class _Receiver:
         except trio.RunFinishedError:
             if self._is_repeated(at):
                 return
-        self._pass_on(number)  # in a process that was forked, and has no trio; or trio has ended here
+        # in a process that was forked, and has no trio; or trio has ended here
+        self._pass_on(number)
 
     def _arrived(self, number: int, at: float) -> None:
         blocks = open_blocks()
         if self._is_repeated(at):
-            logger.info("%s: taken for the last one, which came less than a second ago", signal.Signals(number).name)
+            logger.info(
+                "%s: taken for the last one, which came less than a second ago",
+                signal.Signals(number).name,
+            )
         elif not blocks:
             self._pass_on(number)
         elif new := [b for b in blocks if not b.draining]:
             self._acted_at = at
-            logger.info("%s: draining; once more, after a second, to cancel", signal.Signals(number).name)
+            logger.info(
+                "%s: draining; once more, after a second, to cancel", signal.Signals(number).name
+            )
             for block in new:
                 block.drain()
         else:

@@ -23,7 +23,8 @@ from .run import Run, open_run
 
 
 class Stream:
-    """Iterates over messages, one claim each. An iterator and not a generator: nothing is left to the garbage collector."""
+    """Iterates over messages, one claim each. An iterator and not a generator: nothing
+    is left to the garbage collector."""
 
     def __init__(self, run: Run, unit: HandlerCall, vt: float | None) -> None:
         self._run = run
@@ -61,7 +62,8 @@ class Stream:
 
 @asynccontextmanager
 async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIterator[Message]]:
-    """See `Consumer.messages`. The whole block is one unit of work: its scope is cancelled when an interruption's grace is over."""
+    """See `Consumer.messages`. The whole block is one unit of work: its scope is
+    cancelled when an interruption's grace is over."""
     async with open_run(intake) as run:
         unit = HandlerCall()
         run.units.add(unit)
@@ -79,9 +81,14 @@ async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIt
 
 
 def _describe(raised: BaseException) -> Failure:
-    """Return what an error of the block means: the delivery counts, but leaving the block makes the message ready at once."""
+    """Return what an error of the block means: the delivery counts, but leaving the
+    block makes the message ready at once."""
     failure = describe_failure(raised)
-    return failure if failure.verdict != "handler_failed" or failure.delay is not None else attrs.evolve(failure, delay=0.0)
+    return (
+        failure
+        if failure.verdict != "handler_failed" or failure.delay is not None
+        else attrs.evolve(failure, delay=0.0)
+    )
 
 
 async def _fail(intake: Intake, unit: HandlerCall, failure: Failure) -> None:

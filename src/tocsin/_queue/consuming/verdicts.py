@@ -8,13 +8,16 @@ __all__ = ["Reject", "Retry", "Snooze", "Verdict"]
 
 
 class Verdict(Exception):
-    """Base of what a handler raises to decide about its message. Not an error: the log has no traceback of it."""
+    """Base of what a handler raises to decide about its message. Not an error: the log
+    has no traceback of it."""
 
 
 class Retry(Verdict):
-    """Have the message delivered again ``after`` seconds, whatever the queue's backoff is. The delivery counts.
+    """Have the message delivered again ``after`` seconds, whatever the queue's backoff
+    is. The delivery counts.
 
-    After its last delivery the message becomes a dead letter all the same. Raised ``from`` an error, that error is kept with the message.
+    After its last delivery the message becomes a dead letter all the same. Raised
+    ``from`` an error, that error is kept with the message.
     """
 
     def __init__(self, after: Duration) -> None:
@@ -27,7 +30,8 @@ class Retry(Verdict):
 
 
 class Snooze(Verdict):
-    """Have the message delivered again after ``seconds``, at no cost: the delivery does not count, and no error is kept."""
+    """Have the message delivered again after ``seconds``, at no cost: the delivery does
+    not count, and no error is kept."""
 
     def __init__(self, seconds: Duration) -> None:
         super().__init__(seconds)
@@ -39,7 +43,8 @@ class Snooze(Verdict):
 
 
 class Reject(Verdict):
-    """Make the message a dead letter at once, whatever deliveries it has left. The reason is kept as its error."""
+    """Make the message a dead letter at once, whatever deliveries it has left. The
+    reason is kept as its error."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

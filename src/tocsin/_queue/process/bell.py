@@ -1,17 +1,23 @@
-"""Waking: who sleeps in this process, on which queue, and who is woken when the bell rings.
+"""Waking: who sleeps in this process, on which queue, and who is woken when the bell
+rings.
 
-A consumer that finds nothing to do goes to *waiter*, until the queue's bell rings, a known time comes, or it is nudged for a reason of its
-own. What rings in this process is decided elsewhere: by notifications, by the heartbeat, by a reconnection (``process.py``).
+A consumer that finds nothing to do goes to *waiter*, until the queue's bell rings, a
+known time comes, or it is nudged for a reason of its own. What rings in this process is
+decided elsewhere: by notifications, by the heartbeat, by a reconnection
+(``process.py``).
 
-No wake-up is lost between the last look and going to sleep: a waiter remembers that it was rung. The consumer clears that mark *before* it
-looks for messages; a ring during the look sets it again, and then `Waiter.wait` returns at once.
+No wake-up is lost between the last look and going to sleep: a waiter remembers that it
+was rung. The consumer clears that mark *before* it looks for messages; a ring during
+the look sets it again, and then `Waiter.wait` returns at once.
 
-One ring wakes one sleeper, and it rings on if it took as many messages as it could, failed to look, or left. So a single message among a
-hundred idle consumers of a process costs one claim or two.
+One ring wakes one sleeper, and it rings on if it took as many messages as it could,
+failed to look, or left. So a single message among a hundred idle consumers of a process
+costs one claim or two.
 
-Producers ring only when somebody sleeps (``sql/functions/ring.sql``). So the process tells the database of each queue where somebody does:
-then the queue is *guarded*. A sleeper relies on a look that somebody made under the guard; without one it still lies down, but asks for the
-guard, and is rung for another look as soon as it stands.
+Producers ring only when somebody sleeps (``sql/functions/ring.sql``). So the process
+tells the database of each queue where somebody does: then the queue is *guarded*. A
+sleeper relies on a look that somebody made under the guard; without one it still lies
+down, but asks for the guard, and is rung for another look as soon as it stands.
 """
 
 from __future__ import annotations
@@ -23,7 +29,8 @@ from contextlib import contextmanager
 import trio
 
 LINGER = 0.02
-"""Seconds without a sleeper after which a queue's guard may be given up, so that it does not come and go with each small burst."""
+"""Seconds without a sleeper after which a queue's guard may be given up, so that it
+does not come and go with each small burst."""
 
 
 class Waiter:
@@ -56,7 +63,8 @@ class Waiter:
         self._claims_under = self._queue.lock
 
     def end_claim(self, again_at: float, *, full: bool) -> None:
-        """The look is over; look again at this time (`trio.current_time`). ``full``: there may be more than the owner could take."""
+        """The look is over; look again at this time (`trio.current_time`). ``full``:
+        there may be more than the owner could take."""
         if again_at <= trio.current_time():
             self.wake_pending = True
         else:
@@ -72,9 +80,11 @@ class Waiter:
         self._queue.ring(but=self)
 
     async def wait(self, *, ignore_rings: bool = False, until: float = math.inf) -> None:
-        """Return when nudged or rung, or at a time. ``ignore_rings``: the bell is not heard, and not whether it was rung before.
+        """Return when nudged or rung, or at a time. ``ignore_rings``: the bell is not
+        heard, and not whether it was rung before.
 
-        A checkpoint. May return for no reason, so callers look again at what they waited for. Cancelled, it is another's turn to look.
+        A checkpoint. May return for no reason, so callers look again at what they
+        waited for. Cancelled, it is another's turn to look.
         """
         if ignore_rings:
             if self.wake_pending and not self._passed_on:
@@ -88,7 +98,9 @@ class Waiter:
             try:
                 await self._rest(min(until, self._queue.next_due_at))
             except BaseException:
-                if self.wake_pending:  # a ring that came when this was cancelled already, and may find nobody to look
+                # a ring that came when this was cancelled already, and may find nobody
+                # to look
+                if self.wake_pending:
                     self._queue.ring(but=self)
                 raise
             finally:
@@ -99,7 +111,9 @@ class Waiter:
     async def _rest(self, until: float) -> None:
         if self._nudged:
             await trio.lowlevel.checkpoint()
-        elif until == math.inf:  # as a rule: then there is no scope to be left between the ring and the claim
+        elif (
+            until == math.inf
+        ):  # as a rule: then there is no scope to be left between the ring and the claim
             await self._resting.park()
         else:
             with trio.move_on_at(until):
@@ -127,7 +141,9 @@ class _Queue:
 
     @property
     def is_idle(self) -> bool:
-        return not self.has_waiting and (not self.waiters or self.idle_since + LINGER < trio.current_time())
+        return not self.has_waiting and (
+            not self.waiters or self.idle_since + LINGER < trio.current_time()
+        )
 
     def set_next_due(self, at: float) -> None:
         if at < self.next_due_at:
@@ -143,7 +159,9 @@ class _Queue:
     def ring(self, but: Waiter | None = None) -> None:
         if not self.ring_another(but):
             self.check_lock()  # the ring was for nobody, so perhaps for the guard alone
-            for waiter in self.waiters:  # whoever can first; also one that looks already, for it may have begun too early
+            # whoever can first; also one that looks already, for it may have begun too
+            # early
+            for waiter in self.waiters:
                 if not waiter.wake_pending:
                     waiter.ring()
 
@@ -215,7 +233,11 @@ class Bell:
 
     def queues_without_lock(self) -> set[int]:
         """Return the queues where somebody sleeps without a guard."""
-        return {queue_id for queue_id, queue in self._queues.items() if queue.lock is None and queue.has_waiting}
+        return {
+            queue_id
+            for queue_id, queue in self._queues.items()
+            if queue.lock is None and queue.has_waiting
+        }
 
     def lock_confirmed(self, queue_id: int) -> None:
         """The guard of this queue stands from now on."""
@@ -223,8 +245,13 @@ class Bell:
         self.ring(queue_id)
 
     def release_idle_locks(self) -> list[int]:
-        """Give up the guards of queues where nobody sleeps any more, and return these queues."""
-        idle = [queue_id for queue_id, queue in self._queues.items() if queue.lock is not None and queue.is_idle]
+        """Give up the guards of queues where nobody sleeps any more, and return these
+        queues."""
+        idle = [
+            queue_id
+            for queue_id, queue in self._queues.items()
+            if queue.lock is not None and queue.is_idle
+        ]
         for queue_id in idle:
             self._queues[queue_id].lock = None
         return idle

@@ -1,21 +1,29 @@
-"""This process as the database sees it: its registration, its LISTEN connection, its heartbeat.
+"""This process as the database sees it: its registration, its LISTEN connection, its
+heartbeat.
 
-One task owns the one dedicated connection (the *connection*) and does three things with it: it LISTENs, it holds the lifeline (an advisory lock
-whose loss tells the others that this process is gone), and it sends the heartbeat, which so proves end to end that the connection still works.
-A process that only produces has no connection; its heartbeat goes through the pool.
+One task owns the one dedicated connection (the *connection*) and does three things with
+it: it LISTENs, it holds the lifeline (an advisory lock whose loss tells the others that
+this process is gone), and it sends the heartbeat, which so proves end to end that the
+connection still works. A process that only produces has no connection; its heartbeat
+goes through the pool.
 
-The connection proves itself before it is relied on: a notification sent through the pool must arrive. A pooler in transaction mode swallows
-LISTEN without a word; then this process says so once, loudly, gives up the connection, and lives by its heartbeat, which brings the due times
-of its queues and the state of its workers.
+The connection proves itself before it is relied on: a notification sent through the
+pool must arrive. A pooler in transaction mode swallows LISTEN without a word; then this
+process says so once, loudly, gives up the connection, and lives by its heartbeat, which
+brings the due times of its queues and the state of its workers.
 
-After each connection it LISTENs first and then has every consumer look, so nothing rung in between is missed. The connection also tells the
-database on which queues somebody sleeps here, the *guards* of ``bell.py``: advisory locks, which the server drops with the connection.
+After each connection it LISTENs first and then has every consumer look, so nothing rung
+in between is missed. The connection also tells the database on which queues somebody
+sleeps here, the *guards* of ``bell.py``: advisory locks, which the server drops with
+the connection.
 
-The heartbeat's answer also says when it is this process's turn to maintain the database (``maintenance.py``).
+The heartbeat's answer also says when it is this process's turn to maintain the database
+(``maintenance.py``).
 
-Why death is looked for by the heartbeat, and not by a session that waits for another process's lifeline: such a wait is a statement under
-way, and its snapshot would hold back vacuum for as long as everybody lives, the death of a queue table. ``sql/functions/processes.sql``
-has the rest of the argument about who is dead.
+Why death is looked for by the heartbeat, and not by a session that waits for another
+process's lifeline: such a wait is a statement under way, and its snapshot would hold
+back vacuum for as long as everybody lives, the death of a queue table.
+``sql/functions/processes.sql`` has the rest of the argument about who is dead.
 """
 
 from __future__ import annotations
@@ -39,26 +47,37 @@ from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database.client import Connection, Database
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin._version import VERSION
-from tocsin.errors import ConfigError, PermissionDenied, ProcessDeclaredDead, QueueNotFound, StateTransitionError, TocsinError
+from tocsin.errors import (
+    ConfigError,
+    PermissionDenied,
+    ProcessDeclaredDead,
+    QueueNotFound,
+    StateTransitionError,
+    TocsinError,
+)
 
 from .bell import Bell
 
 logger = logging.getLogger("tocsin")
 
 CONFIRM_WITHIN = 0.1
-"""Seconds between two looks at most while a transaction is open that has put messages into a queue and may not have rung."""
+"""Seconds between two looks at most while a transaction is open that has put messages
+into a queue and may not have rung."""
 
 STEADY_AFTER = 1.0
-"""Seconds after which a LISTEN connection counts as one that works: what it has to do first may fail each time."""
+"""Seconds after which a LISTEN connection counts as one that works: what it has to do
+first may fail each time."""
 
 SETTLED_AFTER = 10.0
 """Seconds after which a process that is declared dead registers anew at once."""
 
 LEASES = "leases "
-"""What a notification to us begins with when messages were taken from a worker: its id follows."""
+"""What a notification to us begins with when messages were taken from a worker: its id
+follows."""
 
 HEARD_WITHIN = 5.0
-"""Seconds that a notification to ourselves may take before LISTEN counts as not working."""
+"""Seconds that a notification to ourselves may take before LISTEN counts as not
+working."""
 
 
 class LocalWorker(Protocol):
@@ -95,7 +114,8 @@ class Process:
         self._channel = ""
         self._registering = trio.Lock()
         self._local_workers: dict[int, LocalWorker] = {}
-        self._listening: dict[str, int | None] = {}  # the queue that a channel rings for; None: our own channel
+        # the queue that a channel rings for; None: our own channel
+        self._listening: dict[str, int | None] = {}
         self._declared_dead = False
         self._reregistered = trio.Event()
         self._registered_at = -math.inf
@@ -105,8 +125,11 @@ class Process:
         self._woken = False
         self._echo = ""
         self._listen_tried = trio.Event()
-        self._locked_queues: set[int] = set()  # queues that the database knows to have sleepers here
-        self._unconfirmed_locks: set[int] = set()  # those among them that are not guarded yet, since a producer may not have seen that
+        # queues that the database knows to have sleepers here
+        self._locked_queues: set[int] = set()
+        # those among them that are not guarded yet, since a producer may not have seen
+        # that
+        self._unconfirmed_locks: set[int] = set()
         self._confirm_at = math.inf
         self._confirm_wait = 0.0
         bell.when_locks_change = self._wake_loop
@@ -120,9 +143,11 @@ class Process:
         """How many heartbeats have been sent."""
 
     async def register(self, worker: LocalWorker) -> None:
-        """Register a worker with this process, which registers itself before its first, and has its connection up before its first consumer.
+        """Register a worker with this process, which registers itself before its first,
+        and has its connection up before its first consumer.
 
-        Raises what the worker's registration raises. Cancelled, the worker may be registered.
+        Raises what the worker's registration raises. Cancelled, the worker may be
+        registered.
         """
         while worker.worker_id not in self._local_workers:
             wait = 0.0
@@ -132,7 +157,8 @@ class Process:
                 except ProcessDeclaredDead:
                     self._mark_dead()
                 except StateTransitionError as refused:
-                    # Its name is another's, who seems to have died a moment ago: perhaps ourselves, before a restart.
+                    # Its name is another's, who seems to have died a moment ago:
+                    # perhaps ourselves, before a restart.
                     if refused.retry_after is None:
                         raise
                     wait = refused.retry_after
@@ -142,7 +168,8 @@ class Process:
             if self._declared_dead:
                 await self._reregistered.wait()
             await trio.sleep(wait)
-        # A consumer without a lifeline that died now would be missed only much later, so it has one before it claims anything.
+        # A consumer without a lifeline that died now would be missed only much later,
+        # so it has one before it claims anything.
         if self._needs_listener:
             await self._listen_tried.wait()
 
@@ -159,9 +186,11 @@ class Process:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Keep the connection and the heartbeat, for ever. On cancellation, unregister the process.
+        """Keep the connection and the heartbeat, for ever. On cancellation, unregister
+        the process.
 
-        Raises `ConfigError` when the LISTEN connection logs in as a role that may not act for the process.
+        Raises `ConfigError` when the LISTEN connection logs in as a role that may not
+        act for the process.
         """
         retries = OutageRetry("the LISTEN connection")
         try:
@@ -183,7 +212,10 @@ class Process:
             with self._database.grace.scope() as patience:
                 await self._unregister()
             if patience.cancelled_caught:
-                logger.warning("process %d is not unregistered, the others will find it dead: no answer", self._id)
+                logger.warning(
+                    "process %d is not unregistered, the others will find it dead: no answer",
+                    self._id,
+                )
 
     @property
     def _queues(self) -> dict[str, int]:
@@ -192,7 +224,8 @@ class Process:
 
     @property
     def _needs_listener(self) -> bool:
-        # Once there is a connection it is kept, also when its last consumer has left: the next one will want it.
+        # Once there is a connection it is kept, also when its last consumer has left:
+        # the next one will want it.
         return (self.connected or bool(self._queues)) and self.listen_works
 
     async def _serve(self, connection: Connection | None, retries: OutageRetry) -> None:
@@ -211,10 +244,13 @@ class Process:
             if trio.current_time() >= steady_at:
                 retries.succeeded()
                 steady_at = math.inf
-            with trio.CancelScope(deadline=min(self._next_heartbeat, self._confirm_at, steady_at)) as self._idle_scope:
+            with trio.CancelScope(
+                deadline=min(self._next_heartbeat, self._confirm_at, steady_at)
+            ) as self._idle_scope:
                 while connection is not None:
                     await connection.wait_for_notifications()
-                    # Who was woken is to send its claim before this task goes on: in trio's second pass it has.
+                    # Who was woken is to send its claim before this task goes on: in
+                    # trio's second pass it has.
                     await trio.lowlevel.checkpoint()
                     await trio.lowlevel.checkpoint()
                 await trio.sleep_forever()
@@ -235,24 +271,30 @@ class Process:
             async with self._heartbeats_from_pool():
                 connection = await self._connect()
             connection.add_notify_handler(self._on_notification)
-            # A pooler would keep the LISTEN on some connection of its own, and hand what it brings to whoever has that connection then. So
-            # nothing but our own channel is listened to until it is proven; the queues follow in `_serve`.
+            # A pooler would keep the LISTEN on some connection of its own, and hand
+            # what it brings to whoever has that connection then. So nothing but our own
+            # channel is listened to until it is proven; the queues follow in `_serve`.
             await connection.execute(sql.SQL("listen {}").format(sql.Identifier(self._channel)))
             self._listening = {self._channel: None}
             if not await self._probe_listen(connection):
                 self.listen_works = False
                 await self._database.fetch("select tocsin.detach_process(%s)", [self._id])
                 logger.warning(
-                    "LISTEN does not work on this connection to %s, probably because of a connection pooler: messages will wait for up "
-                    "to one heartbeat (%.1f s). Set listen_dsn, where dsn is set, to one that goes round the pooler.",
+                    "LISTEN does not work on this connection to %s, probably because of a"
+                    " connection pooler: messages will wait for up to one heartbeat (%.1f s). Set"
+                    " listen_dsn, where dsn is set, to one that goes round the pooler.",
                     self._database.address,
                     self._heartbeat_interval,
                 )
             else:
                 try:
-                    (alive,) = await self._database.fetch_one("select tocsin.attach_process(%s)", [self._id], on=connection)
+                    (alive,) = await self._database.fetch_one(
+                        "select tocsin.attach_process(%s)", [self._id], on=connection
+                    )
                 except PermissionDenied as denied:
-                    raise ConfigError("listen_dsn", f"{denied.problem}; have listen_dsn log in as the role of dsn") from denied
+                    raise ConfigError(
+                        "listen_dsn", f"{denied.problem}; have listen_dsn log in as the role of dsn"
+                    ) from denied
                 if not alive:
                     self._mark_dead()
                 self.connected = True
@@ -270,9 +312,11 @@ class Process:
                 await connection.close()
 
     async def _listen(self, connection: Connection) -> list[int]:
-        """LISTEN for what our workers want by now, and for nothing else; return the queues that are new."""
+        """LISTEN for what our workers want by now, and for nothing else; return the
+        queues that are new."""
         wanted = {self._channel: None, **self._queues}
-        new = wanted.items() - self._listening.items()  # also a queue made anew, with the name and the channel of one that is gone
+        # also a queue made anew, with the name and the channel of one that is gone
+        new = wanted.items() - self._listening.items()
         for channel, queue_id in new:
             await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
             self._listening[channel] = queue_id
@@ -282,7 +326,8 @@ class Process:
         return [queue_id for _, queue_id in new if queue_id is not None]
 
     async def _set_waiter_locks(self, connection: Connection) -> None:
-        """Tell the database where somebody sleeps here, and where nobody does any more; see ``sql/functions/ring.sql``."""
+        """Tell the database where somebody sleeps here, and where nobody does any more;
+        see ``sql/functions/ring.sql``."""
         if deserted := self._bell.release_idle_locks():
             await self._database.fetch("select tocsin.end_waiting(%s)", [deserted], on=connection)
             self._locked_queues.difference_update(deserted)
@@ -292,23 +337,34 @@ class Process:
             statement, self._confirm_wait = "select tocsin.begin_waiting(%s)", 0.001
         elif self._unconfirmed_locks and trio.current_time() >= self._confirm_at:
             queues_without_lock = set(self._unconfirmed_locks)
-            statement, self._confirm_wait = "select tocsin.unrung_transactions(%s)", min(2 * self._confirm_wait, CONFIRM_WITHIN)
+            statement, self._confirm_wait = (
+                "select tocsin.unrung_transactions(%s)",
+                min(2 * self._confirm_wait, CONFIRM_WITHIN),
+            )
         else:
             return
-        (in_flight,) = await self._database.fetch_one(statement, [list(queues_without_lock)], on=connection)
+        (in_flight,) = await self._database.fetch_one(
+            statement, [list(queues_without_lock)], on=connection
+        )
         for queue_id in queues_without_lock:
             if queue_id in in_flight:
                 self._bell.ring(queue_id)  # others that have not rung may have ended meanwhile
             else:
                 self._unconfirmed_locks.discard(queue_id)
                 self._bell.lock_confirmed(queue_id)
-        self._confirm_at = trio.current_time() + self._confirm_wait if self._unconfirmed_locks else math.inf
+        self._confirm_at = (
+            trio.current_time() + self._confirm_wait if self._unconfirmed_locks else math.inf
+        )
 
     async def _probe_listen(self, connection: Connection) -> bool:
         for _ in range(2):  # once may be too late because this loop was blocked
             self._echo = secrets.token_hex(8)
-            # To ask how full the queue of notifications is cleans it up, without which one that was full stays so.
-            await self._database.fetch("select pg_notify(%s, %s), pg_notification_queue_usage()", [self._channel, self._echo])
+            # To ask how full the queue of notifications is cleans it up, without which
+            # one that was full stays so.
+            await self._database.fetch(
+                "select pg_notify(%s, %s), pg_notification_queue_usage()",
+                [self._channel, self._echo],
+            )
             with trio.move_on_after(HEARD_WITHIN / 2):
                 while self._echo:
                     await connection.wait_for_notifications()
@@ -333,16 +389,21 @@ class Process:
     # The heartbeat
 
     async def _send_heartbeat(self, connection: Connection | None) -> None:
-        # Noted before the statement: what comes up while it is under way may ask for the next one at once.
+        # Noted before the statement: what comes up while it is under way may ask for
+        # the next one at once.
         self._next_heartbeat = trio.current_time() + self._heartbeat_interval
         residents = {(w.worker_id, w.token): w for w in self._local_workers.values()}
-        # Also the guarded ones where nobody sleeps just now: who lies down meanwhile relies on a look that may not have seen what this
-        # statement itself gives back, and for that this session does not ring for itself.
+        # Also the guarded ones where nobody sleeps just now: who lies down meanwhile
+        # relies on a look that may not have seen what this statement itself gives back,
+        # and for that this session does not ring for itself.
         queue_ids = list(self._locked_queues.union(self._bell.queues_waiting()))
         try:
-            able = (self._database.failing_for or 0) <= self._heartbeat_interval  # else this connection may be all that works
+            # else this connection may be all that works
+            able = (self._database.failing_for or 0) <= self._heartbeat_interval
             rows = await self._database.fetch(
-                "select * from tocsin.heartbeat(%s, %s::integer[], %s)", [self._id, queue_ids, able or connection is None], on=connection
+                "select * from tocsin.heartbeat(%s, %s::integer[], %s)",
+                [self._id, queue_ids, able or connection is None],
+                on=connection,
             )
         except BaseException:
             self._next_heartbeat = trio.current_time()
@@ -351,7 +412,9 @@ class Process:
         for kind, number, status, seconds, registration in rows:
             match kind:
                 case "dead":
-                    logger.warning("process %d was declared dead by the others; registering anew", number)
+                    logger.warning(
+                        "process %d was declared dead by the others; registering anew", number
+                    )
                     self._mark_dead()
                     return
                 case "look_again":
@@ -360,9 +423,17 @@ class Process:
                     self._maintain()
                 case "worker" if (number, registration) in residents:
                     residents.pop((number, registration)).on_worker_status(status, seconds)
-                case "worker" if status != "stopped" and not self._registering.locked() and number not in self._local_workers:
+                case "worker" if (
+                    status != "stopped"
+                    and not self._registering.locked()
+                    and number not in self._local_workers
+                ):
                     # Its registration was cancelled after it had happened.
-                    await self._database.fetch("select tocsin.unregister_worker(%s, %s)", [number, registration], on=connection)
+                    await self._database.fetch(
+                        "select tocsin.unregister_worker(%s, %s)",
+                        [number, registration],
+                        on=connection,
+                    )
                 case "queue":
                     if seconds == 0:
                         self._bell.ring(number)
@@ -396,7 +467,12 @@ class Process:
         await self._database.check_served()
         process_id, self._channel = await self._database.fetch_one(
             "select id, tocsin.process_channel(id) from tocsin.register_process(%s, %s, %s, %s) id",
-            [socket.gethostname(), os.getpid(), VERSION, timedelta(seconds=self._heartbeat_interval)],
+            [
+                socket.gethostname(),
+                os.getpid(),
+                VERSION,
+                timedelta(seconds=self._heartbeat_interval),
+            ],
         )
         self._id = int(process_id)
         self._registered_at = trio.current_time()
@@ -406,8 +482,8 @@ class Process:
     async def _register_again(self) -> None:
         """Register anew with all workers.
 
-        An earlier attempt may have come half way before the connection was lost. What declares the process dead may do so each time, so
-        there are pauses in between.
+        An earlier attempt may have come half way before the connection was lost. What
+        declares the process dead may do so each time, so there are pauses in between.
         """
         if trio.current_time() < self._registered_at + SETTLED_AFTER:
             await trio.sleep(next(self._pauses))
@@ -440,4 +516,8 @@ class Process:
             try:
                 await self._database.fetch("select tocsin.unregister_process(%s)", [self._id])
             except (TocsinError, *TRANSIENT) as error:
-                logger.warning("process %d is not unregistered, the others will find it dead: %s", self._id, error)
+                logger.warning(
+                    "process %d is not unregistered, the others will find it dead: %s",
+                    self._id,
+                    error,
+                )

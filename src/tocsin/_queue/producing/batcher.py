@@ -1,22 +1,30 @@
-"""The batcher: concurrent `enqueue` calls of one process to one queue share a statement.
+"""The batcher: concurrent `enqueue` calls of one process to one queue share a
+statement.
 
-A statement for one message spends most of its time waiting: for the server to be reached, for the disk to flush its commit. So a call
-that finds nothing under way to its queue sends its own statement, at once and itself. The calls that come meanwhile gather, and go together
-in one statement when that one has ended. Nobody waits for company; the busier a process is, the more its calls share.
+A statement for one message spends most of its time waiting: for the server to be
+reached, for the disk to flush its commit. So a call that finds nothing under way to its
+queue sends its own statement, at once and itself. The calls that come meanwhile gather,
+and go together in one statement when that one has ended. Nobody waits for company; the
+busier a process is, the more its calls share.
 
 What follows from it, and how it is kept:
 
-- *Each caller gets its own id or its own error.* The shared statement leaves out what it must not enqueue and says so; those messages then
-  go alone, where the database says why. When it failed as a whole, so that nothing was enqueued, they all go alone.
-- *Never twice.* When the connection was lost the outcome is unknown: every caller of that statement is told so, and nothing is sent again.
-- *A cancelled caller disturbs nobody.* While it waits it is taken out, and its message is not enqueued. A shared statement runs in the
-  store's nursery, not in a caller's scope, and goes on.
-- *Ids are in the order of the calls*, which is why there is only one statement at a time for a queue.
-- *Nobody waits for somebody else's transaction.* A message with a key may have to, when another transaction has taken that key and has not
-  ended; it never comes here. Nor does one that belongs to the caller's own transaction.
+- *Each caller gets its own id or its own error.* The shared statement leaves out what
+  it must not enqueue and says so; those messages then go alone, where the database says
+  why. When it failed as a whole, so that nothing was enqueued, they all go alone.
+- *Never twice.* When the connection was lost the outcome is unknown: every caller of
+  that statement is told so, and nothing is sent again.
+- *A cancelled caller disturbs nobody.* While it waits it is taken out, and its message
+  is not enqueued. A shared statement runs in the store's nursery, not in a caller's
+  scope, and goes on.
+- *Ids are in the order of the calls*, which is why there is only one statement at a
+  time for a queue.
+- *Nobody waits for somebody else's transaction.* A message with a key may have to, when
+  another transaction has taken that key and has not ended; it never comes here. Nor
+  does one that belongs to the caller's own transaction.
 
-When somebody slept on the queue the last time, and that is a moment ago, the bell rings before the message is on its way to the disk:
-see ``ring_early.sql``.
+When somebody slept on the queue the last time, and that is a moment ago, the bell rings
+before the message is on its way to the disk: see ``ring_early.sql``.
 
 `PendingBatch` decides what is sent next; `EnqueueBatcher` sends it.
 """
@@ -46,7 +54,8 @@ AT_REST = 0.005
 MAX_MESSAGES = 1000
 """Most messages in a shared statement."""
 MAX_SIZE = 1 << 22
-"""A shared statement takes no further message when its payloads and headers have this many characters."""
+"""A shared statement takes no further message when its payloads and headers have this
+many characters."""
 
 
 class PendingEnqueue:
@@ -63,7 +72,8 @@ class PendingEnqueue:
         return self._task is not None
 
     async def result(self) -> int:
-        """Wait until it was told what became of it, and return the id or raise the error. Cancelled, it is not is_waiting any more."""
+        """Wait until it was told what became of it, and return the id or raise the
+        error. Cancelled, it is not is_waiting any more."""
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._withdraw)
         if isinstance(self._result, Exception):
@@ -94,7 +104,8 @@ class PendingBatch:
         self._waiting.append(item)
 
     def requeue(self, items: Sequence[PendingEnqueue]) -> None:
-        """Have these sent one by one, before anything else: they were sent together, and not enqueued."""
+        """Have these sent one by one, before anything else: they were sent together,
+        and not enqueued."""
         self._alone.extend(items)
 
     def take(self) -> list[PendingEnqueue]:
@@ -121,23 +132,26 @@ class PendingBatch:
 
 
 class EnqueueBatcher:
-    """Sends requests; made by the store, whose nursery runs the shared statements. See the module."""
+    """Sends requests; made by the store, whose nursery runs the shared statements. See
+    the module."""
 
     def __init__(self, database: Database, nursery: trio.Nursery) -> None:
         self._database = database
         self._nursery = nursery
         # Queues to which a statement is under way; None: nobody has come meanwhile.
         self._busy: dict[str, PendingBatch | None] = {}
-        # Queues on which somebody slept the last time: their channel, and when that was (`trio.current_time`).
+        # Queues on which somebody slept the last time: their channel, and when that was
+        # (`trio.current_time`).
         self._sleepers: dict[str, tuple[str, float]] = {}
         self._closed = False
 
     @trio.lowlevel.enable_ki_protection
     async def enqueue(self, queue: str, request: EnqueueRequest) -> int:
-        """Enqueue one message, in a statement of its own or in a shared one, and return its id.
+        """Enqueue one message, in a statement of its own or in a shared one, and return
+        its id.
 
-        Raises Tocsin's errors. Cancelled while it waits for a shared statement, the message is not enqueued; while its statement is under
-        way, it is or is not.
+        Raises Tocsin's errors. Cancelled while it waits for a shared statement, the
+        message is not enqueued; while its statement is under way, it is or is not.
         """
         if request.key is not None:
             return await self.enqueue_alone(queue, request)
@@ -163,7 +177,9 @@ class EnqueueBatcher:
         channel, rung_at = self._sleepers.pop(queue, ("", math.inf))
         if request.key is None and trio.current_time() >= rung_at + AT_REST:
             rows = await self._database.run_pipelined(
-                [(_RING, [channel]), (_ENQUEUE_RING_EARLY, parameters), (_WAIT_FOR_FLUSH, [])], 1, otherwise=_ENQUEUE
+                [(_RING, [channel]), (_ENQUEUE_RING_EARLY, parameters), (_WAIT_FOR_FLUSH, [])],
+                1,
+                otherwise=_ENQUEUE,
             )
         else:
             rows = await self._database.run(_ENQUEUE, parameters)
@@ -173,7 +189,8 @@ class EnqueueBatcher:
         return int(message_id)
 
     def close(self) -> None:
-        """Send nothing together from here on: the nursery takes no more tasks. Those who wait are told so."""
+        """Send nothing together from here on: the nursery takes no more tasks. Those
+        who wait are told so."""
         self._closed = True
 
     def _dispatch_next(self, queue: str) -> None:
@@ -186,24 +203,35 @@ class EnqueueBatcher:
             self._end(queue, pending)
 
     @trio.lowlevel.enable_ki_protection
-    async def _send_until_empty(self, queue: str, pending: PendingBatch, batch: list[PendingEnqueue]) -> None:
+    async def _send_until_empty(
+        self, queue: str, pending: PendingBatch, batch: list[PendingEnqueue]
+    ) -> None:
         try:
             while batch:
                 await self._send(pending, queue, batch)
-                # Those who have just been told may enqueue again at once. They all run before this task does for the second time.
+                # Those who have just been told may enqueue again at once. They all run
+                # before this task does for the second time.
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
                 batch = pending.take()
         finally:
             for item in batch:
-                item.set_result(TocsinError("this store was closed while the message was under way: it is enqueued or not"))
+                item.set_result(
+                    TocsinError(
+                        "this store was closed while the message was under way: it is enqueued"
+                        " or not"
+                    )
+                )
             self._end(queue, pending)
 
     def _end(self, queue: str, pending: PendingBatch) -> None:
-        """Nothing is under way to this queue any more; somebody waits only if the store is being closed."""
+        """Nothing is under way to this queue any more; somebody waits only if the store
+        is being closed."""
         del self._busy[queue]
         for item in pending.take_all():
-            item.set_result(TocsinError("this store was closed before the message was sent: it is not enqueued"))
+            item.set_result(
+                TocsinError("this store was closed before the message was sent: it is not enqueued")
+            )
 
     async def _send(self, pending: PendingBatch, queue: str, batch: list[PendingEnqueue]) -> None:
         if len(batch) == 1:

@@ -1,6 +1,7 @@
 """Requests: what is to be enqueued, checked, and written as PostgreSQL reads it.
 
-Every way of enqueueing goes through here before anything is sent: one message or a batch, on whatever connection.
+Every way of enqueueing goes through here before anything is sent: one message or a
+batch, on whatever connection.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ ENQUEUE = "select tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %
 ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
 """A part of a batch; takes what `Batch.statements` gives."""
 _CHUNK = 2000
-"""Most payloads in one statement of a large batch; a batch is one transaction, whatever its size."""
+"""Most payloads in one statement of a large batch; a batch is one transaction, whatever
+its size."""
 _CHUNK_SIZE = 1 << 24
-"""Such a statement takes no further payload when it has this many characters, for PostgreSQL's JSON arrays end at 256 MB."""
+"""Such a statement takes no further payload when it has this many characters, for
+PostgreSQL's JSON arrays end at 256 MB."""
 
 Parameters: TypeAlias = list[str | None]
 
 
 class BatchOptions(TypedDict, total=False):
-    """The options that all payloads of a batch share; `tocsin.Producer.enqueue` says what they mean."""
+    """The options that all payloads of a batch share; `tocsin.Producer.enqueue` says
+    what they mean."""
 
     delay: Duration | None
     at: datetime | None
@@ -47,7 +51,8 @@ class MessageOptions(BatchOptions, total=False):
 
 @attrs.define
 class EnqueueRequest:
-    """A message that is to be enqueued: the arguments of ``tocsin.enqueue`` after the queue, as PostgreSQL reads them."""
+    """A message that is to be enqueued: the arguments of ``tocsin.enqueue`` after the
+    queue, as PostgreSQL reads them."""
 
     payload: str
     """JSON."""
@@ -84,7 +89,8 @@ class EnqueueRequest:
         ]
 
     def to_json(self) -> str:
-        """Return it as a member of the array that ``tocsin.enqueue_each`` takes; without the key."""
+        """Return it as a member of the array that ``tocsin.enqueue_each`` takes;
+        without the key."""
         parts = ['{"payload":', self.payload, ',"priority":', self.priority]
         if self.delay is not None:
             parts += ',"delay":"', self.delay, '"'
@@ -131,10 +137,12 @@ def build_request(
 
 
 class Batch:
-    """Payloads that are enqueued all or none, with the same options, in as many statements as it takes. It can be sent once.
+    """Payloads that are enqueued all or none, with the same options, in as many
+    statements as it takes. It can be sent once.
 
-    The payloads of the first two statements are written at once, the others when their turn comes. Raises `PayloadInvalid` with the
-    index, `ValueError`, `TypeError`, and what the iterable raises.
+    The payloads of the first two statements are written at once, the others when their
+    turn comes. Raises `PayloadInvalid` with the index, `ValueError`, `TypeError`, and
+    what the iterable raises.
     """
 
     def __init__(
@@ -170,13 +178,26 @@ class Batch:
         self._chunks = chain(written, chunks)
 
     def statements(self) -> Iterator[Parameters]:
-        """Yield the arguments of ``tocsin.enqueue_many`` for each statement; there is at least one."""
+        """Yield the arguments of ``tocsin.enqueue_many`` for each statement; there is
+        at least one."""
         m = self._model
         for start, texts in self._chunks:
-            yield [self._queue, texts, m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id, str(start)]
+            yield [
+                self._queue,
+                texts,
+                m.delay,
+                m.at,
+                m.priority,
+                m.headers,
+                m.expires_in,
+                m.max_deliveries,
+                m.worker_id,
+                str(start),
+            ]
 
     def _write_chunks(self, payloads: Iterable[object]) -> Iterator[tuple[int, str]]:
-        """Yield the payloads as JSON arrays, one for each statement, each with the index of its first payload."""
+        """Yield the payloads as JSON arrays, one for each statement, each with the
+        index of its first payload."""
         texts: list[str] = []
         start, size = 0, 0
         for index, payload in enumerate(payloads):

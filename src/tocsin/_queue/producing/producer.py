@@ -57,24 +57,31 @@ class Enqueuer:
     ) -> int:
         """Enqueue one message and return its id.
 
-        ``payload`` and ``headers`` are any JSON values (a tuple comes back as a list). ``delay`` (seconds) or ``at`` (a time with its zone)
-        say when it is due, by the server's clock. Smaller ``priority`` numbers are delivered first. With a ``key`` there is at most one
-        unfinished message of that key: a second enqueue returns the first one's id. A message that is not delivered ``expires_in`` seconds
-        from now becomes a dead letter. ``max_deliveries`` goes before the queue's. On a ``connection`` of the caller's (of
-        `Store.transaction`, or a blocking ``psycopg.Connection``, which is used in a thread, and by nobody else meanwhile), the message is
-        enqueued when the caller's transaction commits; see also `tocsin.enqueue`.
+        ``payload`` and ``headers`` are any JSON values (a tuple comes back as a list).
+        ``delay`` (seconds) or ``at`` (a time with its zone) say when it is due, by the
+        server's clock. Smaller ``priority`` numbers are delivered first. With a ``key``
+        there is at most one unfinished message of that key: a second enqueue returns
+        the first one's id. A message that is not delivered ``expires_in`` seconds from
+        now becomes a dead letter. ``max_deliveries`` goes before the queue's. On a
+        ``connection`` of the caller's (of `Store.transaction`, or a blocking
+        ``psycopg.Connection``, which is used in a thread, and by nobody else
+        meanwhile), the message is enqueued when the caller's transaction commits; see
+        also `tocsin.enqueue`.
 
-        Returns when the message is on disk. Without a ``key``, a consumer that slept may have it already by then; if the server crashes
-        before, this raises `ConnectionLost`, and the message may be gone, like all that its handler has done to this database (see
-        ``ring_early.sql``).
+        Returns when the message is on disk. Without a ``key``, a consumer that slept
+        may have it already by then; if the server crashes before, this raises
+        `ConnectionLost`, and the message may be gone, like all that its handler has
+        done to this database (see ``ring_early.sql``).
 
-        Calls that come while others are under way from this process to the same queue share a statement (those with a ``key`` or a
-        ``connection`` do not), which makes many at a time cheap. Those that share get ids in the order of the calls.
+        Calls that come while others are under way from this process to the same queue
+        share a statement (those with a ``key`` or a ``connection`` do not), which makes
+        many at a time cheap. Those that share get ids in the order of the calls.
 
-        Raises `PayloadInvalid`, `PayloadTooLarge`, `QueueNotFound`, `PermissionDenied` for a queue that was not granted,
-        `StateTransitionError` when this worker is suspended, `WorkerStopped`, `RateLimited`, `ConnectionLost`, `ValueError`, and
-        `TocsinError` when the store is closed meanwhile. Cancelled, the message is enqueued or not; with a key, enqueueing it again is
-        safe.
+        Raises `PayloadInvalid`, `PayloadTooLarge`, `QueueNotFound`, `PermissionDenied`
+        for a queue that was not granted, `StateTransitionError` when this worker is
+        suspended, `WorkerStopped`, `RateLimited`, `ConnectionLost`, `ValueError`, and
+        `TocsinError` when the store is closed meanwhile. Cancelled, the message is
+        enqueued or not; with a key, enqueueing it again is safe.
         """
         request = build_request(
             payload,
@@ -105,14 +112,19 @@ class Enqueuer:
         max_deliveries: int | None = None,
         connection: AnyConnection | None = None,
     ) -> list[int]:
-        """Enqueue all of the payloads or, on any refusal, none; return their ids in order.
+        """Enqueue all of the payloads or, on any refusal, none; return their ids in
+        order.
 
-        The options are those of `enqueue` (``delay`` and ``expires_in`` in seconds), and hold for each payload.
+        The options are those of `enqueue` (``delay`` and ``expires_in`` in seconds),
+        and hold for each payload.
 
-        The payloads are taken from the iterable as they are sent, a few thousand at a time, so that a generator may give any number of
-        them. It must not block, for it is run within the transaction (and with a blocking ``connection``, in its thread).
+        The payloads are taken from the iterable as they are sent, a few thousand at a
+        time, so that a generator may give any number of them. It must not block, for it
+        is run within the transaction (and with a blocking ``connection``, in its
+        thread).
 
-        Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` tell the index. Cancelled, all are enqueued or none.
+        Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` tell the
+        index. Cancelled, all are enqueued or none.
         """
         batch = Batch(
             self.queue,
@@ -137,15 +149,23 @@ class Enqueuer:
     async def _enqueue_on(self, connection: AnyConnection, request: EnqueueRequest) -> int:
         schema = self._database.schema
         if isinstance(connection, psycopg.Connection):
-            return await run_blocking(connection, partial(transactional.send, connection, schema, self.queue, request))
-        return await transactional.send_async(check_driven_by_trio(connection), schema, self.queue, request)
+            return await run_blocking(
+                connection, partial(transactional.send, connection, schema, self.queue, request)
+            )
+        return await transactional.send_async(
+            check_driven_by_trio(connection), schema, self.queue, request
+        )
 
     async def _send(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
         schema = self._database.schema
         if isinstance(connection, psycopg.Connection):
-            return await run_blocking(connection, partial(transactional.send_batch, connection, schema, batch))
+            return await run_blocking(
+                connection, partial(transactional.send_batch, connection, schema, batch)
+            )
         if connection is not None:
-            return await transactional.send_batch_async(check_driven_by_trio(connection), schema, batch)
+            return await transactional.send_batch_async(
+                check_driven_by_trio(connection), schema, batch
+            )
         async with self._database.connection() as own:
             return await transactional.send_batch_async(own, schema, batch)
 
@@ -154,7 +174,13 @@ class Producer(Registered, Enqueuer):
     """Enqueues messages to one queue; made by `Store.producer`."""
 
     def __init__(
-        self, database: Database, process: Process, batcher: EnqueueBatcher, queue: str, name: str | None, rate_limit: RateLimit | None
+        self,
+        database: Database,
+        process: Process,
+        batcher: EnqueueBatcher,
+        queue: str,
+        name: str | None,
+        rate_limit: RateLimit | None,
     ) -> None:
         super().__init__(database, process, Registration(database, "producer", queue, name))
         self._batcher = batcher

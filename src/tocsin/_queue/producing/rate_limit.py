@@ -1,13 +1,18 @@
 """A rate limit for a producer: a token bucket.
 
-The bucket holds up to ``burst`` tokens and gains ``per_second`` of them each second; a message takes one. What the bucket holds is kept as
-the time when it will be full again, so that nothing has to be counted up as time passes, and a time that was named once stays right.
+The bucket holds up to ``burst`` tokens and gains ``per_second`` of them each second; a
+message takes one. What the bucket holds is kept as the time when it will be full again,
+so that nothing has to be counted up as time passes, and a time that was named once
+stays right.
 
-- A batch takes its tokens together. One that is larger than the bucket goes when the bucket is full, and *borrows* the rest: the next one
-  waits until that is paid back. So a batch of any size is possible, and the rate is kept all the same.
-- The tokens are taken when the message has been found fit to be sent, just before it is. What is refused before that costs none; what
-  fails after that has cost the database its work, and keeps them.
-- Those who wait do so in the order of their calls, also behind a large batch, and one that gives up lets the others move up.
+- A batch takes its tokens together. One that is larger than the bucket goes when the
+  bucket is full, and *borrows* the rest: the next one waits until that is paid back. So
+  a batch of any size is possible, and the rate is kept all the same.
+- The tokens are taken when the message has been found fit to be sent, just before it
+  is. What is refused before that costs none; what fails after that has cost the
+  database its work, and keeps them.
+- Those who wait do so in the order of their calls, also behind a large batch, and one
+  that gives up lets the others move up.
 
 `Bucket` decides, `Limiter` waits. Times are of `trio.current_time`.
 """
@@ -29,19 +34,24 @@ def _positive(limit: RateLimit, attribute: attrs.Attribute[float], value: float 
 
 def _at_least_one(limit: RateLimit, attribute: attrs.Attribute[float], value: float | None) -> None:
     if value is not None and value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, not {value}: one message could never be enqueued")
+        raise ValueError(
+            f"{attribute.name} must be at least 1, not {value}: one message could never be enqueued"
+        )
 
 
 @attrs.frozen
 class RateLimit:
-    """How many messages a producer enqueues; for `Store.producer`. Each producer object has a bucket of its own."""
+    """How many messages a producer enqueues; for `Store.producer`. Each producer object
+    has a bucket of its own."""
 
     per_second: float = attrs.field(validator=_positive)
     """Messages per second in the long run."""
     burst: float | None = attrs.field(default=None, validator=[_positive, _at_least_one])
-    """Messages that may be enqueued at once after a quiet time; None: those of one second, at least one."""
+    """Messages that may be enqueued at once after a quiet time; None: those of one
+    second, at least one."""
     wait: bool = False
-    """Whether a call that comes too early waits for its turn; otherwise it raises `RateLimited`."""
+    """Whether a call that comes too early waits for its turn; otherwise it raises
+    `RateLimited`."""
 
     @property
     def size(self) -> float:
@@ -57,10 +67,14 @@ class Bucket:
         self._full_at = -math.inf
 
     def admits_at(self, count: int) -> float:
-        """Return from when on so many messages may be sent, if nobody takes tokens until then."""
+        """Return from when on so many messages may be sent, if nobody takes tokens
+        until then."""
         if count == 0:
             return -math.inf
-        return self._full_at - (self._limit.size - min(count, self._limit.size)) / self._limit.per_second
+        return (
+            self._full_at
+            - (self._limit.size - min(count, self._limit.size)) / self._limit.per_second
+        )
 
     def take(self, count: int, now: float) -> None:
         """Take so many tokens; those that are not there are borrowed."""
@@ -76,9 +90,11 @@ class Limiter:
         self._queue = trio.StrictFIFOLock()
 
     async def admit(self, count: int) -> None:
-        """Take the tokens for so many messages, at once or after waiting for them. A checkpoint only where the limit says to wait.
+        """Take the tokens for so many messages, at once or after waiting for them. A
+        checkpoint only where the limit says to wait.
 
-        Raises `RateLimited` where the limit does not say to wait. Cancelled, nothing was taken.
+        Raises `RateLimited` where the limit does not say to wait. Cancelled, nothing
+        was taken.
         """
         if not self._limit.wait:
             early = self._bucket.admits_at(count) - trio.current_time()

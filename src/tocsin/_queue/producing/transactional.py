@@ -1,15 +1,19 @@
-"""Enqueueing on a connection of the caller's, in the caller's transaction: blocking psycopg, or psycopg with any event loop.
+"""Enqueueing on a connection of the caller's, in the caller's transaction: blocking
+psycopg, or psycopg with any event loop.
 
-Neither a store nor trio is needed, so this also serves plain scripts, web frameworks and programs on asyncio; a `Producer` that is given
-a connection comes here too. The connection stays as it is: its cursor and row factories do not count, and whether and when to commit is
-the caller's business.
+Neither a store nor trio is needed, so this also serves plain scripts, web frameworks
+and programs on asyncio; a `Producer` that is given a connection comes here too. The
+connection stays as it is: its cursor and row factories do not count, and whether and
+when to commit is the caller's business.
 
-A single message is one statement, without a savepoint: refused by the database, it leaves the transaction failed, as any statement does.
-A batch has a savepoint, since it may be several statements and is enqueued as a whole or not at all; so after a refusal the transaction
-can go on. (A savepoint for each message would be two more trips to the server, and from the sixty-fifth on make the transaction dear for
-everybody else.)
+A single message is one statement, without a savepoint: refused by the database, it
+leaves the transaction failed, as any statement does. A batch has a savepoint, since it
+may be several statements and is enqueued as a whole or not at all; so after a refusal
+the transaction can go on. (A savepoint for each message would be two more trips to the
+server, and from the sixty-fifth on make the transaction dear for everybody else.)
 
-Each function is there twice, for the two kinds of connections; what is sent comes from ``enqueue_request.py`` in either case.
+Each function is there twice, for the two kinds of connections; what is sent comes from
+``enqueue_request.py`` in either case.
 """
 
 from __future__ import annotations
@@ -21,57 +25,122 @@ from typing import Any, Unpack
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from tocsin._database.caller_connection import Async, Blocking, call, call_async, fetch, fetch_async, raising_ours
+from tocsin._database.caller_connection import (
+    Async,
+    Blocking,
+    call,
+    call_async,
+    fetch,
+    fetch_async,
+    raising_ours,
+)
 from tocsin._database.schema import Schema
 
-from .enqueue_request import ENQUEUE, ENQUEUE_MANY, Batch, BatchOptions, EnqueueRequest, MessageOptions, build_request
+from .enqueue_request import (
+    ENQUEUE,
+    ENQUEUE_MANY,
+    Batch,
+    BatchOptions,
+    EnqueueRequest,
+    MessageOptions,
+    build_request,
+)
 
 
-def enqueue(connection: Blocking, queue: str, payload: object, *, schema: str = "tocsin", **options: Unpack[MessageOptions]) -> int:
-    """Enqueue one message on a blocking psycopg connection, in its transaction, and return the message's id.
+def enqueue(
+    connection: Blocking,
+    queue: str,
+    payload: object,
+    *,
+    schema: str = "tocsin",
+    **options: Unpack[MessageOptions],
+) -> int:
+    """Enqueue one message on a blocking psycopg connection, in its transaction, and
+    return the message's id.
 
-    It is delivered when the transaction commits, which is the caller's business (at once, on a connection in autocommit mode).
-    ``schema`` is where Tocsin is installed. The options are those of `Producer.enqueue`: ``delay``, ``at``, ``priority``, ``headers``,
-    ``key``, ``expires_in``, ``max_deliveries``.
+    It is delivered when the transaction commits, which is the caller's business (at
+    once, on a connection in autocommit mode). ``schema`` is where Tocsin is installed.
+    The options are those of `Producer.enqueue`: ``delay``, ``at``, ``priority``,
+    ``headers``, ``key``, ``expires_in``, ``max_deliveries``.
 
-    Raises `PayloadInvalid`, `ValueError` and `TypeError` before anything is sent. Raises `PayloadTooLarge`, `QueueNotFound`,
-    `SchemaMissing`, `ConnectionLost` and psycopg's other errors, which leave the transaction failed, as the error of any statement does:
-    roll back, or enqueue in a savepoint (``with connection.transaction():``).
+    Raises `PayloadInvalid`, `ValueError` and `TypeError` before anything is sent.
+    Raises `PayloadTooLarge`, `QueueNotFound`, `SchemaMissing`, `ConnectionLost` and
+    psycopg's other errors, which leave the transaction failed, as the error of any
+    statement does: roll back, or enqueue in a savepoint (``with
+    connection.transaction():``).
     """
-    return send(_check(connection, psycopg.Connection), Schema(schema), queue, build_request(payload, **options))
+    return send(
+        _check(connection, psycopg.Connection),
+        Schema(schema),
+        queue,
+        build_request(payload, **options),
+    )
 
 
 def enqueue_many(
-    connection: Blocking, queue: str, payloads: Iterable[object], *, schema: str = "tocsin", **options: Unpack[BatchOptions]
+    connection: Blocking,
+    queue: str,
+    payloads: Iterable[object],
+    *,
+    schema: str = "tocsin",
+    **options: Unpack[BatchOptions],
 ) -> list[int]:
-    """Enqueue all of the payloads or, on any refusal, none, on a blocking psycopg connection; return their ids in order.
+    """Enqueue all of the payloads or, on any refusal, none, on a blocking psycopg
+    connection; return their ids in order.
 
-    The payloads are taken from the iterable as they are sent, a few thousand at a time. All options but ``key`` are there.
+    The payloads are taken from the iterable as they are sent, a few thousand at a time.
+    All options but ``key`` are there.
 
-    Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` tell the index. The batch has a savepoint of its own, so that
-    the caller's transaction can go on after a refusal.
+    Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` tell the index.
+    The batch has a savepoint of its own, so that the caller's transaction can go on
+    after a refusal.
     """
-    return send_batch(_check(connection, psycopg.Connection), Schema(schema), Batch(queue, payloads, **options))
+    return send_batch(
+        _check(connection, psycopg.Connection), Schema(schema), Batch(queue, payloads, **options)
+    )
 
 
 async def enqueue_async(
-    connection: Async, queue: str, payload: object, *, schema: str = "tocsin", **options: Unpack[MessageOptions]
+    connection: Async,
+    queue: str,
+    payload: object,
+    *,
+    schema: str = "tocsin",
+    **options: Unpack[MessageOptions],
 ) -> int:
-    """Like `tocsin.enqueue`, on an async psycopg connection, whatever event loop drives it.
+    """Like `tocsin.enqueue`, on an async psycopg connection, whatever event loop drives
+    it.
 
-    Raises what that raises. Cancelled, the statement has failed or taken effect within the transaction.
+    Raises what that raises. Cancelled, the statement has failed or taken effect within
+    the transaction.
     """
-    return await send_async(_check(connection, psycopg.AsyncConnection), Schema(schema), queue, build_request(payload, **options))
+    return await send_async(
+        _check(connection, psycopg.AsyncConnection),
+        Schema(schema),
+        queue,
+        build_request(payload, **options),
+    )
 
 
 async def enqueue_many_async(
-    connection: Async, queue: str, payloads: Iterable[object], *, schema: str = "tocsin", **options: Unpack[BatchOptions]
+    connection: Async,
+    queue: str,
+    payloads: Iterable[object],
+    *,
+    schema: str = "tocsin",
+    **options: Unpack[BatchOptions],
 ) -> list[int]:
-    """Like `tocsin.enqueue_many`, on an async psycopg connection, whatever event loop drives it.
+    """Like `tocsin.enqueue_many`, on an async psycopg connection, whatever event loop
+    drives it.
 
-    Raises what that raises. Cancelled, all are enqueued within the transaction, or none.
+    Raises what that raises. Cancelled, all are enqueued within the transaction, or
+    none.
     """
-    return await send_batch_async(_check(connection, psycopg.AsyncConnection), Schema(schema), Batch(queue, payloads, **options))
+    return await send_batch_async(
+        _check(connection, psycopg.AsyncConnection),
+        Schema(schema),
+        Batch(queue, payloads, **options),
+    )
 
 
 # What these have in common with a producer
@@ -129,17 +198,31 @@ async def _as_one_async(connection: Async, batch: Batch) -> AsyncIterator[None]:
 
 
 def _commits_by_itself(connection: Blocking | Async, batch: Batch) -> bool:
-    return batch.one_statement and connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE
+    return (
+        batch.one_statement
+        and connection.autocommit
+        and connection.info.transaction_status == TransactionStatus.IDLE
+    )
 
 
 def _is_about_to_begin(connection: Blocking | Async) -> bool:
-    """Whether the caller's transaction begins with the next statement; psycopg's transaction() would make it its own, and commit it."""
-    return not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE
+    """Whether the caller's transaction begins with the next statement; psycopg's
+    transaction() would make it its own, and commit it."""
+    return (
+        not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE
+    )
 
 
 def _check(connection: Any, kind: type[Any]) -> Any:
     if not isinstance(connection, kind):
         other = "enqueue" if isinstance(connection, psycopg.Connection) else "enqueue_async"
-        advice = f"; use tocsin.{other} and its like" if isinstance(connection, (psycopg.Connection, psycopg.AsyncConnection)) else ""
-        raise TypeError(f"connection must be a psycopg.{kind.__name__}, not a {type(connection).__name__}{advice}")
+        advice = (
+            f"; use tocsin.{other} and its like"
+            if isinstance(connection, (psycopg.Connection, psycopg.AsyncConnection))
+            else ""
+        )
+        raise TypeError(
+            f"connection must be a psycopg.{kind.__name__}, not a"
+            f" {type(connection).__name__}{advice}"
+        )
     return connection

@@ -1,4 +1,5 @@
-"""Workers: the registered identity of a producer or consumer, and handles to any worker by its id."""
+"""Workers: the registered identity of a producer or consumer, and handles to any worker
+by its id."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tocsin.errors import WorkerNotFound
 
 
 class WorkerStatus(StrEnum):
-    """The state of a worker; the transitions are drawn in ``sql/functions/workers.sql``."""
+    """The state of a worker; the transitions are drawn in
+    ``sql/functions/workers.sql``."""
 
     READY = "ready"
     POLLING = "polling"
@@ -54,8 +56,9 @@ class WorkerInfo:
     shutdown_at: datetime | None
     """When it was stopped; None while it is not."""
     ended: str | None
-    """How that came: ``"left"`` (by itself, as its block or its process ended), ``"stopped"`` or ``"shut_down"`` (by that operation), or
-    ``"died"`` (the others declared its process dead); None while it is not."""
+    """How that came: ``"left"`` (by itself, as its block or its process ended),
+    ``"stopped"`` or ``"shut_down"`` (by that operation), or ``"died"`` (the others
+    declared its process dead); None while it is not."""
     held: int
     """How many messages it holds."""
     running_message_id: int | None = None
@@ -83,14 +86,22 @@ class Worker:
         return self._worker_id
 
     async def info(self) -> WorkerInfo:
-        """Return what the registry says of it. Raises `WorkerNotFound`. Cancellation leaves nothing behind."""
-        rows = await self._database.fetch("select * from tocsin.list_workers(worker_id => %s)", [self.worker_id])
+        """Return what the registry says of it. Raises `WorkerNotFound`. Cancellation
+        leaves nothing behind."""
+        rows = await self._database.fetch(
+            "select * from tocsin.list_workers(worker_id => %s)", [self.worker_id]
+        )
         if not rows:
-            raise WorkerNotFound(f"worker {self.worker_id} does not exist", "it may have been purged", worker_id=self.worker_id)
+            raise WorkerNotFound(
+                f"worker {self.worker_id} does not exist",
+                "it may have been purged",
+                worker_id=self.worker_id,
+            )
         return read_info(rows[0])
 
     async def status(self) -> WorkerStatus:
-        """Return its state. Raises `WorkerNotFound`. Cancellation leaves nothing behind."""
+        """Return its state. Raises `WorkerNotFound`. Cancellation leaves nothing
+        behind."""
         return (await self.info()).status
 
     async def heartbeat(self) -> None:
@@ -101,7 +112,8 @@ class Worker:
         await self._database.fetch("select tocsin.worker_heartbeat(%s)", [self.worker_id])
 
     async def is_healthy(self, max_age: Duration) -> bool:
-        """Return whether it is not stopped and its last sign of life is at most ``max_age`` seconds old, by the server's clock.
+        """Return whether it is not stopped and its last sign of life is at most
+        ``max_age`` seconds old, by the server's clock.
 
         Raises `WorkerNotFound`. Cancellation leaves nothing behind.
         """
@@ -112,43 +124,53 @@ class Worker:
     async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
         """Have it take no more work, until `resume`.
 
-        A worker that holds messages is refused with `PendingMessages`, unless it is to ``release`` them (their handlers are cancelled) or
-        to ``drain`` (their handlers may finish). Also raises `StateTransitionError`, `WorkerNotFound`. Cancelled, it has happened or it
-        has not.
+        A worker that holds messages is refused with `PendingMessages`, unless it is to
+        ``release`` them (their handlers are cancelled) or to ``drain`` (their handlers
+        may finish). Also raises `StateTransitionError`, `WorkerNotFound`. Cancelled, it
+        has happened or it has not.
         """
         if release and drain:
             raise ValueError("release and drain exclude each other")
-        await self._database.fetch("select tocsin.suspend(%s, %s, %s)", [self.worker_id, release, drain])
+        await self._database.fetch(
+            "select tocsin.suspend(%s, %s, %s)", [self.worker_id, release, drain]
+        )
 
     async def resume(self) -> None:
-        """End a suspension. Raises `StateTransitionError`, `WorkerNotFound`. Cancelled, it has happened or it has not."""
+        """End a suspension. Raises `StateTransitionError`, `WorkerNotFound`. Cancelled,
+        it has happened or it has not."""
         await self._database.fetch("select tocsin.resume(%s)", [self.worker_id])
 
     async def shutdown(self) -> None:
         """Stop a suspended worker for good.
 
-        Raises `PendingMessages` while it holds any, `StateTransitionError`, `WorkerNotFound`. Cancelled, it has happened or it has not.
+        Raises `PendingMessages` while it holds any, `StateTransitionError`,
+        `WorkerNotFound`. Cancelled, it has happened or it has not.
         """
         await self._database.fetch("select tocsin.shutdown(%s)", [self.worker_id])
 
 
 class WorkerHandle(Worker):
-    """Any worker, in whichever process it runs; that process acts at once on what is asked here."""
+    """Any worker, in whichever process it runs; that process acts at once on what is
+    asked here."""
 
     async def interrupt(self, *, grace: Duration | None = None) -> None:
-        """End its run: it takes no more messages, and ends with `Suspended` when its handlers have ended.
+        """End its run: it takes no more messages, and ends with `Suspended` when its
+        handlers have ended.
 
-        After ``grace`` seconds, if given, handlers still running are cancelled and their messages released. Raises `StateTransitionError`,
-        `WorkerNotFound`. Cancelled, it has happened or it has not.
+        After ``grace`` seconds, if given, handlers still running are cancelled and
+        their messages released. Raises `StateTransitionError`, `WorkerNotFound`.
+        Cancelled, it has happened or it has not.
         """
         seconds = to_timedelta(grace, "grace", zero=True)
         await self._database.fetch("select tocsin.interrupt(%s, %s)", [self.worker_id, seconds])
 
     async def stop(self) -> int:
-        """Stop it for good, whatever its state: its handlers are cancelled, what it holds is released. Return how many messages that were.
+        """Stop it for good, whatever its state: its handlers are cancelled, what it
+        holds is released. Return how many messages that were.
 
-        For one that is to finish what it has begun: `suspend` with ``drain``, then `shutdown`. A stopped worker stays so. Raises
-        `WorkerNotFound`. Cancelled, it has happened or it has not.
+        For one that is to finish what it has begun: `suspend` with ``drain``, then
+        `shutdown`. A stopped worker stays so. Raises `WorkerNotFound`. Cancelled, it
+        has happened or it has not.
         """
         (released,) = await self._database.fetch_one("select tocsin.stop(%s)", [self.worker_id])
         return int(released)

@@ -25,7 +25,8 @@ class WorkerStats:
     held: int
     """How many messages they hold."""
     oldest_heartbeat_age: float | None
-    """Seconds since the last sign of life of the one that has been silent for longest, stopped ones left out; None when there is none."""
+    """Seconds since the last sign of life of the one that has been silent for longest,
+    stopped ones left out; None when there is none."""
 
 
 @attrs.frozen
@@ -39,19 +40,24 @@ class QueueHealth:
     problems: tuple[str, ...]
     """What is wrong, in words."""
     consumers: int
-    """How many consumers take messages: they are ready or polling, and have given a sign of life."""
+    """How many consumers take messages: they are ready or polling, and have given a
+    sign of life."""
     unhealthy_workers: tuple[int, ...]
-    """Ids of the workers that are not stopped and have given no sign of life for too long."""
+    """Ids of the workers that are not stopped and have given no sign of life for too
+    long."""
     suspended_workers: tuple[int, ...]
     """Ids of the consumers that are interrupted or suspended; no problem by itself."""
     ready: int
     """How many messages could be claimed now, counted up to 10,000."""
     oldest_ready_age: float | None
-    """For how many seconds the one that has waited longest could have been claimed; None when there is none."""
+    """For how many seconds the one that has waited longest could have been claimed;
+    None when there is none."""
     paused_for: float | None
-    """For how many seconds the queue has been paused; no problem by itself, also when messages wait. None: it is not."""
+    """For how many seconds the queue has been paused; no problem by itself, also when
+    messages wait. None: it is not."""
     running_worker_id: int | None = None
-    """Id of the worker that has been at one message for longest; None when no worker holds any."""
+    """Id of the worker that has been at one message for longest; None when no worker
+    holds any."""
     running_message_id: int | None = None
     """Id of that message."""
     running_for: float | None = None
@@ -59,7 +65,8 @@ class QueueHealth:
 
 
 def suspicious_after(vt: float) -> float:
-    """Return after how many seconds a handler may hang: ten visibility timeouts, but at least five minutes and at most an hour.
+    """Return after how many seconds a handler may hang: ten visibility timeouts, but at
+    least five minutes and at most an hour.
 
     ``tocsin.queue_health`` has the same rule.
     """

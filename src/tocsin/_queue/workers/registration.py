@@ -22,7 +22,8 @@ logger = logging.getLogger("tocsin")
 
 
 class Registration:
-    """A worker's place in the registry, as its process keeps it: the process's `LocalWorker`."""
+    """A worker's place in the registry, as its process keeps it: the process's
+    `LocalWorker`."""
 
     def __init__(self, database: Database, kind: str, queue: str, name: str | None) -> None:
         self.queue = queue
@@ -40,21 +41,34 @@ class Registration:
 
     @property
     def listens_to(self) -> tuple[str, int] | None:
-        """The channel it wants notifications from, and the queue that they ring for; None: it wants none."""
+        """The channel it wants notifications from, and the queue that they ring for;
+        None: it wants none."""
         return None
 
     async def register(self, process_id: int) -> None:
-        """Take part in the registry as a worker of this process, at first or again. Cancelled, it is registered or not."""
+        """Take part in the registry as a worker of this process, at first or again.
+        Cancelled, it is registered or not."""
         again = self.worker_id != 0
         row = await self._database.fetch_one(
-            "select w.id, w.name, w.registration, w.status, q.id, q.channel "
-            "from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w cross join lateral tocsin.queue_of(w.id) q",
-            [check_queue(self.queue), self._kind, self.name, process_id, socket.gethostname(), os.getpid(), VERSION, again],
+            "select w.id, w.name, w.registration, w.status, q.id, q.channel from"
+            " tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w cross join lateral"
+            " tocsin.queue_of(w.id) q",
+            [
+                check_queue(self.queue),
+                self._kind,
+                self.name,
+                process_id,
+                socket.gethostname(),
+                os.getpid(),
+                VERSION,
+                again,
+            ],
         )
         self.worker_id, self.name, self.token, self.status, self.queue_id, self.channel = row
 
     def on_worker_status(self, status: str, grace: float | None) -> None:
-        """Take note of the state that the registry says this worker is in; ``gone``: in none, it is not this registration's any more."""
+        """Take note of the state that the registry says this worker is in; ``gone``: in
+        none, it is not this registration's any more."""
 
     def on_leases_revoked(self) -> None:
         """Take note that messages may have been taken from this worker."""
@@ -94,21 +108,33 @@ R = TypeVar("R", bound=Registered)
 
 @asynccontextmanager
 async def registered(worker: R) -> AsyncIterator[R]:
-    """Register the worker for as long as the block lasts; at its end, by whatever way, what it holds is released."""
+    """Register the worker for as long as the block lasts; at its end, by whatever way,
+    what it holds is released."""
     process, registration = worker._process, worker._registration
     try:
         await process.register(registration)
         yield worker
     finally:
         if not registration.worker_id:
-            process.look()  # the registration may have happened all the same; the heartbeat finds and ends it
+            # the registration may have happened all the same; the heartbeat finds and
+            # ends it
+            process.look()
         else:
             with worker._database.grace.scope() as patience:
                 try:
-                    await worker._database.fetch("select tocsin.unregister_worker(%s, %s)", [registration.worker_id, registration.token])
+                    await worker._database.fetch(
+                        "select tocsin.unregister_worker(%s, %s)",
+                        [registration.worker_id, registration.token],
+                    )
                 except (TocsinError, *TRANSIENT) as error:
-                    logger.warning("worker %r is not unregistered, it will be found dead: %s", worker.name, error)
+                    logger.warning(
+                        "worker %r is not unregistered, it will be found dead: %s",
+                        worker.name,
+                        error,
+                    )
             if patience.cancelled_caught:
-                logger.warning("worker %r is not unregistered, it will be found dead: no answer", worker.name)
+                logger.warning(
+                    "worker %r is not unregistered, it will be found dead: no answer", worker.name
+                )
             process.unregister(registration.worker_id)
             registration.end()

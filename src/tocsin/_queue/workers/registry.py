@@ -1,4 +1,5 @@
-"""The registry of workers: finding them, how they are, and forgetting those that have ended."""
+"""The registry of workers: finding them, how they are, and forgetting those that have
+ended."""
 
 from __future__ import annotations
 
@@ -18,66 +19,96 @@ class Workers:
         self._database = database
 
     async def get(self, worker_id: int) -> WorkerHandle:
-        """Return a handle to a worker. Raises `WorkerNotFound`. Cancellation leaves nothing behind."""
+        """Return a handle to a worker. Raises `WorkerNotFound`. Cancellation leaves
+        nothing behind."""
         handle = WorkerHandle(self._database, check_id(worker_id, "worker_id"))
         await handle.info()
         return handle
 
     async def stats(self, queue: str | None = None) -> WorkerStats:
-        """Return the registry (of one queue) in figures. Raises `QueueNotFound`. Cancellation leaves nothing behind."""
+        """Return the registry (of one queue) in figures. Raises `QueueNotFound`.
+        Cancellation leaves nothing behind."""
         total, by_status, by_kind, held, age = await self._database.fetch_one(
             "select * from tocsin.worker_stats(%s)", [_check_queue(queue)]
         )
-        return WorkerStats(total, {status: by_status[status] for status in WorkerStatus}, by_kind, held, age)
+        return WorkerStats(
+            total, {status: by_status[status] for status in WorkerStatus}, by_kind, held, age
+        )
 
     async def health(
-        self, queue: str | None = None, max_age: Duration = MAX_AGE, *, max_running: Duration | None = None
+        self,
+        queue: str | None = None,
+        max_age: Duration = MAX_AGE,
+        *,
+        max_running: Duration | None = None,
     ) -> list[QueueHealth]:
-        """Return how the queues (or one of them) and their workers are, by name of the queue.
+        """Return how the queues (or one of them) and their workers are, by name of the
+        queue.
 
-        It is a problem when a worker that is not stopped has given no sign of life for more than ``max_age`` seconds; and when a message
-        has waited for longer than that while nobody consumes its queue, unless the queue is paused. It is a problem, too, when a worker has
-        been at one message for more than ``max_running`` seconds, since its handler may hang; by default ten times the queue's visibility
-        timeout, but at least five minutes and at most an hour. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
+        It is a problem when a worker that is not stopped has given no sign of life for
+        more than ``max_age`` seconds; and when a message has waited for longer than
+        that while nobody consumes its queue, unless the queue is paused. It is a
+        problem, too, when a worker has been at one message for more than
+        ``max_running`` seconds, since its handler may hang; by default ten times the
+        queue's visibility timeout, but at least five minutes and at most an hour.
+        Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
         """
         limit = to_timedelta(max_age, "max_age", zero=True)
         longest = to_timedelta(max_running, "max_running")
-        rows = await self._database.fetch("select * from tocsin.queue_health(%s, %s, %s)", [_check_queue(queue), limit, longest])
+        rows = await self._database.fetch(
+            "select * from tocsin.queue_health(%s, %s, %s)", [_check_queue(queue), limit, longest]
+        )
         return [read_health(row) for row in rows]
 
     async def release_messages(self, worker_id: int) -> int:
-        """Give back what a worker holds, without counting the deliveries, and return how many messages that were.
+        """Give back what a worker holds, without counting the deliveries, and return
+        how many messages that were.
 
-        Their handlers are cancelled. A worker that is ready or polling may take them again. Raises `WorkerNotFound`. Cancelled, all are
-        given back or none.
+        Their handlers are cancelled. A worker that is ready or polling may take them
+        again. Raises `WorkerNotFound`. Cancelled, all are given back or none.
         """
-        (released,) = await self._database.fetch_one("select tocsin.release_messages(%s)", [check_id(worker_id, "worker_id")])
+        (released,) = await self._database.fetch_one(
+            "select tocsin.release_messages(%s)", [check_id(worker_id, "worker_id")]
+        )
         return int(released)
 
     async def delete(self, worker_id: int) -> None:
-        """Forget a stopped worker. What it enqueued and handled stays as it is, with its id.
+        """Forget a stopped worker. What it enqueued and handled stays as it is, with
+        its id.
 
-        Raises `StateTransitionError` for one that is not stopped, `WorkerNotFound`. Cancelled, it has happened or it has not.
+        Raises `StateTransitionError` for one that is not stopped, `WorkerNotFound`.
+        Cancelled, it has happened or it has not.
         """
-        await self._database.fetch("select tocsin.delete_worker(%s)", [check_id(worker_id, "worker_id")])
+        await self._database.fetch(
+            "select tocsin.delete_worker(%s)", [check_id(worker_id, "worker_id")]
+        )
 
-    async def purge(self, older_than: Duration, *, queue: str | None = None, dry_run: bool = False) -> list[WorkerInfo]:
-        """Forget the workers (of one queue) that have been stopped for at least this many seconds, and return them.
+    async def purge(
+        self, older_than: Duration, *, queue: str | None = None, dry_run: bool = False
+    ) -> list[WorkerInfo]:
+        """Forget the workers (of one queue) that have been stopped for at least this
+        many seconds, and return them.
 
-        What they enqueued and handled stays as it is, with their ids. A dry run only returns them. Raises `QueueNotFound`, `ValueError`.
-        Cancelled, all are forgotten or none.
+        What they enqueued and handled stays as it is, with their ids. A dry run only
+        returns them. Raises `QueueNotFound`, `ValueError`. Cancelled, all are forgotten
+        or none.
         """
         age = to_timedelta(older_than, "older_than", zero=True)
-        rows = await self._database.fetch("select * from tocsin.purge_workers(%s, %s, %s)", [age, _check_queue(queue), dry_run])
+        rows = await self._database.fetch(
+            "select * from tocsin.purge_workers(%s, %s, %s)", [age, _check_queue(queue), dry_run]
+        )
         return [read_info(row) for row in rows]
 
     async def list(self, queue: str | None = None) -> list[WorkerInfo]:
-        """Return the workers (of one queue), by id; none for a queue that does not exist.
+        """Return the workers (of one queue), by id; none for a queue that does not
+        exist.
 
         Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind.
         """
         try:
-            rows = await self._database.fetch("select * from tocsin.list_workers(%s)", [_check_queue(queue)])
+            rows = await self._database.fetch(
+                "select * from tocsin.list_workers(%s)", [_check_queue(queue)]
+            )
         except QueueNotFound:
             return []
         return [read_info(row) for row in rows]
