@@ -6,7 +6,7 @@ die at any phase of their own heartbeat and of the other's. Measured in the same
 how long an advisory lock takes to pass from a process that is killed to one that waits
 for it, which is what the kernel and the server need to notice. That Tocsin takes
 hundreds of times as long is intended, for a connection that was lost is not yet a dead
-process (``sql/functions/processes.sql``): it waits for a heartbeat to be missed. A
+process (``sql/functions/workers/processes.sql``): it waits for a heartbeat to be missed. A
 ratio of the two would tell nothing but the phase of a heartbeat, so there is none.
 """
 

@@ -4,7 +4,7 @@
 
 with ours as (select oid from pg_namespace where nspname = %(schema)s),
 classes as (
-    -- without the partitions of the archive that come and go (functions/maintain.sql),
+    -- without the partitions of the archive that come and go (functions/queue/maintenance.sql),
     -- and their indexes
     select c.* from pg_class c where c.relnamespace = (select oid from ours) and not (c.relispartition and c.relname ~ '^archive_[0-9]+h_')
 ),

@@ -1,5 +1,5 @@
 """Waking who sleeps before the disk has the message: `Producer.enqueue`, and
-sql/functions/ring_early.sql, which has the argument."""
+sql/functions/queue/ring_early.sql, which has the argument."""
 
 from __future__ import annotations
 

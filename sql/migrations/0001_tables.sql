@@ -83,7 +83,7 @@ comment on column tocsin.queues.max_string is 'Most characters of a string in a 
 comment on column tocsin.queues.max_depth is 'Most levels of arrays and objects in a payload, 256 if it is more; 0: any number, or 256 where keys or strings have rules.';
 comment on column tocsin.queues.required_keys is 'Keys that a payload, an object then, must have.';
 comment on column tocsin.queues.forbidden_keys is 'Keys that no object in a payload may have.';
-comment on column tocsin.queues.ruled is 'Whether it has any of these rules; see validate.sql.';
+comment on column tocsin.queues.ruled is 'Whether it has any of these rules; see payload_rules.sql.';
 comment on column tocsin.queues.retention is 'How long what is archived is kept; 0: not at all. A thousand years stand for ever.';
 comment on column tocsin.queues.dead_letter_retention is 'How long dead letters are kept. A thousand years stand for ever.';
 comment on column tocsin.queues.notify is 'When its bell rings: only while a consumer of Tocsin''s sleeps, or always, for others who LISTEN; see ring.sql.';
@@ -153,7 +153,7 @@ create unique index messages_key on tocsin.messages (queue_id, key) where key is
 -- another's delayed.
 create statistics tocsin.messages_states (mcv) on queue_id, state from tocsin.messages;
 
--- How the archive is laid out, and why, is told in functions/archive.sql.
+-- How the archive is laid out, and why, is told in functions/queue/archive.sql.
 create table tocsin.archive (
     id                 bigint      not null,
     queue_id           integer     not null,
@@ -277,14 +277,14 @@ create table tocsin.processes (
     started_at   timestamptz not null,
     heartbeat_at timestamptz not null
 ) with (fillfactor = 50);
-comment on column tocsin.processes.role is 'Role that registered it, and alone may act for it; see sql/functions/authorization.sql.';
+comment on column tocsin.processes.role is 'Role that registered it, and alone may act for it; see sql/functions/common/authorization.sql.';
 comment on column tocsin.processes.every is 'Interval between its heartbeats.';
 comment on column tocsin.processes.lifeline is 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
 
 comment on column tocsin.processes.detached is 'It goes on without a lifeline, since LISTEN does not work where it runs.';
 
 create sequence tocsin.flush_marker;
-comment on sequence tocsin.flush_marker is 'Written to where nothing but the disk is to be waited for; see sql/functions/ring_early.sql.';
+comment on sequence tocsin.flush_marker is 'Written to where nothing but the disk is to be waited for; see sql/functions/queue/ring_early.sql.';
 create sequence tocsin.lifelines;
 create sequence tocsin.registrations;
 

@@ -2,7 +2,7 @@
 that says what to do.
 
 The database refuses with an SQLSTATE of class ``TC``
-(``sql/functions/raise_error.sql``); ``_database/error_mapping.py`` turns what psycopg
+(``sql/functions/common/errors.sql``); ``_database/error_mapping.py`` turns what psycopg
 raised into these classes.
 """
 

@@ -88,7 +88,7 @@ def test_bump_functions_raises_a_version_that_was_released(copy: Path) -> None:
     nox("-s", "bump-functions", folder=copy)
     assert contract(copy) == before
 
-    source = next((copy / "sql" / "functions").glob("*.sql"))
+    source = next((copy / "sql" / "functions").rglob("*.sql"))
     source.write_text(source.read_text("utf-8") + "-- Changed.\n", "utf-8")
     nox("-s", "bump-functions", folder=copy)
     changed = contract(copy)

@@ -1,4 +1,4 @@
-/* The protocol of sql/functions/ring.sql, as a model that Spin searches through: no reachable state has a consumer asleep beside a visible
+/* The protocol of sql/functions/queue/ring.sql, as a model that Spin searches through: no reachable state has a consumer asleep beside a visible
  * message without a notification on its way to it.
  *
  * One queue, for each queue's locks are its own. Producers insert one message in each statement, which may be rolled back to a savepoint;

@@ -2,7 +2,7 @@
 
 A frame is drawn when a queue's bell rings, but no more than ten a second; and once a
 second in any case. For producers ring only while a consumer sleeps
-(``sql/functions/ring.sql``), and nobody rings for what else is to be seen: messages
+(``sql/functions/queue/ring.sql``), and nobody rings for what else is to be seen: messages
 that are handled, workers that come and go. So there is this one program that asks again
 and again; it does so only while somebody looks at it.
 """

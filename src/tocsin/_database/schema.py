@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -73,8 +74,15 @@ def _directory() -> Traversable:
 
 
 def _read(directory: str) -> list[tuple[str, str]]:
-    files = (f for f in (_directory() / directory).iterdir() if f.name.endswith(".sql"))
-    return sorted((f.name, f.read_text(encoding="utf-8")) for f in files)
+    return sorted((f.name, f.read_text(encoding="utf-8")) for f in _files(_directory() / directory))
+
+
+def _files(directory: Traversable) -> Iterator[Traversable]:
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            yield from _files(entry)
+        elif entry.name.endswith(".sql"):
+            yield entry
 
 
 @cache

@@ -81,7 +81,7 @@ async def verify(
         found = await _describe(connection, schema)
     # Roles that were dropped since are gone from the copy.
     expected |= {("role", kind): "a role of this server" for kind, _ in roles}
-    # The partitions that come and go (functions/maintain.sql) are made like the one
+    # The partitions that come and go (functions/queue/maintenance.sql) are made like the one
     # that stays, and secured like it.
     model = {
         kind: expected[kind, "archive_rest"]

@@ -1,7 +1,7 @@
 """Where a consumer claims next: at the start of its queue, or where it claimed last.
 
 The database can *look* at all of a queue or *glance* at it from a position on
-(``sql/functions/claim.sql``). A look finds everything, but may have to walk over the
+(``sql/functions/queue/claim.sql``). A look finds everything, but may have to walk over the
 remains of what was claimed before; how many these are depends on vacuum, and on the
 oldest transaction of the whole database. So a look is followed by glances for `SHARE`
 times as long as it took: whatever it costs, it is a small part of the whole. While a

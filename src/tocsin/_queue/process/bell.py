@@ -14,7 +14,7 @@ One ring wakes one sleeper, and it rings on if it took as many messages as it co
 failed to look, or left. So a single message among a hundred idle consumers of a process
 costs one claim or two.
 
-Producers ring only when somebody sleeps (``sql/functions/ring.sql``). So the process
+Producers ring only when somebody sleeps (``sql/functions/queue/ring.sql``). So the process
 tells the database of each queue where somebody does: then the queue is *guarded*. A
 sleeper relies on a look that somebody made under the guard; without one it still lies
 down, but asks for the guard, and is rung for another look as soon as it stands.

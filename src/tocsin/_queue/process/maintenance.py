@@ -1,5 +1,5 @@
 """Maintenance of the database, by whichever process it is the turn of;
-``sql/functions/maintain.sql`` says what that is.
+``sql/functions/queue/maintenance.sql`` says what that is.
 
 The heartbeat's answer says when it is our turn, so nothing is sent for it in between.
 It runs on a connection of the pool, in a task of its own, and nothing waits for it.

@@ -23,7 +23,7 @@ The heartbeat's answer also says when it is this process's turn to maintain the 
 Why death is looked for by the heartbeat, and not by a session that waits for another
 process's lifeline: such a wait is a statement under way, and its snapshot would hold
 back vacuum for as long as everybody lives, the death of a queue table.
-``sql/functions/processes.sql`` has the rest of the argument about who is dead.
+``sql/functions/workers/processes.sql`` has the rest of the argument about who is dead.
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ class Process:
 
     async def _set_waiter_locks(self, connection: Connection) -> None:
         """Tell the database where somebody sleeps here, and where nobody does any more;
-        see ``sql/functions/ring.sql``."""
+        see ``sql/functions/queue/ring.sql``."""
         if deserted := self._bell.release_idle_locks():
             await self._database.fetch("select tocsin.end_waiting(%s)", [deserted], on=connection)
             self._locked_queues.difference_update(deserted)

@@ -16,7 +16,7 @@ from tocsin.errors import WorkerNotFound
 
 class WorkerStatus(StrEnum):
     """The state of a worker; the transitions are drawn in
-    ``sql/functions/workers.sql``."""
+    ``sql/functions/workers/states.sql``."""
 
     READY = "ready"
     POLLING = "polling"

@@ -1,0 +1,87 @@
+-- Count and release the messages that a worker holds.
+
+-- How many messages the worker holds.
+create or replace function tocsin._count_held(w tocsin.workers) returns bigint
+language sql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+as $$
+    select count(*) from tocsin.messages m
+    where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+$$;
+
+-- Gives back all that the worker holds, beside the leases to keep; those leases are
+-- void. Returns how many messages that were. A message that another transaction has
+-- locked for longer than a moment is passed over: that one settles it or, rolled back,
+-- leaves it leased until its lease ends. So it may be the caller's own transaction,
+-- which waits for this one to return.
+--
+-- It locks the rows in the order of ids, as settle.sql says. `m.id + 0` keeps a session
+-- whose plan is of the empty table from walking all of the primary key for that.
+create or replace function tocsin._release_held(
+    w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
+) returns bigint
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off set lock_timeout = '1s'
+as $$
+declare
+    ids bigint[];
+    leases bigint[];
+begin
+    begin
+        select array_agg(h.id), array_agg(h.lease) into ids, leases
+        from (select m.id, m.lease from tocsin.messages m
+              where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+                and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+              order by m.id + 0 for update) h;
+    exception when lock_not_available then
+        select array_agg(h.id), array_agg(h.lease) into ids, leases
+        from (select m.id, m.lease from tocsin.messages m
+              where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+                and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+              order by m.id + 0 for update skip locked) h;
+    end;
+    if ids is null then
+        return 0;
+    end if;
+    return (select count(*) from unnest(tocsin._requeue(ids, leases, '0 s', counted, outcome)) g (outcome) where g.outcome is not null);
+end
+$$;
+
+-- Gives back, uncounted, what the worker holds, whatever its state (its handlers are
+-- then cancelled by its process). One that is active may claim the same messages again.
+-- Returns how many they were.
+create or replace function tocsin.release_messages(worker_id bigint) returns bigint
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    w := tocsin._check_own(tocsin._find_worker(worker_id));
+    perform tocsin._tell_process(w, leases_taken => true);  -- when this is committed
+    return tocsin._release_held(w, false, '');
+end
+$$;
+
+-- Gives back, uncounted, what the worker holds beside the leases to keep: after a claim
+-- whose answer was lost. Like a suspension it waits for a claim under way. If that was
+-- rolled back nothing is held, but others may have passed over the rows that it had
+-- locked, and gone to sleep: so it rings in any case. Returns how many messages that
+-- were.
+create or replace function tocsin.release_others(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[])
+returns bigint
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    select x.* into w from tocsin.workers x
+    where x.id = worker_id and x.registration = release_others.registration and tocsin._acts_for(x.role);
+    if not found then
+        return 0;
+    end if;
+    perform tocsin._ring(w.queue_id);
+    return tocsin._release_held(w, false, '', keep_ids, keep_leases);
+end
+$$;

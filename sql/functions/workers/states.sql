@@ -1,0 +1,187 @@
+-- Workers: who produces for and consumes from a queue, and in which state.
+--
+--                 poll              interrupt
+--     ready ---------------> polling ---------> interrupted
+--       ^ ^  complete poll     |                    |
+--       | +--------------------+ suspend            | suspend (by itself when its run has ended)
+--       | +--------------+       |                  |
+--       | resume         +-- suspended <------------+          interrupt and suspend also from ready
+--       +-----------------------+  | shutdown
+--                                  v
+--                               stopped -- registered anew, by its name --> ready
+--
+-- Every change is one UPDATE whose condition is the state it may start from, so of two
+-- that race one is refused.
+--
+-- A name, and the id with it, may pass from one process to another: when its process
+-- was declared dead, or after a restart. Each registration has a token, and what the
+-- owner does in its own name (polling, claiming, giving back, leaving) names it; for a
+-- registration that has ended it is refused, or does nothing. What operators do by id
+-- (suspend, resume, interrupt, shutdown, stop) is meant for whoever is registered now.
+--
+-- A stopped worker can be purged. Messages, dead letters and the archive keep its id
+-- and have no foreign key, so they stay as they are.
+--
+-- Whoever is neither owner nor administrator acts only for the workers that its own
+-- role has registered (acts_for).
+
+-- Tells the process that runs this worker to look at its state, or (`leases_taken`) at
+-- its leases.
+create or replace function tocsin._tell_process(w tocsin.workers, leases_taken boolean default false) returns void
+language sql
+as $$
+    select pg_notify(tocsin.process_channel(w.process_id), case when leases_taken then 'leases ' || w.id else '' end)
+    where w.process_id is not null and pg_notification_queue_usage() < 0.9  -- ring.sql; its heartbeat tells it, too
+$$;
+
+-- The one place where a worker's status changes while it is registered.
+create or replace function tocsin._move_worker(
+    worker_id bigint, allowed text[], target text, grace interval default null, ended text default null
+) returns tocsin.workers
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    w tocsin.workers;
+    t timestamptz := tocsin._clock();
+begin
+    update tocsin.workers x
+    set status = target, grace = _move_worker.grace, ended = _move_worker.ended, heartbeat_at = t,
+        shutdown_at = case when target = 'stopped' then t end
+    where x.id = worker_id and x.status = any (allowed) and tocsin._acts_for(x.role)
+    returning x.* into w;
+    if not found then
+        w := tocsin._check_own(tocsin._find_worker(worker_id));
+        perform tocsin._refuse_transition(w, target, format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
+    end if;
+    return w;
+end
+$$;
+
+create or replace function tocsin.begin_poll(worker_id bigint, registration bigint) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    perform tocsin._find_own_worker(worker_id);
+    w := tocsin._move_worker(worker_id, '{ready,polling}', 'polling');
+    if w.registration <> begin_poll.registration then
+        perform tocsin._refuse_ended(w);
+    end if;
+    return w;
+end
+$$;
+
+-- The end of a run, by whatever way: what it still holds, beside the leases to keep, is
+-- given back uncounted; a polling worker is ready again, an interrupted one suspended.
+-- Returns how many messages were given back.
+create or replace function tocsin.complete_poll(
+    worker_id bigint, registration bigint, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
+) returns bigint
+language plpgsql
+as $$
+begin
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    update tocsin.workers x
+    set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
+    where x.id = worker_id and x.registration = complete_poll.registration and x.status in ('polling', 'interrupted')
+      and tocsin._acts_for(x.role);
+    return tocsin.release_others(worker_id, registration, keep_ids, keep_leases);
+end
+$$;
+
+-- Claims are refused from here on; the process ends the worker's run, whose handlers
+-- may go on for `grace` (null: until they end).
+create or replace function tocsin.interrupt(worker_id bigint, grace interval default null) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers := tocsin._move_worker(worker_id, '{ready,polling}', 'interrupted', grace);
+begin
+    perform tocsin._tell_process(w);
+    return w;
+end
+$$;
+
+-- Claims are refused from here on. A worker that holds messages is refused, unless it
+-- is to release them (at once; its handlers are then cancelled by its process) or to
+-- drain (they may be finished).
+create or replace function tocsin.suspend(worker_id bigint, release boolean default false, drain boolean default false)
+returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    w := tocsin._move_worker(worker_id, '{ready,polling,interrupted}', 'suspended');
+    if release then
+        perform tocsin._release_held(w, false, '');
+    elsif not drain then
+        perform tocsin._refuse_held(w);
+    end if;
+    perform tocsin._tell_process(w);
+    return w;
+end
+$$;
+
+create or replace function tocsin._refuse_held(w tocsin.workers) returns void
+language plpgsql
+as $$
+declare
+    held bigint := tocsin._count_held(w);
+begin
+    if held > 0 then
+        perform tocsin._raise_error('TC007', format('worker %s ("%s") holds %s message(s)', w.id, w.name, held),
+            jsonb_build_object('worker_id', w.id, 'count', held), 'Settle or release them first, or suspend with release or drain.');
+    end if;
+end
+$$;
+
+create or replace function tocsin.resume(worker_id bigint) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers := tocsin._move_worker(worker_id, '{suspended}', 'ready');
+begin
+    perform tocsin._tell_process(w);
+    return w;
+end
+$$;
+
+create or replace function tocsin.shutdown(worker_id bigint) returns tocsin.workers
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+begin
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    w := tocsin._move_worker(worker_id, '{suspended}', 'stopped', ended => 'shut_down');
+    perform tocsin._refuse_held(w);
+    perform tocsin._tell_process(w);
+    return w;
+end
+$$;
+
+-- The end, from whatever state: what it holds is given back, uncounted (its handlers
+-- are then cancelled by its process). A stopped worker stays so. Returns how many
+-- messages were given back.
+create or replace function tocsin.stop(worker_id bigint) returns bigint
+language plpgsql
+as $$
+declare
+    w tocsin.workers;
+    released bigint;
+begin
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    w := tocsin._check_own(tocsin._find_worker(worker_id));
+    if w.status = 'stopped' then
+        return 0;
+    end if;
+    w := tocsin._move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped', ended => 'stopped');
+    released := tocsin._release_held(w, false, '');
+    perform tocsin._tell_process(w);
+    return released;
+end
+$$;
