@@ -17,7 +17,7 @@ from .options import COUNT, DURATION, queue_argument
 from .program import Command, Common, ExitCode, with_target
 from .reload import run_and_restart
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.cli")
 
 
 @click.command(

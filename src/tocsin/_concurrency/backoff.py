@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import trio
 
-logger = logging.getLogger("tocsin")
-
 FIRST = 0.05
 """Longest first wait, in seconds."""
 LONGEST = 2.0
@@ -30,8 +28,9 @@ class OutageRetry:
     """One loop's attempts. An outage is one warning and, when it is over, one line that
     says how long it was."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, logger: logging.Logger) -> None:
         self._what = what
+        self._logger = logger
         self._waits = delays()
         self._since: float | None = None
 
@@ -41,13 +40,13 @@ class OutageRetry:
         if self._since is None:
             self._since = trio.current_time()
             level = logging.WARNING
-        logger.log(level, "%s: %s; trying again until it works", self._what, error)
+        self._logger.log(level, "%s: %s; trying again until it works", self._what, error)
         return next(self._waits)
 
     def succeeded(self) -> None:
         """Note that it works."""
         if self._since is not None:
-            logger.info(
+            self._logger.info(
                 "%s: works again after %.1f s", self._what, trio.current_time() - self._since
             )
             self._since = None

@@ -57,7 +57,7 @@ from ._connection import TrioConnection
 
 __all__ = ["Loan", "Pool", "PoolClosed", "PoolStatistics", "PoolTimeout", "open_pool"]
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.driver")
 
 
 class PoolClosed(Exception):

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "Watch"]
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.driver")
 
 ASK_AFTER: Final = 2.0
 """Seconds without an answer after which the server is asked about the session."""

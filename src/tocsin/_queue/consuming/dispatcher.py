@@ -47,7 +47,7 @@ from .set_aside import LOOK_AFTER, SetAside, Unsettled
 if TYPE_CHECKING:
     from .run import Run
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.consumer")
 
 LOOK_PAUSE = 0.01
 """Seconds after which to look again, at first, whether the transaction has ended in
@@ -192,7 +192,7 @@ class Dispatcher:
 
     async def _run_steps(self) -> None:
         run = self._run
-        retries = OutageRetry("handling")
+        retries = OutageRetry("handling", logger)
         prefetch = self._prefetch
         give_up_at = math.inf
         while (

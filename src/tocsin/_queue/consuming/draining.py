@@ -26,7 +26,7 @@ from tocsin.errors import TocsinError
 if TYPE_CHECKING:
     from .intake import Intake
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.signals")
 
 
 class Block:
@@ -74,7 +74,7 @@ class Block:
 
 @trio.lowlevel.enable_ki_protection
 async def _interrupt(intake: Intake, grace: float | None) -> None:
-    retries = OutageRetry("interrupting")
+    retries = OutageRetry("interrupting", logger)
     while True:
         try:
             await intake.interrupt(grace)

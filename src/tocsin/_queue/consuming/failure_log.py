@@ -12,7 +12,7 @@ from tocsin._queue.message import Message
 
 from .failure import Failure
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.handler")
 
 UNANSWERED = "the database has not answered; it comes back when its lease ends"
 """The outcome when the run ends before the database has told one."""

@@ -23,7 +23,7 @@ import trio
 
 from .failure import Escaped
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.handler")
 
 LONG_STEP = 0.1
 """Seconds that an async handler may compute without awaiting before it is reported."""

@@ -33,7 +33,7 @@ from tocsin._queue.workers.health import suspicious_after
 
 from .lease_clock import lease_time, time_asleep
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.lease")
 
 SOONEST = 0.05
 LATEST = 1.0
@@ -366,7 +366,7 @@ class Leases:
 
     async def _refresh(self, due: list[Lease], vt: float, on_purpose: bool) -> int:
         gone = 0
-        retries = OutageRetry("extending leases")
+        retries = OutageRetry("extending leases", logger)
         while True:
             due = [h for h in due if h.message in self]
             if not due:

@@ -29,7 +29,7 @@ from .draining import wait_for_others
 from .intake import Claim, Intake
 from .leases import HandlerCall
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.consumer")
 
 
 class Run:

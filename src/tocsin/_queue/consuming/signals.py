@@ -26,7 +26,7 @@ from tocsin.errors import ConnectionLost, StateTransitionError, Suspended
 from .consumer import Consumer
 from .draining import Block, open_blocks
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.signals")
 
 ONE_SIGNAL_WITHIN = 1.0
 """Seconds in which further signals are the same one: a process group gets it from the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,6 +22,8 @@ from .lease_clock import lease_time
 from .leases import HandlerCall
 from .run import Run, open_run
 
+logger = logging.getLogger("tocsin.consumer")
+
 
 class Stream:
     """Iterates over messages, one claim each. An iterator and not a generator: nothing
@@ -37,7 +40,7 @@ class Stream:
     async def __anext__(self) -> Message:
         """Return the next message, waiting for it. Cancelled, none is taken."""
         run, intake = self._run, self._run.intake
-        retries = OutageRetry("the stream")
+        retries = OutageRetry("the stream", logger)
         while run.ended_by is None:
             try:
                 if not (run.waiter.wake_pending and run.may_claim):

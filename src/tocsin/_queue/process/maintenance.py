@@ -17,7 +17,7 @@ import trio
 from tocsin._database.client import Database
 from tocsin.errors import TocsinError
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.maintenance")
 
 
 @attrs.frozen

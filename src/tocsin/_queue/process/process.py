@@ -58,7 +58,7 @@ from tocsin.errors import (
 
 from .bell import Bell
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.process")
 
 CONFIRM_WITHIN = 0.1
 """Seconds between two looks at most while a transaction is open that has put messages
@@ -192,7 +192,7 @@ class Process:
         Raises `ConfigError` when the LISTEN connection logs in as a role that may not
         act for the process.
         """
-        retries = OutageRetry("the LISTEN connection")
+        retries = OutageRetry("the LISTEN connection", logger)
         try:
             while True:
                 try:

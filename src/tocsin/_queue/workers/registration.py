@@ -18,7 +18,7 @@ from tocsin.errors import TocsinError
 
 from .handle import Worker
 
-logger = logging.getLogger("tocsin")
+logger = logging.getLogger("tocsin.worker")
 
 
 class Registration:
