@@ -12,24 +12,26 @@ are loaded when the first of them is used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import driver as driver
+    from . import embedded as embedded
+    from . import errors as errors
+    from . import settings as settings
     from ._api import *
     from ._api import __all__ as __all__
+else:  # hidden from type checkers, to which it would give each misspelled name the type Any
+    _MODULES = ("driver", "embedded", "errors", "settings")
 
-_MODULES = ("driver", "embedded", "errors", "settings")
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
 
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name in ("__all__", "__version__") or not name.startswith("_"):
+            api = import_module(f"{__name__}._api")
+            if name == "__all__" or name in api.__all__:
+                found = globals()[name] = getattr(api, name)
+                return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    if name in ("__all__", "__version__") or not name.startswith("_"):
-        api = import_module(f"{__name__}._api")
-        if name == "__all__" or name in api.__all__:
-            found = globals()[name] = getattr(api, name)
-            return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*__getattr__("__all__"), *_MODULES]
+    def __dir__() -> list[str]:
+        return [*__getattr__("__all__"), *_MODULES]

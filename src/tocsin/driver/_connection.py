@@ -158,9 +158,9 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
 
     def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Row] = _TUPLES) -> None:
         super().__init__(pgconn, row_factory)
-        self.grace = Grace()
+        self.grace: Grace = Grace()
         """How long cleaning up may take. Read only; see `share_grace`."""
-        self.lock = cast(Any, StatementLock(pgconn, self.grace))
+        self.lock: Any = StatementLock(pgconn, self.grace)
         self._turn = waiting.Turn()
         self._without_cursor = Prepared(pgconn)
         self._given_up: str | None = None
@@ -170,7 +170,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
         self.session: Session | None = None
         """The session on the server; None while that is not known, or if it is not
         ours."""
-        self.session_is_ours = False
+        self.session_is_ours: bool = False
         """Whether `take_session` has found that there is no pooler in between."""
         self.settings_before: dict[str, str] = {}
         """What the settings that `take_session` has applied were before."""

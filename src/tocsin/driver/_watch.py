@@ -109,9 +109,9 @@ class Watch:
         )
         self._abandoned = set[Session]()
         self._idle_scope = trio.CancelScope()
-        self.asleep = True
+        self.asleep: bool = True
         """Whether no statement is known to be under way."""
-        self.dropped = 0
+        self.dropped: int = 0
         """How many connections have been closed because they had fallen silent."""
 
     def add(self, connection: TrioConnection[Any]) -> None:

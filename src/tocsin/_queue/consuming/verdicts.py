@@ -22,7 +22,7 @@ class Retry(Verdict):
 
     def __init__(self, after: Duration) -> None:
         super().__init__(after)
-        self.after = to_seconds(after, "after", zero=True)
+        self.after: float = to_seconds(after, "after", zero=True)
         """Seconds until the next delivery."""
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class Snooze(Verdict):
 
     def __init__(self, seconds: Duration) -> None:
         super().__init__(seconds)
-        self.seconds = to_seconds(seconds, "seconds", zero=True)
+        self.seconds: float = to_seconds(seconds, "seconds", zero=True)
         """Seconds until the next delivery."""
 
     def __str__(self) -> str:

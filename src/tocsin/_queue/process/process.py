@@ -133,13 +133,13 @@ class Process:
         self._confirm_at = math.inf
         self._confirm_wait = 0.0
         bell.when_locks_change = self._wake_loop
-        self.connected = False
+        self.connected: bool = False
         """Whether the connection is up and proven."""
-        self.listen_works = True
+        self.listen_works: bool = True
         """Whether LISTEN works, as far as this process knows."""
-        self.notifications = 0
+        self.notifications: int = 0
         """How many notifications of messages have come in."""
-        self.heartbeats = 0
+        self.heartbeats: int = 0
         """How many heartbeats have been sent."""
 
     async def register(self, worker: LocalWorker) -> None:

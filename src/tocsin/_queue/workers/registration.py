@@ -27,14 +27,14 @@ class Registration:
 
     def __init__(self, database: Database, kind: str, queue: str, name: str | None) -> None:
         self.queue = queue
-        self.name = name
-        self.worker_id = 0
-        self.token = 0
+        self.name: str | None = name
+        self.worker_id: int = 0
+        self.token: int = 0
         """What was registered under its name before has another one."""
-        self.queue_id = 0
-        self.channel = ""
+        self.queue_id: int = 0
+        self.channel: str = ""
         """Where the queue's bell rings."""
-        self.status = ""
+        self.status: str = ""
         """Its state when it was registered."""
         self._database = database
         self._kind = kind
@@ -84,7 +84,7 @@ class Registered(Worker):
         super().__init__(database, 0)
         self._process = process
         self._registration = registration
-        self.queue = registration.queue
+        self.queue: str = registration.queue
         """Name of its queue."""
 
     @property
