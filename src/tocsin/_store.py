@@ -145,6 +145,10 @@ class Store:
         self.messages = Messages(database)
         self.dead_letters = DeadLetters(database)
 
+    def __repr__(self) -> str:
+        where = f"{self._database.address}, schema {self._database.schema.name!r}"
+        return f"<tocsin.{type(self).__name__} on {where}>"
+
     async def install(self, *, roles: bool | Roles = False) -> None:
         """Bring the schema to this version of Tocsin; idempotent, and safe when many
         processes do it at once.

@@ -165,6 +165,11 @@ class Pool(Generic[Row]):
         self._waits = self._timeouts = self._errors = 0
         self._waited = 0.0
 
+    def __repr__(self) -> str:
+        now = self.statistics()
+        state = f"{now.size} of at most {now.max_size} connections, {now.idle} idle, {now.waiting} waiting"
+        return f"<tocsin.driver.{type(self).__name__}: {'closed' if self._closed else state}>"
+
     def connection(self, *, reset: bool = True) -> Loan[Row]:
         """Lend a connection for the length of an ``async with`` block.
 

@@ -80,6 +80,9 @@ class Worker:
         self._database = database
         self._worker_id = worker_id
 
+    def __repr__(self) -> str:
+        return f"<tocsin.{type(self).__name__} of worker {self.worker_id}>"
+
     @property
     def worker_id(self) -> int:
         """Its id in the registry."""

@@ -87,6 +87,10 @@ class Registered(Worker):
         self.queue: str = registration.queue
         """Name of its queue."""
 
+    def __repr__(self) -> str:
+        worker = f"worker {self.worker_id} ({self._registration.name!r})"
+        return f"<tocsin.{type(self).__name__} of queue {self.queue!r}, {worker}>"
+
     @property
     def worker_id(self) -> int:
         """Its id in the registry."""
