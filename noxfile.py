@@ -102,6 +102,12 @@ def manual(session: nox.Session) -> None:
     session.run("python", "tests/cli_manual.py")
 
 
+@nox.session
+def catalog(session: nox.Session) -> None:
+    """Write ``sql/catalog.tsv`` from an installation."""
+    session.run("python", "-m", "tools.catalog")
+
+
 @nox.session(name="bench-quick")
 def bench_quick(session: nox.Session) -> None:
     """Run the quick benchmark."""

@@ -70,6 +70,9 @@ ADVISED: list[tocsin.TocsinError] = [
     ),
     tocsin.RoleNotFound("role x does not exist", "Create it first: create role.", role="x"),
     tocsin.SchemaBusy("tocsin"),
+    tocsin.DependentObjects(
+        "the upgrade changes a function", "Drop it.", objects=("view public.v",)
+    ),
     tocsin.SchemaMissing("tocsin"),
     tocsin.SchemaMissing("elsewhere"),
     tocsin.SchemaNewer("tocsin", 3, 1, 2),

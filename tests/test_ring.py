@@ -406,11 +406,7 @@ def test_asking_leaves_no_lock_behind_when_cancelled(sessions: Sessions) -> None
 
 
 def test_two_schemas_do_not_share_locks(sessions: Sessions) -> None:
-    """The key has the schema's name in it; the lock that installing takes is spelled
-    out in Python."""
-    statement = (
-        "select tocsin._lock_key('waiting', 1), hashtextextended('tocsin:waiting', 1),"
-        " hashtextextended('another:waiting', 1)"
-    )
+    """The key has the schema's name in it."""
+    statement = "select tocsin._lock_key('waiting', 1), hashtextextended('\"tocsin\".waiting', 1), hashtextextended('\"another\".waiting', 1)"
     ours, spelled_out, theirs = sessions.admin.execute(statement.encode()).fetchone() or ()
     assert ours == spelled_out != theirs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from support import PATIENCE, open_connection, query
 import tocsin
 from tocsin._database import install
 from tocsin._database import schema as schemas
+from tocsin._database.verify import verify
+from tocsin.embedded import EmbeddedServer
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,6 +77,8 @@ async def test_ten_install_at_once(dsn: str) -> None:
         "m",
         "t",
         "tocsin_",
+        "contract",
+        "leased",
     ],
 )
 async def test_schema_isolation_under_any_valid_name(dsn: str, name: str) -> None:
@@ -179,6 +184,60 @@ async def test_verify_looks_at_partitions_that_maintenance_made(
     ((partition,),) = await query(store_dsn, "select min(name) from tocsin._archive_partitions()")
     await query(store_dsn, damage.format(partition=partition))
     assert [(d.kind, d.name) for d in await store.verify()] == [(kind, partition)]
+
+
+async def test_the_catalog_file_is_that_of_a_fresh_installation(store: tocsin.Store) -> None:
+    assert await store.verify() == (), "run: uv run nox -s catalog"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"default_transaction_read_only": "on"},
+        {
+            "TimeZone": "''Asia/Kathmandu''",
+            "DateStyle": "SQL, DMY",
+            "IntervalStyle": "sql_standard",
+            "quote_all_identifiers": "on",
+        },
+        {"search_path": "tocsin, public"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+async def test_verify_works_in_any_session(dsn: str, settings: dict[str, str]) -> None:
+    async with tocsin.connect(dsn) as store:
+        await store.install()
+        await store.queues.create("q")
+        await store.maintain()
+    for name, value in settings.items():
+        await query(
+            dsn,
+            f"do $$ begin execute format('alter database %I set {name} = {value}',"
+            " current_database()); end $$",
+        )
+    async with tocsin.connect(dsn) as store:
+        assert await store.verify() == ()
+
+
+async def test_verify_works_on_a_standby(own_server: EmbeddedServer) -> None:
+    async with tocsin.connect(own_server.dsn) as store:
+        await store.install(roles=True)
+        await store.queues.create("q")
+        await store.maintain()
+    await own_server.stop()
+    (own_server.directory / "data" / "standby.signal").touch()
+    await own_server.start()
+    assert await query(own_server.dsn, "select pg_is_in_recovery()") == [(True,)]
+    async with tocsin.connect(own_server.dsn) as store:
+        assert await store.verify() == ()
+
+
+async def test_verify_is_not_misled_by_tables_of_the_session(store_dsn: str) -> None:
+    async with open_connection(store_dsn) as session:
+        await session.execute(
+            "create temporary table messages (); create temporary table pg_class (oid oid)"
+        )
+        assert await verify(session, schemas.Schema("tocsin")) == ()
 
 
 async def test_a_publication_of_all_tables_refuses_no_change(
@@ -373,12 +432,15 @@ async def test_an_empty_schema_is_used(dsn: str) -> None:
         assert await store.verify() == ()
 
 
-def test_every_mention_of_the_schema_is_replaced() -> None:
-    text = schemas.functions() + "".join(m.text for m in schemas.migrations())
+def test_the_schema_is_named_by_one_spelling_that_can_be_told_from_everything_else() -> None:
+    names = ("functions", "security", "migrations", "upgrade")
+    text = "".join(schemas.load(name) for name in names)
     statements = "\n".join(
         line.split("--")[0] for line in schemas.Schema("other").render(text).splitlines()
     )
     assert "tocsin" not in statements.replace("'tocsin_'", "")
+    assert not re.findall(r'"\s*\.', text)  # so that what is rendered can be turned back
+    assert schemas.Schema("q").render(text).replace('"q".', "tocsin.") == text
 
 
 async def test_the_sql_files_run_without_python(dsn: str) -> None:

@@ -30,9 +30,10 @@
 -- Every time in these tables comes from one clock, tocsin._clock(); no client's clock
 -- counts.
 --
--- These files say `tocsin.` before every name of ours, and `'tocsin'` where the
--- schema's name is needed as text. Installing into another schema replaces these two
--- spellings and nothing else.
+-- These files write `tocsin.` before each name of the schema, and nowhere else. An
+-- installation into another schema replaces this one spelling by the schema's name in
+-- quotes and a dot, inside string constants too: (parse_ident('tocsin.contract'))[1] is
+-- the schema's name as text.
 
 create table tocsin.migrations (
     number     integer     primary key,

@@ -1,6 +1,6 @@
--- Who may call what. This is the one place that says so; it is loaded after
--- sql/functions, and brings every function into the state that it wants: what is
--- missing is granted, what is too much is taken away.
+-- Who may call what. This is the one place that says so. secure() brings every function
+-- into the state that _access() wants: it grants what is missing and revokes what is too
+-- much. Each installation and each upgrade ends with it (sql/upgrade/restore.sql).
 --
 -- Nothing is open to everybody (PUBLIC). Without roles, only the owner of the schema
 -- can do anything; install_roles lets other roles in. The *entry points*, what others
@@ -49,14 +49,14 @@ as $$
 $$;
 
 -- Brings attributes and privileges of everything in the schema into the state described
--- above. Privileges of roles that are none of Tocsin's are left alone, for whoever gave
--- them will have had a reason; verify names them. Those of former ones of Tocsin's go.
-create or replace function tocsin.secure(former_roles oid[] default '{}') returns void
+-- above. Privileges that an administrator has granted to other roles stay, and verify
+-- names them. Those of former roles of Tocsin's go.
+create or replace function tocsin.secure(former_roles oid[] default '{}', before jsonb default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    our_schema oid := (select n.oid from pg_namespace n where n.nspname = 'tocsin');
+    our_schema oid := (select c.relnamespace from pg_class c where c.oid = 'tocsin.contract'::regclass);
     f record;
 begin
     for f in
@@ -76,17 +76,22 @@ begin
     -- of them.
     delete from tocsin.roles r where r.role not in (select x.oid from pg_roles x);
     delete from tocsin.queue_grants g where g.role not in (select x.oid from pg_roles x);
-    perform tocsin._apply_privileges(former_roles);
+    perform tocsin._apply_privileges(former_roles, before => before);
 end
 $$;
 
--- The part of secure() that is about privileges, of everything or of one table. A new
--- table begins with what default privileges give.
-create or replace function tocsin._apply_privileges(former_roles oid[] default '{}', only_table regclass default null) returns void
+-- The part of secure() that is about privileges, of everything or of one new table.
+--
+-- A new object begins with what default privileges give. So other roles lose what they
+-- have on a new table, and on everything where `before` is given. That has the access
+-- lists from before an upgrade (sql/upgrade), by kind and name, and what they say other
+-- roles keep or get again.
+create or replace function tocsin._apply_privileges(former_roles oid[] default '{}', only_table regclass default null, before jsonb default null)
+returns void
 language plpgsql
 as $$
 declare
-    our_schema oid := (select n.oid from pg_namespace n where n.nspname = 'tocsin');
+    our_schema oid := (select c.relnamespace from pg_class c where c.oid = 'tocsin.contract'::regclass);
     statement text;
 begin
     for statement in
@@ -103,23 +108,30 @@ begin
             select 'sequence', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('s', c.relowner)), 'USAGE', '{}'
             from pg_class c where c.relnamespace = our_schema and c.relkind = 'S' and only_table is null
             union all
-            select 'function', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
+            select 'routine', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
             from pg_proc p left join tocsin._access() a on a.function = p.proname
             where p.pronamespace = our_schema and only_table is null
+        ), kept (kind, name, privilege, role, grantable) as (
+            select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
+            from things t cross join aclexplode((before ->> concat_ws(' ', t.kind, t.name))::aclitem[]) e
+            where e.grantee <> t.owner and e.grantee <> 0 and e.grantee not in (select r.role from tocsin.roles r)
         ), wanted (kind, name, privilege, role, grantable) as (
             select t.kind, t.name, t.privilege, r.role::oid, false from things t join tocsin.roles r on r.kind = any (t.roles) and r.role <> t.owner
+            union all
+            select * from kept
         ), found (kind, name, privilege, role, grantable) as (
             select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
             from things t cross join aclexplode(t.acl) e
             where e.grantee <> t.owner
-              and (e.grantee = 0 or e.grantee = any (former_roles) or e.grantee in (select r.role from tocsin.roles r))
+              and (e.grantee = 0 or e.grantee = any (former_roles) or e.grantee in (select r.role from tocsin.roles r)
+                   or only_table is not null or before is not null)
               and (e.grantee = 0 or e.grantee in (select x.oid from pg_roles x))
         )
         select format('revoke %s on %s %s from %s cascade', x.privilege, x.kind, x.name,
                       case x.role when 0 then 'public' else x.role::regrole::text end)
         from (select * from found except select * from wanted) x
         union all
-        select format('grant %s on %s %s to %s', x.privilege, x.kind, x.name, x.role::regrole)
+        select format('grant %s on %s %s to %s%s', x.privilege, x.kind, x.name, x.role::regrole, case when x.grantable then ' with grant option' end)
         from (select * from wanted except select * from found) x
         order by 1 desc  -- first what is taken away
     loop
@@ -163,5 +175,3 @@ begin
     perform tocsin.secure(coalesce(former_roles, '{}'));
 end
 $$;
-
-select tocsin.secure();

@@ -14,6 +14,7 @@ __all__ = [
     "CharacterUnsupported",
     "ConfigError",
     "ConnectionLost",
+    "DependentObjects",
     "KeyTaken",
     "LeaseLost",
     "MessageNotFound",
@@ -410,6 +411,23 @@ class SchemaBusy(TocsinError):
         )
         self.schema = schema
         """Name of the schema."""
+
+
+DEPENDENTS_ADVICE = "Drop what depends on it, upgrade, and create it again."
+
+
+class DependentObjects(TocsinError):
+    """The schema is not upgraded: objects outside of it depend on functions or types
+    that the new version changes.
+
+    Nothing was changed.
+    """
+
+    def __init__(self, problem: str, advice: str = "", *, objects: tuple[str, ...]) -> None:
+        super().__init__(problem, advice)
+        self.objects = objects
+        """The objects as PostgreSQL describes them, such as ``view public.backlog``;
+        empty when only the text names them."""
 
 
 class ConnectionLost(TocsinError):

@@ -9,7 +9,7 @@
 --   TC009 PayloadInvalid {path, reason, index}   TC010 QueueNotEmpty {queue, workers, messages}
 --   TC011 QueueBusy {queue}                      TC023 RoleNotFound {role}
 --   TC015 MessageNotWaiting {message_id, state}  TC016 MessageNotFound {message_id, key}
---   TC030 PermissionDenied {role}
+--   TC030 PermissionDenied {role}                TC012 DependentObjects {objects}
 create or replace function tocsin._raise_error(code text, message text, detail jsonb, hint text default '') returns void
 language plpgsql
 as $$

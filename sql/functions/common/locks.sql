@@ -15,7 +15,7 @@
 -- whose seed is the number.
 create or replace function tocsin._lock_key(kind text, number bigint) returns bigint
 language sql immutable parallel safe
-as $$ select pg_catalog.hashtextextended('tocsin' || ':' || kind, number) $$;
+as $$ select pg_catalog.hashtextextended('tocsin.' || kind, number) $$;
 
 -- Whether another session holds this lock shared; for locks that are held exclusively
 -- nowhere but here. The answer may be yes for no reason, when several ask at the same

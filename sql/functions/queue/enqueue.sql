@@ -161,7 +161,7 @@ begin
         perform tocsin._check_headers(tocsin.find_queue(queue), headers);
     end if;
     if rings then
-        ignored := set_config('bell.rung_by', 'tocsin', true);
+        ignored := set_config('bell.rung_by', 'tocsin.', true);
     end if;
     -- Not with a key: whoever enqueues it next is told this message's id, and must not
     -- be before the disk has it.

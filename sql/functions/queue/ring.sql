@@ -77,7 +77,7 @@ create or replace function tocsin._channel(path text) returns text
 language sql immutable parallel safe
 as $$
     select case when octet_length(c) <= 63 then c else 'tocsin_' || left(encode(sha256(convert_to(c, 'UTF8')), 'hex'), 32) end
-    from (select 'tocsin' || path) as full_name (c)
+    from (select (parse_ident('tocsin.channel'))[1] || path) as full_name (c)
 $$;
 
 -- The channel to LISTEN on for a queue: the schema's name, a dot, the queue's name.
@@ -187,7 +187,7 @@ $$;
 -- depth.
 create or replace trigger ring after insert on tocsin.messages
     referencing new table as inserted for each statement
-    when (pg_trigger_depth() > 0 or current_setting('bell.rung_by', true) is distinct from 'tocsin')
+    when (pg_trigger_depth() > 0 or current_setting('bell.rung_by', true) is distinct from 'tocsin.')
     execute function tocsin._ring_inserted();
 
 -- Steps 1 and 2 of going to sleep on these queues, in the session that LISTENs; for

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from tocsin.errors import (
     ConfigError,
     ConnectionLost,
+    DependentObjects,
     KeyTaken,
     MessageNotFound,
     MessageNotWaiting,
@@ -71,6 +72,8 @@ def _advise(error: TocsinError) -> str:
                 "try again; pg_stat_activity shows which sessions have been in a transaction for"
                 " long"
             )
+        case DependentObjects():
+            return "drop what depends on it, run `tocsin admin install`, and create it again"
         case WorkerNotFound():
             return "it may have been purged; `tocsin worker list` shows those that there are"
         case PendingMessages():

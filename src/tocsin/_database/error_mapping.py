@@ -12,6 +12,7 @@ import psycopg
 from tocsin.errors import (
     CharacterUnsupported,
     ConnectionLost,
+    DependentObjects,
     KeyTaken,
     MessageNotFound,
     MessageNotWaiting,
@@ -221,6 +222,8 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
             )
         case "TC011":
             return QueueBusy(problem, hint, queue=detail["queue"])
+        case "TC012":
+            return DependentObjects(problem, hint, objects=tuple(detail["objects"]))
         case "TC014":
             return KeyTaken(problem, hint, ids=tuple(detail["ids"]))
         case "TC015":

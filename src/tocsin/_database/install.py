@@ -5,36 +5,34 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any
 
-import attrs
 import psycopg
 import trio
 from psycopg import sql
 
-from tocsin.errors import SchemaBusy, SchemaMissing, SchemaNewer, SchemaOutdated, TocsinError
+from tocsin._concurrency.backoff import delays
+from tocsin.errors import (
+    DEPENDENTS_ADVICE,
+    DependentObjects,
+    SchemaBusy,
+    SchemaMissing,
+    SchemaNewer,
+    SchemaOutdated,
+    TocsinError,
+)
 
 from .roles import Roles
-from .schema import Contract, Schema, load, migrations, ours
+from .schema import Contract, Schema, ours
+from .script import PLAIN_TABLESPACE, SAFE_PATH, reload, unload
 
-# Whoever installs is as a rule a superuser or the database's owner, and others may have
-# put functions into `public` that fit better than PostgreSQL's own.
-SAFE_PATH = "set local search_path = pg_catalog, pg_temp"
-# PostgreSQL refuses a partitioned table in the database's own tablespace where
-# ``default_tablespace`` names that.
-PLAIN_TABLESPACE = (
-    "select set_config('default_tablespace', '', true) from pg_database d join pg_tablespace t on"
-    " t.oid = d.dattablespace where d.datname = current_database() and t.spcname ="
-    " current_setting('default_tablespace')"
-)
 _LOCK_WITHIN_MS = 250
 """Milliseconds that a change of the schema waits for a lock. Sessions that want the
 same table queue behind it for as long."""
-_PAUSE = 0.5
-"""Seconds between two attempts, in which those sessions go on."""
-_ATTEMPTS = 40
-"""After that many a change of the schema is refused; it has then taken about half a
-minute."""
+_ATTEMPTS = 22
+"""After that many a change of the schema is refused; with the pauses between them, it
+has then taken about half a minute."""
 
 
 async def installed(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Contract:
@@ -95,13 +93,18 @@ async def install(
             async with connection.transaction():
                 found = await installed(connection, schema)
         except SchemaMissing:
-            await create_schema(connection, schema)
+            pass
         if found is not None:
             if roles is None and found.serves_us():  # another session was faster
                 return
             refuse_newer(schema, found)
-        async with _as_owner(connection, schema):
-            await apply(connection, schema, found)
+        if found != ours():
+            async with _as_owner(connection, schema):
+                await apply(
+                    connection,
+                    schema,
+                    after=0 if found is None else await _last_migration(connection, schema),
+                )
         if roles is not None:
             await connection.execute(
                 schema.render("select tocsin.install_roles(%s, %s, %s)").encode(),
@@ -122,9 +125,8 @@ async def _change(
     transaction is rolled back and tried again. Raises `SchemaBusy` when other
     transactions never let it through.
     """
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            await trio.sleep(_PAUSE)
+    for pause in (0, *islice(delays(), _ATTEMPTS - 1)):
+        await trio.sleep(pause)  # in which those sessions go on
         try:
             async with connection.transaction():
                 await connection.execute(SAFE_PATH)
@@ -136,7 +138,7 @@ async def _change(
                 )
                 await connection.execute(f"set local lock_timeout = {_LOCK_WITHIN_MS}".encode())
                 await change()
-        except psycopg.errors.LockNotAvailable as error:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
             busy = error
         else:
             return
@@ -166,7 +168,7 @@ async def _as_owner(
         await connection.execute("select set_config('role', %s, true)", [role])
 
 
-async def create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
+async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
     """In a transaction: create the schema, unless it is there and empty. Raises
     `TocsinError` when it holds something."""
     cursor = await connection.execute(
@@ -184,56 +186,55 @@ async def create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema
         await connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema.name)))
 
 
-async def apply(
-    connection: psycopg.AsyncConnection[Any], schema: Schema, found: Contract | None
-) -> None:
-    """In a transaction: bring a schema that holds this contract (None: an empty one) to
-    ours."""
-    applied: set[int] = set()
-    if found is not None:
-        cursor = await connection.execute(
-            schema.render("select number from tocsin.migrations").encode()
-        )
-        applied = {number for (number,) in await cursor.fetchall()}
-    for migration in migrations():
-        if migration.number not in applied:
-            await connection.execute(schema.render(migration.text).encode())
-            await connection.execute(
-                schema.render(
-                    "insert into tocsin.migrations (number, name) values (%s, %s)"
-                ).encode(),
-                [migration.number, migration.name],
-            )
-    if found is None or found.digest != ours().digest:
-        before = await _functions(connection, schema)
-        # Functions call each other, whatever the order of their files.
-        await connection.execute("set local check_function_bodies = off")
-        await connection.execute(schema.render(load("functions")).encode())
-        # A function that is not there any more, or takes other parameters now, would be
-        # left behind, and calls of it be ambiguous.
-        for signature in before & await _functions(connection, schema):
-            await connection.execute(f"drop function {signature[0]}".encode())
-        await connection.execute(schema.render(load("security")).encode())
-    await connection.execute(
-        schema.render(
-            "insert into tocsin.contract (version, serves, digest) values (%s, %s, %s) on conflict"
-            " (only_row) do update set version = excluded.version, serves = excluded.serves, digest"
-            " = excluded.digest"
-        ).encode(),
-        attrs.astuple(ours()),
-    )
+async def apply(connection: psycopg.AsyncConnection[Any], schema: Schema, *, after: int) -> None:
+    """In a transaction: load what this package brings into a schema with the migrations
+    up to ``after`` (0: create it).
+
+    Raises `DependentObjects`.
+    """
+    await connection.execute(unload(schema).encode())
+    if not after:
+        await _create_schema(connection, schema)
+    try:
+        async with connection.transaction():
+            for statement in reload(schema, after=after):
+                await connection.execute(statement.encode())
+    except (
+        psycopg.errors.InvalidFunctionDefinition,
+        psycopg.errors.DependentObjectsStillExist,
+    ) as error:
+        raise await _name_dependents(connection, error) from error
 
 
-async def _functions(
-    connection: psycopg.AsyncConnection[Any], schema: Schema
-) -> set[tuple[str, str]]:
-    """The functions there are, each with a mark that changes when it is replaced."""
+async def _name_dependents(
+    connection: psycopg.AsyncConnection[Any], error: psycopg.Error
+) -> Exception:
+    """Return the error for objects outside of Tocsin that depend on what the upgrade
+    was to change; the same one if there are none."""
     cursor = await connection.execute(
-        "select oid::regprocedure::text, xmin::text from pg_proc where pronamespace ="
-        " to_regnamespace(quote_ident(%s))",
-        [schema.name],
+        "select e.key, e.value "
+        "from jsonb_each(current_setting('bell.upgrade')::jsonb -> 'dependents') e"
     )
-    return set(await cursor.fetchall())
+    dependents: dict[str, list[str]] = dict(await cursor.fetchall())
+    # PostgreSQL's hint has the signature of the function that cannot be replaced in its place.
+    changed = [function for function in dependents if function in (error.diag.message_hint or "")]
+    objects = tuple(name for function in changed for name in dependents[function])
+    if not objects and not isinstance(error, psycopg.errors.DependentObjectsStillExist):
+        return error
+    problem = (
+        f"the upgrade changes function {changed[0]}, and {objects[0]} depends on it"
+        if objects
+        else error.diag.message_detail
+    )
+    return DependentObjects(problem or str(error), DEPENDENTS_ADVICE, objects=objects)
+
+
+async def _last_migration(connection: psycopg.AsyncConnection[Any], schema: Schema) -> int:
+    cursor = await connection.execute(
+        schema.render("select max(number) from tocsin.migrations").encode()
+    )
+    (number,) = await cursor.fetchone() or (None,)
+    return number or 0
 
 
 async def uninstall(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:

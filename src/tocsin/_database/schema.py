@@ -1,9 +1,9 @@
 """The schema that holds Tocsin: its name, and the SQL that defines it.
 
 The SQL files are the contract, and the only copy of it: an installed package carries
-them in its folder ``sql``, a checkout has them at its top. They name the schema
-``tocsin``; installing under another name replaces the two spellings ``tocsin.`` and
-``'tocsin'`` (see the head of ``0001_tables.sql``).
+them in its folder ``sql``, a checkout has them at its top. They write ``tocsin.``
+before each name of their own, and nowhere else; for another schema this one spelling is
+replaced (see the head of ``0001_tables.sql``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -23,7 +24,7 @@ from tocsin.errors import ConfigError
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_IDENTIFIER_BYTES = 63
-_OUR_SPELLINGS = re.compile(r"\btocsin\.|'tocsin'")
+_SPELLING = re.compile(r"\btocsin\.")
 
 
 def _check_name(schema: Schema, attribute: object, name: str) -> None:
@@ -51,9 +52,8 @@ class Schema:
 
     def render(self, text: str) -> str:
         """Return SQL written for the schema ``tocsin`` as SQL for this one."""
-        return _OUR_SPELLINGS.sub(
-            lambda m: f"'{self.name}'" if m[0].startswith("'") else f'"{self.name}".', text
-        )
+        prefix = f'"{self.name}".'
+        return _SPELLING.sub(lambda _: prefix, text)
 
 
 @attrs.frozen
@@ -92,9 +92,11 @@ def migrations() -> tuple[Migration, ...]:
 
 
 @cache
-def load(directory: str) -> str:
-    """Return the SQL of all files of a directory."""
-    return "\n".join(text for _, text in _read(directory))
+def load(name: str) -> str:
+    """Return the text of a file, or the SQL of all files of a directory."""
+    if "." in name:
+        return (_directory() / name).read_text(encoding="utf-8")
+    return "\n".join(text for _, text in _read(name))
 
 
 @cache
@@ -123,12 +125,15 @@ class Contract:
 @cache
 def ours() -> Contract:
     """Return the contract that this package brings."""
-    told = tomllib.loads((_directory() / "contract.toml").read_text(encoding="utf-8"))
+    stated = _contract()
     sql = "\n".join([*(m.text for m in migrations()), functions()])
-    return Contract(told["version"], told["serves"], hashlib.sha256(sql.encode()).hexdigest())
+    return Contract(stated["version"], stated["serves"], hashlib.sha256(sql.encode()).hexdigest())
 
 
-@cache
-def catalog_query() -> str:
-    """Return the statement that describes all that is in a schema."""
-    return (_directory() / "verify.sql").read_text(encoding="utf-8")
+def last_migrations() -> dict[int, int]:
+    """Return the number of the last migration of each version up to ours."""
+    return {int(version): number for version, number in _contract()["last_migration"].items()}
+
+
+def _contract() -> dict[str, Any]:
+    return tomllib.loads((_directory() / "contract.toml").read_text(encoding="utf-8"))

@@ -1,21 +1,16 @@
-"""Verifying that what is installed is what this version installs.
-
-`verify` has no list of what must be there, which would have to be kept in step by hand.
-It installs a second copy under a scratch name in a transaction, compares what
-PostgreSQL's catalogs say of the two, and rolls back.
-"""
+"""Verifying that what is installed is what this version installs."""
 
 from __future__ import annotations
 
 import re
-import secrets
 from typing import Any
 
 import attrs
 import psycopg
 
-from .install import PLAIN_TABLESPACE, SAFE_PATH, apply, check, create_schema
-from .schema import Schema, catalog_query
+from .catalog import expected, read_catalog
+from .install import check
+from .schema import Schema
 
 
 @attrs.frozen
@@ -28,7 +23,8 @@ class SchemaDifference:
     name: str
     """Its name within the schema."""
     expected: str | None
-    """Its definition as it must be; None when there must be no such thing."""
+    """Its definition as it must be; None when there must be no such thing. Of a
+    function's body it has a digest."""
     found: str | None
     """Its definition as it is; None when it is missing."""
 
@@ -49,77 +45,46 @@ async def verify(
     """Compare what is installed with what this version of Tocsin installs, and return
     each difference; none when all is well.
 
-    Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`. Needs the right to create a
-    schema. Changes nothing, cancelled or not.
+    Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`. It only reads, so a
+    read-only session and a standby server will do. Cancellation leaves nothing behind.
     """
     await check(connection, schema)
-    async with connection.transaction(force_rollback=True):
-        await connection.execute(SAFE_PATH)
-        await connection.execute(PLAIN_TABLESPACE)
-        await connection.execute("set local client_min_messages = warning")
-        scratch = await _invent_name(connection, schema)
-        await create_schema(connection, scratch)
-        await apply(connection, scratch, None)
-        cursor = await connection.execute(
-            schema.render("select kind, role::oid from tocsin.roles").encode()
-        )
-        roles = await cursor.fetchall()
-        for role in roles:
-            await connection.execute(
-                scratch.render(
-                    "insert into tocsin.roles (kind, role) values (%s, %s::oid)"
-                ).encode(),
-                role,
-            )
-        await connection.execute(scratch.render("select tocsin.secure()").encode())
-        # Only the copy's name is replaced, which occurs nowhere else; the schema's own
-        # may be that of a table, an alias or a function.
-        expected = {
-            key: text.replace(scratch.name, schema.name)
-            for key, text in (await _describe(connection, scratch)).items()
-        }
-        found = await _describe(connection, schema)
-    # Roles that were dropped since are gone from the copy.
-    expected |= {("role", kind): "a role of this server" for kind, _ in roles}
+    async with connection.transaction():
+        await connection.execute("set transaction isolation level repeatable read, read only")
+        cursor = await connection.execute(schema.render(_ROLES).encode())
+        rows: list[tuple[str, str | None, bool]] = await cursor.fetchall()
+        roles = {kind: role for kind, role, is_owner in rows if role and not is_owner}
+        wanted = expected(roles, connection.info.parameter_status("server_encoding") or "")
+        found = await read_catalog(connection, schema)
+    wanted |= {("role", kind): _ROLE for kind, _, _ in rows}
+    found |= {("role", kind): _ROLE for kind, role, _ in rows if role}
     # The partitions that come and go (functions/queue/maintenance.sql) are made like the one
     # that stays, and secured like it.
     model = {
-        kind: expected[kind, "archive_rest"]
+        kind: wanted[kind, "archive_rest"]
         for kind in ("partition", "privileges")
-        if (kind, "archive_rest") in expected
+        if (kind, "archive_rest") in wanted
     }
-    for _, name in filter(_is_passing_partition, found):
-        expected |= {(kind, name): text for kind, text in model.items()}
+    for _, name in [thing for thing in found if _is_passing_partition(thing)]:
+        wanted |= {(kind, name): definition for kind, definition in model.items()}
     return tuple(
-        SchemaDifference(kind, name, expected.get((kind, name)), found.get((kind, name)))
-        for kind, name in sorted(expected.keys() | found.keys())
-        if expected.get((kind, name)) != found.get((kind, name))
+        SchemaDifference(kind, name, wanted.get((kind, name)), found.get((kind, name)))
+        for kind, name in sorted(wanted.keys() | found.keys())
+        if wanted.get((kind, name)) != found.get((kind, name))
     )
+
+
+_ROLE = "a role of this server"
+_ROLES = (
+    "select r.kind, x.oid::regrole::text, "
+    "x.oid = (select c.relowner from pg_catalog.pg_class c"
+    " where c.oid = 'tocsin.migrations'::regclass) "
+    "from tocsin.roles r left join pg_catalog.pg_roles x on x.oid = r.role"
+)
+"""The roles that were let in: the kind, the name (null: it was dropped since), and
+whether it is the owner."""
 
 
 def _is_passing_partition(thing: tuple[str, str]) -> bool:
     kind, name = thing
     return kind == "partition" and re.fullmatch("archive_[0-9]+h_[0-9]{10}", name) is not None
-
-
-async def _invent_name(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Schema:
-    """Return a name for a copy of the schema, which PostgreSQL quotes where it quotes
-    the schema's own."""
-    cursor = await connection.execute("select quote_ident(%s) = %s", [schema.name, schema.name])
-    (plain,) = await cursor.fetchone() or (True,)
-    return Schema(f"{'tocsin' if plain else 'Tocsin'}_verify_{secrets.token_hex(6)}")
-
-
-async def _describe(
-    connection: psycopg.AsyncConnection[Any], schema: Schema
-) -> dict[tuple[str, str], str]:
-    """Return the definition of each thing in the schema, by kind and name."""
-    cursor = await connection.execute(catalog_query().encode(), {"schema": schema.name})
-    things = {(kind, name): definition async for kind, name, definition in cursor}
-    cursor = await connection.execute(
-        schema.render(
-            "select kind from tocsin.roles where exists (select from pg_catalog.pg_roles where oid"
-            " = role)"
-        ).encode()
-    )
-    return things | {("role", kind): "a role of this server" for (kind,) in await cursor.fetchall()}

@@ -1,0 +1,94 @@
+"""What PostgreSQL's catalogs say of the schema, and what they say of a fresh
+installation.
+
+The latter is the file ``sql/catalog.tsv``, which ``python -m tools.contract`` writes
+from an installation. It is the same for each supported version of PostgreSQL and for
+each name of the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, TypeAlias
+
+import psycopg
+from psycopg import sql
+
+from .schema import Schema, load
+
+Definitions: TypeAlias = dict[tuple[str, str], str]
+"""The definition of each thing by its kind and name."""
+
+_SETTINGS: Final = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "quote_all_identifiers": "off",
+}
+"""What the text of an expression depends on."""
+
+
+async def read_catalog(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Definitions:
+    """In a transaction, which may be read-only: return what is in the schema.
+
+    The privileges of a thing are one definition, with the names of the roles.
+    Cancellation leaves nothing behind.
+    """
+    path = sql.SQL("set local search_path = pg_catalog, {}, pg_temp").format(
+        sql.Identifier(schema.name)
+    )
+    await connection.execute(path)
+    for name, value in _SETTINGS.items():
+        await connection.execute(
+            sql.SQL("set local {} = {}").format(sql.SQL(name), sql.Literal(value))
+        )
+    cursor = await connection.execute(load("verify.sql").encode(), {"schema": schema.name})
+    return _collect(await cursor.fetchall())
+
+
+def _collect(rows: Iterable[tuple[str, str, str]]) -> Definitions:
+    found: Definitions = {}
+    privileges: dict[str, list[str]] = {}
+    for kind, name, definition in rows:
+        if kind == "privilege":
+            privileges.setdefault(name, []).append(definition)
+        else:
+            found[kind, name] = definition
+    return found | {
+        ("privileges", name): join_privileges(granted) for name, granted in privileges.items()
+    }
+
+
+def join_privileges(granted: Iterable[str]) -> str:
+    """Return the privileges of a thing as one definition."""
+    return ", ".join(sorted(set(granted)))
+
+
+def write_definitions(definitions: Definitions) -> str:
+    """Return definitions as the text of ``sql/catalog.tsv``."""
+    return "".join(
+        f"{kind}\t{name}\t{definition}\n"
+        for (kind, name), definition in sorted(definitions.items())
+    )
+
+
+def expected(roles: dict[str, str], encoding: str) -> Definitions:
+    """Return what is in a fresh installation, in a database with this encoding, with
+    these roles by their kinds."""
+    return dict(_expected(roles, encoding))
+
+
+def _expected(roles: dict[str, str], encoding: str) -> Iterator[tuple[tuple[str, str], str]]:
+    for line in load("catalog.tsv").splitlines():
+        kind, name, definition = line.split("\t")
+        if kind == "privileges":
+            granted = [privilege.split(" to ") for privilege in definition.split(", ")]
+            definition = join_privileges(
+                f"{p} to {roles[role]}" for p, role in granted if role in roles
+            )
+        if definition and (name != _ONLY_IN_SQL_ASCII or encoding == "SQL_ASCII"):
+            yield (kind, name), definition
+
+
+_ONLY_IN_SQL_ASCII: Final = "messages.messages_utf8"

@@ -1,0 +1,1 @@
+"""Programs that write the files in ``sql/`` which an installation determines."""

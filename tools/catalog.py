@@ -1,0 +1,29 @@
+"""``python -m tools.catalog`` writes ``sql/catalog.tsv``: what is in a fresh
+installation.
+
+`verify` compares with it. A database in SQL_ASCII has all that any database has, and
+one constraint more.
+"""
+
+from __future__ import annotations
+
+import trio
+
+import tocsin
+from tocsin._database.catalog import read_catalog, write_definitions
+from tocsin._database.schema import Schema
+
+from .scratch import SQL, database
+
+
+async def write() -> None:
+    """Write the file."""
+    async with database("SQL_ASCII") as dsn, tocsin.connect(dsn) as store:
+        await store.install(roles=tocsin.Roles("producer", "consumer", "admin"))
+        async with store.transaction() as connection:
+            definitions = await read_catalog(connection, Schema("tocsin"))
+    (SQL / "catalog.tsv").write_text(write_definitions(definitions), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    trio.run(write)
