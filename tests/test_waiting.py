@@ -287,12 +287,42 @@ async def test_a_message_whose_lease_has_ended_waits(store: tocsin.Store, store_
         assert await consumer.archive_many(held) == [False, False]
         found = await store.messages.get(first)
         assert (found.state, [d.delivery for d in found.history]) == ("archived", [1])
-        (again,) = await consumer.dequeue(2, vt=10)  # the last delivery
-        assert (again.id, again.read_ct) == (second, 2)
-        await move_clock(store_dsn, 22)
-        with pytest.raises(tocsin.MessageNotWaiting) as refused:
-            await store.messages.reschedule(second, delay=0)
-        assert refused.value.state == "dead"
+
+
+@pytest.mark.parametrize("change", ["cancel", "reschedule", "reprioritise"])
+async def test_a_message_whose_last_lease_has_expired_waits_until_a_claim(
+    store: tocsin.Store, store_dsn: str, change: str
+) -> None:
+    """Without deliveries left it is a dead letter from the next claim on, and can be
+    changed until then."""
+    await store.queues.ensure("q", max_deliveries=1)
+    message_id = await store.produce("q", 1, key="k")
+    async with store.consumer("q") as consumer:
+        await consumer.dequeue(vt=10)
+        await move_clock(store_dsn, 11)
+        assert (await store.messages.get(message_id)).state == "ready"
+        if change == "cancel":
+            assert await store.messages.cancel(queue="q", key="k") == message_id
+        elif change == "reschedule":
+            assert await store.messages.reschedule(message_id, delay=60) == message_id
+        else:
+            assert await store.messages.reprioritise(message_id, priority=-1) == message_id
+        found = await store.messages.get(message_id)
+        outcomes = [(d.delivery, d.outcome) for d in found.history]
+        claimed = [m.id for m in await consumer.dequeue(9)]
+        if change == "cancel":
+            assert (found.state, found.last_error) == ("archived", "cancelled")
+            assert (outcomes, claimed) == ([(1, "lease_expired")], [])
+        elif change == "reschedule":
+            assert (found.state, outcomes, claimed) == ("delayed", [(1, "lease_expired")], [])
+            await move_clock(store_dsn, 72)
+            (again,) = await consumer.dequeue(9)  # one more delivery
+            assert (again.id, again.read_ct) == (message_id, 2)
+        else:
+            assert (found.state, found.priority, claimed) == ("ready", -1, [])
+            letter = await store.dead_letters.get(message_id)
+            assert (letter.reason, letter.priority) == ("lease_expired", -1)
+            assert await store.dead_letters.replay(message_id) == [message_id]
 
 
 # In the caller's transaction

@@ -2,14 +2,14 @@
 -- key, so two installations in one database do not meet.
 --
 --   install   0            one installation at a time
---   maintain  0            exclusive: maintenance, one at a time (see maintain.sql); shared: the deletion of a queue
+--   maintain  0            exclusive: maintenance, one at a time (see maintenance.sql); shared: the deletion of a queue
 --   worker    worker id    shared: a claim; exclusive: a change of the worker's state. So a suspension never overlooks a claim under way.
 --   order     queue id     exclusive: an ordered claim (see order.sql)
 --   lifeline  a number     held by a process's LISTEN connection for as long as that connection lives
 --   asleep    queue id     shared, by a process's LISTEN connection: consumers of the queue sleep there, or are about to (see ring.sql)
 --   unrung    queue id     shared, by a transaction: it has put messages into the queue, has not rung, and has not ended (see ring.sql)
 --   rung      queue id     shared, by a transaction: it has put messages into the queue and has rung; exclusive: the queue is being deleted
---                          (see delete_queue.sql)
+--                          (see queue_deletion.sql)
 --
 -- With a constant kind, the planner leaves of all this one call of a hash function
 -- whose seed is the number.

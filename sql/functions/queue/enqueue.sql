@@ -11,7 +11,7 @@
 -- of 10): 3.9 us (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
 
 -- Whether its size and options speak for a message; a query that uses it has its text
--- inlined. The queue's rules are another matter (validate.sql): even to have a function
+-- inlined. The queue's rules are another matter (payload_rules.sql): even to have a function
 -- for them in the INSERT, and never call it, takes 2 us.
 create or replace function tocsin._is_valid(
     payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval, max_deliveries integer

@@ -171,10 +171,7 @@ begin
         select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
                v.outcome = 'rejected' or c.counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
                coalesce(make_interval(secs => g.delay), _requeue.delay, tocsin._backoff(q, m.read_ct)) as delay,
-               case when c.counted then
-                   jsonb_build_object('delivery', m.read_ct, 'worker_id', m.consumer_worker_id,
-                                      'worker', (select w.name from tocsin.workers w where w.id = m.consumer_worker_id),
-                                      'dequeued_at', m.dequeued_at, 'ended_at', t, 'outcome', v.outcome, 'error', left(g.error, 1000))
+               case when c.counted then tocsin._describe_delivery(m, t, v.outcome, g.error)
                end as delivery
         from (select x.id, x.lease, x.error, x.traceback, x.delay, x.verdict
               from unnest(ids, leases, errors, tracebacks, delays, verdicts) as x (id, lease, error, traceback, delay, verdict)
@@ -217,6 +214,15 @@ begin
     end if;
     return coalesce(outcomes, '{}');
 end
+$$;
+
+-- A delivery that has ended, as an entry of the message's history.
+create or replace function tocsin._describe_delivery(m tocsin.messages, ended_at timestamptz, outcome text, error text) returns jsonb
+language sql stable
+as $$
+    select jsonb_build_object('delivery', m.read_ct, 'worker_id', m.consumer_worker_id,
+                              'worker', (select w.name from tocsin.workers w where w.id = m.consumer_worker_id),
+                              'dequeued_at', m.dequeued_at, 'ended_at', ended_at, 'outcome', outcome, 'error', left(error, 1000))
 $$;
 
 -- A message's history with one more delivery, and without the oldest when there are

@@ -1,12 +1,15 @@
 -- Changing a message that waits: cancel, reschedule, reprioritise. It is named by its
 -- id, or by its queue and its key.
 --
--- A message that a worker holds is refused (TC015), as is one that is finished: its
--- state then says which. A claim passes over rows that are locked, and these functions
--- lock the row and look at its state again. So of a claim and a change at the same
--- moment one comes first, and the other one sees it. A lease that has ended holds
--- nothing: the message is given back first, as a claim would do it, and counts as
--- waiting.
+-- A message that a worker holds is refused (TC015), as is a finished one; the error
+-- names its state. A claim skips locked rows, and these functions lock the row and read
+-- its state again. So of a concurrent claim and change one comes first, and the other
+-- sees its effect.
+--
+-- An expired lease holds nothing, so its message waits. One with deliveries left is
+-- requeued first, as a claim would do it. One without stays as it is until it is
+-- changed: the next claim would make it a dead letter. Cancelling archives it, and
+-- rescheduling gives it one more delivery.
 --
 -- In a transaction of the caller's the change takes effect when that commits. Until
 -- then no consumer is given the message.
@@ -25,7 +28,6 @@ declare
     q tocsin.queues;
     wanted bigint := message_id;
     m tocsin.messages;
-    given_back boolean := false;
 begin
     if (wanted is null) = (_lock_waiting.key is null) or (_lock_waiting.queue is null) <> (_lock_waiting.key is null) then
         perform tocsin._raise_error('TC022', 'name a message by its id, or by its queue and key', '{"argument": "message_id"}');
@@ -38,17 +40,31 @@ begin
         select x.* into m from tocsin.messages x where x.id = wanted;
         exit when not found;
         perform tocsin._check_change(m.queue_id);
-        exit when m.state = 'leased' and (m.vt > tocsin._clock() or given_back);
-        if m.state = 'leased' then
-            perform tocsin._requeue(array[m.id], array[m.lease], '0 s', true, 'lease_expired');
-            given_back := true;
-        end if;
-        select x.* into m from tocsin.messages x where x.id = wanted and x.state <> 'leased' for update;
-        if found then
-            return m;
-        end if;
+        exit when m.state = 'leased' and m.vt > tocsin._clock();
+        select x.* into m from tocsin.messages x
+        where x.id = wanted and (x.state <> 'leased' or x.vt <= tocsin._clock()) for update;
+        continue when not found;
+        return case when m.state = 'leased' then tocsin._end_expired_lease(m) else m end;
     end loop;
     perform tocsin._refuse_change(wanted, queue, key);
+end
+$$;
+
+-- Ends the expired lease of a message that is locked, and returns the message as it is
+-- then. Without deliveries left the row is unchanged; only the history that is returned
+-- has the delivery.
+create or replace function tocsin._end_expired_lease(m tocsin.messages) returns tocsin.messages
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+as $$
+begin
+    if m.read_ct >= coalesce(m.max_deliveries, (select q.max_deliveries from tocsin.queues q where q.id = m.queue_id)) then
+        m.history := tocsin._add_delivery(m.history, tocsin._describe_delivery(m, tocsin._clock(), 'lease_expired', null));
+        return m;
+    end if;
+    perform tocsin._requeue(array[m.id], array[m.lease], '0 s', true, 'lease_expired');
+    select x.* into m from tocsin.messages x where x.id = m.id;
+    return m;
 end
 $$;
 
@@ -142,7 +158,8 @@ begin
     t := tocsin._clock();
     due_at := coalesce(at, tocsin._later(t, delay));
     update tocsin.messages x
-    set state = (case when due_at > t then 'delayed' else 'ready' end)::tocsin.message_state, due = due_at, vt = due_at
+    set state = (case when due_at > t then 'delayed' else 'ready' end)::tocsin.message_state, due = due_at, vt = due_at,
+        history = m.history
     where x.id = m.id;
     if due_at <= t or due_at < m.vt or m.due < m.vt then  -- the last: it kept its place, and so held up the queue
         perform tocsin._ring(m.queue_id);
@@ -167,8 +184,8 @@ begin
     end if;
     m := tocsin._lock_waiting(message_id, queue, key);
     update tocsin.messages x set priority = reprioritise.priority where x.id = m.id;
-    if m.state = 'ready' then
-        perform tocsin._ring(m.queue_id);  -- a consumer may have passed over the row while it was locked, and sleep
+    if m.state <> 'delayed' then
+        perform tocsin._ring(m.queue_id);  -- a consumer may have skipped the row while it was locked, and wait
     end if;
     return m.id;
 end
