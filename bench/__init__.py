@@ -7,7 +7,7 @@ lines of SQL, nothing between them (``floor.py``). Floor and subject take turns,
 a machine that becomes slower meanwhile does so for both. What is recorded, and compared
 with the record, is the ratio.
 
-One file is one scenario: an async function that takes a `Bench` and returns `Result`\\
-s. ``scenarios.py`` has their names, ``frame.py`` what they share, ``child.py`` the
+One file is one scenario: an async function that takes a `Bench` and returns each
+`Result`. ``scenarios.py`` has their names, ``frame.py`` what they share, ``child.py`` the
 processes that take part in them, ``results.py`` what becomes of the figures.
 """

@@ -362,7 +362,8 @@ async def test_a_handler_decides_what_becomes_of_its_message(
         (),
     )
     assert (exhausted.state, exhausted.read_ct, exhausted.reason) == ("dead", 2, "handler_failed")
-    assert retried.due is not None and snoozed.due is not None
+    assert retried.due is not None
+    assert snoozed.due is not None
     assert 800 < (snoozed.due - retried.due).total_seconds() < 1200
 
 

@@ -400,7 +400,8 @@ def test_asking_leaves_no_lock_behind_when_cancelled(sessions: Sessions) -> None
             asking.pgconn.consume_input()
             cancelled = not asking.pgconn.is_busy()
         result = asking.pgconn.get_result()
-        assert result is not None and b"canceling statement" in result.error_message
+        assert result is not None
+        assert b"canceling statement" in result.error_message
         assert asking.pgconn.get_result() is None
         assert sessions.admin.execute(held, [asking.info.backend_pid]).fetchall() == []
 

@@ -4,7 +4,6 @@ and what the refusal tells."""
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
@@ -73,10 +72,10 @@ BREAKING: list[tuple[str, Any, str, str]] = [
 
 
 @pytest.fixture
-async def ruled(store: tocsin.Store) -> AsyncIterator[tocsin.Store]:
+async def ruled(store: tocsin.Store) -> tocsin.Store:
     for name, rules in RULES.items():
         await store.queues.create(name, **rules)
-    yield store
+    return store
 
 
 @pytest.mark.parametrize(("queue", "payload"), FITTING)

@@ -16,6 +16,8 @@ from bench.draining import Tally
 
 from . import Peer
 
+logger = logging.getLogger("bench")
+
 LOOK_EVERY = 0.005
 """Seconds between two looks at whether everything is settled."""
 CONFIRM_WITHIN = 5.0
@@ -68,7 +70,7 @@ async def _endure(peer: Peer, dsn: str, size: int, tally: Tally) -> None:
     try:
         await peer.work(dsn, size, tally.add)
     except Exception:
-        logging.exception("the peer's worker ended")
+        logger.exception("the peer's worker ended")
 
 
 def _run(main: Any) -> None:

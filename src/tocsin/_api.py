@@ -26,7 +26,7 @@ from tocsin._queue.workers.health import QueueHealth, WorkerStats
 from tocsin._queue.workers.registry import Workers
 
 from ._store import ProcessStatistics, ReclaimResult, Store, StoreStats, connect
-from ._version import VERSION as __version__
+from ._version import VERSION
 from .errors import (
     CharacterUnsupported,
     ConfigError,
@@ -58,6 +58,8 @@ from .errors import (
     WorkerStopped,
 )
 from .settings import Settings
+
+__version__ = VERSION
 
 __all__ = [
     "BatchOptions",
