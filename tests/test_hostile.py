@@ -81,7 +81,7 @@ CALLS = {
     "release": "({ids}, {leases}, '1 s')",
     "fail": "({ids}, {leases}, '{{an error}}', '{{a traceback}}')",
     "limit_lock_wait": "()",
-    "locked": "({ids})",
+    "locked_messages": "({ids})",
     "list_messages": "('q', 'archived')",
     "get_message": "(1)",
     "list_dead_letters": "('q', error => 'e')",
