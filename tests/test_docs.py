@@ -82,15 +82,14 @@ def test_files_that_the_docs_name_exist() -> None:
         r"`([\w/]+\.(?:py|sql))`", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     ):
         assert any((ROOT / folder / name).exists() for folder in (".", "src/tocsin")), name
-    for name in re.findall(
-        r"`([\w/]+\.(?:py|sql))`", (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    ):
-        found = [
-            path
-            for folder in ("src", "sql")
-            for path in (ROOT / folder).rglob(name.removeprefix("sql/"))
-        ]
-        assert len(found) == 1 or (ROOT / name).exists(), name
+    for page in [
+        *(ROOT / "docs" / "explanation").rglob("*.md"),
+        *(ROOT / "docs" / "reference").rglob("*.md"),
+    ]:
+        for name in re.findall(
+            r"`((?:src|sql|tests|examples)/[\w/]+\.\w+)`", page.read_text(encoding="utf-8")
+        ):
+            assert (ROOT / name).exists(), (page.name, name)
 
 
 def test_the_page_of_the_architecture_has_the_layers_that_are_checked() -> None:
@@ -204,7 +203,7 @@ def test_the_environment_variables_of_a_page_are_known(page: Path) -> None:
 
 
 async def test_the_page_of_the_sql_contract_has_each_function_and_calls_it(store_dsn: str) -> None:
-    page = ROOT / "docs" / "guides" / "sql.md"
+    page = ROOT / "docs" / "reference" / "sql.md"
     contract = {
         name
         for (name,) in await query(

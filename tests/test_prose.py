@@ -106,7 +106,18 @@ def area(name: str, *patterns: str) -> Area:
 
 AREAS = [
     area(
-        "pages", "examples/*.md", "docs/glossary.md", "docs/examples.md", "docs/explanation/**/*.md"
+        "pages",
+        "examples/*.md",
+        "docs/glossary.md",
+        "docs/examples.md",
+        "docs/index.md",
+        "docs/errors.md",
+        "docs/performance.md",
+        "docs/settings.md",
+        "docs/api/*.md",
+        "docs/explanation/**/*.md",
+        "docs/reference/*.md",
+        "docs/guides/[!co]*.md",
     ),
     area("examples", "examples/*.py"),
 ]

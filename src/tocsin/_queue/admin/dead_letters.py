@@ -34,8 +34,8 @@ class DeadLetter(Record):
     died_at: datetime
     """When that was, by the server's clock."""
     reason: str
-    """Why, as a code: `handler_failed`, `lease_expired`, `worker_died` or `released`,
-    after the last delivery; `rejected` (`Reject`); or `expired`."""
+    """Why, as a code: ``handler_failed``, ``lease_expired``, ``worker_died`` or
+    ``released``, after the last delivery; ``rejected`` (`Reject`); or ``expired``."""
     error: str | None
     """What the last delivery that said something said."""
     traceback: str | None

@@ -38,8 +38,8 @@ class Delivery:
     ended_at: datetime
     """When it ended."""
     outcome: str
-    """How: `handler_failed`, `rejected` (by the handler), `lease_expired`,
-    `worker_died` or `released`."""
+    """How, as a code: ``handler_failed``, ``rejected`` (by the handler),
+    ``lease_expired``, ``worker_died`` or ``released``."""
     error: str | None
     """What the handler raised, the beginning of it if it is long; None when it was not
     that."""
