@@ -117,7 +117,10 @@ AREAS = [
         "docs/api/*.md",
         "docs/explanation/**/*.md",
         "docs/reference/*.md",
-        "docs/guides/[!co]*.md",
+        "docs/guides/*.md",
+        "docs/contributing/*.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
     ),
     area("examples", "examples/*.py"),
 ]
