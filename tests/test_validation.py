@@ -16,7 +16,7 @@ from test_batcher import Calls, closed_gate
 
 import tocsin
 from tocsin._queue.payload import encode
-from tocsin.errors import describe_path
+from tocsin.errors._payloads import describe_path
 
 RULES: dict[str, dict[str, Any]] = {
     "string": {"max_string": 3},

@@ -20,7 +20,6 @@ from tocsin.errors import (
     PayloadTooLarge,
     PendingMessages,
     PermissionDenied,
-    ProcessDeclaredDead,
     QueueAlreadyExists,
     QueueBusy,
     QueueNotEmpty,
@@ -29,9 +28,10 @@ from tocsin.errors import (
     StateTransitionError,
     WorkerNotFound,
     WorkerStopped,
-    describe_path,
-    join_advice,
 )
+from tocsin.errors._base import join_advice
+from tocsin.errors._payloads import describe_path
+from tocsin.errors._workers import ProcessDeclaredDead
 
 TRANSIENT = (ConnectionLost, psycopg.OperationalError, psycopg.InternalError)
 """What passes by itself, so that a loop tries again: no connection, a deadlock, a

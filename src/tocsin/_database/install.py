@@ -14,7 +14,6 @@ from psycopg import sql
 
 from tocsin._concurrency.backoff import delays
 from tocsin.errors import (
-    DEPENDENTS_ADVICE,
     DependentObjects,
     SchemaBusy,
     SchemaMissing,
@@ -33,6 +32,8 @@ same table queue behind it for as long."""
 _ATTEMPTS = 22
 """After that many a change of the schema is refused; with the pauses between them, it
 has then taken about half a minute."""
+
+_DEPENDENTS_ADVICE = "Drop what depends on it, upgrade, and create it again."
 
 
 async def installed(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Contract:
@@ -226,7 +227,7 @@ async def _name_dependents(
         if objects
         else error.diag.message_detail
     )
-    return DependentObjects(problem or str(error), DEPENDENTS_ADVICE, objects=objects)
+    return DependentObjects(problem or str(error), _DEPENDENTS_ADVICE, objects=objects)
 
 
 async def _last_migration(connection: psycopg.AsyncConnection[Any], schema: Schema) -> int:

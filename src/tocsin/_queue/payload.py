@@ -26,7 +26,8 @@ from json.encoder import encode_basestring
 from math import isfinite
 from typing import Any
 
-from tocsin.errors import PayloadInvalid, PayloadUnreadable, describe_path
+from tocsin.errors import PayloadInvalid, PayloadUnreadable
+from tocsin.errors._payloads import describe_path
 
 MAX_DEPTH = 256
 """How deep a payload may be nested: what Python's and PostgreSQL's parsers take from

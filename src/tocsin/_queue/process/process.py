@@ -50,11 +50,11 @@ from tocsin._version import VERSION
 from tocsin.errors import (
     ConfigError,
     PermissionDenied,
-    ProcessDeclaredDead,
     QueueNotFound,
     StateTransitionError,
     TocsinError,
 )
+from tocsin.errors._workers import ProcessDeclaredDead
 
 from .bell import Bell
 

@@ -1,0 +1,60 @@
+"""The errors that Tocsin raises, each with the values a program needs and a sentence
+that says what to do.
+
+The database refuses with an SQLSTATE of class ``TC``
+(``sql/functions/common/errors.sql``); ``_database/error_mapping.py`` turns what psycopg
+raised into these classes.
+"""
+
+from ._base import ConfigError, TocsinError
+from ._database import (
+    ConnectionLost,
+    DependentObjects,
+    PermissionDenied,
+    RoleNotFound,
+    SchemaBusy,
+    SchemaMissing,
+    SchemaNewer,
+    SchemaOutdated,
+)
+from ._messages import KeyTaken, LeaseLost, MessageNotFound, MessageNotWaiting, RateLimited
+from ._payloads import CharacterUnsupported, PayloadInvalid, PayloadTooLarge, PayloadUnreadable
+from ._queues import QueueAlreadyExists, QueueBusy, QueueNotEmpty, QueueNotFound
+from ._workers import (
+    PendingMessages,
+    StateTransitionError,
+    Suspended,
+    WorkerNotFound,
+    WorkerStopped,
+)
+
+__all__ = [
+    "CharacterUnsupported",
+    "ConfigError",
+    "ConnectionLost",
+    "DependentObjects",
+    "KeyTaken",
+    "LeaseLost",
+    "MessageNotFound",
+    "MessageNotWaiting",
+    "PayloadInvalid",
+    "PayloadTooLarge",
+    "PayloadUnreadable",
+    "PendingMessages",
+    "PermissionDenied",
+    "QueueAlreadyExists",
+    "QueueBusy",
+    "QueueNotEmpty",
+    "QueueNotFound",
+    "RateLimited",
+    "RoleNotFound",
+    "SchemaBusy",
+    "SchemaMissing",
+    "SchemaNewer",
+    "SchemaOutdated",
+    "StateTransitionError",
+    "Suspended",
+    "TocsinError",
+    "WorkerNotFound",
+    "WorkerStopped",
+]

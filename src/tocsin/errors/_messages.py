@@ -1,0 +1,84 @@
+"""Errors of messages."""
+
+from __future__ import annotations
+
+from ._base import TocsinError
+
+__all__ = ["KeyTaken", "LeaseLost", "MessageNotFound", "MessageNotWaiting", "RateLimited"]
+
+
+class LeaseLost(TocsinError):
+    """The message is no longer this consumer's: its lease expired or was given to
+    another, or it is settled already.
+
+    Nothing was changed.
+    """
+
+    def __init__(self, message_id: int, operation: str) -> None:
+        super().__init__(
+            f"cannot {operation} message {message_id}: it is settled already, or its lease is gone",
+            "extend leases in time or give the queue a longer visibility timeout (vt)",
+        )
+        self.message_id = message_id
+        """Id of the message."""
+        self.operation = operation
+        """What was refused: archive, delete, release or extend."""
+
+
+class MessageNotFound(TocsinError):
+    """There is no message of this id, or none in the state that was asked for, or no
+    unfinished one of this key."""
+
+    def __init__(
+        self,
+        problem: str,
+        advice: str = "",
+        *,
+        message_id: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(
+            problem, advice or "it may have been deleted, purged or replayed since it was listed"
+        )
+        self.message_id = message_id
+        """The id asked for; None where a key was."""
+        self.key = key
+        """The key asked for; None where an id was."""
+
+
+class MessageNotWaiting(TocsinError):
+    """A message that cannot be changed, since a worker holds it or it is finished.
+    Nothing was changed."""
+
+    def __init__(self, problem: str, advice: str = "", *, message_id: int, state: str) -> None:
+        super().__init__(problem, advice)
+        self.message_id = message_id
+        """The message's id."""
+        self.state = state
+        """Its state: ``"leased"``, ``"dead"`` or ``"archived"``; ``"ready"`` or
+        ``"delayed"`` when it changed at the same moment."""
+
+
+class KeyTaken(TocsinError):
+    """Dead letters that cannot be replayed, since other unfinished messages have their
+    keys by now. None was replayed."""
+
+    def __init__(self, problem: str, advice: str = "", *, ids: tuple[int, ...]) -> None:
+        super().__init__(problem, advice)
+        self.ids = ids
+        """Ids of the dead letters whose keys are taken."""
+
+
+class RateLimited(TocsinError):
+    """The producer has reached its rate limit. Nothing was enqueued."""
+
+    def __init__(self, per_second: float, retry_after: float) -> None:
+        super().__init__(
+            f"this producer is limited to {per_second:g} messages per second",
+            f"try again in {retry_after:.3f} s, or have it wait with RateLimit(..., wait=True)",
+        )
+        self.per_second = per_second
+        """Its limit."""
+        self.retry_after = retry_after
+        """Seconds after which the same call is admitted, unless others of this producer
+        come before it."""

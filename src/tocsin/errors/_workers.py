@@ -1,0 +1,97 @@
+"""Errors of workers: their states, and the end of their runs."""
+
+from __future__ import annotations
+
+from ._base import TocsinError
+
+__all__ = [
+    "PendingMessages",
+    "ProcessDeclaredDead",
+    "StateTransitionError",
+    "Suspended",
+    "WorkerNotFound",
+    "WorkerStopped",
+]
+
+
+class Suspended(TocsinError):
+    """A consumer's run has ended because it was interrupted; the worker is suspended
+    (or, after a shutdown from outside, stopped).
+
+    Not a failure: it is how `Consumer.handle` and its siblings end.
+    """
+
+    def __init__(self, reason: str, *, handled: int, released: int, failed: int = 0) -> None:
+        super().__init__(
+            f"{reason}; {handled} handled, {f'{failed} failed, ' if failed else ''}{released}"
+            " released"
+        )
+        self.reason = reason
+        """Who or what ended the run, in words."""
+        self.handled = handled
+        """How many messages this run has archived, deleted or released. A snoozed one
+        counts nowhere."""
+        self.failed = failed
+        """How many deliveries of this run have failed: those messages came back, or
+        became dead letters."""
+        self.released = released
+        """How many messages went back to the queue because the run ended before they
+        were settled."""
+
+
+class StateTransitionError(TocsinError):
+    """A worker cannot go from its state to the wanted one."""
+
+    def __init__(
+        self,
+        problem: str,
+        advice: str = "",
+        *,
+        from_: str,
+        to: str,
+        reason: str,
+        worker_id: int,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(problem, advice)
+        self.retry_after = retry_after
+        """Seconds after which it may be possible, since the worker's process seems to
+        have died; None: not known to be so."""
+        self.from_ = from_
+        """The state it is in."""
+        self.to = to
+        """The state that was wanted."""
+        self.reason = reason
+        """Why not."""
+        self.worker_id = worker_id
+        """Id of the worker."""
+
+
+class WorkerStopped(StateTransitionError):
+    """The worker is stopped: shut down, or declared dead. Register it anew."""
+
+
+class ProcessDeclaredDead(TocsinError):
+    """The others have declared this process dead. It registers anew by itself; this
+    never reaches a user."""
+
+
+class PendingMessages(TocsinError):
+    """The worker holds messages, so it cannot be suspended or shut down. Settle or
+    release them, or ask for release or drain."""
+
+    def __init__(self, problem: str, advice: str = "", *, count: int, worker_id: int) -> None:
+        super().__init__(problem, advice)
+        self.count = count
+        """How many messages it holds."""
+        self.worker_id = worker_id
+        """Id of the worker."""
+
+
+class WorkerNotFound(TocsinError):
+    """There is no worker of this id."""
+
+    def __init__(self, problem: str, advice: str = "", *, worker_id: int) -> None:
+        super().__init__(problem, advice)
+        self.worker_id = worker_id
+        """The id asked for."""
