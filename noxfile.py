@@ -119,15 +119,17 @@ def new_migration(session: nox.Session) -> None:
     """Make an empty migration of the name that is given, with the next number."""
     if len(session.posargs) != 1 or not re.fullmatch(r"[a-z][a-z0-9_]*", session.posargs[0]):
         session.error("name the migration, in lower case: nox -s new-migration -- add_tags")
-    number = max(int(path.name[:4]) for path in MIGRATIONS.glob("*.sql")) + 1
-    path = MIGRATIONS / f"{number:04}_{session.posargs[0]}.sql"
+    path = MIGRATIONS / f"{_last_migration() + 1:04}_{session.posargs[0]}.sql"
     path.write_text("-- What this migration changes, and why.\n", encoding="utf-8")
     session.log(f"{path} is empty; fill it, then run bump-functions")
 
 
 @nox.session(name="bump-functions")
 def bump_functions(session: nox.Session) -> None:
-    """Write the digest of the SQL, and raise the version if a release has this one."""
+    """Write the digest of the SQL, and raise the version if a release has this one.
+
+    The last migration of the version is written, too.
+    """
     text = CONTRACT.read_text(encoding="utf-8")
     told = tomllib.loads(text)
     tell = "from tocsin._database.schema import ours; print(ours().digest)"
@@ -140,8 +142,15 @@ def bump_functions(session: nox.Session) -> None:
     version = told["version"] + (released == told["version"])
     text = re.sub(r"^version = \d+$", f"version = {version}", text, flags=re.M)
     text = re.sub(r'^digest = "\w*"$', f'digest = "{digest}"', text, flags=re.M)
+    # the table of the last migrations is the end of the file
+    line = f"{version} = {_last_migration()}\n"
+    text = re.sub(rf"^{version} = \d+\n|\Z", line, text, count=1, flags=re.M)
     CONTRACT.write_text(text, encoding="utf-8")
     session.log(f"version {version} of the contract has the digest {digest}")
+
+
+def _last_migration() -> int:
+    return max(int(path.name[:4]) for path in MIGRATIONS.glob("*.sql"))
 
 
 def _released_version() -> int | None:

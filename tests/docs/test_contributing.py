@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def contract(folder: Path) -> dict[str, object]:
+def contract(folder: Path) -> dict[str, Any]:
     return tomllib.loads((folder / "sql" / "contract.toml").read_text("utf-8"))
 
 
@@ -97,7 +98,11 @@ def test_bump_functions_raises_a_version_that_was_released(copy: Path) -> None:
     git = ["git", "-C", str(copy), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for command in (["add", "sql"], ["commit", "-qm", "release"], ["tag", "v0.1.0"]):
         subprocess.run([*git, *command], check=True)
-    for text in ("-- Changed again.\n", "-- And again.\n"):
-        source.write_text(source.read_text("utf-8") + text, "utf-8")
+    nox("-s", "new-migration", "--", "add_tags", folder=copy)
+    for _ in range(2):  # the second time, the version is that of no release
+        source.write_text(source.read_text("utf-8") + "-- Changed again.\n", "utf-8")
         nox("-s", "bump-functions", folder=copy)
-        assert contract(copy)["version"] == int(str(before["version"])) + 1
+        again = contract(copy)
+        assert again["version"] == before["version"] + 1
+        last = {str(again["version"]): len(list((copy / "sql" / "migrations").iterdir()))}
+        assert again["last_migration"] == before["last_migration"] | last
