@@ -15,6 +15,7 @@ from pygments.lexer import inherit
 from pygments.lexers.sql import PostgresLexer
 from pygments.token import Name, Operator
 from sphinx.application import Sphinx
+from sphinx.ext.napoleon import Config, GoogleDocstring
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,7 +80,20 @@ def _without_constructor(
     )
 
 
+SECTIONS = Config(napoleon_custom_sections=["Cancellation"])
+
+
+def _with_sections(
+    app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
+) -> None:
+    """Render the sections of a docstring. Of a field's docstring the extension itself
+    would take the text before a colon for a type."""
+    if what not in ("attribute", "data", "property"):
+        lines[:] = GoogleDocstring(lines, SECTIONS, app, what, name, thing).lines()
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is defined here."""
     app.connect("autodoc-process-signature", _without_constructor)
+    app.connect("autodoc-process-docstring", _with_sections)
     app.add_lexer("sql", Sql)

@@ -211,7 +211,7 @@ async def test_cancelled_stop_and_start_have_stopped_the_server(
         assert "database system is shut down" in server.log_path.read_text()
         assert not pid_file.exists()
 
-        monkeypatch.setattr(embedded, "_status", lambda data, pid: "starting")
+        monkeypatch.setattr("tocsin.embedded._server._status", lambda data, pid: "starting")
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
                 with trio.CancelScope() as scope:
@@ -243,7 +243,8 @@ async def test_a_server_that_does_not_obey_is_killed(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        embedded, "_FAST", ((signal.SIGINT, 0.01), (signal.SIGQUIT, 0.01), (signal.SIGKILL, 9))
+        "tocsin.embedded._server.FAST",
+        ((signal.SIGINT, 0.01), (signal.SIGQUIT, 0.01), (signal.SIGKILL, 9)),
     )
     async with serve(directory, settings=FAST) as server:
         os.kill(postmaster(directory), signal.SIGSTOP)

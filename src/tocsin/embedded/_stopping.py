@@ -1,0 +1,19 @@
+"""How a server is told to stop."""
+
+from __future__ import annotations
+
+import signal
+from typing import Final, Literal
+
+__all__ = ["FAST", "IMMEDIATE", "POLL", "StopMode"]
+
+StopMode = Literal["fast", "immediate"]
+"""How `EmbeddedServer.stop` stops a server."""
+
+# The signals that a postmaster is sent, one after the other, and the seconds that it is
+# given after each.
+IMMEDIATE: Final = ((signal.SIGQUIT, 6.0), (signal.SIGKILL, 4.0))
+FAST: Final = ((signal.SIGINT, 10.0), *IMMEDIATE)
+
+POLL: Final = 0.005
+"""Seconds between two attempts to see that a server has started or ended."""
