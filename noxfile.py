@@ -99,7 +99,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def manual(session: nox.Session) -> None:
     """Write ``docs/cli.md`` from the command line."""
-    session.run("python", "tests/cli_manual.py")
+    session.run("python", "-m", "tests.support.cli_manual")
 
 
 @nox.session

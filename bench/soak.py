@@ -32,7 +32,7 @@ import tocsin
 from tocsin.driver import TrioConnection
 from tocsin.embedded import EmbeddedServer, serve
 
-CHILDREN = Path(__file__).parents[1] / "tests" / "children"
+CHILDREN = Path(__file__).parents[1] / "tests" / "support" / "children"
 KINDS = ("async", "async", "thread", "batches", "stream", "hand")
 PRODUCERS = 3
 COMMANDS = (

@@ -16,13 +16,12 @@ from typing import Any
 import attrs
 import psycopg
 import pytest
-import servers
 import trio
-from commands import Call, Ended
 from psycopg import sql
-from support import connect_blocking
 
 import tocsin
+from tests.support import connect_blocking, servers
+from tests.support.commands import Call, Ended
 from tocsin.__main__ import main
 from tocsin.embedded import EmbeddedServer, serve
 

@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.driver.helpers import Connection
 from tocsin.driver import TrioConnection
-
-from .helpers import Connection
 
 
 @pytest.fixture

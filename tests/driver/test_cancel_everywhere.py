@@ -13,11 +13,18 @@ import attrs
 import psycopg
 import pytest
 import trio
-from cancel_sweep import cancel_sweep
 
+from tests.driver.helpers import (
+    SAFETY_NET,
+    Connection,
+    is_idle,
+    open_files,
+    until,
+    until_alone,
+    value,
+)
+from tests.support.cancel_sweep import cancel_sweep
 from tocsin.driver import TrioConnection, open_pool
-
-from .helpers import SAFETY_NET, Connection, is_idle, open_files, until, until_alone, value
 
 
 @pytest.fixture(autouse=True)

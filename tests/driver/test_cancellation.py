@@ -11,11 +11,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.driver.helpers import Connection, is_idle, until, until_alone, until_running, value
+from tests.support import proxy
 from tocsin.driver import TrioConnection
 from tocsin.driver import _connection as driver
-
-from . import proxy
-from .helpers import Connection, is_idle, until, until_alone, until_running, value
 
 BUSY = (
     "select exists (select from pg_stat_activity where datname = current_database()"

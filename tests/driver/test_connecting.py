@@ -18,11 +18,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 
+from tests.driver.helpers import Connection, open_files, value
+from tests.support import proxy
 from tocsin.driver import Hosts, TrioConnection
 from tocsin.driver._hosts import AVOID_FOR
-
-from . import proxy
-from .helpers import Connection, open_files, value
 
 SECRET = "hunter2"
 

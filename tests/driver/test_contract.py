@@ -3,7 +3,7 @@ when a release changes it.
 
 When a test here fails after an update of psycopg, read the advice, look at what psycopg
 does now, and mend ``src/tocsin/driver``; then run the whole of ``tests/driver``,
-``test_cancel_everywhere.py`` above all. Until that is done the version in
+``tests/driver/test_cancel_everywhere.py`` above all. Until that is done the version in
 ``pyproject.toml`` must exclude the release.
 """
 
@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from psycopg import abc, conninfo, generators, pq, waiting
 
-from .helpers import Connection
+from tests.driver.helpers import Connection
 
 IN_CLASSES: list[tuple[object, str, str]] = [
     (

@@ -10,7 +10,7 @@ import pytest
 import trio
 from psycopg.copy import AsyncLibpqWriter, AsyncQueuedLibpqWriter
 
-from .helpers import Connection, is_idle, until_running, value
+from tests.driver.helpers import Connection, is_idle, until_running, value
 
 MEGABYTE = 1 << 20
 

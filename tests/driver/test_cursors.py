@@ -14,9 +14,8 @@ import trio
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
+from tests.driver.helpers import Connection, is_idle, value
 from tocsin.driver import TrioConnection
-
-from .helpers import Connection, is_idle, value
 
 
 async def test_rows_come_back_in_order(connection: Connection) -> None:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 
 import trio
-from support import PATIENCE
 
+from tests.support import PATIENCE
 from tocsin.driver import TrioConnection
 
 

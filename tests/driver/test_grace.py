@@ -5,10 +5,9 @@ from __future__ import annotations
 import trio
 import trio.testing
 
+from tests.support import proxy
 from tocsin.driver import TrioConnection
 from tocsin.driver._grace import GRACE, Grace
-
-from . import proxy
 
 
 async def test_steps_share_the_deadline_until_the_server_has_answered(

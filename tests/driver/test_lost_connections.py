@@ -8,9 +8,8 @@ import psycopg
 import pytest
 import trio
 
+from tests.driver.helpers import Connection, open_files, until_running, value
 from tocsin.driver import TrioConnection
-
-from .helpers import Connection, open_files, until_running, value
 
 
 async def test_in_order(connection: Connection) -> None:

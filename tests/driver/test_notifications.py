@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from .helpers import SAFETY_NET, Connection, is_idle, until_running, value
+from tests.driver.helpers import SAFETY_NET, Connection, is_idle, until_running, value
 
 MANY = 1000
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 import trio
 
-from .helpers import Connection, is_idle, value
+from tests.driver.helpers import Connection, is_idle, value
 
 
 async def test_results_belong_to_their_statements(connection: Connection) -> None:

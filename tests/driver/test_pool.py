@@ -10,7 +10,6 @@ import attrs
 import mypy.api
 import psycopg
 import pytest
-import servers
 import trio
 import trio.testing
 from psycopg.conninfo import make_conninfo
@@ -18,11 +17,11 @@ from psycopg.rows import dict_row
 from psycopg.types.numeric import FloatLoader
 from psycopg.types.string import TextLoader
 
+from tests.driver.helpers import SAFETY_NET, Connection, is_idle, until_alone, value
+from tests.support import servers
 from tocsin._concurrency.backoff import LONGEST
 from tocsin.driver import PoolClosed, PoolTimeout, TrioConnection, open_pool
 from tocsin.embedded import EmbeddedServer
-
-from .helpers import SAFETY_NET, Connection, is_idle, until_alone, value
 
 
 @pytest.fixture

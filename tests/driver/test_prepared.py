@@ -7,12 +7,11 @@ from itertools import count
 import psycopg
 import pytest
 import trio
-from cancel_sweep import cancel_sweep
 
+from tests.driver.helpers import Connection, is_idle, until_alone, until_running, value
+from tests.support.cancel_sweep import cancel_sweep
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin.driver._prepared import Prepared, Statement
-
-from .helpers import Connection, is_idle, until_alone, until_running, value
 
 
 async def test_it_is_prepared_once_and_gives_rows(connection: Connection) -> None:

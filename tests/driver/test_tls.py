@@ -10,10 +10,9 @@ import pytest
 import trio
 import trustme
 
+from tests.driver.helpers import SAFETY_NET, Connection, is_idle, until_running, value
+from tests.support import proxy
 from tocsin.driver import TrioConnection
-
-from . import proxy
-from .helpers import SAFETY_NET, Connection, is_idle, until_running, value
 
 
 @pytest.fixture

@@ -8,12 +8,11 @@ from typing import Any
 import psycopg
 import pytest
 import trio
-from cancel_sweep import cancel_sweep
 from psycopg import pq
 
+from tests.driver.helpers import Connection, is_idle, until_running, value
+from tests.support.cancel_sweep import cancel_sweep
 from tocsin.driver import TrioConnection
-
-from .helpers import Connection, is_idle, until_running, value
 
 
 @pytest.fixture(autouse=True)

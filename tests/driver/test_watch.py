@@ -14,12 +14,11 @@ import pytest
 import trio
 import trio.testing
 
+from tests.driver.helpers import SAFETY_NET, Connection, until, value
+from tests.support import proxy
 from tocsin.driver import TrioConnection
 from tocsin.driver._watch import Watch
 from tocsin.embedded import EmbeddedServer
-
-from . import proxy
-from .helpers import SAFETY_NET, Connection, until, value
 
 LONG = 1000.0
 """Seconds of a limit that is not what a test is about."""

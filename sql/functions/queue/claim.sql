@@ -150,7 +150,7 @@ begin
             end if;
         end if;
         -- A nested loop from the worker to its queue to the queue's first messages, so
-        -- these come in their order without a sort; tests/test_claim.py holds it to
+        -- these come in their order without a sort; test_claim.py holds it to
         -- that. One statement, since it is what an idle consumer's handler waits for.
         return query
             update tocsin.messages m

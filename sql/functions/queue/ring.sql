@@ -68,7 +68,7 @@
 -- That a producer may ring before there is a message, and before the disk has it, is in
 -- ring_early.sql; nothing above depends on it.
 --
--- tests/model/bell.pml is this as a model that is searched through; tests/test_ring.py
+-- tests/model/bell.pml is this as a model that is searched through; test_ring.py
 -- and test_ring_schedules.py try it on a server.
 
 -- A NOTIFY channel's name is cut at 63 bytes, so a longer one is replaced by a digest

@@ -1,0 +1,193 @@
+"""The reference says everything: each public name, with each of its members, is on a
+page, and none is without a docstring."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from pydoc import locate
+
+import attrs
+import pytest
+
+import tocsin
+import tocsin.driver
+import tocsin.embedded
+
+DOCS = Path(__file__).parents[2] / "docs"
+NO_ENTRIES = {"__version__"}
+
+
+@attrs.frozen
+class Entry:
+    """A directive of a page that shows something's docstring."""
+
+    name: str
+    options: frozenset[str]
+
+
+def entries() -> dict[object, Entry]:
+    """What the pages show, by the object."""
+    found: dict[object, Entry] = {}
+    for page in DOCS.rglob("*.md"):
+        module = ""
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if match := re.match(r"\.\. (?:currentmodule|module|automodule):: (\S+)", line):
+                module = match[1]
+            elif match := re.match(r"\.\. auto(?:class|exception|function|data):: (\S+)", line):
+                name = match[1] if match[1].startswith("tocsin.") else f"{module}.{match[1]}"
+                found[_key(name)] = last = Entry(name, frozenset())
+            elif match := re.match(r"   :([\w-]+):", line):
+                found[_key(last.name)] = last = Entry(last.name, last.options | {match[1]})
+    return found
+
+
+def _key(name: str) -> object:
+    """The object, or for one that cannot tell itself from others the name."""
+    thing = locate(name)
+    assert thing is not None, f"there is no {name}"
+    return thing if inspect.isclass(thing) or inspect.isfunction(thing) else name
+
+
+PUBLIC = {
+    f"{m.__name__}.{name}"
+    for m in (tocsin, tocsin.driver, tocsin.embedded)
+    for name in m.__all__
+    if name not in NO_ENTRIES
+}
+OPTIONS = {"tocsin.BatchOptions", "tocsin.EnqueueOptions", "tocsin.MessageOptions"}
+"""The options of a call, which its docstring explains."""
+CLASSES = sorted(name for name in PUBLIC - OPTIONS if inspect.isclass(locate(name)))
+TYPES = {"tocsin.embedded.StopMode"}
+"""Aliases that are explained where they are used."""
+
+
+def test_every_public_name_has_an_entry() -> None:
+    shown = entries()
+    assert sorted(name for name in PUBLIC - TYPES if _key(name) not in shown) == []
+
+
+def members(cls: type) -> Iterator[tuple[str, type]]:
+    """The public members of a class that are Tocsin's, each with the class that has it."""
+    for owner in inspect.getmro(cls):
+        if owner.__module__.startswith("tocsin"):
+            for name in {
+                **owner.__dict__,
+                **inspect.get_annotations(owner),
+                **dict.fromkeys(_explained(owner)),
+            }:
+                if not name.startswith("_"):
+                    yield name, owner
+
+
+def _explained(cls: type) -> set[str]:
+    """The attributes that have a docstring below them, in the class or in its
+    ``__init__``."""
+    tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
+    (body,) = (
+        node.body
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+    )
+    bodies = [
+        body,
+        *(n.body for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__"),
+    ]
+    found = set()
+    for statements in bodies:
+        for statement, after in pairwise(statements):
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                targets = (
+                    statement.targets
+                    if isinstance(statement, ast.Assign)
+                    else [getattr(statement, "target", None)]
+                )
+                found |= {
+                    getattr(t, "id", None) or getattr(t, "attr", "")
+                    for t in targets
+                    if t is not None
+                }
+    return {name for name in found if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_member_is_shown_and_explained(name: str) -> None:
+    cls = locate(name)
+    assert isinstance(cls, type)
+    options = entries()[cls].options
+    owners = dict[str, type]()
+    for member, owner in members(cls):
+        owners.setdefault(member, owner)
+    unexplained = [
+        m
+        for m, owner in owners.items()
+        if m not in _explained(owner) and not inspect.getdoc(getattr(owner, m, None))
+    ]
+    assert unexplained == []
+    assert "members" in options or cls not in owners.values()
+    inherited = [
+        m for m, owner in owners.items() if owner is not cls and not issubclass(cls, Exception)
+    ]
+    assert not inherited or "inherited-members" in options, inherited
+
+
+def functions() -> Iterator[tuple[str, Callable[..., object]]]:
+    """The public functions, and the methods that are Tocsin's."""
+    for name in sorted(PUBLIC):
+        thing = locate(name)
+        if inspect.isclass(thing):
+            for member, owner in members(thing):
+                method = inspect.getattr_static(owner, member, None)
+                if inspect.isfunction(method := getattr(method, "__func__", method)):
+                    yield f"{owner.__module__}.{owner.__qualname__}.{member}", method
+        elif inspect.isfunction(thing):
+            yield name, thing
+
+
+FUNCTIONS = dict(functions())
+WAITING = [
+    name
+    for name, function in FUNCTIONS.items()
+    if inspect.iscoroutinefunction(inspect.unwrap(function))
+    or inspect.isasyncgenfunction(inspect.unwrap(function))
+    or "AsyncContextManager" in str(inspect.signature(function).return_annotation)
+]
+LASTING = [
+    name
+    for name, f in FUNCTIONS.items()
+    if any("Duration" in str(p.annotation) for p in inspect.signature(f).parameters.values())
+]
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_awaits_says_what_it_raises_and_what_its_cancellation_leaves(name: str) -> None:
+    assert len(WAITING) > 80
+    explained = inspect.getdoc(FUNCTIONS[name]) or ""
+    assert re.search(r"\b[Rr]ais(es?|ed|ing)\b", explained), explained
+    assert re.search(r"\b[Cc]ancel(s|led|lation)?\b", explained), explained
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_what_takes_durations_says_that_they_are_seconds(name: str) -> None:
+    assert len(LASTING) > 20
+    assert "second" in (inspect.getdoc(FUNCTIONS[name]) or "")
+
+
+def test_every_error_says_what_to_do() -> None:
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    errors = [
+        name
+        for name in tocsin.__all__
+        if isinstance(e := getattr(tocsin, name), type) and issubclass(e, tocsin.TocsinError)
+    ]
+    assert len(errors) > 10
+    for name in errors:
+        match = re.search(rf"^## {name}$(.*?)(?=^## |\Z)", page, re.M | re.S)
+        assert match, f"{name} has no section"
+        assert len(re.sub(r"```.*?```", "", match[1], flags=re.S).split()) > 5, (
+            f"it is not said what to do about {name}"
+        )

@@ -1,0 +1,156 @@
+"""A transaction of another program that has locked the row of a leased message stops
+neither its consumer nor the other messages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+import tocsin
+from tests.support import PATIENCE, open_connection, query, run_until_suspended
+
+
+@asynccontextmanager
+async def locked(dsn: str, message_id: int) -> AsyncIterator[None]:
+    """Lock a message's row for as long as the block lasts."""
+    async with open_connection(dsn) as connection:
+        await connection.execute("begin")
+        await connection.execute(
+            "select from tocsin.messages where id = %s for update", [message_id]
+        )
+        yield
+        await connection.execute("rollback")
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["archive", "fail"])
+async def test_a_locked_message_is_settled_later_and_stops_no_other(
+    store: tocsin.Store, store_dsn: str, fails: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q", vt=3600, max_deliveries=1)
+    first = await store.produce("q", "first")
+    seen: list[Any] = []
+    all_seen, go = trio.Event(), trio.Event()
+    suspended = list[tocsin.Suspended]()
+
+    async def handler(message: tocsin.Message) -> None:
+        seen.append(message.payload)
+        if message.payload == "first":
+            await go.wait()
+        if message.payload == "last":
+            all_seen.set()
+        if fails:
+            raise ValueError("no good")
+
+    with caplog.at_level(logging.WARNING, "tocsin"), trio.fail_after(PATIENCE):
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handler, suspended)
+            while not seen:
+                await trio.lowlevel.checkpoint()
+            async with locked(store_dsn, first):
+                others = await store.produce_many("q", [*range(20), "last"])
+                go.set()
+                await all_seen.wait()
+                settled = "select count(*)::int from tocsin.messages where id = any (%s)"
+                while await query(store_dsn, settled, others) != [(0,)]:
+                    await trio.lowlevel.checkpoint()
+            while await query(store_dsn, "select 1 from tocsin.messages"):
+                await trio.lowlevel.checkpoint()
+            await consumer.interrupt()
+    assert len(seen) == len(others) + 1
+    states = {(await store.messages.get(i)).state for i in [first, *others]}
+    assert states == {"dead" if fails else "archived"}
+    assert suspended[0].released == 0
+    assert (
+        f"have locked messages that are to be settled; that is tried again later: [{first}]"
+        in caplog.text
+    )
+
+
+async def test_a_locked_message_keeps_no_other_lease_from_being_extended(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q", vt=3600)
+    first, second = await store.produce_many("q", range(2))
+    began, go = trio.Event(), trio.Event()
+    suspended = list[tocsin.Suspended]()
+
+    async def handler(message: tocsin.Message) -> None:
+        if message.id == second:
+            began.set()
+        await go.wait()
+
+    with trio.fail_after(PATIENCE):
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(run_until_suspended, consumer, handler, suspended, concurrency=2)
+            )
+            await began.wait()
+            ends = "select vt from tocsin.messages order by id"
+            before = await query(store_dsn, ends)
+            async with locked(store_dsn, first):
+                await consumer._intake.leases.refresh()
+                (first_end,), (second_end,) = await query(store_dsn, ends)
+                assert first_end == before[0][0]
+                assert second_end > before[1][0]
+            go.set()
+            await consumer.interrupt()
+    assert suspended[0].handled == 2
+
+
+async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q", vt=3600)
+    first, second = await store.produce_many("q", range(2))
+    began = trio.Event()
+
+    async def handler(messages: list[tocsin.Message]) -> None:
+        began.set()
+        await trio.sleep_forever()
+
+    with trio.fail_after(PATIENCE):
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+
+            async def handle() -> None:
+                await consumer.handle_batches(handler, size=2)
+
+            nursery.start_soon(handle)
+            await began.wait()
+            async with locked(store_dsn, first):
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    while await query(
+                        store_dsn, "select id from tocsin.messages where state = 'ready'"
+                    ) != [(second,)]:
+                        await trio.lowlevel.checkpoint()
+                    assert await query(
+                        store_dsn, "select id from tocsin.messages where state = 'leased'"
+                    ) == [(first,)]
+    rows = await query(
+        store_dsn, "select id, state::text, read_ct from tocsin.messages order by id"
+    )
+    # as the end of the registration gives back the rest
+    assert rows == [(first, "ready", 0), (second, "ready", 0)]
+
+
+async def test_by_hand_it_is_waited_for(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q", vt=3600)
+    message_id = await store.produce("q", 1)
+    waiting = (
+        "select 1 from pg_stat_activity where datname = current_database() and wait_event_type ="
+        " 'Lock'"
+    )
+    with trio.fail_after(PATIENCE):
+        async with store.consumer("q") as consumer:
+            (message,) = await consumer.dequeue()
+            async with trio.open_nursery() as nursery, locked(store_dsn, message_id):
+                nursery.start_soon(message.archive)
+                while not await query(store_dsn, waiting):
+                    await trio.lowlevel.checkpoint()
+    assert (await store.messages.get(message_id)).state == "archived"

@@ -1,0 +1,62 @@
+"""The model of the bell's protocol, searched through by Spin, and that it fails when
+something is left out of the protocol."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MODEL = Path(__file__).parent / "bell.pml"
+MISSING = [command for command in ("spin", "gcc") if shutil.which(command) is None]
+pytestmark = pytest.mark.skipif(
+    bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian packages of these names)"
+)
+
+
+def search(directory: Path, *without: str) -> str:
+    """Search all states, and return what Spin says. A model that fails does so soon:
+    its search need not be fast, but soon compiled."""
+    for command in (
+        ["spin", "-a", *(f"-D{name}" for name in without), str(MODEL)],
+        [
+            "gcc",
+            "-w",
+            "-O0" if without else "-O2",
+            "-DSAFETY",
+            "-DVECTORSZ=1024",
+            "-o",
+            "pan",
+            "pan.c",
+        ],
+    ):
+        subprocess.run(command, cwd=directory, check=True, capture_output=True)
+    return subprocess.run(
+        ["./pan", "-m100000", "-w24"], cwd=directory, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_no_wake_up_is_lost(tmp_path: Path) -> None:
+    found = search(tmp_path)
+    assert "errors: 0" in found
+    assert "max search depth too small" not in found
+    assert "Search not completed" not in found
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "NO_UNRUNG",
+        "NO_SECOND_LOOK",
+        "NO_ASKING",
+        "NO_LAST_LOOK",
+        "LOOK_BEFORE_ASKING",
+        "LISTEN_LAST",
+        "LOCKS_BEFORE_ROWS",
+        "FORGETFUL",
+    ],
+)
+def test_the_model_fails_without_each_part(tmp_path: Path, missing: str) -> None:
+    assert "assertion violated" in search(tmp_path, missing)

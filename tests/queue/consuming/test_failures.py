@@ -1,0 +1,497 @@
+"""Whatever a handler raises is a failed delivery: it counts, the error is kept and
+logged, and the run goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import tocsin
+from tests.support import PATIENCE, query
+from tocsin._queue.consuming.failure import MAX_CHARACTERS, describe, describe_failure
+
+
+class Unspeakable(Exception):
+    """Its text and its description cannot be had."""
+
+    def __str__(self) -> str:
+        raise LookupError("from __str__")
+
+    __repr__ = __str__
+
+
+class BadSyntax(SyntaxError):
+    """What `traceback` cannot format."""
+
+    def __init__(self) -> None:
+        super().__init__("bad", ("file", 1, 1, object()))  # type: ignore[arg-type]
+
+
+class Opaque(Exception):
+    """Each of its attributes raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise ZeroDivisionError
+
+
+class Hollow(ExceptionGroup[Exception]):
+    """A group that does not tell its errors."""
+
+    @property
+    def exceptions(self) -> Any:
+        raise ZeroDivisionError
+
+
+class Rude(BaseException):
+    """No `Exception`."""
+
+
+def nested(depth: int) -> BaseException:
+    """A group in a group, and so on: deeper than Python recurses."""
+    error: BaseException = ValueError("deep")
+    for _ in range(depth):
+        error = ExceptionGroup("outer", [error])  # type: ignore[list-item]
+    return error
+
+
+RAISED: dict[str, Callable[[], BaseException]] = {
+    "asyncio": asyncio.CancelledError,
+    "generator exit": lambda: GeneratorExit("g"),
+    "base exception": lambda: Rude("r"),
+    "unspeakable": Unspeakable,
+    "opaque": Opaque,
+    "hollow": lambda: Hollow("h", [ValueError("v")]),
+    "syntax": BadSyntax,
+    "stop iteration": lambda: StopIteration("s"),
+    "stop async iteration": lambda: StopAsyncIteration("s"),
+    "group": lambda: ExceptionGroup("g", [ValueError("v"), Unspeakable()]),
+    "base group": lambda: BaseExceptionGroup(
+        "g", [ValueError("v"), asyncio.CancelledError(), GeneratorExit(), Rude()]
+    ),
+    "nested": lambda: nested(5000),
+    "nul": lambda: ValueError("a\0b\ud800"),
+    "lease lost": lambda: tocsin.LeaseLost(1, "archive"),
+    "suspended": lambda: tocsin.Suspended("by the handler", handled=0, released=0),
+    "stopped": lambda: tocsin.WorkerStopped("stopped", from_="a", to="b", reason="r", worker_id=1),
+    "no connection": lambda: tocsin.ConnectionLost("host", "gone"),
+}
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+@pytest.mark.parametrize("batches", [False, True], ids=["handle", "batches"])
+@pytest.mark.parametrize("name", RAISED)
+async def test_whatever_a_handler_raises_is_a_failed_delivery(
+    store: tocsin.Store, name: str, batches: bool, plain: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q", max_deliveries=2, retry_base=0)
+    poison = await store.produce("q", "poison")
+    good = await store.produce("q", "good")
+
+    def act(work: Any) -> None:
+        for message in work if batches else [work]:
+            if message.payload == "poison":
+                raise RAISED[name]()
+
+    async def act_async(work: Any) -> None:
+        act(work)
+
+    async def act_later(work: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        act(work)
+
+    for handler in [act] if plain else [act_async, act_later]:
+        caplog.clear()
+        async with store.consumer("q") as consumer:
+            with pytest.raises(tocsin.Suspended) as ended:
+                if batches:
+                    await consumer.handle_batches(handler, size=1, once=True)
+                else:
+                    await consumer.handle(handler, once=True)
+        assert (ended.value.failed, ended.value.released) == (2, 0)
+        states = [(await store.messages.get(i)).state for i in (poison, good)]
+        assert states == ["dead", "archived"]
+        lines = [r.getMessage() for r in caplog.records if "failed with message" in r.getMessage()]
+        assert [line.rpartition("; ")[2] for line in lines] == [
+            "it comes back at once",
+            "it is a dead letter now",
+        ]
+        assert await store.dead_letters.replay(poison) == [poison]
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, trio.Cancelled])
+async def test_a_function_in_a_thread_raises_nothing_that_is_meant_for_others(
+    store: tocsin.Store, raised: type[BaseException]
+) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    message_id = await store.produce("q", 1)
+
+    def handler(_: tocsin.Message) -> None:
+        if raised is trio.Cancelled:
+            trio.run(cancelled_elsewhere)
+        raise raised
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handler, once=True)
+    assert raised.__name__ in str((await store.dead_letters.get(message_id)).error)
+
+
+async def cancelled_elsewhere() -> None:
+    """Raise a cancellation that is none any more."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled as error:
+            caught = error
+    raise caught
+
+
+async def test_a_cancellation_that_is_none_any_more_is_the_handlers(store: tocsin.Store) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    message_id = await store.produce("q", 1)
+
+    async def handler(_: tocsin.Message) -> None:
+        await cancelled_elsewhere()
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handler, once=True)
+    assert "Cancelled" in str((await store.dead_letters.get(message_id)).error)
+
+
+async def test_after_a_system_exit_the_run_ends_and_the_delivery_counts(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q", retry_base=3600)
+    message_id = await store.produce("q", 1)
+
+    async def handler(_: tocsin.Message) -> None:
+        raise SystemExit(3)
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(SystemExit):
+            await consumer.handle(handler)
+    info = await store.messages.get(message_id)
+    assert (info.state, info.read_ct, info.last_error, [d.outcome for d in info.history]) == (
+        "delayed",
+        1,
+        "SystemExit: 3",
+        ["handler_failed"],
+    )
+    assert "failed with message 1, delivery 1: SystemExit: 3; it comes back in " in caplog.text
+
+
+@pytest.mark.parametrize("group", [False, True])
+async def test_a_keyboard_interrupt_is_not_the_handlers(store: tocsin.Store, group: bool) -> None:
+    await store.queues.ensure("q")
+    message_id = await store.produce("q", 1)
+
+    async def handler(_: tocsin.Message) -> None:
+        raise (
+            BaseExceptionGroup("both", [ValueError("v"), KeyboardInterrupt()])
+            if group
+            else KeyboardInterrupt
+        )
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(KeyboardInterrupt):
+            await consumer.handle(handler)
+    info = await store.messages.get(message_id)
+    assert (info.state, info.read_ct, info.history) == ("ready", 0, ())
+
+
+async def test_what_a_cancelled_handler_raises_besides_does_not_count(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q")
+    message_id = await store.produce("q", 1)
+    began = trio.Event()
+
+    async def fail_when_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("v")
+
+    async def handler(_: tocsin.Message) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_when_cancelled)
+            nursery.start_soon(trio.sleep_forever)
+            began.set()
+
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(consumer.handle, handler)
+        with trio.fail_after(PATIENCE):
+            await began.wait()
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    info = await store.messages.get(message_id)
+    assert (info.state, info.read_ct) == ("ready", 0)
+    assert "raised while it was cancelled: ValueError: v\n" in caplog.text
+
+
+# The text that is kept
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("v"), "ValueError: v"),
+        (ValueError(), "ValueError"),
+        (ExceptionGroup("g", [ExceptionGroup("h", [ValueError("v")])]), "ValueError: v"),
+        (
+            ExceptionGroup("g", [ValueError("v"), KeyError("k")]),
+            "2 errors: ValueError: v; KeyError: 'k'",
+        ),
+        (Unspeakable(), "Unspeakable (its text cannot be had)"),
+        (
+            ExceptionGroup("g", [ValueError(str(n)) for n in range(12)]),
+            "12 errors: ValueError: 0; ",
+        ),
+    ],
+)
+def test_the_text_names_the_cause(error: BaseException, text: str) -> None:
+    assert describe(error).startswith(text)
+
+
+def test_a_text_that_ends_the_process_ends_nothing() -> None:
+    class Deadly(Exception):
+        def __str__(self) -> str:
+            raise SystemExit
+
+    failure = describe_failure(Deadly())
+    assert failure.text == "Deadly (its text cannot be had)"
+
+
+def test_an_error_that_python_cannot_print_has_a_traceback_all_the_same() -> None:
+    failure = describe_failure(BadSyntax())
+    assert failure.loggable is None
+    assert failure.trace == "BadSyntax: bad (file, line 1)\n"
+    assert len(describe_failure(ValueError("x" * 3 * MAX_CHARACTERS)).text or "") == MAX_CHARACTERS
+
+
+async def test_a_task_dump_shows_where_a_handler_hangs(store: tocsin.Store) -> None:
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+
+    class Awaitable:
+        def __await__(self) -> Any:
+            return stuck_here().__await__()
+
+    async def stuck_here() -> None:
+        began.set()
+        await trio.sleep_forever()
+
+    async def handler(_: tocsin.Message) -> None:
+        await Awaitable()
+
+    def frames(parent: trio.lowlevel.Task) -> list[str]:
+        tasks = [task for nursery in parent.child_nurseries for task in nursery.child_tasks]
+        return [f.f_code.co_name for t in tasks for f, _ in t.iter_await_frames()] + [
+            name for t in tasks for name in frames(t)
+        ]
+
+    began = trio.Event()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(consumer.handle, handler)
+        with trio.fail_after(PATIENCE):
+            await began.wait()
+            await trio.testing.wait_all_tasks_blocked()
+        shown = frames(trio.lowlevel.current_task())
+        nursery.cancel_scope.cancel()
+    assert {"_run_worker_task", "handler"} <= set(shown)
+
+
+# What a handler decides
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+@pytest.mark.parametrize("batches", [False, True], ids=["handle", "batches"])
+@pytest.mark.parametrize("grouped", [False, True], ids=["bare", "grouped"])
+async def test_a_handler_decides_what_becomes_of_its_message(
+    store: tocsin.Store, batches: bool, plain: bool, grouped: bool
+) -> None:
+    await store.queues.ensure("q", max_deliveries=2)
+    verdicts = [
+        tocsin.Reject("no such\0account"),
+        tocsin.Retry(3000),
+        tocsin.Snooze(4000),
+        tocsin.Retry(0),
+    ]
+    ids = await store.produce_many("q", range(4))
+
+    def handler(work: Any) -> None:
+        verdict = verdicts[work[0].payload if batches else work.payload]
+        raise ExceptionGroup("g", [ExceptionGroup("h", [verdict])]) if grouped else verdict
+
+    async def async_handler(work: Any) -> None:
+        handler(work)
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended) as ended:
+            if batches:
+                await consumer.handle_batches(
+                    handler if plain else async_handler, size=1, once=True
+                )
+            else:
+                await consumer.handle(handler if plain else async_handler, once=True)
+    assert (ended.value.handled, ended.value.failed, ended.value.released) == (0, 4, 0)
+    rejected, retried, snoozed, exhausted = [await store.messages.get(i) for i in ids]
+    assert (rejected.state, rejected.read_ct, rejected.last_error) == (
+        "dead",
+        1,
+        "no such\\0account",
+    )
+    assert (rejected.reason, [d.outcome for d in rejected.history]) == ("rejected", ["rejected"])
+    assert (retried.state, retried.read_ct, [d.outcome for d in retried.history]) == (
+        "delayed",
+        1,
+        ["handler_failed"],
+    )
+    assert (snoozed.state, snoozed.read_ct, snoozed.last_error, snoozed.history) == (
+        "delayed",
+        0,
+        None,
+        (),
+    )
+    assert (exhausted.state, exhausted.read_ct, exhausted.reason) == ("dead", 2, "handler_failed")
+    assert retried.due is not None
+    assert snoozed.due is not None
+    assert 800 < (snoozed.due - retried.due).total_seconds() < 1200
+
+
+async def test_a_verdict_keeps_the_error_it_was_raised_from(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    first, second = await store.produce_many("q", [1, 2])
+
+    async def handler(message: tocsin.Message) -> None:
+        try:
+            raise OSError("no route")
+        except OSError as error:
+            if message.id == first:
+                raise tocsin.Retry(1) from error
+            raise tocsin.Reject("for good") from error
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handler, once=True)
+    retried, rejected = await store.dead_letters.get(first), await store.dead_letters.get(second)
+    assert (retried.error, rejected.error) == ("OSError: no route", "for good")
+    assert "no route" in str(rejected.traceback)
+    assert (
+        f"rejected message {second}, delivery 1: for good; it is a dead letter now" in caplog.text
+    )
+
+
+async def test_a_verdict_among_other_errors_is_an_error(store: tocsin.Store) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    message_id = await store.produce("q", 1)
+
+    async def handler(_: tocsin.Message) -> None:
+        raise ExceptionGroup("g", [tocsin.Snooze(1), ValueError("v")])
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handler, once=True)
+    assert (await store.dead_letters.get(message_id)).reason == "handler_failed"
+
+
+@pytest.mark.parametrize("make", [tocsin.Retry, tocsin.Snooze])
+def test_a_verdict_takes_a_duration(make: Any) -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        make(-1)
+    with pytest.raises(TypeError):
+        make("soon")
+
+
+async def test_a_failed_batch_says_in_one_line_what_becomes_of_its_messages(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q", retry_base=3600)
+    await store.produce_many("q", range(2))
+    await store.produce("q", 2, max_deliveries=1)
+
+    async def handler(_: list[tocsin.Message]) -> None:
+        raise ValueError("no good")
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle_batches(handler, size=3, once=True)
+    (record,) = [r for r in caplog.records if "failed with" in r.getMessage()]
+    assert (
+        "failed with messages 1, 2, 3: ValueError: no good; 2 come back in " in record.getMessage()
+    )
+    assert record.getMessage().endswith(" s, 1 are dead letters now")
+
+
+async def test_a_letter_that_is_refused_comes_back_in_a_minute_and_the_log_says_so(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    await store.produce("q", 1)
+    await query(store_dsn, "alter table tocsin.dead_letters add check (queue_id < 0) not valid")
+
+    async def handler(_: tocsin.Message) -> None:
+        raise ValueError("no good")
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handler, once=True)
+    assert "ValueError: no good; it comes back in 60.0 s" in caplog.text
+
+
+# In a stream
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("v"), SystemExit(1), asyncio.CancelledError(), Rude()],
+    ids=lambda e: type(e).__name__,
+)
+async def test_an_error_in_a_streams_block_fails_what_it_has_not_settled(
+    store: tocsin.Store, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    settled, failed, waiting = await store.produce_many("q", range(3))
+    async with store.consumer("q") as consumer:
+        with caplog.at_level(logging.WARNING, "tocsin"), pytest.raises(type(error)):
+            async with consumer.messages() as stream:
+                async for message in stream:
+                    if message.id == failed:
+                        raise error
+                    await message.archive()
+    states = [(await store.messages.get(i)).state for i in (settled, failed, waiting)]
+    assert states == ["archived", "dead", "ready"]
+    assert (
+        f"the block of messages() failed with message {failed}, delivery 1: {type(error).__name__}"
+        in caplog.text
+    )
+
+
+async def test_a_stream_that_is_left_or_interrupted_fails_nothing(store: tocsin.Store) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    message_id = await store.produce("q", 1)
+
+    async def relay(consumer: tocsin.Consumer) -> Any:
+        async with consumer.messages() as stream:
+            async for message in stream:
+                yield message
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(KeyboardInterrupt):
+            async with consumer.messages() as stream:
+                async for _ in stream:
+                    raise KeyboardInterrupt
+        relayed = relay(consumer)
+        assert (await anext(relayed)).id == message_id
+        await relayed.aclose()
+    assert (await store.messages.get(message_id)).state == "ready"

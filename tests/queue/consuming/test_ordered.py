@@ -1,0 +1,175 @@
+"""Keeping a queue's order: no message is begun before the one ahead of it is finished."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+import tocsin
+from tests.support import PATIENCE, nodes, run_until_suspended, until_asleep
+
+
+async def test_a_message_that_failed_holds_up_those_behind_it(store: tocsin.Store) -> None:
+    await store.queues.ensure("q", max_deliveries=2, retry_base=0.05)
+    seen: list[tuple[Any, int]] = []
+    ended, suspended = trio.Event(), list[tocsin.Suspended]()
+
+    async def handler(message: tocsin.Message) -> None:
+        seen.append((message.payload, message.read_ct))
+        match message.payload:
+            case 1 if message.read_ct == 1:
+                raise ValueError("later")
+            case 2:
+                raise ValueError("never")
+            case 3 if len(seen) == 6:
+                raise tocsin.Snooze(0.05)
+            case 4:
+                raise tocsin.Reject("no")
+            case 5 if message.read_ct == 1:
+                raise tocsin.Retry(0.05)
+            case 6:
+                await message.archive()
+            case 7:
+                ended.set()
+
+    with trio.fail_after(PATIENCE):
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            await store.produce_many("q", range(8))
+            nursery.start_soon(
+                partial(run_until_suspended, consumer, handler, suspended, ordered=True)
+            )
+            await ended.wait()
+            await consumer.interrupt()
+    assert seen == [
+        (0, 1),
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+        (3, 1),
+        (3, 1),
+        (4, 1),
+        (5, 1),
+        (5, 2),
+        (6, 1),
+        (7, 1),
+    ]
+
+
+async def test_of_two_consumers_one_works_and_the_other_takes_over(store: tocsin.Store) -> None:
+    await store.queues.ensure("q", vt=1)
+    running, most, seen = 0, 0, list[int]()
+    workers = set[int]()
+    suspended = list[tocsin.Suspended]()
+    half, ended = trio.Event(), trio.Event()
+
+    async def handler(message: tocsin.Message) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await trio.lowlevel.checkpoint()
+        seen.append(message.payload)
+        workers.add(message.consumer_worker_id)
+        running -= 1
+        if message.payload == 49:
+            half.set()
+        if message.payload == 99:
+            ended.set()
+
+    with trio.fail_after(PATIENCE):
+        async with (
+            store.consumer("q") as first,
+            store.consumer("q") as second,
+            trio.open_nursery() as nursery,
+        ):
+            consumers = {c.worker_id: c for c in (first, second)}
+            for consumer in consumers.values():
+                nursery.start_soon(
+                    partial(run_until_suspended, consumer, handler, suspended, ordered=True)
+                )
+            await store.produce_many("q", range(50))
+            await half.wait()
+            leader = consumers.pop(min(workers))
+            await leader.interrupt()
+            await store.produce_many("q", range(50, 100))
+            await ended.wait()
+            await consumers.popitem()[1].interrupt()
+    assert (most, seen) == (1, list(range(100)))
+
+
+async def test_a_locked_first_message_is_not_overtaken(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+    await store.produce_many("q", range(2))
+    async with store.transaction() as connection, store.consumer("q") as consumer:
+        await connection.execute("select from tocsin.messages order by id limit 1 for update")
+        claim = await consumer._intake.claim(1, None, ordered=True)
+        assert (len(claim.batch), claim.full) == (0, False)
+
+
+async def test_order_and_concurrency_exclude_each_other(store: tocsin.Store) -> None:
+    await store.queues.ensure("q")
+    async with store.consumer("q") as consumer:
+        with pytest.raises(ValueError, match="concurrency must be 1"):
+            await consumer.handle(print, ordered=True, concurrency=2)
+
+
+SETUP = """
+insert into tocsin.messages (queue_id, priority, state, lease, consumer_worker_id, due, vt, enqueued_at, payload)
+select 1, 0, 'ready', n, null, now(), now(), now(), '1' from generate_series(1, 20000) n
+"""
+
+
+@pytest.mark.parametrize("planned", ["on the empty table", "on the full table"])
+def test_an_ordered_claim_follows_an_index_without_a_sort(plans: Any, planned: str) -> None:
+    statement = "select tocsin._order_kept_for(1)"
+    if planned == "on the empty table":
+        plans("vacuum analyze tocsin.messages")
+        for _ in range(8):
+            plans(statement)
+    plans(SETUP)
+    found = plans(statement)
+    assert found
+    for text, plan in found.items():
+        for node in nodes(plan):
+            assert node["Node Type"] not in ("Sort", "Seq Scan"), (text, plan)
+
+
+@pytest.mark.parametrize("change", ["cancel", "reschedule", "purge"])
+async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(
+    store_dsn: str, change: str
+) -> None:
+    failed, passed = trio.Event(), trio.Event()
+    suspended = list[tocsin.Suspended]()
+
+    async def handler(message: tocsin.Message) -> None:
+        if message.payload == 1:
+            failed.set()
+            raise ValueError
+        passed.set()
+
+    async with tocsin.connect(store_dsn, heartbeat=600) as store:
+        await store.queues.ensure("q", retry_base=3600)
+        await store.produce_many("q", range(1, 3))
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(run_until_suspended, consumer, handler, suspended, ordered=True)
+            )
+            with trio.fail_after(PATIENCE):
+                await failed.wait()
+                await until_asleep(store)
+                [message] = await store.messages.list("q", state="delayed")
+                match change:
+                    case "cancel":
+                        await store.messages.cancel(message.id)
+                    case "reschedule":
+                        await store.messages.reschedule(message.id, delay=7200)
+                    case "purge":
+                        for dry_run in (True, False):
+                            assert await store.queues.purge(
+                                "q", delayed=True, dry_run=dry_run
+                            ) == tocsin.PurgeResult(0, 1, 0, 0)
+                await passed.wait()
+            await consumer.interrupt()

@@ -1,0 +1,77 @@
+"""A process that stood still for longer than its leases last: no handler begins under a
+lease that is over."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import tocsin
+from tests.support import connect_blocking
+from tocsin._queue.consuming import lease_clock
+
+VT = 0.5
+
+
+async def test_no_handler_begins_under_a_lease_that_is_over(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q", vt=VT, max_deliveries=1)
+    await store.produce_many("q", range(2000))
+    paused = False
+    begun_late: list[int] = []
+
+    async def handler(message: tocsin.Message) -> None:
+        nonlocal paused
+        if not paused and len(consumer._intake.leases.messages()) > 5:
+            paused = True
+            time.sleep(VT * 1.2)  # noqa: ASYNC251 - as a stopped process does
+            with connect_blocking(store_dsn) as connection:  # what another consumer's look does
+                connection.execute("update tocsin.queues set max_deliveries = 5")
+                connection.execute("select tocsin.reclaim()")
+        elif paused and not begun_late:
+            with connect_blocking(store_dsn) as connection:
+                row = connection.execute(
+                    "select lease from tocsin.messages where id = %s", [message.id]
+                ).fetchone()
+            if row != (message.lease_token,):
+                begun_late.append(message.id)
+
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handler, once=True)
+    assert paused
+    assert begun_late == []
+    assert "ended before a handler could begin" in caplog.text
+
+
+async def test_the_time_that_the_machine_slept_counts(
+    store: tocsin.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trio's clock does not tell that time."""
+    await store.queues.ensure("q", vt=3600, max_deliveries=1)
+    ids = await store.produce_many("q", range(2))
+    begun: list[int] = []
+
+    async def handler(messages: tocsin.Message) -> None:
+        begun.append(messages.id)
+
+    slept = 0.0
+    monkeypatch.setattr(lease_clock, "time_asleep", lambda: slept)
+    async with store.consumer("q") as consumer:
+        claim = consumer._intake.claim
+
+        async def claim_and_sleep(*arguments: object, **options: object) -> object:
+            nonlocal slept
+            claimed = await claim(*arguments, **options)  # type: ignore[arg-type]
+            if not slept:
+                slept = 4000.0
+            return claimed
+
+        monkeypatch.setattr(consumer._intake, "claim", claim_and_sleep)
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handler, once=True)
+    assert begun == ids
+    # given back at first, uncounted
+    assert [(await store.messages.get(i)).read_ct for i in ids] == [1, 1]

@@ -1,0 +1,371 @@
+"""How many messages a run claims ahead of its handlers, and when it gives them back."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import secrets
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+import trio.testing
+
+import tocsin
+from tests.support import PATIENCE, Handled, query, run_until_suspended, until_asleep
+from tocsin._queue.consuming import prefetch as ahead
+from tocsin._queue.consuming.prefetch import HORIZON, MOST, PrefetchBuffer
+
+
+class ClaimedBatch(list[int]):
+    """Numbers instead of messages."""
+
+    def take(self, count: int) -> list[int]:
+        taken = self[:count]
+        del self[:count]
+        return taken
+
+
+def messages(count: int) -> Any:
+    return ClaimedBatch(range(count))
+
+
+def test_nothing_is_claimed_ahead_before_anything_is_finished() -> None:
+    assert PrefetchBuffer().capacity(0) == 0
+
+
+def test_as_many_as_are_finished_during_two_statements_but_not_more_than_a_horizon_of_work() -> (
+    None
+):
+    claims = PrefetchBuffer()
+    claims.claim_begins(1)
+    claims.finished = 100
+    assert claims.capacity(1 + HORIZON / 2) == 200
+    assert claims.capacity(1 + 10 * HORIZON) == 20
+    assert claims.capacity(1 + 1000 * HORIZON) == 0
+    claims.add(messages(50), 1)
+    assert claims.capacity(1) == 150
+    claims.finished = 10 * MOST
+    assert claims.capacity(1) == MOST - 50
+    claims.claim_begins(2)
+    assert claims.capacity(2) == -50
+
+
+def test_what_has_waited_for_too_long_is_found() -> None:
+    claims = PrefetchBuffer()
+    claims.add(messages(3), 0)
+    assert not claims.waited_too_long(ahead.PATIENCE / 2)
+    assert claims.take(2) == [0, 1]
+    claims.add(messages(1), ahead.PATIENCE / 2)
+    assert claims.waited_too_long(ahead.PATIENCE)
+    assert claims.take_all() == [2, 0]
+    assert not claims.waited_too_long(9 * ahead.PATIENCE)
+
+
+def test_what_has_come_since_is_looked_at_later() -> None:
+    claims = PrefetchBuffer()
+    claims.add(messages(1), 0)
+    claims.take(1)
+    claims.add(messages(1), ahead.PATIENCE / 2)
+    assert not claims.waited_too_long(ahead.PATIENCE)
+    assert claims.check_at == 2 * ahead.PATIENCE
+    assert claims.waited_too_long(2 * ahead.PATIENCE)
+
+
+def test_what_is_not_there_any_more_need_not_be_looked_at() -> None:
+    claims = PrefetchBuffer()
+    claims.add(messages(1), 0)
+    claims.take(1)
+    assert not claims.waited_too_long(ahead.PATIENCE)
+    assert claims.check_at == math.inf
+
+
+async def test_a_consumer_with_nothing_to_do_wakes_for_nothing(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q", vt=3600)
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with (
+            store.producer("q") as producer,
+            store.consumer("q") as consumer,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            for n in range(3):
+                await producer.enqueue_many(range(100))
+                await handled.wait(100 * (n + 1))
+                with trio.fail_after(PATIENCE):
+                    await trio.testing.wait_all_tasks_blocked(2 * ahead.PATIENCE)
+            await consumer.interrupt()
+
+
+async def claim_ahead(producer: tocsin.Producer, handled: Handled) -> None:
+    """Let a consumer of one message at a time become fast; the handler then hangs at
+    "hang" with others claimed behind it."""
+    await producer.enqueue_many([*range(200), "hang", *range(20)])
+    with trio.fail_after(PATIENCE):
+        while handled.payloads[-1:] != ["hang"]:
+            await trio.lowlevel.checkpoint()
+
+
+async def hang(message: tocsin.Message) -> None:
+    if message.payload == "hang":
+        await trio.sleep_forever()
+
+
+HELD = "select count(*)::int from tocsin.messages where state = 'leased'"
+
+
+async def test_when_interrupted_it_gives_back_at_once_what_no_handler_has_seen(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q")
+    handled, suspended = Handled(hang), list[tocsin.Suspended]()
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await claim_ahead(producer, handled)
+        await consumer.interrupt()  # the handler may go on
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, HELD) != [(1,)]:
+                await trio.lowlevel.checkpoint()
+        assert not suspended
+        assert await query(
+            store_dsn, "select max(read_ct) from tocsin.messages where state = 'ready'"
+        ) == [(0,)]
+        consumer._intake.end_run(grace=0)
+    assert suspended[0].handled == 200
+    assert await query(
+        store_dsn, "select count(*)::int, max(read_ct) from tocsin.messages where state = 'ready'"
+    ) == [(21, 0)]
+
+
+async def test_when_suspended_it_gives_back_at_once_what_no_handler_has_seen(
+    store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "PATIENCE", 3600)
+    await store.queues.ensure("q")
+    handled, suspended = Handled(hang), list[tocsin.Suspended]()
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await claim_ahead(producer, handled)
+        await until_asleep(store)
+        assert await query(store_dsn, HELD) > [(1,)]
+        await (await store.workers.get(consumer.worker_id)).suspend(drain=True)
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, HELD) != [(1,)]:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+
+async def test_when_handlers_become_slow_another_consumer_gets_the_rest(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q")
+    slow, other, suspended = Handled(hang), Handled(), list[tocsin.Suspended]()
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as a,
+        store.consumer("q") as b,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(run_until_suspended, a, slow, suspended)
+        await claim_ahead(producer, slow)
+        nursery.start_soon(run_until_suspended, b, other, suspended)
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, "select count(*)::int from tocsin.archive") != [(220,)]:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert len(slow.messages) + len(other.messages) >= 221
+
+
+async def test_a_handler_that_waits_does_not_hold_up_the_next_one_and_no_more_run_than_allowed(
+    store: tocsin.Store,
+) -> None:
+    await store.queues.ensure("q")
+    go_on, running, most = trio.Event(), 0, 0
+
+    async def handle(_: tocsin.Message) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await go_on.wait()
+        running -= 1
+
+    handled, suspended = Handled(handle), list[tocsin.Suspended]()
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(
+            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=7)
+        )
+        await producer.enqueue_many(range(30))
+        with trio.fail_after(PATIENCE):
+            while running < 7:
+                await trio.lowlevel.checkpoint()
+        await until_asleep(store)
+        go_on.set()
+        await handled.wait(30)
+        await consumer.interrupt()
+    assert most == 7
+
+
+async def test_a_message_that_cannot_be_archived_fails_alone(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its neighbours are archived, and it is delivered again with the reason."""
+    await store.queues.ensure("q", retry_base=0, max_deliveries=2)
+    caplog.set_level(logging.CRITICAL)
+    await query(store_dsn, "alter table tocsin.archive add check (payload <> '13')")
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
+        await producer.enqueue_many(range(50))
+        nursery.start_soon(
+            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=20)
+        )
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, "select count(*)::int from tocsin.messages") != [(0,)]:
+                await trio.lowlevel.checkpoint()
+        await consumer.interrupt()
+    assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(49,)]
+    ((payload, error),) = await query(store_dsn, "select payload, error from tocsin.dead_letters")
+    assert payload == 13
+    assert error.startswith(psycopg.errors.CheckViolation.__name__)
+
+
+async def test_a_message_that_can_neither_be_archived_nor_fail_holds_up_nobody(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    caplog.set_level(logging.CRITICAL)
+    await query(store_dsn, "alter table tocsin.archive add check (payload <> '13')")
+    await query(store_dsn, "alter table tocsin.dead_letters add check (payload <> '13')")
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
+        await producer.enqueue_many(range(50))
+        nursery.start_soon(
+            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=20)
+        )
+        await handled.wait(50)
+        await producer.enqueue("afterwards")
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, "select count(*)::int from tocsin.archive") != [(50,)]:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert await query(store_dsn, "select payload from tocsin.messages") == [(13,)]
+
+
+def test_what_could_not_be_given_back_is_tried_again() -> None:
+    claims = PrefetchBuffer()
+    claims.add(messages(3), 0)
+    assert claims.waited_too_long(ahead.PATIENCE)
+    claims.return_messages(claims.take_all())
+    assert claims.waited_too_long(ahead.PATIENCE)
+    assert claims.take_all() == [0, 1, 2]
+    claims.return_messages([0, 1, 2])
+    claims.take(2)
+    claims.add(messages(1), ahead.PATIENCE)
+    assert claims.take_all() == [2, 0]
+    assert not claims.waited_too_long(9 * ahead.PATIENCE)
+
+
+async def test_the_poisoned_message_does_not_keep_a_cancelled_run_from_its_end(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is handled, and cannot be archived, when the run is cancelled: its neighbours
+    are archived, the rest given back."""
+    await store.queues.ensure("q", retry_base=0)
+    caplog.set_level(logging.CRITICAL)
+    await query(store_dsn, "alter table tocsin.archive add check (payload <> '13')")
+    scope = trio.CancelScope()
+
+    async def handle(message: tocsin.Message) -> None:
+        if message.payload == "cancel":
+            scope.cancel()
+            await trio.sleep_forever()
+
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        await producer.enqueue_many([1, 13, 2, "cancel"])
+        with scope:
+            await consumer.handle(handle, concurrency=9)
+        assert await query(store_dsn, "select payload from tocsin.archive order by id") == [
+            (1,),
+            (2,),
+        ]
+        assert await query(
+            store_dsn,
+            "select payload, last_error is null from tocsin.messages where state = 'ready' order"
+            " by id",
+        ) == [
+            (13, False),
+            ("cancel", True),
+        ]
+        await consumer.dequeue()  # and has no run any more
+        assert not consumer._intake.running
+
+
+async def test_a_message_too_large_for_an_index_of_the_archive_fails_alone(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For psycopg this error is an operational one, like a deadlock; but it does not
+    pass by itself."""
+    await store.queues.ensure("q", max_deliveries=1)
+    caplog.set_level(logging.CRITICAL)
+    await query(store_dsn, "create index on tocsin.archive ((payload #>> '{}'))")
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with (
+        store.producer("q") as producer,
+        store.consumer("q") as consumer,
+        trio.open_nursery() as nursery,
+    ):
+        await producer.enqueue_many([1, secrets.token_hex(20_000), 2])
+        nursery.start_soon(
+            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=20)
+        )
+        with trio.fail_after(PATIENCE):
+            while await query(store_dsn, "select count(*)::int from tocsin.messages") != [(0,)]:
+                await trio.lowlevel.checkpoint()
+        await consumer.interrupt()
+    assert await query(store_dsn, "select payload from tocsin.archive order by id") == [(1,), (2,)]
+
+
+async def test_when_no_message_can_be_archived_the_run_ends_and_none_has_failed(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """Something is wrong with the database, and not with the messages."""
+    await store.queues.ensure("q", max_deliveries=1)
+    await query(
+        store_dsn,
+        "create function public.refuse() returns trigger language plpgsql as $$ begin raise"
+        " insufficient_privilege; end $$; create trigger refuse before insert on tocsin.archive for"
+        " each row execute function public.refuse()",
+    )
+    handled = Handled()
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        await producer.enqueue_many([1, 2])
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            await consumer.handle(handled, concurrency=2)
+        assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [
+            ("ready", 0),
+            ("ready", 0),
+        ]
+        assert await consumer.status() == "ready"
+        assert len(await consumer.dequeue(2)) == 2

@@ -1,0 +1,545 @@
+"""Waking who sleeps before the disk has the message: `Producer.enqueue`, and
+sql/functions/queue/ring_early.sql, which has the argument."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+from psycopg.conninfo import make_conninfo
+
+import tocsin
+from tests.support import PATIENCE, Handled, connect_blocking, poolers, query, servers
+from tests.support.cancel_sweep import cancel_sweep
+from tocsin.embedded import EmbeddedServer
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+ENQUEUE = "select tocsin.enqueue('q', '1', ring_early => true)"
+INSERT_WAITS = """create function hold() returns trigger language plpgsql as $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
+                  create trigger hold before insert on tocsin.messages for each row execute function hold()"""
+DISK_WAITS = """do $do$ begin execute replace(pg_get_functiondef('tocsin.wait_for_flush'::regproc), 'perform set_config',
+                'perform pg_advisory_xact_lock(1), set_config'); end $do$"""
+WAITING = (
+    "select a.pid from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory'"
+    " and not l.granted and l.objid = 1"
+)
+TRIES = 20
+"""The server writes to its log for reasons of its own at times, and then a ring waits
+for the disk. Not so often in a row."""
+
+
+def fetch_one(session: Connection, statement: str) -> Any:
+    value, *_ = session.execute(statement.encode()).fetchone() or (None,)
+    return value
+
+
+@contextmanager
+def somebody_asleep(dsn: str) -> Iterator[Connection]:
+    """A session that sleeps on the queue q, and LISTENs."""
+    with connect_blocking(dsn) as sleeper:
+        sleeper.execute(
+            fetch_one(
+                sleeper, "select format('listen %I', channel) from tocsin.queues where name = 'q'"
+            ).encode()
+        )
+        sleeper.execute(
+            "select tocsin.begin_waiting(array(select id from tocsin.queues where name = 'q'))"
+        )
+        yield sleeper
+
+
+def hear(sleeper: Connection) -> None:
+    """Wait for a notification."""
+    assert list(sleeper.notifies(timeout=PATIENCE, stop_after=1))
+
+
+def rings_first(session: Connection, enqueue: str = ENQUEUE) -> bool:
+    """Enqueue, and return whether that did not wait for the disk. Everything written
+    before is on disk."""
+    session.execute("select setval('tocsin.flush_marker', 1)")
+    session.execute(enqueue.encode())
+    rung_first = fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes"
+    session.execute("select tocsin.wait_for_flush()")
+    assert fetch_one(session, "select current_setting('bell.unflushed', true)") != "yes"
+    return rung_first
+
+
+def can_ring_early(session: Connection, enqueue: str = ENQUEUE) -> bool:
+    return any(rings_first(session, enqueue) for _ in range(TRIES))
+
+
+async def until_back(dsn: str) -> None:
+    """Return when the server takes connections again."""
+    while True:
+        with suppress(tocsin.ConnectionLost, psycopg.OperationalError):
+            await query(dsn, "select 1")
+            return
+
+
+@pytest.fixture
+def session(store_dsn: str) -> Iterator[Connection]:
+    """A session of a store with the queue q."""
+    with connect_blocking(store_dsn) as session:
+        session.execute("select tocsin.create_queue('q')")
+        yield session
+
+
+@pytest.fixture
+def sleeper(store_dsn: str, session: Connection) -> Iterator[Connection]:
+    """A session that sleeps on q."""
+    with somebody_asleep(store_dsn) as sleeper:
+        yield sleeper
+
+
+@pytest.fixture(autouse=True)
+def always_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was rung for is asleep again at once."""
+    monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 0.0)
+
+
+# What a producer does
+
+
+class Producing:
+    """Calls of `Store.produce` that are held up."""
+
+    def __init__(self, store: tocsin.Store, dsn: str, nursery: trio.Nursery) -> None:
+        self.scope = trio.CancelScope()
+        self.outcomes: list[object] = []
+        self._before = 0
+        self._store = store
+        self._dsn = dsn
+        self._nursery = nursery
+
+    async def until_held(self) -> int:
+        """Produce until a call waits at the gate; returns its server process."""
+        with trio.fail_after(PATIENCE):
+            while True:
+                await query(self._dsn, "select setval('tocsin.flush_marker', 1)")
+                self._before = len(self.outcomes)
+                self._nursery.start_soon(self._produce)
+                while len(self.outcomes) == self._before:
+                    if waiting := await query(self._dsn, WAITING):
+                        return int(waiting[0][0])
+
+    async def until_over(self) -> object:
+        """Wait for the call's outcome."""
+        with trio.fail_after(PATIENCE):
+            while len(self.outcomes) == self._before:
+                await trio.lowlevel.checkpoint()
+        return self.outcomes[-1]
+
+    async def _produce(self) -> None:
+        with trio.CancelScope() as self.scope:
+            try:
+                self.outcomes.append(await self._store.produce("q", len(self.outcomes)))
+            except tocsin.ConnectionLost as error:
+                self.outcomes.append(error)
+        if self.scope.cancelled_caught:
+            self.outcomes.append("cancelled")
+
+
+@pytest.fixture
+async def producing(
+    store: tocsin.Store, store_dsn: str, session: Connection
+) -> AsyncIterator[Producing]:
+    """Calls of a process that has enqueued once, while somebody slept."""
+    with somebody_asleep(store_dsn) as sleeper:
+        await store.produce("q", "the first")
+        hear(sleeper)
+    async with trio.open_nursery() as nursery:
+        yield Producing(store, store_dsn, nursery)
+        nursery.cancel_scope.cancel()
+
+
+# What a producer does
+
+
+async def test_who_sleeps_is_rung_for_before_there_is_a_message(
+    producing: Producing, sleeper: Connection, session: Connection
+) -> None:
+    hear(sleeper)  # of the first message
+    session.execute(INSERT_WAITS)
+    session.execute("select pg_advisory_lock(1)")
+    await producing.until_held()
+    hear(sleeper)
+    assert fetch_one(sleeper, "select count(*) from tocsin.messages") == 1
+    session.execute("select pg_advisory_unlock(1)")
+    assert await producing.until_over() == fetch_one(sleeper, "select max(id) from tocsin.messages")
+    hear(sleeper)
+
+
+async def test_who_sleeps_sees_the_message_before_the_disk_has_it(
+    producing: Producing, sleeper: Connection, session: Connection
+) -> None:
+    session.execute(DISK_WAITS)
+    session.execute("select pg_advisory_lock(1)")
+    await producing.until_held()
+    hear(sleeper)
+    seen = fetch_one(sleeper, "select max(id) from tocsin.messages")
+    assert seen not in producing.outcomes
+    session.execute("select pg_advisory_unlock(1)")
+    assert await producing.until_over() == seen
+
+
+async def test_a_handler_may_begin_before_the_disk_has_the_message(
+    producing: Producing, store: tocsin.Store, session: Connection
+) -> None:
+    handled = Handled()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(consumer.handle, handled)
+        await handled.wait(1)
+        session.execute(DISK_WAITS)
+        session.execute("select pg_advisory_lock(1)")
+        await producing.until_held()
+        await handled.wait(2 + len(producing.outcomes))
+        session.execute("select pg_advisory_unlock(1)")
+        await producing.until_over()
+        nursery.cancel_scope.cancel()
+    assert [m.id for m in handled.messages[1:]] == producing.outcomes
+
+
+@pytest.mark.parametrize("asleep", [True, False], ids=["somebody asleep", "nobody asleep"])
+async def test_a_producer_returns_when_the_disk_has_the_message(
+    store: tocsin.Store, store_dsn: str, session: Connection, asleep: bool
+) -> None:
+    with somebody_asleep(store_dsn) if asleep else nullcontext():
+        for _ in range(50):  # the server may flush by itself at any time, but not each time
+            before = fetch_one(session, "select pg_current_wal_insert_lsn()")
+            message_id = await store.produce("q", 1)
+            # Whatever was written since then, the message's commit is among the first
+            # of it.
+            assert session.execute(
+                "select pg_current_wal_flush_lsn() > %s", [before]
+            ).fetchone() == (True,)
+            assert fetch_one(session, "select max(id) from tocsin.messages") == message_id
+
+
+async def test_it_rings_first_when_somebody_slept_the_last_time(
+    store: tocsin.Store, store_dsn: str, session: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.execute(
+        "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
+        " / 0'"
+    )
+    await store.produce("q", 1)
+    await store.produce("q", 2)  # nobody sleeps
+    with somebody_asleep(store_dsn) as sleeper:
+        await store.produce("q", 3)
+        hear(sleeper)
+        for _ in range(2):
+            with pytest.raises(tocsin.ConnectionLost, match=r"committed.*division by zero"):
+                await store.produce("q", 4)
+            await store.produce("q", 5)  # after an error it goes as if for the first time
+        # who was rung for just now is awake
+        monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 1000.0)
+        await store.produce("q", 6)
+    session.execute("drop function tocsin.wait_for_flush")
+    session.execute("create function tocsin.wait_for_flush() returns void language sql as ''")
+    monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 0.0)
+    await store.produce("q", 7)  # nobody sleeps any more
+    session.execute(
+        "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
+        " / 0'"
+    )
+    await store.produce("q", 8)
+
+
+async def test_who_has_got_up_is_rung_for_in_vain_once(
+    producing: Producing, store: tocsin.Store, sleeper: Connection
+) -> None:
+    def rings() -> int:
+        sleeper.execute("notify marker")
+        heard: list[str] = []
+        while "marker" not in heard:
+            heard += [n.channel for n in sleeper.notifies(timeout=PATIENCE, stop_after=1)]
+        return len(heard) - 1
+
+    sleeper.execute("listen marker")
+    assert rings() == 1  # of the first message
+    await store.produce("q", 1)
+    assert rings() == 2
+    sleeper.execute("select tocsin.end_waiting(array(select id from tocsin.queues))")
+    await store.produce("q", 2)
+    assert rings() == 1
+    await store.produce("q", 3)
+    assert rings() == 0
+
+
+async def test_a_message_with_a_key_waits_for_the_disk(
+    producing: Producing, store: tocsin.Store, session: Connection, sleeper: Connection
+) -> None:
+    """Whoever enqueues the key next is told its id."""
+    session.execute(
+        "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
+        " / 0'"
+    )
+    for _ in range(3):
+        assert await store.produce("q", "one", key="k") == await store.produce(
+            "q", "another", key="k"
+        )
+
+
+async def test_what_is_refused_is_refused_as_ever(
+    producing: Producing, store: tocsin.Store, session: Connection, sleeper: Connection
+) -> None:
+    session.execute("select tocsin.update_queue('q', max_payload => 100)")
+    with pytest.raises(tocsin.PayloadTooLarge):
+        await store.produce("q", "x" * 101)
+    await store.produce("q", "y")
+    session.execute("select tocsin.delete_queue('q', force => true)")
+    with pytest.raises(tocsin.QueueNotFound):
+        await store.produce("q", "z")
+    statistics = store.statistics().pool
+    assert (statistics.opened, statistics.broken, statistics.in_use) == (1, 0, 0)
+
+
+async def test_cancelled_at_every_checkpoint_it_is_enqueued_or_not_and_the_connection_usable(
+    producing: Producing, store: tocsin.Store, store_dsn: str, sleeper: Connection
+) -> None:
+    async def enqueue() -> None:
+        await store.produce("q", 1)
+        await store.produce("q", 2)  # which rings first
+
+    assert await cancel_sweep(enqueue)
+    statistics = store.statistics().pool
+    assert (statistics.opened, statistics.broken, statistics.in_use) == (1, 0, 0)
+    ((ones, twos),) = await query(
+        store_dsn,
+        "select count(*) filter (where payload = '1'), count(*) filter (where payload = '2') from"
+        " tocsin.messages",
+    )
+    assert 0 < twos <= ones
+
+
+@pytest.mark.parametrize("end", ["killed", "cancelled by an administrator", "cancelled"])
+async def test_not_told_of_the_disk(
+    producing: Producing, store_dsn: str, session: Connection, sleeper: Connection, end: str
+) -> None:
+    """The message is enqueued: nobody may be told that it is not."""
+    session.execute(DISK_WAITS)
+    session.execute("select pg_advisory_lock(1)")
+    pid = await producing.until_held()
+    match end:
+        case "killed":
+            await query(store_dsn, "select pg_terminate_backend(%s)", pid)
+        case "cancelled by an administrator":
+            await query(store_dsn, "select pg_cancel_backend(%s)", pid)
+        case "cancelled":
+            producing.scope.cancel()
+    outcome = await producing.until_over()
+    if end == "cancelled":
+        assert outcome == "cancelled"
+    else:
+        assert isinstance(outcome, tocsin.ConnectionLost)
+        assert ("was committed" in str(outcome)) == (end != "killed")
+    assert (
+        fetch_one(
+            session,
+            "select max(payload::int) from tocsin.messages where payload <> '\"the first\"'",
+        )
+        == len(producing.outcomes) - 1
+    )
+
+
+@poolers.NEEDED
+async def test_through_a_pooler_the_ring_waits_for_the_disk(
+    server: servers.Server, store_dsn: str, session: Connection, sleeper: Connection
+) -> None:
+    session.execute(
+        "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
+        " / 0'"
+    )
+    async with (
+        poolers.pgbouncer(server) as pooler,
+        tocsin.connect(
+            make_conninfo(pooler, dbname=psycopg.conninfo.conninfo_to_dict(store_dsn)["dbname"])
+        ) as store,
+    ):
+        for n in range(3):
+            await store.produce("q", n)
+            hear(sleeper)
+
+
+# When a commit need not wait
+
+
+def test_only_when_somebody_sleeps_and_without_a_key(
+    session: Connection, sleeper: Connection
+) -> None:
+    assert can_ring_early(session)
+    assert not can_ring_early(
+        session,
+        "select tocsin.enqueue('q', '1', key => gen_random_uuid()::text, ring_early => true)",
+    )
+    sleeper.execute("select tocsin.end_waiting(array(select id from tocsin.queues))")
+    assert not can_ring_early(session)
+
+
+@pytest.mark.parametrize(
+    "setting", ["update tocsin.queues set notify = 'always'", "set synchronous_commit = off"]
+)
+def test_not_with(session: Connection, sleeper: Connection, setting: str) -> None:
+    assert can_ring_early(session)
+    session.execute(setting.encode())
+    assert not can_ring_early(session)
+
+
+def test_later_transactions_of_the_session_wait_for_the_disk_as_before(
+    session: Connection, sleeper: Connection
+) -> None:
+    for _ in range(TRIES):
+        with session.transaction():
+            session.execute(ENQUEUE)
+            commits_at_once = fetch_one(session, "show synchronous_commit") == "off"
+        assert fetch_one(session, "show synchronous_commit") == "on"
+        session.execute("select tocsin.wait_for_flush()")
+        if commits_at_once:
+            return
+    pytest.fail("it waited for the disk each time")
+
+
+def test_who_has_rolled_back_has_nothing_to_wait_for(
+    session: Connection, sleeper: Connection
+) -> None:
+    for _ in range(TRIES):
+        with session.transaction(force_rollback=True):
+            session.execute(ENQUEUE)
+        assert fetch_one(session, "select current_setting('bell.unflushed', true)") != "yes"
+        assert fetch_one(session, "show synchronous_commit") == "on"
+
+
+# The ids
+
+
+def test_not_when_the_sequence_has_written_a_note(session: Connection, sleeper: Connection) -> None:
+    outcomes = [rings_first(session) for _ in range(320)]
+    assert outcomes.count(False) >= 10  # PostgreSQL notes 32 at a time
+    assert outcomes.count(True) > 200
+    session.execute("checkpoint")
+    assert not rings_first(session)
+
+
+def test_not_when_triggers_enqueue_more(session: Connection, sleeper: Connection) -> None:
+    session.execute("select tocsin.create_queue('r')")
+    session.execute(
+        "create function enqueue_more() returns trigger language plpgsql as $$ begin perform"
+        " tocsin.enqueue('r', '1'); return null; end $$"
+    )
+    session.execute(
+        "create trigger more after insert on tocsin.messages for each row when (pg_trigger_depth()"
+        " = 0) execute function enqueue_more()"
+    )
+    assert not can_ring_early(session)
+
+
+async def test_not_when_commits_wait_for_standbys(own_server: EmbeddedServer) -> None:
+    async with tocsin.connect(own_server.dsn) as store:
+        await store.install()
+        await store.queues.create("q")
+    with connect_blocking(own_server.dsn) as session, somebody_asleep(own_server.dsn):
+        assert can_ring_early(session)
+        session.execute("set synchronous_commit = local")
+        assert can_ring_early(session)
+        session.execute("alter system set synchronous_standby_names = 'one'")
+        session.execute("select pg_reload_conf()")
+        while fetch_one(session, "show synchronous_standby_names") != "one":
+            pass
+        assert not can_ring_early(session)
+
+
+@contextmanager
+def log_writer_stopped(dsn: str) -> Iterator[int]:
+    """The server's log is not written but by who must; gives the process whose end is a
+    crash of the server."""
+    with connect_blocking(dsn) as session:
+        log_writer = int(
+            fetch_one(session, "select pid from pg_stat_activity where backend_type = 'walwriter'")
+        )
+    os.kill(log_writer, signal.SIGSTOP)
+    try:
+        yield log_writer
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(log_writer, signal.SIGCONT)
+
+
+async def test_not_when_a_note_is_not_on_disk(own_server: EmbeddedServer) -> None:
+    async with tocsin.connect(own_server.dsn) as store:
+        await store.install()
+        await store.queues.create("q")
+    with (
+        connect_blocking(own_server.dsn) as session,
+        connect_blocking(own_server.dsn) as other,
+        somebody_asleep(own_server.dsn),
+    ):
+        assert can_ring_early(session)
+        with log_writer_stopped(own_server.dsn):
+            other.execute("set synchronous_commit = off")
+            for enough in (False, True):
+                session.execute("select setval('tocsin.flush_marker', 1)")
+                other.execute(
+                    "select nextval('tocsin.messages_id_seq') from generate_series(1, 33)"
+                )
+                if enough:
+                    session.execute("select setval('tocsin.flush_marker', 1)")
+                session.execute(ENQUEUE)
+                assert (
+                    fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes"
+                ) == enough
+                session.execute("select tocsin.wait_for_flush()")
+
+
+@pytest.mark.parametrize(
+    "last", ["covered by a note", "the first of a note", "the first after a checkpoint"]
+)
+async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_again(
+    own_server: EmbeddedServer, last: str
+) -> None:
+    dsn = own_server.dsn
+    async with tocsin.connect(dsn) as store:
+        await store.install()
+        await store.queues.create("q")
+        with connect_blocking(dsn) as session, somebody_asleep(dsn) as sleeper:
+            session.execute(DISK_WAITS)
+            returned = [await store.produce("q", n) for n in range(3)]
+            while (fetch_one(session, "select log_cnt from tocsin.messages_id_seq") == 0) != (
+                last == "the first of a note"
+            ):
+                returned.append(await store.produce("q", 1))
+            if last == "the first after a checkpoint":
+                session.execute("checkpoint")
+            lost: list[tocsin.ConnectionLost] = []
+
+            async def produce() -> None:
+                try:
+                    returned.append(await store.produce("q", "the last"))
+                except tocsin.ConnectionLost as error:
+                    lost.append(error)
+
+            with log_writer_stopped(dsn) as log_writer:
+                session.execute("select pg_advisory_lock(1)")
+                session.execute("select setval('tocsin.flush_marker', 1)")
+                before = len(returned)
+                with trio.fail_after(PATIENCE):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(produce)
+                        while len(returned) == before and not await query(dsn, WAITING):
+                            pass
+                        seen = fetch_one(sleeper, "select max(id) from tocsin.messages")
+                        os.kill(log_writer, signal.SIGKILL)
+                        with suppress(psycopg.OperationalError):
+                            while True:  # until the server has noticed
+                                sleeper.execute("select 1")
+                    await until_back(dsn)
+        kept = {id for (id,) in await query(dsn, "select id from tocsin.messages")}
+        assert set(returned) <= kept
+        assert bool(lost) == (last == "covered by a note") == (seen not in kept)
+        assert await store.produce("q", "after it") > seen

@@ -1,0 +1,284 @@
+"""Who sleeps in a process, and who is woken."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+import trio.testing
+
+from tests.support import PATIENCE
+from tocsin._queue.process.bell import LINGER, Bell, Waiter
+
+
+async def begin_waiting(*waiters: Waiter) -> None:
+    for waiter in waiters:
+        trio.lowlevel.spawn_system_task(waiter.wait)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def fall_asleep_guarded(bell: Bell, waiter: Waiter) -> None:
+    """In a queue that has no guard yet: the guard's coming wakes it for a look."""
+    await begin_waiting(waiter)
+    bell.lock_confirmed(1)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+def look_in_vain(waiter: Waiter, again_at: float = math.inf) -> None:
+    waiter.begin_claim()
+    waiter.end_claim(again_at, full=False)
+
+
+async def test_a_ring_during_the_last_look_is_not_lost() -> None:
+    bell = Bell()
+    with bell.waiter(1) as waiter, bell.waiter(2) as elsewhere:
+        waiter.begin_claim()
+        bell.ring(1)
+        waiter.end_claim(math.inf, full=False)
+        with trio.fail_after(PATIENCE):
+            await waiter.wait()
+        assert (waiter.wake_pending, elsewhere.wake_pending) == (True, False)
+    bell.ring(1)  # nobody sleeps there any more
+
+
+async def test_one_ring_wakes_one_and_who_took_all_it_could_wakes_another() -> None:
+    bell = Bell()
+    with bell.waiter(1) as a, bell.waiter(1) as b, bell.waiter(1) as c:
+        await begin_waiting(a, b, c)
+        bell.ring(1)
+        assert [waiter.wake_pending for waiter in (a, b, c)] == [True, False, False]
+        bell.ring(1)  # before the first has woken
+        assert [waiter.wake_pending for waiter in (a, b, c)] == [True, True, False]
+        await trio.testing.wait_all_tasks_blocked()
+        a.begin_claim()
+        a.end_claim(math.inf, full=False)
+        assert not c.wake_pending
+        b.begin_claim()
+        b.end_claim(-math.inf, full=True)
+        assert [waiter.wake_pending for waiter in (a, b, c)] == [False, True, True]
+
+
+async def test_a_ring_that_finds_all_awake_is_for_whoever_can_first() -> None:
+    bell = Bell()
+    with bell.waiter(1) as a, bell.waiter(1) as b:
+        bell.ring(1)
+        assert a.wake_pending
+        assert b.wake_pending
+
+
+async def test_who_was_rung_and_leaves_or_cannot_look_rings_another() -> None:
+    bell = Bell()
+    with bell.waiter(1) as b, bell.waiter(1) as c, bell.waiter(1) as d:
+        with bell.waiter(1) as a:
+            a.ring()
+            await begin_waiting(b)
+        assert b.wake_pending  # a has left
+        b.begin_claim()
+        await begin_waiting(c)
+        b.claim_failed()
+        assert b.wake_pending
+        assert c.wake_pending
+        await begin_waiting(d)
+        with trio.move_on_after(0):
+            await c.wait(ignore_rings=True)  # no room, or paused
+        assert d.wake_pending
+
+
+async def test_a_sound_sleeper_wakes_for_a_nudge_only(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bell = Bell()
+    with bell.waiter(1) as waiter:
+        waiter.ring()
+        bell.expect(1, 1)
+        with trio.move_on_after(5) as patience:
+            await waiter.wait(ignore_rings=True)  # the ring and the alarm's setting woke it
+            await waiter.wait(ignore_rings=True)
+        assert patience.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: waiter.wait(ignore_rings=True))
+            await trio.testing.wait_all_tasks_blocked()
+            waiter.wake()
+
+
+async def test_an_alarm_rings_one_once_and_the_earlier_one_counts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bell = Bell()
+    with bell.waiter(1) as waiter, bell.waiter(1) as other:
+        begun = trio.current_time()
+        bell.expect(1, 10)
+        bell.expect(1, 4)
+        look_in_vain(waiter, begun + 7)
+        await begin_waiting(other)
+        while not (waiter.wake_pending or other.wake_pending):
+            await waiter.wait()
+        assert trio.current_time() - begun == 4
+        assert not (waiter.wake_pending and other.wake_pending)
+        waiter.wake_pending = False
+        with trio.move_on_after(100) as patience:
+            await waiter.wait()
+        assert patience.cancelled_caught
+
+
+async def test_a_sleeper_without_a_guard_asks_for_it_and_looks_again_under_it() -> None:
+    bell = Bell()
+    asked = 0
+
+    def ask() -> None:
+        nonlocal asked
+        asked += 1
+
+    bell.when_locks_change = ask
+    with bell.waiter(1) as waiter:
+        look_in_vain(waiter)
+        assert bell.queues_without_lock() == set()  # nobody sleeps
+        await begin_waiting(waiter)
+        assert asked == 1
+        assert bell.queues_without_lock() == {1}
+        bell.lock_confirmed(1)
+        assert waiter.wake_pending
+        await trio.testing.wait_all_tasks_blocked()
+        look_in_vain(waiter)
+        await begin_waiting(waiter)
+        assert asked == 1
+        assert not waiter.wake_pending
+        bell.locks_lost()
+        assert bell.queues_without_lock() == {1}
+
+
+async def test_a_look_from_before_the_guard_is_not_relied_on() -> None:
+    bell = Bell()
+    with bell.waiter(1) as waiter:
+        waiter.begin_claim()
+        bell.lock_confirmed(1)
+        waiter.wake_pending = False
+        waiter.end_claim(math.inf, full=False)
+        with trio.fail_after(PATIENCE):
+            await waiter.wait()
+        assert waiter.wake_pending
+
+
+async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bell = Bell()
+    with bell.waiter(1) as waiter:
+        await fall_asleep_guarded(bell, waiter)
+        assert bell.release_idle_locks() == []
+        await trio.sleep(2 * LINGER)
+        assert bell.release_idle_locks() == [1]
+        assert bell.release_idle_locks() == []
+        look_in_vain(waiter)
+        await fall_asleep_guarded(bell, waiter)
+        look_in_vain(waiter)
+        await begin_waiting(waiter)
+        await trio.sleep(2 * LINGER)
+        assert bell.release_idle_locks() == []  # it sleeps
+
+
+async def test_a_guard_is_given_up_at_once_when_nobody_is_left_who_could_sleep() -> None:
+    bell = Bell()
+    with bell.waiter(1) as waiter:
+        await fall_asleep_guarded(bell, waiter)
+        assert bell.release_idle_locks() == []
+    assert bell.release_idle_locks() == [1]
+
+
+async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may_go(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bell = Bell()
+    with bell.waiter(1) as waiter:
+        await fall_asleep_guarded(bell, waiter)
+        asked: list[int] = []
+        bell.when_locks_change = lambda: asked.extend(bell.release_idle_locks())
+        bell.ring(1)
+        assert asked == []
+        await trio.sleep(2 * LINGER)
+        bell.ring(1)
+        assert asked == [1]
+
+
+async def test_a_ring_for_one_who_cannot_look_is_for_all_who_are_awake() -> None:
+    """They may be looking already, or have no room just now, and will lie down without
+    having seen what was rung for."""
+    bell = Bell()
+    with bell.waiter(1) as paused, bell.waiter(1) as busy:
+        await begin_waiting(paused)
+        busy.begin_claim()
+        bell.ring(1)
+        busy.end_claim(math.inf, full=False)
+        assert not busy.wake_pending  # the other would look
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0):
+            await paused.wait(ignore_rings=True)
+        assert busy.wake_pending
+
+
+async def test_an_alarm_for_one_who_cannot_look_is_for_all_who_are_awake(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bell = Bell()
+    with bell.waiter(1) as paused, bell.waiter(1) as busy:
+        bell.expect(1, 1)
+        while not paused.wake_pending:
+            await paused.wait()
+        with trio.move_on_after(0):
+            await paused.wait(ignore_rings=True)
+        assert busy.wake_pending
+
+
+async def test_beds_that_all_cannot_look_do_not_ring_each_other_for_ever() -> None:
+    bell = Bell()
+    with bell.waiter(1) as a, bell.waiter(1) as b:
+
+        async def sleep_soundly(waiter: Waiter) -> None:
+            while True:
+                await waiter.wait(ignore_rings=True)
+
+        a.ring()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleep_soundly, a)
+            nursery.start_soon(sleep_soundly, b)
+            with trio.fail_after(PATIENCE):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert b.wake_pending
+            nursery.cancel_scope.cancel()
+
+
+async def test_busy_consumers_that_know_already_are_not_woken_to_be_told_again() -> None:
+    bell = Bell()
+    with bell.waiter(1) as a, bell.waiter(1) as b:
+        a.wake_pending = b.wake_pending = True
+        with trio.move_on_after(0):
+            await b.wait(ignore_rings=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: b.wait(ignore_rings=True))
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.move_on_after(0):
+                await a.wait(ignore_rings=True)
+            await trio.testing.wait_all_tasks_blocked()
+            assert nursery.child_tasks
+            b.wake()
+
+
+async def test_a_ring_for_one_who_is_being_cancelled_is_for_another() -> None:
+    """Its scope is cancelled, and its task has not run on yet: to the bell it still
+    sleeps. A stream may then not look for long."""
+    bell = Bell()
+    with bell.waiter(1) as a, bell.waiter(1) as b:
+        scope = trio.CancelScope()
+
+        async def sleep_until_cancelled() -> None:
+            with scope:
+                await a.wait()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleep_until_cancelled)
+            await trio.testing.wait_all_tasks_blocked()
+            await begin_waiting(b)
+            scope.cancel()
+            bell.ring(1)
+        assert a.wake_pending
+        assert b.wake_pending
