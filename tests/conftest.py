@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Generator
+from typing import Any
 
 import attrs
 import pytest
@@ -33,3 +35,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     take longer to start others."""
     named = [str(argument).partition("::")[0] for argument in config.args]
     return 0 if named and all(name.endswith(".py") for name in named) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, dict[str, Any], dict[str, Any]]:
+    """Escape lone surrogates in what a test logged or printed: pytest-xdist sends
+    UTF-8."""
+    report = yield
+    report["sections"] = [
+        (name, text.encode("utf-8", "backslashreplace").decode())
+        for name, text in report.get("sections", ())
+    ]
+    return report

@@ -17,7 +17,7 @@ import pytest
 import trio
 from rich.console import Console
 
-from tests.support import PATIENCE, open_connection, query, servers
+from tests.support import PATIENCE, open_connection, query, servers, until_query
 from tocsin._demo import act, files, work
 from tocsin._demo.tables import ADD_DIGEST, Tables
 from tocsin._demo.view import Report, View
@@ -203,15 +203,11 @@ async def test_a_signal_in_the_middle(data: Path, moment: str, number: signal.Si
 async def test_a_signal_leaves_no_process_behind(dsn: str) -> None:
     async with demo("--dsn", dsn) as run:
         await run.until("  server")
-        with trio.fail_after(PATIENCE):
-            # until the sending process is there
-            while await query(dsn, f"{SESSIONS} and query like '%enqueue(%'") == [(0,)]:
-                pass
+        # until the sending process is there
+        await until_query(dsn, f"{SESSIONS} and query like '%enqueue(%' having count(*) > 0")
         run.process.send_signal(signal.SIGINT)
         assert await run.end() == 130
-    with trio.fail_after(PATIENCE):
-        while await query(dsn, SESSIONS) != [(0,)]:  # a server takes its time to notice
-            pass
+    await until_query(dsn, SESSIONS, gives=[(0,)])  # a server takes its time to notice
 
 
 async def test_at_a_terminal(dsn: str) -> None:

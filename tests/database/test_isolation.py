@@ -10,7 +10,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 import tocsin
-from tests.support import PATIENCE, open_connection, query, run_until_suspended
+from tests.support import open_connection, query, run_until_suspended, until_blocked
 
 
 @pytest.fixture(params=["repeatable read", "serializable"])
@@ -53,11 +53,7 @@ async def test_a_key_that_another_takes_at_the_same_moment_gives_its_message(
         await other.execute("select tocsin.enqueue('q', '1', key => 'k')")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(produce)
-            with trio.fail_after(PATIENCE):
-                while not await query(
-                    strict_dsn, "select 1 from pg_stat_activity where wait_event_type = 'Lock'"
-                ):
-                    pass
+            await until_blocked(strict_dsn)
             await other.execute("commit")
         assert [m.id for m in await store.messages.list("q")] == ids
 

@@ -10,7 +10,7 @@ import functools
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -27,7 +27,9 @@ from tests.support import (
     open_connection,
     query,
     run_until_suspended,
+    until,
     until_asleep,
+    until_blocked,
 )
 from tocsin._queue.consuming.run import Run
 from tocsin.driver import TrioConnection
@@ -36,23 +38,6 @@ from tocsin.embedded import EmbeddedServer
 SOON = 5
 """Seconds for what should happen at once: a net for tests that show that something
 never happens."""
-
-
-async def until(condition: Callable[[], Awaitable[object]]) -> None:
-    with trio.fail_after(SOON):
-        while not await condition():
-            await trio.lowlevel.checkpoint()
-
-
-async def until_blocked(dsn: str, statement: str) -> None:
-    """Wait until a statement like this waits for a lock."""
-    await until(
-        lambda: query(
-            dsn,
-            "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like %s",
-            f"%{statement}%",
-        )
-    )
 
 
 @asynccontextmanager
@@ -679,10 +664,14 @@ async def test_a_run_ended_at_any_step_of_a_wake_up_ends(store_dsn: str, how: st
                         )
                         trio.lowlevel.add_instrument(at_step)
                         await query(store_dsn, "select tocsin.enqueue('q', '1')")
-                        while not (
-                            at_step.acted or await query(store_dsn, "select 1 from tocsin.archive")
-                        ):
-                            pass
+                        async with open_connection(store_dsn) as observer:
+                            while (
+                                not at_step.acted
+                                and not await (
+                                    await observer.execute("select 1 from tocsin.archive")
+                                ).fetchone()
+                            ):
+                                pass
                         trio.lowlevel.remove_instrument(at_step)
                         if not at_step.acted:
                             await consumer.interrupt()

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, query
+from tests.support import PATIENCE, query, until_query
 from tests.support.cancel_sweep import cancel_sweep
 
 
@@ -195,9 +195,7 @@ async def test_connecting(store_dsn: str) -> None:
     )
 
     async def check() -> None:
-        with trio.fail_after(PATIENCE):  # the server takes a moment to notice
-            while await query(store_dsn, sessions) != [(0,)]:
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, sessions, gives=[(0,)])  # the server takes a moment to notice
 
     await cancel_sweep(connect, check)
 

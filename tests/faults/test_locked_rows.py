@@ -13,7 +13,14 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, open_connection, query, run_until_suspended
+from tests.support import (
+    PATIENCE,
+    open_connection,
+    query,
+    run_until_suspended,
+    until_blocked,
+    until_query,
+)
 
 
 @asynccontextmanager
@@ -57,10 +64,8 @@ async def test_a_locked_message_is_settled_later_and_stops_no_other(
                 go.set()
                 await all_seen.wait()
                 settled = "select count(*)::int from tocsin.messages where id = any (%s)"
-                while await query(store_dsn, settled, others) != [(0,)]:
-                    await trio.lowlevel.checkpoint()
-            while await query(store_dsn, "select 1 from tocsin.messages"):
-                await trio.lowlevel.checkpoint()
+                await until_query(store_dsn, settled, others, gives=[(0,)])
+            await until_query(store_dsn, "select 1 from tocsin.messages", gives=[])
             await consumer.interrupt()
     assert len(seen) == len(others) + 1
     states = {(await store.messages.get(i)).state for i in [first, *others]}
@@ -125,10 +130,11 @@ async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(
             async with locked(store_dsn, first):
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
-                    while await query(
-                        store_dsn, "select id from tocsin.messages where state = 'ready'"
-                    ) != [(second,)]:
-                        await trio.lowlevel.checkpoint()
+                    await until_query(
+                        store_dsn,
+                        "select id from tocsin.messages where state = 'ready'",
+                        gives=[(second,)],
+                    )
                     assert await query(
                         store_dsn, "select id from tocsin.messages where state = 'leased'"
                     ) == [(first,)]
@@ -142,15 +148,10 @@ async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(
 async def test_by_hand_it_is_waited_for(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", vt=3600)
     message_id = await store.produce("q", 1)
-    waiting = (
-        "select 1 from pg_stat_activity where datname = current_database() and wait_event_type ="
-        " 'Lock'"
-    )
     with trio.fail_after(PATIENCE):
         async with store.consumer("q") as consumer:
             (message,) = await consumer.dequeue()
             async with trio.open_nursery() as nursery, locked(store_dsn, message_id):
                 nursery.start_soon(message.archive)
-                while not await query(store_dsn, waiting):
-                    await trio.lowlevel.checkpoint()
+                await until_blocked(store_dsn)
     assert (await store.messages.get(message_id)).state == "archived"

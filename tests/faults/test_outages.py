@@ -14,7 +14,14 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 import tocsin
-from tests.support import PATIENCE, Handled, open_connection, query, run_until_suspended
+from tests.support import (
+    PATIENCE,
+    Handled,
+    open_connection,
+    query,
+    run_until_suspended,
+    until_query,
+)
 from tocsin._database.client import REPEATS
 from tocsin.embedded import EmbeddedServer
 
@@ -76,11 +83,9 @@ async def test_running_handlers_survive_a_restart_and_settle(
         go_on.set()  # the handlers finish while there is no server
         await trio.testing.wait_all_tasks_blocked(0.05)
         await own_server.start()
-        with trio.fail_after(PATIENCE):
-            while await query(own_server.dsn, "select id from tocsin.archive order by id") != [
-                (i,) for i in ids
-            ]:
-                await trio.lowlevel.checkpoint()
+        await until_query(
+            own_server.dsn, "select id from tocsin.archive order by id", gives=[(i,) for i in ids]
+        )
         await consumer.interrupt()
     # after a crash the server may have forgotten the claims of the last moment; then
     # they were delivered again
@@ -149,9 +154,7 @@ async def test_every_backend_is_killed_while_busy(store: tocsin.Store, store_dsn
             )
             killed += terminated
         enough.set()
-        with trio.fail_after(PATIENCE):
-            while await query(store_dsn, "select id from tocsin.messages limit 1"):
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, "select id from tocsin.messages limit 1", gives=[])
         await a.interrupt()
         await b.interrupt()
     assert killed >= 20
@@ -222,9 +225,7 @@ async def test_a_consumer_waits_for_the_end_of_an_outage(
                 await trio.lowlevel.checkpoint()
         assert await query(store_dsn, "select count(*) from tocsin.archive") == [(0,)]
         await query(store_dsn, "delete from outage")
-        with trio.fail_after(PATIENCE):
-            while await query(store_dsn, "select count(*) from tocsin.archive") != [(1,)]:
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, "select count(*) from tocsin.archive", gives=[(1,)])
         await consumer.interrupt()
     assert len(handled.messages) == 1
 

@@ -23,6 +23,7 @@ from tests.support import (
     query,
     run_until_suspended,
     servers,
+    until_query,
 )
 from tocsin._database import session
 
@@ -70,9 +71,7 @@ async def until_no_session_has_locks(dsn: str) -> None:
         " pg_stat_activity a using (pid) where l.locktype = 'advisory' and d.datname ="
         " current_database()"
     )
-    with trio.fail_after(PATIENCE):
-        while await query(dsn, kept):
-            pass
+    await until_query(dsn, kept, gives=[])
 
 
 async def test_13_everything_goes_through_pgbouncer_but_the_listen_connection(
@@ -238,9 +237,7 @@ async def test_cancelled_through_pgbouncer(store_dsn: str, through: Through) -> 
                     "select 1 from pg_stat_activity where datname = current_database() and"
                     " wait_event_type = 'Lock'"
                 )
-                with trio.fail_after(PATIENCE):
-                    while not await query(store_dsn, waiting):
-                        pass
+                await until_query(store_dsn, waiting)
                 nursery.cancel_scope.cancel()
             assert await query(store_dsn, waiting) == []
         await store.produce("q", 3)

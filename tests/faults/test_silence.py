@@ -21,7 +21,16 @@ import trio.testing
 from psycopg.conninfo import make_conninfo
 
 import tocsin
-from tests.support import PATIENCE, Handled, open_connection, proxy, query, until_asleep
+from tests.support import (
+    PATIENCE,
+    Handled,
+    open_connection,
+    proxy,
+    query,
+    until_asleep,
+    until_query,
+    until_true,
+)
 from tocsin._database.client import Connection
 from tocsin.driver._grace import GRACE
 from tocsin.embedded import EmbeddedServer
@@ -343,12 +352,10 @@ async def test_a_silent_connection_costs_no_lease(store_dsn: str) -> None:
                 line = network.accepted
                 for _ in range(4):
                     network.silenced = set(range(1, network.accepted + 1)) - {line}
-                    ends = await query(store_dsn, "select max(vt) from tocsin.messages")
-                    while await query(store_dsn, "select min(vt) from tocsin.messages") <= ends:
-                        await trio.lowlevel.checkpoint()
+                    ((ends,),) = await query(store_dsn, "select max(vt) from tocsin.messages")
+                    await until_true(store_dsn, "min(vt) > %s from tocsin.messages", ends)
                 go_on.set()
-                while await query(store_dsn, "select count(*) from tocsin.archive") != [(16,)]:
-                    await trio.lowlevel.checkpoint()
+                await until_query(store_dsn, "select count(*) from tocsin.archive", gives=[(16,)])
                 nursery.cancel_scope.cancel()
     assert [m.read_ct for m in handled.messages] == [1] * 16
 
@@ -416,13 +423,12 @@ async def test_a_worker_that_only_listens_gives_no_sign_of_life(
                     await trio.lowlevel.checkpoint()
                 for _ in range(2):  # the second one begins after that
                     before = store.statistics().heartbeats
-                    last = await query(store_dsn, beat)
+                    ((last,),) = await query(store_dsn, beat)
                     while store.statistics().heartbeats == before:
                         await trio.lowlevel.checkpoint()
-                assert await query(store_dsn, beat) == last
+                assert await query(store_dsn, beat) == [(last,)]
                 assert store.statistics().listening
                 pooler.silent = False
                 await handled.wait(1)
-                while await query(store_dsn, beat) == last:
-                    await trio.lowlevel.checkpoint()
+                await until_query(store_dsn, f"{beat} having max(heartbeat_at) > %s", last)
                 nursery.cancel_scope.cancel()

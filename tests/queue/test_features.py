@@ -22,6 +22,7 @@ from tests.support import (
     run_until_suspended,
     since,
     statements,
+    until,
     until_asleep,
 )
 from tests.support.commands import Call, line_with, started
@@ -32,12 +33,6 @@ async def everything(dsn: str) -> list[Any]:
         await query(dsn, f"select x::text from tocsin.{t} x order by 1")
         for t in ("messages", "archive", "dead_letters")
     ]
-
-
-async def until(condition: Callable[[], Awaitable[object]]) -> None:
-    with trio.fail_after(PATIENCE):
-        while not await condition():
-            await trio.lowlevel.checkpoint()
 
 
 # Queues

@@ -23,6 +23,7 @@ from tests.support import (
     since,
     statements,
     until_asleep,
+    until_query,
 )
 from tests.support.child import running
 from tests.support.commands import line_with, started
@@ -188,9 +189,7 @@ async def test_6_handler_that_outlives_the_visibility_timeout_three_times(
         nursery.start_soon(run_until_suspended, a, handled, suspended)
         await handled.wait(1)
         nursery.start_soon(run_until_suspended, b, other, suspended)
-        with trio.fail_after(PATIENCE):
-            while not await query(store_dsn, "select id from tocsin.archive"):
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, "select id from tocsin.archive")
         await a.interrupt()
         await b.interrupt()
     assert len(handled.messages) == 1

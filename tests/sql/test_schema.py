@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, open_connection, query
+from tests.support import PATIENCE, open_connection, query, until_query
 from tocsin._database import install
 from tocsin._database import schema as schemas
 from tocsin._database.verify import verify
@@ -272,12 +272,11 @@ async def test_an_upgrade_makes_no_session_wait_for_a_transaction_that_does_not_
             await application.execute("select tocsin.enqueue('q', '1')")
             nursery.start_soon(store.install)
             with trio.fail_after(PATIENCE):
-                while not await query(
+                await until_query(
                     dsn,
                     "select 1 from pg_locks where relation = 'tocsin.messages'::regclass and not"
                     " granted",
-                ):
-                    await trio.lowlevel.checkpoint()
+                )
                 # while the upgrade waits, or between two attempts
                 await query(dsn, "select tocsin.enqueue('q', '2')")
             assert await query(dsn, "select digest from tocsin.contract") == [

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from inspect import isawaitable
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -37,6 +39,56 @@ async def query(dsn: str, statement: str, *parameters: object) -> list[tuple[Any
     async with open_connection(dsn) as connection:
         cursor = await connection.execute(statement.encode(), parameters or None)
         return await cursor.fetchall() if cursor.description else []
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Ask until the answer is true; a condition may be a coroutine function."""
+    with trio.fail_after(PATIENCE):
+        while True:
+            answer = condition()
+            if await answer if isawaitable(answer) else answer:
+                return
+            await trio.lowlevel.checkpoint()
+
+
+async def until_query(
+    dsn: str,
+    statement: str,
+    *parameters: object,
+    gives: list[tuple[Any, ...]] | None = None,
+    patience: float = PATIENCE,
+) -> list[tuple[Any, ...]]:
+    """Run one statement over one connection until it gives these rows, or any row;
+    return them.
+
+    The pause is the server's, so that it is short under a test's clock as well, and
+    leaves the processor to what is waited for.
+    """
+    deadline = monotonic() + patience
+    async with open_connection(dsn) as connection:
+        while True:
+            rows = await (
+                await connection.execute(statement.encode(), parameters or None)
+            ).fetchall()
+            if rows if gives is None else rows == gives:
+                return rows
+            assert monotonic() < deadline, f"{statement} still gives {rows}"
+            await connection.execute(b"select pg_catalog.pg_sleep(0.005)")
+
+
+async def until_true(dsn: str, condition: str, *parameters: object) -> None:
+    """Run ``select condition`` until it gives true."""
+    await until_query(dsn, f"select {condition}", *parameters, gives=[(True,)])
+
+
+async def until_blocked(dsn: str, statement: str = "") -> None:
+    """Return when a statement with this text waits for a lock."""
+    await until_query(
+        dsn,
+        "select 1 from pg_stat_activity where datname = current_database() and wait_event_type ="
+        " 'Lock' and query like '%%' || %s || '%%'",
+        statement,
+    )
 
 
 async def move_clock(dsn: str, seconds: float) -> None:

@@ -70,7 +70,7 @@ class Proxy:
                 nursery.cancel_scope.cancel()
 
     def _with_settings(self, message: bytes) -> bytes:
-        (version,) = struct.decode("!i", message[4:8])
+        (version,) = struct.unpack("!i", message[4:8])
         if version not in STARTUP_VERSIONS:
             return message
         pairs = b"".join(f"{name}\0{value}\0".encode() for name, value in self.settings.items())
@@ -106,7 +106,7 @@ class Proxy:
 async def _receive_message(stream: trio.abc.Stream) -> bytes:
     """Receive a message without type byte, as they are before authentication."""
     message = b""
-    while len(message) < 4 or len(message) < struct.decode("!i", message[:4])[0]:
+    while len(message) < 4 or len(message) < struct.unpack("!i", message[:4])[0]:
         data = await stream.receive_some()
         if not data:
             raise trio.BrokenResourceError

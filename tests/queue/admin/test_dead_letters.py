@@ -13,7 +13,6 @@ import trio
 
 import tocsin
 from tests.support import (
-    PATIENCE,
     Handled,
     connect_blocking,
     failed_with,
@@ -22,6 +21,7 @@ from tests.support import (
     query,
     run_until_suspended,
     until_asleep,
+    until_blocked,
 )
 from tests.support.cancel_sweep import cancel_sweep
 from tocsin._durations import MAX_DURATION
@@ -38,11 +38,6 @@ HOSTILE = [
     "",
     [1.5, True, "\\u0000 \\ %"],
 ]
-
-
-WAITING = (
-    "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
-)
 
 
 async def kill(
@@ -364,9 +359,7 @@ async def test_a_replay_by_id_waits_for_another_and_one_by_queue_passes_over(
         ):
             await connection.execute("select tocsin.replay(array[%s::bigint])", [first])
             nursery.start_soon(replay)
-            with trio.fail_after(PATIENCE):
-                while not await query(store_dsn, WAITING):
-                    await trio.lowlevel.checkpoint()
+            await until_blocked(store_dsn)
             if rolled_back:
                 assert await store.dead_letters.replay(queue="q") == [second]
         if rolled_back:

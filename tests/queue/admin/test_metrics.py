@@ -10,7 +10,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, move_clock, nodes, open_connection, query
+from tests.support import PATIENCE, move_clock, nodes, open_connection, query, until_query
 from tocsin._database.schema import migrations
 
 EMPTY = tocsin.QueueMetrics(
@@ -87,13 +87,11 @@ async def test_metrics_are_all_of_one_moment(
         await other.execute("begin")
         await other.execute("lock table tocsin.dead_letters")
         nursery.start_soon(count)
-        with trio.fail_after(PATIENCE):
-            while not await query(
-                store_dsn,
-                "select 1 from pg_locks where not granted and relation ="
-                " 'tocsin.dead_letters'::regclass",
-            ):
-                pass
+        await until_query(
+            store_dsn,
+            "select 1 from pg_locks where not granted and relation ="
+            " 'tocsin.dead_letters'::regclass",
+        )
         await other.execute(
             "select tocsin._move_to_dead_letters(array(select id from tocsin.messages), 'x')"
         )

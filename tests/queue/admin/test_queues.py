@@ -24,6 +24,8 @@ from tests.support import (
     query,
     run_until_suspended,
     until_asleep,
+    until_query,
+    until_true,
 )
 from tests.support.child import running
 from tocsin.driver import TrioConnection
@@ -67,9 +69,7 @@ async def until_waiting(dsn: str, fragment: str) -> None:
         "select 1 from pg_stat_activity where datname = current_database() and query like '%%' ||"
         " %s || '%%' and (wait_event_type = 'Lock' or wait_event = 'PgSleep')"
     )
-    with trio.fail_after(PATIENCE):
-        while not await query(dsn, waiting, fragment):
-            pass
+    await until_query(dsn, waiting, fragment)
 
 
 # Creating, finding, settings
@@ -226,11 +226,8 @@ async def test_a_visibility_timeout_changed_live_counts_for_a_run_under_way(
         await store.queues.update("q", vt=0.5)
         await store.produce("q", 1)
         await handled.wait(1)
-        lease_ends = "select vt from tocsin.messages"
-        ((first,),) = await query(store_dsn, lease_ends)
-        with trio.fail_after(PATIENCE):
-            while await query(store_dsn, lease_ends) == [(first,)]:  # until it is extended
-                pass
+        ((first,),) = await query(store_dsn, "select vt from tocsin.messages")
+        await until_true(store_dsn, "vt > %s from tocsin.messages", first)
         await consumer.interrupt()
         release.set()
     assert [m.read_ct for m in handled.messages] == [1]
@@ -259,9 +256,8 @@ async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(
     nothing was claimed after the pause."""
     await store.queues.create("q")
     await store.produce_many("q", range(2000))
-    unfinished = (
-        "select count(*)::int, count(*) filter (where state = 'leased')::int from tocsin.messages"
-    )
+    unfinished = "select count(*)::int from tocsin.messages"
+    leased = "select from tocsin.messages where state = 'leased'"
     asleep = (
         "select 1 from pg_locks l, tocsin.queues q where l.locktype = 'advisory' and l.mode ="
         " 'ShareLock' and (l.classid::bigint << 32) | l.objid::bigint = tocsin._lock_key('waiting',"
@@ -280,18 +276,14 @@ async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(
         await store.queues.pause("q")
         ((paused_at,),) = await query(store_dsn, "select tocsin._clock()")
         ring = await store.produce("q", -1)
-        with trio.fail_after(PATIENCE):
-            while (await query(store_dsn, unfinished))[0][1] or not await query(store_dsn, asleep):
-                pass
-        ((left, _),) = await query(store_dsn, unfinished)
+        await until_query(store_dsn, f"select 1 where not exists ({leased}) and exists ({asleep})")
+        ((left,),) = await query(store_dsn, unfinished)
         assert 0 < left < 2001
         assert await query(
             store_dsn, "select max(dequeued_at) <= %s from tocsin.archive", paused_at
         ) == [(True,)]
         await store.queues.resume("q")
-        with trio.fail_after(PATIENCE):
-            while (await query(store_dsn, unfinished))[0][0]:
-                pass
+        await until_query(store_dsn, unfinished, gives=[(0,)])
         assert (await store.messages.get(ring)).state == "archived"
         workers = "select count(distinct consumer_worker_id) from tocsin.archive"
         assert await query(store_dsn, workers) == [(2,)]
@@ -871,9 +863,7 @@ async def test_queue_deleted_again_and_again_under_producers_and_consumers(
             nursery.start_soon(consume)
         for _ in range(rounds):
             await store.queues.ensure("q", notify="always")
-            with trio.fail_after(PATIENCE):
-                while not await query(store_dsn, "select 1 from tocsin.messages limit 1"):
-                    pass
+            await until_query(store_dsn, "select 1 from tocsin.messages limit 1")
             with trio.fail_after(PATIENCE):
                 gone = await store.queues.delete("q", force=True)
                 deleted += gone.messages + gone.dead_letters  # released for the fifth time
@@ -959,9 +949,7 @@ async def test_a_deletion_gives_way_to_a_transaction_that_waits_for_it(
             " granted"
         )
         if what != "enqueues and settles":
-            with trio.fail_after(PATIENCE):
-                while not await query(store_dsn, exclusive):
-                    pass
+            await until_query(store_dsn, exclusive)
         with trio.fail_after(PATIENCE):
             await other.execute(second.encode())
         await other.execute("commit")

@@ -13,15 +13,16 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.queue.admin.test_dead_letters import WAITING, bury
+from tests.queue.admin.test_dead_letters import bury
 from tests.support import (
-    PATIENCE,
     Handled,
     move_clock,
     open_connection,
     query,
     run_until_suspended,
     until_asleep,
+    until_blocked,
+    until_query,
 )
 
 BY = pytest.mark.parametrize("by", ["id", "key"])
@@ -219,9 +220,7 @@ async def test_a_claim_that_comes_first_has_the_message(
             [consumer.worker_id, consumer._registration.token],
         )
         nursery.start_soon(attempt)
-        with trio.fail_after(PATIENCE):
-            while not await query(store_dsn, WAITING):
-                await trio.lowlevel.checkpoint()
+        await until_blocked(store_dsn)
         await claiming.execute(end.encode())
     assert outcomes == (["leased"] if end == "commit" else [message_id])
 
@@ -264,9 +263,7 @@ async def test_of_many_claims_and_changes_each_message_has_one_end(
         async with trio.open_nursery() as changes:
             for start in range(3):
                 changes.start_soon(change, start)
-        with trio.fail_after(PATIENCE):
-            while await query(store_dsn, "select 1 from tocsin.messages limit 1"):
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, "select 1 from tocsin.messages limit 1", gives=[])
         await consumer.interrupt()
     assert sorted([*cancelled, *(m.id for m in handled.messages)]) == ids
     archived = (

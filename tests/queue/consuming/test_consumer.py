@@ -14,13 +14,20 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, move_clock, query, run_until_suspended, until_asleep
+from tests.support import (
+    PATIENCE,
+    Handled,
+    move_clock,
+    query,
+    run_until_suspended,
+    until_asleep,
+    until_query,
+    until_true,
+)
 
 
 async def wait_for_archive(dsn: str, count: int) -> None:
-    with trio.fail_after(PATIENCE):
-        while await query(dsn, "select count(*)::int from tocsin.archive") < [(count,)]:
-            await trio.lowlevel.checkpoint()
+    await until_true(dsn, "count(*) >= %s from tocsin.archive", count)
 
 
 # By hand
@@ -119,17 +126,9 @@ async def test_plain_function_runs_in_a_thread_and_keeps_its_lease(
     suspended = list[tocsin.Suspended]()
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(functools.partial(run_until_suspended, consumer, handle, suspended))  # type: ignore[arg-type]
-        with trio.fail_after(PATIENCE):
-            while (
-                not (
-                    rows := await query(
-                        store_dsn, "select vt - dequeued_at > '1.2 s', read_ct from tocsin.messages"
-                    )
-                )
-                or not rows[0][0]
-            ):
-                await trio.lowlevel.checkpoint()
-        assert rows == [(True, 1)]
+        assert await until_query(
+            store_dsn, "select read_ct from tocsin.messages where vt - dequeued_at > '1.2 s'"
+        ) == [(1,)]
         go_on.set()
         await wait_for_archive(store_dsn, 1)
         await consumer.interrupt()
@@ -190,14 +189,9 @@ async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_f
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await handled.wait(4)
         await wait_for_archive(store_dsn, 1)
-        with trio.fail_after(PATIENCE):
-            while not (
-                dead := await query(
-                    store_dsn,
-                    "select payload, reason, error, traceback, read_ct from tocsin.dead_letters",
-                )
-            ):
-                await trio.lowlevel.checkpoint()
+        dead = await until_query(
+            store_dsn, "select payload, reason, error, traceback, read_ct from tocsin.dead_letters"
+        )
         await consumer.interrupt()
     ((payload, reason, error, traceback, read_ct),) = dead
     assert (payload, reason, read_ct) == ("bad", "handler_failed", 3)
@@ -240,8 +234,7 @@ async def test_handler_timeout_cancels_and_counts_as_a_failure(
         )
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
-            while not (dead := await query(store_dsn, "select error from tocsin.dead_letters")):
-                await trio.lowlevel.checkpoint()
+            dead = await until_query(store_dsn, "select error from tocsin.dead_letters")
         await consumer.interrupt()
     assert dead[0][0].startswith("TooSlowError")
 
@@ -515,9 +508,7 @@ async def test_plain_function_that_returns_an_awaitable_fails_clearly(
     suspended = list[tocsin.Suspended]()
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(run_until_suspended, consumer, lambda m: work(m), suspended)
-        with trio.fail_after(PATIENCE):
-            while not (dead := await query(store_dsn, "select error from tocsin.dead_letters")):
-                await trio.lowlevel.checkpoint()
+        dead = await until_query(store_dsn, "select error from tocsin.dead_letters")
         await consumer.interrupt()
     assert "appears to be asynchronous" in dead[0][0]
 
@@ -537,9 +528,7 @@ async def test_undecodable_payload_fails_its_message_only(
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(run_until_suspended, consumer, read, suspended)
         await wait_for_archive(store_dsn, 1)
-        with trio.fail_after(PATIENCE):
-            while not await query(store_dsn, "select id from tocsin.dead_letters"):
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, "select id from tocsin.dead_letters")
         await consumer.interrupt()
 
 

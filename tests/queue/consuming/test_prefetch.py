@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, query, run_until_suspended, until_asleep
+from tests.support import PATIENCE, Handled, query, run_until_suspended, until_asleep, until_query
 from tocsin._queue.consuming import prefetch as ahead
 from tocsin._queue.consuming.prefetch import HORIZON, MOST, PrefetchBuffer
 
@@ -130,9 +130,7 @@ async def test_when_interrupted_it_gives_back_at_once_what_no_handler_has_seen(
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await claim_ahead(producer, handled)
         await consumer.interrupt()  # the handler may go on
-        with trio.fail_after(PATIENCE):
-            while await query(store_dsn, HELD) != [(1,)]:
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, HELD, gives=[(1,)])
         assert not suspended
         assert await query(
             store_dsn, "select max(read_ct) from tocsin.messages where state = 'ready'"
@@ -160,9 +158,7 @@ async def test_when_suspended_it_gives_back_at_once_what_no_handler_has_seen(
         await until_asleep(store)
         assert await query(store_dsn, HELD) > [(1,)]
         await (await store.workers.get(consumer.worker_id)).suspend(drain=True)
-        with trio.fail_after(PATIENCE):
-            while await query(store_dsn, HELD) != [(1,)]:
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, HELD, gives=[(1,)])
         nursery.cancel_scope.cancel()
 
 
@@ -180,9 +176,7 @@ async def test_when_handlers_become_slow_another_consumer_gets_the_rest(
         nursery.start_soon(run_until_suspended, a, slow, suspended)
         await claim_ahead(producer, slow)
         nursery.start_soon(run_until_suspended, b, other, suspended)
-        with trio.fail_after(PATIENCE):
-            while await query(store_dsn, "select count(*)::int from tocsin.archive") != [(220,)]:
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, "select count(*)::int from tocsin.archive", gives=[(220,)])
         nursery.cancel_scope.cancel()
     assert len(slow.messages) + len(other.messages) >= 221
 
@@ -237,9 +231,7 @@ async def test_a_message_that_cannot_be_archived_fails_alone(
         nursery.start_soon(
             functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=20)
         )
-        with trio.fail_after(PATIENCE):
-            while await query(store_dsn, "select count(*)::int from tocsin.messages") != [(0,)]:
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, "select count(*)::int from tocsin.messages", gives=[(0,)])
         await consumer.interrupt()
     assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(49,)]
     ((payload, error),) = await query(store_dsn, "select payload, error from tocsin.dead_letters")
@@ -266,9 +258,7 @@ async def test_a_message_that_can_neither_be_archived_nor_fail_holds_up_nobody(
         )
         await handled.wait(50)
         await producer.enqueue("afterwards")
-        with trio.fail_after(PATIENCE):
-            while await query(store_dsn, "select count(*)::int from tocsin.archive") != [(50,)]:
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, "select count(*)::int from tocsin.archive", gives=[(50,)])
         nursery.cancel_scope.cancel()
     assert await query(store_dsn, "select payload from tocsin.messages") == [(13,)]
 
@@ -340,9 +330,7 @@ async def test_a_message_too_large_for_an_index_of_the_archive_fails_alone(
         nursery.start_soon(
             functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=20)
         )
-        with trio.fail_after(PATIENCE):
-            while await query(store_dsn, "select count(*)::int from tocsin.messages") != [(0,)]:
-                await trio.lowlevel.checkpoint()
+        await until_query(store_dsn, "select count(*)::int from tocsin.messages", gives=[(0,)])
         await consumer.interrupt()
     assert await query(store_dsn, "select payload from tocsin.archive order by id") == [(1,), (2,)]
 

@@ -16,7 +16,15 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, move_clock, open_connection, query, run_until_suspended
+from tests.support import (
+    PATIENCE,
+    Handled,
+    move_clock,
+    open_connection,
+    query,
+    run_until_suspended,
+    until_query,
+)
 from tests.support.child import running
 from tocsin.driver import TrioConnection
 
@@ -541,9 +549,9 @@ async def test_under_kills_each_message_has_its_effect_exactly_once(
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(kill_again_and_again)
-        with trio.fail_after(240):
-            while await query(store_dsn, "select 1 from tocsin.messages limit 1"):
-                await trio.lowlevel.checkpoint()
+        await until_query(
+            store_dsn, "select 1 from tocsin.messages limit 1", gives=[], patience=240
+        )
         nursery.cancel_scope.cancel()
     assert await effects() == ids
     assert kills > 5

@@ -15,19 +15,13 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, query, run_until_suspended, until_asleep
+from tests.support import PATIENCE, Handled, query, run_until_suspended, until, until_asleep
 from tocsin._queue.consuming import lease_clock, signals
 from tocsin.embedded import EmbeddedServer
 
 
 async def hang(_: object) -> None:
     await trio.sleep_forever()
-
-
-async def until(condition: Callable[[], Awaitable[object]]) -> None:
-    with trio.fail_after(PATIENCE):
-        while not await condition():
-            await trio.lowlevel.checkpoint()
 
 
 async def test_a_signal_ends_a_suspended_run(store: tocsin.Store, store_dsn: str) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
 
 import tocsin
 from tests.support import (
-    PATIENCE,
     Handled,
     connect_blocking,
     move_clock,
     open_connection,
     query,
     run_until_suspended,
+    until,
     until_asleep,
+    until_true,
 )
 
 HOUR, DAY = 3600.0, 86400.0
@@ -27,18 +28,6 @@ HERE = (
     " and toplevel"
 )
 TIMES_RUN = f"(select coalesce(sum(calls), 0)::int from {HERE} and query like '%maintain()')"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(PATIENCE):
-        while not condition():
-            await trio.lowlevel.checkpoint()
-
-
-async def until_told(dsn: str, condition: str) -> None:
-    with trio.fail_after(PATIENCE):
-        while await query(dsn, f"select {condition}") != [(True,)]:
-            await trio.lowlevel.checkpoint()
 
 
 async def beats(*stores: tocsin.Store, more: int = 3) -> None:
@@ -96,7 +85,7 @@ async def test_a_consumers_process_does_it_once_a_minute_and_no_other_process_at
             for minute in (1, 2, 3):
                 await move_clock(dsn, minute * 70)
                 await beats(one, two)
-                await until_told(dsn, f"{TIMES_RUN} >= {minute}")
+                await until_true(dsn, f"{TIMES_RUN} >= {minute}")
                 await beats(one, two)
                 assert await query(dsn, f"select {TIMES_RUN}") == [(minute,)]
 
@@ -134,7 +123,7 @@ async def test_a_process_that_only_produces_leaves_it_to_others(
             store_dsn, "select due_at < tocsin._clock() from tocsin.maintenance"
         ) == [(True,)]
         async with lively.consumer("q"):
-            await until_told(store_dsn, "count(*) = 2 from tocsin._archive_partitions()")
+            await until_true(store_dsn, "count(*) = 2 from tocsin._archive_partitions()")
 
 
 async def test_it_says_what_it_has_done(
@@ -180,7 +169,7 @@ async def test_leaving_the_store_does_not_wait_for_maintenance(store_dsn: str) -
             other.execute("lock table tocsin.dead_letters")
             async with store.consumer("q"):
                 await move_clock(store_dsn, 70)
-                await until_told(
+                await until_true(
                     store_dsn,
                     "count(*) = 1 from pg_stat_activity where query like '%maintain()' and"
                     " wait_event_type = 'Lock'",
@@ -312,7 +301,7 @@ async def test_a_problem_is_logged_once_and_the_process_goes_on(
     async with lively.consumer("q"):
         for minute in (1, 2, 3):
             await query(store_dsn, "update tocsin.maintenance set due_at = '-infinity'")
-            await until_told(store_dsn, "due_at > now() from tocsin.maintenance")
+            await until_true(store_dsn, "due_at > now() from tocsin.maintenance")
             await until(
                 lambda: any("a part of the maintenance" in r.message for r in caplog.records)
             )
@@ -400,7 +389,7 @@ async def test_maintenance_that_was_put_off_by_a_clock_ahead_is_due(
         # and its answer lost
         await beats(lively)
         await query(store_dsn, "update tocsin.maintenance set due_at = now() + interval '1 year'")
-        await until_told(
+        await until_true(
             store_dsn,
             "due_at < now() + interval '2 min' and not clock_was_ahead from tocsin.maintenance",
         )
@@ -423,7 +412,7 @@ async def test_with_triggers_off_a_queue_archives_and_messages_are_found_by_the_
         await query(store_dsn, "alter table tocsin.messages disable trigger all")
         await query(store_dsn, "select tocsin.enqueue_many('q', '[1]')")
         await handled.wait(1)
-        await until_told(store_dsn, "count(*) = 1 from tocsin.archive")
+        await until_true(store_dsn, "count(*) = 1 from tocsin.archive")
         (problem,) = (await lively.workers.health("q"))[0].problems
         assert "trigger" in problem
         assert ("trigger", "messages.ring") in [(d.kind, d.name) for d in await lively.verify()]

@@ -24,17 +24,12 @@ from tests.support import (
     query,
     run_until_suspended,
     until_asleep,
+    until_true,
 )
 from tests.support.child import running
 from tocsin.driver import TrioConnection
 
 OWN = "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
-
-
-async def wait_until(dsn: str, condition: str) -> None:
-    with trio.fail_after(PATIENCE):
-        while await query(dsn, f"select {condition}") != [(True,)]:
-            await trio.lowlevel.checkpoint()
 
 
 # The line
@@ -79,7 +74,7 @@ async def test_one_listen_connection_for_all_consumers_none_for_producers(store_
             assert locks == [(1,)]
             nursery.cancel_scope.cancel()
     # the server takes a moment to notice
-    await wait_until(store_dsn, f"count(*) = 0 from pg_stat_activity where {OWN}")
+    await until_true(store_dsn, f"count(*) = 0 from pg_stat_activity where {OWN}")
     assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(0,)]
 
 
@@ -101,7 +96,7 @@ async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to
         await long.execute("select tocsin.enqueue('q', '\"long\"')")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await wait_until(store_dsn, f"{ASLEEP} = 1 from tocsin.queues")
+            await until_true(store_dsn, f"{ASLEEP} = 1 from tocsin.queues")
             await early.execute("commit")
             await handled.wait(1)
             assert store._process._unsettled == {consumer.queue_id}
@@ -134,7 +129,7 @@ async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
             await store.produce("q", 1)
             await handled.wait(1)
             assert store.statistics().notifications == 1
-            await wait_until(store_dsn, f"{ASLEEP} = 0 from tocsin.queues")
+            await until_true(store_dsn, f"{ASLEEP} = 0 from tocsin.queues")
             for n in range(5):
                 await store.produce("q", n)
             assert store.statistics().notifications == 1
@@ -384,7 +379,7 @@ async def _be_buried_when_the_server_is_old_enough(store: tocsin.Store, store_ds
         await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         assert await producer.status() == "ready"
         await query(store_dsn, "update tocsin.uptime set since = now() - interval '1 hour'")
-        await wait_until(store_dsn, "pg_postmaster_start_time() < now() - interval '12 s'")
+        await until_true(store_dsn, "pg_postmaster_start_time() < now() - interval '12 s'")
         await query(store_dsn, "select tocsin._reap_dead_processes(0)")
         assert await producer.status() == "stopped"
 
@@ -392,7 +387,7 @@ async def _be_buried_when_the_server_is_old_enough(store: tocsin.Store, store_ds
 async def _dead(dsn: str, *names: str, held: int = 0) -> list[int]:
     """The consumers, on the queue q, of a process that is dead and not buried; each
     holds so many messages."""
-    await wait_until(dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
+    await until_true(dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
     await query(
         dsn,
         "insert into tocsin.uptime (since) values (now() - interval '1 hour') on conflict do"
@@ -419,7 +414,7 @@ async def _ring(dsn: str, holder: TrioConnection[Any], alive: list[bool]) -> lis
     """Processes one after the other, of which the living have their lifelines in the
     session of ``holder``."""
     await query(dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
-    await wait_until(dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
+    await until_true(dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
     ids = list[int]()
     for lives in alive:
         ((process,),) = await query(dsn, "select tocsin.register_process('host', 1, 'v', '1 s')")
@@ -531,7 +526,7 @@ async def test_a_consumer_killed_before_its_listen_was_up_gives_its_name_away_wi
 ) -> None:
     await store.queues.ensure("q")
     await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
-    await wait_until(store_dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
+    await until_true(store_dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
     register = "select tocsin.register_process('host', %s, 'v', '2 s')"
     ((killed,),) = await query(store_dsn, register, 1)
     assert await _refusal(store_dsn, "consumer", killed) is None
@@ -622,7 +617,7 @@ async def test_dead_workers_that_live_cancel_their_handlers_and_register_anew(
         await handled.wait(2)  # it has registered anew, and got its own message again
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
-        await wait_until(store_dsn, "count(*) = 1 from tocsin.archive")
+        await until_true(store_dsn, "count(*) = 1 from tocsin.archive")
         assert consumer.worker_id == worker_id
         assert await consumer.status() == "polling"
         await consumer.interrupt()
@@ -638,7 +633,7 @@ async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, stor
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
-        await wait_until(store_dsn, "status = 'polling' from tocsin.workers")
+        await until_true(store_dsn, "status = 'polling' from tocsin.workers")
         await until_asleep(store)
         await query(
             store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes"
@@ -681,7 +676,7 @@ async def test_stopped_process_that_comes_back_is_fenced(
         async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await handled.wait(1)
-            await wait_until(store_dsn, "count(*) = 1 from tocsin.archive")
+            await until_true(store_dsn, "count(*) = 1 from tocsin.archive")
             await consumer.interrupt()
         assert (await (await store.workers.get(frozen_id)).status()) == "polling"
         frozen.process.send_signal(signal.SIGCONT)
@@ -701,7 +696,7 @@ async def test_cancelled_registration_is_cleared_away(store: tocsin.Store, store
         )
         await query(store_dsn, "select pg_notify(tocsin.process_channel(%s), '')", process_id)
         store._process.look()
-        await wait_until(
+        await until_true(
             store_dsn, "status = 'stopped' from tocsin.workers where name = 'stranger'"
         )
         assert await query(store_dsn, "select status from tocsin.workers where name = 'other'") == [
@@ -843,7 +838,7 @@ async def test_a_process_that_is_declared_dead_again_and_again_registers_with_pa
                 await trio.sleep_forever()
 
         nursery.start_soon(consume)
-        await wait_until(store_dsn, "last_value >= 6 from tocsin.processes_id_seq")
+        await until_true(store_dsn, "last_value >= 6 from tocsin.processes_id_seq")
         nursery.cancel_scope.cancel()
     # the shortest pauses that chance may draw
     assert trio.current_time() - began >= (0.05 + 0.1 + 0.2 + 0.4) / 2
@@ -863,7 +858,7 @@ async def test_a_listen_connection_that_never_works_for_long_is_made_with_pauses
     began = trio.current_time()
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(run_until_suspended, consumer, Handled(), list[tocsin.Suspended]())
-        await wait_until(store_dsn, "last_value >= 5 from attempts")
+        await until_true(store_dsn, "last_value >= 5 from attempts")
         nursery.cancel_scope.cancel()
     assert trio.current_time() - began >= (0.05 + 0.1 + 0.2 + 0.4) / 2
     assert (

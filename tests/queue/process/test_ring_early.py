@@ -15,7 +15,15 @@ import trio
 from psycopg.conninfo import make_conninfo
 
 import tocsin
-from tests.support import PATIENCE, Handled, connect_blocking, poolers, query, servers
+from tests.support import (
+    PATIENCE,
+    Handled,
+    connect_blocking,
+    open_connection,
+    poolers,
+    query,
+    servers,
+)
 from tests.support.cancel_sweep import cancel_sweep
 from tocsin.embedded import EmbeddedServer
 
@@ -531,8 +539,12 @@ async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_ag
                 with trio.fail_after(PATIENCE):
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(produce)
-                        while len(returned) == before and not await query(dsn, WAITING):
-                            pass
+                        async with open_connection(dsn) as observer:
+                            while (
+                                len(returned) == before
+                                and not await (await observer.execute(WAITING)).fetchone()
+                            ):
+                                pass
                         seen = fetch_one(sleeper, "select max(id) from tocsin.messages")
                         os.kill(log_writer, signal.SIGKILL)
                         with suppress(psycopg.OperationalError):

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, open_connection, query
+from tests.support import PATIENCE, open_connection, query, until_query
 from tests.support.cancel_sweep import cancel_sweep
 from tocsin._queue.producing.batcher import MAX_MESSAGES, MAX_SIZE, PendingBatch, PendingEnqueue
 from tocsin._queue.producing.enqueue_request import EnqueueRequest
@@ -37,9 +37,7 @@ class Gate:
 
     async def wait_for(self, fragment: str) -> int:
         """Wait until a statement stands before the gate, and return its session."""
-        with trio.fail_after(PATIENCE):
-            while not (rows := await query(self._dsn, BACKENDS, fragment)):
-                pass
+        rows = await until_query(self._dsn, BACKENDS, fragment)
         ((pid,),) = rows
         return int(pid)
 

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import query
+from tests.support import query, until_query
 from tocsin._queue.producing.rate_limit import Bucket, Limiter, RateLimit
 
 # What is decided
@@ -220,11 +220,9 @@ async def test_rate_limit_waits_if_asked_to(
             await trio.testing.wait_all_tasks_blocked()
         assert await query(store_dsn, COUNT) == [(1,)]
         mock_clock.jump(1500)
-        while await query(store_dsn, COUNT) != [(2,)]:
-            pass
+        await until_query(store_dsn, COUNT, gives=[(2,)])
         mock_clock.jump(10_000)
-        while await query(store_dsn, COUNT) != [(3,)]:
-            pass
+        await until_query(store_dsn, COUNT, gives=[(3,)])
         mock_clock.jump(1000)
     assert await query(store_dsn, "select payload from tocsin.messages order by id") == [
         (n,) for n in range(4)

@@ -26,6 +26,7 @@ from tests.support import (
     proxy,
     query,
     run_until_suspended,
+    until_blocked,
 )
 from tests.support.cancel_sweep import cancel_sweep
 from tocsin.driver import TrioConnection
@@ -406,16 +407,6 @@ async def test_another_loops_connection_is_refused(store: tocsin.Store, store_ds
             await producer.enqueue_many([1], connection=5)  # type: ignore[arg-type]
 
 
-async def wait_for_the_key(dsn: str) -> None:
-    with trio.fail_after(PATIENCE):
-        while not await query(
-            dsn,
-            "select 1 from pg_stat_activity where datname = current_database() and wait_event_type"
-            " = 'Lock'",
-        ):
-            pass
-
-
 async def test_a_blocking_connection_blocks_a_thread_only_and_is_free_after_cancellation(
     store: tocsin.Store, store_dsn: str
 ) -> None:
@@ -426,7 +417,7 @@ async def test_a_blocking_connection_blocks_a_thread_only_and_is_free_after_canc
         with psycopg.connect(store_dsn) as connection:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda: store.produce("q", 2, key="k", connection=connection))
-                await wait_for_the_key(store_dsn)  # while this goes on, trio does
+                await until_blocked(store_dsn)  # while this goes on, trio does
                 nursery.cancel_scope.cancel()
             assert connection.info.transaction_status == INERROR
             assert not connection.lock.locked()
@@ -482,7 +473,7 @@ async def test_a_silent_server_costs_a_blocking_connection(
         connection = await trio.to_thread.run_sync(psycopg.connect, server.dsn())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: store.produce("q", 2, key="k", connection=connection))
-            await wait_for_the_key(store_dsn)
+            await until_blocked(store_dsn)
             server.silent = True
             nursery.cancel_scope.cancel()
         assert connection.closed

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 import tocsin
-from tests.queue.admin.test_dead_letters import WAITING, bury, kill
-from tests.support import PATIENCE, connect_blocking, open_connection, query
+from tests.queue.admin.test_dead_letters import bury, kill
+from tests.support import PATIENCE, connect_blocking, open_connection, query, until_blocked
 
 ENQUEUE = "select tocsin.enqueue('q', '1', key => %s)"
 
@@ -32,9 +32,7 @@ async def test_unique_key_of_two_transactions_the_second_waits_for_the_first(
         cursor = await first.execute(ENQUEUE, ["k"])
         ((held,),) = await cursor.fetchall()
         nursery.start_soon(produce)
-        with trio.fail_after(PATIENCE):
-            while not await query(store_dsn, WAITING):
-                await trio.lowlevel.checkpoint()
+        await until_blocked(store_dsn)
         await first.execute("rollback to savepoint before" if "savepoint" in end else end.encode())
         with trio.fail_after(PATIENCE):
             while not got:

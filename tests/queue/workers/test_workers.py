@@ -12,7 +12,15 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, Handled, move_clock, query, run_until_suspended
+from tests.support import (
+    PATIENCE,
+    Handled,
+    move_clock,
+    query,
+    run_until_suspended,
+    until_blocked,
+    until_query,
+)
 from tests.support.child import Child, running
 
 STATES = ["ready", "polling", "interrupted", "suspended", "stopped"]
@@ -672,13 +680,7 @@ async def test_a_name_registered_anew_while_it_is_purged(
                 assert await consumer.status() == "ready"
 
         nursery.start_soon(register)
-        with trio.fail_after(PATIENCE):
-            while not await query(
-                store_dsn,
-                "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like"
-                " '%register_worker%'",
-            ):
-                await trio.lowlevel.checkpoint()
+        await until_blocked(store_dsn, "register_worker")
         await connection.execute("commit")
         await connection.execute("begin")
 
@@ -700,9 +702,7 @@ async def test_what_was_given_back_by_stop_counts_as_released(
         async with here.consumer("q") as consumer, trio.open_nursery() as nursery:
             nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await handled.wait(51)
-            with trio.fail_after(PATIENCE):
-                while await query(store_dsn, "select count(*)::int from tocsin.archive") != [(50,)]:
-                    pass
+            await until_query(store_dsn, "select count(*)::int from tocsin.archive", gives=[(50,)])
             released = await (await there.workers.get(consumer.worker_id)).stop()
         assert released > 1
         assert [(s.handled, s.released) for s in suspended] == [(50, released)]
