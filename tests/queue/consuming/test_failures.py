@@ -14,23 +14,7 @@ import trio.testing
 
 import tocsin
 from tests.support import PATIENCE, query
-from tocsin._queue.consuming.failure import MAX_CHARACTERS, describe, describe_failure
-
-
-class Unspeakable(Exception):
-    """Its text and its description cannot be had."""
-
-    def __str__(self) -> str:
-        raise LookupError("from __str__")
-
-    __repr__ = __str__
-
-
-class BadSyntax(SyntaxError):
-    """What `traceback` cannot format."""
-
-    def __init__(self) -> None:
-        super().__init__("bad", ("file", 1, 1, object()))  # type: ignore[arg-type]
+from tests.support.bad_errors import BadSyntax, Unspeakable
 
 
 class Opaque(Exception):
@@ -237,44 +221,7 @@ async def test_what_a_cancelled_handler_raises_besides_does_not_count(
     assert "raised while it was cancelled: ValueError: v\n" in caplog.text
 
 
-# The text that is kept
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (ValueError("v"), "ValueError: v"),
-        (ValueError(), "ValueError"),
-        (ExceptionGroup("g", [ExceptionGroup("h", [ValueError("v")])]), "ValueError: v"),
-        (
-            ExceptionGroup("g", [ValueError("v"), KeyError("k")]),
-            "2 errors: ValueError: v; KeyError: 'k'",
-        ),
-        (Unspeakable(), "Unspeakable (its text cannot be had)"),
-        (
-            ExceptionGroup("g", [ValueError(str(n)) for n in range(12)]),
-            "12 errors: ValueError: 0; ",
-        ),
-    ],
-)
-def test_the_text_names_the_cause(error: BaseException, text: str) -> None:
-    assert describe(error).startswith(text)
-
-
-def test_a_text_that_ends_the_process_ends_nothing() -> None:
-    class Deadly(Exception):
-        def __str__(self) -> str:
-            raise SystemExit
-
-    failure = describe_failure(Deadly())
-    assert failure.text == "Deadly (its text cannot be had)"
-
-
-def test_an_error_that_python_cannot_print_has_a_traceback_all_the_same() -> None:
-    failure = describe_failure(BadSyntax())
-    assert failure.loggable is None
-    assert failure.trace == "BadSyntax: bad (file, line 1)\n"
-    assert len(describe_failure(ValueError("x" * 3 * MAX_CHARACTERS)).text or "") == MAX_CHARACTERS
+# What can be seen of a handler
 
 
 async def test_a_task_dump_shows_where_a_handler_hangs(store: tocsin.Store) -> None:
@@ -403,14 +350,6 @@ async def test_a_verdict_among_other_errors_is_an_error(store: tocsin.Store) -> 
         with pytest.raises(tocsin.Suspended):
             await consumer.handle(handler, once=True)
     assert (await store.dead_letters.get(message_id)).reason == "handler_failed"
-
-
-@pytest.mark.parametrize("make", [tocsin.Retry, tocsin.Snooze])
-def test_a_verdict_takes_a_duration(make: Any) -> None:
-    with pytest.raises(ValueError, match="at least 0"):
-        make(-1)
-    with pytest.raises(TypeError):
-        make("soon")
 
 
 async def test_a_failed_batch_says_in_one_line_what_becomes_of_its_messages(

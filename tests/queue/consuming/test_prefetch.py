@@ -1,12 +1,10 @@
-"""How many messages a run claims ahead of its handlers, and when it gives them back."""
+"""What a consumer claims ahead of its handlers, and when it returns it to the queue."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import math
 import secrets
-from typing import Any
 
 import psycopg
 import pytest
@@ -15,71 +13,7 @@ import trio.testing
 
 import tocsin
 from tests.support import PATIENCE, Handled, query, run_until_suspended, until_asleep, until_query
-from tocsin._queue.consuming import prefetch as ahead
-from tocsin._queue.consuming.prefetch import HORIZON, MOST, PrefetchBuffer
-
-
-class ClaimedBatch(list[int]):
-    """Numbers instead of messages."""
-
-    def take(self, count: int) -> list[int]:
-        taken = self[:count]
-        del self[:count]
-        return taken
-
-
-def messages(count: int) -> Any:
-    return ClaimedBatch(range(count))
-
-
-def test_nothing_is_claimed_ahead_before_anything_is_finished() -> None:
-    assert PrefetchBuffer().capacity(0) == 0
-
-
-def test_as_many_as_are_finished_during_two_statements_but_not_more_than_a_horizon_of_work() -> (
-    None
-):
-    claims = PrefetchBuffer()
-    claims.claim_begins(1)
-    claims.finished = 100
-    assert claims.capacity(1 + HORIZON / 2) == 200
-    assert claims.capacity(1 + 10 * HORIZON) == 20
-    assert claims.capacity(1 + 1000 * HORIZON) == 0
-    claims.add(messages(50), 1)
-    assert claims.capacity(1) == 150
-    claims.finished = 10 * MOST
-    assert claims.capacity(1) == MOST - 50
-    claims.claim_begins(2)
-    assert claims.capacity(2) == -50
-
-
-def test_what_has_waited_for_too_long_is_found() -> None:
-    claims = PrefetchBuffer()
-    claims.add(messages(3), 0)
-    assert not claims.waited_too_long(ahead.PATIENCE / 2)
-    assert claims.take(2) == [0, 1]
-    claims.add(messages(1), ahead.PATIENCE / 2)
-    assert claims.waited_too_long(ahead.PATIENCE)
-    assert claims.take_all() == [2, 0]
-    assert not claims.waited_too_long(9 * ahead.PATIENCE)
-
-
-def test_what_has_come_since_is_looked_at_later() -> None:
-    claims = PrefetchBuffer()
-    claims.add(messages(1), 0)
-    claims.take(1)
-    claims.add(messages(1), ahead.PATIENCE / 2)
-    assert not claims.waited_too_long(ahead.PATIENCE)
-    assert claims.check_at == 2 * ahead.PATIENCE
-    assert claims.waited_too_long(2 * ahead.PATIENCE)
-
-
-def test_what_is_not_there_any_more_need_not_be_looked_at() -> None:
-    claims = PrefetchBuffer()
-    claims.add(messages(1), 0)
-    claims.take(1)
-    assert not claims.waited_too_long(ahead.PATIENCE)
-    assert claims.check_at == math.inf
+from tocsin._queue.consuming import prefetch
 
 
 async def test_a_consumer_with_nothing_to_do_wakes_for_nothing(store_dsn: str) -> None:
@@ -96,7 +30,7 @@ async def test_a_consumer_with_nothing_to_do_wakes_for_nothing(store_dsn: str) -
                 await producer.enqueue_many(range(100))
                 await handled.wait(100 * (n + 1))
                 with trio.fail_after(PATIENCE):
-                    await trio.testing.wait_all_tasks_blocked(2 * ahead.PATIENCE)
+                    await trio.testing.wait_all_tasks_blocked(2 * prefetch.PATIENCE)
             await consumer.interrupt()
 
 
@@ -145,7 +79,7 @@ async def test_when_interrupted_it_gives_back_at_once_what_no_handler_has_seen(
 async def test_when_suspended_it_gives_back_at_once_what_no_handler_has_seen(
     store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PATIENCE", 3600)
+    monkeypatch.setattr(prefetch, "PATIENCE", 3600)
     await store.queues.ensure("q")
     handled, suspended = Handled(hang), list[tocsin.Suspended]()
     async with (
@@ -261,20 +195,6 @@ async def test_a_message_that_can_neither_be_archived_nor_fail_holds_up_nobody(
         await until_query(store_dsn, "select count(*)::int from tocsin.archive", gives=[(50,)])
         nursery.cancel_scope.cancel()
     assert await query(store_dsn, "select payload from tocsin.messages") == [(13,)]
-
-
-def test_what_could_not_be_given_back_is_tried_again() -> None:
-    claims = PrefetchBuffer()
-    claims.add(messages(3), 0)
-    assert claims.waited_too_long(ahead.PATIENCE)
-    claims.return_messages(claims.take_all())
-    assert claims.waited_too_long(ahead.PATIENCE)
-    assert claims.take_all() == [0, 1, 2]
-    claims.return_messages([0, 1, 2])
-    claims.take(2)
-    claims.add(messages(1), ahead.PATIENCE)
-    assert claims.take_all() == [2, 0]
-    assert not claims.waited_too_long(9 * ahead.PATIENCE)
 
 
 async def test_the_poisoned_message_does_not_keep_a_cancelled_run_from_its_end(

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
-import attrs
 import psycopg
 import pytest
 import trio
@@ -16,8 +15,6 @@ import trio.testing
 import tocsin
 from tests.support import PATIENCE, open_connection, query, until_query
 from tests.support.cancel_sweep import cancel_sweep
-from tocsin._queue.producing.batcher import MAX_MESSAGES, MAX_SIZE, PendingBatch, PendingEnqueue
-from tocsin._queue.producing.enqueue_request import EnqueueRequest
 
 PAYLOADS = "select payload from tocsin.messages order by id"
 BACKENDS = (
@@ -94,57 +91,6 @@ class Calls:
             while not self.results.keys() >= set(names):
                 await trio.lowlevel.checkpoint()
         return [self.results[name] for name in names]
-
-
-# What is sent next
-
-
-def request(payload: str = "1") -> EnqueueRequest:
-    return EnqueueRequest(payload, None, None, "0", None, None, None, None, None)
-
-
-async def gather(*items: PendingEnqueue) -> None:
-    """Have a task wait for each of them."""
-    for item in items:
-        trio.lowlevel.spawn_system_task(item.result)
-    await trio.testing.wait_all_tasks_blocked()
-
-
-async def test_what_gathered_goes_together_in_order_and_within_bounds() -> None:
-    pending = PendingBatch()
-    assert pending.take() == []
-    items = [PendingEnqueue(request()) for _ in range(MAX_MESSAGES + 2)]
-    large = [PendingEnqueue(request("x" * (MAX_SIZE // 2))) for _ in range(3)]
-    large[0].request = attrs.evolve(request(), headers=large[0].request.payload)
-    await gather(*items, *large)
-    for item in [*items, *large]:
-        pending.add(item)
-    assert pending.take() == items[:MAX_MESSAGES]
-    assert pending.take() == [*items[MAX_MESSAGES:], *large[:2]]
-    assert pending.take() == large[2:]
-    assert pending.take() == []
-    for item in [*items, *large]:
-        item.set_result(1)
-
-
-async def test_what_was_refused_together_goes_alone_and_first() -> None:
-    pending = PendingBatch()
-    first, second, third, gone = items = [PendingEnqueue(request()) for _ in range(4)]
-    await gather(*items)
-    pending.add(third)
-    pending.requeue([first, gone, second])
-    gone.set_result(1)
-    assert pending.take_all() == [first, gone, second, third]
-    pending.add(third)
-    pending.requeue([first, gone, second])
-    assert [pending.take(), pending.take(), pending.take(), pending.take()] == [
-        [first],
-        [second],
-        [third],
-        [],
-    ]
-    for item in items:
-        item.set_result(1)
 
 
 # Sharing

@@ -1,44 +1,19 @@
-"""Payloads: any JSON value comes back exactly as it was; what JSONB cannot hold is
-refused with the path to it."""
+"""Payloads: a queue returns any JSON value exactly as it was, and a refused payload is
+not sent."""
 
 from __future__ import annotations
 
-import datetime
 import math
 from typing import Any
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import tocsin
 from tests.support import connect_blocking, query
-from tocsin._queue.payload import MAX_DEPTH, decode, encode
-
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | texts
-)
-json_values = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=30
-)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal and of the same types all the way down (so that 1,
-    1.0 and True differ)."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
+from tests.support.json_values import json_values, same
+from tocsin._queue.payload import decode, encode
 
 
 @pytest.fixture
@@ -83,67 +58,6 @@ async def test_payload_comes_back_exactly_through_a_queue(store: tocsin.Store, v
         (message,) = await consumer.dequeue()
     assert same(message.payload, value)
     assert same(message.headers, {"same": value})
-
-
-@settings(max_examples=25, deadline=None)
-@given(values=st.lists(json_values, min_size=1))
-def test_a_batch_comes_back_in_order(values: list[Any]) -> None:
-    assert all(same(decode(encode(v, n)), v) for n, v in enumerate(values))
-
-
-CYCLE: list[Any] = []
-CYCLE.append(CYCLE)
-
-
-@pytest.mark.parametrize(
-    ("value", "path", "reason"),
-    [
-        ({"a": [1, {"b c": "x\0y"}]}, "$.a[1]['b c']", "NUL"),
-        ({"a\0": 1}, "$['a\\x00']", "NUL"),
-        ([0.5, math.nan], "$[1]", "nan"),
-        ({"x": -math.inf}, "$.x", "inf"),
-        ({"when": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)}, "$.when", "datetime"),
-        ([{1, 2}], "$[0]", "set"),
-        (b"bytes", "$", "bytes"),
-        ({"a": {1: "one"}}, "$.a", "the key 1"),
-        ("\ud800", "$", "surrogate"),
-        (10**5000, "$", "digits"),
-    ],
-    ids=[
-        "nul",
-        "nul in key",
-        "nan",
-        "inf",
-        "datetime",
-        "set",
-        "bytes",
-        "key",
-        "surrogate",
-        "digits",
-    ],
-)
-def test_what_jsonb_cannot_hold_is_refused_with_its_path(
-    value: Any, path: str, reason: str
-) -> None:
-    with pytest.raises(tocsin.PayloadInvalid, match=reason) as refused:
-        encode(value)
-    assert refused.value.path == path
-    assert refused.value.index is None
-
-
-def test_nesting_has_a_limit_that_can_be_reached() -> None:
-    deep: Any = 1
-    for _ in range(MAX_DEPTH):
-        deep = [deep]
-    assert same(decode(encode(deep)), deep)
-    with pytest.raises(tocsin.PayloadInvalid, match="nested deeper"):
-        encode([deep])
-    with pytest.raises(tocsin.PayloadInvalid, match="nested deeper"):
-        encode(CYCLE)
-
-
-def test_tuples_become_lists_and_enums_their_values() -> None:
-    assert same(decode(encode((1, (2,), tocsin.WorkerStatus.READY))), [1, [2], "ready"])
 
 
 async def test_refusal_names_the_element_and_nothing_is_sent(store: tocsin.Store) -> None:
