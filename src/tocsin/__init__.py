@@ -2,8 +2,8 @@
 trio.
 
 The public names are those in ``__all__``, and the modules `tocsin.driver` (psycopg on
-trio), `tocsin.embedded`, `tocsin.errors` and `tocsin.settings`. Modules with a leading
-underscore are internal. ``ARCHITECTURE.md`` has the way of a message by files.
+trio), `tocsin.embedded`, `tocsin.errors`, `tocsin.settings` and `tocsin.telemetry`. Modules
+with a leading underscore are internal. ``ARCHITECTURE.md`` has the way of a message by files.
 
 A program that imports `tocsin.driver` alone loads the driver alone: the public names
 are loaded when the first of them is used.
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from . import embedded as embedded
     from . import errors as errors
     from . import settings as settings
+    from . import telemetry as telemetry
     from ._api import *
     from ._api import __all__ as __all__
 else:  # hidden from type checkers, to which it would give each misspelled name the type Any
-    _MODULES = ("driver", "embedded", "errors", "settings")
+    _MODULES = ("driver", "embedded", "errors", "settings", "telemetry")
 
     def __getattr__(name: str) -> Any:
         from importlib import import_module

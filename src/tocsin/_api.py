@@ -7,11 +7,14 @@ from tocsin._queue.admin.dead_letters import DeadLetter, DeadLetterFilter, DeadL
 from tocsin._queue.admin.messages import Delivery, MessageInfo, Messages, MessageState
 from tocsin._queue.admin.queue_settings import QueueSettings
 from tocsin._queue.admin.queues import DeleteResult, PurgeResult, Queue, QueueMetrics, Queues
+from tocsin._queue.admin.store_stats import StoreStats
 from tocsin._queue.consuming.consumer import Consumer
 from tocsin._queue.consuming.signals import drain_on_signals
 from tocsin._queue.consuming.verdicts import Reject, Retry, Snooze, Verdict
 from tocsin._queue.message import Message
 from tocsin._queue.process.maintenance import MaintenanceResult
+from tocsin._queue.process.reclaim import ReclaimResult
+from tocsin._queue.process.statistics import ProcessStatistics
 from tocsin._queue.producing.enqueue_request import BatchOptions, MessageOptions
 from tocsin._queue.producing.producer import EnqueueOptions, Producer
 from tocsin._queue.producing.rate_limit import RateLimit
@@ -25,7 +28,7 @@ from tocsin._queue.workers.handle import WorkerHandle, WorkerInfo, WorkerStatus
 from tocsin._queue.workers.health import QueueHealth, WorkerStats
 from tocsin._queue.workers.registry import Workers
 
-from ._store import ProcessStatistics, ReclaimResult, Store, StoreStats, connect
+from ._store import Store, connect
 from ._version import VERSION
 from .errors import (
     CharacterUnsupported,

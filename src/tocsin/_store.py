@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Final, Unpack
 
-import attrs
 import trio
 
 from tocsin import settings
@@ -24,15 +23,17 @@ from tocsin._database.verify import SchemaDifference, verify
 from tocsin._queue.admin.dead_letters import DeadLetters
 from tocsin._queue.admin.messages import Messages
 from tocsin._queue.admin.queues import Queues
+from tocsin._queue.admin.store_stats import StoreStats, count_store
 from tocsin._queue.consuming.consumer import Consumer
 from tocsin._queue.process.bell import Bell
 from tocsin._queue.process.maintenance import Maintenance, MaintenanceResult, maintain
 from tocsin._queue.process.process import Process
+from tocsin._queue.process.reclaim import ReclaimResult, reclaim
+from tocsin._queue.process.statistics import ProcessStatistics
 from tocsin._queue.producing.batcher import EnqueueBatcher
 from tocsin._queue.producing.enqueue_request import BatchOptions
 from tocsin._queue.producing.producer import EnqueueOptions, Enqueuer, Producer
 from tocsin._queue.producing.rate_limit import RateLimit
-from tocsin._queue.workers.handle import WorkerStatus
 from tocsin._queue.workers.registration import registered
 from tocsin._queue.workers.registry import Workers
 from tocsin.driver._grace import Grace
@@ -40,8 +41,10 @@ from tocsin.driver._watch import Watch
 
 from ._arguments import check_text
 from ._durations import Duration
-from .driver import Hosts, PoolStatistics, open_pool
+from .driver import Hosts, open_pool
 from .errors import ConnectionLost
+from .telemetry.events import Events
+from .telemetry.instruments import Instrument, Instruments, Telemetry
 
 RECONNECT_FOR: Final = 1.0
 """How long, in seconds, a store without any connection tries to open one before its
@@ -51,67 +54,6 @@ Long enough for the server to end the session of a connection that was just clos
 which counts against its limits until then. Callers that are to outlive an outage try
 again, as Tocsin's own tasks do.
 """
-
-
-@attrs.frozen
-class ProcessStatistics:
-    """What this process's side of a store has and did, at one moment."""
-
-    pool: PoolStatistics
-    """The pool of connections."""
-    listening: bool
-    """Whether the LISTEN connection is up."""
-    listen_works: bool
-    """Whether LISTEN does not work here, so that messages wait for the heartbeat."""
-    notifications: int
-    """Notifications of messages that came in."""
-    heartbeats: int
-    """Heartbeats sent."""
-    unanswered_for: float | None
-    """Seconds for which the statement that has waited longest has had no answer; None
-    when no statement is under way."""
-    failing_for: float | None
-    """Seconds for which no statement on a connection of the pool has succeeded and some
-    have failed; None while they succeed."""
-    silenced: int
-    """Connections closed since the start because they had fallen silent."""
-
-
-@attrs.frozen
-class ReclaimResult:
-    """What `Store.reclaim` has taken back."""
-
-    workers: int
-    """Workers whose process is dead, and that were stopped."""
-    messages: int
-    """Messages that they held, or whose lease had lapsed."""
-
-
-@attrs.frozen
-class StoreStats:
-    """What is in the whole store, of all processes."""
-
-    queues: int
-    """Queues."""
-    workers: dict[WorkerStatus, int]
-    """Workers in each state."""
-    ready: int
-    """Messages that can be claimed."""
-    delayed: int
-    """Messages that are due later."""
-    leased: int
-    """Messages that are being handled."""
-    dead: int
-    """Dead letters."""
-    archived: int
-    """Messages in the archive."""
-    processes: int
-    """Processes that are registered."""
-    version: int
-    """Number of the last migration of the schema."""
-    exact: bool
-    """Whether the counts of messages and dead letters are exact; see
-    `QueueMetrics.exact`."""
 
 
 class Store:
@@ -125,6 +67,8 @@ class Store:
     """Looking at messages, finished or not, and changing those that wait."""
     dead_letters: DeadLetters
     """Looking at dead letters, replaying, archiving and purging them."""
+    events: Events
+    """What this process's part of the store reports of its work."""
 
     def __init__(
         self,
@@ -133,6 +77,7 @@ class Store:
         bell: Bell,
         batcher: EnqueueBatcher,
         watches: Collection[Watch],
+        telemetry: Telemetry,
     ) -> None:
         self._database = database
         self._process = process
@@ -140,6 +85,8 @@ class Store:
         self._batcher = batcher
         self._transactions = TransactionLimit(database.pool)
         self._watches = watches
+        self._telemetry = telemetry
+        self.events = telemetry.events
         self.queues = Queues(database)
         self.workers = Workers(database)
         self.messages = Messages(database)
@@ -198,14 +145,7 @@ class Store:
         Raises `ConnectionLost`. It works in short transactions; cancelled, part of it
         is done.
         """
-        reclaimed = ReclaimResult(0, 0)
-        more = True
-        while more:
-            workers, messages, more = await self._database.fetch_one(
-                "select * from tocsin.reclaim()"
-            )
-            reclaimed = ReclaimResult(reclaimed.workers + workers, reclaimed.messages + messages)
-        return reclaimed
+        return await reclaim(self._database)
 
     async def maintain(self) -> MaintenanceResult:
         """Make partitions of the archive, drop those whose retention is over, and
@@ -235,6 +175,7 @@ class Store:
             queue,
             _check_worker_name(name),
             rate_limit,
+            self._telemetry,
         )
         return registered(producer)
 
@@ -257,7 +198,7 @@ class Store:
 
         Raises and, cancelled, leaves behind what that does.
         """
-        return await Enqueuer(self._database, self._batcher, queue).enqueue(payload, **options)
+        return await self._enqueuer(queue).enqueue(payload, **options)
 
     async def produce_many(
         self,
@@ -272,9 +213,10 @@ class Store:
 
         Raises and, cancelled, leaves behind what that does.
         """
-        return await Enqueuer(self._database, self._batcher, queue).enqueue_many(
-            payloads, connection=connection, **options
-        )
+        return await self._enqueuer(queue).enqueue_many(payloads, connection=connection, **options)
+
+    def _enqueuer(self, queue: str) -> Enqueuer:
+        return Enqueuer(self._database, self._batcher, queue, self._telemetry)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -302,12 +244,7 @@ class Store:
 
         Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind.
         """
-        queues, by_status, *others = await self._database.fetch_one(
-            "select * from tocsin.store_stats()"
-        )
-        return StoreStats(
-            queues, {status: by_status.get(status, 0) for status in WorkerStatus}, *others
-        )
+        return await count_store(self._database)
 
     def statistics(self) -> ProcessStatistics:
         """Return what this process's side of the store has and did."""
@@ -339,6 +276,7 @@ async def connect(
     listen_dsn: str | None = None,
     pool_size: int | None = None,
     heartbeat: Duration | None = None,
+    instruments: Sequence[Instrument] = (),
 ) -> AsyncIterator[Store]:
     """Connect to a database, for as long as the block lasts.
 
@@ -348,7 +286,8 @@ async def connect(
     be installed. At most ``pool_size`` (8) connections are open at a time, beside the
     LISTEN connection of a process that consumes. ``heartbeat`` (2) is the interval of
     the one periodic statement in seconds: a process that died is noticed by the others
-    within about one and a half of it.
+    within about one and a half of it. ``instruments`` run round each handler call and
+    each enqueue: see `tocsin.telemetry.Instrument`.
 
     What is not given is taken from the environment (``TOCSIN_DSN``,
     ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]`` of a TOML
@@ -358,6 +297,7 @@ async def connect(
     Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not,
     its connections are closed.
     """
+    telemetry = Telemetry(instruments=Instruments(instruments))
     chosen = settings.load(
         dsn, schema=schema, listen_dsn=listen_dsn, pool_size=pool_size, heartbeat=heartbeat
     )
@@ -401,7 +341,8 @@ async def connect(
             nursery.start_soon(maintenance.run)
             batcher = EnqueueBatcher(database, nursery)
             try:
-                yield Store(database, process, bell, batcher, {watch, line_watch})
+                yield Store(database, process, bell, batcher, {watch, line_watch}, telemetry)
             finally:
                 batcher.close()
+                telemetry.events.close()
             nursery.cancel_scope.cancel()

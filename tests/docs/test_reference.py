@@ -17,6 +17,7 @@ import pytest
 import tocsin
 import tocsin.driver
 import tocsin.embedded
+import tocsin.telemetry
 
 DOCS = Path(__file__).parents[2] / "docs"
 NO_ENTRIES = {"__version__"}
@@ -55,7 +56,7 @@ def _key(name: str) -> object:
 
 PUBLIC = {
     f"{m.__name__}.{name}"
-    for m in (tocsin, tocsin.driver, tocsin.embedded)
+    for m in (tocsin, tocsin.driver, tocsin.embedded, tocsin.telemetry)
     for name in m.__all__
     if name not in NO_ENTRIES
 }

@@ -44,7 +44,8 @@ def test_the_public_names_are_loaded_when_one_is_used() -> None:
 
 
 def test_what_is_public_is_shown_and_nothing_else() -> None:
-    assert set(dir(tocsin)) == {*tocsin.__all__, "driver", "embedded", "errors", "settings"}
+    modules = {"driver", "embedded", "errors", "settings", "telemetry"}
+    assert set(dir(tocsin)) == {*tocsin.__all__, *modules}
     for name in dir(tocsin):
         assert getattr(tocsin, name) is not None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import chain, islice
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias, TypedDict, Unpack
 
 import attrs
 
@@ -150,25 +150,11 @@ class Batch:
         queue: str,
         payloads: Iterable[object],
         *,
-        delay: Duration | None = None,
-        at: datetime | None = None,
-        priority: int = 0,
-        headers: object = None,
-        expires_in: Duration | None = None,
-        max_deliveries: int | None = None,
         worker_id: int | None = None,
+        **options: Unpack[BatchOptions],
     ) -> None:
         self._queue = check_queue(queue)
-        self._model = build_request(
-            None,
-            delay=delay,
-            at=at,
-            priority=priority,
-            headers=headers,
-            expires_in=expires_in,
-            max_deliveries=max_deliveries,
-            worker_id=worker_id,
-        )
+        self._model = build_request(None, worker_id=worker_id, **options)
         self.count = 0
         """How many payloads have been written by now."""
         chunks = self._write_chunks(payloads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import partial
 
@@ -14,10 +14,18 @@ from tocsin._database.client import Database
 from tocsin._durations import Duration
 from tocsin._queue.process.process import Process
 from tocsin._queue.workers.registration import Registered, Registration
+from tocsin.telemetry.events import Enqueued
+from tocsin.telemetry.instruments import EnqueueCall, Telemetry
 
 from . import transactional
 from .batcher import EnqueueBatcher
-from .enqueue_request import Batch, EnqueueRequest, MessageOptions, build_request
+from .enqueue_request import (
+    Batch,
+    BatchOptions,
+    EnqueueRequest,
+    MessageOptions,
+    build_request,
+)
 from .rate_limit import Limiter, RateLimit
 
 
@@ -30,9 +38,12 @@ class EnqueueOptions(MessageOptions, total=False):
 class Enqueuer:
     """Enqueues to one queue, in nobody's name: `Store.produce`."""
 
-    def __init__(self, database: Database, batcher: EnqueueBatcher, queue: str) -> None:
+    def __init__(
+        self, database: Database, batcher: EnqueueBatcher, queue: str, telemetry: Telemetry
+    ) -> None:
         self._database = database
         self._batcher = batcher
+        self._telemetry = telemetry
         self.queue = queue
         """Name of its queue."""
 
@@ -83,22 +94,23 @@ class Enqueuer:
         `TocsinError` when the store is closed meanwhile. Cancelled, the message is
         enqueued or not; with a key, enqueueing it again is safe.
         """
-        request = build_request(
-            payload,
-            delay=delay,
-            at=at,
-            priority=priority,
-            headers=headers,
-            key=key,
-            expires_in=expires_in,
-            max_deliveries=max_deliveries,
-            worker_id=self._producer_id,
-        )
-        if self._limiter is not None:
-            await self._limiter.admit(1)
-        if connection is None:
-            return await self._batcher.enqueue(self.queue, request)
-        return await self._enqueue_on(connection, request)
+        options: MessageOptions = {
+            "delay": delay,
+            "at": at,
+            "priority": priority,
+            "headers": headers,
+            "key": key,
+            "expires_in": expires_in,
+            "max_deliveries": max_deliveries,
+        }
+        if not self._telemetry.instruments:
+            return await self._enqueue(payload, options, connection)
+        call = EnqueueCall(self.queue, [payload], headers, self._producer_id)
+        with self._telemetry.instruments.enqueueing(call):
+            options["headers"] = call.headers
+            message_id = await self._enqueue(payload, options, connection)
+            call.ids = [message_id]
+        return message_id
 
     async def enqueue_many(
         self,
@@ -126,25 +138,64 @@ class Enqueuer:
         Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` tell the
         index. Cancelled, all are enqueued or none.
         """
-        batch = Batch(
-            self.queue,
-            payloads,
-            worker_id=self._producer_id,
-            delay=delay,
-            at=at,
-            priority=priority,
-            headers=headers,
-            expires_in=expires_in,
-            max_deliveries=max_deliveries,
-        )
+        options: BatchOptions = {
+            "delay": delay,
+            "at": at,
+            "priority": priority,
+            "headers": headers,
+            "expires_in": expires_in,
+            "max_deliveries": max_deliveries,
+        }
+        if not self._telemetry.instruments:
+            return await self._enqueue_many(payloads, options, connection)
+        readable = payloads if isinstance(payloads, Sequence) else None
+        call = EnqueueCall(self.queue, readable, headers, self._producer_id)
+        with self._telemetry.instruments.enqueueing(call):
+            options["headers"] = call.headers
+            ids = await self._enqueue_many(payloads, options, connection)
+            call.ids = ids
+        return ids
+
+    async def _enqueue(
+        self, payload: object, options: MessageOptions, connection: AnyConnection | None
+    ) -> int:
+        request = build_request(payload, worker_id=self._producer_id, **options)
+        if self._limiter is not None:
+            await self._limiter.admit(1)
+        if connection is None:
+            message_id = await self._batcher.enqueue(self.queue, request)
+        else:
+            message_id = await self._enqueue_on(connection, request)
+        if self._telemetry.events.wants(Enqueued):
+            self._note_enqueued([message_id], connection)
+        return message_id
+
+    async def _enqueue_many(
+        self, payloads: Iterable[object], options: BatchOptions, connection: AnyConnection | None
+    ) -> list[int]:
+        batch = Batch(self.queue, payloads, worker_id=self._producer_id, **options)
         if self._limiter is None:
-            return await self._send(batch, connection)
-        admitted = batch.count
-        await self._limiter.admit(admitted)
-        try:
-            return await self._send(batch, connection)
-        finally:
-            self._limiter.borrow(batch.count - admitted)
+            ids = await self._send(batch, connection)
+        else:
+            admitted = batch.count
+            await self._limiter.admit(admitted)
+            try:
+                ids = await self._send(batch, connection)
+            finally:
+                self._limiter.borrow(batch.count - admitted)
+        if ids and self._telemetry.events.wants(Enqueued):
+            self._note_enqueued(ids, connection)
+        return ids
+
+    def _note_enqueued(self, ids: list[int], connection: AnyConnection | None) -> None:
+        self._telemetry.events.emit(
+            Enqueued(
+                queue=self.queue,
+                ids=tuple(ids),
+                worker_id=self._producer_id,
+                in_transaction=connection is not None,
+            )
+        )
 
     async def _enqueue_on(self, connection: AnyConnection, request: EnqueueRequest) -> int:
         schema = self._database.schema
@@ -181,9 +232,11 @@ class Producer(Registered, Enqueuer):
         queue: str,
         name: str | None,
         rate_limit: RateLimit | None,
+        telemetry: Telemetry,
     ) -> None:
         super().__init__(database, process, Registration(database, "producer", queue, name))
         self._batcher = batcher
+        self._telemetry = telemetry
         self._limiter = None if rate_limit is None else Limiter(rate_limit)
 
     @property

@@ -1,0 +1,43 @@
+"""Counts of the whole store."""
+
+from __future__ import annotations
+
+import attrs
+
+from tocsin._database.client import Database
+from tocsin._queue.workers.handle import WorkerStatus
+
+
+@attrs.frozen
+class StoreStats:
+    """What is in the whole store, of all processes."""
+
+    queues: int
+    """Queues."""
+    workers: dict[WorkerStatus, int]
+    """Workers in each state."""
+    ready: int
+    """Messages that can be claimed."""
+    delayed: int
+    """Messages that are due later."""
+    leased: int
+    """Messages that are being handled."""
+    dead: int
+    """Dead letters."""
+    archived: int
+    """Messages in the archive."""
+    processes: int
+    """Processes that are registered."""
+    version: int
+    """Number of the last migration of the schema."""
+    exact: bool
+    """Whether the counts of messages and dead letters are exact; see
+    `QueueMetrics.exact`."""
+
+
+async def count_store(database: Database) -> StoreStats:
+    """Count what is in the whole store. Raises and leaves what `Store.stats` does."""
+    queues, by_status, *others = await database.fetch_one("select * from tocsin.store_stats()")
+    return StoreStats(
+        queues, {status: by_status.get(status, 0) for status in WorkerStatus}, *others
+    )

@@ -1,0 +1,137 @@
+"""Instruments: context managers round each enqueue and each handler call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+import tocsin
+from tocsin.telemetry import EnqueueCall
+
+
+class Recorder:
+    """An instrument that notes what it sees."""
+
+    def __init__(self, name: str = "", log: list[tuple[Any, ...]] | None = None) -> None:
+        self.name = name
+        self.log: list[tuple[Any, ...]] = [] if log is None else log
+
+    @contextmanager
+    def enqueueing(self, call: EnqueueCall) -> Iterator[None]:
+        self.log.append((f"{self.name}enqueueing", call.queue, call.payloads, call.worker_id))
+        call.headers = {**(call.headers or {}), f"by{self.name}": "instrument"}
+        try:
+            yield
+        except Exception as error:
+            self.log.append((f"{self.name}refused", type(error).__name__, call.ids))
+            raise
+        self.log.append((f"{self.name}enqueued", call.ids))
+
+    @contextmanager
+    def handling(self, messages: Sequence[tocsin.Message]) -> Iterator[None]:
+        self.log.append((f"{self.name}handling", [m.id for m in messages]))
+        try:
+            yield
+        except BaseException as error:
+            self.log.append((f"{self.name}raised", type(error).__name__))
+            raise
+        self.log.append((f"{self.name}handled",))
+
+
+class Faulty:
+    """An instrument that raises where it can."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def enqueueing(self, call: EnqueueCall) -> Any:
+        return self._fail()
+
+    def handling(self, messages: Sequence[tocsin.Message]) -> Any:
+        return self._fail()
+
+    def _fail(self) -> Any:
+        if self.where == "call":
+            raise RuntimeError("at the call")
+        return self._manager()
+
+    @contextmanager
+    def _manager(self) -> Iterator[None]:
+        if self.where == "enter":
+            raise RuntimeError("at the beginning")
+        with suppress(ValueError):
+            yield
+        if self.where == "exit":
+            raise RuntimeError("at the end")
+
+
+async def test_an_enqueue_runs_within_each_instrument_and_has_its_headers(store_dsn: str) -> None:
+    log: list[tuple[Any, ...]] = []
+    instruments = [Recorder("1", log), Recorder("2", log)]
+    async with tocsin.connect(store_dsn, instruments=instruments) as store:
+        await store.queues.ensure("q")
+        async with store.producer("q") as producer:
+            message_id = await producer.enqueue({"n": 1}, headers={"own": 1})
+        assert log == [
+            ("1enqueueing", "q", [{"n": 1}], producer.worker_id),
+            ("2enqueueing", "q", [{"n": 1}], producer.worker_id),
+            ("2enqueued", [message_id]),
+            ("1enqueued", [message_id]),
+        ]
+        found = await store.messages.get(message_id)
+        assert found.headers == {"own": 1, "by1": "instrument", "by2": "instrument"}
+
+
+async def test_a_batch_is_one_call(store_dsn: str) -> None:
+    recorder = Recorder()
+    async with tocsin.connect(store_dsn, instruments=[recorder]) as store:
+        await store.queues.ensure("q")
+        ids = await store.produce_many("q", [1, 2])
+        more = await store.produce_many("q", (n for n in (3,)))
+        assert recorder.log == [
+            ("enqueueing", "q", [1, 2], None),
+            ("enqueued", ids),
+            ("enqueueing", "q", None, None),
+            ("enqueued", more),
+        ]
+        assert (await store.messages.get(ids[1])).headers == {"by": "instrument"}
+
+
+async def test_an_instrument_sees_the_error_of_an_enqueue(store_dsn: str) -> None:
+    recorder = Recorder()
+    async with tocsin.connect(store_dsn, instruments=[recorder]) as store:
+        with pytest.raises(tocsin.QueueNotFound):
+            await store.produce("none", 1)
+    assert recorder.log[-1] == ("refused", "QueueNotFound", None)
+
+
+@pytest.mark.parametrize("where", ["call", "enter", "exit"])
+async def test_an_instrument_that_fails_is_reported_and_disturbs_nothing(
+    store_dsn: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    async with tocsin.connect(store_dsn, instruments=[Faulty(where), recorder]) as store:
+        await store.queues.ensure("q")
+        message_id = await store.produce("q", 1)
+        assert (await store.messages.get(message_id)).payload == 1
+    assert [entry[0] for entry in recorder.log] == ["enqueueing", "enqueued"]
+    (record,) = [r for r in caplog.records if r.name == "tocsin.telemetry"]
+    assert record.exc_info is not None
+    assert "RuntimeError" in str(record.exc_info[0])
+
+
+async def test_an_instrument_cannot_suppress_an_error(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, instruments=[Faulty("nowhere")]) as store:
+        await store.queues.ensure("q")
+        with pytest.raises(ValueError, match="priority"):
+            await store.produce("q", 1, priority=2**40)
+
+
+@pytest.mark.parametrize("wrong", [object(), 1])
+async def test_what_is_no_instrument_is_refused(store_dsn: str, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="has the methods handling and enqueueing"):
+        async with tocsin.connect(store_dsn, instruments=[wrong]):
+            pass
