@@ -105,23 +105,7 @@ def area(name: str, *patterns: str) -> Area:
 
 
 AREAS = [
-    area(
-        "pages",
-        "examples/*.md",
-        "docs/glossary.md",
-        "docs/examples.md",
-        "docs/index.md",
-        "docs/errors.md",
-        "docs/performance.md",
-        "docs/settings.md",
-        "docs/api/*.md",
-        "docs/explanation/**/*.md",
-        "docs/reference/*.md",
-        "docs/guides/*.md",
-        "docs/contributing/*.md",
-        "CONTRIBUTING.md",
-        "SECURITY.md",
-    ),
+    area("pages", "[ACRS]*.md", "docs/[!c]*.md", "docs/*/**/*.md", "examples/*.md"),
     area("examples", "examples/*.py"),
 ]
 PAGES = [path for each in AREAS for path in each.files if path.suffix == ".md"]
