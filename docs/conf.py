@@ -40,7 +40,10 @@ nitpick_ignore_regex = [
         r"(collections|contextlib|datetime|enum|logging|pathlib|psycopg|trio|typing|ssl|types)\..*",
     ),
     (r"py:.*", r"(KeyboardInterrupt|[A-Z]\w*Error|TypedDict|StrEnum|str|ValueError)"),
-    (r"py:class", r"tocsin\.driver\.pool\.Loan|optional|.*\btypes\..*"),
+    (
+        r"py:class",
+        r"tocsin\.driver\.pool\.Loan|optional|.*\btypes\..*|AbstractContextManager|.*\.EventT",
+    ),
 ]
 
 html_theme = "furo"

@@ -1,8 +1,8 @@
 """What Tocsin tells a program about its work: events and instruments.
 
-`events` has the values that `Store.events` delivers. `instruments` has the context
-managers that run round each handler call and each enqueue. Both are free when no
-program uses them.
+`events` has the values that `tocsin.Store.events` delivers. `instruments` has the
+context managers that run round each handler call and each enqueue. Both are free when
+no program uses them.
 """
 
 from .events import (

@@ -40,7 +40,7 @@ class Enqueued(Event):
     ids: Sequence[int]
     """Ids of the messages. With a key, the id may be that of an earlier message."""
     worker_id: int | None
-    """Id of the producer; None for `Store.produce`."""
+    """Id of the producer; None for `tocsin.Store.produce`."""
     in_transaction: bool
     """Whether they belong to a transaction of the caller's, which may roll back."""
 
@@ -155,8 +155,8 @@ class WorkerStateChanged(Event):
     worker_id: int
     """Id of the worker."""
     status: str
-    """Its state, as `WorkerStatus` has it; ``gone`` when the registration belongs to
-    another process by now."""
+    """Its state, as `tocsin.WorkerStatus` has it; ``gone`` when the registration belongs
+    to another process by now."""
 
 
 @attrs.frozen(kw_only=True)
@@ -185,7 +185,7 @@ class MaintenanceEnded(Event):
     """This process has maintained the database."""
 
     result: Any
-    """The `MaintenanceResult`; None when maintenance failed."""
+    """The `tocsin.MaintenanceResult`; None when maintenance failed."""
 
 
 class Subscription(Generic[EventT]):
@@ -237,7 +237,7 @@ class Subscription(Generic[EventT]):
 
 
 class Events:
-    """The event channel of a store: `Store.events`."""
+    """The event channel of a store: `tocsin.Store.events`."""
 
     def __init__(self) -> None:
         self._subscriptions: list[Subscription[Any]] = []

@@ -36,7 +36,7 @@ class EnqueueCall:
     """The headers of each message. An instrument may set others, before the messages
     are sent."""
     worker_id: int | None
-    """Id of the producer; None for `Store.produce`."""
+    """Id of the producer; None for `tocsin.Store.produce`."""
     ids: Sequence[int] | None = None
     """Ids of the messages, when the call has succeeded; None before."""
 
@@ -49,13 +49,14 @@ class Instrument(Protocol):
 
         It is entered and left in the handler's own context: a context variable that it
         sets is seen by the handler, in a thread for a handler that is a plain function.
-        It gets the handler's exception, which includes `Reject`, `Retry`, `Snooze` and
-        `trio.Cancelled`.
+        It gets the handler's exception, which includes `tocsin.Reject`, `tocsin.Retry`,
+        `tocsin.Snooze` and `trio.Cancelled`.
         """
 
     def enqueueing(self, call: EnqueueCall) -> AbstractContextManager[object]:
-        """Return a context manager for one call of `Producer.enqueue`,
-        `Producer.enqueue_many`, `Store.produce` or `Store.produce_many`."""
+        """Return a context manager for one call of `tocsin.Producer.enqueue`,
+        `tocsin.Producer.enqueue_many`, `tocsin.Store.produce` or
+        `tocsin.Store.produce_many`."""
 
 
 class Instruments:
