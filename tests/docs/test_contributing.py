@@ -59,7 +59,7 @@ def test_the_links_and_paths_of_a_page_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
-    for path in re.findall(r"`((?:src|sql|docs)/[\w./]+)`", text):
+    for path in re.findall(r"`((?:src|sql|tests|docs)/[\w./]+)`", text):
         assert (ROOT / path).exists(), path
 
 
