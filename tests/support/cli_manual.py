@@ -3,6 +3,7 @@ tests.support.cli_manual``."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
@@ -17,25 +18,41 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 INTRODUCTION = """\
 # The command line
 
-The extra `cli` (`pip install '.[cli]'` in a checkout) brings the command `tocsin`, also as `python -m tocsin`. Each command tells
-about itself with `--help`. This page is written from the commands themselves.
+The extra `cli` (`pip install '.[cli]'` in a checkout) brings the command `tocsin`, which is also `python -m tocsin`.
+`--help` explains each command.
+This page is generated from the commands.
 
-**Which database.** `--dsn` and `--schema` may stand before or after the subcommand; else `TOCSIN_DSN` and `TOCSIN_SCHEMA` count, else
-`[tool.tocsin]` in `pyproject.toml` (see [settings](settings.md)), else what libpq finds by itself: `PGHOST`, `PGSERVICE`, `~/.pgpass`.
-Everybody on the machine can read the arguments of a process, so a password does not belong into `--dsn`: put it into `TOCSIN_DSN`, or
-into the file that `PGPASSFILE` names. No error and no log shows it.
+**Database.** `--dsn` and `--schema` may stand before or after the subcommand.
+Without them the command takes the database from the [settings](settings.md).
+These are `TOCSIN_DSN` and `TOCSIN_SCHEMA`, then `[tool.tocsin]` in `pyproject.toml`.
+Without any, libpq finds the database by `PGHOST`, `PGSERVICE` or `~/.pgpass`.
+All users of a machine can read the arguments of a process, so a password does not belong into `--dsn`.
+It belongs into `TOCSIN_DSN`, or into the file that `PGPASSFILE` names.
+No error and no log line shows it.
 
-**For programs.** `--format json` (before or after the subcommand) prints one JSON document on standard output. Its names are those of the
-Python classes' fields and stay as they are; times are ISO 8601 in UTC, durations are numbers of seconds, null stands for what is not
-there or has no end. The tables are for people, and may change. Errors are one line on standard error, in both formats.
+**Output for programs.** `--format json` (before or after the subcommand) prints one JSON document on standard output.
+Its names are those of the Python classes' fields, and are stable.
+Times are ISO 8601 in UTC, durations are numbers of seconds, and null means that there is no value or no end.
+The tables are for people, and may change.
+An error is one line on standard error, in both formats.
 
-**Exit codes.** 0 done; 1 refused, or not found; 2 bad usage; 3 the database cannot be reached; 4 unhealthy (`worker health`, `admin
-verify`); 128 + n ended by signal n.
+**Exit codes.**
+
+| code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | refused, or not found |
+| 2 | bad usage |
+| 3 | the database cannot be reached |
+| 4 | unhealthy (`worker health`, `admin verify`) |
+| 128 + n | ended by signal n |
 
 **Durations** are written `250ms`, `1.5s`, `30m`, `2h`, `7d`, `1w`, or `12` for seconds.
 
-**What destroys something asks first.** `--yes` answers beforehand; where there is no terminal to ask at, as in cron, it is refused
-without. `--dry-run` says what would go, and changes nothing.
+**Confirmation.** A command that destroys something asks first.
+`--yes` answers beforehand.
+Where there is no terminal, as in cron, the command fails without `--yes`.
+`--dry-run` shows what the command would destroy, and changes nothing.
 """
 
 _EVERYWHERE = {"dsn", "schema", "format", "help"}
@@ -87,12 +104,15 @@ def _describe(command: click.Command, path: str, level: int) -> Iterator[str]:
 
 
 def _paragraphs(command: click.Command) -> str:
-    text = cleandoc(str(command.help))
-    if "\b" in text:
-        before, after = text.split("\b\n")
-        table, _, rest = after.partition("\n\n")
-        text = f"{before}```text\n{table}\n```\n{rest}"
-    return text.strip() + "\n"
+    """The help text, with one sentence a line."""
+    parts = []
+    for paragraph in cleandoc(str(command.help)).split("\n\n"):
+        if paragraph.startswith("\b\n"):  # click leaves such a paragraph as it is
+            table = paragraph.removeprefix("\b\n")
+            parts.append(f"```text\n{table}\n```")
+        else:
+            parts.append(re.sub(r"(?<=[.!?]) (?=[A-Z`])", "\n", " ".join(paragraph.split())))
+    return "\n\n".join(parts).strip() + "\n"
 
 
 def _row(option: click.Option, context: click.Context) -> str:
