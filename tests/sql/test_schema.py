@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 import trio
+from psycopg.conninfo import make_conninfo
 
 import tocsin
 from tests.support import PATIENCE, open_connection, query, until_query
+from tests.support.servers import PASSWORD
 from tocsin._database import install
 from tocsin._database import schema as schemas
 from tocsin._database.verify import verify
@@ -379,6 +383,15 @@ async def registered(store: tocsin.Store) -> None:
         pass
 
 
+async def produced(store: tocsin.Store) -> None:
+    await store.produce("q", 1)
+
+
+async def produced_in_a_transaction(store: tocsin.Store) -> None:
+    async with store.transaction() as connection:
+        await store.produce_many("q", [1], connection=connection)
+
+
 async def test_a_newer_schema_that_does_not_serve_this_package_refuses_it(dsn: str) -> None:
     async with tocsin.connect(dsn) as store:
         await store.install()
@@ -387,7 +400,11 @@ async def test_a_newer_schema_that_does_not_serve_this_package_refuses_it(dsn: s
         before = await query(dsn, ABOUT)
     async with tocsin.connect(dsn) as restarted:
         version, serves, _ = before[0]
-        for attempt in (restarted.install, restarted.verify, partial(registered, restarted)):
+        attempts = [
+            partial(attempt, restarted)
+            for attempt in (registered, produced, produced_in_a_transaction)
+        ]
+        for attempt in (restarted.install, restarted.verify, *attempts):
             with pytest.raises(
                 tocsin.SchemaNewer, match=r"this package is older .* upgrade the package tocsin"
             ) as refused:
@@ -399,6 +416,59 @@ async def test_a_newer_schema_that_does_not_serve_this_package_refuses_it(dsn: s
             )
         assert await query(dsn, ABOUT) == before
         await restarted.uninstall()
+
+
+@pytest.mark.parametrize("use", [registered, produced, produced_in_a_transaction])
+async def test_an_older_schema_refuses_this_package(
+    store_dsn: str, use: Callable[[tocsin.Store], Awaitable[None]]
+) -> None:
+    await query(store_dsn, "select tocsin.create_queue('q')")
+    await query(store_dsn, "update tocsin.contract set version = 0, serves = 0")
+    async with tocsin.connect(store_dsn) as store:
+        with pytest.raises(tocsin.SchemaOutdated, match="has version 0") as refused:
+            await use(store)
+        assert (refused.value.found, refused.value.needed) == (0, schemas.ours().version)
+    assert await query(store_dsn, "select count(*) from tocsin.messages") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("version", "error"), [(0, tocsin.SchemaOutdated), (9, tocsin.SchemaNewer)]
+)
+async def test_a_function_that_is_missing_is_explained_by_the_versions(
+    store: tocsin.Store, store_dsn: str, version: int, error: type[tocsin.TocsinError]
+) -> None:
+    await store.queues.create("q")
+    await store.produce("q", 1)
+    await query(store_dsn, "alter function tocsin.enqueue rename to enqueue_of_another_version")
+    await query(store_dsn, "update tocsin.contract set version = %s, serves = %s", version, version)
+    with pytest.raises(error):
+        await store.produce("q", 1)
+
+
+async def test_the_version_that_stats_show_is_the_contracts(store: tocsin.Store) -> None:
+    assert (await store.stats()).version == schemas.ours().version
+
+
+async def test_a_role_that_may_not_read_the_contract_registers_and_produces(
+    store_dsn: str, new_role: Callable[..., str]
+) -> None:
+    service = new_role("service")
+    await query(store_dsn, "select tocsin.create_queue('q')")
+    await query(store_dsn, f"grant usage on schema tocsin to {service}")
+    for function in ("enqueue", "enqueue_each", "register_process", "unregister_process"):
+        await query(store_dsn, f"grant execute on function tocsin.{function} to {service}")
+    services_dsn = make_conninfo(store_dsn, user=service, password=PASSWORD)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await query(services_dsn, "select * from tocsin.contract")
+    register = "select tocsin.register_process('h', 1, 'v', '1 s', %s)"
+    assert await query(services_dsn, register, schemas.ours().version) == [(1,)]
+    with pytest.raises(psycopg.Error, match="does not serve") as refused:
+        await query(services_dsn, register, schemas.ours().version + 1)
+    assert refused.value.sqlstate == "TC017"
+    async with tocsin.connect(services_dsn) as store:
+        with pytest.raises(tocsin.PermissionDenied, match='enqueue to queue "q"'):
+            await store.produce("q", 1)  # it has come as far as the function
+    await query(store_dsn, f"drop owned by {service}")
 
 
 def test_the_version_of_the_contract_was_raised_with_its_last_change() -> None:

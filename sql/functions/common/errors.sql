@@ -10,6 +10,7 @@
 --   TC011 QueueBusy {queue}                      TC023 RoleNotFound {role}
 --   TC015 MessageNotWaiting {message_id, state}  TC016 MessageNotFound {message_id, key}
 --   TC030 PermissionDenied {role}                TC012 DependentObjects {objects}
+--   TC017 SchemaNewer or SchemaOutdated {schema, found, serves, known}
 create or replace function tocsin._raise_error(code text, message text, detail jsonb, hint text default '') returns void
 language plpgsql
 as $$

@@ -213,7 +213,7 @@ begin
                 from (select w.status, count(*) as n from tocsin.workers w group by 1) s),
                coalesce(sum(c.ready), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint, coalesce(sum(c.leased), 0)::bigint,
                coalesce(sum(c.dead), 0)::bigint, (select coalesce(sum(a.n), 0)::bigint from tocsin._archived_in_all(0, 2147483647) a),
-               (select count(*) from tocsin.processes), (select max(m.number) from tocsin.migrations m), coalesce(bool_and(c.exact), true)
+               (select count(*) from tocsin.processes), (select x.version from tocsin.contract x), coalesce(bool_and(c.exact), true)
         from tocsin._count_queues(0, 2147483647, t) c;
 end
 $$;

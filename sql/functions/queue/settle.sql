@@ -10,9 +10,9 @@
 -- two of them never wait for each other in a circle. A session keeps the plan it made
 -- when the table was empty, and when any way of reading it was as short as any other.
 -- So the planner is left only one: the ids are looked up in the primary key (`id = any
--- (ids)`) and joined by hash. The condition on the state says `>= 'leased'`, which is
--- the last one: with `=` the planner would see that the index of what changes by time
--- serves, which such a session believes to be empty, and take it for the shortest way.
+-- (ids)`) and joined by hash. The condition on the state says `is not distinct from`:
+-- with `=` the planner would see that the index of what changes by time serves, which
+-- such a session believes to be empty, and take it for the shortest way.
 
 -- Into the archive; archive.sql says where in it, and why there is a tally.
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
@@ -39,7 +39,7 @@ begin
         exit when not found;
         with finished as (
             delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-            where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased' and m.queue_id = queue
+            where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased' and m.queue_id = queue
             returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at, m.producer_worker_id, m.consumer_worker_id,
                       m.key, m.payload, m.headers, m.last_error, m.history
         ), kept as (
@@ -71,7 +71,7 @@ declare
 begin
     with finished as (
         delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
+        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
         returning m.id
     )
     select array_agg(f.id) into settled from finished f;
@@ -94,7 +94,7 @@ begin
     with held as (
         select m.id
         from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
+        join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
         for update of m skip locked
     ), extended as (
         update tocsin.messages m set vt = tocsin._later(tocsin._clock(), extend.vt)
@@ -107,7 +107,7 @@ begin
     end if;
     return (select array_agg(case when g.id = any (settled) then true when m.id is null then false end order by g.n)
             from unnest(ids, leases) with ordinality as g (id, lease, n)
-            left join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased');
+            left join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased');
 end
 $$;
 
@@ -178,7 +178,7 @@ begin
               order by x.id) g
         cross join lateral (select coalesce(g.verdict, _requeue.outcome)) v (outcome)
         cross join lateral (select _requeue.counted and v.outcome <> 'snoozed') c (counted)
-        join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state >= 'leased'
+        join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
         join tocsin.queues q on q.id = m.queue_id
         for update of m
     ), returned as (

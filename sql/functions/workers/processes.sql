@@ -43,12 +43,21 @@
 -- from its next heartbeat, cancels the handlers whose leases are gone, and registers
 -- anew.
 
-create or replace function tocsin.register_process(hostname text, pid integer, version text, every interval) returns bigint
+-- `contract` is the version of the SQL contract that the client was written for.
+create or replace function tocsin.register_process(
+    hostname text, pid integer, version text, every interval, contract integer default null
+) returns bigint
 language plpgsql
 as $$
 declare
     process_id bigint;
+    installed tocsin.contract;
 begin
+    select c.* into installed from tocsin.contract c;
+    if contract not between installed.serves and installed.version then
+        perform tocsin._raise_error('TC017', 'the schema does not serve this version of the SQL contract',
+            jsonb_build_object('schema', (parse_ident('tocsin.contract'))[1], 'found', installed.version, 'serves', installed.serves, 'known', contract));
+    end if;
     if (every > '0 s' and every <= '1 hour') is not true then  -- everybody's heartbeat reckons with it
         perform tocsin._raise_error('TC022', 'the heartbeat''s interval must be more than nothing, and at most an hour', '{"argument": "heartbeat"}');
     end if;

@@ -20,7 +20,7 @@ from tocsin.driver._connecting import parse_conninfo
 from tocsin.driver._grace import Grace
 from tocsin.driver._prepared import Statement
 from tocsin.driver._watch import Watch
-from tocsin.errors import ConfigError, ConnectionLost, TocsinError
+from tocsin.errors import ConfigError, ConnectionLost, PermissionDenied, TocsinError
 
 from . import install
 from .error_mapping import is_read_only, is_undone, is_useless, translate
@@ -116,6 +116,7 @@ class Database:
         self._watch = watch
         self._connect = connect
         self._failing_since: float | None = None
+        self._is_served = False
         self._render = lru_cache(maxsize=None)(self._write)
 
     @asynccontextmanager
@@ -360,12 +361,21 @@ class Database:
         return self.schema.render(statement).encode()
 
     async def check_served(self) -> None:
-        """Raise `SchemaNewer` when the schema serves later versions of Tocsin only.
-        Changes nothing, cancelled or not."""
-        for row in await self.fetch("select version, serves, digest from tocsin.contract"):
-            found = Contract(*row)
-            if not found.serves_us():
-                install.refuse_newer(self.schema, found)
+        """Raise `SchemaNewer` or `SchemaOutdated` unless the schema serves this package.
+
+        Only the first call asks the database. A role that may not read the contract
+        goes on, and meets a missing function if there is one. Raises Tocsin's errors.
+        Cancellation leaves nothing behind.
+        """
+        if self._is_served:
+            return
+        try:
+            rows = await self.fetch("select version, serves, digest from tocsin.contract")
+        except PermissionDenied:
+            rows = []
+        for row in rows:
+            install.refuse_unserved(self.schema, Contract(*row))
+        self._is_served = True
 
     async def _translate(self, error: psycopg.Error, *, own: bool = True) -> Exception:
         if isinstance(error, _SOMETHING_MISSING):

@@ -25,6 +25,8 @@ from tocsin.errors import (
     QueueNotEmpty,
     QueueNotFound,
     RoleNotFound,
+    SchemaNewer,
+    SchemaOutdated,
     StateTransitionError,
     WorkerNotFound,
     WorkerStopped,
@@ -234,6 +236,11 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
             return MessageNotFound(
                 problem, hint, message_id=detail["message_id"], key=detail["key"]
             )
+        case "TC017":
+            schema, found, known = detail["schema"], detail["found"], detail["known"]
+            if known > found:
+                return SchemaOutdated(schema, found, known)
+            return SchemaNewer(schema, found, known, detail["serves"])
         case "TC022":
             return ValueError(join_advice(problem, hint))
         case "TC023":

@@ -63,6 +63,16 @@ async def check(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Non
         raise SchemaOutdated(schema.name, found.version, ours().version)
 
 
+def refuse_unserved(schema: Schema, found: Contract) -> None:
+    """Raise `SchemaNewer` or `SchemaOutdated` for a contract of a version that does not
+    serve ours."""
+    known = ours().version
+    if found.version < known:
+        raise SchemaOutdated(schema.name, found.version, known)
+    if known < found.serves:
+        raise SchemaNewer(schema.name, found.version, known, found.serves)
+
+
 def refuse_newer(schema: Schema, found: Contract) -> None:
     """Raise `SchemaNewer` for a contract of a later version than ours."""
     if found.version > ours().version:

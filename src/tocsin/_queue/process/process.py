@@ -46,6 +46,7 @@ from tocsin._concurrency.backoff import OutageRetry, delays
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database.client import Connection, Database
 from tocsin._database.error_mapping import TRANSIENT
+from tocsin._database.schema import ours
 from tocsin._version import VERSION
 from tocsin.errors import (
     ConfigError,
@@ -464,14 +465,14 @@ class Process:
     # The registration
 
     async def _register(self) -> int:
-        await self._database.check_served()
         process_id, self._channel = await self._database.fetch_one(
-            "select id, tocsin.process_channel(id) from tocsin.register_process(%s, %s, %s, %s) id",
+            "select id, tocsin.process_channel(id) from tocsin.register_process(%s, %s, %s, %s, %s) id",
             [
                 socket.gethostname(),
                 os.getpid(),
                 VERSION,
                 timedelta(seconds=self._heartbeat_interval),
+                ours().version,
             ],
         )
         self._id = int(process_id)

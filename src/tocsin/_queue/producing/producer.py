@@ -208,6 +208,7 @@ class Enqueuer:
         )
 
     async def _send(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
+        await self._database.check_served()
         schema = self._database.schema
         if isinstance(connection, psycopg.Connection):
             return await run_blocking(
