@@ -29,7 +29,7 @@ class StoreStats:
     processes: int
     """Processes that are registered."""
     version: int
-    """Number of the last migration of the schema."""
+    """Version of the SQL contract that is installed."""
     exact: bool
     """Whether the counts of messages and dead letters are exact; see
     `QueueMetrics.exact`."""

@@ -173,6 +173,7 @@ class EnqueueBatcher:
 
         Raises Tocsin's errors. Cancelled, it is enqueued or not.
         """
+        await self._database.check_served()
         parameters = request.parameters(queue)
         channel, rung_at = self._sleepers.pop(queue, ("", math.inf))
         if request.key is None and trio.current_time() >= rung_at + AT_REST:

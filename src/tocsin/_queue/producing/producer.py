@@ -165,6 +165,7 @@ class Enqueuer:
         if connection is None:
             message_id = await self._batcher.enqueue(self.queue, request)
         else:
+            await self._database.check_served()
             message_id = await self._enqueue_on(connection, request)
         if self._telemetry.events.wants(Enqueued):
             self._note_enqueued([message_id], connection)
