@@ -375,6 +375,10 @@ class Database:
             rows = []
         for row in rows:
             install.refuse_unserved(self.schema, Contract(*row))
+        self.note_served()
+
+    def note_served(self) -> None:
+        """Note that the schema serves this package, which a statement has found."""
         self._is_served = True
 
     async def _translate(self, error: psycopg.Error, *, own: bool = True) -> Exception:

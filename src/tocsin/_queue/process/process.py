@@ -475,6 +475,7 @@ class Process:
                 ours().version,
             ],
         )
+        self._database.note_served()
         self._id = int(process_id)
         self._registered_at = trio.current_time()
         self._next_heartbeat = trio.current_time() + self._heartbeat_interval
