@@ -10,11 +10,11 @@ import psycopg
 import pytest
 import trio
 import trio.testing
+from psycopg.pq.abc import PGconn
 
 from tests.driver.helpers import Connection, is_idle, until, until_alone, until_running, value
 from tests.support import proxy
-from tocsin.driver import TrioConnection
-from tocsin.driver import _connection as driver
+from tocsin.driver import TrioConnection, _cancelling
 
 BUSY = (
     "select exists (select from pg_stat_activity where datname = current_database()"
@@ -111,16 +111,16 @@ async def test_a_request_that_came_too_early_is_repeated(
     connection: Connection, observer: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
-    really_ask = TrioConnection._request_cancel
+    really_ask = _cancelling.request_cancel
 
-    async def ask(self: Connection) -> None:
+    async def ask(pgconn: PGconn) -> None:
         nonlocal asked
         asked += 1
         if asked > 1:
-            await really_ask(self)
+            await really_ask(pgconn)
 
-    monkeypatch.setattr(TrioConnection, "_request_cancel", ask)
-    monkeypatch.setattr(driver, "_ASK_AGAIN", 0.01)
+    monkeypatch.setattr(_cancelling, "request_cancel", ask)
+    monkeypatch.setattr(_cancelling, "_ASK_AGAIN", 0.01)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.execute, "select pg_sleep(60)")
         await until_running(observer, "pg_sleep")
@@ -134,10 +134,10 @@ async def test_a_server_that_does_not_obey_costs_the_connection(
 ) -> None:
     monkeypatch.setattr("tocsin.driver._grace.GRACE", 0.1)
 
-    async def not_at_all(self: Connection) -> None:
+    async def not_at_all(pgconn: PGconn) -> None:
         """A cancel request that gets lost on its way."""
 
-    monkeypatch.setattr(TrioConnection, "_request_cancel", not_at_all)
+    monkeypatch.setattr(_cancelling, "request_cancel", not_at_all)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.execute, "select pg_sleep(60)")
@@ -247,10 +247,10 @@ async def test_a_killed_backend_is_an_operational_error(
 async def test_a_cancelled_pipeline_is_rolled_back_when_the_request_to_cancel_comes_too_late(
     connection: Connection, observer: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def come_too_late() -> None:
+    async def come_too_late(pgconn: PGconn) -> None:
         await observer.execute("select pg_advisory_unlock(1)")
 
-    monkeypatch.setattr(connection, "_request_cancel", come_too_late)
+    monkeypatch.setattr(_cancelling, "request_cancel", come_too_late)
     await connection.execute("create table numbers (n integer)")
     await observer.execute("select pg_advisory_lock(1)")
     with trio.CancelScope() as scope:

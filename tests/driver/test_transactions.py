@@ -9,6 +9,7 @@ import psycopg
 import pytest
 import trio
 from psycopg import pq
+from psycopg.pq.abc import PGconn
 
 from tests.driver.helpers import Connection, is_idle, until_running, value
 from tests.support.cancel_sweep import cancel_sweep
@@ -154,14 +155,14 @@ async def test_savepoint_commands_are_not_cancelled_on_the_server(
 ) -> None:
     # A RELEASE that failed would spoil the outer transaction, whose COMMIT the server
     # would turn into a ROLLBACK.
-    async def never(self: Connection) -> None:
+    async def never(pgconn: PGconn) -> None:
         pytest.fail("a request to cancel")
 
     async def nest() -> None:
         async with connection.transaction():
             pass
 
-    monkeypatch.setattr(TrioConnection, "_request_cancel", never)
+    monkeypatch.setattr("tocsin.driver._cancelling.request_cancel", never)
     async with connection.transaction():
         await insert(connection, 1)
         assert await cancel_sweep(nest) >= 2

@@ -44,7 +44,7 @@ def block() -> None:
 async def open_session(dsn: str) -> Connection:
     connection: Connection = await TrioConnection.connect(dsn, autocommit=True)
     try:
-        await connection.take_session({"application_name": "watched"})
+        await connection.apply_settings({"application_name": "watched"})
     except BaseException:
         connection.finish()
         raise
@@ -190,7 +190,7 @@ async def test_where_the_server_does_not_tell_there_is_more_time(
         return await open_session(dsn)
 
     if not admitted:
-        await connection.take_session({"application_name": "watched"})
+        await connection.apply_settings({"application_name": "watched"})
     async with watching(ask, connection):
         with pytest.raises(psycopg.OperationalError, match="no answer for"):
             await connection.execute("select pg_sleep(600)")
@@ -218,7 +218,7 @@ async def test_a_connection_that_waits_for_notifications_is_not_asked_about(dsn:
     async with watching(ask, connection) as watch, trio.open_nursery() as nursery:
         nursery.start_soon(connection.wait_for_notifications)
         with trio.fail_after(SAFETY_NET):
-            while not watch.asleep:
+            while not watch.idle:
                 await trio.testing.wait_all_tasks_blocked(0.01)
         assert watch.waiting_since == math.inf
         nursery.cancel_scope.cancel()

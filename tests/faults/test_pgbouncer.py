@@ -157,11 +157,11 @@ async def test_it_is_really_another_session_each_time(dsn: str, through: Through
                     (await (await connection.execute("select pg_backend_pid()")).fetchall())[0]
                 )
                 await session.set_up(connection)
-                assert not connection.session_is_ours
+                assert not connection.has_own_session
     assert len(sessions) == poolers.SESSIONS
     async with open_connection(dsn) as direct:
         await session.set_up(direct)
-        assert direct.session_is_ours
+        assert direct.has_own_session
 
 
 async def test_a_lent_connection_repeats_statements_as_often_as_it_likes(

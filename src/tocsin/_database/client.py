@@ -327,7 +327,7 @@ class Database:
         together[-1] = _COMMIT  # the last one is a transaction anyway
         async with self.pool.connection(reset=False) as connection:
             with self._dropped_if_useless(connection):
-                if not connection.session_is_ours:
+                if not connection.has_own_session:
                     return await connection.run_prepared(otherwise, statements[answer][1])
                 return await connection.run_together(
                     [*together, statements[-1]], 2 * answer + 1, settled=2 * answer + 2

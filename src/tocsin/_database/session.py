@@ -71,8 +71,8 @@ async def set_up(connection: TrioConnection[Any]) -> None:
     Raises psycopg's errors, and `ConfigError` behind a pooler that ignores the
     encoding. Cancelled, the session is set up or not.
     """
-    await connection.take_session(SETTINGS)
-    if not connection.session_is_ours:
+    await connection.apply_settings(SETTINGS)
+    if not connection.has_own_session:
         # What psycopg prepares may not be there for the next transaction, and a
         # statement that fails in one cannot be repeated.
         connection.prepare_threshold = None
@@ -106,5 +106,5 @@ async def reset(connection: TrioConnection[Any]) -> None:
     Behind a pooler the session belongs to all of its clients, and stays as it is.
     Raises psycopg's errors. Cancelled, all of it is undone or nothing.
     """
-    if connection.session_is_ours:
+    if connection.has_own_session:
         await connection.reset_session()

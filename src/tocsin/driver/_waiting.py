@@ -72,7 +72,7 @@ class Turn:
     def waits(self) -> None:
         """The call begins to wait."""
         self.since = now = trio.current_time()
-        if (watch := self.watch) is not None and watch.asleep:
+        if (watch := self.watch) is not None and watch.idle:
             watch.wake(now)
 
     def waited(self) -> None:

@@ -34,7 +34,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import attrs
 import psycopg
@@ -42,11 +42,12 @@ import trio
 from psycopg.rows import tuple_row
 
 from ._grace import Grace
+from ._session import SessionId
 
 if TYPE_CHECKING:
     from ._connection import TrioConnection
 
-__all__ = ["Session", "Watch"]
+__all__ = ["Watch"]
 
 logger = logging.getLogger("tocsin.driver")
 
@@ -65,10 +66,6 @@ PATIENCE: Final = 10.0
 asked."""
 LONGEST: Final = 60.0
 """The same if the server answers, but does not tell about the session."""
-
-Session: TypeAlias = tuple[int, str]
-"""What identifies a session on a server: its process, and when that began, in seconds
-since 1970."""
 
 _FIND: Final = (
     b"from unnest(%s::int[], %s::numeric[]) asked (pid, began) join pg_catalog.pg_stat_activity a "
@@ -107,9 +104,9 @@ class Watch:
         self._waits: weakref.WeakKeyDictionary[TrioConnection[Any], _Wait] = (
             weakref.WeakKeyDictionary()
         )
-        self._abandoned = set[Session]()
+        self._abandoned = set[SessionId]()
         self._idle_scope = trio.CancelScope()
-        self.asleep: bool = True
+        self.idle: bool = True
         """Whether no statement is known to be under way."""
         self.dropped: int = 0
         """How many connections have been closed because they had fallen silent."""
@@ -117,7 +114,7 @@ class Watch:
     def add(self, connection: TrioConnection[Any]) -> None:
         """Watch over this connection for as long as it is open."""
         self._connections.add(connection)
-        connection.be_watched(self)
+        connection.set_watch(self)
 
     @property
     def waiting_since(self) -> float:
@@ -132,7 +129,7 @@ class Watch:
 
     def wake(self, now: float) -> None:
         """A statement is under way while the watch is `waiting`."""
-        self.asleep = False
+        self.idle = False
         self._idle_scope.deadline = now + ASK_AFTER
 
     async def run(self) -> NoReturn:
@@ -167,7 +164,7 @@ class Watch:
                     look_at,
                     since + ASK_AFTER if wait is None or wait.since != since else wait.look_at,
                 )
-        self.asleep = look_at == math.inf
+        self.idle = look_at == math.inf
         return look_at
 
     def _due(self) -> list[TrioConnection[Any]]:
@@ -265,7 +262,7 @@ async def _find_out(
     connection: TrioConnection[Any], silent: Sequence[TrioConnection[Any]]
 ) -> dict[TrioConnection[Any], _Finding]:
     """Ask on one connection about the sessions of others."""
-    told: dict[Session, _Finding] = {}
+    told: dict[SessionId, _Finding] = {}
     for pid, began, state, waits_for_client in await _run(
         connection, _ASK, [c.session for c in silent if c.session is not None]
     ):
@@ -282,7 +279,7 @@ async def _find_out(
 
 
 async def _run(
-    connection: TrioConnection[Any], statement: bytes, sessions: Collection[Session]
+    connection: TrioConnection[Any], statement: bytes, sessions: Collection[SessionId]
 ) -> list[tuple[Any, ...]]:
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
     await cursor.execute(

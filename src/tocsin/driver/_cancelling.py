@@ -1,0 +1,144 @@
+"""Cancel statements on the server, and bring their connections into order.
+
+A connection in the middle of a statement is of no use, and trio's cancellation is
+level-triggered: in a cancelled scope each await is cancelled, including what psycopg
+would do to clean up. So each operation leaves the connection in one of two states:
+*usable*, with nothing in flight, or *closed*.
+
+- Cancelled before anything is sent: nothing is sent.
+- Cancelled while a statement runs: the server is asked to cancel it. The generator that
+  the cancellation has interrupted is resumed, shielded, for `GRACE` seconds at most
+  (``_grace.py``), until the answer has come. The statement has failed then, or it won
+  the race and has taken effect; the caller cannot know which. The connection is usable.
+  A server that does not answer in time costs the connection.
+- Cancelled in pipeline mode: the running statement is cancelled and the connection is
+  closed, because nothing tells which of the statements were executed, and pipeline mode
+  cannot end before that is known. The server rolls back. `TrioConnection.run_together`,
+  which knows what it has sent, does leave it.
+- Cancelled during COPY: it is ended with an error, as a whole. The connection is
+  usable.
+- Cancelled in a transaction: see `TrioTransaction`.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Final
+
+import psycopg
+import trio
+from psycopg import generators, pq
+from psycopg.abc import RV, PQGen
+
+from . import _connecting as connecting
+from . import _waiting as waiting
+from ._grace import Grace
+
+__all__ = ["call_off", "request_cancel", "resumable"]
+
+_ASK_AGAIN: Final = 0.25
+"""Seconds after which the server is asked once more to cancel. A request that overtakes
+its statement is lost, which happens on a busy machine."""
+
+_ACTIVE = pq.TransactionStatus.ACTIVE
+
+
+def resumable(gen: PQGen[RV], *, started: bool = False) -> PQGen[RV]:
+    """Drive ``gen`` so that it can be left where it waits, and resumed: then nothing is
+    ready, which psycopg writes as 0, not None."""
+    try:
+        want = gen.send(0) if started else next(gen)
+        while True:
+            want = gen.send((yield want) or 0)
+    except StopIteration as end:
+        result: RV = end.value
+        return result
+
+
+async def request_cancel(pgconn: pq.abc.PGconn) -> None:
+    """Ask the server to cancel what the connection does. Raises
+    `psycopg.OperationalError` where the server cannot be asked."""
+    request = pgconn.cancel_conn()
+    try:
+        request.start()
+        if await connecting.drive(request, request.poll) != pq.PollingStatus.OK:
+            raise psycopg.OperationalError(f"cancellation failed: {request.get_error_message()}")
+    finally:
+        connecting.finish(request)
+
+
+async def call_off(
+    pgconn: pq.abc.PGconn,
+    gen: PQGen[Any],
+    turn: waiting.Turn,
+    grace: Grace,
+    *,
+    leaves_pipeline: bool,
+) -> None:
+    """Bring a connection into order after ``gen`` was interrupted, or close it when the
+    grace is over.
+
+    ``leaves_pipeline`` says that ``gen`` ends the pipeline that it has begun.
+    """
+    pipeline = bool(pgconn.pipeline_status) and not leaves_pipeline
+    if not pgconn.pipeline_status and pgconn.transaction_status != _ACTIVE:
+        return
+    rest = resumable(_rest_of_pipeline(pgconn) if pipeline else _rest(pgconn, gen))
+    try:
+        with grace.scope():
+            over = False
+            while not over:
+                with suppress(psycopg.Error):
+                    await request_cancel(pgconn)
+                over = await _proceed(pgconn, rest, turn)
+            if pgconn.status == pq.ConnStatus.OK:
+                grace.answered()
+    finally:
+        # What psycopg believes to be in the pipeline cannot be put right.
+        if pgconn.pipeline_status or pgconn.transaction_status == _ACTIVE:
+            connecting.finish(pgconn)
+
+
+async def _proceed(pgconn: pq.abc.PGconn, rest: PQGen[None], turn: waiting.Turn) -> bool:
+    """Drive ``rest`` for a while, and return whether it is over."""
+    deadline = trio.current_time() + _ASK_AGAIN
+    # It usually ends with QueryCanceled; an error of its own or a lost connection are
+    # possible.
+    with suppress(Exception):
+        try:
+            await waiting.wait(rest, pgconn.socket, turn, deadline)
+        except psycopg.errors._WaitTimeout:
+            return False
+    return True
+
+
+def _rest(pgconn: pq.abc.PGconn, gen: PQGen[Any]) -> PQGen[None]:
+    """Receive what is still to come of a statement: the rest of ``gen``, other results,
+    the rest of a COPY."""
+    with suppress(Exception):
+        yield from resumable(gen, started=True)
+    while (result := (yield from generators.fetch(pgconn))) is not None:
+        if result.status == pq.ExecStatus.COPY_IN:
+            yield from generators.copy_end(pgconn, b"cancelled")
+        elif result.status == pq.ExecStatus.COPY_OUT:
+            while isinstance((yield from generators.copy_from(pgconn)), memoryview):
+                pass
+        elif result.status == pq.ExecStatus.COPY_BOTH:
+            # Replication has no end that could be waited for.
+            return
+
+
+def _rest_of_pipeline(pgconn: pq.abc.PGconn) -> PQGen[None]:
+    """Receive what is still to come of a pipeline; at its end the server has nothing
+    left to execute.
+
+    The pipeline's end commits what was executed since the last one, if the request to
+    cancel came too late. So an error is sent first.
+    """
+    pgconn.send_query_params(
+        b"do $$ begin raise exception 'the client has cancelled this pipeline'; end $$", None
+    )
+    pgconn.pipeline_sync()
+    yield from generators.send(pgconn)
+    while pgconn.transaction_status == _ACTIVE:
+        yield from generators.fetch(pgconn)
