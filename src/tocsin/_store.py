@@ -11,6 +11,7 @@ from typing import Final, Unpack
 import trio
 
 from tocsin import settings
+from tocsin._concurrency.cancelling import cancel
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database import install, session
 from tocsin._database.caller_connection import AnyConnection
@@ -25,7 +26,6 @@ from tocsin._queue.admin.messages import Messages
 from tocsin._queue.admin.queues import Queues
 from tocsin._queue.admin.store_stats import StoreStats, count_store
 from tocsin._queue.consuming.consumer import Consumer
-from tocsin._queue.process.bell import Bell
 from tocsin._queue.process.maintenance import Maintenance, MaintenanceResult, maintain
 from tocsin._queue.process.process import Process
 from tocsin._queue.process.reclaim import ReclaimResult, reclaim
@@ -74,14 +74,12 @@ class Store:
         self,
         database: Database,
         process: Process,
-        bell: Bell,
         batcher: EnqueueBatcher,
         watches: Collection[Watch],
         telemetry: Telemetry,
     ) -> None:
         self._database = database
         self._process = process
-        self._bell = bell
         self._batcher = batcher
         self._transactions = TransactionLimit(database.pool)
         self._watches = watches
@@ -189,7 +187,9 @@ class Store:
         registration ends with it.
         """
         return registered(
-            Consumer(self._database, self._process, self._bell, queue, _check_worker_name(name))
+            Consumer(
+                self._database, self._process, self._process.bell, queue, _check_worker_name(name)
+            )
         )
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
@@ -330,19 +330,18 @@ async def connect(
         reset=session.reset,
     ) as pool:
         database = Database(pool, Schema(chosen.schema), address, grace, watch, open_pooled)
-        bell = Bell()
         maintenance = Maintenance(database)
-        process = Process(database, open_line, bell, chosen.heartbeat, maintenance.become_due)
+        process = Process(database, open_line, chosen.heartbeat, maintenance.request)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(watch.run)
             if line_watch is not watch:
                 nursery.start_soon(line_watch.run)
-            nursery.start_soon(process.run)
-            nursery.start_soon(maintenance.run)
+            nursery.start_soon(process.run, name="tocsin: registration, LISTEN and heartbeat")
+            nursery.start_soon(maintenance.run, name="tocsin: maintenance")
             batcher = EnqueueBatcher(database, nursery)
             try:
-                yield Store(database, process, bell, batcher, {watch, line_watch}, telemetry)
+                yield Store(database, process, batcher, {watch, line_watch}, telemetry)
             finally:
                 batcher.close()
                 telemetry.events.close()
-            nursery.cancel_scope.cancel()
+            cancel(nursery.cancel_scope, "the store is closed")

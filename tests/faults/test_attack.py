@@ -165,7 +165,7 @@ async def test_registering_with_a_process_that_was_declared_dead(store_dsn: str)
                     "select id from tocsin.workers w where status <> 'stopped' "
                     "and not exists (select from tocsin.processes p where p.id = w.process_id)"
                 )
-                store._process.look()
+                store._process.request_heartbeat()
                 await until(
                     lambda: query(
                         store_dsn,
@@ -193,7 +193,7 @@ async def test_a_suspended_worker_stays_suspended_when_its_process_rises_again(
             )
             await (await store.workers.get(consumer.worker_id)).suspend()
             await until_asleep(store)
-            before = store._process._id
+            before = store._process._membership.process.id
             await bury_all(store_dsn)
             risen = (
                 "select 1 from tocsin.workers w join tocsin.processes p on p.id = w.process_id and"
@@ -228,7 +228,7 @@ async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: s
             async with holding(
                 store_dsn, "select 1 from tocsin.workers where id = %s for update", b.worker_id
             ):
-                store._process.look()
+                store._process.request_heartbeat()
                 await until_blocked(store_dsn, "register_worker")
                 await query(
                     store_dsn,
@@ -255,7 +255,7 @@ async def test_a_process_that_learned_of_its_death_rises_at_once(store_dsn: str)
         async with store.consumer("q") as consumer:
             await until_asleep(store)
             await bury_all(store_dsn)
-            store._process.look()
+            store._process.request_heartbeat()
             await until(
                 lambda: query(
                     store_dsn,
@@ -281,7 +281,7 @@ async def test_a_command_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> 
             )
             await until_asleep(store)
             async with holding(store_dsn, "lock table tocsin.messages"):
-                store._process.look()
+                store._process.request_heartbeat()
                 await until_blocked(store_dsn, ".heartbeat(")
                 await query(store_dsn, "select tocsin.interrupt(%s)", consumer.worker_id)
             with trio.move_on_after(SOON):
@@ -303,10 +303,10 @@ async def test_a_look_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> Non
         async with store.consumer("q"):
             await until_asleep(store)
             async with holding(store_dsn, "select from tocsin.processes for update"):
-                store._process.look()
+                store._process.request_heartbeat()
                 await until_blocked(store_dsn, ".heartbeat(")
                 beats = store.statistics().heartbeats
-                store._process.look()
+                store._process.request_heartbeat()
             with trio.move_on_after(SOON):
                 while store.statistics().heartbeats < beats + 2:
                     await query(store_dsn, "select")
@@ -322,7 +322,7 @@ async def test_a_heartbeat_that_was_sent_before_a_worker_was_registered(store_ds
             nursery.start_soon(run_until_suspended, sleeper, handled, suspended)
             await until_asleep(store)
             async with holding(store_dsn, "lock table tocsin.messages"):
-                store._process.look()
+                store._process.request_heartbeat()
                 await until_blocked(store_dsn, ".heartbeat(")
                 context = store.consumer("q", name="late")
                 late = await context.__aenter__()
@@ -543,11 +543,11 @@ async def test_draining_does_not_wait_for_leases_that_are_gone(
 async def test_a_blocked_loop_is_not_taken_for_a_deaf_line(
     store: tocsin.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin._queue.process.process.HEARD_WITHIN", 0.2)
+    monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.2)
     await store.queues.ensure("q")
 
     async def block() -> None:
-        while not store._process._echo:
+        while not store._process._listener.proof._token:
             await trio.lowlevel.checkpoint()
         time.sleep(0.5)  # noqa: ASYNC251 - this is what is tested
 
@@ -731,7 +731,7 @@ async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs
                     "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type ="
                     " 'Lock'",
                 )
-            store._process.look()
+            store._process.request_heartbeat()
             await until(
                 lambda: query(
                     store_dsn,
@@ -861,11 +861,11 @@ async def test_what_the_line_itself_gives_back_is_seen_by_who_lay_down_meanwhile
             async with holding(
                 store_dsn, "select from tocsin.processes where hostname <> 'h' for update"
             ):
-                store._process.look()
+                store._process.request_heartbeat()
                 await until_blocked(store_dsn, ".heartbeat(")
                 finish.set()
                 with trio.fail_after(SOON):
-                    while store._bell.queues_waiting() != [queue.id]:
+                    while store._process.bell.queues_waiting() != [queue.id]:
                         await trio.lowlevel.checkpoint()
             with trio.move_on_after(SOON):
                 await handled.wait(2)
@@ -961,7 +961,7 @@ async def test_a_dead_workers_message_that_cannot_be_buried_ends_nobodys_heartbe
     await query(store_dsn, "alter table tocsin.dead_letters add check (payload <> '13')")
     await die_holding(store_dsn, "13")
     async with store.consumer("q"):
-        store._process.look()
+        store._process.request_heartbeat()
         await until(lambda: query(store_dsn, "select 1 from tocsin.processes having count(*) = 1"))
 
 

@@ -183,7 +183,7 @@ async def test_without_listen_dsn_it_says_so_once_and_lives_by_its_heartbeat(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tocsin._queue.process.process.HEARD_WITHIN", 0.5)
+    monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.5)
     async with tocsin.connect(through(store_dsn), heartbeat=0.1) as store:
         await store.queues.ensure("q", notify="always")
         handled, suspended = Handled(), list[tocsin.Suspended]()

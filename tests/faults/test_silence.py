@@ -292,7 +292,7 @@ async def test_what_a_frozen_server_does_late_is_given_back(
                 async with open_connection(own_server.dsn) as connection:
                     await connection.execute("select tocsin.enqueue('q', '1')")
                     with frozen(pids):
-                        store._bell.ring_all()
+                        store._process.bell.ring_all()
                         while not store.statistics().silenced:
                             await trio.lowlevel.checkpoint()
                 await handled.wait(1)

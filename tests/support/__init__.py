@@ -171,7 +171,7 @@ async def until_asleep(*stores: tocsin.Store) -> None:
             await trio.testing.wait_all_tasks_blocked(0.02)
             if not any(
                 s.statistics().pool.in_use
-                or (s.statistics().listening and s._bell.queues_without_lock())
+                or (s.statistics().listening and s._process.bell.queues_without_lock())
                 for s in stores
             ):
                 return

@@ -265,23 +265,27 @@ begin
 end
 $$;
 
--- The one periodic statement of a process. Rows:
---   dead                      the process has been declared dead; nothing else follows
---   look_again  seconds       send the next heartbeat after this time, if that is sooner
---   maintain                  maintenance is due, and this process is to do it
---   worker      id, status, seconds = grace of an interruption, registration; in the order of ids
---   queue       id, seconds until its next message is due (0: now); none when nothing is known to come
--- The queues are those given, where somebody sleeps or may lie down meanwhile; any
--- other consumer looks by itself. A process that is not able to work, since only its
--- LISTEN connection reaches the server, is alive and says so, but gives no sign of life
--- for its workers.
+-- The heartbeat: the one periodic statement of a process. A row says one thing, by its
+-- kind; the columns that belong to other kinds are null.
+--
+--   dead         The process has been declared dead. No row follows.
+--   heartbeat    due_in: the next heartbeat is due after this many seconds, if that is sooner than usual.
+--   maintenance  Maintenance is due, and this process is elected to do it.
+--   worker       worker_id, registration, status, grace (seconds, of an interrupted worker), in the order of ids.
+--   queue        queue_id, due_in: its next message is due after this many seconds, 0 for now. No row: none is known.
+--
+-- The queues are those on which the process's consumers wait or may begin to wait
+-- before the answer. A consumer that works claims without being told.
+--
+-- `able`: whether the process reaches the server by more than its LISTEN connection. A
+-- process that is not able is alive, but its workers show no sign of life.
 create or replace function tocsin.heartbeat(process_id bigint, queue_ids integer[], able boolean default true)
-returns table (kind text, id bigint, status text, seconds float8, registration bigint)
+returns table (kind text, worker_id bigint, registration bigint, status text, grace float8, queue_id integer, due_in float8)
 language plpgsql
 as $$
 #variable_conflict use_column
 declare
-    look_again float8;
+    reap_in float8;
     last_heartbeat timestamptz;
 begin
     update tocsin.processes p set heartbeat_at = case when able then tocsin._clock() else p.heartbeat_at end
@@ -289,24 +293,24 @@ begin
     where p.id = process_id and tocsin._acts_for(p.role)
     returning before.heartbeat_at into last_heartbeat;
     if not found then
-        return query select 'dead', process_id, null::text, null::float8, null::bigint;
+        return query select 'dead', null::bigint, null::bigint, null::text, null::float8, null::integer, null::float8;
         return;
     end if;
     if last_heartbeat > tocsin._clock() + interval '1 s' then
         update tocsin.maintenance m set clock_was_ahead = true, due_at = tocsin._clock();
     end if;
-    look_again := tocsin._reap_dead_processes(process_id, 8);
-    if look_again is not null then
-        return query select 'look_again', null::bigint, null::text, look_again, null::bigint;
+    reap_in := tocsin._reap_dead_processes(process_id, 8);
+    if reap_in is not null then
+        return query select 'heartbeat', null::bigint, null::bigint, null::text, null::float8, null::integer, reap_in;
     end if;
     if tocsin._elect_maintainer(process_id) then
-        return query select 'maintain', null::bigint, null::text, null::float8, null::bigint;
+        return query select 'maintenance', null::bigint, null::bigint, null::text, null::float8, null::integer, null::float8;
     end if;
     return query
-        select 'worker', w.id, w.status, extract(epoch from w.grace)::float8, w.registration
+        select 'worker', w.id, w.registration, w.status, extract(epoch from w.grace)::float8, null::integer, null::float8
         from tocsin.workers w where w.process_id = heartbeat.process_id order by w.id;
     return query
-        select 'queue', d.queue_id::bigint, null::text, d.seconds, null::bigint
+        select 'queue', null::bigint, null::bigint, null::text, null::float8, d.queue_id, d.seconds
         from (select s.queue_id, tocsin._next_due(s.queue_id) as seconds from unnest(queue_ids) s (queue_id)
               where tocsin._may_consume()) d
         where d.seconds is not null;

@@ -99,13 +99,13 @@ async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to
             await until_true(store_dsn, f"{ASLEEP} = 1 from tocsin.queues")
             await early.execute("commit")
             await handled.wait(1)
-            assert store._process._unsettled == {consumer.queue_id}
+            assert store._process._locks._unconfirmed == {consumer.queue_id}
             await store.produce("q", "rung")
             await handled.wait(2)
             await long.execute("commit")
             await handled.wait(3)
             await until_asleep(store)
-            assert store._process._unsettled == set()
+            assert store._process._locks._unconfirmed == set()
             await consumer.interrupt()
     assert handled.payloads == ["early", "rung", "long"]
 
@@ -268,7 +268,9 @@ async def test_channels_come_and_go_with_their_consumers(store: tocsin.Store) ->
     async def wait_for(*channels: str) -> None:
         with trio.fail_after(PATIENCE):
             while sorted(
-                channel for channel, queue_id in store._process._listening.items() if queue_id
+                channel
+                for channel, queue_id in store._process._listener._channels.items()
+                if queue_id
             ) != list(channels):
                 await trio.lowlevel.checkpoint()
 
@@ -305,7 +307,7 @@ async def test_deaf_process_says_so_and_lives_by_its_heartbeat(
 ) -> None:
     """A LISTEN connection that hears nothing, as through a pooler in transaction mode:
     here, one to another database."""
-    monkeypatch.setattr("tocsin._queue.process.process.HEARD_WITHIN", 0.2)
+    monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.2)
     elsewhere = database_factory()  # type: ignore[operator]
     async with tocsin.connect(store_dsn, listen_dsn=elsewhere, heartbeat=0.1) as store:
         await store.queues.ensure("q", vt=3600)
@@ -695,7 +697,7 @@ async def test_cancelled_registration_is_cleared_away(store: tocsin.Store, store
             process_id,
         )
         await query(store_dsn, "select pg_notify(tocsin.process_channel(%s), '')", process_id)
-        store._process.look()
+        store._process.request_heartbeat()
         await until_true(
             store_dsn, "status = 'stopped' from tocsin.workers where name = 'stranger'"
         )

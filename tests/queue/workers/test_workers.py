@@ -750,10 +750,10 @@ async def test_a_worker_declared_dead_and_purged_registers_anew(store_dsn: str) 
             await store.produce("q", 2)
             await handled.wait(2)
             assert consumer.worker_id != former
-            assert list(store._process._local_workers) == [consumer.worker_id]
+            assert list(store._process._membership.workers) == [consumer.worker_id]
             await (await store.workers.get(consumer.worker_id)).interrupt()
         assert suspended
-        assert not store._process._local_workers
+        assert not store._process._membership.workers
 
 
 # A lease is kept by its token

@@ -104,7 +104,7 @@ class Run:
     def pause(self) -> None:
         """Take no more messages until `noticed` says otherwise."""
         self._paused = True
-        self.intake.process.look()
+        self.intake.process.request_heartbeat()
 
     def on_worker_status(self, status: str, grace: float | None) -> None:
         """Do what the worker's state in the registry asks for."""

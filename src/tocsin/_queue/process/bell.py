@@ -1,23 +1,21 @@
-"""Waking: who sleeps in this process, on which queue, and who is woken when the bell
-rings.
+"""Track which tasks of this process wait on which queue, and wake them.
 
-A consumer that finds nothing to do goes to *waiter*, until the queue's bell rings, a
-known time comes, or it is nudged for a reason of its own. What rings in this process is
-decided elsewhere: by notifications, by the heartbeat, by a reconnection
-(``process.py``).
+A consumer that has nothing to do waits in its *waiter* until the queue's bell rings,
+a known time comes, or something else wakes it. Notifications, the heartbeat and a
+reconnection ring the bell (``listener.py``, ``heartbeat.py``).
 
-No wake-up is lost between the last look and going to sleep: a waiter remembers that it
-was rung. The consumer clears that mark *before* it looks for messages; a ring during
-the look sets it again, and then `Waiter.wait` returns at once.
+No wake-up is lost between the last claim and the wait, because a waiter keeps a mark
+of each ring. The consumer clears the mark *before* it claims. A ring during the claim
+sets it again, and `Waiter.wait` then returns at once.
 
-One ring wakes one sleeper, and it rings on if it took as many messages as it could,
-failed to look, or left. So a single message among a hundred idle consumers of a process
-costs one claim or two.
+One ring wakes one waiter. That waiter rings on if it claimed as many messages as it
+could, if its claim failed, or if it leaves. So a single message among a hundred idle
+consumers of a process costs one or two claims.
 
-Producers ring only when somebody sleeps (``sql/functions/queue/ring.sql``). So the process
-tells the database of each queue where somebody does: then the queue is *guarded*. A
-sleeper relies on a look that somebody made under the guard; without one it still lies
-down, but asks for the guard, and is rung for another look as soon as it stands.
+Producers ring only for a queue with a *waiter lock*
+(``sql/functions/queue/ring.sql``). A wait is safe after a claim that began under the
+lock and found nothing. Without a lock the consumer waits all the same, but asks for
+the lock, and is woken for another claim when the lock is confirmed.
 """
 
 from __future__ import annotations
@@ -29,42 +27,46 @@ from contextlib import contextmanager
 import trio
 
 LINGER = 0.02
-"""Seconds without a sleeper after which a queue's guard may be given up, so that it
-does not come and go with each small burst."""
+"""Seconds without a wait after which a queue is idle, so that its lock is not released
+and taken again with each small burst."""
 
 
 class Waiter:
-    """Where one task sleeps."""
+    """Where one task waits."""
 
     def __init__(self, queue: _Queue) -> None:
-        self.wake_pending = False
+        self.wake_pending: bool = False
         """Whether messages may have come since this mark was last cleared."""
-        self.waiting = False
+        self.waiting: bool = False
         """Whether the bell can wake it."""
         self._queue = queue
         self._claims_under: object | None = None
         self._passed_on = False
-        self._nudged = False
-        self._resting = trio.lowlevel.ParkingLot()
+        self._woken = False
+        self._parked = trio.lowlevel.ParkingLot()
 
     def ring(self) -> None:
-        """There may be messages: wake up and look."""
+        """Wake the task to claim: there may be messages."""
         self.wake_pending = True
         self.wake()
 
     def wake(self) -> None:
-        """Something else has changed: wake up."""
-        self._nudged = True
-        self._resting.unpark_all()
+        """Wake the task for another reason."""
+        self._woken = True
+        self._parked.unpark_all()
 
     def begin_claim(self) -> None:
-        """The owner begins to look for messages."""
+        """Note that the task begins a claim."""
         self.wake_pending = self._passed_on = False
         self._claims_under = self._queue.lock
 
     def end_claim(self, again_at: float, *, full: bool) -> None:
-        """The look is over; look again at this time (`trio.current_time`). ``full``:
-        there may be more than the owner could take."""
+        """Note that the claim has ended.
+
+        Args:
+            again_at: when to claim again (`trio.current_time`).
+            full: whether there may be more messages than the task could take.
+        """
         if again_at <= trio.current_time():
             self.wake_pending = True
         else:
@@ -75,65 +77,68 @@ class Waiter:
             self._queue.check_lock()
 
     def claim_failed(self) -> None:
-        """The look brought no answer."""
+        """Note that the claim had no result."""
         self.wake_pending = True
         self._queue.ring(but=self)
 
     async def wait(self, *, ignore_rings: bool = False, until: float = math.inf) -> None:
-        """Return when nudged or rung, or at a time. ``ignore_rings``: the bell is not
-        heard, and not whether it was rung before.
+        """Wait for a ring, `wake` or a time.
 
-        A checkpoint. May return for no reason, so callers look again at what they
-        waited for. Cancelled, it is another's turn to look.
+        It may return without a reason, so callers check again what they wait for.
+
+        Args:
+            ignore_rings: let the bell, and a ring from before, not end the wait.
+            until: when to return at the latest (`trio.current_time`).
+
+        Cancellation:
+            Passes a ring on to another waiter.
         """
         if ignore_rings:
             if self.wake_pending and not self._passed_on:
                 self._passed_on = True
                 self._queue.ring(but=self)
-            await self._rest(until)
+            await self._park(until)
         elif self.wake_pending:
             await trio.lowlevel.checkpoint()
         else:
             self._queue.enter_wait(self)
             try:
-                await self._rest(min(until, self._queue.next_due_at))
+                await self._park(min(until, self._queue.next_due_at))
             except BaseException:
-                # a ring that came when this was cancelled already, and may find nobody
-                # to look
+                # The ring may have come after the cancellation.
                 if self.wake_pending:
                     self._queue.ring(but=self)
                 raise
             finally:
                 self._queue.leave_wait(self)
             self._queue.check_due(self)
-        self._nudged = False
+        self._woken = False
 
-    async def _rest(self, until: float) -> None:
-        if self._nudged:
+    async def _park(self, until: float) -> None:
+        if self._woken:
             await trio.lowlevel.checkpoint()
-        elif (
-            until == math.inf
-        ):  # as a rule: then there is no scope to be left between the ring and the claim
-            await self._resting.park()
+        elif until == math.inf:
+            # Without a scope the task resumes faster.
+            await self._parked.park()
         else:
             with trio.move_on_at(until):
-                await self._resting.park()
+                await self._parked.park()
 
 
 class _Queue:
     """The waiters of one queue."""
 
-    def __init__(self, change_locks: Callable[[], None]) -> None:
+    def __init__(self, on_lock_change: Callable[[], None]) -> None:
         self.waiters: list[Waiter] = []
         self.next_due_at = math.inf
-        """When to wake somebody without a ring (`trio.current_time`)."""
+        """When to wake a waiter without a ring (`trio.current_time`)."""
         self.lock: object | None = None
-        """The guard that stands."""
+        """The confirmed waiter lock; each has an identity of its own."""
         self.checked_under: object | None = None
-        """The guard under which somebody has looked in vain."""
+        """The lock under which the last claim that found nothing began."""
         self.idle_since = -math.inf
-        """When the last sleeper got up."""
-        self._change_locks = change_locks
+        """When the last wait ended."""
+        self._on_lock_change = on_lock_change
 
     @property
     def has_waiting(self) -> bool:
@@ -158,15 +163,15 @@ class _Queue:
 
     def ring(self, but: Waiter | None = None) -> None:
         if not self.ring_another(but):
-            self.check_lock()  # the ring was for nobody, so perhaps for the guard alone
-            # whoever can first; also one that looks already, for it may have begun too
-            # early
+            # No task waits: a producer may have rung because of the lock alone.
+            self.check_lock()
+            # Ring for all. A claim under way may have begun before the message came.
             for waiter in self.waiters:
                 if not waiter.wake_pending:
                     waiter.ring()
 
     def ring_another(self, but: Waiter | None) -> bool:
-        """Wake one who sleeps; return whether there was one."""
+        """Ring for one task that waits; return whether there was one."""
         for waiter in self.waiters:
             if waiter.waiting and not waiter.wake_pending and waiter is not but:
                 waiter.ring()
@@ -176,7 +181,7 @@ class _Queue:
     def enter_wait(self, waiter: Waiter) -> None:
         waiter.waiting = True
         if self.lock is None:
-            self._change_locks()
+            self._on_lock_change()
         elif self.checked_under is not self.lock:
             waiter.ring()
 
@@ -186,21 +191,26 @@ class _Queue:
 
     def check_lock(self) -> None:
         if self.lock is not None and self.is_idle:
-            self._change_locks()
+            self._on_lock_change()
 
 
 class Bell:
     """The waiters of this process, by queue."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_lock_change: Callable[[], None]) -> None:
+        """Begin without a queue.
+
+        Args:
+            on_lock_change: called when a queue needs its waiter lock, or no longer
+                does.
+        """
         self._queues: dict[int, _Queue] = {}
-        self.when_locks_change: Callable[[], None] = lambda: None
-        """Called when a queue is to be guarded, or a guard may be given up."""
+        self._on_lock_change = on_lock_change
 
     @contextmanager
     def waiter(self, queue_id: int) -> Iterator[Waiter]:
         """Make a waiter that this queue's bell wakes, for as long as the block lasts."""
-        queue = self._queues.setdefault(queue_id, _Queue(lambda: self.when_locks_change()))
+        queue = self._queues.setdefault(queue_id, _Queue(self._on_lock_change))
         waiter = Waiter(queue)
         queue.waiters.append(waiter)
         try:
@@ -211,28 +221,26 @@ class Bell:
                 queue.ring()
 
     def ring(self, queue_id: int) -> None:
-        """Messages of this queue may have become due."""
+        """Ring for messages of this queue that may have become due."""
         if queue := self._queues.get(queue_id):
             queue.ring()
 
     def ring_all(self) -> None:
-        """Rings may have been missed, on any queue."""
+        """Ring for every queue, because rings may have been missed."""
         for queue in self._queues.values():
             queue.ring()
 
     def expect(self, queue_id: int, seconds: float) -> None:
-        """The queue's next message is due in this many seconds, or sooner."""
+        """Wake a waiter of this queue in so many seconds, or sooner."""
         if queue := self._queues.get(queue_id):
             queue.set_next_due(trio.current_time() + seconds)
 
     def queues_waiting(self) -> list[int]:
-        """Return the queues where somebody sleeps."""
+        """Return the queues on which a task waits."""
         return [queue_id for queue_id, queue in self._queues.items() if queue.has_waiting]
 
-    # Guards
-
     def queues_without_lock(self) -> set[int]:
-        """Return the queues where somebody sleeps without a guard."""
+        """Return the queues on which a task waits and that have no confirmed lock."""
         return {
             queue_id
             for queue_id, queue in self._queues.items()
@@ -240,13 +248,12 @@ class Bell:
         }
 
     def lock_confirmed(self, queue_id: int) -> None:
-        """The guard of this queue stands from now on."""
+        """Note that every producer sees the lock of this queue."""
         self._queues[queue_id].lock = object()
         self.ring(queue_id)
 
     def release_idle_locks(self) -> list[int]:
-        """Give up the guards of queues where nobody sleeps any more, and return these
-        queues."""
+        """Forget the locks of idle queues and return these queues."""
         idle = [
             queue_id
             for queue_id, queue in self._queues.items()
@@ -257,6 +264,6 @@ class Bell:
         return idle
 
     def locks_lost(self) -> None:
-        """No guard stands any more."""
+        """Note that no lock is held any more."""
         for queue in self._queues.values():
             queue.lock = None

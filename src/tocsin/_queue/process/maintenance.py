@@ -1,8 +1,8 @@
-"""Maintenance of the database, by whichever process it is the turn of;
-``sql/functions/queue/maintenance.sql`` says what that is.
+"""Maintain the database when this process is elected to.
 
-The heartbeat's answer says when it is our turn, so nothing is sent for it in between.
-It runs on a connection of the pool, in a task of its own, and nothing waits for it.
+``sql/functions/queue/maintenance.sql`` says what maintenance does. The answer to a
+heartbeat elects a process, so no statement is sent before maintenance is due. It runs
+on a connection of the pool, in a task of its own.
 """
 
 from __future__ import annotations
@@ -25,30 +25,35 @@ class MaintenanceResult:
     """What maintenance has done."""
 
     elected: bool
-    """False: another session was at it already, so this one has left it all to that."""
+    """False: another session was doing the maintenance, so this one did nothing."""
     partitions_created: int = 0
-    """Partitions made for what will be archived."""
+    """Partitions created for messages that will be archived."""
     partitions_dropped: int = 0
-    """Partitions of the archive dropped, with all that was in them, since its retention
-    is over."""
+    """Partitions of the archive dropped with all their messages, because the retention
+    was over."""
     archived_deleted: int = 0
-    """Archived messages deleted one by one, since there had been no partition for them
-    when they were archived."""
+    """Archived messages deleted one by one: no partition existed for them when they
+    were archived."""
     dead_letters_purged: int = 0
-    """Dead letters deleted whose retention is over."""
+    """Dead letters deleted whose retention was over."""
     orphans_deleted: int = 0
-    """Messages deleted whose queue had been deleted while they were being enqueued."""
+    """Messages deleted whose queue was deleted while they were being enqueued."""
     workers_purged: int = 0
-    """Workers forgotten that were stopped long ago: producers after a day, consumers
-    after thirty days."""
+    """Stopped workers deleted: producers after a day, consumers after thirty days."""
     problems: tuple[str, ...] = ()
-    """What could not be done, and why; it is tried again the next time. All else was
-    done."""
+    """Which parts failed, and why. The next maintenance tries them again. All other
+    parts were done."""
 
 
 async def maintain(database: Database) -> MaintenanceResult:
-    """Do all there is to do now, in short transactions. Raises Tocsin's errors.
-    Cancelled, part of it is done."""
+    """Do all maintenance that is due, in short transactions.
+
+    Raises:
+        ConnectionLost: the database is not available.
+
+    Cancellation:
+        A part of it is done.
+    """
     done: dict[str, Any] = attrs.asdict(MaintenanceResult(elected=False))
     more = True
     while more:
@@ -56,7 +61,8 @@ async def maintain(database: Database) -> MaintenanceResult:
             f"select elected, problems, more, {', '.join(_COUNTED)} from tocsin.maintain()"
         )
         done |= {name: done[name] + count for name, count in zip(_COUNTED, counts, strict=True)}
-        done |= {"elected": done["elected"] or elected, "problems": tuple(problems)}
+        if elected:
+            done |= {"elected": True, "problems": tuple(problems)}
     return MaintenanceResult(**done)
 
 
@@ -68,44 +74,48 @@ _COUNTED = [
 
 
 class Maintenance:
-    """This process's part in it."""
+    """The maintenance that this process does."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._due = trio.Event()
+        self._requested = trio.Event()
         self._failing = False
 
-    def become_due(self) -> None:
-        """It is our turn."""
-        self._due.set()
+    def request(self) -> None:
+        """Have this process do the maintenance now."""
+        self._requested.set()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Do it whenever it is our turn, for ever. What fails is tried again, here or
-        elsewhere, when it is due again."""
+        """Do the maintenance whenever it is requested.
+
+        A part that fails is tried again, in this process or another, when maintenance
+        is due again. Only the first failure in a row is a warning.
+
+        Cancellation:
+            A part of it is done.
+        """
         while True:
-            await self._due.wait()
-            self._due = trio.Event()
+            await self._requested.wait()
+            self._requested = trio.Event()
             try:
                 done = await maintain(self._database)
             except (TocsinError, psycopg.Error) as error:
-                logger.log(
-                    logging.DEBUG if self._failing else logging.WARNING,
-                    "maintenance failed, will be tried again: %s",
-                    error,
-                )
+                self._log_failure("maintenance failed and will be tried again: %s", error)
                 self._failing = True
-            else:
-                for problem in done.problems:
-                    level = logging.DEBUG if self._failing else logging.WARNING
-                    logger.log(
-                        level,
-                        "a part of the maintenance failed and will be tried again: %s",
-                        problem,
-                    )
-                self._failing = bool(done.problems)
-                if counts := _describe(done):
-                    logger.info("maintenance: %s", counts)
+                continue
+            if not done.elected:
+                continue  # It says nothing of what fails here.
+            for problem in done.problems:
+                self._log_failure(
+                    "a part of the maintenance failed and will be tried again: %s", problem
+                )
+            self._failing = bool(done.problems)
+            if counts := _describe(done):
+                logger.info("maintenance: %s", counts)
+
+    def _log_failure(self, message: str, problem: object) -> None:
+        logger.log(logging.DEBUG if self._failing else logging.WARNING, message, problem)
 
 
 def _describe(done: MaintenanceResult) -> str:

@@ -122,7 +122,7 @@ async def registered(worker: R) -> AsyncIterator[R]:
         if not registration.worker_id:
             # the registration may have happened all the same; the heartbeat finds and
             # ends it
-            process.look()
+            process.request_heartbeat()
         else:
             with worker._database.grace.scope() as patience:
                 try:

@@ -1,0 +1,223 @@
+"""The LISTEN connection: open it, prove that notifications arrive, and hand them on.
+
+A connection is proven before it is relied on: a notification sent through the pool must
+arrive. A pooler in transaction mode takes a LISTEN and delivers nothing. The process
+then warns once, gives up the connection and goes on with its heartbeat alone, which
+brings the due times of its queues and the state of its workers. It proves LISTEN again
+every few minutes, because a server or a network in trouble looks the same for a while.
+
+After each connection the process first LISTENs and then rings for every consumer. So a
+ring between two connections is not missed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import psycopg
+import trio
+from psycopg import sql
+
+from tocsin._database.client import Connection, Database
+from tocsin.errors import ConnectionLost
+
+from .bell import Bell
+from .membership import Membership
+
+logger = logging.getLogger("tocsin.process")
+
+HEARD_WITHIN = 5.0
+"""Seconds that a proof may take; after them LISTEN counts as not working, or, if the
+connection does not answer either, as lost."""
+
+PROVE_AGAIN_AFTER = 180.0
+"""Seconds after which LISTEN is proven again where it did not work."""
+
+LEASES = "leases "
+"""Beginning of the notification that says that messages were taken from a worker; the
+worker's id follows."""
+
+
+class ListenProof:
+    """Whether notifications arrive on the LISTEN connection."""
+
+    def __init__(self, database: Database, heartbeat_interval: float) -> None:
+        self.works: bool = True
+        """Whether LISTEN works, as far as this process knows."""
+        self.again_at: float = -math.inf
+        """When to prove LISTEN again where it does not work (`trio.current_time`)."""
+        self._database = database
+        self._heartbeat_interval = heartbeat_interval
+        self._token = ""
+
+    @property
+    def due(self) -> bool:
+        """Whether a LISTEN connection is worth opening."""
+        return self.works or trio.current_time() >= self.again_at
+
+    def hear(self, payload: str) -> bool:
+        """Return whether a notification belongs to the proof."""
+        if self._token and payload == self._token:
+            self._token = ""
+            return True
+        return False
+
+    async def run(self, connection: Connection, channel: str) -> None:
+        """Find out whether notifications of this channel arrive, and warn if not.
+
+        Raises:
+            ConnectionLost: the connection does not answer at all.
+
+        Cancellation:
+            Nothing is known.
+        """
+        if await self._heard(connection, channel):
+            self.works = True
+            return
+        await self._check_answers(connection)
+        logger.log(
+            logging.WARNING if self.works else logging.DEBUG,
+            "LISTEN does not work on this connection to %s, probably because of a"
+            " connection pooler: messages will wait for up to one heartbeat (%.1f s). Set"
+            " listen_dsn, where dsn is set, to one that goes round the pooler.",
+            self._database.address,
+            self._heartbeat_interval,
+        )
+        self.works = False
+        self.again_at = trio.current_time() + PROVE_AGAIN_AFTER
+
+    async def _heard(self, connection: Connection, channel: str) -> bool:
+        for _ in range(2):  # The first may be late because this event loop was blocked.
+            self._token = secrets.token_hex(8)
+            # The question how full the queue of notifications is cleans it up. A queue
+            # that was full would otherwise stay full.
+            await self._database.fetch(
+                "select pg_notify(%s, %s), pg_notification_queue_usage()", [channel, self._token]
+            )
+            with trio.move_on_after(HEARD_WITHIN / 2):
+                while self._token:
+                    await connection.wait_for_notifications()
+            if not self._token:
+                return True
+        return False
+
+    async def _check_answers(self, connection: Connection) -> None:
+        with trio.move_on_after(HEARD_WITHIN) as patience:
+            await self._database.fetch("select", on=connection)
+        if patience.cancelled_caught:
+            raise ConnectionLost(self._database.address, "the LISTEN connection does not answer")
+
+
+class Listener:
+    """The LISTEN connection of this process, while there is one."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        proof: ListenProof,
+        membership: Membership,
+        bell: Bell,
+        request_heartbeat: Callable[[], None],
+    ) -> None:
+        self.connected: bool = False
+        """Whether the connection is up and proven."""
+        self.notifications: int = 0
+        """How many notifications of messages have come in."""
+        self.proof = proof
+        self._connect = connect
+        self._membership = membership
+        self._bell = bell
+        self._request_heartbeat = request_heartbeat
+        # The queue that a channel rings for; None: the channel of this process.
+        self._channels: dict[str, int | None] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there should be a connection.
+
+        It is kept when its last consumer has left, because the next one needs it.
+        """
+        return (self.connected or bool(self._membership.channels)) and self.proof.due
+
+    @asynccontextmanager
+    async def open(
+        self, while_connecting: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> AsyncIterator[Connection]:
+        """Connect, LISTEN, prove it and take a lifeline.
+
+        Where LISTEN does not work, the connection has no lifeline.
+
+        Raises:
+            ConnectionLost: there is no connection, or it does not answer.
+            ConfigError: the connection logs in as a role that may not act for this
+                process.
+
+        Cancellation:
+            Closes the connection.
+        """
+        connection: Connection | None = None
+        try:
+            try:
+                async with while_connecting():
+                    connection = await self._connect()
+                await self._begin(connection)
+            except Exception:
+                self._membership.lifeline_failed()
+                raise
+            yield connection
+        finally:
+            self.connected = False
+            if connection is not None:
+                await connection.close()
+
+    async def _begin(self, connection: Connection) -> None:
+        channel = self._membership.process.channel
+        connection.add_notify_handler(self._on_notification)
+        # A pooler keeps a LISTEN on one of its server connections and delivers what
+        # arrives there to another client. So only the channel of this process is
+        # listened to before the proof; those of the queues follow in `update_channels`.
+        await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+        self._channels = {channel: None}
+        await self.proof.run(connection, channel)
+        if self.proof.works:
+            await self._membership.attach(connection)
+            self.connected = True
+            self._bell.ring_all()
+        else:
+            self._membership.lifeline_failed()
+
+    async def update_channels(self, connection: Connection) -> None:
+        """LISTEN to the channels that the workers need now and to no other, and ring
+        for the new ones: a message may have come before."""
+        wanted = {self._membership.process.channel: None, **self._membership.channels}
+        # A queue that was created again has the name and the channel of its
+        # predecessor, but another id.
+        new = wanted.items() - self._channels.items()
+        for channel, queue_id in new:
+            await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+            self._channels[channel] = queue_id
+        for channel in self._channels.keys() - wanted.keys():
+            await connection.execute(sql.SQL("unlisten {}").format(sql.Identifier(channel)))
+            del self._channels[channel]
+        for _, queue_id in new:
+            if queue_id is not None:
+                self._bell.ring(queue_id)
+
+    def _on_notification(self, notification: psycopg.Notify) -> None:
+        queue_id = self._channels.get(notification.channel)
+        payload = notification.payload
+        if queue_id is not None:
+            self.notifications += 1
+            self._bell.ring(queue_id)
+        elif not payload:  # The state of a worker has changed.
+            self._request_heartbeat()
+        elif not self.proof.hear(payload):
+            # Any role that may connect may notify anything, so the payload is only
+            # compared.
+            for worker_id, worker in self._membership.workers.items():
+                if payload == f"{LEASES}{worker_id}":
+                    worker.on_leases_revoked()
