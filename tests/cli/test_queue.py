@@ -385,7 +385,7 @@ def test_message_get_of_a_dead_letter_shows_its_traceback_and_deliveries(
     assert [(d["delivery"], d["outcome"], d["error"]) for d in shown["history"]] == [
         (1, "handler_failed", "ValueError: no good")
     ]
-    assert "outcome=failed" in cli("message", "get", "1").out
+    assert "outcome=handler_failed" in cli("message", "get", "1").out
     assert [d["state"] for d in cli("queue", "dead-letters", "q", "--format", "json").json] == [
         "dead"
     ]

@@ -1,5 +1,5 @@
--- Queues and their settings. A setting that is null or not given: the column's default
--- (create_queue), or no change.
+-- Queues and their settings. A setting that is null or not given has the column's
+-- default in a new queue, and stays as it is in an existing one.
 
 create or replace function tocsin.find_queue(queue text) returns tocsin.queues
 language plpgsql stable
@@ -39,107 +39,91 @@ as $$
     select a.id from added a
 $$;
 
-create or replace function tocsin._change_queue(
-    queue_id integer, vt interval, max_deliveries integer, retry_base interval, retry_factor float8, retry_max interval,
-    retry_jitter float8, max_payload integer, max_string integer, max_depth integer, required_keys text[], forbidden_keys text[],
-    retention interval, dead_letter_retention interval, notify text
-) returns tocsin.queues
+-- The settings of a queue are columns of its table, and are spelled nowhere else in
+-- SQL: the four functions that take each of them by name are made here.
+do $do$
+declare
+    parameters text;
+    arguments text;
+    assignments text;
+begin
+    select string_agg(format('%I %s default null', s.name, s.type), ', ' order by s.n),
+           string_agg(format('%I', s.name), ', ' order by s.n),
+           string_agg(format('%1$I = coalesce(_change_queue.%1$I, q.%1$I)', s.name), ', ' order by s.n)
+    into parameters, arguments, assignments
+    from (select a.attname, format_type(a.atttypid, a.atttypmod), a.attnum
+          from pg_catalog.pg_attribute a
+          where a.attrelid = 'tocsin.queues'::regclass and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+            and a.attname not in ('id', 'name', 'paused_at', 'created_at', 'channel')) s (name, type, n);
+
+    -- Changes the settings that are not null. They apply from now on, in every process.
+    execute format($f$
+create or replace function tocsin.%s(queue_id integer, %s) returns tocsin.queues
 language plpgsql
 as $$
 #variable_conflict use_column
 declare
     changed tocsin.queues;
 begin
-    update tocsin.queues q
-        set vt = coalesce(_change_queue.vt, q.vt),
-            max_deliveries = coalesce(_change_queue.max_deliveries, q.max_deliveries),
-            retry_base = coalesce(_change_queue.retry_base, q.retry_base),
-            retry_factor = coalesce(_change_queue.retry_factor, q.retry_factor),
-            retry_max = coalesce(_change_queue.retry_max, q.retry_max),
-            retry_jitter = coalesce(_change_queue.retry_jitter, q.retry_jitter),
-            max_payload = coalesce(_change_queue.max_payload, q.max_payload),
-            max_string = coalesce(_change_queue.max_string, q.max_string),
-            max_depth = coalesce(_change_queue.max_depth, q.max_depth),
-            required_keys = coalesce(_change_queue.required_keys, q.required_keys),
-            forbidden_keys = coalesce(_change_queue.forbidden_keys, q.forbidden_keys),
-            retention = coalesce(_change_queue.retention, q.retention),
-            dead_letter_retention = coalesce(_change_queue.dead_letter_retention, q.dead_letter_retention),
-            notify = coalesce(_change_queue.notify, q.notify)
-    where q.id = queue_id
-    returning q.* into changed;
+    update tocsin.queues q set %s where q.id = queue_id returning q.* into changed;
     update tocsin.archive_policies a set retention = changed.retention where a.queue_id = changed.id and a.retention <> changed.retention;
     return changed;
 end
-$$;
+$$
+    $f$, '_change_queue', parameters, assignments);
 
-create or replace function tocsin.create_queue(
-    queue text, vt interval default null, max_deliveries integer default null, retry_base interval default null,
-    retry_factor float8 default null, retry_max interval default null, retry_jitter float8 default null, max_payload integer default null,
-    max_string integer default null, max_depth integer default null, required_keys text[] default null,
-    forbidden_keys text[] default null, retention interval default null, dead_letter_retention interval default null,
-    notify text default null
-) returns tocsin.queues
+    -- Creates a queue.
+    execute format($f$
+create or replace function tocsin.%s(queue text, %s) returns tocsin.queues
 language plpgsql
 as $$
 declare
     queue_id integer := tocsin._add_queue(queue);
 begin
     if queue_id is null then
-        perform tocsin._raise_error('TC002', format('queue "%s" exists already', queue), jsonb_build_object('queue', queue),
+        perform tocsin._raise_error('TC002', format('queue "%%s" exists already', queue), jsonb_build_object('queue', queue),
                               'Use ensure_queue if that is fine.');
     end if;
-    return tocsin._change_queue(
-        queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth,
-        required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+    return tocsin._change_queue(queue_id, %s);
 end
-$$;
+$$
+    $f$, 'create_queue', parameters, arguments);
 
--- Creates the queue or, when it exists, changes the settings that were given.
-create or replace function tocsin.ensure_queue(
-    queue text, vt interval default null, max_deliveries integer default null, retry_base interval default null,
-    retry_factor float8 default null, retry_max interval default null, retry_jitter float8 default null, max_payload integer default null,
-    max_string integer default null, max_depth integer default null, required_keys text[] default null,
-    forbidden_keys text[] default null, retention interval default null, dead_letter_retention interval default null,
-    notify text default null
-) returns tocsin.queues
+    -- Creates a queue or, when it exists, changes the settings that are given. The
+    -- statements have a snapshot each: adding waits for a concurrent creation, whose
+    -- queue the next one sees. They are repeated when the queue is deleted in between.
+    execute format($f$
+create or replace function tocsin.%s(queue text, %s) returns tocsin.queues
 language plpgsql
 as $$
 declare
     ensured tocsin.queues;
     queue_id integer;
 begin
-    -- Statements of their own, each with a snapshot of its own: adding waits for
-    -- another that creates the queue, and what that has committed is to be seen. Again
-    -- when the queue is deleted in between.
     while ensured.id is null loop
         queue_id := tocsin._add_queue(queue);
         if queue_id is null then
             select q.id into queue_id from tocsin.queues q where q.name = queue;
         end if;
-        ensured := tocsin._change_queue(
-            queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth,
-            required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+        ensured := tocsin._change_queue(queue_id, %s);
     end loop;
     return ensured;
 end
-$$;
+$$
+    $f$, 'ensure_queue', parameters, arguments);
 
--- Changes the settings that were given; they count from now on, for every process.
-create or replace function tocsin.update_queue(
-    queue text, vt interval default null, max_deliveries integer default null, retry_base interval default null,
-    retry_factor float8 default null, retry_max interval default null, retry_jitter float8 default null, max_payload integer default null,
-    max_string integer default null, max_depth integer default null, required_keys text[] default null,
-    forbidden_keys text[] default null, retention interval default null, dead_letter_retention interval default null,
-    notify text default null
-) returns tocsin.queues
+    -- Changes settings of a queue.
+    execute format($f$
+create or replace function tocsin.%s(queue text, %s) returns tocsin.queues
 language plpgsql
 as $$
 begin
-    return tocsin._change_queue(
-        (tocsin.find_queue(queue)).id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string,
-        max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+    return tocsin._change_queue((tocsin.find_queue(queue)).id, %s);
 end
-$$;
+$$
+    $f$, 'update_queue', parameters, arguments);
+end
+$do$;
 
 create or replace function tocsin.list_queues() returns setof tocsin.queues
 language sql stable

@@ -1,13 +1,59 @@
-"""What is shown of messages, dead letters and workers in a table; JSON has all of it."""
+"""The columns of the tables; JSON has every field."""
 
 from __future__ import annotations
 
-from tocsin import DeadLetter, MessageInfo, WorkerInfo
+from tocsin import DeadLetter, MessageInfo, Queue, QueueMetrics, WorkerInfo
 
-from .render import Column, since, write_age, write_count
+from .render import Column, since, write_age, write_count, write_duration, write_rate
 
 PAYLOAD_CHARACTERS = 80
 """How much of a payload a row shows."""
+
+QUEUES: list[Column[Queue]] = [
+    Column("NAME", lambda q: q.name, "name"),
+    Column("PAUSED", lambda q: since(q.paused_at)),
+    Column("VT", lambda q: write_duration(q.vt), "number"),
+    Column("DELIVERIES", lambda q: q.max_deliveries, "number"),
+    Column(
+        "RETRY",
+        lambda q: (
+            f"{write_duration(q.retry_base)} x{q.retry_factor:g} to {write_duration(q.retry_max)}"
+        ),
+    ),
+    Column("RETENTION", lambda q: write_duration(q.retention), "number"),
+    Column("NOTIFY", lambda q: q.notify),
+]
+NARROW_QUEUES: list[Column[Queue]] = [
+    Column("NAME", lambda q: q.name),
+    *(c for c in QUEUES if c.title in ("PAUSED", "VT", "DELIVERIES", "RETENTION")),
+]
+"""What there is room for within 80 columns."""
+METRICS: list[Column[QueueMetrics]] = [
+    Column("QUEUE", lambda m: m.queue, "name"),
+    Column("READY", lambda m: m.ready, "number"),
+    Column("DELAYED", lambda m: m.delayed, "number"),
+    Column("LEASED", lambda m: m.leased, "number"),
+    Column("DEAD", lambda m: m.dead, "number"),
+    Column("ARCHIVED", lambda m: m.archived, "number"),
+    Column("OLDEST", lambda m: write_age(m.oldest_ready_age), "number"),
+    Column("IN/S", lambda m: f"{m.enqueue_rate:.1f}", "number"),
+    Column("DONE/S", lambda m: f"{m.settle_rate:.1f}", "number"),
+    Column("CONSUMERS", lambda m: m.consumers, "number"),
+    Column("PAUSED", lambda m: m.paused),
+    Column("COUNTED", lambda m: "exactly" if m.exact else "roughly"),
+]
+NARROW_METRICS: list[Column[QueueMetrics]] = [
+    Column("QUEUE", lambda m: m.queue),
+    Column("READY", lambda m: write_count(m.ready), "number"),
+    Column("DELAYED", lambda m: write_count(m.delayed), "number"),
+    Column("LEASED", lambda m: write_count(m.leased), "number"),
+    Column("DEAD", lambda m: write_count(m.dead), "number"),
+    Column("OLDEST", lambda m: write_age(m.oldest_ready_age), "number"),
+    Column("IN/S", lambda m: write_rate(m.enqueue_rate), "number"),
+    Column("DONE/S", lambda m: write_rate(m.settle_rate), "number"),
+    Column("CONSUMERS", lambda m: "paused" if m.paused else write_count(m.consumers), "number"),
+]
+"""What there is room for within 80 columns; what is left to fold are names."""
 
 MESSAGES: list[Column[MessageInfo]] = [
     Column("ID", lambda m: m.id, "number"),

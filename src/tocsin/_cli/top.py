@@ -30,9 +30,8 @@ from tocsin.driver import TrioConnection
 
 from .options import DURATION
 from .program import Command, Common, on_store, pass_common
-from .queue import METRICS, NARROW_METRICS
 from .render import Screen, fit_table, open_console
-from .tables import NARROW_WORKERS, WORKERS
+from .tables import METRICS, NARROW_METRICS, NARROW_WORKERS, WORKERS
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -1,4 +1,4 @@
-"""The settings of a queue, and their checks."""
+"""The settings of a queue: their names, types, checks and meanings."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any, Literal, TypedDict, get_args
 
+import attrs
+
 from tocsin._arguments import check_count, check_text
 from tocsin._durations import MAX_DURATION, Duration, to_timedelta
 
 Notify = Literal["on_demand", "always"]
-"""When a queue's channel is notified of messages: only while a consumer sleeps
-(``waiting``), which lets many producers commit at the same time, or with each insert
+"""When a queue's channel is notified of messages: only while a consumer is idle
+(``on_demand``), which lets many producers commit at the same time, or with each insert
 (``always``), for programs that LISTEN by hand."""
 
-FOR_EVER = MAX_DURATION
-"""A retention of this length or longer stands for ever."""
+NO_END = MAX_DURATION
+"""A retention of this length or longer means that nothing is deleted."""
 
 
 class QueueSettings(TypedDict, total=False):
@@ -56,33 +58,25 @@ class QueueSettings(TypedDict, total=False):
     """When its channel is notified of messages ("on_demand")."""
 
 
-def check_settings(settings: QueueSettings) -> dict[str, object]:
-    """Return the settings that are given as the database's parameters. Raises
-    `ValueError` or `TypeError` naming the one that is wrong."""
-    checked: dict[str, object] = {}
-    for setting, value in settings.items():
-        if setting not in _CHECKS:
-            raise TypeError(f"{setting!r} is no setting of a queue; there are {', '.join(_CHECKS)}")
-        if value is not None:
-            checked[setting] = _CHECKS[setting](value, setting)
-    return checked
-
-
-def _limit(value: int, name: str) -> int:
+def check_limit(value: int, name: str) -> int:
+    """Check a maximum of which 0 means none."""
     return value if value == 0 and type(value) is int else check_count(value, name)
 
 
-def _retention(value: Duration, name: str) -> timedelta:
-    if value == math.inf or (isinstance(value, timedelta) and value > FOR_EVER):
-        return FOR_EVER
+def check_retention(value: Duration, name: str) -> timedelta:
+    """Check how long something is kept."""
+    if value == math.inf or (isinstance(value, timedelta) and value > NO_END):
+        return NO_END
     return to_timedelta(value, name, zero=name == "retention")
 
 
-def _delay(value: Duration, name: str) -> timedelta:
+def check_delay(value: Duration, name: str) -> timedelta:
+    """Check a delay, which may be 0."""
     return to_timedelta(value, name, zero=True)
 
 
-def _keys(value: Collection[str], name: str) -> list[str]:
+def check_keys(value: Collection[str], name: str) -> list[str]:
+    """Check names of keys."""
     if isinstance(value, str) or not all(isinstance(key, str) for key in value):
         raise TypeError(f"{name} must be a list of keys, not {value!r}")
     for key in value:
@@ -96,38 +90,101 @@ def _number(value: float, name: str) -> float:
     return value
 
 
-def _factor(value: float, name: str) -> float:
+def check_factor(value: float, name: str) -> float:
+    """Check a factor of at least 1."""
     if not _number(value, name) >= 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
     return value
 
 
-def _share(value: float, name: str) -> float:
+def check_share(value: float, name: str) -> float:
+    """Check a share between 0 and 1."""
     if not 0 <= _number(value, name) <= 1:
         raise ValueError(f"{name} must be between 0 and 1, not {value}")
     return value
 
 
-def _notify(value: Notify, name: str) -> Notify:
+def check_notify(value: Notify, name: str) -> Notify:
+    """Check when a channel is notified."""
     if value not in get_args(Notify):
         raise ValueError(f"{name} must be one of {', '.join(get_args(Notify))}, not {value!r}")
     return value
 
 
-_CHECKS: dict[str, Callable[[Any, str], object]] = {
-    "vt": to_timedelta,
-    "max_deliveries": check_count,
-    "retry_base": _delay,
-    "retry_factor": _factor,
-    "retry_max": _delay,
-    "retry_jitter": _share,
-    "max_payload": check_count,
-    "max_string": _limit,
-    "max_depth": _limit,
-    "required_keys": _keys,
-    "forbidden_keys": _keys,
-    "retention": _retention,
-    "dead_letter_retention": _retention,
-    "notify": _notify,
+Check = Callable[[Any, str], object]
+"""Checks the value of a setting of this name; returns the database's parameter."""
+
+
+@attrs.frozen
+class Setting:
+    """A setting of a queue. The column of ``tocsin.queues`` has its default."""
+
+    check: Check
+    """What checks a value."""
+    default: str
+    """The default, as the command line writes it."""
+    meaning: str
+    """What it is, as the command line says it."""
+
+
+SETTINGS: dict[str, Setting] = {
+    "vt": Setting(
+        to_timedelta,
+        "30s",
+        "Visibility timeout: how long a lease lasts unless it is extended",
+    ),
+    "max_deliveries": Setting(
+        check_count,
+        "5",
+        "After this many deliveries, a message that fails again becomes a dead letter",
+    ),
+    "retry_base": Setting(check_delay, "1s", "Delay after the first failure"),
+    "retry_factor": Setting(
+        check_factor, "2", "By how much the delay grows with each further failure"
+    ),
+    "retry_max": Setting(check_delay, "1h", "The longest delay"),
+    "retry_jitter": Setting(
+        check_share, "0.2", "The share, 0 to 1, by which a delay may differ by chance"
+    ),
+    "max_payload": Setting(check_count, "1048576", "Largest payload in bytes of JSON text"),
+    "max_string": Setting(
+        check_limit, "0", "Most characters of a string in a payload; 0: any number"
+    ),
+    "max_depth": Setting(
+        check_limit, "0", "Most levels of arrays and objects in a payload; 0: any number"
+    ),
+    "required_keys": Setting(
+        check_keys, "none", "Keys that a payload, an object then, must have; '' for none"
+    ),
+    "forbidden_keys": Setting(
+        check_keys, "none", "Keys that no object in a payload may have; '' for none"
+    ),
+    "retention": Setting(
+        check_retention, "30d", "How long what is archived is kept; 0 for not at all"
+    ),
+    "dead_letter_retention": Setting(check_retention, "forever", "How long dead letters are kept"),
+    "notify": Setting(
+        check_notify,
+        "on_demand",
+        "Notify the queue's channel only while a consumer is idle, or always, for programs that"
+        " LISTEN by hand",
+    ),
 }
-"""The settings of a queue, and what checks a value and makes it the database's."""
+"""The settings of a queue, by name. `QueueSettings` and `Queue` have the types, and the
+columns of ``tocsin.queues`` what SQL makes of them; a test compares the names."""
+
+
+def check_settings(settings: QueueSettings) -> dict[str, object]:
+    """Return the settings that are given as the database's parameters.
+
+    Raises:
+        ValueError: A value is wrong; the error names the setting.
+        TypeError: A value has a wrong type, or there is no such setting.
+    """
+    checked: dict[str, object] = {}
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise TypeError(f"{name!r} is no setting of a queue; there are {', '.join(SETTINGS)}")
+        if value is not None:
+            checked[name] = SETTINGS[name].check(value, name)
+    return checked

@@ -14,7 +14,7 @@ from tocsin._database.client import Database, Row
 from tocsin._durations import Duration, to_timedelta
 from tocsin.errors import QueueNotFound
 
-from .queue_settings import FOR_EVER, Notify, QueueSettings, check_settings
+from .queue_settings import NO_END, Notify, QueueSettings, check_settings
 
 
 @attrs.frozen
@@ -139,7 +139,7 @@ def _read(row: Row) -> Queue:
 
 def _read_value(value: Any) -> Any:
     if isinstance(value, timedelta):
-        return math.inf if value >= FOR_EVER else value.total_seconds()
+        return math.inf if value >= NO_END else value.total_seconds()
     return tuple(value) if isinstance(value, list) else value
 
 
