@@ -118,7 +118,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
             self.finish()
 
     async def close(self) -> None:
-        """Close the connection.
+        """Close the connection. Raises no error of the server's.
 
         Cancellation:
             The connection is closed.
@@ -128,7 +128,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
 
     async def aclose(self) -> None:
         """Close the connection, as `close` does; the name that `contextlib.aclosing`
-        and `trio.aclose_forcefully` call.
+        and `trio.aclose_forcefully` call. Raises no error of the server's.
 
         Cancellation:
             The connection is closed.
