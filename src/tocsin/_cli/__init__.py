@@ -1,5 +1,7 @@
-"""The command line: one file for each group of commands, and ``program``, which runs
-them all."""
+"""The command line: a module for each group of commands.
+
+``program`` runs the commands of all groups.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ __all__ = ["run", "tocsin"]
 )
 @click.version_option(VERSION, prog_name="tocsin", message="%(prog)s %(version)s")
 def tocsin() -> None:
-    """An event-driven message queue in PostgreSQL.
+    """Work with an event-driven message queue in PostgreSQL.
 
     Exit codes: 0 done, 1 refused or not found, 2 bad usage, 3 database unreachable, 4
     unhealthy, 128 + n ended by signal n.

@@ -78,8 +78,10 @@ async def install(
 @pass_common
 @on_store
 async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
-    """Compare the schema with what this version installs; show each difference, and
-    exit with 4 if there is any, or no schema."""
+    """Compare the schema with what this version installs.
+
+    Shows each difference. Exits with 4 if there is any, or no schema.
+    """
     try:
         differences = await store.verify()
     except (SchemaMissing, SchemaNewer, SchemaOutdated) as error:
@@ -95,21 +97,24 @@ async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
 @admin.command(examples=["tocsin admin stats", "tocsin admin stats --format json"])
 @on_store
 async def stats(store: Store, screen: Screen) -> None:
-    """Count what there is: queues, workers, processes, messages. Large numbers are
-    estimates."""
+    """Count queues, workers, processes and messages.
+
+    Large numbers are estimates.
+    """
     screen.record(await store.stats())
 
 
 @admin.command(examples=["tocsin admin reclaim"])
 @on_store
 async def reclaim(store: Store, screen: Screen) -> None:
-    """Stop workers whose process is dead, and give back what they and lapsed leases
-    hold.
+    """Stop workers whose process is dead, and requeue the messages that they hold.
 
-    Consumers do that by themselves; this is for when none is running, or to see that
-    there is nothing left to do. Nobody is declared dead in the first ten seconds of a
-    server, in which the living are still reconnecting. When no process has been there
-    since it came up, those count from the first reclaim: type it again after them.
+    Messages with an expired lease are requeued, too. Consumers do both by themselves;
+    this command is for when none is running.
+
+    In the first ten seconds of a server, no process is declared dead, because processes
+    are still reconnecting. When no process has been there since the server started, the
+    ten seconds begin with the first reclaim: repeat it after them.
     """
     reclaimed = await store.reclaim()
     screen.say(
@@ -121,11 +126,10 @@ async def reclaim(store: Store, screen: Screen) -> None:
 @admin.command(examples=["tocsin admin maintain", "tocsin admin maintain --format json"])
 @on_store
 async def maintain(store: Store, screen: Screen) -> None:
-    """Do the maintenance now: make and drop partitions of the archive, delete what is
-    kept no longer.
+    """Make and drop partitions of the archive, and delete expired dead letters.
 
-    Consumers do it by themselves, once a minute at most among all of them; this is for
-    databases without one, by cron.
+    Consumers do the maintenance by themselves, once a minute at most among all of them.
+    This command is for cron, where a database has no consumer.
     """
     screen.record(await store.maintain())
 

@@ -1,9 +1,7 @@
-"""What the command line says of an error: what is wrong, and which command or option to
-use.
+"""What the command line says of an error: the problem, and the command that helps.
 
-The errors' own advice is for programs: it names functions and arguments of Python. So
-here the problem alone is taken from them, and this is the one place where a user of the
-command line is told what to do about it.
+The errors' own advice is for programs: it names functions and arguments of Python. The
+command line takes the problem alone from them, and this module has the advice.
 """
 
 from __future__ import annotations
@@ -182,8 +180,10 @@ def _write_install(schema: str) -> str:
 
 
 def _as_source(source: str) -> str:
-    """Return where a setting came from; what the API calls an argument is an option
-    here."""
+    """Return where a setting came from.
+
+    An argument of the API is an option here.
+    """
     if source.startswith("roles."):
         return f"--{source.removeprefix('roles.')}-role"
     name = source.removeprefix("argument ")
@@ -191,8 +191,10 @@ def _as_source(source: str) -> str:
 
 
 def with_options(text: str, context: click.Context) -> str:
-    """Return what the API says of its arguments, with options in their place: ``key=``
-    always, ``key`` where that option was typed."""
+    """Return what the API says of its arguments, with options in their place.
+
+    ``key=`` is always replaced, and ``key`` where that option was typed.
+    """
     for parameter in context.command.params:
         if isinstance(parameter, click.Option):
             typed = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE

@@ -61,8 +61,10 @@ few_option = click.option("--limit", type=COUNT, help="At most this many, the ol
 @after_option
 @on_store
 async def dead_letters(store: Store, screen: Screen, queue: str, **options: Any) -> None:
-    """Show the dead letters of a queue, by id. `tocsin message get ID` shows all of
-    one, with traceback and deliveries."""
+    """Show the dead letters of a queue, by id.
+
+    `tocsin message get ID` shows all of one, with traceback and deliveries.
+    """
     screen.table(
         await store.dead_letters.list(queue, **options), DEAD_LETTERS, empty="no such dead letters"
     )
@@ -94,9 +96,10 @@ async def replay(
     **which: Any,
 ) -> None:
     """Put dead letters back into their queue: these, or all that the options choose.
+
     Their deliveries are counted from zero again.
 
-    When nothing is chosen, it is all of them; then it asks first.
+    When nothing is chosen, it is all of them; then the command asks first.
     """
     await _confirm_all(store, "Replay", queue, ids, which, yes=yes)
     replayed = await store.dead_letters.replay(queue, *ids, delay=delay, **which)
@@ -121,10 +124,11 @@ async def replay(
 async def archive_dlq(
     store: Store, screen: Screen, queue: str, ids: tuple[int, ...], *, yes: bool, **which: Any
 ) -> None:
-    """Move dead letters to the archive, these or all that the options choose: they were
-    looked into, and need not run again.
+    """Move dead letters to the archive: these, or all that the options choose.
 
-    When nothing is chosen, it is all of them; then it asks first.
+    It is for dead letters that were looked into and need not run again.
+
+    When nothing is chosen, it is all of them; then the command asks first.
     """
     await _confirm_all(store, "Archive", queue, ids, which, yes=yes)
     archived = await store.dead_letters.archive(queue, *ids, **which)
@@ -171,8 +175,7 @@ async def purge_dlq(
 async def _confirm_all(
     store: Store, what: str, queue: str, ids: tuple[int, ...], which: dict[str, Any], *, yes: bool
 ) -> None:
-    """Ask before all dead letters of a queue are taken, if there are any: nothing was
-    said of which are meant."""
+    """Ask before a command takes all dead letters of a queue, if there are any."""
     if not yes and not ids and all(value is None for value in which.values()):
         count = await store.dead_letters.purge(queue, dry_run=True)
         if count:

@@ -1,9 +1,8 @@
-"""``tocsin enqueue``: messages from the command line, or JSON lines from standard
-input.
+"""``tocsin enqueue``: messages from the command line or from standard input.
 
-Standard input is one transaction: all lines are enqueued, or none. They are sent as
-they are read, a few thousand at a time, so there may be any number of them; nothing is
-delivered before the input has ended.
+Standard input has a JSON value a line, and is one transaction: all lines are enqueued,
+or none. They are sent as they are read, a few thousand at a time, so their number has
+no limit. Nothing is delivered before the input has ended.
 """
 
 from __future__ import annotations
@@ -130,11 +129,12 @@ async def enqueue(
     headers: _Json | None,
     **options: Any,
 ) -> None:
-    """Enqueue each PAYLOAD, a JSON value; without any, each line of standard input that
-    is not empty. Shows their ids.
+    """Enqueue each PAYLOAD, a JSON value, and show the ids of the messages.
+
+    Without a PAYLOAD, each line of standard input that is not empty is one.
 
     All are enqueued or none: it is one transaction. With standard input nothing is
-    delivered before that has ended, and an error names the line.
+    delivered before the input has ended, and an error names the line.
     """
     context = click.get_current_context()
     options["headers"] = headers and headers.value

@@ -1,5 +1,7 @@
-"""Handlers named on the command line: ``module:function``, found from the working
-directory."""
+"""Handlers named on the command line: ``module:function``.
+
+The module is found from the working directory.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,11 @@ from .logs import concerning
 
 
 def load(name: str) -> Callable[[Any], Any]:
-    """Return the handler of this name, whose log carries its message. Raises
-    `click.UsageError` that says why there is none."""
+    """Return the handler of this name, whose log carries its message.
+
+    Raises:
+        click.UsageError: There is no such handler; the text says why.
+    """
     context = click.get_current_context()
     module_name, _, path = name.partition(":")
     if not module_name or not path:

@@ -1,9 +1,8 @@
-"""What a worker's process writes to its log, on standard error: lines to read, or one
-JSON object per line.
+"""The log of a worker's process, on standard error: lines, or JSON objects.
 
-While a handler runs, what it logs carries its message: each call has a context of its
-own (``contextvars``), also in a thread. What Tocsin itself says of a message carries
-the same fields.
+While a handler runs, its log records carry its message: each call has a context of its
+own (``contextvars``), also in a thread. Tocsin's own records about a message carry the
+same fields.
 """
 
 from __future__ import annotations
@@ -29,8 +28,10 @@ _current: ContextVar[dict[str, object]] = ContextVar("tocsin_message")
 
 @contextmanager
 def concerning(work: Message | list[Message]) -> Iterator[None]:
-    """Have what is logged in the block carry this message; of a batch, which has no one
-    message, the queue."""
+    """Have log records in the block carry this message.
+
+    Records about a batch, which has no single message, carry the queue.
+    """
     if isinstance(work, Message):
         fields: dict[str, object] = {
             "queue": work.queue,

@@ -20,16 +20,20 @@ R = TypeVar("R")
 
 @click.group(cls=Group)
 def message() -> None:
-    """Look at a single message, or change one that waits; `tocsin queue messages` lists
-    many."""
+    """Look at a single message, or change one that waits.
+
+    `tocsin queue messages` lists many.
+    """
 
 
 @message.command(examples=["tocsin message get 4711", "tocsin message get 4711 --format json"])
 @id_argument("message")
 @on_store
 async def get(store: Store, screen: Screen, id: int) -> None:
-    """Show all of a message: waiting, leased, dead or archived; of a dead letter also
-    its traceback."""
+    """Show all of a message: waiting, leased, dead or archived.
+
+    A dead letter is shown with its traceback.
+    """
     info = await store.messages.get(id)
     screen.record(await store.dead_letters.get(id) if info.state == "dead" else info)
 
@@ -38,8 +42,7 @@ async def get(store: Store, screen: Screen, id: int) -> None:
 
 
 def name_of_message(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the id of a message as an argument or as ``--id``, or its queue
-    and key as options."""
+    """Give a command the id of a message as argument or option, or queue and key."""
 
     @functools.wraps(function)
     def call(*args: Any, argument_id: int | None, option_id: int | None, **kwargs: Any) -> R:
@@ -74,8 +77,10 @@ def name_of_message(function: Callable[..., R]) -> Callable[..., R]:
 async def cancel(
     store: Store, screen: Screen, message_id: int | None, queue: str | None, key: str | None
 ) -> None:
-    """Finish a message that waits, so that it is never delivered. It goes to the
-    archive. Refused while a worker holds it."""
+    """Finish a message that waits, so that it is never delivered.
+
+    It goes to the archive. Refused while a worker holds it.
+    """
     cancelled = await store.messages.cancel(message_id, queue=queue, key=key)
     screen.say(f"cancelled message {cancelled}", {"id": cancelled})
 
@@ -102,8 +107,10 @@ async def reschedule(
     delay: timedelta | None,
     at: datetime | None,
 ) -> None:
-    """Have a message that waits delivered at another time. Refused while a worker holds
-    it."""
+    """Change the time at which a message that waits is delivered.
+
+    Refused while a worker holds it.
+    """
     rescheduled = await store.messages.reschedule(
         message_id, delay=delay, at=at, queue=queue, key=key
     )

@@ -1,5 +1,7 @@
-"""What options and arguments of several commands look like: durations, times, ids, and
-the question before something is destroyed."""
+"""Options and arguments of several commands: durations, times, ids.
+
+`confirm` asks before a command destroys something.
+"""
 
 from __future__ import annotations
 
@@ -100,8 +102,10 @@ class KeysType(ParamType):
     def convert(
         self, value: object, parameter: click.Parameter | None, context: click.Context | None
     ) -> list[str]:
-        """Parse them: separated by commas, or a JSON array where a key has a comma
-        itself."""
+        """Parse keys that are separated by commas.
+
+        Where a key has a comma itself, the keys are a JSON array.
+        """
         if isinstance(value, list):
             return value
         text = str(value)

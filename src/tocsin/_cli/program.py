@@ -1,5 +1,4 @@
-"""How every command runs: where its database is, its one event loop, its signals, and
-the exit code that an error means.
+"""How every command runs: its database, its event loop, its signals, its exit code.
 
 A command is an async function. `Command` runs it with trio, so no command does that
 itself; it may return an `ExitCode`. What it raises becomes one line on standard error
@@ -8,7 +7,7 @@ traceback.
 
 ``--dsn``, ``--schema`` and ``--format`` may stand before or after the subcommand. So
 each group has them, and each command that needs them; the one nearest to the command
-wins. What is given nowhere is one of the settings (`tocsin.settings`).
+wins. An option that is not given is one of the settings (`tocsin.settings`).
 """
 
 from __future__ import annotations
@@ -62,8 +61,7 @@ class Unhealthy(click.ClickException):
 
 @attrs.frozen
 class Common:
-    """The options that may stand anywhere: which database, where in it, and how to show
-    what is found."""
+    """The options that may stand anywhere: the database, and the format of the output."""
 
     dsn: str | None = attrs.field(default=None, repr=False)
     """PostgreSQL connection string; None: not given."""
@@ -73,8 +71,10 @@ class Common:
     """``table``, for people, or ``json``, for programs."""
 
     def settings(self) -> Settings:
-        """Return the settings that count: these options, then what `tocsin.settings`
-        finds."""
+        """Return the settings that count.
+
+        These are the options, and for the rest what `tocsin.settings` finds.
+        """
         return load(self.dsn, schema=self.schema)
 
     def connect(self) -> AbstractAsyncContextManager[store.Store]:
@@ -127,10 +127,11 @@ def pass_common(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def on_store(function: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
-    """Give a command ``--dsn``, ``--schema`` and ``--format``, and as its first
-    arguments an open store and the screen to show things on.
+    """Give a command the options that may stand anywhere, and open its store.
 
-    A `ValueError` there means that what was asked for is not possible: bad usage.
+    The command's first arguments are these options, an open store, and the screen to
+    show things on. A `ValueError` in the command means that the request is not
+    possible: bad usage.
     """
 
     @functools.wraps(function)
@@ -152,8 +153,7 @@ _WIDTH = 110
 
 
 class _Helpful(click.Command):
-    """What helps beyond click's own: examples, and a line about each command that is
-    not cut."""
+    """The help that click lacks: examples, and whole lines about each command."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", {"max_content_width": _WIDTH})
@@ -257,8 +257,10 @@ def _complain(line: str) -> None:
 
 
 def _without_passwords(line: str) -> str:
-    """Hide what looks like a password, for a line may quote what was typed, and a
-    connection string may be in the wrong place."""
+    """Hide what looks like a password.
+
+    A line may quote what was typed, and a connection string may be in the wrong place.
+    """
     line = re.sub(r"(://[^\s:/@]*:)[^\s/]*@", r"\1***@", line)
     return re.sub(
         r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s'\"]+)", r"\1***", line, flags=re.IGNORECASE

@@ -81,8 +81,10 @@ async def get(store: Store, screen: Screen, queue: str) -> None:
 @settings_options
 @on_store
 async def update(store: Store, screen: Screen, queue: str, **settings: Any) -> None:
-    """Change settings of a queue. They count at once, in every process; what is not
-    given stays as it is."""
+    """Change settings of a queue, at once and for every process.
+
+    A setting that is not given stays as it is.
+    """
     if all(value is None for value in settings.values()):
         raise click.UsageError("nothing to change: give a setting", click.get_current_context())
     _show(screen, await store.queues.update(queue, **settings))
@@ -119,8 +121,10 @@ async def messages(
     limit: int,
     after: int | None,
 ) -> None:
-    """Show messages of a queue, by id, without touching them. `tocsin message get ID`
-    shows all of one."""
+    """Show messages of a queue, by id, without touching them.
+
+    `tocsin message get ID` shows all of one.
+    """
     found = await store.messages.list(queue, state=state, worker=worker, limit=limit, after=after)
     screen.table(found, MESSAGES, narrow=NARROW_MESSAGES, empty="no such messages")
 
@@ -148,8 +152,10 @@ async def metrics(store: Store, screen: Screen, queue: str | None) -> None:
 @queue_argument
 @on_store
 async def pause(store: Store, screen: Screen, queue: str) -> None:
-    """Have consumers, in every process, get nothing more from a queue. What they have
-    they finish; enqueueing goes on."""
+    """Stop the delivery from a queue to all consumers, in every process.
+
+    Consumers finish the messages that they hold, and enqueueing goes on.
+    """
     screen.say(
         f"queue {queue!r} is paused; tocsin queue resume ends that", await store.queues.pause(queue)
     )
@@ -160,8 +166,10 @@ async def pause(store: Store, screen: Screen, queue: str) -> None:
 @role_argument
 @on_store
 async def grant(store: Store, screen: Screen, queue: str, role: str) -> None:
-    """Let a database role, and its members, enqueue to a queue. Needed only by roles
-    that tocsin admin install --roles has let in."""
+    """Let a database role, and its members, enqueue to a queue.
+
+    Only roles that `tocsin admin install --roles` has let in need it.
+    """
     await store.queues.grant(queue, role)
     screen.say(f"role {role!r} may enqueue to {queue!r}", {"queue": queue, "role": role})
 
@@ -202,11 +210,12 @@ async def resume(store: Store, screen: Screen, queue: str) -> None:
 async def purge(
     store: Store, screen: Screen, queue: str, *, dry_run: bool, yes: bool, **scope: Any
 ) -> None:
-    """Delete messages of the kinds that are given, at least one. What a worker holds,
-    and workers, are never touched.
+    """Delete messages of the kinds that are given, at least one.
 
-    The age of a message counts from its enqueueing, that of an archived one or a dead
-    letter from then.
+    Leased messages and workers are never touched.
+
+    The age of a message counts from its enqueueing, that of an archived message or a
+    dead letter from the time at which it became one.
     """
     kinds = [kind for kind in ("ready", "delayed", "archived", "dead") if scope[kind]]
     if not kinds:
@@ -233,8 +242,10 @@ async def purge(
 async def delete(
     store: Store, screen: Screen, queue: str, *, force: bool, dry_run: bool, yes: bool
 ) -> None:
-    """Delete a queue with its archive and its dead letters. Refused while it has
-    workers or unfinished messages, without --force."""
+    """Delete a queue with its archive and its dead letters.
+
+    Refused while it has workers or unfinished messages, without --force.
+    """
     if not dry_run and not yes:
         would = await store.queues.delete(queue, force=force, dry_run=True)
         await confirm(f"Delete queue {queue!r} with {_count(would)}?", yes=yes)

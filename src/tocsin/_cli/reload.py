@@ -27,11 +27,14 @@ after that."""
 
 
 async def run_and_restart(command: Sequence[str], root: Path) -> int:
-    """Run the command until it ends well or a signal has ended it, anew after each
-    change below ``root``; return its exit code.
+    """Run the command, and again after each change below ``root``.
 
-    SIGINT and SIGTERM are passed on. When it ends badly by itself, the next change is
-    waited for. Cancelled, it is ended.
+    Ends when the command ends well, or when a signal has ended it, and returns its exit
+    code. SIGINT and SIGTERM are passed on. When the command fails by itself, the next
+    change starts it again.
+
+    Cancellation:
+        The command is ended.
     """
     signalled = trio.Event()
     received: list[int] = []
@@ -83,8 +86,10 @@ async def _race(*functions: Callable[[], Awaitable[object]]) -> int:
 
 
 def look(root: Path) -> dict[str, int]:
-    """Return when each Python file below this directory has last changed; hidden
-    directories and virtual environments do not count."""
+    """Return when each Python file below this directory has last changed.
+
+    Hidden directories and virtual environments do not count.
+    """
     found = {}
     for folder, folders, files in os.walk(root):
         folders[:] = [

@@ -68,8 +68,12 @@ class Screen:
         empty: str,
         narrow: Sequence[Column[T]] | None = None,
     ) -> None:
-        """Show things of one kind; ``empty`` says that there are none. ``narrow``:
-        these columns, if the terminal is too narrow for all."""
+        """Show things of one kind.
+
+        Args:
+            empty: The text where there are none.
+            narrow: The columns, if the terminal is too narrow for all.
+        """
         if self.json:
             self._document(rows)
         elif rows:
@@ -119,8 +123,10 @@ def open_console() -> Console:
 def fit_table(
     console: Console, rows: Sequence[T], columns: Sequence[Column[T]], narrow: Sequence[Column[T]]
 ) -> Table:
-    """Return the table with all columns if the terminal is wide enough, else with those
-    that fit; into a pipe any line does."""
+    """Return the table with the columns that fit the terminal.
+
+    A pipe has room for all.
+    """
     if console.is_terminal:
         endless = console.options.update(width=_ENDLESS)
         least = make_table(rows, [_shorten(column) for column in columns])
@@ -177,8 +183,11 @@ def _fields(value: Any) -> dict[str, object]:
 
 
 def _decoded(value: Any) -> dict[str, Any]:
-    """Return the same for programs: of JSON that is kept as text, the value; or null
-    and the text, where Python cannot hold it."""
+    """Return the same for programs.
+
+    JSON that is kept as text becomes its value, or null and the text where Python
+    cannot hold the value.
+    """
     fields: dict[str, Any] = {}
     for name, field in _fields(value).items():
         if not name.endswith(_TEXT):
@@ -292,6 +301,11 @@ def since(time: datetime | None) -> str | None:
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Return text without what a terminal would act on, for names and payloads come
-    from anywhere; ``lines``: line breaks may stay."""
+    """Return text without what a terminal would act on.
+
+    Names and payloads come from anywhere.
+
+    Args:
+        lines: Whether line breaks stay.
+    """
     return "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)

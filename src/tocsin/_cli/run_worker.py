@@ -110,17 +110,18 @@ async def run(
     log_level: str,
     log_format: str,
 ) -> int:
-    """Consume a queue with a handler: a function of one message (or of a list, with
-    --batch), async or plain.
+    """Consume a queue with a handler: a function of one message, async or plain.
+
+    With --batch it is a function of a list of messages.
 
     The module is found from the working directory. When the handler returns, its
-    message is archived; when it raises, the message is delivered again later, or
+    message is archived. When it raises, the message is delivered again later, or
     becomes a dead letter after its last delivery.
 
-    SIGINT and SIGTERM drain: nothing more is taken, and the process ends with 0 when
-    the handlers have. A second signal, a second later or more, cancels them, and what
-    they have is given back. `tocsin worker interrupt` drains too, from anywhere. The
-    log goes to standard error.
+    SIGINT and SIGTERM drain: nothing more is claimed, and the process ends with 0 when
+    the handlers have ended. A second signal, at least a second later, cancels the
+    handlers and requeues their messages. `tocsin worker interrupt` drains too, from
+    anywhere. The log goes to standard error.
     """
     try:
         to_timedelta(vt, "--vt")

@@ -1,5 +1,7 @@
-"""Standard input, output and errors, as a process may find them: closed, full, or in an
-encoding that lacks most characters."""
+"""Standard input, output and errors, as a process may find them.
+
+They may be closed, full, or in an encoding that lacks most characters.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,10 @@ def input_number() -> int:
 
 
 def give_up_output() -> None:
-    """Have Python not complain at exit of what could not be written: that was said
-    already."""
+    """Keep Python from complaining at exit of what could not be written.
+
+    The command has reported that already.
+    """
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

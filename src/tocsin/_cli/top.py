@@ -119,8 +119,10 @@ def _draw(frame: Frame, console: Console) -> RenderableType:
 
 
 async def _show(live: Live, store: Store, common: Common, where: str, interval: float) -> NoReturn:
-    """Draw frame after frame. While the database is away the last one stays, with a
-    line that says so."""
+    """Draw frame after frame.
+
+    During an outage the last frame stays, with a line that says so.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -159,7 +161,7 @@ async def _show(live: Live, store: Store, common: Common, where: str, interval: 
 
 @asynccontextmanager
 async def _open_listen_connection(common: Common) -> Any:
-    """A connection that listens."""
+    """Open a connection that listens."""
     settings = common.settings()
     line: TrioConnection[Any] = await TrioConnection.connect(
         settings.listen_dsn or settings.dsn or "", autocommit=True
@@ -173,8 +175,7 @@ async def _open_listen_connection(common: Common) -> Any:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Have the terminal give each key as it is pressed, Ctrl-C like the others, and
-    show none of them."""
+    """Read each key as it is pressed, Ctrl-C like the others, and show none."""
     if not sys.stdin.isatty():
         yield
         return

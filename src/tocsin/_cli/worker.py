@@ -99,10 +99,9 @@ async def messages(store: Store, screen: Screen, id: int, limit: int, after: int
 @id_argument("worker")
 @on_store
 async def release_messages(store: Store, screen: Screen, id: int) -> None:
-    """Give back what a worker holds, for others to take at once. Its handlers are
-    cancelled.
+    """Requeue the messages that a worker holds, and cancel their handlers.
 
-    It goes on, and may take them again; with suspend --release it does not.
+    The worker goes on, and may claim them again; after suspend --release it does not.
     """
     released = await store.workers.release_messages(id)
     screen.say(f"worker {id} has given back {released} messages", {"id": id, "released": released})
@@ -145,8 +144,10 @@ async def resume(store: Store, screen: Screen, id: int) -> None:
 )
 @on_store
 async def interrupt(store: Store, screen: Screen, id: int, grace: timedelta | None) -> None:
-    """End a worker's run: it takes no more messages, its handlers finish what they
-    have, and `tocsin worker run` ends."""
+    """End a worker's run: it claims no more messages, and its handlers finish.
+
+    `tocsin worker run` then ends.
+    """
     await (await store.workers.get(id)).interrupt(grace=grace)
     await _show_state(screen, store, id)
 
@@ -155,8 +156,10 @@ async def interrupt(store: Store, screen: Screen, id: int, grace: timedelta | No
 @id_argument("worker")
 @on_store
 async def shutdown(store: Store, screen: Screen, id: int) -> None:
-    """Stop a suspended worker for good. Refused in another state, and while it holds
-    messages; see stop."""
+    """Stop a suspended worker for good.
+
+    Refused in another state, and while it holds messages; see stop.
+    """
     await (await store.workers.get(id)).shutdown()
     await _show_state(screen, store, id)
 
@@ -165,8 +168,10 @@ async def shutdown(store: Store, screen: Screen, id: int) -> None:
 @id_argument("worker")
 @on_store
 async def stop(store: Store, screen: Screen, id: int) -> None:
-    """Stop a worker for good, whatever state it is in. Its handlers are cancelled, and
-    what it holds is given back."""
+    """Stop a worker for good, whatever state it is in.
+
+    Its handlers are cancelled, and the messages that it holds are requeued.
+    """
     released = await (await store.workers.get(id)).stop()
     screen.say(
         f"worker {id} is stopped, and has given back {released} messages",
@@ -199,8 +204,10 @@ async def purge(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    """Forget workers that were stopped long ago. Messages, archive and dead letters
-    keep their ids."""
+    """Forget workers that were stopped long ago.
+
+    Messages, archive and dead letters keep their ids.
+    """
     if not dry_run and not yes:
         would = await store.workers.purge(older_than, queue=queue, dry_run=True)
         await confirm(f"Forget {len(would)} stopped workers for good?", yes=yes)
@@ -226,8 +233,10 @@ async def delete(store: Store, screen: Screen, id: int, *, yes: bool) -> None:
 @id_argument("worker")
 @on_store
 async def heartbeat(store: Store, screen: Screen, id: int) -> None:
-    """Note a sign of life of a worker now. Tocsin's own heartbeat makes this
-    unnecessary."""
+    """Note a sign of life of a worker now.
+
+    Tocsin's own heartbeat makes this unnecessary.
+    """
     await (await store.workers.get(id)).heartbeat()
     await _show_state(screen, store, id)
 
@@ -272,13 +281,12 @@ async def health(
     max_age: timedelta,
     max_running: timedelta | None,
 ) -> ExitCode:
-    """Look for workers without a sign of life or with a handler that seems to hang, and
-    for messages that wait while nobody consumes.
+    """Find workers that are silent or seem to hang, and queues without consumers.
+
+    A queue without a consumer is a problem when messages wait there. A paused queue is
+    none, since it is paused on purpose; a line says when messages wait there.
 
     Exits with 4 if there is a problem.
-
-    A paused queue is no problem, since it is paused on purpose; a line says when
-    messages wait there.
     """
     found = await store.workers.health(queue, max_age=max_age, max_running=max_running)
     screen.table(found, _HEALTH, narrow=_NARROW_HEALTH, empty="no queues")
