@@ -1,6 +1,6 @@
-"""The project's tasks: ``uv run nox --list`` shows them, ``uv run nox -s NAME`` runs
-one.
+"""The project's tasks, as sessions of nox.
 
+``uv run nox --list`` shows them, and ``uv run nox -s NAME`` runs one.
 All but `matrix` run in the environment of ``uv sync``.
 """
 
