@@ -31,7 +31,7 @@ PYTHON = re.compile(r"store\.|await|argument|\w\((?!s\))|_queue|release or drain
 
 
 def refused(
-    from_: str, to: str, reason: str = "no", retry_after: float | None = None
+    from_: str, to: str | None, code: str = "wrong_state", retry_after: float | None = None
 ) -> tocsin.StateTransitionError:
     kind = tocsin.WorkerStopped if from_ == "stopped" else tocsin.StateTransitionError
     return kind(
@@ -39,7 +39,8 @@ def refused(
         "Resume it.",
         from_=from_,
         to=to,
-        reason=reason,
+        code=code,
+        reason="no",
         worker_id=42,
         retry_after=retry_after,
     )
@@ -84,9 +85,9 @@ ADVISED: list[tocsin.TocsinError] = [
     refused("interrupted", "interrupted"),
     refused("polling", "ready"),
     refused("polling", "stopped"),
-    refused("ready", "deleted"),
-    refused("ready", "ready", "its name is in use by process 1 on h"),
-    refused("ready", "ready", "its name is in use by process 1 on h", 1.5),
+    refused("ready", None, "not_stopped"),
+    refused("ready", "ready", "name_in_use"),
+    refused("ready", "ready", "name_in_use", 1.5),
     refused("stopped", "ready"),
 ]
 NOT_ADVISED = {

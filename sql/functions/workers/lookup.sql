@@ -16,14 +16,16 @@ begin
 end
 $$;
 
-create or replace function tocsin._refuse_transition(w tocsin.workers, target text, reason text) returns void
+-- `target`: the state that was wanted; null: none. `code` says to programs what `reason`
+-- says to people.
+create or replace function tocsin._refuse_transition(w tocsin.workers, target text, code text, reason text) returns void
 language plpgsql
 as $$
 begin
     perform tocsin._raise_error(case w.status when 'stopped' then 'TC006' else 'TC005' end,
         format('worker %s ("%s") is %s: %s', w.id, w.name, w.status, reason),
-        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'reason', reason),
-        case when target = 'deleted' then 'Stop it first.'
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'code', code, 'reason', reason),
+        case when code = 'not_stopped' then 'Stop it first.'
              when w.status = 'suspended' then 'Resume it, or shut it down.'
              when w.status = 'stopped' then 'Register it again by its name.'
              else 'Wait until it is in another state, or suspend it.' end);
@@ -35,7 +37,7 @@ language plpgsql
 as $$
 begin
     perform tocsin._raise_error('TC006', format('worker %s ("%s") has been registered by process %s on %s since', w.id, w.name, w.pid, w.hostname),
-        jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'reason', 'its registration has ended'),
+        jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'code', 'registration_ended', 'reason', 'its registration has ended'),
         'It was declared dead; register it again, by its name or another.');
 end
 $$;
@@ -51,7 +53,7 @@ begin
     select x.* into w from tocsin.workers x where x.id = worker_id;
     if not found then
         perform tocsin._raise_error('TC006', format('worker %s is not registered: it has been purged, or its queue deleted', worker_id),
-            jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'reason', 'it has been purged, or its queue deleted'),
+            jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'code', 'registration_ended', 'reason', 'it has been purged, or its queue deleted'),
             'Register it again, by its name or another.');
     end if;
     return tocsin._check_own(w);
@@ -66,7 +68,7 @@ declare
     w tocsin.workers := tocsin._find_own_worker(worker_id);
 begin
     if w.status not in ('ready', 'polling') then
-        perform tocsin._refuse_transition(w, 'polling', 'only a ready or polling worker may ' || doing);
+        perform tocsin._refuse_transition(w, 'polling', 'not_active', 'only a ready or polling worker may ' || doing);
     end if;
     return w;
 end

@@ -57,7 +57,7 @@ begin
     where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name;
     perform tocsin._raise_error('TC005',
         format('worker %s ("%s") is %s: its name is in use by process %s on %s', w.id, w.name, w.status, w.pid, w.hostname),
-        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', retry_after,
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', retry_after, 'code', 'name_in_use',
                            'reason', format('its name is in use by process %s on %s', w.pid, w.hostname)),
         'Choose another name, or end that worker first.');
 end
@@ -90,7 +90,7 @@ begin
     returning x.* into w;
     if not found then
         w := tocsin._check_own(tocsin._find_worker(worker_id));
-        perform tocsin._refuse_transition(w, 'heartbeat', 'a stopped worker has no heartbeat');
+        perform tocsin._refuse_transition(w, null, 'registration_ended', 'a stopped worker has no heartbeat');
     end if;
 end
 $$;
@@ -102,7 +102,7 @@ as $$
 begin
     delete from tocsin.workers x where x.id = worker_id and x.status = 'stopped';
     if not found then
-        perform tocsin._refuse_transition(tocsin._find_worker(worker_id), 'deleted', 'only a stopped worker may be deleted');
+        perform tocsin._refuse_transition(tocsin._find_worker(worker_id), null, 'not_stopped', 'only a stopped worker may be deleted');
     end if;
 end
 $$;

@@ -52,7 +52,7 @@ begin
     returning x.* into w;
     if not found then
         w := tocsin._check_own(tocsin._find_worker(worker_id));
-        perform tocsin._refuse_transition(w, target, format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
+        perform tocsin._refuse_transition(w, target, 'wrong_state', format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
     end if;
     return w;
 end

@@ -145,14 +145,14 @@ def _advise_on_message(error: MessageNotWaiting) -> str:
 
 def _advise_on_state(error: StateTransitionError) -> str:
     worker = error.worker_id
-    if "name is in use" in error.reason:
+    if error.code == "name_in_use":
         soon = (
             ""
             if error.retry_after is None
             else f"its process seems to have died: try again in {error.retry_after:.0f} s; or "
         )
         return f"{soon}choose another --name, or end that one: `tocsin worker stop {worker}`"
-    if error.to == "deleted":
+    if error.code == "not_stopped":
         return f"stop it first: `tocsin worker stop {worker}`"
     if isinstance(error, WorkerStopped):
         return "that is for good; `tocsin worker run` starts another"

@@ -202,6 +202,7 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
                 hint,
                 from_=detail["from"],
                 to=detail["to"],
+                code=detail["code"],
                 reason=detail["reason"],
                 worker_id=detail["worker_id"],
                 retry_after=detail.get("retry_after"),

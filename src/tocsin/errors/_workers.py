@@ -48,7 +48,8 @@ class StateTransitionError(TocsinError):
         advice: str = "",
         *,
         from_: str,
-        to: str,
+        to: str | None,
+        code: str,
         reason: str,
         worker_id: int,
         retry_after: float | None = None,
@@ -60,15 +61,20 @@ class StateTransitionError(TocsinError):
         self.from_ = from_
         """The state it is in."""
         self.to = to
-        """The state that was wanted."""
+        """The state that was wanted; None for a deletion or a heartbeat."""
+        self.code = code
+        """Why not, as a code: `wrong_state` (the wanted state cannot be reached from
+        this one), `not_active` (only a ready or polling worker may do that),
+        `name_in_use`, `not_stopped` (only a stopped worker can be deleted) or
+        `registration_ended`."""
         self.reason = reason
-        """Why not."""
+        """Why not, in words."""
         self.worker_id = worker_id
         """Id of the worker."""
 
 
 class WorkerStopped(StateTransitionError):
-    """The worker is stopped: shut down, or declared dead. Register it anew."""
+    """The worker is stopped: shut down, or declared dead. Register it again."""
 
 
 class ProcessDeclaredDead(TocsinError):

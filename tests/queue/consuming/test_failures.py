@@ -62,7 +62,9 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "nul": lambda: ValueError("a\0b\ud800"),
     "lease lost": lambda: tocsin.LeaseLost(1, "archive"),
     "suspended": lambda: tocsin.Suspended("by the handler", handled=0, released=0),
-    "stopped": lambda: tocsin.WorkerStopped("stopped", from_="a", to="b", reason="r", worker_id=1),
+    "stopped": lambda: tocsin.WorkerStopped(
+        "stopped", from_="a", to="b", code="c", reason="r", worker_id=1
+    ),
     "no connection": lambda: tocsin.ConnectionLost("host", "gone"),
 }
 

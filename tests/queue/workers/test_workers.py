@@ -62,7 +62,13 @@ async def worker_in(
         yield consumer, consumer if whose == "own" else await other.workers.get(consumer.worker_id)
 
 
-async def check_refused(call: Awaitable[object], worker_id: int, state: str, target: str) -> None:
+async def check_refused(
+    call: Awaitable[object],
+    worker_id: int,
+    state: str,
+    target: str | None,
+    code: str = "wrong_state",
+) -> None:
     with pytest.raises(tocsin.StateTransitionError) as refused:
         await call
     assert isinstance(refused.value, tocsin.WorkerStopped) == (state == "stopped")
@@ -71,6 +77,7 @@ async def check_refused(call: Awaitable[object], worker_id: int, state: str, tar
         target,
         worker_id,
     )
+    assert refused.value.code == code
     assert refused.value.reason
 
 
@@ -113,7 +120,9 @@ async def test_register_a_name_from_each_state(
                 assert await second.status() == "ready"
                 assert second.worker_id == consumer.worker_id
         else:
-            await check_refused(again.__aenter__(), consumer.worker_id, state, "ready")
+            await check_refused(
+                again.__aenter__(), consumer.worker_id, state, "ready", "name_in_use"
+            )
             assert await consumer.status() == state
 
 
@@ -140,7 +149,11 @@ async def test_delete_from_each_state(store: tocsin.Store, store_dsn: str, state
                 await store.workers.get(consumer.worker_id)
         else:
             await check_refused(
-                store.workers.delete(consumer.worker_id), consumer.worker_id, state, "deleted"
+                store.workers.delete(consumer.worker_id),
+                consumer.worker_id,
+                state,
+                None,
+                "not_stopped",
             )
             assert await consumer.status() == state
 
