@@ -108,6 +108,12 @@ def catalog(session: nox.Session) -> None:
     session.run("python", "-m", "tools.catalog")
 
 
+@nox.session(name="new-snapshot")
+def new_snapshot(session: nox.Session) -> None:
+    """Dump this version of the schema, with data in every state."""
+    session.run("python", "-m", "tools.snapshot", *session.posargs)
+
+
 @nox.session(name="bench-quick")
 def bench_quick(session: nox.Session) -> None:
     """Run the quick benchmark."""

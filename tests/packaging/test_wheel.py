@@ -37,9 +37,10 @@ def test_it_has_the_sql_and_the_code(wheel: Path) -> None:
         names = set(archive.namelist())
         sql = {
             f"tocsin/sql/{path.relative_to(ROOT / 'sql')}": path
-            for path in (ROOT / "sql").rglob("*.sql")
+            for path in (ROOT / "sql").rglob("*.*")
+            if "snapshots" not in path.parts
         }
-        assert {n for n in names if n.endswith(".sql")} == set(sql)
+        assert {n for n in names if n.startswith("tocsin/sql/")} == set(sql)
         assert all(archive.read(name) == path.read_bytes() for name, path in sql.items())
     assert {
         f"tocsin/{path.relative_to(ROOT / 'src' / 'tocsin')}"

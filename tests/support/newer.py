@@ -16,6 +16,9 @@ from tocsin._database.catalog import read_catalog, write_definitions
 
 SQL = Path(__file__).parents[2] / "sql"
 
+RING_EARLY = "ring_early boolean default false, remark text default null"
+IS_ACTIVE = "tocsin._is_active(worker_id bigint, remark text default null)"
+
 
 class Folder:
     """A copy of ``sql/`` that a test changes."""
@@ -23,6 +26,17 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         shutil.copytree(SQL, path)
+
+    @classmethod
+    def of_next_version(cls, path: Path) -> Folder:
+        """Return one with a migration, and with other parameters of an entry point and
+        of an internal function."""
+        folder = cls(path)
+        folder.replace("enqueue.sql", "ring_early boolean default false", RING_EARLY)
+        folder.replace("enqueue.sql", "tocsin._is_active(worker_id bigint)", IS_ACTIVE)
+        folder.add("migrations/0002_remarks.sql", "alter table tocsin.queues add remark text;\n")
+        folder.raise_version(serves=schemas.ours().version)
+        return folder
 
     def replace(self, file: str, old: str, new: str) -> None:
         """Replace the one place of a file, found by its name, that has this text."""

@@ -1,0 +1,5821 @@
+-- migrations 2ea08e70ac5cd69b089d630e902005b7ee3bf05bf0c9454c8448aa6bfea31670
+
+
+
+SET statement_timeout = 0;
+SET lock_timeout = 0;
+SET idle_in_transaction_session_timeout = 0;
+SET client_encoding = 'UTF8';
+SET standard_conforming_strings = on;
+SELECT pg_catalog.set_config('search_path', '', false);
+SET check_function_bodies = false;
+SET xmloption = content;
+SET client_min_messages = warning;
+SET row_security = off;
+
+
+CREATE SCHEMA tocsin;
+
+
+
+CREATE TYPE tocsin.dead_letter_info AS (
+	id bigint,
+	queue text,
+	queue_id integer,
+	payload text,
+	headers text,
+	priority integer,
+	key text,
+	enqueued_at timestamp with time zone,
+	dequeued_at timestamp with time zone,
+	read_ct integer,
+	max_deliveries integer,
+	producer_worker_id bigint,
+	consumer_worker_id bigint,
+	history text,
+	died_at timestamp with time zone,
+	reason text,
+	error text,
+	traceback text
+);
+
+
+
+COMMENT ON TYPE tocsin.dead_letter_info IS 'A dead letter as dead_letters.sql shows it; what is JSON is its text.';
+
+
+
+CREATE TYPE tocsin.message_info AS (
+	id bigint,
+	queue text,
+	queue_id integer,
+	payload text,
+	headers text,
+	priority integer,
+	key text,
+	enqueued_at timestamp with time zone,
+	dequeued_at timestamp with time zone,
+	read_ct integer,
+	max_deliveries integer,
+	producer_worker_id bigint,
+	consumer_worker_id bigint,
+	history text,
+	state text,
+	due timestamp with time zone,
+	vt timestamp with time zone,
+	expires_at timestamp with time zone,
+	archived_at timestamp with time zone,
+	died_at timestamp with time zone,
+	reason text,
+	last_error text
+);
+
+
+
+COMMENT ON TYPE tocsin.message_info IS 'A message as messages.sql shows it, in whichever table it is; what is JSON is its text.';
+
+
+
+CREATE TYPE tocsin.message_state AS ENUM (
+    'ready',
+    'delayed',
+    'leased'
+);
+
+
+
+CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    select unnest('{
+        enqueue, enqueue_many, enqueue_each, wait_for_flush, cancel, reschedule, reprioritise,
+        register_process, unregister_process, process_channel, heartbeat,
+        register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend, resume, shutdown
+    }'::name[]), '{producer, consumer, admin}'::text[]
+    union all
+    select unnest('{
+        attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting, queue_channel,
+        begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait, locked_messages, archive, delete, extend, release, fail, maintain,
+        stop, release_messages
+    }'::name[]), '{consumer, admin}'
+    union all
+    select unnest('{
+        create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue, resume_queue, grant_queue, revoke_queue,
+        list_messages, get_message,
+        list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
+        archived_count, settle_rate, purge_archive,
+        purge_queue, delete_queue, queue_metrics, store_stats,
+        delete_worker, purge_workers, worker_stats, queue_health, reclaim
+    }'::name[]), '{admin}'
+    union all
+    select unnest('{secure, install_roles}'::name[]), '{}'  -- for the owner to call, with the caller's rights
+$$;
+
+
+
+CREATE FUNCTION tocsin._acts_for(role name) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$ select role = "tocsin"._caller() or "tocsin"._is_admin() $$;
+
+
+
+CREATE FUNCTION tocsin._add_delivery(history jsonb, delivery jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select case
+        when delivery is null then history
+        when history is null then jsonb_build_array(delivery)
+        when jsonb_array_length(history) < 20 then history || delivery
+        else (history - 0) || delivery
+    end
+$$;
+
+
+
+CREATE FUNCTION tocsin._add_partition(span integer, starts_at timestamp with time zone) RETURNS text
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    SET "TimeZone" TO 'UTC'
+    SET "DateStyle" TO 'ISO'
+    AS $$
+declare
+    name text := format('archive_%sh_%s', span, to_char(starts_at, 'YYYYMMDDHH24'));
+begin
+    -- Made by itself and then attached, which waits for nobody who reads or writes the
+    -- archive, and nobody for it.
+    execute format('create table "tocsin".%I (like "tocsin".archive including indexes)', name);
+    execute format('alter table "tocsin".%I replica identity full', name);
+    perform "tocsin"._apply_privileges(only_table => format('"tocsin".%I', name)::regclass);
+    execute format('alter table "tocsin".archive attach partition "tocsin".%I for values from (%s, %L) to (%s, %L)',
+                   name, span, starts_at, span, starts_at + make_interval(hours => span));
+    return null;
+exception
+    when lock_not_available or duplicate_table then return '';
+    when others then return sqlerrm;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._add_partitions(OUT added integer, OUT problem text) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+declare
+    missing record;
+    refusal text;
+begin
+    added := 0;
+    for missing in
+        select w.span, w.starts_at from "tocsin"._wanted_partitions() w
+        except select p.span, p.starts_at from "tocsin"._archive_partitions() p
+        order by 1, 2
+    loop
+        refusal := "tocsin"._add_partition(missing.span, missing.starts_at);
+        added := added + (refusal is null)::integer;
+        problem := coalesce(problem, nullif(refusal, ''));
+    end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._add_queue(queue text) RETURNS integer
+    LANGUAGE sql
+    AS $$
+    with added as (
+        insert into "tocsin".queues (name, created_at, channel) values (queue, "tocsin"._clock(), "tocsin".queue_channel(queue))
+        on conflict (name) do nothing
+        returning id, retention
+    ), noted as (
+        insert into "tocsin".archive_policies (queue_id, retention) select a.id, a.retention from added a
+    )
+    select a.id from added a
+$$;
+
+
+
+CREATE FUNCTION tocsin._apply_privileges(former_roles oid[] DEFAULT '{}'::oid[], only_table regclass DEFAULT NULL::regclass, before jsonb DEFAULT NULL::jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    our_schema oid := (select c.relnamespace from pg_class c where c.oid = '"tocsin".contract'::regclass);
+    statement text;
+begin
+    for statement in
+        with things (kind, name, owner, acl, privilege, roles) as (
+            select 'schema', quote_ident(n.nspname), n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner)), 'USAGE',
+                   '{producer, consumer, admin}'::text[]
+            from pg_namespace n where n.oid = our_schema and only_table is null
+            union all  -- any client may look which version this is
+            select 'table', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('r', c.relowner)), 'SELECT',
+                   case when c.relname in ('migrations', 'contract') then '{producer, consumer, admin}'::text[] else '{admin}' end
+            from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p')
+              and (only_table is null or c.oid = only_table)
+            union all
+            select 'sequence', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('s', c.relowner)), 'USAGE', '{}'
+            from pg_class c where c.relnamespace = our_schema and c.relkind = 'S' and only_table is null
+            union all
+            select 'routine', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
+            from pg_proc p left join "tocsin"._access() a on a.function = p.proname
+            where p.pronamespace = our_schema and only_table is null
+        ), kept (kind, name, privilege, role, grantable) as (
+            select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
+            from things t cross join aclexplode((before ->> concat_ws(' ', t.kind, t.name))::aclitem[]) e
+            where e.grantee <> t.owner and e.grantee <> 0 and e.grantee not in (select r.role from "tocsin".roles r)
+        ), wanted (kind, name, privilege, role, grantable) as (
+            select t.kind, t.name, t.privilege, r.role::oid, false from things t join "tocsin".roles r on r.kind = any (t.roles) and r.role <> t.owner
+            union all
+            select * from kept
+        ), found (kind, name, privilege, role, grantable) as (
+            select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
+            from things t cross join aclexplode(t.acl) e
+            where e.grantee <> t.owner
+              and (e.grantee = 0 or e.grantee = any (former_roles) or e.grantee in (select r.role from "tocsin".roles r)
+                   or only_table is not null or before is not null)
+              and (e.grantee = 0 or e.grantee in (select x.oid from pg_roles x))
+        )
+        select format('revoke %s on %s %s from %s cascade', x.privilege, x.kind, x.name,
+                      case x.role when 0 then 'public' else x.role::regrole::text end)
+        from (select * from found except select * from wanted) x
+        union all
+        select format('grant %s on %s %s to %s%s', x.privilege, x.kind, x.name, x.role::regrole, case when x.grantable then ' with grant option' end)
+        from (select * from wanted except select * from found) x
+        order by 1 desc  -- first what is taken away
+    loop
+        execute statement;
+    end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._archive_partitions() RETURNS TABLE(name text, span integer, starts_at timestamp with time zone, ends_at timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $_$
+    select p.relname, p.span, p.starts_at, p.starts_at + make_interval(hours => p.span)
+    from (select c.relname::text, n[1]::integer as span,
+                 make_timestamptz(n[2]::integer, n[3]::integer, n[4]::integer, n[5]::integer, 0, 0, 'UTC') as starts_at
+          from pg_catalog.pg_inherits i
+          join pg_catalog.pg_class c on c.oid = i.inhrelid
+          cross join lateral regexp_match(c.relname, '^archive_([0-9]+)h_([0-9]{4})([0-9]{2})([0-9]{2})([0-9]{2})$') n
+          where i.inhparent = '"tocsin".archive'::regclass and n is not null) p
+$_$;
+
+
+
+CREATE FUNCTION tocsin._archive_slot(span integer, keep_until timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select case when span > 0 then date_bin(make_interval(hours => span), keep_until, timestamptz '1970-01-01+00') else '1970-01-01+00' end
+$$;
+
+
+
+CREATE FUNCTION tocsin._archive_span(retention interval) RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select case when retention < '2 days' then 1
+                when retention < '60 days' then 24
+                when retention < '5 years' then 30 * 24
+                when retention < '1000 years' then 360 * 24
+                else 0 end
+$$;
+
+
+
+CREATE FUNCTION tocsin._archived_in_all(first_id integer, last_id integer) RETURNS TABLE(queue_id integer, n bigint)
+    LANGUAGE sql STABLE
+    AS $$
+    select x.queue_id, sum(x.n)::bigint
+    from (select c.queue_id, c.n from "tocsin".archived_counts c where c.queue_id between first_id and last_id
+          union all
+          select y.queue_id, y.n from "tocsin".archive_count_deltas y where y.queue_id between first_id and last_id and y.span is not null) x
+    join "tocsin".queues q on q.id = x.queue_id
+    group by x.queue_id
+$$;
+
+
+SET default_tablespace = '';
+
+SET default_table_access_method = heap;
+
+
+CREATE TABLE tocsin.queues (
+    id integer NOT NULL,
+    name text NOT NULL,
+    vt interval DEFAULT '00:00:30'::interval NOT NULL,
+    max_deliveries integer DEFAULT 5 NOT NULL,
+    retry_base interval DEFAULT '00:00:01'::interval NOT NULL,
+    retry_factor double precision DEFAULT 2 NOT NULL,
+    retry_max interval DEFAULT '01:00:00'::interval NOT NULL,
+    retry_jitter double precision DEFAULT 0.2 NOT NULL,
+    max_payload integer DEFAULT 1048576 NOT NULL,
+    max_string integer DEFAULT 0 NOT NULL,
+    max_depth integer DEFAULT 0 NOT NULL,
+    required_keys text[] DEFAULT '{}'::text[] NOT NULL,
+    forbidden_keys text[] DEFAULT '{}'::text[] NOT NULL,
+    ruled boolean GENERATED ALWAYS AS (((max_string > 0) OR (max_depth > 0) OR (required_keys <> '{}'::text[]) OR (forbidden_keys <> '{}'::text[]))) STORED NOT NULL,
+    retention interval DEFAULT '30 days'::interval NOT NULL,
+    dead_letter_retention interval DEFAULT '1000 years'::interval NOT NULL,
+    notify text DEFAULT 'on_demand'::text NOT NULL,
+    paused_at timestamp with time zone,
+    created_at timestamp with time zone NOT NULL,
+    channel text NOT NULL,
+    CONSTRAINT queues_dead_letter_retention_check CHECK ((dead_letter_retention > '00:00:00'::interval)),
+    CONSTRAINT queues_max_deliveries_check CHECK ((max_deliveries > 0)),
+    CONSTRAINT queues_max_depth_check CHECK ((max_depth >= 0)),
+    CONSTRAINT queues_max_payload_check CHECK ((max_payload > 0)),
+    CONSTRAINT queues_max_string_check CHECK ((max_string >= 0)),
+    CONSTRAINT queues_name_check CHECK (((name <> ''::text) AND (octet_length(name) <= 255))),
+    CONSTRAINT queues_notify_check CHECK ((notify = ANY (ARRAY['on_demand'::text, 'always'::text]))),
+    CONSTRAINT queues_retention_check CHECK ((retention >= '00:00:00'::interval)),
+    CONSTRAINT queues_retry_base_check CHECK (((retry_base >= '00:00:00'::interval) AND (retry_base <= '1000 years'::interval))),
+    CONSTRAINT queues_retry_factor_check CHECK ((retry_factor >= (1)::double precision)),
+    CONSTRAINT queues_retry_jitter_check CHECK (((retry_jitter >= (0)::double precision) AND (retry_jitter <= (1)::double precision))),
+    CONSTRAINT queues_retry_max_check CHECK (((retry_max >= '00:00:00'::interval) AND (retry_max <= '1000 years'::interval))),
+    CONSTRAINT queues_vt_check CHECK (((vt > '00:00:00'::interval) AND (vt <= '1000 years'::interval)))
+);
+
+
+
+COMMENT ON COLUMN tocsin.queues.vt IS 'Visibility timeout: how long a lease lasts unless it is extended.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.max_deliveries IS 'After this many deliveries a message that fails again becomes a dead letter.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.retry_base IS 'Delay after the first failure; after the n-th: least(retry_max, retry_base * retry_factor^(n-1)), plus or minus up to the share retry_jitter of it.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.max_payload IS 'Largest payload in bytes of its JSON text; headers may be as large.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.max_string IS 'Most characters of a string in a payload, a key too; 0: any number.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.max_depth IS 'Most levels of arrays and objects in a payload, 256 if it is more; 0: any number, or 256 where keys or strings have rules.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.required_keys IS 'Keys that a payload, an object then, must have.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.forbidden_keys IS 'Keys that no object in a payload may have.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.ruled IS 'Whether it has any of these rules; see payload_rules.sql.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.retention IS 'How long what is archived is kept; 0: not at all. A thousand years stand for ever.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.dead_letter_retention IS 'How long dead letters are kept. A thousand years stand for ever.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.notify IS 'When its bell rings: only while a consumer of Tocsin''s sleeps, or always, for others who LISTEN; see ring.sql.';
+
+
+
+COMMENT ON COLUMN tocsin.queues.channel IS 'Where its bell rings: LISTEN to it.';
+
+
+
+CREATE FUNCTION tocsin._backoff(queue tocsin.queues, deliveries integer) RETURNS interval
+    LANGUAGE sql
+    AS $$
+    select make_interval(secs =>
+        least(extract(epoch from queue.retry_max)::float8,
+              extract(epoch from queue.retry_base)::float8
+              -- capped where the power would leave the range of float8
+              * power(queue.retry_factor, least(greatest(deliveries - 1, 0), 300 / greatest(log(queue.retry_factor), 1e-9))))
+        * (1 + queue.retry_jitter * (2 * random() - 1)))
+$$;
+
+
+
+CREATE FUNCTION tocsin._beyond(counted bigint, cap integer, relation text, queue_id integer, state text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE sql
+    AS $$
+    select case when counted <= cap then counted
+                else greatest(counted, "tocsin"._estimate(format('select from %s x where x.queue_id = %s', relation, queue_id)
+                                                       || case when state is not null then format(' and x.state = %L', state) else '' end)) end
+$$;
+
+
+
+CREATE FUNCTION tocsin._caller() RETURNS name
+    LANGUAGE sql STABLE
+    AS $$ select case current_setting('role') when 'none' then session_user else current_setting('role')::name end $$;
+
+
+
+CREATE FUNCTION tocsin._change_queue(queue_id integer, vt interval, max_deliveries integer, retry_base interval, retry_factor double precision, retry_max interval, retry_jitter double precision, max_payload integer, max_string integer, max_depth integer, required_keys text[], forbidden_keys text[], retention interval, dead_letter_retention interval, notify text) RETURNS tocsin.queues
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+declare
+    changed "tocsin".queues;
+begin
+    update "tocsin".queues q
+        set vt = coalesce(_change_queue.vt, q.vt),
+            max_deliveries = coalesce(_change_queue.max_deliveries, q.max_deliveries),
+            retry_base = coalesce(_change_queue.retry_base, q.retry_base),
+            retry_factor = coalesce(_change_queue.retry_factor, q.retry_factor),
+            retry_max = coalesce(_change_queue.retry_max, q.retry_max),
+            retry_jitter = coalesce(_change_queue.retry_jitter, q.retry_jitter),
+            max_payload = coalesce(_change_queue.max_payload, q.max_payload),
+            max_string = coalesce(_change_queue.max_string, q.max_string),
+            max_depth = coalesce(_change_queue.max_depth, q.max_depth),
+            required_keys = coalesce(_change_queue.required_keys, q.required_keys),
+            forbidden_keys = coalesce(_change_queue.forbidden_keys, q.forbidden_keys),
+            retention = coalesce(_change_queue.retention, q.retention),
+            dead_letter_retention = coalesce(_change_queue.dead_letter_retention, q.dead_letter_retention),
+            notify = coalesce(_change_queue.notify, q.notify)
+    where q.id = queue_id
+    returning q.* into changed;
+    update "tocsin".archive_policies a set retention = changed.retention where a.queue_id = changed.id and a.retention <> changed.retention;
+    return changed;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._channel(path text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select case when octet_length(c) <= 63 then c else 'tocsin_' || left(encode(sha256(convert_to(c, 'UTF8')), 'hex'), 32) end
+    from (select (parse_ident('"tocsin".channel'))[1] || path) as full_name (c)
+$$;
+
+
+
+CREATE TABLE tocsin.workers (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    status text NOT NULL,
+    grace interval,
+    status_before_death text,
+    ended text,
+    registration bigint NOT NULL,
+    role name DEFAULT CURRENT_USER NOT NULL,
+    process_id bigint,
+    hostname text NOT NULL,
+    pid integer NOT NULL,
+    version text NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    heartbeat_at timestamp with time zone NOT NULL,
+    shutdown_at timestamp with time zone,
+    CONSTRAINT workers_ended_check CHECK ((ended = ANY (ARRAY['left'::text, 'stopped'::text, 'shut_down'::text, 'died'::text]))),
+    CONSTRAINT workers_kind_check CHECK ((kind = ANY (ARRAY['producer'::text, 'consumer'::text]))),
+    CONSTRAINT workers_name_check CHECK ((name <> ''::text)),
+    CONSTRAINT workers_status_check CHECK ((status = ANY (ARRAY['ready'::text, 'polling'::text, 'interrupted'::text, 'suspended'::text, 'stopped'::text])))
+);
+
+
+
+COMMENT ON COLUMN tocsin.workers.grace IS 'Of an interrupted worker: how long its handlers may still run; null: until they end.';
+
+
+
+COMMENT ON COLUMN tocsin.workers.status_before_death IS 'Its status when it was declared dead, for a process that was alive after all.';
+
+
+
+COMMENT ON COLUMN tocsin.workers.ended IS 'Of a stopped worker, how that came: its own process left, stop or shutdown was called, or its process died.';
+
+
+
+COMMENT ON COLUMN tocsin.workers.registration IS 'Token of the current registration; what was registered under the name before cannot act for it.';
+
+
+
+COMMENT ON COLUMN tocsin.workers.role IS 'Role that registered it, and alone may act for it.';
+
+
+
+CREATE FUNCTION tocsin._check_active(worker_id bigint, doing text) RETURNS tocsin.workers
+    LANGUAGE plpgsql
+    AS $$
+declare
+    w "tocsin".workers := "tocsin"._find_own_worker(worker_id);
+begin
+    if w.status not in ('ready', 'polling') then
+        perform "tocsin"._refuse_transition(w, 'polling', 'only a ready or polling worker may ' || doing);
+    end if;
+    return w;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_change(queue_id integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if not "tocsin"._may_enqueue(queue_id, null) then
+        perform "tocsin"._refuse_caller(format('change messages of queue "%s"', q.name), 'Grant it the queue, with grant_queue.')
+        from "tocsin".queues q where q.id = _check_change.queue_id;
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_claim(worker_id bigint, registration bigint) RETURNS tocsin.queues
+    LANGUAGE plpgsql
+    AS $$
+declare
+    q "tocsin".queues;
+begin
+    select x.* into q
+    from "tocsin".workers w join "tocsin".queues x on x.id = w.queue_id
+    where w.id = worker_id and w.registration = _check_claim.registration and w.status in ('ready', 'polling') and "tocsin"._acts_for(w.role);
+    if not found then
+        perform "tocsin"._refuse_ended("tocsin"._check_active(worker_id, 'claim'));
+    end if;
+    return q;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_contents(q tocsin.queues, payloads jsonb, first_index integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    fault jsonb;
+    index integer;
+    path jsonb;
+begin
+    fault := "tocsin"._find_violation(payloads, q);
+    if fault is not null then
+        index := first_index + (fault -> 'path' ->> 0)::integer;
+        path := (fault -> 'path') - 0;
+        perform "tocsin"._raise_error('TC009',
+            format('%s, at %s: %s', concat_ws(' ', 'payload', index), "tocsin"._describe_path(path), fault ->> 'reason'),
+            jsonb_build_object('path', path, 'reason', fault ->> 'reason', 'index', index),
+            format('Queue "%s" has rules for payloads: max_string, max_depth, required_keys, forbidden_keys.', q.name));
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_due(delay interval, at timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if delay not between '0 s' and '1000 years' then
+        perform "tocsin"._raise_error('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
+    elsif delay is not null and at is not null then
+        perform "tocsin"._raise_error('TC022', 'give delay or at, not both', '{"argument": "at"}');
+    elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then  -- clients could not read it, and would stop at the message
+        perform "tocsin"._raise_error('TC022', 'at must be within the years 2 to 9999', '{"argument": "at"}');
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_enqueue(q tocsin.queues, worker_id bigint) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if "tocsin"._may_enqueue(q.id, worker_id) then
+        return;
+    elsif not "tocsin"._may_enqueue(q.id, null) then
+        perform "tocsin"._refuse_caller(format('enqueue to queue "%s"', q.name), 'Grant it the queue, with grant_queue.');
+    end if;
+    perform "tocsin"._refuse_caller(format('enqueue as worker %s', worker_id), 'It is no worker that this role has registered.');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_enqueue_options(queue text, delay interval, at timestamp with time zone, expires_in interval, max_deliveries integer, worker_id bigint) RETURNS tocsin.queues
+    LANGUAGE plpgsql
+    AS $$
+declare
+    q "tocsin".queues := "tocsin".find_queue(queue);
+begin
+    if not "tocsin"._is_owner() then
+        perform "tocsin"._check_enqueue(q, worker_id);
+    end if;
+    if worker_id is not null then
+        perform "tocsin"._check_active(worker_id, 'enqueue');
+    end if;
+    perform "tocsin"._check_due(delay, at);
+    if expires_in <= '0 s' or expires_in > '1000 years' then
+        perform "tocsin"._raise_error('TC022', 'expires_in must be positive, and at most a thousand years', '{"argument": "expires_in"}');
+    elsif max_deliveries <= 0 then
+        perform "tocsin"._raise_error('TC022', 'max_deliveries must be positive', '{"argument": "max_deliveries"}');
+    end if;
+    return q;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_headers(q tocsin.queues, headers jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if octet_length(headers::text) > q.max_payload then
+        perform "tocsin"._raise_error('TC003',
+            format('headers of %s bytes exceed the limit of queue "%s", %s bytes', octet_length(headers::text), q.name, q.max_payload),
+            jsonb_build_object('actual', octet_length(headers::text), 'maximum', q.max_payload, 'index', null),
+            'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_own(w tocsin.workers) RETURNS tocsin.workers
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if not "tocsin"._acts_for(w.role) then
+        perform "tocsin"._refuse_caller(format('act for worker %s', w.id), 'Another role has registered it; administrators may.');
+    end if;
+    return w;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_payloads(q tocsin.queues, payloads jsonb, first_index integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    large record;
+begin
+    -- The text of the whole array is longer than that of any of its elements.
+    if octet_length(payloads::text) > q.max_payload then
+        select first_index + p.n - 1 as index, octet_length(p.payload::text) as actual into large
+        from jsonb_array_elements(payloads) with ordinality as p (payload, n)
+        where octet_length(p.payload::text) > q.max_payload
+        order by p.n limit 1;
+        if found then
+            perform "tocsin"._raise_error('TC003',
+                format('%s of %s bytes exceeds the limit of queue "%s", %s bytes',
+                       concat_ws(' ', 'payload', large.index), large.actual, q.name, q.max_payload),
+                jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index', large.index),
+                'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
+        end if;
+    end if;
+    if q.ruled then
+        perform "tocsin"._check_contents(q, payloads, first_index);
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_register(q tocsin.queues, kind text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if kind = 'producer' then
+        perform "tocsin"._check_enqueue(q, null);
+    elsif not "tocsin"._may_consume() then
+        perform "tocsin"._refuse_caller('consume', 'Make it a member of the role for consumers.');
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._clock() RETURNS timestamp with time zone
+    LANGUAGE sql PARALLEL SAFE
+    AS $$ select pg_catalog.clock_timestamp() $$;
+
+
+
+CREATE FUNCTION tocsin._close_queue(q tocsin.queues, deadline timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql
+    SET lock_timeout TO '250ms'
+    AS $$
+begin
+    perform pg_advisory_xact_lock_shared("tocsin"._lock_key('waiting', q.id));
+    while "tocsin"._shared_elsewhere("tocsin"._lock_key('unrung', q.id)) loop
+        if "tocsin"._clock() > deadline then
+            raise lock_not_available;
+        end if;
+        perform pg_sleep(0.01);  -- not in the queue for the lock: who asks would take that for nobody sharing it (shared_after_all)
+    end loop;
+    perform pg_advisory_xact_lock("tocsin"._lock_key('rung', q.id));
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._correct_future_times() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    t timestamptz := "tocsin"._clock();
+    beyond timestamptz := t + interval '1 s';  -- not what is being written in this moment
+    found_some boolean := false;
+begin
+    update "tocsin".workers w
+    set heartbeat_at = least(w.heartbeat_at, t), shutdown_at = least(w.shutdown_at, t), started_at = least(w.started_at, t)
+    from (select x.id from "tocsin".workers x where x.heartbeat_at > beyond or x.shutdown_at > beyond for update skip locked) ahead
+    where w.id = ahead.id;
+    found_some := found;
+    if exists (select from "tocsin".processes p where p.heartbeat_at > beyond) then
+        perform "tocsin"._correct_heartbeats(t);
+        found_some := true;
+    end if;
+    update "tocsin".maintenance m set clock_was_ahead = false, due_at = least(m.due_at, t + interval '1 minute')
+    where m.clock_was_ahead or found_some or m.due_at > t + interval '2 minutes';
+    if not found then
+        return;
+    end if;
+    update "tocsin".messages m
+    set enqueued_at = least(m.enqueued_at, t),
+        dequeued_at = least(m.dequeued_at, t),
+        due = case when m.state = 'delayed' and m.enqueued_at > t then "tocsin"._later(m.due, t - m.enqueued_at)
+                   when m.state = 'delayed' then m.due else least(m.due, t) end,
+        vt = case when m.state = 'leased' then case when m.dequeued_at > t then "tocsin"._later(m.vt, t - m.dequeued_at) else m.vt end
+                  when m.state = 'delayed' and m.enqueued_at > t then "tocsin"._later(m.vt, t - m.enqueued_at)
+                  when m.state = 'delayed' then m.vt else least(m.vt, t) end,
+        expires_at = case when m.enqueued_at > t then "tocsin"._later(m.expires_at, t - m.enqueued_at) else m.expires_at end
+    from (select x.id from "tocsin".messages x
+          where x.enqueued_at > beyond or x.dequeued_at > beyond or x.state = 'ready' and x.due > beyond
+          order by x.id for update skip locked) ahead
+    where m.id = ahead.id;
+    update "tocsin".dead_letters d set died_at = t where d.died_at > beyond;
+    update "tocsin".archive_count_deltas y set archived_at = t where y.archived_at > beyond;
+    perform "tocsin"._ring(q.id) from "tocsin".queues q;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._correct_heartbeats(t timestamp with time zone) RETURNS void
+    LANGUAGE sql
+    AS $$
+    update "tocsin".processes p set heartbeat_at = t
+    from (select x.id from "tocsin".processes x where x.heartbeat_at > t + interval '1 s' for update skip locked) ahead
+    where p.id = ahead.id
+$$;
+
+
+
+CREATE FUNCTION tocsin._count_held(w tocsin.workers) RETURNS bigint
+    LANGUAGE sql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+    select count(*) from "tocsin".messages m
+    where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+$$;
+
+
+
+CREATE FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timestamp with time zone) RETURNS TABLE(queue_id integer, ready bigint, delayed bigint, leased bigint, dead bigint, exact boolean)
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    cap constant integer := 100000;
+begin
+    return query
+        select s.id, s.ready + s.due + s.lapsed, greatest(s.delayed - s.due, 0), greatest(s.leased - s.lapsed, 0), s.dead,
+               c.ready <= cap and c.due <= cap and c.lapsed <= cap and c.delayed <= cap and c.leased <= cap and c.dead <= cap
+        from "tocsin".queues q
+        cross join lateral (
+            select (select count(*) from (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'ready' limit cap + 1) x),
+                   (select count(*) from (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'delayed' and m.vt <= t
+                                          limit cap + 1) x),
+                   (select count(*) from (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'leased' and m.vt <= t
+                                          limit cap + 1) x),
+                   (select count(*) from (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'delayed' limit cap + 1) x),
+                   (select count(*) from (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'leased' limit cap + 1) x),
+                   (select count(*) from (select from "tocsin".dead_letters d where d.queue_id = q.id limit cap + 1) x)
+            offset 0
+        ) c (ready, due, lapsed, delayed, leased, dead)
+        cross join lateral (
+            select q.id, "tocsin"._beyond(c.ready, cap, '"tocsin".messages', q.id, 'ready'), c.due, c.lapsed,
+                   "tocsin"._beyond(c.delayed, cap, '"tocsin".messages', q.id, 'delayed'),
+                   "tocsin"._beyond(c.leased, cap, '"tocsin".messages', q.id, 'leased'),
+                   "tocsin"._beyond(c.dead, cap, '"tocsin".dead_letters', q.id)
+        ) s (id, ready, due, lapsed, delayed, leased, dead)
+        where q.id between first_id and last_id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._count_unfinished(queue_id integer) RETURNS bigint
+    LANGUAGE sql STABLE
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+    select (select count(*) from "tocsin".messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'ready')
+         + (select count(*) from "tocsin".messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'delayed')
+         + (select count(*) from "tocsin".messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'leased')
+$$;
+
+
+
+CREATE FUNCTION tocsin._count_waiting(queue_id integer, most integer) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+begin
+    return (
+        select count(*) from (
+            (select from "tocsin".messages m where m.queue_id = _count_waiting.queue_id and m.state = 'ready' limit most)
+            union all
+            (select from "tocsin".messages m where m.queue_id = _count_waiting.queue_id and m.state = 'delayed' and m.vt <= t limit most)
+            union all
+            (select from "tocsin".messages m where m.queue_id = _count_waiting.queue_id and m.state = 'leased' and m.vt <= t limit most)
+            limit most) waiting
+    );
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._cutoff(older_than interval) RETURNS timestamp with time zone
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if older_than < '0 s' then
+        perform "tocsin"._raise_error('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
+    end if;
+    return case when older_than is not null then "tocsin"._later("tocsin"._clock(), -least(older_than, interval '5000 years')) end;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._delete_expired(most integer) RETURNS bigint
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    t timestamptz := "tocsin"._clock();
+    expired tid[];
+    gone bigint;
+begin
+    select array_agg(x.ctid) into expired
+    from (select r.ctid from "tocsin".archive_rest r where r.keep_until < '9999-01-01+00' and r.keep_until <= t
+          order by r.keep_until limit most for update skip locked) x;
+    with deleted as (
+        delete from "tocsin".archive_rest r where r.ctid = any (expired) returning r.queue_id
+    ), counted as (
+        insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+        select d.queue_id, 0, t, t, -count(*) from deleted d group by d.queue_id
+    )
+    select count(*) into gone from deleted;
+    return gone;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._describe_dead_letters(ids bigint[], queue_id integer, reason text, error text, died_before timestamp with time zone, max_letters integer, after bigint) RETURNS SETOF tocsin.dead_letter_info
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_variable
+begin
+    return query
+        select d.id, q.name, d.queue_id, d.payload::text, d.headers::text, d.priority, d.key, d.enqueued_at, d.dequeued_at, d.read_ct,
+               d.max_deliveries, d.producer_worker_id, d.consumer_worker_id, d.history::text, d.died_at, d.reason, d.error, d.traceback
+        from "tocsin".dead_letters d
+        join "tocsin".queues q on q.id = d.queue_id
+        where "tocsin"._matches_filter(d, ids, queue_id, reason, error, died_before) and (after is null or d.id > after)
+        order by d.id limit max_letters;
+end
+$$;
+
+
+
+CREATE TABLE tocsin.messages (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer DEFAULT 0 NOT NULL,
+    state tocsin.message_state DEFAULT 'ready'::tocsin.message_state NOT NULL,
+    read_ct integer DEFAULT 0 NOT NULL,
+    due timestamp with time zone NOT NULL,
+    vt timestamp with time zone NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    expires_at timestamp with time zone,
+    lease bigint,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    max_deliveries integer,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
+
+
+
+COMMENT ON COLUMN tocsin.messages.priority IS 'Smaller numbers first.';
+
+
+
+COMMENT ON COLUMN tocsin.messages.read_ct IS 'Deliveries so far.';
+
+
+
+COMMENT ON COLUMN tocsin.messages.due IS 'Place in the queue among equal priorities; never in the future when ready.';
+
+
+
+COMMENT ON COLUMN tocsin.messages.vt IS 'When it can be claimed (again): due while it waits, the end of the lease while it is leased.';
+
+
+
+COMMENT ON COLUMN tocsin.messages.lease IS 'Token of the current delivery; when it is not leased, of the last one.';
+
+
+
+COMMENT ON COLUMN tocsin.messages.history IS 'Its deliveries that failed, the last twenty of them, as "tocsin"._requeue writes them; null: none.';
+
+
+
+CREATE FUNCTION tocsin._describe_delivery(m tocsin.messages, ended_at timestamp with time zone, outcome text, error text) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    select jsonb_build_object('delivery', m.read_ct, 'worker_id', m.consumer_worker_id,
+                              'worker', (select w.name from "tocsin".workers w where w.id = m.consumer_worker_id),
+                              'dequeued_at', m.dequeued_at, 'ended_at', ended_at, 'outcome', outcome, 'error', left(error, 1000))
+$$;
+
+
+
+CREATE FUNCTION tocsin._describe_messages(ids bigint[], queues integer[], t timestamp with time zone) RETURNS SETOF tocsin.message_info
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+begin
+    return query
+        select x.id, q.name, x.queue_id, x.payload::text, x.headers::text, x.priority, x.key, x.enqueued_at, x.dequeued_at, x.read_ct,
+               x.max_deliveries, x.producer_worker_id, x.consumer_worker_id, x.history::text, x.state, x.due, x.vt, x.expires_at,
+               x.archived_at, x.died_at, x.reason, x.last_error
+        from (
+            select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at, m.dequeued_at, m.read_ct, m.max_deliveries,
+                   m.producer_worker_id, m.consumer_worker_id, m.history,
+                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'delayed' then 'delayed' else 'leased' end as state,
+                   m.due, m.vt, m.expires_at,
+                   null::timestamptz as archived_at, null::timestamptz as died_at, null::text as reason, m.last_error
+            from "tocsin".messages m
+            where m.id = any (ids)
+            union all
+            select d.id, d.queue_id, d.payload, d.headers, d.priority, d.key, d.enqueued_at, d.dequeued_at, d.read_ct, d.max_deliveries,
+                   d.producer_worker_id, d.consumer_worker_id, d.history, 'dead', null, null, null, null, d.died_at, d.reason, d.error
+            from "tocsin".dead_letters d
+            where d.id = any (ids)
+            union all
+            select a.id, a.queue_id, a.payload, a.headers, a.priority, a.key, a.enqueued_at, a.dequeued_at, a.read_ct, null,
+                   a.producer_worker_id, a.consumer_worker_id, a.history, 'archived', null, null, null, a.archived_at, null, null,
+                   a.last_error
+            from "tocsin".archive a
+            where a.queue_id = any (queues) and a.id = any (ids)
+        ) x
+        join "tocsin".queues q on q.id = x.queue_id
+        order by x.id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._describe_path(path jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+    select '$' || coalesce(string_agg(case when s.name ~ '^[[:alpha:]_][[:alnum:]_]*$' then '.' || s.name else format('[%s]', s.step) end, ''
+                                      order by s.n), '')
+    from (select e.step, e.step #>> '{}', e.n from jsonb_array_elements(path) with ordinality e (step, n)) s (step, name, n)
+$_$;
+
+
+
+CREATE FUNCTION tocsin._drop_expired_partitions(most integer, OUT dropped integer, OUT problem text) RETURNS record
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $$
+declare
+    over_at timestamptz := "tocsin"._clock() - interval '1 minute';  -- for those that looked for their partition before, and write to it now
+    expired record;
+begin
+    dropped := 0;
+    if not exists (select from "tocsin"._archive_partitions() p where p.ends_at <= over_at) then
+        return;
+    end if;
+    begin
+        lock table only "tocsin".archive in access exclusive mode;  -- from here on nobody uses it, nor counts what is in it
+    exception when lock_not_available then
+        return;
+    end;
+    for expired in select p.* from "tocsin"._archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit most loop
+        begin
+            execute format('lock table "tocsin".%I in access exclusive mode nowait', expired.name);  -- somebody may vacuum it
+            execute format('drop table "tocsin".%I', expired.name);
+            delete from "tocsin".archived_counts c where c.span = expired.span and c.starts_at = expired.starts_at;
+            delete from "tocsin".archive_count_deltas y
+            where y.span = expired.span and "tocsin"._archive_slot(y.span, y.keep_until) = expired.starts_at;
+            dropped := dropped + 1;
+        exception
+            when lock_not_available then null;
+            when others then problem := coalesce(problem, sqlerrm);
+        end;
+    end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._elect_maintainer(process_id bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+declare
+    t timestamptz := "tocsin"._clock();
+begin
+    perform from "tocsin".maintenance m where m.due_at <= t or m.due_at > t + interval '2 minutes' for update skip locked;
+    if not found then
+        return false;
+    end if;
+    update "tocsin".maintenance m
+    set due_at = t + interval '1 minute', clock_was_ahead = m.clock_was_ahead or m.due_at > t + interval '2 minutes'
+    where exists (select from "tocsin".workers w where w.process_id = _elect_maintainer.process_id and w.kind = 'consumer');
+    return found;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._end_expired_lease(m tocsin.messages) RETURNS tocsin.messages
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+begin
+    if m.read_ct >= coalesce(m.max_deliveries, (select q.max_deliveries from "tocsin".queues q where q.id = m.queue_id)) then
+        m.history := "tocsin"._add_delivery(m.history, "tocsin"._describe_delivery(m, "tocsin"._clock(), 'lease_expired', null));
+        return m;
+    end if;
+    perform "tocsin"._requeue(array[m.id], array[m.lease], '0 s', true, 'lease_expired');
+    select x.* into m from "tocsin".messages x where x.id = m.id;
+    return m;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._end_process(process_id bigint, died boolean) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    w "tocsin".workers;
+    last_heartbeat timestamptz;
+begin
+    -- First the process: so a registration under way is waited for and seen below, and
+    -- a later one finds no process.
+    delete from "tocsin".processes p where p.id = process_id returning p.heartbeat_at into last_heartbeat;
+    for w in select x.* from "tocsin".workers x where x.process_id = _end_process.process_id order by x.id loop
+        perform pg_advisory_xact_lock("tocsin"._lock_key('worker', w.id));
+        update "tocsin".workers x
+        set status = 'stopped', ended = coalesce(x.ended, case when died then 'died' else 'left' end), grace = null,
+            status_before_death = case when died then x.status end, shutdown_at = "tocsin"._clock(), process_id = null,
+            heartbeat_at = least(greatest(x.heartbeat_at, last_heartbeat), "tocsin"._clock())
+        where x.id = w.id and x.registration = w.registration;
+        if found then
+            perform "tocsin"._release_held(w, died, 'worker_died');
+        end if;
+    end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._enqueue_rate(queue_id integer, t timestamp with time zone, unfinished bigint) RETURNS double precision
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    size constant integer := 2000;
+    since timestamptz := t - interval '1 minute';
+    reached timestamptz;
+    times timestamptz[];
+    kept timestamptz[];
+begin
+    if unfinished <= size then
+        select array_agg(s.enqueued_at) into times
+        from ((select m.enqueued_at from "tocsin".messages m where m.queue_id = _enqueue_rate.queue_id and m.state = 'ready' limit size)
+              union all
+              (select m.enqueued_at from "tocsin".messages m where m.queue_id = _enqueue_rate.queue_id and m.state = 'delayed' limit size)
+              union all
+              (select m.enqueued_at from "tocsin".messages m where m.queue_id = _enqueue_rate.queue_id and m.state = 'leased' limit size)) s;
+    else
+        select array_agg(s.enqueued_at) filter (where s.queue_id = _enqueue_rate.queue_id), min(s.enqueued_at) into times, reached
+        from (select m.queue_id, m.enqueued_at from "tocsin".messages m order by m.id desc limit size) s;
+        since := greatest(since, reached);
+    end if;
+    -- Without a tally of the last minute nothing was archived in it, and so nothing
+    -- archived was enqueued in it.
+    select array_agg(s.enqueued_at), min(s.enqueued_at) into kept, reached
+    from (select a.enqueued_at from "tocsin".archive a where a.queue_id = _enqueue_rate.queue_id order by a.id desc limit size) s
+    where exists (select from "tocsin".archive_count_deltas y where y.queue_id = _enqueue_rate.queue_id and y.archived_at >= t - interval '1 minute' and y.n > 0);
+    if cardinality(kept) = size then
+        since := greatest(since, reached);
+    end if;
+    return (select count(*) from unnest(times || kept) e where e >= since) / greatest(extract(epoch from t - since)::float8, 0.01);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._estimate(query text) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+declare
+    plan json;
+begin
+    execute 'explain (format json) ' || query into plan;
+    return plan -> 0 -> 'Plan' ->> 'Plan Rows';
+end
+$$;
+
+
+
+CREATE TABLE tocsin.processes (
+    id bigint NOT NULL,
+    hostname text NOT NULL,
+    pid integer NOT NULL,
+    version text NOT NULL,
+    role name DEFAULT CURRENT_USER NOT NULL,
+    every interval NOT NULL,
+    lifeline bigint,
+    detached boolean DEFAULT false NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    heartbeat_at timestamp with time zone NOT NULL,
+    CONSTRAINT processes_every_check CHECK (((every > '00:00:00'::interval) AND (every <= '01:00:00'::interval)))
+)
+WITH (fillfactor='50');
+
+
+
+COMMENT ON COLUMN tocsin.processes.role IS 'Role that registered it, and alone may act for it; see sql/functions/common/authorization.sql.';
+
+
+
+COMMENT ON COLUMN tocsin.processes.every IS 'Interval between its heartbeats.';
+
+
+
+COMMENT ON COLUMN tocsin.processes.lifeline IS 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
+
+
+
+COMMENT ON COLUMN tocsin.processes.detached IS 'It goes on without a lifeline, since LISTEN does not work where it runs.';
+
+
+
+CREATE FUNCTION tocsin._examine(p tocsin.processes, t timestamp with time zone, up_since timestamp with time zone, OUT seems_alive boolean, OUT dead_at timestamp with time zone) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+declare
+    beat timestamptz := least(p.heartbeat_at, t);
+    silent boolean := beat < up_since;  -- since the server came up
+    soon timestamptz := "tocsin"._later(beat, p.every * 1.25);
+    settled timestamptz := up_since + interval '10 s';
+begin
+    if p.lifeline is not null then
+        seems_alive := not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('lifeline', p.lifeline));
+        dead_at := greatest(soon, settled);
+    elsif not p.detached and exists (select from "tocsin".workers w where w.process_id = p.id and w.kind = 'consumer') then
+        seems_alive := false;  -- not known; it will soon have a lifeline
+        dead_at := greatest("tocsin"._later(beat, p.every * 3), settled);
+    elsif silent then
+        seems_alive := false;
+        dead_at := greatest(soon, "tocsin"._later(settled, p.every * 1.25));
+    else
+        seems_alive := soon > t;
+        dead_at := greatest("tocsin"._later(beat, p.every * 15), settled);
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._find_key(queue_id integer, key text) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+begin
+    return (select m.id from "tocsin".messages m where m.queue_id = _find_key.queue_id and m.key = _find_key.key);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._find_own_worker(worker_id bigint) RETURNS tocsin.workers
+    LANGUAGE plpgsql
+    AS $$
+declare
+    w "tocsin".workers;
+begin
+    select x.* into w from "tocsin".workers x where x.id = worker_id;
+    if not found then
+        perform "tocsin"._raise_error('TC006', format('worker %s is not registered: it has been purged, or its queue deleted', worker_id),
+            jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'reason', 'it has been purged, or its queue deleted'),
+            'Register it again, by its name or another.');
+    end if;
+    return "tocsin"._check_own(w);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._find_role(role text) RETURNS regrole
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    found_role regrole := (select r.oid from pg_roles r where r.rolname = role);
+begin
+    if found_role is null then
+        perform "tocsin"._raise_error('TC023', format('role "%s" does not exist', role), jsonb_build_object('role', role),
+                              'Create it first: create role.');
+    end if;
+    return found_role;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._find_violation(payloads jsonb, q tocsin.queues) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+#variable_conflict use_column
+declare
+    fault jsonb;
+    level jsonb[] := array[payloads];
+    paths jsonb[] := array['[]'::jsonb];
+    depth integer := 0;  -- arrays and objects of the payload around a member of this level
+    deepest integer := least(nullif(q.max_depth, 0), 256);
+begin
+    if q.required_keys <> '{}' then
+        select jsonb_build_object('path', jsonb_build_array(p.n - 1), 'reason', case
+                   when jsonb_typeof(p.payload) <> 'object'
+                   then format('not an object, which must have the keys %s', to_json(q.required_keys))
+                   else (select format('the key %s is missing', to_json(k)) from unnest(q.required_keys) k where not p.payload ? k limit 1)
+               end)
+        into fault
+        from jsonb_array_elements(payloads) with ordinality as p (payload, n)
+        where jsonb_typeof(p.payload) <> 'object' or not p.payload ?& q.required_keys
+        order by p.n limit 1;
+    end if;
+    while fault is null and level is not null and (q.max_string > 0 or q.max_depth > 0 or q.forbidden_keys <> '{}') loop
+        with members as (
+            select l.path, m.step, m.value, jsonb_typeof(m.value) as kind, m.key
+            from unnest(level, paths) as l (value, path)
+            cross join lateral (
+                select o.key, to_jsonb(o.key), o.value
+                from jsonb_each(case jsonb_typeof(l.value) when 'object' then l.value else '{}' end) o
+                union all
+                select null, to_jsonb(a.n - 1), a.value
+                from jsonb_array_elements(case jsonb_typeof(l.value) when 'array' then l.value else '[]' end) with ordinality a (value, n)
+            ) m (key, step, value)
+        ), judged as (
+            select m.*, case
+                when m.key = any (q.forbidden_keys) then format('the key %s is forbidden', to_json(m.key))
+                when q.max_string > 0 and length(m.key) > q.max_string
+                    then format('a key of %s characters, the limit is %s', length(m.key), q.max_string)
+                when q.max_string > 0 and m.kind = 'string' and length(m.value #>> '{}') > q.max_string
+                    then format('a string of %s characters, the limit is %s', length(m.value #>> '{}'), q.max_string)
+                when m.kind in ('array', 'object') and depth >= deepest
+                    then format('nested deeper than %s levels', deepest)
+            end as reason
+            from members m
+        )
+        select (select jsonb_build_object('reason', j.reason, 'path',  -- of which a key that is too long is no part
+                                          case when q.max_string > 0 and length(j.key) > q.max_string then j.path else j.path || j.step end)
+                from judged j where j.reason is not null limit 1),
+               array_agg(j.value) filter (where j.kind in ('array', 'object')),
+               array_agg(j.path || j.step) filter (where j.kind in ('array', 'object'))
+        into fault, level, paths
+        from judged j;
+        depth := depth + 1;
+    end loop;
+    return fault;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._find_worker(worker_id bigint) RETURNS tocsin.workers
+    LANGUAGE plpgsql
+    AS $$
+declare
+    w "tocsin".workers;
+begin
+    select x.* into w from "tocsin".workers x where x.id = worker_id;
+    if not found then
+        perform "tocsin"._raise_error('TC004', format('worker %s does not exist', worker_id), jsonb_build_object('worker_id', worker_id),
+                              'It may have been purged; list the workers.');
+    end if;
+    return w;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._holders(queue_id integer, until timestamp with time zone DEFAULT '-infinity'::timestamp with time zone) RETURNS TABLE(worker_id bigint, held bigint, message_id bigint, since timestamp with time zone)
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+begin
+    -- The longest by the smallest pair of time and id, for which nothing is sorted.
+    return query
+        select m.consumer_worker_id, count(*), (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
+        from "tocsin".messages m
+        where m.queue_id = _holders.queue_id and m.state = 'leased' and m.vt > until
+        group by m.consumer_worker_id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._is_active(worker_id bigint) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+    return exists (select from "tocsin".workers w where w.id = worker_id and w.status in ('ready', 'polling'));
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._is_admin() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+    return "tocsin"._is_owner()
+        or exists (select from "tocsin".roles r where r.kind = 'admin' and pg_has_role("tocsin"._caller(), r.role, 'usage'));
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._is_owner() RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$ select pg_has_role("tocsin"._caller(), current_user, 'usage') $$;
+
+
+
+CREATE FUNCTION tocsin._is_valid(payload jsonb, max_payload integer, delay interval, at timestamp with time zone, expires_in interval, max_deliveries integer) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select (octet_length(payload::text) > max_payload) is not true
+       and (delay not between '0 s' and '1000 years' or delay is not null and at is not null
+            or at < '0002-01-01 UTC' or at > '9999-12-30 UTC'
+            or expires_in <= '0 s' or expires_in > '1000 years' or max_deliveries <= 0) is not true
+$$;
+
+
+
+CREATE FUNCTION tocsin._keep_until(retention interval, at timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$ select case when retention < '1000 years' then "tocsin"._later(at, retention) else '9999-01-01+00' end $$;
+
+
+
+CREATE FUNCTION tocsin._later(moment timestamp with time zone, length interval) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$ select moment + make_interval(secs => extract(epoch from length)::float8) $$;
+
+
+
+CREATE FUNCTION tocsin._lock_dead_letters(ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer) RETURNS bigint[]
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_variable
+declare
+    queue_id integer := "tocsin"._resolve_queue(ids, queue);
+    died_before timestamptz := "tocsin"._cutoff(older_than);
+begin
+    if ids is not null then
+        return array(select d.id from "tocsin".dead_letters d
+                     where "tocsin"._matches_filter(d, ids, queue_id, reason, error, died_before)
+                     order by d.id limit max_letters for update);
+    end if;
+    return array(select d.id from "tocsin".dead_letters d
+                 where "tocsin"._matches_filter(d, ids, queue_id, reason, error, died_before)
+                 order by d.id limit max_letters for update skip locked);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._lock_key(kind text, number bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select pg_catalog.hashtextextended('"tocsin".' || kind, number) $$;
+
+
+
+CREATE FUNCTION tocsin._lock_waiting(message_id bigint, queue text, key text) RETURNS tocsin.messages
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    q "tocsin".queues;
+    wanted bigint := message_id;
+    m "tocsin".messages;
+begin
+    if (wanted is null) = (_lock_waiting.key is null) or (_lock_waiting.queue is null) <> (_lock_waiting.key is null) then
+        perform "tocsin"._raise_error('TC022', 'name a message by its id, or by its queue and key', '{"argument": "message_id"}');
+    elsif wanted is null then
+        q := "tocsin".find_queue(queue);
+        perform "tocsin"._check_change(q.id);
+        wanted := "tocsin"._find_key(q.id, key);
+    end if;
+    loop
+        select x.* into m from "tocsin".messages x where x.id = wanted;
+        exit when not found;
+        perform "tocsin"._check_change(m.queue_id);
+        exit when m.state = 'leased' and m.vt > "tocsin"._clock();
+        select x.* into m from "tocsin".messages x
+        where x.id = wanted and (x.state <> 'leased' or x.vt <= "tocsin"._clock()) for update;
+        continue when not found;
+        return case when m.state = 'leased' then "tocsin"._end_expired_lease(m) else m end;
+    end loop;
+    perform "tocsin"._refuse_change(wanted, queue, key);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._make_due_ready(queue_id integer) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    batch constant integer := 250;
+    t timestamptz := "tocsin"._clock();
+    stop_at timestamptz := t + interval '20 ms';
+    over boolean := false;
+    rows_due tid[];
+    ids bigint[];
+    lapsed bigint[];
+begin
+    while not over and exists (
+        select from "tocsin".messages m
+        where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t)
+    loop
+        select array_agg(d.id) into ids
+        from (select m.id from "tocsin".messages m
+              where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t
+              order by m.expires_at limit batch for update skip locked) d;
+        exit when ids is null;
+        perform "tocsin"._move_to_dead_letters(ids, 'expired');
+        over := "tocsin"._clock() >= stop_at;
+    end loop;
+
+    while not over and exists (
+        select from "tocsin".messages m where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t)
+    loop
+        select array_agg(d.ctid) into rows_due
+        from (select m.ctid from "tocsin".messages m
+              where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t
+              order by m.vt limit 4 * batch for update skip locked) d;
+        exit when rows_due is null;
+        update "tocsin".messages m set state = 'ready' where m.ctid = any (rows_due);
+        over := "tocsin"._clock() >= stop_at;
+    end loop;
+
+    while not over and exists (
+        select from "tocsin".messages m where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t)
+    loop
+        select array_agg(d.id), array_agg(d.lease) into ids, lapsed
+        from (select m.id, m.lease from "tocsin".messages m
+              where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
+              order by m.vt limit batch for update skip locked) d;
+        exit when ids is null;
+        perform "tocsin"._requeue(ids, lapsed, '0 s', true, 'lease_expired');
+        over := "tocsin"._clock() >= stop_at;
+    end loop;
+end
+$$;
+
+
+
+CREATE TABLE tocsin.dead_letters (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    died_at timestamp with time zone NOT NULL,
+    lease bigint,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    max_deliveries integer,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    reason text NOT NULL,
+    error text,
+    traceback text,
+    history jsonb
+);
+
+
+
+COMMENT ON COLUMN tocsin.dead_letters.lease IS 'Token of its last delivery, so that those after a replay have larger ones.';
+
+
+
+CREATE FUNCTION tocsin._matches_filter(letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text, died_before timestamp with time zone) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select (ids is null or letter.id = any (ids)) and (queue_id is null or letter.queue_id = queue_id)
+       and (reason is null or letter.reason = reason) and (error is null or strpos(letter.error, error) > 0)
+       and (died_before is null or letter.died_at < died_before)
+$$;
+
+
+
+CREATE FUNCTION tocsin._may_consume() RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    select "tocsin"._is_owner()
+        or exists (select from "tocsin".roles r where r.kind in ('consumer', 'admin') and pg_has_role("tocsin"._caller(), r.role, 'usage'))
+$$;
+
+
+
+CREATE FUNCTION tocsin._may_enqueue(queue_id integer, worker_id bigint) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    select "tocsin"._is_admin()
+        or exists (select from "tocsin".queue_grants g
+                   where g.queue_id = _may_enqueue.queue_id and pg_has_role("tocsin"._caller(), g.role, 'usage'))
+           and (worker_id is null or exists (select from "tocsin".workers w where w.id = worker_id and w.role = "tocsin"._caller()))
+$$;
+
+
+
+CREATE FUNCTION tocsin._move_to_dead_letters(ids bigint[], reason text, errors text[] DEFAULT NULL::text[], tracebacks text[] DEFAULT NULL::text[], deliveries jsonb[] DEFAULT NULL::jsonb[]) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    again_at timestamptz := "tocsin"._clock() + interval '1 minute';
+begin
+    with given as (
+        select g.id, g.error, g.traceback, g.delivery
+        from unnest(ids, errors, tracebacks, deliveries) as g (id, error, traceback, delivery)
+    ), died as (
+        delete from "tocsin".messages m using given g where m.id = any (ids) and m.id = g.id
+        returning m.*, coalesce(g.error, m.last_error) as error, g.traceback, g.delivery
+    )
+    insert into "tocsin".dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, died_at, lease, producer_worker_id,
+                                     consumer_worker_id, max_deliveries, key, payload, headers, reason, error, traceback, history)
+    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, "tocsin"._clock(), d.lease, d.producer_worker_id,
+           d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers, _move_to_dead_letters.reason, d.error, d.traceback,
+           "tocsin"._add_delivery(d.history, d.delivery)
+    from died d;
+exception when integrity_constraint_violation or data_exception or program_limit_exceeded or raise_exception then
+    if cardinality(ids) > 1 then
+        for n in 1 .. cardinality(ids) loop
+            perform "tocsin"._move_to_dead_letters(ids[n:n], reason, errors[n:n], tracebacks[n:n], deliveries[n:n]);
+        end loop;
+    else
+        update "tocsin".messages m
+        set state = 'delayed', due = again_at, vt = again_at,
+            expires_at = case when m.expires_at < again_at then again_at else m.expires_at end,
+            last_error = format('%s, but cannot become a dead letter: %s', reason, sqlerrm),
+            history = "tocsin"._add_delivery(m.history, deliveries[1])
+        where m.id = any (ids);
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._move_worker(worker_id bigint, allowed text[], target text, grace interval DEFAULT NULL::interval, ended text DEFAULT NULL::text) RETURNS tocsin.workers
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+declare
+    w "tocsin".workers;
+    t timestamptz := "tocsin"._clock();
+begin
+    update "tocsin".workers x
+    set status = target, grace = _move_worker.grace, ended = _move_worker.ended, heartbeat_at = t,
+        shutdown_at = case when target = 'stopped' then t end
+    where x.id = worker_id and x.status = any (allowed) and "tocsin"._acts_for(x.role)
+    returning x.* into w;
+    if not found then
+        w := "tocsin"._check_own("tocsin"._find_worker(worker_id));
+        perform "tocsin"._refuse_transition(w, target, format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
+    end if;
+    return w;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._must_ring(queue_id integer, notify text) RETURNS boolean
+    LANGUAGE sql
+    AS $$
+    select case
+        when notify = 'always' then true
+        when "tocsin"._shared_elsewhere("tocsin"._lock_key('waiting', queue_id)) then true
+        when not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('unrung', queue_id)) then true
+        else "tocsin"._shared_elsewhere("tocsin"._lock_key('waiting', queue_id))
+    end
+$$;
+
+
+
+CREATE FUNCTION tocsin._next_due(queue_id integer, with_ready boolean DEFAULT true) RETURNS double precision
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    at timestamptz;
+begin
+    select least(
+        case when with_ready then
+            -- What is ready can be claimed now, also what was enqueued while the clock
+            -- was ahead.
+            (select least(m.due, "tocsin"._clock()) from "tocsin".messages m
+             where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
+        end,
+        (select m.vt from "tocsin".messages m where m.queue_id = q.id and m.state = 'delayed' order by m.vt limit 1),
+        (select m.vt from "tocsin".messages m where m.queue_id = q.id and m.state = 'leased' order by m.vt limit 1)
+    )
+    into at
+    from "tocsin".queues q
+    where q.id = _next_due.queue_id and q.paused_at is null;
+    return greatest(case when with_ready and at is not null then 0 end, extract(epoch from at - "tocsin"._clock()));  -- greatest() passes over null
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._oldest_ready(queue_id integer, t timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+    with recursive front as (
+        (select m.priority, m.due from "tocsin".messages m where m.queue_id = _oldest_ready.queue_id and m.state = 'ready'
+         order by m.priority, m.due, m.id limit 1)
+        union all
+        select n.priority, n.due
+        from front f
+        cross join lateral (select m.priority, m.due from "tocsin".messages m
+                            where m.queue_id = _oldest_ready.queue_id and m.state = 'ready' and m.priority > f.priority
+                            order by m.priority, m.due, m.id limit 1) n
+    )
+    select least(
+        (select min(f.due) from (select x.due from front x limit 1000) f),
+        (select m.vt from "tocsin".messages m
+         where m.queue_id = _oldest_ready.queue_id and m.state = 'delayed' and m.vt <= t order by m.vt limit 1),
+        (select m.vt from "tocsin".messages m
+         where m.queue_id = _oldest_ready.queue_id and m.state = 'leased' and m.vt <= t order by m.vt limit 1))
+$$;
+
+
+
+CREATE FUNCTION tocsin._order_kept_for(queue_id integer) RETURNS double precision
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz;
+    until timestamptz;
+    head bigint;
+begin
+    perform pg_advisory_xact_lock("tocsin"._lock_key('order', queue_id));
+    t := "tocsin"._clock();
+    select m.vt into until from "tocsin".messages m
+    where m.queue_id = _order_kept_for.queue_id and m.state = 'leased' order by m.vt limit 1;
+    if until is null then
+        select least(m.vt, m.expires_at) into until from "tocsin".messages m
+        where m.queue_id = _order_kept_for.queue_id and m.state = 'delayed' and m.due < m.vt order by m.vt limit 1;
+    end if;
+    if until is not null then
+        return greatest(0.01, extract(epoch from until - t));
+    end if;
+    select m.id into head from "tocsin".messages m
+    where m.queue_id = _order_kept_for.queue_id and m.state = 'ready' order by m.priority, m.due, m.id limit 1;
+    perform from "tocsin".messages m where m.id = head for update skip locked;
+    return case when head is not null and not found then 0.25 end;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._outcomes(ids bigint[], settled bigint[]) RETURNS boolean[]
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+begin
+    if cardinality(ids) = coalesce(cardinality(settled), 0) then
+        return array_fill(true, array[cardinality(ids)]);
+    end if;
+    return (select array_agg(coalesce(g.id = any (settled), false) order by g.n) from unnest(ids) with ordinality as g (id, n));
+end
+$$;
+
+
+
+CREATE TABLE tocsin.archive_policies (
+    queue_id integer NOT NULL,
+    retention interval NOT NULL,
+    span integer DEFAULT 0 NOT NULL,
+    covered tstzrange DEFAULT 'empty'::tstzrange NOT NULL,
+    since timestamp with time zone DEFAULT '9999-01-01 00:00:00+00'::timestamp with time zone NOT NULL
+);
+
+
+
+COMMENT ON TABLE tocsin.archive_policies IS 'What archiving has to know of a queue: how long to keep its messages, and which partitions it may use.';
+
+
+
+COMMENT ON COLUMN tocsin.archive_policies.retention IS 'The queue''s own.';
+
+
+
+COMMENT ON COLUMN tocsin.archive_policies.covered IS 'The times of keep_until that there are partitions of this span for; all else goes to archive_rest.';
+
+
+
+COMMENT ON COLUMN tocsin.archive_policies.since IS 'Transactions that began before do not use them.';
+
+
+
+CREATE FUNCTION tocsin._partition_span_for(a tocsin.archive_policies, keep_until timestamp with time zone) RETURNS integer
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    select case when a.retention > '0 s' then case when a.covered @> keep_until and a.since <= pg_catalog.now() then a.span else 0 end end
+$$;
+
+
+
+CREATE FUNCTION tocsin._publish_partitions() RETURNS void
+    LANGUAGE sql
+    AS $$
+    -- What create_queue and update_queue note; not done where a queue was changed or
+    -- restored by other means.
+    insert into "tocsin".archive_policies (queue_id, retention)
+    select q.id, q.retention from "tocsin".queues q
+    where not exists (select from "tocsin".archive_policies a where a.queue_id = q.id) on conflict (queue_id) do nothing;
+    update "tocsin".archive_policies a set retention = n.retention
+    from (select x.queue_id, q.retention from "tocsin".archive_policies x join "tocsin".queues q on q.id = x.queue_id
+          where x.retention <> q.retention for update of x skip locked) n
+    where a.queue_id = n.queue_id;
+    with there as (
+        select w.queue_id, w.span, tstzrange(min(p.starts_at), max(p.ends_at)) as times
+        from "tocsin"._wanted_partitions() w
+        join "tocsin"._archive_partitions() p on p.span = w.span and p.starts_at = w.starts_at
+        group by w.queue_id, w.span
+    )
+    update "tocsin".archive_policies a
+    set span = coalesce(n.span, 0), covered = coalesce(n.times, 'empty'), since = pg_catalog.clock_timestamp()
+    from (select x.queue_id, t.span, t.times from "tocsin".archive_policies x left join there t on t.queue_id = x.queue_id
+          for update of x skip locked) n
+    where a.queue_id = n.queue_id
+      and ((a.span, a.covered) is distinct from (coalesce(n.span, 0), coalesce(n.times, 'empty'))
+           or a.span > 0 and a.since > pg_catalog.clock_timestamp() + interval '1 s')
+$$;
+
+
+
+CREATE FUNCTION tocsin._purge_expired_dead_letters(most integer) RETURNS bigint
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    t timestamptz := "tocsin"._clock();
+    queue record;
+    purged bigint := 0;
+    n bigint;
+begin
+    for queue in select q.id, "tocsin"._later(t, -q.dead_letter_retention) as before from "tocsin".queues q where q.dead_letter_retention < '1000 years' loop
+        delete from "tocsin".dead_letters d
+        where d.id = any (array(
+            select x.id from "tocsin".dead_letters x where x.queue_id = queue.id and x.died_at <= queue.before
+            order by x.died_at limit most - purged for update skip locked));
+        get diagnostics n = row_count;
+        purged := purged + n;
+        exit when purged >= most;
+    end loop;
+    return purged;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._purge_stopped_workers(most integer) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+declare
+    t timestamptz := "tocsin"._clock();
+    purged bigint;
+begin
+    delete from "tocsin".workers w
+    where w.status = 'stopped' and w.id = any (array(
+        select x.id from "tocsin".workers x
+        where x.status = 'stopped'
+          and x.shutdown_at <= t - case x.kind when 'producer' then interval '24 hours' else interval '720 hours' end
+        limit most for update skip locked));
+    get diagnostics purged = row_count;
+    return purged;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._raise_error(code text, message text, detail jsonb, hint text DEFAULT ''::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    raise exception using errcode = code, message = message, detail = detail::text, hint = hint;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._reap_dead_processes(process_id bigint, living integer DEFAULT NULL::integer) RETURNS double precision
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    t timestamptz := "tocsin"._clock();
+    up_since timestamptz := "tocsin"._record_uptime(t);
+    p "tocsin".processes;
+    wait float8;
+    look_again float8;
+begin
+    for p in
+        (select x.* from "tocsin".processes x where x.id > process_id order by x.id)
+        union all
+        (select x.* from "tocsin".processes x where x.id < process_id order by x.id)
+    loop
+        wait := "tocsin"._reap_if_dead(p, t, up_since);
+        if wait is null then
+            living := living - 1;
+            exit when living <= 0;
+        elsif wait > 0 then
+            look_again := least(look_again, wait);
+        end if;
+    end loop;
+    return look_again;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._reap_if_dead(p tocsin.processes, t timestamp with time zone, up_since timestamp with time zone) RETURNS double precision
+    LANGUAGE plpgsql
+    AS $$
+declare
+    seems_alive boolean;
+    dead_at timestamptz;
+begin
+    select e.seems_alive, e.dead_at into seems_alive, dead_at from "tocsin"._examine(p, t, up_since) e;
+    if seems_alive then
+        return null;
+    elsif p.heartbeat_at > t + interval '1 s' then
+        perform "tocsin"._correct_heartbeats(t);
+    end if;
+    if dead_at > t then
+        return extract(epoch from dead_at - t);
+    end if;
+    -- Another process may be burying it, or it has come back in this moment; then its
+    -- row is locked or changed.
+    perform from "tocsin".processes x
+    where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
+    for update skip locked;
+    if found and "tocsin"._try_lock_workers(p.id) then
+        perform "tocsin"._end_process(p.id, died => true);
+        return 0;
+    end if;
+    return 1;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._record_uptime(t timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE plpgsql
+    AS $$
+declare
+    up_since timestamptz;
+begin
+    insert into "tocsin".uptime (since) select t where not exists (select from "tocsin".uptime) on conflict do nothing;
+    update "tocsin".uptime u set since = t where u.since > t;
+    select greatest(u.since, case when pg_postmaster_start_time() <= t then pg_postmaster_start_time() end) into up_since from "tocsin".uptime u;
+    return up_since;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._refuse_caller(doing text, hint text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform "tocsin"._raise_error('TC030', format('role "%s" may not %s', "tocsin"._caller(), doing), jsonb_build_object('role', "tocsin"._caller()),
+                          hint);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._refuse_change(message_id bigint, queue text, key text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    found_message "tocsin".message_info;
+begin
+    select x.* into found_message from "tocsin".get_message(message_id) x;
+    if found then
+        perform "tocsin"._check_change(found_message.queue_id);
+        perform "tocsin"._raise_error('TC015',
+            format('message %s cannot be changed: it is %s', message_id, found_message.state),
+            jsonb_build_object('message_id', message_id, 'state', found_message.state),
+            case found_message.state when 'leased' then 'A worker holds it: wait until that has settled it.'
+                                     when 'dead' then 'Replay it, or archive or purge it as a dead letter.'
+                                     when 'archived' then 'It is finished: enqueue another message.'
+                                     else 'Another transaction has locked it: try again.' end);
+    end if;
+    perform "tocsin"._raise_error('TC016',
+        case when key is null then format('message %s does not exist', message_id)
+             else format('no unfinished message of queue "%s" has the key "%s"', queue, key) end,
+        jsonb_build_object('message_id', message_id, 'key', key));
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._refuse_deletion(q tocsin.queues) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    active bigint := (select count(*) from "tocsin".workers w where w.queue_id = q.id and w.status <> 'stopped');
+    unfinished bigint := "tocsin"._count_unfinished(q.id);
+begin
+    if active > 0 or unfinished > 0 then
+        perform "tocsin"._raise_error('TC010',
+            format('queue "%s" has %s worker(s) that are not stopped and %s unfinished message(s)', q.name, active, unfinished),
+            jsonb_build_object('queue', q.name, 'workers', active, 'messages', unfinished),
+            'Stop the workers and purge the messages first, or delete it with force.');
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._refuse_ended(w tocsin.workers) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform "tocsin"._raise_error('TC006', format('worker %s ("%s") has been registered by process %s on %s since', w.id, w.name, w.pid, w.hostname),
+        jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'reason', 'its registration has ended'),
+        'It was declared dead; register it again, by its name or another.');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._refuse_held(w tocsin.workers) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    held bigint := "tocsin"._count_held(w);
+begin
+    if held > 0 then
+        perform "tocsin"._raise_error('TC007', format('worker %s ("%s") holds %s message(s)', w.id, w.name, held),
+            jsonb_build_object('worker_id', w.id, 'count', held), 'Settle or release them first, or suspend with release or drain.');
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._refuse_missing(queue text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+    perform "tocsin"._raise_error('TC001', format('queue "%s" does not exist', queue), jsonb_build_object('queue', queue),
+                          'Create it first, for example with ensure_queue.');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._refuse_transition(w tocsin.workers, target text, reason text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform "tocsin"._raise_error(case w.status when 'stopped' then 'TC006' else 'TC005' end,
+        format('worker %s ("%s") is %s: %s', w.id, w.name, w.status, reason),
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'reason', reason),
+        case when target = 'deleted' then 'Stop it first.'
+             when w.status = 'suspended' then 'Resume it, or shut it down.'
+             when w.status = 'stopped' then 'Register it again by its name.'
+             else 'Wait until it is in another state, or suspend it.' end);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._release_held(w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] DEFAULT '{}'::bigint[], keep_leases bigint[] DEFAULT '{}'::bigint[]) RETURNS bigint
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET lock_timeout TO '1s'
+    AS $$
+declare
+    ids bigint[];
+    leases bigint[];
+begin
+    begin
+        select array_agg(h.id), array_agg(h.lease) into ids, leases
+        from (select m.id, m.lease from "tocsin".messages m
+              where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+                and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+              order by m.id + 0 for update) h;
+    exception when lock_not_available then
+        select array_agg(h.id), array_agg(h.lease) into ids, leases
+        from (select m.id, m.lease from "tocsin".messages m
+              where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
+                and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+              order by m.id + 0 for update skip locked) h;
+    end;
+    if ids is null then
+        return 0;
+    end if;
+    return (select count(*) from unnest("tocsin"._requeue(ids, leases, '0 s', counted, outcome)) g (outcome) where g.outcome is not null);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._remove_queue(q tocsin.queues, force boolean, OUT worker_count bigint, OUT message_count bigint, OUT archived_count bigint, OUT dead_letter_count bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $$
+declare
+    patience timestamptz;
+    closed boolean := false;
+    emptied boolean := false;
+begin
+    message_count := 0;
+    dead_letter_count := 0;
+    loop
+        if not closed then
+            closed := "tocsin"._try_close_workers(q);
+            if closed and force is not true then
+                perform "tocsin"._refuse_deletion(q);
+            end if;
+        end if;
+        if closed then
+            select t.* into message_count, dead_letter_count, emptied from "tocsin"._try_empty_queue(q, message_count, dead_letter_count) t;
+        end if;
+        exit when emptied;
+        patience := coalesce(patience, "tocsin"._clock() + interval '250 ms');
+        if "tocsin"._clock() > patience then
+            raise lock_not_available;
+        end if;
+        perform pg_sleep(0.005);
+    end loop;
+    archived_count := "tocsin".purge_archive(q.id, null, false);
+    perform "tocsin"._tell_process(w) from "tocsin".workers w where w.queue_id = q.id and w.status <> 'stopped';
+    delete from "tocsin".workers w where w.queue_id = q.id;
+    get diagnostics worker_count = row_count;
+    -- By itself: foreign keys are triggers, and may be off.
+    delete from "tocsin".archive_policies a where a.queue_id = q.id;
+    delete from "tocsin".queue_grants g where g.queue_id = q.id;
+    delete from "tocsin".queues x where x.id = q.id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._requeue(ids bigint[], leases bigint[], delay interval, counted boolean, outcome text, errors text[] DEFAULT NULL::text[], tracebacks text[] DEFAULT NULL::text[], delays double precision[] DEFAULT NULL::double precision[], verdicts text[] DEFAULT NULL::text[], keep_place boolean DEFAULT false) RETURNS double precision[]
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    outcomes float8[];
+    undead bigint[];
+begin
+    with held as (
+        select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
+               v.outcome = 'rejected' or c.counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
+               coalesce(make_interval(secs => g.delay), _requeue.delay, "tocsin"._backoff(q, m.read_ct)) as delay,
+               case when c.counted then "tocsin"._describe_delivery(m, t, v.outcome, g.error)
+               end as delivery
+        from (select x.id, x.lease, x.error, x.traceback, x.delay, x.verdict
+              from unnest(ids, leases, errors, tracebacks, delays, verdicts) as x (id, lease, error, traceback, delay, verdict)
+              order by x.id) g
+        cross join lateral (select coalesce(g.verdict, _requeue.outcome)) v (outcome)
+        cross join lateral (select _requeue.counted and v.outcome <> 'snoozed') c (counted)
+        join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
+        join "tocsin".queues q on q.id = m.queue_id
+        for update of m
+    ), returned as (
+        update "tocsin".messages m
+        set state = (case when h.delay > '0 s' then 'delayed' else 'ready' end)::"tocsin".message_state,
+            due = case when h.delay > '0 s' and not keep_place then "tocsin"._later(t, h.delay) else least(h.due, t) end,
+            vt = case when h.delay > '0 s' then "tocsin"._later(t, h.delay) else least(h.due, t) end,
+            read_ct = m.read_ct - (not h.counted)::integer,
+            last_error = coalesce(h.error, m.last_error),
+            history = "tocsin"._add_delivery(m.history, h.delivery)
+        from held h
+        where m.id = any (ids) and m.id = h.id and not h.exhausted
+    ), buried as (
+        select "tocsin"._move_to_dead_letters(
+            array_agg(h.id),
+            h.outcome,
+            array_agg(h.error), array_agg(h.traceback), array_agg(h.delivery))
+        from held h where h.exhausted group by h.outcome
+    ), rung as (
+        select "tocsin"._ring(b.queue_id) from (select distinct h.queue_id from held h where not h.exhausted) b
+    )
+    select array_agg(case when h.exhausted then 'Infinity' else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
+    from unnest(ids) with ordinality as g (id, n)
+    left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x group by x.id) h on h.id = g.id
+    cross join (select count(*) from buried) all_buried  -- a CTE that nobody reads is not run
+    cross join (select count(*) from rung) all_rung;
+    if 'Infinity' = any (outcomes) then  -- unless the dead letters refused it: see bury
+        select array_agg(m.id) into undead from "tocsin".messages m where m.id = any (ids) and m.state = 'delayed';
+        if undead is not null then
+            select array_agg(case when g.outcome = 'Infinity' and g.id = any (undead) then 60 else g.outcome end order by g.n) into outcomes
+            from unnest(ids, outcomes) with ordinality as g (id, outcome, n);
+        end if;
+    end if;
+    return coalesce(outcomes, '{}');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._resolve_queue(ids bigint[], queue text) RETURNS integer
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+    if queue is not null then
+        return ("tocsin".find_queue(queue)).id;
+    elsif ids is null then
+        perform "tocsin"._raise_error('TC022', 'name dead letters by ids or by a queue', '{"argument": "queue"}');
+    end if;
+    return null;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._ring(queue_id integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform "tocsin"._ring(q) from "tocsin".queues q where q.id = _ring.queue_id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._ring(q tocsin.queues) RETURNS void
+    LANGUAGE sql
+    AS $$
+    select case when "tocsin"._must_ring(q.id, q.notify) then
+        case when pg_notification_queue_usage() < 0.9 then pg_notify(q.channel, '') end
+    end
+$$;
+
+
+
+CREATE FUNCTION tocsin._ring_inserted() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform from (select min(n.queue_id) as first, max(n.queue_id) as last from inserted n) i
+    where case when i.first = i.last then (select "tocsin"._rung(q) from "tocsin".queues q where q.id = i.first) end is not true;
+    if found then
+        perform from (select distinct n.queue_id from inserted n) i
+        where (select "tocsin"._rung(q) from "tocsin".queues q where q.id = i.queue_id) is not true;
+        if found then
+            perform "tocsin"._ring_late(i.queue_id) from (select distinct n.queue_id from inserted n) i;
+        end if;
+    end if;
+    return null;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._ring_late(queue_id integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    q "tocsin".queues;
+begin
+    select x.* into q from "tocsin".queues x where x.id = queue_id;
+    perform pg_advisory_xact_lock_shared("tocsin"._lock_key('rung', queue_id));
+    perform from "tocsin".queues x where x.id = queue_id for key share;  -- one that is gone fails here, whatever the snapshot shows
+    if not found then
+        perform "tocsin"._refuse_missing(coalesce(q.name, 'number ' || queue_id));  -- the INSERT has seen it, but this has not
+    end if;
+    perform pg_notify(q.channel, '') where pg_notification_queue_usage() < 0.9;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._roll_up_count_deltas() RETURNS void
+    LANGUAGE sql
+    AS $$
+    delete from "tocsin".archived_counts c where not exists (select from "tocsin".queues q where q.id = c.queue_id);
+    with taken as (
+        delete from "tocsin".archive_count_deltas y where y.archived_at <= "tocsin"._clock() - interval '1 minute' returning y.*
+    )
+    insert into "tocsin".archived_counts as c (queue_id, span, starts_at, n)
+    select y.queue_id, y.span, "tocsin"._archive_slot(y.span, y.keep_until), sum(y.n)
+    from taken y join "tocsin".queues q on q.id = y.queue_id
+    where y.span is not null
+    group by 1, 2, 3
+    on conflict (queue_id, span, starts_at) do update set n = c.n + excluded.n
+$$;
+
+
+
+CREATE FUNCTION tocsin._rung(q tocsin.queues) RETURNS boolean
+    LANGUAGE sql
+    AS $$
+    select case
+        when not "tocsin"._must_ring(q.id, q.notify) then true
+        when not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('rung', q.id)) then false
+        when set_config('bell.rung', case when q.notify = 'on_demand' then q.channel else '' end, true) is null then false
+        when pg_notification_queue_usage() >= 0.9 then true
+        else pg_notify(q.channel, '') is not null
+    end
+$$;
+
+
+
+CREATE FUNCTION tocsin._shared_after_all(key bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    return case
+        when not pg_try_advisory_lock_shared(key) then false
+        when not pg_advisory_unlock_shared(key) then false
+        when pg_try_advisory_lock(key) then not pg_advisory_unlock(key)
+        else true
+    end;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._shared_elsewhere(key bigint) RETURNS boolean
+    LANGUAGE sql
+    AS $$ select case when pg_try_advisory_lock(key) then not pg_advisory_unlock(key) else "tocsin"._shared_after_all(key) end $$;
+
+
+
+CREATE FUNCTION tocsin._sweep_orphans(most integer DEFAULT 10000) RETURNS bigint
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    swept bigint;
+begin
+    with gaps as (
+        select coalesce(lag(q.id) over (order by q.id), 0) as above, q.id as below from "tocsin".queues q
+        union all
+        select coalesce(max(q.id), 0), 2147483647 from "tocsin".queues q
+    ), orphans as (
+        select o.id
+        from gaps g
+        cross join lateral (
+            select m.id from "tocsin".messages m where m.queue_id > g.above and m.queue_id < g.below and m.state = 'ready'
+            union all
+            select m.id from "tocsin".messages m where m.queue_id > g.above and m.queue_id < g.below and m.state in ('delayed', 'leased')
+        ) o
+        where g.below - g.above > 1
+        limit most
+    )
+    delete from "tocsin".messages m using orphans o where m.id = o.id;
+    get diagnostics swept = row_count;
+    return swept;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._tell_process(w tocsin.workers, leases_taken boolean DEFAULT false) RETURNS void
+    LANGUAGE sql
+    AS $$
+    select pg_notify("tocsin".process_channel(w.process_id), case when leases_taken then 'leases ' || w.id else '' end)
+    where w.process_id is not null and pg_notification_queue_usage() < 0.9  -- ring.sql; its heartbeat tells it, too
+$$;
+
+
+
+CREATE FUNCTION tocsin._try_close_workers(q tocsin.queues) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform from "tocsin".queues x where x.id = q.id for update skip locked;
+    if not found then
+        if not exists (select from "tocsin".queues x where x.id = q.id) then
+            perform "tocsin"._refuse_missing(q.name);
+        end if;
+        return false;
+    end if;
+    return pg_try_advisory_xact_lock_shared("tocsin"._lock_key('maintain', 0))  -- shared: deletions do not exclude each other
+        and (select coalesce(bool_and(pg_try_advisory_xact_lock("tocsin"._lock_key('worker', w.id))), true)
+             from "tocsin".workers w where w.queue_id = q.id)
+        and (select count(*) from (select from "tocsin".workers w where w.queue_id = q.id for update skip locked) had)
+          = (select count(*) from "tocsin".workers w where w.queue_id = q.id);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._try_empty_queue(q tocsin.queues, INOUT messages bigint, INOUT letters bigint, OUT emptied boolean) RETURNS record
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    n bigint;
+begin
+    emptied := false;
+    delete from "tocsin".messages m where m.ctid = any (array(
+        select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'leased' for update skip locked));
+    get diagnostics n = row_count;
+    messages := messages + n;
+    delete from "tocsin".dead_letters d where d.ctid = any (array(
+        select x.ctid from "tocsin".dead_letters x where x.queue_id = q.id for update skip locked));
+    get diagnostics n = row_count;
+    letters := letters + n;
+    if exists (select from "tocsin".messages x where x.queue_id = q.id and x.state = 'leased')
+       or exists (select from "tocsin".dead_letters x where x.queue_id = q.id) then
+        return;
+    end if;
+    delete from "tocsin".messages m where m.ctid = any (array(
+        select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'delayed' for update skip locked));
+    get diagnostics n = row_count;
+    messages := messages + n;
+    delete from "tocsin".messages m where m.ctid = any (array(
+        select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'ready' for update skip locked));
+    get diagnostics n = row_count;
+    messages := messages + n;
+    emptied := not exists (select from "tocsin".messages x where x.queue_id = q.id and x.state = 'leased')
+           and not exists (select from "tocsin".messages x where x.queue_id = q.id and x.state = 'delayed')
+           and not exists (select from "tocsin".messages x where x.queue_id = q.id and x.state = 'ready')
+           and not exists (select from "tocsin".dead_letters x where x.queue_id = q.id);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._try_lock_workers(process_id bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+declare
+    worker_id bigint;
+begin
+    for worker_id in select w.id from "tocsin".workers w where w.process_id = _try_lock_workers.process_id order by w.id loop
+        if not pg_try_advisory_xact_lock("tocsin"._lock_key('worker', worker_id)) then
+            raise lock_not_available;
+        end if;
+    end loop;
+    return true;
+exception when lock_not_available then  -- gives back those that it has taken
+    return false;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._wanted_partitions() RETURNS TABLE(queue_id integer, span integer, starts_at timestamp with time zone)
+    LANGUAGE sql
+    AS $$
+    select a.queue_id, a.span, "tocsin"._archive_slot(a.span, a.keep_until) + make_interval(hours => ahead * a.span)
+    from (select x.queue_id, "tocsin"._archive_span(x.retention) as span, "tocsin"._keep_until(x.retention, "tocsin"._clock()) as keep_until
+          from "tocsin".archive_policies x where x.retention > '0 s') a
+    cross join generate_series(0, 1) ahead
+    where a.span > 0
+$$;
+
+
+
+CREATE FUNCTION tocsin.archive(ids bigint[], leases bigint[]) RETURNS boolean[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    queue integer;
+    until timestamptz;
+    hours integer;  -- null: not kept
+    seen integer[] := '{}';
+    batch bigint[];
+    settled bigint[] := '{}';
+begin
+    -- One queue after the other; as a rule there is one.
+    loop
+        select a.queue_id, k.until, "tocsin"._partition_span_for(a, k.until)
+        into queue, until, hours
+        from "tocsin".archive_policies a
+        cross join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
+        where a.queue_id = (select m.queue_id from "tocsin".messages m where m.id = any (ids) and m.queue_id <> all (seen) limit 1);
+        exit when not found;
+        with finished as (
+            delete from "tocsin".messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
+            where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased' and m.queue_id = queue
+            returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at, m.producer_worker_id, m.consumer_worker_id,
+                      m.key, m.payload, m.headers, m.last_error, m.history
+        ), kept as (
+            insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
+                                        producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
+            select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t, until,
+                   f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error, f.history
+            from finished f where hours is not null
+        )
+        select array_agg(f.id) into batch from finished f;
+        if batch is not null then
+            insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (queue, hours, until, t, cardinality(batch));
+            settled := settled || batch;
+        end if;
+        exit when cardinality(settled) = cardinality(ids);
+        seen := seen || queue;
+    end loop;
+    return "tocsin"._outcomes(ids, settled);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.archive_dead_letters(ids bigint[] DEFAULT NULL::bigint[], queue text DEFAULT NULL::text, reason text DEFAULT NULL::text, error text DEFAULT NULL::text, older_than interval DEFAULT NULL::interval, max_letters integer DEFAULT NULL::integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    taken bigint[] := "tocsin"._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    t timestamptz := "tocsin"._clock();
+begin
+    with removed as (
+        delete from "tocsin".dead_letters d where d.id = any (taken) returning d.*
+    ), shelved as (
+        select a.queue_id, k.until, "tocsin"._partition_span_for(a, k.until) as span
+        from "tocsin".archive_policies a cross join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
+    ), kept as (
+        insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
+                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
+        select d.id, d.queue_id, d.priority, d.read_ct, s.span, d.enqueued_at, d.dequeued_at, t, s.until, d.producer_worker_id,
+               d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason), d.history
+        from removed d join shelved s on s.queue_id = d.queue_id
+        where s.span is not null
+    )
+    insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+    select s.queue_id, s.span, s.until, t, count(*)
+    from removed d join shelved s on s.queue_id = d.queue_id
+    group by s.queue_id, s.span, s.until;
+    return cardinality(taken);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.archived_count(queue_id integer) RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select coalesce((select sum(c.n) from "tocsin".archived_counts c where c.queue_id = archived_count.queue_id), 0)::bigint
+         + coalesce((select sum(y.n) from "tocsin".archive_count_deltas y where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
+$$;
+
+
+
+CREATE FUNCTION tocsin.attach_process(process_id bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    line bigint := nextval('"tocsin".lifelines');
+    attached boolean;
+begin
+    perform pg_advisory_lock("tocsin"._lock_key('lifeline', line));
+    update "tocsin".processes p set lifeline = line, detached = false, heartbeat_at = "tocsin"._clock() where p.id = process_id and "tocsin"._acts_for(p.role);
+    attached := found;
+    if not attached then
+        perform pg_advisory_unlock("tocsin"._lock_key('lifeline', line));
+        if exists (select from "tocsin".processes p where p.id = process_id and not "tocsin"._acts_for(p.role)) then
+            perform "tocsin"._refuse_caller(format('act for process %s', process_id), 'Another role has registered it; administrators may.');
+        end if;
+    end if;
+    return attached;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.begin_poll(worker_id bigint, registration bigint) RETURNS tocsin.workers
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    w "tocsin".workers;
+begin
+    perform "tocsin"._find_own_worker(worker_id);
+    w := "tocsin"._move_worker(worker_id, '{ready,polling}', 'polling');
+    if w.registration <> begin_poll.registration then
+        perform "tocsin"._refuse_ended(w);
+    end if;
+    return w;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.begin_waiting(queue_ids integer[]) RETURNS integer[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform pg_advisory_lock_shared("tocsin"._lock_key('waiting', q)) from unnest(queue_ids) q;
+    return "tocsin".unrung_transactions(queue_ids);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.cancel(message_id bigint DEFAULT NULL::bigint, queue text DEFAULT NULL::text, key text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    m "tocsin".messages := "tocsin"._lock_waiting(message_id, queue, key);
+    t timestamptz := "tocsin"._clock();
+    until timestamptz;
+    hours integer;  -- null: not kept
+begin
+    select k.until, "tocsin"._partition_span_for(a, k.until) into until, hours
+    from "tocsin".archive_policies a cross join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
+    where a.queue_id = m.queue_id;
+    delete from "tocsin".messages x where x.id = m.id;
+    if hours is not null then
+        insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
+                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
+        values (m.id, m.queue_id, m.priority, m.read_ct, hours, m.enqueued_at, m.dequeued_at, t, until,
+                m.producer_worker_id, m.consumer_worker_id, m.key, m.payload, m.headers, 'cancelled', m.history);
+    end if;
+    insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (m.queue_id, hours, until, t, 1);
+    if m.due < m.vt then  -- it kept its place, and so held up the queue: see order.sql
+        perform "tocsin"._ring(m.queue_id);
+    end if;
+    return m.id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval DEFAULT NULL::interval, from_priority integer DEFAULT NULL::integer, from_due timestamp with time zone DEFAULT NULL::timestamp with time zone, from_id bigint DEFAULT NULL::bigint, or_look boolean DEFAULT true, finished_ids bigint[] DEFAULT NULL::bigint[], finished_leases bigint[] DEFAULT NULL::bigint[], durable boolean DEFAULT true, ordered boolean DEFAULT false) RETURNS TABLE(id bigint, lease bigint, priority integer, read_ct integer, due timestamp with time zone, enqueued_at timestamp with time zone, vt_at timestamp with time zone, dequeued_at timestamp with time zone, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text, next_due double precision)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    worker_lock bigint := "tocsin"._lock_key('worker', worker_id);
+    q "tocsin".queues;
+    archived boolean[];
+    t timestamptz;
+    token bigint;
+    found_rows bigint;
+    ignored text;
+begin
+    if not durable then
+        ignored := set_config('synchronous_commit', 'off', true);
+    end if;
+    -- First the worker, then its messages: the order in which a suspension locks them.
+    -- It waits for claims under way by this lock, and the status is read after it was
+    -- taken, in a statement of its own: so a claim either sees the suspension or is
+    -- seen by it.
+    if not pg_try_advisory_xact_lock_shared(worker_lock) then
+        perform pg_advisory_xact_lock_shared(worker_lock);
+    end if;
+    if finished_ids is not null then
+        ignored := set_config('lock_timeout', '250ms', true);  -- as limit_lock_wait() does: see locks.sql
+        archived := "tocsin".archive(finished_ids, finished_leases);
+        if not true = all (archived) then
+            for id in select s.id from unnest(finished_ids, archived) s (id, archived) where not s.archived loop
+                return next;
+            end loop;
+            id := null;
+        end if;
+    end if;
+    t := "tocsin"._clock();
+    token := extract(epoch from t) * 1000000;
+    loop
+        if from_due is null then
+            q := "tocsin"._check_claim(worker_id, registration);
+            perform "tocsin"._make_due_ready(q.id) where q.paused_at is null;
+            if ordered then
+                next_due := "tocsin"._order_kept_for(q.id);
+                if next_due is not null then
+                    return next;
+                    return;
+                end if;
+            end if;
+        end if;
+        -- A nested loop from the worker to its queue to the queue's first messages, so
+        -- these come in their order without a sort; test_claim.py holds it to
+        -- that. One statement, since it is what an idle consumer's handler waits for.
+        return query
+            update "tocsin".messages m
+            set state = 'leased', lease = greatest(token, m.lease + 1), vt = "tocsin"._later(t, f.lease_length), read_ct = m.read_ct + 1,
+                dequeued_at = t, consumer_worker_id = worker_id
+            from (select r.ctid as found, coalesce(claim.vt, x.vt) as lease_length, x.max_deliveries
+                  from "tocsin".workers w
+                  join "tocsin".queues x on x.id = w.queue_id
+                  cross join lateral (
+                      select y.ctid from "tocsin".messages y
+                      where y.queue_id = x.id and y.state = 'ready' and (y.expires_at is null or y.expires_at > t)
+                        and (y.priority, y.due, y.id)
+                            >= (coalesce(from_priority, -2147483648), coalesce(from_due, '-infinity'), coalesce(from_id, 0))
+                      order by y.priority, y.due, y.id limit max_messages for update skip locked) r
+                  where w.id = worker_id and w.registration = claim.registration and w.status in ('ready', 'polling')
+                    and "tocsin"._acts_for(w.role)
+                    and x.paused_at is null) f
+            where m.ctid = f.found
+            returning m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
+                      m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key, m.payload::text, null::float8;
+        get diagnostics found_rows = row_count;
+        if found_rows = 0 and from_due is not null then
+            q := "tocsin"._check_claim(worker_id, registration);  -- or is it refused?
+        end if;
+        exit when found_rows > 0 or from_due is null or not or_look;
+        from_priority := null;
+        from_due := null;
+        from_id := null;
+    end loop;
+    if from_due is null and found_rows < max_messages then
+        -- What is due and was not taken is locked: for a moment by another claim, or
+        -- for long by a transaction of its holder's that settles it. So the next look
+        -- comes after a quarter of the time for which it has been due, a quarter of a
+        -- second at most.
+        next_due := "tocsin"._next_due(q.id, with_ready => false);
+        if next_due < 0.01 then
+            next_due := greatest(0.01, least(-next_due / 4, 0.25));
+        end if;
+        return next;
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.complete_poll(worker_id bigint, registration bigint, keep_ids bigint[] DEFAULT '{}'::bigint[], keep_leases bigint[] DEFAULT '{}'::bigint[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
+    update "tocsin".workers x
+    set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
+    where x.id = worker_id and x.registration = complete_poll.registration and x.status in ('polling', 'interrupted')
+      and "tocsin"._acts_for(x.role);
+    return "tocsin".release_others(worker_id, registration, keep_ids, keep_leases);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.create_queue(queue text, vt interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, retry_base interval DEFAULT NULL::interval, retry_factor double precision DEFAULT NULL::double precision, retry_max interval DEFAULT NULL::interval, retry_jitter double precision DEFAULT NULL::double precision, max_payload integer DEFAULT NULL::integer, max_string integer DEFAULT NULL::integer, max_depth integer DEFAULT NULL::integer, required_keys text[] DEFAULT NULL::text[], forbidden_keys text[] DEFAULT NULL::text[], retention interval DEFAULT NULL::interval, dead_letter_retention interval DEFAULT NULL::interval, notify text DEFAULT NULL::text) RETURNS tocsin.queues
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    queue_id integer := "tocsin"._add_queue(queue);
+begin
+    if queue_id is null then
+        perform "tocsin"._raise_error('TC002', format('queue "%s" exists already', queue), jsonb_build_object('queue', queue),
+                              'Use ensure_queue if that is fine.');
+    end if;
+    return "tocsin"._change_queue(
+        queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth,
+        required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.delete(ids bigint[], leases bigint[]) RETURNS boolean[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    settled bigint[];
+begin
+    with finished as (
+        delete from "tocsin".messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
+        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
+        returning m.id
+    )
+    select array_agg(f.id) into settled from finished f;
+    return "tocsin"._outcomes(ids, settled);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.delete_queue(queue text, force boolean DEFAULT false, dry_run boolean DEFAULT false) RETURNS TABLE(worker_count bigint, message_count bigint, archived_count bigint, dead_letter_count bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    q "tocsin".queues := "tocsin".find_queue(queue);
+    deadline timestamptz := "tocsin"._clock() + interval '10 s';
+begin
+    if not dry_run and current_setting('transaction_isolation') <> 'read committed' then
+        perform "tocsin"._raise_error('TC022',
+            format('a queue cannot be deleted at the isolation level %s, which hides what others put into it',
+                   current_setting('transaction_isolation')),
+            '{"argument": "transaction"}', 'Delete it in a transaction that is read committed.');
+    end if;
+    if force is not true then
+        perform "tocsin"._refuse_deletion(q);
+    end if;
+    if dry_run then
+        worker_count := (select count(*) from "tocsin".workers w where w.queue_id = q.id);
+        message_count := "tocsin"._count_unfinished(q.id);
+        dead_letter_count := (select count(*) from "tocsin".dead_letters d where d.queue_id = q.id);
+        archived_count := "tocsin".purge_archive(q.id, null, true);
+        return next;
+        return;
+    end if;
+    loop
+        begin
+            perform "tocsin"._close_queue(q, deadline);
+            select r.* into worker_count, message_count, archived_count, dead_letter_count from "tocsin"._remove_queue(q, force) r;
+            return next;
+            return;
+        exception  -- with all that it has locked here
+            when lock_not_available or deadlock_detected then null;
+        end;
+        if "tocsin"._clock() > deadline then
+            perform "tocsin"._raise_error('TC011', format('queue "%s" is in use by transactions that do not end', q.name),
+                                  jsonb_build_object('queue', q.name),
+                                  'Nothing was changed; try again when they have ended, in a transaction that has done nothing else.');
+        end if;
+        perform pg_sleep(0.05);
+    end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.delete_worker(worker_id bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    delete from "tocsin".workers x where x.id = worker_id and x.status = 'stopped';
+    if not found then
+        perform "tocsin"._refuse_transition("tocsin"._find_worker(worker_id), 'deleted', 'only a stopped worker may be deleted');
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.detach_process(process_id bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ update "tocsin".processes p set lifeline = null, detached = true where p.id = process_id and "tocsin"._acts_for(p.role) $$;
+
+
+
+CREATE FUNCTION tocsin.end_waiting(queue_ids integer[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ select pg_advisory_unlock_shared("tocsin"._lock_key('waiting', q)) from unnest(queue_ids) q $$;
+
+
+
+CREATE FUNCTION tocsin.enqueue(queue text, payload jsonb, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, priority integer DEFAULT 0, headers jsonb DEFAULT NULL::jsonb, key text DEFAULT NULL::text, expires_in interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, worker_id bigint DEFAULT NULL::bigint, ring_early boolean DEFAULT false) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    due_at timestamptz := coalesce(at, "tocsin"._later(t, delay), t);
+    q "tocsin".queues;
+    new_id bigint;  -- drawn before the INSERT, or null
+    message_id bigint;
+    written pg_lsn;
+    flushed pg_lsn;
+    checked boolean;  -- by the queue's rules, if it has any
+    rings boolean := key is null;  -- by itself (ring.sql): with a key it is only known afterwards whether there is something to ring for
+    ignored text;
+begin
+    if not "tocsin"._is_owner() then
+        perform "tocsin"._check_enqueue("tocsin".find_queue(queue), worker_id);
+    end if;
+    if headers is not null then
+        perform "tocsin"._check_headers("tocsin".find_queue(queue), headers);
+    end if;
+    if rings then
+        ignored := set_config('bell.rung_by', '"tocsin".', true);
+    end if;
+    -- Not with a key: whoever enqueues it next is told this message's id, and must not
+    -- be before the disk has it.
+    ring_early := ring_early and key is null;
+    if ring_early then
+        written := pg_current_wal_insert_lsn();
+        new_id := nextval('"tocsin".messages_id_seq');
+        flushed := pg_current_wal_flush_lsn();
+        ring_early := written = pg_current_wal_insert_lsn()
+            and (flushed >= written or written - flushed < 90 and (flushed - '0/0') % 1024 <> 0);
+    end if;
+    loop
+        insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
+                                     payload, headers)
+        select coalesce(new_id, nextval('"tocsin".messages_id_seq')), x.id, coalesce(priority, 0),
+               case when due_at > t then 'delayed'::"tocsin".message_state else 'ready' end, due_at, due_at, t,
+               "tocsin"._later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload, headers
+        from "tocsin".queues x
+        where x.name = queue and "tocsin"._is_valid(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
+          and (not x.ruled or checked)
+          and (worker_id is null or "tocsin"._is_active(worker_id))
+          and (not rings or "tocsin"._rung(x))
+        on conflict (queue_id, key) where key is not null do nothing
+        returning id into message_id;
+        exit when message_id is not null;
+        -- It is refused, or its key is taken, or the queue has rules or is being
+        -- deleted. None may be true any more, or it keeps the rules: then it is tried
+        -- again.
+        q := "tocsin"._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
+        perform "tocsin"._check_payloads(q, jsonb_build_array(payload), null);
+        message_id := "tocsin"._find_key(q.id, key);
+        exit when message_id is not null;
+        if q.ruled and checked is not true then
+            checked := true;
+            continue;
+        end if;
+        if key is not null and current_setting('transaction_isolation') <> 'read committed' then
+            raise serialization_failure using message = format('key "%s" was taken by a transaction that this one cannot see', key),
+                hint = 'Try the transaction again.';
+        end if;
+        perform "tocsin"._ring_late(q.id);  -- waits for the end of a deletion
+    end loop;
+    if rings then
+        ignored := set_config('bell.rung_by', '', true);
+    end if;
+    if ring_early and current_setting('bell.rung', true) <> '' and new_id = pg_sequence_last_value('"tocsin".messages_id_seq')
+       and current_setting('synchronous_commit') <> 'off' and current_setting('synchronous_standby_names') = '' then
+        ignored := set_config('synchronous_commit', 'off', true);
+        ignored := set_config('bell.unflushed', 'yes', false);
+    end if;
+    return message_id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.enqueue_each(queue text, messages jsonb) RETURNS bigint[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    q "tocsin".queues := "tocsin".find_queue(queue);
+    t timestamptz := "tocsin"._clock();
+    unfit jsonb[];  -- payloads that break a rule of the queue
+    ids bigint[];
+begin
+    if not "tocsin"._is_owner() then
+        perform "tocsin"._check_enqueue(q, m.worker_id)
+        from (select distinct x.worker_id from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
+    end if;
+    if q.ruled then
+        select array_agg(p.payload) into unfit
+        from jsonb_array_elements(messages) m cross join lateral (select coalesce(m -> 'payload', 'null')) p (payload)
+        where "tocsin"._find_violation(jsonb_build_array(p.payload), q) is not null;
+    end if;
+    with given as materialized (
+        select nextval('"tocsin".messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, "tocsin"._later(t, m.delay), t) as due_at,
+               m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id
+        from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz, priority integer, headers jsonb,
+                                                expires_in interval, max_deliveries integer, worker_id bigint)
+    ), added as (
+        insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
+                                     payload, headers)
+        select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t then 'delayed'::"tocsin".message_state else 'ready' end,
+               g.due_at, g.due_at, t, "tocsin"._later(t, g.expires_in), g.worker_id, g.max_deliveries, g.payload, g.headers
+        from given g
+        where "tocsin"._is_valid(g.payload, q.max_payload, g.delay, g.at, g.expires_in, g.max_deliveries)
+          and (octet_length(g.headers::text) > q.max_payload) is not true
+          and (unfit is null or g.payload <> all (unfit))
+          and (g.worker_id is null or "tocsin"._is_active(g.worker_id))
+        returning id
+    )
+    select array_agg(a.id order by g.id) into ids from given g left join added a on a.id = g.id;
+    return coalesce(ids, '{}');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.enqueue_many(queue text, payloads jsonb, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, priority integer DEFAULT 0, headers jsonb DEFAULT NULL::jsonb, expires_in interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, worker_id bigint DEFAULT NULL::bigint, first_index integer DEFAULT 0) RETURNS bigint[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    q "tocsin".queues := "tocsin"._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
+    t timestamptz := "tocsin"._clock();
+    due_at timestamptz := coalesce(at, "tocsin"._later(t, delay), t);
+    ids bigint[];
+begin
+    perform "tocsin"._check_headers(q, headers);
+    perform "tocsin"._check_payloads(q, payloads, first_index);
+    with added as (
+        insert into "tocsin".messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
+                                     payload, headers)
+        select q.id, coalesce(priority, 0), case when due_at > t then 'delayed'::"tocsin".message_state else 'ready' end, due_at, due_at, t,
+               "tocsin"._later(t, expires_in), worker_id, max_deliveries, p.payload, headers
+        from jsonb_array_elements(payloads) with ordinality as p (payload, n)
+        order by p.n
+        returning id
+    )
+    select array_agg(a.id order by a.id) into ids from added a;
+    return coalesce(ids, '{}');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.ensure_queue(queue text, vt interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, retry_base interval DEFAULT NULL::interval, retry_factor double precision DEFAULT NULL::double precision, retry_max interval DEFAULT NULL::interval, retry_jitter double precision DEFAULT NULL::double precision, max_payload integer DEFAULT NULL::integer, max_string integer DEFAULT NULL::integer, max_depth integer DEFAULT NULL::integer, required_keys text[] DEFAULT NULL::text[], forbidden_keys text[] DEFAULT NULL::text[], retention interval DEFAULT NULL::interval, dead_letter_retention interval DEFAULT NULL::interval, notify text DEFAULT NULL::text) RETURNS tocsin.queues
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    ensured "tocsin".queues;
+    queue_id integer;
+begin
+    -- Statements of their own, each with a snapshot of its own: adding waits for
+    -- another that creates the queue, and what that has committed is to be seen. Again
+    -- when the queue is deleted in between.
+    while ensured.id is null loop
+        queue_id := "tocsin"._add_queue(queue);
+        if queue_id is null then
+            select q.id into queue_id from "tocsin".queues q where q.name = queue;
+        end if;
+        ensured := "tocsin"._change_queue(
+            queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth,
+            required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+    end loop;
+    return ensured;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.extend(ids bigint[], leases bigint[], vt interval) RETURNS boolean[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    settled bigint[];
+begin
+    with held as (
+        select m.id
+        from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
+        join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
+        for update of m skip locked
+    ), extended as (
+        update "tocsin".messages m set vt = "tocsin"._later("tocsin"._clock(), extend.vt)
+        from held h where m.id = any (ids) and m.id = h.id
+        returning m.id
+    )
+    select array_agg(e.id) into settled from extended e;
+    if cardinality(ids) = coalesce(cardinality(settled), 0) then
+        return "tocsin"._outcomes(ids, settled);
+    end if;
+    return (select array_agg(case when g.id = any (settled) then true when m.id is null then false end order by g.n)
+            from unnest(ids, leases) with ordinality as g (id, lease, n)
+            left join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.fail(ids bigint[], leases bigint[], errors text[], tracebacks text[], delays double precision[] DEFAULT NULL::double precision[], verdicts text[] DEFAULT NULL::text[], keep_place boolean DEFAULT false) RETURNS double precision[]
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ select "tocsin"._requeue(ids, leases, null, true, 'handler_failed', errors, tracebacks, delays, verdicts, keep_place) $$;
+
+
+
+CREATE FUNCTION tocsin.find_queue(queue text) RETURNS tocsin.queues
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    found_queue "tocsin".queues;
+begin
+    select q.* into found_queue from "tocsin".queues q where q.name = queue;
+    if not found then
+        perform "tocsin"._refuse_missing(queue);
+    end if;
+    return found_queue;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.get_dead_letter(message_id bigint) RETURNS SETOF tocsin.dead_letter_info
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ select * from "tocsin"._describe_dead_letters(array[message_id], null, null, null, null, 1, null) $$;
+
+
+
+CREATE FUNCTION tocsin.get_message(message_id bigint) RETURNS SETOF tocsin.message_info
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ select * from "tocsin"._describe_messages(array[message_id], array(select x.id from "tocsin".queues x), "tocsin"._clock()) $$;
+
+
+
+CREATE FUNCTION tocsin.grant_queue(queue text, role text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    q "tocsin".queues := "tocsin".find_queue(queue);
+begin
+    insert into "tocsin".queue_grants (queue_id, role) values (q.id, "tocsin"._find_role(role)) on conflict do nothing;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.heartbeat(process_id bigint, queue_ids integer[], able boolean DEFAULT true) RETURNS TABLE(kind text, id bigint, status text, seconds double precision, registration bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    look_again float8;
+    last_heartbeat timestamptz;
+begin
+    update "tocsin".processes p set heartbeat_at = case when able then "tocsin"._clock() else p.heartbeat_at end
+    from (select x.heartbeat_at from "tocsin".processes x where x.id = process_id) before
+    where p.id = process_id and "tocsin"._acts_for(p.role)
+    returning before.heartbeat_at into last_heartbeat;
+    if not found then
+        return query select 'dead', process_id, null::text, null::float8, null::bigint;
+        return;
+    end if;
+    if last_heartbeat > "tocsin"._clock() + interval '1 s' then
+        update "tocsin".maintenance m set clock_was_ahead = true, due_at = "tocsin"._clock();
+    end if;
+    look_again := "tocsin"._reap_dead_processes(process_id, 8);
+    if look_again is not null then
+        return query select 'look_again', null::bigint, null::text, look_again, null::bigint;
+    end if;
+    if "tocsin"._elect_maintainer(process_id) then
+        return query select 'maintain', null::bigint, null::text, null::float8, null::bigint;
+    end if;
+    return query
+        select 'worker', w.id, w.status, extract(epoch from w.grace)::float8, w.registration
+        from "tocsin".workers w where w.process_id = heartbeat.process_id order by w.id;
+    return query
+        select 'queue', d.queue_id::bigint, null::text, d.seconds, null::bigint
+        from (select s.queue_id, "tocsin"._next_due(s.queue_id) as seconds from unnest(queue_ids) s (queue_id)
+              where "tocsin"._may_consume()) d
+        where d.seconds is not null;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.install_roles(producer text, consumer text, admin text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    former_roles oid[] := (select array_agg(r.role) from "tocsin".roles r);
+    r record;
+begin
+    for r in select x.kind, x.name from (values ('producer', producer), ('consumer', consumer), ('admin', admin)) x (kind, name) loop
+        if r.name is null then
+            delete from "tocsin".roles x where x.kind = r.kind;
+            continue;
+        elsif not exists (select from pg_roles x where x.rolname = r.name) then
+            begin
+                execute format('create role %I nologin', r.name);
+            exception
+                when duplicate_object or unique_violation then null;  -- somebody has been faster, in another database perhaps
+                when insufficient_privilege then
+                    perform "tocsin"._refuse_caller(format('create role "%s"', r.name),
+                        format('That needs CREATEROLE. A database administrator runs: %s. Then install again.', (
+                            select string_agg(format('create role %I nologin', n), '; ' order by o)
+                            from unnest(array[producer, consumer, admin]) with ordinality w (n, o)
+                            where n is not null and not exists (select from pg_roles x where x.rolname = n))));
+            end;
+        end if;
+        insert into "tocsin".roles as x (kind, role) values (r.kind, "tocsin"._find_role(r.name))
+        on conflict (kind) do update set role = excluded.role where x.role <> excluded.role;
+    end loop;
+    perform "tocsin".secure(coalesce(former_roles, '{}'));
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.interrupt(worker_id bigint, grace interval DEFAULT NULL::interval) RETURNS tocsin.workers
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    w "tocsin".workers := "tocsin"._move_worker(worker_id, '{ready,polling}', 'interrupted', grace);
+begin
+    perform "tocsin"._tell_process(w);
+    return w;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.limit_lock_wait() RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ begin return set_config('lock_timeout', '250ms', true) is not null; end $$;
+
+
+
+CREATE FUNCTION tocsin.list_dead_letters(queue text, reason text DEFAULT NULL::text, error text DEFAULT NULL::text, older_than interval DEFAULT NULL::interval, max_letters integer DEFAULT 100, after bigint DEFAULT NULL::bigint) RETURNS SETOF tocsin.dead_letter_info
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select * from "tocsin"._describe_dead_letters(null, ("tocsin".find_queue(queue)).id, reason, error, "tocsin"._cutoff(older_than), max_letters, after)
+$$;
+
+
+
+CREATE FUNCTION tocsin.list_messages(queue text, state text DEFAULT NULL::text, worker_id bigint DEFAULT NULL::bigint, max_messages integer DEFAULT 100, after bigint DEFAULT NULL::bigint) RETURNS SETOF tocsin.message_info
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    q "tocsin".queues := "tocsin".find_queue(queue);
+    t timestamptz := "tocsin"._clock();
+    beyond bigint := coalesce(after, -9223372036854775808);
+    page bigint[];
+    states text[] := case when state is not null then array[state]
+                          when worker_id is not null then '{leased}'
+                          else '{ready,delayed,leased}' end;
+begin
+    if not states <@ '{ready,delayed,leased,dead,archived}' then
+        perform "tocsin"._raise_error('TC022', 'state must be one of ready, delayed, leased, dead, archived', '{"argument": "state"}');
+    elsif worker_id is not null and states <> '{leased}' then
+        perform "tocsin"._raise_error('TC022', 'worker_id tells what a worker holds, so only leased messages', '{"argument": "worker_id"}');
+    end if;
+    page := array(
+        select p.id
+        from (
+            (select m.id from "tocsin".messages m
+             where 'ready' = any (states) and m.queue_id = q.id and m.state = 'ready' and m.id > beyond
+             order by m.id limit max_messages)
+            union all
+            (select d.id from (select m.id from "tocsin".messages m
+                               where 'ready' = any (states) and m.queue_id = q.id and m.state = 'delayed' and m.vt <= t offset 0) d
+             where d.id > beyond
+             order by d.id limit max_messages)
+            union all
+            (select d.id from (select m.id from "tocsin".messages m
+                               where 'ready' = any (states) and m.queue_id = q.id and m.state = 'leased' and m.vt <= t offset 0) d
+             where d.id > beyond
+             order by d.id limit max_messages)
+            union all
+            (select m.id from "tocsin".messages m
+             where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'delayed' and m.vt - t > '0 s' and m.id > beyond
+             order by m.id limit max_messages)
+            union all
+            (select m.id from "tocsin".messages m
+             where 'leased' = any (states) and m.queue_id = q.id and m.state = 'leased' and m.id > beyond
+               and case when worker_id is null then m.vt - t > '0 s' else m.consumer_worker_id = worker_id end
+             order by m.id limit max_messages)
+            union all
+            (select d.id from "tocsin".dead_letters d
+             where 'dead' = any (states) and d.queue_id = q.id and d.id > beyond
+             order by d.id limit max_messages)
+            union all
+            (select a.id from "tocsin".archive a
+             where 'archived' = any (states) and a.queue_id = q.id and a.id > beyond
+             order by a.id limit max_messages)
+        ) p
+        order by p.id limit max_messages);
+    return query select * from "tocsin"._describe_messages(page, array[q.id], t);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.list_queues() RETURNS SETOF tocsin.queues
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ select q.* from "tocsin".queues q order by q.name $$;
+
+
+
+CREATE FUNCTION tocsin.list_workers(queue text DEFAULT NULL::text, worker_id bigint DEFAULT NULL::bigint) RETURNS TABLE(id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text, pid integer, version text, started_at timestamp with time zone, heartbeat_at timestamp with time zone, heartbeat_age double precision, shutdown_at timestamp with time zone, ended text, held bigint, running_message_id bigint, running_for double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    with shown as materialized (
+        select w.*, q.name as queue_name
+        from "tocsin".workers w join "tocsin".queues q on q.id = w.queue_id
+        where (list_workers.queue is null or q.name = list_workers.queue)
+          and (list_workers.worker_id is null or w.id = list_workers.worker_id)
+          and "tocsin"._acts_for(w.role)
+    ), holders as (
+        select h.worker_id, h.held, h.message_id, h.since
+        from (select distinct s.queue_id from shown s where s.status <> 'stopped') s
+        cross join lateral "tocsin"._holders(s.queue_id) h
+    )
+    select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version, s.started_at, beat.at,
+           extract(epoch from "tocsin"._clock() - beat.at)::float8, s.shutdown_at, s.ended, coalesce(h.held, 0),
+           h.message_id, case when h.since is not null then greatest(0, extract(epoch from "tocsin"._clock() - h.since)) end::float8
+    from shown s
+    left join "tocsin".processes p on p.id = s.process_id
+    left join holders h on h.worker_id = s.id
+    cross join lateral (select greatest(s.heartbeat_at, p.heartbeat_at)) beat (at)
+    order by s.id
+$$;
+
+
+
+CREATE FUNCTION tocsin.locked_messages(ids bigint[]) RETURNS bigint[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    free bigint[];
+    there bigint[];
+begin
+    select array_agg(x.id) into free
+    from (select m.id from "tocsin".messages m where m.id = any (ids) order by m.id for update skip locked) x;
+    select array_agg(m.id) into there from "tocsin".messages m where m.id = any (ids) and m.id <> all (coalesce(free, '{}'));
+    return coalesce(there, '{}');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.maintain(OUT elected boolean, OUT partitions_created integer, OUT partitions_dropped integer, OUT archived_deleted bigint, OUT dead_letters_purged bigint, OUT orphans_deleted bigint, OUT workers_purged bigint, OUT more boolean, OUT problems text[]) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    rows constant integer := 10000;
+    tables constant integer := 10;
+    problem text;
+begin
+    elected := pg_try_advisory_xact_lock("tocsin"._lock_key('maintain', 0));
+    partitions_created := 0;
+    partitions_dropped := 0;
+    archived_deleted := 0;
+    dead_letters_purged := 0;
+    orphans_deleted := 0;
+    workers_purged := 0;
+    more := false;
+    problems := '{}';
+    if not elected then
+        return;
+    end if;
+    begin
+        perform "tocsin"._correct_future_times();
+    exception when others then
+        problems := problems || format('times of the future are not corrected: %s', sqlerrm);
+    end;
+    begin
+        perform "tocsin"._publish_partitions();
+    exception when others then
+        problems := problems || format('what the archive keeps is not noted: %s', sqlerrm);
+    end;
+    begin
+        select a.added, a.problem into partitions_created, problem from "tocsin"._add_partitions() a;
+        if problem is not null then
+            problems := problems || format('a partition of the archive cannot be made: %s', problem);
+        end if;
+    exception when others then
+        problems := problems || format('partitions of the archive are not made: %s', sqlerrm);
+    end;
+    begin
+        archived_deleted := "tocsin"._delete_expired(rows);
+    exception when others then
+        problems := problems || format('expired messages of the archive are not deleted: %s', sqlerrm);
+    end;
+    begin
+        dead_letters_purged := "tocsin"._purge_expired_dead_letters(rows);
+    exception when others then
+        problems := problems || format('expired dead letters are not deleted: %s', sqlerrm);
+    end;
+    begin
+        orphans_deleted := "tocsin"._sweep_orphans(rows);
+    exception when others then
+        problems := problems || format('messages of deleted queues are not deleted: %s', sqlerrm);
+    end;
+    begin
+        workers_purged := "tocsin"._purge_stopped_workers(rows);
+    exception when others then
+        problems := problems || format('workers that were stopped long ago are not deleted: %s', sqlerrm);
+    end;
+    begin
+        perform "tocsin"._roll_up_count_deltas();
+    exception when others then
+        problems := problems || format('archived messages are not counted together: %s', sqlerrm);
+    end;
+    begin
+        select d.dropped, d.problem into partitions_dropped, problem from "tocsin"._drop_expired_partitions(tables) d;
+        if problem is not null then
+            problems := problems || format('a partition of the archive cannot be dropped: %s', problem);
+        end if;
+    exception when others then
+        problems := problems || format('expired partitions of the archive are not dropped: %s', sqlerrm);
+    end;
+    more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows or orphans_deleted >= rows
+            or workers_purged >= rows or partitions_dropped >= tables;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.pause_queue(queue text) RETURNS tocsin.queues
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    paused "tocsin".queues := "tocsin".find_queue(queue);
+begin
+    update "tocsin".queues q set paused_at = coalesce(q.paused_at, "tocsin"._clock()) where q.id = paused.id returning q.* into paused;
+    return paused;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.process_channel(process_id bigint) RETURNS text
+    LANGUAGE sql IMMUTABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ select "tocsin"._channel('/process/' || process_id) $$;
+
+
+
+CREATE FUNCTION tocsin.purge_archive(queue_id integer, older_than interval DEFAULT NULL::interval, dry_run boolean DEFAULT false) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    before timestamptz := coalesce("tocsin"._later(t, -older_than), 'infinity');
+    purged bigint;
+begin
+    if dry_run and older_than is null then
+        return "tocsin".archived_count(queue_id);
+    elsif dry_run then
+        return (select count(*) from "tocsin".archive a where a.queue_id = purge_archive.queue_id and a.archived_at < before);
+    end if;
+    with gone as (
+        delete from "tocsin".archive a where a.queue_id = purge_archive.queue_id and a.archived_at < before returning a.span, a.keep_until
+    ), per_slot as (
+        select g.span, "tocsin"._archive_slot(g.span, g.keep_until) as starts_at, count(*) as n from gone g group by 1, 2
+    ), counted as (
+        insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+        select purge_archive.queue_id, p.span, p.starts_at, t, -p.n from per_slot p
+    )
+    select coalesce(sum(p.n), 0) into purged from per_slot p;
+    return purged;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.purge_dead_letters(ids bigint[] DEFAULT NULL::bigint[], queue text DEFAULT NULL::text, reason text DEFAULT NULL::text, error text DEFAULT NULL::text, older_than interval DEFAULT NULL::interval, max_letters integer DEFAULT NULL::integer, dry_run boolean DEFAULT false) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_variable
+declare
+    taken bigint[];
+    queue_id integer;
+    died_before timestamptz;
+begin
+    if dry_run then
+        queue_id := "tocsin"._resolve_queue(ids, queue);
+        died_before := "tocsin"._cutoff(older_than);
+        return (select count(*)
+                from (select from "tocsin".dead_letters d
+                      where "tocsin"._matches_filter(d, ids, queue_id, reason, error, died_before)
+                      limit max_letters) meant);
+    end if;
+    taken := "tocsin"._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    delete from "tocsin".dead_letters d where d.id = any (taken);
+    return cardinality(taken);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.purge_queue(queue text, ready boolean DEFAULT false, delayed boolean DEFAULT false, archived boolean DEFAULT false, dead boolean DEFAULT false, older_than interval DEFAULT NULL::interval, dry_run boolean DEFAULT false) RETURNS TABLE(ready_count bigint, delayed_count bigint, archived_count bigint, dead_count bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    q "tocsin".queues := "tocsin".find_queue(queue);
+    t timestamptz := "tocsin"._clock();
+    before timestamptz := coalesce("tocsin"._later(t, -older_than), 'infinity');
+    held_up boolean;  -- whether a message is gone that kept its place, and so held up the queue: see order.sql
+begin
+    if (ready or delayed or archived or dead) is not true then
+        perform "tocsin"._raise_error('TC022', 'say what to purge: ready, delayed, archived or dead', '{"argument": "ready"}');
+    elsif older_than < '0 s' then
+        perform "tocsin"._raise_error('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
+    end if;
+    -- What is ready is due, and what is due but still scheduled is ready to everybody
+    -- but the next claim.
+    if dry_run then
+        select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count, delayed_count
+        from (select m.vt from "tocsin".messages m
+              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready and m.enqueued_at < before
+              union all
+              select m.vt from "tocsin".messages m
+              where m.queue_id = q.id and m.state = 'delayed' and case when m.vt > t then delayed else purge_queue.ready end
+                and m.enqueued_at < before) w;
+    else
+        with waiting as (
+            select r.id from (select m.id from "tocsin".messages m
+                              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready and m.enqueued_at < before
+                              for update skip locked) r
+            union all
+            select s.id from (select m.id from "tocsin".messages m
+                              where m.queue_id = q.id and m.state = 'delayed'
+                                and case when m.vt > t then delayed else purge_queue.ready end and m.enqueued_at < before
+                              for update skip locked) s
+        ), gone as (
+            delete from "tocsin".messages m using waiting w where m.id = w.id
+            returning m.due, m.vt
+        )
+        select count(*) filter (where g.vt <= t), count(*) filter (where g.vt > t), bool_or(g.due < g.vt) into ready_count, delayed_count, held_up
+        from gone g;
+        if held_up then
+            perform "tocsin"._ring(q.id);
+        end if;
+    end if;
+    dead_count := case when dead then "tocsin".purge_dead_letters(queue => queue, older_than => older_than, dry_run => dry_run) else 0 end;
+    archived_count := case when archived then "tocsin".purge_archive(q.id, older_than, dry_run) else 0 end;
+    return next;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.purge_workers(older_than interval, queue text DEFAULT NULL::text, dry_run boolean DEFAULT false) RETURNS TABLE(id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text, pid integer, version text, started_at timestamp with time zone, heartbeat_at timestamp with time zone, heartbeat_age double precision, shutdown_at timestamp with time zone, ended text, held bigint, running_message_id bigint, running_for double precision)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    only_queue integer := case when queue is not null then ("tocsin".find_queue(queue)).id end;
+    t timestamptz := "tocsin"._later("tocsin"._clock(), -older_than);
+begin
+    return query
+        with gone as (
+            delete from "tocsin".workers w
+            where not dry_run and w.status = 'stopped' and w.shutdown_at <= t and (only_queue is null or w.queue_id = only_queue)
+            returning w.id
+        )
+        select l.* from "tocsin".list_workers(purge_workers.queue) l
+        where case when dry_run then l.status = 'stopped' and l.shutdown_at <= t else l.id in (select g.id from gone g) end;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.queue_channel(queue text) RETURNS text
+    LANGUAGE sql IMMUTABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ select "tocsin"._channel('.' || queue) $$;
+
+
+
+CREATE FUNCTION tocsin.queue_health(queue text DEFAULT NULL::text, max_age interval DEFAULT '00:00:30'::interval, max_running interval DEFAULT NULL::interval) RETURNS TABLE(name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[], suspended_workers bigint[], ready bigint, oldest_ready_age double precision, paused_for double precision, running_worker_id bigint, running_message_id bigint, running_for double precision)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    q "tocsin".queues;
+    since timestamptz;
+    suspended text;
+    mute text := case when current_setting('session_replication_role') = 'replica' or not exists (
+        select from pg_catalog.pg_trigger g where g.tgrelid = '"tocsin".messages'::regclass and g.tgname = 'ring' and g.tgenabled in ('O', 'A'))
+        then 'the trigger that notifies consumers is off, so messages wait for a heartbeat' end;
+begin
+    if queue is not null then
+        perform "tocsin".find_queue(queue);
+    end if;
+    for q in
+        select x.* from "tocsin".queues x where queue_health.queue is null or x.name = queue_health.queue order by x.name
+    loop
+        name := q.name;
+        select count(*) filter (where w.kind = 'consumer' and w.status in ('ready', 'polling') and beat.age <= max_age),
+               coalesce(array_agg(w.id order by w.id) filter (where beat.age > max_age), '{}'),
+               coalesce(array_agg(format('worker %s ("%s") is %s but has given no sign of life for %s s', w.id, w.name, w.status,
+                                         round(extract(epoch from beat.age))) order by w.id) filter (where beat.age > max_age), '{}'),
+               coalesce(array_agg(w.id order by w.id) filter (where on_hold), '{}'),
+               string_agg(format('%s ("%s")', w.id, w.name), ', ' order by w.id) filter (where on_hold)
+        into consumers, unhealthy_workers, problems, suspended_workers, suspended
+        from "tocsin".workers w
+        left join "tocsin".processes p on p.id = w.process_id
+        cross join lateral (select t - greatest(w.heartbeat_at, p.heartbeat_at)) beat (age)
+        cross join lateral (select w.kind = 'consumer' and w.status in ('interrupted', 'suspended')) held_up (on_hold)
+        where w.queue_id = q.id and w.status <> 'stopped';
+
+        ready := "tocsin"._count_waiting(q.id, 10000);
+        since := case when ready > 0 then "tocsin"._oldest_ready(q.id, t) end;
+        -- A message may have been enqueued for a time before its queue was there.
+        oldest_ready_age := case when since is not null then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
+        if consumers = 0 and q.paused_at is null and oldest_ready_age > extract(epoch from max_age) then
+            problems := format('messages wait and nobody consumes: %s%s, the oldest for %s s%s', ready,
+                               case when ready >= 10000 then ' or more' else '' end, round(oldest_ready_age), '; suspended: ' || suspended)
+                        || problems;
+        end if;
+        -- Per worker what it has held for longest, under a lease that has not ended.
+        select (array_agg(w.id order by h.since))[1], (array_agg(h.message_id order by h.since))[1],
+               case when min(h.since) is not null then greatest(0, extract(epoch from t - min(h.since))) end,
+               problems || coalesce(
+                   array_agg(format('worker %s ("%s") has been at message %s for %s s', w.id, w.name, h.message_id,
+                                    round(extract(epoch from t - h.since))) order by h.since)
+                       filter (where t - h.since > coalesce(max_running, greatest('5 min', least('1 h', 10 * q.vt)))), '{}')
+        into running_worker_id, running_message_id, running_for, problems
+        from "tocsin"._holders(q.id, t) h
+        join "tocsin".workers w on w.id = h.worker_id;
+        paused_for := case when q.paused_at is not null then greatest(0, extract(epoch from t - q.paused_at)) end;
+        if mute is not null then
+            problems := problems || mute;
+        end if;
+        healthy := cardinality(problems) = 0;
+        return next;
+    end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.queue_metrics(queue text DEFAULT NULL::text) RETURNS TABLE(queue_name text, paused boolean, ready bigint, delayed bigint, leased bigint, dead bigint, archived bigint, oldest_ready_age double precision, enqueue_rate double precision, settle_rate double precision, consumers bigint, exact boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    only_queue integer := case when queue is not null then ("tocsin".find_queue(queue)).id end;
+    first_id integer := coalesce(only_queue, 0);
+    last_id integer := coalesce(only_queue, 2147483647);
+    few constant integer := 100;  -- so few are read here: a function would cost ten times as much for a queue with next to nothing in it
+begin
+    return query
+        with counts as materialized (
+            select * from "tocsin"._count_queues(first_id, last_id, t)
+        ), settled as (
+            select y.queue_id, sum(y.n)::float8 / 60 as rate from "tocsin".archive_count_deltas y
+            where y.queue_id between first_id and last_id and y.archived_at > t - interval '1 minute' and y.archived_at <= t and y.n > 0
+            group by y.queue_id
+        ), consuming as (
+            select w.queue_id, count(*) as n from "tocsin".workers w
+            where w.queue_id between first_id and last_id and w.kind = 'consumer' and w.status in ('ready', 'polling')
+            group by w.queue_id
+        )
+        select q.name, q.paused_at is not null, c.ready, c.delayed, c.leased, c.dead, coalesce(a.n, 0),
+               extract(epoch from t - case when c.ready > few then "tocsin"._oldest_ready(q.id, t) when c.ready > 0 then (
+                   select min(x.at)
+                   from (select m.due as at from "tocsin".messages m where m.queue_id = q.id and m.state = 'ready'
+                         union all
+                         select m.vt from "tocsin".messages m where m.queue_id = q.id and m.state in ('delayed', 'leased') and m.vt <= t) x)
+               end)::float8,
+               case when c.ready + c.delayed + c.leased > few or s.rate > 0
+                    then "tocsin"._enqueue_rate(q.id, t, c.ready + c.delayed + c.leased)
+                    when c.ready + c.delayed + c.leased > 0 then (
+                   select count(*) filter (where x.enqueued_at >= t - interval '1 minute')
+                   from (select m.enqueued_at from "tocsin".messages m where m.queue_id = q.id and m.state = 'ready'
+                         union all
+                         select m.enqueued_at from "tocsin".messages m where m.queue_id = q.id and m.state in ('delayed', 'leased')) x) / 60.0
+                    else 0 end::float8,
+               coalesce(s.rate, 0), coalesce(w.n, 0), c.exact
+        from counts c
+        join "tocsin".queues q on q.id = c.queue_id
+        left join "tocsin"._archived_in_all(first_id, last_id) a on a.queue_id = q.id
+        left join settled s on s.queue_id = q.id
+        left join consuming w on w.queue_id = q.id
+        where q.id between first_id and last_id
+        order by q.name;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.queue_of(worker_id bigint) RETURNS tocsin.queues
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select q.* from "tocsin".workers w join "tocsin".queues q on q.id = w.queue_id
+    where w.id = queue_of.worker_id and "tocsin"._acts_for(w.role)
+$$;
+
+
+
+CREATE FUNCTION tocsin.reclaim(OUT workers bigint, OUT messages bigint, OUT more boolean) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    t timestamptz := "tocsin"._clock();
+    stop_at timestamptz := t + interval '50 ms';
+    alive bigint[];
+    held jsonb;
+    q integer;
+    lapsed bigint;
+    remaining bigint;
+begin
+    -- First the dead, since burying locks workers, and then their messages; what has
+    -- lapsed is passed over where it is locked.
+    select coalesce(array_agg(w.id), '{}'), coalesce(jsonb_object_agg(w.id, "tocsin"._count_held(w)), '{}') into alive, held
+    from "tocsin".workers w where w.process_id is not null;
+    perform "tocsin"._reap_dead_processes(0);
+    select count(*), coalesce(sum((held ->> w.id::text)::bigint - "tocsin"._count_held(w)), 0) into workers, messages
+    from "tocsin".workers w where w.id = any (alive) and w.status_before_death is not null;
+
+    more := false;
+    for q in select x.id from "tocsin".queues x order by x.id loop
+        select count(*) into lapsed from "tocsin".messages m where m.queue_id = q and m.state = 'leased' and m.vt <= t;
+        while lapsed > 0 loop
+            perform "tocsin"._make_due_ready(q);
+            select count(*) into remaining from "tocsin".messages m where m.queue_id = q and m.state = 'leased' and m.vt <= t;
+            exit when remaining >= lapsed;  -- others have locked them: a claim that does the same, or their consumer settling late
+            messages := messages + lapsed - remaining;
+            lapsed := remaining;
+            more := lapsed > 0 and "tocsin"._clock() >= stop_at;
+            exit when more;
+        end loop;
+        exit when more;
+    end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.register_process(hostname text, pid integer, version text, every interval, contract integer DEFAULT NULL::integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    process_id bigint;
+    installed "tocsin".contract;
+begin
+    select c.* into installed from "tocsin".contract c;
+    if contract not between installed.serves and installed.version then
+        perform "tocsin"._raise_error('TC017', 'the schema does not serve this version of the SQL contract',
+            jsonb_build_object('schema', (parse_ident('"tocsin".contract'))[1], 'found', installed.version, 'serves', installed.serves, 'known', contract));
+    end if;
+    if (every > '0 s' and every <= '1 hour') is not true then  -- everybody's heartbeat reckons with it
+        perform "tocsin"._raise_error('TC022', 'the heartbeat''s interval must be more than nothing, and at most an hour', '{"argument": "heartbeat"}');
+    end if;
+    perform "tocsin"._record_uptime("tocsin"._clock());
+    perform "tocsin"._correct_heartbeats("tocsin"._clock());
+    insert into "tocsin".processes (hostname, pid, version, role, every, started_at, heartbeat_at)
+    values (hostname, pid, version, "tocsin"._caller(), every, "tocsin"._clock(), "tocsin"._clock())
+    returning id into process_id;
+    return process_id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.register_worker(queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean DEFAULT false) RETURNS tocsin.workers
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    q "tocsin".queues := "tocsin".find_queue(queue);
+    t timestamptz := "tocsin"._clock();
+    w "tocsin".workers;
+    retry_after float8;
+begin
+    -- Held until this has ended, against a deletion of the queue: that waits for the
+    -- registration, or has been waited for by it.
+    perform from "tocsin".queues x where x.id = q.id for key share;
+    if not found then
+        perform "tocsin"._refuse_missing(queue);
+    end if;
+    perform "tocsin"._check_register(q, register_worker.kind);
+    perform from "tocsin".processes p where p.id = register_worker.process_id and "tocsin"._acts_for(p.role) for key share;
+    if not found and process_id is not null then
+        perform "tocsin"._raise_error('TC008', format('process %s was declared dead', process_id), jsonb_build_object('process_id', process_id));
+    end if;
+    for attempt in 1..2 loop
+        insert into "tocsin".workers as x
+            (queue_id, kind, name, status, registration, role, process_id, hostname, pid, version, started_at, heartbeat_at)
+        values (q.id, register_worker.kind,
+                coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
+                'ready', nextval('"tocsin".registrations'), "tocsin"._caller(), register_worker.process_id, register_worker.hostname,
+                register_worker.pid, register_worker.version, t, t)
+        on conflict (queue_id, kind, name) do update
+            set status = case when again and x.status_before_death in ('suspended', 'interrupted') then x.status_before_death else 'ready' end,
+                grace = null, status_before_death = null, ended = null, registration = excluded.registration, role = excluded.role,
+                process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid, version = excluded.version,
+                started_at = t, heartbeat_at = t, shutdown_at = null
+            where x.status = 'stopped'
+        returning x.* into w;
+        if found then
+            return w;
+        end if;
+        -- Its owner may be dead, and no other process there to notice.
+        retry_after := null;
+        select "tocsin"._reap_if_dead(p, t, "tocsin"._record_uptime(t)) into retry_after
+        from "tocsin".workers x join "tocsin".processes p on p.id = x.process_id
+        where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name
+          and p.id is distinct from register_worker.process_id;
+    end loop;
+    select x.* into w from "tocsin".workers x
+    where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name;
+    perform "tocsin"._raise_error('TC005',
+        format('worker %s ("%s") is %s: its name is in use by process %s on %s', w.id, w.name, w.status, w.pid, w.hostname),
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', retry_after,
+                           'reason', format('its name is in use by process %s on %s', w.pid, w.hostname)),
+        'Choose another name, or end that worker first.');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.release(ids bigint[], leases bigint[], delay interval DEFAULT '00:00:00'::interval, counted boolean DEFAULT true) RETURNS boolean[]
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select coalesce(array_agg(g.outcome is not null order by g.n), '{}')
+    from unnest("tocsin"._requeue(ids, leases, delay, counted, 'released')) with ordinality as g (outcome, n)
+$$;
+
+
+
+CREATE FUNCTION tocsin.release_messages(worker_id bigint) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    w "tocsin".workers;
+begin
+    perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
+    w := "tocsin"._check_own("tocsin"._find_worker(worker_id));
+    perform "tocsin"._tell_process(w, leases_taken => true);  -- when this is committed
+    return "tocsin"._release_held(w, false, '');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.release_others(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    w "tocsin".workers;
+begin
+    perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
+    select x.* into w from "tocsin".workers x
+    where x.id = worker_id and x.registration = release_others.registration and "tocsin"._acts_for(x.role);
+    if not found then
+        return 0;
+    end if;
+    perform "tocsin"._ring(w.queue_id);
+    return "tocsin"._release_held(w, false, '', keep_ids, keep_leases);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.replay(ids bigint[] DEFAULT NULL::bigint[], queue text DEFAULT NULL::text, reason text DEFAULT NULL::text, error text DEFAULT NULL::text, older_than interval DEFAULT NULL::interval, max_letters integer DEFAULT NULL::integer, delay interval DEFAULT NULL::interval) RETURNS bigint[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    taken bigint[];
+    replayed bigint[];
+    held_up bigint[];
+    t timestamptz;
+begin
+    if delay not between '0 s' and '1000 years' then
+        perform "tocsin"._raise_error('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
+    end if;
+    taken := "tocsin"._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    t := "tocsin"._later("tocsin"._clock(), coalesce(delay, '0 s'));
+    with added as (
+        insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at, dequeued_at, lease, producer_worker_id,
+                                     consumer_worker_id, max_deliveries, key, payload, headers, last_error, history)
+        select d.id, d.queue_id, d.priority, (case when delay > '0 s' then 'delayed' else 'ready' end)::"tocsin".message_state, t, t,
+               d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id, d.max_deliveries, d.key, d.payload,
+               d.headers, d.error, d.history
+        from "tocsin".dead_letters d
+        where d.id = any (taken)
+        order by d.id
+        on conflict (queue_id, key) where key is not null do nothing
+        returning id
+    ), removed as (
+        delete from "tocsin".dead_letters d using added a where d.id = any (taken) and d.id = a.id
+    )
+    select coalesce(array_agg(a.id order by a.id), '{}') into replayed from added a;
+    if ids is not null and cardinality(replayed) < cardinality(taken) then
+        held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed) order by x.id);
+        perform "tocsin"._raise_error('TC014',
+            format('dead letter %s cannot be replayed: another unfinished message has its key', array_to_string(held_up, ', ')),
+            jsonb_build_object('ids', held_up), 'Wait until that one is finished, or archive or purge the dead letter.');
+    end if;
+    return replayed;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.reprioritise(message_id bigint DEFAULT NULL::bigint, priority integer DEFAULT NULL::integer, queue text DEFAULT NULL::text, key text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    m "tocsin".messages;
+begin
+    if reprioritise.priority is null then
+        perform "tocsin"._raise_error('TC022', 'give a priority', '{"argument": "priority"}');
+    end if;
+    m := "tocsin"._lock_waiting(message_id, queue, key);
+    update "tocsin".messages x set priority = reprioritise.priority where x.id = m.id;
+    if m.state <> 'delayed' then
+        perform "tocsin"._ring(m.queue_id);  -- a consumer may have skipped the row while it was locked, and wait
+    end if;
+    return m.id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.reschedule(message_id bigint DEFAULT NULL::bigint, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, queue text DEFAULT NULL::text, key text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    m "tocsin".messages;
+    t timestamptz;
+    due_at timestamptz;
+begin
+    perform "tocsin"._check_due(delay, at);
+    if delay is null and at is null then
+        perform "tocsin"._raise_error('TC022', 'give delay or at', '{"argument": "delay"}');
+    end if;
+    m := "tocsin"._lock_waiting(message_id, queue, key);
+    t := "tocsin"._clock();
+    due_at := coalesce(at, "tocsin"._later(t, delay));
+    update "tocsin".messages x
+    set state = (case when due_at > t then 'delayed' else 'ready' end)::"tocsin".message_state, due = due_at, vt = due_at,
+        history = m.history
+    where x.id = m.id;
+    if due_at <= t or due_at < m.vt or m.due < m.vt then  -- the last: it kept its place, and so held up the queue
+        perform "tocsin"._ring(m.queue_id);
+    end if;
+    return m.id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.resume(worker_id bigint) RETURNS tocsin.workers
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    w "tocsin".workers := "tocsin"._move_worker(worker_id, '{suspended}', 'ready');
+begin
+    perform "tocsin"._tell_process(w);
+    return w;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.resume_queue(queue text) RETURNS tocsin.queues
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    resumed "tocsin".queues := "tocsin".find_queue(queue);
+begin
+    update "tocsin".queues q set paused_at = null where q.id = resumed.id returning q.* into resumed;
+    perform "tocsin"._ring(resumed.id);
+    return resumed;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.revoke_queue(queue text, role text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    q "tocsin".queues := "tocsin".find_queue(queue);
+begin
+    delete from "tocsin".queue_grants g where g.queue_id = q.id and g.role = "tocsin"._find_role(revoke_queue.role);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.secure(former_roles oid[] DEFAULT '{}'::oid[], before jsonb DEFAULT NULL::jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    our_schema oid := (select c.relnamespace from pg_class c where c.oid = '"tocsin".contract'::regclass);
+    f record;
+begin
+    for f in
+        select p.oid::regprocedure as signature, a.roles is not null as is_entry_point
+        from pg_proc p left join "tocsin"._access() a on a.function = p.proname
+        where p.pronamespace = our_schema and a.roles is distinct from '{}'
+          and (p.prosecdef and coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)) <> (a.roles is not null)
+    loop
+        if f.is_entry_point then
+            execute format('alter function %s security definer set search_path = pg_catalog, pg_temp', f.signature);
+        else
+            execute format('alter function %s security invoker reset search_path', f.signature);
+        end if;
+    end loop;
+
+    -- Roles that were dropped since; PostgreSQL knows nothing of what these tables say
+    -- of them.
+    delete from "tocsin".roles r where r.role not in (select x.oid from pg_roles x);
+    delete from "tocsin".queue_grants g where g.role not in (select x.oid from pg_roles x);
+    perform "tocsin"._apply_privileges(former_roles, before => before);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.settle_rate(queue_id integer) RETURNS double precision
+    LANGUAGE sql SECURITY DEFINER
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select coalesce(sum(y.n), 0)::float8 / 60 from "tocsin".archive_count_deltas y
+    where y.queue_id = settle_rate.queue_id and y.archived_at > (select "tocsin"._clock() - interval '1 minute') and y.n > 0
+$$;
+
+
+
+CREATE FUNCTION tocsin.shutdown(worker_id bigint) RETURNS tocsin.workers
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    w "tocsin".workers;
+begin
+    perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
+    w := "tocsin"._move_worker(worker_id, '{suspended}', 'stopped', ended => 'shut_down');
+    perform "tocsin"._refuse_held(w);
+    perform "tocsin"._tell_process(w);
+    return w;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.stop(worker_id bigint) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    w "tocsin".workers;
+    released bigint;
+begin
+    perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
+    w := "tocsin"._check_own("tocsin"._find_worker(worker_id));
+    if w.status = 'stopped' then
+        return 0;
+    end if;
+    w := "tocsin"._move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped', ended => 'stopped');
+    released := "tocsin"._release_held(w, false, '');
+    perform "tocsin"._tell_process(w);
+    return released;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.store_stats() RETURNS TABLE(queues bigint, workers jsonb, ready bigint, delayed bigint, leased bigint, dead bigint, archived bigint, processes bigint, version integer, exact boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+begin
+    return query
+        select count(*),
+               (select coalesce(jsonb_object_agg(s.status, s.n), '{}')
+                from (select w.status, count(*) as n from "tocsin".workers w group by 1) s),
+               coalesce(sum(c.ready), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint, coalesce(sum(c.leased), 0)::bigint,
+               coalesce(sum(c.dead), 0)::bigint, (select coalesce(sum(a.n), 0)::bigint from "tocsin"._archived_in_all(0, 2147483647) a),
+               (select count(*) from "tocsin".processes), (select x.version from "tocsin".contract x), coalesce(bool_and(c.exact), true)
+        from "tocsin"._count_queues(0, 2147483647, t) c;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.suspend(worker_id bigint, release boolean DEFAULT false, drain boolean DEFAULT false) RETURNS tocsin.workers
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    w "tocsin".workers;
+begin
+    perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
+    w := "tocsin"._move_worker(worker_id, '{ready,polling,interrupted}', 'suspended');
+    if release then
+        perform "tocsin"._release_held(w, false, '');
+    elsif not drain then
+        perform "tocsin"._refuse_held(w);
+    end if;
+    perform "tocsin"._tell_process(w);
+    return w;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.unregister_process(process_id bigint, died boolean DEFAULT false) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ select "tocsin"._end_process(p.id, died) from "tocsin".processes p where p.id = process_id and "tocsin"._acts_for(p.role) $$;
+
+
+
+CREATE FUNCTION tocsin.unregister_worker(worker_id bigint, registration bigint) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    w "tocsin".workers;
+begin
+    perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
+    update "tocsin".workers x set status = 'stopped', ended = 'left', grace = null, shutdown_at = "tocsin"._clock(), process_id = null
+    where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped' and "tocsin"._acts_for(x.role)
+    returning x.* into w;
+    return case when found then "tocsin"._release_held(w, false, '') else 0 end;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.unrung_transactions(queue_ids integer[]) RETURNS integer[]
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select coalesce(array_agg(q) filter (where "tocsin"._shared_elsewhere("tocsin"._lock_key('unrung', q))), '{}') from unnest(queue_ids) q
+$$;
+
+
+
+CREATE FUNCTION tocsin.update_queue(queue text, vt interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, retry_base interval DEFAULT NULL::interval, retry_factor double precision DEFAULT NULL::double precision, retry_max interval DEFAULT NULL::interval, retry_jitter double precision DEFAULT NULL::double precision, max_payload integer DEFAULT NULL::integer, max_string integer DEFAULT NULL::integer, max_depth integer DEFAULT NULL::integer, required_keys text[] DEFAULT NULL::text[], forbidden_keys text[] DEFAULT NULL::text[], retention interval DEFAULT NULL::interval, dead_letter_retention interval DEFAULT NULL::interval, notify text DEFAULT NULL::text) RETURNS tocsin.queues
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return "tocsin"._change_queue(
+        ("tocsin".find_queue(queue)).id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string,
+        max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.wait_for_flush() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if current_setting('bell.unflushed', true) = 'yes' then
+        perform set_config('bell.unflushed', '', false), setval('"tocsin".flush_marker', 1);
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.worker_heartbeat(worker_id bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    w "tocsin".workers;
+begin
+    update "tocsin".workers x set heartbeat_at = "tocsin"._clock()
+    where x.id = worker_id and x.status <> 'stopped' and "tocsin"._acts_for(x.role)
+    returning x.* into w;
+    if not found then
+        w := "tocsin"._check_own("tocsin"._find_worker(worker_id));
+        perform "tocsin"._refuse_transition(w, 'heartbeat', 'a stopped worker has no heartbeat');
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.worker_stats(queue text DEFAULT NULL::text) RETURNS TABLE(total bigint, by_status jsonb, by_kind jsonb, held bigint, oldest_heartbeat_age double precision)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+    if worker_stats.queue is not null then
+        perform "tocsin".find_queue(worker_stats.queue);
+    end if;
+    return query
+        select count(*),
+               jsonb_build_object(
+                   'ready', count(*) filter (where w.status = 'ready'),
+                   'polling', count(*) filter (where w.status = 'polling'),
+                   'interrupted', count(*) filter (where w.status = 'interrupted'),
+                   'suspended', count(*) filter (where w.status = 'suspended'),
+                   'stopped', count(*) filter (where w.status = 'stopped')),
+               jsonb_build_object(
+                   'producer', count(*) filter (where w.kind = 'producer'),
+                   'consumer', count(*) filter (where w.kind = 'consumer')),
+               coalesce(sum(w.held), 0)::bigint,
+               max(w.heartbeat_age) filter (where w.status <> 'stopped')
+        from "tocsin".list_workers(worker_stats.queue) w;
+end
+$$;
+
+
+
+CREATE TABLE tocsin.archive (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT 0 NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT '9999-01-01 00:00:00+00'::timestamp with time zone NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+)
+PARTITION BY RANGE (span, keep_until);
+
+ALTER TABLE ONLY tocsin.archive REPLICA IDENTITY FULL;
+
+
+
+COMMENT ON COLUMN tocsin.archive.span IS 'How many hours of keep_until its partition takes; 0: it is in archive_rest.';
+
+
+
+COMMENT ON COLUMN tocsin.archive.keep_until IS 'When it may go: archived_at and the retention that the queue had then; in the year 9999: never.';
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113010 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113010 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113011 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113011 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_24h_2026122900 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_24h_2026122900 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_24h_2026123000 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_24h_2026123000 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_8640h_2984032500 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_8640h_2984032500 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_8640h_2985032000 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_8640h_2985032000 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_count_deltas (
+    queue_id integer NOT NULL,
+    span integer,
+    keep_until timestamp with time zone NOT NULL,
+    archived_at timestamp with time zone NOT NULL,
+    n bigint NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+ALTER TABLE ONLY tocsin.archive_count_deltas REPLICA IDENTITY FULL;
+
+
+
+COMMENT ON TABLE tocsin.archive_count_deltas IS 'What was added to the archive (or, negative, taken out of it) and is not in archived_counts yet; only inserted into.';
+
+
+
+COMMENT ON COLUMN tocsin.archive_count_deltas.span IS 'As in the archive; null: the queue keeps nothing.';
+
+
+
+CREATE TABLE tocsin.archive_rest (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT 0 NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT '9999-01-01 00:00:00+00'::timestamp with time zone NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_rest REPLICA IDENTITY FULL;
+
+
+
+COMMENT ON TABLE tocsin.archive_rest IS 'What is kept for ever, and what no partition had been made for in time.';
+
+
+
+CREATE TABLE tocsin.archived_counts (
+    queue_id integer NOT NULL,
+    span integer NOT NULL,
+    starts_at timestamp with time zone NOT NULL,
+    n bigint NOT NULL
+);
+
+
+
+COMMENT ON TABLE tocsin.archived_counts IS 'How many messages of a queue are in a partition, beside what tallies say; written by maintenance only.';
+
+
+
+CREATE TABLE tocsin.contract (
+    only_row boolean DEFAULT true NOT NULL,
+    version integer NOT NULL,
+    serves integer NOT NULL,
+    digest text NOT NULL,
+    CONSTRAINT contract_check CHECK ((serves <= version)),
+    CONSTRAINT contract_only_row_check CHECK (only_row)
+);
+
+
+
+COMMENT ON TABLE tocsin.contract IS 'Which version of the SQL contract is installed: tables, functions, and the rights to them.';
+
+
+
+COMMENT ON COLUMN tocsin.contract.serves IS 'The oldest version whose clients the installed functions serve.';
+
+
+
+COMMENT ON COLUMN tocsin.contract.digest IS 'Digest of the SQL that was last installed.';
+
+
+
+CREATE SEQUENCE tocsin.flush_marker
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+
+
+COMMENT ON SEQUENCE tocsin.flush_marker IS 'Written to where nothing but the disk is to be waited for; see sql/functions/queue/ring_early.sql.';
+
+
+
+CREATE SEQUENCE tocsin.lifelines
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+
+
+CREATE TABLE tocsin.maintenance (
+    only_row boolean DEFAULT true NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    clock_was_ahead boolean DEFAULT false NOT NULL,
+    CONSTRAINT maintenance_only_row_check CHECK (only_row)
+);
+
+
+
+COMMENT ON COLUMN tocsin.maintenance.clock_was_ahead IS 'A time of the future was found, so maintenance is to look for all of them.';
+
+
+
+ALTER TABLE tocsin.messages ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (
+    SEQUENCE NAME tocsin.messages_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+
+
+CREATE TABLE tocsin.migrations (
+    number integer NOT NULL,
+    name text NOT NULL,
+    applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+
+
+COMMENT ON TABLE tocsin.migrations IS 'Which files of sql/migrations have been applied.';
+
+
+
+ALTER TABLE tocsin.processes ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tocsin.processes_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+
+
+CREATE TABLE tocsin.queue_grants (
+    queue_id integer NOT NULL,
+    role regrole NOT NULL
+);
+
+
+
+COMMENT ON TABLE tocsin.queue_grants IS 'Who may enqueue to which queue, apart from the owner and administrators.';
+
+
+
+ALTER TABLE tocsin.queues ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tocsin.queues_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+
+
+CREATE SEQUENCE tocsin.registrations
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+
+
+CREATE TABLE tocsin.roles (
+    kind text NOT NULL,
+    role regrole NOT NULL,
+    CONSTRAINT roles_kind_check CHECK ((kind = ANY (ARRAY['producer'::text, 'consumer'::text, 'admin'::text])))
+);
+
+
+
+COMMENT ON TABLE tocsin.roles IS 'The roles that may use Tocsin beside its owner, if there are any; see sql/security/access.sql.';
+
+
+
+CREATE UNLOGGED TABLE tocsin.uptime (
+    only_row boolean DEFAULT true NOT NULL,
+    since timestamp with time zone NOT NULL,
+    CONSTRAINT uptime_only_row_check CHECK (only_row)
+);
+
+
+
+ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tocsin.workers_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113010 FOR VALUES FROM (1, '2026-11-30 10:00:00+00') TO (1, '2026-11-30 11:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113011 FOR VALUES FROM (1, '2026-11-30 11:00:00+00') TO (1, '2026-11-30 12:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_24h_2026122900 FOR VALUES FROM (24, '2026-12-29 00:00:00+00') TO (24, '2026-12-30 00:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_24h_2026123000 FOR VALUES FROM (24, '2026-12-30 00:00:00+00') TO (24, '2026-12-31 00:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_8640h_2984032500 FOR VALUES FROM (8640, '2984-03-25 00:00:00+00') TO (8640, '2985-03-20 00:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_8640h_2985032000 FOR VALUES FROM (8640, '2985-03-20 00:00:00+00') TO (8640, '2986-03-15 00:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES FROM (0, MINVALUE) TO (0, MAXVALUE);
+
+
+
+INSERT INTO tocsin.archive_1h_2026113010 VALUES (1, 2, 0, 1, 1, '2026-11-29 10:14:48.980608+00', '2026-11-29 10:14:49.008196+00', '2026-11-29 10:14:49.013783+00', '2026-11-30 10:14:49.013783+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+
+
+
+
+
+
+
+
+
+
+
+
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 10:14:49.085585+00', '2026-11-29 10:14:49.112203+00', '2026-11-29 10:14:49.113463+00', '2985-03-06 10:14:49.113463+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+
+
+
+
+
+
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 10:14:49.013783+00', '2026-11-29 10:14:49.013783+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 10:14:49.113463+00', '2026-11-29 10:14:49.113463+00', 1);
+
+
+
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 10:14:48.858586+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 10:00:00+00","2026-11-30 12:00:00+00")', '2026-11-29 10:14:48.858604+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 10:14:48.858608+00');
+
+
+
+
+
+
+
+
+
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '6570957395d8b0097f01a1bb6597b2193a58e73109aa99568acc7e4b8fdbf808');
+
+
+
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 10:14:49.175636+00', '2026-11-29 10:14:49.195722+00', '2026-11-29 10:14:49.224267+00', 1795947289195722, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T10:14:49.202058+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T10:14:49.195722+00:00"}]');
+
+
+
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 10:15:47.924048+00', false);
+
+
+
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 10:14:49.099989+00', '2026-11-29 10:15:19.112203+00', '2026-11-29 10:14:49.099989+00', '2026-11-29 10:14:49.112203+00', NULL, 1795947289112203, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 10:14:50.142453+00', '2026-11-29 10:14:50.142453+00', '2026-11-29 10:14:49.144075+00', '2026-11-29 10:14:49.163625+00', NULL, 1795947289163625, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T10:14:49.202058+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T10:14:49.163625+00:00"}]');
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 10:14:49.285568+00', '2026-11-29 10:14:49.285568+00', '2026-11-29 10:14:49.285568+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 10:14:50.301472+00', '2026-11-29 10:14:50.301472+00', '2026-11-29 10:14:49.301472+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 10:14:50.304101+00', '2026-11-29 10:14:50.304101+00', '2026-11-29 10:14:49.304101+00', NULL, '2026-11-29 10:14:49.804101+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 10:14:49.311928+00', '2985-03-06 10:14:49.311928+00', '2026-11-29 10:14:49.311928+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 10:14:49.325576+00', '2026-11-29 10:14:49.325576+00', '2026-11-29 10:14:49.325576+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
+
+
+
+INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 10:14:47.924048+00');
+
+
+
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 7050, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 10:14:48.886012+00', '2026-11-29 10:14:48.950295+00');
+
+
+
+
+
+
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 10:14:48.606914+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 10:14:48.625729+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 10:14:49.332358+00', '2026-11-29 10:14:48.62893+00', 'tocsin.paused');
+
+
+
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 10:14:48.885042+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 7050, '0.1.0', '2026-11-29 10:14:48.904928+00', '2026-11-29 10:14:48.904928+00', '2026-11-29 10:14:49.032486+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 7050, '0.1.0', '2026-11-29 10:14:49.047203+00', '2026-11-29 10:14:49.047203+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 7050, '0.1.0', '2026-11-29 10:14:49.064834+00', '2026-11-29 10:14:49.064834+00', NULL);
+
+
+
+SELECT pg_catalog.setval('tocsin.flush_marker', 1, false);
+
+
+
+SELECT pg_catalog.setval('tocsin.lifelines', 1, true);
+
+
+
+SELECT pg_catalog.setval('tocsin.messages_id_seq', 16, true);
+
+
+
+SELECT pg_catalog.setval('tocsin.processes_id_seq', 1, true);
+
+
+
+SELECT pg_catalog.setval('tocsin.queues_id_seq', 3, true);
+
+
+
+SELECT pg_catalog.setval('tocsin.registrations', 3, true);
+
+
+
+SELECT pg_catalog.setval('tocsin.workers_id_seq', 3, true);
+
+
+
+ALTER TABLE ONLY tocsin.archive_policies
+    ADD CONSTRAINT archive_policies_pkey PRIMARY KEY (queue_id);
+
+
+
+ALTER TABLE ONLY tocsin.archived_counts
+    ADD CONSTRAINT archived_counts_pkey PRIMARY KEY (queue_id, span, starts_at);
+
+
+
+ALTER TABLE ONLY tocsin.contract
+    ADD CONSTRAINT contract_pkey PRIMARY KEY (only_row);
+
+
+
+ALTER TABLE ONLY tocsin.dead_letters
+    ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (id);
+
+
+
+ALTER TABLE ONLY tocsin.maintenance
+    ADD CONSTRAINT maintenance_pkey PRIMARY KEY (only_row);
+
+
+
+ALTER TABLE ONLY tocsin.messages
+    ADD CONSTRAINT messages_pkey PRIMARY KEY (id);
+
+
+
+ALTER TABLE ONLY tocsin.migrations
+    ADD CONSTRAINT migrations_pkey PRIMARY KEY (number);
+
+
+
+ALTER TABLE ONLY tocsin.processes
+    ADD CONSTRAINT processes_pkey PRIMARY KEY (id);
+
+
+
+ALTER TABLE ONLY tocsin.queue_grants
+    ADD CONSTRAINT queue_grants_pkey PRIMARY KEY (queue_id, role);
+
+
+
+ALTER TABLE ONLY tocsin.queues
+    ADD CONSTRAINT queues_name_key UNIQUE (name);
+
+
+
+ALTER TABLE ONLY tocsin.queues
+    ADD CONSTRAINT queues_pkey PRIMARY KEY (id);
+
+
+
+ALTER TABLE ONLY tocsin.roles
+    ADD CONSTRAINT roles_pkey PRIMARY KEY (kind);
+
+
+
+ALTER TABLE ONLY tocsin.uptime
+    ADD CONSTRAINT uptime_pkey PRIMARY KEY (only_row);
+
+
+
+ALTER TABLE ONLY tocsin.workers
+    ADD CONSTRAINT workers_pkey PRIMARY KEY (id);
+
+
+
+ALTER TABLE ONLY tocsin.workers
+    ADD CONSTRAINT workers_queue_id_kind_name_key UNIQUE (queue_id, kind, name);
+
+
+
+CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113010_queue_id_id_idx ON tocsin.archive_1h_2026113010 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113011_queue_id_id_idx ON tocsin.archive_1h_2026113011 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_24h_2026122900_queue_id_id_idx ON tocsin.archive_24h_2026122900 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_24h_2026123000_queue_id_id_idx ON tocsin.archive_24h_2026123000 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_8640h_2984032500_queue_id_id_idx ON tocsin.archive_8640h_2984032500 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_8640h_2985032000_queue_id_id_idx ON tocsin.archive_8640h_2985032000 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_count_deltas_queue ON tocsin.archive_count_deltas USING btree (queue_id, archived_at);
+
+
+
+CREATE INDEX archive_rest_ending ON tocsin.archive_rest USING btree (keep_until) WHERE (keep_until < '9999-01-01 00:00:00+00'::timestamp with time zone);
+
+
+
+CREATE INDEX archive_rest_queue_id_id_idx ON tocsin.archive_rest USING btree (queue_id, id);
+
+
+
+CREATE INDEX dead_letters_died ON tocsin.dead_letters USING btree (queue_id, died_at);
+
+
+
+CREATE INDEX dead_letters_queue ON tocsin.dead_letters USING btree (queue_id, id);
+
+
+
+CREATE INDEX messages_expiring ON tocsin.messages USING btree (queue_id, expires_at) WHERE ((state <> 'leased'::tocsin.message_state) AND (expires_at IS NOT NULL));
+
+
+
+CREATE UNIQUE INDEX messages_key ON tocsin.messages USING btree (queue_id, key) WHERE (key IS NOT NULL);
+
+
+
+CREATE INDEX messages_ready ON tocsin.messages USING btree (queue_id, priority, due, id) WHERE (state = 'ready'::tocsin.message_state);
+
+
+
+CREATE INDEX messages_timed ON tocsin.messages USING btree (queue_id, state, vt) WHERE (state = ANY (ARRAY['delayed'::tocsin.message_state, 'leased'::tocsin.message_state]));
+
+
+
+CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (process_id IS NOT NULL);
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113010_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113011_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_24h_2026122900_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_24h_2026123000_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_8640h_2984032500_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_8640h_2985032000_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_rest_queue_id_id_idx;
+
+
+
+CREATE STATISTICS tocsin.messages_states (mcv) ON queue_id, state FROM tocsin.messages;
+
+
+
+CREATE TRIGGER ring AFTER INSERT ON tocsin.messages REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT WHEN (((pg_trigger_depth() > 0) OR (current_setting('bell.rung_by'::text, true) IS DISTINCT FROM '"tocsin".'::text))) EXECUTE FUNCTION tocsin._ring_inserted();
+
+
+
+ALTER TABLE ONLY tocsin.archive_policies
+    ADD CONSTRAINT archive_policies_queue_id_fkey FOREIGN KEY (queue_id) REFERENCES tocsin.queues(id) ON DELETE CASCADE;
+
+
+
+ALTER TABLE ONLY tocsin.queue_grants
+    ADD CONSTRAINT queue_grants_queue_id_fkey FOREIGN KEY (queue_id) REFERENCES tocsin.queues(id) ON DELETE CASCADE;
+
+
+
+ALTER TABLE ONLY tocsin.workers
+    ADD CONSTRAINT workers_queue_id_fkey FOREIGN KEY (queue_id) REFERENCES tocsin.queues(id);
+
+
+
+REVOKE ALL ON FUNCTION tocsin._access() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._acts_for(role name) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._add_delivery(history jsonb, delivery jsonb) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._add_partition(span integer, starts_at timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._add_partitions(OUT added integer, OUT problem text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._add_queue(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._apply_privileges(former_roles oid[], only_table regclass, before jsonb) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._archive_partitions() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._archive_slot(span integer, keep_until timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._archive_span(retention interval) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._archived_in_all(first_id integer, last_id integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._backoff(queue tocsin.queues, deliveries integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._beyond(counted bigint, cap integer, relation text, queue_id integer, state text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._caller() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._change_queue(queue_id integer, vt interval, max_deliveries integer, retry_base interval, retry_factor double precision, retry_max interval, retry_jitter double precision, max_payload integer, max_string integer, max_depth integer, required_keys text[], forbidden_keys text[], retention interval, dead_letter_retention interval, notify text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._channel(path text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_active(worker_id bigint, doing text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_change(queue_id integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_claim(worker_id bigint, registration bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_contents(q tocsin.queues, payloads jsonb, first_index integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_due(delay interval, at timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_enqueue(q tocsin.queues, worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_enqueue_options(queue text, delay interval, at timestamp with time zone, expires_in interval, max_deliveries integer, worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_headers(q tocsin.queues, headers jsonb) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_own(w tocsin.workers) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_payloads(q tocsin.queues, payloads jsonb, first_index integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_register(q tocsin.queues, kind text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._clock() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._close_queue(q tocsin.queues, deadline timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._correct_future_times() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._correct_heartbeats(t timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._count_held(w tocsin.workers) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._count_unfinished(queue_id integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._count_waiting(queue_id integer, most integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._cutoff(older_than interval) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._delete_expired(most integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._describe_dead_letters(ids bigint[], queue_id integer, reason text, error text, died_before timestamp with time zone, max_letters integer, after bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._describe_delivery(m tocsin.messages, ended_at timestamp with time zone, outcome text, error text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._describe_messages(ids bigint[], queues integer[], t timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._describe_path(path jsonb) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._drop_expired_partitions(most integer, OUT dropped integer, OUT problem text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._elect_maintainer(process_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._end_expired_lease(m tocsin.messages) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._end_process(process_id bigint, died boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._enqueue_rate(queue_id integer, t timestamp with time zone, unfinished bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._estimate(query text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._examine(p tocsin.processes, t timestamp with time zone, up_since timestamp with time zone, OUT seems_alive boolean, OUT dead_at timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._find_key(queue_id integer, key text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._find_own_worker(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._find_role(role text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._find_violation(payloads jsonb, q tocsin.queues) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._find_worker(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._holders(queue_id integer, until timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._is_active(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._is_admin() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._is_owner() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._is_valid(payload jsonb, max_payload integer, delay interval, at timestamp with time zone, expires_in interval, max_deliveries integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._keep_until(retention interval, at timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._later(moment timestamp with time zone, length interval) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._lock_dead_letters(ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._lock_key(kind text, number bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._lock_waiting(message_id bigint, queue text, key text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._make_due_ready(queue_id integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._matches_filter(letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text, died_before timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._may_consume() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._may_enqueue(queue_id integer, worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._move_to_dead_letters(ids bigint[], reason text, errors text[], tracebacks text[], deliveries jsonb[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._move_worker(worker_id bigint, allowed text[], target text, grace interval, ended text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._must_ring(queue_id integer, notify text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._next_due(queue_id integer, with_ready boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._oldest_ready(queue_id integer, t timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._order_kept_for(queue_id integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._outcomes(ids bigint[], settled bigint[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._partition_span_for(a tocsin.archive_policies, keep_until timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._publish_partitions() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._purge_expired_dead_letters(most integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._purge_stopped_workers(most integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._raise_error(code text, message text, detail jsonb, hint text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._reap_dead_processes(process_id bigint, living integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._reap_if_dead(p tocsin.processes, t timestamp with time zone, up_since timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._record_uptime(t timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._refuse_caller(doing text, hint text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._refuse_change(message_id bigint, queue text, key text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._refuse_deletion(q tocsin.queues) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._refuse_ended(w tocsin.workers) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._refuse_held(w tocsin.workers) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._refuse_missing(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._refuse_transition(w tocsin.workers, target text, reason text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._release_held(w tocsin.workers, counted boolean, outcome text, keep_ids bigint[], keep_leases bigint[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._remove_queue(q tocsin.queues, force boolean, OUT worker_count bigint, OUT message_count bigint, OUT archived_count bigint, OUT dead_letter_count bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._requeue(ids bigint[], leases bigint[], delay interval, counted boolean, outcome text, errors text[], tracebacks text[], delays double precision[], verdicts text[], keep_place boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._resolve_queue(ids bigint[], queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._ring(queue_id integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._ring(q tocsin.queues) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._ring_inserted() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._ring_late(queue_id integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._roll_up_count_deltas() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._rung(q tocsin.queues) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._shared_after_all(key bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._shared_elsewhere(key bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._sweep_orphans(most integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._tell_process(w tocsin.workers, leases_taken boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._try_close_workers(q tocsin.queues) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._try_empty_queue(q tocsin.queues, INOUT messages bigint, INOUT letters bigint, OUT emptied boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._try_lock_workers(process_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._wanted_partitions() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.archive(ids bigint[], leases bigint[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.archive_dead_letters(ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.archived_count(queue_id integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.attach_process(process_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.begin_poll(worker_id bigint, registration bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.begin_waiting(queue_ids integer[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.cancel(message_id bigint, queue text, key text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval, from_priority integer, from_due timestamp with time zone, from_id bigint, or_look boolean, finished_ids bigint[], finished_leases bigint[], durable boolean, ordered boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.complete_poll(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.create_queue(queue text, vt interval, max_deliveries integer, retry_base interval, retry_factor double precision, retry_max interval, retry_jitter double precision, max_payload integer, max_string integer, max_depth integer, required_keys text[], forbidden_keys text[], retention interval, dead_letter_retention interval, notify text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.delete(ids bigint[], leases bigint[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.delete_queue(queue text, force boolean, dry_run boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.delete_worker(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.detach_process(process_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.end_waiting(queue_ids integer[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.enqueue(queue text, payload jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, key text, expires_in interval, max_deliveries integer, worker_id bigint, ring_early boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.enqueue_each(queue text, messages jsonb) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.enqueue_many(queue text, payloads jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, expires_in interval, max_deliveries integer, worker_id bigint, first_index integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.ensure_queue(queue text, vt interval, max_deliveries integer, retry_base interval, retry_factor double precision, retry_max interval, retry_jitter double precision, max_payload integer, max_string integer, max_depth integer, required_keys text[], forbidden_keys text[], retention interval, dead_letter_retention interval, notify text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.extend(ids bigint[], leases bigint[], vt interval) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.fail(ids bigint[], leases bigint[], errors text[], tracebacks text[], delays double precision[], verdicts text[], keep_place boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.find_queue(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.get_dead_letter(message_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.get_message(message_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.grant_queue(queue text, role text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.heartbeat(process_id bigint, queue_ids integer[], able boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.install_roles(producer text, consumer text, admin text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.interrupt(worker_id bigint, grace interval) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.limit_lock_wait() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.list_dead_letters(queue text, reason text, error text, older_than interval, max_letters integer, after bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.list_messages(queue text, state text, worker_id bigint, max_messages integer, after bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.list_queues() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.list_workers(queue text, worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.locked_messages(ids bigint[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.maintain(OUT elected boolean, OUT partitions_created integer, OUT partitions_dropped integer, OUT archived_deleted bigint, OUT dead_letters_purged bigint, OUT orphans_deleted bigint, OUT workers_purged bigint, OUT more boolean, OUT problems text[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.pause_queue(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.process_channel(process_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.purge_archive(queue_id integer, older_than interval, dry_run boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.purge_dead_letters(ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer, dry_run boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.purge_queue(queue text, ready boolean, delayed boolean, archived boolean, dead boolean, older_than interval, dry_run boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.purge_workers(older_than interval, queue text, dry_run boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.queue_channel(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.queue_health(queue text, max_age interval, max_running interval) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.queue_metrics(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.queue_of(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.reclaim(OUT workers bigint, OUT messages bigint, OUT more boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.register_process(hostname text, pid integer, version text, every interval, contract integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.register_worker(queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.release(ids bigint[], leases bigint[], delay interval, counted boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.release_messages(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.release_others(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.replay(ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer, delay interval) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.reprioritise(message_id bigint, priority integer, queue text, key text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.reschedule(message_id bigint, delay interval, at timestamp with time zone, queue text, key text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.resume(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.resume_queue(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.revoke_queue(queue text, role text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.secure(former_roles oid[], before jsonb) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.settle_rate(queue_id integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.shutdown(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.stop(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.store_stats() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.suspend(worker_id bigint, release boolean, drain boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.unregister_process(process_id bigint, died boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.unregister_worker(worker_id bigint, registration bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.unrung_transactions(queue_ids integer[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.update_queue(queue text, vt interval, max_deliveries integer, retry_base interval, retry_factor double precision, retry_max interval, retry_jitter double precision, max_payload integer, max_string integer, max_depth integer, required_keys text[], forbidden_keys text[], retention interval, dead_letter_retention interval, notify text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.wait_for_flush() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.worker_heartbeat(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.worker_stats(queue text) FROM PUBLIC;
+
+
+
+
