@@ -12,8 +12,11 @@ later 3.3, and libpq 17 or newer, which ``psycopg[binary]`` brings.
 
 from ._connection import TrioConnection
 from ._hosts import Hosts
-from ._pool import Loan, Pool, PoolClosed, PoolStatistics, PoolTimeout, open_pool
+from ._loan import Loan
+from ._open_pool import open_pool
+from ._pool import Pool, PoolClosed, PoolTimeout
 from ._prepared import Rows
+from ._statistics import PoolStatistics
 
 __all__ = [
     "Hosts",

@@ -1,0 +1,79 @@
+"""A connection of a pool, and how it is made ready for the next borrower."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Generic, TypeAlias
+
+import psycopg
+from psycopg import pq
+from psycopg.rows import Row
+
+from ._attributes import Attributes
+from ._connection import TrioConnection
+
+__all__ = ["Member", "Reset"]
+
+logger = logging.getLogger("tocsin.driver")
+
+Reset: TypeAlias = Callable[[TrioConnection[Row]], Awaitable[None]]
+"""What resets the session of a connection that was lent."""
+
+
+class Member(Generic[Row]):
+    """A connection of a pool."""
+
+    __slots__ = ("attributes", "connection", "expires", "retires")
+
+    def __init__(self, connection: TrioConnection[Row], retires: float) -> None:
+        self.connection = connection
+        self.attributes = Attributes(connection)
+        self.retires = retires
+        self.expires = math.inf
+
+    async def make_ready(self, reset: bool, reset_session: Reset[Row] | None) -> bool:
+        """Return whether the connection can be lent again, after a ROLLBACK and a reset
+        where they are needed.
+
+        ``reset`` says that the borrower may have set something. Cancelled while the
+        server does not answer, the connection cannot be lent.
+        """
+        connection = self.connection
+        if connection.pgconn.transaction_status in (
+            pq.TransactionStatus.INTRANS,
+            pq.TransactionStatus.INERROR,
+        ):
+            with connection.grace.scope(), suppress(psycopg.Error):
+                await connection.rollback()
+        if reset and _is_idle(connection):
+            self.attributes.put_back(connection)
+            if reset_session is not None and not await self._reset(reset_session):
+                return False
+        return _is_idle(connection)
+
+    async def _reset(self, reset_session: Reset[Row]) -> bool:
+        with self.connection.grace.scope() as scope:
+            try:
+                await reset_session(self.connection)
+            except Exception as error:
+                logger.warning(
+                    "the session of a connection could not be reset: %s; the connection is closed",
+                    error,
+                )
+                return False
+        if scope.cancelled_caught:
+            return False
+        self.connection.grace.answered()
+        return True
+
+
+def _is_idle(connection: TrioConnection[Any]) -> bool:
+    # A lock that is still held belongs to a generator or a task that was left behind.
+    return (
+        connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+        and not connection.pgconn.pipeline_status
+        and not connection.lock.locked()
+    )
