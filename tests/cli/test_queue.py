@@ -623,7 +623,7 @@ def test_delete_is_refused_while_there_is_work_unless_forced(cli: Call, store_ds
     assert (code, out, one_line(error)) == (1, "", True)
     would = cli("queue", "delete", "q", "--dry-run", "--force", "--format", "json").json
     assert (would["messages"], would["archived"], would["dead_letters"]) == (3, 1, 1)
-    assert cli("queue", "delete", "q", "--force").code == 1  # nobody to ask
+    assert cli("queue", "delete", "q", "--force").code == 1  # no terminal
     assert payloads(store_dsn) == ALL
     assert "deleted queue 'q' with" in cli("queue", "delete", "q", "--force", "--yes").out
     assert payloads(store_dsn) == set()

@@ -171,7 +171,7 @@ def test_stop_from_any_state(cli: Call, store_dsn: str, queue: str) -> None:
     register(store_dsn, "a", holds=3)
     assert cli("worker", "stop", "--id", "1") == (
         0,
-        "worker 1 is stopped, and has given back 3 messages\n",
+        "worker 1 is stopped, and has released 3 messages\n",
         "",
     )
     assert ask(store_dsn, "select status from tocsin.workers") == [("stopped",)]
@@ -187,7 +187,7 @@ def test_messages_that_a_worker_holds(cli: Call, store_dsn: str, queue: str) -> 
     assert [row[:2] for row in cli("worker", "messages", "1", "--after", "2").rows[1:]] == [
         ["3", "leased"]
     ]
-    assert cli("worker", "release-messages", "1").out == "worker 1 has given back 3 messages\n"
+    assert cli("worker", "release-messages", "1").out == "worker 1 has released 3 messages\n"
     assert cli("worker", "messages", "1").out == "worker 1 holds no messages\n"
 
 
@@ -282,8 +282,8 @@ def test_delete_forgets_a_stopped_worker(cli: Call, store_dsn: str, queue: str) 
     code, _, error = cli("worker", "delete", "1", "--yes")
     assert (code, one_line(error)) == (1, True)  # it is not stopped
     cli("worker", "stop", "1")
-    assert cli("worker", "delete", "1").code == 1  # nobody to ask
-    assert cli("worker", "delete", "1", "--yes") == (0, "worker 1 is forgotten\n", "")
+    assert cli("worker", "delete", "1").code == 1  # no terminal
+    assert cli("worker", "delete", "1", "--yes") == (0, "worker 1 is deleted\n", "")
     assert ask(store_dsn, "select 1 from tocsin.workers") == []
 
 
@@ -302,7 +302,7 @@ def make_deadly(dsn: str) -> None:
 def test_reclaim_takes_back_what_the_dead_and_lapsed_leases_hold(
     cli: Call, store_dsn: str, queue: str
 ) -> None:
-    assert cli("admin", "reclaim").out == "0 dead workers stopped, 0 messages given back\n"
+    assert cli("admin", "reclaim").out == "0 dead workers stopped, 0 messages requeued\n"
     ask(store_dsn, "select tocsin.register_process('far.example.org', 1, '1', '1 s')")
     register(store_dsn, "alive", holds=4)
     register(store_dsn, "dead", holds=3)
@@ -317,7 +317,7 @@ def test_reclaim_takes_back_what_the_dead_and_lapsed_leases_hold(
     assert ask(
         store_dsn, "select array_agg(id order by id) from tocsin.messages where state = 'leased'"
     ) == [([3, 4],)]
-    assert cli("admin", "reclaim").out == "0 dead workers stopped, 0 messages given back\n"
+    assert cli("admin", "reclaim").out == "0 dead workers stopped, 0 messages requeued\n"
 
 
 def test_reclaim_declares_nobody_dead_before_it_knows_how_long_the_server_is_up(
@@ -329,9 +329,9 @@ def test_reclaim_declares_nobody_dead_before_it_knows_how_long_the_server_is_up(
     make_deadly(store_dsn)
     # by crash recovery: the postmaster's start stays what it was
     ask(store_dsn, "truncate tocsin.uptime")
-    assert cli("admin", "reclaim").out == "0 dead workers stopped, 0 messages given back\n"
+    assert cli("admin", "reclaim").out == "0 dead workers stopped, 0 messages requeued\n"
     trio.run(move_clock, store_dsn, 31)
-    assert cli("admin", "reclaim").out == "1 dead workers stopped, 3 messages given back\n"
+    assert cli("admin", "reclaim").out == "1 dead workers stopped, 3 messages requeued\n"
 
 
 HANG = """
@@ -348,7 +348,7 @@ def test_stop_ends_a_running_process(cli: Call, store_dsn: str, queue: str, tmp_
     with started(store_dsn, "worker", "run", "q", "service:hang", folder=tmp_path) as process:
         cli("enqueue", "q", "1")
         line_with(process, "began")
-        assert "given back 1 messages" in cli("worker", "stop", "1").out
+        assert "released 1 messages" in cli("worker", "stop", "1").out
         rest = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0
     assert "stopped by a command; 0 handled, 1 released" in rest

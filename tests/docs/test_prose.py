@@ -105,8 +105,9 @@ def area(name: str, *patterns: str) -> Area:
 
 
 AREAS = [
-    area("pages", "[ACRS]*.md", "docs/[!c]*.md", "docs/*/**/*.md", "examples/*.md"),
+    area("pages", "[ACRS]*.md", "docs/*.md", "docs/*/**/*.md", "examples/*.md"),
     area("examples", "examples/*.py"),
+    area("command line", "src/tocsin/_cli/*.py"),
 ]
 PAGES = [path for each in AREAS for path in each.files if path.suffix == ".md"]
 
@@ -142,6 +143,8 @@ def paragraphs(path: Path) -> Iterator[list[str]]:
             lines.append(line.strip())
 
 
+LEAD = re.compile(r"^(?:[-*] |\d+\. )?(?:\*\*[^*]+\*\* )?")
+"""The mark of a list's item, and a heading in bold within the line."""
 ENDS = re.compile(r"[.!?:;…][\"')*_\]`]*$")
 TWO = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?][\"')*_\]]*\s+[\"'(*_\[`]*[A-Z]")
 
@@ -152,7 +155,7 @@ def test_a_line_of_a_page_is_a_sentence(page: Path) -> None:
     for lines in paragraphs(page):
         plain = [re.sub(r"`[^`]*`", "X", line) for line in lines]
         wrong += [line for line in plain[:-1] if not ENDS.search(line)]
-        wrong += [line for line in plain if TWO.search(re.sub(r"^\d+\. ", "", line))]
+        wrong += [line for line in plain if TWO.search(LEAD.sub("", line))]
     assert wrong == []
 
 

@@ -28,15 +28,15 @@ __all__ = ["run", "tocsin"]
     cls=program.Group,
     examples=[
         "tocsin queue metrics                        # is anything waiting?",
-        "tocsin worker health                        # and does anybody work on it?",
-        "tocsin worker list --queue emails           # who, where",
+        "tocsin worker health                        # do consumers work on it?",
+        "tocsin worker list --queue emails           # which workers, where",
         (
-            "tocsin worker suspend 42 --drain            # no more for this one, when it has"
-            " finished what it has"
+            "tocsin worker suspend 42 --drain            # it finishes what it has, and claims"
+            " no more"
         ),
         "tocsin worker resume 42",
         (
-            "tocsin queue pause emails                   # no more for any consumer, until queue"
+            "tocsin queue pause emails                   # no consumer claims more, until queue"
             " resume"
         ),
         "tocsin queue dead-letters emails            # what has failed for good",

@@ -1,4 +1,4 @@
-"""``tocsin admin``: the schema, and what keeps it in order."""
+"""``tocsin admin``: install, verify and maintain the schema."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def admin() -> None:
 @click.option(
     "--producer-role",
     metavar="NAME",
-    help="This role instead; of the three only those that are named.",
+    help="Let in this role instead; of the three only those that are named.",
 )
 @click.option(
     "--consumer-role",
     metavar="NAME",
-    help="This role instead; of the three only those that are named.",
+    help="Let in this role instead; of the three only those that are named.",
 )
 @click.option(
     "--admin-role",
     metavar="NAME",
-    help="This role instead; of the three only those that are named.",
+    help="Let in this role instead; of the three only those that are named.",
 )
 @pass_common
 @on_store
@@ -60,10 +60,10 @@ async def install(
 ) -> None:
     """Bring the schema to this version of Tocsin. Doing it again changes nothing.
 
-    Only the schema's owner can use it, and the roles that were let in: members of a
+    Only the schema's owner can use it, and the roles that were let in. Members of a
     producer role enqueue to queues that they were granted (tocsin queue grant), those
-    of a consumer role consume, those of an admin role do all but install. Missing roles
-    are created.
+    of a consumer role consume, and those of an admin role do everything but install.
+    Missing roles are created.
     """
     if producer_role or consumer_role or admin_role:
         await store.install(roles=Roles(producer_role, consumer_role, admin_role))
@@ -118,7 +118,7 @@ async def reclaim(store: Store, screen: Screen) -> None:
     """
     reclaimed = await store.reclaim()
     screen.say(
-        f"{reclaimed.workers} dead workers stopped, {reclaimed.messages} messages given back",
+        f"{reclaimed.workers} dead workers stopped, {reclaimed.messages} messages requeued",
         reclaimed,
     )
 

@@ -39,7 +39,7 @@ from tocsin.errors import (
 
 
 def describe(error: TocsinError) -> str:
-    """Return what is wrong and what to type about it."""
+    """Return the problem, and the command that solves it."""
     if isinstance(error, ConfigError):
         return f"{_as_source(error.source)}: {error.reason}"
     advice = _advise(error)
@@ -78,7 +78,7 @@ def _advise(error: TocsinError) -> str:
             return (
                 f"`tocsin worker messages {error.worker_id}` shows them. Wait until they are"
                 " finished, or have it suspended with --drain (it may finish them) or --release"
-                f" (they are given back); `tocsin worker stop {error.worker_id}` gives back and"
+                f" (they are released); `tocsin worker stop {error.worker_id}` releases them and"
                 " stops"
             )
         case StateTransitionError():

@@ -36,10 +36,10 @@ def dead_letter_filters(function: Callable[..., R]) -> Callable[..., R]:
     """Give a command the options that choose dead letters."""
     function = older_than_option(function)
     function = click.option(
-        "--error", metavar="TEXT", help="Only those with this text in their error."
+        "--error", metavar="TEXT", help="Only dead letters with this text in their error."
     )(function)
     return click.option(
-        "--reason", metavar="TEXT", help=f"Only those that died for this reason: {_REASONS}."
+        "--reason", metavar="TEXT", help=f"Only dead letters with this reason: {_REASONS}."
     )(function)
 
 
@@ -82,7 +82,7 @@ async def dead_letters(store: Store, screen: Screen, queue: str, **options: Any)
 @ids_argument
 @dead_letter_filters
 @few_option
-@click.option("--delay", type=DURATION, help="Have them delivered only after this.")
+@click.option("--delay", type=DURATION, help="Deliver them only after this.")
 @yes_option
 @on_store
 async def replay(
@@ -99,7 +99,7 @@ async def replay(
 
     Their deliveries are counted from zero again.
 
-    When nothing is chosen, it is all of them; then the command asks first.
+    Without ids and options the command takes all dead letters, and asks first.
     """
     await _confirm_all(store, "Replay", queue, ids, which, yes=yes)
     replayed = await store.dead_letters.replay(queue, *ids, delay=delay, **which)
@@ -126,9 +126,9 @@ async def archive_dlq(
 ) -> None:
     """Move dead letters to the archive: these, or all that the options choose.
 
-    It is for dead letters that were looked into and need not run again.
+    It is for dead letters that need not run again.
 
-    When nothing is chosen, it is all of them; then the command asks first.
+    Without ids and options the command takes all dead letters, and asks first.
     """
     await _confirm_all(store, "Archive", queue, ids, which, yes=yes)
     archived = await store.dead_letters.archive(queue, *ids, **which)

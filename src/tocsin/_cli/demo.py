@@ -1,4 +1,4 @@
-"""``tocsin demo``."""
+"""``tocsin demo``: run the demo on an embedded server or a given one."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
     help=(
-        "Use an embedded PostgreSQL with its data here, even if there is a DSN. Its default place"
-        " is $TOCSIN_DATA, or one of its own."
+        "Use an embedded PostgreSQL with its data here, even if there is a DSN. The default is"
+        " $TOCSIN_DATA, or a directory of the user."
     ),
 )
 @dsn_option
@@ -39,7 +39,7 @@ async def demo(common: Common, path: Path | None, data: Path | None) -> ExitCode
     Without PATH: the standard library of this Python. The database is an embedded
     PostgreSQL, started for the demo and stopped after it, or the one that --dsn names.
     There the demo uses the schemas tocsin_demo and tocsin_demo_queue, and begins by
-    dropping what the last demo has left in them.
+    dropping what the last demo left in them.
     """
     from rich.console import Console
 

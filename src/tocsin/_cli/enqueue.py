@@ -27,7 +27,7 @@ from .streams import input_number, is_terminal
 _LINES = 2000
 """Lines in one statement."""
 _READ = 1 << 18
-"""Bytes that are read at a time."""
+"""Bytes in one read."""
 
 
 class JsonType(ParamType):
@@ -90,7 +90,7 @@ class _Enqueue(Command):
 )
 @queue_argument
 @click.argument("payloads", nargs=-1, type=JSON, metavar="[PAYLOAD]...")
-@click.option("--delay", type=DURATION, help="Deliver it only after this.")
+@click.option("--delay", type=DURATION, help="Deliver the message only after this.")
 @click.option(
     "--at", type=MOMENT, help="Deliver it only from this time on, such as 2030-01-31T08:00:00Z."
 )
@@ -99,24 +99,24 @@ class _Enqueue(Command):
     type=PRIORITY,
     default=0,
     show_default=True,
-    help="Smaller ones are delivered first.",
+    help="Smaller numbers are delivered first.",
 )
 @click.option(
     "--key",
     metavar="TEXT",
-    help="Enqueue nothing where there is an unfinished message of this key, and say its id.",
+    help="Enqueue nothing if an unfinished message has this key, and show its id.",
 )
-@click.option("--headers", type=JSON, help="What goes with the payload, for tracing and the like.")
+@click.option("--headers", type=JSON, help="A JSON value in addition to the payload, for tracing.")
 @click.option(
     "--expires-in",
     type=DURATION,
-    help="It becomes a dead letter if it is not delivered within this.",
+    help="Make it a dead letter if it is not delivered within this.",
 )
 @click.option(
     "--max-deliveries",
     type=COUNT,
     help=(
-        "After so many deliveries, failing again, it becomes a dead letter; before the queue's own."
+        "Make it a dead letter after this many failed deliveries; overrides the queue's setting."
     ),
 )
 @on_store
@@ -140,7 +140,7 @@ async def enqueue(
     options["headers"] = headers and headers.value
     if key is not None:
         if len(payloads) != 1:
-            raise click.UsageError("a --key is one message's: give one payload", context)
+            raise click.UsageError("a --key is for one message: give one payload", context)
         ids = [await store.produce(queue, payloads[0].value, key=key, **options)]
     elif payloads:
         ids = await store.produce_many(queue, [p.value for p in payloads], **options)

@@ -52,7 +52,7 @@ def load(name: str) -> Callable[[Any], Any]:
         raise click.UsageError(
             f"{name} is no function of one argument, the message", context
         ) from None
-    except ValueError:  # some builtins tell nobody
+    except ValueError:  # some builtins have no signature
         pass
     return _logging(handler)
 
@@ -70,6 +70,6 @@ def _logging(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
         @functools.wraps(handler)
         def call(work: Any) -> object:
             with concerning(work):
-                return handler(work)  # what it returns tells whether it has run at all
+                return handler(work)  # a coroutine here means that it has not run
 
     return call

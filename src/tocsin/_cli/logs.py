@@ -48,14 +48,14 @@ def concerning(work: Message | list[Message]) -> Iterator[None]:
 
 
 def set_up(level: str, format: str) -> None:
-    """Have the log of this process written to standard error from here on."""
+    """Write the log of this process to standard error from now on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if format == "json" else _TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """Return what a record says of the message that it concerns."""
+    """Return the fields of the message that a record is about."""
     own = {
         name: getattr(record, name)
         for name in ("queue", "message_id", "delivery")

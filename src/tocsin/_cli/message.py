@@ -1,4 +1,4 @@
-"""``tocsin message``: one message."""
+"""``tocsin message``: show and change one message."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ async def reschedule(
     ]
 )
 @name_of_message
-@click.option("--priority", type=PRIORITY, required=True, help="Smaller ones are delivered first.")
+@click.option(
+    "--priority", type=PRIORITY, required=True, help="Smaller numbers are delivered first."
+)
 @on_store
 async def reprioritise(
     store: Store,

@@ -30,7 +30,7 @@ else:  # generic only in its latest versions
 
 
 DURATIONS = "Durations: 250ms, 1.5s, 30m, 2h, 7d, 1w; a number alone is seconds."
-"""How they are written, below the options of each command that takes one."""
+"""The help below the options of each command that takes a duration."""
 
 
 class DurationType(ParamType):
@@ -155,13 +155,13 @@ queue_argument = click.argument("queue")
 queue_option = click.option("--queue", metavar="QUEUE", help="Only of this queue.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Say what would go, and change nothing."
+    "--dry-run", is_flag=True, help="Show what would be deleted, and change nothing."
 )
 older_than_option = click.option(
     "--older-than", type=DURATION, help="Only what is older than this, such as 7d."
 )
 limit_option = click.option(
-    "--limit", type=COUNT, default=100, show_default=True, help="Show so many at most."
+    "--limit", type=COUNT, default=100, show_default=True, help="Show this many at most."
 )
 after_option = click.option(
     "--after", type=ID, metavar="ID", help="Go on after this id, the last one that was shown."
@@ -197,20 +197,21 @@ def id_argument(what: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
 
 
 async def confirm(question: str, *, yes: bool) -> None:
-    """Ask at the terminal; return if the answer is yes, or was given beforehand.
+    """Ask at the terminal; return if the answer is yes, or was given before.
 
-    Raises `click.ClickException` if it is no, or there is nobody to ask.
+    Raises:
+        click.ClickException: The answer is no, or there is no terminal.
     """
     if yes:
         return
     if not is_terminal():
         raise click.ClickException(
-            "there is nobody to ask on a pipe; say --yes to do it without a question, or --dry-run"
-            " where there is one"
+            "no terminal to ask at; say --yes to do it without a question, or --dry-run where"
+            " there is one"
         )
     click.echo(f"{printable(question)} [y/N]: ", nl=False, err=True)
-    # Not a blocking read: a signal is to end the command meanwhile. A terminal is
-    # readable when there is a whole line.
+    # Not a blocking read, so that a signal ends the command. A terminal is readable
+    # when there is a whole line.
     await trio.lowlevel.wait_readable(sys.stdin.fileno())
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise click.ClickException("nothing was changed")

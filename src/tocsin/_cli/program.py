@@ -1,9 +1,8 @@
 """How every command runs: its database, its event loop, its signals, its exit code.
 
-A command is an async function. `Command` runs it with trio, so no command does that
-itself; it may return an `ExitCode`. What it raises becomes one line on standard error
-here and nowhere else. An error that is not listed here is a bug, and keeps its
-traceback.
+A command is an async function that may return an `ExitCode`. `Command` runs it with
+trio. Here, and nowhere else, an exception becomes one line on standard error. An error
+that is not listed here is a bug, and keeps its traceback.
 
 ``--dsn``, ``--schema`` and ``--format`` may stand before or after the subcommand. So
 each group has them, and each command that needs them; the one nearest to the command
@@ -44,7 +43,7 @@ R = TypeVar("R")
 
 
 class ExitCode(IntEnum):
-    """What the caller's shell gets to know."""
+    """The exit codes of commands."""
 
     DONE = 0
     REFUSED = 1
@@ -54,7 +53,7 @@ class ExitCode(IntEnum):
 
 
 class Unhealthy(click.ClickException):
-    """What was to be looked at is not well, and there is nothing else to show."""
+    """The check has failed, and there is nothing else to show."""
 
     exit_code = ExitCode.UNHEALTHY
 
@@ -93,14 +92,14 @@ dsn_option = click.option(
     callback=_note,
     help=(
         "PostgreSQL connection string, else TOCSIN_DSN, else [tool.tocsin], else PGHOST and so on. "
-        "Others see it in the list of processes: keep a password in TOCSIN_DSN or PGPASSFILE."
+        "The list of processes shows it: keep a password in TOCSIN_DSN or PGPASSFILE."
     ),
 )
 schema_option = click.option(
     "--schema",
     expose_value=False,
     callback=_note,
-    help="The schema Tocsin is in, else TOCSIN_SCHEMA, else [tool.tocsin], else tocsin.",
+    help="The schema of Tocsin, else TOCSIN_SCHEMA, else [tool.tocsin], else tocsin.",
 )
 format_option = click.option(
     "--format",
@@ -159,7 +158,7 @@ class _Helpful(click.Command):
         kwargs.setdefault("context_settings", {"max_content_width": _WIDTH})
         super().__init__(*args, **kwargs)
         self.examples = examples
-        """Command lines as one would type them, each with a comment perhaps."""
+        """Command lines, some with a comment."""
 
     def get_short_help_str(self, limit: int = 0) -> str:
         """Return the first sentence, however long."""
@@ -268,20 +267,19 @@ def _without_passwords(line: str) -> str:
 
 
 async def _run_until_signalled(command: Awaitable[int | None]) -> int | None:
-    """Await the command; a signal cancels it, so that it ends in good order."""
+    """Await the command; a signal cancels it, so that it cleans up."""
     result: int | None = None
     caught: int | None = None
 
     async def listen(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
         nonlocal caught
-        # A signal that the shell wants ignored (nohup, a background job) stays ignored.
+        # A signal that the shell ignores (nohup, a background job) stays ignored.
         numbers = [
             n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN
         ]
         with trio.open_signal_receiver(signal.SIGTERM, *numbers) as signals:
             task_status.started()
-            # A second one finds the command cleaning up, which has its deadlines, and
-            # changes nothing.
+            # A second signal changes nothing: the cleanup has deadlines.
             async for number in signals:
                 caught = caught or number
                 scope.cancel()

@@ -1,4 +1,4 @@
-"""``tocsin queue``: queues, and what is in them."""
+"""``tocsin queue``: queues and their messages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def queue() -> None:
 @queue_argument
 @settings_options
 @click.option(
-    "--if-missing", is_flag=True, help="Where the queue exists, leave it as it is, and do not fail."
+    "--if-missing", is_flag=True, help="Leave a queue that exists as it is, and do not fail."
 )
 @on_store
 async def create(
@@ -106,9 +106,9 @@ def _show(screen: Screen, queue: Queue) -> None:
 @click.option(
     "--state",
     type=click.Choice(get_args(MessageState)),
-    help="Only those in this state; without it, the unfinished ones.",
+    help="Only messages in this state; without it, the unfinished ones.",
 )
-@click.option("--worker", type=ID, metavar="ID", help="Only those that this consumer holds.")
+@click.option("--worker", type=ID, metavar="ID", help="Only messages that this consumer holds.")
 @limit_option
 @after_option
 @on_store
@@ -121,7 +121,7 @@ async def messages(
     limit: int,
     after: int | None,
 ) -> None:
-    """Show messages of a queue, by id, without touching them.
+    """Show messages of a queue, by id, without changing them.
 
     `tocsin message get ID` shows all of one.
     """
@@ -179,7 +179,7 @@ async def grant(store: Store, screen: Screen, queue: str, role: str) -> None:
 @role_argument
 @on_store
 async def revoke(store: Store, screen: Screen, queue: str, role: str) -> None:
-    """Take back what tocsin queue grant gave, at once."""
+    """Revoke what `tocsin queue grant` has granted, at once."""
     await store.queues.revoke(queue, role)
     screen.say(f"role {role!r} may no longer enqueue to {queue!r}", {"queue": queue, "role": role})
 
@@ -212,7 +212,7 @@ async def purge(
 ) -> None:
     """Delete messages of the kinds that are given, at least one.
 
-    Leased messages and workers are never touched.
+    Leased messages and workers stay.
 
     The age of a message counts from its enqueueing, that of an archived message or a
     dead letter from the time at which it became one.
@@ -234,7 +234,7 @@ async def purge(
 )
 @queue_argument
 @click.option(
-    "--force", is_flag=True, help="Also with unfinished messages and with workers, whose runs end."
+    "--force", is_flag=True, help="Also with unfinished messages, and with workers, whose runs end."
 )
 @dry_run_option
 @yes_option

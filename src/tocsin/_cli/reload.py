@@ -1,8 +1,8 @@
-"""Restarting a command whenever a Python file has changed, for development.
+"""Restart a command whenever a Python file has changed, for development.
 
-The command runs in a process of its own: modules cannot be unloaded. Files are looked
-at twice a second, by the time of their last change; notifications of the operating
-system would need another library, and half a second is faster than one can look.
+The command runs in a process of its own, because modules cannot be unloaded. The times
+of the last change of the files are read twice a second; notifications of the operating
+system would need another library.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import trio
 from tocsin._concurrency.nursery import open_nursery_bare
 
 EVERY = 0.5
-"""Seconds between two looks at the files."""
+"""Seconds between two readings of the files' times."""
 PATIENCE = 5
-"""Seconds for which handlers may go on after a change, and again for the process to end
-after that."""
+"""Seconds for handlers to end after a change, and again for the process to end after
+that."""
 
 
 async def run_and_restart(command: Sequence[str], root: Path) -> int:

@@ -1,13 +1,13 @@
-"""What commands show: tables for people, one JSON document for programs.
+"""Show the results of commands: tables for people, one JSON document for programs.
 
 In JSON the names are those of the Python classes' fields, times are ISO 8601, durations
-are numbers of seconds, and null stands for what is not there or has no end. A payload
-that Python cannot read is null, and ``payload_text`` beside it has its text. Those are
+are numbers of seconds, and null stands for a value that does not exist or has no end. A
+payload that Python cannot read is null, and ``payload_text`` has its text. These are
 promises; the tables are not, and may change.
 
-On a terminal a table keeps to its width, and folds what is too long; what identifies
-something is never cut. Where all columns of a large table find no room, there are
-fewer, and no halves. Into a pipe each row is one line, however long.
+On a terminal a table keeps to the width of the screen and folds long texts; ids and
+names are never cut. A table that is too wide shows fewer columns, each of them whole.
+Into a pipe each row is one line, however long.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import click
 
 from tocsin._queue.payload import decode
 
-if TYPE_CHECKING:  # takes a tenth of a second: imported only by who shows a table
+if TYPE_CHECKING:  # slow to import: loaded only to show a table
     from rich.console import Console, RenderableType
     from rich.table import Table
 
@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 _UNITS = (("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
 _TEXT = "_text"
-"""How the names of fields end that have JSON as text."""
+"""The end of the names of fields that have JSON as text."""
 _LEAST_PROSE = 24
-"""Columns that prose takes at least where there is room for all columns."""
+"""The least width of prose where all columns are shown."""
 _ENDLESS = 100_000
-"""Columns of a line that nobody looks at on a screen."""
+"""Width of a line that is not shown on a screen."""
 
 
 @attrs.frozen
@@ -45,20 +45,20 @@ class Column(Generic[T]):
     """A column of a table."""
 
     title: str
-    """What stands above it."""
+    """The heading."""
     value: Callable[[T], object]
-    """What to show of a row."""
+    """The value that a row shows."""
     kind: str = "text"
-    """``text``, that may be folded; ``prose``, that may be folded and is long;
-    ``name``, that is kept whole; ``number``, also kept whole, to the right."""
+    """``text`` may be folded; ``prose`` may be folded and is long; ``name`` is kept
+    whole; ``number`` is kept whole, to the right."""
 
 
 class Screen:
-    """Where a command shows what it found, in one of the two formats."""
+    """The output of a command, in one of the two formats."""
 
     def __init__(self, format: str) -> None:
         self.json = format == "json"
-        """Whether a program reads it."""
+        """Whether the output is JSON."""
 
     def table(
         self,
@@ -82,21 +82,21 @@ class Screen:
             click.echo(empty)
 
     def record(self, value: Any, **texts: str | None) -> None:
-        """Show one thing with all its fields; for people, some of them in these words."""
+        """Show one value with all its fields; in a table, some of them as these texts."""
         if self.json:
             self._document(value)
         else:
             self.show(_make_record(value, texts))
 
     def say(self, sentence: str, document: object) -> None:
-        """Show what was done: a sentence, or the same as a document."""
+        """Show the effect of a command: a sentence, or the same as a document."""
         if self.json:
             self._document(document)
         else:
             click.echo(printable(sentence, lines=True))
 
     def remark(self, sentence: str) -> None:
-        """Add a sentence for people, of something that the document says as well."""
+        """Add a sentence to a table; the document has the same fact."""
         if not self.json:
             click.echo(printable(sentence))
 
@@ -104,7 +104,7 @@ class Screen:
         click.echo(_dump(to_json(value)))
 
     def show(self, what: RenderableType) -> None:
-        """Print something of rich's."""
+        """Print a renderable of rich."""
         console = open_console()
         if not console.is_terminal:
             console.width = _ENDLESS
@@ -114,7 +114,7 @@ class Screen:
 
 
 def open_console() -> Console:
-    """Return standard output as rich knows it, without guesses at what is written."""
+    """Return rich's console on standard output, without its highlighting."""
     from rich.console import Console
 
     return Console(highlight=False, emoji=False)

@@ -22,8 +22,8 @@ class StreamClosed(Exception):
 def prepare() -> None:
     """Make the three streams usable.
 
-    A closed one is opened on nothing, since else the next file or socket would get its
-    number. What cannot be encoded is written as an escape sequence.
+    A closed stream is opened on the null device, so that the next file or socket does
+    not get its number. Characters that cannot be encoded become escape sequences.
     """
     if sys.stdin is None:  # as Python leaves it where the stream is closed
         _occupy(_INPUT, os.O_WRONLY)
@@ -44,12 +44,16 @@ def _occupy(number: int, flags: int) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether somebody types at standard input."""
+    """Whether standard input is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 def input_number() -> int:
-    """Return the file descriptor of standard input. Raises `StreamClosed`."""
+    """Return the file descriptor of standard input.
+
+    Raises:
+        StreamClosed: Standard input is closed.
+    """
     if sys.stdin is None:
         raise StreamClosed
     return sys.stdin.fileno()

@@ -7,7 +7,7 @@ from tocsin import DeadLetter, MessageInfo, Queue, QueueMetrics, WorkerInfo
 from .render import Column, since, write_age, write_count, write_duration, write_rate
 
 PAYLOAD_CHARACTERS = 80
-"""How much of a payload a row shows."""
+"""Characters of a payload that a row shows."""
 
 QUEUES: list[Column[Queue]] = [
     Column("NAME", lambda q: q.name, "name"),
@@ -27,7 +27,7 @@ NARROW_QUEUES: list[Column[Queue]] = [
     Column("NAME", lambda q: q.name),
     *(c for c in QUEUES if c.title in ("PAUSED", "VT", "DELIVERIES", "RETENTION")),
 ]
-"""What there is room for within 80 columns."""
+"""The columns that fit into 80."""
 METRICS: list[Column[QueueMetrics]] = [
     Column("QUEUE", lambda m: m.queue, "name"),
     Column("READY", lambda m: m.ready, "number"),
@@ -53,14 +53,14 @@ NARROW_METRICS: list[Column[QueueMetrics]] = [
     Column("DONE/S", lambda m: write_rate(m.settle_rate), "number"),
     Column("CONSUMERS", lambda m: "paused" if m.paused else write_count(m.consumers), "number"),
 ]
-"""What there is room for within 80 columns; what is left to fold are names."""
+"""The columns that fit into 80, where only names are folded."""
 
 MESSAGES: list[Column[MessageInfo]] = [
     Column("ID", lambda m: m.id, "number"),
     Column("STATE", lambda m: m.state),
     Column("PRIORITY", lambda m: m.priority, "number"),
     Column("AGE", lambda m: since(m.enqueued_at), "number"),
-    # one that failed in order is delivered later than its place says
+    # a message that failed in an ordered run is due later than its place says
     Column("DUE", lambda m: m.vt if m.state == "delayed" else m.due),
     Column("DELIVERIES", lambda m: m.read_ct, "number"),
     Column("WORKER", lambda m: m.consumer_worker_id, "number"),
@@ -71,7 +71,7 @@ MESSAGES: list[Column[MessageInfo]] = [
 NARROW_MESSAGES: list[Column[MessageInfo]] = [
     c for c in MESSAGES if c.title in ("ID", "STATE", "AGE", "KEY", "ERROR", "PAYLOAD")
 ]
-"""What there is room for within 80 columns."""
+"""The columns that fit into 80."""
 DEAD_LETTERS: list[Column[DeadLetter]] = [
     Column("ID", lambda d: d.id, "number"),
     Column("DIED", lambda d: since(d.died_at), "number"),
@@ -111,7 +111,7 @@ NARROW_WORKERS: list[Column[WorkerInfo]] = [
     Column("HEARTBEAT", lambda w: write_age(w.heartbeat_age), "number"),
     Column("HOST", lambda w: w.hostname),
 ]
-"""What there is room for within 80 columns; what is left to fold are names."""
+"""The columns that fit into 80, where only names are folded."""
 
 
 def shorten(text: str) -> str:

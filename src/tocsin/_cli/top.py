@@ -1,10 +1,9 @@
-"""``tocsin top``: queues and workers as they are now, on the whole screen.
+"""``tocsin top``: show queues and workers on the whole screen, as they change.
 
 A frame is drawn when a queue's bell rings, but no more than ten a second; and once a
-second in any case. For producers ring only while a consumer sleeps
-(``sql/functions/queue/ring.sql``), and nobody rings for what else is to be seen: messages
-that are handled, workers that come and go. So there is this one program that asks again
-and again; it does so only while somebody looks at it.
+second in any case, because the bell does not cover everything on the screen. Producers
+ring only while a consumer is idle (``sql/functions/queue/ring.sql``), and handled
+messages and changes of workers have no bell. This is the one part of Tocsin that polls.
 """
 
 from __future__ import annotations
@@ -40,14 +39,15 @@ if TYPE_CHECKING:
 _REST = 0.1
 """Seconds between two frames at least."""
 _LEAVE = b"qQ\x03"
-"""Keys that end it: q, Ctrl-C."""
+"""Keys that end the program: q, Ctrl-C."""
 _OTHER_KEYS = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.)")
-"""What a terminal sends for the arrows and their like; there may be a q in it."""
+"""The sequences that a terminal sends for arrows and function keys, which may contain
+a q."""
 
 
 @attrs.frozen
 class Frame:
-    """What is shown at one moment."""
+    """The content of one frame."""
 
     queues: list[QueueMetrics]
     """All queues."""
@@ -64,7 +64,7 @@ class Frame:
     type=DURATION,
     default="1s",
     show_default=True,
-    help="Draw at least this often; without need not sooner.",
+    help="Draw at least this often.",
 )
 @pass_common
 @on_store
@@ -175,7 +175,7 @@ async def _open_listen_connection(common: Common) -> Any:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Read each key as it is pressed, Ctrl-C like the others, and show none."""
+    """Read each key as it is pressed, Ctrl-C included, and show none."""
     if not sys.stdin.isatty():
         yield
         return

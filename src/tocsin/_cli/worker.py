@@ -1,4 +1,4 @@
-"""``tocsin worker``: the workers of every process, and a process of one's own."""
+"""``tocsin worker``: control the workers of every process, and run one."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _NARROW_HEALTH: list[Column[QueueHealth]] = [
     Column("QUEUE", lambda h: h.queue),
     *(c for c in _HEALTH if c.title in ("HEALTHY", "CONSUMERS", "READY", "OLDEST", "PROBLEMS")),
 ]
-"""What there is room for within 80 columns."""
+"""The columns that fit into 80."""
 
 
 @click.group(cls=Group)
 def worker() -> None:
-    """Run workers; see, suspend, drain and stop those of any process, on any host.
+    """Run workers; show, suspend, drain and stop the workers of any process, on any host.
 
     \b
-    interrupt  it takes no more; its run ends, and as a rule its process
-    suspend    it takes no more until it is resumed; its process stays
-    shutdown   a suspended worker is stopped for good
-    stop       both at once, from any state
+    interrupt  claims no more; its run ends, and usually its process
+    suspend    claims no more until it is resumed; its process stays
+    shutdown   stops a suspended worker for good
+    stop       suspends and shuts down, from any state
     """
 
 
@@ -77,7 +77,7 @@ async def list_workers(store: Store, screen: Screen, queue: str | None) -> None:
 @id_argument("worker")
 @on_store
 async def get(store: Store, screen: Screen, id: int) -> None:
-    """Show what the registry says of a worker."""
+    """Show a worker, as the registry has it."""
     screen.record(await (await store.workers.get(id)).info())
 
 
@@ -104,22 +104,22 @@ async def release_messages(store: Store, screen: Screen, id: int) -> None:
     The worker goes on, and may claim them again; after suspend --release it does not.
     """
     released = await store.workers.release_messages(id)
-    screen.say(f"worker {id} has given back {released} messages", {"id": id, "released": released})
+    screen.say(f"worker {id} has released {released} messages", {"id": id, "released": released})
 
 
 @worker.command(examples=["tocsin worker suspend 42 --drain", "tocsin worker suspend 42 --release"])
 @id_argument("worker")
-@click.option("--drain", is_flag=True, help="Its handlers may finish what they have.")
+@click.option("--drain", is_flag=True, help="Let its handlers finish what they have.")
 @click.option(
     "--release",
     is_flag=True,
-    help="Its handlers are cancelled, and what it holds is given back at once.",
+    help="Cancel its handlers, and release what it holds at once.",
 )
 @on_store
 async def suspend(store: Store, screen: Screen, id: int, *, drain: bool, release: bool) -> None:
-    """Have a worker take no more messages until it is resumed; its process stays.
+    """Let a worker claim no more messages until it is resumed; its process stays.
 
-    Refused while it holds messages, unless it is to drain or to release them.
+    Refused while the worker holds messages, unless it is to drain or to release them.
     """
     handle = await store.workers.get(id)
     await handle.suspend(release=release, drain=drain)
@@ -140,7 +140,7 @@ async def resume(store: Store, screen: Screen, id: int) -> None:
 @click.option(
     "--grace",
     type=DURATION,
-    help="Cancel handlers that still run after this; without it they may take their time.",
+    help="Cancel handlers that still run after this; without it they have no limit.",
 )
 @on_store
 async def interrupt(store: Store, screen: Screen, id: int, grace: timedelta | None) -> None:
@@ -174,7 +174,7 @@ async def stop(store: Store, screen: Screen, id: int) -> None:
     """
     released = await (await store.workers.get(id)).stop()
     screen.say(
-        f"worker {id} is stopped, and has given back {released} messages",
+        f"worker {id} is stopped, and has released {released} messages",
         {"id": id, "released": released},
     )
 
@@ -189,7 +189,7 @@ async def stop(store: Store, screen: Screen, id: int) -> None:
     "--older-than",
     type=DURATION,
     required=True,
-    help="Only those that were stopped longer ago than this, such as 7d.",
+    help="Only workers that were stopped longer ago than this, such as 7d.",
 )
 @queue_option
 @dry_run_option
@@ -204,13 +204,13 @@ async def purge(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    """Forget workers that were stopped long ago.
+    """Delete workers that were stopped long ago.
 
     Messages, archive and dead letters keep their ids.
     """
     if not dry_run and not yes:
         would = await store.workers.purge(older_than, queue=queue, dry_run=True)
-        await confirm(f"Forget {len(would)} stopped workers for good?", yes=yes)
+        await confirm(f"Delete {len(would)} stopped workers for good?", yes=yes)
     purged = await store.workers.purge(older_than, queue=queue, dry_run=dry_run)
     if dry_run or screen.json:
         screen.table(purged, WORKERS, narrow=NARROW_WORKERS, empty="no such workers")
@@ -223,17 +223,17 @@ async def purge(
 @yes_option
 @on_store
 async def delete(store: Store, screen: Screen, id: int, *, yes: bool) -> None:
-    """Forget a stopped worker. Refused in any other state."""
-    await confirm(f"Forget worker {id} for good?", yes=yes)
+    """Delete a stopped worker. Refused in any other state."""
+    await confirm(f"Delete worker {id} for good?", yes=yes)
     await store.workers.delete(id)
-    screen.say(f"worker {id} is forgotten", {"id": id})
+    screen.say(f"worker {id} is deleted", {"id": id})
 
 
 @worker.command(examples=["tocsin worker heartbeat 42"])
 @id_argument("worker")
 @on_store
 async def heartbeat(store: Store, screen: Screen, id: int) -> None:
-    """Note a sign of life of a worker now.
+    """Note a heartbeat of a worker now.
 
     Tocsin's own heartbeat makes this unnecessary.
     """
@@ -263,7 +263,7 @@ async def stats(store: Store, screen: Screen, queue: str | None) -> None:
     type=DURATION,
     default=f"{MAX_AGE:g}s",
     show_default=True,
-    help="The longest time without a sign of life, or a message's wait.",
+    help="The longest time without a heartbeat, and the longest wait of a message.",
 )
 @click.option(
     "--max-running",

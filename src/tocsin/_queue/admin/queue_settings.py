@@ -22,22 +22,20 @@ NO_END = MAX_DURATION
 
 
 class QueueSettings(TypedDict, total=False):
-    """The settings of a queue that can be given; those that are not have their
-    defaults."""
+    """The settings of a queue; a setting that is not given has its default."""
 
     vt: Duration | None
     """Visibility timeout in seconds (30)."""
     max_deliveries: int | None
-    """After so many deliveries, a message that fails again becomes a dead letter (5).
-    """
+    """After this many deliveries, a message that fails becomes a dead letter (5)."""
     retry_base: Duration | None
     """Seconds of delay after the first failure (1)."""
     retry_factor: float | None
-    """By how much the delay grows with each further failure (2)."""
+    """The factor by which the delay grows with each further failure (2)."""
     retry_max: Duration | None
     """The longest delay in seconds (3600)."""
     retry_jitter: float | None
-    """The share, 0 to 1, by which a delay may be longer or shorter by chance (0.2)."""
+    """The share, 0 to 1, by which a delay is longer or shorter at random (0.2)."""
     max_payload: int | None
     """The largest payload in bytes of JSON text (1 MiB); headers may be as large again.
     """
@@ -46,14 +44,14 @@ class QueueSettings(TypedDict, total=False):
     max_depth: int | None
     """Most levels of arrays and objects in a payload (0: any number)."""
     required_keys: Collection[str] | None
-    """Keys that a payload must have, which must be an object then (none)."""
+    """Keys that a payload must have, which makes it an object (none)."""
     forbidden_keys: Collection[str] | None
     """Keys that no object in a payload may have (none)."""
     retention: Duration | None
-    """How many seconds what is archived is kept (30 days); 0: not at all; ``math.inf``:
-    for ever. A change counts for what is archived from then on."""
+    """How many seconds archived messages are kept (30 days); 0: not at all; ``math.inf``:
+    without limit. A change counts for messages that are archived from then on."""
     dead_letter_retention: Duration | None
-    """How many seconds dead letters are kept (``math.inf``: for ever)."""
+    """How many seconds dead letters are kept (``math.inf``: without limit)."""
     notify: Notify | None
     """When its channel is notified of messages ("on_demand")."""
 
@@ -140,11 +138,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "retry_base": Setting(check_delay, "1s", "Delay after the first failure"),
     "retry_factor": Setting(
-        check_factor, "2", "By how much the delay grows with each further failure"
+        check_factor, "2", "The factor by which the delay grows with each further failure"
     ),
     "retry_max": Setting(check_delay, "1h", "The longest delay"),
     "retry_jitter": Setting(
-        check_share, "0.2", "The share, 0 to 1, by which a delay may differ by chance"
+        check_share, "0.2", "The share, 0 to 1, by which a delay differs at random"
     ),
     "max_payload": Setting(check_count, "1048576", "Largest payload in bytes of JSON text"),
     "max_string": Setting(
@@ -154,20 +152,20 @@ SETTINGS: dict[str, Setting] = {
         check_limit, "0", "Most levels of arrays and objects in a payload; 0: any number"
     ),
     "required_keys": Setting(
-        check_keys, "none", "Keys that a payload, an object then, must have; '' for none"
+        check_keys, "none", "Keys that a payload must have, which makes it an object; '' for none"
     ),
     "forbidden_keys": Setting(
         check_keys, "none", "Keys that no object in a payload may have; '' for none"
     ),
     "retention": Setting(
-        check_retention, "30d", "How long what is archived is kept; 0 for not at all"
+        check_retention, "30d", "How long archived messages are kept; 0 for not at all"
     ),
     "dead_letter_retention": Setting(check_retention, "forever", "How long dead letters are kept"),
     "notify": Setting(
         check_notify,
         "on_demand",
         "Notify the queue's channel only while a consumer is idle, or always, for programs that"
-        " LISTEN by hand",
+        " LISTEN by themselves",
     ),
 }
 """The settings of a queue, by name. `QueueSettings` and `Queue` have the types, and the
