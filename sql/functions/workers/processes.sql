@@ -1,47 +1,56 @@
 -- Processes: alive or dead.
 --
 -- A process that consumes holds an advisory lock, its *lifeline*, on its LISTEN
--- connection. The server drops it when that connection ends, milliseconds after a
--- SIGKILL. So anyone who can take the lock knows that the connection is gone, without
--- waiting for any timeout.
+-- connection. The server releases it when that connection ends, milliseconds after a
+-- SIGKILL. So a session that can take the lock knows that the connection is gone,
+-- without waiting for a timeout.
 --
--- A lost connection is not yet a dead process: it may be reconnecting. So a process is
--- declared dead when its lifeline is free and it has also missed a heartbeat. A process
--- whose event loop is blocked misses heartbeats, but keeps its lifeline, and is not
--- declared dead. One without a lifeline (it only produces, or a pooler stands in
--- between) is given fifteen heartbeats. One that consumes and has no lifeline yet is
--- given three: it claims nothing before it has one, so nothing is lost when it is
--- declared dead by mistake.
+-- A lost connection is not yet a dead process: the process may be reconnecting. So a
+-- process is declared dead when its lifeline is free and it has also missed a
+-- heartbeat. A process whose event loop is blocked misses heartbeats, but keeps its
+-- lifeline, and is not declared dead. Without a lifeline the number of heartbeats
+-- decides:
+--
+-- - Fifteen for a process that only produces, and for one that is *detached*: it has
+--   said that it cannot have a lifeline, because its LISTEN connection cannot be made
+--   or does not work.
+-- - Three for a process that consumes and has said nothing yet. Its first consumer
+--   claims nothing before it has said so, so a mistake costs that one nothing. One that
+--   registers again after a death has consumers at work for the moment until it has its
+--   lifeline.
 --
 -- When the server itself was away, every lifeline is free at once, and the first
 -- process that comes back would declare all others dead. So no process is declared dead
 -- until the server has been up for ten seconds, which is longer than any process takes
 -- between two attempts to reconnect. For the same reason a process that has been silent
 -- since the server came up is not given fifteen heartbeats, but one after these ten
--- seconds. How long the server has been up: since the postmaster's start, and since the
--- unlogged table `uptime` was last emptied, which crash recovery and a failover do.
--- When that was, an empty table does not tell, nor does the postmaster's start, which
--- may be long before. So the first process that looks has it count from then on.
--- Registering a process looks, and commits, so that a refusal later takes nothing back.
+-- seconds.
+--
+-- The server has been up since the later of two times: the postmaster's start, and the
+-- moment when the unlogged table `uptime` was last emptied, which crash recovery and a
+-- failover do. An empty table does not tell when that was, and the postmaster's start
+-- may be long before. So the first process that reads it empty writes the current time.
+-- The registration of a process reads it and commits, so that a later refusal does not
+-- roll that back.
 --
 -- The server's clock may have been ahead for a moment. A time of the future counts as
--- now, and is written so.
+-- now, and is corrected to that.
 --
--- A heartbeat looks at few processes ================================== The processes
--- are a ring, in the order of ids. A heartbeat goes along the ring from its own
--- process, and ends when it has met eight that are alive. So it costs the same with ten
--- processes and with thousands, and needs no index on a time, which would fill up with
--- dead entries. Every dead process is seen: between it and the last living one before
--- it there are only dead ones, and that one's heartbeat passes all of these. So it
--- takes at most one heartbeat until its free lifeline is seen, and the heartbeat that
--- sees it is repeated at the time when it may be declared dead, a heartbeat and a
--- quarter after its last. A living process that is blocked sends no heartbeat, so eight
--- look at each.
+-- A heartbeat examines few processes
+-- ==================================
+-- The processes are a ring, in the order of ids. A heartbeat goes along the ring from
+-- its own process, and ends when it has met eight that are alive. So it costs the same
+-- with ten processes and with thousands, and needs no index on a time, which would fill
+-- up with dead entries. Every dead process is found: between it and the last living one
+-- before it there are only dead ones, and that one's heartbeat passes all of these. So
+-- a free lifeline is found within one heartbeat. The heartbeat that finds it is
+-- repeated when the process may be declared dead, a heartbeat and a quarter after its
+-- last. A living process that is blocked sends no heartbeat, so eight examine each.
 --
 -- Declared dead: the workers are stopped, their leases void (a late settlement finds
 -- another token), their messages ready. A process that was alive after all learns it
 -- from its next heartbeat, cancels the handlers whose leases are gone, and registers
--- anew.
+-- again.
 
 -- `contract` is the version of the SQL contract that the client was written for.
 create or replace function tocsin.register_process(
@@ -58,7 +67,7 @@ begin
         perform tocsin._raise_error('TC017', 'the schema does not serve this version of the SQL contract',
             jsonb_build_object('schema', (parse_ident('tocsin.contract'))[1], 'found', installed.version, 'serves', installed.serves, 'known', contract));
     end if;
-    if (every > '0 s' and every <= '1 hour') is not true then  -- everybody's heartbeat reckons with it
+    if (every > '0 s' and every <= '1 hour') is not true then  -- the heartbeats of all processes rely on it
         perform tocsin._raise_error('TC022', 'the heartbeat''s interval must be more than nothing, and at most an hour', '{"argument": "heartbeat"}');
     end if;
     perform tocsin._record_uptime(tocsin._clock());
@@ -70,23 +79,22 @@ begin
 end
 $$;
 
--- Called on the process's LISTEN connection, at start and after each reconnect: takes a
--- new lifeline (the old connection may not have noticed its end yet, so its number is
--- not used again). False: the process has been declared dead. Refused where the
--- connection may not act for the process, since another role has registered it: it
--- could not send its heartbeat either.
+-- Takes a new lifeline, on the LISTEN connection, at start and after each reconnect.
+-- The server may still hold the session of the old connection, so its number is not
+-- used again. Returns false when the process has been declared dead. Refused where
+-- another role has registered the process: its heartbeat would be refused, too.
 create or replace function tocsin.attach_process(process_id bigint) returns boolean
 language plpgsql
 as $$
 declare
-    line bigint := nextval('tocsin.lifelines');
+    number bigint := nextval('tocsin.lifelines');
     attached boolean;
 begin
-    perform pg_advisory_lock(tocsin._lock_key('lifeline', line));
-    update tocsin.processes p set lifeline = line, detached = false, heartbeat_at = tocsin._clock() where p.id = process_id and tocsin._acts_for(p.role);
+    perform pg_advisory_lock(tocsin._lock_key('lifeline', number));
+    update tocsin.processes p set lifeline = number, detached = false, heartbeat_at = tocsin._clock() where p.id = process_id and tocsin._acts_for(p.role);
     attached := found;
     if not attached then
-        perform pg_advisory_unlock(tocsin._lock_key('lifeline', line));
+        perform pg_advisory_unlock(tocsin._lock_key('lifeline', number));
         if exists (select from tocsin.processes p where p.id = process_id and not tocsin._acts_for(p.role)) then
             perform tocsin._refuse_caller(format('act for process %s', process_id), 'Another role has registered it; administrators may.');
         end if;
@@ -95,7 +103,7 @@ begin
 end
 $$;
 
--- The process goes on without a LISTEN connection.
+-- The process goes on without a lifeline.
 create or replace function tocsin.detach_process(process_id bigint) returns void
 language sql
 as $$ update tocsin.processes p set lifeline = null, detached = true where p.id = process_id and tocsin._acts_for(p.role) $$;
@@ -104,8 +112,8 @@ create or replace function tocsin.unregister_process(process_id bigint, died boo
 language sql
 as $$ select tocsin._end_process(p.id, died) from tocsin.processes p where p.id = process_id and tocsin._acts_for(p.role) $$;
 
--- The end of a process: its workers are stopped, and what they hold is given back; that
--- counts as a delivery when it died of it.
+-- Ends a process: stops its workers and requeues what they hold. The delivery counts
+-- when the process died.
 create or replace function tocsin._end_process(process_id bigint, died boolean) returns void
 language plpgsql
 as $$
@@ -113,8 +121,8 @@ declare
     w tocsin.workers;
     last_heartbeat timestamptz;
 begin
-    -- First the process: so a registration under way is waited for and seen below, and
-    -- a later one finds no process.
+    -- The process first: the deletion waits for the registration of a worker that is
+    -- under way, and a later one finds no process.
     delete from tocsin.processes p where p.id = process_id returning p.heartbeat_at into last_heartbeat;
     for w in select x.* from tocsin.workers x where x.process_id = _end_process.process_id order by x.id loop
         perform pg_advisory_xact_lock(tocsin._lock_key('worker', w.id));
@@ -130,7 +138,7 @@ begin
 end
 $$;
 
--- Locks all workers of a process, or none, and says whether it could.
+-- Locks all workers of a process, or none; returns whether it has.
 create or replace function tocsin._try_lock_workers(process_id bigint) returns boolean
 language plpgsql
 as $$
@@ -143,12 +151,12 @@ begin
         end if;
     end loop;
     return true;
-exception when lock_not_available then  -- gives back those that it has taken
+exception when lock_not_available then  -- the locks taken so far are released
     return false;
 end
 $$;
 
--- Since when the server has been up, as far as anybody has looked; notes it.
+-- Returns since when the server has been up, as far as the table tells, and writes it.
 create or replace function tocsin._record_uptime(t timestamptz) returns timestamptz
 language plpgsql
 as $$
@@ -162,8 +170,8 @@ begin
 end
 $$;
 
--- Has heartbeats of the future, sent while the clock was ahead, count as sent now. A
--- second is for those that are being sent in this moment.
+-- Makes heartbeats of the future, sent while the clock was ahead, count as sent now.
+-- Those that are being sent at this moment are at most a second ahead.
 create or replace function tocsin._correct_heartbeats(t timestamptz) returns void
 language sql
 as $$
@@ -188,7 +196,7 @@ begin
         seems_alive := not pg_try_advisory_xact_lock_shared(tocsin._lock_key('lifeline', p.lifeline));
         dead_at := greatest(soon, settled);
     elsif not p.detached and exists (select from tocsin.workers w where w.process_id = p.id and w.kind = 'consumer') then
-        seems_alive := false;  -- not known; it will soon have a lifeline
+        seems_alive := false;  -- unknown; it is about to take a lifeline or to detach
         dead_at := greatest(tocsin._later(beat, p.every * 3), settled);
     elsif silent then
         seems_alive := false;
@@ -200,10 +208,10 @@ begin
 end
 $$;
 
--- Declares a process dead if it is. Returns 0 when it has; the seconds after which to
--- look again when the process seems dead but may not be declared so yet, or when
--- another session has locked one of its workers; null when it seems alive. It does not
--- wait for that lock: a deletion of a large queue holds it for long, and this is part
+-- Declares a process dead if it is. Returns 0 when it has. Returns null when the process
+-- seems alive. Otherwise returns the seconds after which to examine it again: it may not
+-- be declared dead yet, or another session has locked one of its workers. It does not
+-- wait for that lock. The deletion of a large queue holds it for long, and this is part
 -- of the heartbeat of a process that is well and has other queues.
 create or replace function tocsin._reap_if_dead(p tocsin.processes, t timestamptz, up_since timestamptz) returns float8
 language plpgsql
@@ -221,8 +229,8 @@ begin
     if dead_at > t then
         return extract(epoch from dead_at - t);
     end if;
-    -- Another process may be burying it, or it has come back in this moment; then its
-    -- row is locked or changed.
+    -- Another session may be declaring it dead, or it may just have come back. Its row
+    -- is then locked or changed.
     perform from tocsin.processes x
     where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
     for update skip locked;
@@ -234,10 +242,13 @@ begin
 end
 $$;
 
--- Buries the dead along the ring from this process, until so many are met that are
--- alive (null: all around). Returns the seconds after which to look again; null: no
--- need.
-create or replace function tocsin._reap_dead_processes(process_id bigint, living integer default null) returns float8
+-- Declares dead the dead processes along the ring from this one, until so many are met
+-- that are alive (null: all around). Returns the seconds after which to examine again,
+-- or null when no process seems dead. With `stop_at` it returns 0 after the first death
+-- past that time: there may be more.
+create or replace function tocsin._reap_dead_processes(
+    process_id bigint, living integer default null, stop_at timestamptz default null
+) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
@@ -246,7 +257,7 @@ declare
     up_since timestamptz := tocsin._record_uptime(t);
     p tocsin.processes;
     wait float8;
-    look_again float8;
+    again_in float8;
 begin
     for p in
         (select x.* from tocsin.processes x where x.id > process_id order by x.id)
@@ -258,10 +269,12 @@ begin
             living := living - 1;
             exit when living <= 0;
         elsif wait > 0 then
-            look_again := least(look_again, wait);
+            again_in := least(again_in, wait);
+        elsif tocsin._clock() >= stop_at then
+            return 0;
         end if;
     end loop;
-    return look_again;
+    return again_in;
 end
 $$;
 

@@ -1,4 +1,4 @@
--- Workers: who produces for and consumes from a queue, and in which state.
+-- The states of workers: producers and consumers of a queue.
 --
 --                 poll              interrupt
 --     ready ---------------> polling ---------> interrupted
@@ -8,35 +8,36 @@
 --       | resume         +-- suspended <------------+          interrupt and suspend also from ready
 --       +-----------------------+  | shutdown
 --                                  v
---                               stopped -- registered anew, by its name --> ready
+--                               stopped -- registered again, by its name --> ready
 --
 -- Every change is one UPDATE whose condition is the state it may start from, so of two
 -- that race one is refused.
 --
 -- A name, and the id with it, may pass from one process to another: when its process
--- was declared dead, or after a restart. Each registration has a token, and what the
--- owner does in its own name (polling, claiming, giving back, leaving) names it; for a
--- registration that has ended it is refused, or does nothing. What operators do by id
--- (suspend, resume, interrupt, shutdown, stop) is meant for whoever is registered now.
+-- was declared dead, or after a restart. Each registration has a token. What the owner
+-- does for its own registration (poll, claim, release, interrupt on a signal, leave)
+-- names the token; once that registration has ended it is refused, or does nothing.
+-- What operators do by id (suspend, resume, interrupt, shutdown, stop) applies to the
+-- current registration.
 --
 -- A stopped worker can be purged. Messages, dead letters and the archive keep its id
 -- and have no foreign key, so they stay as they are.
 --
--- Whoever is neither owner nor administrator acts only for the workers that its own
--- role has registered (acts_for).
+-- A role that is neither owner nor administrator acts only for the workers that it has
+-- registered itself (_acts_for).
 
--- Tells the process that runs this worker to look at its state, or (`leases_taken`) at
--- its leases.
+-- Tells the process that runs this worker to read its state, or (`leases_taken`) to
+-- check its leases.
 create or replace function tocsin._tell_process(w tocsin.workers, leases_taken boolean default false) returns void
 language sql
 as $$
     select pg_notify(tocsin.process_channel(w.process_id), case when leases_taken then 'leases ' || w.id else '' end)
-    where w.process_id is not null and pg_notification_queue_usage() < 0.9  -- ring.sql; its heartbeat tells it, too
+    where w.process_id is not null and pg_notification_queue_usage() < 0.9  -- ring.sql; the heartbeat tells it, too
 $$;
 
 -- The one place where a worker's status changes while it is registered.
 create or replace function tocsin._move_worker(
-    worker_id bigint, allowed text[], target text, grace interval default null, ended text default null
+    worker_id bigint, allowed text[], target text, grace interval default null, ended text default null, registration bigint default null
 ) returns tocsin.workers
 language plpgsql
 as $$
@@ -49,9 +50,13 @@ begin
     set status = target, grace = _move_worker.grace, ended = _move_worker.ended, heartbeat_at = t,
         shutdown_at = case when target = 'stopped' then t end
     where x.id = worker_id and x.status = any (allowed) and tocsin._acts_for(x.role)
+      and (_move_worker.registration is null or x.registration = _move_worker.registration)
     returning x.* into w;
     if not found then
         w := tocsin._check_own(tocsin._find_worker(worker_id));
+        if w.registration <> _move_worker.registration then
+            perform tocsin._refuse_ended(w);
+        end if;
         perform tocsin._refuse_transition(w, target, 'wrong_state', format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
     end if;
     return w;
@@ -61,21 +66,15 @@ $$;
 create or replace function tocsin.begin_poll(worker_id bigint, registration bigint) returns tocsin.workers
 language plpgsql
 as $$
-declare
-    w tocsin.workers;
 begin
     perform tocsin._find_own_worker(worker_id);
-    w := tocsin._move_worker(worker_id, '{ready,polling}', 'polling');
-    if w.registration <> begin_poll.registration then
-        perform tocsin._refuse_ended(w);
-    end if;
-    return w;
+    return tocsin._move_worker(worker_id, '{ready,polling}', 'polling', registration => registration);
 end
 $$;
 
--- The end of a run, by whatever way: what it still holds, beside the leases to keep, is
--- given back uncounted; a polling worker is ready again, an interrupted one suspended.
--- Returns how many messages were given back.
+-- Ends a run, however it ended: requeues what it still holds except the leases to keep,
+-- without counting the deliveries. A polling worker becomes ready, an interrupted one
+-- suspended. Returns how many messages were requeued.
 create or replace function tocsin.complete_poll(
     worker_id bigint, registration bigint, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
 ) returns bigint
@@ -91,13 +90,15 @@ begin
 end
 $$;
 
--- Claims are refused from here on; the process ends the worker's run, whose handlers
--- may go on for `grace` (null: until they end).
-create or replace function tocsin.interrupt(worker_id bigint, grace interval default null) returns tocsin.workers
+-- Claims are refused from here on. The process ends the worker's run, whose handlers
+-- may go on for `grace` (null: until they end). With `registration` only that
+-- registration is interrupted, and refused once it has ended.
+create or replace function tocsin.interrupt(worker_id bigint, grace interval default null, registration bigint default null)
+returns tocsin.workers
 language plpgsql
 as $$
 declare
-    w tocsin.workers := tocsin._move_worker(worker_id, '{ready,polling}', 'interrupted', grace);
+    w tocsin.workers := tocsin._move_worker(worker_id, '{ready,polling}', 'interrupted', grace, registration => registration);
 begin
     perform tocsin._tell_process(w);
     return w;
@@ -105,8 +106,8 @@ end
 $$;
 
 -- Claims are refused from here on. A worker that holds messages is refused, unless it
--- is to release them (at once; its handlers are then cancelled by its process) or to
--- drain (they may be finished).
+-- is to release them (at once; its process then cancels its handlers) or to drain (its
+-- handlers may finish).
 create or replace function tocsin.suspend(worker_id bigint, release boolean default false, drain boolean default false)
 returns tocsin.workers
 language plpgsql
@@ -164,9 +165,9 @@ begin
 end
 $$;
 
--- The end, from whatever state: what it holds is given back, uncounted (its handlers
--- are then cancelled by its process). A stopped worker stays so. Returns how many
--- messages were given back.
+-- Stops a worker in any state. What it holds is requeued, uncounted, and its process
+-- cancels its handlers. A stopped worker stays stopped. Returns how many messages were
+-- requeued.
 create or replace function tocsin.stop(worker_id bigint) returns bigint
 language plpgsql
 as $$

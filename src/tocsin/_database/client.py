@@ -39,6 +39,10 @@ _BEGIN: Statement = (b"begin", ())
 _NEXT: Statement = (b"commit and chain", ())
 _COMMIT: Statement = (b"commit", ())
 
+# What ends one statement and says nothing of the next: a lock that was not free in
+# time, a cancellation or a timeout of the statement.
+_ENDED_ALONE = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+
 # What PostgreSQL says where the schema, or a part of it, is not there.
 _SOMETHING_MISSING = (
     psycopg.errors.UndefinedFunction,
@@ -283,7 +287,9 @@ class Database:
                 wait = next(waits, None) if is_undone(error) else None
                 if wait is None:
                     translated = await self._translate(error)
-                    if isinstance(translated, ConnectionLost):
+                    if isinstance(translated, ConnectionLost) and not isinstance(
+                        error, _ENDED_ALONE
+                    ):
                         self._note_failure()
                     raise translated from error
             except PoolClosed:

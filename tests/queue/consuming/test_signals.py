@@ -3,6 +3,7 @@ in."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -44,6 +45,32 @@ async def test_a_signal_ends_a_suspended_run(store: tocsin.Store, store_dsn: str
                 await query(store_dsn, "select")
         nursery.cancel_scope.cancel()
     assert suspended
+
+
+async def test_a_signal_does_not_interrupt_the_next_owner_of_the_name(
+    store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tocsin")
+    async with (
+        tocsin.connect(store_dsn, heartbeat=3600) as store,
+        tocsin.connect(store_dsn) as other,
+    ):
+        await store.queues.create("q")
+        async with store.consumer("q", name="w") as old, tocsin.drain_on_signals(old):
+            await query(
+                store_dsn,
+                "select tocsin.unregister_process(id, died => true) from tocsin.processes",
+            )
+            async with other.consumer("q", name="w") as new:
+                assert new.worker_id == old.worker_id
+                signal.raise_signal(signal.SIGTERM)
+                await until(
+                    lambda: (
+                        "its registration has ended" in caplog.text
+                        or "has been registered by" in caplog.text
+                    )
+                )
+                assert await new.status() == "ready"
 
 
 async def test_a_signal_between_two_runs_while_the_database_is_away_ends_the_next(

@@ -21,6 +21,7 @@ from tests.support import (
     until_asleep,
     until_true,
 )
+from tocsin._queue.process.maintenance import Maintenance
 
 HOUR, DAY = 3600.0, 86400.0
 HERE = (
@@ -159,6 +160,30 @@ async def test_a_failing_maintenance_ends_no_consumer_is_reported_once_and_tried
         await move_clock(store_dsn, 210)
         await until(lambda: any(m.startswith("maintenance: ") for m in caplog.messages))
         await consumer.interrupt()
+
+
+async def test_maintenance_that_another_session_does_says_nothing_of_a_failure(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "tocsin")
+    await query(store_dsn, "alter function tocsin._roll_up_count_deltas() rename to spare")
+    maintenance = Maintenance(store._database)
+
+    def failures() -> list[int]:
+        return [r.levelno for r in caplog.records if "maintenance failed" in r.message]
+
+    async with trio.open_nursery() as nursery, open_connection(store_dsn) as other:
+        nursery.start_soon(maintenance.run)
+        maintenance.request()
+        await until(lambda: len(failures()) == 1)
+        await other.execute("select pg_advisory_lock(tocsin._lock_key('maintain', 0))")
+        maintenance.request()
+        await until_asleep(store)
+        await other.execute("select pg_advisory_unlock_all()")
+        maintenance.request()
+        await until(lambda: len(failures()) == 2)
+        nursery.cancel_scope.cancel()
+    assert failures() == [logging.WARNING, logging.DEBUG]
 
 
 async def test_leaving_the_store_does_not_wait_for_maintenance(store_dsn: str) -> None:
@@ -378,6 +403,55 @@ async def test_what_was_written_while_the_clock_was_a_year_ahead_comes_back_to_i
         ) == [(True, False)]
         assert [m.payload for m in await consumer.dequeue(2)] == ["ready", "later"]
         await consumer.archive(leased)
+
+
+async def test_a_retry_made_while_the_clock_was_a_year_ahead_comes_back_to_its_time(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """Claimed before the jump, and failed, or claimed and released after it. The next
+    jump finds nothing of the first."""
+    await store.queues.create("q", retry_base=HOUR, retry_max=HOUR, retry_jitter=0)
+    due = (
+        "select payload #>> '{}', state::text, round(extract(epoch from vt - now()) / 60)::int,"
+        " round(extract(epoch from due - now()) / 60)::int from tocsin.messages order by id"
+    )
+    async with store.consumer("q") as consumer:
+        for payload in ("failed", "kept its place", "released"):
+            await store.produce("q", payload)
+        failed, kept = await consumer.dequeue(2)
+        await move_clock(store_dsn, YEAR)
+        await query(
+            store_dsn,
+            "select tocsin.fail(array[%s]::bigint[], array[%s]::bigint[], array['x'], array[null])",
+            failed.id,
+            failed.lease_token,
+        )
+        await query(
+            store_dsn,
+            "select tocsin.fail(array[%s]::bigint[], array[%s]::bigint[], array['x'], array[null],"
+            " keep_place => true)",
+            kept.id,
+            kept.lease_token,
+        )
+        (released,) = await consumer.dequeue()
+        await consumer.release(released, delay=2 * HOUR)
+        await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin._clock()")
+        await move_clock(store_dsn, 0)
+        expected = [
+            ("failed", "delayed", 60, 60),
+            ("kept its place", "delayed", 60, 0),
+            ("released", "delayed", 120, 120),
+        ]
+        for _ in range(2):
+            await store.maintain()
+            assert await query(store_dsn, due) == expected
+            await query(store_dsn, "update tocsin.maintenance set clock_was_ahead = true")
+        ((ended,),) = await query(
+            store_dsn,
+            "select bool_and((history -> -1 ->> 'ended_at')::timestamptz <= now())"
+            " from tocsin.messages",
+        )
+        assert ended
 
 
 async def test_maintenance_that_was_put_off_by_a_clock_ahead_is_due(

@@ -575,6 +575,19 @@ async def test_burial_does_not_wait_for_a_worker_that_somebody_has_locked(
     assert await query(store_dsn, state) == [("stopped", True, 0)] * 3
 
 
+async def test_reclaim_ends_with_the_first_death_past_its_time(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q")
+    for name in ("first", "second"):
+        await _dead(store_dsn, name)
+    reap = "select tocsin._reap_dead_processes(0, stop_at => '-infinity')"
+    for left in (1, 0):
+        assert await query(store_dsn, reap) == [(0,)]
+        assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(left,)]
+    assert await query(store_dsn, reap) == [(None,)]
+
+
 async def test_reclaim_passes_over_a_message_that_another_transaction_has_locked(
     store: tocsin.Store, store_dsn: str
 ) -> None:

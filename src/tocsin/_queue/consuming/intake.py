@@ -438,8 +438,8 @@ class Intake:
         """Have the registry say that the worker is interrupted; see
         `WorkerHandle.interrupt`. Cancelled, it says so or not."""
         await self._database.fetch(
-            "select tocsin.interrupt(%s, %s)",
-            [self.worker_id, to_timedelta(grace, "grace", zero=True)],
+            "select tocsin.interrupt(%s, %s, %s)",
+            [self.worker_id, to_timedelta(grace, "grace", zero=True), self.registration],
         )
 
     # What a signal ends, in ``draining.py``

@@ -1,0 +1,164 @@
+"""How a process shows that it is alive and well: with a LISTEN connection, without one,
+and with one that is silent."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import trio
+
+import tocsin
+from tests.support import (
+    PATIENCE,
+    Handled,
+    open_connection,
+    proxy,
+    query,
+    run_until_suspended,
+    until,
+    until_blocked,
+    until_true,
+)
+
+HOW = "select lifeline is not null, detached from tocsin.processes"
+"""Whether a process has a lifeline, and whether it has said that it has none."""
+
+
+# The pool
+
+
+@pytest.mark.parametrize("condition", ["lock_not_available", "query_canceled"])
+async def test_a_statement_that_is_ended_alone_is_no_failure_of_the_pool(
+    store: tocsin.Store, condition: str
+) -> None:
+    with pytest.raises(tocsin.ConnectionLost):
+        await store._database.fetch(f"do $$ begin raise {condition}; end $$")
+    assert store.statistics().failing_for is None
+
+
+async def test_an_idle_process_whose_pool_failed_once_is_well_again(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
+        await store.queues.create("q")
+        async with store.consumer("q"), open_connection(store_dsn) as other:
+            await other.execute("begin")
+            await other.execute("lock table tocsin.queues")
+            async with trio.open_nursery() as nursery:
+
+                async def fail() -> None:
+                    with pytest.raises(tocsin.ConnectionLost):
+                        await store.queues.list()
+
+                nursery.start_soon(fail)
+                await until_blocked(store_dsn, "queue")
+                await query(
+                    store_dsn,
+                    "select pg_terminate_backend(pid) from pg_stat_activity"
+                    " where datname = current_database() and wait_event_type = 'Lock'",
+                )
+            await other.execute("rollback")
+            assert store.statistics().failing_for is not None
+            await until(lambda: store.statistics().failing_for is None)
+
+
+# The lifeline
+
+
+async def test_a_consumer_claims_without_a_lifeline_only_when_the_database_knows(
+    store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifteen heartbeats then count. With three, a handler that blocks the loop is
+    declared dead, and its message delivered twice."""
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+    async with (
+        proxy.running(store_dsn) as way,
+        tocsin.connect(store_dsn, listen_dsn=way.dsn()) as store,
+    ):
+        await store.queues.create("q")
+        way.silent = True
+        with trio.fail_after(PATIENCE):
+            async with store.consumer("q"):
+                assert await query(store_dsn, HOW) == [(False, True)]
+                assert not store.statistics().listening
+                way.silent = False
+                await until(lambda: store.statistics().listening)
+                assert await query(store_dsn, HOW) == [(True, False)]
+
+
+async def test_a_process_that_registers_again_where_listen_does_not_work_says_so_again(
+    store_dsn: str, database_factory: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.2)
+    elsewhere = database_factory()  # type: ignore[operator]
+    async with tocsin.connect(store_dsn, listen_dsn=elsewhere, heartbeat=0.1) as store:
+        await store.queues.create("q")
+        async with store.consumer("q"):
+            ((first, detached),) = await query(
+                store_dsn, "select id, detached from tocsin.processes"
+            )
+            assert detached
+            await query(store_dsn, "select tocsin.unregister_process(%s, died => true)", first)
+            await until_true(
+                store_dsn, "bool_or(id > %s and detached) from tocsin.processes", first
+            )
+
+
+# The proof of LISTEN
+
+
+async def test_a_connection_that_is_silent_while_listen_is_proven_is_replaced(
+    store_dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.2)
+    monkeypatch.setattr("tocsin.driver._grace.GRACE", 0.2)
+    async with (
+        proxy.running(store_dsn) as way,
+        tocsin.connect(store_dsn, listen_dsn=way.dsn()) as store,
+        trio.open_nursery() as nursery,
+    ):
+        await store.queues.create("q")
+        proof = store._process._listener.proof
+
+        async def fall_silent() -> None:
+            while not proof._token:
+                await trio.lowlevel.checkpoint()
+            way.silenced.add(way.accepted)
+
+        nursery.start_soon(fall_silent)
+        with trio.fail_after(PATIENCE):
+            async with store.consumer("q"):
+                await until(lambda: store.statistics().listening)
+    assert way.accepted > 1
+    assert not [r for r in caplog.records if "LISTEN does not work" in r.message]
+    assert [r for r in caplog.records if "does not answer" in r.message]
+
+
+async def test_listen_that_did_not_work_is_proven_again(
+    store_dsn: str,
+    database_factory: object,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.2)
+    monkeypatch.setattr("tocsin._queue.process.listener.PROVE_AGAIN_AFTER", 0.1)
+    elsewhere = database_factory()  # type: ignore[operator]
+    async with tocsin.connect(store_dsn, listen_dsn=elsewhere, heartbeat=3600) as store:
+        await store.queues.create("q")
+        listener = store._process._listener
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        caplog.set_level(logging.DEBUG, "tocsin")
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            assert not store.statistics().listen_works
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until(lambda: len(_deaf(caplog)) == 2)
+            listener._connect = store._database._connect
+            await until(lambda: store.statistics().listening)
+            assert store.statistics().listen_works
+            await store.produce("q", 1)
+            await handled.wait(1)
+            await consumer.interrupt()
+    assert _deaf(caplog)[:2] == [logging.WARNING, logging.DEBUG]
+
+
+def _deaf(caplog: pytest.LogCaptureFixture) -> list[int]:
+    return [r.levelno for r in caplog.records if "LISTEN does not work" in r.message]
