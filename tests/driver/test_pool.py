@@ -487,10 +487,10 @@ async def test_a_borrower_waits_no_longer_than_the_timeout(
             assert await is_idle(connection)
 
 
-@pytest.mark.usefixtures("mock_clock")  # a slot that is given out again would overtake
 async def test_where_no_more_can_be_opened_a_borrower_waits_for_one_that_is_lent(
-    open_gate: Gate,
+    open_gate: Gate, mock_clock: trio.testing.MockClock
 ) -> None:
+    # the clock stands still, so that no withheld slot is given out, which may overtake
     order: list[int] = []
 
     async def borrow(n: int) -> None:

@@ -21,7 +21,7 @@ from .events import Events
 if TYPE_CHECKING:
     from tocsin._queue.message import Message
 
-logger = logging.getLogger("tocsin.telemetry")
+_logger = logging.getLogger("tocsin.telemetry")
 
 
 @attrs.define
@@ -111,7 +111,7 @@ class _Round(AbstractContextManager[None]):
                 manager = make(self._subject)
                 manager.__enter__()
             except Exception:
-                logger.exception("an instrument failed before a call, which goes on without it")
+                _logger.exception("an instrument failed before a call, which goes on without it")
             else:
                 self._entered.append(manager)
 
@@ -128,4 +128,4 @@ class _Round(AbstractContextManager[None]):
                 if raised is not error:
                     if not isinstance(raised, Exception):
                         raise
-                    logger.exception("an instrument failed after a call, which stays as it ended")
+                    _logger.exception("an instrument failed after a call, which stays as it ended")

@@ -80,7 +80,7 @@ class Process:
             maintain: called when this process is to do the maintenance.
         """
         self._wakeup = _Wakeup()
-        self.bell = Bell(self._wakeup.wake)
+        self.bell: Bell = Bell(self._wakeup.wake)
         """The waiters of this process."""
         registration = ProcessRegistration(database, heartbeat_interval)
         self._membership = Membership(registration, self._wakeup.wake)
