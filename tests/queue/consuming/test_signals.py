@@ -660,5 +660,5 @@ async def test_a_keyboard_interrupt_in_a_task_of_ours_reaches_the_main_task(
         )
     assert ended.returncode == 0, ended.stderr.decode()
     first, *rest = ended.stdout.decode().splitlines()
-    assert first.startswith("interrupted in tocsin.")
+    assert first == "interrupted in tocsin: registration, LISTEN and heartbeat"
     assert rest == ["the main task has it"]
