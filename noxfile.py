@@ -35,19 +35,19 @@ MIGRATIONS = Path("sql/migrations")
 @nox.session
 def test(session: nox.Session) -> None:
     """Run the whole suite, or the tests that are named."""
-    session.run("pytest", "-q", "--no-cov", *session.posargs)
+    session.run("pytest", "-q", *session.posargs)
 
 
 @nox.session(name="test-unit")
 def test_unit(session: nox.Session) -> None:
     """Run the tests that need no server."""
-    session.run("pytest", "-q", "--no-cov", "tests/unit", *session.posargs)
+    session.run("pytest", "-q", "tests/unit", *session.posargs)
 
 
 @nox.session(name="test-faults")
 def test_faults(session: nox.Session) -> None:
     """Run the tests of races, outages and crashes."""
-    session.run("pytest", "-q", "--no-cov", "tests/faults", *session.posargs)
+    session.run("pytest", "-q", "-m", "fault", *session.posargs)
 
 
 @nox.session(python=PYTHONS, venv_backend="uv")
@@ -69,7 +69,7 @@ def matrix(session: nox.Session, dependencies: str, server: str) -> None:
         external=True,
     )
     session.install("-c", str(bounds), "-e", ".[cli,embedded]", "--group=dev")
-    session.run("pytest", "-q", "--no-cov", *(session.posargs or PORTABLE))
+    session.run("pytest", "-q", *(session.posargs or PORTABLE))
 
 
 @nox.session
