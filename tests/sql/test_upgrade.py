@@ -3,15 +3,18 @@ is not Tocsin's stays."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 from psycopg.conninfo import make_conninfo
 
 import tocsin
-from tests.support import open_connection, query
+from tests.support import PATIENCE, open_connection, query
 from tests.support.newer import Folder
 from tests.support.servers import PASSWORD
 
@@ -19,6 +22,7 @@ SIGNATURES = (
     "select oid::regprocedure::text from pg_proc where pronamespace = 'tocsin'::regnamespace "
     "order by 1"
 )
+UPGRADES = 10
 DEFINED = re.compile(
     r"create or replace function tocsin\.(\w+)\((.*?)\)(?=\s+(?:returns|language))", re.DOTALL
 )
@@ -251,3 +255,35 @@ async def test_sessions_go_on_across_an_upgrade_with_the_plans_that_they_have(
             await session.execute("select tocsin.enqueue_many('q', '[1, 2]')")
         cursor = await session.execute("select count(*) from tocsin.messages")
         assert await cursor.fetchall() == [(60,)]
+
+
+async def test_producers_and_consumers_meet_no_error_while_functions_are_loaded_again(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.create("q")
+    sent: list[int] = []
+    handled: list[int] = []
+
+    async def produce(**options: str) -> None:
+        for number in itertools.count():
+            key = {name: f"{value}{number}" for name, value in options.items()}
+            sent.append(await store.produce("q", number, **key))
+
+    async def handle(message: tocsin.Message) -> None:
+        handled.append(message.id)
+
+    async with trio.open_nursery() as nursery, store.consumer("q") as consumer:
+        nursery.start_soon(partial(consumer.handle, handle, concurrency=4))
+        for options in ({}, {}, {"key": "a"}, {"key": "b"}):
+            nursery.start_soon(partial(produce, **options))
+        for _ in range(UPGRADES):
+            await query(store_dsn, "update tocsin.contract set digest = 'of an older version'")
+            async with tocsin.connect(store_dsn) as upgrading:
+                await upgrading.install()
+            before = len(sent), len(handled)
+            with trio.fail_after(PATIENCE):
+                while before[0] + 20 > len(sent) or before[1] + 20 > len(handled):
+                    await store.workers.stats()
+        nursery.cancel_scope.cancel()
+    assert await store.verify() == ()
+    assert len(handled) == len(set(handled))
