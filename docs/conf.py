@@ -1,10 +1,9 @@
-"""How the pages beside this file become a site: ``uv run --group docs sphinx-build -nW
-docs build/docs``.
+"""Build the site: ``uv run --group docs sphinx-build -nW docs build/docs``.
 
-Sphinx, since its references are checked: in the docstrings a name between single
-backticks is a link, and with ``-nW`` one that does not exist ends the build. The pages
-are Markdown (MyST), so that they can also be read where they lie. Nothing is fetched,
-neither by the build nor by a reader's browser.
+Sphinx checks references: in docstrings a name between single backticks is a link, and
+with ``-nW`` a name that does not exist ends the build. The pages are Markdown (MyST),
+so that they can also be read in the repository. Neither the build nor a reader's
+browser fetches anything.
 """
 
 import tomllib
@@ -54,7 +53,7 @@ pygments_style = "friendly"
 
 
 class Sql(PostgresLexer):
-    """PostgreSQL's SQL, and what psql understands besides."""
+    """PostgreSQL's SQL, with the commands and variables of psql."""
 
     name = "SQL as in psql"
     aliases = ("sql",)

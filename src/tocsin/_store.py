@@ -132,13 +132,12 @@ class Store:
             await install.uninstall(connection, self._database.schema)
 
     async def reclaim(self) -> ReclaimResult:
-        """Declare dead who is dead, and take back what they held and what lapsed leases
-        hold, without waiting for the next heartbeat.
+        """Declare dead processes dead, and requeue what they and expired leases hold.
 
-        Consumers do that by themselves. Nobody is declared dead in the first ten
-        seconds of a server, in which the living are still reconnecting. When no process
-        has been there since it came up, those count from the first call: call it again
-        after them.
+        Consumers do that automatically, with the next heartbeat. No process is declared
+        dead in the first ten seconds of a server, in which live ones still connect
+        again. Without a process since the start of the server, the ten seconds count
+        from the first call: call it again after them.
 
         Raises `ConnectionLost`. It works in short transactions; cancelled, part of it
         is done.
@@ -224,11 +223,11 @@ class Store:
         ``connection=`` of `Producer.enqueue`.
 
         Commits at the end of the block; rolls back when it raises or is cancelled. At
-        most ``pool_size - 1`` at a time, or one fewer than the server gives
-        connections, others wait: so there is always a connection left for what the
-        block itself asks of the store, and for keeping leases. What the block sets on
+        most ``pool_size - 1`` blocks run at a time, or one fewer than the server gives
+        connections, and further blocks wait. So one connection is left for the calls of
+        the block to the store, and for the extension of leases. What the block sets on
         the connection and for its session (a role, a timeout, a row factory) ends with
-        it. Raises `ConnectionLost`.
+        the block. Raises `ConnectionLost`.
         """
         async with (
             self._transactions,
@@ -283,15 +282,15 @@ async def connect(
     ``dsn`` is a PostgreSQL connection string; without one libpq's environment
     (``PGHOST`` and so on) counts. ``listen_dsn`` is for the LISTEN connection, when
     ``dsn`` leads through a pooler. ``schema`` (``tocsin``) is where Tocsin is, or is to
-    be installed. At most ``pool_size`` (8) connections are open at a time, beside the
-    LISTEN connection of a process that consumes. ``heartbeat`` (2) is the interval of
-    the one periodic statement in seconds: a process that died is noticed by the others
-    within about one and a half of it. ``instruments`` run round each handler call and
-    each enqueue: see `tocsin.telemetry.Instrument`.
+    be installed. At most ``pool_size`` (8) connections are open at a time, not counting
+    the LISTEN connection of a process that consumes. ``heartbeat`` (2) is the interval
+    of the one periodic statement in seconds: other processes notice a dead one within
+    about one and a half of it. ``instruments`` run round each handler call and each
+    enqueue: see `tocsin.telemetry.Instrument`.
 
-    What is not given is taken from the environment (``TOCSIN_DSN``,
+    An argument that is not given comes from the environment (``TOCSIN_DSN``,
     ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]`` of a TOML
-    file, else it is the default: see `tocsin.settings`. (A ``listen_dsn`` from a weaker
+    file, else from the default: see `tocsin.settings`. (A ``listen_dsn`` from a weaker
     source than the ``dsn`` does not apply.)
 
     Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not,

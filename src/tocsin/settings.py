@@ -5,16 +5,15 @@ variable ``TOCSIN_`` and its name in capitals; the table ``[tool.tocsin]`` of a 
 file; the default. The file is the one that ``TOCSIN_CONFIG`` names, else the nearest
 ``pyproject.toml`` that has such a table, in the working directory or above it.
 
-What cannot be understood is an error that names its source. So is what seems to be
-meant for us and is not: an unknown key in the table, a variable whose name is nearly
-one of ours. Other variables that begin with ``TOCSIN_`` are left alone, for they may be
-somebody else's: Kubernetes makes ``TOCSIN_PORT`` and ``TOCSIN_SERVICE_HOST`` of a
-service called tocsin. Of several sources only the one that counts is read; what it goes
-before may be wrong.
+A value that cannot be understood is an error that names its source. So is an unknown
+key in the table, and a variable whose name is nearly the name of a setting. Other
+variables that begin with ``TOCSIN_`` are ignored, because they may belong to other
+programs: Kubernetes makes ``TOCSIN_PORT`` and ``TOCSIN_SERVICE_HOST`` of a service
+called tocsin. Of several sources only the one that counts is read.
 
 ``listen_dsn`` belongs to a ``dsn``: one from a weaker source than the ``dsn`` that
-counts does not apply. A program that is told another database by an argument is not to
-listen at the one that the environment names.
+counts does not apply. So a program with another database as an argument does not listen
+at the one that the environment names.
 
 An empty value is an error everywhere. A secret that came out empty must not lead to
 whatever database libpq finds by itself; ``postgresql://`` says that this is meant.
@@ -61,11 +60,11 @@ class Settings:
     """Connection string of the LISTEN connection, when ``dsn`` leads through a pooler;
     None: the same as ``dsn``."""
     pool_size: int = 8
-    """The most connections that are open at a time, beside the LISTEN connection; at
-    least 2."""
+    """The most connections that are open at a time, not counting the LISTEN connection;
+    at least 2."""
     heartbeat: float = HEARTBEAT
-    """Seconds between two heartbeats of the process; a process that died is noticed by
-    the others within about one and a half of it."""
+    """Seconds between two heartbeats of the process; other processes notice a dead one
+    within about one and a half of it."""
 
 
 def load(
@@ -142,15 +141,13 @@ def _check_schema(value: object) -> str:
 
 def _check_pool_size(value: int) -> int:
     if check_count(value, "pool_size") < 2:
-        raise ValueError(
-            "pool_size must be at least 2: one for a transaction, one for what is done meanwhile"
-        )
+        raise ValueError("pool_size must be at least 2: one for a transaction, one for all else")
     return value
 
 
 def _check_heartbeat(value: Duration) -> float:
     seconds = to_seconds(value, "heartbeat")
-    if seconds > 3600:  # the others wait for so long before they take a process for dead
+    if seconds > 3600:  # other processes wait that long before they declare one dead
         raise ValueError("heartbeat must be at most an hour")
     return seconds
 

@@ -65,7 +65,7 @@ def prose_of_python(path: Path) -> str:
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and words(node.value) > 1
     ]
-    return re.sub(r"`[^`]*`", " ", "\n".join([*comments, *texts]))
+    return re.sub(r"``.*?``|`[^`]*`", " ", "\n".join([*comments, *texts]))
 
 
 def prose_of_sql(path: Path) -> str:
@@ -104,10 +104,21 @@ def area(name: str, *patterns: str) -> Area:
     return Area(name, tuple(sorted(p for p in files if p.suffix in PROSE)))
 
 
+SOURCE = "src/tocsin"
 AREAS = [
     area("pages", "[ACRS]*.md", "docs/*.md", "docs/*/**/*.md", "examples/*.md"),
     area("examples", "examples/*.py"),
-    area("command line", "src/tocsin/_cli/*.py"),
+    area("tools", "tools/*.py", "docs/*.py", "noxfile.py"),
+    area("top", f"{SOURCE}/*.py", f"{SOURCE}/errors/*.py"),
+    area("command line", f"{SOURCE}/_cli/*.py"),
+    area("demo", f"{SOURCE}/_demo/*.py"),
+    area("embedded", f"{SOURCE}/embedded/*.py"),
+    area("telemetry", f"{SOURCE}/telemetry/*.py"),
+    area("concurrency", f"{SOURCE}/_concurrency/*.py"),
+    area("database", f"{SOURCE}/_database/*.py"),
+    area("queue", f"{SOURCE}/_queue/*.py"),
+    area("admin", f"{SOURCE}/_queue/admin/*.py"),
+    area("workers", f"{SOURCE}/_queue/workers/*.py"),
 ]
 PAGES = [path for each in AREAS for path in each.files if path.suffix == ".md"]
 

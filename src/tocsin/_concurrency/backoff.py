@@ -11,8 +11,8 @@ import trio
 FIRST = 0.05
 """Longest first wait, in seconds."""
 LONGEST = 2.0
-"""Longest wait of all, in seconds: shorter than the ten that a server is up before
-anyone is declared dead (``processes.sql``)."""
+"""Longest wait of all, in seconds: shorter than the first ten seconds of a server, in
+which no process is declared dead (``processes.sql``)."""
 
 
 def delays() -> Iterator[float]:

@@ -24,15 +24,16 @@ class Lock:
         self._waiters = ParkingLot()
 
     def locked(self) -> bool:
-        """Whether someone holds the lock."""
+        """Whether the lock is held."""
         return self._held
 
     @enable_ki_protection
     async def acquire(self) -> None:
         """Take the lock; a checkpoint only if it is held.
 
-        Cancelled, the lock was not taken. A waiter to whom it was handed over before
-        the cancellation has it, and returns.
+        Cancellation:
+            The lock was not taken. A waiter that got the lock before the cancellation
+            has it, and returns.
         """
         if self._held:
             await self._waiters.park()
@@ -40,9 +41,8 @@ class Lock:
 
     @enable_ki_protection
     def release(self) -> None:
-        """Hand the lock to whoever has waited longest."""
-        # It stays held when it is handed over, so that nobody can take it before the
-        # waiter runs.
+        """Hand the lock to the task that has waited longest."""
+        # The lock stays held, so that no other task can take it before the waiter runs.
         if self._waiters:
             self._waiters.unpark()
         else:

@@ -1,12 +1,11 @@
 """A nursery for use inside public coroutines, whose errors come out as they went in.
 
-Trio wraps whatever leaves a nursery in an `ExceptionGroup`, even a single error: a
-caller cannot know how many tasks ran inside. For a nursery that is a detail of some
-function's inside that is the wrong way round: a caller who writes ``except
-psycopg.OperationalError`` should not have to know that the function needs a helper
-task. Opening the nursery with ``strict_exception_groups=False`` would do nearly this,
-but trio deprecates it. So the nursery here undoes the wrapping when there is nothing to
-group: one cause comes out bare, two and more stay a group.
+Trio wraps every error that leaves a nursery in an `ExceptionGroup`, even a single one,
+because a caller cannot know how many tasks ran inside. A nursery that is a detail of a
+function should not show: ``except psycopg.OperationalError`` should work whether or not
+the function needs a helper task. ``strict_exception_groups=False`` would do nearly
+this, but trio deprecates it. So the nursery here undoes the wrapping
+when there is nothing to group: one cause comes out bare, two and more stay a group.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ async def open_nursery_bare() -> AsyncIterator[trio.Nursery]:
 def _single_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     errors = [e for e in group.exceptions if not _is_cancellation(e)]
     if len(errors) == 1:
-        return errors[0]  # if this is a group, it is somebody else's, and stays one
+        return errors[0]  # a group that the block or a task has raised stays one
     # Where there is nothing but cancellation, one Cancelled stands for all of them.
     return group if errors else _first_leaf(group)
 

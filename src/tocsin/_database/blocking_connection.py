@@ -1,12 +1,11 @@
-"""Using a blocking psycopg connection from trio: in a thread, and never in two.
+"""Use a blocking psycopg connection from trio: in a thread, and never in two.
 
-A thread cannot be cancelled, but what it waits for can: the statement, on the server.
-So a cancellation asks the server to cancel, and then waits for the thread, since the
-connection is the caller's, who goes on to roll back and must not meet the thread there.
-A server that does not answer costs the connection, as with Tocsin's own
-(``driver/_connection.py``): its socket is shut down under the thread, which then ends
-with an error; unless it does not use it, since it is in the caller's own code, and that
-is given up after a while too.
+A thread cannot be cancelled, but the statement that it waits for can. So a cancellation
+cancels the statement on the server, and then waits for the thread: the caller goes on
+to roll back, and must not use the connection at the same time as the thread. A server
+that does not answer costs the connection: its socket is shut down under the thread,
+which then ends with an error. A thread that runs the caller's own code does not use the
+socket; the wait for it ends after a while, too.
 """
 
 from __future__ import annotations
@@ -32,12 +31,15 @@ T = TypeVar("T")
 
 
 async def run_blocking(connection: psycopg.Connection[Any], use: Callable[[], T]) -> T:
-    """Use the connection in a thread. Nobody else may use it meanwhile.
+    """Use the connection in a thread, and nowhere else at the same time.
 
-    Raises what ``use`` raises. Cancelled, its statement has failed or taken effect, and
-    the connection is free again or closed.
+    Raises:
+        BaseException: The exception of ``use``.
+
+    Cancellation:
+        The statement has failed or taken effect, and the connection is free or closed.
     """
-    # taken by whoever comes first: the thread that begins, or the cancellation
+    # The thread takes it when it begins, or the cancellation, whichever comes first.
     first = threading.Lock()
     ended = trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -63,7 +65,7 @@ async def run_blocking(connection: psycopg.Connection[Any], use: Callable[[], T]
 async def _end(connection: psycopg.Connection[Any], ended: trio.Event) -> None:
     with trio.move_on_after(GRACE):
         while not ended.is_set():
-            # In a thread of its own: those of the others may all be taken.
+            # With a limiter of its own: the threads of the default one may all be busy.
             cancel = partial(connection.cancel_safe, timeout=GRACE)
             with suppress(psycopg.Error):
                 await trio.to_thread.run_sync(
@@ -77,7 +79,7 @@ async def _end(connection: psycopg.Connection[Any], ended: trio.Event) -> None:
         socket.socket(fileno=os.dup(connection.fileno())) as copy,
     ):
         copy.shutdown(socket.SHUT_RDWR)
-    # Not for ever: what the thread runs may be a generator of the caller's that hangs,
-    # and then it will find the connection broken.
+    # With a limit: the thread may run a generator of the caller's that hangs, and that
+    # finds the connection broken afterwards.
     with trio.move_on_after(GRACE):
         await ended.wait()

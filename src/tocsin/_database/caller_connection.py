@@ -102,9 +102,9 @@ def _in_any_encoding(
     """Return the statement and its parameters as they can be sent in the encoding of
     the caller's connection.
 
-    In another than UTF-8 the characters of a parameter may be missing, or the server
-    may take them for others. So the server is sent the parameter's UTF-8 in
-    hexadecimal, and told to make a text of it in the database's own encoding.
+    An encoding other than UTF-8 may lack the characters of a parameter, or the server
+    may read different ones. So the statement carries the parameter's UTF-8 in
+    hexadecimal, and the server turns it into a text of the database's encoding.
     """
     foreign = [isinstance(p, str) and not p.isascii() for p in parameters]
     if connection.info.encoding == "utf-8" or not any(foreign):

@@ -125,12 +125,13 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, *, lent: bool = False) -> AsyncIterator[Connection]:
-        """Lend a connection of the pool; what psycopg raises meanwhile comes out as
-        Tocsin's errors.
+        """Lend a connection of the pool, and turn psycopg's errors into Tocsin's.
 
-        ``lent`` says that it is a user who runs statements there, so that the session
-        is reset afterwards: Tocsin's own set nothing in it. Cancellation gives the
-        connection back.
+        ``lent`` says that a user runs statements there, so that the session is reset
+        afterwards: Tocsin's own statements set nothing in it.
+
+        Cancellation:
+            The connection goes back to the pool.
         """
         own = not lent
         try:
@@ -184,13 +185,14 @@ class Database:
     async def fetch_from_any(
         self, statement: str, parameters: Sequence[object], *, after: float
     ) -> list[Row]:
-        """Like `fetch`, for a statement that may be run twice and cannot wait for what
-        is wrong with one connection to be found out.
+        """Run a statement like `fetch`, on a second connection if the first is silent.
 
-        When there is no answer ``after`` so many seconds, it is also run on a new
-        connection. The first answer counts, and the connection that the other one would
-        have come from is closed. Raises Tocsin's errors. Cancelled, it has taken effect
-        or not.
+        The statement may run twice. Without an answer ``after`` this many seconds it
+        also runs on a new connection. The first answer counts, and the connection
+        without an answer is closed. Raises Tocsin's errors.
+
+        Cancellation:
+            The statement has taken effect or not.
         """
         answers: list[list[Row]] = []
         failures: list[Exception] = []
@@ -272,8 +274,8 @@ class Database:
         )
 
     async def _repeated(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Make an attempt at a transaction, and others while PostgreSQL says that it
-        has had no effect and that the next may succeed."""
+        """Attempt a transaction, again while PostgreSQL says that the attempt had no
+        effect and that the next may succeed."""
         waits = islice(delays(), REPEATS)
         while True:
             try:

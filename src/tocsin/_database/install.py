@@ -142,7 +142,7 @@ async def _change(
             async with connection.transaction():
                 await connection.execute(SAFE_PATH)
                 await connection.execute(PLAIN_TABLESPACE)
-                # for another installation it waits, and holds nothing meanwhile
+                # this waits for another installation, without holding a lock
                 await connection.execute("set local lock_timeout = 0")
                 await connection.execute(
                     "select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))"
@@ -160,7 +160,7 @@ async def _change(
 async def _as_owner(
     connection: psycopg.AsyncConnection[Any], schema: Schema
 ) -> AsyncIterator[None]:
-    """In a transaction: be whoever has installed Tocsin.
+    """Act as the role that has installed Tocsin, in a transaction.
 
     Its functions run with their owner's rights. An upgrade by a superuser must not
     leave some of them with a superuser's.

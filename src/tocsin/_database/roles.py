@@ -1,5 +1,7 @@
-"""The database roles that may use Tocsin beside the schema's owner; what each may do
-says ``sql/security/access.sql``."""
+"""The database roles that may use Tocsin, in addition to the schema's owner.
+
+``sql/security/access.sql`` says what each may do.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What an installation or an upgrade runs in the database, statement by statement, in
-one transaction.
+"""The statements of an installation or an upgrade, in one transaction.
 
-`install` runs it; ``tocsin admin sql`` prints it for a database administrator who runs
-it with psql.
+`install` runs them; ``tocsin admin sql`` prints them, for a database administrator to
+run with psql.
 """
 
 from __future__ import annotations

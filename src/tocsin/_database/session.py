@@ -1,8 +1,8 @@
-"""The sessions of Tocsin's own connections: what their settings are, whatever role,
-database, server and environment set for sessions.
+"""The settings of the sessions of Tocsin's own connections, whatever role, database,
+server and environment set for sessions.
 
-A session that is ours gets them in the first statement after connecting, and again when
-one that was lent is reset. ``client_encoding`` is a parameter of the connection, too.
+A session gets them in the first statement after connecting, and again when one that was
+lent is reset. ``client_encoding`` is a parameter of the connection, too.
 So it is right from the start, after a reset, and behind PgBouncer, which gives each of
 its clients the encoding that it asked for.
 
@@ -10,21 +10,20 @@ What each of them is for:
 
 - The encoding: the fast statements (``driver/_prepared.py``) send and receive UTF-8.
 - The isolation level: claims and deletions read what was committed a moment ago.
-- The styles of dates and intervals: psycopg reads no others. Tocsin's own results are
-  binary and have no style; this is for the statements of those to whom a connection is
-  lent.
+- The styles of dates and intervals: psycopg reads only these. Tocsin's own results are
+  binary and have no style; this is for the statements of users on lent connections.
 - ``array_nulls``: psycopg writes arrays as text.
 - The timeouts: the client's patience ends a statement, and a lock that is held for long
   is waited for, so that a message is not refused because a table is locked for a
   moment. In a transaction that is lent, the timeouts of the user's role count again
   (`USERS_LIMITS`).
 
-What is not set, on purpose: ``default_transaction_read_only``, since an administrator
-who makes a database read-only means everyone; ``synchronous_commit``, since how durable
-a commit is belongs to the user; ``TimeZone`` and ``search_path``, which matter to the
-user's own statements and to none of ours.
+Some settings are left as they are, on purpose: ``default_transaction_read_only``,
+because a read-only database is read-only for all programs; ``synchronous_commit``,
+because the user decides how durable a commit is; ``TimeZone`` and ``search_path``,
+which matter only to the user's own statements.
 
-Behind a pooler nothing is set, for the next client of that session would have it. No
+Behind a pooler nothing is set, because the next client of the session would have it. No
 result there depends on it: what remains are the user's isolation level and timeouts,
 which end a statement as an outage does.
 """

@@ -1,11 +1,10 @@
-"""How many transactions of users there may be at a time, so that one connection is left
-for everything else.
+"""Limit the transactions of users, so that one connection is left for everything else.
 
-A handler that is in a transaction asks the store for other things meanwhile, and its
-lease is to be extended. With every connection lent to a transaction, that would wait
-for the transactions to end. The pool may have ``pool_size`` connections, but a server
-may give fewer. So a store's second transaction and those after it begin when there is
-one connection more than they need, not when there may be one.
+A handler in a transaction may call the store, and its lease is extended. With every
+connection lent to a transaction, both would wait for the transactions to end. The pool
+may have ``pool_size`` connections, but a server may give fewer. So a store's second
+transaction and those after it begin when there is one connection more than they need,
+not when there may be one.
 """
 
 from __future__ import annotations

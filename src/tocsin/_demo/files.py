@@ -18,8 +18,8 @@ NOT_OURS = frozenset({"site-packages", "__pycache__"})
 
 
 def standard_library() -> Path:
-    """Return the folder of this Python's standard library: some thousand files that
-    everybody has."""
+    """Return the folder of this Python's standard library: thousands of files that
+    exist on every machine."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 

@@ -120,8 +120,7 @@ class Tables:
 
 @asynccontextmanager
 async def open_tables(dsn: str) -> AsyncIterator[Tables]:
-    """Drop what the last demo left, and create the tables anew; they stay until the
-    next one.
+    """Drop the tables of the last demo and create new ones, which stay until the next.
 
     Raises `TocsinError` while another demo uses this database. Cancelled, its
     connection is closed.

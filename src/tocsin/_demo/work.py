@@ -1,5 +1,4 @@
-"""The work: handlers that hash files and store the digests, and the count of them that
-the view shows meanwhile."""
+"""Handlers that hash files and store the digests, with the counts for the view."""
 
 from __future__ import annotations
 
@@ -54,8 +53,11 @@ class Progress:
             self._changed = trio.Event()
 
     async def wait(self, count: int) -> None:
-        """Wait until so many files are finished, or nothing has happened for so long
-        that nothing will. Cancellation is harmless."""
+        """Wait until this many files are finished, or the demo has stalled.
+
+        Cancellation:
+            Nothing has changed.
+        """
         await trio.lowlevel.checkpoint()
         while self.finished.total() < count:
             with trio.move_on_after(_STALLED_AFTER) as patience:

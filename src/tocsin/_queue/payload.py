@@ -1,7 +1,7 @@
 """Payloads: JSON values, to JSONB and back exactly as they were.
 
-JSONB parses what it is given, and gives back what it understood. So the standard
-library's encoder will not do:
+JSONB parses its input, and returns the parsed value. So the standard library's encoder
+is not enough:
 
 - A float that Python writes with an exponent and without a point (``1e+23``) would come
   back as an integer of 24 digits. It is written out with a fraction

@@ -2,8 +2,8 @@
 
 A process that is killed (SIGKILL, out of memory) runs no cleanup, and its server goes
 on alone. The next `serve` must tell such an orphan from a server in use. It cannot
-trust process ids, because the kernel gives them out again. So two `flock` locks lie
-beside the data; the kernel drops each with the last process that holds it.
+trust process ids, because the kernel gives them out again. So two `flock` locks lie in
+the directory of the data; the kernel drops each with the last process that holds it.
 
 - ``owner.lock`` is held by the process that is in a `serve` block. When it is taken,
   the directory is busy.

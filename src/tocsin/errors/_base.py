@@ -12,8 +12,7 @@ class TocsinError(Exception):
     def __init__(self, problem: str, advice: str = "") -> None:
         super().__init__(join_advice(problem, advice))
         self.problem = problem
-        """What is wrong, without the advice: who is not a program, such as the user of
-        the command line, is advised otherwise."""
+        """The problem without the advice. The command line adds advice of its own."""
 
 
 def join_advice(problem: str, advice: str) -> str:

@@ -80,5 +80,5 @@ class RateLimited(TocsinError):
         self.per_second = per_second
         """Its limit."""
         self.retry_after = retry_after
-        """Seconds after which the same call is admitted, unless others of this producer
-        come before it."""
+        """Seconds after which the same call is admitted, unless another call of this
+        producer comes first."""

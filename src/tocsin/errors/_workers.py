@@ -63,10 +63,10 @@ class StateTransitionError(TocsinError):
         self.to = to
         """The state that was wanted; None for a deletion or a heartbeat."""
         self.code = code
-        """Why not, as a code: `wrong_state` (the wanted state cannot be reached from
-        this one), `not_active` (only a ready or polling worker may do that),
-        `name_in_use`, `not_stopped` (only a stopped worker can be deleted) or
-        `registration_ended`."""
+        """Why not, as a code: ``wrong_state`` (the wanted state cannot be reached from
+        this one), ``not_active`` (only a ready or polling worker may do that),
+        ``name_in_use``, ``not_stopped`` (only a stopped worker can be deleted) or
+        ``registration_ended``."""
         self.reason = reason
         """Why not, in words."""
         self.worker_id = worker_id
@@ -78,8 +78,8 @@ class WorkerStopped(StateTransitionError):
 
 
 class ProcessDeclaredDead(TocsinError):
-    """The others have declared this process dead. It registers anew by itself; this
-    never reaches a user."""
+    """Another process has declared this one dead. This process registers again by
+    itself; the error never reaches a user."""
 
 
 class PendingMessages(TocsinError):

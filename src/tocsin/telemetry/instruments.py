@@ -33,7 +33,7 @@ class EnqueueCall:
     payloads: Sequence[object] | None
     """The payloads; None for an iterable that is read as it is sent."""
     headers: Any
-    """The headers of each message. An instrument may set others, before the messages
+    """The headers of each message. An instrument may replace them before the messages
     are sent."""
     worker_id: int | None
     """Id of the producer; None for `tocsin.Store.produce`."""

@@ -53,9 +53,9 @@ class DeadLetterFilter(TypedDict, total=False):
     error: str | None
     """Those whose error contains this text, taken literally."""
     older_than: Duration | None
-    """Those that died longer ago than so many seconds."""
+    """Those that died longer ago than this many seconds."""
     limit: int | None
-    """At most so many, the oldest ids first."""
+    """At most this many, the oldest ids first."""
 
 
 class DeadLetters:
@@ -85,14 +85,14 @@ class DeadLetters:
         other arguments, as in `list`, choose among them. `archive` and `purge` take the
         same.
 
-        Deliveries are counted anew; key, headers, priority and history are kept; an
-        expiry is not. Of two replays of one letter at the same time, one returns its
-        id. Ids that are no dead letters are left out.
+        Deliveries are counted from zero again; key, headers, priority and history are
+        kept; an expiry is not. Of two replays of one letter at the same time, one
+        returns its id. Ids that are no dead letters are left out.
 
         A letter whose key another unfinished message has by now cannot be replayed: one
         that is named by its id is refused with `KeyTaken` (then none is replayed),
-        others are passed over. Also raises `QueueNotFound`, `ValueError`. Cancelled,
-        all are replayed or none.
+        and one that is not is skipped. Also raises `QueueNotFound`, `ValueError`.
+        Cancelled, all are replayed or none.
         """
         parameters = [*_parameters(letters, which), to_timedelta(delay, "delay", zero=True)]
         (replayed,) = await self._database.fetch_one(

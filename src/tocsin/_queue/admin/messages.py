@@ -154,8 +154,8 @@ class Messages:
         """Return messages of a queue, by id: those in one ``state``, or all unfinished
         ones (ready, delayed and leased).
 
-        ``worker``: only those that the consumer of this id holds, which includes those
-        whose lease has ended and that nobody has taken yet, though they are ready.
+        ``worker``: only those that the consumer of this id holds. They include messages
+        whose lease has expired and that no consumer has claimed again.
         There are at most ``limit``; the next page is what comes ``after`` the last
         one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing
         behind.

@@ -48,9 +48,10 @@ class Queue:
     forbidden_keys: tuple[str, ...]
     """Keys that no object in a payload may have."""
     retention: float
-    """How many seconds what is archived is kept; 0: not at all; infinity: for ever."""
+    """Seconds for which archived messages are kept (0: not at all; infinity: no limit).
+    """
     dead_letter_retention: float
-    """How many seconds dead letters are kept; infinity: for ever."""
+    """Seconds for which dead letters are kept; infinity: no limit."""
     notify: Notify
     """When its channel is notified of messages."""
     paused_at: datetime | None
@@ -58,7 +59,7 @@ class Queue:
     created_at: datetime
     """When it was created, by the server's clock."""
     channel: str
-    """The channel of its notifications, for those who LISTEN by hand (see `notify`)."""
+    """The channel of its notifications, for programs that LISTEN (see `notify`)."""
 
 
 _COLUMNS = ", ".join(field.name for field in attrs.fields(Queue))
@@ -219,11 +220,10 @@ class Queues:
         older_than: Duration | None = None,
         dry_run: bool = False,
     ) -> PurgeResult:
-        """Remove messages that are ``ready`` or ``delayed``, what is ``archived``, dead
-        letters (``dead``): those that are asked for.
+        """Remove messages of the kinds that are given.
 
-        ``older_than``: only what was enqueued, archived or died at least so many
-        seconds ago. Leased messages and workers are never touched. With ``dry_run``
+        ``older_than``: only messages that were enqueued, archived or died at least this
+        many seconds ago. Leased messages and workers stay. With ``dry_run``
         nothing is removed. Raises `QueueNotFound`, and `ValueError` when nothing is
         asked for. Cancelled, all has happened or nothing.
         """

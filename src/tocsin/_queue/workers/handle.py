@@ -57,8 +57,8 @@ class WorkerInfo:
     """When it was stopped; None while it is not."""
     ended: str | None
     """How that came: ``"left"`` (by itself, as its block or its process ended),
-    ``"stopped"`` or ``"shut_down"`` (by that operation), or ``"died"`` (the others
-    declared its process dead); None while it is not."""
+    ``"stopped"`` or ``"shut_down"`` (by that operation), or ``"died"`` (its process
+    was declared dead); None while it is not."""
     held: int
     """How many messages it holds."""
     running_message_id: int | None = None

@@ -42,15 +42,14 @@ class Workers:
         *,
         max_running: Duration | None = None,
     ) -> list[QueueHealth]:
-        """Return how the queues (or one of them) and their workers are, by name of the
-        queue.
+        """Return the health of the queues, or of one, by name of the queue.
 
-        It is a problem when a worker that is not stopped has given no sign of life for
-        more than ``max_age`` seconds; and when a message has waited for longer than
-        that while nobody consumes its queue, unless the queue is paused. It is a
-        problem, too, when a worker has been at one message for more than
-        ``max_running`` seconds, since its handler may hang; by default ten times the
-        queue's visibility timeout, but at least five minutes and at most an hour.
+        There are three problems. A worker that is not stopped has been silent for more
+        than ``max_age`` seconds. A message has waited for longer than that while no
+        consumer works, and the queue is not paused. A worker has been at one message
+        for more than ``max_running`` seconds, so that its handler may hang; by default
+        ten times the queue's visibility timeout, but at least five minutes and at most
+        an hour.
         Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
         """
         limit = to_timedelta(max_age, "max_age", zero=True)
@@ -61,11 +60,10 @@ class Workers:
         return [read_health(row) for row in rows]
 
     async def release_messages(self, worker_id: int) -> int:
-        """Give back what a worker holds, without counting the deliveries, and return
-        how many messages that were.
+        """Release what a worker holds, uncounted, and return how many messages.
 
-        Their handlers are cancelled. A worker that is ready or polling may take them
-        again. Raises `WorkerNotFound`. Cancelled, all are given back or none.
+        Their handlers are cancelled. A worker that is ready or polling may claim them
+        again. Raises `WorkerNotFound`. Cancelled, all are released or none.
         """
         (released,) = await self._database.fetch_one(
             "select tocsin.release_messages(%s)", [check_id(worker_id, "worker_id")]
