@@ -27,7 +27,7 @@ class Suspended(TocsinError):
             " released"
         )
         self.reason = reason
-        """Who or what ended the run, in words."""
+        """The cause of the end of the run, in words."""
         self.handled = handled
         """How many messages this run has archived, deleted or released. A snoozed one
         counts nowhere."""
