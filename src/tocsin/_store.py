@@ -329,8 +329,10 @@ async def connect(
         reset=session.reset,
     ) as pool:
         database = Database(pool, Schema(chosen.schema), address, grace, watch, open_pooled)
-        maintenance = Maintenance(database)
-        process = Process(database, open_line, chosen.heartbeat, maintenance.request)
+        maintenance = Maintenance(database, telemetry.events)
+        process = Process(
+            database, open_line, chosen.heartbeat, maintenance.request, telemetry.events
+        )
         async with open_nursery_bare() as nursery:
             nursery.start_soon(watch.run)
             if line_watch is not watch:

@@ -18,6 +18,7 @@ import tocsin
 from tocsin._database.schema import functions
 from tocsin._queue.consuming.failure import Failure
 from tocsin.driver import TrioConnection
+from tocsin.telemetry.events import EventT, Subscription
 
 PATIENCE = 30
 """Seconds after which a test that waits for something gives up: a net, not an
@@ -89,6 +90,17 @@ async def until_blocked(dsn: str, statement: str = "") -> None:
         " 'Lock' and query like '%%' || %s || '%%'",
         statement,
     )
+
+
+async def next_event(
+    events: Subscription[EventT], where: Callable[[EventT], object] = lambda _: True
+) -> EventT:
+    """Wait for the next event for which this holds."""
+    with trio.fail_after(PATIENCE):
+        async for event in events:
+            if where(event):
+                return event
+    raise AssertionError("the store was closed before the event")
 
 
 async def move_clock(dsn: str, seconds: float) -> None:

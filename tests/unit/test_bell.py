@@ -9,6 +9,7 @@ import trio.testing
 
 from tests.support import PATIENCE
 from tocsin._queue.process.bell import LINGER, Bell, Waiter
+from tocsin.telemetry.events import Events
 
 
 def do_nothing() -> None:
@@ -34,7 +35,7 @@ def look_in_vain(waiter: Waiter, again_at: float = math.inf) -> None:
 
 
 async def test_a_ring_during_the_last_look_is_not_lost() -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter, bell.waiter(2) as elsewhere:
         waiter.begin_claim()
         bell.ring(1)
@@ -46,7 +47,7 @@ async def test_a_ring_during_the_last_look_is_not_lost() -> None:
 
 
 async def test_one_ring_wakes_one_and_who_took_all_it_could_wakes_another() -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as a, bell.waiter(1) as b, bell.waiter(1) as c:
         await begin_waiting(a, b, c)
         bell.ring(1)
@@ -63,7 +64,7 @@ async def test_one_ring_wakes_one_and_who_took_all_it_could_wakes_another() -> N
 
 
 async def test_a_ring_that_finds_all_awake_is_for_whoever_can_first() -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as a, bell.waiter(1) as b:
         bell.ring(1)
         assert a.wake_pending
@@ -71,7 +72,7 @@ async def test_a_ring_that_finds_all_awake_is_for_whoever_can_first() -> None:
 
 
 async def test_who_was_rung_and_leaves_or_cannot_look_rings_another() -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as b, bell.waiter(1) as c, bell.waiter(1) as d:
         with bell.waiter(1) as a:
             a.ring()
@@ -91,7 +92,7 @@ async def test_who_was_rung_and_leaves_or_cannot_look_rings_another() -> None:
 async def test_a_sound_sleeper_wakes_for_a_nudge_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter:
         waiter.ring()
         bell.expect(1, 1)
@@ -108,7 +109,7 @@ async def test_a_sound_sleeper_wakes_for_a_nudge_only(
 async def test_an_alarm_rings_one_once_and_the_earlier_one_counts(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter, bell.waiter(1) as other:
         begun = trio.current_time()
         bell.expect(1, 10)
@@ -132,7 +133,7 @@ async def test_a_sleeper_without_a_guard_asks_for_it_and_looks_again_under_it() 
         nonlocal asked
         asked += 1
 
-    bell = Bell(ask)
+    bell = Bell(ask, Events())
     with bell.waiter(1) as waiter:
         look_in_vain(waiter)
         assert bell.queues_without_lock() == set()  # nobody sleeps
@@ -151,7 +152,7 @@ async def test_a_sleeper_without_a_guard_asks_for_it_and_looks_again_under_it() 
 
 
 async def test_a_look_from_before_the_guard_is_not_relied_on() -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter:
         waiter.begin_claim()
         bell.lock_confirmed(1)
@@ -165,7 +166,7 @@ async def test_a_look_from_before_the_guard_is_not_relied_on() -> None:
 async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter:
         await fall_asleep_guarded(bell, waiter)
         assert bell.release_idle_locks() == []
@@ -181,7 +182,7 @@ async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(
 
 
 async def test_a_guard_is_given_up_at_once_when_nobody_is_left_who_could_sleep() -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter:
         await fall_asleep_guarded(bell, waiter)
         assert bell.release_idle_locks() == []
@@ -196,7 +197,7 @@ async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may
     def ask() -> None:
         asked.extend(bell.release_idle_locks())
 
-    bell = Bell(ask)
+    bell = Bell(ask, Events())
     with bell.waiter(1) as waiter:
         await fall_asleep_guarded(bell, waiter)
         bell.ring(1)
@@ -209,7 +210,7 @@ async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may
 async def test_a_ring_for_one_who_cannot_look_is_for_all_who_are_awake() -> None:
     """They may be looking already, or have no room just now, and will lie down without
     having seen what was rung for."""
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as paused, bell.waiter(1) as busy:
         await begin_waiting(paused)
         busy.begin_claim()
@@ -225,7 +226,7 @@ async def test_a_ring_for_one_who_cannot_look_is_for_all_who_are_awake() -> None
 async def test_an_alarm_for_one_who_cannot_look_is_for_all_who_are_awake(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as paused, bell.waiter(1) as busy:
         bell.expect(1, 1)
         while not paused.wake_pending:
@@ -236,7 +237,7 @@ async def test_an_alarm_for_one_who_cannot_look_is_for_all_who_are_awake(
 
 
 async def test_beds_that_all_cannot_look_do_not_ring_each_other_for_ever() -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as a, bell.waiter(1) as b:
 
         async def sleep_soundly(waiter: Waiter) -> None:
@@ -254,7 +255,7 @@ async def test_beds_that_all_cannot_look_do_not_ring_each_other_for_ever() -> No
 
 
 async def test_busy_consumers_that_know_already_are_not_woken_to_be_told_again() -> None:
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as a, bell.waiter(1) as b:
         a.wake_pending = b.wake_pending = True
         with trio.move_on_after(0):
@@ -272,7 +273,7 @@ async def test_busy_consumers_that_know_already_are_not_woken_to_be_told_again()
 async def test_a_ring_for_one_who_is_being_cancelled_is_for_another() -> None:
     """Its scope is cancelled, and its task has not run on yet: to the bell it still
     sleeps. A stream may then not look for long."""
-    bell = Bell(do_nothing)
+    bell = Bell(do_nothing, Events())
     with bell.waiter(1) as a, bell.waiter(1) as b:
         scope = trio.CancelScope()
 

@@ -167,6 +167,11 @@ begin
     -- be before the disk has it.
     ring_early := ring_early and key is null;
     if ring_early then
+        -- The commit may be asynchronous only if the sequence's record that covers the
+        -- new id is flushed (ring_early.sql has the argument). Such a record takes 99
+        -- bytes, so fewer than 90 bytes that are not flushed cannot hold one. WAL pages
+        -- are multiples of 1,024 bytes; a flush that ends at one may end within a
+        -- record, and so counts for nothing.
         written := pg_current_wal_insert_lsn();
         new_id := nextval('tocsin.messages_id_seq');
         flushed := pg_current_wal_flush_lsn();

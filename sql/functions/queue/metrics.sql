@@ -30,14 +30,12 @@ $$;
 -- scheduled, or leased, are estimated together: how many of a queue's are due the
 -- planner does not know. One statement for all queues, of which most may be empty: an
 -- empty one costs six looks into an index.
-create or replace function tocsin._count_queues(first_id integer, last_id integer, t timestamptz)
+create or replace function tocsin._count_queues(first_id integer, last_id integer, t timestamptz, cap integer default 100000)
 returns table (queue_id integer, ready bigint, delayed bigint, leased bigint, dead bigint, exact boolean)
 language plpgsql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 as $$
 #variable_conflict use_column
-declare
-    cap constant integer := 100000;
 begin
     return query
         select s.id, s.ready + s.due + s.lapsed, greatest(s.delayed - s.due, 0), greatest(s.leased - s.lapsed, 0), s.dead,

@@ -114,21 +114,12 @@ as $$
 #variable_conflict use_column
 declare
     m tocsin.messages := tocsin._lock_waiting(message_id, queue, key);
-    t timestamptz := tocsin._clock();
-    until timestamptz;
-    hours integer;  -- null: not kept
 begin
-    select k.until, tocsin._partition_span_for(a, k.until) into until, hours
-    from tocsin.archive_policies a cross join lateral (select tocsin._keep_until(a.retention, t)) k (until)
-    where a.queue_id = m.queue_id;
-    delete from tocsin.messages x where x.id = m.id;
-    if hours is not null then
-        insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
-                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
-        values (m.id, m.queue_id, m.priority, m.read_ct, hours, m.enqueued_at, m.dequeued_at, t, until,
-                m.producer_worker_id, m.consumer_worker_id, m.key, m.payload, m.headers, 'cancelled', m.history);
-    end if;
-    insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (m.queue_id, hours, until, t, 1);
+    -- As if a worker had claimed and handled it: there is one way into the archive.
+    update tocsin.messages x
+    set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled', history = m.history
+    where x.id = m.id;
+    perform tocsin.archive(array[m.id], array[coalesce(m.lease, 0) + 1]);
     if m.due < m.vt then  -- it kept its place, and so held up the queue: see order.sql
         perform tocsin._ring(m.queue_id);
     end if;

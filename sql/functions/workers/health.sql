@@ -81,27 +81,6 @@ begin
 end
 $$;
 
--- How many messages of a queue could be claimed now, counted up to a limit.
-create or replace function tocsin._count_waiting(queue_id integer, most integer) returns bigint
-language plpgsql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
-as $$
-#variable_conflict use_column
-declare
-    t timestamptz := tocsin._clock();
-begin
-    return (
-        select count(*) from (
-            (select from tocsin.messages m where m.queue_id = _count_waiting.queue_id and m.state = 'ready' limit most)
-            union all
-            (select from tocsin.messages m where m.queue_id = _count_waiting.queue_id and m.state = 'delayed' and m.vt <= t limit most)
-            union all
-            (select from tocsin.messages m where m.queue_id = _count_waiting.queue_id and m.state = 'leased' and m.vt <= t limit most)
-            limit most) waiting
-    );
-end
-$$;
-
 -- What is wrong with the queues (or one of them), in words; healthy: nothing is.
 -- `max_age` is how long a worker may give no sign of life, and also how long a message
 -- may wait while nobody is there to take it: between two versions of a service, or two
@@ -125,6 +104,7 @@ as $$
 declare
     t timestamptz := tocsin._clock();
     q tocsin.queues;
+    exact boolean;
     since timestamptz;
     suspended text;
     mute text := case when current_setting('session_replication_role') = 'replica' or not exists (
@@ -151,13 +131,13 @@ begin
         cross join lateral (select w.kind = 'consumer' and w.status in ('interrupted', 'suspended')) held_up (on_hold)
         where w.queue_id = q.id and w.status <> 'stopped';
 
-        ready := tocsin._count_waiting(q.id, 10000);
+        select c.ready, c.exact into ready, exact from tocsin._count_queues(q.id, q.id, t, 10000) c;
         since := case when ready > 0 then tocsin._oldest_ready(q.id, t) end;
         -- A message may have been enqueued for a time before its queue was there.
         oldest_ready_age := case when since is not null then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
         if consumers = 0 and q.paused_at is null and oldest_ready_age > extract(epoch from max_age) then
-            problems := format('messages wait and nobody consumes: %s%s, the oldest for %s s%s', ready,
-                               case when ready >= 10000 then ' or more' else '' end, round(oldest_ready_age), '; suspended: ' || suspended)
+            problems := format('messages wait and no consumer is active: %s%s, the oldest for %s s%s',
+                               case when exact then '' else 'about ' end, ready, round(oldest_ready_age), '; suspended: ' || suspended)
                         || problems;
         end if;
         -- Per worker what it has held for longest, under a lease that has not ended.

@@ -12,7 +12,7 @@ import trio
 import tocsin
 from tests.support import PATIENCE, move_clock, nodes, query
 
-NOBODY = "messages wait and nobody consumes"
+NOBODY = "messages wait and no consumer is active"
 
 
 async def health(store: tocsin.Store, **options: Any) -> tocsin.QueueHealth:
@@ -165,8 +165,8 @@ async def test_the_count_of_a_backlog_has_an_end(store: tocsin.Store, store_dsn:
     )
     await move_clock(store_dsn, 60)
     found = await health(store)
-    assert found.ready == 10000
-    assert "10000 or more" in found.problems[0]
+    assert found.ready > 10000
+    assert f"about {found.ready}, " in found.problems[0]
 
 
 @pytest.mark.parametrize(("vt", "limit"), [(30, 300), (60, 600), (3600, 3600)])

@@ -26,6 +26,8 @@ from contextlib import contextmanager
 
 import trio
 
+from tocsin.telemetry.events import Events
+
 LINGER = 0.02
 """Seconds without a wait after which a queue is idle, so that its lock is not released
 and taken again with each small burst."""
@@ -197,13 +199,15 @@ class _Queue:
 class Bell:
     """The waiters of this process, by queue."""
 
-    def __init__(self, on_lock_change: Callable[[], None]) -> None:
+    def __init__(self, on_lock_change: Callable[[], None], events: Events) -> None:
         """Begin without a queue.
 
         Args:
             on_lock_change: called when a queue needs its waiter lock, or no longer
                 does.
+            events: where this process and its consumers report their work.
         """
+        self.events = events
         self._queues: dict[int, _Queue] = {}
         self._on_lock_change = on_lock_change
 

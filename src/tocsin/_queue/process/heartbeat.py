@@ -20,6 +20,7 @@ import trio
 
 from tocsin._database.client import Connection, Database
 from tocsin._database.error_mapping import TRANSIENT
+from tocsin.telemetry.events import WorkerStateChanged
 
 from .bell import Bell
 from .membership import LocalWorker, Membership, ProcessRegistration
@@ -152,6 +153,7 @@ class Heartbeat:
         self._bell = bell
         self._locks = locks
         self._maintain = maintain
+        self._statuses: dict[tuple[int, int], str] = {}
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -194,6 +196,8 @@ class Heartbeat:
             await self._handle(read_event(*row), workers, connection)
         if not self._membership.declared_dead:
             self._report_gone(workers)
+        present = {(w.worker_id, w.token) for w in self._membership.workers.values()}
+        self._statuses = {key: s for key, s in self._statuses.items() if key in present}
 
     async def _pool_works(self) -> bool:
         """Whether the pool has not failed for longer than a heartbeat.
@@ -233,6 +237,7 @@ class Heartbeat:
             case WorkerState(worker_id, registration, status, grace):
                 worker = workers.pop((worker_id, registration), None)
                 if worker is not None:
+                    self._report_status(worker, status)
                     worker.on_worker_status(status, grace)
                 elif status != "stopped" and self._is_abandoned(worker_id):
                     await self._database.fetch(
@@ -251,4 +256,14 @@ class Heartbeat:
         ended."""
         for (worker_id, registration), worker in workers.items():
             if worker_id in self._membership.workers and worker.token == registration:
+                self._report_status(worker, "gone")
                 worker.on_worker_status("gone", None)
+
+    def _report_status(self, worker: LocalWorker, status: str) -> None:
+        key = worker.worker_id, worker.token
+        changed = self._statuses.get(key, "ready") != status
+        self._statuses[key] = status
+        if changed and self._bell.events.wants(WorkerStateChanged):
+            self._bell.events.emit(
+                WorkerStateChanged(queue=worker.queue, worker_id=worker.worker_id, status=status)
+            )

@@ -24,6 +24,7 @@ from psycopg import sql
 
 from tocsin._database.client import Connection, Database
 from tocsin.errors import ConnectionLost
+from tocsin.telemetry.events import ConnectionUp, Rung
 
 from .bell import Bell
 from .membership import Membership
@@ -186,6 +187,8 @@ class Listener:
         if self.proof.works:
             await self._membership.attach(connection)
             self.connected = True
+            if self._bell.events.wants(ConnectionUp):
+                self._bell.events.emit(ConnectionUp())
             self._bell.ring_all()
         else:
             self._membership.lifeline_failed()
@@ -207,11 +210,18 @@ class Listener:
             if queue_id is not None:
                 self._bell.ring(queue_id)
 
+    def _report_ring(self, queue_id: int) -> None:
+        queues = {w.queue for w in self._membership.workers.values() if w.queue_id == queue_id}
+        for queue in queues:
+            self._bell.events.emit(Rung(queue=queue))
+
     def _on_notification(self, notification: psycopg.Notify) -> None:
         queue_id = self._channels.get(notification.channel)
         payload = notification.payload
         if queue_id is not None:
             self.notifications += 1
+            if self._bell.events.wants(Rung):
+                self._report_ring(queue_id)
             self._bell.ring(queue_id)
         elif not payload:  # The state of a worker has changed.
             self._request_heartbeat()

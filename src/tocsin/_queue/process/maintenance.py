@@ -16,6 +16,7 @@ import trio
 
 from tocsin._database.client import Database
 from tocsin.errors import TocsinError
+from tocsin.telemetry.events import Events, MaintenanceEnded
 
 logger = logging.getLogger("tocsin.maintenance")
 
@@ -76,8 +77,9 @@ _COUNTED = [
 class Maintenance:
     """The maintenance that this process does."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, events: Events) -> None:
         self._database = database
+        self._events = events
         self._requested = trio.Event()
         self._failing = False
 
@@ -103,6 +105,7 @@ class Maintenance:
             except (TocsinError, psycopg.Error) as error:
                 self._log_failure("maintenance failed and will be tried again: %s", error)
                 self._failing = True
+                self._report(None)
                 continue
             if not done.elected:
                 continue  # It says nothing of what fails here.
@@ -113,6 +116,11 @@ class Maintenance:
             self._failing = bool(done.problems)
             if counts := _describe(done):
                 logger.info("maintenance: %s", counts)
+            self._report(done)
+
+    def _report(self, result: MaintenanceResult | None) -> None:
+        if self._events.wants(MaintenanceEnded):
+            self._events.emit(MaintenanceEnded(result=result))
 
     def _log_failure(self, message: str, problem: object) -> None:
         logger.log(logging.DEBUG if self._failing else logging.WARNING, message, problem)

@@ -23,6 +23,7 @@ from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database.client import Connection, Database
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin.errors._workers import ProcessDeclaredDead
+from tocsin.telemetry.events import ConnectionDown, DeclaredDead, Events
 
 from .bell import Bell
 from .heartbeat import Heartbeat, Schedule
@@ -72,15 +73,17 @@ class Process:
         connect: Callable[[], Awaitable[Connection]],
         heartbeat_interval: float,
         maintain: Callable[[], None],
+        events: Events,
     ) -> None:
         """Put the parts together.
 
         Args:
             connect: opens the LISTEN connection.
             maintain: called when this process is to do the maintenance.
+            events: where this process and its consumers report their work.
         """
         self._wakeup = _Wakeup()
-        self.bell: Bell = Bell(self._wakeup.wake)
+        self.bell: Bell = Bell(self._wakeup.wake, events)
         """The waiters of this process."""
         registration = ProcessRegistration(database, heartbeat_interval)
         self._membership = Membership(registration, self._wakeup.wake)
@@ -150,6 +153,7 @@ class Process:
             while True:
                 try:
                     if self._membership.declared_dead:
+                        self._report_death()
                         await self._membership.register_again()
                     if self._listener.wanted:
                         async with self._open_connection() as connection:
@@ -157,11 +161,22 @@ class Process:
                     else:
                         await self._serve(None, retries)
                 except (*TRANSIENT, ProcessDeclaredDead) as lost:
+                    self._report_connection_down(lost)
                     wait = retries.failed(lost)
                     async with self._heartbeats_from_pool():
                         await trio.sleep(wait)
         finally:
             await self._membership.process.end()
+
+    def _report_death(self) -> None:
+        process_id, events = self._membership.process.id, self.bell.events
+        if process_id is not None and events.wants(DeclaredDead):
+            events.emit(DeclaredDead(process_id=process_id))
+
+    def _report_connection_down(self, error: Exception) -> None:
+        events = self.bell.events
+        if not isinstance(error, ProcessDeclaredDead) and events.wants(ConnectionDown):
+            events.emit(ConnectionDown(reason=str(error)))
 
     @asynccontextmanager
     async def _open_connection(self) -> AsyncIterator[Connection]:

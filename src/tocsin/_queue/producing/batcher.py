@@ -40,12 +40,12 @@ import trio
 from tocsin._database.client import Database
 from tocsin.errors import ConnectionLost, TocsinError
 
-from .enqueue_request import EnqueueRequest
+from .enqueue_request import ENQUEUE_CALL, EnqueueRequest, number_parameters
 
-_ARGUMENTS = "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10"
+_CALL = number_parameters(ENQUEUE_CALL)
 _RUNG = "pg_catalog.current_setting('bell.rung', true)"
-_ENQUEUE = f"select tocsin.enqueue({_ARGUMENTS}), {_RUNG}"
-_ENQUEUE_RING_EARLY = f"select tocsin.enqueue({_ARGUMENTS}, ring_early => true), {_RUNG}"
+_ENQUEUE = f"select {_CALL}, {_RUNG}"
+_ENQUEUE_RING_EARLY = f"select {_CALL[:-1]}, ring_early => true), {_RUNG}"
 _RING = "select pg_catalog.pg_notify($1, '') where pg_catalog.pg_notification_queue_usage() < 0.9"
 _WAIT_FOR_FLUSH = "select tocsin.wait_for_flush()"
 _ENQUEUE_EACH = "select tocsin.enqueue_each(%s, %s)"

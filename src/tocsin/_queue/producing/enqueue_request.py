@@ -6,9 +6,10 @@ batch, on whatever connection.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import TypeAlias, TypedDict, Unpack
 
 import attrs
@@ -17,8 +18,9 @@ from tocsin._arguments import check_count, check_key, check_priority, check_queu
 from tocsin._durations import Duration, to_timedelta, write_due, write_interval
 from tocsin._queue.payload import encode
 
-ENQUEUE = "select tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
+ENQUEUE_CALL = "tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
 """One message; takes `EnqueueRequest.parameters`."""
+ENQUEUE = f"select {ENQUEUE_CALL}"
 ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
 """A part of a batch; takes what `Batch.statements` gives."""
 _CHUNK = 2000
@@ -27,6 +29,13 @@ its size."""
 _CHUNK_SIZE = 1 << 24
 """Such a statement takes no further payload when it has this many characters, for
 PostgreSQL's JSON arrays end at 256 MB."""
+
+
+def number_parameters(statement: str) -> str:
+    """Return a statement with placeholders as a prepared statement has them."""
+    numbers = count(1)
+    return re.sub("%s", lambda _: f"${next(numbers)}", statement)
+
 
 Parameters: TypeAlias = list[str | None]
 
@@ -153,6 +162,8 @@ class Batch:
         worker_id: int | None = None,
         **options: Unpack[BatchOptions],
     ) -> None:
+        if unknown := options.keys() - BatchOptions.__annotations__.keys():
+            raise TypeError(f"a batch has no option {', '.join(sorted(unknown))}")
         self._queue = check_queue(queue)
         self._model = build_request(None, worker_id=worker_id, **options)
         self.count = 0

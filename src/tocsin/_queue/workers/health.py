@@ -48,7 +48,7 @@ class QueueHealth:
     suspended_workers: tuple[int, ...]
     """Ids of the consumers that are interrupted or suspended; no problem by itself."""
     ready: int
-    """How many messages could be claimed now, counted up to 10,000."""
+    """How many messages can be claimed now; of more than 10,000 it is an estimate."""
     oldest_ready_age: float | None
     """For how many seconds the one that has waited longest could have been claimed;
     None when there is none."""

@@ -1,0 +1,80 @@
+"""What the process reports: rings, the LISTEN connection, the states of workers, its
+death, maintenance."""
+
+from __future__ import annotations
+
+import trio
+
+import tocsin
+from tests.support import Handled, next_event, query, run_until_suspended, until_asleep
+from tocsin import telemetry
+
+
+async def test_a_ring_for_an_idle_consumer_names_its_queue(store: tocsin.Store) -> None:
+    await store.queues.ensure("other")
+    await store.queues.ensure("q")
+    suspended = list[tocsin.Suspended]()
+    with store.events.subscribe(telemetry.Rung) as rings:
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
+            await until_asleep(store)
+            await store.produce("other", 1)
+            await store.produce("q", 1)
+            assert (await next_event(rings)).queue == "q"
+            await consumer.interrupt()
+
+
+async def test_a_worker_reports_each_state_once(store_dsn: str) -> None:
+    suspended = list[tocsin.Suspended]()
+    async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
+        await store.queues.ensure("q")
+        with store.events.subscribe(telemetry.WorkerStateChanged) as changes:
+            async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+                nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
+                assert (await next_event(changes)).status == "polling"
+                await consumer.interrupt()
+                found = await next_event(changes, lambda c: c.status == "suspended")
+                assert (found.queue, found.worker_id) == ("q", consumer.worker_id)
+
+
+async def test_the_connection_is_reported_up_down_and_up(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn) as store:
+        await store.queues.ensure("q")
+        kinds = (telemetry.ConnectionUp, telemetry.ConnectionDown)
+        with store.events.subscribe(*kinds) as connection:
+            async with store.consumer("q"):
+                assert isinstance(await next_event(connection), telemetry.ConnectionUp)
+                await query(
+                    store_dsn,
+                    "select pg_terminate_backend(pid) from pg_stat_activity where"
+                    " datname = current_database() and query ilike 'listen%'"
+                    " or pid in (select pid from pg_locks where locktype = 'advisory'"
+                    " and mode = 'ExclusiveLock' and granted) and pid <> pg_backend_pid()",
+                )
+                down = await next_event(connection)
+                assert isinstance(down, telemetry.ConnectionDown)
+                assert down.reason
+                await next_event(connection, lambda e: isinstance(e, telemetry.ConnectionUp))
+
+
+async def test_a_process_reports_that_it_was_declared_dead(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
+        await store.queues.ensure("q")
+        with store.events.subscribe(telemetry.DeclaredDead) as deaths:
+            async with store.consumer("q"):
+                ((process_id,),) = await query(store_dsn, "select id from tocsin.processes")
+                await query(
+                    store_dsn, "select tocsin.unregister_process(%s, died => true)", process_id
+                )
+                assert (await next_event(deaths)).process_id == process_id
+
+
+async def test_maintenance_is_reported_with_its_result(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
+        await store.queues.ensure("q")
+        with store.events.subscribe(telemetry.MaintenanceEnded) as ended:
+            async with store.consumer("q"):
+                await query(store_dsn, "update tocsin.maintenance set due_at = '-infinity'")
+                result = (await next_event(ended, lambda e: e.result is not None)).result
+                assert isinstance(result, tocsin.MaintenanceResult)
+                assert result.problems == ()
