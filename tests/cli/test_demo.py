@@ -187,6 +187,7 @@ async def test_nothing_to_do(tmp_path: Path) -> None:
     assert run.output == f"tocsin: no files below {tmp_path}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["tocsin demo", "  server", "  enqueue"])
 async def test_a_signal_in_the_middle(data: Path, moment: str, number: signal.Signals) -> None:

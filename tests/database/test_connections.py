@@ -127,7 +127,10 @@ async def test_a_transaction_of_a_closed_store(store_dsn: str) -> None:
                 pytest.fail("it is closed")
 
 
-async def test_without_any_connection_callers_are_told(limited_dsn: str) -> None:
+async def test_without_any_connection_callers_are_told(
+    limited_dsn: str, mock_clock: trio.testing.MockClock
+) -> None:
+    mock_clock.rate = 30  # they wait for half a minute
     async with tocsin.connect(limited_dsn, pool_size=2) as store:
         await store.install()
         await store.queues.ensure("q")

@@ -75,6 +75,7 @@ def counting_server(server: servers.Server) -> servers.Server:
     return server
 
 
+@pytest.mark.slow
 def test_messages_between_processes(server: servers.Server, tmp_path: Path) -> None:
     saved, recorded = tmp_path / "results.json", tmp_path / "recorded.json"
     names = (
@@ -135,6 +136,7 @@ def test_messages_between_processes(server: servers.Server, tmp_path: Path) -> N
         )
 
 
+@pytest.mark.slow
 def test_throughput(server: servers.Server, tmp_path: Path) -> None:
     scenarios = (
         "drain",
@@ -175,6 +177,7 @@ def test_throughput(server: servers.Server, tmp_path: Path) -> None:
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_what_goes_back(server: servers.Server, tmp_path: Path) -> None:
     saved = tmp_path / "results.json"
     ended = run(server, "--only", "returning", "--json", saved)
@@ -184,6 +187,7 @@ def test_what_goes_back(server: servers.Server, tmp_path: Path) -> None:
     assert [r["scenario"] for r in records] == ["fail", "release"]
 
 
+@pytest.mark.slow
 def test_crowds_and_other_queues(counting_server: servers.Server, tmp_path: Path) -> None:
     saved = tmp_path / "results.json"
     ended = run(
@@ -199,6 +203,7 @@ def test_crowds_and_other_queues(counting_server: servers.Server, tmp_path: Path
     assert ("grid" in records) == ("grid.2x1" in records) == ("peers.pgqrs" in records)
 
 
+@pytest.mark.slow
 def test_idle_is_compared_by_ratio(counting_server: servers.Server, tmp_path: Path) -> None:
     recorded, saved = tmp_path / "recorded.json", tmp_path / "results.json"
     better = {"scenario": "idle.connections", "value": 1000, "ratio": 0.5}
@@ -224,6 +229,7 @@ def test_idle_is_compared_by_ratio(counting_server: servers.Server, tmp_path: Pa
     assert ended.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_one_of_its_size(server: servers.Server, tmp_path: Path) -> None:
     ended = run(server, "--only", "idle", "--compare", RECORDED)
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -233,6 +239,7 @@ def test_a_run_is_compared_with_one_of_its_size(server: servers.Server, tmp_path
     assert "missing.json" in ended.stderr
 
 
+@pytest.mark.slow
 def test_several_runs_give_medians_and_ranges(server: servers.Server, tmp_path: Path) -> None:
     saved = tmp_path / "results.json"
     ended = run(server, "--only", "delayed", "--runs", "3", "--json", saved)
@@ -257,6 +264,7 @@ def test_several_runs_give_medians_and_ranges(server: servers.Server, tmp_path: 
     ]
 
 
+@pytest.mark.slow
 def test_outages_are_survived() -> None:
     command = [sys.executable, "-m", "bench.outages", "--only", "restarted"]
     if servers.INSTALLATION is not None:

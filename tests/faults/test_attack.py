@@ -35,6 +35,8 @@ from tocsin._queue.consuming.run import Run
 from tocsin.driver import TrioConnection
 from tocsin.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.fault
+
 SOON = 5
 """Seconds for what should happen at once: a net for tests that show that something
 never happens."""

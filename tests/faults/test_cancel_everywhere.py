@@ -12,6 +12,8 @@ import tocsin
 from tests.support import PATIENCE, query, until_query
 from tests.support.cancel_sweep import cancel_sweep
 
+pytestmark = pytest.mark.fault
+
 
 async def check_in_order(store: tocsin.Store, dsn: str) -> None:
     """No message is leased, and no connection stays lent (the heartbeat may have

@@ -14,6 +14,8 @@ import tocsin
 from tests.support import PATIENCE, Handled, open_connection, query, run_until_suspended, servers
 from tocsin.embedded import serve
 
+pytestmark = pytest.mark.fault
+
 
 @pytest.fixture
 async def small_dsn() -> AsyncIterator[str]:

@@ -22,6 +22,8 @@ from tests.support import (
     until_query,
 )
 
+pytestmark = pytest.mark.fault
+
 
 @asynccontextmanager
 async def locked(dsn: str, message_id: int) -> AsyncIterator[None]:

@@ -25,6 +25,8 @@ from tests.support import (
 from tocsin._database.client import REPEATS
 from tocsin.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.fault
+
 OTHERS = (
     "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
 )

@@ -27,7 +27,7 @@ from tests.support import (
 )
 from tocsin._database import session
 
-pytestmark = poolers.NEEDED
+pytestmark = [pytest.mark.fault, poolers.NEEDED]
 
 Through = Callable[[str], str]
 

@@ -26,6 +26,8 @@ from psycopg.conninfo import make_conninfo
 
 from tests.support import PATIENCE, connect_blocking
 
+pytestmark = pytest.mark.fault
+
 GATES = """
 create schema gated;
 create function gated.stop() returns void language plpgsql as $$

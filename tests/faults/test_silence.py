@@ -35,6 +35,8 @@ from tocsin._database.client import Connection
 from tocsin.driver._grace import GRACE
 from tocsin.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.fault
+
 
 @pytest.fixture
 def clock(mock_clock: trio.testing.MockClock) -> trio.testing.MockClock:

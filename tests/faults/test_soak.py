@@ -15,6 +15,8 @@ import trio
 
 from tests.support import servers
 
+pytestmark = [pytest.mark.fault, pytest.mark.soak]
+
 
 @pytest.mark.timeout(300)
 async def test_nothing_is_lost_under_chaos() -> None:

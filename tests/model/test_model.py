@@ -11,9 +11,10 @@ import pytest
 
 MODEL = Path(__file__).parent / "bell.pml"
 MISSING = [command for command in ("spin", "gcc") if shutil.which(command) is None]
-pytestmark = pytest.mark.skipif(
+NEEDED = pytest.mark.skipif(
     bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian packages of these names)"
 )
+pytestmark = [pytest.mark.slow, NEEDED]
 
 
 def search(directory: Path, *without: str) -> str:

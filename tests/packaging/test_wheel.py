@@ -50,6 +50,7 @@ def test_it_has_the_sql_and_the_code(wheel: Path) -> None:
     assert not [n for n in names if n.startswith(("tests", "examples", "bench"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", ["highest", "lowest-direct"])
 def test_the_demo_runs_from_it(wheel: Path, resolution: str, tmp_path: Path) -> None:
     """With the newest versions of what it needs, and with the oldest that it allows."""

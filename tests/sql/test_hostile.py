@@ -27,6 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import tocsin
 from tests.support import PATIENCE, connect_blocking, open_connection, query, servers
+from tests.support.commands import Call
 from tocsin._database.schema import functions
 
 # Search paths
@@ -795,21 +796,20 @@ async def test_a_live_server_is_not_told_the_password_in_a_statement_nor_others_
 # no environment holds these
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("a NUL", "a surrogate")])
 def test_a_password_is_in_nothing_that_the_command_says(
-    server: servers.Server, database_factory: Callable[[], str], kind: str
+    server: servers.Server,
+    dsn: str,
+    kind: str,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    dsn = dsns(server, str(conninfo_to_dict(database_factory())["dbname"]))[kind]
-    command = [sys.executable, "-X", "dev", "-m", "tocsin", "admin", "verify"]
-    ended = subprocess.run(
-        command,
-        env={**os.environ, "TOCSIN_DSN": dsn},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert ended.returncode in (2, 3), ended.stderr
-    assert ended.stderr.startswith("tocsin: ")
-    assert SECRET not in ended.stdout + ended.stderr
-    assert servers.PASSWORD not in ended.stdout + ended.stderr
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("TOCSIN_DSN", dsns(server, str(conninfo_to_dict(dsn)["dbname"]))[kind])
+    ended = call("admin", "verify")
+    assert ended.code in (2, 3), ended
+    assert ended.error.startswith("tocsin: ")
+    assert SECRET not in ended.out + ended.error + caplog.text
+    assert servers.PASSWORD not in ended.out + ended.error + caplog.text
 
 
 @pytest.mark.skipif(

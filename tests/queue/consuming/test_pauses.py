@@ -18,7 +18,7 @@ async def test_no_handler_begins_under_a_lease_that_is_over(
     store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.queues.ensure("q", vt=VT, max_deliveries=1)
-    await store.produce_many("q", range(2000))
+    await store.produce_many("q", range(400))
     paused = False
     begun_late: list[int] = []
 
@@ -27,20 +27,18 @@ async def test_no_handler_begins_under_a_lease_that_is_over(
         if not paused and len(consumer._intake.leases.messages()) > 5:
             paused = True
             time.sleep(VT * 1.2)  # noqa: ASYNC251 - as a stopped process does
-            with connect_blocking(store_dsn) as connection:  # what another consumer's look does
-                connection.execute("update tocsin.queues set max_deliveries = 5")
-                connection.execute("select tocsin.reclaim()")
+            # what another consumer's scan does
+            other.execute("update tocsin.queues set max_deliveries = 5")
+            other.execute("select tocsin.reclaim()")
         elif paused and not begun_late:
-            with connect_blocking(store_dsn) as connection:
-                row = connection.execute(
-                    "select lease from tocsin.messages where id = %s", [message.id]
-                ).fetchone()
-            if row != (message.lease_token,):
+            lease = "select lease from tocsin.messages where id = %s"
+            if other.execute(lease, [message.id]).fetchone() != (message.lease_token,):
                 begun_late.append(message.id)
 
-    async with store.consumer("q") as consumer:
-        with pytest.raises(tocsin.Suspended):
-            await consumer.handle(handler, once=True)
+    with connect_blocking(store_dsn) as other:
+        async with store.consumer("q") as consumer:
+            with pytest.raises(tocsin.Suspended):
+                await consumer.handle(handler, once=True)
     assert paused
     assert begun_late == []
     assert "ended before a handler could begin" in caplog.text

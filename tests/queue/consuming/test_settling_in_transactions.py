@@ -526,6 +526,7 @@ async def test_the_outcome_of_a_commit_that_is_not_known_is_what_the_database_ha
     assert await effects() == [message_id]
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 async def test_under_kills_each_message_has_its_effect_exactly_once(
     store: tocsin.Store, effects: Effects, store_dsn: str
