@@ -29,7 +29,7 @@ COMMANDS = {path: command for path, command in TREE.items() if not isinstance(co
 
 def test_the_tree_is_the_documented_one() -> None:
     names = {
-        "admin": "install verify stats reclaim maintain uninstall",
+        "admin": "install verify sql stats reclaim maintain uninstall",
         "queue": (
             "create list get update messages metrics pause resume grant revoke purge delete"
             " archive-dlq replay dead-letters purge-dlq"
@@ -118,6 +118,8 @@ INVOCATIONS = """
 0  admin uninstall --schema elsewhere --dsn DSN --format json --yes
 0  admin install --dsn DSN --schema tocsin --format json
 0  admin verify --dsn DSN --schema tocsin --format table
+0  admin sql --schema tocsin --format json --from 1
+2  admin sql --from 99
 0  queue --dsn DSN --schema tocsin --format json list
 0  worker --dsn DSN --schema tocsin --format json list
 0  queue create q EVERYWHERE --vt 1m --max-deliveries 3 --retry-base 1s --retry-factor 2 --retry-max 1h --retry-jitter 0.1 \

@@ -6,10 +6,21 @@ import click
 
 from tocsin import Roles, SchemaMissing, SchemaNewer, SchemaOutdated, Store
 from tocsin._database.client import describe_address
+from tocsin._database.schema import Schema
+from tocsin._database.script import known_versions, write_script
 
 from .advice import describe
 from .options import confirm, yes_option
-from .program import Common, ExitCode, Group, Unhealthy, on_store, pass_common
+from .program import (
+    Common,
+    ExitCode,
+    Group,
+    Unhealthy,
+    format_option,
+    on_store,
+    pass_common,
+    schema_option,
+)
 from .render import Screen
 
 
@@ -92,6 +103,39 @@ async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
     )
     screen.say(found, differences)
     return ExitCode.UNHEALTHY if differences else ExitCode.DONE
+
+
+@admin.command(
+    examples=[
+        "tocsin admin sql | less",
+        "tocsin admin sql --schema queues | psql -X app",
+        "tocsin admin sql --from 1 | psql -X app",
+    ]
+)
+@click.option(
+    "--from",
+    "upgrade_from",
+    type=int,
+    metavar="VERSION",
+    help="Upgrade from this version of the SQL contract, which `tocsin admin stats` shows.",
+)
+@schema_option
+@format_option
+@pass_common
+def sql(common: Common, *, upgrade_from: int | None) -> None:
+    """Print the SQL that an installation runs, or with --from an upgrade.
+
+    For databases in which an administrator runs all changes. psql runs the script in one
+    transaction. It lets no roles in; the function install_roles does that.
+    """
+    if upgrade_from is not None and upgrade_from not in known_versions():
+        known = ", ".join(map(str, known_versions()))
+        raise click.UsageError(f"--from must be a version that this package upgrades: {known}")
+    script = write_script(Schema(common.settings().schema), upgrade_from=upgrade_from)
+    if common.format == "json":
+        Screen(common.format).say("", {"sql": script})
+    else:
+        click.echo(script, nl=False)
 
 
 @admin.command(examples=["tocsin admin stats", "tocsin admin stats --format json"])

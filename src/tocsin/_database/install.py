@@ -24,7 +24,7 @@ from tocsin.errors import (
 
 from .roles import Roles
 from .schema import Contract, Schema, ours
-from .script import PLAIN_TABLESPACE, SAFE_PATH, reload, unload
+from .script import INSTALL_LOCK, PLAIN_TABLESPACE, SAFE_PATH, reload, unload
 
 _LOCK_WITHIN_MS = 250
 """Milliseconds that a change of the schema waits for a lock. Sessions that want the
@@ -144,9 +144,7 @@ async def _change(
                 await connection.execute(PLAIN_TABLESPACE)
                 # this waits for another installation, without holding a lock
                 await connection.execute("set local lock_timeout = 0")
-                await connection.execute(
-                    "select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))"
-                )
+                await connection.execute(INSTALL_LOCK)
                 await connection.execute(f"set local lock_timeout = {_LOCK_WITHIN_MS}".encode())
                 await change()
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:

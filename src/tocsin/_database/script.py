@@ -6,7 +6,7 @@ run with psql.
 
 from __future__ import annotations
 
-from .schema import Schema, functions, load, migrations, ours
+from .schema import Schema, functions, last_migrations, load, migrations, ours
 
 SAFE_PATH = "set local search_path = pg_catalog, pg_temp"
 """A superuser or the database's owner installs, and `public` may hold functions that
@@ -44,4 +44,72 @@ _NOTE_CONTRACT = (
     "insert into tocsin.contract (version, serves, digest) "
     "values ({0.version}, {0.serves}, '{0.digest}') on conflict (only_row) do update "
     "set version = excluded.version, serves = excluded.serves, digest = excluded.digest"
+)
+
+
+def known_versions() -> tuple[int, ...]:
+    """Return the versions of the contract that this package can upgrade."""
+    return tuple(sorted(last_migrations()))
+
+
+def write_script(schema: Schema, *, upgrade_from: int | None) -> str:
+    """Return all of it as one script, which psql runs in one transaction.
+
+    Args:
+        schema: Where Tocsin is, or is to be installed.
+        upgrade_from: The version that is installed, one of `known_versions`; None for
+            an installation.
+    """
+    if upgrade_from is None:
+        title = f"Installs version {ours().version} of Tocsin's SQL contract"
+        guard, statements = _IS_ABSENT, [_CREATE_SCHEMA, *reload(schema, after=0)]
+    else:
+        title = f"Upgrades Tocsin's SQL contract from version {upgrade_from} to {ours().version}"
+        guard = _HAS_VERSION.format(upgrade_from) + _BE_OWNER
+        statements = reload(schema, after=last_migrations()[upgrade_from])
+    steps = [SAFE_PATH, PLAIN_TABLESPACE, _LOCK, guard, unload(schema), *statements]
+    text = "".join(f"{schema.render(step).rstrip().rstrip(';')};\n\n" for step in steps)
+    return f"{_HEAD.format(title, schema.name)}begin;\n\n{text}commit;\n"
+
+
+_HEAD = r"""-- {0}, in schema "{1}".
+-- It is one transaction. When it ends with "canceling statement due to lock timeout",
+-- nothing has changed: run it again when the transactions that use Tocsin have ended.
+\set ON_ERROR_STOP on
+
+"""
+INSTALL_LOCK = "select pg_advisory_xact_lock(hashtextextended('tocsin:install', 0))"
+"""Taken by each session that installs, upgrades or removes."""
+_LOCK = f"{INSTALL_LOCK};\nset local lock_timeout = '2s'"
+_IS_ABSENT = """do $$
+begin
+    if exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+               where n.nspname = (parse_ident('tocsin.contract'))[1]) then
+        raise exception 'the schema holds something already';
+    end if;
+end
+$$"""
+_CREATE_SCHEMA = """do $$
+declare
+    name text := (parse_ident('tocsin.contract'))[1];
+begin
+    if not exists (select from pg_namespace n where n.nspname = name) then
+        execute format('create schema %I', name);
+    end if;
+end
+$$"""
+_HAS_VERSION = """do $$
+begin
+    if (select c.version from tocsin.contract c) <> {0} then
+        raise exception 'this script upgrades version {0} of the SQL contract, '
+            'and another one is installed';
+    end if;
+end
+$$;
+
+"""
+# An upgrade by a superuser leaves the functions to the schema's owner.
+_BE_OWNER = (
+    "select set_config('role', pg_get_userbyid(c.relowner), true) "
+    "from pg_class c where c.oid = 'tocsin.migrations'::regclass"
 )
