@@ -60,7 +60,7 @@ def test_the_links_and_paths_of_a_page_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
     for path in re.findall(r"`((?:src|sql|tests|docs)/[\w./]+)`", text):
-        assert (ROOT / path).exists(), path
+        assert (ROOT / path.split("X.Y.Z")[0]).exists(), path
 
 
 @pytest.fixture
