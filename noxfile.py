@@ -104,7 +104,7 @@ def manual(session: nox.Session) -> None:
 
 @nox.session
 def catalog(session: nox.Session) -> None:
-    """Write ``sql/catalog.tsv`` from an installation."""
+    """Write ``sql/catalog`` from an installation."""
     session.run("python", "-m", "tools.catalog")
 
 

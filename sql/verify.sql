@@ -1,5 +1,5 @@
 -- What PostgreSQL's catalogs say of a schema that holds Tocsin: each thing by kind and
--- name, with its definition. sql/catalog.tsv has what they say of a fresh installation.
+-- name, with its definition. sql/catalog has what they say of a fresh installation.
 -- The parameter is the schema's name.
 --
 -- The answer does not depend on that name, on the server's version or on the session's

@@ -1,4 +1,4 @@
-"""``python -m tools.catalog`` writes ``sql/catalog.tsv``: what is in a fresh
+"""``python -m tools.catalog`` writes ``sql/catalog``: what is in a fresh
 installation.
 
 `verify` compares with it. A database in SQL_ASCII has all that any database has, and
@@ -22,7 +22,8 @@ async def write() -> None:
         await store.install(roles=tocsin.Roles("producer", "consumer", "admin"))
         async with store.transaction() as connection:
             definitions = await read_catalog(connection, Schema("tocsin"))
-    (SQL / "catalog.tsv").write_text(write_definitions(definitions), encoding="utf-8")
+    for name, text in write_definitions(definitions).items():
+        (SQL / "catalog" / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

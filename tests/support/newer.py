@@ -79,7 +79,8 @@ class Folder:
                 await store.install()
                 async with store.transaction() as connection:
                     definitions = await read_catalog(connection, schemas.Schema("tocsin"))
-        (self.path / "catalog.tsv").write_text(write_definitions(definitions), encoding="utf-8")
+        for name, text in write_definitions(definitions).items():
+            (self.path / "catalog" / name).write_text(text, encoding="utf-8")
 
 
 def _forget() -> None:

@@ -1,8 +1,8 @@
 """What PostgreSQL's catalogs say of the schema, and what they say of a fresh
 installation.
 
-The latter is the file ``sql/catalog.tsv``, which ``python -m tools.contract`` writes
-from an installation. It is the same for each supported version of PostgreSQL and for
+The latter is in ``sql/catalog``, which ``python -m tools.catalog`` writes from an
+installation. It is the same for each supported version of PostgreSQL and for
 each name of the schema.
 """
 
@@ -65,12 +65,16 @@ def join_privileges(granted: Iterable[str]) -> str:
     return ", ".join(sorted(set(granted)))
 
 
-def write_definitions(definitions: Definitions) -> str:
-    """Return definitions as the text of ``sql/catalog.tsv``."""
-    return "".join(
-        f"{kind}\t{name}\t{definition}\n"
-        for (kind, name), definition in sorted(definitions.items())
-    )
+def write_definitions(definitions: Definitions) -> dict[str, str]:
+    """Return definitions as the texts of the files in ``sql/catalog``, by their names."""
+    texts = dict.fromkeys((*_FILES.values(), _OTHERS), "")
+    for (kind, name), definition in sorted(definitions.items()):
+        texts[_FILES.get(kind, _OTHERS)] += f"{kind}\t{name}\t{definition}\n"
+    return texts
+
+
+_FILES: Final = {"function": "functions.tsv", "privileges": "privileges.tsv"}
+_OTHERS: Final = "tables.tsv"
 
 
 def expected(roles: dict[str, str], encoding: str) -> Definitions:
@@ -80,7 +84,8 @@ def expected(roles: dict[str, str], encoding: str) -> Definitions:
 
 
 def _expected(roles: dict[str, str], encoding: str) -> Iterator[tuple[tuple[str, str], str]]:
-    for line in load("catalog.tsv").splitlines():
+    texts = [load(f"catalog/{name}") for name in (*_FILES.values(), _OTHERS)]
+    for line in "".join(texts).splitlines():
         kind, name, definition = line.split("\t")
         if kind == "privileges":
             granted = [privilege.split(" to ") for privilege in definition.split(", ")]
