@@ -108,7 +108,7 @@ async def test_extend_waits_for_no_message_that_another_transaction_has_locked(
             store_dsn, "select 1 from tocsin.messages where id = %s for update", two.id
         ):
             with trio.fail_after(PATIENCE):
-                assert await consumer._intake.leases.extend([one, two, three], 30) == [
+                assert await consumer._parts.keeper.extend([one, two, three], 30) == [
                     True,
                     None,
                     False,
@@ -362,7 +362,7 @@ async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_notic
             await query(store_dsn, "select tocsin.suspend(%s, release => true)", consumer.worker_id)
             await until_blocked(store_dsn, ".heartbeat(")
             await query(store_dsn, "select tocsin._ring(id) from tocsin.queues")
-            run = consumer._intake.run
+            run = consumer._state.run
             assert isinstance(run, Run)
             with trio.fail_after(SOON):
                 while run.may_claim:
@@ -514,13 +514,13 @@ async def test_a_stream_forgets_the_messages_it_has_settled(store: tocsin.Store)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         await producer.enqueue_many(range(20))
         async with consumer.messages() as stream:
-            run = consumer._intake.run
+            run = consumer._state.run
             assert isinstance(run, Run)
             async for message in stream:
                 await message.archive()
                 if message.payload == 19:
                     break
-            assert sum(len(unit.messages) for unit in run.units) <= 1
+            assert sum(len(call.messages) for call in run._calls) <= 1
 
 
 # By hand
@@ -608,10 +608,10 @@ async def test_a_heartbeat_between_the_end_of_a_run_and_its_cleanup(store: tocsi
 
     class Between(trio.abc.Instrument):
         def after_task_step(self, task: trio.lowlevel.Task) -> None:
-            run = consumer._intake.run
+            run = consumer._state.run
             if isinstance(run, Run) and run.nursery._closed:
                 try:
-                    consumer._intake.on_worker_status("suspended", None)
+                    consumer._state.on_worker_status("suspended", None)
                 except RuntimeError as error:
                     errors.append(error)
 
@@ -655,13 +655,13 @@ async def test_a_run_ended_at_any_step_of_a_wake_up_ends(store_dsn: str, how: st
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
                         await until_asleep(store)
-                        intake = consumer._intake
+                        state = consumer._state
                         at_step = AtStep(
                             step,
                             (
-                                intake.end_run
+                                state.end_run
                                 if how == "end_run"
-                                else functools.partial(intake.close, store)
+                                else functools.partial(state.close, store)
                             ),
                         )
                         trio.lowlevel.add_instrument(at_step)
@@ -806,16 +806,16 @@ async def test_of_two_parcels_with_the_same_message_the_later_lease_is_kept(
     await store.queues.ensure("q")
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
-        intake = consumer._intake
-        first = await intake.claim(1, None)
+        parts = consumer._parts
+        first = await parts.claimer.claim(1, None)
         await query(
             store_dsn, "select tocsin.release(array[id], array[lease]) from tocsin.messages"
         )
-        second = await intake.claim(1, None)
-        intake.leases.messages()
+        second = await parts.claimer.claim(1, None)
+        parts.leases.messages()
         (former,), (message,) = first.batch.take_all(), second.batch.take_all()
         assert former.lease_token < message.lease_token
-        assert intake.leases.find(message.id) is message
+        assert parts.leases.find(message.id) is message
 
 
 async def test_a_queue_made_anew_under_the_same_name_rings_for_its_own_consumers(
@@ -1031,19 +1031,18 @@ async def test_a_lease_that_a_statement_under_way_has_settled_is_not_taken_for_l
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await handled.wait(1)
         (message,) = handled.messages
-        leases = consumer._intake.leases
-        leases.settling.append([message])
-        await query(
-            store_dsn,
-            "select tocsin.archive(array[%s], array[%s])",
-            message.id,
-            message.lease_token,
-        )
-        await leases.refresh()
-        assert message in leases
-        assert not caplog.records
-        leases.settling.clear()
-        await leases.refresh()  # it was somebody else
+        leases, keeper = consumer._parts.leases, consumer._parts.keeper
+        with leases.settling([message]):
+            await query(
+                store_dsn,
+                "select tocsin.archive(array[%s], array[%s])",
+                message.id,
+                message.lease_token,
+            )
+            await keeper.refresh()
+            assert message in leases
+            assert not caplog.records
+        await keeper.refresh()  # it was somebody else
         assert message not in leases
         assert [r.levelname for r in caplog.records] == ["WARNING"]
         nursery.cancel_scope.cancel()

@@ -101,7 +101,7 @@ async def test_a_locked_message_keeps_no_other_lease_from_being_extended(
             ends = "select vt from tocsin.messages order by id"
             before = await query(store_dsn, ends)
             async with locked(store_dsn, first):
-                await consumer._intake.leases.refresh()
+                await consumer._parts.keeper.refresh()
                 (first_end,), (second_end,) = await query(store_dsn, ends)
                 assert first_end == before[0][0]
                 assert second_end > before[1][0]

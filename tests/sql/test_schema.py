@@ -107,7 +107,7 @@ async def test_schema_isolation_two_in_one_database_do_not_meet(dsn: str) -> Non
             await one.produce("q", "for one")
             assert await b.dequeue() == []
             assert [m.payload for m in await a.dequeue()] == ["for one"]
-            await a.release(a._intake.leases.messages()[0])
+            await a.release(a._parts.leases.messages()[0])
 
 
 @pytest.mark.parametrize(

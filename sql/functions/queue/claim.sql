@@ -98,7 +98,7 @@ create or replace function tocsin.claim(
     finished_ids bigint[] default null, finished_leases bigint[] default null, durable boolean default true,
     ordered boolean default false
 ) returns table (
-    id bigint, lease bigint, priority integer, read_ct integer, due timestamptz, enqueued_at timestamptz, vt_at timestamptz,
+    kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamptz, enqueued_at timestamptz, vt_at timestamptz,
     dequeued_at timestamptz, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text,
     next_due float8
 )
@@ -129,6 +129,7 @@ begin
         ignored := set_config('lock_timeout', '250ms', true);  -- as limit_lock_wait() does: see locks.sql
         archived := tocsin.archive(finished_ids, finished_leases);
         if not true = all (archived) then
+            kind := 'lost';
             for id in select s.id from unnest(finished_ids, archived) s (id, archived) where not s.archived loop
                 return next;
             end loop;
@@ -144,6 +145,8 @@ begin
             if ordered then
                 next_due := tocsin._order_kept_for(q.id);
                 if next_due is not null then
+                    kind := case when exists (select from tocsin.messages m where m.queue_id = q.id and m.state = 'ready')
+                            then 'held_up' else 'end' end;
                     return next;
                     return;
                 end if;
@@ -169,7 +172,7 @@ begin
                     and tocsin._acts_for(w.role)
                     and x.paused_at is null) f
             where m.ctid = f.found
-            returning m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
+            returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
                       m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key, m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
@@ -189,6 +192,7 @@ begin
         if next_due < 0.01 then
             next_due := greatest(0.01, least(-next_due / 4, 0.25));
         end if;
+        kind := 'end';
         return next;
     end if;
 end

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from tocsin._queue.consuming.dispatcher import check_handler
+from tocsin._queue.consuming.handlers import check_handler
 
 from .logs import concerning
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._durations import Duration
+from tocsin.errors import LeaseLost
 
 from .payload import decode
 
 Row: TypeAlias = tuple[
+    str,
     int,
     int,
     int,
@@ -31,7 +33,16 @@ Row: TypeAlias = tuple[
     str,
     None,
 ]
-"""A message as ``tocsin.claim`` returns it."""
+"""A row of ``tocsin.claim`` with a message; the constants below name columns."""
+
+KIND: Final = 0
+"""``message``, or what else the row says."""
+ID: Final = 1
+LEASE: Final = 2
+PRIORITY: Final = 3
+DUE: Final = 5
+VT: Final = 7
+DEQUEUED_AT: Final = 8
 
 
 def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:
@@ -39,24 +50,32 @@ def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:
     which psycopg would take ten times as long to write."""
     rows = [m._row for m in messages]
     return (
-        "{" + ",".join([str(row[0]) for row in rows]) + "}",
-        "{" + ",".join([str(row[1]) for row in rows]) + "}",
+        "{" + ",".join([str(row[ID]) for row in rows]) + "}",
+        "{" + ",".join([str(row[LEASE]) for row in rows]) + "}",
     )
 
 
-class Settler(Protocol):
-    """What settles a message: the consumer that claimed it."""
+class SupportsSettling(Protocol):
+    """What settles messages, all of them in one statement: the consumer that claimed
+    them.
+
+    Each method returns for each message, in order, whether its lease was still ours.
+    """
 
     async def archive(
-        self, message: Message, *, connection: AnyConnection | None = None
-    ) -> None: ...
+        self, messages: Sequence[Message], *, connection: AnyConnection | None = None
+    ) -> list[bool]: ...
     async def delete(
-        self, message: Message, *, connection: AnyConnection | None = None
-    ) -> None: ...
+        self, messages: Sequence[Message], *, connection: AnyConnection | None = None
+    ) -> list[bool]: ...
     async def release(
-        self, message: Message, *, delay: Duration = 0, connection: AnyConnection | None = None
-    ) -> None: ...
-    async def extend(self, message: Message, seconds: Duration) -> None: ...
+        self,
+        messages: Sequence[Message],
+        *,
+        delay: Duration = 0,
+        connection: AnyConnection | None = None,
+    ) -> list[bool]: ...
+    async def extend(self, messages: Sequence[Message], seconds: Duration) -> list[bool]: ...
 
 
 @attrs.frozen
@@ -66,7 +85,7 @@ class Source:
     queue: str
     queue_id: int
     worker_id: int
-    settler: Settler = attrs.field(eq=False)
+    settler: SupportsSettling = attrs.field(eq=False)
 
 
 @attrs.frozen(repr=False, slots=False)
@@ -83,13 +102,13 @@ class Message:
     @property
     def id(self) -> int:
         """Unique among all queues of the schema; grows with the order of enqueueing."""
-        return self._row[0]
+        return self._row[ID]
 
     @property
     def lease_token(self) -> int:
         """Token of this delivery. Later deliveries have larger ones, so it can fence
         writes to other systems too."""
-        return self._row[1]
+        return self._row[LEASE]
 
     @property
     def queue(self) -> str:
@@ -104,34 +123,34 @@ class Message:
     @property
     def priority(self) -> int:
         """Smaller numbers are delivered first."""
-        return self._row[2]
+        return self._row[PRIORITY]
 
     @property
     def read_ct(self) -> int:
         """How many deliveries there have been, this one included."""
-        return self._row[3]
+        return self._row[4]
 
     @property
     def enqueued_at(self) -> datetime:
         """When it was enqueued, by the server's clock."""
-        return self._row[5]
+        return self._row[6]
 
     @property
     def vt(self) -> datetime:
         """When this delivery's lease ends unless it is extended (visibility timeout),
         by the server's clock."""
-        return self._row[6]
+        return self._row[VT]
 
     @property
     def dequeued_at(self) -> datetime:
         """When this delivery was claimed, by the server's clock."""
-        return self._row[7]
+        return self._row[DEQUEUED_AT]
 
     @property
     def producer_worker_id(self) -> int | None:
         """Id of the producer that enqueued it; None when it was enqueued by SQL or
         `Store.produce`."""
-        return self._row[8]
+        return self._row[9]
 
     @property
     def consumer_worker_id(self) -> int:
@@ -141,76 +160,104 @@ class Message:
     @property
     def last_error(self) -> str | None:
         """What the last failed delivery said."""
-        return self._row[10]
+        return self._row[11]
 
     @property
     def max_deliveries(self) -> int:
         """The message's own maximum of deliveries, or its queue's. A delivery whose
         `read_ct` is as large is the last one."""
-        return self._row[11]
+        return self._row[12]
 
     @property
     def key(self) -> str | None:
         """Its unique key; None without."""
-        return self._row[12]
+        return self._row[13]
 
     @cached_property
     def payload(self) -> Any:
         """The payload as it was enqueued; decoded when first asked for, which raises
         `PayloadUnreadable` for what Python cannot hold."""
-        return decode(self._row[13])
+        return decode(self._row[14])
 
     @cached_property
     def headers(self) -> Any:
         """The headers as they were enqueued; None without. Asking for them raises what
         `payload` does."""
-        text = self._row[9]
+        text = self._row[10]
         return None if text is None else decode(text)
 
     def __repr__(self) -> str:
         return f"<Message {self.id} of {self.queue!r}, delivery {self.read_ct}>"
 
     async def archive(self, *, connection: AnyConnection | None = None) -> None:
-        """Finish the message and keep it in the archive; with a ``connection``, in the
-        caller's transaction.
+        """Finish the message and keep it in the archive.
 
-        On a connection (of `Store.transaction`, or a blocking ``psycopg.Connection``,
-        which is used in a thread) it is archived when the caller's transaction commits,
-        together with the caller's own rows. Until then the lease is kept as before.
-        After a rollback the message is still this consumer's: settle it in another way,
-        or let the handler raise. A handler that returns has failed then.
+        On a connection of the caller's the message is archived when the caller's
+        transaction commits, together with the caller's own rows. Until then the lease
+        is extended as before. After a rollback the message is still this consumer's:
+        settle it in another way, or let the handler raise. A handler that returns has
+        failed then.
 
-        Raises `LeaseLost` when the lease is gone; on a connection also what that
-        raises, and `TypeError` for one that cannot be used. Cancelled, it has happened
-        or it has not.
+        Args:
+            connection: of `Store.transaction`, or a blocking ``psycopg.Connection``,
+                which is used in a thread. The caller's transaction.
+
+        Raises:
+            LeaseLost: the lease is gone.
+            TypeError: the connection cannot be used. Also what the connection raises.
+
+        Cancellation:
+            Atomic: the message is archived or nothing has changed.
         """
-        await self._source.settler.archive(self, connection=connection)
+        self._check("archive", await self._source.settler.archive([self], connection=connection))
 
     async def delete(self, *, connection: AnyConnection | None = None) -> None:
-        """Finish the message and keep nothing; with a ``connection``, in the caller's
-        transaction, as `archive` does.
+        """Finish the message and keep nothing.
 
-        Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has
-        not.
+        Args:
+            connection: delete in the caller's transaction, as `archive` does.
+
+        Raises:
+            LeaseLost: the lease is gone.
+
+        Cancellation:
+            Atomic: the message is deleted or nothing has changed.
         """
-        await self._source.settler.delete(self, connection=connection)
+        self._check("delete", await self._source.settler.delete([self], connection=connection))
 
     async def release(
         self, *, delay: Duration = 0, connection: AnyConnection | None = None
     ) -> None:
-        """Give the message back to its queue, for another delivery after ``delay``
-        seconds; after the last one it becomes a dead letter.
+        """Return the message to its queue; after its last delivery it becomes a dead
+        letter.
 
-        With a ``connection``, in the caller's transaction, as `archive` does. Raises
-        `LeaseLost` when the lease is gone. Cancelled, it has happened or it has not.
+        Args:
+            delay: seconds until the next delivery.
+            connection: release in the caller's transaction, as `archive` does.
+
+        Raises:
+            LeaseLost: the lease is gone.
+
+        Cancellation:
+            Atomic: the message is released or nothing has changed.
         """
-        await self._source.settler.release(self, delay=delay, connection=connection)
+        self._check(
+            "release",
+            await self._source.settler.release([self], delay=delay, connection=connection),
+        )
 
     async def extend(self, seconds: Duration) -> None:
         """Make the lease end this many seconds from now, by the server's clock. `vt`
-        keeps saying what it said.
+        does not change.
 
-        Raises `LeaseLost` when the lease is gone. Cancelled, it has happened or it has
-        not.
+        Raises:
+            LeaseLost: the lease is gone.
+
+        Cancellation:
+            Atomic: the lease is extended or nothing has changed.
         """
-        await self._source.settler.extend(self, seconds)
+        self._check("extend", await self._source.settler.extend([self], seconds))
+
+    def _check(self, operation: str, settled: Sequence[bool]) -> None:
+        if not settled[0]:
+            raise LeaseLost(self.id, operation)

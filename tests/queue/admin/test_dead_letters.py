@@ -45,7 +45,7 @@ async def kill(
 ) -> list[tocsin.Message]:
     """Claim messages and let their handler fail, as a run does."""
     messages = await consumer.dequeue(limit)
-    await consumer._intake.fail_many(messages, [failed_with(error)] * len(messages))
+    await consumer._parts.settler.fail(messages, [failed_with(error)] * len(messages))
     return messages
 
 

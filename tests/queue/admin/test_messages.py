@@ -103,7 +103,7 @@ async def test_get_tells_all_in_every_state(store: tocsin.Store, store_dsn: str)
         )
         assert (info.dequeued_at, info.vt) == (message.dequeued_at, message.vt)
 
-        await consumer._intake.fail_many([message], [failed_with("it failed")])
+        await consumer._parts.settler.fail([message], [failed_with("it failed")])
         info = await store.messages.get(message_id)
         assert (info.state, info.last_error, [d.outcome for d in info.history]) == (
             "ready",

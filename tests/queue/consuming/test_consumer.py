@@ -726,8 +726,8 @@ async def test_of_two_interruptions_the_shorter_grace_counts(store: tocsin.Store
         await (await store.workers.get(consumer.worker_id)).interrupt()
         with pytest.raises(tocsin.StateTransitionError):
             await consumer.interrupt(grace=0)
-        consumer._intake.end_run(3600)
-        consumer._intake.end_run(0)
+        consumer._state.end_run(3600)
+        consumer._state.end_run(0)
     assert suspended[0].released == 1
 
 

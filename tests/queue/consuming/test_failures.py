@@ -255,7 +255,7 @@ async def test_a_task_dump_shows_where_a_handler_hangs(store: tocsin.Store) -> N
             await trio.testing.wait_all_tasks_blocked()
         shown = frames(trio.lowlevel.current_task())
         nursery.cancel_scope.cancel()
-    assert {"_run_worker_task", "handler"} <= set(shown)
+    assert {"_run_worker", "handler"} <= set(shown)
 
 
 # What a handler decides

@@ -105,7 +105,7 @@ async def test_a_locked_first_message_is_not_overtaken(store: tocsin.Store, stor
     await store.produce_many("q", range(2))
     async with store.transaction() as connection, store.consumer("q") as consumer:
         await connection.execute("select from tocsin.messages order by id limit 1 for update")
-        claim = await consumer._intake.claim(1, None, ordered=True)
+        claim = await consumer._parts.claimer.claim(1, None, ordered=True)
         assert (len(claim.batch), claim.full) == (0, False)
 
 

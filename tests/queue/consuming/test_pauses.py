@@ -24,7 +24,7 @@ async def test_no_handler_begins_under_a_lease_that_is_over(
 
     async def handler(message: tocsin.Message) -> None:
         nonlocal paused
-        if not paused and len(consumer._intake.leases.messages()) > 5:
+        if not paused and len(consumer._parts.leases.messages()) > 5:
             paused = True
             time.sleep(VT * 1.2)  # noqa: ASYNC251 - as a stopped process does
             # what another consumer's scan does
@@ -58,7 +58,7 @@ async def test_the_time_that_the_machine_slept_counts(
     slept = 0.0
     monkeypatch.setattr(lease_clock, "time_asleep", lambda: slept)
     async with store.consumer("q") as consumer:
-        claim = consumer._intake.claim
+        claim = consumer._parts.claimer.claim
 
         async def claim_and_sleep(*arguments: object, **options: object) -> object:
             nonlocal slept
@@ -67,7 +67,7 @@ async def test_the_time_that_the_machine_slept_counts(
                 slept = 4000.0
             return claimed
 
-        monkeypatch.setattr(consumer._intake, "claim", claim_and_sleep)
+        monkeypatch.setattr(consumer._parts.claimer, "claim", claim_and_sleep)
         with pytest.raises(tocsin.Suspended):
             await consumer.handle(handler, once=True)
     assert begun == ids

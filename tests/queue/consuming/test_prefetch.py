@@ -69,7 +69,7 @@ async def test_when_interrupted_it_gives_back_at_once_what_no_handler_has_seen(
         assert await query(
             store_dsn, "select max(read_ct) from tocsin.messages where state = 'ready'"
         ) == [(0,)]
-        consumer._intake.end_run(grace=0)
+        consumer._state.end_run(grace=0)
     assert suspended[0].handled == 200
     assert await query(
         store_dsn, "select count(*)::int, max(read_ct) from tocsin.messages where state = 'ready'"
@@ -229,7 +229,7 @@ async def test_the_poisoned_message_does_not_keep_a_cancelled_run_from_its_end(
             ("cancel", True),
         ]
         await consumer.dequeue()  # and has no run any more
-        assert not consumer._intake.running
+        assert not consumer._state.running
 
 
 async def test_a_message_too_large_for_an_index_of_the_archive_fails_alone(

@@ -237,8 +237,8 @@ async def test_a_handler_goes_on_after_the_commit_and_its_lease_is_not_missed(
     async def handle(message: tocsin.Message) -> None:
         async with store.transaction() as connection:
             await message.archive(connection=connection)
-        await consumer._intake.leases.refresh()
-        assert message not in consumer._intake.leases
+        await consumer._parts.keeper.refresh()
+        assert message not in consumer._parts.leases
         with pytest.raises(tocsin.LeaseLost):
             await message.archive()
         if message.payload == 2:
@@ -290,8 +290,8 @@ async def test_the_lease_is_kept_beside_an_open_transaction_and_waits_for_nothin
             await message.archive(connection=connection)
             in_transaction.set()
             await roll_back.wait()
-        await consumer._intake.leases.refresh()
-        assert message in consumer._intake.leases
+        await consumer._parts.keeper.refresh()
+        assert message in consumer._parts.leases
         async with store.transaction() as connection:
             await message.archive(connection=connection)
 
@@ -307,7 +307,7 @@ async def test_the_lease_is_kept_beside_an_open_transaction_and_waits_for_nothin
         with trio.fail_after(PATIENCE):
             await in_transaction.wait()
             await move_clock(store_dsn, 3000)
-            await consumer._intake.leases.refresh()
+            await consumer._parts.keeper.refresh()
             await move_clock(store_dsn, 5000)
             assert await other.dequeue(9) == []
             await move_clock(store_dsn, 0)  # else the lease may be taken over after the rollback
@@ -414,7 +414,7 @@ async def test_a_stream_settles_with_the_callers_rows(
                     await message.archive(connection=connection)
                 if message.payload == 2:
                     break
-        assert consumer._intake.handled == 2
+        assert consumer._parts.settler.handled == 2
     assert await query(store_dsn, "select payload from tocsin.archive order by id") == [(0,), (2,)]
     assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages") == [
         (1, "ready", 0)
@@ -471,7 +471,7 @@ async def test_what_cannot_be_used_as_a_connection_is_refused_and_the_message_st
         for connection in not_connections:
             with pytest.raises(TypeError, match="connection must be one of Tocsin's"):
                 await message.archive(connection=connection)
-        assert not consumer._intake.leases.is_promised(message)
+        assert not consumer._parts.leases.is_promised(message)
         await message.archive()
 
 

@@ -209,7 +209,8 @@ async def test_a_handler_that_hangs_is_a_problem(
 async def test_the_log_warns_of_a_handler_that_may_hang(
     store: tocsin.Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin._queue.consuming.leases.suspicious_after", lambda _: 0.01)
+    for module in ("leases", "lease_keeper"):
+        monkeypatch.setattr(f"tocsin._queue.consuming.{module}.suspicious_after", lambda _: 0.01)
     await store.queues.ensure("q", vt=3600)
     message_id = await store.produce("q", 1)
 

@@ -102,10 +102,12 @@ async def test_operation_from_each_state(
 async def test_poll_from_each_state(store: tocsin.Store, store_dsn: str, state: str) -> None:
     async with worker_in(state, store, store_dsn, "own") as (consumer, _):
         if state in ACTIVE:
-            await consumer._intake.begin_poll()
+            await consumer._parts.claimer.begin_poll()
             assert await consumer.status() == "polling"
         else:
-            await check_refused(consumer._intake.begin_poll(), consumer.worker_id, state, "polling")
+            await check_refused(
+                consumer._parts.claimer.begin_poll(), consumer.worker_id, state, "polling"
+            )
             assert await consumer.status() == state
 
 
@@ -787,7 +789,7 @@ async def test_a_message_claimed_again_by_a_claim_without_an_answer_is_given_bac
             consumer.worker_id,
             consumer._registration.token,
         )
-        consumer._intake._outcome_unknown = True
+        consumer._parts.claimer._outcome_unknown = True
         (again,) = await consumer.dequeue()
         assert again.id == message.id
         assert again.lease_token > message.lease_token

@@ -6,7 +6,8 @@ would raise `Suspended` into a nursery that has the others in it, and their hand
 would be cancelled in the middle of their messages. So a consumer that a signal has
 ended waits there for the other consumers that a signal has ended: a run until their
 runs are over, and until what they dequeued by hand is settled or expired. A run inside
-of a handler of another run does not wait for that one.
+of a handler of another run does not wait for that one, and no task waits for messages
+that it dequeued itself.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from tocsin._concurrency.backoff import OutageRetry
+from tocsin._concurrency.cancelling import cancel
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin.errors import TocsinError
 
-if TYPE_CHECKING:
-    from .intake import Intake
+from .consumer_state import ConsumerState
 
 logger = logging.getLogger("tocsin.signals")
 
@@ -33,13 +33,13 @@ class Block:
     """One open block of `drain_on_signals`."""
 
     def __init__(
-        self, intakes: frozenset[Intake], grace: float | None, nursery: trio.Nursery
+        self, consumers: frozenset[ConsumerState], grace: float | None, nursery: trio.Nursery
     ) -> None:
         self.draining = False
         """Whether a signal has arrived."""
         self.cancelled = False
         """Whether a second signal has cancelled it."""
-        self._intakes = intakes
+        self._consumers = consumers
         self._grace = grace
         self._nursery = nursery
 
@@ -47,37 +47,37 @@ class Block:
         """Let its consumers take no more messages, and end their runs. Those are all of
         the trio run where none is named."""
         self.draining = True
-        for intake in list(self._intakes or _state().intakes):
-            self._close(intake)
+        for consumer in list(self._consumers or _state().consumers):
+            self._close(consumer)
 
-    def admit(self, intake: Intake) -> None:
+    def admit(self, consumer: ConsumerState) -> None:
         """Note a consumer that was opened in this trio run: perhaps after the signal."""
-        if self.draining and not self._intakes:
-            self._close(intake)
+        if self.draining and not self._consumers:
+            self._close(consumer)
 
     def cancel(self) -> None:
         """Cancel all of the block."""
         self.cancelled = True
-        self._nursery.cancel_scope.cancel()
+        cancel(self._nursery.cancel_scope, "a second signal has arrived")
 
     def reopen(self) -> None:
         """End what `drain` began."""
-        for intake in list(_state().intakes):
-            intake.reopen(self)
+        for consumer in list(_state().consumers):
+            consumer.reopen(self)
 
-    def _close(self, intake: Intake) -> None:
+    def _close(self, consumer: ConsumerState) -> None:
         # whatever the registry says to it: the worker may be suspended, or the database
         # away
-        intake.close(self, self._grace)
-        self._nursery.start_soon(_interrupt, intake, self._grace)
+        consumer.close(self, self._grace)
+        self._nursery.start_soon(_interrupt, consumer, self._grace)
 
 
 @trio.lowlevel.enable_ki_protection
-async def _interrupt(intake: Intake, grace: float | None) -> None:
+async def _interrupt(consumer: ConsumerState, grace: float | None) -> None:
     retries = OutageRetry("interrupting", logger)
     while True:
         try:
-            await intake.interrupt(grace)
+            await consumer.interrupt(grace)
         except TRANSIENT as lost:
             await trio.sleep(retries.failed(lost))
             continue
@@ -88,7 +88,7 @@ async def _interrupt(intake: Intake, grace: float | None) -> None:
 
 @attrs.define
 class _State:
-    intakes: weakref.WeakSet[Intake] = attrs.Factory(weakref.WeakSet)
+    consumers: weakref.WeakSet[ConsumerState] = attrs.Factory(weakref.WeakSet)
     blocks: list[Block] = attrs.Factory(list)
 
 
@@ -108,41 +108,42 @@ def open_blocks() -> list[Block]:
     return _state().blocks
 
 
-def note(intake: Intake) -> None:
+def add_consumer(consumer: ConsumerState) -> None:
     """Note a consumer of this trio run."""
     state = _state()
-    state.intakes.add(intake)
+    state.consumers.add(consumer)
     for block in state.blocks:
-        block.admit(intake)
+        block.admit(consumer)
 
 
-def forget(intake: Intake) -> None:
+def remove_consumer(consumer: ConsumerState) -> None:
     """Note that a consumer is at its end."""
-    _state().intakes.discard(intake)
+    _state().consumers.discard(consumer)
 
 
-async def wait_for_others(intake: Intake) -> None:
+async def wait_for_others(consumer: ConsumerState) -> None:
     """Return when every other consumer that a signal ends is at its end, too.
     Cancellation changes nothing.
 
     When the last one is there, all return without another checkpoint. So each raises
     its own `Suspended`, and the first one cancels none.
     """
-    if not intake.closed:
+    if not consumer.closed:
         await trio.lowlevel.checkpoint()
         return
-    with intake.leaving():
+    task = trio.lowlevel.current_task()
+    with consumer.leaving():
         while busy := [
-            i
-            for i in _state().intakes
-            if i is not intake and i.closed and not i.idle and not _is_inside(i)
+            c
+            for c in _state().consumers
+            if c is not consumer and c.closed and not c.is_idle(task) and not _is_inside(c)
         ]:
-            await busy[0].wait_idle()
+            await busy[0].wait_idle(task)
 
 
-def _is_inside(intake: Intake) -> bool:
+def _is_inside(consumer: ConsumerState) -> bool:
     """Whether the current task is a part of this consumer's run."""
-    return intake.run is not None and intake.run.nursery in _enclosing_nurseries()
+    return consumer.run is not None and consumer.run.nursery in _enclosing_nurseries()
 
 
 def _enclosing_nurseries() -> Iterator[trio.Nursery]:

@@ -65,7 +65,7 @@ async def drain_on_signals(
     block: Block | None = None
     try:
         async with open_nursery_bare() as nursery:
-            block = Block(frozenset(c._intake for c in consumers), limit, nursery)
+            block = Block(frozenset(c._state for c in consumers), limit, nursery)
             with _receiver().sending_to(block):
                 yield
             nursery.cancel_scope.cancel()

@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 
 import attrs
+import psycopg
 import trio
 
 from tocsin._concurrency.backoff import OutageRetry
-from tocsin._database.error_mapping import TRANSIENT
+from tocsin._database.error_mapping import TRANSIENT, is_lock_timeout
 from tocsin._queue.message import Message
-from tocsin.errors import LeaseLost, StateTransitionError
+from tocsin.errors import ConnectionLost, LeaseLost, StateTransitionError
 
+from .consumer_state import ConsumerState
 from .failure import Failure, describe_failure, split
 from .failure_log import UNANSWERED, log_outcomes
-from .intake import Intake
 from .lease_clock import lease_time
 from .leases import HandlerCall
-from .run import Run, open_run
+from .parts import ConsumerParts
+from .run import Run
+from .running import open_run, settling_at_the_end
 
 logger = logging.getLogger("tocsin.consumer")
 
@@ -29,24 +31,32 @@ class Stream:
     """Iterates over messages, one claim each. An iterator and not a generator: nothing
     is left to the garbage collector."""
 
-    def __init__(self, run: Run, unit: HandlerCall, vt: float | None) -> None:
+    def __init__(self, parts: ConsumerParts, run: Run, call: HandlerCall, vt: float | None) -> None:
+        self._parts = parts
         self._run = run
-        self._unit = unit
+        self._call = call
         self._vt = vt
+        self._expired: list[Message] = []
 
     def __aiter__(self) -> Stream:
         return self
 
     async def __anext__(self) -> Message:
-        """Return the next message, waiting for it. Cancelled, none is taken."""
-        run, intake = self._run, self._run.intake
+        """Return the next message, waiting for it.
+
+        Cancellation:
+            No message is taken.
+        """
+        run = self._run
         retries = OutageRetry("the stream", logger)
         while run.ended_by is None:
             try:
+                if self._expired:
+                    await self._requeue_expired()
                 if not (run.waiter.wake_pending and run.may_claim):
                     await run.waiter.wait(ignore_rings=not run.may_claim)
                     continue
-                await intake.leases.look_at_promised()
+                await self._parts.keeper.check_promised()
                 claim = await run.claim(1, self._vt)
             except StateTransitionError:
                 run.pause()
@@ -55,32 +65,45 @@ class Stream:
             else:
                 retries.succeeded()
                 if messages := claim.batch.take_all():
-                    self._unit.messages += messages
-                    if over := intake.leases.start(self._unit, lease_time()):
-                        await intake.requeue_many(over)
-                    else:
+                    self._call.messages += messages
+                    self._expired += self._parts.leases.start(self._call, lease_time())
+                    if any(m is messages[0] for m in self._call.messages):
                         return messages[0]
         raise StopAsyncIteration
 
+    async def _requeue_expired(self) -> None:
+        """Requeue messages whose lease ended before the block could have them. What
+        another transaction has locked is left to the end of the run."""
+        try:
+            await self._parts.settler.requeue(self._expired)
+        except (ConnectionLost, psycopg.Error) as error:
+            if not is_lock_timeout(error):
+                raise
+        self._expired = []
+
 
 @asynccontextmanager
-async def open_stream(intake: Intake, vt: float | None) -> AsyncIterator[AsyncIterator[Message]]:
-    """See `Consumer.messages`. The whole block is one unit of work: its scope is
-    cancelled when an interruption's grace is over."""
-    async with open_run(intake) as run:
-        unit = HandlerCall()
-        run.units.add(unit)
-        with unit.scope:
+async def open_stream(
+    state: ConsumerState, vt: float | None
+) -> AsyncIterator[AsyncIterator[Message]]:
+    """See `Consumer.messages`. The whole block is one call: its scope is cancelled when
+    an interruption's grace is over."""
+    parts = state.parts
+    async with open_run(state) as run:
+        call = HandlerCall()
+        with run.calling(call), call.scope:
             try:
-                yield Stream(run, unit, vt)
-            except GeneratorExit:  # nothing has failed: the block is in a generator that is closed
+                yield Stream(parts, run, call, vt)
+            except GeneratorExit:
+                # Nothing has failed: the block is in a generator that is closed.
                 raise
             except BaseException as raised:
                 if not split(raised)[1]:
-                    run.flush = partial(_fail, intake, unit, _describe(raised))
+                    with settling_at_the_end(parts):
+                        await _fail(parts, call, _describe(raised))
                 raise
-        if unit.lost is not None and unit.scope.cancelled_caught and not run.stopped:
-            raise LeaseLost(unit.lost, "keep")
+        if call.lost is not None and call.scope.cancelled_caught and not run.stopped:
+            raise LeaseLost(call.lost, "keep")
 
 
 def _describe(raised: BaseException) -> Failure:
@@ -94,12 +117,12 @@ def _describe(raised: BaseException) -> Failure:
     )
 
 
-async def _fail(intake: Intake, unit: HandlerCall, failure: Failure) -> None:
+async def _fail(parts: ConsumerParts, call: HandlerCall, failure: Failure) -> None:
     """Have the messages that the block has left unsettled fail with its error."""
-    failed = [(m, failure) for m in unit.messages if m in intake.leases]
+    failed = [(m, failure) for m in call.messages if m in parts.leases]
     if failed:
         outcomes: Sequence[float | str | None] = [UNANSWERED] * len(failed)
         try:
-            outcomes = await intake.fail_many([m for m, _ in failed], [failure] * len(failed))
+            outcomes = await parts.settler.fail([m for m, _ in failed], [failure] * len(failed))
         finally:
             log_outcomes("the block of messages()", failed, outcomes)

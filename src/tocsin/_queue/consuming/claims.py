@@ -1,0 +1,216 @@
+"""Claim messages for a consumer, and tell the registry when a run begins and ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+
+import attrs
+import trio
+
+from tocsin._concurrency.lock import Lock
+from tocsin._database.client import Database
+from tocsin._database.error_mapping import TRANSIENT
+from tocsin._queue.message import DEQUEUED_AT, VT, Message, Source, settle_arguments
+from tocsin._queue.workers.registration import Registration
+from tocsin.driver import Rows
+from tocsin.errors import ConnectionLost
+
+from .claim_cursor import ClaimCursor
+from .claimed_batch import ClaimedBatch, ClaimResult, LeaseTerms, parse_claim_rows
+from .lease_clock import lease_time
+from .lease_keeper import LeaseKeeper
+from .leases import Leases
+
+_CLAIM = "select * from tocsin.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+
+
+@attrs.frozen
+class Claim:
+    """What a claim brought."""
+
+    batch: ClaimedBatch
+    """The messages."""
+    lost: set[int]
+    """Ids of messages that were to be archived but whose lease was gone."""
+    again_at: float
+    """When to claim again without a ring (`trio.current_time`): minus infinity for now,
+    infinity when no message is known to become due."""
+    full: bool
+    """Whether there were as many as asked for."""
+    held_up: bool
+    """Whether messages are ready that an ordered claim may not have yet."""
+
+
+class Claimer:
+    """Claims the messages of one consumer."""
+
+    def __init__(
+        self, database: Database, registration: Registration, leases: Leases, keeper: LeaseKeeper
+    ) -> None:
+        self._database = database
+        self._registration = registration
+        self._leases = leases
+        self._keeper = keeper
+        self._cursor = ClaimCursor()
+        self._source: Source | None = None
+        self._lock = Lock()
+        self._outcome_unknown = False
+
+    def begin(self, source: Source) -> None:
+        """Claim from the start of the queue: the worker has been registered."""
+        self._source = source
+        self._cursor = ClaimCursor()
+
+    async def claim(
+        self,
+        limit: int,
+        vt: float | None,
+        archive: Sequence[Message] = (),
+        *,
+        full_scan: bool = False,
+        auto_extend: bool = True,
+        ordered: bool = False,
+    ) -> Claim:
+        """Claim messages and archive others in one statement.
+
+        Args:
+            limit: the most messages to claim.
+            vt: length of the leases in seconds; None: the queue's.
+            archive: messages to archive.
+            full_scan: scan the queue from its start (see ``claim_cursor.py``).
+            auto_extend: a run extends the leases.
+            ordered: claim nothing before earlier messages are finished.
+
+        Raises:
+            StateTransitionError: the worker may not claim.
+            WorkerStopped: the worker is stopped.
+            ConnectionLost: the database did not answer.
+
+        Cancellation:
+            Nothing stays claimed; what was to be archived is or is not.
+        """
+        async with self._lock:
+            if self._outcome_unknown:
+                await self._release_unknown()
+            claimed_at, leased_at = trio.current_time(), lease_time()
+            resumed = not (full_scan or ordered)
+            position = self._cursor.next_position(claimed_at) if resumed else None
+            rows = await self._run(self._parameters(limit, vt, position, archive, ordered), archive)
+            result = parse_claim_rows(rows, archived=bool(archive))
+            full = result.stop - result.start >= limit
+            again_at = self._move_cursor(result, claimed_at, position is None, full)
+        assert self._source is not None
+        # The length as the claim has it: the queue's visibility timeout may have been
+        # changed since this worker was registered.
+        last = result.last
+        length = 0.0 if last is None else (last[VT] - last[DEQUEUED_AT]).total_seconds()
+        terms = LeaseTerms(length, leased_at + length, auto_extend)
+        batch = ClaimedBatch(rows, result, self._source, terms, self._keeper.add)
+        if batch:
+            self._keeper.add_batch(batch)
+        return Claim(batch, result.lost, -math.inf if full else again_at, full, result.held_up)
+
+    async def _run(self, parameters: list[str | None], archive: Sequence[Message]) -> Rows:
+        with self._leases.settling(archive):
+            try:
+                return await self._database.run(_CLAIM, parameters)
+            except ConnectionLost:
+                self._outcome_unknown = True
+                raise
+            except (trio.Cancelled, KeyboardInterrupt):
+                # The claim may have won the race with its cancellation: then messages
+                # are leased to this worker that it does not know of.
+                self._outcome_unknown = True
+                with self._database.grace.scope():
+                    await self._release_unknown()
+                raise
+
+    def _move_cursor(self, result: ClaimResult, began: float, full_scan: bool, full: bool) -> float:
+        """Note how far a claim came, and return when to claim again."""
+        if result.last is not None:
+            self._cursor.claimed(result.last)
+        if full_scan or result.ended:
+            now = trio.current_time()
+            again_at = math.inf if result.next_due is None else now + result.next_due
+            self._cursor.scanned(began, now, again_at)
+            return again_at
+        return -math.inf if full else self._cursor.resumed_in_vain()
+
+    def _parameters(
+        self,
+        limit: int,
+        vt: float | None,
+        position: tuple[int, datetime, int] | None,
+        archive: Sequence[Message],
+        ordered: bool,
+    ) -> list[str | None]:
+        priority, due, message_id = (None, None, None) if position is None else position
+        ids, leases = settle_arguments(archive) if archive else (None, None)
+        return [
+            str(self._registration.worker_id),
+            str(self._registration.token),
+            str(limit),
+            None if vt is None else f"{vt:f} s",
+            None if priority is None else str(priority),
+            None if due is None else due.isoformat(),
+            None if message_id is None else str(message_id),
+            "t" if self._cursor.scans_are_cheap else "f",
+            ids,
+            leases,
+            "t" if archive else "f",
+            "t" if ordered else "f",
+        ]
+
+    async def _release_unknown(self) -> None:
+        try:
+            # else a claim that is still on its way may be executed after this
+            await self._database.terminate_abandoned()
+            await self._database.fetch(
+                "select tocsin.release_others(%s, %s, %s, %s)",
+                [
+                    self._registration.worker_id,
+                    self._registration.token,
+                    *settle_arguments(self._leases.messages()),
+                ],
+            )
+        except TRANSIENT:
+            return
+        self._outcome_unknown = False
+
+    async def begin_poll(self) -> None:
+        """Have the registry say that this worker polls.
+
+        Raises:
+            StateTransitionError: the worker may not poll.
+
+        Cancellation:
+            The registry says so or not.
+        """
+        await self._database.fetch(
+            "select tocsin.begin_poll(%s, %s)",
+            [self._registration.worker_id, self._registration.token],
+        )
+
+    async def complete_poll(self) -> int:
+        """Have the registry say that the run has ended, and release what it holds;
+        return how many messages that were.
+
+        Cancellation:
+            Atomic: both or nothing.
+        """
+        worker = self._registration
+        try:
+            async with self._lock:
+                manual = settle_arguments(self._leases.manual_messages())
+                (released,) = await self._database.fetch_one(
+                    "select tocsin.complete_poll(%s, %s, %s, %s)",
+                    [worker.worker_id, worker.token, *manual],
+                )
+        except BaseException:
+            self._outcome_unknown = True
+            raise
+        finally:
+            self._leases.drop_auto_extended()
+        return int(released)

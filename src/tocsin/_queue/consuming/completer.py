@@ -1,0 +1,218 @@
+"""Settle what handlers have finished.
+
+Outcomes are buffered: while a statement is under way, handlers finish more messages,
+and the next statement settles all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import psycopg
+
+from tocsin._database.error_mapping import is_lock_timeout, is_refusal
+from tocsin._queue.message import Message
+from tocsin.errors import ConnectionLost, TocsinError
+
+from .failure import Failure, describe_failure
+from .failure_log import UNANSWERED, log_failure, log_outcomes
+from .handler_transactions import HandlerTransactions
+from .handlers import HandlerOptions
+from .invocation import Raised
+from .locked_messages import LockedMessages
+from .outcomes import Outcomes
+from .parts import ConsumerParts
+from .prefetch import PrefetchBuffer
+from .run import Run
+
+logger = logging.getLogger("tocsin.consumer")
+
+
+class Completer:
+    """See the module."""
+
+    def __init__(self, parts: ConsumerParts, run: Run, options: HandlerOptions) -> None:
+        self.outcomes = Outcomes()
+        self.locked = LockedMessages(parts.settler)
+        """What another transaction has locked."""
+        self.transactions = HandlerTransactions(parts.leases, parts.keeper)
+        """What handlers have settled in transactions that may not have ended."""
+        self.archive_refused = False
+        """Whether the database has refused to archive all messages in one statement."""
+        self._parts = parts
+        self._run = run
+        self._options = options
+        self._outcome_unknown = False
+
+    def add(self, messages: Sequence[Message], raised: Raised | None) -> None:
+        """Take what a call of the handler came to."""
+        leases = self._parts.leases
+        outcomes = self.outcomes
+        if raised is None:
+            for message in messages:
+                if leases.is_promised(message):
+                    self.transactions.add(message)
+                elif message in leases:
+                    outcomes.to_archive.append(message)
+            return
+        unsettled = [m for m in messages if m in leases]
+        failure = describe_failure(raised.error)
+        outcomes.to_fail += [(m, failure) for m in unsettled]
+        if not unsettled:
+            log_failure(
+                self._options.name,
+                failure,
+                messages,
+                "nothing was left to settle",
+                batches=self._options.batches,
+            )
+
+    # Archiving
+
+    def take_handled(self) -> list[Message]:
+        """Take the messages that are to be archived, for a statement that archives
+        them."""
+        handled, self.outcomes.to_archive = self.outcomes.to_archive, []
+        return handled
+
+    def archive_failed(self, handled: list[Message]) -> None:
+        """Take these back, since the statement that archives them was not answered."""
+        self.outcomes.to_archive += handled
+        self._outcome_unknown = True
+
+    def warn_of_lost(self, lost: set[int]) -> None:
+        """Warn of messages that a statement has not archived."""
+        # A statement whose answer was lost may have archived them before.
+        if lost and not self._outcome_unknown and not self._run.stopped:
+            logger.warning(
+                "handled, but not archived, since the lease was gone; will be delivered again: %s",
+                sorted(lost),
+            )
+        self._outcome_unknown = False
+
+    async def archive(self) -> None:
+        """Archive what was handled."""
+        handled = self.take_handled()
+        try:
+            archived = await self._parts.settler.archive_handled(handled)
+        except BaseException:
+            self.archive_failed(handled)
+            raise
+        self.warn_of_lost({m.id for m, was in zip(handled, archived, strict=True) if not was})
+
+    async def archive_one_by_one(self) -> None:
+        """Archive messages one by one since the database has refused one of them; that
+        one has failed."""
+        outcomes = self.outcomes
+        while outcomes.to_archive:
+            message = outcomes.to_archive[0]
+            try:
+                (archived,) = await self._parts.settler.archive_handled([message])
+                self.warn_of_lost(set() if archived else {message.id})
+            except psycopg.Error as error:
+                if not is_refusal(error):
+                    raise
+                outcomes.to_fail.append((message, describe_failure(error)))
+            del outcomes.to_archive[0]
+        self.archive_refused = False
+
+    # Failing
+
+    async def fail(self) -> None:
+        """Have the messages fail that have failed."""
+        while failed := self.outcomes.to_fail[:]:
+            try:
+                await self._fail(failed)
+            except psycopg.Error as error:
+                if not is_refusal(error):
+                    raise
+                for one in failed:  # the database refuses one of them
+                    try:
+                        await self._fail([one])
+                    except psycopg.Error as refused:
+                        if not is_refusal(refused):
+                            raise
+                        self._give_up(one, refused)
+
+    async def _fail(self, failed: Sequence[tuple[Message, Failure]]) -> None:
+        outcomes = await self._parts.settler.fail(
+            [m for m, _ in failed], [f for _, f in failed], keep_place=self._options.ordered
+        )
+        del self.outcomes.to_fail[: len(failed)]
+        self._log_outcomes(failed, outcomes)
+
+    def _give_up(self, failed: tuple[Message, Failure], refused: psycopg.Error) -> None:
+        self._parts.leases.drop(failed[0])
+        del self.outcomes.to_fail[0]
+        outcome = (
+            f"it can neither be archived nor put back ({refused}), and will be when its lease ends"
+        )
+        self._log_outcomes([failed], [outcome])
+
+    def _log_outcomes(
+        self, failed: Sequence[tuple[Message, Failure]], outcomes: Sequence[float | str | None]
+    ) -> None:
+        log_outcomes(self._options.name, failed, outcomes, batches=self._options.batches)
+
+    # The rest
+
+    async def requeue(self, prefetch: PrefetchBuffer) -> None:
+        """Requeue what no handler has begun with; the delivery does not count."""
+        unhandled, expired = prefetch.take_all(), self.outcomes.to_requeue
+        messages = unhandled + expired
+        if self._run.stopped:  # the command has released them
+            self._run.count_released(self._parts.leases.drop_settled(messages))
+            expired.clear()
+            return
+        try:
+            requeued = await self._parts.settler.requeue(messages)
+        except (ConnectionLost, psycopg.Error) as error:
+            if is_lock_timeout(error):
+                expired += unhandled
+            else:
+                prefetch.return_messages(unhandled)
+            raise
+        except BaseException:
+            prefetch.return_messages(unhandled)
+            raise
+        del expired[: len(messages) - len(unhandled)]
+        self._run.count_released(requeued)
+
+    async def check_transactions(self) -> None:
+        """Find out how handlers' transactions have ended; a message whose transaction
+        was rolled back has failed."""
+        for message in await self.transactions.check():
+            error = TocsinError(
+                "the handler settled it in a transaction that was rolled back, and returned"
+            )
+            self.outcomes.to_fail.append((message, describe_failure(error)))
+
+    async def flush(self) -> None:
+        """Settle what is left when the handlers have ended."""
+        try:
+            try:
+                await self._settle_all()
+            except (ConnectionLost, psycopg.Error) as error:
+                if not (is_lock_timeout(error) and await self.locked.take_from(self.outcomes)):
+                    raise
+                await self._settle_all()
+            self.outcomes.add(self.locked.outcomes.take_all())
+            await self._settle_all()
+        finally:
+            failed = self.outcomes.to_fail + self.locked.outcomes.to_fail
+            self._log_outcomes(failed, [UNANSWERED] * len(failed))
+
+    async def _settle_all(self) -> None:
+        try:
+            if self.outcomes.to_archive and not self.archive_refused:
+                await self.archive()
+        except psycopg.Error as error:
+            if not is_refusal(error):
+                raise
+        if self.outcomes.to_archive:
+            await self.archive_one_by_one()
+        if self.transactions:
+            await self.check_transactions()
+        if self.outcomes.to_fail:
+            await self.fail()

@@ -1,0 +1,138 @@
+"""A consumer as a worker: its registration, and what a command does to it."""
+
+from __future__ import annotations
+
+from tocsin._database.client import Database
+from tocsin._durations import Duration, to_seconds
+from tocsin._queue.message import Source
+from tocsin._queue.process.bell import Bell
+from tocsin._queue.process.process import Process
+from tocsin._queue.workers.handle import WorkerHandle
+from tocsin._queue.workers.registration import Registered, Registration
+from tocsin.errors import ConnectionLost
+
+from . import draining
+from .consumer_state import ConsumerState
+from .parts import make_parts
+
+
+class ConsumerRegistration(Registration):
+    """A consumer's place in the registry, which passes on what the registry says."""
+
+    def __init__(
+        self, database: Database, process: Process, bell: Bell, queue: str, name: str | None
+    ) -> None:
+        super().__init__(database, "consumer", queue, name)
+        self.parts = make_parts(database, process, bell, self)
+        self.state = ConsumerState(self.parts)
+
+    @property
+    def listens_to(self) -> tuple[str, int]:
+        return self.channel, self.queue_id
+
+    async def register(self, process_id: int) -> None:
+        """See `Registration.register`. Registered again, the process had been declared
+        dead, and the leases are gone."""
+        await super().register(process_id)
+        parts = self.parts
+        parts.claimer.begin(Source(self.queue, self.queue_id, self.worker_id, parts.settler))
+        draining.add_consumer(self.state)
+        if self.state.run is not None:
+            await parts.keeper.refresh()
+            self.state.on_worker_status(self.status, None)
+
+    def on_worker_status(self, status: str, grace: float | None) -> None:
+        self.state.on_worker_status(status, grace)
+
+    def on_leases_revoked(self) -> None:
+        self.state.on_leases_revoked()
+
+    def end(self) -> None:
+        """See `Registration.end`. All leases have ended with it."""
+        leases = self.parts.leases
+        leases.drop_settled(leases.messages())
+        draining.remove_consumer(self.state)
+
+
+class ConsumerWorker(Registered, WorkerHandle):
+    """A consumer of this process, as a worker."""
+
+    def __init__(
+        self, database: Database, process: Process, bell: Bell, queue: str, name: str | None
+    ) -> None:
+        registration = ConsumerRegistration(database, process, bell, queue, name)
+        super().__init__(database, process, registration)
+        self._parts = registration.parts
+        self._state = registration.state
+
+    async def interrupt(self, *, grace: Duration | None = None) -> None:
+        """End the run: see `WorkerHandle.interrupt`.
+
+        While the database is away the run is ended all the same, and `ConnectionLost`
+        raised.
+
+        Args:
+            grace: seconds after which handlers still running are cancelled.
+
+        Raises:
+            StateTransitionError: the worker is suspended or stopped.
+            WorkerNotFound: the worker does not exist.
+            ConnectionLost: the database did not answer.
+
+        Cancellation:
+            Atomic: the worker is interrupted or nothing has changed.
+        """
+        seconds = None if grace is None else to_seconds(grace, "grace", zero=True)
+        try:
+            await super().interrupt(grace=grace)
+        except ConnectionLost:
+            self._state.end_run(seconds)
+            raise
+        self._state.end_run(seconds)
+
+    async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
+        """Take no more messages: see `WorkerHandle.suspend`.
+
+        Args:
+            release: release the messages that the worker holds.
+            drain: let the handlers finish, and return when nothing is held any more.
+
+        Raises:
+            PendingMessages: the worker holds messages, and neither was asked for.
+            StateTransitionError: the worker may not be suspended.
+            WorkerNotFound: the worker does not exist.
+
+        Cancellation:
+            Atomic: the worker is suspended or nothing has changed. Cancelled while it
+            waits for the handlers, it is suspended.
+        """
+        await super().suspend(release=release, drain=drain)
+        self._state.on_worker_status("suspended", None)
+        if drain:
+            await self._parts.keeper.wait_empty()
+
+    async def resume(self) -> None:
+        """End a suspension.
+
+        Raises:
+            StateTransitionError: the worker is not suspended.
+            WorkerNotFound: the worker does not exist.
+
+        Cancellation:
+            Atomic: the suspension has ended or nothing has changed.
+        """
+        await super().resume()
+        self._state.on_worker_status("ready", None)
+
+    async def stop(self) -> int:
+        """Stop for good, whatever the state; return how many messages that released.
+
+        Raises:
+            WorkerNotFound: the worker does not exist.
+
+        Cancellation:
+            Atomic: the worker is stopped or nothing has changed.
+        """
+        released = await super().stop()
+        self._state.on_worker_status("stopped", None)
+        return released

@@ -1,0 +1,145 @@
+"""The tasks that call a run's handler.
+
+A worker task calls the handler for prefetched messages, one call after the other. When
+a handler waits for something, another worker task begins, up to the concurrency;
+handlers that never wait need no second one, and no task of their own. A worker task
+that finds nothing to do stays as the idle one, since waking a task is faster than
+starting one.
+
+Each call has a context (``contextvars``) of its own: a worker task whose handler has
+changed its context calls no other.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextvars import Context, copy_context
+from functools import partial
+from time import perf_counter
+
+import trio
+
+from .completer import Completer
+from .handlers import HandlerOptions
+from .invocation import invoke
+from .lease_clock import lease_time
+from .leases import HandlerCall, Leases
+from .prefetch import PrefetchBuffer
+from .run import Run
+from .step_watch import Watched, step_watch
+
+logger = logging.getLogger("tocsin.consumer")
+
+MAX_TURN = 0.0003
+"""Seconds for which handlers that never wait are called before other tasks may run:
+above all the one that sends statements."""
+
+
+class HandlerPool:
+    """See the module."""
+
+    def __init__(
+        self,
+        run: Run,
+        leases: Leases,
+        prefetch: PrefetchBuffer,
+        completer: Completer,
+        options: HandlerOptions,
+        nursery: trio.Nursery,
+        task_name: str,
+    ) -> None:
+        self._run = run
+        self._leases = leases
+        self._prefetch = prefetch
+        self._completer = completer
+        self._options = options
+        self._tasks = _Tasks(nursery, task_name)
+
+    @trio.lowlevel.enable_ki_protection
+    def start_worker(self) -> None:
+        """Have another worker task call handlers, if messages wait for one."""
+        tasks = self._tasks
+        if self._prefetch and tasks.working < self._options.concurrency and self._run.may_claim:
+            tasks.working += 1
+            if tasks.idle:
+                tasks.idle.unpark()
+            else:
+                start = partial(tasks.nursery.start_soon, self._run_worker, name=tasks.name)
+                tasks.context.run(start)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_worker(self) -> None:
+        tasks = self._tasks
+        with step_watch().watching(self._options.name, self.start_worker) as watched:
+            while True:
+                clean = await self._call_handlers(watched)
+                self.start_worker()
+                if tasks.idle or not clean:
+                    return
+                await tasks.idle.park()
+
+    async def _call_handlers(self, watched: Watched) -> bool:
+        """Call the handler for what waits, one call after the other. Return whether the
+        context of this task is what it was."""
+        run, prefetch, leases, completer = self._run, self._prefetch, self._leases, self._completer
+        call = HandlerCall()
+        context = copy_context()
+        turn_began = perf_counter()
+        now = lease_time()
+        try:
+            with run.calling(call), call.scope:
+                while prefetch and run.may_claim and not call.scope.cancel_called:
+                    call.messages = prefetch.take(self._options.size)
+                    if expired := leases.start(call, now):
+                        completer.outcomes.to_requeue += expired
+                        logger.warning(
+                            "%d leases ended before a handler could begin; the process was stopped,"
+                            " or blocked",
+                            len(expired),
+                        )
+                    if messages := call.messages:
+                        watched.calling = True
+                        raised = await invoke(self._options, messages)
+                        watched.calling = False
+                        prefetch.finished += len(messages)
+                        completer.add(messages, raised)
+                        call.messages = []
+                        run.waiter.wake()
+                        if raised is not None and raised.exits is not None:
+                            raise raised.exits
+                    if perf_counter() - turn_began > MAX_TURN:
+                        await trio.lowlevel.checkpoint()
+                        turn_began = perf_counter()
+                        now = lease_time()
+                    if _has_changed(context):
+                        return False
+        finally:
+            self._tasks.working -= 1
+        return True
+
+
+class _Tasks:
+    """The worker tasks of a pool."""
+
+    def __init__(self, nursery: trio.Nursery, name: str) -> None:
+        self.nursery = nursery
+        self.name = name
+        self.context = copy_context()
+        """The context in which each worker task begins."""
+        self.working = 0
+        """How many call handlers, or are about to."""
+        self.idle = trio.lowlevel.ParkingLot()
+        """Where the idle one waits."""
+
+
+_MISSING = object()
+
+
+def _has_changed(before: Context) -> bool:
+    """Return whether the current context differs from this one."""
+    now = copy_context()
+    if not now and not before:  # most programs set nothing
+        return False
+    return len(now) != len(before) or any(
+        before.get(variable, _MISSING) is not value for variable, value in now.items()
+    )

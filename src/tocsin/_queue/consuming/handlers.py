@@ -1,0 +1,156 @@
+"""What can be a handler, and how it is called."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, TypeAlias, cast
+
+import attrs
+import trio
+
+from tocsin._durations import Duration, to_seconds
+from tocsin._queue.message import Message
+
+from .failure import Escaped
+
+Caller: TypeAlias = Callable[[Any], Awaitable[object]]
+"""Calls a handler with its argument, and returns what the handler does."""
+
+
+@attrs.frozen(kw_only=True)
+class HandlerOptions:
+    """How a run calls its handler."""
+
+    call: Callable[[list[Message]], Awaitable[object]]
+    """Calls the handler with messages."""
+    name: str
+    """The handler's name."""
+    concurrency: int
+    """How many calls may go on at a time."""
+    size: int = 1
+    """The most messages in one call."""
+    batches: bool = False
+    """Whether the handler takes a list of messages."""
+    vt: float | None
+    """Length of the leases in seconds; None: the queue's."""
+    timeout: float | None
+    """For how many seconds a call may go on."""
+    once: bool
+    """Whether the run ends when nothing is left to do."""
+    ordered: bool = False
+    """Whether no message is claimed before those ahead of it in the queue are finished.
+    """
+
+
+def make_options(
+    handler: Callable[[Any], object],
+    *,
+    batches: bool,
+    size: int = 1,
+    concurrency: int,
+    vt: Duration | None,
+    timeout: Duration | None,
+    once: bool,
+    ordered: bool = False,
+) -> HandlerOptions:
+    """Check a handler and what is to be done with it."""
+    call = make_caller(handler)
+
+    async def call_with_batch(messages: list[Message]) -> object:
+        # the handler may take messages out of its list
+        return await call(list(messages))
+
+    def call_with_first(messages: list[Message]) -> Awaitable[object]:
+        return call(messages[0])
+
+    return HandlerOptions(
+        call=call_with_batch if batches else call_with_first,
+        name=describe_handler(handler),
+        concurrency=concurrency,
+        size=size,
+        batches=batches,
+        vt=None if vt is None else to_seconds(vt, "vt"),
+        timeout=None if timeout is None else to_seconds(timeout, "timeout"),
+        once=once,
+        ordered=ordered,
+    )
+
+
+def describe_handler(handler: Callable[..., object]) -> str:
+    """Return the handler's name for messages."""
+    name = getattr(handler, "__qualname__", None)
+    return f"{handler.__module__}.{name}" if name else repr(handler)
+
+
+def check_handler(handler: Callable[[Any], object]) -> None:
+    """Refuse what cannot be a handler: nothing callable, or a generator function, whose
+    call runs none of its code."""
+    if not callable(handler):
+        raise TypeError(f"a handler is a function of one argument, not {handler!r}")
+    for function in (handler, type(handler).__call__):
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"handler {describe_handler(handler)} is a generator function: a call runs none of"
+                " its code; it must not yield"
+            )
+
+
+def check_that_it_ran(returned: object, name: str) -> None:
+    """Raise TypeError if what a handler returned is code that has not run: then its
+    message has not been handled."""
+    if (
+        inspect.isawaitable(returned)
+        or inspect.isgenerator(returned)
+        or inspect.isasyncgen(returned)
+    ):
+        if inspect.iscoroutine(returned):
+            returned.close()  # else Python warns of it, too
+        kind = type(returned).__name__
+        raise TypeError(
+            f"handler {name} returned {kind}, which nobody runs. Does a decorator hide an async"
+            " function, or a yield?"
+        )
+
+
+def make_caller(handler: Callable[[Any], object]) -> Caller:
+    """Return how to call a handler: an async function in the calling task, any other
+    function in a thread."""
+    check_handler(handler)
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
+        return _make_async_caller(cast(Callable[[Any], Awaitable[object]], handler))
+
+    # The worker tasks are the limit. A thread that was left behind does not count: the
+    # next message would wait for it, and its time run out.
+    threads = trio.CapacityLimiter(math.inf)
+
+    @wraps(handler)
+    def run(work: Any) -> object:
+        try:
+            return handler(work)
+        except BaseException as raised:
+            # No signal and no cancellation arrives in a thread: it is the handler's own.
+            raise Escaped(raised) from None
+
+    async def call_in_thread(work: Any) -> object:
+        # A thread cannot be stopped: when the handler's scope is cancelled it is left
+        # behind. Another consumer has its message by then, and it cannot settle it. A
+        # long one can ask trio.from_thread.check_cancelled().
+        return await trio.to_thread.run_sync(run, work, abandon_on_cancel=True, limiter=threads)
+
+    return call_in_thread
+
+
+def _make_async_caller(handler: Callable[[Any], Awaitable[object]]) -> Caller:
+    @trio.lowlevel.disable_ki_protection
+    async def call(work: Any) -> object:
+        """A cancellation is the handler's, and so is a `KeyboardInterrupt` that arrives
+        while it computes."""
+        try:
+            return await handler(work)
+        except GeneratorExit as raised:
+            raise Escaped(raised) from None
+
+    return call

@@ -1,0 +1,243 @@
+"""Extend leases while handlers run.
+
+A lease is extended when half of its time has gone, all that are due in one statement; a
+handler that ends sooner costs no statement. When the database says that a lease is
+gone, the handler that relied on it is cancelled: it could not settle anyway. A
+statement that is not answered is sent on another connection before the leases end, so
+that no connection is relied on alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from datetime import timedelta
+
+import trio
+
+from tocsin._concurrency.backoff import OutageRetry
+from tocsin._concurrency.cancelling import cancel
+from tocsin._database.client import Database
+from tocsin._database.error_mapping import TRANSIENT
+from tocsin._queue.message import Message, settle_arguments
+from tocsin._queue.workers.health import suspicious_after
+
+from .claimed_batch import ClaimedBatch
+from .lease_clock import lease_time, time_asleep
+from .leases import Lease, Leases
+
+logger = logging.getLogger("tocsin.lease")
+
+SOONEST = 0.05
+LATEST = 1.0
+"""Least and most seconds without an answer after which leases are extended on another
+connection too: a quarter of what is left of them."""
+
+LOCKED_PAUSE = 0.25
+"""Seconds after which a lease is to be extended again whose message another transaction
+has locked."""
+
+
+class LeaseKeeper:
+    """Extends the leases of one consumer, and finds those that are lost."""
+
+    def __init__(self, database: Database, leases: Leases) -> None:
+        self._database = database
+        self._leases = leases
+        self._idle_scope = trio.CancelScope()
+
+    def add_batch(self, batch: ClaimedBatch) -> None:
+        """Take over the leases of a batch."""
+        self._leases.add_batch(batch)
+        terms = batch.terms
+        if terms.auto_extend:
+            self._wake_by(terms.expires - terms.vt / 2)
+            self._wake_by(terms.expires - terms.vt + suspicious_after(terms.vt))
+
+    def add(self, batch: ClaimedBatch, messages: Sequence[Message]) -> None:
+        """Note messages of a batch that were decoded."""
+        for lost in self._leases.add(messages, batch):
+            self._on_lost(lost)
+
+    @trio.lowlevel.enable_ki_protection
+    async def extend_forever(self) -> None:
+        """Extend leases in time, without end, and warn of handlers that may hang.
+
+        Cancellation:
+            The leases stay as they are.
+        """
+        while True:
+            deadline = (
+                min((min(h.extend_at, h.warn_at) for h in self._leases.all()), default=math.inf)
+                - time_asleep()
+            )
+            with trio.CancelScope(deadline=deadline) as self._idle_scope:
+                await trio.sleep_forever()
+            self._warn_of_long_calls()
+            await self.refresh(lease_time())
+
+    @trio.lowlevel.enable_ki_protection
+    async def refresh(self, until: float = math.inf, *, on_purpose: bool = False) -> int:
+        """Extend the leases that are to be extended until this time, and cancel the
+        handlers of those that are gone; return how many are.
+
+        Goes on until the database has answered.
+
+        Args:
+            until: by `lease_time`.
+            on_purpose: a command has taken the leases, which is not to be warned of.
+
+        Cancellation:
+            The leases are extended or not.
+        """
+        due = [h for h in self._leases.all() if h.auto_extend and h.extend_at <= until]
+        return sum(
+            [
+                await self._refresh([h for h in due if h.vt == vt], vt, on_purpose)
+                for vt in {h.vt for h in due}
+            ]
+        )
+
+    async def _refresh(self, due: list[Lease], vt: float, on_purpose: bool) -> int:
+        gone = 0
+        leases = self._leases
+        retries = OutageRetry("extending leases", logger)
+        while True:
+            due = [h for h in due if h.message in leases]
+            if not due:
+                return gone
+            try:
+                extended = await self.extend([h.message for h in due], vt)
+            except TRANSIENT as lost:
+                await trio.sleep(retries.failed(lost))
+                continue
+            retries.succeeded()
+            for held, still_ours in zip(due, extended, strict=True):
+                # settled while the statement was under way
+                if still_ours is not False or held.message not in leases:
+                    continue
+                if held.promised:
+                    leases.drop_gone([held.message])
+                elif leases.is_settling(held.message):  # the answer to that is still to come
+                    held.expires = lease_time() + vt
+                else:
+                    gone += 1
+                    self._on_lost(held, logging.DEBUG if on_purpose else logging.WARNING)
+            return gone
+
+    async def extend(self, messages: Sequence[Message], seconds: float) -> list[bool | None]:
+        """Make these leases end in this many seconds; return which are still ours.
+
+        None: still ours, but another transaction has locked the message, so that its
+        lease ends when it did.
+
+        Cancellation:
+            The leases are extended or not.
+        """
+        now = lease_time()
+        parameters = [*settle_arguments(messages), timedelta(seconds=seconds)]
+        held = [h for m in messages if m in self._leases and (h := self._leases.get(m.id))]
+        left = min((h.expires for h in held), default=math.inf) - now
+        ((extended,),) = await self._database.fetch_from_any(
+            "select tocsin.extend(%s::bigint[], %s::bigint[], %s)",
+            parameters,
+            after=min(max(left / 4, SOONEST), LATEST),
+        )
+        for message, still_ours in zip(messages, extended, strict=True):
+            lease = self._leases.get(message.id) if message in self._leases else None
+            if lease is not None and still_ours is not False:
+                if still_ours:
+                    lease.expires = now + seconds
+                    lease.locked_until = -math.inf
+                else:
+                    lease.locked_until = lease_time() + LOCKED_PAUSE
+                self._wake_by(lease.extend_at)  # a handler may have made it shorter, and go on
+        return list(extended)
+
+    async def check_promised(self, messages: Sequence[Message] | None = None) -> list[Message]:
+        """Find out what has become of promised messages (None: of all); return those
+        whose lease is there, extended: the transaction was rolled back.
+
+        Those that are settled are forgotten.
+
+        Raises:
+            ConnectionLost: the database did not answer.
+
+        Cancellation:
+            The leases are extended or not.
+        """
+        rolled_back: list[Message] = []
+        wanted = None if messages is None else {m.id for m in messages}
+        asked = [h for h in self._leases.promised if wanted is None or h.message.id in wanted]
+        for vt in {h.vt for h in asked}:
+            group = [h.message for h in asked if h.vt == vt]
+            extended = await self.extend(group, vt)
+            rolled_back += [m for m, ours in zip(group, extended, strict=True) if ours]
+            self._leases.drop_gone(
+                [m for m, ours in zip(group, extended, strict=True) if ours is False]
+            )
+        return rolled_back
+
+    async def wait_empty(self) -> None:
+        """Return when nothing is held but expired leases of messages that were dequeued
+        by hand. Cancellation changes nothing."""
+        leases = self._leases
+        while alive := [h for h in leases.all() if h.auto_extend or h.expires > lease_time()]:
+            wake_at = min(math.inf if h.auto_extend else h.expires for h in alive) - time_asleep()
+            if leases.promised:
+                await self.check_promised()
+                wake_at = min(wake_at, trio.current_time() + LOCKED_PAUSE)
+                if not leases.promised:
+                    continue
+            with trio.move_on_at(wake_at):
+                await leases.wait_for_drop()
+        await trio.lowlevel.checkpoint()
+
+    def _wake_by(self, at: float) -> None:
+        at -= time_asleep()
+        # The deadline moves without waking the task: most leases end before it.
+        if at < self._idle_scope.deadline:
+            self._idle_scope.deadline = at
+
+    def _warn_of_long_calls(self) -> None:
+        """Log which handlers have been running for suspiciously long; again when that
+        time has doubled."""
+        now = lease_time()
+        for held in [h for h in self._leases.all() if h.warn_at <= now]:
+            message, running = held.message, now - held.since
+            held.patience = 2 * running
+            if (
+                held.call is not None
+                and message in self._leases
+                and any(m is message for m in held.call.messages)
+            ):
+                fields = {
+                    "queue": message.queue,
+                    "message_id": message.id,
+                    "delivery": message.read_ct,
+                }
+                logger.warning(
+                    "the handler of message %d has been running for %.0f s; it may hang",
+                    message.id,
+                    running,
+                    extra=fields,
+                )
+
+    def _on_lost(self, held: Lease, level: int = logging.WARNING) -> None:
+        self._leases.drop(held.message)
+        call, message_id = held.call, held.message.id
+        if (
+            call is None
+            or held.message not in call.messages
+            or any(m in self._leases for m in call.messages)
+        ):
+            logger.log(
+                level, "the lease of message %d is gone; it will be delivered again", message_id
+            )
+        else:
+            logger.log(
+                level, "the lease of message %d is gone; its handler is cancelled", message_id
+            )
+            call.lost = message_id
+            cancel(call.scope, f"the lease of message {message_id} is gone")

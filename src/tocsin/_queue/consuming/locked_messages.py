@@ -1,0 +1,52 @@
+"""What cannot be settled yet, since another transaction has locked its message's row:
+it waits here, and stops nothing else."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import trio
+
+from .outcomes import Outcomes
+from .settlement import Settler
+
+logger = logging.getLogger("tocsin.consumer")
+
+CHECK_AFTER = 1.0
+"""Seconds between two checks whether rows are still locked."""
+
+
+class LockedMessages:
+    """See the module."""
+
+    def __init__(self, settler: Settler) -> None:
+        self.outcomes = Outcomes()
+        """What is to become of them when their rows are not locked any more."""
+        self.check_at = math.inf
+        """When to check whether their rows are still locked (`trio.current_time`)."""
+        self._settler = settler
+
+    def __bool__(self) -> bool:
+        return bool(self.outcomes)
+
+    async def take_from(self, outcomes: Outcomes) -> bool:
+        """Take what is locked out of these outcomes; return whether there was any."""
+        locked = await self._settler.find_locked(outcomes.messages())
+        if not locked:
+            return False
+        logger.warning(
+            "other transactions have locked messages that are to be settled; that is tried again"
+            " later: %s",
+            sorted(locked),
+        )
+        self.outcomes.add(outcomes.take(locked))
+        self.check_at = trio.current_time() + CHECK_AFTER
+        return True
+
+    async def return_to(self, outcomes: Outcomes) -> None:
+        """Add what is not locked any more to these outcomes."""
+        messages = self.outcomes.messages()
+        locked = await self._settler.find_locked(messages)
+        outcomes.add(self.outcomes.take({m.id for m in messages} - locked))
+        self.check_at = trio.current_time() + CHECK_AFTER if self.outcomes else math.inf

@@ -1,0 +1,121 @@
+"""Begin and end a consumer's run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import psycopg
+import trio
+
+from tocsin._concurrency.cancelling import cancel
+from tocsin._concurrency.nursery import open_nursery_bare
+from tocsin.errors import StateTransitionError, Suspended, TocsinError
+
+from .consumer_state import ConsumerState
+from .draining import wait_for_others
+from .parts import ConsumerParts
+from .run import Run
+
+logger = logging.getLogger("tocsin.consumer")
+
+
+@contextmanager
+def settling_at_the_end(parts: ConsumerParts) -> Iterator[None]:
+    """Settle in the block what a run leaves: within the grace of a cleanup, and with a
+    warning instead of an error."""
+    with parts.database.grace.scope():
+        try:
+            yield
+        except (TocsinError, psycopg.Error) as error:
+            logger.warning(
+                "messages handled by worker %r will be delivered again: %s",
+                parts.registration.name,
+                error,
+            )
+
+
+async def _begin(state: ConsumerState) -> bool:
+    """Have the registry say that the consumer polls; return whether it may."""
+    await trio.lowlevel.checkpoint()
+    try:
+        if not state.closed:
+            await state.parts.claimer.begin_poll()
+    except StateTransitionError as refused:
+        if refused.from_ != "interrupted" and not state.closed:
+            raise
+        return False
+    return not state.closed  # a signal may have closed it by now
+
+
+async def _complete(parts: ConsumerParts) -> int:
+    """Have the registry say that the run has ended; return how many messages that
+    released."""
+    released = 0
+    problem: object = None
+    with parts.database.grace.scope() as patience:
+        try:
+            released = await parts.claimer.complete_poll()
+        except (TocsinError, psycopg.Error) as error:
+            problem = error
+    if patience.cancelled_caught:
+        problem = "no answer"
+    if problem is not None:
+        logger.warning(
+            "what worker %r holds will be delivered again when its leases end: %s",
+            parts.registration.name,
+            problem,
+        )
+    return released
+
+
+@asynccontextmanager
+async def open_run(
+    state: ConsumerState, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> AsyncIterator[Run]:
+    """Make the consumer poll for as long as the block lasts.
+
+    Raises:
+        Suspended: at the end of the block, if the run was ended from outside.
+    """
+    parts = state.parts
+    name = parts.registration.name
+    if state.running:
+        raise RuntimeError(
+            f"consumer {name!r} is running already; open another consumer for a second run"
+        )
+    state.running = True
+    run: Run | None = None
+    ended_by: str | None = None
+    handled = failed = released = 0
+    try:
+        if not await _begin(state):
+            ended_by = "interrupted before it began"
+        else:
+            with parts.bell.waiter(parts.registration.queue_id) as waiter:
+                async with open_nursery_bare() as nursery:
+                    run = state.run = Run(parts, waiter, nursery)
+                    nursery.start_soon(parts.keeper.extend_forever, name=f"tocsin leases of {name}")
+                    waiter.ring()
+                    task_status.started()
+                    try:
+                        yield run
+                    finally:
+                        # before the nursery closes: what the registry says may start a
+                        # task in it
+                        state.run = None
+                        cancel(nursery.cancel_scope, "the run has ended")
+    finally:
+        if run is not None:
+            with settling_at_the_end(parts):
+                await parts.keeper.check_promised()
+        released = await _complete(parts)
+        state.running = False
+        parts.leases.wake_waiters()
+    if run is not None:
+        ended_by, handled, failed = run.ended_by, run.handled, run.failed
+        released += run.released
+    if ended_by is not None:
+        await wait_for_others(state)
+        raise Suspended(ended_by, handled=handled, failed=failed, released=released)

@@ -1,0 +1,181 @@
+"""Settle messages: archive, delete, release, extend and fail them, many in one
+statement.
+
+All of them take messages with the leases they were claimed with, and change nothing for
+a message whose lease is gone. Cancelled, a statement has settled all of its messages or
+none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from tocsin._database.caller_connection import AnyConnection, check_connection, fetch_value
+from tocsin._database.client import Database
+from tocsin._durations import Duration, to_seconds, to_timedelta
+from tocsin._queue.message import Message, settle_arguments
+from tocsin.errors import CharacterUnsupported
+
+from .failure import Failure
+from .failure_log import SETTLED_ELSEWHERE
+from .lease_keeper import LeaseKeeper
+from .leases import Leases
+
+_ARCHIVE = "select tocsin.archive(%s::bigint[], %s::bigint[])"
+_DELETE = "select tocsin.delete(%s::bigint[], %s::bigint[])"
+_RELEASE = "select tocsin.release(%s::bigint[], %s::bigint[], %s)"
+_REQUEUE = (
+    "select tocsin.release(%s::bigint[], %s::bigint[], counted => false)"
+    " from tocsin.limit_lock_wait()"
+)
+_FAIL = (
+    "select tocsin.fail(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::float8[],"
+    " %s::text[], %s) from tocsin.limit_lock_wait()"
+)
+
+
+class Settler:
+    """Settles the messages of one consumer."""
+
+    def __init__(self, database: Database, leases: Leases, keeper: LeaseKeeper) -> None:
+        self.failed = 0
+        """How many messages of runs have failed or been rejected."""
+        self._handled = 0
+        self._database = database
+        self._leases = leases
+        self._keeper = keeper
+
+    @property
+    def handled(self) -> int:
+        """How many messages of runs have been archived, deleted or released."""
+        return self._handled + self._leases.settled_elsewhere
+
+    # What users can do
+
+    async def archive(
+        self, messages: Sequence[Message], *, connection: AnyConnection | None = None
+    ) -> list[bool]:
+        """Archive messages."""
+        return await self._settle(_ARCHIVE, messages, connection=connection)
+
+    async def delete(
+        self, messages: Sequence[Message], *, connection: AnyConnection | None = None
+    ) -> list[bool]:
+        """Delete messages."""
+        return await self._settle(_DELETE, messages, connection=connection)
+
+    async def release(
+        self,
+        messages: Sequence[Message],
+        *,
+        delay: Duration = 0,
+        connection: AnyConnection | None = None,
+    ) -> list[bool]:
+        """Return messages to their queue after a delay."""
+        interval = to_timedelta(delay, "delay", zero=True)
+        return await self._settle(_RELEASE, messages, interval, connection=connection)
+
+    async def extend(self, messages: Sequence[Message], seconds: Duration) -> list[bool]:
+        """Make leases end ``seconds`` from now."""
+        extended = await self._keeper.extend(messages, to_seconds(seconds, "seconds"))
+        self._leases.drop_gone(
+            [m for m, ours in zip(messages, extended, strict=True) if ours is False]
+        )
+        return [ours is not False for ours in extended]
+
+    # What a run does
+
+    async def archive_handled(self, messages: Sequence[Message]) -> list[bool]:
+        """Archive messages of a run.
+
+        Raises:
+            ConnectionLost: also when another transaction has locked a message
+                (`is_lock_timeout`).
+        """
+        return await self._settle(_ARCHIVE + " from tocsin.limit_lock_wait()", messages)
+
+    async def requeue(self, messages: Sequence[Message]) -> int:
+        """Release messages that no handler has begun, without counting the delivery;
+        return how many were still ours."""
+        (released,) = await self._database.fetch_one(_REQUEUE, [*settle_arguments(messages)])
+        self._leases.drop_settled(messages)
+        return sum(released)
+
+    async def fail(
+        self, messages: Sequence[Message], failures: Sequence[Failure], *, keep_place: bool = False
+    ) -> list[float | str | None]:
+        """Do what each failure asks for, and return what was done: see
+        ``tocsin.fail``."""
+        texts, traces = [f.text for f in failures], [f.trace for f in failures]
+        verdicts = [f.delay for f in failures], [f.verdict for f in failures], keep_place
+        arguments = settle_arguments(messages)
+        with self._leases.settling(messages):
+            try:
+                (outcomes,) = await self._database.fetch_one(
+                    _FAIL, [*arguments, texts, traces, *verdicts]
+                )
+            except CharacterUnsupported:
+                (outcomes,) = await self._database.fetch_one(
+                    _FAIL, [*arguments, _in_ascii(texts), _in_ascii(traces), *verdicts]
+                )
+        leases = self._leases
+        lost = {m.id for m, outcome in zip(messages, outcomes, strict=True) if outcome is None}
+        settled = {m.id for m in messages if m.id in lost and leases.is_promised(m)}
+        leases.drop_settled(
+            [m for m, f in zip(messages, failures, strict=True) if f.verdict == "snoozed"]
+        )
+        self.failed += leases.drop_settled(messages, lost)
+        return [
+            SETTLED_ELSEWHERE if m.id in settled else outcome
+            for m, outcome in zip(messages, outcomes, strict=True)
+        ]
+
+    async def find_locked(self, messages: Sequence[Message]) -> set[int]:
+        """Return the ids of those messages whose rows other transactions have
+        locked."""
+        (locked,) = await self._database.fetch_one(
+            "select tocsin.locked_messages(%s::bigint[])", [[m.id for m in messages]]
+        )
+        return set(locked)
+
+    def count_settled(self, messages: Sequence[Message], lost: Container[int] = ()) -> None:
+        """Forget the leases of messages that a statement settled, or found lost."""
+        self._handled += self._leases.drop_settled(messages, lost)
+
+    async def _settle(
+        self,
+        statement: str,
+        messages: Sequence[Message],
+        *more: object,
+        connection: AnyConnection | None = None,
+    ) -> list[bool]:
+        arguments = [*settle_arguments(messages), *more]
+        if connection is not None:
+            return await self._settle_on(connection, statement, messages, arguments)
+        with self._leases.settling(messages):
+            (settled,) = await self._database.fetch_one(statement, arguments)
+        self.count_settled(
+            messages, [m.id for m, was in zip(messages, settled, strict=True) if not was]
+        )
+        return list(settled)
+
+    async def _settle_on(
+        self,
+        connection: AnyConnection,
+        statement: str,
+        messages: Sequence[Message],
+        arguments: Sequence[object],
+    ) -> list[bool]:
+        """Settle messages in the caller's transaction. Only its end shows whether they
+        are settled: see ``leases.py``."""
+        check_connection(connection)
+        new = self._leases.promise(messages)
+        settled = await fetch_value(connection, self._database.schema, statement, arguments)
+        gone = [m for m, was in zip(messages, settled, strict=True) if not was]
+        self._leases.break_promise([m for m in gone if m in new])
+        self._leases.drop_gone(gone)
+        return list(settled)
+
+
+def _in_ascii(texts: list[str | None]) -> list[str | None]:
+    return [text and text.encode("ascii", "backslashreplace").decode() for text in texts]

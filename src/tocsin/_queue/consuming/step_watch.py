@@ -1,0 +1,105 @@
+"""Watch the steps of the tasks that call handlers.
+
+A step is what a task does between two checkpoints that yield. While one task computes,
+no other task of the process runs: not the heartbeat, and not the extension of leases.
+Other processes do not take this process for dead (its lifeline is held by the
+connection, not by this loop), but a step longer than half a visibility timeout costs
+the leases held here: their messages are delivered again elsewhere, and what the handler
+does with them afterwards is refused. So a long step is reported with the handler's
+name.
+
+The first step of a call that does not end the call shows that the handler waits, and
+that another worker task can go on.
+
+One trio instrument watches the tasks of all consumers, while any of them runs. Only the
+tasks that call handlers are watched, not those that a handler starts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from time import perf_counter
+
+import attrs
+import trio
+
+logger = logging.getLogger("tocsin.handler")
+
+LONG_STEP = 0.1
+"""Seconds that an async handler may compute without a checkpoint before it is
+reported."""
+
+
+@attrs.define(eq=False)
+class Watched:
+    """A task that calls handlers."""
+
+    handler: str
+    """The handler's name."""
+    on_wait: Callable[[], None]
+    """Called when a call waits for the first time."""
+    calling: bool = False
+    """Whether a call is going on that has not waited yet."""
+
+
+class StepWatch(trio.abc.Instrument):
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[trio.lowlevel.Task, Watched] = {}
+        self._began = 0.0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._began = perf_counter()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        watched = self._tasks.get(task)
+        if watched is None:
+            return
+        taken = perf_counter() - self._began
+        if watched.calling:
+            watched.calling = False
+            watched.on_wait()
+        if taken > LONG_STEP:
+            task.context.run(_report, watched.handler, taken)
+
+    @contextmanager
+    def watching(self, handler: str, on_wait: Callable[[], None]) -> Iterator[Watched]:
+        """Watch the current task for as long as the block lasts."""
+        if not self._tasks:
+            self._began = perf_counter()
+            trio.lowlevel.add_instrument(self)
+        task = trio.lowlevel.current_task()
+        watched = self._tasks[task] = Watched(handler, on_wait)
+        try:
+            yield watched
+        finally:
+            del self._tasks[task]
+            if not self._tasks:
+                # trio has removed it if a logging filter of the program's has raised
+                with suppress(KeyError):
+                    trio.lowlevel.remove_instrument(self)
+
+
+def _report(handler: str, taken: float) -> None:
+    logger.warning(
+        "handler %s blocked the event loop for %.2f s; during that time its process could"
+        " neither extend leases nor answer. Make it a plain function, which runs in a thread, or await"
+        " trio.to_thread.run_sync for the long part.",
+        handler,
+        taken,
+    )
+
+
+_run_watch: trio.lowlevel.RunVar[StepWatch] = trio.lowlevel.RunVar("tocsin.step_watch")
+
+
+def step_watch() -> StepWatch:
+    """Return the watch of this trio run."""
+    try:
+        return _run_watch.get()
+    except LookupError:
+        _run_watch.set(watch := StepWatch())
+        return watch
