@@ -37,7 +37,7 @@ def test_order_is_priority_due_id(store_dsn: str, data: list[tuple[int, int]], b
             assert row is not None
             expected.append((priority, -minutes_ago, row[0]))
         claimed: list[int] = []
-        claim = "select id from tocsin.claim(%s, %s, %s) where id is not null"
+        claim = "select id from tocsin.claim(%s, %s, %s) where kind = 'message'"
         while rows := connection.execute(claim.encode(), [*(worker or ()), batch]).fetchall():
             claimed += [row[0] for row in rows]
         assert claimed == [i for _, _, i in sorted(expected)]
