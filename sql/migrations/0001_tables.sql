@@ -282,7 +282,7 @@ comment on column tocsin.processes.role is 'Role that registered it, and alone m
 comment on column tocsin.processes.every is 'Interval between its heartbeats.';
 comment on column tocsin.processes.lifeline is 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
 
-comment on column tocsin.processes.detached is 'It goes on without a lifeline, since LISTEN does not work where it runs.';
+comment on column tocsin.processes.detached is 'It goes on without a lifeline, because its LISTEN connection cannot be made or does not work.';
 
 create sequence tocsin.flush_marker;
 comment on sequence tocsin.flush_marker is 'Written to where nothing but the disk is to be waited for; see sql/functions/queue/ring_early.sql.';

@@ -287,11 +287,7 @@ async def test_a_command_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> 
                 await until_blocked(store_dsn, ".heartbeat(")
                 await query(store_dsn, "select tocsin.interrupt(%s)", consumer.worker_id)
             with trio.move_on_after(SOON):
-                await until(
-                    lambda: query(
-                        store_dsn, "select 1 from tocsin.workers where status = 'suspended'"
-                    )
-                )
+                await until(lambda: suspended)
             nursery.cancel_scope.cancel()
         assert suspended
 

@@ -1,24 +1,20 @@
--- Who asks, and whether they may. sql/security/access.sql says which role may call
--- which function; this file says what such a function asks about its caller: to which
--- queue, and for whom.
+-- Which role calls, and what it may do. sql/security/access.sql says which role may call
+-- which function. This file says what such a function checks of its caller: the queue,
+-- and the worker.
 --
 -- Functions that other roles may call run as their owner, so there `current_user` is
--- the owner. The caller is the role that SET ROLE has chosen, or else whoever logged
--- in. (A function of somebody else's that runs as its owner does not change who the
--- caller is.) What a role may, its members may who inherit from it, as with any
--- privilege.
+-- the owner. The caller is the role that SET ROLE has chosen, or else the role that
+-- logged in. (A function of the user's that runs as its owner does not change that.) A
+-- role's members that inherit from it may do what the role may, as with any privilege.
 --
 --   owner      owns the schema's functions; so does, in effect, a member of that role and a superuser     everything
 --   admin      calls everything but what installs, acts for every worker, reads every table
 --   consumer   claims from every queue and settles; acts for workers that its own role registered
 --   producer   acts for workers that its own role registered
---   granted    whoever is in queue_grants, by their own role or one they inherit from: may enqueue to that queue
+--   granted    a role in queue_grants, or one that inherits from it: may enqueue to that queue
 --
--- Enqueueing asks first whether it is the owner, in a statement of its own. In a loop
--- of calls that is half a microsecond of the server's time in forty; in a call that is
--- a transaction of its own, where all of this is made ready anew, three in eighty, less
--- than a hundredth of what the caller waits for. As a condition of the INSERT it would
--- be three microseconds more, each time.
+-- Enqueueing first checks whether the caller is the owner, in a statement of its own. As
+-- a condition of the INSERT the check would be prepared with each of them.
 
 create or replace function tocsin._caller() returns name
 language sql stable
@@ -29,8 +25,8 @@ create or replace function tocsin._is_owner() returns boolean
 language sql stable
 as $$ select pg_has_role(tocsin._caller(), current_user, 'usage') $$;
 
--- In plpgsql, so that it stays a call, which those statements do not make whose caller
--- acts for itself: inlined, its subquery would be made ready for each of them.
+-- In plpgsql, so that it is not inlined. A statement whose caller acts for itself does
+-- not call it, and need not prepare its subquery.
 create or replace function tocsin._is_admin() returns boolean
 language plpgsql stable
 as $$
@@ -52,8 +48,7 @@ create or replace function tocsin._acts_for(role name) returns boolean
 language sql stable
 as $$ select role = tocsin._caller() or tocsin._is_admin() $$;
 
--- Whether the caller may enqueue to the queue, and in this worker's name (null:
--- nobody's).
+-- Whether the caller may enqueue to the queue, and as this worker (null: as none).
 create or replace function tocsin._may_enqueue(queue_id integer, worker_id bigint) returns boolean
 language sql stable
 as $$
@@ -111,8 +106,8 @@ begin
 end
 $$;
 
--- Lets a role, and who inherits from it, enqueue to the queue, if it may enqueue at
--- all. Doing it again changes nothing.
+-- Lets a role, and roles that inherit from it, enqueue to the queue, if it may enqueue
+-- at all. A second call changes nothing.
 create or replace function tocsin.grant_queue(queue text, role text) returns void
 language plpgsql
 as $$
@@ -123,7 +118,7 @@ begin
 end
 $$;
 
--- Takes it back, for every statement from now on. Doing it again changes nothing.
+-- Revokes that, for every statement from now on. A second call changes nothing.
 create or replace function tocsin.revoke_queue(queue text, role text) returns void
 language plpgsql
 as $$

@@ -1,4 +1,4 @@
--- How a function says no: an SQLSTATE of Tocsin's own, a sentence for people, the
+-- How a function refuses: with an SQLSTATE of Tocsin's own, a sentence for people, the
 -- values a program needs as JSON in DETAIL, and what to do in HINT.
 --
 --   TC001 QueueNotFound {queue}                  TC006 WorkerStopped {worker_id, from, to, code, reason}

@@ -1,41 +1,40 @@
--- Advisory locks of Tocsin's own, by kind and number. The schema's name is part of the
--- key, so two installations in one database do not meet.
+-- Tocsin's advisory locks, by kind and number. The schema's name is part of the key, so
+-- two installations in one database do not meet.
 --
 --   install   0            one installation at a time
 --   maintain  0            exclusive: maintenance, one at a time (see maintenance.sql); shared: the deletion of a queue
 --   worker    worker id    shared: a claim; exclusive: a change of the worker's state. So a suspension never overlooks a claim under way.
 --   order     queue id     exclusive: an ordered claim (see order.sql)
 --   lifeline  a number     held by a process's LISTEN connection for as long as that connection lives
---   asleep    queue id     shared, by a process's LISTEN connection: consumers of the queue sleep there, or are about to (see ring.sql)
+--   waiting   queue id     shared, by a process's LISTEN connection: consumers of the queue wait there, or are about to (see ring.sql)
 --   unrung    queue id     shared, by a transaction: it has put messages into the queue, has not rung, and has not ended (see ring.sql)
 --   rung      queue id     shared, by a transaction: it has put messages into the queue and has rung; exclusive: the queue is being deleted
 --                          (see queue_deletion.sql)
 --
--- With a constant kind, the planner leaves of all this one call of a hash function
--- whose seed is the number.
+-- With a constant kind, the planner reduces this to one call of a hash function whose
+-- seed is the number.
 create or replace function tocsin._lock_key(kind text, number bigint) returns bigint
 language sql immutable parallel safe
 as $$ select pg_catalog.hashtextextended('tocsin.' || kind, number) $$;
 
 -- Whether another session holds this lock shared; for locks that are held exclusively
--- nowhere but here. The answer may be yes for no reason, when several ask at the same
--- moment, but is never a wrong no.
+-- only here. When several sessions test at the same moment, the answer may be a wrong
+-- yes, but never a wrong no.
 --
--- A session's lock outlives an error, so nothing may come between taking one and giving
--- it back. Nothing can: they are steps of one expression, during which the server
--- answers no cancellation and no timeout. Taking may fail, for want of memory too, but
--- then nothing is held; giving back what is held cannot. A session that is killed gives
--- back by ending.
+-- A session's lock outlives an error, so nothing may come between taking it and
+-- releasing it. Nothing can: they are steps of one expression, during which the server
+-- handles no cancellation and no timeout. Taking may fail, for want of memory too, and
+-- then nothing is held. Releasing a held lock cannot fail. A session that is killed
+-- releases its locks by ending.
 create or replace function tocsin._shared_elsewhere(key bigint) returns boolean
 language sql
 as $$ select case when pg_try_advisory_lock(key) then not pg_advisory_unlock(key) else tocsin._shared_after_all(key) end $$;
 
--- A refusal may only come from another that asks. Who finds the lock held exclusively
--- knows so, and that nobody shares it; who does not, tries once more. With 32 producers
--- on two cores, one insert in 300 so rings for no reason; with each refusal taken for a
--- yes, one in 35.
+-- The exclusive lock can also be refused because another session is testing it. If a
+-- shared lock cannot be taken either, it is held exclusively, so no session shares it.
+-- Otherwise test once more. So a wrong yes takes two tests at the same moment.
 create or replace function tocsin._shared_after_all(key bigint) returns boolean
-language plpgsql  -- so that the planner leaves it alone: rarely called, it would make the expression above dearer
+language plpgsql  -- not inlined: it is rarely called, and would make the expression above more expensive
 as $$
 begin
     return case
@@ -47,15 +46,15 @@ begin
 end
 $$;
 
--- Has the rest of the transaction wait no longer than this for locks. A run settles
--- many messages in one statement, which must not wait for one whose row another
--- transaction has locked: the statement fails, the run finds out which it is, and
+-- Limits how long the rest of the transaction waits for a lock. A run settles many
+-- messages in one statement, which must not wait for one whose row another transaction
+-- has locked. The statement then fails, and the run finds out which message it is and
 -- settles that one later.
 create or replace function tocsin.limit_lock_wait() returns boolean
 language plpgsql
 as $$ begin return set_config('lock_timeout', '250ms', true) is not null; end $$;
 
--- Which of these messages have rows that other transactions have locked.
+-- Returns those of these messages whose rows another transaction has locked.
 create or replace function tocsin.locked_messages(ids bigint[]) returns bigint[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off

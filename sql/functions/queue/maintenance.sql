@@ -1,22 +1,21 @@
--- Maintenance: what is done now and then, by whoever is there. Any consumer's process
--- does it, as its heartbeat tells it to: once a minute in the whole database, whoever
--- comes first; so it costs no statement while it is not due. Or a cron job does, by
--- `tocsin admin maintain`.
+-- Maintenance: what is done once a minute. The answer to a heartbeat elects the process
+-- of one consumer to do it, so it costs no statement while it is not due. A cron job can
+-- do it with `tocsin admin maintain`.
 --
--- It keeps nobody waiting for much longer than a tenth of a second. Dropping a
--- partition takes a lock that no user of the archive may hold, and while it waits for
--- that, all who come later wait behind it. So it gives up soon (`lock_timeout`), and
--- tries again the next time; a report that reads the archive for an hour keeps what has
--- expired there for an hour. It is the last thing that is done before the commit. So
--- all goes in batches, and `more` says that there is more to do now; also when a
--- partition was made, which is used only after the next call.
+-- It holds up no user of the archive for much longer than a tenth of a second. Dropping
+-- a partition takes a lock that no user of the archive may hold, and while it waits,
+-- later users wait behind it. So it gives up soon (`lock_timeout`), and tries again the
+-- next time: a report that reads the archive for an hour keeps what has expired for an
+-- hour. The drop is the last step before the commit, for the same reason. All work goes
+-- in batches, and `more` says that there is more to do now; also when a partition was
+-- made, which is used only after the next call.
+--
+-- Each part is separate: one that fails undoes no other part, and `problems` says
+-- why. In a user's database a tablespace may be full, an event trigger may refuse a
+-- new table, or a trigger the deletion of a row. Rows without a partition go to
+-- archive_rest.
 
--- Each part is by itself: one that fails takes nothing back of the others, and
--- `problems` says why. In someone else's database a table may have no more room, an
--- event trigger may refuse to make a table, or a trigger to delete a row. What no
--- partition could be made for goes to archive_rest.
-
--- One call's part of the work. A second caller while it is under way has nothing done
+-- Does one batch of each part. While another session is at it, the call does nothing
 -- (`elected` is false).
 create or replace function tocsin.maintain(
     out elected boolean, out partitions_created integer, out partitions_dropped integer, out archived_deleted bigint,
@@ -97,9 +96,8 @@ begin
 end
 $$;
 
--- Whether maintenance is due and this process, which consumes, is the one to do it. It
--- is due once a minute, so what is due later than that was written when the clock was
--- ahead.
+-- Returns whether maintenance is due and this process, which consumes, is elected. It is
+-- due once a minute, so a later due time was written when the clock was ahead.
 create or replace function tocsin._elect_maintainer(process_id bigint) returns boolean
 language plpgsql
 as $$
@@ -134,7 +132,7 @@ language plpgsql
 as $$
 declare
     t timestamptz := tocsin._clock();
-    beyond timestamptz := t + interval '1 s';  -- not what is being written in this moment
+    beyond timestamptz := t + interval '1 s';  -- a row that is being written at this moment is not meant
     found_some boolean := false;
 begin
     update tocsin.workers w
@@ -187,7 +185,7 @@ as $$
     from jsonb_array_elements(history) with ordinality h (d, n)
 $$;
 
--- Forgets workers that were stopped long ago: producers, which come and go with short
+-- Deletes workers that were stopped long ago: producers, which come and go with short
 -- jobs, after a day, consumers after thirty days. Returns how many. Messages, dead
 -- letters and the archive keep their ids, and a history their names.
 create or replace function tocsin._purge_stopped_workers(most integer) returns bigint
@@ -208,8 +206,7 @@ begin
 end
 $$;
 
--- The partitions that there are, beside archive_rest; their names say what they are
--- for.
+-- The partitions that exist, except archive_rest; their names tell their range.
 create or replace function tocsin._archive_partitions() returns table (name text, span integer, starts_at timestamptz, ends_at timestamptz)
 language sql stable
 as $$
@@ -222,8 +219,8 @@ as $$
           where i.inhparent = 'tocsin.archive'::regclass and n is not null) p
 $$;
 
--- The two partitions that each queue needs: that which takes what is archived now, and
--- the next.
+-- The two partitions that each queue needs: the one for what is archived now, and the
+-- next.
 create or replace function tocsin._wanted_partitions() returns table (queue_id integer, span integer, starts_at timestamptz)
 language sql volatile
 as $$
@@ -234,13 +231,13 @@ as $$
     where a.span > 0
 $$;
 
--- Says which partitions may be used: those that are there already, so that they were
--- committed before this statement.
+-- Publishes which partitions may be used: those that this statement sees, because they
+-- were committed before it.
 create or replace function tocsin._publish_partitions() returns void
 language sql
 as $$
-    -- What create_queue and update_queue note; not done where a queue was changed or
-    -- restored by other means.
+    -- create_queue and update_queue write this; a queue that was changed or restored by
+    -- other means lacks it.
     insert into tocsin.archive_policies (queue_id, retention)
     select q.id, q.retention from tocsin.queues q
     where not exists (select from tocsin.archive_policies a where a.queue_id = q.id) on conflict (queue_id) do nothing;
@@ -263,7 +260,7 @@ as $$
            or a.span > 0 and a.since > pg_catalog.clock_timestamp() + interval '1 s')
 $$;
 
--- Makes the partitions that are missing; returns how many, and why one could not be
+-- Makes the partitions that are missing. Returns how many, and why one could not be
 -- made.
 create or replace function tocsin._add_partitions(out added integer, out problem text)
 language plpgsql
@@ -285,8 +282,8 @@ begin
 end
 $$;
 
--- Returns null when it was made, '' when it could not be made now, since another
--- session changes the archive, and else why not.
+-- Makes one partition. Returns null when it was made, '' when another session changes
+-- the archive, and else why it could not be made.
 create or replace function tocsin._add_partition(span integer, starts_at timestamptz) returns text
 language plpgsql
 set lock_timeout = '100ms' set timezone = 'UTC' set datestyle = 'ISO'
@@ -294,8 +291,8 @@ as $$
 declare
     name text := format('archive_%sh_%s', span, to_char(starts_at, 'YYYYMMDDHH24'));
 begin
-    -- Made by itself and then attached, which waits for nobody who reads or writes the
-    -- archive, and nobody for it.
+    -- Created on its own and then attached: neither waits for a reader or writer of the
+    -- archive, and none waits for it.
     execute format('create table tocsin.%I (like tocsin.archive including indexes)', name);
     execute format('alter table tocsin.%I replica identity full', name);
     perform tocsin._apply_privileges(only_table => format('tocsin.%I', name)::regclass);
@@ -308,14 +305,14 @@ exception
 end
 $$;
 
--- Drops the partitions whose time is over, with what was counted there; returns how
--- many, and why one could not be dropped.
+-- Drops the partitions whose time is over, with their counts. Returns how many, and why
+-- one could not be dropped.
 create or replace function tocsin._drop_expired_partitions(most integer, out dropped integer, out problem text)
 language plpgsql
 set lock_timeout = '100ms'
 as $$
 declare
-    over_at timestamptz := tocsin._clock() - interval '1 minute';  -- for those that looked for their partition before, and write to it now
+    over_at timestamptz := tocsin._clock() - interval '1 minute';  -- a transaction may have chosen its partition before, and write to it now
     expired record;
 begin
     dropped := 0;
@@ -323,13 +320,13 @@ begin
         return;
     end if;
     begin
-        lock table only tocsin.archive in access exclusive mode;  -- from here on nobody uses it, nor counts what is in it
+        lock table only tocsin.archive in access exclusive mode;  -- from here on no session uses it, nor counts its rows
     exception when lock_not_available then
         return;
     end;
     for expired in select p.* from tocsin._archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit most loop
         begin
-            execute format('lock table tocsin.%I in access exclusive mode nowait', expired.name);  -- somebody may vacuum it
+            execute format('lock table tocsin.%I in access exclusive mode nowait', expired.name);  -- it may be under vacuum
             execute format('drop table tocsin.%I', expired.name);
             delete from tocsin.archived_counts c where c.span = expired.span and c.starts_at = expired.starts_at;
             delete from tocsin.archive_count_deltas y
@@ -343,7 +340,7 @@ begin
 end
 $$;
 
--- Deletes from archive_rest what may go; returns how many messages that were.
+-- Deletes expired rows from archive_rest; returns how many.
 create or replace function tocsin._delete_expired(most integer) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
@@ -367,7 +364,7 @@ begin
 end
 $$;
 
--- Deletes the dead letters whose queue keeps them no longer; returns how many.
+-- Deletes the dead letters whose retention is over; returns how many.
 create or replace function tocsin._purge_expired_dead_letters(most integer) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
@@ -391,8 +388,8 @@ begin
 end
 $$;
 
--- Moves the tallies older than a minute, which settle_rate does not need any more, to
--- archived_counts.
+-- Moves the deltas that are older than a minute, which settle_rate does not need any
+-- more, to archived_counts.
 create or replace function tocsin._roll_up_count_deltas() returns void
 language sql
 as $$

@@ -1,6 +1,6 @@
--- Looking at workers and queues. Nothing here changes anything, and nothing counts a
--- whole table: messages are counted as far as an index's entries for one state go, and
--- those of a backlog only up to a limit.
+-- Show workers and the health of queues. Nothing here changes anything, and nothing
+-- counts a whole table: messages are counted by the entries of one state in an index,
+-- and those of a backlog only up to a limit.
 
 -- The workers that hold messages of a queue (`until`: under leases that end later): how
 -- many, which for longest, and since when.
@@ -11,7 +11,7 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bit
 as $$
 #variable_conflict use_column
 begin
-    -- The longest by the smallest pair of time and id, for which nothing is sorted.
+    -- The smallest pair of time and id is the longest, without a sort.
     return query
         select m.consumer_worker_id, count(*), (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
         from tocsin.messages m
@@ -81,17 +81,17 @@ begin
 end
 $$;
 
--- What is wrong with the queues (or one of them), in words; healthy: nothing is.
--- `max_age` is how long a worker may give no sign of life, and also how long a message
--- may wait while nobody is there to take it: between two versions of a service, or two
--- turns of a cron job, there is nobody for a moment. A queue that is paused has
--- messages that wait on purpose, so it is healthy; for how long it has been paused is
--- told, since somebody may have forgotten it. A worker that is suspended is so on
--- purpose, too; it is named, for it may be the reason.
+-- Reports the problems of the queues (or one of them), in words; a queue without a
+-- problem is healthy. `max_age` is how long a worker may be silent, and how long a
+-- message may wait while no consumer is there: between two versions of a service, or two
+-- runs of a cron job, there is none for a moment. The messages of a paused queue wait on
+-- purpose, so that is no problem; the report says for how long the queue has been
+-- paused. A suspended worker is no problem either; the report names it, because it may
+-- be the cause of another.
 --
--- A worker that has been at one message for longer than `max_running` is wrong, too:
--- its handler may hang. Null: ten times the queue's visibility timeout, but at least
--- five minutes and at most an hour.
+-- A worker that has been at one message for longer than `max_running` is a problem: its
+-- handler may hang. Null: ten times the queue's visibility timeout, but at least five
+-- minutes and at most an hour.
 create or replace function tocsin.queue_health(queue text default null, max_age interval default '30 s', max_running interval default null)
 returns table (
     name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[], suspended_workers bigint[],
@@ -140,7 +140,8 @@ begin
                                case when exact then '' else 'about ' end, ready, round(oldest_ready_age), '; suspended: ' || suspended)
                         || problems;
         end if;
-        -- Per worker what it has held for longest, under a lease that has not ended.
+        -- For each worker the message that it has held longest, under a lease that has not
+        -- expired.
         select (array_agg(w.id order by h.since))[1], (array_agg(h.message_id order by h.since))[1],
                case when min(h.since) is not null then greatest(0, extract(epoch from t - min(h.since))) end,
                problems || coalesce(

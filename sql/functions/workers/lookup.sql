@@ -16,8 +16,8 @@ begin
 end
 $$;
 
--- `target`: the state that was wanted; null: none. `code` says to programs what `reason`
--- says to people.
+-- Refuses a change of state. `target`: the state that was wanted; null: none. `code` is
+-- for programs, `reason` for people.
 create or replace function tocsin._refuse_transition(w tocsin.workers, target text, code text, reason text) returns void
 language plpgsql
 as $$
@@ -42,8 +42,8 @@ begin
 end
 $$;
 
--- Like find_worker, for the owner of a registration: of a worker that is gone, it has
--- ended.
+-- Like _find_worker, for the owner of a registration, which has ended when the worker is
+-- gone.
 create or replace function tocsin._find_own_worker(worker_id bigint) returns tocsin.workers
 language plpgsql
 as $$
@@ -91,8 +91,8 @@ begin
 end
 $$;
 
--- The queue that a worker is on. Volatile, so that it sees one that the same statement
--- has registered.
+-- The queue of a worker. Volatile, so that it sees a worker that the same statement has
+-- registered.
 create or replace function tocsin.queue_of(worker_id bigint) returns tocsin.queues
 language sql volatile
 as $$

@@ -20,7 +20,7 @@
 --   lifeline.
 --
 -- When the server itself was away, every lifeline is free at once, and the first
--- process that comes back would declare all others dead. So no process is declared dead
+-- process that comes back would declare every other one dead. So no process is declared dead
 -- until the server has been up for ten seconds, which is longer than any process takes
 -- between two attempts to reconnect. For the same reason a process that has been silent
 -- since the server came up is not given fifteen heartbeats, but one after these ten
@@ -242,8 +242,8 @@ begin
 end
 $$;
 
--- Declares dead the dead processes along the ring from this one, until so many are met
--- that are alive (null: all around). Returns the seconds after which to examine again,
+-- Declares dead the dead processes along the ring from this one, until it has met
+-- `living` processes that are alive (null: all around). Returns the seconds after which to examine again,
 -- or null when no process seems dead. With `stop_at` it returns 0 after the first death
 -- past that time: there may be more.
 create or replace function tocsin._reap_dead_processes(

@@ -1,5 +1,5 @@
--- What heartbeats and claims do by themselves, for an operator who does not want to
--- wait for them, or has no consumer running.
+-- What heartbeats and claims do by themselves, on demand: for a database
+-- without consumers, or before the next heartbeat.
 
 -- Declares dead processes dead (see processes.sql), and requeues what they held and
 -- what expired leases hold; a message without deliveries left becomes a dead letter.

@@ -1,11 +1,11 @@
 -- Register workers, end their registrations, and delete workers that have stopped.
 
 -- Registers a worker. The name of a stopped worker is taken over together with its id,
--- also of one that is found dead only now; that of any other is refused, with
--- `retry_after` when its owner seems dead but may not be declared so yet. A null name
--- is made up. `again`: its process was declared dead and is alive, so that a suspended
--- worker stays so. Refused with TC008 when the process has been declared dead (null:
--- none; such a worker is never found dead).
+-- also when the worker is found dead only now. Any other name in use is refused, with
+-- `retry_after` when its owner seems dead but may not be declared so yet. For a null
+-- name one is generated. `again`: its process was declared dead and is alive, so a
+-- suspended worker stays suspended. Refused with TC008 when the process has been
+-- declared dead (null: no process; such a worker is never found dead).
 create or replace function tocsin.register_worker(
     queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean default false
 ) returns tocsin.workers
@@ -18,8 +18,8 @@ declare
     w tocsin.workers;
     retry_after float8;
 begin
-    -- Held until this has ended, against a deletion of the queue: that waits for the
-    -- registration, or has been waited for by it.
+    -- Held until this transaction ends: a deletion of the queue waits for the
+    -- registration, or this waits for the deletion.
     perform from tocsin.queues x where x.id = q.id for key share;
     if not found then
         perform tocsin._refuse_missing(queue);
@@ -46,7 +46,7 @@ begin
         if found then
             return w;
         end if;
-        -- Its owner may be dead, and no other process there to notice.
+        -- Its owner may be dead, with no other process alive to find out.
         retry_after := null;
         select tocsin._reap_if_dead(p, t, tocsin._record_uptime(t)) into retry_after
         from tocsin.workers x join tocsin.processes p on p.id = x.process_id
@@ -63,8 +63,8 @@ begin
 end
 $$;
 
--- The end of a registration, from whatever state: what it holds is given back,
--- uncounted. Returns how many messages that were.
+-- Ends a registration in any state: requeues what the worker holds, uncounted. Returns
+-- how many messages that were.
 create or replace function tocsin.unregister_worker(worker_id bigint, registration bigint) returns bigint
 language plpgsql
 as $$
@@ -95,7 +95,7 @@ begin
 end
 $$;
 
--- Forgets a stopped worker; its name is free then, and its id is not used again.
+-- Deletes a stopped worker; its name is free then, and its id is not used again.
 create or replace function tocsin.delete_worker(worker_id bigint) returns void
 language plpgsql
 as $$
@@ -107,9 +107,9 @@ begin
 end
 $$;
 
--- Forgets workers (of one queue) that have been stopped for at least this long, and
+-- Deletes workers (of one queue) that have been stopped for at least this long, and
 -- returns them; a dry run only returns them. One statement, so that what is returned is
--- what is gone: one that is registered anew in this moment is neither.
+-- what was deleted: a worker that is registered again at this moment is neither.
 create or replace function tocsin.purge_workers(older_than interval, queue text default null, dry_run boolean default false)
 returns table (
     id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text, pid integer, version text,

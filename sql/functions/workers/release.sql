@@ -9,14 +9,13 @@ as $$
     where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
 $$;
 
--- Gives back all that the worker holds, beside the leases to keep; those leases are
--- void. Returns how many messages that were. A message that another transaction has
--- locked for longer than a moment is passed over: that one settles it or, rolled back,
--- leaves it leased until its lease ends. So it may be the caller's own transaction,
--- which waits for this one to return.
+-- Requeues all that the worker holds except the leases to keep. Returns how many
+-- messages that were. A message that another transaction has locked for longer than a
+-- moment is skipped: that transaction settles it or, rolled back, leaves it leased until
+-- its lease ends. So it may be a transaction of the caller's, which waits for this call.
 --
 -- It locks the rows in the order of ids, as settle.sql says. `m.id + 0` keeps a session
--- whose plan is of the empty table from walking all of the primary key for that.
+-- that planned for an empty table from walking the whole primary key for that.
 create or replace function tocsin._release_held(
     w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
 ) returns bigint
@@ -47,9 +46,9 @@ begin
 end
 $$;
 
--- Gives back, uncounted, what the worker holds, whatever its state (its handlers are
--- then cancelled by its process). One that is active may claim the same messages again.
--- Returns how many they were.
+-- Requeues, uncounted, what the worker holds, in any state; its process then cancels its
+-- handlers. An active worker may claim the same messages again. Returns how many they
+-- were.
 create or replace function tocsin.release_messages(worker_id bigint) returns bigint
 language plpgsql
 as $$
@@ -58,15 +57,15 @@ declare
 begin
     perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
     w := tocsin._check_own(tocsin._find_worker(worker_id));
-    perform tocsin._tell_process(w, leases_taken => true);  -- when this is committed
+    perform tocsin._tell_process(w, leases_taken => true);  -- at the commit
     return tocsin._release_held(w, false, '');
 end
 $$;
 
--- Gives back, uncounted, what the worker holds beside the leases to keep: after a claim
--- whose answer was lost. Like a suspension it waits for a claim under way. If that was
--- rolled back nothing is held, but others may have passed over the rows that it had
--- locked, and gone to sleep: so it rings in any case. Returns how many messages that
+-- Requeues, uncounted, what the worker holds except the leases to keep: after a claim
+-- whose answer was lost. Like a suspension it waits for a claim under way. If that claim
+-- was rolled back nothing is held, but other consumers may have skipped the rows that it
+-- had locked, and be idle now. So it rings in any case. Returns how many messages that
 -- were.
 create or replace function tocsin.release_others(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[])
 returns bigint
