@@ -443,6 +443,10 @@ async def test_a_function_that_is_missing_is_explained_by_the_versions(
     await query(store_dsn, "update tocsin.contract set version = %s, serves = %s", version, version)
     with pytest.raises(error):
         await store.produce("q", 1)
+    async with store.transaction() as connection:
+        with pytest.raises(error):
+            await store.produce("q", 1, connection=connection)
+        await connection.execute("rollback")
 
 
 async def test_the_version_that_stats_show_is_the_contracts(store: tocsin.Store) -> None:

@@ -20,7 +20,15 @@ from tocsin.driver._connecting import parse_conninfo
 from tocsin.driver._grace import Grace
 from tocsin.driver._prepared import Statement
 from tocsin.driver._watch import Watch
-from tocsin.errors import ConfigError, ConnectionLost, PermissionDenied, TocsinError
+from tocsin.errors import (
+    ConfigError,
+    ConnectionLost,
+    PermissionDenied,
+    SchemaMissing,
+    SchemaNewer,
+    SchemaOutdated,
+    TocsinError,
+)
 
 from . import install
 from .error_mapping import is_read_only, is_undone, is_useless, translate
@@ -384,6 +392,19 @@ class Database:
         for row in rows:
             install.refuse_unserved(self.schema, Contract(*row))
         self.note_served()
+
+    async def explain_missing(self, missing: SchemaMissing) -> TocsinError:
+        """Return what a function that is missing on a caller's connection means.
+
+        That transaction has failed, so a connection of the pool is asked. Raises
+        `ConnectionLost`. Cancellation leaves nothing behind.
+        """
+        self._is_served = False
+        try:
+            await self.check_served()
+        except (SchemaMissing, SchemaNewer, SchemaOutdated) as explained:
+            return explained
+        return missing
 
     def note_served(self) -> None:
         """Note that the schema serves this package, which a statement has found."""

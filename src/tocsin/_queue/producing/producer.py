@@ -14,6 +14,7 @@ from tocsin._database.client import Database
 from tocsin._durations import Duration
 from tocsin._queue.process.process import Process
 from tocsin._queue.workers.registration import Registered, Registration
+from tocsin.errors import SchemaMissing
 from tocsin.telemetry.events import Enqueued
 from tocsin.telemetry.instruments import EnqueueCall, Telemetry
 
@@ -166,7 +167,10 @@ class Enqueuer:
             message_id = await self._batcher.enqueue(self.queue, request)
         else:
             await self._database.check_served()
-            message_id = await self._enqueue_on(connection, request)
+            try:
+                message_id = await self._enqueue_on(connection, request)
+            except SchemaMissing as missing:
+                raise await self._database.explain_missing(missing) from missing.__cause__
         if self._telemetry.events.wants(Enqueued):
             self._note_enqueued([message_id], connection)
         return message_id
