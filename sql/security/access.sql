@@ -1,21 +1,21 @@
--- Who may call what. This is the one place that says so. secure() brings every function
--- into the state that _access() wants: it grants what is missing and revokes what is too
--- much. Each installation and each upgrade ends with it (sql/upgrade/restore.sql).
+-- Which role may call which function; this is the one place that says so. secure()
+-- brings every function into the state that _access() describes: it grants missing
+-- privileges and revokes surplus ones. Each installation and each upgrade ends with it
+-- (sql/upgrade/restore.sql).
 --
--- Nothing is open to everybody (PUBLIC). Without roles, only the owner of the schema
--- can do anything; install_roles lets other roles in. The *entry points*, what others
--- may call, run with their owner's rights, since nobody else has any right to a table,
--- and with a search_path in which nobody else can put anything. What is called within
--- them runs as they do. So an entry point that asks nothing about its caller
--- (authorization.sql) does for each role that may call it what it does for the owner.
+-- Nothing is open to PUBLIC. Without roles, only the owner of the schema can use it;
+-- install_roles lets other roles in. The *entry points*, which those roles may call,
+-- run with their owner's rights, because no other role has a right to a table, and with
+-- a search_path of schemas that no other role can write to. Functions that they call
+-- run in the same way. So an entry point that does not check its caller
+-- (authorization.sql) does the same for each role that may call it as for the owner.
 --
--- Why always, and not only when there are roles: both together cost nothing that could
--- be measured in an enqueue of 40 microseconds of the server's time. And without roles
--- there is still an owner to be attacked: in a database that comes from PostgreSQL 14,
--- every role may create functions in `public`, and one that fits better than
--- PostgreSQL's own is preferred to it. The trigger on messages has no path of its own,
--- since there that costs a microsecond: within an entry point it runs with that one's,
--- and nobody but the owner inserts by hand.
+-- That holds also where there are no roles. Together both cost nothing that could be
+-- measured in an enqueue. And an owner can be attacked without roles, too: in a
+-- database that comes from PostgreSQL 14, every role may create functions in `public`,
+-- and PostgreSQL prefers one that fits better than its own. The trigger on messages has
+-- no path of its own, which would cost each insert: within an entry point it runs with
+-- the path of that, and only the owner inserts directly.
 --
 -- A function whose name begins with an underscore is internal: only functions of the
 -- schema call it. Each other function is an entry point, and listed here; a test fails
@@ -99,7 +99,7 @@ begin
             select 'schema', quote_ident(n.nspname), n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner)), 'USAGE',
                    '{producer, consumer, admin}'::text[]
             from pg_namespace n where n.oid = our_schema and only_table is null
-            union all  -- any client may look which version this is
+            union all  -- any client may read the version
             select 'table', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('r', c.relowner)), 'SELECT',
                    case when c.relname in ('migrations', 'contract') then '{producer, consumer, admin}'::text[] else '{admin}' end
             from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p')
@@ -133,7 +133,7 @@ begin
         union all
         select format('grant %s on %s %s to %s%s', x.privilege, x.kind, x.name, x.role::regrole, case when x.grantable then ' with grant option' end)
         from (select * from wanted except select * from found) x
-        order by 1 desc  -- first what is taken away
+        order by 1 desc  -- revocations first
     loop
         execute statement;
     end loop;
@@ -160,7 +160,7 @@ begin
             begin
                 execute format('create role %I nologin', r.name);
             exception
-                when duplicate_object or unique_violation then null;  -- somebody has been faster, in another database perhaps
+                when duplicate_object or unique_violation then null;  -- another session was faster, perhaps in another database
                 when insufficient_privilege then
                     perform tocsin._refuse_caller(format('create role "%s"', r.name),
                         format('That needs CREATEROLE. A database administrator runs: %s. Then install again.', (

@@ -1,36 +1,34 @@
--- Dead letters: messages that were given up. They can be replayed (they become messages
--- again), archived (somebody has seen to them) and purged.
+-- Dead letters: messages that are not delivered any more. They can be replayed (they
+-- become messages again), archived and purged.
 --
--- Which ones is said by ids, by a queue, or both, and then narrowed down: by the
--- reason, by what the error contains, by how long ago they died. Each function locks
--- the letters it takes, in the order of ids, before it moves them; so of two that want
--- the same letter one gets it, and there is one message of it. Who names ids waits for
--- the other to end, and gets what that has left when it is rolled back. Who names a
--- queue passes over what others have at hand.
+-- A call chooses dead letters by ids, by a queue, or both, and narrows them down by the
+-- reason, by a part of the error, and by age. Each function locks the letters that it
+-- takes, in the order of ids, before it moves them. So of two calls that want the same
+-- letter one gets it, and there is one message of it. A call by ids waits for
+-- concurrent calls, and gets what they leave after a rollback. A call by queue skips
+-- locked rows.
 --
 -- A replayed message keeps its id, key, headers, priority, history and maximum of
--- deliveries, and the last lease's token, so that its next deliveries fence all former
--- ones. Its deliveries are counted anew, and it has no expiry any more. Its place in
--- the queue is that of a message which comes now: a hundred thousand that are replayed
--- do not stand before what waits already.
+-- deliveries. It keeps the token of its last lease, too, so that its next deliveries
+-- fence all former ones. Its deliveries are counted from zero again, and it has no
+-- expiry any more. Its place in the queue is behind the messages that wait already.
 --
--- A key is free when its message has died, so meanwhile there may be another message of
--- it, unfinished. Then the letter cannot be replayed. Who names its id is refused, and
--- nothing happens: that one was wanted, and the program or the operator has to know.
--- Who names a queue gets all that can be replayed; the rest stay dead letters, and are
--- listed.
+-- The key of a dead letter is free, so another unfinished message may have it. Then the
+-- letter cannot be replayed. A replay by ids is refused as a whole, because the caller
+-- wanted that letter. A replay by queue takes all letters that can be replayed, and
+-- leaves the rest.
 
 create or replace function tocsin._matches_filter(
     letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text, died_before timestamptz
 ) returns boolean
-language sql immutable parallel safe  -- a query that uses it has its text inlined, and what is null left out
+language sql immutable parallel safe  -- inlined into the query, without the conditions that are null
 as $$
     select (ids is null or letter.id = any (ids)) and (queue_id is null or letter.queue_id = queue_id)
        and (reason is null or letter.reason = reason) and (error is null or strpos(letter.error, error) > 0)
        and (died_before is null or letter.died_at < died_before)
 $$;
 
--- The time that was so long ago; null: no such limit.
+-- The time that was this long ago; null: no such limit.
 create or replace function tocsin._cutoff(older_than interval) returns timestamptz
 language plpgsql
 as $$
@@ -42,7 +40,7 @@ begin
 end
 $$;
 
--- Dead letters of a queue, the first of them after the id `after`.
+-- Returns dead letters of a queue, the first of them after the id `after`.
 create or replace function tocsin.list_dead_letters(
     queue text, reason text default null, error text default null, older_than interval default null, max_letters integer default 100,
     after bigint default null
@@ -74,8 +72,8 @@ begin
 end
 $$;
 
--- Locks the dead letters that are meant, at most max_letters of them, the oldest first,
--- and returns their ids.
+-- Locks the chosen dead letters, at most max_letters of them, the oldest first, and
+-- returns their ids.
 create or replace function tocsin._lock_dead_letters(
     ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer
 ) returns bigint[]
@@ -98,7 +96,7 @@ begin
 end
 $$;
 
--- The id of the queue that was named; null: none, but ids.
+-- Returns the id of the named queue; null: the call names only ids.
 create or replace function tocsin._resolve_queue(ids bigint[], queue text) returns integer
 language plpgsql stable
 as $$
@@ -112,8 +110,8 @@ begin
 end
 $$;
 
--- Makes dead letters messages again, due now or after the delay; returns their ids,
--- which they keep. One INSERT, whose trigger rings.
+-- Makes dead letters messages again, due now or after the delay, and returns their ids,
+-- which stay the same. It is one INSERT, whose trigger rings.
 create or replace function tocsin.replay(
     ids bigint[] default null, queue text default null, reason text default null, error text default null,
     older_than interval default null, max_letters integer default null, delay interval default null
@@ -158,8 +156,8 @@ begin
 end
 $$;
 
--- Moves dead letters to the archive, if their queue keeps anything; returns how many
--- that were.
+-- Moves dead letters to the archive, if their queue keeps anything, and returns how
+-- many.
 create or replace function tocsin.archive_dead_letters(
     ids bigint[] default null, queue text default null, reason text default null, error text default null,
     older_than interval default null, max_letters integer default null
@@ -193,7 +191,7 @@ begin
 end
 $$;
 
--- Deletes dead letters for good; returns how many that were, or would be (dry_run).
+-- Deletes dead letters for good, and returns how many that were, or would be (dry_run).
 create or replace function tocsin.purge_dead_letters(
     ids bigint[] default null, queue text default null, reason text default null, error text default null,
     older_than interval default null, max_letters integer default null, dry_run boolean default false

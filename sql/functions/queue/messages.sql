@@ -1,26 +1,27 @@
--- Looking at messages, whatever has become of them: ready, delayed, leased, dead or
--- archived. As in metrics.sql that is what a claim would find now: a message that is
--- `delayed` in the table and due, and one whose lease has ended, are ready.
+-- Show messages in any state: ready, delayed, leased, dead or archived. The state is
+-- the one that a claim would find now, as in metrics.sql: a message that is `delayed`
+-- in the table and due, and one whose lease has expired, are ready.
 --
--- Pages are in the order of ids, and each goes on after the last id of the one before:
--- so a page costs the same however many came before it, and what is finished or comes
--- in between moves nothing to another page. No index of the unfinished messages has a
--- queue's ids in order (one more would be paid for by every enqueue and every claim).
--- So the planner chooses between two ways: to walk over the ids of all queues and pass
--- over those of the others, which is right for a queue with many messages, and to sort
--- the ids of the queue's messages in this state, which is right for one with few. It
--- has to know the queue for that, so the plan is made for each call. The messages
--- themselves are read only when the page is known, since a sort would carry them along.
+-- Pages are in the order of ids, and each continues after the last id of the one
+-- before. So a page costs the same whatever its number, and messages that come or go
+-- between two pages move no other message to another page. No index has the ids of one
+-- queue's unfinished messages in order, because every enqueue and every claim would pay
+-- for it. So the planner chooses between two ways. It walks over the ids of all queues
+-- and skips those of other queues, for a queue with many messages. Or it sorts the ids
+-- of the queue's messages in this state, for a queue with few. The choice depends on
+-- the queue, so the plan is made for each call. The messages themselves are read after
+-- the page is known, so that a sort does not carry them.
 --
--- How many of a state are due it does not know, since it takes the state and the time
--- for independent: it would walk over all ids to find the few that are due, or none. So
--- these are always read by the index of what changes by time (`offset 0`): there are
--- few where somebody claims, who makes them ready. Of the others it is told nothing by
--- what it could reckon with (`vt - t`), for these are most.
+-- The planner takes the state and the time for independent, and does not know how many
+-- messages of a state are due. It would walk over all ids to find few of them, or none.
+-- So due ones are always read by the index of what changes by time (`offset 0`); they
+-- are few where a consumer claims, because a claim makes them ready. For messages that
+-- are not due, which are most, the condition has a form that the planner cannot
+-- estimate (`vt - t`).
 
--- Messages of a queue in one state (null: the unfinished ones), the first of them after
--- the id `after`; or those that a consumer holds, for as long as nobody has looked at a
--- lease that has ended.
+-- Returns messages of a queue in one state (null: the unfinished ones), the first of
+-- them after the id `after`. Or those that a consumer holds, which include messages
+-- whose lease has expired until a claim makes them ready.
 create or replace function tocsin.list_messages(
     queue text, state text default null, worker_id bigint default null, max_messages integer default 100, after bigint default null
 ) returns setof tocsin.message_info
@@ -84,8 +85,8 @@ create or replace function tocsin.get_message(message_id bigint) returns setof t
 language sql stable
 as $$ select * from tocsin._describe_messages(array[message_id], array(select x.id from tocsin.queues x), tocsin._clock()) $$;
 
--- Messages of these ids and queues, in the order of ids; those that are there, with
--- their state at this time.
+-- Returns messages of these ids and queues, in the order of ids, with their state at
+-- this time. Ids without a message are left out.
 create or replace function tocsin._describe_messages(ids bigint[], queues integer[], t timestamptz) returns setof tocsin.message_info
 language plpgsql stable
 set plan_cache_mode = force_custom_plan set enable_seqscan = off set jit = off

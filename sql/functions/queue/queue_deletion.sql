@@ -1,61 +1,60 @@
--- Deleting a queue, with all that is in it and behind it, in one transaction.
+-- Delete a queue with its messages, workers, archive and dead letters, in one
+-- transaction.
 --
--- Nothing else may come into the queue meanwhile, and nobody else begin to work for it.
--- Workers are easy: a registration locks the queue's row (register_worker), a claim its
--- worker's advisory lock, and a deletion takes both. Messages are not, for no producer
--- locks anything of the queue's before its INSERT has seen the queue's row, and none is
--- to, since that would cost every one of them. But afterwards each asks whether
--- somebody sleeps (ring.sql), and so a deletion makes itself one of the sleepers:
+-- During the deletion no message may come into the queue, and no worker may begin to
+-- work for it. Workers are simple: a registration locks the queue's row
+-- (register_worker), a claim locks its worker's advisory lock, and a deletion takes
+-- both. Messages are not: no producer locks anything of the queue before its INSERT has
+-- seen the queue's row, because every producer would pay for such a lock. But after its
+-- INSERT each producer tests whether a consumer waits (ring.sql). So a deletion
+-- registers as a waiter:
 --
 --   1. It takes `waiting`, as a consumer does, and waits until no transaction is left
 --      that may have put messages into the queue without ringing. From here on each
 --      producer rings.
---   2. It takes `rung` exclusively. Each producer that rings takes that too, shared
---      (rung), until its transaction ends. So what was put in is visible to the
---      deletion: without force, that refuses it. And who comes later waits for the
---      deletion's end, looks for the queue again, and is refused. Producers do not wait
+--   2. It takes `rung` exclusively. Each producer that rings takes `rung`, too, shared
+--      (_rung), until its transaction ends. So the deletion sees every message that was
+--      put in; without force, it is refused then. A later producer waits for the end of
+--      the deletion, looks for the queue again, and is refused. Producers do not wait
 --      for each other.
 --
--- The deletion is never in anybody's way for ever
--- ----------------------------------------------- A transaction may have settled,
--- claimed or replayed something of the queue when it enqueues to it, and then waits for
--- `rung`; or the other way round, it has enqueued, and then settles. So no order in
--- which a deletion could take `rung` and the rest excludes a circle. Instead:
+-- The deletion gives way. A transaction may have settled, claimed or replayed messages
+-- of the queue when it enqueues to it, and then waits for `rung`; or it has enqueued,
+-- and settles afterwards. So no order in which a deletion takes `rung` and the other
+-- locks excludes a deadlock. Instead:
 --
---   - While it waits (for who has not rung, for `rung`), it holds nothing that anybody
---     waits for but its place in the queue for `rung`, and PostgreSQL changes the order
---     there before it calls something a deadlock. Nor does it keep that place for more
---     than a quarter of a second.
---   - When it has `rung`, it waits for nobody. Workers, messages and dead letters that
---     others have locked it tries for a quarter of a second from when it first finds
---     one, as long as a claim or a settlement may take, and less than it takes
---     PostgreSQL to look for deadlocks. Then it gives back all that it has, so that
---     those who wait for it can go on, and begins anew. (`lock_timeout` is a net for
---     what is locked hardly ever: rows of the archive, which another purges in the same
---     transaction in which it enqueues.)
---   - After ten seconds, looked at between two attempts, it is refused (TC011). That
---     also ends what PostgreSQL could not see: a deletion that waits for a producer
---     that waits for what the deletion's transaction has locked before, as by deleting
---     another queue.
+--   - While it waits for transactions that have not rung, or for `rung`, it holds
+--     nothing that another session waits for but its place in the queue for `rung`.
+--     PostgreSQL reorders that queue before it reports a deadlock. The deletion keeps
+--     its place for a quarter of a second at most.
+--   - With `rung`, it waits for no session. It tries to get locked workers, messages
+--     and dead letters for a quarter of a second from the first one on: as long as a
+--     claim or a settlement may take, and less than PostgreSQL's deadlock timeout. Then
+--     it releases all of its locks, so that sessions that wait for it can go on, and
+--     begins again. (`lock_timeout` covers rows that are rarely locked: rows of the
+--     archive that another transaction purges and then enqueues.)
+--   - After ten seconds, checked between two attempts, it is refused (TC011). That also
+--     ends a cycle that PostgreSQL cannot see: a deletion that waits for a producer
+--     that waits for an earlier lock of the deletion's transaction, for example of
+--     another queue's deletion.
 --
--- So the one that gives way is the deletion, and producers wait for one that does not
--- succeed for a quarter of a second at a time, and while it deletes. Nobody else gets
--- an error, unless the deletion's transaction has locked something before that others
--- wait for: then PostgreSQL may find the circle first, and abort either.
+-- So producers wait for a failing deletion for a quarter of a second at a time, and for
+-- a successful one while it deletes. No other session gets an error, unless the
+-- deletion's transaction holds earlier locks that another session waits for: then
+-- PostgreSQL may find the cycle first, and abort either.
 --
--- What it does not see -------------------- An enqueue does not see the deletion when
--- it looked for the queue before the deletion's commit and takes its lock after it: two
--- steps of one statement, with all of a deletion's end in between; or when its
--- transaction keeps the snapshot of its start (repeatable read; a deletion there would
--- overlook more than that, and is refused). Its message then belongs to no queue.
--- Nobody can claim it, since a queue's id is never used again; sweep_orphans, which the
--- maintenance calls, removes it.
+-- Two enqueues do not see the deletion. One looked for the queue before the deletion's
+-- commit and takes its lock after it: two steps of one statement, with the end of the
+-- deletion between them. The other keeps the snapshot of the start of its transaction
+-- (repeatable read; a deletion at that level would overlook more, and is refused). The
+-- message then belongs to no queue. No consumer can claim it, because the id of a queue
+-- is never used again; _sweep_orphans, which maintenance calls, removes it.
 --
--- A message that moves while the deletion goes on is in one of the states at each
--- moment, and the deletion goes on until one statement, and so one snapshot, finds none
--- in any of them; then it takes the archive.
+-- A message that changes its state during the deletion is in one of the states at each
+-- moment. The deletion goes on until one statement, and so one snapshot, finds none in
+-- any of them; then it takes the archive.
 
--- The unfinished messages of a queue: ready, delayed or leased.
+-- Counts the unfinished messages of a queue: ready, delayed or leased.
 create or replace function tocsin._count_unfinished(queue_id integer) returns bigint
 language sql stable
 set enable_seqscan = off set jit = off
@@ -82,7 +81,7 @@ end
 $$;
 
 -- Keeps producers from the queue until the end of the transaction, and waits for those
--- that are at it.
+-- that are enqueueing.
 create or replace function tocsin._close_queue(q tocsin.queues, deadline timestamptz) returns void
 language plpgsql
 set lock_timeout = '250ms'
@@ -93,14 +92,15 @@ begin
         if tocsin._clock() > deadline then
             raise lock_not_available;
         end if;
-        perform pg_sleep(0.01);  -- not in the queue for the lock: who asks would take that for nobody sharing it (shared_after_all)
+        perform pg_sleep(0.01);  -- without a place in the queue for the lock, which would make a test of it say that no session shares it
     end loop;
     perform pg_advisory_xact_lock(tocsin._lock_key('rung', q.id));
 end
 $$;
 
--- Keeps consumers, registrations and maintenance (which counts what is archived of each
--- queue) from it; whether all could be had at once. What it could have it keeps.
+-- Keeps consumers, registrations and maintenance, which counts the archive of each
+-- queue, from the queue. Returns whether it got all of these locks at once; it keeps
+-- those that it got.
 create or replace function tocsin._try_close_workers(q tocsin.queues) returns boolean
 language plpgsql
 as $$
@@ -120,9 +120,9 @@ begin
 end
 $$;
 
--- Deletes the unfinished messages and dead letters that nobody has locked; whether none
--- is left. What others are likely to have locked comes first, and as long as any of it
--- is left, the rest, which may be much, is not gone through again.
+-- Deletes the unfinished messages and dead letters that are not locked, and returns
+-- whether none is left. The kinds that are likely to be locked come first. While any of
+-- them is left, the rest, which may be large, is not scanned again.
 create or replace function tocsin._try_empty_queue(q tocsin.queues, inout messages bigint, inout letters bigint, out emptied boolean)
 language plpgsql
 set enable_seqscan = off set jit = off
@@ -158,8 +158,8 @@ begin
 end
 $$;
 
--- What is done with `rung`: all the rest. Raises lock_not_available when somebody has
--- something of it and keeps it.
+-- Does everything else, with `rung` held. Raises lock_not_available when another
+-- session has locked something of the queue and keeps it.
 create or replace function tocsin._remove_queue(
     q tocsin.queues, force boolean, out worker_count bigint, out message_count bigint, out archived_count bigint, out dead_letter_count bigint
 )
@@ -194,18 +194,18 @@ begin
     perform tocsin._tell_process(w) from tocsin.workers w where w.queue_id = q.id and w.status <> 'stopped';
     delete from tocsin.workers w where w.queue_id = q.id;
     get diagnostics worker_count = row_count;
-    -- By itself: foreign keys are triggers, and may be off.
+    -- Explicitly: foreign keys are triggers, and may be off.
     delete from tocsin.archive_policies a where a.queue_id = q.id;
     delete from tocsin.queue_grants g where g.queue_id = q.id;
     delete from tocsin.queues x where x.id = q.id;
 end
 $$;
 
--- Deletes the queue and returns what went with it. Refused while it has workers that
--- are not stopped or unfinished messages, unless by force: then its workers are told,
--- and their runs end. `dry_run` changes nothing and says what would go, or refuses. It
--- waits for transactions that have put messages into the queue or have something of it
--- locked, for ten seconds; then it is refused.
+-- Deletes the queue and returns the numbers of what it deleted with it. Refused while
+-- the queue has workers that are not stopped or unfinished messages, unless by force:
+-- then its workers are told, and their runs end. `dry_run` changes nothing and returns
+-- what would be deleted, or is refused. It waits ten seconds for transactions that have
+-- put messages into the queue or have locked something of it; then it is refused.
 create or replace function tocsin.delete_queue(queue text, force boolean default false, dry_run boolean default false)
 returns table (worker_count bigint, message_count bigint, archived_count bigint, dead_letter_count bigint)
 language plpgsql
@@ -217,7 +217,7 @@ declare
 begin
     if not dry_run and current_setting('transaction_isolation') <> 'read committed' then
         perform tocsin._raise_error('TC022',
-            format('a queue cannot be deleted at the isolation level %s, which hides what others put into it',
+            format('a queue cannot be deleted at the isolation level %s, which hides later messages',
                    current_setting('transaction_isolation')),
             '{"argument": "transaction"}', 'Delete it in a transaction that is read committed.');
     end if;
@@ -238,7 +238,7 @@ begin
             select r.* into worker_count, message_count, archived_count, dead_letter_count from tocsin._remove_queue(q, force) r;
             return next;
             return;
-        exception  -- with all that it has locked here
+        exception  -- which releases all locks of this attempt
             when lock_not_available or deadlock_detected then null;
         end;
         if tocsin._clock() > deadline then
@@ -251,9 +251,9 @@ begin
 end
 $$;
 
--- Removes messages whose queue is gone, at most so many, and returns how many that
--- were. They are in the gaps between the ids of queues. One statement, and so one
--- snapshot: where it shows a message it also shows its queue, unless that was deleted.
+-- Deletes messages of deleted queues, at most this many, and returns how many. They are
+-- in the gaps between the ids of queues. It is one statement, and so one snapshot:
+-- where it shows a message it also shows its queue, unless that was deleted.
 create or replace function tocsin._sweep_orphans(most integer default 10000) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off

@@ -1,12 +1,12 @@
--- Purging: what waits in a queue, or is kept of it, goes; the queue, its workers and
--- what they hold stay.
+-- Purge a queue: delete messages that wait in it, or that are kept of it. The queue,
+-- its workers and what they hold stay.
 
--- Removes those of the given kinds, or only tells how many they are (dry_run). `ready`:
--- what can be claimed now; `delayed`: what is due later; `archived` and `dead`: what is
--- kept. `older_than`: only what was enqueued, archived or died so long ago. A message
--- that a claim has locked is passed over, as if it had been claimed already; one whose
--- lease has ended is its worker's until a claim has looked at it. A dead letter that
--- somebody has at hand is passed over too (see dead_letters.sql).
+-- Deletes messages of the given kinds, or only counts them (dry_run). `ready`: those
+-- that can be claimed now; `delayed`: those that are due later; `archived` and `dead`:
+-- those that are kept. `older_than`: only those that were enqueued, archived or died
+-- this long ago. A message that a claim has locked is skipped, as if it had been
+-- claimed already. A message whose lease has expired belongs to its worker until a
+-- claim makes it ready. A locked dead letter is skipped (see dead_letters.sql).
 create or replace function tocsin.purge_queue(
     queue text, ready boolean default false, delayed boolean default false, archived boolean default false, dead boolean default false,
     older_than interval default null, dry_run boolean default false
@@ -19,15 +19,14 @@ declare
     q tocsin.queues := tocsin.find_queue(queue);
     t timestamptz := tocsin._clock();
     before timestamptz := coalesce(tocsin._later(t, -older_than), 'infinity');
-    held_up boolean;  -- whether a message is gone that kept its place, and so held up the queue: see order.sql
+    held_up boolean;  -- whether a deleted message kept its place, and so held up the queue: see order.sql
 begin
     if (ready or delayed or archived or dead) is not true then
         perform tocsin._raise_error('TC022', 'say what to purge: ready, delayed, archived or dead', '{"argument": "ready"}');
     elsif older_than < '0 s' then
         perform tocsin._raise_error('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
     end if;
-    -- What is ready is due, and what is due but still scheduled is ready to everybody
-    -- but the next claim.
+    -- A ready message is due. A message that is due and still delayed counts as ready.
     if dry_run then
         select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count, delayed_count
         from (select m.vt from tocsin.messages m

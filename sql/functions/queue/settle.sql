@@ -1,20 +1,19 @@
--- Settling a delivery: archive, delete, release, fail, extend. Each takes ids with the
--- leases they were claimed with, acts on those whose row still carries that lease, and
--- returns, in the order given, whether it did. None of them rings for a message that is
--- gone; those that give one back ring. They may be called in a transaction of the
--- caller's: what they do is committed with its own rows. Until then the rows are
--- locked, so a claim passes over them even when their leases have ended; rolled back,
--- the leases are what they were.
+-- Settle a delivery: archive, delete, release, fail; and extend a lease. Each function
+-- takes ids with the lease tokens of the claim, acts on messages whose row still has
+-- that token, and returns, in the order given, whether it did. Functions that requeue
+-- messages ring; the other functions do not. A caller may run them in its own
+-- transaction, and their effect is committed with its own rows. Until then the rows are
+-- locked, so a claim skips them even when their leases have expired; after a rollback
+-- the leases are unchanged.
 --
--- All of them lock rows in the order of ids (a queue's, if there are several), so that
--- two of them never wait for each other in a circle. A session keeps the plan it made
--- when the table was empty, and when any way of reading it was as short as any other.
--- So the planner is left only one: the ids are looked up in the primary key (`id = any
--- (ids)`) and joined by hash. The condition on the state says `is not distinct from`:
--- with `=` the planner would see that the index of what changes by time serves, which
--- such a session believes to be empty, and take it for the shortest way.
+-- All of them lock rows in the order of ids (of one queue after the other), so that two
+-- of them never deadlock. A session keeps the plan that it made when the table was
+-- empty, and when all plans cost the same. So the planner is left with one plan: the
+-- ids are looked up in the primary key (`id = any (ids)`) and joined by hash. The
+-- condition on the state says `is not distinct from`. With `=` the planner would use
+-- the index of what changes by time, which such a session takes for empty.
 
--- Into the archive; archive.sql says where in it, and why there is a tally.
+-- Archives messages; archive.sql says in which partition, and how they are counted.
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
@@ -29,7 +28,7 @@ declare
     batch bigint[];
     settled bigint[] := '{}';
 begin
-    -- One queue after the other; as a rule there is one.
+    -- One queue after the other; usually there is one.
     loop
         select a.queue_id, k.until, tocsin._partition_span_for(a, k.until)
         into queue, until, hours
@@ -79,10 +78,9 @@ begin
 end
 $$;
 
--- A new end for the lease: vt from now. It waits for no row that another transaction
--- has locked, and returns null for it: the lease is still there, but was not extended.
--- As a rule that transaction is the holder's own, which settles the message and has not
--- ended.
+-- Makes leases end vt from now. It waits for no row that another transaction has
+-- locked, and returns null for it: its lease is there, but was not extended. Usually
+-- that transaction is the holder's own, which settles the message and has not ended.
 create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval) returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
@@ -111,8 +109,7 @@ begin
 end
 $$;
 
--- For each id, in order, whether it is among those that were settled; as a rule all
--- are.
+-- Returns for each id, in order, whether it is among the settled ones.
 create or replace function tocsin._outcomes(ids bigint[], settled bigint[]) returns boolean[]
 language plpgsql immutable
 as $$
@@ -203,9 +200,9 @@ begin
     select array_agg(case when h.exhausted then 'Infinity' else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
     from unnest(ids) with ordinality as g (id, n)
     left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x group by x.id) h on h.id = g.id
-    cross join (select count(*) from buried) all_buried  -- a CTE that nobody reads is not run
+    cross join (select count(*) from buried) all_buried  -- a CTE without a reader is not run
     cross join (select count(*) from rung) all_rung;
-    if 'Infinity' = any (outcomes) then  -- unless the dead letters refused it: see bury
+    if 'Infinity' = any (outcomes) then  -- unless the dead letters refused it: see _move_to_dead_letters
         select array_agg(m.id) into undead from tocsin.messages m where m.id = any (ids) and m.state = 'delayed';
         if undead is not null then
             select array_agg(case when g.outcome = 'Infinity' and g.id = any (undead) then 60 else g.outcome end order by g.n) into outcomes
@@ -216,7 +213,7 @@ begin
 end
 $$;
 
--- A delivery that has ended, as an entry of the message's history.
+-- Returns the entry of the message's history for a delivery that has ended.
 create or replace function tocsin._describe_delivery(m tocsin.messages, ended_at timestamptz, outcome text, error text) returns jsonb
 language sql stable
 as $$
@@ -225,8 +222,8 @@ as $$
                               'dequeued_at', m.dequeued_at, 'ended_at', ended_at, 'outcome', outcome, 'error', left(error, 1000))
 $$;
 
--- A message's history with one more delivery, and without the oldest when there are
--- twenty. Null: no delivery, no history.
+-- Returns a message's history with one more delivery, and without the oldest when it
+-- has twenty. Without a delivery the history stays as it is.
 create or replace function tocsin._add_delivery(history jsonb, delivery jsonb) returns jsonb
 language sql immutable parallel safe
 as $$
@@ -238,7 +235,7 @@ as $$
     end
 $$;
 
--- The delay after a message's n-th delivery failed.
+-- Returns the delay after a message's n-th failed delivery.
 create or replace function tocsin._backoff(queue tocsin.queues, deliveries integer) returns interval
 language sql volatile
 as $$
@@ -250,9 +247,10 @@ as $$
         * (1 + queue.retry_jitter * (2 * random() - 1)))
 $$;
 
--- Moves messages to the dead letters. One that these refuse (a constraint, a trigger,
--- an index that its payload is too large for) stops nobody: it is tried again in a
--- minute, and then delivered once more if it has not expired.
+-- Moves messages to the dead letters. A message that cannot be a dead letter (a
+-- constraint, a trigger, an index that its payload is too large for) does not stop the
+-- other messages: it is tried again in a minute, and then delivered once more if it has
+-- not expired.
 create or replace function tocsin._move_to_dead_letters(
     ids bigint[], reason text, errors text[] default null, tracebacks text[] default null, deliveries jsonb[] default null
 ) returns void
