@@ -1,4 +1,4 @@
--- migrations 2ea08e70ac5cd69b089d630e902005b7ee3bf05bf0c9454c8448aa6bfea31670
+-- migrations 64569d96586758bf7c7d4cd896982e20f5a9287be572b55d205f4a93f6157dff
 
 
 
@@ -141,8 +141,8 @@ CREATE FUNCTION tocsin._add_partition(span integer, starts_at timestamp with tim
 declare
     name text := format('archive_%sh_%s', span, to_char(starts_at, 'YYYYMMDDHH24'));
 begin
-    -- Made by itself and then attached, which waits for nobody who reads or writes the
-    -- archive, and nobody for it.
+    -- Created on its own and then attached: neither waits for a reader or writer of the
+    -- archive, and none waits for it.
     execute format('create table "tocsin".%I (like "tocsin".archive including indexes)', name);
     execute format('alter table "tocsin".%I replica identity full', name);
     perform "tocsin"._apply_privileges(only_table => format('"tocsin".%I', name)::regclass);
@@ -419,30 +419,14 @@ CREATE FUNCTION tocsin._caller() RETURNS name
 
 
 
-CREATE FUNCTION tocsin._change_queue(queue_id integer, vt interval, max_deliveries integer, retry_base interval, retry_factor double precision, retry_max interval, retry_jitter double precision, max_payload integer, max_string integer, max_depth integer, required_keys text[], forbidden_keys text[], retention interval, dead_letter_retention interval, notify text) RETURNS tocsin.queues
+CREATE FUNCTION tocsin._change_queue(queue_id integer, vt interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, retry_base interval DEFAULT NULL::interval, retry_factor double precision DEFAULT NULL::double precision, retry_max interval DEFAULT NULL::interval, retry_jitter double precision DEFAULT NULL::double precision, max_payload integer DEFAULT NULL::integer, max_string integer DEFAULT NULL::integer, max_depth integer DEFAULT NULL::integer, required_keys text[] DEFAULT NULL::text[], forbidden_keys text[] DEFAULT NULL::text[], retention interval DEFAULT NULL::interval, dead_letter_retention interval DEFAULT NULL::interval, notify text DEFAULT NULL::text) RETURNS tocsin.queues
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
 declare
     changed "tocsin".queues;
 begin
-    update "tocsin".queues q
-        set vt = coalesce(_change_queue.vt, q.vt),
-            max_deliveries = coalesce(_change_queue.max_deliveries, q.max_deliveries),
-            retry_base = coalesce(_change_queue.retry_base, q.retry_base),
-            retry_factor = coalesce(_change_queue.retry_factor, q.retry_factor),
-            retry_max = coalesce(_change_queue.retry_max, q.retry_max),
-            retry_jitter = coalesce(_change_queue.retry_jitter, q.retry_jitter),
-            max_payload = coalesce(_change_queue.max_payload, q.max_payload),
-            max_string = coalesce(_change_queue.max_string, q.max_string),
-            max_depth = coalesce(_change_queue.max_depth, q.max_depth),
-            required_keys = coalesce(_change_queue.required_keys, q.required_keys),
-            forbidden_keys = coalesce(_change_queue.forbidden_keys, q.forbidden_keys),
-            retention = coalesce(_change_queue.retention, q.retention),
-            dead_letter_retention = coalesce(_change_queue.dead_letter_retention, q.dead_letter_retention),
-            notify = coalesce(_change_queue.notify, q.notify)
-    where q.id = queue_id
-    returning q.* into changed;
+    update "tocsin".queues q set vt = coalesce(_change_queue.vt, q.vt), max_deliveries = coalesce(_change_queue.max_deliveries, q.max_deliveries), retry_base = coalesce(_change_queue.retry_base, q.retry_base), retry_factor = coalesce(_change_queue.retry_factor, q.retry_factor), retry_max = coalesce(_change_queue.retry_max, q.retry_max), retry_jitter = coalesce(_change_queue.retry_jitter, q.retry_jitter), max_payload = coalesce(_change_queue.max_payload, q.max_payload), max_string = coalesce(_change_queue.max_string, q.max_string), max_depth = coalesce(_change_queue.max_depth, q.max_depth), required_keys = coalesce(_change_queue.required_keys, q.required_keys), forbidden_keys = coalesce(_change_queue.forbidden_keys, q.forbidden_keys), retention = coalesce(_change_queue.retention, q.retention), dead_letter_retention = coalesce(_change_queue.dead_letter_retention, q.dead_letter_retention), notify = coalesce(_change_queue.notify, q.notify) where q.id = queue_id returning q.* into changed;
     update "tocsin".archive_policies a set retention = changed.retention where a.queue_id = changed.id and a.retention <> changed.retention;
     return changed;
 end
@@ -512,7 +496,7 @@ declare
     w "tocsin".workers := "tocsin"._find_own_worker(worker_id);
 begin
     if w.status not in ('ready', 'polling') then
-        perform "tocsin"._refuse_transition(w, 'polling', 'only a ready or polling worker may ' || doing);
+        perform "tocsin"._refuse_transition(w, 'polling', 'not_active', 'only a ready or polling worker may ' || doing);
     end if;
     return w;
 end
@@ -727,7 +711,7 @@ CREATE FUNCTION tocsin._correct_future_times() RETURNS void
     AS $$
 declare
     t timestamptz := "tocsin"._clock();
-    beyond timestamptz := t + interval '1 s';  -- not what is being written in this moment
+    beyond timestamptz := t + interval '1 s';  -- a row that is being written at this moment is not meant
     found_some boolean := false;
 begin
     update "tocsin".workers w
@@ -747,15 +731,20 @@ begin
     update "tocsin".messages m
     set enqueued_at = least(m.enqueued_at, t),
         dequeued_at = least(m.dequeued_at, t),
-        due = case when m.state = 'delayed' and m.enqueued_at > t then "tocsin"._later(m.due, t - m.enqueued_at)
-                   when m.state = 'delayed' then m.due else least(m.due, t) end,
-        vt = case when m.state = 'leased' then case when m.dequeued_at > t then "tocsin"._later(m.vt, t - m.dequeued_at) else m.vt end
-                  when m.state = 'delayed' and m.enqueued_at > t then "tocsin"._later(m.vt, t - m.enqueued_at)
-                  when m.state = 'delayed' then m.vt else least(m.vt, t) end,
-        expires_at = case when m.enqueued_at > t then "tocsin"._later(m.expires_at, t - m.enqueued_at) else m.expires_at end
-    from (select x.id from "tocsin".messages x
-          where x.enqueued_at > beyond or x.dequeued_at > beyond or x.state = 'ready' and x.due > beyond
-          order by x.id for update skip locked) ahead
+        due = case when m.state <> 'delayed' then least(m.due, t)
+                   when m.due > t and ahead.since > t then "tocsin"._later(m.due, t - ahead.since)
+                   else m.due end,  -- in the past: its place in the queue
+        vt = case when m.state = 'ready' then least(m.vt, t)
+                  when m.state = 'leased' and m.dequeued_at > t then "tocsin"._later(m.vt, t - m.dequeued_at)
+                  when m.state = 'delayed' and ahead.since > t then "tocsin"._later(m.vt, t - ahead.since)
+                  else m.vt end,
+        expires_at = case when m.enqueued_at > t then "tocsin"._later(m.expires_at, t - m.enqueued_at) else m.expires_at end,
+        history = "tocsin"._correct_history(m.history, t)
+    from (select x.id, greatest(x.enqueued_at, x.dequeued_at, l.ended_at) as since
+          from "tocsin".messages x
+          cross join lateral (select (x.history -> -1 ->> 'ended_at')::timestamptz) l (ended_at)
+          where x.enqueued_at > beyond or x.dequeued_at > beyond or l.ended_at > beyond or x.state = 'ready' and x.due > beyond
+          order by x.id for update of x skip locked) ahead
     where m.id = ahead.id;
     update "tocsin".dead_letters d set died_at = t where d.died_at > beyond;
     update "tocsin".archive_count_deltas y set archived_at = t where y.archived_at > beyond;
@@ -775,6 +764,19 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._correct_history(history jsonb, t timestamp with time zone) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    select jsonb_agg(
+        d || case when (d ->> 'ended_at')::timestamptz > t
+                  then jsonb_build_object('dequeued_at', least((d ->> 'dequeued_at')::timestamptz, t), 'ended_at', t)
+                  else '{}' end
+        order by n)
+    from jsonb_array_elements(history) with ordinality h (d, n)
+$$;
+
+
+
 CREATE FUNCTION tocsin._count_held(w tocsin.workers) RETURNS bigint
     LANGUAGE sql STABLE
     SET plan_cache_mode TO 'force_generic_plan'
@@ -788,7 +790,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timestamp with time zone) RETURNS TABLE(queue_id integer, ready bigint, delayed bigint, leased bigint, dead bigint, exact boolean)
+CREATE FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timestamp with time zone, cap integer DEFAULT 100000) RETURNS TABLE(queue_id integer, ready bigint, delayed bigint, leased bigint, dead bigint, exact boolean)
     LANGUAGE plpgsql STABLE
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -797,8 +799,6 @@ CREATE FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timest
     SET jit TO 'off'
     AS $$
 #variable_conflict use_column
-declare
-    cap constant integer := 100000;
 begin
     return query
         select s.id, s.ready + s.due + s.lapsed, greatest(s.delayed - s.due, 0), greatest(s.leased - s.lapsed, 0), s.dead,
@@ -835,32 +835,6 @@ CREATE FUNCTION tocsin._count_unfinished(queue_id integer) RETURNS bigint
     select (select count(*) from "tocsin".messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'ready')
          + (select count(*) from "tocsin".messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'delayed')
          + (select count(*) from "tocsin".messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'leased')
-$$;
-
-
-
-CREATE FUNCTION tocsin._count_waiting(queue_id integer, most integer) RETURNS bigint
-    LANGUAGE plpgsql STABLE
-    SET plan_cache_mode TO 'force_generic_plan'
-    SET enable_seqscan TO 'off'
-    SET enable_sort TO 'off'
-    SET enable_bitmapscan TO 'off'
-    SET jit TO 'off'
-    AS $$
-#variable_conflict use_column
-declare
-    t timestamptz := "tocsin"._clock();
-begin
-    return (
-        select count(*) from (
-            (select from "tocsin".messages m where m.queue_id = _count_waiting.queue_id and m.state = 'ready' limit most)
-            union all
-            (select from "tocsin".messages m where m.queue_id = _count_waiting.queue_id and m.state = 'delayed' and m.vt <= t limit most)
-            union all
-            (select from "tocsin".messages m where m.queue_id = _count_waiting.queue_id and m.state = 'leased' and m.vt <= t limit most)
-            limit most) waiting
-    );
-end
 $$;
 
 
@@ -1040,7 +1014,7 @@ CREATE FUNCTION tocsin._drop_expired_partitions(most integer, OUT dropped intege
     SET lock_timeout TO '100ms'
     AS $$
 declare
-    over_at timestamptz := "tocsin"._clock() - interval '1 minute';  -- for those that looked for their partition before, and write to it now
+    over_at timestamptz := "tocsin"._clock() - interval '1 minute';  -- a transaction may have chosen its partition before, and write to it now
     expired record;
 begin
     dropped := 0;
@@ -1048,13 +1022,13 @@ begin
         return;
     end if;
     begin
-        lock table only "tocsin".archive in access exclusive mode;  -- from here on nobody uses it, nor counts what is in it
+        lock table only "tocsin".archive in access exclusive mode;  -- from here on no session uses it, nor counts its rows
     exception when lock_not_available then
         return;
     end;
     for expired in select p.* from "tocsin"._archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit most loop
         begin
-            execute format('lock table "tocsin".%I in access exclusive mode nowait', expired.name);  -- somebody may vacuum it
+            execute format('lock table "tocsin".%I in access exclusive mode nowait', expired.name);  -- it may be under vacuum
             execute format('drop table "tocsin".%I', expired.name);
             delete from "tocsin".archived_counts c where c.span = expired.span and c.starts_at = expired.starts_at;
             delete from "tocsin".archive_count_deltas y
@@ -1116,8 +1090,8 @@ declare
     w "tocsin".workers;
     last_heartbeat timestamptz;
 begin
-    -- First the process: so a registration under way is waited for and seen below, and
-    -- a later one finds no process.
+    -- The process first: the deletion waits for the registration of a worker that is
+    -- under way, and a later one finds no process.
     delete from "tocsin".processes p where p.id = process_id returning p.heartbeat_at into last_heartbeat;
     for w in select x.* from "tocsin".workers x where x.process_id = _end_process.process_id order by x.id loop
         perform pg_advisory_xact_lock("tocsin"._lock_key('worker', w.id));
@@ -1219,7 +1193,7 @@ COMMENT ON COLUMN tocsin.processes.lifeline IS 'Number of the advisory lock that
 
 
 
-COMMENT ON COLUMN tocsin.processes.detached IS 'It goes on without a lifeline, since LISTEN does not work where it runs.';
+COMMENT ON COLUMN tocsin.processes.detached IS 'It goes on without a lifeline, because its LISTEN connection cannot be made or does not work.';
 
 
 
@@ -1236,7 +1210,7 @@ begin
         seems_alive := not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('lifeline', p.lifeline));
         dead_at := greatest(soon, settled);
     elsif not p.detached and exists (select from "tocsin".workers w where w.process_id = p.id and w.kind = 'consumer') then
-        seems_alive := false;  -- not known; it will soon have a lifeline
+        seems_alive := false;  -- unknown; it is about to take a lifeline or to detach
         dead_at := greatest("tocsin"._later(beat, p.every * 3), settled);
     elsif silent then
         seems_alive := false;
@@ -1272,7 +1246,7 @@ begin
     select x.* into w from "tocsin".workers x where x.id = worker_id;
     if not found then
         perform "tocsin"._raise_error('TC006', format('worker %s is not registered: it has been purged, or its queue deleted', worker_id),
-            jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'reason', 'it has been purged, or its queue deleted'),
+            jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'code', 'registration_ended', 'reason', 'it has been purged, or its queue deleted'),
             'Register it again, by its name or another.');
     end if;
     return "tocsin"._check_own(w);
@@ -1383,7 +1357,7 @@ CREATE FUNCTION tocsin._holders(queue_id integer, until timestamp with time zone
     AS $$
 #variable_conflict use_column
 begin
-    -- The longest by the smallest pair of time and id, for which nothing is sorted.
+    -- The smallest pair of time and id is the longest, without a sort.
     return query
         select m.consumer_worker_id, count(*), (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
         from "tocsin".messages m
@@ -1671,7 +1645,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._move_worker(worker_id bigint, allowed text[], target text, grace interval DEFAULT NULL::interval, ended text DEFAULT NULL::text) RETURNS tocsin.workers
+CREATE FUNCTION tocsin._move_worker(worker_id bigint, allowed text[], target text, grace interval DEFAULT NULL::interval, ended text DEFAULT NULL::text, registration bigint DEFAULT NULL::bigint) RETURNS tocsin.workers
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
@@ -1683,10 +1657,14 @@ begin
     set status = target, grace = _move_worker.grace, ended = _move_worker.ended, heartbeat_at = t,
         shutdown_at = case when target = 'stopped' then t end
     where x.id = worker_id and x.status = any (allowed) and "tocsin"._acts_for(x.role)
+      and (_move_worker.registration is null or x.registration = _move_worker.registration)
     returning x.* into w;
     if not found then
         w := "tocsin"._check_own("tocsin"._find_worker(worker_id));
-        perform "tocsin"._refuse_transition(w, target, format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
+        if w.registration <> _move_worker.registration then
+            perform "tocsin"._refuse_ended(w);
+        end if;
+        perform "tocsin"._refuse_transition(w, target, 'wrong_state', format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
     end if;
     return w;
 end
@@ -1778,6 +1756,7 @@ declare
     t timestamptz;
     until timestamptz;
     head bigint;
+    seconds float8;
 begin
     perform pg_advisory_xact_lock("tocsin"._lock_key('order', queue_id));
     t := "tocsin"._clock();
@@ -1788,7 +1767,11 @@ begin
         where m.queue_id = _order_kept_for.queue_id and m.state = 'delayed' and m.due < m.vt order by m.vt limit 1;
     end if;
     if until is not null then
-        return greatest(0.01, extract(epoch from until - t));
+        seconds := extract(epoch from until - t);
+        if seconds < 0.01 then
+            seconds := greatest(0.01, least(-seconds / 4, 0.25));  -- another transaction has locked it: see claim
+        end if;
+        return seconds;
     end if;
     select m.id into head from "tocsin".messages m
     where m.queue_id = _order_kept_for.queue_id and m.state = 'ready' order by m.priority, m.due, m.id limit 1;
@@ -1849,8 +1832,8 @@ $$;
 CREATE FUNCTION tocsin._publish_partitions() RETURNS void
     LANGUAGE sql
     AS $$
-    -- What create_queue and update_queue note; not done where a queue was changed or
-    -- restored by other means.
+    -- create_queue and update_queue write this; a queue that was changed or restored by
+    -- other means lacks it.
     insert into "tocsin".archive_policies (queue_id, retention)
     select q.id, q.retention from "tocsin".queues q
     where not exists (select from "tocsin".archive_policies a where a.queue_id = q.id) on conflict (queue_id) do nothing;
@@ -1934,7 +1917,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._reap_dead_processes(process_id bigint, living integer DEFAULT NULL::integer) RETURNS double precision
+CREATE FUNCTION tocsin._reap_dead_processes(process_id bigint, living integer DEFAULT NULL::integer, stop_at timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS double precision
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -1947,7 +1930,7 @@ declare
     up_since timestamptz := "tocsin"._record_uptime(t);
     p "tocsin".processes;
     wait float8;
-    look_again float8;
+    again_in float8;
 begin
     for p in
         (select x.* from "tocsin".processes x where x.id > process_id order by x.id)
@@ -1959,10 +1942,12 @@ begin
             living := living - 1;
             exit when living <= 0;
         elsif wait > 0 then
-            look_again := least(look_again, wait);
+            again_in := least(again_in, wait);
+        elsif "tocsin"._clock() >= stop_at then
+            return 0;
         end if;
     end loop;
-    return look_again;
+    return again_in;
 end
 $$;
 
@@ -1984,8 +1969,8 @@ begin
     if dead_at > t then
         return extract(epoch from dead_at - t);
     end if;
-    -- Another process may be burying it, or it has come back in this moment; then its
-    -- row is locked or changed.
+    -- Another session may be declaring it dead, or it may just have come back. Its row
+    -- is then locked or changed.
     perform from "tocsin".processes x
     where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
     for update skip locked;
@@ -2074,7 +2059,7 @@ CREATE FUNCTION tocsin._refuse_ended(w tocsin.workers) RETURNS void
     AS $$
 begin
     perform "tocsin"._raise_error('TC006', format('worker %s ("%s") has been registered by process %s on %s since', w.id, w.name, w.pid, w.hostname),
-        jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'reason', 'its registration has ended'),
+        jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'code', 'registration_ended', 'reason', 'its registration has ended'),
         'It was declared dead; register it again, by its name or another.');
 end
 $$;
@@ -2107,14 +2092,14 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._refuse_transition(w tocsin.workers, target text, reason text) RETURNS void
+CREATE FUNCTION tocsin._refuse_transition(w tocsin.workers, target text, code text, reason text) RETURNS void
     LANGUAGE plpgsql
     AS $$
 begin
     perform "tocsin"._raise_error(case w.status when 'stopped' then 'TC006' else 'TC005' end,
         format('worker %s ("%s") is %s: %s', w.id, w.name, w.status, reason),
-        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'reason', reason),
-        case when target = 'deleted' then 'Stop it first.'
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'code', code, 'reason', reason),
+        case when code = 'not_stopped' then 'Stop it first.'
              when w.status = 'suspended' then 'Resume it, or shut it down.'
              when w.status = 'stopped' then 'Register it again by its name.'
              else 'Wait until it is in another state, or suspend it.' end);
@@ -2326,9 +2311,9 @@ declare
 begin
     select x.* into q from "tocsin".queues x where x.id = queue_id;
     perform pg_advisory_xact_lock_shared("tocsin"._lock_key('rung', queue_id));
-    perform from "tocsin".queues x where x.id = queue_id for key share;  -- one that is gone fails here, whatever the snapshot shows
+    perform from "tocsin".queues x where x.id = queue_id for key share;  -- fails for a deleted queue, whatever the snapshot shows
     if not found then
-        perform "tocsin"._refuse_missing(coalesce(q.name, 'number ' || queue_id));  -- the INSERT has seen it, but this has not
+        perform "tocsin"._refuse_missing(coalesce(q.name, 'number ' || queue_id));  -- the INSERT saw it, this statement does not
     end if;
     perform pg_notify(q.channel, '') where pg_notification_queue_usage() < 0.9;
 end
@@ -2425,7 +2410,7 @@ CREATE FUNCTION tocsin._tell_process(w tocsin.workers, leases_taken boolean DEFA
     LANGUAGE sql
     AS $$
     select pg_notify("tocsin".process_channel(w.process_id), case when leases_taken then 'leases ' || w.id else '' end)
-    where w.process_id is not null and pg_notification_queue_usage() < 0.9  -- ring.sql; its heartbeat tells it, too
+    where w.process_id is not null and pg_notification_queue_usage() < 0.9  -- ring.sql; the heartbeat tells it, too
 $$;
 
 
@@ -2501,7 +2486,7 @@ begin
         end if;
     end loop;
     return true;
-exception when lock_not_available then  -- gives back those that it has taken
+exception when lock_not_available then  -- the locks taken so far are released
     return false;
 end
 $$;
@@ -2628,14 +2613,14 @@ CREATE FUNCTION tocsin.attach_process(process_id bigint) RETURNS boolean
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    line bigint := nextval('"tocsin".lifelines');
+    number bigint := nextval('"tocsin".lifelines');
     attached boolean;
 begin
-    perform pg_advisory_lock("tocsin"._lock_key('lifeline', line));
-    update "tocsin".processes p set lifeline = line, detached = false, heartbeat_at = "tocsin"._clock() where p.id = process_id and "tocsin"._acts_for(p.role);
+    perform pg_advisory_lock("tocsin"._lock_key('lifeline', number));
+    update "tocsin".processes p set lifeline = number, detached = false, heartbeat_at = "tocsin"._clock() where p.id = process_id and "tocsin"._acts_for(p.role);
     attached := found;
     if not attached then
-        perform pg_advisory_unlock("tocsin"._lock_key('lifeline', line));
+        perform pg_advisory_unlock("tocsin"._lock_key('lifeline', number));
         if exists (select from "tocsin".processes p where p.id = process_id and not "tocsin"._acts_for(p.role)) then
             perform "tocsin"._refuse_caller(format('act for process %s', process_id), 'Another role has registered it; administrators may.');
         end if;
@@ -2650,15 +2635,9 @@ CREATE FUNCTION tocsin.begin_poll(worker_id bigint, registration bigint) RETURNS
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-declare
-    w "tocsin".workers;
 begin
     perform "tocsin"._find_own_worker(worker_id);
-    w := "tocsin"._move_worker(worker_id, '{ready,polling}', 'polling');
-    if w.registration <> begin_poll.registration then
-        perform "tocsin"._refuse_ended(w);
-    end if;
-    return w;
+    return "tocsin"._move_worker(worker_id, '{ready,polling}', 'polling', registration => registration);
 end
 $$;
 
@@ -2687,21 +2666,12 @@ CREATE FUNCTION tocsin.cancel(message_id bigint DEFAULT NULL::bigint, queue text
 #variable_conflict use_column
 declare
     m "tocsin".messages := "tocsin"._lock_waiting(message_id, queue, key);
-    t timestamptz := "tocsin"._clock();
-    until timestamptz;
-    hours integer;  -- null: not kept
 begin
-    select k.until, "tocsin"._partition_span_for(a, k.until) into until, hours
-    from "tocsin".archive_policies a cross join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
-    where a.queue_id = m.queue_id;
-    delete from "tocsin".messages x where x.id = m.id;
-    if hours is not null then
-        insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
-                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
-        values (m.id, m.queue_id, m.priority, m.read_ct, hours, m.enqueued_at, m.dequeued_at, t, until,
-                m.producer_worker_id, m.consumer_worker_id, m.key, m.payload, m.headers, 'cancelled', m.history);
-    end if;
-    insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (m.queue_id, hours, until, t, 1);
+    -- As if a worker had claimed and handled it: there is one way into the archive.
+    update "tocsin".messages x
+    set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled', history = m.history
+    where x.id = m.id;
+    perform "tocsin".archive(array[m.id], array[coalesce(m.lease, 0) + 1]);
     if m.due < m.vt then  -- it kept its place, and so held up the queue: see order.sql
         perform "tocsin"._ring(m.queue_id);
     end if;
@@ -2711,7 +2681,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval DEFAULT NULL::interval, from_priority integer DEFAULT NULL::integer, from_due timestamp with time zone DEFAULT NULL::timestamp with time zone, from_id bigint DEFAULT NULL::bigint, or_look boolean DEFAULT true, finished_ids bigint[] DEFAULT NULL::bigint[], finished_leases bigint[] DEFAULT NULL::bigint[], durable boolean DEFAULT true, ordered boolean DEFAULT false) RETURNS TABLE(id bigint, lease bigint, priority integer, read_ct integer, due timestamp with time zone, enqueued_at timestamp with time zone, vt_at timestamp with time zone, dequeued_at timestamp with time zone, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text, next_due double precision)
+CREATE FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval DEFAULT NULL::interval, from_priority integer DEFAULT NULL::integer, from_due timestamp with time zone DEFAULT NULL::timestamp with time zone, from_id bigint DEFAULT NULL::bigint, or_look boolean DEFAULT true, finished_ids bigint[] DEFAULT NULL::bigint[], finished_leases bigint[] DEFAULT NULL::bigint[], durable boolean DEFAULT true, ordered boolean DEFAULT false) RETURNS TABLE(kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamp with time zone, enqueued_at timestamp with time zone, vt_at timestamp with time zone, dequeued_at timestamp with time zone, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text, next_due double precision)
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -2744,6 +2714,7 @@ begin
         ignored := set_config('lock_timeout', '250ms', true);  -- as limit_lock_wait() does: see locks.sql
         archived := "tocsin".archive(finished_ids, finished_leases);
         if not true = all (archived) then
+            kind := 'lost';
             for id in select s.id from unnest(finished_ids, archived) s (id, archived) where not s.archived loop
                 return next;
             end loop;
@@ -2759,6 +2730,8 @@ begin
             if ordered then
                 next_due := "tocsin"._order_kept_for(q.id);
                 if next_due is not null then
+                    kind := case when exists (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'ready')
+                            then 'held_up' else 'end' end;
                     return next;
                     return;
                 end if;
@@ -2784,7 +2757,7 @@ begin
                     and "tocsin"._acts_for(w.role)
                     and x.paused_at is null) f
             where m.ctid = f.found
-            returning m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
+            returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
                       m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key, m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
@@ -2804,6 +2777,7 @@ begin
         if next_due < 0.01 then
             next_due := greatest(0.01, least(-next_due / 4, 0.25));
         end if;
+        kind := 'end';
         return next;
     end if;
 end
@@ -2838,9 +2812,7 @@ begin
         perform "tocsin"._raise_error('TC002', format('queue "%s" exists already', queue), jsonb_build_object('queue', queue),
                               'Use ensure_queue if that is fine.');
     end if;
-    return "tocsin"._change_queue(
-        queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth,
-        required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+    return "tocsin"._change_queue(queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
 end
 $$;
 
@@ -2927,7 +2899,7 @@ CREATE FUNCTION tocsin.delete_worker(worker_id bigint) RETURNS void
 begin
     delete from "tocsin".workers x where x.id = worker_id and x.status = 'stopped';
     if not found then
-        perform "tocsin"._refuse_transition("tocsin"._find_worker(worker_id), 'deleted', 'only a stopped worker may be deleted');
+        perform "tocsin"._refuse_transition("tocsin"._find_worker(worker_id), null, 'not_stopped', 'only a stopped worker may be deleted');
     end if;
 end
 $$;
@@ -2979,6 +2951,11 @@ begin
     -- be before the disk has it.
     ring_early := ring_early and key is null;
     if ring_early then
+        -- The commit may be asynchronous only if the sequence's record that covers the
+        -- new id is flushed (ring_early.sql has the argument). Such a record takes 99
+        -- bytes, so fewer than 90 bytes that are not flushed cannot hold one. WAL pages
+        -- are multiples of 1,024 bytes; a flush that ends at one may end within a
+        -- record, and so counts for nothing.
         written := pg_current_wal_insert_lsn();
         new_id := nextval('"tocsin".messages_id_seq');
         flushed := pg_current_wal_flush_lsn();
@@ -3112,17 +3089,12 @@ declare
     ensured "tocsin".queues;
     queue_id integer;
 begin
-    -- Statements of their own, each with a snapshot of its own: adding waits for
-    -- another that creates the queue, and what that has committed is to be seen. Again
-    -- when the queue is deleted in between.
     while ensured.id is null loop
         queue_id := "tocsin"._add_queue(queue);
         if queue_id is null then
             select q.id into queue_id from "tocsin".queues q where q.name = queue;
         end if;
-        ensured := "tocsin"._change_queue(
-            queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth,
-            required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+        ensured := "tocsin"._change_queue(queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
     end loop;
     return ensured;
 end
@@ -3217,13 +3189,13 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.heartbeat(process_id bigint, queue_ids integer[], able boolean DEFAULT true) RETURNS TABLE(kind text, id bigint, status text, seconds double precision, registration bigint)
+CREATE FUNCTION tocsin.heartbeat(process_id bigint, queue_ids integer[], able boolean DEFAULT true) RETURNS TABLE(kind text, worker_id bigint, registration bigint, status text, grace double precision, queue_id integer, due_in double precision)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 #variable_conflict use_column
 declare
-    look_again float8;
+    reap_in float8;
     last_heartbeat timestamptz;
 begin
     update "tocsin".processes p set heartbeat_at = case when able then "tocsin"._clock() else p.heartbeat_at end
@@ -3231,24 +3203,24 @@ begin
     where p.id = process_id and "tocsin"._acts_for(p.role)
     returning before.heartbeat_at into last_heartbeat;
     if not found then
-        return query select 'dead', process_id, null::text, null::float8, null::bigint;
+        return query select 'dead', null::bigint, null::bigint, null::text, null::float8, null::integer, null::float8;
         return;
     end if;
     if last_heartbeat > "tocsin"._clock() + interval '1 s' then
         update "tocsin".maintenance m set clock_was_ahead = true, due_at = "tocsin"._clock();
     end if;
-    look_again := "tocsin"._reap_dead_processes(process_id, 8);
-    if look_again is not null then
-        return query select 'look_again', null::bigint, null::text, look_again, null::bigint;
+    reap_in := "tocsin"._reap_dead_processes(process_id, 8);
+    if reap_in is not null then
+        return query select 'heartbeat', null::bigint, null::bigint, null::text, null::float8, null::integer, reap_in;
     end if;
     if "tocsin"._elect_maintainer(process_id) then
-        return query select 'maintain', null::bigint, null::text, null::float8, null::bigint;
+        return query select 'maintenance', null::bigint, null::bigint, null::text, null::float8, null::integer, null::float8;
     end if;
     return query
-        select 'worker', w.id, w.status, extract(epoch from w.grace)::float8, w.registration
+        select 'worker', w.id, w.registration, w.status, extract(epoch from w.grace)::float8, null::integer, null::float8
         from "tocsin".workers w where w.process_id = heartbeat.process_id order by w.id;
     return query
-        select 'queue', d.queue_id::bigint, null::text, d.seconds, null::bigint
+        select 'queue', null::bigint, null::bigint, null::text, null::float8, d.queue_id, d.seconds
         from (select s.queue_id, "tocsin"._next_due(s.queue_id) as seconds from unnest(queue_ids) s (queue_id)
               where "tocsin"._may_consume()) d
         where d.seconds is not null;
@@ -3291,12 +3263,12 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.interrupt(worker_id bigint, grace interval DEFAULT NULL::interval) RETURNS tocsin.workers
+CREATE FUNCTION tocsin.interrupt(worker_id bigint, grace interval DEFAULT NULL::interval, registration bigint DEFAULT NULL::bigint) RETURNS tocsin.workers
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    w "tocsin".workers := "tocsin"._move_worker(worker_id, '{ready,polling}', 'interrupted', grace);
+    w "tocsin".workers := "tocsin"._move_worker(worker_id, '{ready,polling}', 'interrupted', grace, registration => registration);
 begin
     perform "tocsin"._tell_process(w);
     return w;
@@ -3700,6 +3672,7 @@ CREATE FUNCTION tocsin.queue_health(queue text DEFAULT NULL::text, max_age inter
 declare
     t timestamptz := "tocsin"._clock();
     q "tocsin".queues;
+    exact boolean;
     since timestamptz;
     suspended text;
     mute text := case when current_setting('session_replication_role') = 'replica' or not exists (
@@ -3726,16 +3699,17 @@ begin
         cross join lateral (select w.kind = 'consumer' and w.status in ('interrupted', 'suspended')) held_up (on_hold)
         where w.queue_id = q.id and w.status <> 'stopped';
 
-        ready := "tocsin"._count_waiting(q.id, 10000);
+        select c.ready, c.exact into ready, exact from "tocsin"._count_queues(q.id, q.id, t, 10000) c;
         since := case when ready > 0 then "tocsin"._oldest_ready(q.id, t) end;
         -- A message may have been enqueued for a time before its queue was there.
         oldest_ready_age := case when since is not null then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
         if consumers = 0 and q.paused_at is null and oldest_ready_age > extract(epoch from max_age) then
-            problems := format('messages wait and nobody consumes: %s%s, the oldest for %s s%s', ready,
-                               case when ready >= 10000 then ' or more' else '' end, round(oldest_ready_age), '; suspended: ' || suspended)
+            problems := format('messages wait and no consumer is active: %s%s, the oldest for %s s%s',
+                               case when exact then '' else 'about ' end, ready, round(oldest_ready_age), '; suspended: ' || suspended)
                         || problems;
         end if;
-        -- Per worker what it has held for longest, under a lease that has not ended.
+        -- For each worker the message that it has held longest, under a lease that has not
+        -- expired.
         select (array_agg(w.id order by h.since))[1], (array_agg(h.message_id order by h.since))[1],
                case when min(h.since) is not null then greatest(0, extract(epoch from t - min(h.since))) end,
                problems || coalesce(
@@ -3838,27 +3812,29 @@ declare
     alive bigint[];
     held jsonb;
     q integer;
-    lapsed bigint;
+    expired bigint;
     remaining bigint;
 begin
-    -- First the dead, since burying locks workers, and then their messages; what has
-    -- lapsed is passed over where it is locked.
+    -- The dead first: their end locks workers before messages. Expired leases are
+    -- skipped where they are locked.
     select coalesce(array_agg(w.id), '{}'), coalesce(jsonb_object_agg(w.id, "tocsin"._count_held(w)), '{}') into alive, held
     from "tocsin".workers w where w.process_id is not null;
-    perform "tocsin"._reap_dead_processes(0);
+    more := coalesce("tocsin"._reap_dead_processes(0, stop_at => stop_at) = 0, false);
     select count(*), coalesce(sum((held ->> w.id::text)::bigint - "tocsin"._count_held(w)), 0) into workers, messages
     from "tocsin".workers w where w.id = any (alive) and w.status_before_death is not null;
 
-    more := false;
+    if more then
+        return;
+    end if;
     for q in select x.id from "tocsin".queues x order by x.id loop
-        select count(*) into lapsed from "tocsin".messages m where m.queue_id = q and m.state = 'leased' and m.vt <= t;
-        while lapsed > 0 loop
+        select count(*) into expired from "tocsin".messages m where m.queue_id = q and m.state = 'leased' and m.vt <= t;
+        while expired > 0 loop
             perform "tocsin"._make_due_ready(q);
             select count(*) into remaining from "tocsin".messages m where m.queue_id = q and m.state = 'leased' and m.vt <= t;
-            exit when remaining >= lapsed;  -- others have locked them: a claim that does the same, or their consumer settling late
-            messages := messages + lapsed - remaining;
-            lapsed := remaining;
-            more := lapsed > 0 and "tocsin"._clock() >= stop_at;
+            exit when remaining >= expired;  -- locked: by a claim that does the same, or by a late settlement
+            messages := messages + expired - remaining;
+            expired := remaining;
+            more := expired > 0 and "tocsin"._clock() >= stop_at;
             exit when more;
         end loop;
         exit when more;
@@ -3881,7 +3857,7 @@ begin
         perform "tocsin"._raise_error('TC017', 'the schema does not serve this version of the SQL contract',
             jsonb_build_object('schema', (parse_ident('"tocsin".contract'))[1], 'found', installed.version, 'serves', installed.serves, 'known', contract));
     end if;
-    if (every > '0 s' and every <= '1 hour') is not true then  -- everybody's heartbeat reckons with it
+    if (every > '0 s' and every <= '1 hour') is not true then  -- the heartbeats of all processes rely on it
         perform "tocsin"._raise_error('TC022', 'the heartbeat''s interval must be more than nothing, and at most an hour', '{"argument": "heartbeat"}');
     end if;
     perform "tocsin"._record_uptime("tocsin"._clock());
@@ -3906,8 +3882,8 @@ declare
     w "tocsin".workers;
     retry_after float8;
 begin
-    -- Held until this has ended, against a deletion of the queue: that waits for the
-    -- registration, or has been waited for by it.
+    -- Held until this transaction ends: a deletion of the queue waits for the
+    -- registration, or this waits for the deletion.
     perform from "tocsin".queues x where x.id = q.id for key share;
     if not found then
         perform "tocsin"._refuse_missing(queue);
@@ -3934,7 +3910,7 @@ begin
         if found then
             return w;
         end if;
-        -- Its owner may be dead, and no other process there to notice.
+        -- Its owner may be dead, with no other process alive to find out.
         retry_after := null;
         select "tocsin"._reap_if_dead(p, t, "tocsin"._record_uptime(t)) into retry_after
         from "tocsin".workers x join "tocsin".processes p on p.id = x.process_id
@@ -3945,7 +3921,7 @@ begin
     where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name;
     perform "tocsin"._raise_error('TC005',
         format('worker %s ("%s") is %s: its name is in use by process %s on %s', w.id, w.name, w.status, w.pid, w.hostname),
-        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', retry_after,
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', retry_after, 'code', 'name_in_use',
                            'reason', format('its name is in use by process %s on %s', w.pid, w.hostname)),
         'Choose another name, or end that worker first.');
 end
@@ -3972,7 +3948,7 @@ declare
 begin
     perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
     w := "tocsin"._check_own("tocsin"._find_worker(worker_id));
-    perform "tocsin"._tell_process(w, leases_taken => true);  -- when this is committed
+    perform "tocsin"._tell_process(w, leases_taken => true);  -- at the commit
     return "tocsin"._release_held(w, false, '');
 end
 $$;
@@ -4313,9 +4289,7 @@ CREATE FUNCTION tocsin.update_queue(queue text, vt interval DEFAULT NULL::interv
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
-    return "tocsin"._change_queue(
-        ("tocsin".find_queue(queue)).id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string,
-        max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
+    return "tocsin"._change_queue(("tocsin".find_queue(queue)).id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
 end
 $$;
 
@@ -4346,7 +4320,7 @@ begin
     returning x.* into w;
     if not found then
         w := "tocsin"._check_own("tocsin"._find_worker(worker_id));
-        perform "tocsin"._refuse_transition(w, 'heartbeat', 'a stopped worker has no heartbeat');
+        perform "tocsin"._refuse_transition(w, null, 'registration_ended', 'a stopped worker has no heartbeat');
     end if;
 end
 $$;
@@ -4794,7 +4768,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113010 VALUES (1, 2, 0, 1, 1, '2026-11-29 10:14:48.980608+00', '2026-11-29 10:14:49.008196+00', '2026-11-29 10:14:49.013783+00', '2026-11-30 10:14:49.013783+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113010 VALUES (1, 2, 0, 1, 1, '2026-11-29 10:43:02.613262+00', '2026-11-29 10:43:02.619769+00', '2026-11-29 10:43:02.635663+00', '2026-11-30 10:43:02.635663+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
 
 
 
@@ -4807,84 +4781,84 @@ INSERT INTO tocsin.archive_1h_2026113010 VALUES (1, 2, 0, 1, 1, '2026-11-29 10:1
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 10:14:49.085585+00', '2026-11-29 10:14:49.112203+00', '2026-11-29 10:14:49.113463+00', '2985-03-06 10:14:49.113463+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 10:43:02.69259+00', '2026-11-29 10:43:02.705868+00', '2026-11-29 10:43:02.707021+00', '2985-03-06 10:43:02.707021+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 10:14:49.013783+00', '2026-11-29 10:14:49.013783+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 10:14:49.113463+00', '2026-11-29 10:14:49.113463+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 10:43:02.635663+00', '2026-11-29 10:43:02.635663+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 10:43:02.707021+00', '2026-11-29 10:43:02.707021+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 10:14:48.858586+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 10:00:00+00","2026-11-30 12:00:00+00")', '2026-11-29 10:14:48.858604+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 10:14:48.858608+00');
-
-
-
-
-
-
-
-
-
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '6570957395d8b0097f01a1bb6597b2193a58e73109aa99568acc7e4b8fdbf808');
-
-
-
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 10:14:49.175636+00', '2026-11-29 10:14:49.195722+00', '2026-11-29 10:14:49.224267+00', 1795947289195722, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T10:14:49.202058+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T10:14:49.195722+00:00"}]');
-
-
-
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 10:15:47.924048+00', false);
-
-
-
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 10:14:49.099989+00', '2026-11-29 10:15:19.112203+00', '2026-11-29 10:14:49.099989+00', '2026-11-29 10:14:49.112203+00', NULL, 1795947289112203, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 10:14:50.142453+00', '2026-11-29 10:14:50.142453+00', '2026-11-29 10:14:49.144075+00', '2026-11-29 10:14:49.163625+00', NULL, 1795947289163625, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T10:14:49.202058+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T10:14:49.163625+00:00"}]');
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', '2026-11-29 10:14:49.25998+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 10:14:49.285568+00', '2026-11-29 10:14:49.285568+00', '2026-11-29 10:14:49.285568+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 10:14:50.301472+00', '2026-11-29 10:14:50.301472+00', '2026-11-29 10:14:49.301472+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 10:14:50.304101+00', '2026-11-29 10:14:50.304101+00', '2026-11-29 10:14:49.304101+00', NULL, '2026-11-29 10:14:49.804101+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 10:14:49.311928+00', '2985-03-06 10:14:49.311928+00', '2026-11-29 10:14:49.311928+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 10:14:49.325576+00', '2026-11-29 10:14:49.325576+00', '2026-11-29 10:14:49.325576+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
-
-
-
-INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 10:14:47.924048+00');
-
-
-
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 7050, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 10:14:48.886012+00', '2026-11-29 10:14:48.950295+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 10:43:02.503188+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 10:00:00+00","2026-11-30 12:00:00+00")', '2026-11-29 10:43:02.503206+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 10:43:02.50321+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 10:14:48.606914+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 10:14:48.625729+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 10:14:49.332358+00', '2026-11-29 10:14:48.62893+00', 'tocsin.paused');
+
+
+
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '756e046864e4a0bdaad51f3146d49ead018e45233b557cc13d3d8957216c67dd');
+
+
+
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 10:43:02.732484+00', '2026-11-29 10:43:02.737587+00', '2026-11-29 10:43:02.759336+00', 1795948982737587, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T10:43:02.741265+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T10:43:02.737587+00:00"}]');
+
+
+
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 10:44:01.590139+00', false);
+
+
+
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 10:43:02.699127+00', '2026-11-29 10:43:32.705868+00', '2026-11-29 10:43:02.699127+00', '2026-11-29 10:43:02.705868+00', NULL, 1795948982705868, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 10:43:03.750349+00', '2026-11-29 10:43:03.750349+00', '2026-11-29 10:43:02.727551+00', '2026-11-29 10:43:02.730802+00', NULL, 1795948982730802, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T10:43:02.741265+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T10:43:02.730802+00:00"}]');
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 10:43:02.793385+00', '2026-11-29 10:43:02.793385+00', '2026-11-29 10:43:02.793385+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 10:43:03.79808+00', '2026-11-29 10:43:03.79808+00', '2026-11-29 10:43:02.79808+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 10:43:03.799883+00', '2026-11-29 10:43:03.799883+00', '2026-11-29 10:43:02.799883+00', NULL, '2026-11-29 10:43:03.299883+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 10:43:02.815808+00', '2985-03-06 10:43:02.815808+00', '2026-11-29 10:43:02.815808+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 10:43:02.824548+00', '2026-11-29 10:43:02.824548+00', '2026-11-29 10:43:02.824548+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
+
+
+
+INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 10:43:01.590139+00');
+
+
+
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 5192, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 10:43:02.525796+00', '2026-11-29 10:43:02.598322+00');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 10:14:48.885042+00');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 10:43:02.23615+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 10:43:02.254721+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 10:43:02.828307+00', '2026-11-29 10:43:02.25948+00', 'tocsin.paused');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 7050, '0.1.0', '2026-11-29 10:14:48.904928+00', '2026-11-29 10:14:48.904928+00', '2026-11-29 10:14:49.032486+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 7050, '0.1.0', '2026-11-29 10:14:49.047203+00', '2026-11-29 10:14:49.047203+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 7050, '0.1.0', '2026-11-29 10:14:49.064834+00', '2026-11-29 10:14:49.064834+00', NULL);
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 10:43:02.52487+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 5192, '0.1.0', '2026-11-29 10:43:02.538324+00', '2026-11-29 10:43:02.538324+00', '2026-11-29 10:43:02.652399+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 5192, '0.1.0', '2026-11-29 10:43:02.669814+00', '2026-11-29 10:43:02.669814+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 5192, '0.1.0', '2026-11-29 10:43:02.683469+00', '2026-11-29 10:43:02.683469+00', NULL);
 
 
 
@@ -5234,19 +5208,19 @@ REVOKE ALL ON FUNCTION tocsin._correct_heartbeats(t timestamp with time zone) FR
 
 
 
+REVOKE ALL ON FUNCTION tocsin._correct_history(history jsonb, t timestamp with time zone) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._count_held(w tocsin.workers) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timestamp with time zone) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timestamp with time zone, cap integer) FROM PUBLIC;
 
 
 
 REVOKE ALL ON FUNCTION tocsin._count_unfinished(queue_id integer) FROM PUBLIC;
-
-
-
-REVOKE ALL ON FUNCTION tocsin._count_waiting(queue_id integer, most integer) FROM PUBLIC;
 
 
 
@@ -5382,7 +5356,7 @@ REVOKE ALL ON FUNCTION tocsin._move_to_dead_letters(ids bigint[], reason text, e
 
 
 
-REVOKE ALL ON FUNCTION tocsin._move_worker(worker_id bigint, allowed text[], target text, grace interval, ended text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._move_worker(worker_id bigint, allowed text[], target text, grace interval, ended text, registration bigint) FROM PUBLIC;
 
 
 
@@ -5426,7 +5400,7 @@ REVOKE ALL ON FUNCTION tocsin._raise_error(code text, message text, detail jsonb
 
 
 
-REVOKE ALL ON FUNCTION tocsin._reap_dead_processes(process_id bigint, living integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._reap_dead_processes(process_id bigint, living integer, stop_at timestamp with time zone) FROM PUBLIC;
 
 
 
@@ -5462,7 +5436,7 @@ REVOKE ALL ON FUNCTION tocsin._refuse_missing(queue text) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin._refuse_transition(w tocsin.workers, target text, reason text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._refuse_transition(w tocsin.workers, target text, code text, reason text) FROM PUBLIC;
 
 
 
@@ -5646,7 +5620,7 @@ REVOKE ALL ON FUNCTION tocsin.install_roles(producer text, consumer text, admin 
 
 
 
-REVOKE ALL ON FUNCTION tocsin.interrupt(worker_id bigint, grace interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.interrupt(worker_id bigint, grace interval, registration bigint) FROM PUBLIC;
 
 
 

@@ -15,8 +15,9 @@ from tocsin._concurrency.cancelling import cancel
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database import install, session
 from tocsin._database.caller_connection import AnyConnection
-from tocsin._database.client import Connection, Database, describe_address
+from tocsin._database.client import Connection, Database
 from tocsin._database.connect import open_unwatched, open_watched
+from tocsin._database.dsn import describe_address
 from tocsin._database.roles import Roles
 from tocsin._database.schema import Schema
 from tocsin._database.transaction_limit import TransactionLimit

@@ -30,7 +30,7 @@ from typing import Any
 
 import attrs
 
-from tocsin._database.client import clean_dsn, describe_address
+from tocsin._database.dsn import clean_dsn, describe_address
 from tocsin._database.schema import Schema
 
 from ._arguments import check_count

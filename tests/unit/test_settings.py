@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import tocsin
 from tests.support.settings_file import write_file
-from tocsin._database.client import describe_address
+from tocsin._database.dsn import describe_address
 from tocsin.driver._connecting import parse_conninfo
 from tocsin.settings import PREFIX, Settings, load
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tocsin import Roles, SchemaMissing, SchemaNewer, SchemaOutdated, Store
-from tocsin._database.client import describe_address
+from tocsin._database.dsn import describe_address
 from tocsin._database.schema import Schema
 from tocsin._database.script import known_versions, write_script
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
-from tocsin._database.client import describe_address
+from tocsin._database.dsn import describe_address
 from tocsin.embedded import default_directory, serve
 
 from .program import Command, Common, ExitCode, dsn_option, pass_common

@@ -24,7 +24,7 @@ import trio
 
 from tocsin import ConnectionLost, QueueMetrics, Store, WorkerInfo, WorkerStatus
 from tocsin._concurrency.nursery import open_nursery_bare
-from tocsin._database.client import describe_address
+from tocsin._database.dsn import describe_address
 from tocsin.driver import TrioConnection
 
 from .options import DURATION
