@@ -9,7 +9,14 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, nodes, run_until_suspended, until_asleep
+from tests.support import (
+    PATIENCE,
+    move_clock,
+    nodes,
+    query,
+    run_until_suspended,
+    until_asleep,
+)
 
 
 async def test_a_message_that_failed_holds_up_those_behind_it(store: tocsin.Store) -> None:
@@ -107,6 +114,50 @@ async def test_a_locked_first_message_is_not_overtaken(store: tocsin.Store, stor
         await connection.execute("select from tocsin.messages order by id limit 1 for update")
         claim = await consumer._parts.claimer.claim(1, None, ordered=True)
         assert (len(claim.batch), claim.full) == (0, False)
+
+
+async def test_a_standby_backs_off_from_an_expired_message_that_is_locked(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    async with (
+        store.consumer("q") as leader,
+        store.consumer("q") as standby,
+        store.transaction() as connection,
+    ):
+        await leader.dequeue(vt=0.001)
+        await connection.execute("select from tocsin.messages for update")
+        registration = standby._registration
+        for seconds, least, most in ((0.4, 0.1, 0.25), (100, 0.25, 0.25)):
+            await move_clock(store_dsn, seconds)
+            ((next_due,),) = await query(
+                store_dsn,
+                "select next_due from tocsin.claim(%s, %s, 1, ordered => true)",
+                registration.worker_id,
+                registration.token,
+            )
+            assert least <= next_due <= most
+
+
+async def test_a_run_that_ends_when_no_message_is_due_waits_for_one_that_holds_up_others(
+    store: tocsin.Store,
+) -> None:
+    await store.queues.ensure("q", retry_base=0.05)
+    await store.produce_many("q", range(3))
+    seen: list[tuple[Any, int]] = []
+
+    async def handler(message: tocsin.Message) -> None:
+        seen.append((message.payload, message.read_ct))
+        if message.read_ct == 1:
+            raise ValueError("later")
+
+    async with store.consumer("q") as consumer:
+        with trio.fail_after(PATIENCE), pytest.raises(tocsin.Suspended) as ended:
+            await consumer.handle(handler, ordered=True, once=True)
+    # When the last one has failed, none that is due is behind it.
+    assert seen == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1)]
+    assert (ended.value.handled, ended.value.failed) == (2, 3)
 
 
 async def test_order_and_concurrency_exclude_each_other(store: tocsin.Store) -> None:

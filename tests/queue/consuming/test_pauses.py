@@ -4,12 +4,16 @@ lease that is over."""
 from __future__ import annotations
 
 import time
+from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
+import trio
 
 import tocsin
-from tests.support import connect_blocking
+from tests.support import PATIENCE, connect_blocking
 from tocsin._queue.consuming import lease_clock
+from tocsin._queue.consuming.claims import Claim
 
 VT = 0.5
 
@@ -73,3 +77,35 @@ async def test_the_time_that_the_machine_slept_counts(
     assert begun == ids
     # given back at first, uncounted
     assert [(await store.messages.get(i)).read_ct for i in ids] == [1, 1]
+
+
+async def test_a_stream_leaves_an_expired_message_that_is_locked_to_the_end_of_its_run(
+    store: tocsin.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is over before the stream can hand out the message, and another
+    transaction has locked its row: the stream waits for the next message."""
+    await store.queues.ensure("q", vt=3600)
+    first = await store.produce("q", 1)
+    slept = 0.0
+    monkeypatch.setattr(lease_clock, "time_asleep", lambda: slept)
+    async with AsyncExitStack() as stack, store.consumer("q") as consumer:
+        claim = consumer._parts.claimer.claim
+
+        async def claim_and_sleep(*arguments: Any, **options: Any) -> Claim:
+            nonlocal slept
+            claimed = await claim(*arguments, **options)
+            if not slept:
+                slept = 4000.0
+                connection = await stack.enter_async_context(store.transaction())
+                await connection.execute("select from tocsin.messages for update")
+                await store.produce("q", 2)
+            return claimed
+
+        monkeypatch.setattr(consumer._parts.claimer, "claim", claim_and_sleep)
+        async with consumer.messages() as stream:
+            with trio.fail_after(PATIENCE):
+                message = await anext(stream)
+            assert message.payload == 2
+            await message.archive()
+            await stack.aclose()
+    assert (await store.messages.get(first)).read_ct == 0

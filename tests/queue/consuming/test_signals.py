@@ -423,6 +423,35 @@ async def test_a_wait_by_hand_ends_when_another_consumer_has_settled_what_it_hol
     assert handled == ["slow"]
 
 
+async def test_a_run_does_not_wait_for_messages_that_its_own_task_dequeued(
+    store: tocsin.Store,
+) -> None:
+    """The task settles them when the run has ended."""
+    await store.queues.ensure("q", vt=3600)
+    await store.queues.ensure("other", vt=3600)
+    await store.produce("q", 1)
+    with trio.fail_after(PATIENCE):
+        async with store.consumer("q") as manual, store.consumer("other") as consumer:
+            with pytest.raises(tocsin.Suspended):
+                async with tocsin.drain_on_signals():
+                    (message,) = await manual.dequeue()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_raise_when_asleep, store)
+                        with pytest.raises(tocsin.Suspended) as ended:
+                            await consumer.handle(_do_nothing)
+                    await message.archive()
+                    raise ended.value
+
+
+async def _raise_when_asleep(store: tocsin.Store) -> None:
+    await until_asleep(store)
+    signal.raise_signal(signal.SIGTERM)
+
+
+async def _do_nothing(_: tocsin.Message) -> None:
+    pass
+
+
 async def test_consumers_by_hand_that_hold_messages_while_they_wait_do_not_wait_for_each_other(
     store: tocsin.Store,
 ) -> None:
