@@ -89,8 +89,8 @@ class Source:
 
 
 @attrs.frozen(repr=False, slots=False)
-class Message:
-    """One delivery of a message. What it says is how things stood when it was claimed.
+class MessageData:
+    """The data of one delivery, as they were when it was claimed.
 
     It keeps the row that the claim brought, and reads from it what it is asked for:
     most handlers ask for the payload and nothing else.
@@ -188,6 +188,11 @@ class Message:
 
     def __repr__(self) -> str:
         return f"<Message {self.id} of {self.queue!r}, delivery {self.read_ct}>"
+
+
+class Message(MessageData):
+    """One delivery of a message. What it says is how things stood when it was
+    claimed."""
 
     async def archive(self, *, connection: AnyConnection | None = None) -> None:
         """Finish the message and keep it in the archive.

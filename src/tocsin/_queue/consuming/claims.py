@@ -97,7 +97,13 @@ class Claimer:
             claimed_at, leased_at = trio.current_time(), lease_time()
             resumed = not (full_scan or ordered)
             position = self._cursor.next_position(claimed_at) if resumed else None
-            rows = await self._run(self._parameters(limit, vt, position, archive, ordered), archive)
+            parameters = [
+                *_claim_parameters(self._registration, limit, vt),
+                *_scan_parameters(position, or_full=self._cursor.scans_are_cheap),
+                *_archive_parameters(archive),
+                _flag(ordered),
+            ]
+            rows = await self._run(parameters, archive)
             result = parse_claim_rows(rows, archived=bool(archive))
             full = result.stop - result.start >= limit
             again_at = self._move_cursor(result, claimed_at, position is None, full)
@@ -138,42 +144,14 @@ class Claimer:
             return again_at
         return -math.inf if full else self._cursor.resumed_in_vain()
 
-    def _parameters(
-        self,
-        limit: int,
-        vt: float | None,
-        position: tuple[int, datetime, int] | None,
-        archive: Sequence[Message],
-        ordered: bool,
-    ) -> list[str | None]:
-        priority, due, message_id = (None, None, None) if position is None else position
-        ids, leases = settle_arguments(archive) if archive else (None, None)
-        return [
-            str(self._registration.worker_id),
-            str(self._registration.token),
-            str(limit),
-            None if vt is None else f"{vt:f} s",
-            None if priority is None else str(priority),
-            None if due is None else due.isoformat(),
-            None if message_id is None else str(message_id),
-            "t" if self._cursor.scans_are_cheap else "f",
-            ids,
-            leases,
-            "t" if archive else "f",
-            "t" if ordered else "f",
-        ]
-
     async def _release_unknown(self) -> None:
         try:
             # else a claim that is still on its way may be executed after this
             await self._database.terminate_abandoned()
+            worker, held = self._registration, settle_arguments(self._leases.messages())
             await self._database.fetch(
                 "select tocsin.release_others(%s, %s, %s, %s)",
-                [
-                    self._registration.worker_id,
-                    self._registration.token,
-                    *settle_arguments(self._leases.messages()),
-                ],
+                [worker.worker_id, worker.token, *held],
             )
         except TRANSIENT:
             return
@@ -188,9 +166,9 @@ class Claimer:
         Cancellation:
             The registry says so or not.
         """
+        worker = self._registration
         await self._database.fetch(
-            "select tocsin.begin_poll(%s, %s)",
-            [self._registration.worker_id, self._registration.token],
+            "select tocsin.begin_poll(%s, %s)", [worker.worker_id, worker.token]
         )
 
     async def complete_poll(self) -> int:
@@ -214,3 +192,26 @@ class Claimer:
         finally:
             self._leases.drop_auto_extended()
         return int(released)
+
+
+def _claim_parameters(worker: Registration, limit: int, vt: float | None) -> tuple[str | None, ...]:
+    length = None if vt is None else f"{vt:f} s"
+    return str(worker.worker_id), str(worker.token), str(limit), length
+
+
+def _scan_parameters(
+    position: tuple[int, datetime, int] | None, *, or_full: bool
+) -> tuple[str | None, ...]:
+    if position is None:
+        return None, None, None, _flag(or_full)
+    priority, due, message_id = position
+    return str(priority), due.isoformat(), str(message_id), _flag(or_full)
+
+
+def _archive_parameters(messages: Sequence[Message]) -> tuple[str | None, ...]:
+    ids, leases = settle_arguments(messages) if messages else (None, None)
+    return ids, leases, _flag(bool(messages))  # what archives is durable
+
+
+def _flag(value: bool) -> str:
+    return "t" if value else "f"

@@ -15,8 +15,9 @@ from tocsin._database.error_mapping import is_lock_timeout, is_refusal
 from tocsin._queue.message import Message
 from tocsin.errors import ConnectionLost, TocsinError
 
-from .failure import Failure, describe_failure
-from .failure_log import UNANSWERED, log_failure, log_outcomes
+from .failing import FailureSettler
+from .failure import describe_failure
+from .failure_log import UNANSWERED
 from .handler_transactions import HandlerTransactions
 from .handlers import HandlerOptions
 from .invocation import Raised
@@ -38,11 +39,12 @@ class Completer:
         """What another transaction has locked."""
         self.transactions = HandlerTransactions(parts.leases, parts.keeper)
         """What handlers have settled in transactions that may not have ended."""
+        self.failing = FailureSettler(parts.settler, parts.leases, self.outcomes, options)
+        """Settles what has failed."""
         self.archive_refused = False
         """Whether the database has refused to archive all messages in one statement."""
         self._parts = parts
         self._run = run
-        self._options = options
         self._outcome_unknown = False
 
     def add(self, messages: Sequence[Message], raised: Raised | None) -> None:
@@ -60,13 +62,7 @@ class Completer:
         failure = describe_failure(raised.error)
         outcomes.to_fail += [(m, failure) for m in unsettled]
         if not unsettled:
-            log_failure(
-                self._options.name,
-                failure,
-                messages,
-                "nothing was left to settle",
-                batches=self._options.batches,
-            )
+            self.failing.log_unsettled(failure, messages)
 
     # Archiving
 
@@ -117,45 +113,7 @@ class Completer:
             del outcomes.to_archive[0]
         self.archive_refused = False
 
-    # Failing
-
-    async def fail(self) -> None:
-        """Have the messages fail that have failed."""
-        while failed := self.outcomes.to_fail[:]:
-            try:
-                await self._fail(failed)
-            except psycopg.Error as error:
-                if not is_refusal(error):
-                    raise
-                for one in failed:  # the database refuses one of them
-                    try:
-                        await self._fail([one])
-                    except psycopg.Error as refused:
-                        if not is_refusal(refused):
-                            raise
-                        self._give_up(one, refused)
-
-    async def _fail(self, failed: Sequence[tuple[Message, Failure]]) -> None:
-        outcomes = await self._parts.settler.fail(
-            [m for m, _ in failed], [f for _, f in failed], keep_place=self._options.ordered
-        )
-        del self.outcomes.to_fail[: len(failed)]
-        self._log_outcomes(failed, outcomes)
-
-    def _give_up(self, failed: tuple[Message, Failure], refused: psycopg.Error) -> None:
-        self._parts.leases.drop(failed[0])
-        del self.outcomes.to_fail[0]
-        outcome = (
-            f"it can neither be archived nor put back ({refused}), and will be when its lease ends"
-        )
-        self._log_outcomes([failed], [outcome])
-
-    def _log_outcomes(
-        self, failed: Sequence[tuple[Message, Failure]], outcomes: Sequence[float | str | None]
-    ) -> None:
-        log_outcomes(self._options.name, failed, outcomes, batches=self._options.batches)
-
-    # The rest
+    # Requeueing, and the end
 
     async def requeue(self, prefetch: PrefetchBuffer) -> None:
         """Requeue what no handler has begun with; the delivery does not count."""
@@ -201,7 +159,7 @@ class Completer:
             await self._settle_all()
         finally:
             failed = self.outcomes.to_fail + self.locked.outcomes.to_fail
-            self._log_outcomes(failed, [UNANSWERED] * len(failed))
+            self.failing.log(failed, [UNANSWERED] * len(failed))
 
     async def _settle_all(self) -> None:
         try:
@@ -215,4 +173,4 @@ class Completer:
         if self.transactions:
             await self.check_transactions()
         if self.outcomes.to_fail:
-            await self.fail()
+            await self.failing.fail()

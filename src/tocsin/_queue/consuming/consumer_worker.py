@@ -13,6 +13,7 @@ from tocsin.errors import ConnectionLost
 
 from . import draining
 from .consumer_state import ConsumerState
+from .lease_keeper import wait_empty
 from .parts import make_parts
 
 
@@ -109,7 +110,7 @@ class ConsumerWorker(Registered, WorkerHandle):
         await super().suspend(release=release, drain=drain)
         self._state.on_worker_status("suspended", None)
         if drain:
-            await self._parts.keeper.wait_empty()
+            await wait_empty(self._parts.leases, self._parts.keeper)
 
     async def resume(self) -> None:
         """End a suspension.

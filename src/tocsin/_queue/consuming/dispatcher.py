@@ -172,6 +172,74 @@ def next_step(state: State) -> Step:
     return Step.WAIT
 
 
+@attrs.frozen
+class ClaimedLast:
+    """What the last claim found."""
+
+    drained: bool = False
+    """Nothing, while nothing was going on."""
+    held_up: bool = False
+    """Messages that the order does not let the run have yet."""
+
+
+class Situation:
+    """What a run's next step depends on, beside the step before."""
+
+    def __init__(
+        self, run: Run, prefetch: PrefetchBuffer, completer: Completer, options: HandlerOptions
+    ) -> None:
+        self.claimed = ClaimedLast()
+        """What the last claim found."""
+        self.fail_next = False
+        """Whether a claim or an archive has come since messages last failed."""
+        self.lock_timeout: ConnectionLost | psycopg.Error | None = None
+        """What a statement that waited in vain for a lock has raised."""
+        self._run = run
+        self._prefetch = prefetch
+        self._completer = completer
+        self._options = options
+        self._give_up_at = math.inf
+
+    def state(self, now: float) -> State:
+        """Return how things stand now (`trio.current_time`)."""
+        run, completer, options = self._run, self._completer, self._options
+        prefetch, outcomes = self._prefetch, completer.outcomes
+        may_claim = run.may_claim
+        state = State(
+            ending=run.ended_by is not None,
+            may_claim=may_claim,
+            capacity=self._capacity(now) if may_claim else 0,
+            wake_pending=run.waiter.wake_pending,
+            calling=run.calls > 0,
+            prefetched=len(prefetch) > 0,
+            prefetched_too_long=prefetch.waited_too_long(now),
+            to_archive=bool(outcomes.to_archive),
+            to_fail=bool(outcomes.to_fail),
+            to_requeue=bool(outcomes.to_requeue),
+            archive_refused=completer.archive_refused,
+            fail_next=self.fail_next,
+            lock_timeout=self.lock_timeout is not None,
+            locked=bool(completer.locked),
+            check_locked=now >= completer.locked.check_at,
+            transactions=bool(completer.transactions),
+            check_transactions=now >= completer.transactions.check_at,
+            transactions_overdue=now >= self._give_up_at,
+            once=options.once,
+            ordered=options.ordered,
+            drained=self.claimed.drained,
+            held_up=self.claimed.held_up,
+        )
+        if self._give_up_at == math.inf and state.ending and not state.unfinished:
+            self._give_up_at = now + OPEN_AT_THE_END
+        return state
+
+    def _capacity(self, now: float) -> int:
+        capacity = (self._options.concurrency - self._run.calls) * self._options.size
+        if self._options.ordered:
+            return capacity - len(self._prefetch)
+        return capacity + self._prefetch.capacity(now)
+
+
 class Dispatcher:
     """Executes the steps of one run."""
 
@@ -182,8 +250,7 @@ class Dispatcher:
         self._prefetch = PrefetchBuffer()
         self._completer = Completer(parts, run, options)
         self._retries = OutageRetry("handling", logger)
-        self._give_up_at = math.inf
-        self._progress = _Progress()
+        self._situation = Situation(run, self._prefetch, self._completer, options)
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -205,7 +272,7 @@ class Dispatcher:
                     nursery,
                     name,
                 )
-                with self._run.closing:
+                with self._run.closing.scope:
                     await self._run_steps(pool)
                 cancel(nursery.cancel_scope, "the run has ended")
         finally:
@@ -213,8 +280,8 @@ class Dispatcher:
                 await self._completer.flush()
 
     async def _run_steps(self, pool: HandlerPool) -> None:
-        progress = self._progress
-        while (step := next_step(state := self._state())) is not Step.FINISH:
+        situation = self._situation
+        while (step := next_step(state := situation.state(trio.current_time()))) is not Step.FINISH:
             try:
                 await self._execute(step, state, pool)
             except StateTransitionError:
@@ -224,7 +291,7 @@ class Dispatcher:
                 if refused and self._completer.outcomes.to_archive:
                     self._completer.archive_refused = True
                 elif is_lock_timeout(error):
-                    progress.lock_timeout = error
+                    situation.lock_timeout = error
                 elif isinstance(error, TRANSIENT) and not refused:
                     await trio.sleep(self._retries.failed(error))
                 else:
@@ -233,54 +300,10 @@ class Dispatcher:
                 if step is not Step.RESOLVE_LOCK_TIMEOUT:
                     self._retries.succeeded()
                     if not self._completer.locked:
-                        self._run.extend_closing()
-
-    def _state(self) -> State:
-        run, completer, progress, options = (
-            self._run,
-            self._completer,
-            self._progress,
-            self._options,
-        )
-        prefetch, outcomes = self._prefetch, completer.outcomes
-        now = trio.current_time()
-        may_claim = run.may_claim
-        state = State(
-            ending=run.ended_by is not None,
-            may_claim=may_claim,
-            capacity=self._capacity(now) if may_claim else 0,
-            wake_pending=run.waiter.wake_pending,
-            calling=run.calls > 0,
-            prefetched=len(prefetch) > 0,
-            prefetched_too_long=prefetch.waited_too_long(now),
-            to_archive=bool(outcomes.to_archive),
-            to_fail=bool(outcomes.to_fail),
-            to_requeue=bool(outcomes.to_requeue),
-            archive_refused=completer.archive_refused,
-            fail_next=progress.fail_next,
-            lock_timeout=progress.lock_timeout is not None,
-            locked=bool(completer.locked),
-            check_locked=now >= completer.locked.check_at,
-            transactions=bool(completer.transactions),
-            check_transactions=now >= completer.transactions.check_at,
-            transactions_overdue=now >= self._give_up_at,
-            once=options.once,
-            ordered=options.ordered,
-            drained=progress.drained,
-            held_up=progress.held_up,
-        )
-        if self._give_up_at == math.inf and state.ending and not state.unfinished:
-            self._give_up_at = now + OPEN_AT_THE_END
-        return state
-
-    def _capacity(self, now: float) -> int:
-        capacity = (self._options.concurrency - self._run.calls) * self._options.size
-        if self._options.ordered:
-            return capacity - len(self._prefetch)
-        return capacity + self._prefetch.capacity(now)
+                        self._run.closing.extend()
 
     async def _execute(self, step: Step, state: State, pool: HandlerPool) -> None:
-        completer, progress = self._completer, self._progress
+        completer, situation = self._completer, self._situation
         match step:
             case Step.RESOLVE_LOCK_TIMEOUT:
                 await self._resolve_lock_timeout()
@@ -293,14 +316,14 @@ class Dispatcher:
             case Step.ARCHIVE_ONE_BY_ONE:
                 await completer.archive_one_by_one()
             case Step.FAIL:
-                await completer.fail()
-                progress.fail_next = False
+                await completer.failing.fail()
+                situation.fail_next = False
             case Step.CLAIM:
                 await self._claim(state, pool)
-                progress.fail_next = True
+                situation.fail_next = True
             case Step.ARCHIVE:
                 await completer.archive()
-                progress.fail_next = True
+                situation.fail_next = True
             case Step.END:
                 self._run.end("nothing is left to do")
             case Step.CLAIM_AGAIN:
@@ -320,14 +343,14 @@ class Dispatcher:
 
     async def _resolve_lock_timeout(self) -> None:
         """Go on without what is locked, if a statement has waited for that."""
-        error = self._progress.lock_timeout
+        error = self._situation.lock_timeout
         assert error is not None
         if not await self._completer.locked.take_from(self._completer.outcomes):
             await trio.sleep(self._retries.failed(error))
-        self._progress.lock_timeout = None
+        self._situation.lock_timeout = None
 
     async def _claim(self, state: State, pool: HandlerPool) -> None:
-        completer, progress, prefetch = self._completer, self._progress, self._prefetch
+        completer, situation, prefetch = self._completer, self._situation, self._prefetch
         nothing_waited = not (
             state.calling or state.prefetched or state.to_fail or state.transactions
         )
@@ -340,8 +363,8 @@ class Dispatcher:
         except BaseException:
             completer.archive_failed(handled)
             raise
-        progress.drained = nothing_waited and not claim.batch
-        progress.held_up = claim.held_up
+        drained = nothing_waited and not claim.batch and not claim.held_up
+        situation.claimed = ClaimedLast(drained, claim.held_up)
         self._parts.settler.count_settled(handled, claim.lost)
         completer.warn_of_lost(claim.lost)
         if claim.batch:
@@ -355,13 +378,3 @@ class Dispatcher:
 
 
 _FINISHING = frozenset({Step.ARCHIVE, Step.ARCHIVE_ONE_BY_ONE, Step.FAIL, Step.CHECK_TRANSACTIONS})
-
-
-@attrs.define
-class _Progress:
-    """What the loop remembers from one step to the next."""
-
-    drained: bool = False
-    held_up: bool = False
-    fail_next: bool = False
-    lock_timeout: ConnectionLost | psycopg.Error | None = None

@@ -58,7 +58,7 @@ class LeaseKeeper:
     def add(self, batch: ClaimedBatch, messages: Sequence[Message]) -> None:
         """Note messages of a batch that were decoded."""
         for lost in self._leases.add(messages, batch):
-            self._on_lost(lost)
+            _on_lost(self._leases, lost)
 
     @trio.lowlevel.enable_ki_protection
     async def extend_forever(self) -> None:
@@ -74,7 +74,7 @@ class LeaseKeeper:
             )
             with trio.CancelScope(deadline=deadline) as self._idle_scope:
                 await trio.sleep_forever()
-            self._warn_of_long_calls()
+            _warn_of_long_calls(self._leases)
             await self.refresh(lease_time())
 
     @trio.lowlevel.enable_ki_protection
@@ -123,7 +123,7 @@ class LeaseKeeper:
                     held.expires = lease_time() + vt
                 else:
                     gone += 1
-                    self._on_lost(held, logging.DEBUG if on_purpose else logging.WARNING)
+                    _on_lost(leases, held, logging.DEBUG if on_purpose else logging.WARNING)
             return gone
 
     async def extend(self, messages: Sequence[Message], seconds: float) -> list[bool | None]:
@@ -179,65 +179,59 @@ class LeaseKeeper:
             )
         return rolled_back
 
-    async def wait_empty(self) -> None:
-        """Return when nothing is held but expired leases of messages that were dequeued
-        by hand. Cancellation changes nothing."""
-        leases = self._leases
-        while alive := [h for h in leases.all() if h.auto_extend or h.expires > lease_time()]:
-            wake_at = min(math.inf if h.auto_extend else h.expires for h in alive) - time_asleep()
-            if leases.promised:
-                await self.check_promised()
-                wake_at = min(wake_at, trio.current_time() + LOCKED_PAUSE)
-                if not leases.promised:
-                    continue
-            with trio.move_on_at(wake_at):
-                await leases.wait_for_drop()
-        await trio.lowlevel.checkpoint()
-
     def _wake_by(self, at: float) -> None:
         at -= time_asleep()
         # The deadline moves without waking the task: most leases end before it.
         if at < self._idle_scope.deadline:
             self._idle_scope.deadline = at
 
-    def _warn_of_long_calls(self) -> None:
-        """Log which handlers have been running for suspiciously long; again when that
-        time has doubled."""
-        now = lease_time()
-        for held in [h for h in self._leases.all() if h.warn_at <= now]:
-            message, running = held.message, now - held.since
-            held.patience = 2 * running
-            if (
-                held.call is not None
-                and message in self._leases
-                and any(m is message for m in held.call.messages)
-            ):
-                fields = {
-                    "queue": message.queue,
-                    "message_id": message.id,
-                    "delivery": message.read_ct,
-                }
-                logger.warning(
-                    "the handler of message %d has been running for %.0f s; it may hang",
-                    message.id,
-                    running,
-                    extra=fields,
-                )
 
-    def _on_lost(self, held: Lease, level: int = logging.WARNING) -> None:
-        self._leases.drop(held.message)
-        call, message_id = held.call, held.message.id
+async def wait_empty(leases: Leases, keeper: LeaseKeeper) -> None:
+    """Return when nothing is held but expired leases of messages that were dequeued
+    by hand. Cancellation changes nothing."""
+    while alive := [h for h in leases.all() if h.auto_extend or h.expires > lease_time()]:
+        wake_at = min(math.inf if h.auto_extend else h.expires for h in alive) - time_asleep()
+        if leases.promised:
+            await keeper.check_promised()
+            wake_at = min(wake_at, trio.current_time() + LOCKED_PAUSE)
+            if not leases.promised:
+                continue
+        with trio.move_on_at(wake_at):
+            await leases.wait_for_drop()
+    await trio.lowlevel.checkpoint()
+
+
+def _warn_of_long_calls(leases: Leases) -> None:
+    """Log which handlers have been running for suspiciously long; again when that
+    time has doubled."""
+    now = lease_time()
+    for held in [h for h in leases.all() if h.warn_at <= now]:
+        message, running = held.message, now - held.since
+        held.patience = 2 * running
         if (
-            call is None
-            or held.message not in call.messages
-            or any(m in self._leases for m in call.messages)
+            held.call is not None
+            and message in leases
+            and any(m is message for m in held.call.messages)
         ):
-            logger.log(
-                level, "the lease of message %d is gone; it will be delivered again", message_id
+            fields = {
+                "queue": message.queue,
+                "message_id": message.id,
+                "delivery": message.read_ct,
+            }
+            logger.warning(
+                "the handler of message %d has been running for %.0f s; it may hang",
+                message.id,
+                running,
+                extra=fields,
             )
-        else:
-            logger.log(
-                level, "the lease of message %d is gone; its handler is cancelled", message_id
-            )
-            call.lost = message_id
-            cancel(call.scope, f"the lease of message {message_id} is gone")
+
+
+def _on_lost(leases: Leases, held: Lease, level: int = logging.WARNING) -> None:
+    leases.drop(held.message)
+    call, message_id = held.call, held.message.id
+    if call is None or held.message not in call.messages or any(m in leases for m in call.messages):
+        logger.log(level, "the lease of message %d is gone; it will be delivered again", message_id)
+    else:
+        logger.log(level, "the lease of message %d is gone; its handler is cancelled", message_id)
+        call.lost = message_id
+        cancel(call.scope, f"the lease of message {message_id} is gone")

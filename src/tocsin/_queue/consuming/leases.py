@@ -69,8 +69,8 @@ class Lease:
         return self.since + self.patience if self.auto_extend else math.inf
 
 
-class Leases:
-    """The leases of one consumer."""
+class HeldLeases:
+    """The leases of one consumer, from the claim to the settlement."""
 
     def __init__(self) -> None:
         self.settled_elsewhere = 0
@@ -78,8 +78,7 @@ class Leases:
         """
         self._held: dict[int, Lease] = {}
         self._undecoded: list[ClaimedBatch] = []
-        self._promised = dict[int, Lease]()
-        self._settling: list[Sequence[Message]] = []
+        self._promised: dict[int, Lease] = {}
         self._drops = trio.lowlevel.ParkingLot()
 
     def __contains__(self, message: Message) -> bool:
@@ -156,31 +155,6 @@ class Leases:
         """Return all messages held."""
         return [held.message for held in self.all()]
 
-    # What was dequeued by hand
-
-    def manual_messages(self) -> list[Message]:
-        """Return the messages held that were dequeued by hand."""
-        return [held.message for held in self.all() if not held.auto_extend]
-
-    def manual_until(self, but: trio.lowlevel.Task | None = None) -> float:
-        """Return when (`lease_time`) the last lease of a message dequeued by hand ends;
-        minus infinity where there is none. What the task ``but`` dequeued does not
-        count."""
-        return max(
-            (
-                h.expires
-                for h in self.all()
-                if not h.auto_extend and (but is None or h.task is not but)
-            ),
-            default=-math.inf,
-        )
-
-    def drop_expired_manual(self) -> None:
-        """Forget leases of messages dequeued by hand that have ended."""
-        now = lease_time()
-        for expired in [h for h in self.all() if not h.auto_extend and h.expires < now]:
-            self.drop(expired.message)
-
     # What is settled or gone
 
     def drop(self, message: Message) -> None:
@@ -230,6 +204,39 @@ class Leases:
     def wake_waiters(self) -> None:
         """Have `wait_for_drop` return."""
         self._drops.unpark_all()
+
+
+class Leases(HeldLeases):
+    """The leases of one consumer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._settling: list[Sequence[Message]] = []
+
+    # What was dequeued by hand
+
+    def manual_messages(self) -> list[Message]:
+        """Return the messages held that were dequeued by hand."""
+        return [held.message for held in self.all() if not held.auto_extend]
+
+    def manual_until(self, but: trio.lowlevel.Task | None = None) -> float:
+        """Return when (`lease_time`) the last lease of a message dequeued by hand ends;
+        minus infinity where there is none. What the task ``but`` dequeued does not
+        count."""
+        return max(
+            (
+                h.expires
+                for h in self.all()
+                if not h.auto_extend and (but is None or h.task is not but)
+            ),
+            default=-math.inf,
+        )
+
+    def drop_expired_manual(self) -> None:
+        """Forget leases of messages dequeued by hand that have ended."""
+        now = lease_time()
+        for expired in [h for h in self.all() if not h.auto_extend and h.expires < now]:
+            self.drop(expired.message)
 
     @contextmanager
     def settling(self, messages: Sequence[Message]) -> Iterator[None]:

@@ -20,19 +20,33 @@ import trio
 from tocsin._concurrency.cancelling import cancel
 from tocsin._queue.message import Message
 from tocsin._queue.process.bell import Waiter
+from tocsin.driver._grace import Grace
 
 from .claims import Claim
 from .leases import HandlerCall
 from .parts import ConsumerParts
+from .settlement import Settler
 
 
-@attrs.define
-class _Counts:
-    """What the consumer's counts were when the run began, and what it has released."""
+class Counts:
+    """How many messages a run has settled so far."""
 
-    handled_before: int
-    failed_before: int
-    released: int = 0
+    def __init__(self, settler: Settler) -> None:
+        self.released = 0
+        """Messages released because the run is to end, or the worker was stopped."""
+        self._settler = settler
+        self._handled_before = settler.handled
+        self._failed_before = settler.failed
+
+    @property
+    def handled(self) -> int:
+        """Messages archived, deleted or released by handlers."""
+        return self._settler.handled - self._handled_before
+
+    @property
+    def failed(self) -> int:
+        """Messages that have failed or been rejected."""
+        return self._settler.failed - self._failed_before
 
 
 @attrs.define
@@ -57,35 +71,39 @@ class _Polling:
     """Whether the worker was stopped for good, and what it held released."""
 
 
+class Closing:
+    """The time for settling what is left when the handlers of a run have ended: that of
+    any other cleanup, for the case that the database does not answer."""
+
+    def __init__(self, grace: Grace) -> None:
+        self.scope = trio.CancelScope()
+        """The scope in which the run settles messages."""
+        self._grace = grace
+
+    def limit(self) -> None:
+        """The run is to end and its handlers have: begin that time."""
+        if self.scope.deadline == math.inf:
+            self.scope.deadline = self._grace.begin()
+
+    def extend(self) -> None:
+        """The database has answered: begin that time again."""
+        if self.scope.deadline < math.inf:
+            self._grace.answered()
+            self.scope.deadline = self._grace.begin()
+
+
 class Run:
     """See the module."""
 
     def __init__(self, parts: ConsumerParts, waiter: Waiter, nursery: trio.Nursery) -> None:
         self.waiter = waiter
         self.nursery = nursery
-        self.closing = trio.CancelScope()
-        """The scope of what settles messages until the run's end. It has a deadline
-        when the handlers have ended, for the case that the database does not answer."""
+        self.closing = Closing(parts.database.grace)
         self._parts = parts
         self._calls: set[HandlerCall] = set()
         self._end = _End()
         self._polling = _Polling()
-        self._counts = _Counts(parts.settler.handled, parts.settler.failed)
-
-    @property
-    def handled(self) -> int:
-        """Messages archived, deleted or released so far."""
-        return self._parts.settler.handled - self._counts.handled_before
-
-    @property
-    def failed(self) -> int:
-        """Messages that have failed or been rejected so far."""
-        return self._parts.settler.failed - self._counts.failed_before
-
-    @property
-    def released(self) -> int:
-        """Messages released because the run is to end, or the worker was stopped."""
-        return self._counts.released
+        self.counts = Counts(parts.settler)
 
     @property
     def ended_by(self) -> str | None:
@@ -141,20 +159,11 @@ class Run:
         """Count messages that were released; those of a run that goes on are none that
         its end has released."""
         if self._end.reason is not None:
-            self._counts.released += count
+            self.counts.released += count
 
     def _limit_closing(self) -> None:
-        """When the run is to end and its handlers have, give what is left to be settled
-        the time of any other cleanup."""
-        if self._end.reason is not None and not self._calls and self.closing.deadline == math.inf:
-            self.closing.deadline = self._parts.database.grace.begin()
-
-    def extend_closing(self) -> None:
-        """The database has answered: what is left to be settled has all of that time
-        once more."""
-        if self.closing.deadline < math.inf:
-            self._parts.database.grace.answered()
-            self.closing.deadline = self._parts.database.grace.begin()
+        if self._end.reason is not None and not self._calls:
+            self.closing.limit()
 
     @trio.lowlevel.enable_ki_protection
     async def _cancel_calls_at(self, time: float) -> None:
@@ -175,8 +184,7 @@ class Run:
         before, polling.status = polling.status, status
         match status:
             case "ready":  # resumed, or registered again
-                # The suspension may have come and gone between two heartbeats.
-                if before != status:
+                if before != status:  # a suspension may have come and gone
                     self.on_leases_revoked()
                 polling.must_begin = True
                 polling.paused = False
@@ -220,8 +228,7 @@ class Run:
         *,
         ordered: bool = False,
     ) -> Claim:
-        """Claim messages, whose leases are extended from then on, and archive others:
-        see `Claimer.claim`."""
+        """Claim messages, and archive others: see `Claimer.claim`."""
         self.waiter.begin_claim()
         polling = self._polling
         try:

@@ -114,8 +114,8 @@ async def open_run(
         state.running = False
         parts.leases.wake_waiters()
     if run is not None:
-        ended_by, handled, failed = run.ended_by, run.handled, run.failed
-        released += run.released
+        ended_by, counts = run.ended_by, run.counts
+        handled, failed, released = counts.handled, counts.failed, released + counts.released
     if ended_by is not None:
         await wait_for_others(state)
         raise Suspended(ended_by, handled=handled, failed=failed, released=released)

@@ -1,0 +1,164 @@
+"""Settle messages that a consumer holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tocsin._database.caller_connection import AnyConnection
+from tocsin._durations import Duration
+from tocsin._queue.message import Message
+from tocsin.errors import LeaseLost
+
+from .consumer_worker import ConsumerWorker
+
+
+class SettlingConsumer(ConsumerWorker):
+    """Settles messages that it holds. A message is given as such, or by its id."""
+
+    async def archive(
+        self, message: Message | int, *, connection: AnyConnection | None = None
+    ) -> None:
+        """Finish a message and keep it in the archive: see `Message.archive`.
+
+        Args:
+            connection: archive in the caller's transaction.
+
+        Raises:
+            LeaseLost: the lease is gone.
+
+        Cancellation:
+            Atomic: the message is archived or nothing has changed.
+        """
+        await self._find(message, "archive").archive(connection=connection)
+
+    async def archive_many(
+        self, messages: Iterable[Message | int], *, connection: AnyConnection | None = None
+    ) -> list[bool]:
+        """Archive messages in one statement; return for each, in order, whether its
+        lease was still ours.
+
+        Args:
+            connection: archive in the caller's transaction: see `Message.archive`.
+
+        Raises:
+            LeaseLost: an id is not held here.
+
+        Cancellation:
+            Atomic: all or none.
+        """
+        return await self._parts.settler.archive(
+            self._find_all(messages, "archive"), connection=connection
+        )
+
+    async def delete(
+        self, message: Message | int, *, connection: AnyConnection | None = None
+    ) -> None:
+        """Finish a message and keep nothing: see `Message.delete`.
+
+        Args:
+            connection: delete in the caller's transaction.
+
+        Raises:
+            LeaseLost: the lease is gone.
+
+        Cancellation:
+            Atomic: the message is deleted or nothing has changed.
+        """
+        await self._find(message, "delete").delete(connection=connection)
+
+    async def delete_many(
+        self, messages: Iterable[Message | int], *, connection: AnyConnection | None = None
+    ) -> list[bool]:
+        """Delete messages in one statement; return what `archive_many` does.
+
+        Args:
+            connection: delete in the caller's transaction.
+
+        Raises:
+            LeaseLost: an id is not held here.
+
+        Cancellation:
+            Atomic: all or none.
+        """
+        return await self._parts.settler.delete(
+            self._find_all(messages, "delete"), connection=connection
+        )
+
+    async def release(
+        self,
+        message: Message | int,
+        *,
+        delay: Duration = 0,
+        connection: AnyConnection | None = None,
+    ) -> None:
+        """Return a message to its queue; after its last delivery it becomes a dead
+        letter: see `Message.release`.
+
+        Args:
+            delay: seconds until the next delivery.
+            connection: release in the caller's transaction.
+
+        Raises:
+            LeaseLost: the lease is gone.
+
+        Cancellation:
+            Atomic: the message is released or nothing has changed.
+        """
+        await self._find(message, "release").release(delay=delay, connection=connection)
+
+    async def release_many(
+        self,
+        messages: Iterable[Message | int],
+        *,
+        delay: Duration = 0,
+        connection: AnyConnection | None = None,
+    ) -> list[bool]:
+        """Release messages in one statement; return what `archive_many` does.
+
+        Args:
+            delay: seconds until the next delivery.
+            connection: release in the caller's transaction.
+
+        Raises:
+            LeaseLost: an id is not held here.
+
+        Cancellation:
+            Atomic: all or none.
+        """
+        return await self._parts.settler.release(
+            self._find_all(messages, "release"), delay=delay, connection=connection
+        )
+
+    async def extend(self, message: Message | int, seconds: Duration) -> None:
+        """Make a lease end ``seconds`` from now, by the server's clock.
+
+        Raises:
+            LeaseLost: the lease is gone.
+
+        Cancellation:
+            Atomic: the lease is extended or nothing has changed.
+        """
+        await self._find(message, "extend").extend(seconds)
+
+    async def extend_many(self, messages: Iterable[Message | int], seconds: Duration) -> list[bool]:
+        """Make leases end ``seconds`` from now in one statement; return what
+        `archive_many` does.
+
+        Raises:
+            LeaseLost: an id is not held here.
+
+        Cancellation:
+            Atomic: all or none.
+        """
+        return await self._parts.settler.extend(self._find_all(messages, "extend"), seconds)
+
+    def _find(self, message: Message | int, operation: str) -> Message:
+        if isinstance(message, Message):
+            return message
+        found = self._parts.leases.find(message)
+        if found is None:
+            raise LeaseLost(message, operation)
+        return found
+
+    def _find_all(self, messages: Iterable[Message | int], operation: str) -> list[Message]:
+        return [self._find(message, operation) for message in messages]
