@@ -119,6 +119,10 @@ AREAS = [
     area("queue", f"{SOURCE}/_queue/*.py"),
     area("admin", f"{SOURCE}/_queue/admin/*.py"),
     area("workers", f"{SOURCE}/_queue/workers/*.py"),
+    area("process", f"{SOURCE}/_queue/process/*.py"),
+    area("SQL of all parts", "sql/functions/common/*.sql", "sql/security/*.sql"),
+    area("SQL of workers", "sql/functions/workers/*.sql"),
+    area("SQL of installations", "sql/*.sql", "sql/upgrade/*.sql"),
 ]
 PAGES = [path for each in AREAS for path in each.files if path.suffix == ".md"]
 

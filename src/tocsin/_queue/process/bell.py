@@ -235,7 +235,7 @@ class Bell:
             queue.ring()
 
     def expect(self, queue_id: int, seconds: float) -> None:
-        """Wake a waiter of this queue in so many seconds, or sooner."""
+        """Wake a waiter of this queue in this many seconds, or sooner."""
         if queue := self._queues.get(queue_id):
             queue.set_next_due(trio.current_time() + seconds)
 

@@ -128,7 +128,7 @@ class Schedule:
         self._requested_at = math.inf
 
     def request(self, due_in: float = 0.0) -> None:
-        """Have the next heartbeat due in so many seconds, or sooner."""
+        """Have the next heartbeat due in this many seconds, or sooner."""
         if self._process.id is not None:
             self._requested_at = min(self._requested_at, trio.current_time() + due_in)
 

@@ -14,7 +14,7 @@ class ReclaimResult:
     workers: int
     """Workers whose process is dead, and that were stopped."""
     messages: int
-    """Messages that they held, or whose lease had lapsed."""
+    """Messages that they held, or whose lease had expired."""
 
 
 async def reclaim(database: Database) -> ReclaimResult:
