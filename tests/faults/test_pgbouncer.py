@@ -74,7 +74,7 @@ async def until_no_session_has_locks(dsn: str) -> None:
     await until_query(dsn, kept, gives=[])
 
 
-async def test_13_everything_goes_through_pgbouncer_but_the_listen_connection(
+async def test_everything_goes_through_pgbouncer_but_the_listen_connection(
     dsn: str, through: Through, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with tocsin.connect(through(dsn), listen_dsn=dsn, heartbeat=3600) as store:

@@ -13,6 +13,7 @@ import trio
 
 import tocsin
 from tests.support import (
+    PATIENCE,
     Handled,
     connect_blocking,
     failed_with,
@@ -617,3 +618,38 @@ async def test_a_queue_is_named_once_and_an_id_is_a_number(store: tocsin.Store) 
         await store.dead_letters.replay(1, "q")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="name a queue"):
         await store.dead_letters.purge()
+
+
+async def test_always_fails_dead_letter_replay_runs_again(store: tocsin.Store) -> None:
+    await store.queues.ensure("tasks", max_deliveries=3, retry_base=0, retry_jitter=0)
+    repaired = False
+
+    async def handle(message: tocsin.Message) -> None:
+        if not repaired:
+            raise RuntimeError(f"attempt {message.read_ct}")
+
+    handled, suspended = Handled(handle), list[tocsin.Suspended]()
+    async with store.consumer("tasks", name="a") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        message_id = await store.produce("tasks", {"n": 1}, key="k")
+        await handled.wait(3)
+        with trio.fail_after(PATIENCE):
+            while not (letters := await store.dead_letters.list("tasks")):
+                await trio.lowlevel.checkpoint()
+        (letter,) = letters
+        assert (letter.id, letter.payload, letter.read_ct) == (message_id, {"n": 1}, 3)
+        assert (letter.reason, letter.error) == ("handler_failed", "RuntimeError: attempt 3")
+        assert letter.traceback is not None
+        assert "raise RuntimeError" in letter.traceback
+        assert [(d.delivery, d.worker, d.outcome, d.error) for d in letter.history] == [
+            (n, "a", "handler_failed", f"RuntimeError: attempt {n}") for n in (1, 2, 3)
+        ]
+        await until_asleep(store)
+        repaired = True
+        assert await store.dead_letters.replay(message_id) == [message_id]
+        await handled.wait(4)
+        await consumer.interrupt()
+    assert [(m.id, m.read_ct) for m in handled.messages] == [(message_id, n) for n in (1, 2, 3, 1)]
+    message = await store.messages.get(message_id)
+    assert (message.state, message.read_ct, message.history) == ("archived", 1, letter.history)
+    assert await store.dead_letters.list("tasks") == []

@@ -4,12 +4,25 @@ what has to be spelled again."""
 from __future__ import annotations
 
 import inspect
+import math
+from datetime import timedelta
+from typing import Any
 
 import attrs
 import click
+import pytest
+import trio
+import trio.testing
 
 import tocsin
-from tests.support import query
+from tests.support import (
+    Handled,
+    query,
+    run_until_suspended,
+    until,
+    until_asleep,
+    until_true,
+)
 from tocsin._cli.queue import create, update
 from tocsin._cli.render import to_text, write_duration
 from tocsin._durations import to_timedelta
@@ -65,3 +78,153 @@ async def test_the_defaults_that_are_named_are_those_of_the_database(store: tocs
         name: {"none": "-"}.get(setting.default, setting.default)
         for name, setting in SETTINGS.items()
     }
+
+
+async def test_per_queue_settings_changed_live_count_for_a_run_under_way(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """Beside the visibility timeout (tests/queue/admin/test_queues.py) and the mode of
+    notifying (tests/queue/process/test_ring.py)."""
+    await store.queues.ensure("q", max_deliveries=5, retry_base=0, retry_jitter=0)
+
+    async def fail(message: tocsin.Message) -> None:
+        if message.payload != "good":
+            raise RuntimeError
+
+    async def due_in() -> list[tuple[float]]:
+        return await query(
+            store_dsn,
+            "select extract(epoch from due - tocsin._clock())::float8 from tocsin.messages where"
+            " state = 'delayed'",
+        )
+
+    handled, suspended = Handled(fail), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await store.produce("q", "five times")
+        await until(lambda: store.dead_letters.list("q"))
+        assert [m.read_ct for m in handled.messages] == [1, 2, 3, 4, 5]
+
+        await store.queues.update("q", max_deliveries=1)
+        await store.produce("q", "once")
+        await until(lambda: query(store_dsn, "select 1 from tocsin.dead_letters where read_ct = 1"))
+
+        await store.queues.update("q", max_deliveries=9, retry_base=600, retry_max=600)
+        await store.produce("q", "later")
+        await until(due_in)
+        ((seconds,),) = await due_in()
+        assert 500 < seconds <= 600
+
+        await store.queues.update("q", max_payload=6)
+        assert await store.produce("q", "good")
+        with pytest.raises(tocsin.PayloadTooLarge):
+            await store.produce("q", "longer")
+        await until(lambda: query(store_dsn, "select 1 from tocsin.archive"))
+        await store.queues.update("q", retention=0)
+        last = await store.produce("q", "good")
+        await handled.wait(9)
+        await consumer.interrupt()
+    with pytest.raises(tocsin.MessageNotFound):  # it is finished, and was not kept
+        await store.messages.get(last)
+    assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"vt": 0}, "vt"),
+        ({"max_deliveries": 0}, "max_deliveries"),
+        ({"retry_base": -1}, "retry_base"),
+        ({"retry_factor": 0.5}, "retry_factor"),
+        ({"retry_factor": math.nan}, "retry_factor"),
+        ({"retry_jitter": 2}, "retry_jitter"),
+        ({"max_payload": 0}, "max_payload"),
+        ({"retention": -1}, "retention"),
+        ({"dead_letter_retention": 0}, "dead_letter_retention"),
+        ({"notify": "never"}, "notify"),
+        ({"name": ""}, "name"),
+        ({"name": "x" * 256}, "name"),
+        ({"name": "ä" * 128}, "name"),
+        ({"name": "q\0"}, "name"),
+    ],
+)
+async def test_bad_queue_settings_name_the_argument(
+    store: tocsin.Store, settings: dict[str, object], named: str
+) -> None:
+    for make in (store.queues.create, store.queues.ensure):
+        with pytest.raises(ValueError, match=named):
+            await make(**{"name": "q", **settings})  # type: ignore[arg-type]
+    assert await store.queues.count() == 0
+
+
+async def test_an_unknown_setting_is_refused_and_the_known_ones_named(store: tocsin.Store) -> None:
+    with pytest.raises(
+        TypeError, match=r"'max_retries' is no setting of a queue; there are vt, max_deliveries"
+    ):
+        await store.queues.ensure("q", max_retries=3)  # type: ignore[call-arg]
+
+
+CHANGES: dict[str, Any] = {
+    "vt": 7.5, "max_deliveries": 3, "retry_base": 0.0, "retry_factor": 1.5, "retry_max": 60.0, "retry_jitter": 0.0, "max_payload": 100,
+    "max_string": 10, "max_depth": 4, "required_keys": ("a", "b"), "forbidden_keys": ("c",), "retention": math.inf,
+    "dead_letter_retention": 86400.0, "notify": "always",
+}  # fmt: skip
+
+
+async def test_per_queue_settings(store: tocsin.Store) -> None:
+    """Each is given at creation, or changed live alone, and stays; the others keep
+    their values."""
+    default = await store.queues.create("q")
+    assert set(CHANGES) == set(tocsin.QueueSettings.__annotations__)
+    before = default
+    for setting, value in CHANGES.items():
+        changed = await store.queues.update("q", **{setting: value})
+        assert changed == attrs.evolve(before, **{setting: value})
+        before = changed
+    created = await store.queues.create("r", **CHANGES)
+    assert created == attrs.evolve(
+        before, id=created.id, name="r", created_at=created.created_at, channel=created.channel
+    )
+    with pytest.raises(tocsin.QueueNotFound):
+        await store.queues.update("s", vt=1)
+
+
+async def test_a_visibility_timeout_changed_live_counts_for_a_run_under_way(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """What a claim brings is kept alive as the setting is now, not as it was when the
+    consumer came."""
+    await store.queues.ensure("q", vt=3600)
+    release = trio.Event()
+
+    async def wait(_: tocsin.Message) -> None:
+        await release.wait()
+
+    handled = Handled(wait)
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(
+            run_until_suspended, consumer, handled, ended := list[tocsin.Suspended]()
+        )
+        await until_asleep(store)
+        await store.queues.update("q", vt=0.5)
+        await store.produce("q", 1)
+        await handled.wait(1)
+        ((first,),) = await query(store_dsn, "select vt from tocsin.messages")
+        await until_true(store_dsn, "vt > %s from tocsin.messages", first)
+        await consumer.interrupt()
+        release.set()
+    assert [m.read_ct for m in handled.messages] == [1]
+    assert [s.handled for s in ended] == [1]
+
+
+async def test_no_duration_is_longer_than_a_thousand_years(store: tocsin.Store) -> None:
+    for setting in ("vt", "retry_base", "retry_max"):
+        with pytest.raises(ValueError, match="at most a thousand years"):
+            await store.queues.ensure("q", **{setting: 4_000_000 * 86400})  # type: ignore[misc]
+    await store.queues.ensure("q", retention=timedelta.max)
+    for option in ("delay", "expires_in"):
+        with pytest.raises(ValueError, match="at most a thousand years"):
+            await store.produce("q", 1, **{option: 4_000_000 * 86400})  # type: ignore[arg-type]
+    for refused in ("delay => '3000000 days'", "expires_in => '3000000 days'"):
+        with pytest.raises(ValueError, match="a thousand years"):
+            await store.queues._database.fetch(f"select tocsin.enqueue('q', '1', {refused})")

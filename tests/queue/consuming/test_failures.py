@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +14,12 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, query
+from tests.support import (
+    PATIENCE,
+    Handled,
+    query,
+    run_until_suspended,
+)
 from tests.support.bad_errors import BadSyntax, Unspeakable
 
 
@@ -436,3 +442,37 @@ async def test_a_stream_that_is_left_or_interrupted_fails_nothing(store: tocsin.
         assert (await anext(relayed)).id == message_id
         await relayed.aclose()
     assert (await store.messages.get(message_id)).state == "ready"
+
+
+async def test_fails_twice_then_succeeds(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("tasks", retry_base=0.2, retry_factor=3, retry_jitter=0)
+
+    async def handle(message: tocsin.Message) -> None:
+        if message.payload == "difficult" and message.read_ct < 3:
+            raise RuntimeError(f"attempt {message.read_ct}")
+
+    handled, suspended = Handled(handle), list[tocsin.Suspended]()
+    async with (
+        store.producer("tasks") as producer,
+        store.consumer("tasks") as consumer,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        difficult = await producer.enqueue("difficult")
+        await producer.enqueue_many(["easy"] * 5)
+        await handled.wait(8)
+        await consumer.interrupt()
+    assert handled.payloads[-1] == "difficult"  # the others were not held up
+    attempts = [m for m in handled.messages if m.id == difficult]
+    assert [m.read_ct for m in attempts] == [1, 2, 3]
+    assert [m.last_error for m in attempts] == [
+        None,
+        "RuntimeError: attempt 1",
+        "RuntimeError: attempt 2",
+    ]
+    waits = [(b.dequeued_at - a.dequeued_at).total_seconds() for a, b in pairwise(attempts)]
+    assert waits[0] >= 0.2
+    assert waits[1] >= 0.6
+    assert await query(
+        store_dsn, "select read_ct from tocsin.archive where id = %s", difficult
+    ) == [(3,)]

@@ -8,9 +8,15 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 import trio
+import trio.testing
 
 import tocsin
-from tests.support import connect_blocking, move_clock, open_connection, query
+from tests.support import (
+    connect_blocking,
+    move_clock,
+    open_connection,
+    query,
+)
 
 
 async def test_one_sql_function_for_every_language(store: tocsin.Store, store_dsn: str) -> None:
@@ -308,3 +314,54 @@ async def test_a_closed_store_says_so(store_dsn: str) -> None:
         await store.queues.ensure("q")
     with pytest.raises(tocsin.TocsinError, match="store is closed"):
         await store.produce("q", 1)
+
+
+async def test_delay_goes_by_the_servers_clock_only(store: tocsin.Store, store_dsn: str) -> None:
+    """However far the client's is from it."""
+    await store.queues.ensure("q")
+    await move_clock(store_dsn, 100_000)
+    messages = [
+        await store.messages.get(await store.produce("q", 1, delay=60)),
+        await store.messages.get(
+            (await store.produce_many("q", [1], delay=timedelta(minutes=1)))[0]
+        ),
+    ]
+    for message in messages:
+        assert message.due is not None
+        assert message.due - message.enqueued_at == timedelta(seconds=60)
+        assert message.enqueued_at > datetime.now(UTC) + timedelta(seconds=90_000)
+    at = await store.messages.get(
+        await store.produce("q", 1, at=datetime.now(UTC) + timedelta(seconds=50_000))
+    )
+    assert at.state == "ready"  # that moment is over, there
+    async with store.consumer("q") as consumer:
+        assert [m.id for m in await consumer.dequeue(9, vt=3600)] == [at.id]
+        await move_clock(store_dsn, 100_061)
+        assert len(await consumer.dequeue(9)) == 2
+
+
+async def test_enqueue_batch_and_delayed(store: tocsin.Store, store_dsn: str) -> None:
+    """One message, a batch of any size, all of it or none, its ids in order, and both
+    for later."""
+    await store.queues.ensure("q", max_payload=20)
+    async with store.producer("q") as producer, store.consumer("q") as consumer:
+        first = await producer.enqueue("one")
+        ids = await producer.enqueue_many(range(20_000))
+        assert ids == sorted(set(ids))
+        assert (len(ids), ids[0] > first) == (20_000, True)
+        for bad in ({1}, "x" * 30):
+            with pytest.raises((tocsin.PayloadInvalid, tocsin.PayloadTooLarge)) as refused:
+                await producer.enqueue_many([*range(20_000), bad])
+            assert getattr(refused.value, "index", None) == 20_000
+        later = [
+            await producer.enqueue("later", delay=60),
+            *await producer.enqueue_many(["too"] * 2, delay=60),
+        ]
+        assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(20_004,)]
+        messages = await consumer.dequeue(30_000, vt=3600)
+        assert [(m.id, m.payload) for m in messages] == [
+            (first, "one"),
+            *zip(ids, range(20_000), strict=True),
+        ]
+        await move_clock(store_dsn, 61)
+        assert [m.id for m in await consumer.dequeue(9)] == later

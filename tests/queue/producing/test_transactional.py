@@ -358,7 +358,7 @@ def test_the_wrong_kind_of_connection_is_named(store_dsn: str) -> None:
 # A producer that is given a connection
 
 
-async def test_11_a_producer_enqueues_on_a_blocking_connection(
+async def test_a_producer_enqueues_on_a_blocking_connection(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
@@ -517,3 +517,40 @@ async def test_a_payload_that_hangs_in_the_thread_does_not_hold_up_a_cancellatio
     finally:
         go_on.set()
     assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(0,)]
+
+
+async def test_enqueue_in_the_callers_transaction(store: tocsin.Store) -> None:
+    await store.queues.ensure("tasks")
+    handled, suspended = Handled(), list[tocsin.Suspended]()
+    async with (
+        store.producer("tasks") as producer,
+        store.consumer("tasks") as consumer,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        with pytest.raises(ZeroDivisionError):
+            async with store.transaction() as connection:
+                await producer.enqueue("rolled back", connection=connection)
+                await producer.enqueue_many(["rolled back"] * 3, connection=connection)
+                raise ZeroDivisionError
+        async with store.transaction() as connection:
+            await producer.enqueue("committed", connection=connection)
+            await producer.enqueue_many(["too"] * 2, connection=connection)
+            assert handled.messages == []
+        await handled.wait(3)
+        await consumer.interrupt()
+    assert handled.payloads == ["committed", "too", "too"]
+
+
+async def test_produce_many_in_a_transaction(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.create("q")
+    with pytest.raises(ZeroDivisionError):
+        async with store.transaction() as connection:
+            assert await store.produce_many("q", ["a", "b"], connection=connection, priority=3) == [
+                1,
+                2,
+            ]
+            raise ZeroDivisionError
+    assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(0,)]
+    # and nobody is registered
+    assert await query(store_dsn, "select count(*)::int from tocsin.workers") == [(0,)]

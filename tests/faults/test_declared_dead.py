@@ -1,0 +1,243 @@
+"""A process that was declared dead, and comes back."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+import tocsin
+from tests.support import (
+    Handled,
+    query,
+    run_until_suspended,
+    until,
+    until_asleep,
+    until_blocked,
+)
+from tests.support.faults import SOON, die_holding, holding
+
+pytestmark = pytest.mark.fault
+
+
+async def bury_all(dsn: str) -> None:
+    """What other processes do to one that they take for dead."""
+    await query(dsn, "select tocsin.unregister_process(id, true) from tocsin.processes")
+
+
+async def test_a_process_declared_dead_does_not_stop_its_successor(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """A worker's id is taken over with its name, so what the former holder says about
+    "its" worker must not count."""
+    await store.queues.ensure("q", vt=3600)
+    async with tocsin.connect(store_dsn, heartbeat=3600) as zombie_store:
+        async with zombie_store.consumer("q", name="w") as zombie:
+            await bury_all(store_dsn)
+            successor_context = store.consumer("q", name="w")
+            successor = await successor_context.__aenter__()
+            assert successor.worker_id == zombie.worker_id
+            await store.produce("q", 1)
+            assert len(await successor.dequeue()) == 1
+        assert await successor.status() == "ready"
+        assert (await successor.info()).held == 1
+        await successor_context.__aexit__(None, None, None)
+
+
+async def test_a_process_declared_dead_cannot_claim_as_its_successor(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q", vt=3600)
+    async with (
+        tocsin.connect(store_dsn, heartbeat=3600) as zombie_store,
+        zombie_store.consumer("q", name="w") as zombie,
+    ):
+        await bury_all(store_dsn)
+        async with store.consumer("q", name="w"):
+            await store.produce("q", 1)
+            with pytest.raises(tocsin.StateTransitionError):
+                await zombie.dequeue()
+
+
+async def test_registering_with_a_process_that_was_declared_dead(store_dsn: str) -> None:
+    """The process has not heard of its death yet; the new worker must not hang on a
+    process that does not exist."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.producer("q"):
+            await bury_all(store_dsn)
+            async with store.consumer("q", name="w") as consumer, trio.open_nursery() as nursery:
+                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+                orphans = (
+                    "select id from tocsin.workers w where status <> 'stopped' "
+                    "and not exists (select from tocsin.processes p where p.id = w.process_id)"
+                )
+                store._process.request_heartbeat()
+                await until(
+                    lambda: query(
+                        store_dsn,
+                        "select 1 from tocsin.workers where name = 'w' and status = 'polling'",
+                    )
+                )
+                assert await query(store_dsn, orphans) == []
+                await store.produce("q", 1)
+                with trio.move_on_after(SOON):
+                    await handled.wait(1)
+                assert not suspended
+                await consumer.interrupt()
+
+
+async def test_a_suspended_worker_stays_suspended_when_its_process_rises_again(
+    store_dsn: str,
+) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q", name="w") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until(
+                lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'")
+            )
+            await (await store.workers.get(consumer.worker_id)).suspend()
+            await until_asleep(store)
+            before = store._process._membership.process.id
+            await bury_all(store_dsn)
+            risen = (
+                "select 1 from tocsin.workers w join tocsin.processes p on p.id = w.process_id and"
+                " p.id <> %s"
+            )
+            await until(lambda: query(store_dsn, risen, before))
+            assert await consumer.status() == "suspended"
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: str) -> None:
+    """Two workers; the connection breaks while the second registers anew."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        for queue in ("q", "r"):
+            await store.queues.ensure(queue)
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with (
+            store.consumer("q") as a,
+            store.consumer("r") as b,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(run_until_suspended, a, handled, suspended)
+            nursery.start_soon(run_until_suspended, b, handled, suspended)
+            await until(
+                lambda: query(
+                    store_dsn,
+                    "select 1 from tocsin.workers where status = 'polling' having count(*) = 2",
+                )
+            )
+            await until_asleep(store)
+            await bury_all(store_dsn)
+            async with holding(
+                store_dsn, "select 1 from tocsin.workers where id = %s for update", b.worker_id
+            ):
+                store._process.request_heartbeat()
+                await until_blocked(store_dsn, "register_worker")
+                await query(
+                    store_dsn,
+                    "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type ="
+                    " 'Lock'",
+                )
+            await until(
+                lambda: query(
+                    store_dsn,
+                    "select 1 from tocsin.workers where status <> 'stopped' having count(*) = 2",
+                )
+            )
+            await store.produce("r", 1)
+            with trio.fail_after(SOON):
+                await handled.wait(1)
+            assert not suspended
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_process_that_learned_of_its_death_rises_at_once(store_dsn: str) -> None:
+    """And does not first wait for its next heartbeat."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        async with store.consumer("q") as consumer:
+            await until_asleep(store)
+            await bury_all(store_dsn)
+            store._process.request_heartbeat()
+            await until(
+                lambda: query(
+                    store_dsn,
+                    "select 1 from tocsin.workers where id = %s and status = 'ready'",
+                    consumer.worker_id,
+                )
+            )
+
+
+async def test_a_process_that_rises_by_a_new_worker_has_a_lifeline(store_dsn: str) -> None:
+    """Else its death would be noticed only fifteen heartbeats later."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        async with store.consumer("q"):
+            await until_asleep(store)
+            await bury_all(store_dsn)
+            async with store.consumer("q"):
+                await until(
+                    lambda: query(
+                        store_dsn, "select 1 from tocsin.processes where lifeline is not null"
+                    )
+                )
+
+
+async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs_no_worker(
+    store_dsn: str,
+) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q", name="first") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until(
+                lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'")
+            )
+            await until_asleep(store)
+            await bury_all(store_dsn)
+
+            async def register() -> None:
+                async with store.consumer("q", name="second"):
+                    pass
+
+            locked = "select 1 from tocsin.workers where id = %s for update"
+            async with (
+                trio.open_nursery() as enrolling,
+                holding(store_dsn, locked, consumer.worker_id),
+            ):
+                enrolling.start_soon(register)
+                await until_blocked(store_dsn, "register_worker")
+                await query(
+                    store_dsn,
+                    "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type ="
+                    " 'Lock'",
+                )
+            store._process.request_heartbeat()
+            await until(
+                lambda: query(
+                    store_dsn,
+                    "select 1 from tocsin.workers where name = 'first' and status <> 'stopped'",
+                )
+            )
+            await store.produce("q", 1)
+            with trio.fail_after(SOON):
+                await handled.wait(1)
+            assert not suspended
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_dead_workers_message_that_cannot_be_buried_ends_nobodys_heartbeat(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q", max_deliveries=1)
+    await query(store_dsn, "alter table tocsin.dead_letters add check (payload <> '13')")
+    await die_holding(store_dsn, "13")
+    async with store.consumer("q"):
+        store._process.request_heartbeat()
+        await until(lambda: query(store_dsn, "select 1 from tocsin.processes having count(*) = 1"))

@@ -1,0 +1,290 @@
+"""An answer of the server that comes after what it is about has changed."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import trio
+import trio.testing
+
+import tocsin
+from tests.support import (
+    Handled,
+    query,
+    run_until_suspended,
+    until,
+    until_asleep,
+    until_blocked,
+)
+from tests.support.faults import SOON, hang, holding
+from tocsin._queue.consuming.run import Run
+
+pytestmark = pytest.mark.fault
+
+
+async def test_a_command_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> None:
+    """The heartbeat has read the workers already when the command comes; its
+    notification comes with the heartbeat's answer."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until(
+                lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'")
+            )
+            await until_asleep(store)
+            async with holding(store_dsn, "lock table tocsin.messages"):
+                store._process.request_heartbeat()
+                await until_blocked(store_dsn, ".heartbeat(")
+                await query(store_dsn, "select tocsin.interrupt(%s)", consumer.worker_id)
+            with trio.move_on_after(SOON):
+                await until(lambda: suspended)
+            nursery.cancel_scope.cancel()
+        assert suspended
+
+
+async def test_a_look_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> None:
+    """Suspended and resumed, while a heartbeat that was sent before is under way: the
+    claim that was refused must lead to another look."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        beats = store.statistics().heartbeats
+        async with store.consumer("q"):
+            await until_asleep(store)
+            async with holding(store_dsn, "select from tocsin.processes for update"):
+                store._process.request_heartbeat()
+                await until_blocked(store_dsn, ".heartbeat(")
+                beats = store.statistics().heartbeats
+                store._process.request_heartbeat()
+            with trio.move_on_after(SOON):
+                while store.statistics().heartbeats < beats + 2:
+                    await query(store_dsn, "select")
+            assert store.statistics().heartbeats >= beats + 2
+
+
+async def test_a_heartbeat_that_was_sent_before_a_worker_was_registered(store_dsn: str) -> None:
+    """Its answer does not know the worker; that does not mean that it was shut down."""
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q") as sleeper, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, sleeper, handled, suspended)
+            await until_asleep(store)
+            async with holding(store_dsn, "lock table tocsin.messages"):
+                store._process.request_heartbeat()
+                await until_blocked(store_dsn, ".heartbeat(")
+                context = store.consumer("q", name="late")
+                late = await context.__aenter__()
+                nursery.start_soon(run_until_suspended, late, handled, suspended)
+                await until_blocked(store_dsn, ".claim(")
+            await store.produce("q", 1)
+            with trio.move_on_after(SOON):
+                await handled.wait(1)
+            assert not suspended
+            nursery.cancel_scope.cancel()
+        await context.__aexit__(None, None, None)
+
+
+async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_noticed_first(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q", vt=3600)
+    cancelled = trio.Event()
+
+    async def handle(_: tocsin.Message) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    handled, suspended = Handled(handle), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(
+            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=2)
+        )
+        await store.produce("q", 1)
+        await handled.wait(1)
+        await until_asleep(store)
+        async with holding(store_dsn, "select from tocsin.processes for update"):
+            await query(store_dsn, "select tocsin.suspend(%s, release => true)", consumer.worker_id)
+            await until_blocked(store_dsn, ".heartbeat(")
+            await query(store_dsn, "select tocsin._ring(id) from tocsin.queues")
+            run = consumer._state.run
+            assert isinstance(run, Run)
+            with trio.fail_after(SOON):
+                while run.may_claim:
+                    await query(store_dsn, "select tocsin._ring(id) from tocsin.queues")
+        with trio.move_on_after(SOON):
+            await cancelled.wait()
+        was_cancelled = cancelled.is_set()
+        nursery.cancel_scope.cancel()
+    assert was_cancelled
+
+
+async def test_suspend_with_release_and_resume_at_once_cancels_the_handlers(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """The process looks only after both; its leases are gone all the same."""
+    await store.queues.ensure("q", vt=3600)
+    cancelled = trio.Event()
+
+    async def handle(_: tocsin.Message) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    handled, suspended = Handled(handle), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await store.produce("q", 1)
+        await handled.wait(1)
+        await until_asleep(store)
+        await query(
+            store_dsn,
+            "select tocsin.suspend(%s, release => true), tocsin.resume(%s)",
+            consumer.worker_id,
+            consumer.worker_id,
+        )
+        with trio.move_on_after(SOON):
+            await cancelled.wait()
+        was_cancelled = cancelled.is_set()
+        nursery.cancel_scope.cancel()
+    assert was_cancelled
+
+
+async def test_a_heartbeat_between_the_end_of_a_run_and_its_cleanup(store: tocsin.Store) -> None:
+    """The run's nursery has closed, and its task has not gone on yet: what the registry
+    says just then must not be an error."""
+    await store.queues.ensure("q")
+    errors = list[RuntimeError]()
+
+    class Between(trio.abc.Instrument):
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            run = consumer._state.run
+            if isinstance(run, Run) and run.nursery._closed:
+                try:
+                    consumer._state.on_worker_status("suspended", None)
+                except RuntimeError as error:
+                    errors.append(error)
+
+    async with store.consumer("q") as consumer:
+        between = Between()
+        trio.lowlevel.add_instrument(between)
+        with trio.move_on_after(0.2):
+            await consumer.handle(hang)
+        trio.lowlevel.remove_instrument(between)
+    assert not errors
+
+
+async def test_of_two_parcels_with_the_same_message_the_later_lease_is_kept(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """Both wait unopened when all leases are looked at."""
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    async with store.consumer("q") as consumer:
+        parts = consumer._parts
+        first = await parts.claimer.claim(1, None)
+        await query(
+            store_dsn, "select tocsin.release(array[id], array[lease]) from tocsin.messages"
+        )
+        second = await parts.claimer.claim(1, None)
+        parts.leases.messages()
+        (former,), (message,) = first.batch.take_all(), second.batch.take_all()
+        assert former.lease_token < message.lease_token
+        assert parts.leases.find(message.id) is message
+
+
+async def test_a_claim_that_is_called_off_hides_its_messages_from_nobody(store_dsn: str) -> None:
+    """While it was under way another process looked, passed over the rows that it had
+    locked, and went to sleep."""
+    await query(
+        store_dsn,
+        "create function public.hold() returns trigger language plpgsql as $$ begin perform"
+        " pg_advisory_xact_lock(new.consumer_worker_id); return new; end $$; create trigger hold"
+        " before update on tocsin.messages for each row execute function public.hold()",
+    )
+    async with (
+        tocsin.connect(store_dsn, heartbeat=3600) as store,
+        tocsin.connect(store_dsn, heartbeat=3600) as other_store,
+    ):
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with (
+            store.consumer("q") as consumer,
+            other_store.consumer("q") as other,
+            trio.open_nursery() as nursery,
+        ):
+            async with holding(store_dsn, "select pg_advisory_xact_lock(%s)", consumer.worker_id):
+                await store.produce("q", 1)
+                called_off = trio.CancelScope()
+
+                async def dequeue() -> None:
+                    with called_off:
+                        await consumer.dequeue()
+
+                nursery.start_soon(dequeue)
+                await until_blocked(store_dsn, "claim(")
+                nursery.start_soon(run_until_suspended, other, handled, suspended)
+                await until_asleep(other_store)
+                called_off.cancel()
+                with trio.move_on_after(SOON):
+                    await handled.wait(1)
+            nursery.cancel_scope.cancel()
+    assert handled.payloads == [1]
+
+
+async def test_a_lease_that_its_handler_has_made_shorter_is_kept_all_the_same(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q", vt=3600)
+    extended = trio.Event()
+
+    async def handle(message: tocsin.Message) -> None:
+        await message.extend(1)
+        extended.set()
+        await trio.sleep_forever()
+
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(consumer.handle, handle)
+        await store.produce("q", 1)
+        await extended.wait()
+        await until(
+            lambda: query(
+                store_dsn,
+                "select 1 from tocsin.messages where vt > tocsin._clock() + interval '30 min'",
+            )
+        )
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lease_that_a_statement_under_way_has_settled_is_not_taken_for_lost(
+    store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer to an extension may come before that to the settlement that it found
+    done."""
+    await store.queues.ensure("q", vt=3600)
+    await store.produce("q", 1)
+    handled, suspended = Handled(hang), list[tocsin.Suspended]()
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        await handled.wait(1)
+        (message,) = handled.messages
+        leases, keeper = consumer._parts.leases, consumer._parts.keeper
+        with leases.settling([message]):
+            await query(
+                store_dsn,
+                "select tocsin.archive(array[%s], array[%s])",
+                message.id,
+                message.lease_token,
+            )
+            await keeper.refresh()
+            assert message in leases
+            assert not caplog.records
+        await keeper.refresh()  # it was somebody else
+        assert message not in leases
+        assert [r.levelname for r in caplog.records] == ["WARNING"]
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,96 @@
+"""Rings that arrive while the process is busy, or its queue is created again."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import trio
+import trio.testing
+
+import tocsin
+from tests.support import (
+    Handled,
+    query,
+    run_until_suspended,
+    until_asleep,
+    until_blocked,
+)
+from tests.support.faults import SOON, die_holding, holding
+
+pytestmark = pytest.mark.fault
+
+
+async def test_a_blocked_loop_is_not_taken_for_a_deaf_line(
+    store: tocsin.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.2)
+    await store.queues.ensure("q")
+
+    async def block() -> None:
+        while not store._process._listener.proof._token:
+            await trio.lowlevel.checkpoint()
+        time.sleep(0.5)  # noqa: ASYNC251 - this is what is tested
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(block)
+        async with store.consumer("q"):
+            pass
+    assert store.statistics().listen_works
+
+
+async def test_a_queue_made_anew_under_the_same_name_rings_for_its_own_consumers(
+    store_dsn: str,
+) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        handled, suspended = Handled(), list[tocsin.Suspended]()
+        async with store.consumer("q", name="old"):
+            await until_asleep(store)
+            await query(store_dsn, "delete from tocsin.workers")
+            await query(store_dsn, "delete from tocsin.queues")
+            await store.queues.ensure("q")
+            async with store.consumer("q", name="new") as consumer, trio.open_nursery() as nursery:
+                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+                await until_asleep(store)
+                await query(store_dsn, "select tocsin.enqueue('q', '1')")
+                with trio.move_on_after(SOON):
+                    await handled.wait(1)
+                nursery.cancel_scope.cancel()
+    assert handled.payloads == [1]
+
+
+async def test_what_the_line_itself_gives_back_is_seen_by_who_lay_down_meanwhile(
+    store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat buries a dead process. The session that does it does not see its
+    own lock, so it does not ring for its own process."""
+    monkeypatch.setattr("tocsin._queue.process.bell.LINGER", 3600)
+    finish = trio.Event()
+
+    async def handle(message: tocsin.Message) -> None:
+        if message.payload == 1:
+            await finish.wait()
+
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        queue = await store.queues.ensure("q", vt=36000)
+        await die_holding(store_dsn, "2")
+        handled, suspended = Handled(handle), list[tocsin.Suspended]()
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until_asleep(store)
+            await store.produce("q", 1)
+            await handled.wait(1)
+            async with holding(
+                store_dsn, "select from tocsin.processes where hostname <> 'h' for update"
+            ):
+                store._process.request_heartbeat()
+                await until_blocked(store_dsn, ".heartbeat(")
+                finish.set()
+                with trio.fail_after(SOON):
+                    while store._process.bell.queues_waiting() != [queue.id]:
+                        await trio.lowlevel.checkpoint()
+            with trio.move_on_after(SOON):
+                await handled.wait(2)
+            nursery.cancel_scope.cancel()
+    assert handled.payloads == [1, 2]

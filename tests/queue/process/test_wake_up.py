@@ -1,0 +1,87 @@
+"""A consumer that waits is woken by a message, without polling."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+import tocsin
+from tests.support import (
+    PATIENCE,
+    Handled,
+    query,
+    run_until_suspended,
+    since,
+    statements,
+    until_asleep,
+)
+
+
+@pytest.mark.parametrize("way", ["handle", "handle_batches", "messages", "dequeue"])
+async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> None:
+    """Whichever way a consumer waits, nothing at all is asked of the server meanwhile;
+    and what comes wakes it."""
+    dsn = dsn_of_quiet_store
+    got = Handled()
+
+    async def first(messages: list[tocsin.Message]) -> None:
+        await got(messages[0])
+
+    async def run(consumer: tocsin.Consumer) -> None:
+        if way == "handle":
+            await consumer.handle(got)
+        elif way == "handle_batches":
+            await consumer.handle_batches(first, size=10)
+        elif way == "messages":
+            async with consumer.messages() as stream:
+                async for message in stream:
+                    await got(message)
+        else:
+            while True:
+                for message in await consumer.dequeue(wait=3600):
+                    await got(message)
+
+    async with tocsin.connect(dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q")
+        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run, consumer)
+            await until_asleep(store)
+            before = await statements(dsn)
+            # no task has run for so long, whatever its clock
+            await trio.testing.wait_all_tasks_blocked(0.5)
+            assert since(before, await statements(dsn)) == {}
+            await query(dsn, "select tocsin.enqueue('q', '1')")
+            await got.wait(1)
+            nursery.cancel_scope.cancel()
+
+
+async def test_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> None:
+    """No statement runs in between. That it is handled within 50 ms of its time is what
+    the benchmark ``delayed`` measures."""
+    dsn, ran, looked = dsn_of_quiet_store, dict[str, int](), trio.Event()
+
+    async def look(_: tocsin.Message) -> None:
+        ran.update(since(before, await statements(dsn)))
+        looked.set()
+
+    async with tocsin.connect(dsn, heartbeat=3600) as store:
+        await store.queues.ensure("tasks")
+        handled, suspended = Handled(look), list[tocsin.Suspended]()
+        async with store.consumer("tasks") as consumer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            await until_asleep(store)
+            await query(dsn, "select tocsin.enqueue('tasks', '1', delay => '2 s')")
+            await until_asleep(store)
+            before = await statements(dsn)
+            # it is not yet its time
+            assert await query(dsn, "select state::text from tocsin.messages") == [("delayed",)]
+            with trio.fail_after(PATIENCE):
+                await looked.wait()
+            await consumer.interrupt()
+        (message,) = handled.messages
+    assert (message.dequeued_at - message.enqueued_at).total_seconds() >= 2
+    # From the enqueueing to the handler's first line: the question above, and the claim
+    # that brought the message.
+    assert sorted(ran.values()) == [1, 1]
+    assert [".claim(" in text for text in sorted(ran, key=len)] == [False, True]
