@@ -1,30 +1,26 @@
-"""The batcher: concurrent `enqueue` calls of one process to one queue share a
-statement.
+"""Let concurrent `enqueue` calls of one process to one queue share a statement.
 
-A statement for one message spends most of its time waiting: for the server to be
-reached, for the disk to flush its commit. So a call that finds nothing under way to its
-queue sends its own statement, at once and itself. The calls that come meanwhile gather,
-and go together in one statement when that one has ended. Nobody waits for company; the
-busier a process is, the more its calls share.
-
-What follows from it, and how it is kept:
+A statement for one message spends most of its time waiting for the network and for the
+flush of its commit. A call that finds no statement under way to its queue sends its
+own at once. Calls that come during a statement gather, and go together in the next
+one. No call waits for another to join it; the busier a process is, the more calls
+share a statement.
 
 - *Each caller gets its own id or its own error.* The shared statement leaves out what
   it must not enqueue and says so; those messages then go alone, where the database says
-  why. When it failed as a whole, so that nothing was enqueued, they all go alone.
-- *Never twice.* When the connection was lost the outcome is unknown: every caller of
-  that statement is told so, and nothing is sent again.
-- *A cancelled caller disturbs nobody.* While it waits it is taken out, and its message
-  is not enqueued. A shared statement runs in the store's nursery, not in a caller's
-  scope, and goes on.
-- *Ids are in the order of the calls*, which is why there is only one statement at a
-  time for a queue.
-- *Nobody waits for somebody else's transaction.* A message with a key may have to, when
-  another transaction has taken that key and has not ended; it never comes here. Nor
-  does one that belongs to the caller's own transaction.
+  why. When the statement fails as a whole, nothing is enqueued, and all go alone.
+- *A message is sent once.* When the connection is lost the outcome is unknown: every
+  caller of that statement gets the error, and nothing is sent again.
+- *A cancelled caller delays no other.* While it waits it is taken out, and its message
+  is not enqueued. A shared statement runs in the store's nursery and not in a caller's
+  scope, so it goes on.
+- *Ids are in the order of the calls*, so there is one statement at a time for a queue.
+- *No caller waits for a foreign transaction.* A message with a key may have to, when a
+  transaction that has not ended has taken the key; it never comes here. Nor does a
+  message that belongs to the caller's transaction.
 
-When somebody slept on the queue the last time, and that is a moment ago, the bell rings
-before the message is on its way to the disk: see ``ring_early.sql``.
+When a consumer was idle on the queue the last time, a moment ago, the bell rings before
+the message is sent: see ``ring_early.sql``.
 
 `PendingBatch` decides what is sent next; `EnqueueBatcher` sends it.
 """
@@ -50,7 +46,7 @@ _RING = "select pg_catalog.pg_notify($1, '') where pg_catalog.pg_notification_qu
 _WAIT_FOR_FLUSH = "select tocsin.wait_for_flush()"
 _ENQUEUE_EACH = "select tocsin.enqueue_each(%s, %s)"
 AT_REST = 0.005
-"""Seconds after which whoever was rung for may be asleep again for a while."""
+"""Seconds after which a consumer that was rung for may have been idle for a while."""
 MAX_MESSAGES = 1000
 """Most messages in a shared statement."""
 MAX_SIZE = 1 << 22
@@ -59,7 +55,7 @@ many characters."""
 
 
 class PendingEnqueue:
-    """A request that waits to be sent with others, and the task that waits for its id."""
+    """A request in a batch that is to be sent, and the task that waits for its id."""
 
     def __init__(self, request: EnqueueRequest) -> None:
         self.request = request
@@ -72,8 +68,11 @@ class PendingEnqueue:
         return self._task is not None
 
     async def result(self) -> int:
-        """Wait until it was told what became of it, and return the id or raise the
-        error. Cancelled, it is not is_waiting any more."""
+        """Wait for the outcome, and return the id or raise the error.
+
+        Cancellation:
+            The request is no longer waiting, and is not sent.
+        """
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._withdraw)
         if isinstance(self._result, Exception):
@@ -85,7 +84,7 @@ class PendingEnqueue:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def set_result(self, result: int | Exception) -> None:
-        """Let the caller go on with this, if it has not done so already."""
+        """Resume the caller with this outcome, if it still waits."""
         if self._task is not None:
             self._result = result
             task, self._task = self._task, None
@@ -93,23 +92,23 @@ class PendingEnqueue:
 
 
 class PendingBatch:
-    """What one queue's callers wait to have sent while a statement is under way."""
+    """The requests to one queue that wait for the end of a statement."""
 
     def __init__(self) -> None:
         self._waiting = deque[PendingEnqueue]()
         self._alone = deque[PendingEnqueue]()
 
     def add(self, item: PendingEnqueue) -> None:
-        """Have it sent after all that wait already."""
+        """Have a request sent after all that wait already."""
         self._waiting.append(item)
 
     def requeue(self, items: Sequence[PendingEnqueue]) -> None:
-        """Have these sent one by one, before anything else: they were sent together,
-        and not enqueued."""
+        """Have requests sent one by one before all others: their shared statement did
+        not enqueue them."""
         self._alone.extend(items)
 
     def take(self) -> list[PendingEnqueue]:
-        """Return what is to be sent next, in one statement; nothing when nobody waits."""
+        """Return what the next statement sends; nothing when no request waits."""
         while self._alone:
             item = self._alone.popleft()
             if item.is_waiting:
@@ -124,7 +123,7 @@ class PendingBatch:
         return batch
 
     def take_all(self) -> list[PendingEnqueue]:
-        """Return all that wait, to be sent by nobody."""
+        """Return all requests that wait; they are not sent."""
         items = [*self._alone, *self._waiting]
         self._alone.clear()
         self._waiting.clear()
@@ -138,11 +137,11 @@ class EnqueueBatcher:
     def __init__(self, database: Database, nursery: trio.Nursery) -> None:
         self._database = database
         self._nursery = nursery
-        # Queues to which a statement is under way; None: nobody has come meanwhile.
+        # Queues to which a statement is under way; None: no call has come since.
         self._busy: dict[str, PendingBatch | None] = {}
-        # Queues on which somebody slept the last time: their channel, and when that was
+        # Queues with an idle consumer the last time: their channel, and when that was
         # (`trio.current_time`).
-        self._sleepers: dict[str, tuple[str, float]] = {}
+        self._idle_queues: dict[str, tuple[str, float]] = {}
         self._closed = False
 
     @trio.lowlevel.enable_ki_protection
@@ -150,8 +149,12 @@ class EnqueueBatcher:
         """Enqueue one message, in a statement of its own or in a shared one, and return
         its id.
 
-        Raises Tocsin's errors. Cancelled while it waits for a shared statement, the
-        message is not enqueued; while its statement is under way, it is or is not.
+        Raises:
+            TocsinError: The message was refused, or the outcome is unknown.
+
+        Cancellation:
+            While it waits for a shared statement, the message is not enqueued; while
+            its statement is under way, it is enqueued or not.
         """
         if request.key is not None:
             return await self.enqueue_alone(queue, request)
@@ -171,11 +174,15 @@ class EnqueueBatcher:
     async def enqueue_alone(self, queue: str, request: EnqueueRequest) -> int:
         """Enqueue one message in a statement of its own, and return its id.
 
-        Raises Tocsin's errors. Cancelled, it is enqueued or not.
+        Raises:
+            TocsinError: The message was refused, or the outcome is unknown.
+
+        Cancellation:
+            The message is enqueued or not.
         """
         await self._database.check_served()
         parameters = request.parameters(queue)
-        channel, rung_at = self._sleepers.pop(queue, ("", math.inf))
+        channel, rung_at = self._idle_queues.pop(queue, ("", math.inf))
         if request.key is None and trio.current_time() >= rung_at + AT_REST:
             rows = await self._database.run_pipelined(
                 [(_RING, [channel]), (_ENQUEUE_RING_EARLY, parameters), (_WAIT_FOR_FLUSH, [])],
@@ -186,12 +193,12 @@ class EnqueueBatcher:
             rows = await self._database.run(_ENQUEUE, parameters)
         ((message_id, channel),) = rows.load(0, 1)
         if channel:
-            self._sleepers[queue] = channel, trio.current_time()
+            self._idle_queues[queue] = channel, trio.current_time()
         return int(message_id)
 
     def close(self) -> None:
-        """Send nothing together from here on: the nursery takes no more tasks. Those
-        who wait are told so."""
+        """Send no more shared statements, since the nursery takes no more tasks; calls
+        that wait get an error."""
         self._closed = True
 
     def _dispatch_next(self, queue: str) -> None:
@@ -210,8 +217,8 @@ class EnqueueBatcher:
         try:
             while batch:
                 await self._send(pending, queue, batch)
-                # Those who have just been told may enqueue again at once. They all run
-                # before this task does for the second time.
+                # Callers that were just resumed may enqueue again at once. They all run
+                # before this task's second turn.
                 await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
                 batch = pending.take()
@@ -226,8 +233,8 @@ class EnqueueBatcher:
             self._end(queue, pending)
 
     def _end(self, queue: str, pending: PendingBatch) -> None:
-        """Nothing is under way to this queue any more; somebody waits only if the store
-        is being closed."""
+        """Note that no statement is under way to this queue; a call waits only if the
+        store is being closed."""
         del self._busy[queue]
         for item in pending.take_all():
             item.set_result(
@@ -248,7 +255,7 @@ class EnqueueBatcher:
         except ConnectionLost as lost:
             for item in batch:
                 item.set_result(ConnectionLost(lost.address, lost.reason))
-        except Exception:  # whatever it was, it concerns the statement, which has not taken effect
+        except Exception:  # the statement has not taken effect
             pending.requeue(batch)
         else:
             for item, message_id in zip(batch, ids, strict=True):

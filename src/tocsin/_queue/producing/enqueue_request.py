@@ -1,7 +1,7 @@
-"""Requests: what is to be enqueued, checked, and written as PostgreSQL reads it.
+"""Check what is to be enqueued, and write it as PostgreSQL reads it.
 
-Every way of enqueueing goes through here before anything is sent: one message or a
-batch, on whatever connection.
+Every way of enqueueing comes here before anything is sent: one message or a batch, on
+any connection.
 """
 
 from __future__ import annotations
@@ -129,7 +129,13 @@ def build_request(
     max_deliveries: int | None = None,
     worker_id: int | None = None,
 ) -> EnqueueRequest:
-    """Write a message. Raises `PayloadInvalid`, `ValueError`, `TypeError`."""
+    """Write a message as PostgreSQL reads it.
+
+    Raises:
+        PayloadInvalid: The payload or the headers are no JSON value.
+        ValueError: An option is out of its range.
+        TypeError: An option has a wrong type.
+    """
     due_in, due_at = write_due(delay, at)
     lasts = to_timedelta(expires_in, "expires_in")
     return EnqueueRequest(
@@ -149,9 +155,13 @@ class Batch:
     """Payloads that are enqueued all or none, with the same options, in as many
     statements as it takes. It can be sent once.
 
-    The payloads of the first two statements are written at once, the others when their
-    turn comes. Raises `PayloadInvalid` with the index, `ValueError`, `TypeError`, and
-    what the iterable raises.
+    The payloads of the first two statements are written at once, further ones when
+    their statement is sent.
+
+    Raises:
+        PayloadInvalid: A payload is no JSON value; the error has its index.
+        ValueError: An option is out of its range.
+        TypeError: An option has a wrong type, or is none of a batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Producing: putting messages into a queue."""
+"""Enqueue messages to a queue."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EnqueueOptions(MessageOptions, total=False):
 
 
 class Enqueuer:
-    """Enqueues to one queue, in nobody's name: `Store.produce`."""
+    """Enqueues to one queue without a registered producer: `Store.produce`."""
 
     def __init__(
         self, database: Database, batcher: EnqueueBatcher, queue: str, telemetry: Telemetry
@@ -76,24 +76,32 @@ class Enqueuer:
         the first one's id. A message that is not delivered ``expires_in`` seconds from
         now becomes a dead letter. ``max_deliveries`` goes before the queue's. On a
         ``connection`` of the caller's (of `Store.transaction`, or a blocking
-        ``psycopg.Connection``, which is used in a thread, and by nobody else
-        meanwhile), the message is enqueued when the caller's transaction commits; see
-        also `tocsin.enqueue`.
+        ``psycopg.Connection``, which is used in a thread, and must not be used by
+        another one during the call), the message is enqueued when the caller's
+        transaction commits; see also `tocsin.enqueue`.
 
-        Returns when the message is on disk. Without a ``key``, a consumer that slept
-        may have it already by then; if the server crashes before, this raises
-        `ConnectionLost`, and the message may be gone, like all that its handler has
+        Returns when the message is durable. Without a ``key``, an idle consumer may
+        have it before; if the server crashes before the flush, this raises
+        `ConnectionLost`, and the message may be gone, with all that its handler has
         done to this database (see ``ring_early.sql``).
 
-        Calls that come while others are under way from this process to the same queue
-        share a statement (those with a ``key`` or a ``connection`` do not), which makes
-        many at a time cheap. Those that share get ids in the order of the calls.
+        Concurrent calls of this process to one queue share a statement, unless they
+        have a ``key`` or a ``connection``. They get ids in the order of the calls.
 
-        Raises `PayloadInvalid`, `PayloadTooLarge`, `QueueNotFound`, `PermissionDenied`
-        for a queue that was not granted, `StateTransitionError` when this worker is
-        suspended, `WorkerStopped`, `RateLimited`, `ConnectionLost`, `ValueError`, and
-        `TocsinError` when the store is closed meanwhile. Cancelled, the message is
-        enqueued or not; with a key, enqueueing it again is safe.
+        Raises:
+            PayloadInvalid: The payload or the headers are no JSON value.
+            PayloadTooLarge: The payload exceeds the queue's limit.
+            QueueNotFound: The queue does not exist.
+            PermissionDenied: The queue was not granted.
+            StateTransitionError: This worker is suspended.
+            WorkerStopped: This worker is stopped.
+            RateLimited: The rate limit is reached, and does not say to wait.
+            ConnectionLost: The outcome is unknown.
+            ValueError: An option is out of its range.
+            TocsinError: The store was closed during the call.
+
+        Cancellation:
+            The message is enqueued or not; with a key, enqueueing it again is safe.
         """
         options: MessageOptions = {
             "delay": delay,
@@ -136,8 +144,11 @@ class Enqueuer:
         is run within the transaction (and with a blocking ``connection``, in its
         thread).
 
-        Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` tell the
-        index. Cancelled, all are enqueued or none.
+        Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` have the
+        index of the payload.
+
+        Cancellation:
+            All are enqueued, or none.
         """
         options: BatchOptions = {
             "delay": delay,

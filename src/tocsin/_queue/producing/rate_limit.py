@@ -1,18 +1,17 @@
-"""A rate limit for a producer: a token bucket.
+"""Limit the rate of a producer by a token bucket.
 
 The bucket holds up to ``burst`` tokens and gains ``per_second`` of them each second; a
-message takes one. What the bucket holds is kept as the time when it will be full again,
-so that nothing has to be counted up as time passes, and a time that was named once
-stays right.
+message takes one. The bucket is kept as the time when it will be full again, so nothing
+has to be counted up as time passes, and a time that was named once stays right.
 
-- A batch takes its tokens together. One that is larger than the bucket goes when the
-  bucket is full, and *borrows* the rest: the next one waits until that is paid back. So
-  a batch of any size is possible, and the rate is kept all the same.
-- The tokens are taken when the message has been found fit to be sent, just before it
-  is. What is refused before that costs none; what fails after that has cost the
-  database its work, and keeps them.
-- Those who wait do so in the order of their calls, also behind a large batch, and one
-  that gives up lets the others move up.
+- A batch takes its tokens together. A batch that is larger than the bucket goes when
+  the bucket is full, and *borrows* the rest: the next call waits until that is paid
+  back. So a batch of any size is possible, and the rate is kept.
+- The tokens are taken when the message has passed its checks, before it is sent. A
+  message that is refused before that costs no token; one that fails after that has cost
+  the database its work, and keeps its token.
+- Calls that wait do so in their order, also behind a large batch. A call that gives up
+  lets the next one move up.
 
 `Bucket` decides, `Limiter` waits. Times are of `trio.current_time`.
 """
@@ -41,14 +40,14 @@ def _at_least_one(limit: RateLimit, attribute: attrs.Attribute[float], value: fl
 
 @attrs.frozen
 class RateLimit:
-    """How many messages a producer enqueues; for `Store.producer`. Each producer object
-    has a bucket of its own."""
+    """How many messages a producer may enqueue; for `Store.producer`. Each producer
+    object has a bucket of its own."""
 
     per_second: float = attrs.field(validator=_positive)
     """Messages per second in the long run."""
     burst: float | None = attrs.field(default=None, validator=[_positive, _at_least_one])
-    """Messages that may be enqueued at once after a quiet time; None: those of one
-    second, at least one."""
+    """Messages that may be enqueued at once after a pause; None: those of one second, at
+    least one."""
     wait: bool = False
     """Whether a call that comes too early waits for its turn; otherwise it raises
     `RateLimited`."""
@@ -67,8 +66,8 @@ class Bucket:
         self._full_at = -math.inf
 
     def admits_at(self, count: int) -> float:
-        """Return from when on so many messages may be sent, if nobody takes tokens
-        until then."""
+        """Return the time from which this many messages may be sent, if no call takes
+        tokens until then."""
         if count == 0:
             return -math.inf
         return (
@@ -77,7 +76,7 @@ class Bucket:
         )
 
     def take(self, count: int, now: float) -> None:
-        """Take so many tokens; those that are not there are borrowed."""
+        """Take this many tokens; those that are not there are borrowed."""
         self._full_at = max(self._full_at, now) + count / self._limit.per_second
 
 
@@ -90,11 +89,14 @@ class Limiter:
         self._queue = trio.StrictFIFOLock()
 
     async def admit(self, count: int) -> None:
-        """Take the tokens for so many messages, at once or after waiting for them. A
+        """Take the tokens for this many messages, at once or after waiting for them. A
         checkpoint only where the limit says to wait.
 
-        Raises `RateLimited` where the limit does not say to wait. Cancelled, nothing
-        was taken.
+        Raises:
+            RateLimited: The call comes too early, and the limit does not say to wait.
+
+        Cancellation:
+            No token was taken.
         """
         if not self._limit.wait:
             early = self._bucket.admits_at(count) - trio.current_time()
@@ -102,7 +104,7 @@ class Limiter:
                 raise RateLimited(self._limit.per_second, early)
             self._bucket.take(count, trio.current_time())
             return
-        async with self._queue:  # whoever has it is the next one
+        async with self._queue:
             await trio.sleep_until(self._bucket.admits_at(count))
             self._bucket.take(count, trio.current_time())
 

@@ -1,4 +1,4 @@
-"""Enqueueing on a connection of the caller's, in the caller's transaction: blocking
+"""Enqueue on a connection of the caller's, in the caller's transaction: blocking
 psycopg, or psycopg with any event loop.
 
 Neither a store nor trio is needed, so this also serves plain scripts, web frameworks
@@ -9,8 +9,8 @@ when to commit is the caller's business.
 A single message is one statement, without a savepoint: refused by the database, it
 leaves the transaction failed, as any statement does. A batch has a savepoint, since it
 may be several statements and is enqueued as a whole or not at all; so after a refusal
-the transaction can go on. (A savepoint for each message would be two more trips to the
-server, and from the sixty-fifth on make the transaction dear for everybody else.)
+the transaction can go on. (A savepoint for each message would be two more round trips,
+and from the sixty-fifth on would slow down every snapshot of the server.)
 
 Each function is there twice, for the two kinds of connections; what is sent comes from
 ``enqueue_request.py`` in either case.
@@ -63,11 +63,18 @@ def enqueue(
     The options are those of `Producer.enqueue`: ``delay``, ``at``, ``priority``,
     ``headers``, ``key``, ``expires_in``, ``max_deliveries``.
 
-    Raises `PayloadInvalid`, `ValueError` and `TypeError` before anything is sent.
-    Raises `PayloadTooLarge`, `QueueNotFound`, `SchemaMissing`, `ConnectionLost` and
-    psycopg's other errors, which leave the transaction failed, as the error of any
-    statement does: roll back, or enqueue in a savepoint (``with
-    connection.transaction():``).
+    An error of the database leaves the transaction failed, as that of any statement
+    does: roll back, or enqueue in a savepoint (``with connection.transaction():``).
+
+    Raises:
+        PayloadInvalid: The payload is no JSON value; nothing was sent.
+        ValueError: An option is out of its range; nothing was sent.
+        TypeError: An option has a wrong type; nothing was sent.
+        PayloadTooLarge: The payload exceeds the queue's limit.
+        QueueNotFound: The queue does not exist.
+        SchemaMissing: The schema is not installed.
+        ConnectionLost: The connection is lost, and the transaction with it.
+        psycopg.Error: Any other error of the database.
     """
     return send(
         _check(connection, psycopg.Connection),
@@ -91,9 +98,9 @@ def enqueue_many(
     The payloads are taken from the iterable as they are sent, a few thousand at a time.
     All options but ``key`` are there.
 
-    Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` tell the index.
-    The batch has a savepoint of its own, so that the caller's transaction can go on
-    after a refusal.
+    The batch has a savepoint of its own, so the caller's transaction can go on after a
+    refusal. Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` have
+    the index of the payload.
     """
     return send_batch(
         _check(connection, psycopg.Connection), Schema(schema), Batch(queue, payloads, **options)
@@ -109,10 +116,10 @@ async def enqueue_async(
     **options: Unpack[MessageOptions],
 ) -> int:
     """Like `tocsin.enqueue`, on an async psycopg connection, whatever event loop drives
-    it.
+    it. Raises what that raises.
 
-    Raises what that raises. Cancelled, the statement has failed or taken effect within
-    the transaction.
+    Cancellation:
+        The statement has failed or taken effect within the transaction.
     """
     return await send_async(
         _check(connection, psycopg.AsyncConnection),
@@ -131,10 +138,10 @@ async def enqueue_many_async(
     **options: Unpack[BatchOptions],
 ) -> list[int]:
     """Like `tocsin.enqueue_many`, on an async psycopg connection, whatever event loop
-    drives it.
+    drives it. Raises what that raises.
 
-    Raises what that raises. Cancelled, all are enqueued within the transaction, or
-    none.
+    Cancellation:
+        All are enqueued within the transaction, or none.
     """
     return await send_batch_async(
         _check(connection, psycopg.AsyncConnection),
@@ -152,7 +159,11 @@ def send(connection: Blocking, schema: Schema, queue: str, request: EnqueueReque
 
 
 async def send_async(connection: Async, schema: Schema, queue: str, request: EnqueueRequest) -> int:
-    """Enqueue one message. Cancelled, the statement has failed or taken effect."""
+    """Enqueue one message.
+
+    Cancellation:
+        The statement has failed or taken effect.
+    """
     return int(await call_async(connection, schema, ENQUEUE, request.parameters(queue)))
 
 
@@ -166,7 +177,11 @@ def send_batch(connection: Blocking, schema: Schema, batch: Batch) -> list[int]:
 
 
 async def send_batch_async(connection: Async, schema: Schema, batch: Batch) -> list[int]:
-    """Enqueue a batch. Cancelled, all or none are enqueued."""
+    """Enqueue a batch.
+
+    Cancellation:
+        All are enqueued, or none.
+    """
     ids: list[int] = []
     with raising_ours(connection, schema):
         async with _as_one_async(connection, batch):
