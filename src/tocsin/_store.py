@@ -331,9 +331,7 @@ async def connect(
     ) as pool:
         database = Database(pool, Schema(chosen.schema), address, grace, watch, open_pooled)
         maintenance = Maintenance(database, telemetry.events)
-        process = Process(
-            database, open_line, chosen.heartbeat, maintenance.request, telemetry.events
-        )
+        process = Process(database, open_line, chosen.heartbeat, maintenance.request, telemetry)
         async with open_nursery_bare() as nursery:
             nursery.start_soon(watch.run)
             if line_watch is not watch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -135,3 +136,114 @@ async def test_what_is_no_instrument_is_refused(store_dsn: str, wrong: Any) -> N
     with pytest.raises(TypeError, match="has the methods handling and enqueueing"):
         async with tocsin.connect(store_dsn, instruments=[wrong]):
             pass
+
+
+# Handlers
+
+
+current: ContextVar[str] = ContextVar("current", default="none")
+
+
+class Context:
+    """An instrument that sets a context variable for the handler."""
+
+    @contextmanager
+    def enqueueing(self, call: EnqueueCall) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def handling(self, messages: Sequence[tocsin.Message]) -> Iterator[None]:
+        current.set(f"message {messages[0].id}")
+        yield
+
+
+async def run_once(store: tocsin.Store, handler: Any, *, batches: bool = False) -> None:
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            if batches:
+                await consumer.handle_batches(handler, size=10, once=True)
+            else:
+                await consumer.handle(handler, once=True)
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+@pytest.mark.parametrize("batches", [False, True])
+async def test_a_handler_runs_within_the_instruments(
+    store_dsn: str, kind: str, batches: bool
+) -> None:
+    recorder, seen = Recorder(), list[str]()
+    async with tocsin.connect(store_dsn, instruments=[recorder, Context()]) as store:
+        await store.queues.ensure("q")
+        first, second = await store.produce_many("q", [1, 2])
+        recorder.log.clear()
+
+        def note(work: Any) -> None:
+            seen.append(current.get())
+
+        async def note_async(work: Any) -> None:
+            note(work)
+
+        await run_once(store, note if kind == "thread" else note_async, batches=batches)
+    if batches:
+        assert recorder.log == [("handling", [first, second]), ("handled",)]
+        assert seen == [f"message {first}"]
+    else:
+        assert recorder.log == [
+            *(("handling", [first]), ("handled",)),
+            *(("handling", [second]), ("handled",)),
+        ]
+        assert seen == [f"message {first}", f"message {second}"]
+    assert current.get() == "none"
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+async def test_an_instrument_sees_what_a_handler_raises(store_dsn: str, kind: str) -> None:
+    recorder = Recorder()
+    async with tocsin.connect(store_dsn, instruments=[recorder]) as store:
+        await store.queues.ensure("q")
+        message_id = await store.produce("q", 1)
+
+        def reject(message: tocsin.Message) -> None:
+            raise tocsin.Reject("no")
+
+        async def reject_async(message: tocsin.Message) -> None:
+            reject(message)
+
+        await run_once(store, reject if kind == "thread" else reject_async)
+        assert recorder.log[-1] == ("raised", "Reject")
+        assert (await store.dead_letters.get(message_id)).reason == "rejected"
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+@pytest.mark.parametrize("where", ["call", "enter", "exit"])
+async def test_an_instrument_that_fails_round_a_handler_disturbs_nothing(
+    store_dsn: str, kind: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    handled = list[int]()
+    async with tocsin.connect(store_dsn, instruments=[Faulty(where)]) as store:
+        await store.queues.ensure("q")
+        message_id = await store.produce("q", 1)
+        caplog.clear()
+
+        def note(message: tocsin.Message) -> None:
+            handled.append(message.id)
+
+        async def note_async(message: tocsin.Message) -> None:
+            note(message)
+
+        await run_once(store, note if kind == "thread" else note_async)
+        assert (await store.messages.get(message_id)).state == "archived"
+    assert handled == [message_id]
+    assert [r.name for r in caplog.records if r.exc_info] == ["tocsin.telemetry"]
+
+
+async def test_an_instrument_cannot_suppress_a_handlers_error(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, instruments=[Faulty("nowhere")]) as store:
+        await store.queues.ensure("q", max_deliveries=1)
+        message_id = await store.produce("q", 1)
+
+        async def fail(message: tocsin.Message) -> None:
+            raise ValueError("no good")
+
+        await run_once(store, fail)
+        assert (await store.dead_letters.get(message_id)).error == "ValueError: no good"

@@ -53,6 +53,11 @@ class ClaimedBatch:
     def __len__(self) -> int:
         return len(self._decoded) + self._stop - self._next
 
+    def ids(self) -> list[int]:
+        """Return the ids of the messages that are still to be taken out."""
+        rows = self._rows.load(self._next, self._stop)
+        return [*(m.id for m in self._decoded), *(row[ID] for row in rows)]
+
     @property
     def is_decoded(self) -> bool:
         """Whether all of its messages are decoded."""

@@ -80,6 +80,7 @@ class Consumer(ManualConsumer):
             raise ValueError(f"concurrency must be 1 with ordered=True, not {concurrency}")
         options = make_options(
             handler,
+            instruments=self._parts.process.telemetry.instruments,
             batches=False,
             concurrency=concurrency,
             vt=vt,
@@ -127,6 +128,7 @@ class Consumer(ManualConsumer):
         check_count(concurrency, "concurrency")
         options = make_options(
             handler,
+            instruments=self._parts.process.telemetry.instruments,
             batches=True,
             size=size,
             concurrency=concurrency,

@@ -32,7 +32,7 @@ class ConsumerState:
     @contextmanager
     def manual_waiter(self) -> Iterator[Waiter]:
         """Make a waiter for a caller of `Consumer.dequeue`."""
-        with self.parts.bell.waiter(self.parts.registration.queue_id) as waiter:
+        with self.parts.open_waiter() as waiter:
             self._manual_waiters.add(waiter)
             try:
                 yield waiter

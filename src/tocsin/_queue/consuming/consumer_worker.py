@@ -24,7 +24,7 @@ class ConsumerRegistration(Registration):
         self, database: Database, process: Process, bell: Bell, queue: str, name: str | None
     ) -> None:
         super().__init__(database, "consumer", queue, name)
-        self.parts = make_parts(database, process, bell, self)
+        self.parts = make_parts(database, process, self)
         self.state = ConsumerState(self.parts)
 
     @property

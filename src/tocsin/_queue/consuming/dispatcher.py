@@ -271,6 +271,7 @@ class Dispatcher:
                     self._options,
                     nursery,
                     name,
+                    self._parts.reporter,
                 )
                 with self._run.closing.scope:
                     await self._run_steps(pool)

@@ -21,10 +21,10 @@ import trio
 
 from .completer import Completer
 from .handlers import HandlerOptions
-from .invocation import invoke
 from .lease_clock import lease_time
 from .leases import HandlerCall, Leases
 from .prefetch import PrefetchBuffer
+from .reporter import Reporter
 from .run import Run
 from .step_watch import Watched, step_watch
 
@@ -47,12 +47,14 @@ class HandlerPool:
         options: HandlerOptions,
         nursery: trio.Nursery,
         task_name: str,
+        reporter: Reporter,
     ) -> None:
         self._run = run
         self._leases = leases
         self._prefetch = prefetch
         self._completer = completer
         self._options = options
+        self._reporter = reporter
         self._tasks = _Tasks(nursery, task_name)
 
     @trio.lowlevel.enable_ki_protection
@@ -99,7 +101,7 @@ class HandlerPool:
                         )
                     if messages := call.messages:
                         watched.calling = True
-                        raised = await invoke(self._options, messages)
+                        raised = await self._reporter.invoke(self._options, messages)
                         watched.calling = False
                         prefetch.finished += len(messages)
                         completer.add(messages, raised)

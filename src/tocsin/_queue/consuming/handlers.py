@@ -13,8 +13,10 @@ import trio
 
 from tocsin._durations import Duration, to_seconds
 from tocsin._queue.message import Message
+from tocsin.telemetry.instruments import Instruments
 
 from .failure import Escaped
+from .instrumented import instrument
 
 Caller: TypeAlias = Callable[[Any], Awaitable[object]]
 """Calls a handler with its argument, and returns what the handler does."""
@@ -48,6 +50,7 @@ class HandlerOptions:
 def make_options(
     handler: Callable[[Any], object],
     *,
+    instruments: Instruments,
     batches: bool,
     size: int = 1,
     concurrency: int,
@@ -57,7 +60,8 @@ def make_options(
     ordered: bool = False,
 ) -> HandlerOptions:
     """Check a handler and what is to be done with it."""
-    call = make_caller(handler)
+    check_handler(handler)
+    call = make_caller(instrument(handler, instruments, batches=batches))
 
     async def call_with_batch(messages: list[Message]) -> object:
         # the handler may take messages out of its list

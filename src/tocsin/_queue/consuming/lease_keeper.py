@@ -26,6 +26,7 @@ from tocsin._queue.workers.health import suspicious_after
 from .claimed_batch import ClaimedBatch
 from .lease_clock import lease_time, time_asleep
 from .leases import Lease, Leases
+from .reporter import Reporter
 
 logger = logging.getLogger("tocsin.lease")
 
@@ -42,14 +43,16 @@ has locked."""
 class LeaseKeeper:
     """Extends the leases of one consumer, and finds those that are lost."""
 
-    def __init__(self, database: Database, leases: Leases) -> None:
+    def __init__(self, database: Database, leases: Leases, reporter: Reporter) -> None:
         self._database = database
         self._leases = leases
+        self._reporter = reporter
         self._idle_scope = trio.CancelScope()
 
     def add_batch(self, batch: ClaimedBatch) -> None:
         """Take over the leases of a batch."""
         self._leases.add_batch(batch)
+        self._reporter.claimed(batch)
         terms = batch.terms
         if terms.auto_extend:
             self._wake_by(terms.expires - terms.vt / 2)
@@ -58,6 +61,7 @@ class LeaseKeeper:
     def add(self, batch: ClaimedBatch, messages: Sequence[Message]) -> None:
         """Note messages of a batch that were decoded."""
         for lost in self._leases.add(messages, batch):
+            self._reporter.lost([lost.message])
             _on_lost(self._leases, lost)
 
     @trio.lowlevel.enable_ki_protection
@@ -123,6 +127,7 @@ class LeaseKeeper:
                     held.expires = lease_time() + vt
                 else:
                     gone += 1
+                    self._reporter.lost([held.message])
                     _on_lost(leases, held, logging.DEBUG if on_purpose else logging.WARNING)
             return gone
 
@@ -153,6 +158,7 @@ class LeaseKeeper:
                 else:
                     lease.locked_until = lease_time() + LOCKED_PAUSE
                 self._wake_by(lease.extend_at)  # a handler may have made it shorter, and go on
+        self._reporter.extended([m for m, o in zip(messages, extended, strict=True) if o])
         return list(extended)
 
     async def check_promised(self, messages: Sequence[Message] | None = None) -> list[Message]:

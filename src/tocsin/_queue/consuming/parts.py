@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import attrs
 
 from tocsin._database.client import Database
-from tocsin._queue.process.bell import Bell
+from tocsin._queue.process.bell import Waiter
 from tocsin._queue.process.process import Process
 from tocsin._queue.workers.registration import Registration
 
 from .claims import Claimer
 from .lease_keeper import LeaseKeeper
 from .leases import Leases
+from .reporter import Reporter
 from .settlement import Settler
 
 
@@ -21,9 +24,10 @@ class ConsumerParts:
 
     database: Database
     process: Process
-    bell: Bell
     registration: Registration
     """Which worker the consumer is."""
+    reporter: Reporter
+    """Reports what the consumer does."""
     leases: Leases
     """What the consumer holds."""
     keeper: LeaseKeeper
@@ -33,20 +37,23 @@ class ConsumerParts:
     settler: Settler
     """Settles messages."""
 
+    def open_waiter(self) -> AbstractContextManager[Waiter]:
+        """Make a waiter for the consumer's queue."""
+        return self.process.bell.waiter(self.registration.queue_id, self.reporter.woken)
 
-def make_parts(
-    database: Database, process: Process, bell: Bell, registration: Registration
-) -> ConsumerParts:
+
+def make_parts(database: Database, process: Process, registration: Registration) -> ConsumerParts:
     """Put together the parts of a consumer."""
     leases = Leases()
-    keeper = LeaseKeeper(database, leases)
+    reporter = Reporter(process.telemetry.events, registration)
+    keeper = LeaseKeeper(database, leases, reporter)
     return ConsumerParts(
         database,
         process,
-        bell,
         registration,
+        reporter,
         leases,
         keeper,
         Claimer(database, registration, leases, keeper),
-        Settler(database, leases, keeper),
+        Settler(database, leases, keeper, reporter),
     )

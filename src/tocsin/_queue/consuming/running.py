@@ -93,7 +93,7 @@ async def open_run(
         if not await _begin(state):
             ended_by = "interrupted before it began"
         else:
-            with parts.bell.waiter(parts.registration.queue_id) as waiter:
+            with parts.open_waiter() as waiter:
                 async with open_nursery_bare() as nursery:
                     run = state.run = Run(parts, waiter, nursery)
                     nursery.start_soon(parts.keeper.extend_forever, name=f"tocsin leases of {name}")

@@ -8,7 +8,7 @@ none.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 
 from tocsin._database.caller_connection import AnyConnection, check_connection, fetch_value
 from tocsin._database.client import Database
@@ -20,6 +20,7 @@ from .failure import Failure
 from .failure_log import SETTLED_ELSEWHERE
 from .lease_keeper import LeaseKeeper
 from .leases import Leases
+from .reporter import Outcome, Reporter
 
 _ARCHIVE = "select tocsin.archive(%s::bigint[], %s::bigint[])"
 _DELETE = "select tocsin.delete(%s::bigint[], %s::bigint[])"
@@ -37,13 +38,16 @@ _FAIL = (
 class Settler:
     """Settles the messages of one consumer."""
 
-    def __init__(self, database: Database, leases: Leases, keeper: LeaseKeeper) -> None:
+    def __init__(
+        self, database: Database, leases: Leases, keeper: LeaseKeeper, reporter: Reporter
+    ) -> None:
         self.failed = 0
         """How many messages of runs have failed or been rejected."""
         self._handled = 0
         self._database = database
         self._leases = leases
         self._keeper = keeper
+        self._reporter = reporter
 
     @property
     def handled(self) -> int:
@@ -56,13 +60,13 @@ class Settler:
         self, messages: Sequence[Message], *, connection: AnyConnection | None = None
     ) -> list[bool]:
         """Archive messages."""
-        return await self._settle(_ARCHIVE, messages, connection=connection)
+        return await self._settle(_ARCHIVE, "archived", messages, connection=connection)
 
     async def delete(
         self, messages: Sequence[Message], *, connection: AnyConnection | None = None
     ) -> list[bool]:
         """Delete messages."""
-        return await self._settle(_DELETE, messages, connection=connection)
+        return await self._settle(_DELETE, "deleted", messages, connection=connection)
 
     async def release(
         self,
@@ -73,14 +77,14 @@ class Settler:
     ) -> list[bool]:
         """Return messages to their queue after a delay."""
         interval = to_timedelta(delay, "delay", zero=True)
-        return await self._settle(_RELEASE, messages, interval, connection=connection)
+        return await self._settle(_RELEASE, "released", messages, interval, connection=connection)
 
     async def extend(self, messages: Sequence[Message], seconds: Duration) -> list[bool]:
         """Make leases end ``seconds`` from now."""
         extended = await self._keeper.extend(messages, to_seconds(seconds, "seconds"))
-        self._leases.drop_gone(
-            [m for m, ours in zip(messages, extended, strict=True) if ours is False]
-        )
+        gone = [m for m, ours in zip(messages, extended, strict=True) if ours is False]
+        self._leases.drop_gone(gone)
+        self._reporter.lost(gone)
         return [ours is not False for ours in extended]
 
     # What a run does
@@ -92,13 +96,15 @@ class Settler:
             ConnectionLost: also when another transaction has locked a message
                 (`is_lock_timeout`).
         """
-        return await self._settle(_ARCHIVE + " from tocsin.limit_lock_wait()", messages)
+        return await self._settle(_ARCHIVE + " from tocsin.limit_lock_wait()", "archived", messages)
 
     async def requeue(self, messages: Sequence[Message]) -> int:
         """Release messages that no handler has begun, without counting the delivery;
         return how many were still ours."""
         (released,) = await self._database.fetch_one(_REQUEUE, [*settle_arguments(messages)])
         self._leases.drop_settled(messages)
+        lost = [m.id for m, was in zip(messages, released, strict=True) if not was]
+        self._reporter.settled(messages, "released", lost)
         return sum(released)
 
     async def fail(
@@ -125,6 +131,7 @@ class Settler:
             [m for m, f in zip(messages, failures, strict=True) if f.verdict == "snoozed"]
         )
         self.failed += leases.drop_settled(messages, lost)
+        self._reporter.settled(messages, "failed", lost)
         return [
             SETTLED_ELSEWHERE if m.id in settled else outcome
             for m, outcome in zip(messages, outcomes, strict=True)
@@ -138,24 +145,34 @@ class Settler:
         )
         return set(locked)
 
-    def count_settled(self, messages: Sequence[Message], lost: Container[int] = ()) -> None:
+    def count_settled(
+        self,
+        messages: Sequence[Message],
+        lost: Collection[int] = (),
+        outcome: Outcome = "archived",
+    ) -> None:
         """Forget the leases of messages that a statement settled, or found lost."""
         self._handled += self._leases.drop_settled(messages, lost)
+        self._reporter.settled(messages, outcome, lost)
 
     async def _settle(
         self,
         statement: str,
+        outcome: Outcome,
         messages: Sequence[Message],
         *more: object,
         connection: AnyConnection | None = None,
     ) -> list[bool]:
         arguments = [*settle_arguments(messages), *more]
         if connection is not None:
-            return await self._settle_on(connection, statement, messages, arguments)
+            settled = await self._settle_on(connection, statement, messages, arguments)
+            lost = [m.id for m, was in zip(messages, settled, strict=True) if not was]
+            self._reporter.settled(messages, outcome, lost, in_transaction=True)
+            return settled
         with self._leases.settling(messages):
             (settled,) = await self._database.fetch_one(statement, arguments)
         self.count_settled(
-            messages, [m.id for m, was in zip(messages, settled, strict=True) if not was]
+            messages, [m.id for m, was in zip(messages, settled, strict=True) if not was], outcome
         )
         return list(settled)
 

@@ -36,12 +36,13 @@ and taken again with each small burst."""
 class Waiter:
     """Where one task waits."""
 
-    def __init__(self, queue: _Queue) -> None:
+    def __init__(self, queue: _Queue, on_woken: Callable[[], None]) -> None:
         self.wake_pending: bool = False
         """Whether messages may have come since this mark was last cleared."""
         self.waiting: bool = False
         """Whether the bell can wake it."""
         self._queue = queue
+        self._on_woken = on_woken
         self._claims_under: object | None = None
         self._passed_on = False
         self._woken = False
@@ -114,6 +115,8 @@ class Waiter:
             finally:
                 self._queue.leave_wait(self)
             self._queue.check_due(self)
+            if self.wake_pending:
+                self._on_woken()
         self._woken = False
 
     async def _park(self, until: float) -> None:
@@ -212,10 +215,16 @@ class Bell:
         self._on_lock_change = on_lock_change
 
     @contextmanager
-    def waiter(self, queue_id: int) -> Iterator[Waiter]:
-        """Make a waiter that this queue's bell wakes, for as long as the block lasts."""
+    def waiter(
+        self, queue_id: int, on_woken: Callable[[], None] = lambda: None
+    ) -> Iterator[Waiter]:
+        """Make a waiter that this queue's bell wakes, for as long as the block lasts.
+
+        Args:
+            on_woken: called when the task has waited and is to claim.
+        """
         queue = self._queues.setdefault(queue_id, _Queue(self._on_lock_change))
-        waiter = Waiter(queue)
+        waiter = Waiter(queue, on_woken)
         queue.waiters.append(waiter)
         try:
             yield waiter

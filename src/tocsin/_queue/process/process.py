@@ -23,7 +23,8 @@ from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database.client import Connection, Database
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin.errors._workers import ProcessDeclaredDead
-from tocsin.telemetry.events import ConnectionDown, DeclaredDead, Events
+from tocsin.telemetry.events import ConnectionDown, DeclaredDead
+from tocsin.telemetry.instruments import Telemetry
 
 from .bell import Bell
 from .heartbeat import Heartbeat, Schedule
@@ -73,17 +74,19 @@ class Process:
         connect: Callable[[], Awaitable[Connection]],
         heartbeat_interval: float,
         maintain: Callable[[], None],
-        events: Events,
+        telemetry: Telemetry,
     ) -> None:
         """Put the parts together.
 
         Args:
             connect: opens the LISTEN connection.
             maintain: called when this process is to do the maintenance.
-            events: where this process and its consumers report their work.
+            telemetry: where this process and its consumers report their work.
         """
         self._wakeup = _Wakeup()
-        self.bell: Bell = Bell(self._wakeup.wake, events)
+        self.telemetry: Telemetry = telemetry
+        """Where this process and its consumers report their work."""
+        self.bell: Bell = Bell(self._wakeup.wake, telemetry.events)
         """The waiters of this process."""
         registration = ProcessRegistration(database, heartbeat_interval)
         self._membership = Membership(registration, self._wakeup.wake)
@@ -169,12 +172,12 @@ class Process:
             await self._membership.process.end()
 
     def _report_death(self) -> None:
-        process_id, events = self._membership.process.id, self.bell.events
+        process_id, events = self._membership.process.id, self.telemetry.events
         if process_id is not None and events.wants(DeclaredDead):
             events.emit(DeclaredDead(process_id=process_id))
 
     def _report_connection_down(self, error: Exception) -> None:
-        events = self.bell.events
+        events = self.telemetry.events
         if not isinstance(error, ProcessDeclaredDead) and events.wants(ConnectionDown):
             events.emit(ConnectionDown(reason=str(error)))
 
