@@ -6,7 +6,8 @@ from tocsin._database.verify import SchemaDifference
 from tocsin._queue.admin.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters
 from tocsin._queue.admin.messages import Delivery, MessageInfo, Messages, MessageState
 from tocsin._queue.admin.queue_settings import QueueSettings
-from tocsin._queue.admin.queues import DeleteResult, PurgeResult, Queue, QueueMetrics, Queues
+from tocsin._queue.admin.queue_values import DeleteResult, PurgeResult, Queue, QueueMetrics
+from tocsin._queue.admin.queues import Queues
 from tocsin._queue.admin.store_stats import StoreStats
 from tocsin._queue.consuming.consumer import Consumer
 from tocsin._queue.consuming.signals import drain_on_signals
@@ -28,7 +29,8 @@ from tocsin._queue.workers.handle import WorkerHandle, WorkerInfo, WorkerStatus
 from tocsin._queue.workers.health import QueueHealth, WorkerStats
 from tocsin._queue.workers.registry import Workers
 
-from ._store import Store, connect
+from ._connect import connect
+from ._store import Store
 from ._version import VERSION
 from .errors import (
     CharacterUnsupported,

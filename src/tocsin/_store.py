@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
-from typing import Final, Unpack
+from typing import Unpack
 
 import trio
 
-from tocsin import settings
-from tocsin._concurrency.cancelling import cancel
-from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database import install, session
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._database.client import Connection, Database
-from tocsin._database.connect import open_unwatched, open_watched
-from tocsin._database.dsn import describe_address
 from tocsin._database.roles import Roles
-from tocsin._database.schema import Schema
 from tocsin._database.transaction_limit import TransactionLimit
 from tocsin._database.verify import SchemaDifference, verify
 from tocsin._queue.admin.dead_letters import DeadLetters
@@ -27,7 +20,7 @@ from tocsin._queue.admin.messages import Messages
 from tocsin._queue.admin.queues import Queues
 from tocsin._queue.admin.store_stats import StoreStats, count_store
 from tocsin._queue.consuming.consumer import Consumer
-from tocsin._queue.process.maintenance import Maintenance, MaintenanceResult, maintain
+from tocsin._queue.process.maintenance import MaintenanceResult, maintain
 from tocsin._queue.process.process import Process
 from tocsin._queue.process.reclaim import ReclaimResult, reclaim
 from tocsin._queue.process.statistics import ProcessStatistics
@@ -37,24 +30,11 @@ from tocsin._queue.producing.producer import EnqueueOptions, Enqueuer, Producer
 from tocsin._queue.producing.rate_limit import RateLimit
 from tocsin._queue.workers.registration import registered
 from tocsin._queue.workers.registry import Workers
-from tocsin.driver._grace import Grace
 from tocsin.driver._watch import Watch
 
 from ._arguments import check_text
-from ._durations import Duration
-from .driver import Hosts, open_pool
-from .errors import ConnectionLost
 from .telemetry.events import Events
-from .telemetry.instruments import Instrument, Instruments, Telemetry
-
-RECONNECT_FOR: Final = 1.0
-"""How long, in seconds, a store without any connection tries to open one before its
-caller gets `ConnectionLost`.
-
-Long enough for the server to end the session of a connection that was just closed,
-which counts against its limits until then. Callers that are to outlive an outage try
-again, as Tocsin's own tasks do.
-"""
+from .telemetry.instruments import Telemetry
 
 
 class Store:
@@ -99,18 +79,25 @@ class Store:
         """Bring the schema to this version of Tocsin; idempotent, and safe when many
         processes do it at once.
 
-        With ``roles``, let other database roles than the schema's owner use it: those
-        named, or with True the usual three. Missing ones are created, and what was
-        changed about their privileges by hand is put right. Without, those that were
-        let in before stay so.
-
         An upgrade waits a quarter of a second for each lock, and is then tried again,
         so that producers and consumers go on when it meets a long transaction. A newer
-        schema that serves this version is left as it is. Raises `SchemaNewer` for one
-        that does not serve it, and for any newer one with ``roles``; `TocsinError` when
-        the schema holds something else; `SchemaBusy` when transactions that use it do
-        not end for half a minute; `PermissionDenied` when the role may not create the
-        ``roles`` (CREATEROLE). Cancelled, nothing has changed.
+        schema that serves this version is left as it is.
+
+        Args:
+            roles: Let other database roles than the schema's owner use it: those named,
+                or with True the usual three. Missing ones are created, and privileges
+                changed by hand are put right. Without, roles that were let in before
+                stay so.
+
+        Raises:
+            SchemaNewer: The schema does not serve this version, or is newer and
+                ``roles`` are given.
+            SchemaBusy: Transactions that use the schema do not end for half a minute.
+            PermissionDenied: The role may not create the ``roles`` (CREATEROLE).
+            TocsinError: The schema holds something else.
+
+        Cancellation:
+            Nothing has changed.
         """
         wanted = Roles() if roles is True else roles or None
         async with self._database.connection() as connection:
@@ -120,15 +107,27 @@ class Store:
         """Return each difference between what is installed and what this version
         installs; none when all is well.
 
-        Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`. Changes nothing,
-        cancelled or not.
+        Raises:
+            SchemaMissing: Tocsin is not installed.
+            SchemaOutdated: The schema is older than this version of Tocsin.
+            SchemaNewer: The schema is newer, and does not serve this version.
+
+        Cancellation:
+            Nothing has changed.
         """
         async with self._database.connection() as connection:
             return await verify(connection, self._database.schema)
 
     async def uninstall(self) -> None:
-        """Drop the schema with all queues and messages. Raises `SchemaMissing`,
-        `SchemaBusy`. Cancelled, it is dropped or not."""
+        """Drop the schema with all queues and messages.
+
+        Raises:
+            SchemaMissing: Tocsin is not installed.
+            SchemaBusy: Transactions that use the schema do not end.
+
+        Cancellation:
+            The schema is dropped or not.
+        """
         async with self._database.connection() as connection:
             await install.uninstall(connection, self._database.schema)
 
@@ -140,8 +139,11 @@ class Store:
         again. Without a process since the start of the server, the ten seconds count
         from the first call: call it again after them.
 
-        Raises `ConnectionLost`. It works in short transactions; cancelled, part of it
-        is done.
+        Raises:
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Part of it is done: it works in short transactions.
         """
         return await reclaim(self._database)
 
@@ -150,21 +152,38 @@ class Store:
         delete dead letters that are kept no longer.
 
         Any process that consumes does it once a minute; this is for cron, where none
-        does. When another session is at it, that one does it, and nothing is done here.
-        Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`, `ConnectionLost`.
-        Cancelled, part of it is done.
+        does. During another session's maintenance this does nothing.
+
+        Raises:
+            SchemaMissing: Tocsin is not installed.
+            SchemaOutdated: The schema is older than this version of Tocsin.
+            SchemaNewer: The schema is newer, and does not serve this version.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Part of it is done.
         """
         return await maintain(self._database)
 
     def producer(
         self, queue: str, *, name: str | None = None, rate_limit: RateLimit | None = None
     ) -> AbstractAsyncContextManager[Producer]:
-        """Register a producer for as long as the block lasts. With a ``rate_limit`` it
-        enqueues so much in a second and no more.
+        """Register a producer for as long as the block lasts.
 
-        Entering raises `QueueNotFound`, `StateTransitionError` when the name is in use,
-        `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`, `ConnectionLost`. However the
-        block ends, cancelled or not, the registration ends with it.
+        Args:
+            name: A name in the registry; one is made up without it.
+            rate_limit: How many messages the producer may enqueue in a second.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+            StateTransitionError: The name is in use.
+            SchemaMissing: Tocsin is not installed.
+            SchemaOutdated: The schema is older than this version of Tocsin.
+            SchemaNewer: The schema is newer, and does not serve this version.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            The registration ends, as it does at any end of the block.
         """
         producer = Producer(
             self._database,
@@ -180,11 +199,18 @@ class Store:
     def consumer(
         self, queue: str, *, name: str | None = None
     ) -> AbstractAsyncContextManager[Consumer]:
-        """Register a consumer for as long as the block lasts; raises what `producer`
-        raises.
+        """Register a consumer for as long as the block lasts.
 
-        However the block ends, cancelled or not, what it holds is released, and the
-        registration ends with it.
+        However the block ends, what the consumer holds is released.
+
+        Args:
+            name: A name in the registry; one is made up without it.
+
+        Raises:
+            TocsinError: What `producer` raises.
+
+        Cancellation:
+            The registration ends, as it does at any end of the block.
         """
         return registered(
             Consumer(
@@ -196,7 +222,11 @@ class Store:
         """Enqueue one message without registering a producer, and return its id; the
         options are those of `Producer.enqueue`.
 
-        Raises and, cancelled, leaves behind what that does.
+        Raises:
+            TocsinError: What `Producer.enqueue` raises.
+
+        Cancellation:
+            The message is enqueued or not.
         """
         return await self._enqueuer(queue).enqueue(payload, **options)
 
@@ -211,7 +241,11 @@ class Store:
         """Enqueue all of the payloads or none, without registering a producer; the
         options are those of `Producer.enqueue_many`.
 
-        Raises and, cancelled, leaves behind what that does.
+        Raises:
+            TocsinError: What `Producer.enqueue_many` raises.
+
+        Cancellation:
+            All are enqueued, or none.
         """
         return await self._enqueuer(queue).enqueue_many(payloads, connection=connection, **options)
 
@@ -223,12 +257,18 @@ class Store:
         """Lend a connection in a transaction, for your own statements and as
         ``connection=`` of `Producer.enqueue`.
 
-        Commits at the end of the block; rolls back when it raises or is cancelled. At
+        It commits at the end of the block, and rolls back when the block raises. At
         most ``pool_size - 1`` blocks run at a time, or one fewer than the server gives
         connections, and further blocks wait. So one connection is left for the calls of
         the block to the store, and for the extension of leases. What the block sets on
         the connection and for its session (a role, a timeout, a row factory) ends with
-        the block. Raises `ConnectionLost`.
+        the block.
+
+        Raises:
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            The transaction is rolled back.
         """
         async with (
             self._transactions,
@@ -239,10 +279,15 @@ class Store:
             yield connection
 
     async def stats(self) -> StoreStats:
-        """Return what is in the whole store. Takes for each queue what `Queues.metrics`
-        takes.
+        """Return what is in the whole store. It takes for each queue what
+        `Queues.metrics` takes.
 
-        Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind.
+        Raises:
+            SchemaMissing: Tocsin is not installed.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Nothing has changed.
         """
         return await count_store(self._database)
 
@@ -266,82 +311,3 @@ def _check_worker_name(name: str | None) -> str | None:
     if name == "":
         raise ValueError("name must not be empty")
     return None if name is None else check_text(name, "name")
-
-
-@asynccontextmanager
-async def connect(
-    dsn: str | None = None,
-    *,
-    schema: str | None = None,
-    listen_dsn: str | None = None,
-    pool_size: int | None = None,
-    heartbeat: Duration | None = None,
-    instruments: Sequence[Instrument] = (),
-) -> AsyncIterator[Store]:
-    """Connect to a database, for as long as the block lasts.
-
-    ``dsn`` is a PostgreSQL connection string; without one libpq's environment
-    (``PGHOST`` and so on) counts. ``listen_dsn`` is for the LISTEN connection, when
-    ``dsn`` leads through a pooler. ``schema`` (``tocsin``) is where Tocsin is, or is to
-    be installed. At most ``pool_size`` (8) connections are open at a time, not counting
-    the LISTEN connection of a process that consumes. ``heartbeat`` (2) is the interval
-    of the one periodic statement in seconds: other processes notice a dead one within
-    about one and a half of it. ``instruments`` run round each handler call and each
-    enqueue: see `tocsin.telemetry.Instrument`.
-
-    An argument that is not given comes from the environment (``TOCSIN_DSN``,
-    ``TOCSIN_POOL_SIZE`` and so on), else from the table ``[tool.tocsin]`` of a TOML
-    file, else from the default: see `tocsin.settings`. (A ``listen_dsn`` from a weaker
-    source than the ``dsn`` does not apply.)
-
-    Raises `ConfigError`, `ConnectionLost`. However the block ends, cancelled or not,
-    its connections are closed.
-    """
-    telemetry = Telemetry(instruments=Instruments(instruments))
-    chosen = settings.load(
-        dsn, schema=schema, listen_dsn=listen_dsn, pool_size=pool_size, heartbeat=heartbeat
-    )
-    address = describe_address(chosen.dsn or "")
-    listen_address = address if chosen.listen_dsn is None else describe_address(chosen.listen_dsn)
-
-    grace = Grace()
-    hosts = Hosts()
-    watch = Watch(partial(open_unwatched, chosen.dsn or "", hosts))
-    line_watch = (
-        watch
-        if chosen.listen_dsn is None
-        else Watch(partial(open_unwatched, chosen.listen_dsn, hosts))
-    )
-
-    async def open_pooled() -> Connection:
-        return await open_watched(chosen.dsn or "", hosts, address, grace, watch)
-
-    async def open_line() -> Connection:
-        return await open_watched(
-            chosen.listen_dsn or chosen.dsn or "", hosts, listen_address, grace, line_watch
-        )
-
-    async with open_pool(
-        open_pooled,
-        min_size=1,
-        max_size=chosen.pool_size,
-        reconnect_timeout=RECONNECT_FOR,
-        reconnect_on=ConnectionLost,
-        reset=session.reset,
-    ) as pool:
-        database = Database(pool, Schema(chosen.schema), address, grace, watch, open_pooled)
-        maintenance = Maintenance(database, telemetry.events)
-        process = Process(database, open_line, chosen.heartbeat, maintenance.request, telemetry)
-        async with open_nursery_bare() as nursery:
-            nursery.start_soon(watch.run)
-            if line_watch is not watch:
-                nursery.start_soon(line_watch.run)
-            nursery.start_soon(process.run, name="tocsin: registration, LISTEN and heartbeat")
-            nursery.start_soon(maintenance.run, name="tocsin: maintenance")
-            batcher = EnqueueBatcher(database, nursery)
-            try:
-                yield Store(database, process, batcher, {watch, line_watch}, telemetry)
-            finally:
-                batcher.close()
-                telemetry.events.close()
-            cancel(nursery.cancel_scope, "the store is closed")

@@ -27,10 +27,11 @@ import click
 import psycopg
 import trio
 
-from tocsin import _store as store
+from tocsin import _connect
 from tocsin._cli import streams
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database.error_mapping import is_connection_loss
+from tocsin._store import Store
 from tocsin.embedded import ServerBusy, ServerFailed
 from tocsin.errors import ConfigError, ConnectionLost, TocsinError
 from tocsin.settings import Settings, load
@@ -76,9 +77,9 @@ class Common:
         """
         return load(self.dsn, schema=self.schema)
 
-    def connect(self) -> AbstractAsyncContextManager[store.Store]:
+    def connect(self) -> AbstractAsyncContextManager[Store]:
         """Open the store; see `tocsin.connect`."""
-        return store.connect(self.dsn, schema=self.schema)
+        return _connect.connect(self.dsn, schema=self.schema)
 
 
 def _note(context: click.Context, parameter: click.Parameter, value: str | None) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import trio
 
 from tocsin._concurrency.nursery import open_nursery_bare
+from tocsin._connect import connect
 from tocsin._demo import wakeup
 from tocsin._queue.consuming.consumer import Consumer
-from tocsin._store import Store, connect
+from tocsin._store import Store
 from tocsin.errors import Suspended
 
 from .tables import QUEUE_SCHEMA, open_tables

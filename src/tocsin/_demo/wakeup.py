@@ -17,8 +17,9 @@ import attrs
 import trio
 
 from tocsin._concurrency.nursery import open_nursery_bare
+from tocsin._connect import connect
 from tocsin._queue.message import Message
-from tocsin._store import Store, connect
+from tocsin._store import Store
 from tocsin.errors import Suspended, TocsinError
 
 from .tables import QUEUE_SCHEMA

@@ -65,8 +65,15 @@ class DeadLetters:
         self._database = database
 
     async def get(self, message_id: int) -> DeadLetter:
-        """Return a dead letter. Raises `MessageNotFound`. Cancellation leaves nothing
-        behind."""
+        """Return a dead letter.
+
+        Raises:
+            MessageNotFound: There is no dead letter of this id.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Nothing has changed.
+        """
         rows = await self._database.fetch(
             "select * from tocsin.get_dead_letter(%s)", [check_id(message_id, "message_id")]
         )
@@ -77,22 +84,30 @@ class DeadLetters:
     async def replay(
         self, *letters: str | int, delay: Duration | None = None, **which: Unpack[DeadLetterFilter]
     ) -> list[int]:
-        """Make dead letters messages again, due now or after ``delay`` seconds, and
-        return their ids, which they keep.
+        """Make dead letters messages again, and return their ids, which they keep.
 
-        Which: ``replay("emails")`` those of a queue, ``replay(4711, 4712)`` those of
-        these ids, ``replay("emails", 4711)`` those of them that are in this queue; the
-        other arguments, as in `list`, choose among them. `archive` and `purge` take the
-        same.
+        ``replay("emails")`` takes those of a queue, ``replay(4711, 4712)`` those of
+        these ids, ``replay("emails", 4711)`` those of the ids that are in this queue;
+        the other arguments, as in `list`, narrow them down. `archive` and `purge` take
+        the same.
 
         Deliveries are counted from zero again; key, headers, priority and history are
-        kept; an expiry is not. Of two replays of one letter at the same time, one
-        returns its id. Ids that are no dead letters are left out.
+        kept, an expiry is not. Of two concurrent replays of one letter, one returns its
+        id. Ids that are no dead letters are left out. A letter whose key another
+        unfinished message has cannot be replayed: without its id, it is skipped.
 
-        A letter whose key another unfinished message has by now cannot be replayed: one
-        that is named by its id is refused with `KeyTaken` (then none is replayed),
-        and one that is not is skipped. Also raises `QueueNotFound`, `ValueError`.
-        Cancelled, all are replayed or none.
+        Args:
+            delay: How many seconds until the messages are due; now without it.
+
+        Raises:
+            KeyTaken: The key of a letter that is named by its id is taken; no letter
+                was replayed.
+            QueueNotFound: The queue does not exist.
+            ValueError: Neither a queue nor ids are named, or an argument is out of its
+                range.
+
+        Cancellation:
+            All are replayed, or none.
         """
         parameters = [*_parameters(letters, which), to_timedelta(delay, "delay", zero=True)]
         (replayed,) = await self._database.fetch_one(
@@ -101,12 +116,17 @@ class DeadLetters:
         return list(replayed)
 
     async def archive(self, *letters: str | int, **which: Unpack[DeadLetterFilter]) -> int:
-        """Move dead letters that have been seen to into the archive; return how many
-        that were.
+        """Move dead letters into the archive; return how many.
 
         Where the queue's ``retention`` is 0, nothing is kept of them.
 
-        Raises `QueueNotFound`, `ValueError`. Cancelled, all are moved or none.
+        Raises:
+            QueueNotFound: The queue does not exist.
+            ValueError: Neither a queue nor ids are named, or an argument is out of its
+                range.
+
+        Cancellation:
+            All are moved, or none.
         """
         return await self._count(
             "tocsin.archive_dead_letters(%s::bigint[], %s, %s, %s, %s, %s)",
@@ -116,10 +136,18 @@ class DeadLetters:
     async def purge(
         self, *letters: str | int, dry_run: bool = False, **which: Unpack[DeadLetterFilter]
     ) -> int:
-        """Delete dead letters for good; return how many that were or, with ``dry_run``,
-        would be.
+        """Delete dead letters; return how many.
 
-        Raises `QueueNotFound`, `ValueError`. Cancelled, all are deleted or none.
+        Args:
+            dry_run: Delete nothing, and return how many would be deleted.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+            ValueError: Neither a queue nor ids are named, or an argument is out of its
+                range.
+
+        Cancellation:
+            All are deleted, or none.
         """
         parameters = [*_parameters(letters, which), dry_run]
         return await self._count(
@@ -143,8 +171,16 @@ class DeadLetters:
         """Return dead letters of a queue, by id; the filters are those of
         `DeadLetterFilter` (``older_than`` in seconds).
 
-        The next page is what comes ``after`` the last one's id. Raises `QueueNotFound`,
-        `ValueError`. Cancellation leaves nothing behind.
+        Args:
+            limit: The most letters to return.
+            after: The last id of the page before.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+            ValueError: An argument is out of its range.
+
+        Cancellation:
+            Nothing has changed.
         """
         meant = _parameters(
             (queue,), {"reason": reason, "error": error, "older_than": older_than, "limit": limit}

@@ -133,8 +133,15 @@ class Messages:
         self._database = database
 
     async def get(self, message_id: int) -> MessageInfo:
-        """Return a message. Raises `MessageNotFound`. Cancellation leaves nothing
-        behind."""
+        """Return a message.
+
+        Raises:
+            MessageNotFound: There is no message of this id.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Nothing has changed.
+        """
         rows = await self._database.fetch(
             "select * from tocsin.get_message(%s)", [check_id(message_id, "message_id")]
         )
@@ -154,11 +161,19 @@ class Messages:
         """Return messages of a queue, by id: those in one ``state``, or all unfinished
         ones (ready, delayed and leased).
 
-        ``worker``: only those that the consumer of this id holds. They include messages
-        whose lease has expired and that no consumer has claimed again.
-        There are at most ``limit``; the next page is what comes ``after`` the last
-        one's id. Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing
-        behind.
+        Args:
+            worker: Return only messages that the consumer of this id holds. They
+                include messages whose lease has expired and that no consumer has
+                claimed again.
+            limit: The most messages to return.
+            after: The last id of the page before.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+            ValueError: An argument is out of its range.
+
+        Cancellation:
+            Nothing has changed.
         """
         if state is not None and state not in get_args(MessageState):
             raise ValueError(
@@ -187,16 +202,24 @@ class Messages:
         connection: AnyConnection | None = None,
     ) -> int:
         """Finish a message that waits, so that it is never delivered; return its id.
-        Name it by its id, or by ``queue`` and ``key``.
 
-        It is archived with "cancelled" as its last error, where its queue keeps
-        anything. Its key is free. On a ``connection`` of the caller's (see
-        `Producer.enqueue`) it is cancelled when the caller's transaction commits.
+        Name it by its id, or by ``queue`` and ``key``. It is archived with "cancelled"
+        as its last error, where its queue keeps anything, and its key is free.
 
-        Raises `MessageNotWaiting` for a message that a worker holds or that is
-        finished, `MessageNotFound`, `QueueNotFound`, `PermissionDenied` for a queue
-        that was not granted, `ConnectionLost`, `ValueError`. Cancelled, it has happened
-        or it has not.
+        Args:
+            connection: Cancel it when the transaction of this connection commits; see
+                `Producer.enqueue`.
+
+        Raises:
+            MessageNotWaiting: A worker holds the message, or it is finished.
+            MessageNotFound: There is no such message.
+            QueueNotFound: The queue does not exist.
+            PermissionDenied: The queue was not granted.
+            ConnectionLost: The database did not answer.
+            ValueError: The message is not named by its id, or by queue and key.
+
+        Cancellation:
+            Atomic: the message is changed or not.
         """
         return await self._change(
             "tocsin.cancel(%s, %s, %s)", [], message_id, queue, key, connection
@@ -216,10 +239,16 @@ class Messages:
         time ``at`` on; return its id.
 
         That may be earlier or later than before; with a delay of 0 it is due now. Its
-        place among equal priorities is that of the new time; an expiry stays. It is
-        named, and a ``connection`` used, as in `cancel`.
+        place among equal priorities is that of the new time; an expiry stays. A message
+        whose last lease has expired gets one more delivery. It is named, and a
+        ``connection`` used, as in `cancel`.
 
-        Raises what `cancel` raises. Cancelled, it has happened or it has not.
+        Raises:
+            TocsinError: What `cancel` raises.
+            ValueError: Neither ``delay`` nor ``at`` is given, or both are.
+
+        Cancellation:
+            Atomic: the message is changed or not.
         """
         due_in, due_at = write_due(delay, at)
         if due_in is None and due_at is None:
@@ -245,8 +274,14 @@ class Messages:
         """Give a message that waits another ``priority`` (smaller numbers are delivered
         first); return its id.
 
-        It is named, and a ``connection`` used, as in `cancel`. Raises what `cancel`
-        raises. Cancelled, it has happened or it has not.
+        It is named, and a ``connection`` used, as in `cancel`.
+
+        Raises:
+            TocsinError: What `cancel` raises.
+            ValueError: The priority is out of its range.
+
+        Cancellation:
+            Atomic: the message is changed or not.
         """
         wanted = str(check_priority(priority))
         return await self._change(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeAlias, Unpack, overload
 
 import attrs
@@ -14,124 +14,10 @@ from tocsin._database.client import Database, Row
 from tocsin._durations import Duration, to_timedelta
 from tocsin.errors import QueueNotFound
 
-from .queue_settings import NO_END, Notify, QueueSettings, check_settings
-
-
-@attrs.frozen
-class Queue:
-    """A queue and its settings."""
-
-    id: int
-    """Its id."""
-    name: str
-    """Its name."""
-    vt: float
-    """Visibility timeout in seconds: how long a lease lasts unless it is extended."""
-    max_deliveries: int
-    """After this many deliveries, a message that fails again becomes a dead letter."""
-    retry_base: float
-    """Seconds of delay after the first failure."""
-    retry_factor: float
-    """By how much the delay grows with each further failure."""
-    retry_max: float
-    """The longest delay in seconds."""
-    retry_jitter: float
-    """The share, 0 to 1, by which a delay may be longer or shorter by chance."""
-    max_payload: int
-    """The largest payload in bytes of JSON text; headers may be as large again."""
-    max_string: int
-    """Most characters of a string in a payload; 0: any number."""
-    max_depth: int
-    """Most levels of arrays and objects in a payload; 0: any number."""
-    required_keys: tuple[str, ...]
-    """Keys that a payload must have, which is an object then."""
-    forbidden_keys: tuple[str, ...]
-    """Keys that no object in a payload may have."""
-    retention: float
-    """Seconds for which archived messages are kept (0: not at all; infinity: no limit).
-    """
-    dead_letter_retention: float
-    """Seconds for which dead letters are kept; infinity: no limit."""
-    notify: Notify
-    """When its channel is notified of messages."""
-    paused_at: datetime | None
-    """Since when consumers get nothing from it; None while they do."""
-    created_at: datetime
-    """When it was created, by the server's clock."""
-    channel: str
-    """The channel of its notifications, for programs that LISTEN (see `notify`)."""
-
+from .queue_settings import NO_END, QueueSettings, check_settings
+from .queue_values import DeleteResult, PurgeResult, Queue, QueueMetrics
 
 _COLUMNS = ", ".join(field.name for field in attrs.fields(Queue))
-
-
-@attrs.frozen
-class QueueMetrics:
-    """What is in a queue, and how fast it moves."""
-
-    queue: str
-    """Name of the queue."""
-    paused: bool
-    """Whether consumers get nothing from it."""
-    ready: int
-    """Messages that can be claimed."""
-    delayed: int
-    """Messages that are due later."""
-    leased: int
-    """Messages that are being handled."""
-    dead: int
-    """Dead letters."""
-    archived: int
-    """Messages in the archive."""
-    oldest_ready_age: float | None
-    """For how many seconds the oldest ready message has been ready; None when none is.
-    """
-    enqueue_rate: float
-    """Messages enqueued per second in the last minute. Of more than 2,000 it is a
-    sample, the newest and the time since the first of them: for a steady stream that is
-    its rate, after a larger batch at one moment it is too low. What was deleted, or is
-    not archived, does not count."""
-    settle_rate: float
-    """Messages archived per second, over the last minute, also where the queue's
-    retention keeps none of them."""
-    consumers: int
-    """Consumers that take messages: ready or polling."""
-    exact: bool
-    """Whether the counts are exact; beyond 100,000 of a kind the planner's estimate
-    takes their place. `archived` is always exact."""
-
-
-@attrs.frozen
-class PurgeResult:
-    """How many `Queues.purge` has removed, or would."""
-
-    ready: int
-    """Messages that could be claimed."""
-    delayed: int
-    """Messages that were due later."""
-    archived: int
-    """Messages in the archive."""
-    dead: int
-    """Dead letters."""
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.ready + self.delayed + self.archived + self.dead
-
-
-@attrs.frozen
-class DeleteResult:
-    """What has gone with a queue, or would."""
-
-    workers: int
-    """Workers, stopped ones too."""
-    messages: int
-    """Unfinished messages: ready, delayed or leased."""
-    archived: int
-    """Messages in the archive."""
-    dead_letters: int
-    """Dead letters."""
 
 
 def _read(row: Row) -> Queue:
@@ -153,30 +39,60 @@ class Queues:
     async def create(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
         """Create a queue with these `QueueSettings`.
 
-        Raises `QueueAlreadyExists`, `ValueError`. Cancelled, it is created or not.
+        Raises:
+            QueueAlreadyExists: There is a queue of this name.
+            ValueError: A setting is out of its range.
+
+        Cancellation:
+            The queue is created or not.
         """
         return await self._set("create_queue", _check_name(name), settings)
 
     async def ensure(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
         """Create a queue or, when it exists, change the `QueueSettings` that are given.
-        Raises `ValueError`. Cancelled, done or not."""
+
+        Raises:
+            ValueError: A setting is out of its range.
+
+        Cancellation:
+            Atomic: it has happened or not.
+        """
         return await self._set("ensure_queue", _check_name(name), settings)
 
     async def update(self, name: str, **settings: Unpack[QueueSettings]) -> Queue:
-        """Change the `QueueSettings` that are given; they count from then on, in every
+        """Change the `QueueSettings` that are given; they apply from then on, in every
         process.
 
-        Raises `QueueNotFound`, `ValueError`. Cancelled, they are changed or not.
+        Raises:
+            QueueNotFound: The queue does not exist.
+            ValueError: A setting is out of its range.
+
+        Cancellation:
+            Atomic: all are changed, or none.
         """
         return await self._set("update_queue", name, settings)
 
     async def get(self, name: str) -> Queue:
-        """Return a queue. Raises `QueueNotFound`. Cancellation leaves nothing behind."""
+        """Return a queue.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+
+        Cancellation:
+            Nothing has changed.
+        """
         return await self._fetch("find_queue", name)
 
     async def exists(self, name: str) -> bool:
-        """Return whether there is a queue of this name. Raises `SchemaMissing`,
-        `ConnectionLost`. Cancellation leaves nothing behind."""
+        """Return whether there is a queue of this name.
+
+        Raises:
+            SchemaMissing: Tocsin is not installed.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Nothing has changed.
+        """
         try:
             await self.get(name)
         except QueueNotFound:
@@ -184,16 +100,30 @@ class Queues:
         return True
 
     async def list(self) -> list[Queue]:
-        """Return all queues, by name. Raises `SchemaMissing`, `ConnectionLost`.
-        Cancellation leaves nothing behind."""
+        """Return all queues, by name.
+
+        Raises:
+            SchemaMissing: Tocsin is not installed.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Nothing has changed.
+        """
         return [
             _read(row)
             for row in await self._database.fetch(f"select {_COLUMNS} from tocsin.list_queues()")
         ]
 
     async def count(self) -> int:
-        """Return how many queues there are. Raises `SchemaMissing`, `ConnectionLost`.
-        Cancellation leaves nothing behind."""
+        """Return how many queues there are.
+
+        Raises:
+            SchemaMissing: Tocsin is not installed.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Nothing has changed.
+        """
         (number,) = await self._database.fetch_one("select count(*) from tocsin.list_queues()")
         return int(number)
 
@@ -201,12 +131,23 @@ class Queues:
         """Have consumers, in every process, get nothing from the queue until `resume`;
         enqueueing goes on.
 
-        Raises `QueueNotFound`. Cancelled, it is paused or not.
+        Raises:
+            QueueNotFound: The queue does not exist.
+
+        Cancellation:
+            The queue is paused or not.
         """
         return await self._fetch("pause_queue", name)
 
     async def resume(self, name: str) -> Queue:
-        """End a pause. Raises `QueueNotFound`. Cancelled, it is resumed or not."""
+        """End a pause.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+
+        Cancellation:
+            The pause has ended or not.
+        """
         return await self._fetch("resume_queue", name)
 
     async def purge(
@@ -220,12 +161,20 @@ class Queues:
         older_than: Duration | None = None,
         dry_run: bool = False,
     ) -> PurgeResult:
-        """Remove messages of the kinds that are given.
+        """Remove messages of the kinds that are given. Leased messages and workers
+        stay.
 
-        ``older_than``: only messages that were enqueued, archived or died at least this
-        many seconds ago. Leased messages and workers stay. With ``dry_run``
-        nothing is removed. Raises `QueueNotFound`, and `ValueError` when nothing is
-        asked for. Cancelled, all has happened or nothing.
+        Args:
+            older_than: Remove only messages that were enqueued, archived or died at
+                least this many seconds ago.
+            dry_run: Remove nothing, and return the counts.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+            ValueError: No kind is given.
+
+        Cancellation:
+            Atomic: all of it has happened or nothing.
         """
         age = to_timedelta(older_than, "older_than", zero=True)
         row = await self._ask("purge_queue", name, ready, delayed, archived, dead, age, dry_run)
@@ -239,12 +188,22 @@ class Queues:
     ) -> DeleteResult:
         """Delete a queue, with its archive, its dead letters and its stopped workers.
 
-        Refused with `QueueNotEmpty` while it has other workers or unfinished messages,
-        unless by ``force``: then these go too, leased messages as well, and runs on the
-        queue end with `Suspended`. It waits for transactions that have put messages
-        into the queue, or have some of its messages locked, for ten seconds; then it is
-        refused with `QueueBusy`. With ``dry_run`` nothing is removed. Raises
-        `QueueNotFound`. Cancelled, all has happened or nothing.
+        It waits up to ten seconds for transactions that have put messages into the
+        queue, or have some of its messages locked.
+
+        Args:
+            force: Delete unfinished messages, leased ones too, and all workers; runs on
+                the queue end with `Suspended`.
+            dry_run: Delete nothing, and return the counts.
+
+        Raises:
+            QueueNotEmpty: The queue has other workers or unfinished messages, and
+                ``force`` is not given.
+            QueueBusy: A transaction that uses the queue has not ended.
+            QueueNotFound: The queue does not exist.
+
+        Cancellation:
+            Atomic: all of it has happened or nothing.
         """
         return DeleteResult(*await self._ask("delete_queue", name, force, dry_run))
 
@@ -256,10 +215,15 @@ class Queues:
         """Return what is in a queue and how fast it moves; without a name, of all
         queues, by name.
 
-        Takes a millisecond for a small queue, and up to ten more for each kind of
-        messages of which there are more than 100,000, however many: the benchmark
-        ``python -m bench --only metrics`` measures it. Raises `QueueNotFound`.
-        Cancellation leaves nothing behind.
+        It takes a millisecond for a small queue, and up to ten more for each kind of
+        messages of which there are more than 100,000: the benchmark ``python -m bench
+        --only metrics`` measures it.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+
+        Cancellation:
+            Nothing has changed.
         """
         if name is not None:
             return QueueMetrics(*await self._ask("queue_metrics", name))
@@ -270,21 +234,33 @@ class Queues:
 
     async def grant(self, name: str, role: str) -> None:
         """Let a database role, and those that inherit from it, enqueue to the queue;
-        doing it again changes nothing.
+        idempotent.
 
         The role, or one that it is a member of, must be among those that
-        `Store.install` let in as producers or consumers. Raises `QueueNotFound`,
-        `RoleNotFound`, `PermissionDenied`. Cancelled, it is granted or not.
+        `Store.install` let in as producers or consumers.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+            RoleNotFound: There is no such role.
+            PermissionDenied: This role is no administrator of Tocsin.
+
+        Cancellation:
+            It is granted or not.
         """
         await self._database.fetch(
             "select tocsin.grant_queue(%s, %s)", [check_queue(name), check_text(role, "role")]
         )
 
     async def revoke(self, name: str, role: str) -> None:
-        """Take back what `grant` gave, for every statement from now on; doing it again
-        changes nothing.
+        """Take back what `grant` gave, for every statement from now on; idempotent.
 
-        Raises what `grant` raises. Cancelled, it is taken back or not.
+        Raises:
+            QueueNotFound: The queue does not exist.
+            RoleNotFound: There is no such role.
+            PermissionDenied: This role is no administrator of Tocsin.
+
+        Cancellation:
+            It is taken back or not.
         """
         await self._database.fetch(
             "select tocsin.revoke_queue(%s, %s)", [check_queue(name), check_text(role, "role")]

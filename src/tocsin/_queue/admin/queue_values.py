@@ -1,0 +1,123 @@
+"""Queues as values: settings, counts and rates, and what a purge or a deletion did."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import attrs
+
+from .queue_settings import Notify
+
+
+@attrs.frozen
+class Queue:
+    """A queue and its settings."""
+
+    id: int
+    """Its id."""
+    name: str
+    """Its name."""
+    vt: float
+    """Visibility timeout in seconds: how long a lease lasts unless it is extended."""
+    max_deliveries: int
+    """After this many deliveries, a message that fails again becomes a dead letter."""
+    retry_base: float
+    """Seconds of delay after the first failure."""
+    retry_factor: float
+    """By how much the delay grows with each further failure."""
+    retry_max: float
+    """The longest delay in seconds."""
+    retry_jitter: float
+    """The share, 0 to 1, by which a delay may be longer or shorter by chance."""
+    max_payload: int
+    """The largest payload in bytes of JSON text; headers may be as large again."""
+    max_string: int
+    """Most characters of a string in a payload; 0: any number."""
+    max_depth: int
+    """Most levels of arrays and objects in a payload; 0: any number."""
+    required_keys: tuple[str, ...]
+    """Keys that a payload must have, which is an object then."""
+    forbidden_keys: tuple[str, ...]
+    """Keys that no object in a payload may have."""
+    retention: float
+    """Seconds for which archived messages are kept (0: not at all; infinity: no limit).
+    """
+    dead_letter_retention: float
+    """Seconds for which dead letters are kept; infinity: no limit."""
+    notify: Notify
+    """When its channel is notified of messages."""
+    paused_at: datetime | None
+    """Since when consumers get nothing from it; None while they do."""
+    created_at: datetime
+    """When it was created, by the server's clock."""
+    channel: str
+    """The channel of its notifications, for programs that LISTEN (see `notify`)."""
+
+
+@attrs.frozen
+class QueueMetrics:
+    """What is in a queue, and how fast it moves."""
+
+    queue: str
+    """Name of the queue."""
+    paused: bool
+    """Whether consumers get nothing from it."""
+    ready: int
+    """Messages that can be claimed."""
+    delayed: int
+    """Messages that are due later."""
+    leased: int
+    """Messages that are being handled."""
+    dead: int
+    """Dead letters."""
+    archived: int
+    """Messages in the archive."""
+    oldest_ready_age: float | None
+    """For how many seconds the oldest ready message has been ready; None when none is.
+    """
+    enqueue_rate: float
+    """Messages enqueued per second in the last minute. Of more than 2,000 it is a
+    sample, the newest and the time since the first of them: for a steady stream that is
+    its rate, after a larger batch at one moment it is too low. What was deleted, or is
+    not archived, does not count."""
+    settle_rate: float
+    """Messages archived per second, over the last minute, also where the queue's
+    retention keeps none of them."""
+    consumers: int
+    """Consumers that take messages: ready or polling."""
+    exact: bool
+    """Whether the counts are exact; beyond 100,000 of a kind the planner's estimate
+    takes their place. `archived` is always exact."""
+
+
+@attrs.frozen
+class PurgeResult:
+    """How many `Queues.purge` has removed, or would."""
+
+    ready: int
+    """Messages that could be claimed."""
+    delayed: int
+    """Messages that were due later."""
+    archived: int
+    """Messages in the archive."""
+    dead: int
+    """Dead letters."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.ready + self.delayed + self.archived + self.dead
+
+
+@attrs.frozen
+class DeleteResult:
+    """What has gone with a queue, or would."""
+
+    workers: int
+    """Workers, stopped ones too."""
+    messages: int
+    """Unfinished messages: ready, delayed or leased."""
+    archived: int
+    """Messages in the archive."""
+    dead_letters: int
+    """Dead letters."""
