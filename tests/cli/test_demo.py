@@ -127,7 +127,7 @@ def tree(tmp_path: Path) -> Path:
 def server_is_gone(data: Path) -> bool:
     return (
         not (data / "data" / "postmaster.pid").exists()
-        and "shut_down" in (data / "server.log").read_text()
+        and "shut down" in (data / "server.log").read_text()
     )
 
 

@@ -264,7 +264,7 @@ async def test_one_payload_that_python_cannot_read_spoils_no_list(
 @pytest.mark.parametrize(
     ("call", "raises", "named"),
     [
-        (lambda s: s.messages.list("q", state="delayed"), ValueError, "state"),
+        (lambda s: s.messages.list("q", state="scheduled"), ValueError, "state"),
         (lambda s: s.messages.list("q", state="ready", worker=1), ValueError, "worker"),
         (lambda s: s.messages.list("q", worker="1"), TypeError, "worker"),
         (lambda s: s.messages.list("q", limit=0), ValueError, "limit"),
@@ -290,7 +290,7 @@ async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None
     await store.queues.ensure("q")
     with connect_blocking(store_dsn) as connection:
         for arguments, code in (
-            ("'q', 'delayed'", "TC022"),
+            ("'q', 'scheduled'", "TC022"),
             ("'q', state => 'dead', worker_id => 1", "TC022"),
             ("'nothing'", "TC001"),
         ):
