@@ -13,9 +13,10 @@ import psycopg
 import pytest
 import trio
 import trio.testing
+from psycopg.conninfo import make_conninfo
 
 from tests.driver.helpers import SAFETY_NET, Connection, until, value
-from tests.support import proxy
+from tests.support import proxy, servers
 from tocsin.driver import TrioConnection
 from tocsin.driver._watch import Watch
 from tocsin.embedded import EmbeddedServer
@@ -173,28 +174,119 @@ async def test_a_server_that_cannot_be_reached(
         assert watch.dropped == 1
 
 
-@pytest.mark.parametrize("admitted", [True, False])
-async def test_where_the_server_does_not_tell_there_is_more_time(
-    connection: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch, admitted: bool
+async def test_behind_a_pooler_the_server_does_not_tell_and_there_is_more_time(
+    connection: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind a pooler the session is not known; or the server is full."""
-    monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.0)
+    """The session is not known."""
     monkeypatch.setattr("tocsin.driver._watch.LONGEST", 0.5)
     asked = 0
 
     async def ask() -> Connection:
         nonlocal asked
         asked += 1
-        if not admitted:
-            raise psycopg.errors.TooManyConnections("sorry, too many clients already")
         return await open_session(dsn)
 
-    if not admitted:
-        await connection.apply_settings({"application_name": "watched"})
     async with watching(ask, connection):
         with pytest.raises(psycopg.OperationalError, match="no answer for"):
             await connection.execute("select pg_sleep(600)")
         assert asked > 2
+
+
+async def test_a_server_without_a_connection_to_spare_does_not_tell_and_there_is_more_time(
+    dsn: str, new_role: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tocsin.driver._watch.LONGEST", 0.5)
+    role = new_role("limited", options="login connection limit 1")
+    limited = make_conninfo(dsn, user=role, password=servers.PASSWORD)
+    refusals = 0
+
+    async def ask() -> Connection:
+        nonlocal refusals
+        refusals += 1
+        return await open_session(limited)
+
+    connection = await open_session(limited)
+    async with watching(ask, connection):
+        with pytest.raises(psycopg.OperationalError, match="no answer for"):
+            await connection.execute("select pg_sleep(600)")
+        assert refusals > 2
+
+
+async def test_without_a_connection_to_spare_the_server_is_asked_on_an_idle_one(
+    dsn: str, observer: Connection, new_role: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tocsin.driver._watch.LONGEST", 0.0)
+    role = new_role("limited", options="login")
+    limited = make_conninfo(dsn, user=role, password=servers.PASSWORD)
+    busy, idle = [await open_session(limited) for _ in range(2)]
+    await observer.execute(f"alter role {role} connection limit 2")
+    refusals = 0
+    enough = trio.Event()
+
+    async def ask() -> Connection:
+        nonlocal refusals
+        refusals += 1
+        if refusals > 3:
+            enough.set()
+        return await open_session(limited)
+
+    await value(observer, "select pg_advisory_lock(1)::text")
+    async with watching(ask, busy, idle) as watch, trio.open_nursery() as nursery:
+        nursery.start_soon(busy.execute, "select pg_advisory_lock(1)")
+        await enough.wait()
+        await value(observer, "select pg_advisory_unlock(1)")
+    assert watch.dropped == 0
+    assert await value(busy, "select 1") == 1
+    await busy.close()
+    await idle.close()
+
+
+async def test_an_idle_connection_that_is_silent_too_is_closed(
+    dsn: str, observer: Connection, new_role: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.3)
+    role = new_role("limited", options="login connection limit 2")
+    async with proxy.running(dsn) as network:
+        limited = network.dsn(user=role, password=servers.PASSWORD)
+        silent, idle = [await open_session(limited) for _ in range(2)]
+        async with watching(lambda: open_session(limited), silent, idle):
+            network.silenced.update((1, 2))
+            with pytest.raises(psycopg.OperationalError, match="no answer for"):
+                await silent.execute("select 1")
+        assert idle.closed
+
+
+async def test_a_session_that_cannot_be_terminated_is_forgotten_with_a_warning(
+    dsn: str,
+    observer: Connection,
+    new_role: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The server of a careful administrator."""
+    monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.2)
+    role = new_role("limited")
+    await observer.execute("revoke execute on function pg_terminate_backend from public")
+    async with proxy.running(dsn) as network:
+        limited = network.dsn(user=role, password=servers.PASSWORD)
+        first, second = [await open_session(limited) for _ in range(2)]
+        async with watching(lambda: open_session(limited), first, second) as watch:
+            network.silenced.update(range(1, 100))
+            async with trio.open_nursery() as nursery:
+                for connection in (first, second):
+                    nursery.start_soon(fail_as_silent, connection)
+            assert watch.has_abandoned
+            another = await open_session(make_conninfo(dsn, user=role, password=servers.PASSWORD))
+            await watch.terminate_abandoned(another)
+            assert not watch.has_abandoned
+            assert await value(another, "select 1") == 1
+            await another.close()
+    assert caplog.text.count("could not be terminated") == 2
+
+
+async def fail_as_silent(connection: Connection) -> None:
+    with pytest.raises(psycopg.OperationalError, match="no answer for"):
+        await connection.execute("select 1")
 
 
 async def test_others_that_are_idle_are_not_used_for_anything_new(dsn: str) -> None:

@@ -22,6 +22,7 @@ generator for connecting is private and has changed between patch releases. So:
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import socket
 from collections.abc import Callable
@@ -41,11 +42,19 @@ from psycopg.conninfo import (
 from ._forks import keep_from_children
 from ._hosts import Hosts
 
-__all__ = ["drive", "finish", "open_pgconn", "parse_conninfo"]
+__all__ = ["ServerRefusal", "drive", "finish", "open_pgconn", "parse_conninfo"]
 
 Handle: TypeAlias = pq.abc.PGconn | pq.abc.PGcancelConn
 Failures: TypeAlias = list[tuple[str, psycopg.Error]]
 """What was tried, in psycopg's words, and what came of it."""
+
+
+class ServerRefusal(psycopg.OperationalError):
+    """A server has answered, and refuses the connection; each of them, where several
+    were tried.
+
+    libpq does not tell the SQLSTATE of such an answer.
+    """
 
 
 async def open_pgconn(
@@ -113,20 +122,35 @@ def finish(handle: Handle) -> None:
 async def _connect(conninfo: str) -> pq.abc.PGconn:
     pgconn = pq.PGconn.connect_start(conninfo.encode())
     keep_from_children(pgconn)
+    answered = False
+
+    def poll() -> int:
+        nonlocal answered
+        answered = _has_data(pgconn)
+        return pgconn.connect_poll()
+
     try:
         started = pgconn.status != pq.ConnStatus.BAD
-        if not started or await drive(pgconn, pgconn.connect_poll) != pq.PollingStatus.OK:
+        if not started or await drive(pgconn, poll) != pq.PollingStatus.OK:
             problem = pgconn.get_error_message()
-            # What a caller may want to know of it: whether a password was asked for,
-            # for example.
-            raise psycopg.OperationalError(
-                f"connection failed: {problem}", pgconn=_finish_without_secrets(pgconn)
-            )
+            # A caller may want to know whether a password was asked for, for example.
+            kind = ServerRefusal if answered else psycopg.OperationalError
+            raise kind(f"connection failed: {problem}", pgconn=_finish_without_secrets(pgconn))
         pgconn.nonblocking = 1
     except BaseException:
         finish(pgconn)
         raise
     return pgconn
+
+
+def _has_data(pgconn: pq.abc.PGconn) -> bool:
+    """Return whether there is something to read, which the end of the connection is
+    not."""
+    try:
+        with socket.socket(fileno=os.dup(pgconn.socket)) as copy:
+            return bool(copy.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
 
 
 def _finish_without_secrets(pgconn: pq.abc.PGconn) -> pq.abc.PGconn:
@@ -231,7 +255,10 @@ def _summary(failures: Failures) -> psycopg.Error:
     if len(failures) == 1:
         return last
     attempts = "".join(f"\n- {where}: {error}" for where, error in failures)
-    return type(last)(
+    kind = type(last)
+    if not all(isinstance(error, ServerRefusal) for _, error in failures):
+        kind = psycopg.OperationalError if kind is ServerRefusal else kind
+    return kind(
         f"{last}\nMultiple connection attempts failed. All failures were:{attempts}",
         pgconn=last.pgconn,
     )

@@ -49,6 +49,15 @@ class TrioConnection(DrivenConnection[Row]):
             return self.closed
         return has_ended(self)
 
+    def is_idle(self) -> bool:
+        """Return whether nothing is under way on the connection, and no task has it
+        locked."""
+        return (
+            self.pgconn.transaction_status == pq.TransactionStatus.IDLE
+            and not self.pgconn.pipeline_status
+            and not self.lock.locked()
+        )
+
     @property
     def waits_since(self) -> float:
         """Since when a statement waits for the server, as a `trio.current_time`;

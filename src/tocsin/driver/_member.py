@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Generic, TypeAlias
+from typing import Generic, TypeAlias
 
 import psycopg
 from psycopg import pq
@@ -48,11 +48,11 @@ class Member(Generic[Row]):
         ):
             with connection.grace.scope(), suppress(psycopg.Error):
                 await connection.rollback()
-        if reset and _is_idle(connection):
+        if reset and connection.is_idle():
             self.attributes.put_back(connection)
             if reset_session is not None and not await self._reset(reset_session):
                 return False
-        return _is_idle(connection)
+        return connection.is_idle()
 
     async def _reset(self, reset_session: Reset[Row]) -> bool:
         with self.connection.grace.scope() as scope:
@@ -68,12 +68,3 @@ class Member(Generic[Row]):
             return False
         self.connection.grace.answered()
         return True
-
-
-def _is_idle(connection: TrioConnection[Any]) -> bool:
-    # A lock that is still held belongs to a generator or a task that was left behind.
-    return (
-        connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
-        and not connection.pgconn.pipeline_status
-        and not connection.lock.locked()
-    )

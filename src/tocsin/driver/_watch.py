@@ -1,29 +1,31 @@
-"""Finding connections that have fallen silent.
+"""Find connections that have fallen silent.
 
 A connection that ends says so. One that falls silent does not: a load balancer has
-forgotten it, a proxy has stalled, the server hangs. What the operating systems cannot
-see of that, since the silence is above TCP, is found here.
+forgotten it, a proxy has stalled, the server hangs. The operating systems cannot see a
+silence above TCP, so it is found here.
 
 **Silence is not slowness.** A statement may rightly take minutes, because there is much
 to do or a lock is held. So no statement has a limit of its own. When nothing has come
 for `ASK_AFTER` seconds, the watch opens another connection and asks the server about
-the session. One that works or waits for a lock will answer. One that is idle, waits for
-its client or is gone will not; asked twice, that is proof enough. Then the connection
-is closed, and its session is terminated on the server: what it holds is free, and a
+the session. A session works, waits for a lock, or is silent: it is idle, waits for its
+client or is gone. A session that is silent twice is proof enough. Then its connection
+is closed, and the session is terminated on the server: what it holds is free, and a
 request that is still on its way is not executed later.
 
-**When the server cannot be asked either**, the connection is closed after `PATIENCE`,
-and its session is terminated as soon as there is another connection
+**When the server refuses a further connection**, the watch asks on one that is idle.
+
+**When the server cannot be reached**, the connection is closed after `PATIENCE`, and
+its session is terminated when there is another connection
 (`Watch.terminate_abandoned`). Where the server answers but does not tell, because of a
-pooler or because it admits no further connection, the connection is closed after
-`LONGEST`.
+pooler or because it admits no further connection and none is idle, the connection is
+closed after `LONGEST`.
 
 A statement whose connection is closed here fails as with any lost connection: it has
 taken effect or not. Other connections that are idle then are as old as this one, and as
 little to be trusted: the pool lends them to no task again.
 
-**It costs one comparison and one look at the clock for each wait.** One task sleeps
-until the first look that is due. While no statement is under way it has no deadline.
+**It costs one comparison and one reading of the clock for each wait.** One task waits
+until the first check that is due. While no statement is under way it has no deadline.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ import attrs
 import psycopg
 import trio
 from psycopg.rows import tuple_row
+from trio.lowlevel import enable_ki_protection
 
+from ._connecting import ServerRefusal
 from ._grace import Grace
 from ._session import SessionId
 
@@ -54,8 +58,8 @@ logger = logging.getLogger("tocsin.driver")
 ASK_AFTER: Final = 2.0
 """Seconds without an answer after which the server is asked about the session."""
 CONFIRM_AFTER: Final = 0.5
-"""Seconds between two questions about a session that seems to be silent: its answer may
-have been on its way at the first one."""
+"""Seconds between two questions about a session that seems to be silent: at the first
+one its answer may have been on its way."""
 ASK_AGAIN: Final = 5.0
 """Most seconds between two questions about a session that works."""
 TERMINATE_WITHIN: Final = 2.0
@@ -79,7 +83,7 @@ _TERMINATE: Final = b"select pg_catalog.pg_terminate_backend(a.pid, 1000) " + _F
 
 
 class _Finding(Enum):
-    """What the server says of a session that has not answered."""
+    """What is found about a session that has not answered."""
 
     WORKS = "works"
     SILENT = "silent"
@@ -89,14 +93,14 @@ class _Finding(Enum):
 
 @attrs.define
 class _Wait:
-    """A statement that is being asked about."""
+    """A statement that the server is asked about."""
 
     since: float
-    look_at: float
+    check_at: float
 
 
 class Watch:
-    """Watches over connections to one server; see the module."""
+    """Watches over the connections to one server; see the module."""
 
     def __init__(self, connect: Callable[[], Awaitable[TrioConnection[Any]]]) -> None:
         self._connect = connect
@@ -128,47 +132,54 @@ class Watch:
         return bool(self._abandoned)
 
     def wake(self, now: float) -> None:
-        """A statement is under way while the watch is `waiting`."""
+        """Note that a statement is under way while the watch is `idle`."""
         self.idle = False
         self._idle_scope.deadline = now + ASK_AFTER
 
+    @enable_ki_protection
     async def run(self) -> NoReturn:
-        """Watch, for ever. Cancellation closes the connection that it asks on, and
-        nothing else."""
+        """Watch until cancelled, which closes the connection that it asks on."""
         while True:
-            with trio.CancelScope(deadline=self._next_look()) as self._idle_scope:
+            with trio.CancelScope(deadline=self._next_check()) as self._idle_scope:
                 await trio.sleep_forever()
-            for _ in range(2):  # the answer may be there, and this event loop have been blocked
+            for _ in range(2):  # the answer may be there, while this event loop was blocked
                 await trio.lowlevel.checkpoint()
             if due := self._due():
-                await self._look(due)
+                await self._check(due)
 
     async def terminate_abandoned(self, connection: TrioConnection[Any]) -> None:
-        """On this connection, end the sessions of those that were closed when the
-        server could not be told so.
+        """End the sessions of connections that were closed while the server could not
+        be told so, on this connection.
 
-        What they were to do is done by then, or will never be. Raises psycopg's errors.
-        Cancelled, they have ended or not.
+        What they were to do is done by then, or is never done. A session that this role
+        may not terminate is left to the timeouts of the server, with a warning. Raises
+        psycopg's errors. Cancelled, they have ended or not.
         """
-        if self._abandoned:
-            abandoned = list(self._abandoned)
-            await _run(connection, _TERMINATE, abandoned)
-            self._abandoned.difference_update(abandoned)
+        for session in list(self._abandoned):
+            try:
+                await _run(connection, _TERMINATE, [session])
+            except psycopg.errors.InsufficientPrivilege as error:
+                logger.warning(
+                    "a session that was abandoned could not be terminated, and holds its locks"
+                    " until the server finds it lost: %s",
+                    error,
+                )
+            self._abandoned.discard(session)
 
-    def _next_look(self) -> float:
-        look_at = math.inf
+    def _next_check(self) -> float:
+        check_at = math.inf
         for connection in self._connections:
             if (since := connection.waits_since) < math.inf:
                 wait = self._waits.get(connection)
-                look_at = min(
-                    look_at,
-                    since + ASK_AFTER if wait is None or wait.since != since else wait.look_at,
+                check_at = min(
+                    check_at,
+                    since + ASK_AFTER if wait is None or wait.since != since else wait.check_at,
                 )
-        self.idle = look_at == math.inf
-        return look_at
+        self.idle = check_at == math.inf
+        return check_at
 
     def _due(self) -> list[TrioConnection[Any]]:
-        """Return the connections that are to be looked at now."""
+        """Return the connections that are to be checked now."""
         now = trio.current_time()
         due = []
         for connection in list(self._connections):
@@ -181,33 +192,30 @@ class Watch:
                         "no answer from PostgreSQL for %.1f s; asking on another connection",
                         now - since,
                     )
-                if wait.look_at <= now:
+                if wait.check_at <= now:
                     due.append(connection)
         return due
 
-    async def _look(self, due: Sequence[TrioConnection[Any]]) -> None:
+    async def _check(self, due: Sequence[TrioConnection[Any]]) -> None:
         """Ask the server about the sessions of these connections, and close those that
         are silent."""
         findings = dict.fromkeys(due, _Finding.UNREACHABLE)
         silent: list[TrioConnection[Any]] = []
+        opened: TrioConnection[Any] | None = None
         asking: TrioConnection[Any] | None = None
         longest = min(self._waits[c].since for c in due)
         try:
             with trio.move_on_at(max(longest + PATIENCE, trio.current_time() + ASK_AFTER)):
                 try:
-                    asking = await self._connect()
-                    asking.share_grace(Grace(0))
-                    findings = await _find_out(asking, due)
-                    if _Finding.SILENT in findings.values():
-                        await trio.sleep(CONFIRM_AFTER)
-                        again = await _find_out(asking, due)
-                        findings = {
-                            c: again[c] if findings[c] is _Finding.SILENT else findings[c]
-                            for c in due
-                        }
+                    try:
+                        asking = opened = await self._connect()
+                    except psycopg.Error as error:
+                        if not _is_refusal(error) or (asking := self._find_idle(due)) is None:
+                            raise
+                    findings = await _find_out_for_sure(asking, due)
                 except Exception as error:
                     logger.debug("PostgreSQL cannot be asked about a session: %s", error)
-                    if isinstance(error, psycopg.Error) and _is_admission(error):
+                    if isinstance(error, psycopg.Error) and _is_refusal(error):
                         findings = dict.fromkeys(due, _Finding.UNTOLD)
             silent = [
                 c
@@ -220,13 +228,22 @@ class Watch:
                 with trio.move_on_after(TERMINATE_WITHIN), suppress(psycopg.Error):
                     await self.terminate_abandoned(asking)
         finally:
-            if asking is not None:
-                asking.finish()
+            if opened is not None:
+                opened.finish()
             for connection in silent:
                 self._give_up(connection)
 
+    def _find_idle(self, due: Collection[TrioConnection[Any]]) -> TrioConnection[Any] | None:
+        """Return a connection that can be asked on when no other can be opened. A task
+        that wants to use it waits for the answer."""
+        for connection in self._connections:
+            if connection not in due and connection.autocommit and connection.is_idle():
+                return connection
+        return None
+
     def _is_silent(self, wait: _Wait, finding: _Finding) -> bool:
-        """Whether a connection is to be closed; notes when to look again if it is not."""
+        """Return whether a connection is to be closed; notes when to check again if it
+        is not."""
         now = trio.current_time()
         waited = now - wait.since
         match finding:
@@ -236,15 +253,15 @@ class Watch:
                     " lock",
                     waited,
                 )
-                wait.look_at = now + min(waited, ASK_AGAIN)
+                wait.check_at = now + min(waited, ASK_AGAIN)
                 return False
             case _Finding.SILENT:
                 return True
             case _Finding.UNTOLD:
-                wait.look_at = min(now + ASK_AGAIN, wait.since + LONGEST)
+                wait.check_at = min(now + ASK_AGAIN, wait.since + LONGEST)
                 return waited >= LONGEST
             case _Finding.UNREACHABLE:
-                wait.look_at = min(now + ASK_AFTER / 2, wait.since + PATIENCE)
+                wait.check_at = min(now + ASK_AFTER / 2, wait.since + PATIENCE)
                 return waited >= PATIENCE
 
     def _give_up(self, connection: TrioConnection[Any]) -> None:
@@ -278,17 +295,39 @@ async def _find_out(
     }
 
 
+async def _find_out_for_sure(
+    connection: TrioConnection[Any], silent: Sequence[TrioConnection[Any]]
+) -> dict[TrioConnection[Any], _Finding]:
+    """Ask again about the sessions that seem to be silent."""
+    findings = await _find_out(connection, silent)
+    if _Finding.SILENT in findings.values():
+        await trio.sleep(CONFIRM_AFTER)
+        again = await _find_out(connection, silent)
+        findings = {
+            c: again[c] if finding is _Finding.SILENT else finding
+            for c, finding in findings.items()
+        }
+    return findings
+
+
 async def _run(
     connection: TrioConnection[Any], statement: bytes, sessions: Collection[SessionId]
 ) -> list[tuple[Any, ...]]:
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
-    await cursor.execute(
-        statement, [[pid for pid, _ in sessions], [began for _, began in sessions]]
+    grace = connection.grace
+    connection.share_grace(Grace(0))  # when this one is silent, too, it is closed at once
+    try:
+        await cursor.execute(
+            statement, [[pid for pid, _ in sessions], [began for _, began in sessions]]
+        )
+        return await cursor.fetchall()
+    finally:
+        connection.share_grace(grace)
+
+
+def _is_refusal(error: psycopg.Error) -> bool:
+    """Return whether the server can be reached and only refuses a connection, because
+    there are too many of them, say."""
+    return isinstance(error, ServerRefusal) or (
+        error.sqlstate is not None and not error.sqlstate.startswith("57")
     )
-    return await cursor.fetchall()
-
-
-def _is_admission(error: psycopg.Error) -> bool:
-    """Whether the server is there and only does not let us in, because there are too
-    many connections, say."""
-    return error.sqlstate is not None and not error.sqlstate.startswith("57")
