@@ -250,3 +250,41 @@ async def test_tocsins_own_statements_are_not_followed_by_a_reset(store_dsn: str
             " pg_backend_pid() and query like '%enqueue%'"
         )
         assert len(await query(store_dsn, last)) == 1
+
+
+async def test_an_error_of_another_connection_leaves_the_lent_one_alone(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn) as store, open_connection(store_dsn) as another:
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            async with store.transaction() as connection:
+                pid = another.info.backend_pid
+                await connection.execute("select pg_terminate_backend(%s, 10000)", (pid,))
+                await another.execute("select 1")
+        assert not connection.closed
+        assert store.statistics().pool.broken == 0
+
+
+async def test_an_error_of_the_lent_connection_is_an_outage(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn) as store, open_connection(store_dsn) as another:
+        with pytest.raises(tocsin.ConnectionLost) as lost:
+            async with store.transaction() as connection:
+                pid = connection.info.backend_pid
+                await another.execute("select pg_terminate_backend(%s, 10000)", (pid,))
+                await connection.execute("select 1")
+        assert isinstance(lost.value.__cause__, psycopg.errors.AdminShutdown)
+        assert store.statistics().pool.broken == 1
+
+
+async def test_a_transaction_that_its_user_makes_read_only_costs_no_connection(
+    store_dsn: str,
+) -> None:
+    async with tocsin.connect(store_dsn) as store:
+        async with store.transaction(), store.transaction():
+            pass  # so that one is idle
+        opened = store.statistics().pool.opened
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            async with store.transaction() as connection:
+                await connection.execute("set transaction read only")
+                await connection.execute("create table pages (n int)")
+        assert not connection.closed
+        statistics = store.statistics().pool
+        assert (statistics.broken, statistics.opened) == (0, opened)

@@ -87,24 +87,33 @@ class Database:
         """Lend a connection of the pool, and turn psycopg's errors into Tocsin's.
 
         ``lent`` says that a user runs statements there, so that the session is reset
-        afterwards: Tocsin's own statements set nothing in it.
+        afterwards: Tocsin's own statements set nothing in it. An error of another
+        connection, or one that only the user's statement has met, is raised as it is,
+        and the connection is kept.
 
         Cancellation:
             The connection goes back to the pool.
         """
+        foreign = False
         own = not lent
         try:
             async with self.pool.connection(reset=lent) as connection:
                 try:
                     yield connection
                 except psycopg.Error as error:
+                    foreign = lent and not (connection.closed or connection.raised(error))
                     own = own or is_read_only(error, connection)
-                    self._drop_if_useless(connection, error)
+                    if not foreign:
+                        self._drop_if_useless(connection, error, own=own)
                     raise
         except psycopg.Error as error:
-            if lent and isinstance(error, psycopg.errors.InsufficientPrivilege):
-                raise  # of a table that Tocsin knows nothing of
-            raise await self._translate(error, own=own) from error
+            # A user's statement may lack a privilege on a table that is not Tocsin's.
+            if foreign or (lent and isinstance(error, psycopg.errors.InsufficientPrivilege)):
+                raise
+            translated = await self._translate(error, own=own)
+            if translated is error:
+                raise
+            raise translated from error
         except PoolClosed:
             raise _closed() from None
 
@@ -316,12 +325,18 @@ class Database:
             self._drop_if_useless(connection, error)
             raise
 
-    def _drop_if_useless(self, connection: Connection, error: psycopg.Error) -> None:
+    def _drop_if_useless(
+        self, connection: Connection, error: psycopg.Error, *, own: bool = True
+    ) -> None:
         """Close a connection after an error that makes a new one a better one, and the
-        idle ones that have the same fault."""
-        if is_useless(error):
+        idle ones that have the same fault.
+
+        Without ``own`` a transaction was read-only because the user has made it so.
+        """
+        read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+        if is_useless(error) and (own or not read_only):
             connection.finish()
-            if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            if read_only:
                 self.pool.drop_idle()
 
     def _write(self, statement: str) -> bytes:
