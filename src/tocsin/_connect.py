@@ -59,8 +59,10 @@ async def connect(
             (``PGHOST`` and so on) counts.
         schema: Where Tocsin is, or is to be installed (``tocsin``).
         listen_dsn: For the LISTEN connection, when ``dsn`` leads through a pooler.
-        pool_size: The most connections that are open at a time (8), not counting
-            the LISTEN connection of a process that consumes.
+        pool_size: The most connections of the pool (8). The LISTEN connection of a
+            process that consumes does not count. While a statement has no answer,
+            further ones are open for a moment: one asks the server about it, and each
+            run of a consumer may extend its leases on one.
         heartbeat: Interval of the one periodic statement in seconds (2). Other
             processes notice a dead one within about one and a half of it.
         instruments: Run round each handler call and each enqueue: see

@@ -60,8 +60,8 @@ class Settings:
     """Connection string of the LISTEN connection, when ``dsn`` leads through a pooler;
     None: the same as ``dsn``."""
     pool_size: int = 8
-    """The most connections that are open at a time, not counting the LISTEN connection;
-    at least 2."""
+    """The most connections of the pool; at least 2. The LISTEN connection does not
+    count, nor do those that are open for a moment while a statement has no answer."""
     heartbeat: float = HEARTBEAT
     """Seconds between two heartbeats of the process; other processes notice a dead one
     within about one and a half of it."""
