@@ -119,6 +119,7 @@ AREAS = [
     area("queue", f"{SOURCE}/_queue/*.py"),
     area("admin", f"{SOURCE}/_queue/admin/*.py"),
     area("workers", f"{SOURCE}/_queue/workers/*.py"),
+    area("producing", f"{SOURCE}/_queue/producing/*.py"),
     area("process", f"{SOURCE}/_queue/process/*.py"),
     area("SQL of all parts", "sql/functions/common/*.sql", "sql/security/*.sql"),
     area("SQL of workers", "sql/functions/workers/*.sql"),

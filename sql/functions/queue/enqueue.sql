@@ -1,18 +1,14 @@
--- Enqueueing: from any language, with any driver, in any transaction. ring.sql says who
--- rings.
+-- Enqueue: from any language, with any driver, in any transaction. ring.sql says when an
+-- enqueue rings.
 --
--- The INSERT of a single message also decides whether it may be enqueued, and only when
--- it was not inserted is it looked into why. So the usual case is one statement; in a
--- loop of calls it takes 1.2 times the server's time of an INSERT by hand, a difference
--- of 5 us.
---
--- Batches come as one JSON document, since that is parsed ten times as fast as an array
--- of texts. Server and client together, for each of 1,000 messages in a call (of 100,
--- of 10): 3.9 us (7.6, 41), by COPY 5.2 (8.9, 48), as an array of texts 9.0 (13.4, 47).
+-- The INSERT of a single message also decides whether it may be enqueued; only when
+-- nothing was inserted does the function find out why. So the usual case is one
+-- statement. Batches come as one JSON document, which is parsed several times as fast as
+-- an array of texts.
 
 -- Whether its size and options speak for a message; a query that uses it has its text
--- inlined. The queue's rules are another matter (payload_rules.sql): even to have a function
--- for them in the INSERT, and never call it, takes 2 us.
+-- inlined. The queue's rules are checked elsewhere (payload_rules.sql): a function for
+-- them in the INSERT would cost time even where it is not called.
 create or replace function tocsin._is_valid(
     payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval, max_deliveries integer
 ) returns boolean
@@ -24,9 +20,8 @@ as $$
             or expires_in <= '0 s' or expires_in > '1000 years' or max_deliveries <= 0) is not true
 $$;
 
--- Refuses headers that are larger than a payload may be. Of those who give none, who
--- are most, only `enqueue` pays for it, a seventh of a microsecond: as a condition of
--- its INSERT it would be three quarters of one.
+-- Refuses headers that are larger than a payload may be. Not a condition of the INSERT,
+-- so that a message without headers, the usual case, does not pay for it.
 create or replace function tocsin._check_headers(q tocsin.queues, headers jsonb) returns void
 language plpgsql
 as $$
@@ -40,8 +35,8 @@ begin
 end
 $$;
 
--- Whether the worker may act. A function, and in plpgsql so that it stays one: a
--- subquery would be made ready for each enqueue, also of those that name no worker.
+-- Whether the worker may act. A function in plpgsql, which is not inlined: a subquery
+-- would be set up for each enqueue, also without a worker.
 create or replace function tocsin._is_active(worker_id bigint) returns boolean
 language plpgsql stable
 as $$
@@ -130,9 +125,9 @@ end
 $$;
 
 -- Enqueues one message and returns its id. With a key: at most one unfinished message
--- per key; a second enqueue returns the first one's id. `ring_early`: if it rings, its
--- transaction's commit need not wait for the disk, since tocsin.wait_for_flush follows,
--- in the same session (ring_early.sql).
+-- per key; a second enqueue returns the first one's id. `ring_early`: if it rings, the
+-- commit of its transaction may be asynchronous, since tocsin.wait_for_flush follows in
+-- the same session (ring_early.sql).
 create or replace function tocsin.enqueue(
     queue text, payload jsonb, delay interval default null, at timestamptz default null, priority integer default 0,
     headers jsonb default null, key text default null, expires_in interval default null, max_deliveries integer default null,
@@ -151,7 +146,7 @@ declare
     written pg_lsn;
     flushed pg_lsn;
     checked boolean;  -- by the queue's rules, if it has any
-    rings boolean := key is null;  -- by itself (ring.sql): with a key it is only known afterwards whether there is something to ring for
+    rings boolean := key is null;  -- in the INSERT (ring.sql); with a key only the INSERT shows whether there is a message to ring for
     ignored text;
 begin
     if not tocsin._is_owner() then
@@ -163,8 +158,8 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', 'tocsin.', true);
     end if;
-    -- Not with a key: whoever enqueues it next is told this message's id, and must not
-    -- be before the disk has it.
+    -- Not with a key: the next enqueue of the key returns this message's id, and must not
+    -- return it before it is durable.
     ring_early := ring_early and key is null;
     if ring_early then
         -- The commit may be asynchronous only if the sequence's record that covers the
@@ -193,8 +188,8 @@ begin
         returning id into message_id;
         exit when message_id is not null;
         -- It is refused, or its key is taken, or the queue has rules or is being
-        -- deleted. None may be true any more, or it keeps the rules: then it is tried
-        -- again.
+        -- deleted. When none of it is true any more, or the message keeps the rules, the
+        -- INSERT is tried again.
         q := tocsin._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
         perform tocsin._check_payloads(q, jsonb_build_array(payload), null);
         message_id := tocsin._find_key(q.id, key);
@@ -254,12 +249,11 @@ begin
 end
 $$;
 
--- Enqueues those of the messages that may be enqueued, each for itself, and returns
--- their ids in their order; a null instead of an id says that this one was not
--- (tocsin.enqueue says why). A caller who may not enqueue here at all is refused. The
--- messages are a JSON array of objects whose members are arguments of tocsin.enqueue,
--- beside key: a message with a key may have to wait for another transaction's end, and
--- here all the others would have to wait with it.
+-- Enqueues each of the messages that may be enqueued, and returns their ids in their
+-- order; null says that a message was not enqueued (tocsin.enqueue says why). A role
+-- that may not enqueue to the queue is refused. The messages are a JSON array of objects
+-- whose members are arguments of tocsin.enqueue except key: a message with a key may have
+-- to wait for another transaction's end, and all messages of the call would wait.
 create or replace function tocsin.enqueue_each(queue text, messages jsonb) returns bigint[]
 language plpgsql
 set plan_cache_mode = force_generic_plan

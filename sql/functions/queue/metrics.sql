@@ -1,5 +1,5 @@
--- What is in the queues and how fast it moves, in a time that has an end however much
--- that is: at most 100,000 entries of an index, up to ten milliseconds, for each kind
+-- What is in the queues and how fast it moves. The time that it takes is limited: at
+-- most 100,000 entries of an index, up to ten milliseconds, for each kind
 -- of messages of a queue (`python -m bench --only metrics`).
 --
 -- - Counts of messages and dead letters are exact up to 100,000 index entries, and
@@ -10,8 +10,8 @@
 -- - The age of the oldest ready message is read off an index, one entry for each
 --   priority.
 -- - The rate of enqueueing is that of a sample of the newest messages (enqueue_rate). A
---   counter would be work for each producer, and a row that all of them change would
---   have them wait for each other.
+--   counter would be work for each producer, and producers would wait for each other to
+--   change its row.
 
 -- How many rows the planner expects. Volatile, since EXPLAIN is allowed nowhere else.
 create or replace function tocsin._estimate(query text) returns bigint
@@ -71,9 +71,9 @@ as $$
                                                        || case when state is not null then format(' and x.state = %L', state) else '' end)) end
 $$;
 
--- Since when the queue's oldest message is ready; null: none is. With nobody there to
--- look, what has become due is still `delayed`, and what was held by somebody who died
--- is still `leased`. Of more than 1,000 priorities, the most urgent ones count.
+-- Since when the queue's oldest message is ready; null: none is. Without a consumer, a
+-- message that has become due is still `delayed`, and one whose lease has expired is
+-- still `leased`. Of more than 1,000 priorities, the most urgent ones count.
 create or replace function tocsin._oldest_ready(queue_id integer, t timestamptz) returns timestamptz
 language sql stable
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
@@ -99,9 +99,12 @@ $$;
 -- Messages enqueued per second, over the last minute or as far back as the samples go:
 -- of the archive the queue's newest 2,000 ids; of the messages, which have no index for
 -- that, all of the queue's when these are fewer (`unfinished`), otherwise those of it
--- among the newest 2,000 of all queues. So it is a rate over less than a minute for who
--- enqueues more than 33 a second, and for one batch of more than the sample, all at one
--- moment, it is too low. What was deleted, or is not archived, is not seen.
+-- among the newest 2,000 of all queues. So above 33 messages a second it is a rate over
+-- less than a minute, and after one batch that is larger than the sample it is too low.
+-- Messages that were deleted, or not archived, do not count.
+--
+-- It is read from what is there, since `tocsin queue metrics` and `tocsin top` show it
+-- for producers in every process and language, which no event of one process can.
 create or replace function tocsin._enqueue_rate(queue_id integer, t timestamptz, unfinished bigint) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off

@@ -103,7 +103,7 @@ class PendingBatch:
         self._waiting.append(item)
 
     def requeue(self, items: Sequence[PendingEnqueue]) -> None:
-        """Have requests sent one by one before all others: their shared statement did
+        """Have requests sent one by one before any other: their shared statement did
         not enqueue them."""
         self._alone.extend(items)
 
