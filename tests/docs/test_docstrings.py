@@ -1,0 +1,22 @@
+"""Docstrings of public coroutines have a section that says what a cancellation leaves."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from tests.docs.test_reference import FUNCTIONS, WAITING
+
+UNCHECKED = ("tocsin._queue.workers.", "tocsin.drain_on_signals")
+"""Modules and functions whose docstrings do not have the section yet."""
+
+COROUTINES = [name for name in WAITING if not name.startswith(UNCHECKED)]
+
+
+@pytest.mark.parametrize("name", COROUTINES)
+def test_a_public_coroutine_has_a_section_about_its_cancellation(name: str) -> None:
+    assert len(COROUTINES) > 70
+    explained = inspect.getdoc(FUNCTIONS[name]) or ""
+    assert re.search(r"^Cancellation:\n {4}\S", explained, re.M), explained
