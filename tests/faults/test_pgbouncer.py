@@ -282,3 +282,14 @@ async def test_a_connection_of_the_users_with_another_encoding(
     ) as connection:
         tocsin.enqueue(connection, "q", "é 👋", key="é 👋")
     assert await query(store_dsn, "select payload, key from tocsin.messages") == [("é 👋", "é 👋")]
+
+
+async def test_a_pooler_of_statements_is_a_wrong_setting(
+    server: servers.Server, store_dsn: str
+) -> None:
+    async with poolers.pgbouncer(server, 0, mode="statement") as pooler:
+        led = make_conninfo(pooler, dbname=str(conninfo_to_dict(store_dsn)["dbname"]))
+        async with tocsin.connect(led) as store:
+            with pytest.raises(tocsin.ConfigError, match="pool_mode"):
+                async with store.transaction() as connection:
+                    await connection.execute("select 1")

@@ -46,12 +46,14 @@ NEEDED = pytest.mark.skipif(
 
 
 @asynccontextmanager
-async def pgbouncer(server: servers.Server, max_prepared_statements: int = 0) -> AsyncIterator[str]:
+async def pgbouncer(
+    server: servers.Server, max_prepared_statements: int = 0, mode: str = "transaction"
+) -> AsyncIterator[str]:
     """Run PgBouncer for as long as the block lasts; gives a connection string without a
     database."""
     with servers.directory() as base:
         settings = base / "pgbouncer.ini"
-        settings.write_text(_settings(server, base, max_prepared_statements))
+        settings.write_text(_settings(server, base, max_prepared_statements, mode))
         base.chmod(0o777)  # it makes its socket there, as another user
         async with trio.open_nursery() as nursery:
             command = [str(binary()), str(settings)]
@@ -68,7 +70,7 @@ async def pgbouncer(server: servers.Server, max_prepared_statements: int = 0) ->
                     await process.wait()
 
 
-def _settings(server: servers.Server, base: Path, max_prepared_statements: int) -> str:
+def _settings(server: servers.Server, base: Path, max_prepared_statements: int, mode: str) -> str:
     given = conninfo_to_dict(server.admin_dsn)
     target = make_conninfo(
         host=server.host or str(given.get("host", "/var/run/postgresql")),
@@ -83,7 +85,7 @@ def _settings(server: servers.Server, base: Path, max_prepared_statements: int) 
         "listen_port = 6432",
         f"unix_socket_dir = {base}",
         "auth_type = any",
-        "pool_mode = transaction",
+        f"pool_mode = {mode}",
         f"default_pool_size = {SESSIONS}",
         f"min_pool_size = {SESSIONS}",
         "server_round_robin = 1",

@@ -11,6 +11,7 @@ import psycopg
 
 from tocsin.errors import (
     CharacterUnsupported,
+    ConfigError,
     ConnectionLost,
     DependentObjects,
     KeyTaken,
@@ -67,6 +68,12 @@ def translate(error: psycopg.Error, address: str, *, own: bool = True) -> Except
             error.diag.message_hint or "",
             json.loads(error.diag.message_detail or "{}"),
         )
+    if code == "08P01" and _STATEMENT_POOLING in (error.diag.message_primary or str(error)):
+        return ConfigError(
+            "dsn",
+            "the pooler gives each statement another session of the server; set pool_mode of"
+            " PgBouncer to transaction or session",
+        )
     if is_connection_loss(error) or (own and is_outage(error)):
         return ConnectionLost(address, _one_line(error))
     # else it is something within, such as a trigger
@@ -82,6 +89,8 @@ def translate(error: psycopg.Error, address: str, *, own: bool = True) -> Except
 
 
 _READ_ONLY = "25006"
+_STATEMENT_POOLING = "statement pooling mode"
+"""PgBouncer's words, which it does not translate, where it refuses a transaction."""
 
 
 def is_connection_loss(error: psycopg.Error) -> bool:
