@@ -1,15 +1,15 @@
--- Claiming: ready messages become leased to one worker.
+-- Claim: ready messages become leased to one worker.
 --
 -- Order is (priority, due, id), which is exactly the index messages_ready, so a claim
 -- reads the front of that index and sorts nothing. Rows that another claim has locked
 -- are skipped, never waited for. The planner settings pin that plan: a session keeps
 -- the plan it made when the table was empty, and must not scan it when it has grown.
 
--- What a look sees to first: messages that were not delivered in time become dead
--- letters; scheduled ones whose time has come, and leased ones whose lease has ended,
--- become ready (or dead letters, when there are no deliveries left). In batches, and
--- after 20 ms no more of them, so that a claim after a long night stays short, and gets
--- on under a statement_timeout that is short, too.
+-- The first part of a full scan. Messages that were not delivered in time become dead
+-- letters; delayed ones whose time has come, and leased ones whose lease has expired,
+-- become ready (or dead letters, when there are no deliveries left). This goes in
+-- batches and begins none after 20 ms, so that a claim stays short after a long outage,
+-- and also succeeds under a short statement_timeout.
 create or replace function tocsin._make_due_ready(queue_id integer) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
@@ -22,7 +22,7 @@ declare
     over boolean := false;
     rows_due tid[];
     ids bigint[];
-    lapsed bigint[];
+    expired bigint[];
 begin
     while not over and exists (
         select from tocsin.messages m
@@ -52,12 +52,12 @@ begin
     while not over and exists (
         select from tocsin.messages m where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t)
     loop
-        select array_agg(d.id), array_agg(d.lease) into ids, lapsed
+        select array_agg(d.id), array_agg(d.lease) into ids, expired
         from (select m.id, m.lease from tocsin.messages m
               where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
               order by m.vt limit batch for update skip locked) d;
         exit when ids is null;
-        perform tocsin._requeue(ids, lapsed, '0 s', true, 'lease_expired');
+        perform tocsin._requeue(ids, expired, '0 s', true, 'lease_expired');
         over := tocsin._clock() >= stop_at;
     end loop;
 end
@@ -68,33 +68,35 @@ $$;
 -- statement and one commit. Refused for a worker that is neither ready nor polling, and
 -- for a registration that has ended. Claims nothing while the queue is paused.
 --
--- There are two ways of looking. A *look* first makes ready what is due, and reads the
--- ready messages from the start; when they were fewer than asked for, a last row
--- without id tells in how many seconds the next one is due (null: none is known), for a
--- consumer that goes to sleep now. A *glance* (from_priority, from_due and from_id are
--- given) reads them from that position on, and sees to nothing else. It is for a
--- consumer that has just claimed what came before: dead index entries, which vacuum
--- cannot remove for as long as some transaction is older than they are, pile up before
--- the first message that is ready, and a look walks over all of them. What has come
--- before that position meanwhile (a message that was given back, one of a smaller
--- priority, one whose transaction took its time) waits for the next look. `or_look`: a
--- glance that finds nothing becomes a look.
+-- A claim makes a *full scan* or a *resumed scan*. A full scan first makes ready what
+-- is due, and reads the ready messages from the start; when they were fewer than asked
+-- for, a last row tells in how many seconds the next one is due (null: none is known),
+-- for a consumer that begins to wait. A resumed scan (from_priority, from_due and
+-- from_id are given) reads them from that position on, and does nothing else. It is for
+-- a consumer that has just claimed what came before: dead index entries, which vacuum
+-- cannot remove for as long as some transaction is older than they are, accumulate
+-- before the first message that is ready, and a full scan walks over all of them. What
+-- has come before that position since (a message that was requeued, one of a smaller
+-- priority, one whose transaction committed late) waits for the next full scan.
+-- `or_full_scan`: a resumed scan that finds nothing becomes a full one.
+--
+-- Each row has a kind: `lost`, an id whose lease was lost, so that it was not archived;
+-- `message`, a claimed message; `end`, the last row of a full scan that found fewer
+-- messages than asked for; `held_up`, the same for an ordered claim when messages are
+-- ready behind one that is not finished.
 --
 -- max_deliveries is the message's own maximum or else its queue's: the delivery whose
 -- read_ct it is, is the last one.
 --
--- `ordered`: it is a look, and claims nothing while an earlier message of the queue is
--- not finished: see order.sql.
+-- `ordered`: the claim is a full scan, and claims nothing while an earlier message of
+-- the queue is not finished: see order.sql.
 --
--- Rows with a null lease name the ids whose lease was lost, so that they were not
--- archived.
---
--- Not `durable`: the transaction's commit does not wait for the disk. A server that
--- crashes in the next moment has then forgotten the claim, and the message is delivered
--- again; its former holder is fenced as after any redelivery.
+-- Not `durable`: the transaction's commit does not wait until it is flushed. A server
+-- that crashes in the next moment has then forgotten the claim, and the message is
+-- delivered again; its former holder is fenced as after any redelivery.
 create or replace function tocsin.claim(
     worker_id bigint, registration bigint, max_messages integer, vt interval default null,
-    from_priority integer default null, from_due timestamptz default null, from_id bigint default null, or_look boolean default true,
+    from_priority integer default null, from_due timestamptz default null, from_id bigint default null, or_full_scan boolean default true,
     finished_ids bigint[] default null, finished_leases bigint[] default null, durable boolean default true,
     ordered boolean default false
 ) returns table (
@@ -178,15 +180,15 @@ begin
         if found_rows = 0 and from_due is not null then
             q := tocsin._check_claim(worker_id, registration);  -- or is it refused?
         end if;
-        exit when found_rows > 0 or from_due is null or not or_look;
+        exit when found_rows > 0 or from_due is null or not or_full_scan;
         from_priority := null;
         from_due := null;
         from_id := null;
     end loop;
     if from_due is null and found_rows < max_messages then
         -- What is due and was not taken is locked: for a moment by another claim, or
-        -- for long by a transaction of its holder's that settles it. So the next look
-        -- comes after a quarter of the time for which it has been due, a quarter of a
+        -- for long by a transaction of its holder's that settles it. So the next full
+        -- scan comes after a quarter of the time for which it has been due, a quarter of a
         -- second at most.
         next_due := tocsin._next_due(q.id, with_ready => false);
         if next_due < 0.01 then
@@ -200,7 +202,7 @@ $$;
 
 -- Seconds until the queue's next message is due (0: now), or null when there is none or
 -- the queue is paused. Ready messages count unless told otherwise; then a negative
--- number says for how long the first of the others has been due.
+-- number says for how long the first of the delayed and leased ones has been due.
 create or replace function tocsin._next_due(queue_id integer, with_ready boolean default true) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off

@@ -1,14 +1,14 @@
 -- Consumers that keep a queue's order. A message that has failed keeps its place (see
 -- _requeue), and an ordered claim takes nothing for as long as such a message waits for
 -- its next delivery, or any message of the queue is leased. So there is one at a time,
--- also with several consumers, of which one works and the others stand by.
+-- also with several consumers, of which one works while the rest stand by.
 
 -- For how many seconds an ordered claim has to wait at most, or null when it may claim
 -- the queue's first message; that is locked then.
 --
 -- A message that has failed in order is due earlier than it can be claimed, which no
--- other scheduled one is. No index knows that: it is looked for among the queue's
--- scheduled messages.
+-- other delayed one is. No index has that, so the queue's delayed messages are
+-- searched.
 create or replace function tocsin._order_kept_for(queue_id integer) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off

@@ -41,7 +41,7 @@ begin
             where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased' and m.queue_id = queue
             returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at, m.producer_worker_id, m.consumer_worker_id,
                       m.key, m.payload, m.headers, m.last_error, m.history
-        ), kept as (
+        ), stored as (
             insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
                                         producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
             select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t, until,
@@ -121,7 +121,7 @@ begin
 end
 $$;
 
--- The handler could not do it: back to the queue after a delay. counted = false takes
+-- Releases messages: back to the queue after a delay. counted = false takes
 -- the delivery back, for a message whose handler was not to blame (never started, or
 -- stopped by a shutdown).
 create or replace function tocsin.release(ids bigint[], leases bigint[], delay interval default '0 s', counted boolean default true)
@@ -188,7 +188,7 @@ begin
             history = tocsin._add_delivery(m.history, h.delivery)
         from held h
         where m.id = any (ids) and m.id = h.id and not h.exhausted
-    ), buried as (
+    ), moved as (
         select tocsin._move_to_dead_letters(
             array_agg(h.id),
             h.outcome,
@@ -200,7 +200,7 @@ begin
     select array_agg(case when h.exhausted then 'Infinity' else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
     from unnest(ids) with ordinality as g (id, n)
     left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x group by x.id) h on h.id = g.id
-    cross join (select count(*) from buried) all_buried  -- a CTE without a reader is not run
+    cross join (select count(*) from moved) all_moved  -- a CTE without a reader is not run
     cross join (select count(*) from rung) all_rung;
     if 'Infinity' = any (outcomes) then  -- unless the dead letters refused it: see _move_to_dead_letters
         select array_agg(m.id) into undead from tocsin.messages m where m.id = any (ids) and m.state = 'delayed';

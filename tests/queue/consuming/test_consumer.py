@@ -293,6 +293,29 @@ async def test_what_a_handler_sets_in_its_context_is_not_seen_by_the_next_call(
     assert seen == [None] * 5
 
 
+async def test_what_a_handler_leaves_in_its_context_is_not_seen_without_a_checkpoint(
+    store: tocsin.Store,
+) -> None:
+    """Several calls without a checkpoint share a task, unless one of them has changed
+    the context."""
+    mark: ContextVar[int | None] = ContextVar("mark", default=None)
+    seen: list[int | None] = []
+
+    async def handler(message: tocsin.Message) -> None:
+        seen.append(mark.get())
+        if message.payload % 2:
+            mark.set(message.id)
+        else:
+            mark.reset(mark.set(message.id))
+
+    await store.queues.ensure("q")
+    await store.produce_many("q", range(20))
+    async with store.consumer("q") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handler, once=True, concurrency=3)
+    assert seen == [None] * 20
+
+
 async def test_failures_are_logged_with_the_handlers_name(
     store: tocsin.Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -449,7 +472,7 @@ async def test_a_handler_that_returns_what_nobody_runs_has_failed(
         with pytest.raises(tocsin.Suspended):
             await consumer.handle(handler, timeout=timeout, once=True)
     ((error,),) = await query(store_dsn, "select error from tocsin.dead_letters")
-    assert "which nobody runs" in error
+    assert "which has not run" in error
 
 
 async def test_handler_may_settle_by_itself(store: tocsin.Store, store_dsn: str) -> None:

@@ -264,6 +264,22 @@ async def test_a_task_dump_shows_where_a_handler_hangs(store: tocsin.Store) -> N
     assert {"_run_worker", "handler"} <= set(shown)
 
 
+async def test_the_tasks_of_a_run_say_which_worker_and_queue_they_are_for(
+    store: tocsin.Store,
+) -> None:
+    await store.queues.ensure("emails")
+    await store.produce("emails", 1)
+    names: list[str] = []
+
+    async def handler(_: tocsin.Message) -> None:
+        names.append(trio.lowlevel.current_task().name)
+
+    async with store.consumer("emails", name="mailer-1") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handler, once=True)
+    assert names == ["tocsin consumer mailer-1 of emails"]
+
+
 # What a handler decides
 
 

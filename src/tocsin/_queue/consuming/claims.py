@@ -73,7 +73,7 @@ class Claimer:
         auto_extend: bool = True,
         ordered: bool = False,
     ) -> Claim:
-        """Claim messages and archive others in one statement.
+        """Claim messages, and archive those of ``archive``, in one statement.
 
         Args:
             limit: the most messages to claim.

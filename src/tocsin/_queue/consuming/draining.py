@@ -2,7 +2,7 @@
 consumers.
 
 Several consumers of one program drain at different speeds. The first that is at its end
-would raise `Suspended` into a nursery that has the others in it, and their handlers
+would raise `Suspended` into a nursery that has the other ones in it, and their handlers
 would be cancelled in the middle of their messages. So a consumer that a signal has
 ended waits there for the other consumers that a signal has ended: a run until their
 runs are over, and until what they dequeued by hand is settled or expired. A run inside

@@ -114,7 +114,7 @@ def check_that_it_ran(returned: object, name: str) -> None:
             returned.close()  # else Python warns of it, too
         kind = type(returned).__name__
         raise TypeError(
-            f"handler {name} returned {kind}, which nobody runs. Does a decorator hide an async"
+            f"handler {name} returned {kind}, which has not run. Does a decorator hide an async"
             " function, or a yield?"
         )
 

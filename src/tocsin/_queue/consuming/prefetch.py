@@ -1,11 +1,11 @@
-"""The messages that a run has claimed ahead of its handlers, so that these need not
-wait for the next claim.
+"""The messages that a run has claimed before its handlers need them (*prefetched*), so
+that handlers do not wait for the next claim.
 
-There may be as many as the handlers will finish while two statements are under way,
-going by what they have finished since the last claim began; but never more than they
-finish in `HORIZON`. So slow handlers have nothing claimed prefetch, and other consumers
-can take the next message at once. What still waits after `PATIENCE`, because handlers
-have become slow, is to be given back.
+The buffer holds as many as the handlers will finish during two statements, by what they
+have finished since the last claim began; but never more than they finish in `HORIZON`.
+So a run with slow handlers prefetches nothing, and other consumers can claim the next
+message at once. Messages that still wait after `PATIENCE`, because handlers have become
+slow, are requeued.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tocsin._queue.message import Message
 from .claimed_batch import ClaimedBatch
 
 HORIZON = 0.02
-"""Seconds of work that may be claimed prefetch."""
+"""Seconds of work that may be prefetched."""
 PATIENCE = 0.25
-"""Seconds after which it is found that messages have been waiting for this long or
-longer, and not for twice as long."""
+"""Seconds between two checks; a check finds the messages that waited at the one
+before."""
 MOST = 1000
-"""Messages that may be claimed ahead at most."""
+"""The most messages that may be prefetched."""
 
 
 class PrefetchBuffer:
@@ -33,7 +33,7 @@ class PrefetchBuffer:
         self.finished = 0
         """Messages that handlers have finished since the last claim began."""
         self.check_at = math.inf
-        """When to look whether messages have been waiting for too long."""
+        """When to check whether messages have been waiting for too long."""
         self._batches: deque[ClaimedBatch] = deque()
         self._returned: list[Message] = []
         self._waiting = 0
@@ -77,13 +77,12 @@ class PrefetchBuffer:
         return taken
 
     def take_all(self) -> list[Message]:
-        """Take all, to give them back."""
+        """Take all, to requeue them."""
         self.check_at = math.inf
         return self.take(self._waiting)
 
     def return_messages(self, messages: list[Message]) -> None:
-        """Have these again, which were taken and could not be given back: that is to be
-        tried again."""
+        """Take back messages that were taken and could not be requeued."""
         self._returned = messages + self._returned
         self._waiting += len(messages)
         self._taken -= len(messages)

@@ -228,7 +228,7 @@ class Run:
         *,
         ordered: bool = False,
     ) -> Claim:
-        """Claim messages, and archive others: see `Claimer.claim`."""
+        """Claim messages, and archive messages: see `Claimer.claim`."""
         self.waiter.begin_claim()
         polling = self._polling
         try:

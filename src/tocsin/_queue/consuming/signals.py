@@ -39,8 +39,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 async def drain_on_signals(
     *consumers: Consumer, grace: Duration | None = None
 ) -> AsyncIterator[None]:
-    """Within the block, SIGINT or SIGTERM interrupts these consumers, or every consumer
-    of the program where none is named.
+    """Interrupt consumers when SIGINT or SIGTERM arrives within the block.
 
     Their runs end with `Suspended` when their handlers have ended. Several runs end
     together: `Suspended` is raised when the last of them has ended, so it cancels no
@@ -49,17 +48,27 @@ async def drain_on_signals(
     time, in any tasks; a signal is for all of them, and for those that are opened
     before they have ended.
 
-    ``grace``: seconds after which handlers still running are cancelled and their
-    messages released. A second signal, if it comes at least a second after the first,
-    cancels the block at once and is raised as `KeyboardInterrupt` at its end; sooner it
-    is taken for the first, which a process group often gets twice. To be used in the
-    main thread, else `RuntimeError` is raised. At the end of the block the signals mean
-    what they meant before; after a signal, when its second is over. Cancellation ends
-    the block like any other.
+    A second signal, if it comes at least a second after the first, cancels the block at
+    once. A signal that comes sooner is taken for the first, which a process group often
+    gets twice. At the end of the block the signals mean what they meant before; after a
+    signal, when its second is over.
 
-    After a signal no other run begins, `Consumer.dequeue` raises `Suspended`, and so
-    does the block where it would end with `ConnectionLost` or `StateTransitionError`: a
-    loop around it that begins anew in such a case must not forget that it is to end.
+    After a signal no other run begins, and `Consumer.dequeue` raises `Suspended`. A loop
+    around the block must not begin again then.
+
+    Args:
+        consumers: default: every consumer of the program.
+        grace: seconds after which handlers still running are cancelled and their
+            messages released.
+
+    Raises:
+        Suspended: a run has ended; also in the place of `ConnectionLost` or
+            `StateTransitionError` after a signal.
+        KeyboardInterrupt: a second signal has cancelled the block.
+        RuntimeError: this is not the main thread.
+
+    Cancellation:
+        Ends the block like any other.
     """
     limit = None if grace is None else to_seconds(grace, "grace", zero=True)
     block: Block | None = None
