@@ -6,7 +6,7 @@ types, prepared statements, pipelines, COPY, transactions, notifications. Cancel
 trio scope around a statement cancels it on the server. `open_pool` lends such
 connections.
 
-Nothing here knows of queues; it can be used on its own. It needs psycopg 3.3.7 or a
+The package knows nothing of queues, and works on its own. It needs psycopg 3.3.7 or a
 later 3.3, and libpq 17 or newer, which ``psycopg[binary]`` brings.
 """
 

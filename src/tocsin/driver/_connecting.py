@@ -60,12 +60,16 @@ class ServerRefusal(psycopg.OperationalError):
 async def open_pgconn(
     conninfo: str, parameters: dict[str, ConnParam], hosts: Hosts | None = None
 ) -> pq.abc.PGconn:
-    """Connect to the first server that will have us; ``hosts`` remembers those that do
-    not answer.
+    """Connect to the first server that admits the connection; ``hosts`` remembers those
+    that do not answer.
 
-    Raises `psycopg.OperationalError` with every attempt in its text, never with a
-    password, and as ``pgconn`` what is left of the last one; `psycopg.ProgrammingError`
-    for a connection string that is none. Cancellation leaves nothing open.
+    Raises:
+        psycopg.OperationalError: No server does. The text has each attempt, never a
+            password, and ``pgconn`` is what is left of the last one.
+        psycopg.ProgrammingError: The connection string cannot be read.
+
+    Cancellation:
+        Nothing is left open.
     """
     settings = parse_conninfo(conninfo, **parameters)
     timeout = timeout_from_conninfo(settings)
@@ -92,8 +96,8 @@ async def drive(handle: Handle, poll: Callable[[], int]) -> int:
     """Do what libpq's poll functions want their caller to do, and return the
     `pq.PollingStatus` that ends it.
 
-    Cancellation leaves `handle` half-way; all that can be done with it is to `finish`
-    it.
+    Cancellation:
+        ``handle`` is of no use but for `finish`.
     """
     status: int = pq.PollingStatus.WRITING
     while status in (pq.PollingStatus.READING, pq.PollingStatus.WRITING):
@@ -107,8 +111,7 @@ async def drive(handle: Handle, poll: Callable[[], int]) -> int:
 
 
 def finish(handle: Handle) -> None:
-    """Close `handle` at once; tasks that wait for its socket get an error instead of
-    waiting for ever."""
+    """Close ``handle`` at once; tasks that wait for its socket get an error."""
     try:
         fileno = handle.socket
     except psycopg.OperationalError:
@@ -169,11 +172,12 @@ def _is_secret(option: pq.ConninfoOption) -> bool:
 
 
 def parse_conninfo(conninfo: str, **parameters: ConnParam) -> ConnDict:
-    """Return what a connection string says.
+    """Return the parameters of a connection string.
 
-    Raises `psycopg.ProgrammingError`, without any part of the string in it, for one
-    that is none, and for a URI in which libpq would take a part of the password for
-    something else.
+    Raises:
+        psycopg.ProgrammingError: The string cannot be read, or libpq would take a part
+            of the password in a URI for something else. The error has no part of the
+            string.
     """
     if "\0" in conninfo:
         raise psycopg.ProgrammingError("a connection string cannot have a NUL character in it")

@@ -1,4 +1,4 @@
-"""Doing what must not stay undone in a cancelled scope."""
+"""Complete a step in a cancelled scope."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 async def persist(pgconn: pq.abc.PGconn, grace: Grace, step: Callable[[], Awaitable[T]]) -> T:
-    """Do `step`; cancelled, do it once more, shielded, and return as if nothing had
-    happened.
+    """Do ``step``; cancelled, do it once more, shielded, and return its result.
 
-    For what takes no time worth cancelling, and must not stay undone. Raises
-    `trio.Cancelled`, with the connection closed, only if it is not done within the
-    `Grace`.
+    It is for a step that takes no time worth a cancellation and must be done.
+
+    Cancellation:
+        The step is done, or the connection is closed because the `Grace` is over.
     """
     try:
         try:

@@ -65,11 +65,11 @@ def _is_missing(result: pq.abc.PGresult) -> bool:
 class Prepared:
     """What is prepared on one connection.
 
-    A statement that turns out not to be prepared any more runs without: somebody to
-    whom the connection was lent has said DISCARD, or there is a pooler in between,
-    which runs each transaction on another connection of its own. After `GIVE_UP` times
-    nothing is prepared any more. The names are this connection's alone, so that no
-    other client of such a pooler has prepared something else under them.
+    A statement that is no longer prepared runs without: a borrower of the connection
+    has said DISCARD, or a pooler runs each transaction on another connection of its
+    own. After `GIVE_UP` times nothing is prepared any more. The names belong to this
+    connection alone, so that no other client of such a pooler has prepared something
+    else under them.
     """
 
     GIVE_UP = 5
@@ -112,7 +112,7 @@ class Prepared:
         self.together = True
         try:
             results = yield from self._send_together(statements)
-            if _is_missing(results[0]):  # somebody has said DISCARD; no harm is done yet
+            if _is_missing(results[0]):  # after DISCARD; no harm is done yet
                 self._names.clear()
                 results = yield from self._send_together(statements)
         finally:
@@ -158,8 +158,8 @@ class Prepared:
     def _prepare(self, statement: bytes) -> PQGen[bytes]:
         name = self._names.get(statement)
         if name is None:
-            # A name is never used again: after an attempt that was called off nobody
-            # knows if the server has it.
+            # A name is used once: after an attempt that was called off the server has
+            # it or not.
             self._attempts += 1
             name = self._prefix + b"%d" % self._attempts
             self._pgconn.send_prepare(name, statement)

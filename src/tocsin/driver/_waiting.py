@@ -11,8 +11,8 @@ itself does. So when writing is wanted, one ``poll(2)`` with a timeout of zero c
 first. When only reading is wanted the answer is hardly ever there yet, and the poll
 would be wasted.
 
-**Not to starve the other tasks by that.** A task that never waits never lets anyone
-else run. A `Turn` says when a connection last did, and a checkpoint is made once that
+**Not to starve the other tasks by that.** A task that never waits does not let another
+run. A `Turn` says when a connection last did, and a checkpoint is made once that
 is `MAX_TURN` ago. It outlives the single call, since COPY consists of thousands of
 calls, none of which is long. A call after one that has waited begins a new turn: else
 each statement on a connection that was idle would begin with a pass through trio's
@@ -62,7 +62,7 @@ class Turn:
         """What is to know of it."""
 
     async def enter(self) -> None:
-        """A call begins."""
+        """Note that a call begins."""
         if self._has_waited:
             self._began = perf_counter()
         else:
@@ -70,13 +70,13 @@ class Turn:
         self._has_waited = False
 
     def waits(self) -> None:
-        """The call begins to wait."""
+        """Note that the call begins to wait."""
         self.since = now = trio.current_time()
         if (watch := self.watch) is not None and watch.idle:
             watch.wake(now)
 
     def waited(self) -> None:
-        """The call has waited, and the other tasks have been able to run."""
+        """Note that the call has waited, so that the other tasks could run."""
         self.since = math.inf
         self._began = perf_counter()
         self._has_waited = True
@@ -97,8 +97,7 @@ async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.i
     it was. `deadline` is a `trio.current_time`.
 
     Raises `psycopg.errors._WaitTimeout` at the deadline (what psycopg itself expects),
-    `psycopg.OperationalError` when the socket was closed meanwhile, and whatever `gen`
-    raises. Cancellation leaves `gen` suspended where it wanted to wait.
+    `psycopg.OperationalError` when the socket is closed, and what `gen` raises. Cancellation leaves `gen` suspended where it wanted to wait.
     """
     await turn.enter()
     limited = deadline < math.inf

@@ -278,7 +278,7 @@ class Watch:
 async def _find_out(
     connection: TrioConnection[Any], silent: Sequence[TrioConnection[Any]]
 ) -> dict[TrioConnection[Any], _Finding]:
-    """Ask on one connection about the sessions of others."""
+    """Ask on one connection about the sessions of the silent ones."""
     told: dict[SessionId, _Finding] = {}
     for pid, began, state, waits_for_client in await _run(
         connection, _ASK, [c.session for c in silent if c.session is not None]
