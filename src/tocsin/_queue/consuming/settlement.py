@@ -99,19 +99,16 @@ class Settler:
         return await self._settle(_ARCHIVE + " from tocsin.limit_lock_wait()", "archived", messages)
 
     async def requeue(self, messages: Sequence[Message]) -> int:
-        """Release messages that no handler has begun, without counting the delivery;
-        return how many were still ours."""
+        """Release messages without counting the delivery; return how many."""
         (released,) = await self._database.fetch_one(_REQUEUE, [*settle_arguments(messages)])
         self._leases.drop_settled(messages)
-        lost = [m.id for m, was in zip(messages, released, strict=True) if not was]
-        self._reporter.settled(messages, "released", lost)
+        self._reporter.settled(messages, "released", _lost(messages, released))
         return sum(released)
 
     async def fail(
         self, messages: Sequence[Message], failures: Sequence[Failure], *, keep_place: bool = False
     ) -> list[float | str | None]:
-        """Do what each failure asks for, and return what was done: see
-        ``tocsin.fail``."""
+        """Do what each failure asks for; return what was done: see ``tocsin.fail``."""
         texts, traces = [f.text for f in failures], [f.trace for f in failures]
         verdicts = [f.delay for f in failures], [f.verdict for f in failures], keep_place
         arguments = settle_arguments(messages)
@@ -125,7 +122,7 @@ class Settler:
                     _FAIL, [*arguments, _in_ascii(texts), _in_ascii(traces), *verdicts]
                 )
         leases = self._leases
-        lost = {m.id for m, outcome in zip(messages, outcomes, strict=True) if outcome is None}
+        lost = set(_lost(messages, [outcome is not None for outcome in outcomes]))
         settled = {m.id for m in messages if m.id in lost and leases.is_promised(m)}
         leases.drop_settled(
             [m for m, f in zip(messages, failures, strict=True) if f.verdict == "snoozed"]
@@ -138,11 +135,9 @@ class Settler:
         ]
 
     async def find_locked(self, messages: Sequence[Message]) -> set[int]:
-        """Return the ids of those messages whose rows other transactions have
-        locked."""
-        (locked,) = await self._database.fetch_one(
-            "select tocsin.locked_messages(%s::bigint[])", [[m.id for m in messages]]
-        )
+        """Return the ids of messages whose rows other transactions have locked."""
+        statement = "select tocsin.locked_messages(%s::bigint[])"
+        (locked,) = await self._database.fetch_one(statement, [[m.id for m in messages]])
         return set(locked)
 
     def count_settled(
@@ -166,14 +161,12 @@ class Settler:
         arguments = [*settle_arguments(messages), *more]
         if connection is not None:
             settled = await self._settle_on(connection, statement, messages, arguments)
-            lost = [m.id for m, was in zip(messages, settled, strict=True) if not was]
+            lost = _lost(messages, settled)
             self._reporter.settled(messages, outcome, lost, in_transaction=True)
             return settled
         with self._leases.settling(messages):
             (settled,) = await self._database.fetch_one(statement, arguments)
-        self.count_settled(
-            messages, [m.id for m, was in zip(messages, settled, strict=True) if not was], outcome
-        )
+        self.count_settled(messages, _lost(messages, settled), outcome)
         return list(settled)
 
     async def _settle_on(
@@ -192,6 +185,10 @@ class Settler:
         self._leases.break_promise([m for m in gone if m in new])
         self._leases.drop_gone(gone)
         return list(settled)
+
+
+def _lost(messages: Sequence[Message], settled: Sequence[bool]) -> list[int]:
+    return [m.id for m, was in zip(messages, settled, strict=True) if not was]
 
 
 def _in_ascii(texts: list[str | None]) -> list[str | None]:

@@ -156,7 +156,7 @@ class Process:
             while True:
                 try:
                     if self._membership.declared_dead:
-                        self._report_death()
+                        _report_death(self.telemetry, self._membership.process.id)
                         await self._membership.register_again()
                     if self._listener.wanted:
                         async with self._open_connection() as connection:
@@ -164,22 +164,12 @@ class Process:
                     else:
                         await self._serve(None, retries)
                 except (*TRANSIENT, ProcessDeclaredDead) as lost:
-                    self._report_connection_down(lost)
+                    _report_connection_down(self.telemetry, lost)
                     wait = retries.failed(lost)
                     async with self._heartbeats_from_pool():
                         await trio.sleep(wait)
         finally:
             await self._membership.process.end()
-
-    def _report_death(self) -> None:
-        process_id, events = self._membership.process.id, self.telemetry.events
-        if process_id is not None and events.wants(DeclaredDead):
-            events.emit(DeclaredDead(process_id=process_id))
-
-    def _report_connection_down(self, error: Exception) -> None:
-        events = self.telemetry.events
-        if not isinstance(error, ProcessDeclaredDead) and events.wants(ConnectionDown):
-            events.emit(ConnectionDown(reason=str(error)))
 
     @asynccontextmanager
     async def _open_connection(self) -> AsyncIterator[Connection]:
@@ -220,3 +210,13 @@ class Process:
             if connection is None and self._membership.channels:
                 deadlines.append(self._listener.proof.again_at)
             await self._wakeup.wait(connection, min(deadlines))
+
+
+def _report_death(telemetry: Telemetry, process_id: int | None) -> None:
+    if process_id is not None and telemetry.events.wants(DeclaredDead):
+        telemetry.events.emit(DeclaredDead(process_id=process_id))
+
+
+def _report_connection_down(telemetry: Telemetry, error: Exception) -> None:
+    if not isinstance(error, ProcessDeclaredDead) and telemetry.events.wants(ConnectionDown):
+        telemetry.events.emit(ConnectionDown(reason=str(error)))
