@@ -22,7 +22,7 @@ import tempfile
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import psycopg
@@ -230,9 +230,10 @@ class Soak:
     async def _restart_server(self) -> None:
         while True:
             await trio.sleep(self._dice.uniform(0.5, 1.5) * RESTART_EVERY)
-            mode = self._dice.choice(["fast", "immediate"])
+            modes: list[Literal["fast", "immediate"]] = ["fast", "immediate"]
+            mode = self._dice.choice(modes)
             self.struck[f"server restarted, {mode}"] += 1
-            await self._server.restart(mode)  # type: ignore[arg-type]  # mypy does not keep the two literals apart
+            await self._server.restart(mode)
 
     async def _strike(self) -> None:
         blows = [

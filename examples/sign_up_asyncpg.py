@@ -37,7 +37,7 @@ async def main(dsn: str) -> None:
     await connection.close()
 
 
-def as_asyncpg_names_it(dsn: str) -> dict[str, str]:
+def as_asyncpg_names_it(dsn: str) -> dict[str, str | int | None]:
     """Return a connection string as arguments of asyncpg, which reads URLs only."""
     return {
         "database" if name == "dbname" else name: value

@@ -9,14 +9,15 @@ Start welcome.py first: it makes the table and the queue. In a Session it is the
 import sys
 
 import psycopg
-from sqlalchemy import Connection, Engine, cast, create_engine, func, select, text
+from sqlalchemy import BigInteger, Connection, Engine, cast, create_engine, func, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
 
 def enqueue(connection: Connection, queue: str, payload: object) -> int:
     """Enqueue a message in the connection's transaction, and return its id."""
-    return connection.execute(select(func.tocsin.enqueue(queue, cast(payload, JSONB)))).scalar_one()
+    statement = select(func.tocsin.enqueue(queue, cast(payload, JSONB), type_=BigInteger))
+    return connection.execute(statement).scalar_one()
 
 
 def sign_up(engine: Engine, name: str) -> None:

@@ -135,7 +135,7 @@ def test_a_question_can_be_interrupted(store_dsn: str) -> None:
             asked = b""
             while b"[y/N]: " not in asked:
                 assert process.stderr is not None
-                asked += process.stderr.read(1)
+                asked += os.read(process.stderr.fileno(), 1)
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE) == 130
     finally:

@@ -78,6 +78,8 @@ async def test_a_connection_is_left_beside_the_transactions(limited_dsn: str) ->
 
 
 async def test_as_many_transactions_as_the_pool_has_connections_but_one(store_dsn: str) -> None:
+    running = most = 0
+
     async def transact() -> None:
         nonlocal running, most
         async with store.transaction():
@@ -87,7 +89,6 @@ async def test_as_many_transactions_as_the_pool_has_connections_but_one(store_ds
             await go_on.wait()
             running -= 1
 
-    running = most = 0
     go_on = trio.Event()
     async with tocsin.connect(store_dsn, pool_size=4) as store:
         await store.queues.ensure("q")

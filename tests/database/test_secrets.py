@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import traceback
@@ -166,7 +167,7 @@ def test_a_password_is_in_nothing_that_the_command_says(
 )
 def test_a_password_from_the_environment_is_not_in_the_process_list(tmp_path: Path) -> None:
     # takes connections and says nothing, so that the command stays
-    with servers.socket.socket() as listener:
+    with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         dsn = f"postgresql://ada:{SECRET}@127.0.0.1:{listener.getsockname()[1]}/app"

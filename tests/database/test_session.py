@@ -81,6 +81,7 @@ async def use_everything(dsn: str) -> None:
             assert "é" in invalid.value.reason
         listed = await store.messages.list("q")
         assert [m.payload for m in listed] == [{"é": TEXT}] * 4
+        assert listed[3].due is not None
         assert (listed[3].due - listed[3].enqueued_at).total_seconds() == 86400
         metrics = await store.queues.metrics("q")
         assert (metrics.ready, metrics.delayed) == (3, 1)
@@ -170,11 +171,16 @@ async def test_install_where_the_database_names_its_own_tablespace(dsn: str) -> 
 
 async def enqueue_on_own(dsn: str, text: str) -> None:
     """Enqueue this text on connections of each kind, and on a lent one."""
-    options: tocsin.MessageOptions = {"headers": {text: text}, "key": text}
     with psycopg.connect(dsn) as blocking:
         blocking.execute("set datestyle = 'SQL, DMY'; set intervalstyle = 'sql_standard'")
         tocsin.enqueue(
-            blocking, "q", text, at=datetime(2020, 2, 1, tzinfo=UTC), expires_in=1e9, **options
+            blocking,
+            "q",
+            text,
+            at=datetime(2020, 2, 1, tzinfo=UTC),
+            expires_in=1e9,
+            headers={text: text},
+            key=text,
         )
         tocsin.enqueue_many(blocking, "q", [text], headers=text)
     async with await TrioConnection.connect(dsn) as own:

@@ -164,7 +164,7 @@ def test_throughput(server: servers.Server, tmp_path: Path) -> None:
     assert all(r["value"] > 0 for r in records.values())
     assert records["steady"]["settings"]["handled"] == records["steady"]["settings"]["sent"] > 0
     figures = tmp_path / "figures"
-    command = [sys.executable, "-m", "bench.plot", saved, figures]
+    command = [sys.executable, "-m", "bench.plot", str(saved), str(figures)]
     drawn = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=True
     )

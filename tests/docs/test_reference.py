@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
@@ -99,19 +99,17 @@ def _explained(cls: type) -> set[str]:
         body,
         *(n.body for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__"),
     ]
-    found = set()
+    found: set[str] = set()
     for statements in bodies:
         for statement, after in pairwise(statements):
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                targets = (
+                targets: Sequence[ast.expr | None] = (
                     statement.targets
                     if isinstance(statement, ast.Assign)
                     else [getattr(statement, "target", None)]
                 )
                 found |= {
-                    getattr(t, "id", None) or getattr(t, "attr", "")
-                    for t in targets
-                    if t is not None
+                    getattr(t, "id", "") or getattr(t, "attr", "") for t in targets if t is not None
                 }
     return {name for name in found if not name.startswith("_")}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any, TypeAlias, TypeVar
 
 import trio
 from psycopg import pq
@@ -14,6 +16,18 @@ Connection: TypeAlias = TrioConnection[Any]
 
 SAFETY_NET = 30
 """Seconds after which a test that hangs is failed."""
+
+
+T = TypeVar("T")
+
+
+def closing(rows: AsyncIterator[T]) -> AbstractAsyncContextManager[AsyncIterator[T]]:
+    """Close psycopg's iterator at the end of the block.
+
+    It is a generator, though its type does not say so.
+    """
+    assert isinstance(rows, AsyncGenerator)
+    return aclosing(rows)
 
 
 async def value(connection: Connection, query: str, parameters: tuple[object, ...] = ()) -> Any:

@@ -7,7 +7,7 @@ And nothing else: no session on the server, no open file, no half of a transacti
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import suppress
 
 import attrs
 import psycopg
@@ -17,6 +17,7 @@ import trio
 from tests.driver.helpers import (
     SAFETY_NET,
     Connection,
+    closing,
     is_idle,
     open_files,
     until,
@@ -111,7 +112,7 @@ async def copy_out(connection: Connection) -> None:
     async with (
         connection.cursor() as cursor,
         cursor.copy(query) as copy,
-        aclosing(copy.rows()) as rows,
+        closing(copy.rows()) as rows,
     ):
         async for _ in rows:
             await trio.lowlevel.checkpoint()
@@ -120,7 +121,7 @@ async def copy_out(connection: Connection) -> None:
 async def stream(connection: Connection) -> None:
     async with (
         connection.cursor() as cursor,
-        aclosing(cursor.stream("select generate_series(1, 20)")) as rows,
+        closing(cursor.stream("select generate_series(1, 20)")) as rows,
     ):
         async for _ in rows:
             await trio.lowlevel.checkpoint()

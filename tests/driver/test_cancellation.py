@@ -4,7 +4,6 @@ afterwards."""
 from __future__ import annotations
 
 import signal
-from contextlib import aclosing
 
 import psycopg
 import pytest
@@ -12,7 +11,15 @@ import trio
 import trio.testing
 from psycopg.pq.abc import PGconn
 
-from tests.driver.helpers import Connection, is_idle, until, until_alone, until_running, value
+from tests.driver.helpers import (
+    Connection,
+    closing,
+    is_idle,
+    until,
+    until_alone,
+    until_running,
+    value,
+)
 from tests.support import proxy
 from tocsin.driver import TrioConnection, _cancelling
 
@@ -61,7 +68,7 @@ async def test_a_cancelled_stream_leaves_the_connection_usable(connection: Conne
     with trio.CancelScope() as scope:
         async with (
             connection.cursor() as cursor,
-            aclosing(cursor.stream("select generate_series(1, 1000000)")) as rows,
+            closing(cursor.stream("select generate_series(1, 1000000)")) as rows,
         ):
             async for _ in rows:
                 scope.cancel()

@@ -134,7 +134,7 @@ async def test_a_name_from_the_environment_is_resolved_by_trio(
     names = use_names({"db.example": ["127.0.0.1"]})
     async with proxy.running(dsn) as server:
         monkeypatch.setenv("PGHOST", "db.example")
-        settings = {
+        settings: dict[str, Any] = {
             name: setting
             for name, setting in conninfo_to_dict(server.dsn()).items()
             if name != "host"
@@ -320,7 +320,11 @@ async def test_a_host_that_has_not_answered_is_tried_last(dsn: str) -> None:
 
 
 def test_a_silent_host_is_tried_first_again_after_a_while() -> None:
-    attempts = [{"host": "a", "port": "1"}, {"host": "b", "port": "1"}, {"host": "c", "port": "1"}]
+    attempts: list[dict[str, str | int | None]] = [
+        {"host": "a", "port": "1"},
+        {"host": "b", "port": "1"},
+        {"host": "c", "port": "1"},
+    ]
     clock = trio.testing.MockClock()
 
     async def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import Any
 
 import psycopg
@@ -10,7 +9,7 @@ import pytest
 import trio
 from psycopg.copy import AsyncLibpqWriter, AsyncQueuedLibpqWriter
 
-from tests.driver.helpers import Connection, is_idle, until_running, value
+from tests.driver.helpers import Connection, closing, is_idle, until_running, value
 
 MEGABYTE = 1 << 20
 
@@ -30,7 +29,7 @@ async def test_rows_in_and_out(connection: Connection) -> None:
         assert cursor.rowcount == 3
         async with cursor.copy("copy items to stdout") as copy:
             copy.set_types(["int4", "text"])
-            async with aclosing(copy.rows()) as received:
+            async with closing(copy.rows()) as received:
                 assert [row async for row in received] == rows
     assert await is_idle(connection)
 

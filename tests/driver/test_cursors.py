@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import aclosing
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -14,7 +13,7 @@ import trio
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
-from tests.driver.helpers import Connection, is_idle, value
+from tests.driver.helpers import Connection, closing, is_idle, value
 from tocsin.driver import TrioConnection
 
 
@@ -101,7 +100,7 @@ async def test_stream_gives_rows_one_by_one(connection: Connection) -> None:
 async def test_stream_left_early_leaves_the_connection_usable(connection: Connection) -> None:
     async with (
         connection.cursor() as cursor,
-        aclosing(cursor.stream("select generate_series(1, 1000000)")) as rows,
+        closing(cursor.stream("select generate_series(1, 1000000)")) as rows,
     ):
         async for _ in rows:
             break

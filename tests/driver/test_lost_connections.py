@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from typing import cast
 
 import psycopg
 import pytest
@@ -32,7 +33,7 @@ async def test_closed_by_its_user_it_is_not_broken(dsn: str) -> None:
         assert not connection.closed
     assert (connection.closed, connection.broken) == (True, False)
     connection = await TrioConnection.connect(dsn)
-    await trio.aclose_forcefully(connection)
+    await trio.aclose_forcefully(cast("trio.abc.AsyncResource", connection))
     assert (connection.closed, connection.broken) == (True, False)
     async with await TrioConnection.connect(dsn) as connection:
         await connection.close()

@@ -24,6 +24,11 @@ from tocsin.driver import PoolClosed, PoolTimeout, TrioConnection, open_pool
 from tocsin.embedded import EmbeddedServer
 
 
+def divide_by_zero(notification: psycopg.Notify) -> None:
+    """Handle a notification, and fail."""
+    raise ZeroDivisionError
+
+
 @pytest.fixture
 def connect(dsn: str) -> Callable[[], Awaitable[Connection]]:
     return lambda: TrioConnection.connect(dsn, autocommit=True)
@@ -795,7 +800,7 @@ async def test_what_a_borrower_sets_comes_to_nothing(
             await connection.execute("set session characteristics as transaction read only")
             await connection.execute(f"set role {role}".encode())
             connection.adapters.register_loader("int4", FloatLoader)
-            connection.add_notify_handler(lambda notification: 1 / 0)
+            connection.add_notify_handler(divide_by_zero)
             connection.add_notice_handler(print)
             connection.row_factory = dict_row
             connection.cursor_factory = psycopg.AsyncRawCursor
@@ -915,7 +920,7 @@ async def test_a_handler_that_raises_costs_the_connection_and_no_slot(
     async with open_pool(connect, max_size=1) as pool:
         async with pool.connection(reset=False) as connection:
             await connection.execute("listen bell")
-            connection.add_notify_handler(lambda notification: 1 / 0)
+            connection.add_notify_handler(divide_by_zero)
         await observer.execute("notify bell")
         await trio.lowlevel.wait_readable(connection.fileno())
         with pytest.raises(ZeroDivisionError):

@@ -53,7 +53,11 @@ def mode(path: Path) -> int:
 def query(dsn: str, statement: str) -> object:
     with psycopg.connect(dsn, autocommit=True) as connection:
         cursor = connection.execute(statement)
-        return cursor.fetchone()[0] if cursor.description else None
+        if cursor.description is None:
+            return None
+        row = cursor.fetchone()
+        assert row is not None
+        return row[0]
 
 
 def socket_directory(dsn: str) -> Path:
@@ -95,6 +99,8 @@ async def child(directory: Path) -> AsyncIterator[tuple[trio.Process, str]]:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    assert process.stdout is not None
+    assert process.stderr is not None
     try:
         dsn = b""
         while not dsn.endswith(b"\n"):
@@ -260,6 +266,7 @@ async def test_ctrl_c_reaches_the_program_and_not_the_server(directory: Path) ->
             assert os.getpgid(postmaster(directory)) != os.getpgid(process.pid)
             os.killpg(process.pid, signal.SIGINT)
             await process.wait()
+            assert process.stderr is not None
             output = (await process.stderr.receive_some()).decode()
     assert "KeyboardInterrupt" in output
     assert "ExceptionGroup" not in output

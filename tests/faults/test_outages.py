@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import Literal
 
 import psycopg
 import pytest
@@ -42,6 +44,7 @@ async def mortal(own_server: EmbeddedServer) -> AsyncIterator[tocsin.Store]:
 
 
 async def test_restart_while_idle(mortal: tocsin.Store, own_server: EmbeddedServer) -> None:
+    modes: tuple[Literal["fast", "immediate"], ...] = ("fast", "immediate")
     handled, suspended = Handled(), list[tocsin.Suspended]()
 
     async def wait_for(payload: object) -> None:
@@ -52,7 +55,7 @@ async def test_restart_while_idle(mortal: tocsin.Store, own_server: EmbeddedServ
         nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         await mortal.produce("q", "before")
         await wait_for("before")
-        for n, mode in enumerate(("fast", "immediate")):
+        for n, mode in enumerate(modes):
             await own_server.restart(mode)
             async with open_connection(own_server.dsn) as connection:  # not from our own pool
                 await connection.execute("select tocsin.enqueue('q', to_jsonb(%s::int))", [n])
@@ -144,7 +147,7 @@ async def test_every_backend_is_killed_while_busy(store: tocsin.Store, store_dsn
     async with store.consumer("q") as a, store.consumer("q") as b, trio.open_nursery() as nursery:
         for consumer in (a, b):
             nursery.start_soon(
-                lambda c=consumer: run_until_suspended(c, handled, suspended, concurrency=10)
+                partial(run_until_suspended, consumer, handled, suspended, concurrency=10)
             )
         nursery.start_soon(produce)
         for count in range(10):

@@ -205,11 +205,11 @@ async def test_a_run_ended_at_any_step_of_a_wake_up_ends(store_dsn: str, how: st
                         if not at_step.acted:
                             await consumer.interrupt()
             assert len(suspended) == 1
-            state = (
+            states = (
                 "select state::text from tocsin.messages union all select 'archived' from"
                 " tocsin.archive"
             )
-            assert await query(store_dsn, state) in ([("ready",)], [("archived",)])
+            assert await query(store_dsn, states) in ([("ready",)], [("archived",)])
             if not at_step.acted:
                 break
     assert step > 5

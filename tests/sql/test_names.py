@@ -14,6 +14,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 import tocsin
 from tests.support import PATIENCE, connect_blocking
@@ -155,7 +156,7 @@ def test_any_text_is_a_name_a_key_or_a_payload_in_sql(
         assert registered is not None
         worker_id, registration, name, _ = registered
         assert name == worker
-        payload = psycopg.types.json.Jsonb({text: text})
+        payload = Jsonb({text: text})
         ids = [
             connection.execute(
                 "select tocsin.enqueue(%s, %s, key => %s, headers => %s)",

@@ -400,11 +400,14 @@ async def test_a_newer_schema_that_does_not_serve_this_package_refuses_it(dsn: s
         before = await query(dsn, ABOUT)
     async with tocsin.connect(dsn) as restarted:
         version, serves, _ = before[0]
-        attempts = [
-            partial(attempt, restarted)
-            for attempt in (registered, produced, produced_in_a_transaction)
+        attempts: list[Callable[[], Awaitable[object]]] = [
+            restarted.install,
+            restarted.verify,
+            partial(registered, restarted),
+            partial(produced, restarted),
+            partial(produced_in_a_transaction, restarted),
         ]
-        for attempt in (restarted.install, restarted.verify, *attempts):
+        for attempt in attempts:
             with pytest.raises(
                 tocsin.SchemaNewer, match=r"this package is older .* upgrade the package tocsin"
             ) as refused:

@@ -76,12 +76,13 @@ async def functions_by_role(dsn: str) -> dict[str, list[str] | None]:
         "select distinct proname::text from pg_proc where pronamespace = 'tocsin'::regnamespace",
     )
     entry_points = await query(dsn, "select function::text, roles from tocsin._access()")
-    return {name: None for (name,) in names} | dict(entry_points)
+    internal: dict[str, list[str] | None] = {name: None for (name,) in names}
+    return internal | dict(entry_points)
 
 
 async def signatures(dsn: str) -> list[tuple[str, str]]:
     """Name and signature of each function in the schema."""
-    return await query(  # type: ignore[return-value]
+    return await query(
         dsn,
         "select proname::text, oid::regprocedure::text from pg_proc where pronamespace ="
         " 'tocsin'::regnamespace",
@@ -235,9 +236,9 @@ async def test_a_producer_enqueues_in_every_way_to_the_queue_it_was_granted(cast
 async def test_a_queue_that_was_not_granted_is_refused_in_every_way(cast: Cast, login: str) -> None:
     async with tocsin.connect(cast.as_(getattr(cast, login))) as store:
         for attempt in (
-            lambda: store.produce("closed", 1),
-            lambda: store.produce("closed", 1, key="k"),
-            lambda: store.produce("closed", 1, priority=3),
+            partial(store.produce, "closed", 1),
+            partial(store.produce, "closed", 1, key="k"),
+            partial(store.produce, "closed", 1, priority=3),
         ):
             with pytest.raises(
                 tocsin.PermissionDenied, match='may not enqueue to queue "closed"'
@@ -679,7 +680,7 @@ async def test_an_administrator_does_everything_and_reads_every_table(cast: Cast
         assert (await store.queues.metrics("mine")).ready == 1
         assert (await store.stats()).queues == 3
         assert (await store.reclaim()).messages == 0
-        assert (await store.workers.stats("mine")).by_status["stopped"] == 3
+        assert (await store.workers.stats("mine")).by_status[tocsin.WorkerStatus.STOPPED] == 3
         assert [h.queue for h in await store.workers.health("mine")] == ["mine"]
         assert len(await store.workers.purge(0, queue="mine")) == 3
         await store.queues.create("short-lived")

@@ -93,7 +93,7 @@ def new_role(server: servers.Server) -> Iterator[Callable[..., str]]:
                     sql.SQL("create role {} {} password {}").format(
                         sql.Identifier(name),
                         sql.SQL(options),
-                        sql.Literal(servers.PASSWORD),  # type: ignore[arg-type]
+                        sql.Literal(servers.PASSWORD),
                     )
                 )
                 for role in members_of:

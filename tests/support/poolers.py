@@ -76,7 +76,7 @@ def _settings(server: servers.Server, base: Path, max_prepared_statements: int, 
         host=server.host or str(given.get("host", "/var/run/postgresql")),
         port=server.port or given.get("port", 5432),
         user=given.get("user", "postgres"),
-        **({"password": given["password"]} if "password" in given else {}),
+        **({"password": str(given["password"])} if "password" in given else {}),
     )
     lines = [
         "[databases]",

@@ -52,5 +52,5 @@ def test_what_is_public_is_shown_and_nothing_else() -> None:
 
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match="module 'tocsin' has no attribute 'conect'"):
-        tocsin.conect  # noqa: B018
+        tocsin.conect  # type: ignore[attr-defined]  # noqa: B018
     assert not hasattr(tocsin, "_nothing")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -33,7 +34,7 @@ async def archive(store: tocsin.Store, queue: str, *payloads: object) -> None:
         )
 
 
-async def places(dsn: str) -> dict[object, str]:
+async def places(dsn: str) -> dict[Any, str]:
     """The partition that each payload is in."""
     return dict(await query(dsn, "select payload, tableoid::regclass::text from tocsin.archive"))
 

@@ -615,7 +615,7 @@ async def test_a_queue_is_named_once_and_an_id_is_a_number(store: tocsin.Store) 
     with pytest.raises(TypeError, match="once"):
         await store.dead_letters.replay("q", queue="q")
     with pytest.raises(TypeError, match="id must be"):
-        await store.dead_letters.replay(1, "q")  # type: ignore[arg-type]
+        await store.dead_letters.replay(1, "q")
     with pytest.raises(ValueError, match="name a queue"):
         await store.dead_letters.purge()
 

@@ -195,14 +195,19 @@ async def test_list_by_state_goes_by_pages_in_the_order_of_ids(
 ) -> None:
     ids = await fill(store, store_dsn)
     unfinished = sorted(ids["ready"] + ids["delayed"] + ids["leased"])
-    for state, expected in {
-        "ready": ids["ready"], "delayed": ids["delayed"], "leased": ids["leased"], "dead": ids["dead"], "archived": ids["archived"],
+    listed: dict[tocsin.MessageState | None, list[int]] = {
+        "ready": ids["ready"],
+        "delayed": ids["delayed"],
+        "leased": ids["leased"],
+        "dead": ids["dead"],
+        "archived": ids["archived"],
         None: unfinished,
-    }.items():  # fmt: skip
+    }
+    for state, expected in listed.items():
         seen: list[tocsin.MessageInfo] = []
         while page := await store.messages.list(
             "q", state=state, limit=limit, after=seen[-1].id if seen else None
-        ):  # type: ignore[arg-type]
+        ):
             assert len(page) <= limit
             seen += page
         assert [m.id for m in seen] == expected

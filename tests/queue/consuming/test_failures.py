@@ -44,9 +44,9 @@ class Rude(BaseException):
 
 def nested(depth: int) -> BaseException:
     """A group in a group, and so on: deeper than Python recurses."""
-    error: BaseException = ValueError("deep")
+    error: Exception = ValueError("deep")
     for _ in range(depth):
-        error = ExceptionGroup("outer", [error])  # type: ignore[list-item]
+        error = ExceptionGroup("outer", [error])
     return error
 
 

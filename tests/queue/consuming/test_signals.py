@@ -141,7 +141,11 @@ async def test_a_command_ends_a_wait_for_messages_by_hand(
             nursery.start_soon(take)
             await until_asleep(store)
             handle = await store.workers.get(consumer.worker_id)
-            await {"interrupt": handle.interrupt, "suspend": handle.suspend}[command]()
+            commands: dict[str, Callable[[], Awaitable[object]]] = {
+                "interrupt": handle.interrupt,
+                "suspend": handle.suspend,
+            }
+            await commands[command]()
 
 
 async def test_a_loop_that_begins_anew_when_the_connection_is_lost_does_not_forget_a_signal(

@@ -73,7 +73,7 @@ def rings_first(session: Connection, enqueue: str = ENQUEUE) -> bool:
     before is on disk."""
     session.execute("select setval('tocsin.flush_marker', 1)")
     session.execute(enqueue.encode())
-    rung_first = fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes"
+    rung_first: bool = fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes"
     session.execute("select tocsin.wait_for_flush()")
     assert fetch_one(session, "select current_setting('bell.unflushed', true)") != "yes"
     return rung_first

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -84,7 +85,7 @@ class Calls:
 
     async def produce(self, store: tocsin.Store, *payloads: Any, **options: Any) -> None:
         for payload in payloads:
-            await self.call(payload, lambda payload=payload: store.produce("q", payload, **options))  # type: ignore[misc]
+            await self.call(payload, partial(store.produce, "q", payload, **options))
 
     async def wait_for(self, *names: Any) -> list[int | Exception]:
         with trio.fail_after(PATIENCE):
@@ -166,9 +167,7 @@ async def test_options_mean_the_same_alone_and_together(
             calls = Calls(nursery)
             await calls.produce(store, "gate")
             for n, (payload, chosen) in enumerate(zip(payloads, options, strict=True)):
-                await calls.call(
-                    n, lambda payload=payload, chosen=chosen: producer.enqueue(payload, **chosen)
-                )  # type: ignore[misc]
+                await calls.call(n, partial(producer.enqueue, payload, **chosen))
             gate.open()
         assert await query(store_dsn, columns) == alone
         assert len(alone) == 5

@@ -302,7 +302,7 @@ async def test_duration_must_be_one(store: tocsin.Store) -> None:
     with pytest.raises(TypeError, match="delay"):
         await store.produce("q", 1, delay=True)
     with pytest.raises(TypeError, match="priority"):
-        await store.produce("q", 1, priority=1.5)  # type: ignore[typeddict-item]
+        await store.produce("q", 1, priority=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="priority"):
         await store.produce("q", 1, priority=2**40)
     with pytest.raises(TypeError, match="max_deliveries"):

@@ -4,6 +4,7 @@ not sent."""
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
@@ -29,8 +30,9 @@ def connection(store_dsn: str) -> Any:
 def test_payload_of_any_json_value_survives_jsonb(
     connection: psycopg.Connection[Any], value: Any
 ) -> None:
-    (text,) = connection.execute("select %s::jsonb::text", [encode(value)]).fetchone() or ()
-    assert same(decode(text), value)
+    row = connection.execute("select %s::jsonb::text", [encode(value)]).fetchone()
+    assert row is not None
+    assert same(decode(row[0]), value)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ async def test_headers_may_be_as_large_as_a_payload(store: tocsin.Store, store_d
         await producer.enqueue("x" * 98, headers="h" * 98)
 
         async with store.transaction() as connection:
-            attempts = [
+            attempts: list[Callable[[], Awaitable[object]]] = [
                 lambda: producer.enqueue(1, headers=large),
                 lambda: producer.enqueue_many([1, 2], headers=large),
                 lambda: store.produce("q", 1, headers=large, key="k"),

@@ -75,7 +75,7 @@ class Through:
             trio.run(with_async, TrioConnection.connect)
 
 
-def drive(body: Awaitable[None]) -> None:
+def drive(body: Awaitable[object]) -> None:
     """Run a coroutine that never waits."""
     with pytest.raises(StopIteration):
         body.__await__().__next__()
@@ -255,13 +255,13 @@ def test_after_a_refused_batch_the_transaction_goes_on(through: Through, store_d
 
 def test_the_connections_own_factories_do_not_count(through: Through, store_dsn: str) -> None:
     async def body(connection: Blocking | Async, session: Session) -> None:
-        connection.row_factory = dict_row  # type: ignore[assignment]
+        connection.row_factory = dict_row
         raw = (
             psycopg.RawCursor
             if isinstance(connection, psycopg.Connection)
             else psycopg.AsyncRawCursor
         )
-        connection.cursor_factory = raw  # type: ignore[assignment]
+        connection.cursor_factory = raw
         first = await session.enqueue("q", 1)
         assert await session.enqueue_many("q", [2, 3]) == [first + 1, first + 2]
         await session.call("commit")
@@ -344,9 +344,9 @@ def test_the_wrong_kind_of_connection_is_named(store_dsn: str) -> None:
     asyncio.run(on_asyncio())
     with connect_blocking(store_dsn) as connection:
         for attempt in (
-            tocsin.enqueue_async(connection, "q", 1),
-            tocsin.enqueue_many_async(connection, "q", [1]),
-        ):  # type: ignore[arg-type]
+            tocsin.enqueue_async(connection, "q", 1),  # type: ignore[arg-type]
+            tocsin.enqueue_many_async(connection, "q", [1]),  # type: ignore[arg-type]
+        ):
             with pytest.raises(
                 TypeError, match=r"psycopg\.AsyncConnection, not a Connection; use tocsin\.enqueue "
             ):
@@ -470,7 +470,7 @@ async def test_a_silent_server_costs_a_blocking_connection(
         other.transaction(),
     ):
         await other.execute("select tocsin.enqueue('q', '1', key => 'k')")
-        connection = await trio.to_thread.run_sync(psycopg.connect, server.dsn())
+        connection: Blocking = await trio.to_thread.run_sync(psycopg.connect, server.dsn())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: store.produce("q", 2, key="k", connection=connection))
             await until_blocked(store_dsn)

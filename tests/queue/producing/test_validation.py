@@ -357,12 +357,11 @@ def test_a_fault_is_found_when_there_is_one_and_where_it_is(
         " forbidden_keys => %s)",
         [max_string, max_depth, required, forbidden],
     )
-    (fault,) = (
-        connection.execute(
-            "select tocsin._find_violation(%s::jsonb, q) from tocsin.queues q", [encode(payloads)]
-        ).fetchone()
-        or ()
-    )
+    row = connection.execute(
+        "select tocsin._find_violation(%s::jsonb, q) from tocsin.queues q", [encode(payloads)]
+    ).fetchone()
+    assert row is not None
+    (fault,) = row
     expected = {
         (n, *path)
         for n, payload in enumerate(payloads)

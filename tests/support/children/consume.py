@@ -19,7 +19,9 @@ def say(*words: object) -> None:
     print(*words, flush=True)  # noqa: T201 - this is how the test hears of it
 
 
-async def main(dsn: str, queue: str, name: str, mode: str) -> None:
+async def main(*arguments: str) -> None:
+    dsn, queue, name, mode = arguments
+
     async def handle(message: tocsin.Message) -> None:
         say("handling", message.id)
         try:
