@@ -1,4 +1,4 @@
-"""How long to wait before trying again to reach the database."""
+"""Pauses between two attempts to reach the database."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Calling the contract: one place that runs the schema's functions and turns what the
-database says into Tocsin's errors."""
+"""Call the functions of the schema, and turn the database's errors into Tocsin's."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ import psycopg
 import trio
 
 from tocsin._concurrency.backoff import delays
+from tocsin._concurrency.cancelling import cancel
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin.driver import Pool, PoolClosed, Rows, TrioConnection
 from tocsin.driver._grace import Grace
@@ -28,6 +28,13 @@ from tocsin.errors import (
 )
 
 from . import install
+from .attempts import (
+    ENDED_ALONE,
+    SOMETHING_MISSING,
+    Outage,
+    encode,
+    store_closed,
+)
 from .error_mapping import is_read_only, is_undone, is_useless, translate
 from .schema import Contract, Schema
 
@@ -37,25 +44,12 @@ Row: TypeAlias = tuple[Any, ...]
 T = TypeVar("T")
 
 REPEATS = 3
-"""How many more times a transaction of one statement is sent that had no effect: a
-deadlock, a conflict, a full queue of notifications."""
+"""How many more times a transaction of one statement is sent that had no effect, after a
+deadlock, a conflict or a full queue of notifications."""
 
 _BEGIN: Statement = (b"begin", ())
 _NEXT: Statement = (b"commit and chain", ())
 _COMMIT: Statement = (b"commit", ())
-
-# What ends one statement and says nothing of the next: a lock that was not free in
-# time, a cancellation or a timeout of the statement.
-_ENDED_ALONE = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
-
-# What PostgreSQL says where the schema, or a part of it, is not there.
-_SOMETHING_MISSING = (
-    psycopg.errors.UndefinedFunction,
-    psycopg.errors.UndefinedTable,
-    psycopg.errors.UndefinedColumn,
-    psycopg.errors.UndefinedObject,
-    psycopg.errors.InvalidSchemaName,
-)
 
 
 class Database:
@@ -72,13 +66,12 @@ class Database:
     ) -> None:
         self.pool = pool
         self.grace = grace
-        """How long cleaning up after a cancellation may take, which all connections to
-        the database share."""
+        """The deadline of a cleanup, which all connections to the database share."""
         self.schema = schema
         self.address = address
         self._watch = watch
         self._connect = connect
-        self._failing_since: float | None = None
+        self._outage = Outage()
         self._is_served = False
         self._render = lru_cache(maxsize=None)(self._write)
 
@@ -115,13 +108,16 @@ class Database:
                 raise
             raise translated from error
         except PoolClosed:
-            raise _closed() from None
+            raise store_closed() from None
 
     async def terminate_abandoned(self) -> None:
-        """Return when no session goes on that was given up when the server could not be
-        told so.
+        """Terminate the sessions that were abandoned while the server did not answer.
 
-        Raises Tocsin's errors. Cancelled, they have ended or not.
+        Raises:
+            ConnectionLost: The server does not answer.
+
+        Cancellation:
+            They have ended or not.
         """
         if self._watch.has_abandoned:
             async with self.connection() as connection:
@@ -132,9 +128,15 @@ class Database:
     ) -> list[Row]:
         """Run one statement, written for the schema ``tocsin``, and return its rows.
 
-        On the connection ``on``, else on one of the pool, where it is a transaction of
-        its own. Raises Tocsin's errors. Cancellation cancels the statement: it has
-        taken effect as a whole or not at all.
+        Args:
+            on: The connection to run it on; None: one of the pool, where it is a
+                transaction of its own.
+
+        Raises:
+            TocsinError: The database refuses the statement, or is not available.
+
+        Cancellation:
+            Atomic: the statement is cancelled, or has taken effect.
         """
         if on is not None:
             try:
@@ -146,7 +148,7 @@ class Database:
     async def fetch_one(
         self, statement: str, parameters: Sequence[object] = (), *, on: Connection | None = None
     ) -> Row:
-        """Like `fetch`, for a statement that gives exactly one row."""
+        """Run a statement like `fetch`, and return the one row that it gives."""
         (row,) = await self.fetch(statement, parameters, on=on)
         return row
 
@@ -157,7 +159,10 @@ class Database:
 
         The statement may run twice. Without an answer ``after`` this many seconds it
         also runs on a new connection. The first answer counts, and the connection
-        without an answer is closed. Raises Tocsin's errors.
+        without an answer is closed.
+
+        Raises:
+            TocsinError: The database refuses the statement, or is not available.
 
         Cancellation:
             The statement has taken effect or not.
@@ -179,23 +184,27 @@ class Database:
                     finally:
                         under_way.discard(connection)
             except PoolClosed:
-                failures.append(_closed())
+                failures.append(store_closed())
             except (psycopg.Error, TocsinError) as error:
                 failures.append(error)
             else:
                 answers.append(rows)
                 for other in under_way:
-                    # to call it off could take as long as its answer
+                    # A cancellation could take as long as its answer.
                     other.give_up("another connection was faster")
-                nursery.cancel_scope.cancel()
+                cancel(nursery.cancel_scope, "another connection was faster")
             first_over.set()
 
         async with open_nursery_bare() as nursery:
-            nursery.start_soon(attempt, self.pool.connection(reset=False))
+            nursery.start_soon(
+                attempt, self.pool.connection(reset=False), name="tocsin: statement, first attempt"
+            )
             with trio.move_on_after(after):
                 await first_over.wait()
             if not first_over.is_set():
-                nursery.start_soon(attempt, self._new_connection())
+                nursery.start_soon(
+                    attempt, self._new_connection(), name="tocsin: statement, second attempt"
+                )
         if answers:
             return answers[0]
         failure, *_ = failures
@@ -210,32 +219,43 @@ class Database:
             connection.finish()
 
     async def run(self, statement: str, parameters: Sequence[str | None]) -> Rows:
-        """Run a statement whose parameters are ``$1`` and so on, as text, written for
-        the schema ``tocsin``, and return its rows.
+        """Run one hot statement, written for the schema ``tocsin``, and return its rows.
 
-        It is a transaction of its own, on a connection of the pool. For statements
-        where every tenth of a millisecond counts: there is less between the caller and
-        the server. Raises Tocsin's errors. Cancelled, it has taken effect as a whole or
-        not at all.
+        Its parameters are ``$1`` and so on, as text. It is a transaction of its own, on
+        a connection of the pool, and is sent without psycopg's cursor.
+
+        Raises:
+            TocsinError: The database refuses the statement, or is not available.
+
+        Cancellation:
+            Atomic.
         """
-        return await self._repeated(
-            partial(self._run, self._render(statement), _encode(parameters))
-        )
+        return await self._repeated(partial(self._run, self._render(statement), encode(parameters)))
 
     async def run_pipelined(
         self, statements: Sequence[tuple[str, Sequence[str | None]]], answer: int, *, otherwise: str
     ) -> Rows:
-        """Run statements like `run`, each a transaction of its own, in one request;
-        return the rows of the one with this index.
+        """Run statements like `run` in one request, each in a transaction of its own,
+        and return the rows of one of them.
 
-        Where there is a pooler in between, only that one is run, written as in
-        ``otherwise``. None behind a statement that has failed is run. Raises Tocsin's
-        errors; `ConnectionLost`, whose outcome is unknown, also if one behind that one
-        has failed. Cancelled, as many of them as were committed by then have taken
-        effect.
+        A statement that fails ends the request: none behind it is run.
+
+        Args:
+            statements: The statements and their parameters.
+            answer: Index of the statement whose rows are returned.
+            otherwise: What to run instead of all of them, with the parameters of that
+                one, where a pooler stands in between.
+
+        Raises:
+            TocsinError: The database refuses a statement, or is not available. After a
+                failure behind the answer this is `ConnectionLost`, whose outcome is
+                unknown.
+
+        Cancellation:
+            The statements that were committed have taken effect.
         """
         encoded = [
-            (self._render(statement), _encode(parameters)) for statement, parameters in statements
+            (self._render(statement), encode(parameters)) for statement, parameters in statements
         ]
         return await self._repeated(
             partial(self._run_in_turn, encoded, answer, self._render(otherwise))
@@ -248,33 +268,29 @@ class Database:
         while True:
             try:
                 result = await attempt()
-                self._failing_since = None
+                self._outage.succeeded()
                 return result
             except ConnectionLost:
-                self._note_failure()
+                self._outage.failed()
                 raise
             except psycopg.Error as error:
                 wait = next(waits, None) if is_undone(error) else None
                 if wait is None:
                     translated = await self._translate(error)
                     if isinstance(translated, ConnectionLost) and not isinstance(
-                        error, _ENDED_ALONE
+                        error, ENDED_ALONE
                     ):
-                        self._note_failure()
+                        self._outage.failed()
                     raise translated from error
             except PoolClosed:
-                raise _closed() from None
+                raise store_closed() from None
             await trio.sleep(wait)
-
-    def _note_failure(self) -> None:
-        if self._failing_since is None:
-            self._failing_since = trio.current_time()
 
     @property
     def failing_for(self) -> float | None:
-        """For how many seconds no statement on a connection of the pool has succeeded
-        and some have failed; None while they succeed."""
-        return None if self._failing_since is None else trio.current_time() - self._failing_since
+        """Seconds since the first failure of a statement of the pool after which none
+        has succeeded; None while they succeed."""
+        return self._outage.duration
 
     async def _fetch(self, statement: str, parameters: Sequence[object]) -> list[Row]:
         async with self.pool.connection(reset=False) as connection:
@@ -300,7 +316,7 @@ class Database:
         together: list[Statement] = [_BEGIN]
         for statement in statements[:-1]:
             together += statement, _NEXT
-        together[-1] = _COMMIT  # the last one is a transaction anyway
+        together[-1] = _COMMIT  # the last statement is a transaction by itself
         async with self.pool.connection(reset=False) as connection:
             with self._dropped_if_useless(connection):
                 if not connection.has_own_session:
@@ -312,8 +328,8 @@ class Database:
     async def _execute(
         self, connection: Connection, statement: str, parameters: Sequence[object]
     ) -> list[Row]:
-        # In binary, since the text of times and intervals depends on the session's
-        # settings, which behind a pooler are not ours.
+        # In binary: the text of times and intervals depends on the settings of the
+        # session, and behind a pooler Tocsin does not set them.
         cursor = await connection.execute(self._render(statement), parameters, binary=True)
         return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
@@ -343,11 +359,17 @@ class Database:
         return self.schema.render(statement).encode()
 
     async def check_served(self) -> None:
-        """Raise `SchemaNewer` or `SchemaOutdated` unless the schema serves this package.
+        """Check that the schema serves this package.
 
         Only the first call asks the database. A role that may not read the contract
-        goes on, and meets a missing function if there is one. Raises Tocsin's errors.
-        Cancellation leaves nothing behind.
+        goes on, and meets a missing function if there is one.
+
+        Raises:
+            SchemaNewer: The schema serves later versions of Tocsin only.
+            SchemaOutdated: The schema is of an older version.
+
+        Cancellation:
+            Changes nothing.
         """
         if self._is_served:
             return
@@ -377,7 +399,7 @@ class Database:
         self._is_served = True
 
     async def _translate(self, error: psycopg.Error, *, own: bool = True) -> Exception:
-        if isinstance(error, _SOMETHING_MISSING):
+        if isinstance(error, SOMETHING_MISSING):
             async with self.pool.connection(reset=False) as connection:
                 try:
                     await install.check(connection, self.schema)
@@ -386,13 +408,3 @@ class Database:
                 except Exception as cause:
                     return cause
         return translate(error, self.address, own=own)
-
-
-def _encode(parameters: Sequence[str | None]) -> list[bytes | None]:
-    return [None if p is None else p.encode() for p in parameters]
-
-
-def _closed() -> TocsinError:
-    return TocsinError(
-        "this store is closed: its `async with tocsin.connect(...)` block has been left"
-    )

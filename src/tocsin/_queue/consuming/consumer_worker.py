@@ -29,7 +29,7 @@ class ConsumerRegistration(Registration):
 
     @property
     def listens_to(self) -> tuple[str, int]:
-        return self.channel, self.queue_id
+        return self.current.channel, self.queue_id
 
     async def register(self, process_id: int) -> None:
         """See `Registration.register`. Registered again, the process had been declared
@@ -40,7 +40,7 @@ class ConsumerRegistration(Registration):
         draining.add_consumer(self.state)
         if self.state.run is not None:
             await parts.keeper.refresh()
-            self.state.on_worker_status(self.status, None)
+            self.state.on_worker_status(self.current.status, None)
 
     def on_worker_status(self, status: str, grace: float | None) -> None:
         self.state.on_worker_status(status, grace)

@@ -74,7 +74,7 @@ def read_info(row: tuple[Any, ...]) -> WorkerInfo:
 
 
 class Worker:
-    """What every worker can do; the database enforces which state allows it."""
+    """The operations of every worker. The database enforces which state allows which."""
 
     def __init__(self, database: Database, worker_id: int) -> None:
         self._database = database
@@ -89,8 +89,14 @@ class Worker:
         return self._worker_id
 
     async def info(self) -> WorkerInfo:
-        """Return what the registry says of it. Raises `WorkerNotFound`. Cancellation
-        leaves nothing behind."""
+        """Return what the registry says of the worker.
+
+        Raises:
+            WorkerNotFound: The worker does not exist, or has been purged.
+
+        Cancellation:
+            Changes nothing.
+        """
         rows = await self._database.fetch(
             "select * from tocsin.list_workers(worker_id => %s)", [self.worker_id]
         )
@@ -103,34 +109,58 @@ class Worker:
         return read_info(rows[0])
 
     async def status(self) -> WorkerStatus:
-        """Return its state. Raises `WorkerNotFound`. Cancellation leaves nothing
-        behind."""
+        """Return the state of the worker.
+
+        Raises:
+            WorkerNotFound: The worker does not exist, or has been purged.
+
+        Cancellation:
+            Changes nothing.
+        """
         return (await self.info()).status
 
     async def heartbeat(self) -> None:
-        """Note a sign of life now. Tocsin's own heartbeat makes this unnecessary.
+        """Note a heartbeat of the worker. The heartbeat of its process makes this
+        unnecessary.
 
-        Raises `WorkerStopped`, `WorkerNotFound`. Cancelled, it is noted or not.
+        Raises:
+            WorkerStopped: The worker is stopped.
+            WorkerNotFound: The worker does not exist, or has been purged.
+
+        Cancellation:
+            Atomic.
         """
         await self._database.fetch("select tocsin.worker_heartbeat(%s)", [self.worker_id])
 
     async def is_healthy(self, max_age: Duration) -> bool:
-        """Return whether it is not stopped and its last sign of life is at most
+        """Return whether the worker is not stopped and its last heartbeat is at most
         ``max_age`` seconds old, by the server's clock.
 
-        Raises `WorkerNotFound`. Cancellation leaves nothing behind.
+        Raises:
+            WorkerNotFound: The worker does not exist, or has been purged.
+            ValueError: ``max_age`` is no duration.
+
+        Cancellation:
+            Changes nothing.
         """
         limit = to_seconds(max_age, "max_age", zero=True)
         info = await self.info()
         return info.status != WorkerStatus.STOPPED and info.heartbeat_age <= limit
 
     async def suspend(self, *, release: bool = False, drain: bool = False) -> None:
-        """Have it take no more work, until `resume`.
+        """Suspend the worker: it takes no more work until `resume`.
 
-        A worker that holds messages is refused with `PendingMessages`, unless it is to
-        ``release`` them (their handlers are cancelled) or to ``drain`` (their handlers
-        may finish). Also raises `StateTransitionError`, `WorkerNotFound`. Cancelled, it
-        has happened or it has not.
+        Args:
+            release: Cancel the handlers and release the messages that it holds.
+            drain: Let the handlers finish.
+
+        Raises:
+            PendingMessages: The worker holds messages, and is to do neither.
+            StateTransitionError: The state of the worker does not allow it.
+            WorkerNotFound: The worker does not exist, or has been purged.
+
+        Cancellation:
+            Atomic.
         """
         if release and drain:
             raise ValueError("release and drain exclude each other")
@@ -139,41 +169,65 @@ class Worker:
         )
 
     async def resume(self) -> None:
-        """End a suspension. Raises `StateTransitionError`, `WorkerNotFound`. Cancelled,
-        it has happened or it has not."""
+        """End a suspension.
+
+        Raises:
+            StateTransitionError: The worker is not suspended.
+            WorkerNotFound: The worker does not exist, or has been purged.
+
+        Cancellation:
+            Atomic.
+        """
         await self._database.fetch("select tocsin.resume(%s)", [self.worker_id])
 
     async def shutdown(self) -> None:
         """Stop a suspended worker for good.
 
-        Raises `PendingMessages` while it holds any, `StateTransitionError`,
-        `WorkerNotFound`. Cancelled, it has happened or it has not.
+        Raises:
+            PendingMessages: The worker holds messages.
+            StateTransitionError: The worker is not suspended.
+            WorkerNotFound: The worker does not exist, or has been purged.
+
+        Cancellation:
+            Atomic.
         """
         await self._database.fetch("select tocsin.shutdown(%s)", [self.worker_id])
 
 
 class WorkerHandle(Worker):
-    """Any worker, in whichever process it runs; that process acts at once on what is
-    asked here."""
+    """Any worker, in any process. Its process acts at once on a call of these."""
 
     async def interrupt(self, *, grace: Duration | None = None) -> None:
-        """End its run: it takes no more messages, and ends with `Suspended` when its
-        handlers have ended.
+        """End the worker's run: it takes no more messages, and ends with `Suspended`
+        when its handlers have ended.
 
-        After ``grace`` seconds, if given, handlers still running are cancelled and
-        their messages released. Raises `StateTransitionError`, `WorkerNotFound`.
-        Cancelled, it has happened or it has not.
+        Args:
+            grace: Seconds after which the handlers are cancelled and their messages
+                released; None: the run waits for its handlers.
+
+        Raises:
+            StateTransitionError: The worker is neither ready nor polling.
+            WorkerNotFound: The worker does not exist, or has been purged.
+            ValueError: ``grace`` is no duration.
+
+        Cancellation:
+            Atomic.
         """
         seconds = to_timedelta(grace, "grace", zero=True)
         await self._database.fetch("select tocsin.interrupt(%s, %s)", [self.worker_id, seconds])
 
     async def stop(self) -> int:
-        """Stop it for good, whatever its state: its handlers are cancelled, what it
-        holds is released. Return how many messages that were.
+        """Stop the worker for good, in any state, and return how many messages it
+        releases. Its handlers are cancelled.
 
-        For one that is to finish what it has begun: `suspend` with ``drain``, then
-        `shutdown`. A stopped worker stays so. Raises `WorkerNotFound`. Cancelled, it
-        has happened or it has not.
+        A worker that is to finish its messages is suspended with ``drain`` and then
+        shut down. A stopped worker stays stopped.
+
+        Raises:
+            WorkerNotFound: The worker does not exist, or has been purged.
+
+        Cancellation:
+            Atomic.
         """
         (released,) = await self._database.fetch_one("select tocsin.stop(%s)", [self.worker_id])
         return int(released)

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+import attrs
+
 from tocsin._arguments import check_queue
 from tocsin._database.client import Database
 from tocsin._database.error_mapping import TRANSIENT
@@ -21,33 +23,69 @@ from .handle import Worker
 logger = logging.getLogger("tocsin.worker")
 
 
+@attrs.frozen
+class RegisteredAs:
+    """What a registration has made of a worker."""
+
+    worker_id: int
+    """Id of the worker; 0 before the first registration."""
+    name: str | None
+    """Its name; None before the first registration if none was given."""
+    token: int = 0
+    """Token of the registration: an earlier one under the same name has another."""
+    status: str = ""
+    """The worker's state when it was registered."""
+    queue_id: int = 0
+    """Id of its queue."""
+    channel: str = ""
+    """Where the queue's bell rings."""
+
+
 class Registration:
-    """A worker's place in the registry, as its process keeps it: the process's
-    `LocalWorker`."""
+    """A worker's place in the registry: the `LocalWorker` of its process."""
 
     def __init__(self, database: Database, kind: str, queue: str, name: str | None) -> None:
         self.queue = queue
-        self.name: str | None = name
-        self.worker_id: int = 0
-        self.token: int = 0
-        """What was registered under its name before has another one."""
-        self.queue_id: int = 0
-        self.channel: str = ""
-        """Where the queue's bell rings."""
-        self.status: str = ""
-        """Its state when it was registered."""
+        self.current = RegisteredAs(0, name)
+        """What the last registration has made of the worker."""
         self._database = database
         self._kind = kind
 
     @property
+    def worker_id(self) -> int:
+        """Id of the worker; 0 before the first registration."""
+        return self.current.worker_id
+
+    @property
+    def name(self) -> str | None:
+        """Name of the worker."""
+        return self.current.name
+
+    @property
+    def token(self) -> int:
+        """Token of the current registration."""
+        return self.current.token
+
+    @property
+    def queue_id(self) -> int:
+        """Id of the worker's queue."""
+        return self.current.queue_id
+
+    @property
     def listens_to(self) -> tuple[str, int] | None:
-        """The channel it wants notifications from, and the queue that they ring for;
-        None: it wants none."""
+        """The channel whose notifications the worker needs, and the queue that they
+        ring for; None: it needs none."""
         return None
 
     async def register(self, process_id: int) -> None:
-        """Take part in the registry as a worker of this process, at first or again.
-        Cancelled, it is registered or not."""
+        """Register the worker for this process, for the first time or again.
+
+        Raises:
+            TocsinError: The registration is refused.
+
+        Cancellation:
+            Atomic.
+        """
         again = self.worker_id != 0
         row = await self._database.fetch_one(
             "select w.id, w.name, w.registration, w.status, q.id, q.channel from"
@@ -64,11 +102,11 @@ class Registration:
                 again,
             ],
         )
-        self.worker_id, self.name, self.token, self.status, self.queue_id, self.channel = row
+        self.current = RegisteredAs(*row)
 
     def on_worker_status(self, status: str, grace: float | None) -> None:
-        """Take note of the state that the registry says this worker is in; ``gone``: in
-        none, it is not this registration's any more."""
+        """Take note of the worker's state in the registry; ``gone``: the registration
+        has ended."""
 
     def on_leases_revoked(self) -> None:
         """Take note that messages may have been taken from this worker."""
@@ -98,7 +136,7 @@ class Registered(Worker):
 
     @property
     def name(self) -> str:
-        """Its name; made up of host, process and chance when none was given."""
+        """Its name; generated from host, process and a random part when none was given."""
         return self._registration.name or ""
 
     @property
@@ -106,39 +144,51 @@ class Registered(Worker):
         """Id of its queue."""
         return self._registration.queue_id
 
+    async def _join(self) -> None:
+        """Register the worker with its process."""
+        await self._process.register(self._registration)
+
+    async def _leave(self) -> None:
+        """End the registration within the grace of a cleanup."""
+        worker_id, token = self._registration.worker_id, self._registration.token
+        if not worker_id:
+            # The registration may have happened although it was cancelled; the
+            # heartbeat finds it and ends it.
+            self._process.request_heartbeat()
+            return
+        problem: object = "no answer"
+        with self._database.grace.scope():
+            try:
+                await self._database.fetch(
+                    "select tocsin.unregister_worker(%s, %s)", [worker_id, token]
+                )
+                problem = None
+            except (TocsinError, *TRANSIENT) as error:
+                problem = error
+        if problem is not None:
+            logger.warning(
+                "worker %r is not unregistered and will be found dead: %s", self.name, problem
+            )
+        self._process.unregister(worker_id)
+        self._registration.end()
+
 
 R = TypeVar("R", bound=Registered)
 
 
 @asynccontextmanager
 async def registered(worker: R) -> AsyncIterator[R]:
-    """Register the worker for as long as the block lasts; at its end, by whatever way,
-    what it holds is released."""
-    process, registration = worker._process, worker._registration
+    """Register the worker for as long as the block lasts.
+
+    Raises:
+        TocsinError: The registration is refused.
+
+    Cancellation:
+        The registration ends, and the worker's messages are released, however the
+        block ends.
+    """
     try:
-        await process.register(registration)
+        await worker._join()
         yield worker
     finally:
-        if not registration.worker_id:
-            # the registration may have happened all the same; the heartbeat finds and
-            # ends it
-            process.request_heartbeat()
-        else:
-            with worker._database.grace.scope() as patience:
-                try:
-                    await worker._database.fetch(
-                        "select tocsin.unregister_worker(%s, %s)",
-                        [registration.worker_id, registration.token],
-                    )
-                except (TocsinError, *TRANSIENT) as error:
-                    logger.warning(
-                        "worker %r is not unregistered, it will be found dead: %s",
-                        worker.name,
-                        error,
-                    )
-            if patience.cancelled_caught:
-                logger.warning(
-                    "worker %r is not unregistered, it will be found dead: no answer", worker.name
-                )
-            process.unregister(registration.worker_id)
-            registration.end()
+        await worker._leave()

@@ -19,15 +19,27 @@ class Workers:
         self._database = database
 
     async def get(self, worker_id: int) -> WorkerHandle:
-        """Return a handle to a worker. Raises `WorkerNotFound`. Cancellation leaves
-        nothing behind."""
+        """Return a handle to a worker.
+
+        Raises:
+            WorkerNotFound: The worker does not exist, or has been purged.
+
+        Cancellation:
+            Changes nothing.
+        """
         handle = WorkerHandle(self._database, check_id(worker_id, "worker_id"))
         await handle.info()
         return handle
 
     async def stats(self, queue: str | None = None) -> WorkerStats:
-        """Return the registry (of one queue) in figures. Raises `QueueNotFound`.
-        Cancellation leaves nothing behind."""
+        """Return the registry, or one queue's part of it, in figures.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+
+        Cancellation:
+            Changes nothing.
+        """
         total, by_status, by_kind, held, age = await self._database.fetch_one(
             "select * from tocsin.worker_stats(%s)", [_check_queue(queue)]
         )
@@ -50,7 +62,13 @@ class Workers:
         for more than ``max_running`` seconds, so that its handler may hang; by default
         ten times the queue's visibility timeout, but at least five minutes and at most
         an hour.
-        Raises `QueueNotFound`, `ValueError`. Cancellation leaves nothing behind.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+            ValueError: An argument is no duration.
+
+        Cancellation:
+            Changes nothing.
         """
         limit = to_timedelta(max_age, "max_age", zero=True)
         longest = to_timedelta(max_running, "max_running")
@@ -63,7 +81,13 @@ class Workers:
         """Release what a worker holds, uncounted, and return how many messages.
 
         Their handlers are cancelled. A worker that is ready or polling may claim them
-        again. Raises `WorkerNotFound`. Cancelled, all are released or none.
+        again.
+
+        Raises:
+            WorkerNotFound: The worker does not exist, or has been purged.
+
+        Cancellation:
+            Atomic.
         """
         (released,) = await self._database.fetch_one(
             "select tocsin.release_messages(%s)", [check_id(worker_id, "worker_id")]
@@ -71,11 +95,15 @@ class Workers:
         return int(released)
 
     async def delete(self, worker_id: int) -> None:
-        """Forget a stopped worker. What it enqueued and handled stays as it is, with
-        its id.
+        """Delete a stopped worker. The messages that it enqueued and handled keep its
+        id.
 
-        Raises `StateTransitionError` for one that is not stopped, `WorkerNotFound`.
-        Cancelled, it has happened or it has not.
+        Raises:
+            StateTransitionError: The worker is not stopped.
+            WorkerNotFound: The worker does not exist, or has been purged.
+
+        Cancellation:
+            Atomic.
         """
         await self._database.fetch(
             "select tocsin.delete_worker(%s)", [check_id(worker_id, "worker_id")]
@@ -84,12 +112,22 @@ class Workers:
     async def purge(
         self, older_than: Duration, *, queue: str | None = None, dry_run: bool = False
     ) -> list[WorkerInfo]:
-        """Forget the workers (of one queue) that have been stopped for at least this
+        """Delete the workers (of one queue) that have been stopped for at least this
         many seconds, and return them.
 
-        What they enqueued and handled stays as it is, with their ids. A dry run only
-        returns them. Raises `QueueNotFound`, `ValueError`. Cancelled, all are forgotten
-        or none.
+        The messages that they enqueued and handled keep their ids.
+
+        Args:
+            older_than: Seconds since they were stopped.
+            queue: The queue whose workers are meant; None: all queues.
+            dry_run: Only return them.
+
+        Raises:
+            QueueNotFound: The queue does not exist.
+            ValueError: ``older_than`` is no duration.
+
+        Cancellation:
+            Atomic.
         """
         age = to_timedelta(older_than, "older_than", zero=True)
         rows = await self._database.fetch(
@@ -101,7 +139,12 @@ class Workers:
         """Return the workers (of one queue), by id; none for a queue that does not
         exist.
 
-        Raises `SchemaMissing`, `ConnectionLost`. Cancellation leaves nothing behind.
+        Raises:
+            SchemaMissing: Tocsin is not installed in this database.
+            ConnectionLost: The database is not available.
+
+        Cancellation:
+            Changes nothing.
         """
         try:
             rows = await self._database.fetch(

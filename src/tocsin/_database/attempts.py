@@ -1,0 +1,56 @@
+"""Attempts at a statement: its parameters, what ends it, and since when all have failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psycopg
+import trio
+
+from tocsin.errors import TocsinError
+
+ENDED_ALONE = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+"""What ends one statement and says nothing of the next: a lock that was not free in time,
+a cancellation or a timeout of the statement."""
+
+SOMETHING_MISSING = (
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.InvalidSchemaName,
+)
+"""What PostgreSQL raises where the schema, or a part of it, is missing."""
+
+
+class Outage:
+    """Since when every attempt has failed."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def failed(self) -> None:
+        """Note an attempt that failed."""
+        if self._since is None:
+            self._since = trio.current_time()
+
+    def succeeded(self) -> None:
+        """Note an attempt that succeeded."""
+        self._since = None
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds since the first failure; None while attempts succeed."""
+        return None if self._since is None else trio.current_time() - self._since
+
+
+def encode(parameters: Sequence[str | None]) -> list[bytes | None]:
+    """Return the parameters of a statement as the server reads them."""
+    return [None if p is None else p.encode() for p in parameters]
+
+
+def store_closed() -> TocsinError:
+    """Return the error of a store whose block has been left."""
+    return TocsinError(
+        "this store is closed: its `async with tocsin.connect(...)` block has been left"
+    )
