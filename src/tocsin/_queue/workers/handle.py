@@ -202,8 +202,8 @@ class WorkerHandle(Worker):
         when its handlers have ended.
 
         Args:
-            grace: Seconds after which the handlers are cancelled and their messages
-                released; None: the run waits for its handlers.
+            grace: How many seconds the handlers have; then they are cancelled and
+                their messages released. None: the run waits for its handlers.
 
         Raises:
             StateTransitionError: The worker is neither ready nor polling.
