@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 import psycopg
 import trio
 
+from tocsin.driver import TrioConnection
 from tocsin.errors import TocsinError
 
 ENDED_ALONE = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
@@ -54,3 +57,19 @@ def store_closed() -> TocsinError:
     return TocsinError(
         "this store is closed: its `async with tocsin.connect(...)` block has been left"
     )
+
+
+@asynccontextmanager
+async def opened(
+    connect: Callable[[], Awaitable[TrioConnection[Any]]],
+) -> AsyncIterator[TrioConnection[Any]]:
+    """Open a connection for the block.
+
+    Cancellation:
+        Closes the connection.
+    """
+    connection = await connect()
+    try:
+        yield connection
+    finally:
+        connection.finish()

@@ -33,6 +33,7 @@ from .attempts import (
     SOMETHING_MISSING,
     Outage,
     encode,
+    opened,
     store_closed,
 )
 from .error_mapping import is_read_only, is_undone, is_useless, translate
@@ -73,7 +74,7 @@ class Database:
         self._connect = connect
         self._outage = Outage()
         self._is_served = False
-        self._render = lru_cache(maxsize=None)(self._write)
+        self._render = lru_cache(maxsize=None)(lambda text: schema.render(text).encode())
 
     @asynccontextmanager
     async def connection(self, *, lent: bool = False) -> AsyncIterator[Connection]:
@@ -203,20 +204,12 @@ class Database:
                 await first_over.wait()
             if not first_over.is_set():
                 nursery.start_soon(
-                    attempt, self._new_connection(), name="tocsin: statement, second attempt"
+                    attempt, opened(self._connect), name="tocsin: statement, second attempt"
                 )
         if answers:
             return answers[0]
         failure, *_ = failures
         raise await self._translate(failure) if isinstance(failure, psycopg.Error) else failure
-
-    @asynccontextmanager
-    async def _new_connection(self) -> AsyncIterator[Connection]:
-        connection = await self._connect()
-        try:
-            yield connection
-        finally:
-            connection.finish()
 
     async def run(self, statement: str, parameters: Sequence[str | None]) -> Rows:
         """Run one hot statement, written for the schema ``tocsin``, and return its rows.
@@ -354,9 +347,6 @@ class Database:
             connection.finish()
             if read_only:
                 self.pool.drop_idle()
-
-    def _write(self, statement: str) -> bytes:
-        return self.schema.render(statement).encode()
 
     async def check_served(self) -> None:
         """Check that the schema serves this package.
