@@ -23,7 +23,7 @@ from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database.client import Connection, Database
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin.errors._workers import ProcessDeclaredDead
-from tocsin.telemetry.events import ConnectionDown, DeclaredDead, Events
+from tocsin.telemetry.events import ConnectionDown, DeclaredDead
 from tocsin.telemetry.instruments import Telemetry
 
 from .bell import Bell
