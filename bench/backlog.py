@@ -36,9 +36,11 @@ from tocsin.queues q, clock_timestamp() t, generate_series(1, %s::integer) n,
 where q.name = %s
 """
 _ARCHIVED = """
-insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until, payload)
+insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at,
+    archived_at, keep_until, payload)
 select -n, q.id, 0, 1, a.span, t, t, t, t + a.retention, jsonb_build_object('n', n)
-from tocsin.queues q join tocsin.archive_policies a on a.queue_id = q.id, clock_timestamp() t, generate_series(1, %s::integer) n
+from tocsin.queues q join tocsin.archive_policies a on a.queue_id = q.id, clock_timestamp() t,
+    generate_series(1, %s::integer) n
 where q.name = %s
 """
 

@@ -107,7 +107,8 @@ async def playing_together(
     children: list[Child] = []
     try:
         for words in each:
-            children.append(await _start(role, dsn, words))  # noqa: PERF401 - those that have started are to be killed
+            # one by one: those that have started are to be killed
+            children.append(await _start(role, dsn, words))  # noqa: PERF401
         for child in children:
             await child.hear("ready")
         yield children

@@ -120,13 +120,16 @@ def hear_and_claim(dsn: str) -> None:
 
 QUEUE_TABLES = b"""
 create table queue (
-    id bigint generated always as identity primary key, priority integer not null default 0, due timestamptz not null default now(),
-    leased_until timestamptz, read_ct integer not null default 0, enqueued_at timestamptz not null default now(), payload jsonb not null
+    id bigint generated always as identity primary key, priority integer not null default 0,
+    due timestamptz not null default now(),
+    leased_until timestamptz, read_ct integer not null default 0,
+    enqueued_at timestamptz not null default now(), payload jsonb not null
 );
 create index queue_ready on queue (priority, due, id) where leased_until is null;
 create index queue_leased on queue (leased_until) where leased_until is not null;
 create table done (
-    id bigint primary key, priority integer not null, read_ct integer not null, enqueued_at timestamptz not null,
+    id bigint primary key, priority integer not null, read_ct integer not null,
+    enqueued_at timestamptz not null,
     archived_at timestamptz not null, payload jsonb not null
 )
 """
@@ -139,12 +142,14 @@ _FILL = (
 _CLAIM = """
 update queue set leased_until = now() + interval '30 s', read_ct = read_ct + 1
 where id = any (array(
-    select id from queue where leased_until is null and due <= now() order by priority, due, id limit 100 for update skip locked
+    select id from queue where leased_until is null and due <= now()
+    order by priority, due, id limit 100 for update skip locked
 ))
 returning id, payload
 """
 _ARCHIVE = """
-with finished as (delete from queue where id = any (%s) returning id, priority, read_ct, enqueued_at, payload)
+with finished as (delete from queue where id = any (%s)
+    returning id, priority, read_ct, enqueued_at, payload)
 insert into done select id, priority, read_ct, enqueued_at, now(), payload from finished
 """
 

@@ -34,7 +34,8 @@ TARGET_LISTENERS = 1.1
 CALM = 0.05
 """Seconds without a statement after which nothing more is expected."""
 _CLAIMS = b"""
-select coalesce(sum(calls) filter (where query ~ 'claim'), 0)::bigint, coalesce(sum(calls) filter (where query !~ 'heartbeat'), 0)::bigint
+select coalesce(sum(calls) filter (where query ~ 'claim'), 0)::bigint,
+    coalesce(sum(calls) filter (where query !~ 'heartbeat'), 0)::bigint
 from pg_stat_statements where dbid = %s and toplevel
 """
 

@@ -51,7 +51,8 @@ RESTART_EVERY = 20.0
 
 TABLES = """
 create schema soak;
-create table soak.effects (n bigserial primary key, message_id bigint not null, lease bigint not null, pid integer not null);
+create table soak.effects (n bigserial primary key, message_id bigint not null,
+    lease bigint not null, pid integer not null);
 """
 
 ENDS = (
@@ -371,7 +372,8 @@ class Soak:
 
     async def _judge(self) -> Report:
         with trio.move_on_after(5):
-            while await self._count(AT_REST["sessions left"]):  # noqa: ASYNC110 - the other side is the server, which sends no event
+            # the other side is the server, which sends no event
+            while await self._count(AT_REST["sessions left"]):  # noqa: ASYNC110
                 await trio.sleep(0.1)
         for what, statement in AT_REST.items():
             if number := await self._count(statement):

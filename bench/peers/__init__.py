@@ -46,4 +46,6 @@ def url(dsn: str) -> str:
     given = {name: quote(str(value), safe="") for name, value in conninfo_to_dict(dsn).items()}
     login = ":".join(given[name] for name in ("user", "password") if name in given)
     port = f":{given['port']}" if "port" in given else ""
-    return f"postgresql://{login + '@' if login else ''}{given.get('host', 'localhost')}{port}/{given.get('dbname', '')}"
+    user = f"{login}@" if login else ""
+    host, database = given.get("host", "localhost"), given.get("dbname", "")
+    return f"postgresql://{user}{host}{port}/{database}"

@@ -193,7 +193,8 @@ def test_maintain(cli: Call, store_dsn: str) -> None:
     assert ["elected", "yes"] in cli("admin", "maintain").rows
     with connect_blocking(store_dsn) as connection:
         connection.execute(
-            "insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason) "
+            "insert into tocsin.dead_letters"
+            " (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason) "
             "select 1, q.id, 0, 1, '2000-01-01', '2000-01-01', '1', 'x' from tocsin.queues q"
         )
     cli("queue", "update", "q", "--dead-letter-retention", "1d")

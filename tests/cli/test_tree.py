@@ -122,18 +122,23 @@ INVOCATIONS = """
 2  admin sql --from 99
 0  queue --dsn DSN --schema tocsin --format json list
 0  worker --dsn DSN --schema tocsin --format json list
-0  queue create q EVERYWHERE --vt 1m --max-deliveries 3 --retry-base 1s --retry-factor 2 --retry-max 1h --retry-jitter 0.1 \
-   --max-payload 1000 --max-string 100 --max-depth 5 --required-keys '' --forbidden-keys x,y --retention 7d \
+0  queue create q EVERYWHERE --vt 1m --max-deliveries 3 --retry-base 1s --retry-factor 2 \
+   --retry-max 1h --retry-jitter 0.1 \
+   --max-payload 1000 --max-string 100 --max-depth 5 --required-keys '' --forbidden-keys x,y \
+   --retention 7d \
    --dead-letter-retention forever --notify on_demand --if-missing
-0  queue update q EVERYWHERE --vt 2m --max-deliveries 4 --retry-base 2s --retry-factor 3 --retry-max 2h --retry-jitter 0.2 \
-   --max-payload 2000 --max-string 200 --max-depth 6 --required-keys '' --forbidden-keys '["x"]' --retention forever \
+0  queue update q EVERYWHERE --vt 2m --max-deliveries 4 --retry-base 2s --retry-factor 3 \
+   --retry-max 2h --retry-jitter 0.2 \
+   --max-payload 2000 --max-string 200 --max-depth 6 --required-keys '' \
+   --forbidden-keys '["x"]' --retention forever \
    --dead-letter-retention 1w --notify always
 0  admin install --roles --producer-role PRODUCER --consumer-role CONSUMER --admin-role ADMIN
 0  queue grant q PRODUCER EVERYWHERE
 0  queue revoke q PRODUCER EVERYWHERE
 0  queue list EVERYWHERE
 0  queue get q EVERYWHERE
-0  enqueue q '{"n": 1}' EVERYWHERE --delay 1ms --priority 1 --key k --headers '{"h": 1}' --expires-in 1d --max-deliveries 2
+0  enqueue q '{"n": 1}' EVERYWHERE --delay 1ms --priority 1 --key k --headers '{"h": 1}' \
+   --expires-in 1d --max-deliveries 2
 0  enqueue q '{"n": 2}' --at 2030-01-01T00:00:00Z
 0  queue messages q EVERYWHERE --state delayed --limit 5 --after 1
 0  queue messages q --worker 1
@@ -154,14 +159,17 @@ INVOCATIONS = """
 0  message cancel --queue q --key k
 1  message cancel --queue q --key k
 2  message cancel 2 --key k
-0  queue dead-letters q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d --limit 5 --after 1
-0  queue replay q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d --limit 5 --delay 1m
+0  queue dead-letters q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d \
+   --limit 5 --after 1
+0  queue replay q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d --limit 5 \
+   --delay 1m
 0  queue replay q --yes
 1  queue replay q 1
 0  queue archive-dlq q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d --limit 5
 0  queue archive-dlq q --yes
 1  queue archive-dlq q 1
-0  queue purge-dlq q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d --limit 5 --dry-run
+0  queue purge-dlq q EVERYWHERE --reason 'handler_failed' --error x --older-than 1d --limit 5 \
+   --dry-run
 0  queue purge-dlq q --yes
 1  queue purge-dlq q 1 --yes
 0  worker list EVERYWHERE --queue q

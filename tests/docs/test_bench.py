@@ -289,9 +289,23 @@ def test_the_record_is_complete_and_on_the_page() -> None:
     check_shape(records)
     assert {r["settings"]["size"] for r in records} == {"full"}
     assert {r["scenario"].partition(".")[0] for r in records} >= {
-        "drain", "enqueue", "enqueue_batch", "enqueue_concurrent", "peers", "grid", "wakeup", "steady", "memory", "flat", "herd", "idle",
-        "kill", "commands", "delayed", "metrics",
-    }  # fmt: skip
+        "drain",
+        "enqueue",
+        "enqueue_batch",
+        "enqueue_concurrent",
+        "peers",
+        "grid",
+        "wakeup",
+        "steady",
+        "memory",
+        "flat",
+        "herd",
+        "idle",
+        "kill",
+        "commands",
+        "delayed",
+        "metrics",
+    }
     page = (ROOT / "docs" / "performance.md").read_text()
     assert [r["scenario"] for r in records if f"`{r['scenario']}`" not in page] == []
 

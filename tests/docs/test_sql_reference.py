@@ -1,4 +1,5 @@
-"""docs/reference/sql.md has each entry point with its arguments and its result, as the catalog has them."""
+"""docs/reference/sql.md shows the arguments and the result of each entry point, as in
+the catalog."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ select p.proname::text, array_to_string(p.proargnames, ' '), case
     when a.named and p.proretset then 'table'
     when a.named then 'row'
     else concat(case when p.proretset then 'setof ' end, '`',
-                case when t.typtype = 'c' then t.typname::text else format_type(t.oid, null) end, '`')
+                case when t.typtype = 'c' then t.typname::text
+                     else format_type(t.oid, null) end, '`')
     end
 from pg_proc p
 join tocsin._access() x on x.function = p.proname and x.roles is not null
@@ -23,14 +25,18 @@ cross join lateral (select coalesce(p.proargmodes::text[] && '{o,t}', false)) a 
 where p.pronamespace = 'tocsin'::regnamespace
 """
 COLUMNS = """
-select p.proname::text, string_agg(format('`%s %s`', c.name, format_type(c.type, null)), ', ' order by c.n)
+select p.proname::text,
+       string_agg(format('`%s %s`', c.name, format_type(c.type, null)), ', ' order by c.n)
 from pg_proc p
 join tocsin._access() x on x.function = p.proname and x.roles is not null
-cross join lateral unnest(p.proargnames, p.proallargtypes, p.proargmodes) with ordinality c (name, type, mode, n)
+cross join lateral unnest(p.proargnames, p.proallargtypes, p.proargmodes)
+    with ordinality c (name, type, mode, n)
 where p.pronamespace = 'tocsin'::regnamespace and c.mode in ('o', 't')
 group by p.oid
 union all
-select t.typname::text, string_agg(format('`%s %s`', c.attname, format_type(c.atttypid, null)), ', ' order by c.attnum)
+select t.typname::text,
+       string_agg(format('`%s %s`', c.attname, format_type(c.atttypid, null)),
+                  ', ' order by c.attnum)
 from pg_type t
 join pg_attribute c on c.attrelid = t.typrelid and c.attnum > 0 and not c.attisdropped
 where t.oid in (

@@ -1012,7 +1012,10 @@ async def main() -> None:
     async with open_pool(lambda: TrioConnection.connect()) as pool, pool.connection() as connection:
         assert_type(pool, Pool[TupleRow])
         assert_type(connection, TrioConnection[TupleRow])
-    async with open_pool(lambda: TrioConnection.connect(row_factory=dict_row)) as dicts, dicts.connection() as other:
+    async with (
+        open_pool(lambda: TrioConnection.connect(row_factory=dict_row)) as dicts,
+        dicts.connection() as other,
+    ):
         assert_type(dicts, Pool[dict[str, Any]])
         assert_type(await (await other.execute("select 1")).fetchone(), dict[str, Any] | None)
 """

@@ -30,7 +30,8 @@ async def main():
         print(server.dsn, flush=True)
         await trio.sleep_forever()
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
+# a shell's background jobs inherit it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 trio.run(main)
 """
 

@@ -89,7 +89,8 @@ async def test_claiming_and_settling(store: tocsin.Store, store_dsn: str) -> Non
             messages = await consumer.dequeue(20)
 
             async def settle_some(settle: Callable[..., Awaitable[list[bool]]] = settle) -> None:
-                await settle([messages.pop(), messages.pop()])  # noqa: B023 - called within this turn of the loop
+                # called within this turn of the loop
+                await settle([messages.pop(), messages.pop()])  # noqa: B023
 
             await cancel_sweep(settle_some)
             with trio.CancelScope(shield=True):
@@ -297,22 +298,56 @@ async def test_every_public_coroutine_is_a_checkpoint(store: tocsin.Store) -> No
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         handle = await store.workers.get(consumer.worker_id)
         calls: list[Callable[[], Awaitable[object]]] = [
-            store.install, store.verify, lambda: store.produce("q", 1), store.queues.list, store.queues.count,
-            lambda: store.queues.get("q"), lambda: store.queues.exists("q"), lambda: store.queues.ensure("q"),
-            lambda: store.queues.create("new"), lambda: store.queues.pause("q"), lambda: store.queues.resume("q"), store.workers.list,
-            lambda: store.queues.purge("q", ready=True), lambda: store.queues.delete("q", force=True), store.queues.metrics, store.stats,
-            lambda: store.workers.get(consumer.worker_id), store.workers.stats, store.workers.health, lambda: store.workers.purge(0),
-            lambda: store.workers.delete(0), lambda: store.workers.release_messages(consumer.worker_id),
-            lambda: producer.enqueue(1), lambda: producer.enqueue_many([]),
-            lambda: consumer.dequeue(), lambda: consumer.archive_many([]), lambda: consumer.delete_many([]),
-            lambda: consumer.release_many([]), lambda: consumer.extend_many([], 1), consumer.status, consumer.info, consumer.heartbeat,
+            store.install,
+            store.verify,
+            lambda: store.produce("q", 1),
+            store.queues.list,
+            store.queues.count,
+            lambda: store.queues.get("q"),
+            lambda: store.queues.exists("q"),
+            lambda: store.queues.ensure("q"),
+            lambda: store.queues.create("new"),
+            lambda: store.queues.pause("q"),
+            lambda: store.queues.resume("q"),
+            store.workers.list,
+            lambda: store.queues.purge("q", ready=True),
+            lambda: store.queues.delete("q", force=True),
+            store.queues.metrics,
+            store.stats,
+            lambda: store.workers.get(consumer.worker_id),
+            store.workers.stats,
+            store.workers.health,
+            lambda: store.workers.purge(0),
+            lambda: store.workers.delete(0),
+            lambda: store.workers.release_messages(consumer.worker_id),
+            lambda: producer.enqueue(1),
+            lambda: producer.enqueue_many([]),
+            lambda: consumer.dequeue(),
+            lambda: consumer.archive_many([]),
+            lambda: consumer.delete_many([]),
+            lambda: consumer.release_many([]),
+            lambda: consumer.extend_many([], 1),
+            consumer.status,
+            consumer.info,
+            consumer.heartbeat,
             lambda: consumer.is_healthy(1),
-            consumer.suspend, consumer.resume, consumer.shutdown, consumer.interrupt, handle.interrupt, handle.stop, consumer.stop,
-            lambda: consumer.handle(print), lambda: consumer.handle_batches(print, size=1),
-            lambda: store.messages.get(1), lambda: store.messages.list("q"), lambda: store.dead_letters.get(1),
-            lambda: store.dead_letters.list("q"), lambda: store.dead_letters.replay(1), lambda: store.dead_letters.archive(1),
+            consumer.suspend,
+            consumer.resume,
+            consumer.shutdown,
+            consumer.interrupt,
+            handle.interrupt,
+            handle.stop,
+            consumer.stop,
+            lambda: consumer.handle(print),
+            lambda: consumer.handle_batches(print, size=1),
+            lambda: store.messages.get(1),
+            lambda: store.messages.list("q"),
+            lambda: store.dead_letters.get(1),
+            lambda: store.dead_letters.list("q"),
+            lambda: store.dead_letters.replay(1),
+            lambda: store.dead_letters.archive(1),
             lambda: store.dead_letters.purge(1),
-        ]  # fmt: skip
+        ]
         for call in calls:
             with trio.CancelScope() as scope:
                 scope.cancel()

@@ -200,7 +200,8 @@ def settle_everything_fails(code: str) -> str:
             end if;
             return null;
         end $$;
-        create trigger fail before insert or delete on tocsin.messages for each statement execute function fail();
+        create trigger fail before insert or delete on tocsin.messages for each statement
+            execute function fail();
     """
 
 
@@ -248,7 +249,8 @@ async def test_a_statement_is_sent_again_only_if_it_had_no_effect(
         create sequence attempts;
         create function count_attempt() returns trigger language plpgsql security definer
             as $$ begin perform nextval('public.attempts'); return null; end $$;
-        create trigger count before insert on tocsin.messages for each statement execute function count_attempt();
+        create trigger count before insert on tocsin.messages for each statement
+            execute function count_attempt();
         """,
     )
     with pytest.raises(tocsin.ConnectionLost, match="an outage"):

@@ -45,13 +45,15 @@ begin
     return pg_catalog.pg_try_advisory_lock(key);
 end
 $$;
-create function gated.pg_try_advisory_xact_lock_shared(key bigint) returns boolean language plpgsql as $$
+create function gated.pg_try_advisory_xact_lock_shared(key bigint)
+    returns boolean language plpgsql as $$
 begin
     perform gated.stop();
     return pg_catalog.pg_try_advisory_xact_lock_shared(key);
 end
 $$;
-alter function tocsin.enqueue security invoker reset search_path;  -- so that it goes through these gates, too
+-- so that it goes through these gates, too
+alter function tocsin.enqueue security invoker reset search_path;
 """
 
 NO_UNRUNG = """

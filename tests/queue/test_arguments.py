@@ -1,4 +1,5 @@
-"""Every argument of every public call: what is no value of its type is refused, and changes nothing."""
+"""Every public call refuses an argument that is no value of its type, and changes
+nothing."""
 
 from __future__ import annotations
 
@@ -86,9 +87,22 @@ NO_LIST: list[Any] = [5, ["a\0b"], ["\ud800"], [5], [object()], [2**70]]
 
 
 USUAL: dict[str, Any] = {
-    "name": "q", "queue": "q", "role": "pg_monitor", "payload": 1, "payloads": [1], "worker_id": 1, "message_id": 1, "message": 1,
-    "messages": [1], "older_than": 1, "max_age": 1, "seconds": 1, "size": 1, "handler": print, "once": True,
-}  # fmt: skip
+    "name": "q",
+    "queue": "q",
+    "role": "pg_monitor",
+    "payload": 1,
+    "payloads": [1],
+    "worker_id": 1,
+    "message_id": 1,
+    "message": 1,
+    "messages": [1],
+    "older_than": 1,
+    "max_age": 1,
+    "seconds": 1,
+    "size": 1,
+    "handler": print,
+    "once": True,
+}
 """What is given for the arguments that a call must have, or would not end without."""
 
 
@@ -101,8 +115,13 @@ def hostile_values(hint: Any) -> list[Any]:
     if get_origin(hint) in (Iterable, Collection):
         return NO_LIST
     known: dict[Any, list[Any]] = {
-        str: NO_TEXT, int: NO_NUMBER, float: NO_DURATION, timedelta: NO_DURATION, datetime: NO_TIME, object: NO_JSON
-    }  # fmt: skip
+        str: NO_TEXT,
+        int: NO_NUMBER,
+        float: NO_DURATION,
+        timedelta: NO_DURATION,
+        datetime: NO_TIME,
+        object: NO_JSON,
+    }
     return known.get(hint, [])
 
 

@@ -33,8 +33,8 @@ CALLS = {
     "maintain": "()",
     "reclaim": "()",
     "enqueue": (
-        """('q', '{"n": 1}', delay => '0 s', headers => '{"h": 1}', key => 'k', expires_in => '1 h', max_deliveries => 2,
-                   ring_early => true)"""
+        """('q', '{"n": 1}', delay => '0 s', headers => '{"h": 1}', key => 'k', expires_in => '1 h',
+                   max_deliveries => 2, ring_early => true)"""
     ),
     "wait_for_flush": "()",
     "enqueue_many": "('q', '[2, 3, 4]')",
@@ -186,7 +186,7 @@ def play(connection: psycopg.Connection[Any]) -> list[tuple[str, object]]:
             outcomes.append((name, f"{error.sqlstate} {error.diag.message_primary}"))
         else:
             if name == "claim":
-                held = [(row[0], row[1]) for row in rows]
+                held = [(row[1], row[2]) for row in rows]
             outcomes.append((name, [tuple(type(value).__name__ for value in row) for row in rows]))
     return outcomes
 

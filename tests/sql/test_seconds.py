@@ -43,7 +43,10 @@ async def off(connection: TrioConnection[Any], times: str, start: str = "tocsin.
     """By how many seconds the time that a statement gives differs from sixty days after
     ``start``."""
     cursor = await connection.execute(
-        f"select extract(epoch from x.at - {start})::float8 - {DAYS * 86400} from ({times}) x (at)".encode()
+        (
+            f"select extract(epoch from x.at - {start})::float8 - {DAYS * 86400}"
+            f" from ({times}) x (at)"
+        ).encode()
     )
     ((seconds,),) = await cursor.fetchall()
     return abs(float(seconds))
@@ -102,7 +105,10 @@ async def test_a_lease_lasts_so_many_seconds(berlin: TrioConnection[Any], length
 @pytest.mark.parametrize("length", LENGTHS)
 async def test_a_retention_lasts_so_many_seconds(berlin: TrioConnection[Any], length: str) -> None:
     await berlin.execute(
-        f"select tocsin.update_queue('q', retention => {length}, dead_letter_retention => {length})".encode()
+        (
+            f"select tocsin.update_queue('q', retention => {length},"
+            f" dead_letter_retention => {length})"
+        ).encode()
     )
     await berlin.execute(
         "create temp table w as select * from tocsin.register_worker('q', 'consumer', 'w', null,"
@@ -133,6 +139,9 @@ def test_no_function_adds_an_interval_of_days_by_the_operator() -> None:
     """What a caller or a setting gives goes through tocsin._later; the operator is for
     constants of hours, minutes and seconds."""
     code = "\n".join(line.split("--")[0] for line in functions().splitlines())
-    lengths = r"(\w+\.)?(delay|vt|retention|dead_letter_retention|expires_in|older_than|lease_length|every|grace|max_age|heartbeat)\b"
+    lengths = (
+        r"(\w+\.)?(delay|vt|retention|dead_letter_retention|expires_in|older_than|lease_length"
+        r"|every|grace|max_age|heartbeat)\b"
+    )
     assert re.findall(rf"[+-] {lengths}", code) == []
     assert re.findall(r"[+-] interval '[^']*(?:day|week|month|year)", code) == []

@@ -137,16 +137,19 @@ async def open_to(dsn: str, role: str) -> set[str]:
         dsn,
         """
         select p.proname::text from pg_proc p
-        where p.pronamespace = 'tocsin'::regnamespace and has_function_privilege(%s, p.oid, 'execute')
+        where p.pronamespace = 'tocsin'::regnamespace and has_function_privilege(%s, p.oid,
+            'execute')
         union
         select c.relname::text from pg_class c
         where c.relnamespace = 'tocsin'::regnamespace and c.relkind in ('r', 'p', 'v')
-          and (has_table_privilege(%s, c.oid, 'select, insert, update, delete, truncate, references, trigger')
+          and (has_table_privilege(%s, c.oid,
+              'select, insert, update, delete, truncate, references, trigger')
                or has_any_column_privilege(%s, c.oid, 'select, insert, update, references'))
         union
         select c.relname::text from pg_class c
         where c.relnamespace = 'tocsin'::regnamespace
-          and case when c.relkind = 'S' then has_sequence_privilege(%s, c.oid, 'usage, select, update') end
+          and case when c.relkind = 'S' then
+              has_sequence_privilege(%s, c.oid, 'usage, select, update') end
         """,
         *[role] * 4,
     )

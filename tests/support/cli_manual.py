@@ -18,7 +18,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 INTRODUCTION = """\
 # The command line
 
-The extra `cli` (`pip install '.[cli]'` in a checkout) brings the command `tocsin`, which is also `python -m tocsin`.
+The extra `cli` (`pip install '.[cli]'` in a checkout) brings the command `tocsin`, \
+which is also `python -m tocsin`.
 `--help` explains each command.
 This page is generated from the commands.
 
@@ -26,13 +27,16 @@ This page is generated from the commands.
 Without them the command takes the database from the [settings](settings.md).
 These are `TOCSIN_DSN` and `TOCSIN_SCHEMA`, then `[tool.tocsin]` in `pyproject.toml`.
 Without any, libpq finds the database by `PGHOST`, `PGSERVICE` or `~/.pgpass`.
-All users of a machine can read the arguments of a process, so a password does not belong into `--dsn`.
+All users of a machine can read the arguments of a process, so a password does not \
+belong into `--dsn`.
 It belongs into `TOCSIN_DSN`, or into the file that `PGPASSFILE` names.
 No error and no log line shows it.
 
-**Output for programs.** `--format json` (before or after the subcommand) prints one JSON document on standard output.
+**Output for programs.** `--format json` (before or after the subcommand) prints one \
+JSON document on standard output.
 Its names are those of the Python classes' fields, and are stable.
-Times are ISO 8601 in UTC, durations are numbers of seconds, and null means that there is no value or no end.
+Times are ISO 8601 in UTC, durations are numbers of seconds, and null means that there \
+is no value or no end.
 The tables are for people, and may change.
 An error is one line on standard error, in both formats.
 

@@ -4,11 +4,14 @@ is run.
 The blocks of a page are run in their order, against one fresh database with Tocsin in
 it.
 
-    python          Fragments run within an event loop, ``await`` where they stand, and share their names; `store`, `dsn`, `tocsin` and
-                    `trio` are there. A block with ``trio.run(`` or ``asyncio.run(`` in it is a program, run by itself; it finds its
-                    database as ``postgresql:///app``, or in the environment.
+    python          Fragments run within an event loop, ``await`` where they stand, and
+                    share their names; `store`, `dsn`, `tocsin` and `trio` are there.
+                    A block with ``trio.run(`` or ``asyncio.run(`` in it is a program,
+                    run by itself; it finds its database as ``postgresql:///app``, or
+                    in the environment.
     sql             is given to psql, a session for each block.
-    sh              is a script for bash: ``tocsin`` is the real command, and its database is in the environment.
+    sh              is a script for bash: ``tocsin`` is the real command, and its
+                    database is in the environment.
     console         the same, command by command (``$ ...``), with what they print.
     text            right after one of these: what it prints. ``…`` stands for anything.
     json, toml      are only parsed.
@@ -17,11 +20,15 @@ Comments, which readers do not see, say the rest. They come right before the blo
 they are about:
 
     <!-- python ... -->, <!-- sql ... -->, <!-- sh ... -->      a block that readers do not see
-    <!-- meanwhile ... -->         a fragment that runs beside the next block; `polling` and `done` help it
-    <!-- file NAME -->             the block is not run, but written into the directory that the page's blocks run in
-    <!-- raises NAME -->           the fragment raises this error, its repr or that of its cause begins so; or the SQL fails with this code
+    <!-- meanwhile ... -->         a fragment that runs concurrently with the next block;
+                                   `polling` and `done` help it
+    <!-- file NAME -->             the block is not run, but written into the directory
+                                   that the page's blocks run in
+    <!-- raises NAME -->           the fragment raises this error, its repr or that of its
+                                   cause begins so; or the SQL fails with this code
     <!-- exits N -->               the script, or the last command, ends with this status
-    <!-- needs PACKAGE -->         it runs where this package is installed; elsewhere Python is only compiled
+    <!-- needs PACKAGE -->         it runs where this package is installed; elsewhere
+                                   Python is only compiled
     <!-- run by FILE::TEST -->     another test runs it
     <!-- a database of its own --> from here on, with a database and names of its own
 """
@@ -81,7 +88,8 @@ class Block:
     """What the comments say: first word, and the rest."""
 
     def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page.name}:{self.line}"
+        inside = self.page.is_relative_to(ROOT)
+        return f"{self.page.relative_to(ROOT) if inside else self.page.name}:{self.line}"
 
     def fail(self, message: str) -> AssertionError:
         return AssertionError(f"{self}: {message}\n{self.text}")
@@ -137,8 +145,14 @@ class Session:
         self.dsn = dsn
         self.directory = directory
         self.names: dict[str, Any] = {
-            "__name__": "page", "store": store, "dsn": dsn, "tocsin": tocsin, "trio": trio, "polling": self.polling, "done": self.done,
-        }  # fmt: skip
+            "__name__": "page",
+            "store": store,
+            "dsn": dsn,
+            "tocsin": tocsin,
+            "trio": trio,
+            "polling": self.polling,
+            "done": self.done,
+        }
         self.printed = ""
         self._store = store
 
@@ -256,7 +270,9 @@ class Session:
         if commands.pop(0):
             raise block.fail("it must begin with a command, after a dollar sign")
         for n, part in enumerate(commands, 1):
-            command, printed = re.match(r"((?:[^\n]*\\\n)*[^\n]*\n)(.*)", part, re.S).groups()  # type: ignore[union-attr]
+            parted = re.match(r"((?:[^\n]*\\\n)*[^\n]*\n)(.*)", part, re.S)
+            assert parted is not None
+            command, printed = parted.groups()
             notes = block.notes if n == len(commands) else {}
             await self._script(attrs.evolve(block, notes=notes), command)
             if printed:
@@ -309,9 +325,15 @@ def environment(dsn: str, directory: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TOCSIN_", "PG"))}
     folders = [str(Path(sys.executable).parent), *_psql(), kept.get("PATH", "")]
     return {
-        **kept, **database, "TOCSIN_DSN": dsn, "HOME": str(directory), "PATH": os.pathsep.join(folders), "COLUMNS": "120",
-        "NO_COLOR": "1", "PYTHONPATH": "",
-    }  # fmt: skip
+        **kept,
+        **database,
+        "TOCSIN_DSN": dsn,
+        "HOME": str(directory),
+        "PATH": os.pathsep.join(folders),
+        "COLUMNS": "120",
+        "NO_COLOR": "1",
+        "PYTHONPATH": "",
+    }
 
 
 def url(dsn: str) -> str:
@@ -320,7 +342,9 @@ def url(dsn: str) -> str:
     given = {name: quote(str(value), safe="") for name, value in conninfo_to_dict(dsn).items()}
     login = ":".join(given[name] for name in ("user", "password") if name in given)
     port = f":{given['port']}" if "port" in given else ""
-    return f"postgresql://{login + '@' if login else ''}{given.get('host', 'localhost')}{port}/{given.get('dbname', '')}"
+    user = f"{login}@" if login else ""
+    host, database = given.get("host", "localhost"), given.get("dbname", "")
+    return f"postgresql://{user}{host}{port}/{database}"
 
 
 def _psql() -> Iterator[str]:

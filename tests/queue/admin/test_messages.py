@@ -307,16 +307,24 @@ async def test_sql_refuses_the_same(store: tocsin.Store, store_dsn: str) -> None
 # Large tables: q has every tenth of the unfinished messages, and half of the finished
 # ones; the archive has two partitions.
 LARGE = """
-insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, lease, consumer_worker_id, payload)
-select case when n % 10 = 0 then 1 else 2 end, n % 7, (array['ready', 'delayed', 'leased'])[1 + n % 3]::tocsin.message_state,
-       now(), now() + case when n % 3 > 0 and n % 160 > 0 then interval '1 day' else '0 s' end, now(), 1, n % 5, to_jsonb(repeat('x', 100))
+insert into tocsin.messages
+       (queue_id, priority, state, due, vt, enqueued_at, lease, consumer_worker_id, payload)
+select case when n % 10 = 0 then 1 else 2 end, n % 7,
+       (array['ready', 'delayed', 'leased'])[1 + n % 3]::tocsin.message_state,
+       now(), now() + case when n % 3 > 0 and n % 160 > 0 then interval '1 day' else '0 s' end,
+       now(), 1, n % 5, to_jsonb(repeat('x', 100))
 from generate_series(1, 30000) n;
-create table tocsin.archive_24h_test partition of tocsin.archive for values from (24, minvalue) to (24, maxvalue);
-insert into tocsin.archive (id, queue_id, priority, read_ct, enqueued_at, archived_at, span, payload)
-select 100000 + n, 1 + n % 2, 0, 1, now(), now(), case when n % 3 = 0 then 24 else 0 end, to_jsonb(repeat('x', 100))
+create table tocsin.archive_24h_test partition of tocsin.archive
+    for values from (24, minvalue) to (24, maxvalue);
+insert into tocsin.archive
+       (id, queue_id, priority, read_ct, enqueued_at, archived_at, span, payload)
+select 100000 + n, 1 + n % 2, 0, 1, now(), now(), case when n % 3 = 0 then 24 else 0 end,
+    to_jsonb(repeat('x', 100))
 from generate_series(1, 20000) n;
-insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason, error)
-select 200000 + n, 1 + n % 2, 0, 1, now(), now(), to_jsonb(repeat('x', 100)), 'handler_failed', 'error ' || n
+insert into tocsin.dead_letters
+       (id, queue_id, priority, read_ct, enqueued_at, died_at, payload, reason, error)
+select 200000 + n, 1 + n % 2, 0, 1, now(), now(), to_jsonb(repeat('x', 100)), 'handler_failed',
+    'error ' || n
 from generate_series(1, 20000) n;
 analyze tocsin.messages, tocsin.archive, tocsin.dead_letters;
 """

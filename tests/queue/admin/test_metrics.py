@@ -14,13 +14,24 @@ from tests.support import PATIENCE, move_clock, nodes, open_connection, query, u
 from tocsin._database.schema import migrations
 
 EMPTY = tocsin.QueueMetrics(
-    queue="q", paused=False, ready=0, delayed=0, leased=0, dead=0, archived=0, oldest_ready_age=None, enqueue_rate=0, settle_rate=0,
-    consumers=0, exact=True,
-)  # fmt: skip
+    queue="q",
+    paused=False,
+    ready=0,
+    delayed=0,
+    leased=0,
+    dead=0,
+    archived=0,
+    oldest_ready_age=None,
+    enqueue_rate=0,
+    settle_rate=0,
+    consumers=0,
+    exact=True,
+)
 FILL = """
 insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, lease, payload)
 select q.id, n %% 3, %s::tocsin.message_state, t, t, tocsin._clock(), 1, '1'
-from tocsin.queues q, generate_series(1, %s) n, lateral (select tocsin._clock() + %s::interval) at (t) where q.name = %s
+from tocsin.queues q, generate_series(1, %s) n,
+    lateral (select tocsin._clock() + %s::interval) at (t) where q.name = %s
 """
 
 

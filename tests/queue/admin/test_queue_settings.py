@@ -165,10 +165,21 @@ async def test_an_unknown_setting_is_refused_and_the_known_ones_named(store: toc
 
 
 CHANGES: dict[str, Any] = {
-    "vt": 7.5, "max_deliveries": 3, "retry_base": 0.0, "retry_factor": 1.5, "retry_max": 60.0, "retry_jitter": 0.0, "max_payload": 100,
-    "max_string": 10, "max_depth": 4, "required_keys": ("a", "b"), "forbidden_keys": ("c",), "retention": math.inf,
-    "dead_letter_retention": 86400.0, "notify": "always",
-}  # fmt: skip
+    "vt": 7.5,
+    "max_deliveries": 3,
+    "retry_base": 0.0,
+    "retry_factor": 1.5,
+    "retry_max": 60.0,
+    "retry_jitter": 0.0,
+    "max_payload": 100,
+    "max_string": 10,
+    "max_depth": 4,
+    "required_keys": ("a", "b"),
+    "forbidden_keys": ("c",),
+    "retention": math.inf,
+    "dead_letter_retention": 86400.0,
+    "notify": "always",
+}
 
 
 async def test_per_queue_settings(store: tocsin.Store) -> None:

@@ -225,9 +225,14 @@ async def test_names_that_cannot_be_are_refused(store: tocsin.Store, name: str) 
             await create(name)
     assert not await queues.exists(name)
     calls: list[Callable[[], Any]] = [
-        lambda: queues.update(name, vt=1), lambda: queues.get(name), lambda: queues.pause(name), lambda: queues.resume(name),
-        lambda: queues.purge(name, ready=True), lambda: queues.delete(name, force=True), lambda: queues.metrics(name),
-    ]  # fmt: skip
+        lambda: queues.update(name, vt=1),
+        lambda: queues.get(name),
+        lambda: queues.pause(name),
+        lambda: queues.resume(name),
+        lambda: queues.purge(name, ready=True),
+        lambda: queues.delete(name, force=True),
+        lambda: queues.metrics(name),
+    ]
     for call in calls:
         with pytest.raises(tocsin.QueueNotFound) as refused:
             await call()

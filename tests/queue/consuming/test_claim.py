@@ -139,8 +139,10 @@ async def test_next_due_is_null_when_nothing_is_known_to_come(
 
 SETUP = """
 insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, payload)
-select 1 + n %% 2, n %% 3, (case when n %% 10 = 0 then 'delayed' else 'ready' end)::tocsin.message_state,
-       now() + case when n %% 10 = 0 then interval '1 day' else interval '-1 day' end, now(), now(), '1'
+select 1 + n %% 2, n %% 3,
+       (case when n %% 10 = 0 then 'delayed' else 'ready' end)::tocsin.message_state,
+       now() + case when n %% 10 = 0 then interval '1 day' else interval '-1 day' end,
+       now(), now(), '1'
 from generate_series(1, 20000) n
 """
 
@@ -281,8 +283,10 @@ def test_the_bell_reads_the_rows_of_the_queues_that_were_inserted_into(plans: An
 
 
 MANY_LEASED = """
-insert into tocsin.messages (queue_id, state, due, vt, enqueued_at, lease, consumer_worker_id, read_ct, payload)
-select 1, 'leased', tocsin._clock(), tocsin._clock() + interval '1 h', tocsin._clock(), 1, 1, 1, '1' from generate_series(1, 500)
+insert into tocsin.messages (queue_id, state, due, vt, enqueued_at, lease, consumer_worker_id,
+    read_ct, payload)
+select 1, 'leased', tocsin._clock(), tocsin._clock() + interval '1 h', tocsin._clock(), 1, 1, 1,
+    '1' from generate_series(1, 500)
 """
 
 

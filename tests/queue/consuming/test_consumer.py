@@ -125,7 +125,7 @@ async def test_plain_function_runs_in_a_thread_and_keeps_its_lease(
 
     suspended = list[tocsin.Suspended]()
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(functools.partial(run_until_suspended, consumer, handle, suspended))  # type: ignore[arg-type]
+        nursery.start_soon(run_until_suspended, consumer, handle, suspended)  # type: ignore[arg-type]
         assert await until_query(
             store_dsn, "select read_ct from tocsin.messages where vt - dequeued_at > '1.2 s'"
         ) == [(1,)]
@@ -402,7 +402,10 @@ async def test_what_cannot_be_called_is_refused_before_it_costs_a_message(
     await store.queues.ensure("q")
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
-        for run in (consumer.handle(42), consumer.handle_batches(None, size=2)):  # type: ignore[arg-type]
+        for run in (
+            consumer.handle(42),  # type: ignore[arg-type]
+            consumer.handle_batches(None, size=2),  # type: ignore[arg-type]
+        ):
             with pytest.raises(TypeError, match="a handler is a function"):
                 await run
     assert await query(store_dsn, "select read_ct from tocsin.messages") == [(0,)]

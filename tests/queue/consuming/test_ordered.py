@@ -168,7 +168,8 @@ async def test_order_and_concurrency_exclude_each_other(store: tocsin.Store) -> 
 
 
 SETUP = """
-insert into tocsin.messages (queue_id, priority, state, lease, consumer_worker_id, due, vt, enqueued_at, payload)
+insert into tocsin.messages (queue_id, priority, state, lease, consumer_worker_id, due, vt,
+    enqueued_at, payload)
 select 1, 0, 'ready', n, null, now(), now(), now(), '1' from generate_series(1, 20000) n
 """
 

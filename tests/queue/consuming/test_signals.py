@@ -671,7 +671,8 @@ async def main():
             try:
                 async with store.transaction() as connection:
                     await connection.execute(
-                        "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and pid <> pg_backend_pid()"
+                        "select pg_terminate_backend(pid) from pg_locks"
+                        " where locktype = 'advisory' and pid <> pg_backend_pid()"
                     )
                 await trio.sleep_forever()
             except KeyboardInterrupt:

@@ -409,6 +409,9 @@ def test_asking_leaves_no_lock_behind_when_cancelled(sessions: Sessions) -> None
 
 def test_two_schemas_do_not_share_locks(sessions: Sessions) -> None:
     """The key has the schema's name in it."""
-    statement = "select tocsin._lock_key('waiting', 1), hashtextextended('\"tocsin\".waiting', 1), hashtextextended('\"another\".waiting', 1)"
+    statement = (
+        "select tocsin._lock_key('waiting', 1), hashtextextended('\"tocsin\".waiting', 1),"
+        " hashtextextended('\"another\".waiting', 1)"
+    )
     ours, spelled_out, theirs = sessions.admin.execute(statement.encode()).fetchone() or ()
     assert ours == spelled_out != theirs

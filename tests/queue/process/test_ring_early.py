@@ -30,10 +30,14 @@ from tocsin.embedded import EmbeddedServer
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 ENQUEUE = "select tocsin.enqueue('q', '1', ring_early => true)"
-INSERT_WAITS = """create function hold() returns trigger language plpgsql as $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
-                  create trigger hold before insert on tocsin.messages for each row execute function hold()"""
-DISK_WAITS = """do $do$ begin execute replace(pg_get_functiondef('tocsin.wait_for_flush'::regproc), 'perform set_config',
-                'perform pg_advisory_xact_lock(1), set_config'); end $do$"""
+INSERT_WAITS = """
+create function hold() returns trigger language plpgsql as
+    $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
+create trigger hold before insert on tocsin.messages for each row execute function hold()"""
+DISK_WAITS = """do $do$ begin
+    execute replace(pg_get_functiondef('tocsin.wait_for_flush'::regproc),
+                    'perform set_config', 'perform pg_advisory_xact_lock(1), set_config');
+end $do$"""
 WAITING = (
     "select a.pid from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory'"
     " and not l.granted and l.objid = 1"

@@ -126,8 +126,11 @@ async def test_a_batch_is_taken_from_a_generator_as_it_is_sent(
 
 async def test_each_for_itself_from_sql(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q", max_payload=10)
-    messages = """[{"payload": "a"}, {"payload": "too large for it"}, {"payload": 1, "delay": "-1 s"}, {"payload": 1, "max_deliveries": 0},
-        {"payload": 1, "worker_id": 99}, {"payload": 1, "delay": "1 s", "at": "2030-01-01"}, {"payload": 1, "expires_in": "0"},
+    messages = """[{"payload": "a"}, {"payload": "too large for it"},
+        {"payload": 1, "delay": "-1 s"},
+        {"payload": 1, "max_deliveries": 0},
+        {"payload": 1, "worker_id": 99}, {"payload": 1, "delay": "1 s", "at": "2030-01-01"},
+        {"payload": 1, "expires_in": "0"},
         {"payload": null, "priority": -1, "delay": "1 h", "headers": {"h": 1}}]"""
     assert await query(store_dsn, "select tocsin.enqueue_each('q', %s)", messages) == [
         ([1, None, None, None, None, None, None, 8],)

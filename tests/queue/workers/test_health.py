@@ -357,9 +357,11 @@ async def test_queues_and_workers_of_any_name(
 # What it costs to ask
 
 SETUP = """
-insert into tocsin.messages (queue_id, priority, state, lease, consumer_worker_id, due, vt, enqueued_at, payload)
+insert into tocsin.messages (queue_id, priority, state, lease, consumer_worker_id, due, vt,
+    enqueued_at, payload)
 select 1 + n % 2, n % 3,
-       (case when n % 1000 = 0 then 'leased' when n % 100 = 1 then 'delayed' else 'ready' end)::tocsin.message_state,
+       (case when n % 1000 = 0 then 'leased' when n % 100 = 1 then 'delayed' else 'ready'
+           end)::tocsin.message_state,
        n, 1, now(), now() + interval '1 day', now(), '1'
 from generate_series(1, 20000) n
 """

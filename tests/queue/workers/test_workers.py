@@ -331,9 +331,17 @@ async def test_handles_refuse_what_is_not_there(store: tocsin.Store) -> None:
     assert refused.value.worker_id == 4711
     handle = tocsin.WorkerHandle(store._database, 4711)
     calls: list[Callable[[], Awaitable[object]]] = [
-        handle.status, handle.suspend, handle.resume, handle.shutdown, handle.heartbeat, handle.interrupt,
-        lambda: handle.is_healthy(1), handle.stop, lambda: store.workers.release_messages(4711), lambda: store.workers.delete(4711),
-    ]  # fmt: skip
+        handle.status,
+        handle.suspend,
+        handle.resume,
+        handle.shutdown,
+        handle.heartbeat,
+        handle.interrupt,
+        lambda: handle.is_healthy(1),
+        handle.stop,
+        lambda: store.workers.release_messages(4711),
+        lambda: store.workers.delete(4711),
+    ]
     for call in calls:
         with pytest.raises(tocsin.WorkerNotFound, match="may have been purged"):
             await call()
@@ -398,7 +406,8 @@ async def test_suspend_with_drain_lets_the_handlers_finish(
 
 def test_release_and_drain_exclude_each_other() -> None:
     async def suspend() -> None:
-        await tocsin.WorkerHandle(None, 1).suspend(release=True, drain=True)  # type: ignore[arg-type]
+        handle = tocsin.WorkerHandle(None, 1)  # type: ignore[arg-type]
+        await handle.suspend(release=True, drain=True)
 
     with pytest.raises(ValueError, match="exclude"):
         trio.run(suspend)

@@ -47,7 +47,8 @@ async def work(store: tocsin.Store, message: tocsin.Message) -> None:
         case "hangs" if dice.random() < 0.5:
             await trio.sleep_forever()
         case "blocks" if dice.random() < 0.3:
-            time.sleep(dice.uniform(0.1, 1.5 * VT))  # noqa: ASYNC251 - a handler that blocks the loop is part of the chaos
+            # a handler that blocks the loop is part of the chaos
+            time.sleep(dice.uniform(0.1, 1.5 * VT))  # noqa: ASYNC251
     async with store.transaction() as connection:
         await connection.execute(RECORD, parameters(message))
     if message.payload["mode"] == "settles":

@@ -98,7 +98,8 @@ async def produce_for_ever() -> None:
                         while True:
                             await produce(store, producer)
                             await trio.sleep(dice.expovariate(20))
-                            while (await backlog(store)) > BACKLOG:  # noqa: ASYNC110 - the consumers are other processes
+                            # the consumers are other processes
+                            while (await backlog(store)) > BACKLOG:  # noqa: ASYNC110
                                 await trio.sleep(0.5)
         except (tocsin.ConnectionLost, tocsin.StateTransitionError, psycopg.OperationalError):
             await trio.sleep(0.1)
