@@ -154,7 +154,8 @@ def say(*words: object) -> None:
 
 @asynccontextmanager
 async def orders() -> AsyncIterator[Lines]:
-    """Receive the benchmark's orders, in an async role; others read `sys.stdin`."""
+    """Receive the benchmark's orders, in an async role; other roles read
+    `sys.stdin`."""
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stream:
         yield Lines(stream)
 

@@ -3,8 +3,8 @@ them.
 
 Each call of a handler looks at its payload and counts. The clock runs from the first
 call of a handler to the moment at which everything that was handled has also been
-settled: by Tocsin archived, by others whatever keeps a finished message. What has to be
-set up before the first call counts for nobody.
+settled: by Tocsin archived, by the peers whatever keeps a finished message. What has to
+be set up before the first call does not count.
 
 A role ends after so many messages, its *share*, or so many seconds, whichever comes
 first; in both cases its rate is what it settled by the time that it took. So a slow one
@@ -59,8 +59,8 @@ class Tally:
             self._when_full()
 
     def tell(self, settled: int) -> None:
-        """Tell the benchmark how it went: everything has been settled now. Who waited
-        in vain for the rest of its share ended earlier."""
+        """Tell the benchmark how it went: everything has been settled now. A role that
+        waited in vain for the rest of its share ended earlier."""
         say(
             "drained",
             self.began,

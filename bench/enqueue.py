@@ -1,4 +1,4 @@
-"""Enqueueing by one producer, to a queue at which nobody waits.
+"""Enqueueing by one producer, to a queue at which no consumer waits.
 
 ``enqueue``: one awaited `Producer.enqueue` after the other. The floor is a blocking
 INSERT into the same table, with its indexes and its trigger. ``enqueue_batch``:

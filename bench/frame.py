@@ -49,7 +49,7 @@ class Bench:
     size: Size
     """How much to measure."""
     note: Callable[[str], None]
-    """Tells whoever looks on what was left out, and why."""
+    """Tells the user what was left out, and why."""
 
     def pick(self, full: T, quick: T, smoke: T) -> T:
         """Return the value for this size."""

@@ -7,7 +7,7 @@ floor. The next message is sent when nothing has run for a while.
 ``herd.listeners``: eight connections insert, one message per transaction, while a
 hundred consumers of other queues sleep: a hundred stores in ten processes, each with a
 LISTEN connection of its own. The floor is the same beside a hundred plain connections
-that LISTEN; the rate beside nobody is in the settings.
+that LISTEN; the rate without any is in the settings.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A process with ten consumers on ten queues, and nothing to do.
 
-Counted, for as long as nothing happens: its connections, the statements that anybody
+Counted, for as long as nothing happens: its connections, the statements that
 runs in its database, its CPU time, and how often its event loop wakes up. The floor is
 a blocking process that LISTENs on ten channels and updates one row as often as Tocsin
 sends a heartbeat; it is idle at the same time, in another database.

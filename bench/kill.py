@@ -55,8 +55,8 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def _let_deaths_count(dsn: str) -> None:
-    """Nobody is declared dead in the first ten seconds of a server, nor in those after
-    a database's first heartbeat."""
+    """No process is declared dead in the first ten seconds of a server, nor in those
+    after a database's first heartbeat."""
     ((server_up,),) = await execute(
         dsn, b"select extract(epoch from now() - pg_postmaster_start_time())::float8"
     )

@@ -29,7 +29,7 @@ class Result:
     """What it came to."""
     unit: str
     """The unit of `value` and `floor`. One that ends in ``/s`` is a rate, of which more
-    is better; of all others less is."""
+    is better; of every other unit less is."""
     floor: float | None
     """The same done by hand, measured in the same run; None where there is nothing to
     do by hand."""

@@ -339,7 +339,7 @@ class Soak:
             for child in [c for c in self._children if c.arguments[0] == "soak_producer.py"]:
                 child.to_be_replaced = False
                 nursery.start_soon(self._end, child, signal.SIGTERM)
-        # Consumers that the last misfortunes have ended are still replaced: somebody
+        # Consumers that the last misfortunes have ended are still replaced: a process
         # has to drain the queue and bury the dead.
         busy = "select count(*) from tocsin.messages"
         ghosts = "select count(*) from tocsin.processes where not pid = any (%s)"
@@ -395,7 +395,7 @@ class Soak:
             (len(lost), f"messages lost: {sorted(lost.items())[:5]}"),
             (len(wrong), f"ids that are another message's: {wrong[:5]}"),
             (len(risen), f"messages that were rolled back and are there: {sorted(risen)[:5]}"),
-            (len(cids - self._sent), "messages that nobody sent"),
+            (len(cids - self._sent), "messages that no producer sent"),
         ):
             if number:
                 self.violations.append(f"{number} {what}")

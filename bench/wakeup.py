@@ -2,7 +2,7 @@
 in another process.
 
 The clock (CLOCK_MONOTONIC, which all processes of a host share) is read just before the
-statement and travels in the message. Each message finds everybody asleep: it is sent
+statement and travels in the message. Each message finds every consumer idle: it is sent
 when the one before was archived, its consumer waits for a notification again, and a
 pause is over.
 

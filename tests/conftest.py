@@ -20,7 +20,7 @@ pytest_plugins = [
 
 
 def pytest_configure() -> None:
-    """The settings of whoever runs the tests are not for the tests; nor is that a shell
+    """The settings of the user are not for the tests; nor is that a shell
     ignores signals for a job in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -32,7 +32,7 @@ def pytest_configure() -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Run the tests in this process when each argument names a file or a test: it would
-    take longer to start others."""
+    take longer to start more."""
     named = [str(argument).partition("::")[0] for argument in config.args]
     return 0 if named and all(name.endswith(".py") for name in named) else None
 

@@ -4,7 +4,7 @@ ends (``eager_polling``); its default plugins.
 It takes as many jobs as it has room for and gathers what it finished. A job is looked
 up by its import path, so what counts the calls is a variable of this module. Its
 outgoing updates are written once a second by default; ``send_outgoing_interval`` is
-made 10 ms, so that nobody waits for them.
+made 10 ms, so that no consumer waits for them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The processes in which peers play a part: one to fill a queue, others to drain it
+"""The processes in which peers play a part: one to fill a queue, more to drain it
 (``draining.py``)."""
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ async def test_ctrl_c_at_a_terminal(data: Path) -> None:
     async with demo("--data", str(data), terminal=True) as run:
         await run.until("  files ")
         with trio.fail_after(PATIENCE):
-            # To everybody in the terminal's foreground, as Ctrl-C does.
+            # To each process in the terminal's foreground, as Ctrl-C does.
             os.killpg(run.process.pid, signal.SIGINT)
             assert await run.end() == 130
     assert run.output.replace("\r", "").endswith("tocsin: ended by SIGINT\n")

@@ -87,9 +87,9 @@ def test_roles_are_let_in_and_granted_queues(
     assert call("enqueue", "emails", "1", "--dsn", login).code == 0
     assert call("queue", "revoke", "emails", producers).code == 0
     assert call("enqueue", "emails", "1", "--dsn", login).code == 1
-    code, _, error = call("queue", "grant", "emails", "nobody of this name")
+    code, _, error = call("queue", "grant", "emails", "no role of this name")
     assert (code, one_line(error)) == (1, True)
-    assert "role 'nobody of this name' does not exist" in error.replace('"', "'")
+    assert "role 'no role of this name' does not exist" in error.replace('"', "'")
 
 
 def test_uninstall_asks_nobody_on_a_pipe(store_dsn: str) -> None:
@@ -307,7 +307,7 @@ def test_exit_codes(cli: Call, dsn: str) -> None:
         (0, "admin verify"),
         (0, "worker health --max-age 0"),
         (0, "enqueue q 1"),
-        (4, "worker health --max-age 0"),  # it waits, and nobody consumes
+        (4, "worker health --max-age 0"),  # it waits, and no consumer runs
         (0, "queue delete q --force --yes"),
     ]:
         ended = cli(*words.split())

@@ -222,7 +222,7 @@ def test_without_a_ring_the_screen_follows_by_itself(cli: Call, store_dsn: str) 
     cli("queue", "create", "mails")
     with terminal(store_dsn, "top", "--interval", "50ms") as screen:
         screen.read_until(r"no workers")
-        cli("enqueue", "mails", "1")  # nobody sleeps, so nobody rings
+        cli("enqueue", "mails", "1")  # no consumer waits, so nothing rings
         screen.read_until(r"mails +1 ")
 
 

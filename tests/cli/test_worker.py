@@ -289,7 +289,7 @@ def test_delete_forgets_a_stopped_worker(cli: Call, store_dsn: str, queue: str) 
 
 
 def make_deadly(dsn: str) -> None:
-    """Have the server look as if it had been up for long enough to declare somebody
+    """Have the server look as if it had been up for long enough to declare a process
     dead, and heartbeats be overdue."""
     ask(
         dsn,

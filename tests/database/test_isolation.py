@@ -32,7 +32,7 @@ async def test_own_connections_are_at_read_committed(strict_dsn: str) -> None:
                 "read committed",
             )
         async with store.transaction() as connection:
-            # who wants it can have it
+            # the test that wants it can have it
             await connection.execute("set transaction isolation level repeatable read")
             assert await (await connection.execute("show transaction_isolation")).fetchone() == (
                 "repeatable read",

@@ -41,7 +41,7 @@ def dsns(server: servers.Server, database: str) -> dict[str, str]:
     good = server.dsn(database)
     on_server = {"password": SECRET, "connect_timeout": "5"}
     return {
-        "nobody listens": f"postgresql://ada:{SECRET}@127.0.0.1:1/app",
+        "no listener": f"postgresql://ada:{SECRET}@127.0.0.1:1/app",
         "no such host": f"postgresql://ada:{SECRET}@host.invalid/app",
         "no such socket": f"host=/no/such/directory user=ada password={SECRET}",
         "several hosts": f"postgresql://ada:{SECRET}@127.0.0.1:1,127.0.0.1:2/app",
@@ -87,7 +87,7 @@ async def test_a_password_is_in_no_error_and_no_log_of_the_library(
     assert servers.PASSWORD not in said(refused.value) + caplog.text
 
 
-@pytest.mark.parametrize("kind", ["nobody listens", "no such role", "unbalanced", "bad value"])
+@pytest.mark.parametrize("kind", ["no listener", "no such role", "unbalanced", "bad value"])
 async def test_a_password_is_in_no_error_of_the_listening_connection(
     server: servers.Server, store_dsn: str, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:

@@ -32,7 +32,7 @@ LIBPQ = {
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A working directory without settings of anybody's."""
+    """A working directory without settings."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -125,10 +125,16 @@ AREAS = [
     area("SQL of workers", "sql/functions/workers/*.sql"),
     area("SQL of installations", "sql/*.sql", "sql/upgrade/*.sql"),
 ]
+NAMED = [
+    *AREAS,
+    area("bench", "bench/**/*.py"),
+    area("tests", "tests/*.py", "tests/[!d]*/**/*.py", "tests/d[!o]*/**/*.py"),
+]
+"""Areas in which what acts has a name; of ``tests/docs`` this file would be found."""
 PAGES = [path for each in AREAS for path in each.files if path.suffix == ".md"]
 
 
-@pytest.mark.parametrize("each", AREAS, ids=lambda each: each.name)
+@pytest.mark.parametrize("each", NAMED, ids=lambda each: each.name)
 def test_what_acts_has_a_name(each: Area) -> None:
     hits = {str(path): found(VAGUE_AGENTS, text) for path, text in each.texts()}
     total = sum(words(text) for _, text in each.texts())

@@ -49,7 +49,7 @@ def entries() -> dict[object, Entry]:
 
 
 def _key(name: str) -> object:
-    """The object, or for one that cannot tell itself from others the name."""
+    """The object, or for one that cannot tell itself from another the name."""
     thing = locate(name)
     assert thing is not None, f"there is no {name}"
     return thing if inspect.isclass(thing) or inspect.isfunction(thing) else name

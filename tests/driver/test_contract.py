@@ -165,7 +165,7 @@ def test_overridden_with_psycopgs_parameters(name: str) -> None:
     theirs = inspect.signature(getattr(psycopg.AsyncConnection, name)).parameters
     ours = inspect.signature(getattr(TrioConnection, name)).parameters
     assert [p for p in ours if p != "hosts"] == list(theirs), (
-        "psycopg calls it with other arguments now, or documents others"
+        "psycopg calls it with other arguments now, or documents other ones"
     )
 
 

@@ -75,7 +75,7 @@ async def test_in_use_it_is_not_touched(connection: Connection, observer: Connec
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
         await until_running(observer, "pg_sleep")
-        # The answer is on its way, and for whoever asked.
+        # The answer is on its way to the task that asked.
         while not answers:
             assert not connection.is_broken()
             await trio.lowlevel.checkpoint()

@@ -88,7 +88,7 @@ async def test_while_it_is_full_heartbeats_bring_the_messages(small_dsn: str) ->
 
 
 async def test_an_enqueue_that_fails_for_it_at_its_commit_is_sent_again(small_dsn: str) -> None:
-    """Others filled it after the function had asked."""
+    """Other sessions filled it after the function had asked."""
     await query(
         small_dsn,
         "create sequence attempts; create function fill() returns trigger language plpgsql as $$"

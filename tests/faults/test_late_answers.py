@@ -284,7 +284,7 @@ async def test_a_lease_that_a_statement_under_way_has_settled_is_not_taken_for_l
             await keeper.refresh()
             assert message in leases
             assert not caplog.records
-        await keeper.refresh()  # it was somebody else
+        await keeper.refresh()  # it was another process
         assert message not in leases
         assert [r.levelname for r in caplog.records] == ["WARNING"]
         nursery.cancel_scope.cancel()

@@ -246,7 +246,7 @@ async def test_cancelled_through_pgbouncer(store_dsn: str, through: Through) -> 
 
 
 async def test_enqueue_on_a_connection_of_the_callers(store_dsn: str, through: Through) -> None:
-    """Here it is the caller who tells psycopg to prepare nothing, as PgBouncer's own
+    """Here the caller tells psycopg to prepare nothing, as PgBouncer's own
     documentation says."""
     await query(store_dsn, "select tocsin.ensure_queue('q')")
     with psycopg.connect(through(store_dsn), prepare_threshold=None) as connection:

@@ -23,14 +23,14 @@ from tocsin.driver import TrioConnection
 pytestmark = pytest.mark.fault
 
 
-@pytest.fixture(params=["nobody sleeps", "somebody sleeps", "it always rings"])
+@pytest.fixture(params=["no consumer waits", "a consumer waits", "it always rings"])
 async def contested(
     request: pytest.FixtureRequest, store: tocsin.Store, store_dsn: str
 ) -> AsyncIterator[tocsin.Store]:
     """A store with a queue to which a producer rings for this reason, or does not."""
     queue = await store.queues.create("q", notify="always" if "always" in request.param else None)
     async with open_connection(store_dsn) as connection:
-        if request.param == "somebody sleeps":
+        if request.param == "a consumer waits":
             await connection.execute("select tocsin.begin_waiting(array[%s::int])", [queue.id])
         yield store
 

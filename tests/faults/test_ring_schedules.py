@@ -1,5 +1,5 @@
-"""Ringing only when somebody sleeps, under more than a thousand random interleavings on
-a real server, down to the steps within one insert.
+"""Ringing only when a consumer waits, under more than a thousand random interleavings
+on a real server, down to the steps within one insert.
 
 A scheduler with a seed moves sessions, one at a time, to the next step. The steps
 within a statement are the lock functions: a schema in front of the search path has
@@ -8,10 +8,9 @@ notice, and waits for an advisory lock of the scheduler's, one for each gate it 
 to.
 
 In each round, most of the consumers, all of which sleep, wake up for no reason, while
-the producers run a transaction each. At its end nobody may sleep beside a message. That
-this finds what it is meant to find is tested too, by leaving out one step of the
-protocol.
-"""
+the producers run a transaction each. At its end no consumer may wait while a message is
+ready. That this finds what it is meant to find is tested too, by leaving out one step
+of the protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel as others get it: complete, and good for the demo in an empty environment,
+"""The wheel as users get it: complete, and good for the demo in an empty environment,
 away from the checkout."""
 
 from __future__ import annotations

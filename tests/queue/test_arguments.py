@@ -107,7 +107,7 @@ USUAL: dict[str, Any] = {
 
 
 def hostile_values(hint: Any) -> list[Any]:
-    """What nobody should give for an argument of this type."""
+    """What no caller should give for an argument of this type."""
     if get_origin(hint) in (Union, UnionType):
         return [value for part in get_args(hint) for value in hostile_values(part)]
     if get_origin(hint) is Literal:

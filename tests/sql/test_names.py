@@ -39,7 +39,7 @@ HOSTILE = [
     "../../etc/passwd",
     "${HOME} $(id) `id`",
 ]
-"""Names that are legal, and that nobody should choose."""
+"""Names that are legal, and that no program should choose."""
 
 
 names = st.text(

@@ -214,7 +214,7 @@ async def test_nothing_of_a_hostile_search_path_is_used(
                 "select tocsin.create_queue('q', vt => '1 h', retry_base => '1 h', max_string =>"
                 " 99, required_keys => '{}')"
             )
-            # so that there is somebody to ring for
+            # so that there is a session to ring for
             sleeper.execute("select tocsin.begin_waiting(array(select id from tocsin.queues))")
             # a heartbeat says when it is due
             connection.execute("update tocsin.maintenance set due_at = 'infinity'")
@@ -244,7 +244,7 @@ async def test_installing_and_verifying_use_nothing_that_anybody_has_put_into_pu
     dsn: str,
 ) -> None:
     """A function in `public` that fits better goes before PostgreSQL's own; up to
-    PostgreSQL 14 everybody may put one there."""
+    PostgreSQL 14 every role may put one there."""
     for signature, result in (
         ("hashtextextended(text, integer)", "bigint"),
         ("format(text, text)", "text"),

@@ -1,4 +1,4 @@
-"""Roles: who may do what, what nobody may, and that `verify` sees when it was changed."""
+"""Roles: what each may do, what none may, and that `verify` sees a change."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def signatures(dsn: str) -> list[tuple[str, str]]:
     )
 
 
-# What everybody may: nothing.
+# What `public` may: nothing.
 
 
 async def test_a_function_is_listed_once_as_an_entry_point_or_has_an_underscore(
@@ -124,10 +124,10 @@ async def test_nothing_is_open_to_everybody(
 ) -> None:
     if with_roles:
         request.getfixturevalue("cast")
-    anybody = new_role("anybody")
-    assert not await open_to(store_dsn, anybody)
+    outsider = new_role("outsider")
+    assert not await open_to(store_dsn, outsider)
     usage = "select has_schema_privilege(%s, 'tocsin', 'usage, create')"
-    assert await query(store_dsn, usage, anybody) == [(False,)]
+    assert await query(store_dsn, usage, outsider) == [(False,)]
 
 
 async def open_to(dsn: str, role: str) -> set[str]:
@@ -862,15 +862,15 @@ def test_a_name_that_no_role_can_have_is_refused(name: str, why: str) -> None:
     [
         ("grant select on tocsin.messages to public", "privileges", "messages"),
         (
-            "grant select (payload) on tocsin.messages to {anybody}",
+            "grant select (payload) on tocsin.messages to {outsider}",
             "privileges",
             "messages.payload",
         ),
-        ("grant usage on sequence tocsin.lifelines to {anybody}", "privileges", "lifelines"),
-        ("grant create on schema tocsin to {anybody}", "privileges", "schema"),
+        ("grant usage on sequence tocsin.lifelines to {outsider}", "privileges", "lifelines"),
+        ("grant create on schema tocsin to {outsider}", "privileges", "schema"),
         ("grant execute on function tocsin._clock() to public", "privileges", "_clock()"),
-        ("alter table tocsin.archive owner to {anybody}", "owner", "archive"),
-        ("alter function tocsin._clock() owner to {anybody}", "owner", "_clock()"),
+        ("alter table tocsin.archive owner to {outsider}", "owner", "archive"),
+        ("alter function tocsin._clock() owner to {outsider}", "owner", "_clock()"),
         ("alter function tocsin.list_queues() security invoker", "function", "list_queues()"),
         ("alter function tocsin.list_queues() reset search_path", "function", "list_queues()"),
         ("alter function tocsin._clock() security definer", "function", "_clock()"),
@@ -879,15 +879,15 @@ def test_a_name_that_no_role_can_have_is_refused(name: str, why: str) -> None:
 async def test_verify_notices_a_changed_privilege_owner_or_attribute(
     dsn: str, new_role: Callable[..., str], with_roles: bool, damage: str, kind: str, name: str
 ) -> None:
-    anybody = new_role("anybody")
+    outsider = new_role("outsider")
     roles = tocsin.Roles(*(new_role(k, create=False) for k in ("producers", "consumers", "admins")))
     async with tocsin.connect(dsn) as store:
         await store.install(roles=with_roles and roles)
         assert await store.verify() == ()
-        await query(dsn, damage.format(anybody=anybody))
+        await query(dsn, damage.format(outsider=outsider))
         assert [(d.kind, d.name) for d in await store.verify()] == [(kind, name)]
     await query(dsn, "drop schema tocsin cascade")
-    await query(dsn, f"drop owned by {anybody}")
+    await query(dsn, f"drop owned by {outsider}")
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ async def next_event(
 
 
 async def move_clock(dsn: str, seconds: float) -> None:
-    """Move the schema's clock, and have everybody look at it."""
+    """Move the schema's clock, and have each process look at it."""
     async with open_connection(dsn) as connection:
         await connection.execute(
             sql.SQL(

@@ -128,7 +128,7 @@ async def running(
 
 
 def unused_port() -> int:
-    """A TCP port on which nobody listens."""
+    """A TCP port on which no server listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -25,7 +25,7 @@ async def open_transaction(dsn: str) -> AsyncIterator[TrioConnection[Any]]:
 
 
 async def until_waiting(dsn: str, fragment: str) -> None:
-    """Return when a statement with this text waits for others."""
+    """Return when a statement with this text waits for other sessions."""
     waiting = (
         "select 1 from pg_stat_activity where datname = current_database() and query like '%%' ||"
         " %s || '%%' and (wait_event_type = 'Lock' or wait_event = 'PgSleep')"

@@ -56,7 +56,8 @@ class Server:
     kind: Literal["dsn", "installation", "container", "embedded"]
     """Where it comes from."""
     admin_dsn: str
-    """Connection string for the database from which others are created and dropped."""
+    """Connection string for the database from which databases are created and
+    dropped."""
     version_num: int
     """As in `show server_version_num`: 180006 is 18.6."""
     host: str | None

@@ -1,4 +1,4 @@
-"""Who sleeps in a process, and who is woken."""
+"""Which tasks of a process wait, and which are woken."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_a_ring_during_the_last_look_is_not_lost() -> None:
         with trio.fail_after(PATIENCE):
             await waiter.wait()
         assert (waiter.wake_pending, elsewhere.wake_pending) == (True, False)
-    bell.ring(1)  # nobody sleeps there any more
+    bell.ring(1)  # no task waits there any more
 
 
 async def test_one_ring_wakes_one_and_who_took_all_it_could_wakes_another() -> None:
@@ -136,7 +136,7 @@ async def test_a_sleeper_without_a_guard_asks_for_it_and_looks_again_under_it() 
     bell = Bell(ask, Events())
     with bell.waiter(1) as waiter:
         look_in_vain(waiter)
-        assert bell.queues_without_lock() == set()  # nobody sleeps
+        assert bell.queues_without_lock() == set()  # no task waits
         await begin_waiting(waiter)
         assert asked == 1
         assert bell.queues_without_lock() == {1}

@@ -292,7 +292,7 @@ async def test_nothing_is_left_of_a_queue_that_is_deleted(
     assert await check_counts(store_dsn) == {"r": 1}
 
 
-# Nobody waits
+# No session waits
 
 
 async def test_maintenance_does_not_wait_for_a_transaction_that_changes_or_deletes_a_queue(

@@ -16,8 +16,8 @@ from tests.support import connect_blocking, failed_with, move_clock, nodes, quer
 async def test_lists_and_metrics_say_the_same_of_what_has_become_due(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """Though nobody has looked since: a delayed message whose time has come, and one
-    whose lease has ended, are ready."""
+    """Though no process has looked since: a delayed message whose time has come, and
+    one whose lease has ended, are ready."""
     await store.queues.ensure("q", vt=30)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         due, late = await producer.enqueue(1, delay=50), await producer.enqueue(2, delay=5000)
@@ -185,7 +185,7 @@ async def fill(store: tocsin.Store, store_dsn: str) -> dict[str, list[int]]:
         await query(store_dsn, "update tocsin.workers set registration = registration + 100")
     await both("delayed", delay=3600)
     await both("ready", priority=5)
-    await both("ready", priority=4)  # before the others in the queue, behind them in a list
+    await both("ready", priority=4)  # before the rest in the queue, behind them in a list
     return ids
 
 

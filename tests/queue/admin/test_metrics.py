@@ -112,7 +112,7 @@ async def test_metrics_are_all_of_one_moment(
 
 async def test_metrics_take_what_is_due_for_ready(store: tocsin.Store, store_dsn: str) -> None:
     """A scheduled message whose time has come, and one whose lease has ended, though
-    nobody has looked since."""
+    no process has looked since."""
     await store.queues.ensure("q", vt=30)
     await store.produce("q", "leased")
     async with store.consumer("q") as consumer:
@@ -260,7 +260,7 @@ def test_metrics_read_little(plans: Plans) -> None:
     plans("analyze tocsin.messages, tocsin.archive, tocsin.dead_letters")
     for _ in range(7):  # until the session keeps its plans
         found = plans("select * from tocsin.queue_metrics('q')")
-    run = [plan for plan in found.values() if "Actual Rows" in plan]  # others are only explained
+    run = [plan for plan in found.values() if "Actual Rows" in plan]  # the rest are only explained
     big = {"messages", "archive", "archive_rest", "dead_letters"}
     read = [
         (n["Node Type"], n["Relation Name"], n["Actual Rows"])

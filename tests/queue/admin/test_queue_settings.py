@@ -183,7 +183,7 @@ CHANGES: dict[str, Any] = {
 
 
 async def test_per_queue_settings(store: tocsin.Store) -> None:
-    """Each is given at creation, or changed live alone, and stays; the others keep
+    """Each is given at creation, or changed live alone, and stays; the rest keep
     their values."""
     default = await store.queues.create("q")
     assert set(CHANGES) == set(tocsin.QueueSettings.__annotations__)

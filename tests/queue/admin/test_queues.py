@@ -155,7 +155,7 @@ async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(
         nursery.cancel_scope.cancel()
 
 
-# Deleting while others come
+# Deleting while producers and consumers come
 
 
 Asleep = Callable[[], AbstractAsyncContextManager[None]]

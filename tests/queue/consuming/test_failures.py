@@ -478,7 +478,7 @@ async def test_fails_twice_then_succeeds(store: tocsin.Store, store_dsn: str) ->
         await producer.enqueue_many(["easy"] * 5)
         await handled.wait(8)
         await consumer.interrupt()
-    assert handled.payloads[-1] == "difficult"  # the others were not held up
+    assert handled.payloads[-1] == "difficult"  # the other messages were not held up
     attempts = [m for m in handled.messages if m.id == difficult]
     assert [m.read_ct for m in attempts] == [1, 2, 3]
     assert [m.last_error for m in attempts] == [

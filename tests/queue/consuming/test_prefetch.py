@@ -36,7 +36,7 @@ async def test_a_consumer_with_nothing_to_do_wakes_for_nothing(store_dsn: str) -
 
 async def claim_ahead(producer: tocsin.Producer, handled: Handled) -> None:
     """Let a consumer of one message at a time become fast; the handler then hangs at
-    "hang" with others claimed behind it."""
+    "hang" with more messages claimed behind it."""
     await producer.enqueue_many([*range(200), "hang", *range(20)])
     with trio.fail_after(PATIENCE):
         while handled.payloads[-1:] != ["hang"]:

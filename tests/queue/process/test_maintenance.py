@@ -1,4 +1,4 @@
-"""Maintenance: who does it, when, and what becomes of it."""
+"""Maintenance: which process does it, when, and what becomes of it."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ async def test_one_listen_connection_for_all_consumers_none_for_producers(store_
 async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to_ring(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """One that is open since before anybody slept, beside another that was as well and
-    ends while the first is still open."""
+    """One that is open since before any consumer waited, with another that was as well
+    and ends while the first is still open."""
     await store.queues.ensure("q")
     handled, suspended = Handled(), list[tocsin.Suspended]()
     async with (
@@ -115,7 +115,7 @@ async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to
 async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
     store_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # who was rung for is awake
+    # the consumer that was rung for is awake
     monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", math.inf)
     handled, suspended, go_on = (
         Handled(lambda _: go_on.wait()),
@@ -147,7 +147,7 @@ async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
 
 async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_store: str) -> None:
     """From the moment when the consumer sleeps until it has the message, its one claim
-    is the only statement that anybody runs."""
+    is the only statement that runs."""
     statements = (
         "select query, calls from pg_stat_statements s join pg_database d on d.oid = s.dbid "
         "where d.datname = current_database() and toplevel and query !~ 'pg_stat_statements'"
@@ -663,7 +663,8 @@ async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, stor
 
 
 async def test_killed_and_restarted_alone_under_the_same_name(store_dsn: str) -> None:
-    """Nobody else is there to notice the death: the one that wants the name does."""
+    """No other process is there to notice the death: the one that wants the name
+    does."""
     await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
     async with tocsin.connect(store_dsn) as store:
         await store.queues.ensure("q", vt=3600)

@@ -1,4 +1,4 @@
-"""Ringing only when somebody sleeps: each step of the protocol, with sessions held at
+"""Ringing only when a consumer waits: each step of the protocol, with sessions held at
 that point; ``test_ring_schedules.py`` mixes them."""
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ def test_a_dead_producer_is_not_in_flight(sessions: Sessions) -> None:
 
 
 def hold(session: Connection, kind: str, queue_id: int) -> None:
-    """Hold a lock exclusively, like one that asks whether others hold it."""
+    """Hold a lock exclusively, like one that asks whether another session holds it."""
     session.execute("select pg_advisory_lock(tocsin._lock_key(%s, %s))", [kind, queue_id])
 
 

@@ -1,4 +1,4 @@
-"""Waking who sleeps before the disk has the message: `Producer.enqueue`, and
+"""Waking idle consumers before the message is durable: `Producer.enqueue`, and
 sql/functions/queue/ring_early.sql, which has the argument."""
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def sleeper(store_dsn: str, session: Connection) -> Iterator[Connection]:
 
 @pytest.fixture(autouse=True)
 def always_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who was rung for is asleep again at once."""
+    """The consumer that was rung for is idle again at once."""
     monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 0.0)
 
 
@@ -162,7 +162,7 @@ class Producing:
 async def producing(
     store: tocsin.Store, store_dsn: str, session: Connection
 ) -> AsyncIterator[Producing]:
-    """Calls of a process that has enqueued once, while somebody slept."""
+    """Calls of a process that has enqueued once, while a consumer waited."""
     with somebody_asleep(store_dsn) as sleeper:
         await store.produce("q", "the first")
         hear(sleeper)
@@ -218,7 +218,7 @@ async def test_a_handler_may_begin_before_the_disk_has_the_message(
     assert [m.id for m in handled.messages[1:]] == producing.outcomes
 
 
-@pytest.mark.parametrize("asleep", [True, False], ids=["somebody asleep", "nobody asleep"])
+@pytest.mark.parametrize("asleep", [True, False], ids=["a consumer idle", "no consumer idle"])
 async def test_a_producer_returns_when_the_disk_has_the_message(
     store: tocsin.Store, store_dsn: str, session: Connection, asleep: bool
 ) -> None:
@@ -242,7 +242,7 @@ async def test_it_rings_first_when_somebody_slept_the_last_time(
         " / 0'"
     )
     await store.produce("q", 1)
-    await store.produce("q", 2)  # nobody sleeps
+    await store.produce("q", 2)  # no consumer waits
     with somebody_asleep(store_dsn) as sleeper:
         await store.produce("q", 3)
         hear(sleeper)
@@ -250,13 +250,13 @@ async def test_it_rings_first_when_somebody_slept_the_last_time(
             with pytest.raises(tocsin.ConnectionLost, match=r"committed.*division by zero"):
                 await store.produce("q", 4)
             await store.produce("q", 5)  # after an error it goes as if for the first time
-        # who was rung for just now is awake
+        # the consumer that was rung for just now is awake
         monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 1000.0)
         await store.produce("q", 6)
     session.execute("drop function tocsin.wait_for_flush")
     session.execute("create function tocsin.wait_for_flush() returns void language sql as ''")
     monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 0.0)
-    await store.produce("q", 7)  # nobody sleeps any more
+    await store.produce("q", 7)  # no consumer waits any more
     session.execute(
         "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
         " / 0'"
@@ -288,7 +288,7 @@ async def test_who_has_got_up_is_rung_for_in_vain_once(
 async def test_a_message_with_a_key_waits_for_the_disk(
     producing: Producing, store: tocsin.Store, session: Connection, sleeper: Connection
 ) -> None:
-    """Whoever enqueues the key next is told its id."""
+    """The next call that enqueues the key is told its id."""
     session.execute(
         "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
         " / 0'"
@@ -335,7 +335,7 @@ async def test_cancelled_at_every_checkpoint_it_is_enqueued_or_not_and_the_conne
 async def test_not_told_of_the_disk(
     producing: Producing, store_dsn: str, session: Connection, sleeper: Connection, end: str
 ) -> None:
-    """The message is enqueued: nobody may be told that it is not."""
+    """The message is enqueued: no caller may be told that it is not."""
     session.execute(DISK_WAITS)
     session.execute("select pg_advisory_lock(1)")
     pid = await producing.until_held()
@@ -469,8 +469,8 @@ async def test_not_when_commits_wait_for_standbys(own_server: EmbeddedServer) ->
 
 @contextmanager
 def log_writer_stopped(dsn: str) -> Iterator[int]:
-    """The server's log is not written but by who must; gives the process whose end is a
-    crash of the server."""
+    """Only a process that must writes the server's log; gives the process whose end is
+    a crash of the server."""
     with connect_blocking(dsn) as session:
         log_writer = int(
             fetch_one(session, "select pid from pg_stat_activity where backend_type = 'walwriter'")

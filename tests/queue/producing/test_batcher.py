@@ -1,4 +1,4 @@
-"""The outbox: concurrent calls share statements, and nobody notices but by the speed."""
+"""The batcher: concurrent calls share statements, and only the speed shows it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHARED = "enqueue_each"
 
 
 class Gate:
-    """Keeps everybody from inserting, until it is opened."""
+    """Keeps every session from inserting, until it is opened."""
 
     def __init__(self, dsn: str, opened: trio.Event) -> None:
         self._dsn = dsn
@@ -273,7 +273,7 @@ async def test_a_caller_cancelled_while_its_statement_is_under_way_disturbs_nobo
     async with closed_gate(store_dsn) as gate, trio.open_nursery() as nursery:
         calls = Calls(nursery)
         await calls.produce(store, "own", "a", "b")
-        calls.scopes["own"].cancel()  # its own statement; the others go on
+        calls.scopes["own"].cancel()  # its own statement; the other calls go on
         await gate.wait_for(SHARED)
         calls.scopes["a"].cancel()  # a shared one, which goes on too
         await trio.testing.wait_all_tasks_blocked()

@@ -552,5 +552,5 @@ async def test_produce_many_in_a_transaction(store: tocsin.Store, store_dsn: str
             ]
             raise ZeroDivisionError
     assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(0,)]
-    # and nobody is registered
+    # and no worker is registered
     assert await query(store_dsn, "select count(*)::int from tocsin.workers") == [(0,)]

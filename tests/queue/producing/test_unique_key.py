@@ -1,5 +1,5 @@
-"""Unique keys: at most one unfinished message of a key, whoever enqueues at the same
-moment."""
+"""Unique keys: at most one unfinished message of a key, also of producers that enqueue
+at the same moment."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ async def test_messages_wait_and_nobody_consumes(store: tocsin.Store, store_dsn:
 async def test_what_nobody_has_looked_at_waits_too(
     store: tocsin.Store, store_dsn: str, way: str
 ) -> None:
-    """With nobody there to look, a message that is due is still `delayed`, and one
+    """With no process there to look, a message that is due is still `delayed`, and one
     whose lease has ended still `leased`."""
     await store.queues.ensure("q", vt=10)
     await store.produce("q", 1, delay=10 if way == "delayed" else None)

@@ -712,7 +712,7 @@ async def test_a_name_registered_anew_while_it_is_purged(
 async def test_what_was_given_back_by_stop_counts_as_released(
     store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also what was claimed ahead; and nobody is warned of leases that were taken on
+    """Also what was claimed ahead; and no log line warns of leases that were taken on
     purpose."""
 
     async def hang_at_last(message: tocsin.Message) -> None:
