@@ -28,7 +28,7 @@ INSTALLATION: Final = Path("/usr/lib/postgresql/15")
 def digest_migrations() -> str:
     """Return what a snapshot says of the migrations, comments apart."""
     text = "\n".join(m.text for m in migrations())
-    text = re.sub(r"--.*|^comment on .*;$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"--.*|^comment on (?s:.*?)';$", "", text, flags=re.MULTILINE)
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
 
 

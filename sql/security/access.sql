@@ -27,17 +27,21 @@ as $$
     select unnest('{
         enqueue, enqueue_many, enqueue_each, wait_for_flush, cancel, reschedule, reprioritise,
         register_process, unregister_process, process_channel, heartbeat,
-        register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend, resume, shutdown
+        register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
+            resume, shutdown
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
-        attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting, queue_channel,
-        begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait, locked_messages, archive, delete, extend, release, fail, maintain,
+        attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting,
+            queue_channel,
+        begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
+            locked_messages, archive, delete, extend, release, fail, maintain,
         stop, release_messages
     }'::name[]), '{consumer, admin}'
     union all
     select unnest('{
-        create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue, resume_queue, grant_queue, revoke_queue,
+        create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue,
+            resume_queue, grant_queue, revoke_queue,
         list_messages, get_message,
         list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
         archived_count, settle_rate, purge_archive,
@@ -45,28 +49,34 @@ as $$
         delete_worker, purge_workers, worker_stats, queue_health, reclaim
     }'::name[]), '{admin}'
     union all
-    select unnest('{secure, install_roles}'::name[]), '{}'  -- for the owner to call, with the caller's rights
+    -- for the owner to call, with the caller's rights
+    select unnest('{secure, install_roles}'::name[]), '{}'
 $$;
 
 -- Brings attributes and privileges of everything in the schema into the state described
 -- above. Privileges that an administrator has granted to other roles stay, and verify
 -- names them. Those of former roles of Tocsin's go.
-create or replace function tocsin.secure(former_roles oid[] default '{}', before jsonb default null) returns void
+create or replace function tocsin.secure(former_roles oid[] default '{}', before jsonb default null)
+    returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    our_schema oid := (select c.relnamespace from pg_class c where c.oid = 'tocsin.contract'::regclass);
+    our_schema oid := (select c.relnamespace from pg_class c
+                       where c.oid = 'tocsin.contract'::regclass);
     f record;
 begin
     for f in
         select p.oid::regprocedure as signature, a.roles is not null as is_entry_point
         from pg_proc p left join tocsin._access() a on a.function = p.proname
         where p.pronamespace = our_schema and a.roles is distinct from '{}'
-          and (p.prosecdef and coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)) <> (a.roles is not null)
+          and (p.prosecdef
+               and coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig),
+                            false)) <> (a.roles is not null)
     loop
         if f.is_entry_point then
-            execute format('alter function %s security definer set search_path = pg_catalog, pg_temp', f.signature);
+            execute format('alter function %s security definer '
+                           'set search_path = pg_catalog, pg_temp', f.signature);
         else
             execute format('alter function %s security invoker reset search_path', f.signature);
         end if;
@@ -86,44 +96,57 @@ $$;
 -- have on a new table, and on everything where `before` is given. That has the access
 -- lists from before an upgrade (sql/upgrade), by kind and name, and what they say other
 -- roles keep or get again.
-create or replace function tocsin._apply_privileges(former_roles oid[] default '{}', only_table regclass default null, before jsonb default null)
+create or replace function tocsin._apply_privileges(former_roles oid[] default '{}',
+                                                    only_table regclass default null,
+                                                        before jsonb default null)
 returns void
 language plpgsql
 as $$
 declare
-    our_schema oid := (select c.relnamespace from pg_class c where c.oid = 'tocsin.contract'::regclass);
+    our_schema oid := (select c.relnamespace from pg_class c
+                       where c.oid = 'tocsin.contract'::regclass);
     statement text;
 begin
     for statement in
         with things (kind, name, owner, acl, privilege, roles) as (
-            select 'schema', quote_ident(n.nspname), n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner)), 'USAGE',
+            select 'schema', quote_ident(n.nspname), n.nspowner,
+                coalesce(n.nspacl, acldefault('n', n.nspowner)), 'USAGE',
                    '{producer, consumer, admin}'::text[]
             from pg_namespace n where n.oid = our_schema and only_table is null
             union all  -- any client may read the version
-            select 'table', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('r', c.relowner)), 'SELECT',
-                   case when c.relname in ('migrations', 'contract') then '{producer, consumer, admin}'::text[] else '{admin}' end
+            select 'table', c.oid::regclass::text, c.relowner,
+                coalesce(c.relacl, acldefault('r', c.relowner)), 'SELECT',
+                   case when c.relname in ('migrations', 'contract')
+                       then '{producer, consumer, admin}'::text[] else '{admin}' end
             from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p')
               and (only_table is null or c.oid = only_table)
             union all
-            select 'sequence', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('s', c.relowner)), 'USAGE', '{}'
-            from pg_class c where c.relnamespace = our_schema and c.relkind = 'S' and only_table is null
+            select 'sequence', c.oid::regclass::text, c.relowner,
+                coalesce(c.relacl, acldefault('s', c.relowner)), 'USAGE', '{}'
+            from pg_class c where c.relnamespace = our_schema and c.relkind = 'S'
+                and only_table is null
             union all
-            select 'routine', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
+            select 'routine', p.oid::regprocedure::text, p.proowner,
+                coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
             from pg_proc p left join tocsin._access() a on a.function = p.proname
             where p.pronamespace = our_schema and only_table is null
         ), kept (kind, name, privilege, role, grantable) as (
             select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
-            from things t cross join aclexplode((before ->> concat_ws(' ', t.kind, t.name))::aclitem[]) e
-            where e.grantee <> t.owner and e.grantee <> 0 and e.grantee not in (select r.role from tocsin.roles r)
+            from things t cross
+                join aclexplode((before ->> concat_ws(' ', t.kind, t.name))::aclitem[]) e
+            where e.grantee <> t.owner and e.grantee <> 0
+                and e.grantee not in (select r.role from tocsin.roles r)
         ), wanted (kind, name, privilege, role, grantable) as (
-            select t.kind, t.name, t.privilege, r.role::oid, false from things t join tocsin.roles r on r.kind = any (t.roles) and r.role <> t.owner
+            select t.kind, t.name, t.privilege, r.role::oid, false from things t
+                join tocsin.roles r on r.kind = any (t.roles) and r.role <> t.owner
             union all
             select * from kept
         ), found (kind, name, privilege, role, grantable) as (
             select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
             from things t cross join aclexplode(t.acl) e
             where e.grantee <> t.owner
-              and (e.grantee = 0 or e.grantee = any (former_roles) or e.grantee in (select r.role from tocsin.roles r)
+              and (e.grantee = 0 or e.grantee = any (former_roles)
+                   or e.grantee in (select r.role from tocsin.roles r)
                    or only_table is not null or before is not null)
               and (e.grantee = 0 or e.grantee in (select x.oid from pg_roles x))
         )
@@ -131,7 +154,8 @@ begin
                       case x.role when 0 then 'public' else x.role::regrole::text end)
         from (select * from found except select * from wanted) x
         union all
-        select format('grant %s on %s %s to %s%s', x.privilege, x.kind, x.name, x.role::regrole, case when x.grantable then ' with grant option' end)
+        select format('grant %s on %s %s to %s%s', x.privilege, x.kind, x.name, x.role::regrole,
+                      case when x.grantable then ' with grant option' end)
         from (select * from wanted except select * from found) x
         order by 1 desc  -- revocations first
     loop
@@ -144,7 +168,8 @@ $$;
 -- created, which needs CREATEROLE; existing ones are used as they are. A role that was
 -- let in before and is not named now loses what it was granted. Doing it again changes
 -- nothing, and repairs what was changed by hand.
-create or replace function tocsin.install_roles(producer text, consumer text, admin text) returns void
+create or replace function tocsin.install_roles(producer text, consumer text, admin text)
+    returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -152,7 +177,9 @@ declare
     former_roles oid[] := (select array_agg(r.role) from tocsin.roles r);
     r record;
 begin
-    for r in select x.kind, x.name from (values ('producer', producer), ('consumer', consumer), ('admin', admin)) x (kind, name) loop
+    for r in select x.kind, x.name
+        from (values ('producer', producer), ('consumer', consumer), ('admin', admin)) x (kind,
+            name) loop
         if r.name is null then
             delete from tocsin.roles x where x.kind = r.kind;
             continue;
@@ -160,13 +187,16 @@ begin
             begin
                 execute format('create role %I nologin', r.name);
             exception
-                when duplicate_object or unique_violation then null;  -- another session was faster, perhaps in another database
+                -- another session was faster, perhaps in another database
+                when duplicate_object or unique_violation then null;
                 when insufficient_privilege then
                     perform tocsin._refuse_caller(format('create role "%s"', r.name),
-                        format('That needs CREATEROLE. A database administrator runs: %s. Then install again.', (
+                        format('That needs CREATEROLE. A database administrator runs: %s. '
+                               'Then install again.', (
                             select string_agg(format('create role %I nologin', n), '; ' order by o)
                             from unnest(array[producer, consumer, admin]) with ordinality w (n, o)
-                            where n is not null and not exists (select from pg_roles x where x.rolname = n))));
+                            where n is not null
+                                and not exists (select from pg_roles x where x.rolname = n))));
             end;
         end if;
         insert into tocsin.roles as x (kind, role) values (r.kind, tocsin._find_role(r.name))

@@ -90,17 +90,21 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
     select unnest('{
         enqueue, enqueue_many, enqueue_each, wait_for_flush, cancel, reschedule, reprioritise,
         register_process, unregister_process, process_channel, heartbeat,
-        register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend, resume, shutdown
+        register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
+            resume, shutdown
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
-        attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting, queue_channel,
-        begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait, locked_messages, archive, delete, extend, release, fail, maintain,
+        attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting,
+            queue_channel,
+        begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
+            locked_messages, archive, delete, extend, release, fail, maintain,
         stop, release_messages
     }'::name[]), '{consumer, admin}'
     union all
     select unnest('{
-        create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue, resume_queue, grant_queue, revoke_queue,
+        create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue,
+            resume_queue, grant_queue, revoke_queue,
         list_messages, get_message,
         list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
         archived_count, settle_rate, purge_archive,
@@ -108,7 +112,8 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         delete_worker, purge_workers, worker_stats, queue_health, reclaim
     }'::name[]), '{admin}'
     union all
-    select unnest('{secure, install_roles}'::name[]), '{}'  -- for the owner to call, with the caller's rights
+    -- for the owner to call, with the caller's rights
+    select unnest('{secure, install_roles}'::name[]), '{}'
 $$;
 
 
@@ -146,7 +151,8 @@ begin
     execute format('create table "tocsin".%I (like "tocsin".archive including indexes)', name);
     execute format('alter table "tocsin".%I replica identity full', name);
     perform "tocsin"._apply_privileges(only_table => format('"tocsin".%I', name)::regclass);
-    execute format('alter table "tocsin".archive attach partition "tocsin".%I for values from (%s, %L) to (%s, %L)',
+    execute format('alter table "tocsin".archive attach partition "tocsin".%I '
+                   'for values from (%s, %L) to (%s, %L)',
                    name, span, starts_at, span, starts_at + make_interval(hours => span));
     return null;
 exception
@@ -183,11 +189,13 @@ CREATE FUNCTION tocsin._add_queue(queue text) RETURNS integer
     LANGUAGE sql
     AS $$
     with added as (
-        insert into "tocsin".queues (name, created_at, channel) values (queue, "tocsin"._clock(), "tocsin".queue_channel(queue))
+        insert into "tocsin".queues (name, created_at, channel)
+            values (queue, "tocsin"._clock(), "tocsin".queue_channel(queue))
         on conflict (name) do nothing
         returning id, retention
     ), noted as (
-        insert into "tocsin".archive_policies (queue_id, retention) select a.id, a.retention from added a
+        insert into "tocsin".archive_policies (queue_id, retention) select a.id, a.retention
+            from added a
     )
     select a.id from added a
 $$;
@@ -198,39 +206,50 @@ CREATE FUNCTION tocsin._apply_privileges(former_roles oid[] DEFAULT '{}'::oid[],
     LANGUAGE plpgsql
     AS $$
 declare
-    our_schema oid := (select c.relnamespace from pg_class c where c.oid = '"tocsin".contract'::regclass);
+    our_schema oid := (select c.relnamespace from pg_class c
+                       where c.oid = '"tocsin".contract'::regclass);
     statement text;
 begin
     for statement in
         with things (kind, name, owner, acl, privilege, roles) as (
-            select 'schema', quote_ident(n.nspname), n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner)), 'USAGE',
+            select 'schema', quote_ident(n.nspname), n.nspowner,
+                coalesce(n.nspacl, acldefault('n', n.nspowner)), 'USAGE',
                    '{producer, consumer, admin}'::text[]
             from pg_namespace n where n.oid = our_schema and only_table is null
-            union all  -- any client may look which version this is
-            select 'table', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('r', c.relowner)), 'SELECT',
-                   case when c.relname in ('migrations', 'contract') then '{producer, consumer, admin}'::text[] else '{admin}' end
+            union all  -- any client may read the version
+            select 'table', c.oid::regclass::text, c.relowner,
+                coalesce(c.relacl, acldefault('r', c.relowner)), 'SELECT',
+                   case when c.relname in ('migrations', 'contract')
+                       then '{producer, consumer, admin}'::text[] else '{admin}' end
             from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p')
               and (only_table is null or c.oid = only_table)
             union all
-            select 'sequence', c.oid::regclass::text, c.relowner, coalesce(c.relacl, acldefault('s', c.relowner)), 'USAGE', '{}'
-            from pg_class c where c.relnamespace = our_schema and c.relkind = 'S' and only_table is null
+            select 'sequence', c.oid::regclass::text, c.relowner,
+                coalesce(c.relacl, acldefault('s', c.relowner)), 'USAGE', '{}'
+            from pg_class c where c.relnamespace = our_schema and c.relkind = 'S'
+                and only_table is null
             union all
-            select 'routine', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
+            select 'routine', p.oid::regprocedure::text, p.proowner,
+                coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE', a.roles
             from pg_proc p left join "tocsin"._access() a on a.function = p.proname
             where p.pronamespace = our_schema and only_table is null
         ), kept (kind, name, privilege, role, grantable) as (
             select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
-            from things t cross join aclexplode((before ->> concat_ws(' ', t.kind, t.name))::aclitem[]) e
-            where e.grantee <> t.owner and e.grantee <> 0 and e.grantee not in (select r.role from "tocsin".roles r)
+            from things t cross
+                join aclexplode((before ->> concat_ws(' ', t.kind, t.name))::aclitem[]) e
+            where e.grantee <> t.owner and e.grantee <> 0
+                and e.grantee not in (select r.role from "tocsin".roles r)
         ), wanted (kind, name, privilege, role, grantable) as (
-            select t.kind, t.name, t.privilege, r.role::oid, false from things t join "tocsin".roles r on r.kind = any (t.roles) and r.role <> t.owner
+            select t.kind, t.name, t.privilege, r.role::oid, false from things t
+                join "tocsin".roles r on r.kind = any (t.roles) and r.role <> t.owner
             union all
             select * from kept
         ), found (kind, name, privilege, role, grantable) as (
             select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
             from things t cross join aclexplode(t.acl) e
             where e.grantee <> t.owner
-              and (e.grantee = 0 or e.grantee = any (former_roles) or e.grantee in (select r.role from "tocsin".roles r)
+              and (e.grantee = 0 or e.grantee = any (former_roles)
+                   or e.grantee in (select r.role from "tocsin".roles r)
                    or only_table is not null or before is not null)
               and (e.grantee = 0 or e.grantee in (select x.oid from pg_roles x))
         )
@@ -238,9 +257,10 @@ begin
                       case x.role when 0 then 'public' else x.role::regrole::text end)
         from (select * from found except select * from wanted) x
         union all
-        select format('grant %s on %s %s to %s%s', x.privilege, x.kind, x.name, x.role::regrole, case when x.grantable then ' with grant option' end)
+        select format('grant %s on %s %s to %s%s', x.privilege, x.kind, x.name, x.role::regrole,
+                      case when x.grantable then ' with grant option' end)
         from (select * from wanted except select * from found) x
-        order by 1 desc  -- first what is taken away
+        order by 1 desc  -- revocations first
     loop
         execute statement;
     end loop;
@@ -254,10 +274,12 @@ CREATE FUNCTION tocsin._archive_partitions() RETURNS TABLE(name text, span integ
     AS $_$
     select p.relname, p.span, p.starts_at, p.starts_at + make_interval(hours => p.span)
     from (select c.relname::text, n[1]::integer as span,
-                 make_timestamptz(n[2]::integer, n[3]::integer, n[4]::integer, n[5]::integer, 0, 0, 'UTC') as starts_at
+                 make_timestamptz(n[2]::integer, n[3]::integer, n[4]::integer, n[5]::integer, 0, 0,
+                                  'UTC') as starts_at
           from pg_catalog.pg_inherits i
           join pg_catalog.pg_class c on c.oid = i.inhrelid
-          cross join lateral regexp_match(c.relname, '^archive_([0-9]+)h_([0-9]{4})([0-9]{2})([0-9]{2})([0-9]{2})$') n
+          cross join lateral regexp_match(
+              c.relname, '^archive_([0-9]+)h_([0-9]{4})([0-9]{2})([0-9]{2})([0-9]{2})$') n
           where i.inhparent = '"tocsin".archive'::regclass and n is not null) p
 $_$;
 
@@ -266,7 +288,9 @@ $_$;
 CREATE FUNCTION tocsin._archive_slot(span integer, keep_until timestamp with time zone) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
-    select case when span > 0 then date_bin(make_interval(hours => span), keep_until, timestamptz '1970-01-01+00') else '1970-01-01+00' end
+    select case when span > 0
+        then date_bin(make_interval(hours => span), keep_until, timestamptz '1970-01-01+00')
+            else '1970-01-01+00' end
 $$;
 
 
@@ -287,9 +311,11 @@ CREATE FUNCTION tocsin._archived_in_all(first_id integer, last_id integer) RETUR
     LANGUAGE sql STABLE
     AS $$
     select x.queue_id, sum(x.n)::bigint
-    from (select c.queue_id, c.n from "tocsin".archived_counts c where c.queue_id between first_id and last_id
+    from (select c.queue_id, c.n from "tocsin".archived_counts c
+          where c.queue_id between first_id and last_id
           union all
-          select y.queue_id, y.n from "tocsin".archive_count_deltas y where y.queue_id between first_id and last_id and y.span is not null) x
+          select y.queue_id, y.n from "tocsin".archive_count_deltas y
+              where y.queue_id between first_id and last_id and y.span is not null) x
     join "tocsin".queues q on q.id = x.queue_id
     group by x.queue_id
 $$;
@@ -374,15 +400,15 @@ COMMENT ON COLUMN tocsin.queues.ruled IS 'Whether it has any of these rules; see
 
 
 
-COMMENT ON COLUMN tocsin.queues.retention IS 'How long what is archived is kept; 0: not at all. A thousand years stand for ever.';
+COMMENT ON COLUMN tocsin.queues.retention IS 'How long what is archived is kept; 0: not at all. A thousand years mean without end.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.dead_letter_retention IS 'How long dead letters are kept. A thousand years stand for ever.';
+COMMENT ON COLUMN tocsin.queues.dead_letter_retention IS 'How long dead letters are kept. A thousand years mean without end.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.notify IS 'When its bell rings: only while a consumer of Tocsin''s sleeps, or always, for others who LISTEN; see ring.sql.';
+COMMENT ON COLUMN tocsin.queues.notify IS 'When its channel is notified: on_demand, while a consumer of Tocsin waits; or always, for programs that LISTEN by hand. See ring.sql.';
 
 
 
@@ -397,7 +423,9 @@ CREATE FUNCTION tocsin._backoff(queue tocsin.queues, deliveries integer) RETURNS
         least(extract(epoch from queue.retry_max)::float8,
               extract(epoch from queue.retry_base)::float8
               -- capped where the power would leave the range of float8
-              * power(queue.retry_factor, least(greatest(deliveries - 1, 0), 300 / greatest(log(queue.retry_factor), 1e-9))))
+              * power(queue.retry_factor,
+                      least(greatest(deliveries - 1, 0),
+                            300 / greatest(log(queue.retry_factor), 1e-9))))
         * (1 + queue.retry_jitter * (2 * random() - 1)))
 $$;
 
@@ -407,15 +435,20 @@ CREATE FUNCTION tocsin._beyond(counted bigint, cap integer, relation text, queue
     LANGUAGE sql
     AS $$
     select case when counted <= cap then counted
-                else greatest(counted, "tocsin"._estimate(format('select from %s x where x.queue_id = %s', relation, queue_id)
-                                                       || case when state is not null then format(' and x.state = %L', state) else '' end)) end
+                else greatest(counted,
+                              "tocsin"._estimate(format('select from %s x where x.queue_id = %s',
+                                                      relation, queue_id)
+                                                       || case when state is not null
+                                                           then format(' and x.state = %L', state)
+                                                               else '' end)) end
 $$;
 
 
 
 CREATE FUNCTION tocsin._caller() RETURNS name
     LANGUAGE sql STABLE
-    AS $$ select case current_setting('role') when 'none' then session_user else current_setting('role')::name end $$;
+    AS $$ select case current_setting('role') when 'none' then session_user
+    else current_setting('role')::name end $$;
 
 
 
@@ -427,7 +460,8 @@ declare
     changed "tocsin".queues;
 begin
     update "tocsin".queues q set vt = coalesce(_change_queue.vt, q.vt), max_deliveries = coalesce(_change_queue.max_deliveries, q.max_deliveries), retry_base = coalesce(_change_queue.retry_base, q.retry_base), retry_factor = coalesce(_change_queue.retry_factor, q.retry_factor), retry_max = coalesce(_change_queue.retry_max, q.retry_max), retry_jitter = coalesce(_change_queue.retry_jitter, q.retry_jitter), max_payload = coalesce(_change_queue.max_payload, q.max_payload), max_string = coalesce(_change_queue.max_string, q.max_string), max_depth = coalesce(_change_queue.max_depth, q.max_depth), required_keys = coalesce(_change_queue.required_keys, q.required_keys), forbidden_keys = coalesce(_change_queue.forbidden_keys, q.forbidden_keys), retention = coalesce(_change_queue.retention, q.retention), dead_letter_retention = coalesce(_change_queue.dead_letter_retention, q.dead_letter_retention), notify = coalesce(_change_queue.notify, q.notify) where q.id = queue_id returning q.* into changed;
-    update "tocsin".archive_policies a set retention = changed.retention where a.queue_id = changed.id and a.retention <> changed.retention;
+    update "tocsin".archive_policies a set retention = changed.retention
+        where a.queue_id = changed.id and a.retention <> changed.retention;
     return changed;
 end
 $$;
@@ -437,7 +471,8 @@ $$;
 CREATE FUNCTION tocsin._channel(path text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
-    select case when octet_length(c) <= 63 then c else 'tocsin_' || left(encode(sha256(convert_to(c, 'UTF8')), 'hex'), 32) end
+    select case when octet_length(c) <= 63 then c
+        else 'tocsin_' || left(encode(sha256(convert_to(c, 'UTF8')), 'hex'), 32) end
     from (select (parse_ident('"tocsin".channel'))[1] || path) as full_name (c)
 $$;
 
@@ -496,7 +531,8 @@ declare
     w "tocsin".workers := "tocsin"._find_own_worker(worker_id);
 begin
     if w.status not in ('ready', 'polling') then
-        perform "tocsin"._refuse_transition(w, 'polling', 'not_active', 'only a ready or polling worker may ' || doing);
+        perform "tocsin"._refuse_transition(w, 'polling', 'not_active',
+                                          'only a ready or polling worker may ' || doing);
     end if;
     return w;
 end
@@ -509,7 +545,8 @@ CREATE FUNCTION tocsin._check_change(queue_id integer) RETURNS void
     AS $$
 begin
     if not "tocsin"._may_enqueue(queue_id, null) then
-        perform "tocsin"._refuse_caller(format('change messages of queue "%s"', q.name), 'Grant it the queue, with grant_queue.')
+        perform "tocsin"._refuse_caller(format('change messages of queue "%s"', q.name),
+                                      'Grant it the queue, with grant_queue.')
         from "tocsin".queues q where q.id = _check_change.queue_id;
     end if;
 end
@@ -525,7 +562,8 @@ declare
 begin
     select x.* into q
     from "tocsin".workers w join "tocsin".queues x on x.id = w.queue_id
-    where w.id = worker_id and w.registration = _check_claim.registration and w.status in ('ready', 'polling') and "tocsin"._acts_for(w.role);
+    where w.id = worker_id and w.registration = _check_claim.registration
+        and w.status in ('ready', 'polling') and "tocsin"._acts_for(w.role);
     if not found then
         perform "tocsin"._refuse_ended("tocsin"._check_active(worker_id, 'claim'));
     end if;
@@ -548,9 +586,11 @@ begin
         index := first_index + (fault -> 'path' ->> 0)::integer;
         path := (fault -> 'path') - 0;
         perform "tocsin"._raise_error('TC009',
-            format('%s, at %s: %s', concat_ws(' ', 'payload', index), "tocsin"._describe_path(path), fault ->> 'reason'),
+            format('%s, at %s: %s', concat_ws(' ', 'payload', index), "tocsin"._describe_path(path),
+                   fault ->> 'reason'),
             jsonb_build_object('path', path, 'reason', fault ->> 'reason', 'index', index),
-            format('Queue "%s" has rules for payloads: max_string, max_depth, required_keys, forbidden_keys.', q.name));
+            format('Queue "%s" has rules for payloads: max_string, max_depth, required_keys, '
+                   'forbidden_keys.', q.name));
     end if;
 end
 $$;
@@ -562,11 +602,15 @@ CREATE FUNCTION tocsin._check_due(delay interval, at timestamp with time zone) R
     AS $$
 begin
     if delay not between '0 s' and '1000 years' then
-        perform "tocsin"._raise_error('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
+        perform "tocsin"._raise_error('TC022',
+                                    'delay must not be negative, nor longer than a thousand years',
+                                        '{"argument": "delay"}');
     elsif delay is not null and at is not null then
         perform "tocsin"._raise_error('TC022', 'give delay or at, not both', '{"argument": "at"}');
-    elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then  -- clients could not read it, and would stop at the message
-        perform "tocsin"._raise_error('TC022', 'at must be within the years 2 to 9999', '{"argument": "at"}');
+    -- clients could not read it, and would stop at the message
+    elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then
+        perform "tocsin"._raise_error('TC022', 'at must be within the years 2 to 9999',
+                                    '{"argument": "at"}');
     end if;
 end
 $$;
@@ -580,9 +624,11 @@ begin
     if "tocsin"._may_enqueue(q.id, worker_id) then
         return;
     elsif not "tocsin"._may_enqueue(q.id, null) then
-        perform "tocsin"._refuse_caller(format('enqueue to queue "%s"', q.name), 'Grant it the queue, with grant_queue.');
+        perform "tocsin"._refuse_caller(format('enqueue to queue "%s"', q.name),
+                                      'Grant it the queue, with grant_queue.');
     end if;
-    perform "tocsin"._refuse_caller(format('enqueue as worker %s', worker_id), 'It is no worker that this role has registered.');
+    perform "tocsin"._refuse_caller(format('enqueue as worker %s', worker_id),
+                                  'It is no worker that this role has registered.');
 end
 $$;
 
@@ -602,9 +648,12 @@ begin
     end if;
     perform "tocsin"._check_due(delay, at);
     if expires_in <= '0 s' or expires_in > '1000 years' then
-        perform "tocsin"._raise_error('TC022', 'expires_in must be positive, and at most a thousand years', '{"argument": "expires_in"}');
+        perform "tocsin"._raise_error('TC022',
+                                    'expires_in must be positive, and at most a thousand years',
+                                        '{"argument": "expires_in"}');
     elsif max_deliveries <= 0 then
-        perform "tocsin"._raise_error('TC022', 'max_deliveries must be positive', '{"argument": "max_deliveries"}');
+        perform "tocsin"._raise_error('TC022', 'max_deliveries must be positive',
+                                    '{"argument": "max_deliveries"}');
     end if;
     return q;
 end
@@ -618,9 +667,12 @@ CREATE FUNCTION tocsin._check_headers(q tocsin.queues, headers jsonb) RETURNS vo
 begin
     if octet_length(headers::text) > q.max_payload then
         perform "tocsin"._raise_error('TC003',
-            format('headers of %s bytes exceed the limit of queue "%s", %s bytes', octet_length(headers::text), q.name, q.max_payload),
-            jsonb_build_object('actual', octet_length(headers::text), 'maximum', q.max_payload, 'index', null),
-            'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
+            format('headers of %s bytes exceed the limit of queue "%s", %s bytes',
+                   octet_length(headers::text), q.name, q.max_payload),
+            jsonb_build_object('actual', octet_length(headers::text), 'maximum', q.max_payload,
+                               'index', null),
+            'Store the data elsewhere and enqueue a reference, or raise the queue''s '
+            'max_payload.');
     end if;
 end
 $$;
@@ -632,7 +684,8 @@ CREATE FUNCTION tocsin._check_own(w tocsin.workers) RETURNS tocsin.workers
     AS $$
 begin
     if not "tocsin"._acts_for(w.role) then
-        perform "tocsin"._refuse_caller(format('act for worker %s', w.id), 'Another role has registered it; administrators may.');
+        perform "tocsin"._refuse_caller(format('act for worker %s', w.id),
+                                      'Another role has registered it; administrators may.');
     end if;
     return w;
 end
@@ -656,8 +709,10 @@ begin
             perform "tocsin"._raise_error('TC003',
                 format('%s of %s bytes exceeds the limit of queue "%s", %s bytes',
                        concat_ws(' ', 'payload', large.index), large.actual, q.name, q.max_payload),
-                jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index', large.index),
-                'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
+                jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index',
+                                   large.index),
+                'Store the data elsewhere and enqueue a reference, or raise the queue''s '
+                'max_payload.');
         end if;
     end if;
     if q.ruled then
@@ -698,7 +753,9 @@ begin
         if "tocsin"._clock() > deadline then
             raise lock_not_available;
         end if;
-        perform pg_sleep(0.01);  -- not in the queue for the lock: who asks would take that for nobody sharing it (shared_after_all)
+        -- without a place in the queue for the lock, which would make a test of it say
+        -- that no session shares it
+        perform pg_sleep(0.01);
     end loop;
     perform pg_advisory_xact_lock("tocsin"._lock_key('rung', q.id));
 end
@@ -711,19 +768,23 @@ CREATE FUNCTION tocsin._correct_future_times() RETURNS void
     AS $$
 declare
     t timestamptz := "tocsin"._clock();
-    beyond timestamptz := t + interval '1 s';  -- a row that is being written at this moment is not meant
+    -- a row that is being written at this moment is not meant
+    beyond timestamptz := t + interval '1 s';
     found_some boolean := false;
 begin
     update "tocsin".workers w
-    set heartbeat_at = least(w.heartbeat_at, t), shutdown_at = least(w.shutdown_at, t), started_at = least(w.started_at, t)
-    from (select x.id from "tocsin".workers x where x.heartbeat_at > beyond or x.shutdown_at > beyond for update skip locked) ahead
+    set heartbeat_at = least(w.heartbeat_at, t), shutdown_at = least(w.shutdown_at, t),
+        started_at = least(w.started_at, t)
+    from (select x.id from "tocsin".workers x where x.heartbeat_at > beyond or x.shutdown_at > beyond
+          for update skip locked) ahead
     where w.id = ahead.id;
     found_some := found;
     if exists (select from "tocsin".processes p where p.heartbeat_at > beyond) then
         perform "tocsin"._correct_heartbeats(t);
         found_some := true;
     end if;
-    update "tocsin".maintenance m set clock_was_ahead = false, due_at = least(m.due_at, t + interval '1 minute')
+    update "tocsin".maintenance m set clock_was_ahead = false,
+        due_at = least(m.due_at, t + interval '1 minute')
     where m.clock_was_ahead or found_some or m.due_at > t + interval '2 minutes';
     if not found then
         return;
@@ -735,15 +796,19 @@ begin
                    when m.due > t and ahead.since > t then "tocsin"._later(m.due, t - ahead.since)
                    else m.due end,  -- in the past: its place in the queue
         vt = case when m.state = 'ready' then least(m.vt, t)
-                  when m.state = 'leased' and m.dequeued_at > t then "tocsin"._later(m.vt, t - m.dequeued_at)
-                  when m.state = 'delayed' and ahead.since > t then "tocsin"._later(m.vt, t - ahead.since)
+                  when m.state = 'leased' and m.dequeued_at > t
+                      then "tocsin"._later(m.vt, t - m.dequeued_at)
+                  when m.state = 'delayed' and ahead.since > t
+                      then "tocsin"._later(m.vt, t - ahead.since)
                   else m.vt end,
-        expires_at = case when m.enqueued_at > t then "tocsin"._later(m.expires_at, t - m.enqueued_at) else m.expires_at end,
+        expires_at = case when m.enqueued_at > t then "tocsin"._later(m.expires_at, t - m.enqueued_at)
+            else m.expires_at end,
         history = "tocsin"._correct_history(m.history, t)
     from (select x.id, greatest(x.enqueued_at, x.dequeued_at, l.ended_at) as since
           from "tocsin".messages x
           cross join lateral (select (x.history -> -1 ->> 'ended_at')::timestamptz) l (ended_at)
-          where x.enqueued_at > beyond or x.dequeued_at > beyond or l.ended_at > beyond or x.state = 'ready' and x.due > beyond
+          where x.enqueued_at > beyond or x.dequeued_at > beyond or l.ended_at > beyond
+              or x.state = 'ready' and x.due > beyond
           order by x.id for update of x skip locked) ahead
     where m.id = ahead.id;
     update "tocsin".dead_letters d set died_at = t where d.died_at > beyond;
@@ -758,7 +823,8 @@ CREATE FUNCTION tocsin._correct_heartbeats(t timestamp with time zone) RETURNS v
     LANGUAGE sql
     AS $$
     update "tocsin".processes p set heartbeat_at = t
-    from (select x.id from "tocsin".processes x where x.heartbeat_at > t + interval '1 s' for update skip locked) ahead
+    from (select x.id from "tocsin".processes x where x.heartbeat_at > t + interval '1 s'
+          for update skip locked) ahead
     where p.id = ahead.id
 $$;
 
@@ -769,7 +835,9 @@ CREATE FUNCTION tocsin._correct_history(history jsonb, t timestamp with time zon
     AS $$
     select jsonb_agg(
         d || case when (d ->> 'ended_at')::timestamptz > t
-                  then jsonb_build_object('dequeued_at', least((d ->> 'dequeued_at')::timestamptz, t), 'ended_at', t)
+                  then jsonb_build_object('dequeued_at',
+                                          least((d ->> 'dequeued_at')::timestamptz, t), 'ended_at',
+                                              t)
                   else '{}' end
         order by n)
     from jsonb_array_elements(history) with ordinality h (d, n)
@@ -801,22 +869,37 @@ CREATE FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timest
 #variable_conflict use_column
 begin
     return query
-        select s.id, s.ready + s.due + s.lapsed, greatest(s.delayed - s.due, 0), greatest(s.leased - s.lapsed, 0), s.dead,
-               c.ready <= cap and c.due <= cap and c.lapsed <= cap and c.delayed <= cap and c.leased <= cap and c.dead <= cap
+        select s.id, s.ready + s.due + s.lapsed, greatest(s.delayed - s.due, 0),
+            greatest(s.leased - s.lapsed, 0), s.dead,
+               c.ready <= cap and c.due <= cap and c.lapsed <= cap and c.delayed <= cap
+                   and c.leased <= cap and c.dead <= cap
         from "tocsin".queues q
         cross join lateral (
-            select (select count(*) from (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'ready' limit cap + 1) x),
-                   (select count(*) from (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'delayed' and m.vt <= t
+            select (select count(*)
+                    from (select from "tocsin".messages m
+                          where m.queue_id = q.id and m.state = 'ready' limit cap + 1) x),
+                   (select count(*)
+                    from (select from "tocsin".messages m
+                          where m.queue_id = q.id and m.state = 'delayed' and m.vt <= t
                                           limit cap + 1) x),
-                   (select count(*) from (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'leased' and m.vt <= t
+                   (select count(*)
+                    from (select from "tocsin".messages m
+                          where m.queue_id = q.id and m.state = 'leased' and m.vt <= t
                                           limit cap + 1) x),
-                   (select count(*) from (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'delayed' limit cap + 1) x),
-                   (select count(*) from (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'leased' limit cap + 1) x),
-                   (select count(*) from (select from "tocsin".dead_letters d where d.queue_id = q.id limit cap + 1) x)
+                   (select count(*)
+                    from (select from "tocsin".messages m
+                          where m.queue_id = q.id and m.state = 'delayed' limit cap + 1) x),
+                   (select count(*)
+                    from (select from "tocsin".messages m
+                          where m.queue_id = q.id and m.state = 'leased' limit cap + 1) x),
+                   (select count(*)
+                    from (select from "tocsin".dead_letters d where d.queue_id = q.id
+                          limit cap + 1) x)
             offset 0
         ) c (ready, due, lapsed, delayed, leased, dead)
         cross join lateral (
-            select q.id, "tocsin"._beyond(c.ready, cap, '"tocsin".messages', q.id, 'ready'), c.due, c.lapsed,
+            select q.id, "tocsin"._beyond(c.ready, cap, '"tocsin".messages', q.id, 'ready'), c.due,
+                c.lapsed,
                    "tocsin"._beyond(c.delayed, cap, '"tocsin".messages', q.id, 'delayed'),
                    "tocsin"._beyond(c.leased, cap, '"tocsin".messages', q.id, 'leased'),
                    "tocsin"._beyond(c.dead, cap, '"tocsin".dead_letters', q.id)
@@ -832,9 +915,12 @@ CREATE FUNCTION tocsin._count_unfinished(queue_id integer) RETURNS bigint
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
-    select (select count(*) from "tocsin".messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'ready')
-         + (select count(*) from "tocsin".messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'delayed')
-         + (select count(*) from "tocsin".messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'leased')
+    select (select count(*) from "tocsin".messages m
+            where m.queue_id = _count_unfinished.queue_id and m.state = 'ready')
+         + (select count(*) from "tocsin".messages m
+            where m.queue_id = _count_unfinished.queue_id and m.state = 'delayed')
+         + (select count(*) from "tocsin".messages m
+            where m.queue_id = _count_unfinished.queue_id and m.state = 'leased')
 $$;
 
 
@@ -844,9 +930,11 @@ CREATE FUNCTION tocsin._cutoff(older_than interval) RETURNS timestamp with time 
     AS $$
 begin
     if older_than < '0 s' then
-        perform "tocsin"._raise_error('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
+        perform "tocsin"._raise_error('TC022', 'older_than must not be negative',
+                                    '{"argument": "older_than"}');
     end if;
-    return case when older_than is not null then "tocsin"._later("tocsin"._clock(), -least(older_than, interval '5000 years')) end;
+    return case when older_than is not null
+        then "tocsin"._later("tocsin"._clock(), -least(older_than, interval '5000 years')) end;
 end
 $$;
 
@@ -866,7 +954,8 @@ declare
     gone bigint;
 begin
     select array_agg(x.ctid) into expired
-    from (select r.ctid from "tocsin".archive_rest r where r.keep_until < '9999-01-01+00' and r.keep_until <= t
+    from (select r.ctid from "tocsin".archive_rest r
+          where r.keep_until < '9999-01-01+00' and r.keep_until <= t
           order by r.keep_until limit most for update skip locked) x;
     with deleted as (
         delete from "tocsin".archive_rest r where r.ctid = any (expired) returning r.queue_id
@@ -891,11 +980,14 @@ CREATE FUNCTION tocsin._describe_dead_letters(ids bigint[], queue_id integer, re
 #variable_conflict use_variable
 begin
     return query
-        select d.id, q.name, d.queue_id, d.payload::text, d.headers::text, d.priority, d.key, d.enqueued_at, d.dequeued_at, d.read_ct,
-               d.max_deliveries, d.producer_worker_id, d.consumer_worker_id, d.history::text, d.died_at, d.reason, d.error, d.traceback
+        select d.id, q.name, d.queue_id, d.payload::text, d.headers::text, d.priority, d.key,
+            d.enqueued_at, d.dequeued_at, d.read_ct,
+               d.max_deliveries, d.producer_worker_id, d.consumer_worker_id, d.history::text,
+                   d.died_at, d.reason, d.error, d.traceback
         from "tocsin".dead_letters d
         join "tocsin".queues q on q.id = d.queue_id
-        where "tocsin"._matches_filter(d, ids, queue_id, reason, error, died_before) and (after is null or d.id > after)
+        where "tocsin"._matches_filter(d, ids, queue_id, reason, error, died_before)
+            and (after is null or d.id > after)
         order by d.id limit max_letters;
 end
 $$;
@@ -955,8 +1047,11 @@ CREATE FUNCTION tocsin._describe_delivery(m tocsin.messages, ended_at timestamp 
     LANGUAGE sql STABLE
     AS $$
     select jsonb_build_object('delivery', m.read_ct, 'worker_id', m.consumer_worker_id,
-                              'worker', (select w.name from "tocsin".workers w where w.id = m.consumer_worker_id),
-                              'dequeued_at', m.dequeued_at, 'ended_at', ended_at, 'outcome', outcome, 'error', left(error, 1000))
+                              'worker',
+                                  (select w.name from "tocsin".workers w
+                                   where w.id = m.consumer_worker_id),
+                              'dequeued_at', m.dequeued_at, 'ended_at', ended_at, 'outcome',
+                                  outcome, 'error', left(error, 1000))
 $$;
 
 
@@ -969,25 +1064,34 @@ CREATE FUNCTION tocsin._describe_messages(ids bigint[], queues integer[], t time
     AS $$
 begin
     return query
-        select x.id, q.name, x.queue_id, x.payload::text, x.headers::text, x.priority, x.key, x.enqueued_at, x.dequeued_at, x.read_ct,
-               x.max_deliveries, x.producer_worker_id, x.consumer_worker_id, x.history::text, x.state, x.due, x.vt, x.expires_at,
+        select x.id, q.name, x.queue_id, x.payload::text, x.headers::text, x.priority, x.key,
+            x.enqueued_at, x.dequeued_at, x.read_ct,
+               x.max_deliveries, x.producer_worker_id, x.consumer_worker_id, x.history::text,
+                   x.state, x.due, x.vt, x.expires_at,
                x.archived_at, x.died_at, x.reason, x.last_error
         from (
-            select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at, m.dequeued_at, m.read_ct, m.max_deliveries,
+            select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at,
+                m.dequeued_at, m.read_ct, m.max_deliveries,
                    m.producer_worker_id, m.consumer_worker_id, m.history,
-                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'delayed' then 'delayed' else 'leased' end as state,
+                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'delayed'
+                       then 'delayed' else 'leased' end as state,
                    m.due, m.vt, m.expires_at,
-                   null::timestamptz as archived_at, null::timestamptz as died_at, null::text as reason, m.last_error
+                   null::timestamptz as archived_at, null::timestamptz as died_at,
+                       null::text as reason, m.last_error
             from "tocsin".messages m
             where m.id = any (ids)
             union all
-            select d.id, d.queue_id, d.payload, d.headers, d.priority, d.key, d.enqueued_at, d.dequeued_at, d.read_ct, d.max_deliveries,
-                   d.producer_worker_id, d.consumer_worker_id, d.history, 'dead', null, null, null, null, d.died_at, d.reason, d.error
+            select d.id, d.queue_id, d.payload, d.headers, d.priority, d.key, d.enqueued_at,
+                d.dequeued_at, d.read_ct, d.max_deliveries,
+                   d.producer_worker_id, d.consumer_worker_id, d.history, 'dead', null, null, null,
+                       null, d.died_at, d.reason, d.error
             from "tocsin".dead_letters d
             where d.id = any (ids)
             union all
-            select a.id, a.queue_id, a.payload, a.headers, a.priority, a.key, a.enqueued_at, a.dequeued_at, a.read_ct, null,
-                   a.producer_worker_id, a.consumer_worker_id, a.history, 'archived', null, null, null, a.archived_at, null, null,
+            select a.id, a.queue_id, a.payload, a.headers, a.priority, a.key, a.enqueued_at,
+                a.dequeued_at, a.read_ct, null,
+                   a.producer_worker_id, a.consumer_worker_id, a.history, 'archived', null, null,
+                       null, a.archived_at, null, null,
                    a.last_error
             from "tocsin".archive a
             where a.queue_id = any (queues) and a.id = any (ids)
@@ -1002,9 +1106,12 @@ $$;
 CREATE FUNCTION tocsin._describe_path(path jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $_$
-    select '$' || coalesce(string_agg(case when s.name ~ '^[[:alpha:]_][[:alnum:]_]*$' then '.' || s.name else format('[%s]', s.step) end, ''
+    select '$'
+        || coalesce(string_agg(case when s.name ~ '^[[:alpha:]_][[:alnum:]_]*$' then '.' || s.name
+                               else format('[%s]', s.step) end, ''
                                       order by s.n), '')
-    from (select e.step, e.step #>> '{}', e.n from jsonb_array_elements(path) with ordinality e (step, n)) s (step, name, n)
+    from (select e.step, e.step #>> '{}', e.n
+          from jsonb_array_elements(path) with ordinality e (step, n)) s (step, name, n)
 $_$;
 
 
@@ -1014,7 +1121,8 @@ CREATE FUNCTION tocsin._drop_expired_partitions(most integer, OUT dropped intege
     SET lock_timeout TO '100ms'
     AS $$
 declare
-    over_at timestamptz := "tocsin"._clock() - interval '1 minute';  -- a transaction may have chosen its partition before, and write to it now
+    -- a transaction may have chosen its partition before, and write to it now
+    over_at timestamptz := "tocsin"._clock() - interval '1 minute';
     expired record;
 begin
     dropped := 0;
@@ -1022,17 +1130,22 @@ begin
         return;
     end if;
     begin
-        lock table only "tocsin".archive in access exclusive mode;  -- from here on no session uses it, nor counts its rows
+        -- from here on no session uses it, nor counts its rows
+        lock table only "tocsin".archive in access exclusive mode;
     exception when lock_not_available then
         return;
     end;
-    for expired in select p.* from "tocsin"._archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit most loop
+    for expired in select p.* from "tocsin"._archive_partitions() p where p.ends_at <= over_at
+        order by p.ends_at limit most loop
         begin
-            execute format('lock table "tocsin".%I in access exclusive mode nowait', expired.name);  -- it may be under vacuum
+            -- it may be under vacuum
+            execute format('lock table "tocsin".%I in access exclusive mode nowait', expired.name);
             execute format('drop table "tocsin".%I', expired.name);
-            delete from "tocsin".archived_counts c where c.span = expired.span and c.starts_at = expired.starts_at;
+            delete from "tocsin".archived_counts c
+                where c.span = expired.span and c.starts_at = expired.starts_at;
             delete from "tocsin".archive_count_deltas y
-            where y.span = expired.span and "tocsin"._archive_slot(y.span, y.keep_until) = expired.starts_at;
+            where y.span = expired.span
+                and "tocsin"._archive_slot(y.span, y.keep_until) = expired.starts_at;
             dropped := dropped + 1;
         exception
             when lock_not_available then null;
@@ -1050,13 +1163,16 @@ CREATE FUNCTION tocsin._elect_maintainer(process_id bigint) RETURNS boolean
 declare
     t timestamptz := "tocsin"._clock();
 begin
-    perform from "tocsin".maintenance m where m.due_at <= t or m.due_at > t + interval '2 minutes' for update skip locked;
+    perform from "tocsin".maintenance m where m.due_at <= t or m.due_at > t + interval '2 minutes'
+        for update skip locked;
     if not found then
         return false;
     end if;
     update "tocsin".maintenance m
-    set due_at = t + interval '1 minute', clock_was_ahead = m.clock_was_ahead or m.due_at > t + interval '2 minutes'
-    where exists (select from "tocsin".workers w where w.process_id = _elect_maintainer.process_id and w.kind = 'consumer');
+    set due_at = t + interval '1 minute', clock_was_ahead = m.clock_was_ahead
+        or m.due_at > t + interval '2 minutes'
+    where exists (select from "tocsin".workers w
+                  where w.process_id = _elect_maintainer.process_id and w.kind = 'consumer');
     return found;
 end
 $$;
@@ -1071,8 +1187,12 @@ CREATE FUNCTION tocsin._end_expired_lease(m tocsin.messages) RETURNS tocsin.mess
     SET jit TO 'off'
     AS $$
 begin
-    if m.read_ct >= coalesce(m.max_deliveries, (select q.max_deliveries from "tocsin".queues q where q.id = m.queue_id)) then
-        m.history := "tocsin"._add_delivery(m.history, "tocsin"._describe_delivery(m, "tocsin"._clock(), 'lease_expired', null));
+    if m.read_ct >= coalesce(m.max_deliveries,
+                             (select q.max_deliveries from "tocsin".queues q
+                              where q.id = m.queue_id)) then
+        m.history := "tocsin"._add_delivery(m.history,
+                                          "tocsin"._describe_delivery(m, "tocsin"._clock(),
+                                              'lease_expired', null));
         return m;
     end if;
     perform "tocsin"._requeue(array[m.id], array[m.lease], '0 s', true, 'lease_expired');
@@ -1092,12 +1212,16 @@ declare
 begin
     -- The process first: the deletion waits for the registration of a worker that is
     -- under way, and a later one finds no process.
-    delete from "tocsin".processes p where p.id = process_id returning p.heartbeat_at into last_heartbeat;
-    for w in select x.* from "tocsin".workers x where x.process_id = _end_process.process_id order by x.id loop
+    delete from "tocsin".processes p where p.id = process_id
+        returning p.heartbeat_at into last_heartbeat;
+    for w in select x.* from "tocsin".workers x where x.process_id = _end_process.process_id
+        order by x.id loop
         perform pg_advisory_xact_lock("tocsin"._lock_key('worker', w.id));
         update "tocsin".workers x
-        set status = 'stopped', ended = coalesce(x.ended, case when died then 'died' else 'left' end), grace = null,
-            status_before_death = case when died then x.status end, shutdown_at = "tocsin"._clock(), process_id = null,
+        set status = 'stopped',
+            ended = coalesce(x.ended, case when died then 'died' else 'left' end), grace = null,
+            status_before_death = case when died
+                then x.status end, shutdown_at = "tocsin"._clock(), process_id = null,
             heartbeat_at = least(greatest(x.heartbeat_at, last_heartbeat), "tocsin"._clock())
         where x.id = w.id and x.registration = w.registration;
         if found then
@@ -1127,25 +1251,34 @@ declare
 begin
     if unfinished <= size then
         select array_agg(s.enqueued_at) into times
-        from ((select m.enqueued_at from "tocsin".messages m where m.queue_id = _enqueue_rate.queue_id and m.state = 'ready' limit size)
+        from ((select m.enqueued_at from "tocsin".messages m
+               where m.queue_id = _enqueue_rate.queue_id and m.state = 'ready' limit size)
               union all
-              (select m.enqueued_at from "tocsin".messages m where m.queue_id = _enqueue_rate.queue_id and m.state = 'delayed' limit size)
+              (select m.enqueued_at from "tocsin".messages m
+               where m.queue_id = _enqueue_rate.queue_id and m.state = 'delayed' limit size)
               union all
-              (select m.enqueued_at from "tocsin".messages m where m.queue_id = _enqueue_rate.queue_id and m.state = 'leased' limit size)) s;
+              (select m.enqueued_at from "tocsin".messages m
+               where m.queue_id = _enqueue_rate.queue_id and m.state = 'leased' limit size)) s;
     else
-        select array_agg(s.enqueued_at) filter (where s.queue_id = _enqueue_rate.queue_id), min(s.enqueued_at) into times, reached
-        from (select m.queue_id, m.enqueued_at from "tocsin".messages m order by m.id desc limit size) s;
+        select array_agg(s.enqueued_at) filter (where s.queue_id = _enqueue_rate.queue_id),
+            min(s.enqueued_at) into times, reached
+        from (select m.queue_id, m.enqueued_at from "tocsin".messages m order by m.id desc
+              limit size) s;
         since := greatest(since, reached);
     end if;
     -- Without a tally of the last minute nothing was archived in it, and so nothing
     -- archived was enqueued in it.
     select array_agg(s.enqueued_at), min(s.enqueued_at) into kept, reached
-    from (select a.enqueued_at from "tocsin".archive a where a.queue_id = _enqueue_rate.queue_id order by a.id desc limit size) s
-    where exists (select from "tocsin".archive_count_deltas y where y.queue_id = _enqueue_rate.queue_id and y.archived_at >= t - interval '1 minute' and y.n > 0);
+    from (select a.enqueued_at from "tocsin".archive a where a.queue_id = _enqueue_rate.queue_id
+          order by a.id desc limit size) s
+    where exists (select from "tocsin".archive_count_deltas y
+                  where y.queue_id = _enqueue_rate.queue_id
+                      and y.archived_at >= t - interval '1 minute' and y.n > 0);
     if cardinality(kept) = size then
         since := greatest(since, reached);
     end if;
-    return (select count(*) from unnest(times || kept) e where e >= since) / greatest(extract(epoch from t - since)::float8, 0.01);
+    return (select count(*) from unnest(times || kept) e
+            where e >= since) / greatest(extract(epoch from t - since)::float8, 0.01);
 end
 $$;
 
@@ -1207,9 +1340,12 @@ declare
     settled timestamptz := up_since + interval '10 s';
 begin
     if p.lifeline is not null then
-        seems_alive := not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('lifeline', p.lifeline));
+        seems_alive := not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('lifeline',
+            p.lifeline));
         dead_at := greatest(soon, settled);
-    elsif not p.detached and exists (select from "tocsin".workers w where w.process_id = p.id and w.kind = 'consumer') then
+    elsif not p.detached
+        and exists (select from "tocsin".workers w
+                    where w.process_id = p.id and w.kind = 'consumer') then
         seems_alive := false;  -- unknown; it is about to take a lifeline or to detach
         dead_at := greatest("tocsin"._later(beat, p.every * 3), settled);
     elsif silent then
@@ -1231,7 +1367,8 @@ CREATE FUNCTION tocsin._find_key(queue_id integer, key text) RETURNS bigint
     SET jit TO 'off'
     AS $$
 begin
-    return (select m.id from "tocsin".messages m where m.queue_id = _find_key.queue_id and m.key = _find_key.key);
+    return (select m.id from "tocsin".messages m
+            where m.queue_id = _find_key.queue_id and m.key = _find_key.key);
 end
 $$;
 
@@ -1245,8 +1382,12 @@ declare
 begin
     select x.* into w from "tocsin".workers x where x.id = worker_id;
     if not found then
-        perform "tocsin"._raise_error('TC006', format('worker %s is not registered: it has been purged, or its queue deleted', worker_id),
-            jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'code', 'registration_ended', 'reason', 'it has been purged, or its queue deleted'),
+        perform "tocsin"._raise_error('TC006',
+                                    format('worker %s is not registered: it has been purged, '
+                                           'or its queue deleted', worker_id),
+            jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'code',
+                               'registration_ended', 'reason',
+                                   'it has been purged, or its queue deleted'),
             'Register it again, by its name or another.');
     end if;
     return "tocsin"._check_own(w);
@@ -1262,7 +1403,8 @@ declare
     found_role regrole := (select r.oid from pg_roles r where r.rolname = role);
 begin
     if found_role is null then
-        perform "tocsin"._raise_error('TC023', format('role "%s" does not exist', role), jsonb_build_object('role', role),
+        perform "tocsin"._raise_error('TC023', format('role "%s" does not exist', role),
+                                    jsonb_build_object('role', role),
                               'Create it first: create role.');
     end if;
     return found_role;
@@ -1285,39 +1427,51 @@ begin
     if q.required_keys <> '{}' then
         select jsonb_build_object('path', jsonb_build_array(p.n - 1), 'reason', case
                    when jsonb_typeof(p.payload) <> 'object'
-                   then format('not an object, which must have the keys %s', to_json(q.required_keys))
-                   else (select format('the key %s is missing', to_json(k)) from unnest(q.required_keys) k where not p.payload ? k limit 1)
+                   then format('not an object, which must have the keys %s',
+                               to_json(q.required_keys))
+                   else (select format('the key %s is missing', to_json(k))
+                         from unnest(q.required_keys) k where not p.payload ? k limit 1)
                end)
         into fault
         from jsonb_array_elements(payloads) with ordinality as p (payload, n)
         where jsonb_typeof(p.payload) <> 'object' or not p.payload ?& q.required_keys
         order by p.n limit 1;
     end if;
-    while fault is null and level is not null and (q.max_string > 0 or q.max_depth > 0 or q.forbidden_keys <> '{}') loop
+    while fault is null and level is not null
+        and (q.max_string > 0 or q.max_depth > 0 or q.forbidden_keys <> '{}') loop
         with members as (
             select l.path, m.step, m.value, jsonb_typeof(m.value) as kind, m.key
             from unnest(level, paths) as l (value, path)
             cross join lateral (
                 select o.key, to_jsonb(o.key), o.value
-                from jsonb_each(case jsonb_typeof(l.value) when 'object' then l.value else '{}' end) o
+                from jsonb_each(case jsonb_typeof(l.value) when 'object' then l.value
+                                else '{}' end) o
                 union all
                 select null, to_jsonb(a.n - 1), a.value
-                from jsonb_array_elements(case jsonb_typeof(l.value) when 'array' then l.value else '[]' end) with ordinality a (value, n)
+                from jsonb_array_elements(case jsonb_typeof(l.value) when 'array' then l.value
+                                          else '[]' end) with ordinality a (value, n)
             ) m (key, step, value)
         ), judged as (
             select m.*, case
-                when m.key = any (q.forbidden_keys) then format('the key %s is forbidden', to_json(m.key))
+                when m.key = any (q.forbidden_keys)
+                    then format('the key %s is forbidden', to_json(m.key))
                 when q.max_string > 0 and length(m.key) > q.max_string
-                    then format('a key of %s characters, the limit is %s', length(m.key), q.max_string)
-                when q.max_string > 0 and m.kind = 'string' and length(m.value #>> '{}') > q.max_string
-                    then format('a string of %s characters, the limit is %s', length(m.value #>> '{}'), q.max_string)
+                    then format('a key of %s characters, the limit is %s', length(m.key),
+                                q.max_string)
+                when q.max_string > 0 and m.kind = 'string'
+                    and length(m.value #>> '{}') > q.max_string
+                    then format('a string of %s characters, the limit is %s',
+                                length(m.value #>> '{}'), q.max_string)
                 when m.kind in ('array', 'object') and depth >= deepest
                     then format('nested deeper than %s levels', deepest)
             end as reason
             from members m
         )
-        select (select jsonb_build_object('reason', j.reason, 'path',  -- of which a key that is too long is no part
-                                          case when q.max_string > 0 and length(j.key) > q.max_string then j.path else j.path || j.step end)
+        -- of which a key that is too long is no part
+        select (select jsonb_build_object('reason', j.reason, 'path',
+                                          case when q.max_string > 0
+                                              and length(j.key) > q.max_string then j.path
+                                                  else j.path || j.step end)
                 from judged j where j.reason is not null limit 1),
                array_agg(j.value) filter (where j.kind in ('array', 'object')),
                array_agg(j.path || j.step) filter (where j.kind in ('array', 'object'))
@@ -1339,7 +1493,8 @@ declare
 begin
     select x.* into w from "tocsin".workers x where x.id = worker_id;
     if not found then
-        perform "tocsin"._raise_error('TC004', format('worker %s does not exist', worker_id), jsonb_build_object('worker_id', worker_id),
+        perform "tocsin"._raise_error('TC004', format('worker %s does not exist', worker_id),
+                                    jsonb_build_object('worker_id', worker_id),
                               'It may have been purged; list the workers.');
     end if;
     return w;
@@ -1359,7 +1514,8 @@ CREATE FUNCTION tocsin._holders(queue_id integer, until timestamp with time zone
 begin
     -- The smallest pair of time and id is the longest, without a sort.
     return query
-        select m.consumer_worker_id, count(*), (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
+        select m.consumer_worker_id, count(*),
+            (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
         from "tocsin".messages m
         where m.queue_id = _holders.queue_id and m.state = 'leased' and m.vt > until
         group by m.consumer_worker_id;
@@ -1372,7 +1528,8 @@ CREATE FUNCTION tocsin._is_active(worker_id bigint) RETURNS boolean
     LANGUAGE plpgsql STABLE
     AS $$
 begin
-    return exists (select from "tocsin".workers w where w.id = worker_id and w.status in ('ready', 'polling'));
+    return exists (select from "tocsin".workers w
+                   where w.id = worker_id and w.status in ('ready', 'polling'));
 end
 $$;
 
@@ -1383,7 +1540,8 @@ CREATE FUNCTION tocsin._is_admin() RETURNS boolean
     AS $$
 begin
     return "tocsin"._is_owner()
-        or exists (select from "tocsin".roles r where r.kind = 'admin' and pg_has_role("tocsin"._caller(), r.role, 'usage'));
+        or exists (select from "tocsin".roles r
+                   where r.kind = 'admin' and pg_has_role("tocsin"._caller(), r.role, 'usage'));
 end
 $$;
 
@@ -1408,7 +1566,8 @@ $$;
 
 CREATE FUNCTION tocsin._keep_until(retention interval, at timestamp with time zone) RETURNS timestamp with time zone
     LANGUAGE sql STABLE PARALLEL SAFE
-    AS $$ select case when retention < '1000 years' then "tocsin"._later(at, retention) else '9999-01-01+00' end $$;
+    AS $$ select case when retention < '1000 years' then "tocsin"._later(at, retention)
+    else '9999-01-01+00' end $$;
 
 
 
@@ -1462,8 +1621,10 @@ declare
     wanted bigint := message_id;
     m "tocsin".messages;
 begin
-    if (wanted is null) = (_lock_waiting.key is null) or (_lock_waiting.queue is null) <> (_lock_waiting.key is null) then
-        perform "tocsin"._raise_error('TC022', 'name a message by its id, or by its queue and key', '{"argument": "message_id"}');
+    if (wanted is null) = (_lock_waiting.key is null)
+        or (_lock_waiting.queue is null) <> (_lock_waiting.key is null) then
+        perform "tocsin"._raise_error('TC022', 'name a message by its id, or by its queue and key',
+                                    '{"argument": "message_id"}');
     elsif wanted is null then
         q := "tocsin".find_queue(queue);
         perform "tocsin"._check_change(q.id);
@@ -1501,15 +1662,17 @@ declare
     over boolean := false;
     rows_due tid[];
     ids bigint[];
-    lapsed bigint[];
+    expired bigint[];
 begin
     while not over and exists (
         select from "tocsin".messages m
-        where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t)
+        where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased'
+            and m.expires_at is not null and m.expires_at <= t)
     loop
         select array_agg(d.id) into ids
         from (select m.id from "tocsin".messages m
-              where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t
+              where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased'
+                  and m.expires_at is not null and m.expires_at <= t
               order by m.expires_at limit batch for update skip locked) d;
         exit when ids is null;
         perform "tocsin"._move_to_dead_letters(ids, 'expired');
@@ -1517,7 +1680,8 @@ begin
     end loop;
 
     while not over and exists (
-        select from "tocsin".messages m where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t)
+        select from "tocsin".messages m
+            where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t)
     loop
         select array_agg(d.ctid) into rows_due
         from (select m.ctid from "tocsin".messages m
@@ -1529,14 +1693,15 @@ begin
     end loop;
 
     while not over and exists (
-        select from "tocsin".messages m where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t)
+        select from "tocsin".messages m
+            where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t)
     loop
-        select array_agg(d.id), array_agg(d.lease) into ids, lapsed
+        select array_agg(d.id), array_agg(d.lease) into ids, expired
         from (select m.id, m.lease from "tocsin".messages m
               where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t
               order by m.vt limit batch for update skip locked) d;
         exit when ids is null;
-        perform "tocsin"._requeue(ids, lapsed, '0 s', true, 'lease_expired');
+        perform "tocsin"._requeue(ids, expired, '0 s', true, 'lease_expired');
         over := "tocsin"._clock() >= stop_at;
     end loop;
 end
@@ -1574,8 +1739,10 @@ COMMENT ON COLUMN tocsin.dead_letters.lease IS 'Token of its last delivery, so t
 CREATE FUNCTION tocsin._matches_filter(letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text, died_before timestamp with time zone) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
-    select (ids is null or letter.id = any (ids)) and (queue_id is null or letter.queue_id = queue_id)
-       and (reason is null or letter.reason = reason) and (error is null or strpos(letter.error, error) > 0)
+    select (ids is null or letter.id = any (ids))
+        and (queue_id is null or letter.queue_id = queue_id)
+       and (reason is null or letter.reason = reason)
+           and (error is null or strpos(letter.error, error) > 0)
        and (died_before is null or letter.died_at < died_before)
 $$;
 
@@ -1585,7 +1752,9 @@ CREATE FUNCTION tocsin._may_consume() RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
     select "tocsin"._is_owner()
-        or exists (select from "tocsin".roles r where r.kind in ('consumer', 'admin') and pg_has_role("tocsin"._caller(), r.role, 'usage'))
+        or exists (select from "tocsin".roles r
+                   where r.kind in ('consumer', 'admin')
+                       and pg_has_role("tocsin"._caller(), r.role, 'usage'))
 $$;
 
 
@@ -1595,8 +1764,11 @@ CREATE FUNCTION tocsin._may_enqueue(queue_id integer, worker_id bigint) RETURNS 
     AS $$
     select "tocsin"._is_admin()
         or exists (select from "tocsin".queue_grants g
-                   where g.queue_id = _may_enqueue.queue_id and pg_has_role("tocsin"._caller(), g.role, 'usage'))
-           and (worker_id is null or exists (select from "tocsin".workers w where w.id = worker_id and w.role = "tocsin"._caller()))
+                   where g.queue_id = _may_enqueue.queue_id
+                       and pg_has_role("tocsin"._caller(), g.role, 'usage'))
+           and (worker_id is null
+                or exists (select from "tocsin".workers w
+                           where w.id = worker_id and w.role = "tocsin"._caller()))
 $$;
 
 
@@ -1621,16 +1793,22 @@ begin
         delete from "tocsin".messages m using given g where m.id = any (ids) and m.id = g.id
         returning m.*, coalesce(g.error, m.last_error) as error, g.traceback, g.delivery
     )
-    insert into "tocsin".dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, died_at, lease, producer_worker_id,
-                                     consumer_worker_id, max_deliveries, key, payload, headers, reason, error, traceback, history)
-    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, "tocsin"._clock(), d.lease, d.producer_worker_id,
-           d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers, _move_to_dead_letters.reason, d.error, d.traceback,
+    insert into "tocsin".dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at,
+                                     died_at, lease, producer_worker_id,
+                                     consumer_worker_id, max_deliveries, key, payload, headers,
+                                         reason, error, traceback, history)
+    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, "tocsin"._clock(),
+        d.lease, d.producer_worker_id,
+           d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers,
+               _move_to_dead_letters.reason, d.error, d.traceback,
            "tocsin"._add_delivery(d.history, d.delivery)
     from died d;
-exception when integrity_constraint_violation or data_exception or program_limit_exceeded or raise_exception then
+exception when integrity_constraint_violation or data_exception or program_limit_exceeded
+    or raise_exception then
     if cardinality(ids) > 1 then
         for n in 1 .. cardinality(ids) loop
-            perform "tocsin"._move_to_dead_letters(ids[n:n], reason, errors[n:n], tracebacks[n:n], deliveries[n:n]);
+            perform "tocsin"._move_to_dead_letters(ids[n:n], reason, errors[n:n], tracebacks[n:n],
+                                                 deliveries[n:n]);
         end loop;
     else
         update "tocsin".messages m
@@ -1664,7 +1842,9 @@ begin
         if w.registration <> _move_worker.registration then
             perform "tocsin"._refuse_ended(w);
         end if;
-        perform "tocsin"._refuse_transition(w, target, 'wrong_state', format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
+        perform "tocsin"._refuse_transition(w, target, 'wrong_state',
+                                          format('%s is reached only from %s', target,
+                                                 array_to_string(allowed, ', ')));
     end if;
     return w;
 end
@@ -1704,13 +1884,17 @@ begin
             (select least(m.due, "tocsin"._clock()) from "tocsin".messages m
              where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
         end,
-        (select m.vt from "tocsin".messages m where m.queue_id = q.id and m.state = 'delayed' order by m.vt limit 1),
-        (select m.vt from "tocsin".messages m where m.queue_id = q.id and m.state = 'leased' order by m.vt limit 1)
+        (select m.vt from "tocsin".messages m where m.queue_id = q.id and m.state = 'delayed'
+         order by m.vt limit 1),
+        (select m.vt from "tocsin".messages m where m.queue_id = q.id and m.state = 'leased'
+         order by m.vt limit 1)
     )
     into at
     from "tocsin".queues q
     where q.id = _next_due.queue_id and q.paused_at is null;
-    return greatest(case when with_ready and at is not null then 0 end, extract(epoch from at - "tocsin"._clock()));  -- greatest() passes over null
+    -- greatest() passes over null
+    return greatest(case when with_ready and at is not null then 0 end,
+                    extract(epoch from at - "tocsin"._clock()));
 end
 $$;
 
@@ -1724,21 +1908,25 @@ CREATE FUNCTION tocsin._oldest_ready(queue_id integer, t timestamp with time zon
     SET jit TO 'off'
     AS $$
     with recursive front as (
-        (select m.priority, m.due from "tocsin".messages m where m.queue_id = _oldest_ready.queue_id and m.state = 'ready'
+        (select m.priority, m.due from "tocsin".messages m
+         where m.queue_id = _oldest_ready.queue_id and m.state = 'ready'
          order by m.priority, m.due, m.id limit 1)
         union all
         select n.priority, n.due
         from front f
         cross join lateral (select m.priority, m.due from "tocsin".messages m
-                            where m.queue_id = _oldest_ready.queue_id and m.state = 'ready' and m.priority > f.priority
+                            where m.queue_id = _oldest_ready.queue_id and m.state = 'ready'
+                                and m.priority > f.priority
                             order by m.priority, m.due, m.id limit 1) n
     )
     select least(
         (select min(f.due) from (select x.due from front x limit 1000) f),
         (select m.vt from "tocsin".messages m
-         where m.queue_id = _oldest_ready.queue_id and m.state = 'delayed' and m.vt <= t order by m.vt limit 1),
+         where m.queue_id = _oldest_ready.queue_id and m.state = 'delayed' and m.vt <= t
+             order by m.vt limit 1),
         (select m.vt from "tocsin".messages m
-         where m.queue_id = _oldest_ready.queue_id and m.state = 'leased' and m.vt <= t order by m.vt limit 1))
+         where m.queue_id = _oldest_ready.queue_id and m.state = 'leased' and m.vt <= t
+             order by m.vt limit 1))
 $$;
 
 
@@ -1764,17 +1952,20 @@ begin
     where m.queue_id = _order_kept_for.queue_id and m.state = 'leased' order by m.vt limit 1;
     if until is null then
         select least(m.vt, m.expires_at) into until from "tocsin".messages m
-        where m.queue_id = _order_kept_for.queue_id and m.state = 'delayed' and m.due < m.vt order by m.vt limit 1;
+        where m.queue_id = _order_kept_for.queue_id and m.state = 'delayed' and m.due < m.vt
+            order by m.vt limit 1;
     end if;
     if until is not null then
         seconds := extract(epoch from until - t);
         if seconds < 0.01 then
-            seconds := greatest(0.01, least(-seconds / 4, 0.25));  -- another transaction has locked it: see claim
+            -- another transaction has locked it: see claim
+            seconds := greatest(0.01, least(-seconds / 4, 0.25));
         end if;
         return seconds;
     end if;
     select m.id into head from "tocsin".messages m
-    where m.queue_id = _order_kept_for.queue_id and m.state = 'ready' order by m.priority, m.due, m.id limit 1;
+    where m.queue_id = _order_kept_for.queue_id and m.state = 'ready'
+        order by m.priority, m.due, m.id limit 1;
     perform from "tocsin".messages m where m.id = head for update skip locked;
     return case when head is not null and not found then 0.25 end;
 end
@@ -1789,7 +1980,8 @@ begin
     if cardinality(ids) = coalesce(cardinality(settled), 0) then
         return array_fill(true, array[cardinality(ids)]);
     end if;
-    return (select array_agg(coalesce(g.id = any (settled), false) order by g.n) from unnest(ids) with ordinality as g (id, n));
+    return (select array_agg(coalesce(g.id = any (settled), false) order by g.n)
+            from unnest(ids) with ordinality as g (id, n));
 end
 $$;
 
@@ -1805,7 +1997,7 @@ CREATE TABLE tocsin.archive_policies (
 
 
 
-COMMENT ON TABLE tocsin.archive_policies IS 'What archiving has to know of a queue: how long to keep its messages, and which partitions it may use.';
+COMMENT ON TABLE tocsin.archive_policies IS 'What archiving needs of a queue: how long to keep its messages, and which partitions it may use.';
 
 
 
@@ -1824,7 +2016,8 @@ COMMENT ON COLUMN tocsin.archive_policies.since IS 'Transactions that began befo
 CREATE FUNCTION tocsin._partition_span_for(a tocsin.archive_policies, keep_until timestamp with time zone) RETURNS integer
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $$
-    select case when a.retention > '0 s' then case when a.covered @> keep_until and a.since <= pg_catalog.now() then a.span else 0 end end
+    select case when a.retention > '0 s' then case
+        when a.covered @> keep_until and a.since <= pg_catalog.now() then a.span else 0 end end
 $$;
 
 
@@ -1836,9 +2029,11 @@ CREATE FUNCTION tocsin._publish_partitions() RETURNS void
     -- other means lacks it.
     insert into "tocsin".archive_policies (queue_id, retention)
     select q.id, q.retention from "tocsin".queues q
-    where not exists (select from "tocsin".archive_policies a where a.queue_id = q.id) on conflict (queue_id) do nothing;
+    where not exists (select from "tocsin".archive_policies a where a.queue_id = q.id)
+        on conflict (queue_id) do nothing;
     update "tocsin".archive_policies a set retention = n.retention
-    from (select x.queue_id, q.retention from "tocsin".archive_policies x join "tocsin".queues q on q.id = x.queue_id
+    from (select x.queue_id, q.retention from "tocsin".archive_policies x
+          join "tocsin".queues q on q.id = x.queue_id
           where x.retention <> q.retention for update of x skip locked) n
     where a.queue_id = n.queue_id;
     with there as (
@@ -1848,8 +2043,10 @@ CREATE FUNCTION tocsin._publish_partitions() RETURNS void
         group by w.queue_id, w.span
     )
     update "tocsin".archive_policies a
-    set span = coalesce(n.span, 0), covered = coalesce(n.times, 'empty'), since = pg_catalog.clock_timestamp()
-    from (select x.queue_id, t.span, t.times from "tocsin".archive_policies x left join there t on t.queue_id = x.queue_id
+    set span = coalesce(n.span, 0), covered = coalesce(n.times, 'empty'),
+        since = pg_catalog.clock_timestamp()
+    from (select x.queue_id, t.span, t.times from "tocsin".archive_policies x left
+          join there t on t.queue_id = x.queue_id
           for update of x skip locked) n
     where a.queue_id = n.queue_id
       and ((a.span, a.covered) is distinct from (coalesce(n.span, 0), coalesce(n.times, 'empty'))
@@ -1872,10 +2069,12 @@ declare
     purged bigint := 0;
     n bigint;
 begin
-    for queue in select q.id, "tocsin"._later(t, -q.dead_letter_retention) as before from "tocsin".queues q where q.dead_letter_retention < '1000 years' loop
+    for queue in select q.id, "tocsin"._later(t, -q.dead_letter_retention) as before
+        from "tocsin".queues q where q.dead_letter_retention < '1000 years' loop
         delete from "tocsin".dead_letters d
         where d.id = any (array(
-            select x.id from "tocsin".dead_letters x where x.queue_id = queue.id and x.died_at <= queue.before
+            select x.id from "tocsin".dead_letters x
+                where x.queue_id = queue.id and x.died_at <= queue.before
             order by x.died_at limit most - purged for update skip locked));
         get diagnostics n = row_count;
         purged := purged + n;
@@ -1898,7 +2097,8 @@ begin
     where w.status = 'stopped' and w.id = any (array(
         select x.id from "tocsin".workers x
         where x.status = 'stopped'
-          and x.shutdown_at <= t - case x.kind when 'producer' then interval '24 hours' else interval '720 hours' end
+          and x.shutdown_at <= t - case x.kind when 'producer' then interval '24 hours'
+              else interval '720 hours' end
         limit most for update skip locked));
     get diagnostics purged = row_count;
     return purged;
@@ -1960,7 +2160,8 @@ declare
     seems_alive boolean;
     dead_at timestamptz;
 begin
-    select e.seems_alive, e.dead_at into seems_alive, dead_at from "tocsin"._examine(p, t, up_since) e;
+    select e.seems_alive, e.dead_at into seems_alive, dead_at
+        from "tocsin"._examine(p, t, up_since) e;
     if seems_alive then
         return null;
     elsif p.heartbeat_at > t + interval '1 s' then
@@ -1972,7 +2173,8 @@ begin
     -- Another session may be declaring it dead, or it may just have come back. Its row
     -- is then locked or changed.
     perform from "tocsin".processes x
-    where x.id = p.id and x.lifeline is not distinct from p.lifeline and x.heartbeat_at = p.heartbeat_at
+    where x.id = p.id and x.lifeline is not distinct
+        from p.lifeline and x.heartbeat_at = p.heartbeat_at
     for update skip locked;
     if found and "tocsin"._try_lock_workers(p.id) then
         perform "tocsin"._end_process(p.id, died => true);
@@ -1990,9 +2192,11 @@ CREATE FUNCTION tocsin._record_uptime(t timestamp with time zone) RETURNS timest
 declare
     up_since timestamptz;
 begin
-    insert into "tocsin".uptime (since) select t where not exists (select from "tocsin".uptime) on conflict do nothing;
+    insert into "tocsin".uptime (since) select t
+        where not exists (select from "tocsin".uptime) on conflict do nothing;
     update "tocsin".uptime u set since = t where u.since > t;
-    select greatest(u.since, case when pg_postmaster_start_time() <= t then pg_postmaster_start_time() end) into up_since from "tocsin".uptime u;
+    select greatest(u.since, case when pg_postmaster_start_time() <= t
+                    then pg_postmaster_start_time() end) into up_since from "tocsin".uptime u;
     return up_since;
 end
 $$;
@@ -2003,7 +2207,8 @@ CREATE FUNCTION tocsin._refuse_caller(doing text, hint text) RETURNS void
     LANGUAGE plpgsql
     AS $$
 begin
-    perform "tocsin"._raise_error('TC030', format('role "%s" may not %s', "tocsin"._caller(), doing), jsonb_build_object('role', "tocsin"._caller()),
+    perform "tocsin"._raise_error('TC030', format('role "%s" may not %s', "tocsin"._caller(), doing),
+                                jsonb_build_object('role', "tocsin"._caller()),
                           hint);
 end
 $$;
@@ -2022,8 +2227,10 @@ begin
         perform "tocsin"._raise_error('TC015',
             format('message %s cannot be changed: it is %s', message_id, found_message.state),
             jsonb_build_object('message_id', message_id, 'state', found_message.state),
-            case found_message.state when 'leased' then 'A worker holds it: wait until that has settled it.'
-                                     when 'dead' then 'Replay it, or archive or purge it as a dead letter.'
+            case found_message.state when 'leased'
+                then 'A worker holds it: wait until that has settled it.'
+                                     when 'dead'
+                                         then 'Replay it, or archive or purge it as a dead letter.'
                                      when 'archived' then 'It is finished: enqueue another message.'
                                      else 'Another transaction has locked it: try again.' end);
     end if;
@@ -2040,12 +2247,14 @@ CREATE FUNCTION tocsin._refuse_deletion(q tocsin.queues) RETURNS void
     LANGUAGE plpgsql
     AS $$
 declare
-    active bigint := (select count(*) from "tocsin".workers w where w.queue_id = q.id and w.status <> 'stopped');
+    active bigint := (select count(*) from "tocsin".workers w
+                      where w.queue_id = q.id and w.status <> 'stopped');
     unfinished bigint := "tocsin"._count_unfinished(q.id);
 begin
     if active > 0 or unfinished > 0 then
         perform "tocsin"._raise_error('TC010',
-            format('queue "%s" has %s worker(s) that are not stopped and %s unfinished message(s)', q.name, active, unfinished),
+            format('queue "%s" has %s worker(s) that are not stopped and %s unfinished message(s)',
+                   q.name, active, unfinished),
             jsonb_build_object('queue', q.name, 'workers', active, 'messages', unfinished),
             'Stop the workers and purge the messages first, or delete it with force.');
     end if;
@@ -2058,8 +2267,11 @@ CREATE FUNCTION tocsin._refuse_ended(w tocsin.workers) RETURNS void
     LANGUAGE plpgsql
     AS $$
 begin
-    perform "tocsin"._raise_error('TC006', format('worker %s ("%s") has been registered by process %s on %s since', w.id, w.name, w.pid, w.hostname),
-        jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'code', 'registration_ended', 'reason', 'its registration has ended'),
+    perform "tocsin"._raise_error('TC006',
+                                format('worker %s ("%s") has been registered by process %s on '
+                                       '%s since', w.id, w.name, w.pid, w.hostname),
+        jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'code',
+                           'registration_ended', 'reason', 'its registration has ended'),
         'It was declared dead; register it again, by its name or another.');
 end
 $$;
@@ -2073,8 +2285,11 @@ declare
     held bigint := "tocsin"._count_held(w);
 begin
     if held > 0 then
-        perform "tocsin"._raise_error('TC007', format('worker %s ("%s") holds %s message(s)', w.id, w.name, held),
-            jsonb_build_object('worker_id', w.id, 'count', held), 'Settle or release them first, or suspend with release or drain.');
+        perform "tocsin"._raise_error('TC007',
+                                    format('worker %s ("%s") holds %s message(s)', w.id, w.name,
+                                           held),
+            jsonb_build_object('worker_id', w.id, 'count', held),
+                'Settle or release them first, or suspend with release or drain.');
     end if;
 end
 $$;
@@ -2085,7 +2300,8 @@ CREATE FUNCTION tocsin._refuse_missing(queue text) RETURNS void
     LANGUAGE plpgsql STABLE
     AS $$
 begin
-    perform "tocsin"._raise_error('TC001', format('queue "%s" does not exist', queue), jsonb_build_object('queue', queue),
+    perform "tocsin"._raise_error('TC001', format('queue "%s" does not exist', queue),
+                                jsonb_build_object('queue', queue),
                           'Create it first, for example with ensure_queue.');
 end
 $$;
@@ -2098,7 +2314,8 @@ CREATE FUNCTION tocsin._refuse_transition(w tocsin.workers, target text, code te
 begin
     perform "tocsin"._raise_error(case w.status when 'stopped' then 'TC006' else 'TC005' end,
         format('worker %s ("%s") is %s: %s', w.id, w.name, w.status, reason),
-        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'code', code, 'reason', reason),
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'code', code,
+                           'reason', reason),
         case when code = 'not_stopped' then 'Stop it first.'
              when w.status = 'suspended' then 'Resume it, or shut it down.'
              when w.status = 'stopped' then 'Register it again by its name.'
@@ -2124,19 +2341,23 @@ begin
         select array_agg(h.id), array_agg(h.lease) into ids, leases
         from (select m.id, m.lease from "tocsin".messages m
               where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
-                and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+                and (m.id, m.lease) not in (select k.id, k.lease
+                                            from unnest(keep_ids, keep_leases) k (id, lease))
               order by m.id + 0 for update) h;
     exception when lock_not_available then
         select array_agg(h.id), array_agg(h.lease) into ids, leases
         from (select m.id, m.lease from "tocsin".messages m
               where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
-                and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+                and (m.id, m.lease) not in (select k.id, k.lease
+                                            from unnest(keep_ids, keep_leases) k (id, lease))
               order by m.id + 0 for update skip locked) h;
     end;
     if ids is null then
         return 0;
     end if;
-    return (select count(*) from unnest("tocsin"._requeue(ids, leases, '0 s', counted, outcome)) g (outcome) where g.outcome is not null);
+    return (select count(*)
+            from unnest("tocsin"._requeue(ids, leases, '0 s', counted, outcome)) g (outcome)
+                where g.outcome is not null);
 end
 $$;
 
@@ -2161,7 +2382,8 @@ begin
             end if;
         end if;
         if closed then
-            select t.* into message_count, dead_letter_count, emptied from "tocsin"._try_empty_queue(q, message_count, dead_letter_count) t;
+            select t.* into message_count, dead_letter_count, emptied
+                from "tocsin"._try_empty_queue(q, message_count, dead_letter_count) t;
         end if;
         exit when emptied;
         patience := coalesce(patience, "tocsin"._clock() + interval '250 ms');
@@ -2171,10 +2393,11 @@ begin
         perform pg_sleep(0.005);
     end loop;
     archived_count := "tocsin".purge_archive(q.id, null, false);
-    perform "tocsin"._tell_process(w) from "tocsin".workers w where w.queue_id = q.id and w.status <> 'stopped';
+    perform "tocsin"._tell_process(w) from "tocsin".workers w
+        where w.queue_id = q.id and w.status <> 'stopped';
     delete from "tocsin".workers w where w.queue_id = q.id;
     get diagnostics worker_count = row_count;
-    -- By itself: foreign keys are triggers, and may be off.
+    -- Explicitly: foreign keys are triggers, and may be off.
     delete from "tocsin".archive_policies a where a.queue_id = q.id;
     delete from "tocsin".queue_grants g where g.queue_id = q.id;
     delete from "tocsin".queues x where x.id = q.id;
@@ -2200,46 +2423,58 @@ declare
 begin
     with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
-               v.outcome = 'rejected' or c.counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
-               coalesce(make_interval(secs => g.delay), _requeue.delay, "tocsin"._backoff(q, m.read_ct)) as delay,
+               v.outcome = 'rejected' or c.counted
+                   and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
+               coalesce(make_interval(secs => g.delay), _requeue.delay,
+                        "tocsin"._backoff(q, m.read_ct)) as delay,
                case when c.counted then "tocsin"._describe_delivery(m, t, v.outcome, g.error)
                end as delivery
         from (select x.id, x.lease, x.error, x.traceback, x.delay, x.verdict
-              from unnest(ids, leases, errors, tracebacks, delays, verdicts) as x (id, lease, error, traceback, delay, verdict)
+              from unnest(ids, leases, errors, tracebacks, delays, verdicts) as x (id, lease, error,
+                  traceback, delay, verdict)
               order by x.id) g
         cross join lateral (select coalesce(g.verdict, _requeue.outcome)) v (outcome)
         cross join lateral (select _requeue.counted and v.outcome <> 'snoozed') c (counted)
-        join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
+        join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
+            and m.state is not distinct from 'leased'
         join "tocsin".queues q on q.id = m.queue_id
         for update of m
     ), returned as (
         update "tocsin".messages m
-        set state = (case when h.delay > '0 s' then 'delayed' else 'ready' end)::"tocsin".message_state,
-            due = case when h.delay > '0 s' and not keep_place then "tocsin"._later(t, h.delay) else least(h.due, t) end,
+        set state = (case when h.delay > '0 s' then 'delayed'
+                     else 'ready' end)::"tocsin".message_state,
+            due = case when h.delay > '0 s' and not keep_place then "tocsin"._later(t, h.delay)
+                else least(h.due, t) end,
             vt = case when h.delay > '0 s' then "tocsin"._later(t, h.delay) else least(h.due, t) end,
             read_ct = m.read_ct - (not h.counted)::integer,
             last_error = coalesce(h.error, m.last_error),
             history = "tocsin"._add_delivery(m.history, h.delivery)
         from held h
         where m.id = any (ids) and m.id = h.id and not h.exhausted
-    ), buried as (
+    ), moved as (
         select "tocsin"._move_to_dead_letters(
             array_agg(h.id),
             h.outcome,
             array_agg(h.error), array_agg(h.traceback), array_agg(h.delivery))
         from held h where h.exhausted group by h.outcome
     ), rung as (
-        select "tocsin"._ring(b.queue_id) from (select distinct h.queue_id from held h where not h.exhausted) b
+        select "tocsin"._ring(b.queue_id)
+            from (select distinct h.queue_id from held h where not h.exhausted) b
     )
-    select array_agg(case when h.exhausted then 'Infinity' else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
+    select array_agg(case when h.exhausted then 'Infinity'
+                     else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
     from unnest(ids) with ordinality as g (id, n)
-    left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x group by x.id) h on h.id = g.id
-    cross join (select count(*) from buried) all_buried  -- a CTE that nobody reads is not run
+    left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x
+               group by x.id) h on h.id = g.id
+    cross join (select count(*) from moved) all_moved  -- a CTE without a reader is not run
     cross join (select count(*) from rung) all_rung;
-    if 'Infinity' = any (outcomes) then  -- unless the dead letters refused it: see bury
-        select array_agg(m.id) into undead from "tocsin".messages m where m.id = any (ids) and m.state = 'delayed';
+    -- unless the dead letters refused it: see _move_to_dead_letters
+    if 'Infinity' = any (outcomes) then
+        select array_agg(m.id) into undead from "tocsin".messages m
+            where m.id = any (ids) and m.state = 'delayed';
         if undead is not null then
-            select array_agg(case when g.outcome = 'Infinity' and g.id = any (undead) then 60 else g.outcome end order by g.n) into outcomes
+            select array_agg(case when g.outcome = 'Infinity' and g.id = any (undead) then 60
+                             else g.outcome end order by g.n) into outcomes
             from unnest(ids, outcomes) with ordinality as g (id, outcome, n);
         end if;
     end if;
@@ -2256,7 +2491,8 @@ begin
     if queue is not null then
         return ("tocsin".find_queue(queue)).id;
     elsif ids is null then
-        perform "tocsin"._raise_error('TC022', 'name dead letters by ids or by a queue', '{"argument": "queue"}');
+        perform "tocsin"._raise_error('TC022', 'name dead letters by ids or by a queue',
+                                    '{"argument": "queue"}');
     end if;
     return null;
 end
@@ -2289,12 +2525,14 @@ CREATE FUNCTION tocsin._ring_inserted() RETURNS trigger
     AS $$
 begin
     perform from (select min(n.queue_id) as first, max(n.queue_id) as last from inserted n) i
-    where case when i.first = i.last then (select "tocsin"._rung(q) from "tocsin".queues q where q.id = i.first) end is not true;
+    where case when i.first = i.last
+        then (select "tocsin"._rung(q) from "tocsin".queues q where q.id = i.first) end is not true;
     if found then
         perform from (select distinct n.queue_id from inserted n) i
         where (select "tocsin"._rung(q) from "tocsin".queues q where q.id = i.queue_id) is not true;
         if found then
-            perform "tocsin"._ring_late(i.queue_id) from (select distinct n.queue_id from inserted n) i;
+            perform "tocsin"._ring_late(i.queue_id)
+                from (select distinct n.queue_id from inserted n) i;
         end if;
     end if;
     return null;
@@ -2311,9 +2549,11 @@ declare
 begin
     select x.* into q from "tocsin".queues x where x.id = queue_id;
     perform pg_advisory_xact_lock_shared("tocsin"._lock_key('rung', queue_id));
-    perform from "tocsin".queues x where x.id = queue_id for key share;  -- fails for a deleted queue, whatever the snapshot shows
+    -- fails for a deleted queue, whatever the snapshot shows
+    perform from "tocsin".queues x where x.id = queue_id for key share;
     if not found then
-        perform "tocsin"._refuse_missing(coalesce(q.name, 'number ' || queue_id));  -- the INSERT saw it, this statement does not
+        -- the INSERT saw it, this statement does not
+        perform "tocsin"._refuse_missing(coalesce(q.name, 'number ' || queue_id));
     end if;
     perform pg_notify(q.channel, '') where pg_notification_queue_usage() < 0.9;
 end
@@ -2324,9 +2564,11 @@ $$;
 CREATE FUNCTION tocsin._roll_up_count_deltas() RETURNS void
     LANGUAGE sql
     AS $$
-    delete from "tocsin".archived_counts c where not exists (select from "tocsin".queues q where q.id = c.queue_id);
+    delete from "tocsin".archived_counts c
+        where not exists (select from "tocsin".queues q where q.id = c.queue_id);
     with taken as (
-        delete from "tocsin".archive_count_deltas y where y.archived_at <= "tocsin"._clock() - interval '1 minute' returning y.*
+        delete from "tocsin".archive_count_deltas y
+            where y.archived_at <= "tocsin"._clock() - interval '1 minute' returning y.*
     )
     insert into "tocsin".archived_counts as c (queue_id, span, starts_at, n)
     select y.queue_id, y.span, "tocsin"._archive_slot(y.span, y.keep_until), sum(y.n)
@@ -2344,7 +2586,8 @@ CREATE FUNCTION tocsin._rung(q tocsin.queues) RETURNS boolean
     select case
         when not "tocsin"._must_ring(q.id, q.notify) then true
         when not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('rung', q.id)) then false
-        when set_config('bell.rung', case when q.notify = 'on_demand' then q.channel else '' end, true) is null then false
+        when set_config('bell.rung', case when q.notify = 'on_demand' then q.channel
+                        else '' end, true) is null then false
         when pg_notification_queue_usage() >= 0.9 then true
         else pg_notify(q.channel, '') is not null
     end
@@ -2369,7 +2612,8 @@ $$;
 
 CREATE FUNCTION tocsin._shared_elsewhere(key bigint) RETURNS boolean
     LANGUAGE sql
-    AS $$ select case when pg_try_advisory_lock(key) then not pg_advisory_unlock(key) else "tocsin"._shared_after_all(key) end $$;
+    AS $$ select case when pg_try_advisory_lock(key) then not pg_advisory_unlock(key)
+    else "tocsin"._shared_after_all(key) end $$;
 
 
 
@@ -2384,16 +2628,20 @@ declare
     swept bigint;
 begin
     with gaps as (
-        select coalesce(lag(q.id) over (order by q.id), 0) as above, q.id as below from "tocsin".queues q
+        select coalesce(lag(q.id) over (order by q.id), 0) as above, q.id as below
+            from "tocsin".queues q
         union all
         select coalesce(max(q.id), 0), 2147483647 from "tocsin".queues q
     ), orphans as (
         select o.id
         from gaps g
         cross join lateral (
-            select m.id from "tocsin".messages m where m.queue_id > g.above and m.queue_id < g.below and m.state = 'ready'
+            select m.id from "tocsin".messages m
+                where m.queue_id > g.above and m.queue_id < g.below and m.state = 'ready'
             union all
-            select m.id from "tocsin".messages m where m.queue_id > g.above and m.queue_id < g.below and m.state in ('delayed', 'leased')
+            select m.id from "tocsin".messages m
+                where m.queue_id > g.above and m.queue_id < g.below
+                    and m.state in ('delayed', 'leased')
         ) o
         where g.below - g.above > 1
         limit most
@@ -2409,8 +2657,10 @@ $$;
 CREATE FUNCTION tocsin._tell_process(w tocsin.workers, leases_taken boolean DEFAULT false) RETURNS void
     LANGUAGE sql
     AS $$
-    select pg_notify("tocsin".process_channel(w.process_id), case when leases_taken then 'leases ' || w.id else '' end)
-    where w.process_id is not null and pg_notification_queue_usage() < 0.9  -- ring.sql; the heartbeat tells it, too
+    select pg_notify("tocsin".process_channel(w.process_id), case when leases_taken
+                     then 'leases ' || w.id else '' end)
+    -- ring.sql; the heartbeat tells it, too
+    where w.process_id is not null and pg_notification_queue_usage() < 0.9
 $$;
 
 
@@ -2426,10 +2676,13 @@ begin
         end if;
         return false;
     end if;
-    return pg_try_advisory_xact_lock_shared("tocsin"._lock_key('maintain', 0))  -- shared: deletions do not exclude each other
-        and (select coalesce(bool_and(pg_try_advisory_xact_lock("tocsin"._lock_key('worker', w.id))), true)
+    -- shared: deletions do not exclude each other
+    return pg_try_advisory_xact_lock_shared("tocsin"._lock_key('maintain', 0))
+        and (select coalesce(bool_and(pg_try_advisory_xact_lock("tocsin"._lock_key('worker', w.id))),
+                             true)
              from "tocsin".workers w where w.queue_id = q.id)
-        and (select count(*) from (select from "tocsin".workers w where w.queue_id = q.id for update skip locked) had)
+        and (select count(*)
+             from (select from "tocsin".workers w where w.queue_id = q.id for update skip locked) had)
           = (select count(*) from "tocsin".workers w where w.queue_id = q.id);
 end
 $$;
@@ -2446,7 +2699,8 @@ declare
 begin
     emptied := false;
     delete from "tocsin".messages m where m.ctid = any (array(
-        select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'leased' for update skip locked));
+        select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'leased'
+            for update skip locked));
     get diagnostics n = row_count;
     messages := messages + n;
     delete from "tocsin".dead_letters d where d.ctid = any (array(
@@ -2458,16 +2712,21 @@ begin
         return;
     end if;
     delete from "tocsin".messages m where m.ctid = any (array(
-        select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'delayed' for update skip locked));
+        select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'delayed'
+            for update skip locked));
     get diagnostics n = row_count;
     messages := messages + n;
     delete from "tocsin".messages m where m.ctid = any (array(
-        select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'ready' for update skip locked));
+        select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'ready'
+            for update skip locked));
     get diagnostics n = row_count;
     messages := messages + n;
-    emptied := not exists (select from "tocsin".messages x where x.queue_id = q.id and x.state = 'leased')
-           and not exists (select from "tocsin".messages x where x.queue_id = q.id and x.state = 'delayed')
-           and not exists (select from "tocsin".messages x where x.queue_id = q.id and x.state = 'ready')
+    emptied := not exists (select from "tocsin".messages x
+                           where x.queue_id = q.id and x.state = 'leased')
+           and not exists (select from "tocsin".messages x
+                           where x.queue_id = q.id and x.state = 'delayed')
+           and not exists (select from "tocsin".messages x
+                           where x.queue_id = q.id and x.state = 'ready')
            and not exists (select from "tocsin".dead_letters x where x.queue_id = q.id);
 end
 $$;
@@ -2480,7 +2739,8 @@ CREATE FUNCTION tocsin._try_lock_workers(process_id bigint) RETURNS boolean
 declare
     worker_id bigint;
 begin
-    for worker_id in select w.id from "tocsin".workers w where w.process_id = _try_lock_workers.process_id order by w.id loop
+    for worker_id in select w.id from "tocsin".workers w
+        where w.process_id = _try_lock_workers.process_id order by w.id loop
         if not pg_try_advisory_xact_lock("tocsin"._lock_key('worker', worker_id)) then
             raise lock_not_available;
         end if;
@@ -2496,8 +2756,10 @@ $$;
 CREATE FUNCTION tocsin._wanted_partitions() RETURNS TABLE(queue_id integer, span integer, starts_at timestamp with time zone)
     LANGUAGE sql
     AS $$
-    select a.queue_id, a.span, "tocsin"._archive_slot(a.span, a.keep_until) + make_interval(hours => ahead * a.span)
-    from (select x.queue_id, "tocsin"._archive_span(x.retention) as span, "tocsin"._keep_until(x.retention, "tocsin"._clock()) as keep_until
+    select a.queue_id, a.span,
+        "tocsin"._archive_slot(a.span, a.keep_until) + make_interval(hours => ahead * a.span)
+    from (select x.queue_id, "tocsin"._archive_span(x.retention) as span,
+          "tocsin"._keep_until(x.retention, "tocsin"._clock()) as keep_until
           from "tocsin".archive_policies x where x.retention > '0 s') a
     cross join generate_series(0, 1) ahead
     where a.span > 0
@@ -2525,29 +2787,39 @@ declare
     batch bigint[];
     settled bigint[] := '{}';
 begin
-    -- One queue after the other; as a rule there is one.
+    -- One queue after the other; usually there is one.
     loop
         select a.queue_id, k.until, "tocsin"._partition_span_for(a, k.until)
         into queue, until, hours
         from "tocsin".archive_policies a
         cross join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
-        where a.queue_id = (select m.queue_id from "tocsin".messages m where m.id = any (ids) and m.queue_id <> all (seen) limit 1);
+        where a.queue_id = (select m.queue_id from "tocsin".messages m
+                            where m.id = any (ids) and m.queue_id <> all (seen) limit 1);
         exit when not found;
         with finished as (
-            delete from "tocsin".messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-            where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased' and m.queue_id = queue
-            returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at, m.producer_worker_id, m.consumer_worker_id,
+            delete from "tocsin".messages m
+                using (select x.id, x.lease from unnest(ids, leases) as x (id, lease)
+                       order by x.id) g
+            where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
+                from 'leased' and m.queue_id = queue
+            returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
+                m.producer_worker_id, m.consumer_worker_id,
                       m.key, m.payload, m.headers, m.last_error, m.history
-        ), kept as (
-            insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
-                                        producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
-            select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t, until,
-                   f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error, f.history
+        ), stored as (
+            insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at,
+                                        dequeued_at, archived_at, keep_until,
+                                        producer_worker_id, consumer_worker_id, key, payload,
+                                            headers, last_error, history)
+            select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
+                until,
+                   f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
+                       f.last_error, f.history
             from finished f where hours is not null
         )
         select array_agg(f.id) into batch from finished f;
         if batch is not null then
-            insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (queue, hours, until, t, cardinality(batch));
+            insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+                values (queue, hours, until, t, cardinality(batch));
             settled := settled || batch;
         end if;
         exit when cardinality(settled) = cardinality(ids);
@@ -2576,12 +2848,17 @@ begin
         delete from "tocsin".dead_letters d where d.id = any (taken) returning d.*
     ), shelved as (
         select a.queue_id, k.until, "tocsin"._partition_span_for(a, k.until) as span
-        from "tocsin".archive_policies a cross join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
+        from "tocsin".archive_policies a cross
+            join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
     ), kept as (
-        insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
-                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
-        select d.id, d.queue_id, d.priority, d.read_ct, s.span, d.enqueued_at, d.dequeued_at, t, s.until, d.producer_worker_id,
-               d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason), d.history
+        insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at,
+                                    archived_at, keep_until,
+                                    producer_worker_id, consumer_worker_id, key, payload, headers,
+                                        last_error, history)
+        select d.id, d.queue_id, d.priority, d.read_ct, s.span, d.enqueued_at, d.dequeued_at, t,
+            s.until, d.producer_worker_id,
+               d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason),
+                   d.history
         from removed d join shelved s on s.queue_id = d.queue_id
         where s.span is not null
     )
@@ -2602,8 +2879,10 @@ CREATE FUNCTION tocsin.archived_count(queue_id integer) RETURNS bigint
     SET jit TO 'off'
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select coalesce((select sum(c.n) from "tocsin".archived_counts c where c.queue_id = archived_count.queue_id), 0)::bigint
-         + coalesce((select sum(y.n) from "tocsin".archive_count_deltas y where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
+    select coalesce((select sum(c.n) from "tocsin".archived_counts c
+                     where c.queue_id = archived_count.queue_id), 0)::bigint
+         + coalesce((select sum(y.n) from "tocsin".archive_count_deltas y
+                     where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
 $$;
 
 
@@ -2617,12 +2896,15 @@ declare
     attached boolean;
 begin
     perform pg_advisory_lock("tocsin"._lock_key('lifeline', number));
-    update "tocsin".processes p set lifeline = number, detached = false, heartbeat_at = "tocsin"._clock() where p.id = process_id and "tocsin"._acts_for(p.role);
+    update "tocsin".processes p set lifeline = number, detached = false,
+        heartbeat_at = "tocsin"._clock() where p.id = process_id and "tocsin"._acts_for(p.role);
     attached := found;
     if not attached then
         perform pg_advisory_unlock("tocsin"._lock_key('lifeline', number));
-        if exists (select from "tocsin".processes p where p.id = process_id and not "tocsin"._acts_for(p.role)) then
-            perform "tocsin"._refuse_caller(format('act for process %s', process_id), 'Another role has registered it; administrators may.');
+        if exists (select from "tocsin".processes p
+                   where p.id = process_id and not "tocsin"._acts_for(p.role)) then
+            perform "tocsin"._refuse_caller(format('act for process %s', process_id),
+                                          'Another role has registered it; administrators may.');
         end if;
     end if;
     return attached;
@@ -2637,7 +2919,8 @@ CREATE FUNCTION tocsin.begin_poll(worker_id bigint, registration bigint) RETURNS
     AS $$
 begin
     perform "tocsin"._find_own_worker(worker_id);
-    return "tocsin"._move_worker(worker_id, '{ready,polling}', 'polling', registration => registration);
+    return "tocsin"._move_worker(worker_id, '{ready,polling}', 'polling',
+                               registration => registration);
 end
 $$;
 
@@ -2669,7 +2952,8 @@ declare
 begin
     -- As if a worker had claimed and handled it: there is one way into the archive.
     update "tocsin".messages x
-    set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled', history = m.history
+    set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled',
+        history = m.history
     where x.id = m.id;
     perform "tocsin".archive(array[m.id], array[coalesce(m.lease, 0) + 1]);
     if m.due < m.vt then  -- it kept its place, and so held up the queue: see order.sql
@@ -2681,7 +2965,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval DEFAULT NULL::interval, from_priority integer DEFAULT NULL::integer, from_due timestamp with time zone DEFAULT NULL::timestamp with time zone, from_id bigint DEFAULT NULL::bigint, or_look boolean DEFAULT true, finished_ids bigint[] DEFAULT NULL::bigint[], finished_leases bigint[] DEFAULT NULL::bigint[], durable boolean DEFAULT true, ordered boolean DEFAULT false) RETURNS TABLE(kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamp with time zone, enqueued_at timestamp with time zone, vt_at timestamp with time zone, dequeued_at timestamp with time zone, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text, next_due double precision)
+CREATE FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval DEFAULT NULL::interval, from_priority integer DEFAULT NULL::integer, from_due timestamp with time zone DEFAULT NULL::timestamp with time zone, from_id bigint DEFAULT NULL::bigint, or_full_scan boolean DEFAULT true, finished_ids bigint[] DEFAULT NULL::bigint[], finished_leases bigint[] DEFAULT NULL::bigint[], durable boolean DEFAULT true, ordered boolean DEFAULT false) RETURNS TABLE(kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamp with time zone, enqueued_at timestamp with time zone, vt_at timestamp with time zone, dequeued_at timestamp with time zone, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text, next_due double precision)
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -2711,11 +2995,15 @@ begin
         perform pg_advisory_xact_lock_shared(worker_lock);
     end if;
     if finished_ids is not null then
-        ignored := set_config('lock_timeout', '250ms', true);  -- as limit_lock_wait() does: see locks.sql
+        -- as limit_lock_wait() does: see locks.sql
+        ignored := set_config('lock_timeout', '250ms', true);
         archived := "tocsin".archive(finished_ids, finished_leases);
         if not true = all (archived) then
             kind := 'lost';
-            for id in select s.id from unnest(finished_ids, archived) s (id, archived) where not s.archived loop
+            for id in
+                select s.id from unnest(finished_ids, archived) s (id, archived)
+                where not s.archived
+            loop
                 return next;
             end loop;
             id := null;
@@ -2730,7 +3018,9 @@ begin
             if ordered then
                 next_due := "tocsin"._order_kept_for(q.id);
                 if next_due is not null then
-                    kind := case when exists (select from "tocsin".messages m where m.queue_id = q.id and m.state = 'ready')
+                    kind := case
+                        when exists (select from "tocsin".messages m
+                                     where m.queue_id = q.id and m.state = 'ready')
                             then 'held_up' else 'end' end;
                     return next;
                     return;
@@ -2742,37 +3032,43 @@ begin
         -- that. One statement, since it is what an idle consumer's handler waits for.
         return query
             update "tocsin".messages m
-            set state = 'leased', lease = greatest(token, m.lease + 1), vt = "tocsin"._later(t, f.lease_length), read_ct = m.read_ct + 1,
+            set state = 'leased', lease = greatest(token, m.lease + 1),
+                vt = "tocsin"._later(t, f.lease_length), read_ct = m.read_ct + 1,
                 dequeued_at = t, consumer_worker_id = worker_id
             from (select r.ctid as found, coalesce(claim.vt, x.vt) as lease_length, x.max_deliveries
                   from "tocsin".workers w
                   join "tocsin".queues x on x.id = w.queue_id
                   cross join lateral (
                       select y.ctid from "tocsin".messages y
-                      where y.queue_id = x.id and y.state = 'ready' and (y.expires_at is null or y.expires_at > t)
+                      where y.queue_id = x.id and y.state = 'ready'
+                          and (y.expires_at is null or y.expires_at > t)
                         and (y.priority, y.due, y.id)
-                            >= (coalesce(from_priority, -2147483648), coalesce(from_due, '-infinity'), coalesce(from_id, 0))
+                            >= (coalesce(from_priority, -2147483648),
+                                coalesce(from_due, '-infinity'), coalesce(from_id, 0))
                       order by y.priority, y.due, y.id limit max_messages for update skip locked) r
-                  where w.id = worker_id and w.registration = claim.registration and w.status in ('ready', 'polling')
+                  where w.id = worker_id and w.registration = claim.registration
+                      and w.status in ('ready', 'polling')
                     and "tocsin"._acts_for(w.role)
                     and x.paused_at is null) f
             where m.ctid = f.found
-            returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
-                      m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key, m.payload::text, null::float8;
+            returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt,
+                t, m.producer_worker_id, m.headers::text,
+                      m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key,
+                          m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
             q := "tocsin"._check_claim(worker_id, registration);  -- or is it refused?
         end if;
-        exit when found_rows > 0 or from_due is null or not or_look;
+        exit when found_rows > 0 or from_due is null or not or_full_scan;
         from_priority := null;
         from_due := null;
         from_id := null;
     end loop;
     if from_due is null and found_rows < max_messages then
         -- What is due and was not taken is locked: for a moment by another claim, or
-        -- for long by a transaction of its holder's that settles it. So the next look
-        -- comes after a quarter of the time for which it has been due, a quarter of a
-        -- second at most.
+        -- for long by a transaction of its holder's that settles it. So the next full
+        -- scan comes after a quarter of the time for which it has been due, a quarter
+        -- of a second at most.
         next_due := "tocsin"._next_due(q.id, with_ready => false);
         if next_due < 0.01 then
             next_due := greatest(0.01, least(-next_due / 4, 0.25));
@@ -2793,7 +3089,8 @@ begin
     perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
     update "tocsin".workers x
     set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
-    where x.id = worker_id and x.registration = complete_poll.registration and x.status in ('polling', 'interrupted')
+    where x.id = worker_id and x.registration = complete_poll.registration
+        and x.status in ('polling', 'interrupted')
       and "tocsin"._acts_for(x.role);
     return "tocsin".release_others(worker_id, registration, keep_ids, keep_leases);
 end
@@ -2809,7 +3106,8 @@ declare
     queue_id integer := "tocsin"._add_queue(queue);
 begin
     if queue_id is null then
-        perform "tocsin"._raise_error('TC002', format('queue "%s" exists already', queue), jsonb_build_object('queue', queue),
+        perform "tocsin"._raise_error('TC002', format('queue "%s" exists already', queue),
+                                    jsonb_build_object('queue', queue),
                               'Use ensure_queue if that is fine.');
     end if;
     return "tocsin"._change_queue(queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
@@ -2833,8 +3131,10 @@ declare
     settled bigint[];
 begin
     with finished as (
-        delete from "tocsin".messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
+        delete from "tocsin".messages m
+            using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
+        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
+            from 'leased'
         returning m.id
     )
     select array_agg(f.id) into settled from finished f;
@@ -2856,7 +3156,8 @@ declare
 begin
     if not dry_run and current_setting('transaction_isolation') <> 'read committed' then
         perform "tocsin"._raise_error('TC022',
-            format('a queue cannot be deleted at the isolation level %s, which hides what others put into it',
+            format('a queue cannot be deleted at the isolation level %s, which hides later '
+                   'messages',
                    current_setting('transaction_isolation')),
             '{"argument": "transaction"}', 'Delete it in a transaction that is read committed.');
     end if;
@@ -2874,16 +3175,20 @@ begin
     loop
         begin
             perform "tocsin"._close_queue(q, deadline);
-            select r.* into worker_count, message_count, archived_count, dead_letter_count from "tocsin"._remove_queue(q, force) r;
+            select r.* into worker_count, message_count, archived_count, dead_letter_count
+                from "tocsin"._remove_queue(q, force) r;
             return next;
             return;
-        exception  -- with all that it has locked here
+        exception  -- which releases all locks of this attempt
             when lock_not_available or deadlock_detected then null;
         end;
         if "tocsin"._clock() > deadline then
-            perform "tocsin"._raise_error('TC011', format('queue "%s" is in use by transactions that do not end', q.name),
+            perform "tocsin"._raise_error('TC011',
+                                        format('queue "%s" is in use by transactions that do '
+                                               'not end', q.name),
                                   jsonb_build_object('queue', q.name),
-                                  'Nothing was changed; try again when they have ended, in a transaction that has done nothing else.');
+                                  'Nothing was changed; try again when they have ended, in a '
+                                  'transaction that has done nothing else.');
         end if;
         perform pg_sleep(0.05);
     end loop;
@@ -2899,7 +3204,8 @@ CREATE FUNCTION tocsin.delete_worker(worker_id bigint) RETURNS void
 begin
     delete from "tocsin".workers x where x.id = worker_id and x.status = 'stopped';
     if not found then
-        perform "tocsin"._refuse_transition("tocsin"._find_worker(worker_id), null, 'not_stopped', 'only a stopped worker may be deleted');
+        perform "tocsin"._refuse_transition("tocsin"._find_worker(worker_id), null, 'not_stopped',
+                                          'only a stopped worker may be deleted');
     end if;
 end
 $$;
@@ -2909,7 +3215,8 @@ $$;
 CREATE FUNCTION tocsin.detach_process(process_id bigint) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ update "tocsin".processes p set lifeline = null, detached = true where p.id = process_id and "tocsin"._acts_for(p.role) $$;
+    AS $$ update "tocsin".processes p set lifeline = null, detached = true
+    where p.id = process_id and "tocsin"._acts_for(p.role) $$;
 
 
 
@@ -2935,7 +3242,9 @@ declare
     written pg_lsn;
     flushed pg_lsn;
     checked boolean;  -- by the queue's rules, if it has any
-    rings boolean := key is null;  -- by itself (ring.sql): with a key it is only known afterwards whether there is something to ring for
+    -- in the INSERT (ring.sql); with a key only the INSERT shows whether there is a
+    -- message to ring for
+    rings boolean := key is null;
     ignored text;
 begin
     if not "tocsin"._is_owner() then
@@ -2947,8 +3256,8 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', '"tocsin".', true);
     end if;
-    -- Not with a key: whoever enqueues it next is told this message's id, and must not
-    -- be before the disk has it.
+    -- Not with a key: the next enqueue of the key returns this message's id, and must
+    -- not return it before it is durable.
     ring_early := ring_early and key is null;
     if ring_early then
         -- The commit may be asynchronous only if the sequence's record that covers the
@@ -2963,13 +3272,18 @@ begin
             and (flushed >= written or written - flushed < 90 and (flushed - '0/0') % 1024 <> 0);
     end if;
     loop
-        insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
+        insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
+                                     expires_at, producer_worker_id, max_deliveries, key,
                                      payload, headers)
         select coalesce(new_id, nextval('"tocsin".messages_id_seq')), x.id, coalesce(priority, 0),
-               case when due_at > t then 'delayed'::"tocsin".message_state else 'ready' end, due_at, due_at, t,
-               "tocsin"._later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload, headers
+               case when due_at > t then 'delayed'::"tocsin".message_state
+                   else 'ready' end, due_at, due_at, t,
+               "tocsin"._later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload,
+                   headers
         from "tocsin".queues x
-        where x.name = queue and "tocsin"._is_valid(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
+        where x.name = queue
+            and "tocsin"._is_valid(payload, x.max_payload, delay, at, expires_in,
+                                 enqueue.max_deliveries)
           and (not x.ruled or checked)
           and (worker_id is null or "tocsin"._is_active(worker_id))
           and (not rings or "tocsin"._rung(x))
@@ -2977,8 +3291,8 @@ begin
         returning id into message_id;
         exit when message_id is not null;
         -- It is refused, or its key is taken, or the queue has rules or is being
-        -- deleted. None may be true any more, or it keeps the rules: then it is tried
-        -- again.
+        -- deleted. When none of it is true any more, or the message keeps the rules,
+        -- the INSERT is tried again.
         q := "tocsin"._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
         perform "tocsin"._check_payloads(q, jsonb_build_array(payload), null);
         message_id := "tocsin"._find_key(q.id, key);
@@ -2988,7 +3302,9 @@ begin
             continue;
         end if;
         if key is not null and current_setting('transaction_isolation') <> 'read committed' then
-            raise serialization_failure using message = format('key "%s" was taken by a transaction that this one cannot see', key),
+            raise serialization_failure
+                using message = format('key "%s" was taken by a transaction that this one '
+                                       'cannot see', key),
                 hint = 'Try the transaction again.';
         end if;
         perform "tocsin"._ring_late(q.id);  -- waits for the end of a deletion
@@ -2996,8 +3312,10 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', '', true);
     end if;
-    if ring_early and current_setting('bell.rung', true) <> '' and new_id = pg_sequence_last_value('"tocsin".messages_id_seq')
-       and current_setting('synchronous_commit') <> 'off' and current_setting('synchronous_standby_names') = '' then
+    if ring_early and current_setting('bell.rung', true) <> ''
+        and new_id = pg_sequence_last_value('"tocsin".messages_id_seq')
+       and current_setting('synchronous_commit') <> 'off'
+           and current_setting('synchronous_standby_names') = '' then
         ignored := set_config('synchronous_commit', 'off', true);
         ignored := set_config('bell.unflushed', 'yes', false);
     end if;
@@ -3021,25 +3339,34 @@ declare
 begin
     if not "tocsin"._is_owner() then
         perform "tocsin"._check_enqueue(q, m.worker_id)
-        from (select distinct x.worker_id from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
+        from (select distinct x.worker_id
+              from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
     end if;
     if q.ruled then
         select array_agg(p.payload) into unfit
-        from jsonb_array_elements(messages) m cross join lateral (select coalesce(m -> 'payload', 'null')) p (payload)
+        from jsonb_array_elements(messages) m cross
+            join lateral (select coalesce(m -> 'payload', 'null')) p (payload)
         where "tocsin"._find_violation(jsonb_build_array(p.payload), q) is not null;
     end if;
     with given as materialized (
-        select nextval('"tocsin".messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, "tocsin"._later(t, m.delay), t) as due_at,
+        select nextval('"tocsin".messages_id_seq') as id, coalesce(m.payload, 'null') as payload,
+            coalesce(m.at, "tocsin"._later(t, m.delay), t) as due_at,
                m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id
-        from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz, priority integer, headers jsonb,
-                                                expires_in interval, max_deliveries integer, worker_id bigint)
+        from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz,
+                                                priority integer, headers jsonb,
+                                                expires_in interval, max_deliveries integer,
+                                                    worker_id bigint)
     ), added as (
-        insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
+        insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
+                                     expires_at, producer_worker_id, max_deliveries,
                                      payload, headers)
-        select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t then 'delayed'::"tocsin".message_state else 'ready' end,
-               g.due_at, g.due_at, t, "tocsin"._later(t, g.expires_in), g.worker_id, g.max_deliveries, g.payload, g.headers
+        select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t
+            then 'delayed'::"tocsin".message_state else 'ready' end,
+               g.due_at, g.due_at, t, "tocsin"._later(t, g.expires_in), g.worker_id, g.max_deliveries,
+                   g.payload, g.headers
         from given g
-        where "tocsin"._is_valid(g.payload, q.max_payload, g.delay, g.at, g.expires_in, g.max_deliveries)
+        where "tocsin"._is_valid(g.payload, q.max_payload, g.delay, g.at, g.expires_in,
+                               g.max_deliveries)
           and (octet_length(g.headers::text) > q.max_payload) is not true
           and (unfit is null or g.payload <> all (unfit))
           and (g.worker_id is null or "tocsin"._is_active(g.worker_id))
@@ -3058,7 +3385,8 @@ CREATE FUNCTION tocsin.enqueue_many(queue text, payloads jsonb, delay interval D
     AS $$
 #variable_conflict use_column
 declare
-    q "tocsin".queues := "tocsin"._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
+    q "tocsin".queues := "tocsin"._check_enqueue_options(queue, delay, at, expires_in, max_deliveries,
+                                                     worker_id);
     t timestamptz := "tocsin"._clock();
     due_at timestamptz := coalesce(at, "tocsin"._later(t, delay), t);
     ids bigint[];
@@ -3066,9 +3394,11 @@ begin
     perform "tocsin"._check_headers(q, headers);
     perform "tocsin"._check_payloads(q, payloads, first_index);
     with added as (
-        insert into "tocsin".messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
+        insert into "tocsin".messages (queue_id, priority, state, due, vt, enqueued_at, expires_at,
+                                     producer_worker_id, max_deliveries,
                                      payload, headers)
-        select q.id, coalesce(priority, 0), case when due_at > t then 'delayed'::"tocsin".message_state else 'ready' end, due_at, due_at, t,
+        select q.id, coalesce(priority, 0), case when due_at > t
+            then 'delayed'::"tocsin".message_state else 'ready' end, due_at, due_at, t,
                "tocsin"._later(t, expires_in), worker_id, max_deliveries, p.payload, headers
         from jsonb_array_elements(payloads) with ordinality as p (payload, n)
         order by p.n
@@ -3119,7 +3449,8 @@ begin
     with held as (
         select m.id
         from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
+        join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
+            and m.state is not distinct from 'leased'
         for update of m skip locked
     ), extended as (
         update "tocsin".messages m set vt = "tocsin"._later("tocsin"._clock(), extend.vt)
@@ -3130,9 +3461,11 @@ begin
     if cardinality(ids) = coalesce(cardinality(settled), 0) then
         return "tocsin"._outcomes(ids, settled);
     end if;
-    return (select array_agg(case when g.id = any (settled) then true when m.id is null then false end order by g.n)
+    return (select array_agg(case when g.id = any (settled) then true when m.id is null
+                             then false end order by g.n)
             from unnest(ids, leases) with ordinality as g (id, lease, n)
-            left join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased');
+            left join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
+                and m.state is not distinct from 'leased');
 end
 $$;
 
@@ -3141,7 +3474,8 @@ $$;
 CREATE FUNCTION tocsin.fail(ids bigint[], leases bigint[], errors text[], tracebacks text[], delays double precision[] DEFAULT NULL::double precision[], verdicts text[] DEFAULT NULL::text[], keep_place boolean DEFAULT false) RETURNS double precision[]
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ select "tocsin"._requeue(ids, leases, null, true, 'handler_failed', errors, tracebacks, delays, verdicts, keep_place) $$;
+    AS $$ select "tocsin"._requeue(ids, leases, null, true, 'handler_failed', errors, tracebacks, delays,
+                             verdicts, keep_place) $$;
 
 
 
@@ -3165,14 +3499,17 @@ $$;
 CREATE FUNCTION tocsin.get_dead_letter(message_id bigint) RETURNS SETOF tocsin.dead_letter_info
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ select * from "tocsin"._describe_dead_letters(array[message_id], null, null, null, null, 1, null) $$;
+    AS $$ select *
+    from "tocsin"._describe_dead_letters(array[message_id], null, null, null, null, 1, null) $$;
 
 
 
 CREATE FUNCTION tocsin.get_message(message_id bigint) RETURNS SETOF tocsin.message_info
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ select * from "tocsin"._describe_messages(array[message_id], array(select x.id from "tocsin".queues x), "tocsin"._clock()) $$;
+    AS $$ select *
+    from "tocsin"._describe_messages(array[message_id], array(select x.id from "tocsin".queues x),
+                                   "tocsin"._clock()) $$;
 
 
 
@@ -3183,7 +3520,8 @@ CREATE FUNCTION tocsin.grant_queue(queue text, role text) RETURNS void
 declare
     q "tocsin".queues := "tocsin".find_queue(queue);
 begin
-    insert into "tocsin".queue_grants (queue_id, role) values (q.id, "tocsin"._find_role(role)) on conflict do nothing;
+    insert into "tocsin".queue_grants (queue_id, role)
+        values (q.id, "tocsin"._find_role(role)) on conflict do nothing;
 end
 $$;
 
@@ -3198,12 +3536,14 @@ declare
     reap_in float8;
     last_heartbeat timestamptz;
 begin
-    update "tocsin".processes p set heartbeat_at = case when able then "tocsin"._clock() else p.heartbeat_at end
+    update "tocsin".processes p set heartbeat_at = case when able then "tocsin"._clock()
+        else p.heartbeat_at end
     from (select x.heartbeat_at from "tocsin".processes x where x.id = process_id) before
     where p.id = process_id and "tocsin"._acts_for(p.role)
     returning before.heartbeat_at into last_heartbeat;
     if not found then
-        return query select 'dead', null::bigint, null::bigint, null::text, null::float8, null::integer, null::float8;
+        return query select 'dead', null::bigint, null::bigint, null::text, null::float8,
+            null::integer, null::float8;
         return;
     end if;
     if last_heartbeat > "tocsin"._clock() + interval '1 s' then
@@ -3211,17 +3551,21 @@ begin
     end if;
     reap_in := "tocsin"._reap_dead_processes(process_id, 8);
     if reap_in is not null then
-        return query select 'heartbeat', null::bigint, null::bigint, null::text, null::float8, null::integer, reap_in;
+        return query select 'heartbeat', null::bigint, null::bigint, null::text, null::float8,
+            null::integer, reap_in;
     end if;
     if "tocsin"._elect_maintainer(process_id) then
-        return query select 'maintenance', null::bigint, null::bigint, null::text, null::float8, null::integer, null::float8;
+        return query select 'maintenance', null::bigint, null::bigint, null::text, null::float8,
+            null::integer, null::float8;
     end if;
     return query
-        select 'worker', w.id, w.registration, w.status, extract(epoch from w.grace)::float8, null::integer, null::float8
+        select 'worker', w.id, w.registration, w.status, extract(epoch from w.grace)::float8,
+            null::integer, null::float8
         from "tocsin".workers w where w.process_id = heartbeat.process_id order by w.id;
     return query
         select 'queue', null::bigint, null::bigint, null::text, null::float8, d.queue_id, d.seconds
-        from (select s.queue_id, "tocsin"._next_due(s.queue_id) as seconds from unnest(queue_ids) s (queue_id)
+        from (select s.queue_id, "tocsin"._next_due(s.queue_id) as seconds
+              from unnest(queue_ids) s (queue_id)
               where "tocsin"._may_consume()) d
         where d.seconds is not null;
 end
@@ -3237,7 +3581,9 @@ declare
     former_roles oid[] := (select array_agg(r.role) from "tocsin".roles r);
     r record;
 begin
-    for r in select x.kind, x.name from (values ('producer', producer), ('consumer', consumer), ('admin', admin)) x (kind, name) loop
+    for r in select x.kind, x.name
+        from (values ('producer', producer), ('consumer', consumer), ('admin', admin)) x (kind,
+            name) loop
         if r.name is null then
             delete from "tocsin".roles x where x.kind = r.kind;
             continue;
@@ -3245,13 +3591,16 @@ begin
             begin
                 execute format('create role %I nologin', r.name);
             exception
-                when duplicate_object or unique_violation then null;  -- somebody has been faster, in another database perhaps
+                -- another session was faster, perhaps in another database
+                when duplicate_object or unique_violation then null;
                 when insufficient_privilege then
                     perform "tocsin"._refuse_caller(format('create role "%s"', r.name),
-                        format('That needs CREATEROLE. A database administrator runs: %s. Then install again.', (
+                        format('That needs CREATEROLE. A database administrator runs: %s. '
+                               'Then install again.', (
                             select string_agg(format('create role %I nologin', n), '; ' order by o)
                             from unnest(array[producer, consumer, admin]) with ordinality w (n, o)
-                            where n is not null and not exists (select from pg_roles x where x.rolname = n))));
+                            where n is not null
+                                and not exists (select from pg_roles x where x.rolname = n))));
             end;
         end if;
         insert into "tocsin".roles as x (kind, role) values (r.kind, "tocsin"._find_role(r.name))
@@ -3268,7 +3617,8 @@ CREATE FUNCTION tocsin.interrupt(worker_id bigint, grace interval DEFAULT NULL::
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    w "tocsin".workers := "tocsin"._move_worker(worker_id, '{ready,polling}', 'interrupted', grace, registration => registration);
+    w "tocsin".workers := "tocsin"._move_worker(worker_id, '{ready,polling}', 'interrupted', grace,
+                                            registration => registration);
 begin
     perform "tocsin"._tell_process(w);
     return w;
@@ -3288,7 +3638,8 @@ CREATE FUNCTION tocsin.list_dead_letters(queue text, reason text DEFAULT NULL::t
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select * from "tocsin"._describe_dead_letters(null, ("tocsin".find_queue(queue)).id, reason, error, "tocsin"._cutoff(older_than), max_letters, after)
+    select * from "tocsin"._describe_dead_letters(null, ("tocsin".find_queue(queue)).id, reason, error,
+                                                "tocsin"._cutoff(older_than), max_letters, after)
 $$;
 
 
@@ -3310,34 +3661,44 @@ declare
                           else '{ready,delayed,leased}' end;
 begin
     if not states <@ '{ready,delayed,leased,dead,archived}' then
-        perform "tocsin"._raise_error('TC022', 'state must be one of ready, delayed, leased, dead, archived', '{"argument": "state"}');
+        perform "tocsin"._raise_error('TC022',
+                                    'state must be one of ready, delayed, leased, dead, archived',
+                                        '{"argument": "state"}');
     elsif worker_id is not null and states <> '{leased}' then
-        perform "tocsin"._raise_error('TC022', 'worker_id tells what a worker holds, so only leased messages', '{"argument": "worker_id"}');
+        perform "tocsin"._raise_error('TC022',
+                                    'worker_id tells what a worker holds, so only leased messages',
+                                        '{"argument": "worker_id"}');
     end if;
     page := array(
         select p.id
         from (
             (select m.id from "tocsin".messages m
-             where 'ready' = any (states) and m.queue_id = q.id and m.state = 'ready' and m.id > beyond
+             where 'ready' = any (states) and m.queue_id = q.id and m.state = 'ready'
+                 and m.id > beyond
              order by m.id limit max_messages)
             union all
             (select d.id from (select m.id from "tocsin".messages m
-                               where 'ready' = any (states) and m.queue_id = q.id and m.state = 'delayed' and m.vt <= t offset 0) d
+                               where 'ready' = any (states) and m.queue_id = q.id
+                                   and m.state = 'delayed' and m.vt <= t offset 0) d
              where d.id > beyond
              order by d.id limit max_messages)
             union all
             (select d.id from (select m.id from "tocsin".messages m
-                               where 'ready' = any (states) and m.queue_id = q.id and m.state = 'leased' and m.vt <= t offset 0) d
+                               where 'ready' = any (states) and m.queue_id = q.id
+                                   and m.state = 'leased' and m.vt <= t offset 0) d
              where d.id > beyond
              order by d.id limit max_messages)
             union all
             (select m.id from "tocsin".messages m
-             where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'delayed' and m.vt - t > '0 s' and m.id > beyond
+             where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'delayed'
+                 and m.vt - t > '0 s' and m.id > beyond
              order by m.id limit max_messages)
             union all
             (select m.id from "tocsin".messages m
-             where 'leased' = any (states) and m.queue_id = q.id and m.state = 'leased' and m.id > beyond
-               and case when worker_id is null then m.vt - t > '0 s' else m.consumer_worker_id = worker_id end
+             where 'leased' = any (states) and m.queue_id = q.id and m.state = 'leased'
+                 and m.id > beyond
+               and case when worker_id is null then m.vt - t > '0 s'
+                   else m.consumer_worker_id = worker_id end
              order by m.id limit max_messages)
             union all
             (select d.id from "tocsin".dead_letters d
@@ -3381,9 +3742,12 @@ CREATE FUNCTION tocsin.list_workers(queue text DEFAULT NULL::text, worker_id big
         from (select distinct s.queue_id from shown s where s.status <> 'stopped') s
         cross join lateral "tocsin"._holders(s.queue_id) h
     )
-    select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version, s.started_at, beat.at,
-           extract(epoch from "tocsin"._clock() - beat.at)::float8, s.shutdown_at, s.ended, coalesce(h.held, 0),
-           h.message_id, case when h.since is not null then greatest(0, extract(epoch from "tocsin"._clock() - h.since)) end::float8
+    select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version,
+        s.started_at, beat.at,
+           extract(epoch from "tocsin"._clock() - beat.at)::float8, s.shutdown_at, s.ended,
+               coalesce(h.held, 0),
+           h.message_id, case when h.since is not null
+               then greatest(0, extract(epoch from "tocsin"._clock() - h.since)) end::float8
     from shown s
     left join "tocsin".processes p on p.id = s.process_id
     left join holders h on h.worker_id = s.id
@@ -3409,8 +3773,10 @@ declare
     there bigint[];
 begin
     select array_agg(x.id) into free
-    from (select m.id from "tocsin".messages m where m.id = any (ids) order by m.id for update skip locked) x;
-    select array_agg(m.id) into there from "tocsin".messages m where m.id = any (ids) and m.id <> all (coalesce(free, '{}'));
+    from (select m.id from "tocsin".messages m where m.id = any (ids) order by m.id
+          for update skip locked) x;
+    select array_agg(m.id) into there from "tocsin".messages m
+        where m.id = any (ids) and m.id <> all (coalesce(free, '{}'));
     return coalesce(there, '{}');
 end
 $$;
@@ -3451,7 +3817,8 @@ begin
     begin
         select a.added, a.problem into partitions_created, problem from "tocsin"._add_partitions() a;
         if problem is not null then
-            problems := problems || format('a partition of the archive cannot be made: %s', problem);
+            problems := problems
+                || format('a partition of the archive cannot be made: %s', problem);
         end if;
     exception when others then
         problems := problems || format('partitions of the archive are not made: %s', sqlerrm);
@@ -3459,7 +3826,8 @@ begin
     begin
         archived_deleted := "tocsin"._delete_expired(rows);
     exception when others then
-        problems := problems || format('expired messages of the archive are not deleted: %s', sqlerrm);
+        problems := problems
+            || format('expired messages of the archive are not deleted: %s', sqlerrm);
     end;
     begin
         dead_letters_purged := "tocsin"._purge_expired_dead_letters(rows);
@@ -3474,7 +3842,8 @@ begin
     begin
         workers_purged := "tocsin"._purge_stopped_workers(rows);
     exception when others then
-        problems := problems || format('workers that were stopped long ago are not deleted: %s', sqlerrm);
+        problems := problems
+            || format('workers that were stopped long ago are not deleted: %s', sqlerrm);
     end;
     begin
         perform "tocsin"._roll_up_count_deltas();
@@ -3482,14 +3851,18 @@ begin
         problems := problems || format('archived messages are not counted together: %s', sqlerrm);
     end;
     begin
-        select d.dropped, d.problem into partitions_dropped, problem from "tocsin"._drop_expired_partitions(tables) d;
+        select d.dropped, d.problem into partitions_dropped, problem
+            from "tocsin"._drop_expired_partitions(tables) d;
         if problem is not null then
-            problems := problems || format('a partition of the archive cannot be dropped: %s', problem);
+            problems := problems
+                || format('a partition of the archive cannot be dropped: %s', problem);
         end if;
     exception when others then
-        problems := problems || format('expired partitions of the archive are not dropped: %s', sqlerrm);
+        problems := problems
+            || format('expired partitions of the archive are not dropped: %s', sqlerrm);
     end;
-    more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows or orphans_deleted >= rows
+    more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows
+        or orphans_deleted >= rows
             or workers_purged >= rows or partitions_dropped >= tables;
 end
 $$;
@@ -3503,7 +3876,8 @@ CREATE FUNCTION tocsin.pause_queue(queue text) RETURNS tocsin.queues
 declare
     paused "tocsin".queues := "tocsin".find_queue(queue);
 begin
-    update "tocsin".queues q set paused_at = coalesce(q.paused_at, "tocsin"._clock()) where q.id = paused.id returning q.* into paused;
+    update "tocsin".queues q set paused_at = coalesce(q.paused_at, "tocsin"._clock())
+        where q.id = paused.id returning q.* into paused;
     return paused;
 end
 $$;
@@ -3532,12 +3906,16 @@ begin
     if dry_run and older_than is null then
         return "tocsin".archived_count(queue_id);
     elsif dry_run then
-        return (select count(*) from "tocsin".archive a where a.queue_id = purge_archive.queue_id and a.archived_at < before);
+        return (select count(*) from "tocsin".archive a
+                where a.queue_id = purge_archive.queue_id and a.archived_at < before);
     end if;
     with gone as (
-        delete from "tocsin".archive a where a.queue_id = purge_archive.queue_id and a.archived_at < before returning a.span, a.keep_until
+        delete from "tocsin".archive a
+            where a.queue_id = purge_archive.queue_id and a.archived_at < before
+                returning a.span, a.keep_until
     ), per_slot as (
-        select g.span, "tocsin"._archive_slot(g.span, g.keep_until) as starts_at, count(*) as n from gone g group by 1, 2
+        select g.span, "tocsin"._archive_slot(g.span, g.keep_until) as starts_at, count(*) as n
+            from gone g group by 1, 2
     ), counted as (
         insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
         select purge_archive.queue_id, p.span, p.starts_at, t, -p.n from per_slot p
@@ -3590,45 +3968,56 @@ declare
     q "tocsin".queues := "tocsin".find_queue(queue);
     t timestamptz := "tocsin"._clock();
     before timestamptz := coalesce("tocsin"._later(t, -older_than), 'infinity');
-    held_up boolean;  -- whether a message is gone that kept its place, and so held up the queue: see order.sql
+    -- whether a deleted message kept its place, and so held up the queue: see order.sql
+    held_up boolean;
 begin
     if (ready or delayed or archived or dead) is not true then
-        perform "tocsin"._raise_error('TC022', 'say what to purge: ready, delayed, archived or dead', '{"argument": "ready"}');
+        perform "tocsin"._raise_error('TC022', 'say what to purge: ready, delayed, archived or dead',
+                                    '{"argument": "ready"}');
     elsif older_than < '0 s' then
-        perform "tocsin"._raise_error('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
+        perform "tocsin"._raise_error('TC022', 'older_than must not be negative',
+                                    '{"argument": "older_than"}');
     end if;
-    -- What is ready is due, and what is due but still scheduled is ready to everybody
-    -- but the next claim.
+    -- A ready message is due. A message that is due and still delayed counts as ready.
     if dry_run then
-        select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count, delayed_count
+        select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count,
+            delayed_count
         from (select m.vt from "tocsin".messages m
-              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready and m.enqueued_at < before
+              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready
+                  and m.enqueued_at < before
               union all
               select m.vt from "tocsin".messages m
-              where m.queue_id = q.id and m.state = 'delayed' and case when m.vt > t then delayed else purge_queue.ready end
+              where m.queue_id = q.id and m.state = 'delayed' and case when m.vt > t then delayed
+                  else purge_queue.ready end
                 and m.enqueued_at < before) w;
     else
         with waiting as (
             select r.id from (select m.id from "tocsin".messages m
-                              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready and m.enqueued_at < before
+                              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready
+                                  and m.enqueued_at < before
                               for update skip locked) r
             union all
             select s.id from (select m.id from "tocsin".messages m
                               where m.queue_id = q.id and m.state = 'delayed'
-                                and case when m.vt > t then delayed else purge_queue.ready end and m.enqueued_at < before
+                                and case when m.vt > t then delayed
+                                    else purge_queue.ready end and m.enqueued_at < before
                               for update skip locked) s
         ), gone as (
             delete from "tocsin".messages m using waiting w where m.id = w.id
             returning m.due, m.vt
         )
-        select count(*) filter (where g.vt <= t), count(*) filter (where g.vt > t), bool_or(g.due < g.vt) into ready_count, delayed_count, held_up
+        select count(*) filter (where g.vt <= t), count(*) filter (where g.vt > t),
+            bool_or(g.due < g.vt) into ready_count, delayed_count, held_up
         from gone g;
         if held_up then
             perform "tocsin"._ring(q.id);
         end if;
     end if;
-    dead_count := case when dead then "tocsin".purge_dead_letters(queue => queue, older_than => older_than, dry_run => dry_run) else 0 end;
-    archived_count := case when archived then "tocsin".purge_archive(q.id, older_than, dry_run) else 0 end;
+    dead_count := case when dead
+        then "tocsin".purge_dead_letters(queue => queue, older_than => older_than, dry_run => dry_run)
+            else 0 end;
+    archived_count := case when archived then "tocsin".purge_archive(q.id, older_than, dry_run)
+        else 0 end;
     return next;
 end
 $$;
@@ -3647,11 +4036,13 @@ begin
     return query
         with gone as (
             delete from "tocsin".workers w
-            where not dry_run and w.status = 'stopped' and w.shutdown_at <= t and (only_queue is null or w.queue_id = only_queue)
+            where not dry_run and w.status = 'stopped' and w.shutdown_at <= t
+                and (only_queue is null or w.queue_id = only_queue)
             returning w.id
         )
         select l.* from "tocsin".list_workers(purge_workers.queue) l
-        where case when dry_run then l.status = 'stopped' and l.shutdown_at <= t else l.id in (select g.id from gone g) end;
+        where case when dry_run then l.status = 'stopped' and l.shutdown_at <= t
+            else l.id in (select g.id from gone g) end;
 end
 $$;
 
@@ -3676,50 +4067,68 @@ declare
     since timestamptz;
     suspended text;
     mute text := case when current_setting('session_replication_role') = 'replica' or not exists (
-        select from pg_catalog.pg_trigger g where g.tgrelid = '"tocsin".messages'::regclass and g.tgname = 'ring' and g.tgenabled in ('O', 'A'))
+        select from pg_catalog.pg_trigger g
+            where g.tgrelid = '"tocsin".messages'::regclass and g.tgname = 'ring'
+                and g.tgenabled in ('O', 'A'))
         then 'the trigger that notifies consumers is off, so messages wait for a heartbeat' end;
 begin
     if queue is not null then
         perform "tocsin".find_queue(queue);
     end if;
     for q in
-        select x.* from "tocsin".queues x where queue_health.queue is null or x.name = queue_health.queue order by x.name
+        select x.* from "tocsin".queues x
+            where queue_health.queue is null or x.name = queue_health.queue order by x.name
     loop
         name := q.name;
-        select count(*) filter (where w.kind = 'consumer' and w.status in ('ready', 'polling') and beat.age <= max_age),
+        select count(*) filter (where w.kind = 'consumer' and w.status in ('ready', 'polling')
+                                and beat.age <= max_age),
                coalesce(array_agg(w.id order by w.id) filter (where beat.age > max_age), '{}'),
-               coalesce(array_agg(format('worker %s ("%s") is %s but has given no sign of life for %s s', w.id, w.name, w.status,
-                                         round(extract(epoch from beat.age))) order by w.id) filter (where beat.age > max_age), '{}'),
+               coalesce(array_agg(format('worker %s ("%s") is %s but has given no sign of life '
+                                         'for %s s', w.id, w.name, w.status,
+                                         round(extract(epoch from beat.age)))
+                                             order by w.id) filter (where beat.age > max_age),
+                                                 '{}'),
                coalesce(array_agg(w.id order by w.id) filter (where on_hold), '{}'),
-               string_agg(format('%s ("%s")', w.id, w.name), ', ' order by w.id) filter (where on_hold)
+               string_agg(format('%s ("%s")', w.id, w.name), ', '
+                          order by w.id) filter (where on_hold)
         into consumers, unhealthy_workers, problems, suspended_workers, suspended
         from "tocsin".workers w
         left join "tocsin".processes p on p.id = w.process_id
         cross join lateral (select t - greatest(w.heartbeat_at, p.heartbeat_at)) beat (age)
-        cross join lateral (select w.kind = 'consumer' and w.status in ('interrupted', 'suspended')) held_up (on_hold)
+        cross join lateral (select w.kind = 'consumer'
+                            and w.status in ('interrupted', 'suspended')) held_up (on_hold)
         where w.queue_id = q.id and w.status <> 'stopped';
 
         select c.ready, c.exact into ready, exact from "tocsin"._count_queues(q.id, q.id, t, 10000) c;
         since := case when ready > 0 then "tocsin"._oldest_ready(q.id, t) end;
         -- A message may have been enqueued for a time before its queue was there.
-        oldest_ready_age := case when since is not null then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
-        if consumers = 0 and q.paused_at is null and oldest_ready_age > extract(epoch from max_age) then
-            problems := format('messages wait and no consumer is active: %s%s, the oldest for %s s%s',
-                               case when exact then '' else 'about ' end, ready, round(oldest_ready_age), '; suspended: ' || suspended)
+        oldest_ready_age := case when since is not null
+            then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
+        if consumers = 0 and q.paused_at is null
+            and oldest_ready_age > extract(epoch from max_age) then
+            problems := format('messages wait and no consumer is active: %s%s, the oldest for '
+                               '%s s%s',
+                               case when exact then ''
+                                   else 'about ' end, ready, round(oldest_ready_age),
+                                       '; suspended: ' || suspended)
                         || problems;
         end if;
-        -- For each worker the message that it has held longest, under a lease that has not
-        -- expired.
+        -- For each worker the message that it has held longest, under a lease that has
+        -- not expired.
         select (array_agg(w.id order by h.since))[1], (array_agg(h.message_id order by h.since))[1],
-               case when min(h.since) is not null then greatest(0, extract(epoch from t - min(h.since))) end,
+               case when min(h.since) is not null
+                   then greatest(0, extract(epoch from t - min(h.since))) end,
                problems || coalesce(
-                   array_agg(format('worker %s ("%s") has been at message %s for %s s', w.id, w.name, h.message_id,
+                   array_agg(format('worker %s ("%s") has been at message %s for %s s', w.id,
+                                    w.name, h.message_id,
                                     round(extract(epoch from t - h.since))) order by h.since)
-                       filter (where t - h.since > coalesce(max_running, greatest('5 min', least('1 h', 10 * q.vt)))), '{}')
+                       filter (where t - h.since > coalesce(max_running,
+                           greatest('5 min', least('1 h', 10 * q.vt)))), '{}')
         into running_worker_id, running_message_id, running_for, problems
         from "tocsin"._holders(q.id, t) h
         join "tocsin".workers w on w.id = h.worker_id;
-        paused_for := case when q.paused_at is not null then greatest(0, extract(epoch from t - q.paused_at)) end;
+        paused_for := case when q.paused_at is not null
+            then greatest(0, extract(epoch from t - q.paused_at)) end;
         if mute is not null then
             problems := problems || mute;
         end if;
@@ -3745,34 +4154,45 @@ declare
     only_queue integer := case when queue is not null then ("tocsin".find_queue(queue)).id end;
     first_id integer := coalesce(only_queue, 0);
     last_id integer := coalesce(only_queue, 2147483647);
-    few constant integer := 100;  -- so few are read here: a function would cost ten times as much for a queue with next to nothing in it
+    -- so few are read here: a function would cost ten times as much for a queue with
+    -- next to nothing in it
+    few constant integer := 100;
 begin
     return query
         with counts as materialized (
             select * from "tocsin"._count_queues(first_id, last_id, t)
         ), settled as (
             select y.queue_id, sum(y.n)::float8 / 60 as rate from "tocsin".archive_count_deltas y
-            where y.queue_id between first_id and last_id and y.archived_at > t - interval '1 minute' and y.archived_at <= t and y.n > 0
+            where y.queue_id between first_id and last_id
+                and y.archived_at > t - interval '1 minute' and y.archived_at <= t and y.n > 0
             group by y.queue_id
         ), consuming as (
             select w.queue_id, count(*) as n from "tocsin".workers w
-            where w.queue_id between first_id and last_id and w.kind = 'consumer' and w.status in ('ready', 'polling')
+            where w.queue_id between first_id and last_id and w.kind = 'consumer'
+                and w.status in ('ready', 'polling')
             group by w.queue_id
         )
-        select q.name, q.paused_at is not null, c.ready, c.delayed, c.leased, c.dead, coalesce(a.n, 0),
-               extract(epoch from t - case when c.ready > few then "tocsin"._oldest_ready(q.id, t) when c.ready > 0 then (
+        select q.name, q.paused_at is not null, c.ready, c.delayed, c.leased, c.dead,
+            coalesce(a.n, 0),
+               extract(epoch from t - case when c.ready > few then "tocsin"._oldest_ready(q.id, t)
+                       when c.ready > 0 then (
                    select min(x.at)
-                   from (select m.due as at from "tocsin".messages m where m.queue_id = q.id and m.state = 'ready'
+                   from (select m.due as at from "tocsin".messages m
+                         where m.queue_id = q.id and m.state = 'ready'
                          union all
-                         select m.vt from "tocsin".messages m where m.queue_id = q.id and m.state in ('delayed', 'leased') and m.vt <= t) x)
+                         select m.vt from "tocsin".messages m
+                             where m.queue_id = q.id and m.state in ('delayed', 'leased')
+                                 and m.vt <= t) x)
                end)::float8,
                case when c.ready + c.delayed + c.leased > few or s.rate > 0
                     then "tocsin"._enqueue_rate(q.id, t, c.ready + c.delayed + c.leased)
                     when c.ready + c.delayed + c.leased > 0 then (
                    select count(*) filter (where x.enqueued_at >= t - interval '1 minute')
-                   from (select m.enqueued_at from "tocsin".messages m where m.queue_id = q.id and m.state = 'ready'
+                   from (select m.enqueued_at from "tocsin".messages m
+                         where m.queue_id = q.id and m.state = 'ready'
                          union all
-                         select m.enqueued_at from "tocsin".messages m where m.queue_id = q.id and m.state in ('delayed', 'leased')) x) / 60.0
+                         select m.enqueued_at from "tocsin".messages m
+                             where m.queue_id = q.id and m.state in ('delayed', 'leased')) x) / 60.0
                     else 0 end::float8,
                coalesce(s.rate, 0), coalesce(w.n, 0), c.exact
         from counts c
@@ -3817,21 +4237,27 @@ declare
 begin
     -- The dead first: their end locks workers before messages. Expired leases are
     -- skipped where they are locked.
-    select coalesce(array_agg(w.id), '{}'), coalesce(jsonb_object_agg(w.id, "tocsin"._count_held(w)), '{}') into alive, held
+    select coalesce(array_agg(w.id), '{}'),
+        coalesce(jsonb_object_agg(w.id, "tocsin"._count_held(w)), '{}') into alive, held
     from "tocsin".workers w where w.process_id is not null;
     more := coalesce("tocsin"._reap_dead_processes(0, stop_at => stop_at) = 0, false);
-    select count(*), coalesce(sum((held ->> w.id::text)::bigint - "tocsin"._count_held(w)), 0) into workers, messages
+    select count(*),
+        coalesce(sum((held ->> w.id::text)::bigint - "tocsin"._count_held(w)), 0) into workers,
+            messages
     from "tocsin".workers w where w.id = any (alive) and w.status_before_death is not null;
 
     if more then
         return;
     end if;
     for q in select x.id from "tocsin".queues x order by x.id loop
-        select count(*) into expired from "tocsin".messages m where m.queue_id = q and m.state = 'leased' and m.vt <= t;
+        select count(*) into expired from "tocsin".messages m
+            where m.queue_id = q and m.state = 'leased' and m.vt <= t;
         while expired > 0 loop
             perform "tocsin"._make_due_ready(q);
-            select count(*) into remaining from "tocsin".messages m where m.queue_id = q and m.state = 'leased' and m.vt <= t;
-            exit when remaining >= expired;  -- locked: by a claim that does the same, or by a late settlement
+            select count(*) into remaining from "tocsin".messages m
+                where m.queue_id = q and m.state = 'leased' and m.vt <= t;
+            -- locked: by a claim that does the same, or by a late settlement
+            exit when remaining >= expired;
             messages := messages + expired - remaining;
             expired := remaining;
             more := expired > 0 and "tocsin"._clock() >= stop_at;
@@ -3854,11 +4280,16 @@ declare
 begin
     select c.* into installed from "tocsin".contract c;
     if contract not between installed.serves and installed.version then
-        perform "tocsin"._raise_error('TC017', 'the schema does not serve this version of the SQL contract',
-            jsonb_build_object('schema', (parse_ident('"tocsin".contract'))[1], 'found', installed.version, 'serves', installed.serves, 'known', contract));
+        perform "tocsin"._raise_error('TC017',
+                                    'the schema does not serve this version of the SQL contract',
+            jsonb_build_object('schema', (parse_ident('"tocsin".contract'))[1], 'found',
+                               installed.version, 'serves', installed.serves, 'known', contract));
     end if;
-    if (every > '0 s' and every <= '1 hour') is not true then  -- the heartbeats of all processes rely on it
-        perform "tocsin"._raise_error('TC022', 'the heartbeat''s interval must be more than nothing, and at most an hour', '{"argument": "heartbeat"}');
+    -- the heartbeats of all processes rely on it
+    if (every > '0 s' and every <= '1 hour') is not true then
+        perform "tocsin"._raise_error('TC022',
+                                    'the heartbeat''s interval must be more than nothing, and '
+                                    'at most an hour', '{"argument": "heartbeat"}');
     end if;
     perform "tocsin"._record_uptime("tocsin"._clock());
     perform "tocsin"._correct_heartbeats("tocsin"._clock());
@@ -3889,21 +4320,29 @@ begin
         perform "tocsin"._refuse_missing(queue);
     end if;
     perform "tocsin"._check_register(q, register_worker.kind);
-    perform from "tocsin".processes p where p.id = register_worker.process_id and "tocsin"._acts_for(p.role) for key share;
+    perform from "tocsin".processes p
+        where p.id = register_worker.process_id and "tocsin"._acts_for(p.role) for key share;
     if not found and process_id is not null then
-        perform "tocsin"._raise_error('TC008', format('process %s was declared dead', process_id), jsonb_build_object('process_id', process_id));
+        perform "tocsin"._raise_error('TC008', format('process %s was declared dead', process_id),
+                                    jsonb_build_object('process_id', process_id));
     end if;
     for attempt in 1..2 loop
         insert into "tocsin".workers as x
-            (queue_id, kind, name, status, registration, role, process_id, hostname, pid, version, started_at, heartbeat_at)
+            (queue_id, kind, name, status, registration, role, process_id, hostname, pid, version,
+             started_at, heartbeat_at)
         values (q.id, register_worker.kind,
-                coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
-                'ready', nextval('"tocsin".registrations'), "tocsin"._caller(), register_worker.process_id, register_worker.hostname,
+                coalesce(register_worker.name,
+                         format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
+                'ready', nextval('"tocsin".registrations'), "tocsin"._caller(),
+                    register_worker.process_id, register_worker.hostname,
                 register_worker.pid, register_worker.version, t, t)
         on conflict (queue_id, kind, name) do update
-            set status = case when again and x.status_before_death in ('suspended', 'interrupted') then x.status_before_death else 'ready' end,
-                grace = null, status_before_death = null, ended = null, registration = excluded.registration, role = excluded.role,
-                process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid, version = excluded.version,
+            set status = case when again and x.status_before_death in ('suspended', 'interrupted')
+                then x.status_before_death else 'ready' end,
+                grace = null, status_before_death = null, ended = null,
+                    registration = excluded.registration, role = excluded.role,
+                process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid,
+                    version = excluded.version,
                 started_at = t, heartbeat_at = t, shutdown_at = null
             where x.status = 'stopped'
         returning x.* into w;
@@ -3920,9 +4359,12 @@ begin
     select x.* into w from "tocsin".workers x
     where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name;
     perform "tocsin"._raise_error('TC005',
-        format('worker %s ("%s") is %s: its name is in use by process %s on %s', w.id, w.name, w.status, w.pid, w.hostname),
-        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', retry_after, 'code', 'name_in_use',
-                           'reason', format('its name is in use by process %s on %s', w.pid, w.hostname)),
+        format('worker %s ("%s") is %s: its name is in use by process %s on %s', w.id, w.name,
+               w.status, w.pid, w.hostname),
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after',
+                           retry_after, 'code', 'name_in_use',
+                           'reason',
+                               format('its name is in use by process %s on %s', w.pid, w.hostname)),
         'Choose another name, or end that worker first.');
 end
 $$;
@@ -3934,7 +4376,8 @@ CREATE FUNCTION tocsin.release(ids bigint[], leases bigint[], delay interval DEF
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     select coalesce(array_agg(g.outcome is not null order by g.n), '{}')
-    from unnest("tocsin"._requeue(ids, leases, delay, counted, 'released')) with ordinality as g (outcome, n)
+    from unnest("tocsin"._requeue(ids, leases, delay, counted,
+                                'released')) with ordinality as g (outcome, n)
 $$;
 
 
@@ -3964,7 +4407,8 @@ declare
 begin
     perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
     select x.* into w from "tocsin".workers x
-    where x.id = worker_id and x.registration = release_others.registration and "tocsin"._acts_for(x.role);
+    where x.id = worker_id and x.registration = release_others.registration
+        and "tocsin"._acts_for(x.role);
     if not found then
         return 0;
     end if;
@@ -3993,15 +4437,21 @@ declare
     t timestamptz;
 begin
     if delay not between '0 s' and '1000 years' then
-        perform "tocsin"._raise_error('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
+        perform "tocsin"._raise_error('TC022',
+                                    'delay must not be negative, nor longer than a thousand years',
+                                        '{"argument": "delay"}');
     end if;
     taken := "tocsin"._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
     t := "tocsin"._later("tocsin"._clock(), coalesce(delay, '0 s'));
     with added as (
-        insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at, dequeued_at, lease, producer_worker_id,
-                                     consumer_worker_id, max_deliveries, key, payload, headers, last_error, history)
-        select d.id, d.queue_id, d.priority, (case when delay > '0 s' then 'delayed' else 'ready' end)::"tocsin".message_state, t, t,
-               d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id, d.max_deliveries, d.key, d.payload,
+        insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
+                                     dequeued_at, lease, producer_worker_id,
+                                     consumer_worker_id, max_deliveries, key, payload, headers,
+                                         last_error, history)
+        select d.id, d.queue_id, d.priority,
+            (case when delay > '0 s' then 'delayed' else 'ready' end)::"tocsin".message_state, t, t,
+               d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id,
+                   d.max_deliveries, d.key, d.payload,
                d.headers, d.error, d.history
         from "tocsin".dead_letters d
         where d.id = any (taken)
@@ -4013,10 +4463,13 @@ begin
     )
     select coalesce(array_agg(a.id order by a.id), '{}') into replayed from added a;
     if ids is not null and cardinality(replayed) < cardinality(taken) then
-        held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed) order by x.id);
+        held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed)
+                         order by x.id);
         perform "tocsin"._raise_error('TC014',
-            format('dead letter %s cannot be replayed: another unfinished message has its key', array_to_string(held_up, ', ')),
-            jsonb_build_object('ids', held_up), 'Wait until that one is finished, or archive or purge the dead letter.');
+            format('dead letter %s cannot be replayed: another unfinished message has its key',
+                   array_to_string(held_up, ', ')),
+            jsonb_build_object('ids', held_up),
+                'Wait until that one is finished, or archive or purge the dead letter.');
     end if;
     return replayed;
 end
@@ -4042,7 +4495,8 @@ begin
     m := "tocsin"._lock_waiting(message_id, queue, key);
     update "tocsin".messages x set priority = reprioritise.priority where x.id = m.id;
     if m.state <> 'delayed' then
-        perform "tocsin"._ring(m.queue_id);  -- a consumer may have skipped the row while it was locked, and wait
+        -- a consumer may have skipped the row while it was locked, and wait
+        perform "tocsin"._ring(m.queue_id);
     end if;
     return m.id;
 end
@@ -4072,10 +4526,12 @@ begin
     t := "tocsin"._clock();
     due_at := coalesce(at, "tocsin"._later(t, delay));
     update "tocsin".messages x
-    set state = (case when due_at > t then 'delayed' else 'ready' end)::"tocsin".message_state, due = due_at, vt = due_at,
+    set state = (case when due_at > t then 'delayed' else 'ready' end)::"tocsin".message_state,
+        due = due_at, vt = due_at,
         history = m.history
     where x.id = m.id;
-    if due_at <= t or due_at < m.vt or m.due < m.vt then  -- the last: it kept its place, and so held up the queue
+    -- the last: it kept its place, and so held up the queue
+    if due_at <= t or due_at < m.vt or m.due < m.vt then
         perform "tocsin"._ring(m.queue_id);
     end if;
     return m.id;
@@ -4120,7 +4576,8 @@ CREATE FUNCTION tocsin.revoke_queue(queue text, role text) RETURNS void
 declare
     q "tocsin".queues := "tocsin".find_queue(queue);
 begin
-    delete from "tocsin".queue_grants g where g.queue_id = q.id and g.role = "tocsin"._find_role(revoke_queue.role);
+    delete from "tocsin".queue_grants g
+        where g.queue_id = q.id and g.role = "tocsin"._find_role(revoke_queue.role);
 end
 $$;
 
@@ -4131,17 +4588,21 @@ CREATE FUNCTION tocsin.secure(former_roles oid[] DEFAULT '{}'::oid[], before jso
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    our_schema oid := (select c.relnamespace from pg_class c where c.oid = '"tocsin".contract'::regclass);
+    our_schema oid := (select c.relnamespace from pg_class c
+                       where c.oid = '"tocsin".contract'::regclass);
     f record;
 begin
     for f in
         select p.oid::regprocedure as signature, a.roles is not null as is_entry_point
         from pg_proc p left join "tocsin"._access() a on a.function = p.proname
         where p.pronamespace = our_schema and a.roles is distinct from '{}'
-          and (p.prosecdef and coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)) <> (a.roles is not null)
+          and (p.prosecdef
+               and coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig),
+                            false)) <> (a.roles is not null)
     loop
         if f.is_entry_point then
-            execute format('alter function %s security definer set search_path = pg_catalog, pg_temp', f.signature);
+            execute format('alter function %s security definer '
+                           'set search_path = pg_catalog, pg_temp', f.signature);
         else
             execute format('alter function %s security invoker reset search_path', f.signature);
         end if;
@@ -4165,7 +4626,8 @@ CREATE FUNCTION tocsin.settle_rate(queue_id integer) RETURNS double precision
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     select coalesce(sum(y.n), 0)::float8 / 60 from "tocsin".archive_count_deltas y
-    where y.queue_id = settle_rate.queue_id and y.archived_at > (select "tocsin"._clock() - interval '1 minute') and y.n > 0
+    where y.queue_id = settle_rate.queue_id
+        and y.archived_at > (select "tocsin"._clock() - interval '1 minute') and y.n > 0
 $$;
 
 
@@ -4200,7 +4662,8 @@ begin
     if w.status = 'stopped' then
         return 0;
     end if;
-    w := "tocsin"._move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped', ended => 'stopped');
+    w := "tocsin"._move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped',
+                             ended => 'stopped');
     released := "tocsin"._release_held(w, false, '');
     perform "tocsin"._tell_process(w);
     return released;
@@ -4221,9 +4684,13 @@ begin
         select count(*),
                (select coalesce(jsonb_object_agg(s.status, s.n), '{}')
                 from (select w.status, count(*) as n from "tocsin".workers w group by 1) s),
-               coalesce(sum(c.ready), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint, coalesce(sum(c.leased), 0)::bigint,
-               coalesce(sum(c.dead), 0)::bigint, (select coalesce(sum(a.n), 0)::bigint from "tocsin"._archived_in_all(0, 2147483647) a),
-               (select count(*) from "tocsin".processes), (select x.version from "tocsin".contract x), coalesce(bool_and(c.exact), true)
+               coalesce(sum(c.ready), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint,
+                   coalesce(sum(c.leased), 0)::bigint,
+               coalesce(sum(c.dead), 0)::bigint,
+                   (select coalesce(sum(a.n), 0)::bigint
+                    from "tocsin"._archived_in_all(0, 2147483647) a),
+               (select count(*) from "tocsin".processes), (select x.version from "tocsin".contract x),
+                   coalesce(bool_and(c.exact), true)
         from "tocsin"._count_queues(0, 2147483647, t) c;
 end
 $$;
@@ -4254,7 +4721,8 @@ $$;
 CREATE FUNCTION tocsin.unregister_process(process_id bigint, died boolean DEFAULT false) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ select "tocsin"._end_process(p.id, died) from "tocsin".processes p where p.id = process_id and "tocsin"._acts_for(p.role) $$;
+    AS $$ select "tocsin"._end_process(p.id, died) from "tocsin".processes p
+    where p.id = process_id and "tocsin"._acts_for(p.role) $$;
 
 
 
@@ -4266,8 +4734,10 @@ declare
     w "tocsin".workers;
 begin
     perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
-    update "tocsin".workers x set status = 'stopped', ended = 'left', grace = null, shutdown_at = "tocsin"._clock(), process_id = null
-    where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped' and "tocsin"._acts_for(x.role)
+    update "tocsin".workers x set status = 'stopped', ended = 'left', grace = null,
+        shutdown_at = "tocsin"._clock(), process_id = null
+    where x.id = worker_id and x.registration = unregister_worker.registration
+        and x.status <> 'stopped' and "tocsin"._acts_for(x.role)
     returning x.* into w;
     return case when found then "tocsin"._release_held(w, false, '') else 0 end;
 end
@@ -4279,7 +4749,8 @@ CREATE FUNCTION tocsin.unrung_transactions(queue_ids integer[]) RETURNS integer[
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select coalesce(array_agg(q) filter (where "tocsin"._shared_elsewhere("tocsin"._lock_key('unrung', q))), '{}') from unnest(queue_ids) q
+    select coalesce(array_agg(q) filter (where "tocsin"._shared_elsewhere("tocsin"._lock_key('unrung',
+        q))), '{}') from unnest(queue_ids) q
 $$;
 
 
@@ -4320,7 +4791,8 @@ begin
     returning x.* into w;
     if not found then
         w := "tocsin"._check_own("tocsin"._find_worker(worker_id));
-        perform "tocsin"._refuse_transition(w, null, 'registration_ended', 'a stopped worker has no heartbeat');
+        perform "tocsin"._refuse_transition(w, null, 'registration_ended',
+                                          'a stopped worker has no heartbeat');
     end if;
 end
 $$;
@@ -4387,29 +4859,6 @@ COMMENT ON COLUMN tocsin.archive.keep_until IS 'When it may go: archived_at and 
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113010 (
-    id bigint NOT NULL,
-    queue_id integer NOT NULL,
-    priority integer NOT NULL,
-    read_ct integer NOT NULL,
-    span integer DEFAULT NULL NOT NULL,
-    enqueued_at timestamp with time zone NOT NULL,
-    dequeued_at timestamp with time zone,
-    archived_at timestamp with time zone NOT NULL,
-    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
-    producer_worker_id bigint,
-    consumer_worker_id bigint,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb,
-    last_error text,
-    history jsonb
-);
-
-ALTER TABLE ONLY tocsin.archive_1h_2026113010 REPLICA IDENTITY FULL;
-
-
-
 CREATE TABLE tocsin.archive_1h_2026113011 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
@@ -4430,6 +4879,29 @@ CREATE TABLE tocsin.archive_1h_2026113011 (
 );
 
 ALTER TABLE ONLY tocsin.archive_1h_2026113011 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113012 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113012 REPLICA IDENTITY FULL;
 
 
 
@@ -4569,7 +5041,7 @@ ALTER TABLE ONLY tocsin.archive_rest REPLICA IDENTITY FULL;
 
 
 
-COMMENT ON TABLE tocsin.archive_rest IS 'What is kept for ever, and what no partition had been made for in time.';
+COMMENT ON TABLE tocsin.archive_rest IS 'Rows that are kept without end, and rows whose partition did not exist in time.';
 
 
 
@@ -4582,7 +5054,7 @@ CREATE TABLE tocsin.archived_counts (
 
 
 
-COMMENT ON TABLE tocsin.archived_counts IS 'How many messages of a queue are in a partition, beside what tallies say; written by maintenance only.';
+COMMENT ON TABLE tocsin.archived_counts IS 'How many messages of a queue are in a partition, apart from archive_count_deltas; only maintenance writes it.';
 
 
 
@@ -4618,7 +5090,7 @@ CREATE SEQUENCE tocsin.flush_marker
 
 
 
-COMMENT ON SEQUENCE tocsin.flush_marker IS 'Written to where nothing but the disk is to be waited for; see sql/functions/queue/ring_early.sql.';
+COMMENT ON SEQUENCE tocsin.flush_marker IS 'A write to it makes a commit wait for the flush of the log; see sql/functions/queue/ring_early.sql.';
 
 
 
@@ -4640,7 +5112,7 @@ CREATE TABLE tocsin.maintenance (
 
 
 
-COMMENT ON COLUMN tocsin.maintenance.clock_was_ahead IS 'A time of the future was found, so maintenance is to look for all of them.';
+COMMENT ON COLUMN tocsin.maintenance.clock_was_ahead IS 'A time of the future was found, so maintenance corrects all of them.';
 
 
 
@@ -4685,7 +5157,7 @@ CREATE TABLE tocsin.queue_grants (
 
 
 
-COMMENT ON TABLE tocsin.queue_grants IS 'Who may enqueue to which queue, apart from the owner and administrators.';
+COMMENT ON TABLE tocsin.queue_grants IS 'Which role may enqueue to which queue, apart from the owner and administrators.';
 
 
 
@@ -4717,7 +5189,7 @@ CREATE TABLE tocsin.roles (
 
 
 
-COMMENT ON TABLE tocsin.roles IS 'The roles that may use Tocsin beside its owner, if there are any; see sql/security/access.sql.';
+COMMENT ON TABLE tocsin.roles IS 'The roles that may use Tocsin apart from its owner; see sql/security/access.sql.';
 
 
 
@@ -4740,11 +5212,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113010 FOR VALUES FROM (1, '2026-11-30 10:00:00+00') TO (1, '2026-11-30 11:00:00+00');
-
-
-
 ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113011 FOR VALUES FROM (1, '2026-11-30 11:00:00+00') TO (1, '2026-11-30 12:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113012 FOR VALUES FROM (1, '2026-11-30 12:00:00+00') TO (1, '2026-11-30 13:00:00+00');
 
 
 
@@ -4768,7 +5240,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113010 VALUES (1, 2, 0, 1, 1, '2026-11-29 10:43:02.613262+00', '2026-11-29 10:43:02.619769+00', '2026-11-29 10:43:02.635663+00', '2026-11-30 10:43:02.635663+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113011 VALUES (1, 2, 0, 1, 1, '2026-11-29 11:05:30.07927+00', '2026-11-29 11:05:30.084241+00', '2026-11-29 11:05:30.087072+00', '2026-11-30 11:05:30.087072+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
 
 
 
@@ -4781,84 +5253,84 @@ INSERT INTO tocsin.archive_1h_2026113010 VALUES (1, 2, 0, 1, 1, '2026-11-29 10:4
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 10:43:02.69259+00', '2026-11-29 10:43:02.705868+00', '2026-11-29 10:43:02.707021+00', '2985-03-06 10:43:02.707021+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 11:05:30.10814+00', '2026-11-29 11:05:30.116396+00', '2026-11-29 11:05:30.117156+00', '2985-03-06 11:05:30.117156+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 10:43:02.635663+00', '2026-11-29 10:43:02.635663+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 10:43:02.707021+00', '2026-11-29 10:43:02.707021+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 11:05:30.087072+00', '2026-11-29 11:05:30.087072+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 11:05:30.117156+00', '2026-11-29 11:05:30.117156+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 10:43:02.503188+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 10:00:00+00","2026-11-30 12:00:00+00")', '2026-11-29 10:43:02.503206+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 10:43:02.50321+00');
-
-
-
-
-
-
-
-
-
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '756e046864e4a0bdaad51f3146d49ead018e45233b557cc13d3d8957216c67dd');
-
-
-
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 10:43:02.732484+00', '2026-11-29 10:43:02.737587+00', '2026-11-29 10:43:02.759336+00', 1795948982737587, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T10:43:02.741265+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T10:43:02.737587+00:00"}]');
-
-
-
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 10:44:01.590139+00', false);
-
-
-
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 10:43:02.699127+00', '2026-11-29 10:43:32.705868+00', '2026-11-29 10:43:02.699127+00', '2026-11-29 10:43:02.705868+00', NULL, 1795948982705868, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 10:43:03.750349+00', '2026-11-29 10:43:03.750349+00', '2026-11-29 10:43:02.727551+00', '2026-11-29 10:43:02.730802+00', NULL, 1795948982730802, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T10:43:02.741265+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T10:43:02.730802+00:00"}]');
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', '2026-11-29 10:43:02.780644+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 10:43:02.793385+00', '2026-11-29 10:43:02.793385+00', '2026-11-29 10:43:02.793385+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 10:43:03.79808+00', '2026-11-29 10:43:03.79808+00', '2026-11-29 10:43:02.79808+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 10:43:03.799883+00', '2026-11-29 10:43:03.799883+00', '2026-11-29 10:43:02.799883+00', NULL, '2026-11-29 10:43:03.299883+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 10:43:02.815808+00', '2985-03-06 10:43:02.815808+00', '2026-11-29 10:43:02.815808+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 10:43:02.824548+00', '2026-11-29 10:43:02.824548+00', '2026-11-29 10:43:02.824548+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
-
-
-
-INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 10:43:01.590139+00');
-
-
-
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 5192, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 10:43:02.525796+00', '2026-11-29 10:43:02.598322+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 11:05:30.036534+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 11:00:00+00","2026-11-30 13:00:00+00")', '2026-11-29 11:05:30.036551+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 11:05:30.036554+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 10:43:02.23615+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 10:43:02.254721+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 10:43:02.828307+00', '2026-11-29 10:43:02.25948+00', 'tocsin.paused');
+
+
+
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'f50899600021fe1c44f362eb3fc263d082929dfe2ced9d1df59afa0011aa6411');
+
+
+
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 11:05:30.132446+00', '2026-11-29 11:05:30.135741+00', '2026-11-29 11:05:30.140681+00', 1795950330135741, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:05:30.137037+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:05:30.135741+00:00"}]');
+
+
+
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 11:06:29.665355+00', false);
+
+
+
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 11:05:30.115694+00', '2026-11-29 11:06:00.116396+00', '2026-11-29 11:05:30.115694+00', '2026-11-29 11:05:30.116396+00', NULL, 1795950330116396, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 11:05:31.22322+00', '2026-11-29 11:05:31.22322+00', '2026-11-29 11:05:30.12471+00', '2026-11-29 11:05:30.131834+00', NULL, 1795950330131834, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:05:30.137037+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:05:30.131834+00:00"}]');
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 11:05:30.163979+00', '2026-11-29 11:05:30.163979+00', '2026-11-29 11:05:30.163979+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 11:05:31.16527+00', '2026-11-29 11:05:31.16527+00', '2026-11-29 11:05:30.16527+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 11:05:31.167309+00', '2026-11-29 11:05:31.167309+00', '2026-11-29 11:05:30.167309+00', NULL, '2026-11-29 11:05:30.667309+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 11:05:30.167974+00', '2985-03-06 11:05:30.167974+00', '2026-11-29 11:05:30.167974+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 11:05:30.175855+00', '2026-11-29 11:05:30.175855+00', '2026-11-29 11:05:30.175855+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
+
+
+
+INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 11:05:29.665355+00');
+
+
+
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 12058, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 11:05:30.047391+00', '2026-11-29 11:05:30.077885+00');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 10:43:02.52487+00');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 11:05:29.937084+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 11:05:29.940295+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 11:05:30.181574+00', '2026-11-29 11:05:29.944022+00', 'tocsin.paused');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 5192, '0.1.0', '2026-11-29 10:43:02.538324+00', '2026-11-29 10:43:02.538324+00', '2026-11-29 10:43:02.652399+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 5192, '0.1.0', '2026-11-29 10:43:02.669814+00', '2026-11-29 10:43:02.669814+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 5192, '0.1.0', '2026-11-29 10:43:02.683469+00', '2026-11-29 10:43:02.683469+00', NULL);
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 11:05:30.046565+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 12058, '0.1.0', '2026-11-29 11:05:30.056428+00', '2026-11-29 11:05:30.056428+00', '2026-11-29 11:05:30.092109+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 12058, '0.1.0', '2026-11-29 11:05:30.093809+00', '2026-11-29 11:05:30.093809+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 12058, '0.1.0', '2026-11-29 11:05:30.100465+00', '2026-11-29 11:05:30.100465+00', NULL);
 
 
 
@@ -4969,11 +5441,11 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113010_queue_id_id_idx ON tocsin.archive_1h_2026113010 USING btree (queue_id, id);
-
-
-
 CREATE INDEX archive_1h_2026113011_queue_id_id_idx ON tocsin.archive_1h_2026113011 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113012_queue_id_id_idx ON tocsin.archive_1h_2026113012 USING btree (queue_id, id);
 
 
 
@@ -5033,11 +5505,11 @@ CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (p
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113010_queue_id_id_idx;
-
-
-
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113011_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113012_queue_id_id_idx;
 
 
 
@@ -5540,7 +6012,7 @@ REVOKE ALL ON FUNCTION tocsin.cancel(message_id bigint, queue text, key text) FR
 
 
 
-REVOKE ALL ON FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval, from_priority integer, from_due timestamp with time zone, from_id bigint, or_look boolean, finished_ids bigint[], finished_leases bigint[], durable boolean, ordered boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval, from_priority integer, from_due timestamp with time zone, from_id bigint, or_full_scan boolean, finished_ids bigint[], finished_leases bigint[], durable boolean, ordered boolean) FROM PUBLIC;
 
 
 

@@ -10,11 +10,13 @@ do $$
 declare
     noted jsonb := current_setting('bell.upgrade')::jsonb;
     left_over text := (
-        select k.key from jsonb_each_text(noted -> 'kept') k join pg_proc p on p.oid = to_regprocedure(k.key) and p.xmin::text = k.value limit 1);
+        select k.key from jsonb_each_text(noted -> 'kept') k
+            join pg_proc p on p.oid = to_regprocedure(k.key) and p.xmin::text = k.value limit 1);
 begin
     if left_over is not null then
         raise exception using errcode = 'TC012',
-            message = format('the upgrade drops function %s, and %s depends on it', left_over, noted #>> array['dependents', left_over, '0']),
+            message = format('the upgrade drops function %s, and %s depends on it', left_over,
+                             noted #>> array['dependents', left_over, '0']),
             detail = jsonb_build_object('objects', noted #> array['dependents', left_over])::text,
             hint = 'Drop what depends on it, upgrade, and create it again.';
     end if;

@@ -1,24 +1,26 @@
--- Which role calls, and what it may do. sql/security/access.sql says which role may call
--- which function. This file says what such a function checks of its caller: the queue,
--- and the worker.
+-- Which role calls, and what it may do. sql/security/access.sql says which role may
+-- call which function. This file says what such a function checks of its caller: the
+-- queue, and the worker.
 --
 -- Functions that other roles may call run as their owner, so there `current_user` is
 -- the owner. The caller is the role that SET ROLE has chosen, or else the role that
 -- logged in. (A function of the user's that runs as its owner does not change that.) A
 -- role's members that inherit from it may do what the role may, as with any privilege.
 --
---   owner      owns the schema's functions; so does, in effect, a member of that role and a superuser     everything
+--   owner      owns the schema's functions; so does, in effect, a member of that role
+--              and a superuser; may do everything
 --   admin      calls everything but what installs, acts for every worker, reads every table
 --   consumer   claims from every queue and settles; acts for workers that its own role registered
 --   producer   acts for workers that its own role registered
 --   granted    a role in queue_grants, or one that inherits from it: may enqueue to that queue
 --
--- Enqueueing first checks whether the caller is the owner, in a statement of its own. As
--- a condition of the INSERT the check would be prepared with each of them.
+-- Enqueueing first checks whether the caller is the owner, in a statement of its own.
+-- As a condition of the INSERT the check would be prepared with each of them.
 
 create or replace function tocsin._caller() returns name
 language sql stable
-as $$ select case current_setting('role') when 'none' then session_user else current_setting('role')::name end $$;
+as $$ select case current_setting('role') when 'none' then session_user
+    else current_setting('role')::name end $$;
 
 -- For functions that run as their owner.
 create or replace function tocsin._is_owner() returns boolean
@@ -32,7 +34,8 @@ language plpgsql stable
 as $$
 begin
     return tocsin._is_owner()
-        or exists (select from tocsin.roles r where r.kind = 'admin' and pg_has_role(tocsin._caller(), r.role, 'usage'));
+        or exists (select from tocsin.roles r
+                   where r.kind = 'admin' and pg_has_role(tocsin._caller(), r.role, 'usage'));
 end
 $$;
 
@@ -40,7 +43,9 @@ create or replace function tocsin._may_consume() returns boolean
 language sql stable
 as $$
     select tocsin._is_owner()
-        or exists (select from tocsin.roles r where r.kind in ('consumer', 'admin') and pg_has_role(tocsin._caller(), r.role, 'usage'))
+        or exists (select from tocsin.roles r
+                   where r.kind in ('consumer', 'admin')
+                       and pg_has_role(tocsin._caller(), r.role, 'usage'))
 $$;
 
 -- Whether the caller may act for what this role has registered.
@@ -54,15 +59,19 @@ language sql stable
 as $$
     select tocsin._is_admin()
         or exists (select from tocsin.queue_grants g
-                   where g.queue_id = _may_enqueue.queue_id and pg_has_role(tocsin._caller(), g.role, 'usage'))
-           and (worker_id is null or exists (select from tocsin.workers w where w.id = worker_id and w.role = tocsin._caller()))
+                   where g.queue_id = _may_enqueue.queue_id
+                       and pg_has_role(tocsin._caller(), g.role, 'usage'))
+           and (worker_id is null
+                or exists (select from tocsin.workers w
+                           where w.id = worker_id and w.role = tocsin._caller()))
 $$;
 
 create or replace function tocsin._refuse_caller(doing text, hint text) returns void
 language plpgsql
 as $$
 begin
-    perform tocsin._raise_error('TC030', format('role "%s" may not %s', tocsin._caller(), doing), jsonb_build_object('role', tocsin._caller()),
+    perform tocsin._raise_error('TC030', format('role "%s" may not %s', tocsin._caller(), doing),
+                                jsonb_build_object('role', tocsin._caller()),
                           hint);
 end
 $$;
@@ -75,9 +84,11 @@ begin
     if tocsin._may_enqueue(q.id, worker_id) then
         return;
     elsif not tocsin._may_enqueue(q.id, null) then
-        perform tocsin._refuse_caller(format('enqueue to queue "%s"', q.name), 'Grant it the queue, with grant_queue.');
+        perform tocsin._refuse_caller(format('enqueue to queue "%s"', q.name),
+                                      'Grant it the queue, with grant_queue.');
     end if;
-    perform tocsin._refuse_caller(format('enqueue as worker %s', worker_id), 'It is no worker that this role has registered.');
+    perform tocsin._refuse_caller(format('enqueue as worker %s', worker_id),
+                                  'It is no worker that this role has registered.');
 end
 $$;
 
@@ -100,7 +111,8 @@ language plpgsql
 as $$
 begin
     if not tocsin._acts_for(w.role) then
-        perform tocsin._refuse_caller(format('act for worker %s', w.id), 'Another role has registered it; administrators may.');
+        perform tocsin._refuse_caller(format('act for worker %s', w.id),
+                                      'Another role has registered it; administrators may.');
     end if;
     return w;
 end
@@ -114,7 +126,8 @@ as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
 begin
-    insert into tocsin.queue_grants (queue_id, role) values (q.id, tocsin._find_role(role)) on conflict do nothing;
+    insert into tocsin.queue_grants (queue_id, role)
+        values (q.id, tocsin._find_role(role)) on conflict do nothing;
 end
 $$;
 
@@ -125,7 +138,8 @@ as $$
 declare
     q tocsin.queues := tocsin.find_queue(queue);
 begin
-    delete from tocsin.queue_grants g where g.queue_id = q.id and g.role = tocsin._find_role(revoke_queue.role);
+    delete from tocsin.queue_grants g
+        where g.queue_id = q.id and g.role = tocsin._find_role(revoke_queue.role);
 end
 $$;
 
@@ -136,7 +150,8 @@ declare
     found_role regrole := (select r.oid from pg_roles r where r.rolname = role);
 begin
     if found_role is null then
-        perform tocsin._raise_error('TC023', format('role "%s" does not exist', role), jsonb_build_object('role', role),
+        perform tocsin._raise_error('TC023', format('role "%s" does not exist', role),
+                                    jsonb_build_object('role', role),
                               'Create it first: create role.');
     end if;
     return found_role;

@@ -1,17 +1,27 @@
 -- How a function refuses: with an SQLSTATE of Tocsin's own, a sentence for people, the
 -- values a program needs as JSON in DETAIL, and what to do in HINT.
 --
---   TC001 QueueNotFound {queue}                  TC006 WorkerStopped {worker_id, from, to, code, reason}
---   TC002 QueueAlreadyExists {queue}             TC007 PendingMessages {worker_id, count}
---   TC003 PayloadTooLarge {actual, maximum, index}        TC008 the process was declared dead {process_id}
---   TC004 WorkerNotFound {worker_id}             TC022 a value out of its range {argument}
---   TC005 StateTransitionError {worker_id, from, to, code, reason}   TC014 KeyTaken {ids}
---   TC009 PayloadInvalid {path, reason, index}   TC010 QueueNotEmpty {queue, workers, messages}
---   TC011 QueueBusy {queue}                      TC023 RoleNotFound {role}
---   TC015 MessageNotWaiting {message_id, state}  TC016 MessageNotFound {message_id, key}
---   TC030 PermissionDenied {role}                TC012 DependentObjects {objects}
+--   TC001 QueueNotFound {queue}
+--   TC002 QueueAlreadyExists {queue}
+--   TC003 PayloadTooLarge {actual, maximum, index}
+--   TC004 WorkerNotFound {worker_id}
+--   TC005 StateTransitionError {worker_id, from, to, code, reason}
+--   TC006 WorkerStopped {worker_id, from, to, code, reason}
+--   TC007 PendingMessages {worker_id, count}
+--   TC008 the process was declared dead {process_id}
+--   TC009 PayloadInvalid {path, reason, index}
+--   TC010 QueueNotEmpty {queue, workers, messages}
+--   TC011 QueueBusy {queue}
+--   TC012 DependentObjects {objects}
+--   TC014 KeyTaken {ids}
+--   TC015 MessageNotWaiting {message_id, state}
+--   TC016 MessageNotFound {message_id, key}
 --   TC017 SchemaNewer or SchemaOutdated {schema, found, serves, known}
-create or replace function tocsin._raise_error(code text, message text, detail jsonb, hint text default '') returns void
+--   TC022 a value out of its range {argument}
+--   TC023 RoleNotFound {role}
+--   TC030 PermissionDenied {role}
+create or replace function tocsin._raise_error(code text, message text, detail jsonb,
+                                               hint text default '') returns void
 language plpgsql
 as $$
 begin

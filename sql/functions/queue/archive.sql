@@ -2,10 +2,10 @@
 -- docs/explanation/archive.md explains the layout.
 --
 -- A row may go at keep_until = archived_at + its queue's retention, and lies in the
--- partition of that time; a partition whose time is over is dropped. The first column of
--- the partition key is the length of the partition in hours (_archive_span), so those of
--- different lengths lie side by side, each on a grid that begins at the epoch. Rows that
--- are kept forever, and rows that have no partition, go with the length 0 to
+-- partition of that time; a partition whose time is over is dropped. The first column
+-- of the partition key is the length of the partition in hours (_archive_span), so
+-- those of different lengths lie side by side, each on a grid that begins at the epoch.
+-- Rows that are kept forever, and rows that have no partition, go with the length 0 to
 -- archive_rest. There is no DEFAULT partition: attaching a partition next to one locks
 -- out every user of the archive.
 --
@@ -15,8 +15,8 @@
 -- (`since`); a transaction that began before that time does not use it.
 --
 -- Each archiving statement adds one row to `archive_count_deltas` for each of its
--- queues, and a statement that takes rows out adds one with a negative number. They only
--- insert, so they do not wait for each other. Maintenance adds them up in
+-- queues, and a statement that takes rows out adds one with a negative number. They
+-- only insert, so they do not wait for each other. Maintenance adds them up in
 -- `archived_counts`, one row for each queue and partition, which goes with the
 -- partition. So a count is a sum of a few rows, and exact in every snapshot.
 
@@ -32,23 +32,30 @@ as $$
 $$;
 
 -- Returns when the partition of a row begins.
-create or replace function tocsin._archive_slot(span integer, keep_until timestamptz) returns timestamptz
+create or replace function tocsin._archive_slot(span integer, keep_until timestamptz)
+    returns timestamptz
 language sql immutable parallel safe
 as $$
-    select case when span > 0 then date_bin(make_interval(hours => span), keep_until, timestamptz '1970-01-01+00') else '1970-01-01+00' end
+    select case when span > 0
+        then date_bin(make_interval(hours => span), keep_until, timestamptz '1970-01-01+00')
+            else '1970-01-01+00' end
 $$;
 
 -- Returns until when to keep a message that is archived at this time.
-create or replace function tocsin._keep_until(retention interval, at timestamptz) returns timestamptz
+create or replace function tocsin._keep_until(retention interval, at timestamptz)
+    returns timestamptz
 language sql stable parallel safe
-as $$ select case when retention < '1000 years' then tocsin._later(at, retention) else '9999-01-01+00' end $$;
+as $$ select case when retention < '1000 years' then tocsin._later(at, retention)
+    else '9999-01-01+00' end $$;
 
--- Returns the length of the partition for a row that is kept until then; null: it is not
--- kept.
-create or replace function tocsin._partition_span_for(a tocsin.archive_policies, keep_until timestamptz) returns integer
+-- Returns the length of the partition for a row that is kept until then; null: it is
+-- not kept.
+create or replace function tocsin._partition_span_for(a tocsin.archive_policies,
+                                                      keep_until timestamptz) returns integer
 language sql stable parallel safe
 as $$
-    select case when a.retention > '0 s' then case when a.covered @> keep_until and a.since <= pg_catalog.now() then a.span else 0 end end
+    select case when a.retention > '0 s' then case
+        when a.covered @> keep_until and a.since <= pg_catalog.now() then a.span else 0 end end
 $$;
 
 -- Returns how many messages of a queue are archived, exactly.
@@ -56,19 +63,24 @@ create or replace function tocsin.archived_count(queue_id integer) returns bigin
 language sql stable
 set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
-    select coalesce((select sum(c.n) from tocsin.archived_counts c where c.queue_id = archived_count.queue_id), 0)::bigint
-         + coalesce((select sum(y.n) from tocsin.archive_count_deltas y where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
+    select coalesce((select sum(c.n) from tocsin.archived_counts c
+                     where c.queue_id = archived_count.queue_id), 0)::bigint
+         + coalesce((select sum(y.n) from tocsin.archive_count_deltas y
+                     where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
 $$;
 
 -- Returns how many messages are archived of each queue of these ids that has any,
 -- exactly.
-create or replace function tocsin._archived_in_all(first_id integer, last_id integer) returns table (queue_id integer, n bigint)
+create or replace function tocsin._archived_in_all(first_id integer, last_id integer)
+    returns table (queue_id integer, n bigint)
 language sql stable
 as $$
     select x.queue_id, sum(x.n)::bigint
-    from (select c.queue_id, c.n from tocsin.archived_counts c where c.queue_id between first_id and last_id
+    from (select c.queue_id, c.n from tocsin.archived_counts c
+          where c.queue_id between first_id and last_id
           union all
-          select y.queue_id, y.n from tocsin.archive_count_deltas y where y.queue_id between first_id and last_id and y.span is not null) x
+          select y.queue_id, y.n from tocsin.archive_count_deltas y
+              where y.queue_id between first_id and last_id and y.span is not null) x
     join tocsin.queues q on q.id = x.queue_id
     group by x.queue_id
 $$;
@@ -80,12 +92,14 @@ language sql volatile
 set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
     select coalesce(sum(y.n), 0)::float8 / 60 from tocsin.archive_count_deltas y
-    where y.queue_id = settle_rate.queue_id and y.archived_at > (select tocsin._clock() - interval '1 minute') and y.n > 0
+    where y.queue_id = settle_rate.queue_id
+        and y.archived_at > (select tocsin._clock() - interval '1 minute') and y.n > 0
 $$;
 
 -- Deletes the archived messages of a queue, or those archived longer ago than this.
 -- Returns how many they are, also for a dry run.
-create or replace function tocsin.purge_archive(queue_id integer, older_than interval default null, dry_run boolean default false)
+create or replace function tocsin.purge_archive(queue_id integer, older_than interval default null,
+                                                dry_run boolean default false)
 returns bigint
 language plpgsql
 set enable_seqscan = off set jit = off
@@ -99,12 +113,16 @@ begin
     if dry_run and older_than is null then
         return tocsin.archived_count(queue_id);
     elsif dry_run then
-        return (select count(*) from tocsin.archive a where a.queue_id = purge_archive.queue_id and a.archived_at < before);
+        return (select count(*) from tocsin.archive a
+                where a.queue_id = purge_archive.queue_id and a.archived_at < before);
     end if;
     with gone as (
-        delete from tocsin.archive a where a.queue_id = purge_archive.queue_id and a.archived_at < before returning a.span, a.keep_until
+        delete from tocsin.archive a
+            where a.queue_id = purge_archive.queue_id and a.archived_at < before
+                returning a.span, a.keep_until
     ), per_slot as (
-        select g.span, tocsin._archive_slot(g.span, g.keep_until) as starts_at, count(*) as n from gone g group by 1, 2
+        select g.span, tocsin._archive_slot(g.span, g.keep_until) as starts_at, count(*) as n
+            from gone g group by 1, 2
     ), counted as (
         insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
         select purge_archive.queue_id, p.span, p.starts_at, t, -p.n from per_slot p

@@ -12,7 +12,8 @@
 -- and also succeeds under a short statement_timeout.
 create or replace function tocsin._make_due_ready(queue_id integer) returns void
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off
+set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -26,11 +27,13 @@ declare
 begin
     while not over and exists (
         select from tocsin.messages m
-        where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t)
+        where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased'
+            and m.expires_at is not null and m.expires_at <= t)
     loop
         select array_agg(d.id) into ids
         from (select m.id from tocsin.messages m
-              where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased' and m.expires_at is not null and m.expires_at <= t
+              where m.queue_id = _make_due_ready.queue_id and m.state <> 'leased'
+                  and m.expires_at is not null and m.expires_at <= t
               order by m.expires_at limit batch for update skip locked) d;
         exit when ids is null;
         perform tocsin._move_to_dead_letters(ids, 'expired');
@@ -38,7 +41,8 @@ begin
     end loop;
 
     while not over and exists (
-        select from tocsin.messages m where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t)
+        select from tocsin.messages m
+            where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t)
     loop
         select array_agg(d.ctid) into rows_due
         from (select m.ctid from tocsin.messages m
@@ -50,7 +54,8 @@ begin
     end loop;
 
     while not over and exists (
-        select from tocsin.messages m where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t)
+        select from tocsin.messages m
+            where m.queue_id = _make_due_ready.queue_id and m.state = 'leased' and m.vt <= t)
     loop
         select array_agg(d.id), array_agg(d.lease) into ids, expired
         from (select m.id, m.lease from tocsin.messages m
@@ -96,16 +101,21 @@ $$;
 -- delivered again; its former holder is fenced as after any redelivery.
 create or replace function tocsin.claim(
     worker_id bigint, registration bigint, max_messages integer, vt interval default null,
-    from_priority integer default null, from_due timestamptz default null, from_id bigint default null, or_full_scan boolean default true,
-    finished_ids bigint[] default null, finished_leases bigint[] default null, durable boolean default true,
+    from_priority integer default null, from_due timestamptz default null,
+    from_id bigint default null, or_full_scan boolean default true,
+    finished_ids bigint[] default null, finished_leases bigint[] default null,
+    durable boolean default true,
     ordered boolean default false
 ) returns table (
-    kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamptz, enqueued_at timestamptz, vt_at timestamptz,
-    dequeued_at timestamptz, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text,
+    kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamptz,
+    enqueued_at timestamptz, vt_at timestamptz,
+    dequeued_at timestamptz, producer_worker_id bigint, headers text, last_error text,
+    max_deliveries integer, key text, payload text,
     next_due float8
 )
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off
+set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -128,11 +138,15 @@ begin
         perform pg_advisory_xact_lock_shared(worker_lock);
     end if;
     if finished_ids is not null then
-        ignored := set_config('lock_timeout', '250ms', true);  -- as limit_lock_wait() does: see locks.sql
+        -- as limit_lock_wait() does: see locks.sql
+        ignored := set_config('lock_timeout', '250ms', true);
         archived := tocsin.archive(finished_ids, finished_leases);
         if not true = all (archived) then
             kind := 'lost';
-            for id in select s.id from unnest(finished_ids, archived) s (id, archived) where not s.archived loop
+            for id in
+                select s.id from unnest(finished_ids, archived) s (id, archived)
+                where not s.archived
+            loop
                 return next;
             end loop;
             id := null;
@@ -147,7 +161,9 @@ begin
             if ordered then
                 next_due := tocsin._order_kept_for(q.id);
                 if next_due is not null then
-                    kind := case when exists (select from tocsin.messages m where m.queue_id = q.id and m.state = 'ready')
+                    kind := case
+                        when exists (select from tocsin.messages m
+                                     where m.queue_id = q.id and m.state = 'ready')
                             then 'held_up' else 'end' end;
                     return next;
                     return;
@@ -159,23 +175,29 @@ begin
         -- that. One statement, since it is what an idle consumer's handler waits for.
         return query
             update tocsin.messages m
-            set state = 'leased', lease = greatest(token, m.lease + 1), vt = tocsin._later(t, f.lease_length), read_ct = m.read_ct + 1,
+            set state = 'leased', lease = greatest(token, m.lease + 1),
+                vt = tocsin._later(t, f.lease_length), read_ct = m.read_ct + 1,
                 dequeued_at = t, consumer_worker_id = worker_id
             from (select r.ctid as found, coalesce(claim.vt, x.vt) as lease_length, x.max_deliveries
                   from tocsin.workers w
                   join tocsin.queues x on x.id = w.queue_id
                   cross join lateral (
                       select y.ctid from tocsin.messages y
-                      where y.queue_id = x.id and y.state = 'ready' and (y.expires_at is null or y.expires_at > t)
+                      where y.queue_id = x.id and y.state = 'ready'
+                          and (y.expires_at is null or y.expires_at > t)
                         and (y.priority, y.due, y.id)
-                            >= (coalesce(from_priority, -2147483648), coalesce(from_due, '-infinity'), coalesce(from_id, 0))
+                            >= (coalesce(from_priority, -2147483648),
+                                coalesce(from_due, '-infinity'), coalesce(from_id, 0))
                       order by y.priority, y.due, y.id limit max_messages for update skip locked) r
-                  where w.id = worker_id and w.registration = claim.registration and w.status in ('ready', 'polling')
+                  where w.id = worker_id and w.registration = claim.registration
+                      and w.status in ('ready', 'polling')
                     and tocsin._acts_for(w.role)
                     and x.paused_at is null) f
             where m.ctid = f.found
-            returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt, t, m.producer_worker_id, m.headers::text,
-                      m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key, m.payload::text, null::float8;
+            returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt,
+                t, m.producer_worker_id, m.headers::text,
+                      m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key,
+                          m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
             q := tocsin._check_claim(worker_id, registration);  -- or is it refused?
@@ -188,8 +210,8 @@ begin
     if from_due is null and found_rows < max_messages then
         -- What is due and was not taken is locked: for a moment by another claim, or
         -- for long by a transaction of its holder's that settles it. So the next full
-        -- scan comes after a quarter of the time for which it has been due, a quarter of a
-        -- second at most.
+        -- scan comes after a quarter of the time for which it has been due, a quarter
+        -- of a second at most.
         next_due := tocsin._next_due(q.id, with_ready => false);
         if next_due < 0.01 then
             next_due := greatest(0.01, least(-next_due / 4, 0.25));
@@ -203,9 +225,11 @@ $$;
 -- Seconds until the queue's next message is due (0: now), or null when there is none or
 -- the queue is paused. Ready messages count unless told otherwise; then a negative
 -- number says for how long the first of the delayed and leased ones has been due.
-create or replace function tocsin._next_due(queue_id integer, with_ready boolean default true) returns float8
+create or replace function tocsin._next_due(queue_id integer, with_ready boolean default true)
+    returns float8
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off
+set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -218,12 +242,16 @@ begin
             (select least(m.due, tocsin._clock()) from tocsin.messages m
              where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
         end,
-        (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'delayed' order by m.vt limit 1),
-        (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'leased' order by m.vt limit 1)
+        (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'delayed'
+         order by m.vt limit 1),
+        (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'leased'
+         order by m.vt limit 1)
     )
     into at
     from tocsin.queues q
     where q.id = _next_due.queue_id and q.paused_at is null;
-    return greatest(case when with_ready and at is not null then 0 end, extract(epoch from at - tocsin._clock()));  -- greatest() passes over null
+    -- greatest() passes over null
+    return greatest(case when with_ready and at is not null then 0 end,
+                    extract(epoch from at - tocsin._clock()));
 end
 $$;

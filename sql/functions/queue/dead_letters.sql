@@ -19,12 +19,16 @@
 -- leaves the rest.
 
 create or replace function tocsin._matches_filter(
-    letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text, died_before timestamptz
+    letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text,
+        died_before timestamptz
 ) returns boolean
-language sql immutable parallel safe  -- inlined into the query, without the conditions that are null
+-- inlined into the query, without the conditions that are null
+language sql immutable parallel safe
 as $$
-    select (ids is null or letter.id = any (ids)) and (queue_id is null or letter.queue_id = queue_id)
-       and (reason is null or letter.reason = reason) and (error is null or strpos(letter.error, error) > 0)
+    select (ids is null or letter.id = any (ids))
+        and (queue_id is null or letter.queue_id = queue_id)
+       and (reason is null or letter.reason = reason)
+           and (error is null or strpos(letter.error, error) > 0)
        and (died_before is null or letter.died_at < died_before)
 $$;
 
@@ -34,40 +38,51 @@ language plpgsql
 as $$
 begin
     if older_than < '0 s' then
-        perform tocsin._raise_error('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
+        perform tocsin._raise_error('TC022', 'older_than must not be negative',
+                                    '{"argument": "older_than"}');
     end if;
-    return case when older_than is not null then tocsin._later(tocsin._clock(), -least(older_than, interval '5000 years')) end;
+    return case when older_than is not null
+        then tocsin._later(tocsin._clock(), -least(older_than, interval '5000 years')) end;
 end
 $$;
 
 -- Returns dead letters of a queue, the first of them after the id `after`.
 create or replace function tocsin.list_dead_letters(
-    queue text, reason text default null, error text default null, older_than interval default null, max_letters integer default 100,
+    queue text, reason text default null, error text default null, older_than interval default null,
+        max_letters integer default 100,
     after bigint default null
 ) returns setof tocsin.dead_letter_info
 language sql
 as $$
-    select * from tocsin._describe_dead_letters(null, (tocsin.find_queue(queue)).id, reason, error, tocsin._cutoff(older_than), max_letters, after)
+    select * from tocsin._describe_dead_letters(null, (tocsin.find_queue(queue)).id, reason, error,
+                                                tocsin._cutoff(older_than), max_letters, after)
 $$;
 
-create or replace function tocsin.get_dead_letter(message_id bigint) returns setof tocsin.dead_letter_info
+create or replace function tocsin.get_dead_letter(message_id bigint)
+    returns setof tocsin.dead_letter_info
 language sql
-as $$ select * from tocsin._describe_dead_letters(array[message_id], null, null, null, null, 1, null) $$;
+as $$ select *
+    from tocsin._describe_dead_letters(array[message_id], null, null, null, null, 1, null) $$;
 
 create or replace function tocsin._describe_dead_letters(
-    ids bigint[], queue_id integer, reason text, error text, died_before timestamptz, max_letters integer, after bigint
+    ids bigint[], queue_id integer, reason text, error text, died_before timestamptz,
+        max_letters integer, after bigint
 ) returns setof tocsin.dead_letter_info
 language plpgsql stable
-set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_variable
 begin
     return query
-        select d.id, q.name, d.queue_id, d.payload::text, d.headers::text, d.priority, d.key, d.enqueued_at, d.dequeued_at, d.read_ct,
-               d.max_deliveries, d.producer_worker_id, d.consumer_worker_id, d.history::text, d.died_at, d.reason, d.error, d.traceback
+        select d.id, q.name, d.queue_id, d.payload::text, d.headers::text, d.priority, d.key,
+            d.enqueued_at, d.dequeued_at, d.read_ct,
+               d.max_deliveries, d.producer_worker_id, d.consumer_worker_id, d.history::text,
+                   d.died_at, d.reason, d.error, d.traceback
         from tocsin.dead_letters d
         join tocsin.queues q on q.id = d.queue_id
-        where tocsin._matches_filter(d, ids, queue_id, reason, error, died_before) and (after is null or d.id > after)
+        where tocsin._matches_filter(d, ids, queue_id, reason, error, died_before)
+            and (after is null or d.id > after)
         order by d.id limit max_letters;
 end
 $$;
@@ -78,7 +93,8 @@ create or replace function tocsin._lock_dead_letters(
     ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer
 ) returns bigint[]
 language plpgsql
-set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_variable
 declare
@@ -104,7 +120,8 @@ begin
     if queue is not null then
         return (tocsin.find_queue(queue)).id;
     elsif ids is null then
-        perform tocsin._raise_error('TC022', 'name dead letters by ids or by a queue', '{"argument": "queue"}');
+        perform tocsin._raise_error('TC022', 'name dead letters by ids or by a queue',
+                                    '{"argument": "queue"}');
     end if;
     return null;
 end
@@ -113,11 +130,13 @@ $$;
 -- Makes dead letters messages again, due now or after the delay, and returns their ids,
 -- which stay the same. It is one INSERT, whose trigger rings.
 create or replace function tocsin.replay(
-    ids bigint[] default null, queue text default null, reason text default null, error text default null,
+    ids bigint[] default null, queue text default null, reason text default null,
+        error text default null,
     older_than interval default null, max_letters integer default null, delay interval default null
 ) returns bigint[]
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -127,15 +146,21 @@ declare
     t timestamptz;
 begin
     if delay not between '0 s' and '1000 years' then
-        perform tocsin._raise_error('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
+        perform tocsin._raise_error('TC022',
+                                    'delay must not be negative, nor longer than a thousand years',
+                                        '{"argument": "delay"}');
     end if;
     taken := tocsin._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
     t := tocsin._later(tocsin._clock(), coalesce(delay, '0 s'));
     with added as (
-        insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, dequeued_at, lease, producer_worker_id,
-                                     consumer_worker_id, max_deliveries, key, payload, headers, last_error, history)
-        select d.id, d.queue_id, d.priority, (case when delay > '0 s' then 'delayed' else 'ready' end)::tocsin.message_state, t, t,
-               d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id, d.max_deliveries, d.key, d.payload,
+        insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
+                                     dequeued_at, lease, producer_worker_id,
+                                     consumer_worker_id, max_deliveries, key, payload, headers,
+                                         last_error, history)
+        select d.id, d.queue_id, d.priority,
+            (case when delay > '0 s' then 'delayed' else 'ready' end)::tocsin.message_state, t, t,
+               d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id,
+                   d.max_deliveries, d.key, d.payload,
                d.headers, d.error, d.history
         from tocsin.dead_letters d
         where d.id = any (taken)
@@ -147,10 +172,13 @@ begin
     )
     select coalesce(array_agg(a.id order by a.id), '{}') into replayed from added a;
     if ids is not null and cardinality(replayed) < cardinality(taken) then
-        held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed) order by x.id);
+        held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed)
+                         order by x.id);
         perform tocsin._raise_error('TC014',
-            format('dead letter %s cannot be replayed: another unfinished message has its key', array_to_string(held_up, ', ')),
-            jsonb_build_object('ids', held_up), 'Wait until that one is finished, or archive or purge the dead letter.');
+            format('dead letter %s cannot be replayed: another unfinished message has its key',
+                   array_to_string(held_up, ', ')),
+            jsonb_build_object('ids', held_up),
+                'Wait until that one is finished, or archive or purge the dead letter.');
     end if;
     return replayed;
 end
@@ -159,11 +187,13 @@ $$;
 -- Moves dead letters to the archive, if their queue keeps anything, and returns how
 -- many.
 create or replace function tocsin.archive_dead_letters(
-    ids bigint[] default null, queue text default null, reason text default null, error text default null,
+    ids bigint[] default null, queue text default null, reason text default null,
+        error text default null,
     older_than interval default null, max_letters integer default null
 ) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -174,12 +204,17 @@ begin
         delete from tocsin.dead_letters d where d.id = any (taken) returning d.*
     ), shelved as (
         select a.queue_id, k.until, tocsin._partition_span_for(a, k.until) as span
-        from tocsin.archive_policies a cross join lateral (select tocsin._keep_until(a.retention, t)) k (until)
+        from tocsin.archive_policies a cross
+            join lateral (select tocsin._keep_until(a.retention, t)) k (until)
     ), kept as (
-        insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
-                                    producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
-        select d.id, d.queue_id, d.priority, d.read_ct, s.span, d.enqueued_at, d.dequeued_at, t, s.until, d.producer_worker_id,
-               d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason), d.history
+        insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at,
+                                    archived_at, keep_until,
+                                    producer_worker_id, consumer_worker_id, key, payload, headers,
+                                        last_error, history)
+        select d.id, d.queue_id, d.priority, d.read_ct, s.span, d.enqueued_at, d.dequeued_at, t,
+            s.until, d.producer_worker_id,
+               d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason),
+                   d.history
         from removed d join shelved s on s.queue_id = d.queue_id
         where s.span is not null
     )
@@ -193,11 +228,14 @@ $$;
 
 -- Deletes dead letters for good, and returns how many that were, or would be (dry_run).
 create or replace function tocsin.purge_dead_letters(
-    ids bigint[] default null, queue text default null, reason text default null, error text default null,
-    older_than interval default null, max_letters integer default null, dry_run boolean default false
+    ids bigint[] default null, queue text default null, reason text default null,
+        error text default null,
+    older_than interval default null, max_letters integer default null,
+        dry_run boolean default false
 ) returns bigint
 language plpgsql
-set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_variable
 declare

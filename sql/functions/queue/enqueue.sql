@@ -1,16 +1,17 @@
--- Enqueue: from any language, with any driver, in any transaction. ring.sql says when an
--- enqueue rings.
+-- Enqueue: from any language, with any driver, in any transaction. ring.sql says when
+-- an enqueue rings.
 --
 -- The INSERT of a single message also decides whether it may be enqueued; only when
 -- nothing was inserted does the function find out why. So the usual case is one
--- statement. Batches come as one JSON document, which is parsed several times as fast as
--- an array of texts.
+-- statement. Batches come as one JSON document, which is parsed several times as fast
+-- as an array of texts.
 
 -- Whether its size and options speak for a message; a query that uses it has its text
 -- inlined. The queue's rules are checked elsewhere (payload_rules.sql): a function for
 -- them in the INSERT would cost time even where it is not called.
 create or replace function tocsin._is_valid(
-    payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval, max_deliveries integer
+    payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval,
+        max_deliveries integer
 ) returns boolean
 language sql immutable parallel safe
 as $$
@@ -28,9 +29,12 @@ as $$
 begin
     if octet_length(headers::text) > q.max_payload then
         perform tocsin._raise_error('TC003',
-            format('headers of %s bytes exceed the limit of queue "%s", %s bytes', octet_length(headers::text), q.name, q.max_payload),
-            jsonb_build_object('actual', octet_length(headers::text), 'maximum', q.max_payload, 'index', null),
-            'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
+            format('headers of %s bytes exceed the limit of queue "%s", %s bytes',
+                   octet_length(headers::text), q.name, q.max_payload),
+            jsonb_build_object('actual', octet_length(headers::text), 'maximum', q.max_payload,
+                               'index', null),
+            'Store the data elsewhere and enqueue a reference, or raise the queue''s '
+            'max_payload.');
     end if;
 end
 $$;
@@ -41,7 +45,8 @@ create or replace function tocsin._is_active(worker_id bigint) returns boolean
 language plpgsql stable
 as $$
 begin
-    return exists (select from tocsin.workers w where w.id = worker_id and w.status in ('ready', 'polling'));
+    return exists (select from tocsin.workers w
+                   where w.id = worker_id and w.status in ('ready', 'polling'));
 end
 $$;
 
@@ -51,18 +56,23 @@ language plpgsql
 as $$
 begin
     if delay not between '0 s' and '1000 years' then
-        perform tocsin._raise_error('TC022', 'delay must not be negative, nor longer than a thousand years', '{"argument": "delay"}');
+        perform tocsin._raise_error('TC022',
+                                    'delay must not be negative, nor longer than a thousand years',
+                                        '{"argument": "delay"}');
     elsif delay is not null and at is not null then
         perform tocsin._raise_error('TC022', 'give delay or at, not both', '{"argument": "at"}');
-    elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then  -- clients could not read it, and would stop at the message
-        perform tocsin._raise_error('TC022', 'at must be within the years 2 to 9999', '{"argument": "at"}');
+    -- clients could not read it, and would stop at the message
+    elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then
+        perform tocsin._raise_error('TC022', 'at must be within the years 2 to 9999',
+                                    '{"argument": "at"}');
     end if;
 end
 $$;
 
 -- Refuses what speaks against the queue, the worker and the options; returns the queue.
 create or replace function tocsin._check_enqueue_options(
-    queue text, delay interval, at timestamptz, expires_in interval, max_deliveries integer, worker_id bigint
+    queue text, delay interval, at timestamptz, expires_in interval, max_deliveries integer,
+        worker_id bigint
 ) returns tocsin.queues
 language plpgsql
 as $$
@@ -77,9 +87,12 @@ begin
     end if;
     perform tocsin._check_due(delay, at);
     if expires_in <= '0 s' or expires_in > '1000 years' then
-        perform tocsin._raise_error('TC022', 'expires_in must be positive, and at most a thousand years', '{"argument": "expires_in"}');
+        perform tocsin._raise_error('TC022',
+                                    'expires_in must be positive, and at most a thousand years',
+                                        '{"argument": "expires_in"}');
     elsif max_deliveries <= 0 then
-        perform tocsin._raise_error('TC022', 'max_deliveries must be positive', '{"argument": "max_deliveries"}');
+        perform tocsin._raise_error('TC022', 'max_deliveries must be positive',
+                                    '{"argument": "max_deliveries"}');
     end if;
     return q;
 end
@@ -88,7 +101,8 @@ $$;
 -- Refuses a JSON array with a payload in it that is too large for the queue, or breaks
 -- one of its rules. `first_index`: the index of its first payload for the caller; null:
 -- there is only this one.
-create or replace function tocsin._check_payloads(q tocsin.queues, payloads jsonb, first_index integer) returns void
+create or replace function tocsin._check_payloads(q tocsin.queues, payloads jsonb,
+                                                  first_index integer) returns void
 language plpgsql
 as $$
 declare
@@ -104,8 +118,10 @@ begin
             perform tocsin._raise_error('TC003',
                 format('%s of %s bytes exceeds the limit of queue "%s", %s bytes',
                        concat_ws(' ', 'payload', large.index), large.actual, q.name, q.max_payload),
-                jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index', large.index),
-                'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
+                jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index',
+                                   large.index),
+                'Store the data elsewhere and enqueue a reference, or raise the queue''s '
+                'max_payload.');
         end if;
     end if;
     if q.ruled then
@@ -120,7 +136,8 @@ language plpgsql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 begin
-    return (select m.id from tocsin.messages m where m.queue_id = _find_key.queue_id and m.key = _find_key.key);
+    return (select m.id from tocsin.messages m
+            where m.queue_id = _find_key.queue_id and m.key = _find_key.key);
 end
 $$;
 
@@ -129,8 +146,10 @@ $$;
 -- commit of its transaction may be asynchronous, since tocsin.wait_for_flush follows in
 -- the same session (ring_early.sql).
 create or replace function tocsin.enqueue(
-    queue text, payload jsonb, delay interval default null, at timestamptz default null, priority integer default 0,
-    headers jsonb default null, key text default null, expires_in interval default null, max_deliveries integer default null,
+    queue text, payload jsonb, delay interval default null, at timestamptz default null,
+        priority integer default 0,
+    headers jsonb default null, key text default null, expires_in interval default null,
+        max_deliveries integer default null,
     worker_id bigint default null, ring_early boolean default false
 ) returns bigint
 language plpgsql
@@ -146,7 +165,9 @@ declare
     written pg_lsn;
     flushed pg_lsn;
     checked boolean;  -- by the queue's rules, if it has any
-    rings boolean := key is null;  -- in the INSERT (ring.sql); with a key only the INSERT shows whether there is a message to ring for
+    -- in the INSERT (ring.sql); with a key only the INSERT shows whether there is a
+    -- message to ring for
+    rings boolean := key is null;
     ignored text;
 begin
     if not tocsin._is_owner() then
@@ -158,8 +179,8 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', 'tocsin.', true);
     end if;
-    -- Not with a key: the next enqueue of the key returns this message's id, and must not
-    -- return it before it is durable.
+    -- Not with a key: the next enqueue of the key returns this message's id, and must
+    -- not return it before it is durable.
     ring_early := ring_early and key is null;
     if ring_early then
         -- The commit may be asynchronous only if the sequence's record that covers the
@@ -174,13 +195,18 @@ begin
             and (flushed >= written or written - flushed < 90 and (flushed - '0/0') % 1024 <> 0);
     end if;
     loop
-        insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries, key,
+        insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
+                                     expires_at, producer_worker_id, max_deliveries, key,
                                      payload, headers)
         select coalesce(new_id, nextval('tocsin.messages_id_seq')), x.id, coalesce(priority, 0),
-               case when due_at > t then 'delayed'::tocsin.message_state else 'ready' end, due_at, due_at, t,
-               tocsin._later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload, headers
+               case when due_at > t then 'delayed'::tocsin.message_state
+                   else 'ready' end, due_at, due_at, t,
+               tocsin._later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload,
+                   headers
         from tocsin.queues x
-        where x.name = queue and tocsin._is_valid(payload, x.max_payload, delay, at, expires_in, enqueue.max_deliveries)
+        where x.name = queue
+            and tocsin._is_valid(payload, x.max_payload, delay, at, expires_in,
+                                 enqueue.max_deliveries)
           and (not x.ruled or checked)
           and (worker_id is null or tocsin._is_active(worker_id))
           and (not rings or tocsin._rung(x))
@@ -188,8 +214,8 @@ begin
         returning id into message_id;
         exit when message_id is not null;
         -- It is refused, or its key is taken, or the queue has rules or is being
-        -- deleted. When none of it is true any more, or the message keeps the rules, the
-        -- INSERT is tried again.
+        -- deleted. When none of it is true any more, or the message keeps the rules,
+        -- the INSERT is tried again.
         q := tocsin._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
         perform tocsin._check_payloads(q, jsonb_build_array(payload), null);
         message_id := tocsin._find_key(q.id, key);
@@ -199,7 +225,9 @@ begin
             continue;
         end if;
         if key is not null and current_setting('transaction_isolation') <> 'read committed' then
-            raise serialization_failure using message = format('key "%s" was taken by a transaction that this one cannot see', key),
+            raise serialization_failure
+                using message = format('key "%s" was taken by a transaction that this one '
+                                       'cannot see', key),
                 hint = 'Try the transaction again.';
         end if;
         perform tocsin._ring_late(q.id);  -- waits for the end of a deletion
@@ -207,8 +235,10 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', '', true);
     end if;
-    if ring_early and current_setting('bell.rung', true) <> '' and new_id = pg_sequence_last_value('tocsin.messages_id_seq')
-       and current_setting('synchronous_commit') <> 'off' and current_setting('synchronous_standby_names') = '' then
+    if ring_early and current_setting('bell.rung', true) <> ''
+        and new_id = pg_sequence_last_value('tocsin.messages_id_seq')
+       and current_setting('synchronous_commit') <> 'off'
+           and current_setting('synchronous_standby_names') = '' then
         ignored := set_config('synchronous_commit', 'off', true);
         ignored := set_config('bell.unflushed', 'yes', false);
     end if;
@@ -220,15 +250,18 @@ $$;
 -- in their order. A batch that is sent in several calls of one transaction names the
 -- index of each call's first payload, so that a refusal names the right one.
 create or replace function tocsin.enqueue_many(
-    queue text, payloads jsonb, delay interval default null, at timestamptz default null, priority integer default 0,
-    headers jsonb default null, expires_in interval default null, max_deliveries integer default null, worker_id bigint default null,
+    queue text, payloads jsonb, delay interval default null, at timestamptz default null,
+        priority integer default 0,
+    headers jsonb default null, expires_in interval default null,
+        max_deliveries integer default null, worker_id bigint default null,
     first_index integer default 0
 ) returns bigint[]
 language plpgsql
 as $$
 #variable_conflict use_column
 declare
-    q tocsin.queues := tocsin._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
+    q tocsin.queues := tocsin._check_enqueue_options(queue, delay, at, expires_in, max_deliveries,
+                                                     worker_id);
     t timestamptz := tocsin._clock();
     due_at timestamptz := coalesce(at, tocsin._later(t, delay), t);
     ids bigint[];
@@ -236,9 +269,11 @@ begin
     perform tocsin._check_headers(q, headers);
     perform tocsin._check_payloads(q, payloads, first_index);
     with added as (
-        insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
+        insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at,
+                                     producer_worker_id, max_deliveries,
                                      payload, headers)
-        select q.id, coalesce(priority, 0), case when due_at > t then 'delayed'::tocsin.message_state else 'ready' end, due_at, due_at, t,
+        select q.id, coalesce(priority, 0), case when due_at > t
+            then 'delayed'::tocsin.message_state else 'ready' end, due_at, due_at, t,
                tocsin._later(t, expires_in), worker_id, max_deliveries, p.payload, headers
         from jsonb_array_elements(payloads) with ordinality as p (payload, n)
         order by p.n
@@ -251,9 +286,10 @@ $$;
 
 -- Enqueues each of the messages that may be enqueued, and returns their ids in their
 -- order; null says that a message was not enqueued (tocsin.enqueue says why). A role
--- that may not enqueue to the queue is refused. The messages are a JSON array of objects
--- whose members are arguments of tocsin.enqueue except key: a message with a key may have
--- to wait for another transaction's end, and all messages of the call would wait.
+-- that may not enqueue to the queue is refused. The messages are a JSON array of
+-- objects whose members are arguments of tocsin.enqueue except key: a message with a
+-- key may have to wait for another transaction's end, and all messages of the call
+-- would wait.
 create or replace function tocsin.enqueue_each(queue text, messages jsonb) returns bigint[]
 language plpgsql
 set plan_cache_mode = force_generic_plan
@@ -267,25 +303,34 @@ declare
 begin
     if not tocsin._is_owner() then
         perform tocsin._check_enqueue(q, m.worker_id)
-        from (select distinct x.worker_id from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
+        from (select distinct x.worker_id
+              from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
     end if;
     if q.ruled then
         select array_agg(p.payload) into unfit
-        from jsonb_array_elements(messages) m cross join lateral (select coalesce(m -> 'payload', 'null')) p (payload)
+        from jsonb_array_elements(messages) m cross
+            join lateral (select coalesce(m -> 'payload', 'null')) p (payload)
         where tocsin._find_violation(jsonb_build_array(p.payload), q) is not null;
     end if;
     with given as materialized (
-        select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload, coalesce(m.at, tocsin._later(t, m.delay), t) as due_at,
+        select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload,
+            coalesce(m.at, tocsin._later(t, m.delay), t) as due_at,
                m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id
-        from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz, priority integer, headers jsonb,
-                                                expires_in interval, max_deliveries integer, worker_id bigint)
+        from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz,
+                                                priority integer, headers jsonb,
+                                                expires_in interval, max_deliveries integer,
+                                                    worker_id bigint)
     ), added as (
-        insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, expires_at, producer_worker_id, max_deliveries,
+        insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
+                                     expires_at, producer_worker_id, max_deliveries,
                                      payload, headers)
-        select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t then 'delayed'::tocsin.message_state else 'ready' end,
-               g.due_at, g.due_at, t, tocsin._later(t, g.expires_in), g.worker_id, g.max_deliveries, g.payload, g.headers
+        select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t
+            then 'delayed'::tocsin.message_state else 'ready' end,
+               g.due_at, g.due_at, t, tocsin._later(t, g.expires_in), g.worker_id, g.max_deliveries,
+                   g.payload, g.headers
         from given g
-        where tocsin._is_valid(g.payload, q.max_payload, g.delay, g.at, g.expires_in, g.max_deliveries)
+        where tocsin._is_valid(g.payload, q.max_payload, g.delay, g.at, g.expires_in,
+                               g.max_deliveries)
           and (octet_length(g.headers::text) > q.max_payload) is not true
           and (unfit is null or g.payload <> all (unfit))
           and (g.worker_id is null or tocsin._is_active(g.worker_id))

@@ -17,19 +17,23 @@ language plpgsql
 as $$
 declare
     t timestamptz := tocsin._clock();
-    beyond timestamptz := t + interval '1 s';  -- a row that is being written at this moment is not meant
+    -- a row that is being written at this moment is not meant
+    beyond timestamptz := t + interval '1 s';
     found_some boolean := false;
 begin
     update tocsin.workers w
-    set heartbeat_at = least(w.heartbeat_at, t), shutdown_at = least(w.shutdown_at, t), started_at = least(w.started_at, t)
-    from (select x.id from tocsin.workers x where x.heartbeat_at > beyond or x.shutdown_at > beyond for update skip locked) ahead
+    set heartbeat_at = least(w.heartbeat_at, t), shutdown_at = least(w.shutdown_at, t),
+        started_at = least(w.started_at, t)
+    from (select x.id from tocsin.workers x where x.heartbeat_at > beyond or x.shutdown_at > beyond
+          for update skip locked) ahead
     where w.id = ahead.id;
     found_some := found;
     if exists (select from tocsin.processes p where p.heartbeat_at > beyond) then
         perform tocsin._correct_heartbeats(t);
         found_some := true;
     end if;
-    update tocsin.maintenance m set clock_was_ahead = false, due_at = least(m.due_at, t + interval '1 minute')
+    update tocsin.maintenance m set clock_was_ahead = false,
+        due_at = least(m.due_at, t + interval '1 minute')
     where m.clock_was_ahead or found_some or m.due_at > t + interval '2 minutes';
     if not found then
         return;
@@ -41,15 +45,19 @@ begin
                    when m.due > t and ahead.since > t then tocsin._later(m.due, t - ahead.since)
                    else m.due end,  -- in the past: its place in the queue
         vt = case when m.state = 'ready' then least(m.vt, t)
-                  when m.state = 'leased' and m.dequeued_at > t then tocsin._later(m.vt, t - m.dequeued_at)
-                  when m.state = 'delayed' and ahead.since > t then tocsin._later(m.vt, t - ahead.since)
+                  when m.state = 'leased' and m.dequeued_at > t
+                      then tocsin._later(m.vt, t - m.dequeued_at)
+                  when m.state = 'delayed' and ahead.since > t
+                      then tocsin._later(m.vt, t - ahead.since)
                   else m.vt end,
-        expires_at = case when m.enqueued_at > t then tocsin._later(m.expires_at, t - m.enqueued_at) else m.expires_at end,
+        expires_at = case when m.enqueued_at > t then tocsin._later(m.expires_at, t - m.enqueued_at)
+            else m.expires_at end,
         history = tocsin._correct_history(m.history, t)
     from (select x.id, greatest(x.enqueued_at, x.dequeued_at, l.ended_at) as since
           from tocsin.messages x
           cross join lateral (select (x.history -> -1 ->> 'ended_at')::timestamptz) l (ended_at)
-          where x.enqueued_at > beyond or x.dequeued_at > beyond or l.ended_at > beyond or x.state = 'ready' and x.due > beyond
+          where x.enqueued_at > beyond or x.dequeued_at > beyond or l.ended_at > beyond
+              or x.state = 'ready' and x.due > beyond
           order by x.id for update of x skip locked) ahead
     where m.id = ahead.id;
     update tocsin.dead_letters d set died_at = t where d.died_at > beyond;
@@ -64,7 +72,9 @@ language sql stable
 as $$
     select jsonb_agg(
         d || case when (d ->> 'ended_at')::timestamptz > t
-                  then jsonb_build_object('dequeued_at', least((d ->> 'dequeued_at')::timestamptz, t), 'ended_at', t)
+                  then jsonb_build_object('dequeued_at',
+                                          least((d ->> 'dequeued_at')::timestamptz, t), 'ended_at',
+                                              t)
                   else '{}' end
         order by n)
     from jsonb_array_elements(history) with ordinality h (d, n)

@@ -1,6 +1,6 @@
 -- Maintenance: what is done once a minute. The answer to a heartbeat elects the process
--- of one consumer to do it, so it costs no statement while it is not due. A cron job can
--- do it with `tocsin admin maintain`.
+-- of one consumer to do it, so it costs no statement while it is not due. A cron job
+-- can do it with `tocsin admin maintain`.
 --
 -- It holds up no user of the archive for much longer than a tenth of a second. Dropping
 -- a partition takes a lock that no user of the archive may hold, and while it waits,
@@ -10,16 +10,18 @@
 -- in batches, and `more` says that there is more to do now; also when a partition was
 -- made, which is used only after the next call.
 --
--- Each part is separate: one that fails undoes no other part, and `problems` says
--- why. In a user's database a tablespace may be full, an event trigger may refuse a
--- new table, or a trigger the deletion of a row. Rows without a partition go to
+-- Each part is separate: one that fails undoes no other part, and `problems` says why.
+-- In a user's database a tablespace may be full, an event trigger may refuse a new
+-- table, or a trigger the deletion of a row. Rows without a partition go to
 -- archive_rest.
 
 -- Does one batch of each part. While another session is at it, the call does nothing
 -- (`elected` is false).
 create or replace function tocsin.maintain(
-    out elected boolean, out partitions_created integer, out partitions_dropped integer, out archived_deleted bigint,
-    out dead_letters_purged bigint, out orphans_deleted bigint, out workers_purged bigint, out more boolean, out problems text[]
+    out elected boolean, out partitions_created integer, out partitions_dropped integer,
+        out archived_deleted bigint,
+    out dead_letters_purged bigint, out orphans_deleted bigint, out workers_purged bigint,
+        out more boolean, out problems text[]
 )
 language plpgsql
 as $$
@@ -53,7 +55,8 @@ begin
     begin
         select a.added, a.problem into partitions_created, problem from tocsin._add_partitions() a;
         if problem is not null then
-            problems := problems || format('a partition of the archive cannot be made: %s', problem);
+            problems := problems
+                || format('a partition of the archive cannot be made: %s', problem);
         end if;
     exception when others then
         problems := problems || format('partitions of the archive are not made: %s', sqlerrm);
@@ -61,7 +64,8 @@ begin
     begin
         archived_deleted := tocsin._delete_expired(rows);
     exception when others then
-        problems := problems || format('expired messages of the archive are not deleted: %s', sqlerrm);
+        problems := problems
+            || format('expired messages of the archive are not deleted: %s', sqlerrm);
     end;
     begin
         dead_letters_purged := tocsin._purge_expired_dead_letters(rows);
@@ -76,7 +80,8 @@ begin
     begin
         workers_purged := tocsin._purge_stopped_workers(rows);
     exception when others then
-        problems := problems || format('workers that were stopped long ago are not deleted: %s', sqlerrm);
+        problems := problems
+            || format('workers that were stopped long ago are not deleted: %s', sqlerrm);
     end;
     begin
         perform tocsin._roll_up_count_deltas();
@@ -84,33 +89,40 @@ begin
         problems := problems || format('archived messages are not counted together: %s', sqlerrm);
     end;
     begin
-        select d.dropped, d.problem into partitions_dropped, problem from tocsin._drop_expired_partitions(tables) d;
+        select d.dropped, d.problem into partitions_dropped, problem
+            from tocsin._drop_expired_partitions(tables) d;
         if problem is not null then
-            problems := problems || format('a partition of the archive cannot be dropped: %s', problem);
+            problems := problems
+                || format('a partition of the archive cannot be dropped: %s', problem);
         end if;
     exception when others then
-        problems := problems || format('expired partitions of the archive are not dropped: %s', sqlerrm);
+        problems := problems
+            || format('expired partitions of the archive are not dropped: %s', sqlerrm);
     end;
-    more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows or orphans_deleted >= rows
+    more := partitions_created > 0 or archived_deleted >= rows or dead_letters_purged >= rows
+        or orphans_deleted >= rows
             or workers_purged >= rows or partitions_dropped >= tables;
 end
 $$;
 
--- Returns whether maintenance is due and this process, which consumes, is elected. It is
--- due once a minute, so a later due time was written when the clock was ahead.
+-- Returns whether maintenance is due and this process, which consumes, is elected. It
+-- is due once a minute, so a later due time was written when the clock was ahead.
 create or replace function tocsin._elect_maintainer(process_id bigint) returns boolean
 language plpgsql
 as $$
 declare
     t timestamptz := tocsin._clock();
 begin
-    perform from tocsin.maintenance m where m.due_at <= t or m.due_at > t + interval '2 minutes' for update skip locked;
+    perform from tocsin.maintenance m where m.due_at <= t or m.due_at > t + interval '2 minutes'
+        for update skip locked;
     if not found then
         return false;
     end if;
     update tocsin.maintenance m
-    set due_at = t + interval '1 minute', clock_was_ahead = m.clock_was_ahead or m.due_at > t + interval '2 minutes'
-    where exists (select from tocsin.workers w where w.process_id = _elect_maintainer.process_id and w.kind = 'consumer');
+    set due_at = t + interval '1 minute', clock_was_ahead = m.clock_was_ahead
+        or m.due_at > t + interval '2 minutes'
+    where exists (select from tocsin.workers w
+                  where w.process_id = _elect_maintainer.process_id and w.kind = 'consumer');
     return found;
 end
 $$;
@@ -129,7 +141,8 @@ begin
     where w.status = 'stopped' and w.id = any (array(
         select x.id from tocsin.workers x
         where x.status = 'stopped'
-          and x.shutdown_at <= t - case x.kind when 'producer' then interval '24 hours' else interval '720 hours' end
+          and x.shutdown_at <= t - case x.kind when 'producer' then interval '24 hours'
+              else interval '720 hours' end
         limit most for update skip locked));
     get diagnostics purged = row_count;
     return purged;
@@ -137,25 +150,31 @@ end
 $$;
 
 -- The partitions that exist, except archive_rest; their names tell their range.
-create or replace function tocsin._archive_partitions() returns table (name text, span integer, starts_at timestamptz, ends_at timestamptz)
+create or replace function tocsin._archive_partitions()
+    returns table (name text, span integer, starts_at timestamptz, ends_at timestamptz)
 language sql stable
 as $$
     select p.relname, p.span, p.starts_at, p.starts_at + make_interval(hours => p.span)
     from (select c.relname::text, n[1]::integer as span,
-                 make_timestamptz(n[2]::integer, n[3]::integer, n[4]::integer, n[5]::integer, 0, 0, 'UTC') as starts_at
+                 make_timestamptz(n[2]::integer, n[3]::integer, n[4]::integer, n[5]::integer, 0, 0,
+                                  'UTC') as starts_at
           from pg_catalog.pg_inherits i
           join pg_catalog.pg_class c on c.oid = i.inhrelid
-          cross join lateral regexp_match(c.relname, '^archive_([0-9]+)h_([0-9]{4})([0-9]{2})([0-9]{2})([0-9]{2})$') n
+          cross join lateral regexp_match(
+              c.relname, '^archive_([0-9]+)h_([0-9]{4})([0-9]{2})([0-9]{2})([0-9]{2})$') n
           where i.inhparent = 'tocsin.archive'::regclass and n is not null) p
 $$;
 
 -- The two partitions that each queue needs: the one for what is archived now, and the
 -- next.
-create or replace function tocsin._wanted_partitions() returns table (queue_id integer, span integer, starts_at timestamptz)
+create or replace function tocsin._wanted_partitions()
+    returns table (queue_id integer, span integer, starts_at timestamptz)
 language sql volatile
 as $$
-    select a.queue_id, a.span, tocsin._archive_slot(a.span, a.keep_until) + make_interval(hours => ahead * a.span)
-    from (select x.queue_id, tocsin._archive_span(x.retention) as span, tocsin._keep_until(x.retention, tocsin._clock()) as keep_until
+    select a.queue_id, a.span,
+        tocsin._archive_slot(a.span, a.keep_until) + make_interval(hours => ahead * a.span)
+    from (select x.queue_id, tocsin._archive_span(x.retention) as span,
+          tocsin._keep_until(x.retention, tocsin._clock()) as keep_until
           from tocsin.archive_policies x where x.retention > '0 s') a
     cross join generate_series(0, 1) ahead
     where a.span > 0
@@ -170,9 +189,11 @@ as $$
     -- other means lacks it.
     insert into tocsin.archive_policies (queue_id, retention)
     select q.id, q.retention from tocsin.queues q
-    where not exists (select from tocsin.archive_policies a where a.queue_id = q.id) on conflict (queue_id) do nothing;
+    where not exists (select from tocsin.archive_policies a where a.queue_id = q.id)
+        on conflict (queue_id) do nothing;
     update tocsin.archive_policies a set retention = n.retention
-    from (select x.queue_id, q.retention from tocsin.archive_policies x join tocsin.queues q on q.id = x.queue_id
+    from (select x.queue_id, q.retention from tocsin.archive_policies x
+          join tocsin.queues q on q.id = x.queue_id
           where x.retention <> q.retention for update of x skip locked) n
     where a.queue_id = n.queue_id;
     with there as (
@@ -182,8 +203,10 @@ as $$
         group by w.queue_id, w.span
     )
     update tocsin.archive_policies a
-    set span = coalesce(n.span, 0), covered = coalesce(n.times, 'empty'), since = pg_catalog.clock_timestamp()
-    from (select x.queue_id, t.span, t.times from tocsin.archive_policies x left join there t on t.queue_id = x.queue_id
+    set span = coalesce(n.span, 0), covered = coalesce(n.times, 'empty'),
+        since = pg_catalog.clock_timestamp()
+    from (select x.queue_id, t.span, t.times from tocsin.archive_policies x left
+          join there t on t.queue_id = x.queue_id
           for update of x skip locked) n
     where a.queue_id = n.queue_id
       and ((a.span, a.covered) is distinct from (coalesce(n.span, 0), coalesce(n.times, 'empty'))
@@ -226,7 +249,8 @@ begin
     execute format('create table tocsin.%I (like tocsin.archive including indexes)', name);
     execute format('alter table tocsin.%I replica identity full', name);
     perform tocsin._apply_privileges(only_table => format('tocsin.%I', name)::regclass);
-    execute format('alter table tocsin.archive attach partition tocsin.%I for values from (%s, %L) to (%s, %L)',
+    execute format('alter table tocsin.archive attach partition tocsin.%I '
+                   'for values from (%s, %L) to (%s, %L)',
                    name, span, starts_at, span, starts_at + make_interval(hours => span));
     return null;
 exception
@@ -237,12 +261,14 @@ $$;
 
 -- Drops the partitions whose time is over, with their counts. Returns how many, and why
 -- one could not be dropped.
-create or replace function tocsin._drop_expired_partitions(most integer, out dropped integer, out problem text)
+create or replace function tocsin._drop_expired_partitions(most integer, out dropped integer,
+                                                           out problem text)
 language plpgsql
 set lock_timeout = '100ms'
 as $$
 declare
-    over_at timestamptz := tocsin._clock() - interval '1 minute';  -- a transaction may have chosen its partition before, and write to it now
+    -- a transaction may have chosen its partition before, and write to it now
+    over_at timestamptz := tocsin._clock() - interval '1 minute';
     expired record;
 begin
     dropped := 0;
@@ -250,17 +276,22 @@ begin
         return;
     end if;
     begin
-        lock table only tocsin.archive in access exclusive mode;  -- from here on no session uses it, nor counts its rows
+        -- from here on no session uses it, nor counts its rows
+        lock table only tocsin.archive in access exclusive mode;
     exception when lock_not_available then
         return;
     end;
-    for expired in select p.* from tocsin._archive_partitions() p where p.ends_at <= over_at order by p.ends_at limit most loop
+    for expired in select p.* from tocsin._archive_partitions() p where p.ends_at <= over_at
+        order by p.ends_at limit most loop
         begin
-            execute format('lock table tocsin.%I in access exclusive mode nowait', expired.name);  -- it may be under vacuum
+            -- it may be under vacuum
+            execute format('lock table tocsin.%I in access exclusive mode nowait', expired.name);
             execute format('drop table tocsin.%I', expired.name);
-            delete from tocsin.archived_counts c where c.span = expired.span and c.starts_at = expired.starts_at;
+            delete from tocsin.archived_counts c
+                where c.span = expired.span and c.starts_at = expired.starts_at;
             delete from tocsin.archive_count_deltas y
-            where y.span = expired.span and tocsin._archive_slot(y.span, y.keep_until) = expired.starts_at;
+            where y.span = expired.span
+                and tocsin._archive_slot(y.span, y.keep_until) = expired.starts_at;
             dropped := dropped + 1;
         exception
             when lock_not_available then null;
@@ -273,7 +304,8 @@ $$;
 -- Deletes expired rows from archive_rest; returns how many.
 create or replace function tocsin._delete_expired(most integer) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_sort = off set jit = off
 as $$
 declare
     t timestamptz := tocsin._clock();
@@ -281,7 +313,8 @@ declare
     gone bigint;
 begin
     select array_agg(x.ctid) into expired
-    from (select r.ctid from tocsin.archive_rest r where r.keep_until < '9999-01-01+00' and r.keep_until <= t
+    from (select r.ctid from tocsin.archive_rest r
+          where r.keep_until < '9999-01-01+00' and r.keep_until <= t
           order by r.keep_until limit most for update skip locked) x;
     with deleted as (
         delete from tocsin.archive_rest r where r.ctid = any (expired) returning r.queue_id
@@ -297,7 +330,8 @@ $$;
 -- Deletes the dead letters whose retention is over; returns how many.
 create or replace function tocsin._purge_expired_dead_letters(most integer) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_sort = off set jit = off
 as $$
 declare
     t timestamptz := tocsin._clock();
@@ -305,10 +339,12 @@ declare
     purged bigint := 0;
     n bigint;
 begin
-    for queue in select q.id, tocsin._later(t, -q.dead_letter_retention) as before from tocsin.queues q where q.dead_letter_retention < '1000 years' loop
+    for queue in select q.id, tocsin._later(t, -q.dead_letter_retention) as before
+        from tocsin.queues q where q.dead_letter_retention < '1000 years' loop
         delete from tocsin.dead_letters d
         where d.id = any (array(
-            select x.id from tocsin.dead_letters x where x.queue_id = queue.id and x.died_at <= queue.before
+            select x.id from tocsin.dead_letters x
+                where x.queue_id = queue.id and x.died_at <= queue.before
             order by x.died_at limit most - purged for update skip locked));
         get diagnostics n = row_count;
         purged := purged + n;
@@ -323,9 +359,11 @@ $$;
 create or replace function tocsin._roll_up_count_deltas() returns void
 language sql
 as $$
-    delete from tocsin.archived_counts c where not exists (select from tocsin.queues q where q.id = c.queue_id);
+    delete from tocsin.archived_counts c
+        where not exists (select from tocsin.queues q where q.id = c.queue_id);
     with taken as (
-        delete from tocsin.archive_count_deltas y where y.archived_at <= tocsin._clock() - interval '1 minute' returning y.*
+        delete from tocsin.archive_count_deltas y
+            where y.archived_at <= tocsin._clock() - interval '1 minute' returning y.*
     )
     insert into tocsin.archived_counts as c (queue_id, span, starts_at, n)
     select y.queue_id, y.span, tocsin._archive_slot(y.span, y.keep_until), sum(y.n)

@@ -23,7 +23,8 @@
 -- them after the id `after`. Or those that a consumer holds, which include messages
 -- whose lease has expired until a claim makes them ready.
 create or replace function tocsin.list_messages(
-    queue text, state text default null, worker_id bigint default null, max_messages integer default 100, after bigint default null
+    queue text, state text default null, worker_id bigint default null,
+        max_messages integer default 100, after bigint default null
 ) returns setof tocsin.message_info
 language plpgsql stable
 set plan_cache_mode = force_custom_plan set enable_seqscan = off set jit = off
@@ -38,34 +39,44 @@ declare
                           else '{ready,delayed,leased}' end;
 begin
     if not states <@ '{ready,delayed,leased,dead,archived}' then
-        perform tocsin._raise_error('TC022', 'state must be one of ready, delayed, leased, dead, archived', '{"argument": "state"}');
+        perform tocsin._raise_error('TC022',
+                                    'state must be one of ready, delayed, leased, dead, archived',
+                                        '{"argument": "state"}');
     elsif worker_id is not null and states <> '{leased}' then
-        perform tocsin._raise_error('TC022', 'worker_id tells what a worker holds, so only leased messages', '{"argument": "worker_id"}');
+        perform tocsin._raise_error('TC022',
+                                    'worker_id tells what a worker holds, so only leased messages',
+                                        '{"argument": "worker_id"}');
     end if;
     page := array(
         select p.id
         from (
             (select m.id from tocsin.messages m
-             where 'ready' = any (states) and m.queue_id = q.id and m.state = 'ready' and m.id > beyond
+             where 'ready' = any (states) and m.queue_id = q.id and m.state = 'ready'
+                 and m.id > beyond
              order by m.id limit max_messages)
             union all
             (select d.id from (select m.id from tocsin.messages m
-                               where 'ready' = any (states) and m.queue_id = q.id and m.state = 'delayed' and m.vt <= t offset 0) d
+                               where 'ready' = any (states) and m.queue_id = q.id
+                                   and m.state = 'delayed' and m.vt <= t offset 0) d
              where d.id > beyond
              order by d.id limit max_messages)
             union all
             (select d.id from (select m.id from tocsin.messages m
-                               where 'ready' = any (states) and m.queue_id = q.id and m.state = 'leased' and m.vt <= t offset 0) d
+                               where 'ready' = any (states) and m.queue_id = q.id
+                                   and m.state = 'leased' and m.vt <= t offset 0) d
              where d.id > beyond
              order by d.id limit max_messages)
             union all
             (select m.id from tocsin.messages m
-             where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'delayed' and m.vt - t > '0 s' and m.id > beyond
+             where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'delayed'
+                 and m.vt - t > '0 s' and m.id > beyond
              order by m.id limit max_messages)
             union all
             (select m.id from tocsin.messages m
-             where 'leased' = any (states) and m.queue_id = q.id and m.state = 'leased' and m.id > beyond
-               and case when worker_id is null then m.vt - t > '0 s' else m.consumer_worker_id = worker_id end
+             where 'leased' = any (states) and m.queue_id = q.id and m.state = 'leased'
+                 and m.id > beyond
+               and case when worker_id is null then m.vt - t > '0 s'
+                   else m.consumer_worker_id = worker_id end
              order by m.id limit max_messages)
             union all
             (select d.id from tocsin.dead_letters d
@@ -83,35 +94,47 @@ $$;
 
 create or replace function tocsin.get_message(message_id bigint) returns setof tocsin.message_info
 language sql stable
-as $$ select * from tocsin._describe_messages(array[message_id], array(select x.id from tocsin.queues x), tocsin._clock()) $$;
+as $$ select *
+    from tocsin._describe_messages(array[message_id], array(select x.id from tocsin.queues x),
+                                   tocsin._clock()) $$;
 
 -- Returns messages of these ids and queues, in the order of ids, with their state at
 -- this time. Ids without a message are left out.
-create or replace function tocsin._describe_messages(ids bigint[], queues integer[], t timestamptz) returns setof tocsin.message_info
+create or replace function tocsin._describe_messages(ids bigint[], queues integer[], t timestamptz)
+    returns setof tocsin.message_info
 language plpgsql stable
 set plan_cache_mode = force_custom_plan set enable_seqscan = off set jit = off
 as $$
 begin
     return query
-        select x.id, q.name, x.queue_id, x.payload::text, x.headers::text, x.priority, x.key, x.enqueued_at, x.dequeued_at, x.read_ct,
-               x.max_deliveries, x.producer_worker_id, x.consumer_worker_id, x.history::text, x.state, x.due, x.vt, x.expires_at,
+        select x.id, q.name, x.queue_id, x.payload::text, x.headers::text, x.priority, x.key,
+            x.enqueued_at, x.dequeued_at, x.read_ct,
+               x.max_deliveries, x.producer_worker_id, x.consumer_worker_id, x.history::text,
+                   x.state, x.due, x.vt, x.expires_at,
                x.archived_at, x.died_at, x.reason, x.last_error
         from (
-            select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at, m.dequeued_at, m.read_ct, m.max_deliveries,
+            select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at,
+                m.dequeued_at, m.read_ct, m.max_deliveries,
                    m.producer_worker_id, m.consumer_worker_id, m.history,
-                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'delayed' then 'delayed' else 'leased' end as state,
+                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'delayed'
+                       then 'delayed' else 'leased' end as state,
                    m.due, m.vt, m.expires_at,
-                   null::timestamptz as archived_at, null::timestamptz as died_at, null::text as reason, m.last_error
+                   null::timestamptz as archived_at, null::timestamptz as died_at,
+                       null::text as reason, m.last_error
             from tocsin.messages m
             where m.id = any (ids)
             union all
-            select d.id, d.queue_id, d.payload, d.headers, d.priority, d.key, d.enqueued_at, d.dequeued_at, d.read_ct, d.max_deliveries,
-                   d.producer_worker_id, d.consumer_worker_id, d.history, 'dead', null, null, null, null, d.died_at, d.reason, d.error
+            select d.id, d.queue_id, d.payload, d.headers, d.priority, d.key, d.enqueued_at,
+                d.dequeued_at, d.read_ct, d.max_deliveries,
+                   d.producer_worker_id, d.consumer_worker_id, d.history, 'dead', null, null, null,
+                       null, d.died_at, d.reason, d.error
             from tocsin.dead_letters d
             where d.id = any (ids)
             union all
-            select a.id, a.queue_id, a.payload, a.headers, a.priority, a.key, a.enqueued_at, a.dequeued_at, a.read_ct, null,
-                   a.producer_worker_id, a.consumer_worker_id, a.history, 'archived', null, null, null, a.archived_at, null, null,
+            select a.id, a.queue_id, a.payload, a.headers, a.priority, a.key, a.enqueued_at,
+                a.dequeued_at, a.read_ct, null,
+                   a.producer_worker_id, a.consumer_worker_id, a.history, 'archived', null, null,
+                       null, a.archived_at, null, null,
                    a.last_error
             from tocsin.archive a
             where a.queue_id = any (queues) and a.id = any (ids)

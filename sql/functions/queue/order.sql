@@ -11,7 +11,8 @@
 -- searched.
 create or replace function tocsin._order_kept_for(queue_id integer) returns float8
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off
+set enable_bitmapscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -26,17 +27,20 @@ begin
     where m.queue_id = _order_kept_for.queue_id and m.state = 'leased' order by m.vt limit 1;
     if until is null then
         select least(m.vt, m.expires_at) into until from tocsin.messages m
-        where m.queue_id = _order_kept_for.queue_id and m.state = 'delayed' and m.due < m.vt order by m.vt limit 1;
+        where m.queue_id = _order_kept_for.queue_id and m.state = 'delayed' and m.due < m.vt
+            order by m.vt limit 1;
     end if;
     if until is not null then
         seconds := extract(epoch from until - t);
         if seconds < 0.01 then
-            seconds := greatest(0.01, least(-seconds / 4, 0.25));  -- another transaction has locked it: see claim
+            -- another transaction has locked it: see claim
+            seconds := greatest(0.01, least(-seconds / 4, 0.25));
         end if;
         return seconds;
     end if;
     select m.id into head from tocsin.messages m
-    where m.queue_id = _order_kept_for.queue_id and m.state = 'ready' order by m.priority, m.due, m.id limit 1;
+    where m.queue_id = _order_kept_for.queue_id and m.state = 'ready'
+        order by m.priority, m.due, m.id limit 1;
     perform from tocsin.messages m where m.id = head for update skip locked;
     return case when head is not null and not found then 0.25 end;
 end

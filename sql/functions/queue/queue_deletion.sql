@@ -59,21 +59,26 @@ create or replace function tocsin._count_unfinished(queue_id integer) returns bi
 language sql stable
 set enable_seqscan = off set jit = off
 as $$
-    select (select count(*) from tocsin.messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'ready')
-         + (select count(*) from tocsin.messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'delayed')
-         + (select count(*) from tocsin.messages m where m.queue_id = _count_unfinished.queue_id and m.state = 'leased')
+    select (select count(*) from tocsin.messages m
+            where m.queue_id = _count_unfinished.queue_id and m.state = 'ready')
+         + (select count(*) from tocsin.messages m
+            where m.queue_id = _count_unfinished.queue_id and m.state = 'delayed')
+         + (select count(*) from tocsin.messages m
+            where m.queue_id = _count_unfinished.queue_id and m.state = 'leased')
 $$;
 
 create or replace function tocsin._refuse_deletion(q tocsin.queues) returns void
 language plpgsql
 as $$
 declare
-    active bigint := (select count(*) from tocsin.workers w where w.queue_id = q.id and w.status <> 'stopped');
+    active bigint := (select count(*) from tocsin.workers w
+                      where w.queue_id = q.id and w.status <> 'stopped');
     unfinished bigint := tocsin._count_unfinished(q.id);
 begin
     if active > 0 or unfinished > 0 then
         perform tocsin._raise_error('TC010',
-            format('queue "%s" has %s worker(s) that are not stopped and %s unfinished message(s)', q.name, active, unfinished),
+            format('queue "%s" has %s worker(s) that are not stopped and %s unfinished message(s)',
+                   q.name, active, unfinished),
             jsonb_build_object('queue', q.name, 'workers', active, 'messages', unfinished),
             'Stop the workers and purge the messages first, or delete it with force.');
     end if;
@@ -92,7 +97,9 @@ begin
         if tocsin._clock() > deadline then
             raise lock_not_available;
         end if;
-        perform pg_sleep(0.01);  -- without a place in the queue for the lock, which would make a test of it say that no session shares it
+        -- without a place in the queue for the lock, which would make a test of it say
+        -- that no session shares it
+        perform pg_sleep(0.01);
     end loop;
     perform pg_advisory_xact_lock(tocsin._lock_key('rung', q.id));
 end
@@ -112,10 +119,13 @@ begin
         end if;
         return false;
     end if;
-    return pg_try_advisory_xact_lock_shared(tocsin._lock_key('maintain', 0))  -- shared: deletions do not exclude each other
-        and (select coalesce(bool_and(pg_try_advisory_xact_lock(tocsin._lock_key('worker', w.id))), true)
+    -- shared: deletions do not exclude each other
+    return pg_try_advisory_xact_lock_shared(tocsin._lock_key('maintain', 0))
+        and (select coalesce(bool_and(pg_try_advisory_xact_lock(tocsin._lock_key('worker', w.id))),
+                             true)
              from tocsin.workers w where w.queue_id = q.id)
-        and (select count(*) from (select from tocsin.workers w where w.queue_id = q.id for update skip locked) had)
+        and (select count(*)
+             from (select from tocsin.workers w where w.queue_id = q.id for update skip locked) had)
           = (select count(*) from tocsin.workers w where w.queue_id = q.id);
 end
 $$;
@@ -123,7 +133,8 @@ $$;
 -- Deletes the unfinished messages and dead letters that are not locked, and returns
 -- whether none is left. The kinds that are likely to be locked come first. While any of
 -- them is left, the rest, which may be large, is not scanned again.
-create or replace function tocsin._try_empty_queue(q tocsin.queues, inout messages bigint, inout letters bigint, out emptied boolean)
+create or replace function tocsin._try_empty_queue(q tocsin.queues, inout messages bigint,
+                                                   inout letters bigint, out emptied boolean)
 language plpgsql
 set enable_seqscan = off set jit = off
 as $$
@@ -132,7 +143,8 @@ declare
 begin
     emptied := false;
     delete from tocsin.messages m where m.ctid = any (array(
-        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'leased' for update skip locked));
+        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'leased'
+            for update skip locked));
     get diagnostics n = row_count;
     messages := messages + n;
     delete from tocsin.dead_letters d where d.ctid = any (array(
@@ -144,16 +156,21 @@ begin
         return;
     end if;
     delete from tocsin.messages m where m.ctid = any (array(
-        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'delayed' for update skip locked));
+        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'delayed'
+            for update skip locked));
     get diagnostics n = row_count;
     messages := messages + n;
     delete from tocsin.messages m where m.ctid = any (array(
-        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'ready' for update skip locked));
+        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'ready'
+            for update skip locked));
     get diagnostics n = row_count;
     messages := messages + n;
-    emptied := not exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'leased')
-           and not exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'delayed')
-           and not exists (select from tocsin.messages x where x.queue_id = q.id and x.state = 'ready')
+    emptied := not exists (select from tocsin.messages x
+                           where x.queue_id = q.id and x.state = 'leased')
+           and not exists (select from tocsin.messages x
+                           where x.queue_id = q.id and x.state = 'delayed')
+           and not exists (select from tocsin.messages x
+                           where x.queue_id = q.id and x.state = 'ready')
            and not exists (select from tocsin.dead_letters x where x.queue_id = q.id);
 end
 $$;
@@ -161,7 +178,8 @@ $$;
 -- Does everything else, with `rung` held. Raises lock_not_available when another
 -- session has locked something of the queue and keeps it.
 create or replace function tocsin._remove_queue(
-    q tocsin.queues, force boolean, out worker_count bigint, out message_count bigint, out archived_count bigint, out dead_letter_count bigint
+    q tocsin.queues, force boolean, out worker_count bigint, out message_count bigint,
+        out archived_count bigint, out dead_letter_count bigint
 )
 language plpgsql
 set lock_timeout = '100ms'
@@ -181,7 +199,8 @@ begin
             end if;
         end if;
         if closed then
-            select t.* into message_count, dead_letter_count, emptied from tocsin._try_empty_queue(q, message_count, dead_letter_count) t;
+            select t.* into message_count, dead_letter_count, emptied
+                from tocsin._try_empty_queue(q, message_count, dead_letter_count) t;
         end if;
         exit when emptied;
         patience := coalesce(patience, tocsin._clock() + interval '250 ms');
@@ -191,7 +210,8 @@ begin
         perform pg_sleep(0.005);
     end loop;
     archived_count := tocsin.purge_archive(q.id, null, false);
-    perform tocsin._tell_process(w) from tocsin.workers w where w.queue_id = q.id and w.status <> 'stopped';
+    perform tocsin._tell_process(w) from tocsin.workers w
+        where w.queue_id = q.id and w.status <> 'stopped';
     delete from tocsin.workers w where w.queue_id = q.id;
     get diagnostics worker_count = row_count;
     -- Explicitly: foreign keys are triggers, and may be off.
@@ -206,8 +226,10 @@ $$;
 -- then its workers are told, and their runs end. `dry_run` changes nothing and returns
 -- what would be deleted, or is refused. It waits ten seconds for transactions that have
 -- put messages into the queue or have locked something of it; then it is refused.
-create or replace function tocsin.delete_queue(queue text, force boolean default false, dry_run boolean default false)
-returns table (worker_count bigint, message_count bigint, archived_count bigint, dead_letter_count bigint)
+create or replace function tocsin.delete_queue(queue text, force boolean default false,
+                                               dry_run boolean default false)
+returns table (worker_count bigint, message_count bigint, archived_count bigint,
+               dead_letter_count bigint)
 language plpgsql
 set enable_seqscan = off set jit = off
 as $$
@@ -217,7 +239,8 @@ declare
 begin
     if not dry_run and current_setting('transaction_isolation') <> 'read committed' then
         perform tocsin._raise_error('TC022',
-            format('a queue cannot be deleted at the isolation level %s, which hides later messages',
+            format('a queue cannot be deleted at the isolation level %s, which hides later '
+                   'messages',
                    current_setting('transaction_isolation')),
             '{"argument": "transaction"}', 'Delete it in a transaction that is read committed.');
     end if;
@@ -235,16 +258,20 @@ begin
     loop
         begin
             perform tocsin._close_queue(q, deadline);
-            select r.* into worker_count, message_count, archived_count, dead_letter_count from tocsin._remove_queue(q, force) r;
+            select r.* into worker_count, message_count, archived_count, dead_letter_count
+                from tocsin._remove_queue(q, force) r;
             return next;
             return;
         exception  -- which releases all locks of this attempt
             when lock_not_available or deadlock_detected then null;
         end;
         if tocsin._clock() > deadline then
-            perform tocsin._raise_error('TC011', format('queue "%s" is in use by transactions that do not end', q.name),
+            perform tocsin._raise_error('TC011',
+                                        format('queue "%s" is in use by transactions that do '
+                                               'not end', q.name),
                                   jsonb_build_object('queue', q.name),
-                                  'Nothing was changed; try again when they have ended, in a transaction that has done nothing else.');
+                                  'Nothing was changed; try again when they have ended, in a '
+                                  'transaction that has done nothing else.');
         end if;
         perform pg_sleep(0.05);
     end loop;
@@ -256,22 +283,27 @@ $$;
 -- where it shows a message it also shows its queue, unless that was deleted.
 create or replace function tocsin._sweep_orphans(most integer default 10000) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 declare
     swept bigint;
 begin
     with gaps as (
-        select coalesce(lag(q.id) over (order by q.id), 0) as above, q.id as below from tocsin.queues q
+        select coalesce(lag(q.id) over (order by q.id), 0) as above, q.id as below
+            from tocsin.queues q
         union all
         select coalesce(max(q.id), 0), 2147483647 from tocsin.queues q
     ), orphans as (
         select o.id
         from gaps g
         cross join lateral (
-            select m.id from tocsin.messages m where m.queue_id > g.above and m.queue_id < g.below and m.state = 'ready'
+            select m.id from tocsin.messages m
+                where m.queue_id > g.above and m.queue_id < g.below and m.state = 'ready'
             union all
-            select m.id from tocsin.messages m where m.queue_id > g.above and m.queue_id < g.below and m.state in ('delayed', 'leased')
+            select m.id from tocsin.messages m
+                where m.queue_id > g.above and m.queue_id < g.below
+                    and m.state in ('delayed', 'leased')
         ) o
         where g.below - g.above > 1
         limit most

@@ -8,7 +8,8 @@
 -- claimed already. A message whose lease has expired belongs to its worker until a
 -- claim makes it ready. A locked dead letter is skipped (see dead_letters.sql).
 create or replace function tocsin.purge_queue(
-    queue text, ready boolean default false, delayed boolean default false, archived boolean default false, dead boolean default false,
+    queue text, ready boolean default false, delayed boolean default false,
+        archived boolean default false, dead boolean default false,
     older_than interval default null, dry_run boolean default false
 ) returns table (ready_count bigint, delayed_count bigint, archived_count bigint, dead_count bigint)
 language plpgsql
@@ -19,44 +20,56 @@ declare
     q tocsin.queues := tocsin.find_queue(queue);
     t timestamptz := tocsin._clock();
     before timestamptz := coalesce(tocsin._later(t, -older_than), 'infinity');
-    held_up boolean;  -- whether a deleted message kept its place, and so held up the queue: see order.sql
+    -- whether a deleted message kept its place, and so held up the queue: see order.sql
+    held_up boolean;
 begin
     if (ready or delayed or archived or dead) is not true then
-        perform tocsin._raise_error('TC022', 'say what to purge: ready, delayed, archived or dead', '{"argument": "ready"}');
+        perform tocsin._raise_error('TC022', 'say what to purge: ready, delayed, archived or dead',
+                                    '{"argument": "ready"}');
     elsif older_than < '0 s' then
-        perform tocsin._raise_error('TC022', 'older_than must not be negative', '{"argument": "older_than"}');
+        perform tocsin._raise_error('TC022', 'older_than must not be negative',
+                                    '{"argument": "older_than"}');
     end if;
     -- A ready message is due. A message that is due and still delayed counts as ready.
     if dry_run then
-        select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count, delayed_count
+        select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count,
+            delayed_count
         from (select m.vt from tocsin.messages m
-              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready and m.enqueued_at < before
+              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready
+                  and m.enqueued_at < before
               union all
               select m.vt from tocsin.messages m
-              where m.queue_id = q.id and m.state = 'delayed' and case when m.vt > t then delayed else purge_queue.ready end
+              where m.queue_id = q.id and m.state = 'delayed' and case when m.vt > t then delayed
+                  else purge_queue.ready end
                 and m.enqueued_at < before) w;
     else
         with waiting as (
             select r.id from (select m.id from tocsin.messages m
-                              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready and m.enqueued_at < before
+                              where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready
+                                  and m.enqueued_at < before
                               for update skip locked) r
             union all
             select s.id from (select m.id from tocsin.messages m
                               where m.queue_id = q.id and m.state = 'delayed'
-                                and case when m.vt > t then delayed else purge_queue.ready end and m.enqueued_at < before
+                                and case when m.vt > t then delayed
+                                    else purge_queue.ready end and m.enqueued_at < before
                               for update skip locked) s
         ), gone as (
             delete from tocsin.messages m using waiting w where m.id = w.id
             returning m.due, m.vt
         )
-        select count(*) filter (where g.vt <= t), count(*) filter (where g.vt > t), bool_or(g.due < g.vt) into ready_count, delayed_count, held_up
+        select count(*) filter (where g.vt <= t), count(*) filter (where g.vt > t),
+            bool_or(g.due < g.vt) into ready_count, delayed_count, held_up
         from gone g;
         if held_up then
             perform tocsin._ring(q.id);
         end if;
     end if;
-    dead_count := case when dead then tocsin.purge_dead_letters(queue => queue, older_than => older_than, dry_run => dry_run) else 0 end;
-    archived_count := case when archived then tocsin.purge_archive(q.id, older_than, dry_run) else 0 end;
+    dead_count := case when dead
+        then tocsin.purge_dead_letters(queue => queue, older_than => older_than, dry_run => dry_run)
+            else 0 end;
+    archived_count := case when archived then tocsin.purge_archive(q.id, older_than, dry_run)
+        else 0 end;
     return next;
 end
 $$;

@@ -19,7 +19,8 @@ create or replace function tocsin._refuse_missing(queue text) returns void
 language plpgsql stable
 as $$
 begin
-    perform tocsin._raise_error('TC001', format('queue "%s" does not exist', queue), jsonb_build_object('queue', queue),
+    perform tocsin._raise_error('TC001', format('queue "%s" does not exist', queue),
+                                jsonb_build_object('queue', queue),
                           'Create it first, for example with ensure_queue.');
 end
 $$;
@@ -30,11 +31,13 @@ create or replace function tocsin._add_queue(queue text) returns integer
 language sql
 as $$
     with added as (
-        insert into tocsin.queues (name, created_at, channel) values (queue, tocsin._clock(), tocsin.queue_channel(queue))
+        insert into tocsin.queues (name, created_at, channel)
+            values (queue, tocsin._clock(), tocsin.queue_channel(queue))
         on conflict (name) do nothing
         returning id, retention
     ), noted as (
-        insert into tocsin.archive_policies (queue_id, retention) select a.id, a.retention from added a
+        insert into tocsin.archive_policies (queue_id, retention) select a.id, a.retention
+            from added a
     )
     select a.id from added a
 $$;
@@ -49,12 +52,15 @@ declare
 begin
     select string_agg(format('%I %s default null', s.name, s.type), ', ' order by s.n),
            string_agg(format('%I', s.name), ', ' order by s.n),
-           string_agg(format('%1$I = coalesce(_change_queue.%1$I, q.%1$I)', s.name), ', ' order by s.n)
+           string_agg(format('%1$I = coalesce(_change_queue.%1$I, q.%1$I)', s.name), ', '
+                      order by s.n)
     into parameters, arguments, assignments
     from (select a.attname, format_type(a.atttypid, a.atttypmod), a.attnum
           from pg_catalog.pg_attribute a
-          where a.attrelid = 'tocsin.queues'::regclass and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
-            and a.attname not in ('id', 'name', 'paused_at', 'created_at', 'channel')) s (name, type, n);
+          where a.attrelid = 'tocsin.queues'::regclass and a.attnum > 0 and not a.attisdropped
+              and a.attgenerated = ''
+            and a.attname not in ('id', 'name', 'paused_at', 'created_at', 'channel')) s (name,
+                type, n);
 
     -- Changes the settings that are not null. They apply from now on, in every process.
     execute format($f$
@@ -66,7 +72,8 @@ declare
     changed tocsin.queues;
 begin
     update tocsin.queues q set %s where q.id = queue_id returning q.* into changed;
-    update tocsin.archive_policies a set retention = changed.retention where a.queue_id = changed.id and a.retention <> changed.retention;
+    update tocsin.archive_policies a set retention = changed.retention
+        where a.queue_id = changed.id and a.retention <> changed.retention;
     return changed;
 end
 $$
@@ -81,7 +88,8 @@ declare
     queue_id integer := tocsin._add_queue(queue);
 begin
     if queue_id is null then
-        perform tocsin._raise_error('TC002', format('queue "%%s" exists already', queue), jsonb_build_object('queue', queue),
+        perform tocsin._raise_error('TC002', format('queue "%%s" exists already', queue),
+                                    jsonb_build_object('queue', queue),
                               'Use ensure_queue if that is fine.');
     end if;
     return tocsin._change_queue(queue_id, %s);
@@ -137,7 +145,8 @@ as $$
 declare
     paused tocsin.queues := tocsin.find_queue(queue);
 begin
-    update tocsin.queues q set paused_at = coalesce(q.paused_at, tocsin._clock()) where q.id = paused.id returning q.* into paused;
+    update tocsin.queues q set paused_at = coalesce(q.paused_at, tocsin._clock())
+        where q.id = paused.id returning q.* into paused;
     return paused;
 end
 $$;

@@ -5,8 +5,10 @@
 -- database until its commit is flushed. So producers ring only while a consumer waits.
 -- A queue has two advisory locks for that (locks.sql):
 --
---   waiting  shared by the processes whose consumers wait on the queue, or are about to; held by the session that LISTENs
---   unrung   shared by the transactions that put messages into the queue and decided not to ring, until they end
+--   waiting  shared by the processes whose consumers wait on the queue, or are about
+--            to; held by the session that LISTENs
+--   unrung   shared by the transactions that put messages into the queue and decided
+--            not to ring, until they end
 --
 -- A producer, with each statement that inserts (_must_ring):
 --   1. Test `waiting`. Held: ring.
@@ -19,13 +21,14 @@
 --   2. Test whether another session holds `unrung`. Held: claim, pause, and test again
 --      (unrung_transactions). A test takes a moment and makes no session wait, and no
 --      later producer decides not to ring, because `waiting` is taken.
---   3. Claim in a new transaction. Found a message: work (end_waiting). Found none: wait
---      for a notification or a known time. A notification since this claim began counts.
+--   3. Claim in a new transaction. Found a message: work (end_waiting). Found none:
+--      wait for a notification or a known time. A notification since this claim began
+--      counts.
 --
 -- docs/explanation/notifications.md shows why no wake-up is lost, and what happens with
 -- rollbacks, lost connections, prepared transactions and isolation levels. The deletion
--- of a queue uses the third lock, `rung` (queue_deletion.sql). A ring before the message
--- is visible or flushed is in ring_early.sql; nothing above depends on it.
+-- of a queue uses the third lock, `rung` (queue_deletion.sql). A ring before the
+-- message is visible or flushed is in ring_early.sql; nothing above depends on it.
 --
 -- No session sees its own locks. So the session that holds `waiting` does not ring for
 -- what it inserts or requeues; the answer to its heartbeat names the queues that have
@@ -47,7 +50,8 @@
 create or replace function tocsin._channel(path text) returns text
 language sql immutable parallel safe
 as $$
-    select case when octet_length(c) <= 63 then c else 'tocsin_' || left(encode(sha256(convert_to(c, 'UTF8')), 'hex'), 32) end
+    select case when octet_length(c) <= 63 then c
+        else 'tocsin_' || left(encode(sha256(convert_to(c, 'UTF8')), 'hex'), 32) end
     from (select (parse_ident('tocsin.channel'))[1] || path) as full_name (c)
 $$;
 
@@ -104,9 +108,11 @@ declare
 begin
     select x.* into q from tocsin.queues x where x.id = queue_id;
     perform pg_advisory_xact_lock_shared(tocsin._lock_key('rung', queue_id));
-    perform from tocsin.queues x where x.id = queue_id for key share;  -- fails for a deleted queue, whatever the snapshot shows
+    -- fails for a deleted queue, whatever the snapshot shows
+    perform from tocsin.queues x where x.id = queue_id for key share;
     if not found then
-        perform tocsin._refuse_missing(coalesce(q.name, 'number ' || queue_id));  -- the INSERT saw it, this statement does not
+        -- the INSERT saw it, this statement does not
+        perform tocsin._refuse_missing(coalesce(q.name, 'number ' || queue_id));
     end if;
     perform pg_notify(q.channel, '') where pg_notification_queue_usage() < 0.9;
 end
@@ -115,16 +121,17 @@ $$;
 -- Rings for what a statement puts into this queue, if it must. Returns false when it
 -- could not, because the queue is being deleted (queue_deletion.sql). One expression of
 -- PostgreSQL's own functions, so that the planner inlines it: one of Tocsin's would be
--- prepared for each insert, also where it is not called. (set_config and pg_notify never
--- return null.) Where it rang on demand, it leaves the channel in a setting until the
--- transaction ends (ring_early.sql).
+-- prepared for each insert, also where it is not called. (set_config and pg_notify
+-- never return null.) Where it rang on demand, it leaves the channel in a setting until
+-- the transaction ends (ring_early.sql).
 create or replace function tocsin._rung(q tocsin.queues) returns boolean
 language sql
 as $$
     select case
         when not tocsin._must_ring(q.id, q.notify) then true
         when not pg_try_advisory_xact_lock_shared(tocsin._lock_key('rung', q.id)) then false
-        when set_config('bell.rung', case when q.notify = 'on_demand' then q.channel else '' end, true) is null then false
+        when set_config('bell.rung', case when q.notify = 'on_demand' then q.channel
+                        else '' end, true) is null then false
         when pg_notification_queue_usage() >= 0.9 then true
         else pg_notify(q.channel, '') is not null
     end
@@ -137,12 +144,14 @@ language plpgsql
 as $$
 begin
     perform from (select min(n.queue_id) as first, max(n.queue_id) as last from inserted n) i
-    where case when i.first = i.last then (select tocsin._rung(q) from tocsin.queues q where q.id = i.first) end is not true;
+    where case when i.first = i.last
+        then (select tocsin._rung(q) from tocsin.queues q where q.id = i.first) end is not true;
     if found then
         perform from (select distinct n.queue_id from inserted n) i
         where (select tocsin._rung(q) from tocsin.queues q where q.id = i.queue_id) is not true;
         if found then
-            perform tocsin._ring_late(i.queue_id) from (select distinct n.queue_id from inserted n) i;
+            perform tocsin._ring_late(i.queue_id)
+                from (select distinct n.queue_id from inserted n) i;
         end if;
     end if;
     return null;
@@ -155,14 +164,15 @@ $$;
 -- apart what a trigger of the user's inserts during it.
 create or replace trigger ring after insert on tocsin.messages
     referencing new table as inserted for each statement
-    when (pg_trigger_depth() > 0 or current_setting('bell.rung_by', true) is distinct from 'tocsin.')
+    when (pg_trigger_depth() > 0 or current_setting('bell.rung_by', true) is distinct
+          from 'tocsin.')
     execute function tocsin._ring_inserted();
 
 -- Takes steps 1 and 2 of a wait on these queues, in the session that LISTENs; once for
 -- each queue until end_waiting. Returns the queues to test again after a pause
--- (unrung_transactions); for each other queue step 3 may follow. A cancelled call may have
--- taken `waiting` of some queues. Producers then ring for them until the session ends,
--- which is more than needed.
+-- (unrung_transactions); for each other queue step 3 may follow. A cancelled call may
+-- have taken `waiting` of some queues. Producers then ring for them until the session
+-- ends, which is more than needed.
 create or replace function tocsin.begin_waiting(queue_ids integer[]) returns integer[]
 language plpgsql
 as $$
@@ -176,7 +186,8 @@ $$;
 create or replace function tocsin.unrung_transactions(queue_ids integer[]) returns integer[]
 language sql
 as $$
-    select coalesce(array_agg(q) filter (where tocsin._shared_elsewhere(tocsin._lock_key('unrung', q))), '{}') from unnest(queue_ids) q
+    select coalesce(array_agg(q) filter (where tocsin._shared_elsewhere(tocsin._lock_key('unrung',
+        q))), '{}') from unnest(queue_ids) q
 $$;
 
 -- Ends the wait on these queues, in the session that began it.

@@ -2,11 +2,13 @@
 --
 -- A commit shows its rows to other sessions, and sends its notifications, when it is
 -- flushed. A consumer that has been idle resumes slowly, because its CPU caches are
--- cold. So a producer that finds its queue at rest, with a consumer that waited the last
--- time, sends three transactions in one request (batcher.py):
+-- cold. So a producer that finds its queue at rest, with a consumer that waited the
+-- last time, sends three transactions in one request (batcher.py):
 --
---   pg_notify                      the consumer resumes and claims while the message is being written
---   enqueue(ring_early => true)    if it rings, its commit does not wait for the flush: a claim at this moment finds the message
+--   pg_notify                      the consumer resumes and claims while the message is
+--                                  being written
+--   enqueue(ring_early => true)    if it rings, its commit does not wait for the flush:
+--                                  a claim at this moment finds the message
 --   wait_for_flush                 waits for the flush; then the producer returns the id
 --
 -- To the protocol of the bell (ring.sql) the first is a ring without a reason, and the
@@ -14,10 +16,11 @@
 -- the third does nothing.
 --
 -- docs/explanation/notifications.md says what a crash before the flush leaves behind,
--- and why no id is used twice. A commit may skip the wait only when its id is covered by
--- a record of the sequence that is flushed already. That holds when:
+-- and why no id is used twice. A commit may skip the wait only when its id is covered
+-- by a record of the sequence that is flushed already. That holds when:
 --
---   1. Nothing was written to the log while the id was drawn: an older record covers it.
+--   1. Nothing was written to the log while the id was drawn: an older record covers
+--      it.
 --   2. Before that all was flushed, or all but less than the length of such a record:
 --      the older record is flushed. (Whole records are flushed, or whole pages. Half a
 --      record at the end of a page counts for nothing.)
@@ -30,10 +33,11 @@
 -- here. With notify = 'always' nothing of this happens, because three transactions for
 -- each message would cost throughput.
 
--- Has this transaction commit when all that the session has committed before is flushed;
--- does nothing if it is. Any commit that has written something waits for its flush. What
--- this one writes takes no room, and does not appear in logical decoding. If it fails,
--- the message is enqueued and may have been claimed, but may not be durable.
+-- Has this transaction commit when all that the session has committed before is
+-- flushed; does nothing if it is. Any commit that has written something waits for its
+-- flush. What this one writes takes no room, and does not appear in logical decoding.
+-- If it fails, the message is enqueued and may have been claimed, but may not be
+-- durable.
 create or replace function tocsin.wait_for_flush() returns void
 language plpgsql
 as $$

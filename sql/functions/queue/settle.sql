@@ -16,7 +16,8 @@
 -- Archives messages; archive.sql says in which partition, and how they are counted.
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -34,23 +35,33 @@ begin
         into queue, until, hours
         from tocsin.archive_policies a
         cross join lateral (select tocsin._keep_until(a.retention, t)) k (until)
-        where a.queue_id = (select m.queue_id from tocsin.messages m where m.id = any (ids) and m.queue_id <> all (seen) limit 1);
+        where a.queue_id = (select m.queue_id from tocsin.messages m
+                            where m.id = any (ids) and m.queue_id <> all (seen) limit 1);
         exit when not found;
         with finished as (
-            delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-            where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased' and m.queue_id = queue
-            returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at, m.producer_worker_id, m.consumer_worker_id,
+            delete from tocsin.messages m
+                using (select x.id, x.lease from unnest(ids, leases) as x (id, lease)
+                       order by x.id) g
+            where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
+                from 'leased' and m.queue_id = queue
+            returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
+                m.producer_worker_id, m.consumer_worker_id,
                       m.key, m.payload, m.headers, m.last_error, m.history
         ), stored as (
-            insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at, archived_at, keep_until,
-                                        producer_worker_id, consumer_worker_id, key, payload, headers, last_error, history)
-            select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t, until,
-                   f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers, f.last_error, f.history
+            insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at,
+                                        dequeued_at, archived_at, keep_until,
+                                        producer_worker_id, consumer_worker_id, key, payload,
+                                            headers, last_error, history)
+            select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
+                until,
+                   f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
+                       f.last_error, f.history
             from finished f where hours is not null
         )
         select array_agg(f.id) into batch from finished f;
         if batch is not null then
-            insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n) values (queue, hours, until, t, cardinality(batch));
+            insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+                values (queue, hours, until, t, cardinality(batch));
             settled := settled || batch;
         end if;
         exit when cardinality(settled) = cardinality(ids);
@@ -62,15 +73,18 @@ $$;
 
 create or replace function tocsin.delete(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$
 #variable_conflict use_column
 declare
     settled bigint[];
 begin
     with finished as (
-        delete from tocsin.messages m using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
+        delete from tocsin.messages m
+            using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
+        where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
+            from 'leased'
         returning m.id
     )
     select array_agg(f.id) into settled from finished f;
@@ -81,9 +95,11 @@ $$;
 -- Makes leases end vt from now. It waits for no row that another transaction has
 -- locked, and returns null for it: its lease is there, but was not extended. Usually
 -- that transaction is the holder's own, which settles the message and has not ended.
-create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval) returns boolean[]
+create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval)
+    returns boolean[]
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -92,7 +108,8 @@ begin
     with held as (
         select m.id
         from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
-        join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
+        join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
+            and m.state is not distinct from 'leased'
         for update of m skip locked
     ), extended as (
         update tocsin.messages m set vt = tocsin._later(tocsin._clock(), extend.vt)
@@ -103,9 +120,11 @@ begin
     if cardinality(ids) = coalesce(cardinality(settled), 0) then
         return tocsin._outcomes(ids, settled);
     end if;
-    return (select array_agg(case when g.id = any (settled) then true when m.id is null then false end order by g.n)
+    return (select array_agg(case when g.id = any (settled) then true when m.id is null
+                             then false end order by g.n)
             from unnest(ids, leases) with ordinality as g (id, lease, n)
-            left join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased');
+            left join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
+                and m.state is not distinct from 'leased');
 end
 $$;
 
@@ -117,19 +136,23 @@ begin
     if cardinality(ids) = coalesce(cardinality(settled), 0) then
         return array_fill(true, array[cardinality(ids)]);
     end if;
-    return (select array_agg(coalesce(g.id = any (settled), false) order by g.n) from unnest(ids) with ordinality as g (id, n));
+    return (select array_agg(coalesce(g.id = any (settled), false) order by g.n)
+            from unnest(ids) with ordinality as g (id, n));
 end
 $$;
 
 -- Releases messages: back to the queue after a delay. counted = false takes
 -- the delivery back, for a message whose handler was not to blame (never started, or
 -- stopped by a shutdown).
-create or replace function tocsin.release(ids bigint[], leases bigint[], delay interval default '0 s', counted boolean default true)
+create or replace function tocsin.release(ids bigint[], leases bigint[],
+                                          delay interval default '0 s',
+                                              counted boolean default true)
 returns boolean[]
 language sql
 as $$
     select coalesce(array_agg(g.outcome is not null order by g.n), '{}')
-    from unnest(tocsin._requeue(ids, leases, delay, counted, 'released')) with ordinality as g (outcome, n)
+    from unnest(tocsin._requeue(ids, leases, delay, counted,
+                                'released')) with ordinality as g (outcome, n)
 $$;
 
 -- The handler failed: back to the queue after the backoff that the queue's settings
@@ -140,11 +163,13 @@ $$;
 -- each message, in order, after how many seconds it is delivered again; Infinity: it is
 -- a dead letter now; null: its lease was gone, and nothing was changed.
 create or replace function tocsin.fail(
-    ids bigint[], leases bigint[], errors text[], tracebacks text[], delays float8[] default null, verdicts text[] default null,
+    ids bigint[], leases bigint[], errors text[], tracebacks text[], delays float8[] default null,
+        verdicts text[] default null,
     keep_place boolean default false
 ) returns float8[]
 language sql
-as $$ select tocsin._requeue(ids, leases, null, true, 'handler_failed', errors, tracebacks, delays, verdicts, keep_place) $$;
+as $$ select tocsin._requeue(ids, leases, null, true, 'handler_failed', errors, tracebacks, delays,
+                             verdicts, keep_place) $$;
 
 -- What release, fail, an expired lease and a dead worker have in common. A message
 -- without deliveries left becomes a dead letter. Without a delay the message keeps its
@@ -152,11 +177,13 @@ as $$ select tocsin._requeue(ids, leases, null, true, 'handler_failed', errors, 
 -- outcome: failed, rejected, lease expired, worker died or released. Returns what
 -- `fail` does.
 create or replace function tocsin._requeue(
-    ids bigint[], leases bigint[], delay interval, counted boolean, outcome text, errors text[] default null, tracebacks text[] default null,
+    ids bigint[], leases bigint[], delay interval, counted boolean, outcome text,
+        errors text[] default null, tracebacks text[] default null,
     delays float8[] default null, verdicts text[] default null, keep_place boolean default false
 ) returns float8[]
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -166,22 +193,28 @@ declare
 begin
     with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
-               v.outcome = 'rejected' or c.counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
-               coalesce(make_interval(secs => g.delay), _requeue.delay, tocsin._backoff(q, m.read_ct)) as delay,
+               v.outcome = 'rejected' or c.counted
+                   and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
+               coalesce(make_interval(secs => g.delay), _requeue.delay,
+                        tocsin._backoff(q, m.read_ct)) as delay,
                case when c.counted then tocsin._describe_delivery(m, t, v.outcome, g.error)
                end as delivery
         from (select x.id, x.lease, x.error, x.traceback, x.delay, x.verdict
-              from unnest(ids, leases, errors, tracebacks, delays, verdicts) as x (id, lease, error, traceback, delay, verdict)
+              from unnest(ids, leases, errors, tracebacks, delays, verdicts) as x (id, lease, error,
+                  traceback, delay, verdict)
               order by x.id) g
         cross join lateral (select coalesce(g.verdict, _requeue.outcome)) v (outcome)
         cross join lateral (select _requeue.counted and v.outcome <> 'snoozed') c (counted)
-        join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct from 'leased'
+        join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
+            and m.state is not distinct from 'leased'
         join tocsin.queues q on q.id = m.queue_id
         for update of m
     ), returned as (
         update tocsin.messages m
-        set state = (case when h.delay > '0 s' then 'delayed' else 'ready' end)::tocsin.message_state,
-            due = case when h.delay > '0 s' and not keep_place then tocsin._later(t, h.delay) else least(h.due, t) end,
+        set state = (case when h.delay > '0 s' then 'delayed'
+                     else 'ready' end)::tocsin.message_state,
+            due = case when h.delay > '0 s' and not keep_place then tocsin._later(t, h.delay)
+                else least(h.due, t) end,
             vt = case when h.delay > '0 s' then tocsin._later(t, h.delay) else least(h.due, t) end,
             read_ct = m.read_ct - (not h.counted)::integer,
             last_error = coalesce(h.error, m.last_error),
@@ -195,17 +228,23 @@ begin
             array_agg(h.error), array_agg(h.traceback), array_agg(h.delivery))
         from held h where h.exhausted group by h.outcome
     ), rung as (
-        select tocsin._ring(b.queue_id) from (select distinct h.queue_id from held h where not h.exhausted) b
+        select tocsin._ring(b.queue_id)
+            from (select distinct h.queue_id from held h where not h.exhausted) b
     )
-    select array_agg(case when h.exhausted then 'Infinity' else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
+    select array_agg(case when h.exhausted then 'Infinity'
+                     else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
     from unnest(ids) with ordinality as g (id, n)
-    left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x group by x.id) h on h.id = g.id
+    left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x
+               group by x.id) h on h.id = g.id
     cross join (select count(*) from moved) all_moved  -- a CTE without a reader is not run
     cross join (select count(*) from rung) all_rung;
-    if 'Infinity' = any (outcomes) then  -- unless the dead letters refused it: see _move_to_dead_letters
-        select array_agg(m.id) into undead from tocsin.messages m where m.id = any (ids) and m.state = 'delayed';
+    -- unless the dead letters refused it: see _move_to_dead_letters
+    if 'Infinity' = any (outcomes) then
+        select array_agg(m.id) into undead from tocsin.messages m
+            where m.id = any (ids) and m.state = 'delayed';
         if undead is not null then
-            select array_agg(case when g.outcome = 'Infinity' and g.id = any (undead) then 60 else g.outcome end order by g.n) into outcomes
+            select array_agg(case when g.outcome = 'Infinity' and g.id = any (undead) then 60
+                             else g.outcome end order by g.n) into outcomes
             from unnest(ids, outcomes) with ordinality as g (id, outcome, n);
         end if;
     end if;
@@ -214,12 +253,16 @@ end
 $$;
 
 -- Returns the entry of the message's history for a delivery that has ended.
-create or replace function tocsin._describe_delivery(m tocsin.messages, ended_at timestamptz, outcome text, error text) returns jsonb
+create or replace function tocsin._describe_delivery(m tocsin.messages, ended_at timestamptz,
+                                                     outcome text, error text) returns jsonb
 language sql stable
 as $$
     select jsonb_build_object('delivery', m.read_ct, 'worker_id', m.consumer_worker_id,
-                              'worker', (select w.name from tocsin.workers w where w.id = m.consumer_worker_id),
-                              'dequeued_at', m.dequeued_at, 'ended_at', ended_at, 'outcome', outcome, 'error', left(error, 1000))
+                              'worker',
+                                  (select w.name from tocsin.workers w
+                                   where w.id = m.consumer_worker_id),
+                              'dequeued_at', m.dequeued_at, 'ended_at', ended_at, 'outcome',
+                                  outcome, 'error', left(error, 1000))
 $$;
 
 -- Returns a message's history with one more delivery, and without the oldest when it
@@ -243,7 +286,9 @@ as $$
         least(extract(epoch from queue.retry_max)::float8,
               extract(epoch from queue.retry_base)::float8
               -- capped where the power would leave the range of float8
-              * power(queue.retry_factor, least(greatest(deliveries - 1, 0), 300 / greatest(log(queue.retry_factor), 1e-9))))
+              * power(queue.retry_factor,
+                      least(greatest(deliveries - 1, 0),
+                            300 / greatest(log(queue.retry_factor), 1e-9))))
         * (1 + queue.retry_jitter * (2 * random() - 1)))
 $$;
 
@@ -252,10 +297,12 @@ $$;
 -- other messages: it is tried again in a minute, and then delivered once more if it has
 -- not expired.
 create or replace function tocsin._move_to_dead_letters(
-    ids bigint[], reason text, errors text[] default null, tracebacks text[] default null, deliveries jsonb[] default null
+    ids bigint[], reason text, errors text[] default null, tracebacks text[] default null,
+        deliveries jsonb[] default null
 ) returns void
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_mergejoin = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -268,16 +315,22 @@ begin
         delete from tocsin.messages m using given g where m.id = any (ids) and m.id = g.id
         returning m.*, coalesce(g.error, m.last_error) as error, g.traceback, g.delivery
     )
-    insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at, died_at, lease, producer_worker_id,
-                                     consumer_worker_id, max_deliveries, key, payload, headers, reason, error, traceback, history)
-    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin._clock(), d.lease, d.producer_worker_id,
-           d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers, _move_to_dead_letters.reason, d.error, d.traceback,
+    insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at,
+                                     died_at, lease, producer_worker_id,
+                                     consumer_worker_id, max_deliveries, key, payload, headers,
+                                         reason, error, traceback, history)
+    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin._clock(),
+        d.lease, d.producer_worker_id,
+           d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers,
+               _move_to_dead_letters.reason, d.error, d.traceback,
            tocsin._add_delivery(d.history, d.delivery)
     from died d;
-exception when integrity_constraint_violation or data_exception or program_limit_exceeded or raise_exception then
+exception when integrity_constraint_violation or data_exception or program_limit_exceeded
+    or raise_exception then
     if cardinality(ids) > 1 then
         for n in 1 .. cardinality(ids) loop
-            perform tocsin._move_to_dead_letters(ids[n:n], reason, errors[n:n], tracebacks[n:n], deliveries[n:n]);
+            perform tocsin._move_to_dead_letters(ids[n:n], reason, errors[n:n], tracebacks[n:n],
+                                                 deliveries[n:n]);
         end loop;
     else
         update tocsin.messages m

@@ -19,9 +19,11 @@
 -- return the message's id and nothing else, since such a role may read no message.
 
 -- Locks the message that is meant, and returns it. Raises unless it waits.
-create or replace function tocsin._lock_waiting(message_id bigint, queue text, key text) returns tocsin.messages
+create or replace function tocsin._lock_waiting(message_id bigint, queue text, key text)
+    returns tocsin.messages
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -29,8 +31,10 @@ declare
     wanted bigint := message_id;
     m tocsin.messages;
 begin
-    if (wanted is null) = (_lock_waiting.key is null) or (_lock_waiting.queue is null) <> (_lock_waiting.key is null) then
-        perform tocsin._raise_error('TC022', 'name a message by its id, or by its queue and key', '{"argument": "message_id"}');
+    if (wanted is null) = (_lock_waiting.key is null)
+        or (_lock_waiting.queue is null) <> (_lock_waiting.key is null) then
+        perform tocsin._raise_error('TC022', 'name a message by its id, or by its queue and key',
+                                    '{"argument": "message_id"}');
     elsif wanted is null then
         q := tocsin.find_queue(queue);
         perform tocsin._check_change(q.id);
@@ -55,11 +59,16 @@ $$;
 -- has the delivery.
 create or replace function tocsin._end_expired_lease(m tocsin.messages) returns tocsin.messages
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 begin
-    if m.read_ct >= coalesce(m.max_deliveries, (select q.max_deliveries from tocsin.queues q where q.id = m.queue_id)) then
-        m.history := tocsin._add_delivery(m.history, tocsin._describe_delivery(m, tocsin._clock(), 'lease_expired', null));
+    if m.read_ct >= coalesce(m.max_deliveries,
+                             (select q.max_deliveries from tocsin.queues q
+                              where q.id = m.queue_id)) then
+        m.history := tocsin._add_delivery(m.history,
+                                          tocsin._describe_delivery(m, tocsin._clock(),
+                                              'lease_expired', null));
         return m;
     end if;
     perform tocsin._requeue(array[m.id], array[m.lease], '0 s', true, 'lease_expired');
@@ -74,14 +83,16 @@ language plpgsql
 as $$
 begin
     if not tocsin._may_enqueue(queue_id, null) then
-        perform tocsin._refuse_caller(format('change messages of queue "%s"', q.name), 'Grant it the queue, with grant_queue.')
+        perform tocsin._refuse_caller(format('change messages of queue "%s"', q.name),
+                                      'Grant it the queue, with grant_queue.')
         from tocsin.queues q where q.id = _check_change.queue_id;
     end if;
 end
 $$;
 
 -- Says why a message cannot be changed.
-create or replace function tocsin._refuse_change(message_id bigint, queue text, key text) returns void
+create or replace function tocsin._refuse_change(message_id bigint, queue text, key text)
+    returns void
 language plpgsql
 as $$
 declare
@@ -93,8 +104,10 @@ begin
         perform tocsin._raise_error('TC015',
             format('message %s cannot be changed: it is %s', message_id, found_message.state),
             jsonb_build_object('message_id', message_id, 'state', found_message.state),
-            case found_message.state when 'leased' then 'A worker holds it: wait until that has settled it.'
-                                     when 'dead' then 'Replay it, or archive or purge it as a dead letter.'
+            case found_message.state when 'leased'
+                then 'A worker holds it: wait until that has settled it.'
+                                     when 'dead'
+                                         then 'Replay it, or archive or purge it as a dead letter.'
                                      when 'archived' then 'It is finished: enqueue another message.'
                                      else 'Another transaction has locked it: try again.' end);
     end if;
@@ -107,9 +120,11 @@ $$;
 
 -- Cancels a message that waits, and returns its id. It goes to the archive, if its
 -- queue keeps anything, with the error 'cancelled'; its key is free.
-create or replace function tocsin.cancel(message_id bigint default null, queue text default null, key text default null) returns bigint
+create or replace function tocsin.cancel(message_id bigint default null, queue text default null,
+                                         key text default null) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -117,7 +132,8 @@ declare
 begin
     -- As if a worker had claimed and handled it: there is one way into the archive.
     update tocsin.messages x
-    set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled', history = m.history
+    set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled',
+        history = m.history
     where x.id = m.id;
     perform tocsin.archive(array[m.id], array[coalesce(m.lease, 0) + 1]);
     if m.due < m.vt then  -- it kept its place, and so held up the queue: see order.sql
@@ -130,10 +146,12 @@ $$;
 -- Gives a message that waits another time at which it is due, after the delay or at
 -- that time; returns its id. Its place among equal priorities is that of its new time.
 create or replace function tocsin.reschedule(
-    message_id bigint default null, delay interval default null, at timestamptz default null, queue text default null, key text default null
+    message_id bigint default null, delay interval default null, at timestamptz default null,
+        queue text default null, key text default null
 ) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -149,10 +167,12 @@ begin
     t := tocsin._clock();
     due_at := coalesce(at, tocsin._later(t, delay));
     update tocsin.messages x
-    set state = (case when due_at > t then 'delayed' else 'ready' end)::tocsin.message_state, due = due_at, vt = due_at,
+    set state = (case when due_at > t then 'delayed' else 'ready' end)::tocsin.message_state,
+        due = due_at, vt = due_at,
         history = m.history
     where x.id = m.id;
-    if due_at <= t or due_at < m.vt or m.due < m.vt then  -- the last: it kept its place, and so held up the queue
+    -- the last: it kept its place, and so held up the queue
+    if due_at <= t or due_at < m.vt or m.due < m.vt then
         perform tocsin._ring(m.queue_id);
     end if;
     return m.id;
@@ -161,10 +181,12 @@ $$;
 
 -- Gives a message that waits another priority, and returns its id.
 create or replace function tocsin.reprioritise(
-    message_id bigint default null, priority integer default null, queue text default null, key text default null
+    message_id bigint default null, priority integer default null, queue text default null,
+        key text default null
 ) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -176,7 +198,8 @@ begin
     m := tocsin._lock_waiting(message_id, queue, key);
     update tocsin.messages x set priority = reprioritise.priority where x.id = m.id;
     if m.state <> 'delayed' then
-        perform tocsin._ring(m.queue_id);  -- a consumer may have skipped the row while it was locked, and wait
+        -- a consumer may have skipped the row while it was locked, and wait
+        perform tocsin._ring(m.queue_id);
     end if;
     return m.id;
 end

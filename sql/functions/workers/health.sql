@@ -7,13 +7,15 @@
 create or replace function tocsin._holders(queue_id integer, until timestamptz default '-infinity')
 returns table (worker_id bigint, held bigint, message_id bigint, since timestamptz)
 language plpgsql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 begin
     -- The smallest pair of time and id is the longest, without a sort.
     return query
-        select m.consumer_worker_id, count(*), (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
+        select m.consumer_worker_id, count(*),
+            (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
         from tocsin.messages m
         where m.queue_id = _holders.queue_id and m.state = 'leased' and m.vt > until
         group by m.consumer_worker_id;
@@ -23,14 +25,18 @@ $$;
 -- Workers as users see them; a worker's heartbeat is its own or its process's,
 -- whichever came last. What a worker has held for longest, and for how many seconds,
 -- tells whether its handler hangs.
-create or replace function tocsin.list_workers(queue text default null, worker_id bigint default null)
+create or replace function tocsin.list_workers(queue text default null,
+                                               worker_id bigint default null)
 returns table (
-    id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text, pid integer, version text,
-    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, ended text, held bigint,
+    id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text,
+        pid integer, version text,
+    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz,
+        ended text, held bigint,
     running_message_id bigint, running_for float8
 )
 language sql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
     with shown as materialized (
         select w.*, q.name as queue_name
@@ -43,9 +49,12 @@ as $$
         from (select distinct s.queue_id from shown s where s.status <> 'stopped') s
         cross join lateral tocsin._holders(s.queue_id) h
     )
-    select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version, s.started_at, beat.at,
-           extract(epoch from tocsin._clock() - beat.at)::float8, s.shutdown_at, s.ended, coalesce(h.held, 0),
-           h.message_id, case when h.since is not null then greatest(0, extract(epoch from tocsin._clock() - h.since)) end::float8
+    select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version,
+        s.started_at, beat.at,
+           extract(epoch from tocsin._clock() - beat.at)::float8, s.shutdown_at, s.ended,
+               coalesce(h.held, 0),
+           h.message_id, case when h.since is not null
+               then greatest(0, extract(epoch from tocsin._clock() - h.since)) end::float8
     from shown s
     left join tocsin.processes p on p.id = s.process_id
     left join holders h on h.worker_id = s.id
@@ -56,7 +65,8 @@ $$;
 -- The registry (of one queue) in figures. The age is that of the oldest heartbeat of a
 -- worker that is not stopped; null: there is none.
 create or replace function tocsin.worker_stats(queue text default null)
-returns table (total bigint, by_status jsonb, by_kind jsonb, held bigint, oldest_heartbeat_age float8)
+returns table (total bigint, by_status jsonb, by_kind jsonb, held bigint,
+               oldest_heartbeat_age float8)
 language plpgsql stable
 as $$
 #variable_conflict use_column
@@ -83,18 +93,21 @@ $$;
 
 -- Reports the problems of the queues (or one of them), in words; a queue without a
 -- problem is healthy. `max_age` is how long a worker may be silent, and how long a
--- message may wait while no consumer is there: between two versions of a service, or two
--- runs of a cron job, there is none for a moment. The messages of a paused queue wait on
--- purpose, so that is no problem; the report says for how long the queue has been
--- paused. A suspended worker is no problem either; the report names it, because it may
--- be the cause of another.
+-- message may wait while no consumer is there: between two versions of a service, or
+-- two runs of a cron job, there is none for a moment. The messages of a paused queue
+-- wait on purpose, so that is no problem; the report says for how long the queue has
+-- been paused. A suspended worker is no problem either; the report names it, because it
+-- may be the cause of another.
 --
 -- A worker that has been at one message for longer than `max_running` is a problem: its
 -- handler may hang. Null: ten times the queue's visibility timeout, but at least five
 -- minutes and at most an hour.
-create or replace function tocsin.queue_health(queue text default null, max_age interval default '30 s', max_running interval default null)
+create or replace function tocsin.queue_health(queue text default null,
+                                               max_age interval default '30 s',
+                                                   max_running interval default null)
 returns table (
-    name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[], suspended_workers bigint[],
+    name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[],
+        suspended_workers bigint[],
     ready bigint, oldest_ready_age float8, paused_for float8,
     running_worker_id bigint, running_message_id bigint, running_for float8
 )
@@ -108,50 +121,68 @@ declare
     since timestamptz;
     suspended text;
     mute text := case when current_setting('session_replication_role') = 'replica' or not exists (
-        select from pg_catalog.pg_trigger g where g.tgrelid = 'tocsin.messages'::regclass and g.tgname = 'ring' and g.tgenabled in ('O', 'A'))
+        select from pg_catalog.pg_trigger g
+            where g.tgrelid = 'tocsin.messages'::regclass and g.tgname = 'ring'
+                and g.tgenabled in ('O', 'A'))
         then 'the trigger that notifies consumers is off, so messages wait for a heartbeat' end;
 begin
     if queue is not null then
         perform tocsin.find_queue(queue);
     end if;
     for q in
-        select x.* from tocsin.queues x where queue_health.queue is null or x.name = queue_health.queue order by x.name
+        select x.* from tocsin.queues x
+            where queue_health.queue is null or x.name = queue_health.queue order by x.name
     loop
         name := q.name;
-        select count(*) filter (where w.kind = 'consumer' and w.status in ('ready', 'polling') and beat.age <= max_age),
+        select count(*) filter (where w.kind = 'consumer' and w.status in ('ready', 'polling')
+                                and beat.age <= max_age),
                coalesce(array_agg(w.id order by w.id) filter (where beat.age > max_age), '{}'),
-               coalesce(array_agg(format('worker %s ("%s") is %s but has given no sign of life for %s s', w.id, w.name, w.status,
-                                         round(extract(epoch from beat.age))) order by w.id) filter (where beat.age > max_age), '{}'),
+               coalesce(array_agg(format('worker %s ("%s") is %s but has given no sign of life '
+                                         'for %s s', w.id, w.name, w.status,
+                                         round(extract(epoch from beat.age)))
+                                             order by w.id) filter (where beat.age > max_age),
+                                                 '{}'),
                coalesce(array_agg(w.id order by w.id) filter (where on_hold), '{}'),
-               string_agg(format('%s ("%s")', w.id, w.name), ', ' order by w.id) filter (where on_hold)
+               string_agg(format('%s ("%s")', w.id, w.name), ', '
+                          order by w.id) filter (where on_hold)
         into consumers, unhealthy_workers, problems, suspended_workers, suspended
         from tocsin.workers w
         left join tocsin.processes p on p.id = w.process_id
         cross join lateral (select t - greatest(w.heartbeat_at, p.heartbeat_at)) beat (age)
-        cross join lateral (select w.kind = 'consumer' and w.status in ('interrupted', 'suspended')) held_up (on_hold)
+        cross join lateral (select w.kind = 'consumer'
+                            and w.status in ('interrupted', 'suspended')) held_up (on_hold)
         where w.queue_id = q.id and w.status <> 'stopped';
 
         select c.ready, c.exact into ready, exact from tocsin._count_queues(q.id, q.id, t, 10000) c;
         since := case when ready > 0 then tocsin._oldest_ready(q.id, t) end;
         -- A message may have been enqueued for a time before its queue was there.
-        oldest_ready_age := case when since is not null then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
-        if consumers = 0 and q.paused_at is null and oldest_ready_age > extract(epoch from max_age) then
-            problems := format('messages wait and no consumer is active: %s%s, the oldest for %s s%s',
-                               case when exact then '' else 'about ' end, ready, round(oldest_ready_age), '; suspended: ' || suspended)
+        oldest_ready_age := case when since is not null
+            then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
+        if consumers = 0 and q.paused_at is null
+            and oldest_ready_age > extract(epoch from max_age) then
+            problems := format('messages wait and no consumer is active: %s%s, the oldest for '
+                               '%s s%s',
+                               case when exact then ''
+                                   else 'about ' end, ready, round(oldest_ready_age),
+                                       '; suspended: ' || suspended)
                         || problems;
         end if;
-        -- For each worker the message that it has held longest, under a lease that has not
-        -- expired.
+        -- For each worker the message that it has held longest, under a lease that has
+        -- not expired.
         select (array_agg(w.id order by h.since))[1], (array_agg(h.message_id order by h.since))[1],
-               case when min(h.since) is not null then greatest(0, extract(epoch from t - min(h.since))) end,
+               case when min(h.since) is not null
+                   then greatest(0, extract(epoch from t - min(h.since))) end,
                problems || coalesce(
-                   array_agg(format('worker %s ("%s") has been at message %s for %s s', w.id, w.name, h.message_id,
+                   array_agg(format('worker %s ("%s") has been at message %s for %s s', w.id,
+                                    w.name, h.message_id,
                                     round(extract(epoch from t - h.since))) order by h.since)
-                       filter (where t - h.since > coalesce(max_running, greatest('5 min', least('1 h', 10 * q.vt)))), '{}')
+                       filter (where t - h.since > coalesce(max_running,
+                           greatest('5 min', least('1 h', 10 * q.vt)))), '{}')
         into running_worker_id, running_message_id, running_for, problems
         from tocsin._holders(q.id, t) h
         join tocsin.workers w on w.id = h.worker_id;
-        paused_for := case when q.paused_at is not null then greatest(0, extract(epoch from t - q.paused_at)) end;
+        paused_for := case when q.paused_at is not null
+            then greatest(0, extract(epoch from t - q.paused_at)) end;
         if mute is not null then
             problems := problems || mute;
         end if;

@@ -7,7 +7,8 @@
 -- suspended worker stays suspended. Refused with TC008 when the process has been
 -- declared dead (null: no process; such a worker is never found dead).
 create or replace function tocsin.register_worker(
-    queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean default false
+    queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text,
+        again boolean default false
 ) returns tocsin.workers
 language plpgsql
 as $$
@@ -25,21 +26,29 @@ begin
         perform tocsin._refuse_missing(queue);
     end if;
     perform tocsin._check_register(q, register_worker.kind);
-    perform from tocsin.processes p where p.id = register_worker.process_id and tocsin._acts_for(p.role) for key share;
+    perform from tocsin.processes p
+        where p.id = register_worker.process_id and tocsin._acts_for(p.role) for key share;
     if not found and process_id is not null then
-        perform tocsin._raise_error('TC008', format('process %s was declared dead', process_id), jsonb_build_object('process_id', process_id));
+        perform tocsin._raise_error('TC008', format('process %s was declared dead', process_id),
+                                    jsonb_build_object('process_id', process_id));
     end if;
     for attempt in 1..2 loop
         insert into tocsin.workers as x
-            (queue_id, kind, name, status, registration, role, process_id, hostname, pid, version, started_at, heartbeat_at)
+            (queue_id, kind, name, status, registration, role, process_id, hostname, pid, version,
+             started_at, heartbeat_at)
         values (q.id, register_worker.kind,
-                coalesce(register_worker.name, format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
-                'ready', nextval('tocsin.registrations'), tocsin._caller(), register_worker.process_id, register_worker.hostname,
+                coalesce(register_worker.name,
+                         format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
+                'ready', nextval('tocsin.registrations'), tocsin._caller(),
+                    register_worker.process_id, register_worker.hostname,
                 register_worker.pid, register_worker.version, t, t)
         on conflict (queue_id, kind, name) do update
-            set status = case when again and x.status_before_death in ('suspended', 'interrupted') then x.status_before_death else 'ready' end,
-                grace = null, status_before_death = null, ended = null, registration = excluded.registration, role = excluded.role,
-                process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid, version = excluded.version,
+            set status = case when again and x.status_before_death in ('suspended', 'interrupted')
+                then x.status_before_death else 'ready' end,
+                grace = null, status_before_death = null, ended = null,
+                    registration = excluded.registration, role = excluded.role,
+                process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid,
+                    version = excluded.version,
                 started_at = t, heartbeat_at = t, shutdown_at = null
             where x.status = 'stopped'
         returning x.* into w;
@@ -56,24 +65,30 @@ begin
     select x.* into w from tocsin.workers x
     where x.queue_id = q.id and x.kind = register_worker.kind and x.name = register_worker.name;
     perform tocsin._raise_error('TC005',
-        format('worker %s ("%s") is %s: its name is in use by process %s on %s', w.id, w.name, w.status, w.pid, w.hostname),
-        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after', retry_after, 'code', 'name_in_use',
-                           'reason', format('its name is in use by process %s on %s', w.pid, w.hostname)),
+        format('worker %s ("%s") is %s: its name is in use by process %s on %s', w.id, w.name,
+               w.status, w.pid, w.hostname),
+        jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after',
+                           retry_after, 'code', 'name_in_use',
+                           'reason',
+                               format('its name is in use by process %s on %s', w.pid, w.hostname)),
         'Choose another name, or end that worker first.');
 end
 $$;
 
 -- Ends a registration in any state: requeues what the worker holds, uncounted. Returns
 -- how many messages that were.
-create or replace function tocsin.unregister_worker(worker_id bigint, registration bigint) returns bigint
+create or replace function tocsin.unregister_worker(worker_id bigint, registration bigint)
+    returns bigint
 language plpgsql
 as $$
 declare
     w tocsin.workers;
 begin
     perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
-    update tocsin.workers x set status = 'stopped', ended = 'left', grace = null, shutdown_at = tocsin._clock(), process_id = null
-    where x.id = worker_id and x.registration = unregister_worker.registration and x.status <> 'stopped' and tocsin._acts_for(x.role)
+    update tocsin.workers x set status = 'stopped', ended = 'left', grace = null,
+        shutdown_at = tocsin._clock(), process_id = null
+    where x.id = worker_id and x.registration = unregister_worker.registration
+        and x.status <> 'stopped' and tocsin._acts_for(x.role)
     returning x.* into w;
     return case when found then tocsin._release_held(w, false, '') else 0 end;
 end
@@ -90,7 +105,8 @@ begin
     returning x.* into w;
     if not found then
         w := tocsin._check_own(tocsin._find_worker(worker_id));
-        perform tocsin._refuse_transition(w, null, 'registration_ended', 'a stopped worker has no heartbeat');
+        perform tocsin._refuse_transition(w, null, 'registration_ended',
+                                          'a stopped worker has no heartbeat');
     end if;
 end
 $$;
@@ -102,7 +118,8 @@ as $$
 begin
     delete from tocsin.workers x where x.id = worker_id and x.status = 'stopped';
     if not found then
-        perform tocsin._refuse_transition(tocsin._find_worker(worker_id), null, 'not_stopped', 'only a stopped worker may be deleted');
+        perform tocsin._refuse_transition(tocsin._find_worker(worker_id), null, 'not_stopped',
+                                          'only a stopped worker may be deleted');
     end if;
 end
 $$;
@@ -110,10 +127,13 @@ $$;
 -- Deletes workers (of one queue) that have been stopped for at least this long, and
 -- returns them; a dry run only returns them. One statement, so that what is returned is
 -- what was deleted: a worker that is registered again at this moment is neither.
-create or replace function tocsin.purge_workers(older_than interval, queue text default null, dry_run boolean default false)
+create or replace function tocsin.purge_workers(older_than interval, queue text default null,
+                                                dry_run boolean default false)
 returns table (
-    id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text, pid integer, version text,
-    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz, ended text, held bigint,
+    id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text,
+        pid integer, version text,
+    started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz,
+        ended text, held bigint,
     running_message_id bigint, running_for float8
 )
 language plpgsql
@@ -126,10 +146,12 @@ begin
     return query
         with gone as (
             delete from tocsin.workers w
-            where not dry_run and w.status = 'stopped' and w.shutdown_at <= t and (only_queue is null or w.queue_id = only_queue)
+            where not dry_run and w.status = 'stopped' and w.shutdown_at <= t
+                and (only_queue is null or w.queue_id = only_queue)
             returning w.id
         )
         select l.* from tocsin.list_workers(purge_workers.queue) l
-        where case when dry_run then l.status = 'stopped' and l.shutdown_at <= t else l.id in (select g.id from gone g) end;
+        where case when dry_run then l.status = 'stopped' and l.shutdown_at <= t
+            else l.id in (select g.id from gone g) end;
 end
 $$;

@@ -3,7 +3,8 @@
 -- How many messages the worker holds.
 create or replace function tocsin._count_held(w tocsin.workers) returns bigint
 language sql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
     select count(*) from tocsin.messages m
     where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
@@ -11,16 +12,19 @@ $$;
 
 -- Requeues all that the worker holds except the leases to keep. Returns how many
 -- messages that were. A message that another transaction has locked for longer than a
--- moment is skipped: that transaction settles it or, rolled back, leaves it leased until
--- its lease ends. So it may be a transaction of the caller's, which waits for this call.
+-- moment is skipped: that transaction settles it or, rolled back, leaves it leased
+-- until its lease ends. So it may be a transaction of the caller's, which waits for
+-- this call.
 --
 -- It locks the rows in the order of ids, as settle.sql says. `m.id + 0` keeps a session
 -- that planned for an empty table from walking the whole primary key for that.
 create or replace function tocsin._release_held(
-    w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
+    w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}',
+        keep_leases bigint[] default '{}'
 ) returns bigint
 language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off set lock_timeout = '1s'
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off set lock_timeout = '1s'
 as $$
 declare
     ids bigint[];
@@ -30,25 +34,29 @@ begin
         select array_agg(h.id), array_agg(h.lease) into ids, leases
         from (select m.id, m.lease from tocsin.messages m
               where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
-                and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+                and (m.id, m.lease) not in (select k.id, k.lease
+                                            from unnest(keep_ids, keep_leases) k (id, lease))
               order by m.id + 0 for update) h;
     exception when lock_not_available then
         select array_agg(h.id), array_agg(h.lease) into ids, leases
         from (select m.id, m.lease from tocsin.messages m
               where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
-                and (m.id, m.lease) not in (select k.id, k.lease from unnest(keep_ids, keep_leases) k (id, lease))
+                and (m.id, m.lease) not in (select k.id, k.lease
+                                            from unnest(keep_ids, keep_leases) k (id, lease))
               order by m.id + 0 for update skip locked) h;
     end;
     if ids is null then
         return 0;
     end if;
-    return (select count(*) from unnest(tocsin._requeue(ids, leases, '0 s', counted, outcome)) g (outcome) where g.outcome is not null);
+    return (select count(*)
+            from unnest(tocsin._requeue(ids, leases, '0 s', counted, outcome)) g (outcome)
+                where g.outcome is not null);
 end
 $$;
 
--- Requeues, uncounted, what the worker holds, in any state; its process then cancels its
--- handlers. An active worker may claim the same messages again. Returns how many they
--- were.
+-- Requeues, uncounted, what the worker holds, in any state; its process then cancels
+-- its handlers. An active worker may claim the same messages again. Returns how many
+-- they were.
 create or replace function tocsin.release_messages(worker_id bigint) returns bigint
 language plpgsql
 as $$
@@ -63,11 +71,12 @@ end
 $$;
 
 -- Requeues, uncounted, what the worker holds except the leases to keep: after a claim
--- whose answer was lost. Like a suspension it waits for a claim under way. If that claim
--- was rolled back nothing is held, but other consumers may have skipped the rows that it
--- had locked, and be idle now. So it rings in any case. Returns how many messages that
--- were.
-create or replace function tocsin.release_others(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[])
+-- whose answer was lost. Like a suspension it waits for a claim under way. If that
+-- claim was rolled back nothing is held, but other consumers may have skipped the rows
+-- that it had locked, and be idle now. So it rings in any case. Returns how many
+-- messages that were.
+create or replace function tocsin.release_others(worker_id bigint, registration bigint,
+                                                 keep_ids bigint[], keep_leases bigint[])
 returns bigint
 language plpgsql
 as $$
@@ -76,7 +85,8 @@ declare
 begin
     perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
     select x.* into w from tocsin.workers x
-    where x.id = worker_id and x.registration = release_others.registration and tocsin._acts_for(x.role);
+    where x.id = worker_id and x.registration = release_others.registration
+        and tocsin._acts_for(x.role);
     if not found then
         return 0;
     end if;

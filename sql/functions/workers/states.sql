@@ -5,7 +5,7 @@
 --       ^ ^  complete poll     |                    |
 --       | +--------------------+ suspend            | suspend (by itself when its run has ended)
 --       | +--------------+       |                  |
---       | resume         +-- suspended <------------+          interrupt and suspend also from ready
+--       | resume         +-- suspended <------------+   interrupt and suspend also from ready
 --       +-----------------------+  | shutdown
 --                                  v
 --                               stopped -- registered again, by its name --> ready
@@ -28,16 +28,20 @@
 
 -- Tells the process that runs this worker to read its state, or (`leases_taken`) to
 -- check its leases.
-create or replace function tocsin._tell_process(w tocsin.workers, leases_taken boolean default false) returns void
+create or replace function tocsin._tell_process(w tocsin.workers,
+                                                leases_taken boolean default false) returns void
 language sql
 as $$
-    select pg_notify(tocsin.process_channel(w.process_id), case when leases_taken then 'leases ' || w.id else '' end)
-    where w.process_id is not null and pg_notification_queue_usage() < 0.9  -- ring.sql; the heartbeat tells it, too
+    select pg_notify(tocsin.process_channel(w.process_id), case when leases_taken
+                     then 'leases ' || w.id else '' end)
+    -- ring.sql; the heartbeat tells it, too
+    where w.process_id is not null and pg_notification_queue_usage() < 0.9
 $$;
 
 -- The one place where a worker's status changes while it is registered.
 create or replace function tocsin._move_worker(
-    worker_id bigint, allowed text[], target text, grace interval default null, ended text default null, registration bigint default null
+    worker_id bigint, allowed text[], target text, grace interval default null,
+        ended text default null, registration bigint default null
 ) returns tocsin.workers
 language plpgsql
 as $$
@@ -57,18 +61,22 @@ begin
         if w.registration <> _move_worker.registration then
             perform tocsin._refuse_ended(w);
         end if;
-        perform tocsin._refuse_transition(w, target, 'wrong_state', format('%s is reached only from %s', target, array_to_string(allowed, ', ')));
+        perform tocsin._refuse_transition(w, target, 'wrong_state',
+                                          format('%s is reached only from %s', target,
+                                                 array_to_string(allowed, ', ')));
     end if;
     return w;
 end
 $$;
 
-create or replace function tocsin.begin_poll(worker_id bigint, registration bigint) returns tocsin.workers
+create or replace function tocsin.begin_poll(worker_id bigint, registration bigint)
+    returns tocsin.workers
 language plpgsql
 as $$
 begin
     perform tocsin._find_own_worker(worker_id);
-    return tocsin._move_worker(worker_id, '{ready,polling}', 'polling', registration => registration);
+    return tocsin._move_worker(worker_id, '{ready,polling}', 'polling',
+                               registration => registration);
 end
 $$;
 
@@ -76,7 +84,8 @@ $$;
 -- without counting the deliveries. A polling worker becomes ready, an interrupted one
 -- suspended. Returns how many messages were requeued.
 create or replace function tocsin.complete_poll(
-    worker_id bigint, registration bigint, keep_ids bigint[] default '{}', keep_leases bigint[] default '{}'
+    worker_id bigint, registration bigint, keep_ids bigint[] default '{}',
+        keep_leases bigint[] default '{}'
 ) returns bigint
 language plpgsql
 as $$
@@ -84,7 +93,8 @@ begin
     perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
     update tocsin.workers x
     set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
-    where x.id = worker_id and x.registration = complete_poll.registration and x.status in ('polling', 'interrupted')
+    where x.id = worker_id and x.registration = complete_poll.registration
+        and x.status in ('polling', 'interrupted')
       and tocsin._acts_for(x.role);
     return tocsin.release_others(worker_id, registration, keep_ids, keep_leases);
 end
@@ -93,12 +103,14 @@ $$;
 -- Claims are refused from here on. The process ends the worker's run, whose handlers
 -- may go on for `grace` (null: until they end). With `registration` only that
 -- registration is interrupted, and refused once it has ended.
-create or replace function tocsin.interrupt(worker_id bigint, grace interval default null, registration bigint default null)
+create or replace function tocsin.interrupt(worker_id bigint, grace interval default null,
+                                            registration bigint default null)
 returns tocsin.workers
 language plpgsql
 as $$
 declare
-    w tocsin.workers := tocsin._move_worker(worker_id, '{ready,polling}', 'interrupted', grace, registration => registration);
+    w tocsin.workers := tocsin._move_worker(worker_id, '{ready,polling}', 'interrupted', grace,
+                                            registration => registration);
 begin
     perform tocsin._tell_process(w);
     return w;
@@ -108,7 +120,8 @@ $$;
 -- Claims are refused from here on. A worker that holds messages is refused, unless it
 -- is to release them (at once; its process then cancels its handlers) or to drain (its
 -- handlers may finish).
-create or replace function tocsin.suspend(worker_id bigint, release boolean default false, drain boolean default false)
+create or replace function tocsin.suspend(worker_id bigint, release boolean default false,
+                                          drain boolean default false)
 returns tocsin.workers
 language plpgsql
 as $$
@@ -134,8 +147,11 @@ declare
     held bigint := tocsin._count_held(w);
 begin
     if held > 0 then
-        perform tocsin._raise_error('TC007', format('worker %s ("%s") holds %s message(s)', w.id, w.name, held),
-            jsonb_build_object('worker_id', w.id, 'count', held), 'Settle or release them first, or suspend with release or drain.');
+        perform tocsin._raise_error('TC007',
+                                    format('worker %s ("%s") holds %s message(s)', w.id, w.name,
+                                           held),
+            jsonb_build_object('worker_id', w.id, 'count', held),
+                'Settle or release them first, or suspend with release or drain.');
     end if;
 end
 $$;
@@ -180,7 +196,8 @@ begin
     if w.status = 'stopped' then
         return 0;
     end if;
-    w := tocsin._move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped', ended => 'stopped');
+    w := tocsin._move_worker(worker_id, '{ready,polling,interrupted,suspended}', 'stopped',
+                             ended => 'stopped');
     released := tocsin._release_held(w, false, '');
     perform tocsin._tell_process(w);
     return released;
