@@ -164,9 +164,9 @@ comment on column tocsin.messages.history is
     'Its deliveries that failed, the last twenty of them, as tocsin._requeue writes them; null:'
     ' none.';
 
--- A database whose encoding is SQL_ASCII takes any bytes for text. The server sends a
--- session in UTF-8 no others than UTF-8, so a claim of such a message would fail, each
--- time. Nowhere else is there a check to be paid for.
+-- A database whose encoding is SQL_ASCII takes any bytes for text. A session in UTF-8
+-- gets UTF-8 alone, so each claim of such a message would fail. No other place needs
+-- a check of its own.
 do $$
 begin
     if getdatabaseencoding() = 'SQL_ASCII' then

@@ -9,10 +9,7 @@ import pytest
 
 from tests.docs.test_reference import FUNCTIONS, WAITING
 
-UNCHECKED = ("tocsin._queue.workers.", "tocsin.drain_on_signals")
-"""Modules and functions whose docstrings do not have the section yet."""
-
-COROUTINES = [name for name in WAITING if not name.startswith(UNCHECKED)]
+COROUTINES = list(WAITING)
 
 
 @pytest.mark.parametrize("name", COROUTINES)

@@ -121,8 +121,12 @@ AREAS = [
     area("workers", f"{SOURCE}/_queue/workers/*.py"),
     area("producing", f"{SOURCE}/_queue/producing/*.py"),
     area("process", f"{SOURCE}/_queue/process/*.py"),
+    area("consuming", f"{SOURCE}/_queue/consuming/*.py"),
+    area("driver", f"{SOURCE}/driver/*.py"),
     area("SQL of all parts", "sql/functions/common/*.sql", "sql/security/*.sql"),
     area("SQL of workers", "sql/functions/workers/*.sql"),
+    area("SQL of queues", "sql/functions/queue/*.sql"),
+    area("tables", "sql/migrations/*.sql"),
     area("SQL of installations", "sql/*.sql", "sql/upgrade/*.sql"),
 ]
 NAMED = [

@@ -33,7 +33,7 @@ async def open_pool(
     """Make a pool of connections for the block.
 
     When the block ends, all connections are closed; those that are lent are closed when
-    they are given back.
+    they are returned.
 
     Args:
         connect: Opens a connection.
@@ -43,7 +43,7 @@ async def open_pool(
         max_idle: Seconds without use after which a connection above ``min_size`` is
             closed.
         max_lifetime: Seconds after which a connection is replaced when it is borrowed
-            or given back; up to a twentieth less, so that not all go at once.
+            or returned; up to a twentieth less, so that not all go at once.
         timeout: Seconds that a borrower waits at most.
         reconnect_timeout: Seconds for which a pool without any connection tries again
             to open one, with growing pauses, before the borrower gets the error.

@@ -3,7 +3,7 @@
 It opens, lends, resets and closes connections, and knows nothing of their use.
 
 **Slots, not connections, are waited for**; see ``_slots.py``. The task that has a slot
-gets the connection that was given back last, else it opens one. So the surplus gathers
+gets the connection that was returned last, else it opens one. So the surplus gathers
 at the other end of the list of idle ones, unused.
 
 **Idle connections are not watched.** A connection is checked when it is taken: a server
@@ -109,7 +109,7 @@ class Pool(Generic[Row]):
 
         Cancellation:
             Cancelled while it waits, the task has no connection. However the block
-            ends, the connection is given back.
+            ends, the connection is returned.
         """
         return Loan(self, reset)
 
@@ -216,7 +216,7 @@ class Pool(Generic[Row]):
         return None
 
     async def _obtain(self, deadline: float) -> Member[Row]:
-        """Get a connection for a slot, which is given back if there is none."""
+        """Get a connection for a slot, which is returned if there is none."""
         give_up_at = min(deadline, trio.current_time() + self._reconnect_timeout)
         pauses = delays()
         failure: Exception | None = None

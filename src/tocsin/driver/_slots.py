@@ -1,7 +1,7 @@
 """The slots of a pool, which bound its connections, and the tasks that wait for one.
 
 A task takes a slot first, first come first served, and only then a connection. So a
-task that is cancelled while it opens a connection has a slot to give back and nothing
+task that is cancelled while it opens a connection has a slot to return and nothing
 else, and there are never more connections than slots.
 
 A slot for which no connection can be opened is withheld. A server has limits of its own

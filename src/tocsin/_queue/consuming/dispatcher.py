@@ -183,7 +183,7 @@ class ClaimedLast:
 
 
 class Situation:
-    """What a run's next step depends on, besides the step before."""
+    """What a run's next step depends on, apart from the step before."""
 
     def __init__(
         self, run: Run, prefetch: PrefetchBuffer, completer: Completer, options: HandlerOptions
