@@ -50,9 +50,12 @@ ADD_DIGEST = (
 
 _CHECK = """
 with done as (
-    select message_id, path, count(*) as times, max(bytes) as bytes from tocsin_demo.digests group by message_id, path
+    select message_id, path, count(*) as times, max(bytes) as bytes
+    from tocsin_demo.digests
+    group by message_id, path
 ), ends as (
-    select done.times, done.bytes, archive.id is not null as archived, dead_letters.id is not null as dead
+    select done.times, done.bytes, archive.id is not null as archived,
+           dead_letters.id is not null as dead
     from tocsin_demo.files
     left join done using (message_id, path)
     left join tocsin_demo_queue.archive on archive.id = files.message_id
@@ -63,7 +66,9 @@ select count(*),
        count(*) filter (where dead),
        count(*) filter (where not dead and not (archived and times is not null)),
        coalesce(sum(times - 1), 0)::bigint
-           + (select count(*) from done where not exists (select from tocsin_demo.files where files.message_id = done.message_id)),
+           + (select count(*) from done
+              where not exists (select from tocsin_demo.files
+                                where files.message_id = done.message_id)),
        (select min(error) from tocsin_demo_queue.dead_letters)
 from ends
 """

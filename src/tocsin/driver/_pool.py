@@ -88,7 +88,10 @@ class Pool(Generic[Row]):
 
     def __repr__(self) -> str:
         now = self.statistics()
-        state = f"{now.size} of at most {now.max_size} connections, {now.idle} idle, {now.waiting} waiting"
+        state = (
+            f"{now.size} of at most {now.max_size} connections, {now.idle} idle,"
+            f" {now.waiting} waiting"
+        )
         return f"<tocsin.driver.{type(self).__name__}: {'closed' if self._closed else state}>"
 
     def connection(self, *, reset: bool = True) -> Loan[Row]:

@@ -97,7 +97,8 @@ async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.i
     it was. `deadline` is a `trio.current_time`.
 
     Raises `psycopg.errors._WaitTimeout` at the deadline (what psycopg itself expects),
-    `psycopg.OperationalError` when the socket is closed, and what `gen` raises. Cancellation leaves `gen` suspended where it wanted to wait.
+    `psycopg.OperationalError` when the socket is closed, and what `gen` raises.
+    Cancellation leaves `gen` suspended where it wanted to wait.
     """
     await turn.enter()
     limited = deadline < math.inf

@@ -86,8 +86,8 @@ class StepWatch(trio.abc.Instrument):
 def _report(handler: str, taken: float) -> None:
     logger.warning(
         "handler %s blocked the event loop for %.2f s; during that time its process could"
-        " neither extend leases nor answer. Make it a plain function, which runs in a thread, or await"
-        " trio.to_thread.run_sync for the long part.",
+        " neither extend leases nor answer. Make it a plain function, which runs in a thread,"
+        " or await trio.to_thread.run_sync for the long part.",
         handler,
         taken,
     )
