@@ -62,7 +62,7 @@ select 'column', c.relname || '.' || a.attname,
        concat_ws(' ', format_type(a.atttypid, a.atttypmod), case when a.attnotnull
                  then 'not null' end, pg_get_expr(d.adbin, d.adrelid, true),
                  'identity ' || nullif(a.attidentity::text, ''),
-                     'generated ' || nullif(a.attgenerated::text, ''))
+                 'generated ' || nullif(a.attgenerated::text, ''))
 from classes c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
 where c.relkind in ('r', 'p', 'c')
@@ -86,9 +86,9 @@ from classes c join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
 union all
 select 'function', p.signature, concat_ws(' ',
            p.prokind, 'arguments', pg_get_function_arguments(p.oid), 'returns',
-               coalesce(pg_get_function_result(p.oid), 'nothing'),
+           coalesce(pg_get_function_result(p.oid), 'nothing'),
            'language', l.lanname, 'volatility', p.provolatile, 'parallel', p.proparallel, 'cost',
-               p.procost, 'rows', p.prorows,
+           p.procost, 'rows', p.prorows,
            case when p.proisstrict then 'strict' end, case when p.proleakproof then 'leakproof' end,
            case when p.prosecdef then 'security definer' end, 'settings ' || p.proconfig::text,
            'body', encode(sha256(convert_to(replace(p.prosrc, (select prefix from ours), 'tocsin.'),

@@ -306,11 +306,11 @@ create index dead_letters_died on tocsin.dead_letters (queue_id, died_at);
 
 create type tocsin.message_info as (
     id bigint, queue text, queue_id integer, payload text, headers text, priority integer, key text,
-        enqueued_at timestamptz,
+    enqueued_at timestamptz,
     dequeued_at timestamptz, read_ct integer, max_deliveries integer, producer_worker_id bigint,
-        consumer_worker_id bigint, history text,
+    consumer_worker_id bigint, history text,
     state text, due timestamptz, vt timestamptz, expires_at timestamptz, archived_at timestamptz,
-        died_at timestamptz, reason text,
+    died_at timestamptz, reason text,
     last_error text
 );
 comment on type tocsin.message_info is
@@ -318,9 +318,9 @@ comment on type tocsin.message_info is
 
 create type tocsin.dead_letter_info as (
     id bigint, queue text, queue_id integer, payload text, headers text, priority integer, key text,
-        enqueued_at timestamptz,
+    enqueued_at timestamptz,
     dequeued_at timestamptz, read_ct integer, max_deliveries integer, producer_worker_id bigint,
-        consumer_worker_id bigint, history text,
+    consumer_worker_id bigint, history text,
     died_at timestamptz, reason text, error text, traceback text
 );
 comment on type tocsin.dead_letter_info is

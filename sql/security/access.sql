@@ -28,20 +28,20 @@ as $$
         enqueue, enqueue_many, enqueue_each, wait_for_flush, cancel, reschedule, reprioritise,
         register_process, unregister_process, process_channel, heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
-            resume, shutdown
+        resume, shutdown
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
         attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting,
-            queue_channel,
+        queue_channel,
         begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
-            locked_messages, archive, delete, extend, release, fail, maintain,
+        locked_messages, archive, delete, extend, release, fail, maintain,
         stop, release_messages
     }'::name[]), '{consumer, admin}'
     union all
     select unnest('{
         create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue,
-            resume_queue, grant_queue, revoke_queue,
+        resume_queue, grant_queue, revoke_queue,
         list_messages, get_message,
         list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
         archived_count, settle_rate, purge_archive,
@@ -98,7 +98,7 @@ $$;
 -- roles keep or get again.
 create or replace function tocsin._apply_privileges(former_roles oid[] default '{}',
                                                     only_table regclass default null,
-                                                        before jsonb default null)
+                                                    before jsonb default null)
 returns void
 language plpgsql
 as $$
@@ -132,8 +132,8 @@ begin
             where p.pronamespace = our_schema and only_table is null
         ), kept (kind, name, privilege, role, grantable) as (
             select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
-            from things t cross
-                join aclexplode((before ->> concat_ws(' ', t.kind, t.name))::aclitem[]) e
+            from things t
+            cross join aclexplode((before ->> concat_ws(' ', t.kind, t.name))::aclitem[]) e
             where e.grantee <> t.owner and e.grantee <> 0
                 and e.grantee not in (select r.role from tocsin.roles r)
         ), wanted (kind, name, privilege, role, grantable) as (

@@ -91,20 +91,20 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         enqueue, enqueue_many, enqueue_each, wait_for_flush, cancel, reschedule, reprioritise,
         register_process, unregister_process, process_channel, heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
-            resume, shutdown
+        resume, shutdown
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
         attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting,
-            queue_channel,
+        queue_channel,
         begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
-            locked_messages, archive, delete, extend, release, fail, maintain,
+        locked_messages, archive, delete, extend, release, fail, maintain,
         stop, release_messages
     }'::name[]), '{consumer, admin}'
     union all
     select unnest('{
         create_queue, ensure_queue, update_queue, find_queue, list_queues, pause_queue,
-            resume_queue, grant_queue, revoke_queue,
+        resume_queue, grant_queue, revoke_queue,
         list_messages, get_message,
         list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
         archived_count, settle_rate, purge_archive,
@@ -235,8 +235,8 @@ begin
             where p.pronamespace = our_schema and only_table is null
         ), kept (kind, name, privilege, role, grantable) as (
             select t.kind, t.name, e.privilege_type, e.grantee, e.is_grantable
-            from things t cross
-                join aclexplode((before ->> concat_ws(' ', t.kind, t.name))::aclitem[]) e
+            from things t
+            cross join aclexplode((before ->> concat_ws(' ', t.kind, t.name))::aclitem[]) e
             where e.grantee <> t.owner and e.grantee <> 0
                 and e.grantee not in (select r.role from "tocsin".roles r)
         ), wanted (kind, name, privilege, role, grantable) as (
@@ -604,7 +604,7 @@ begin
     if delay not between '0 s' and '1000 years' then
         perform "tocsin"._raise_error('TC022',
                                     'delay must not be negative, nor longer than a thousand years',
-                                        '{"argument": "delay"}');
+                                    '{"argument": "delay"}');
     elsif delay is not null and at is not null then
         perform "tocsin"._raise_error('TC022', 'give delay or at, not both', '{"argument": "at"}');
     -- clients could not read it, and would stop at the message
@@ -650,7 +650,7 @@ begin
     if expires_in <= '0 s' or expires_in > '1000 years' then
         perform "tocsin"._raise_error('TC022',
                                     'expires_in must be positive, and at most a thousand years',
-                                        '{"argument": "expires_in"}');
+                                    '{"argument": "expires_in"}');
     elsif max_deliveries <= 0 then
         perform "tocsin"._raise_error('TC022', 'max_deliveries must be positive',
                                     '{"argument": "max_deliveries"}');
@@ -837,7 +837,7 @@ CREATE FUNCTION tocsin._correct_history(history jsonb, t timestamp with time zon
         d || case when (d ->> 'ended_at')::timestamptz > t
                   then jsonb_build_object('dequeued_at',
                                           least((d ->> 'dequeued_at')::timestamptz, t), 'ended_at',
-                                              t)
+                                          t)
                   else '{}' end
         order by n)
     from jsonb_array_elements(history) with ordinality h (d, n)
@@ -983,7 +983,7 @@ begin
         select d.id, q.name, d.queue_id, d.payload::text, d.headers::text, d.priority, d.key,
             d.enqueued_at, d.dequeued_at, d.read_ct,
                d.max_deliveries, d.producer_worker_id, d.consumer_worker_id, d.history::text,
-                   d.died_at, d.reason, d.error, d.traceback
+               d.died_at, d.reason, d.error, d.traceback
         from "tocsin".dead_letters d
         join "tocsin".queues q on q.id = d.queue_id
         where "tocsin"._matches_filter(d, ids, queue_id, reason, error, died_before)
@@ -1048,10 +1048,10 @@ CREATE FUNCTION tocsin._describe_delivery(m tocsin.messages, ended_at timestamp 
     AS $$
     select jsonb_build_object('delivery', m.read_ct, 'worker_id', m.consumer_worker_id,
                               'worker',
-                                  (select w.name from "tocsin".workers w
+                              (select w.name from "tocsin".workers w
                                    where w.id = m.consumer_worker_id),
                               'dequeued_at', m.dequeued_at, 'ended_at', ended_at, 'outcome',
-                                  outcome, 'error', left(error, 1000))
+                              outcome, 'error', left(error, 1000))
 $$;
 
 
@@ -1067,7 +1067,7 @@ begin
         select x.id, q.name, x.queue_id, x.payload::text, x.headers::text, x.priority, x.key,
             x.enqueued_at, x.dequeued_at, x.read_ct,
                x.max_deliveries, x.producer_worker_id, x.consumer_worker_id, x.history::text,
-                   x.state, x.due, x.vt, x.expires_at,
+               x.state, x.due, x.vt, x.expires_at,
                x.archived_at, x.died_at, x.reason, x.last_error
         from (
             select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at,
@@ -1077,21 +1077,21 @@ begin
                        then 'delayed' else 'leased' end as state,
                    m.due, m.vt, m.expires_at,
                    null::timestamptz as archived_at, null::timestamptz as died_at,
-                       null::text as reason, m.last_error
+                   null::text as reason, m.last_error
             from "tocsin".messages m
             where m.id = any (ids)
             union all
             select d.id, d.queue_id, d.payload, d.headers, d.priority, d.key, d.enqueued_at,
                 d.dequeued_at, d.read_ct, d.max_deliveries,
                    d.producer_worker_id, d.consumer_worker_id, d.history, 'dead', null, null, null,
-                       null, d.died_at, d.reason, d.error
+                   null, d.died_at, d.reason, d.error
             from "tocsin".dead_letters d
             where d.id = any (ids)
             union all
             select a.id, a.queue_id, a.payload, a.headers, a.priority, a.key, a.enqueued_at,
                 a.dequeued_at, a.read_ct, null,
                    a.producer_worker_id, a.consumer_worker_id, a.history, 'archived', null, null,
-                       null, a.archived_at, null, null,
+                   null, a.archived_at, null, null,
                    a.last_error
             from "tocsin".archive a
             where a.queue_id = any (queues) and a.id = any (ids)
@@ -1387,7 +1387,7 @@ begin
                                            'or its queue deleted', worker_id),
             jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'code',
                                'registration_ended', 'reason',
-                                   'it has been purged, or its queue deleted'),
+                               'it has been purged, or its queue deleted'),
             'Register it again, by its name or another.');
     end if;
     return "tocsin"._check_own(w);
@@ -1796,11 +1796,11 @@ begin
     insert into "tocsin".dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at,
                                      died_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                         reason, error, traceback, history)
+                                     reason, error, traceback, history)
     select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, "tocsin"._clock(),
         d.lease, d.producer_worker_id,
            d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers,
-               _move_to_dead_letters.reason, d.error, d.traceback,
+           _move_to_dead_letters.reason, d.error, d.traceback,
            "tocsin"._add_delivery(d.history, d.delivery)
     from died d;
 exception when integrity_constraint_violation or data_exception or program_limit_exceeded
@@ -2289,7 +2289,7 @@ begin
                                     format('worker %s ("%s") holds %s message(s)', w.id, w.name,
                                            held),
             jsonb_build_object('worker_id', w.id, 'count', held),
-                'Settle or release them first, or suspend with release or drain.');
+            'Settle or release them first, or suspend with release or drain.');
     end if;
 end
 $$;
@@ -2809,11 +2809,11 @@ begin
             insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at,
                                         dequeued_at, archived_at, keep_until,
                                         producer_worker_id, consumer_worker_id, key, payload,
-                                            headers, last_error, history)
+                                        headers, last_error, history)
             select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
                 until,
                    f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
-                       f.last_error, f.history
+                   f.last_error, f.history
             from finished f where hours is not null
         )
         select array_agg(f.id) into batch from finished f;
@@ -2848,17 +2848,17 @@ begin
         delete from "tocsin".dead_letters d where d.id = any (taken) returning d.*
     ), shelved as (
         select a.queue_id, k.until, "tocsin"._partition_span_for(a, k.until) as span
-        from "tocsin".archive_policies a cross
-            join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
+        from "tocsin".archive_policies a
+        cross join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
     ), kept as (
         insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at,
                                     archived_at, keep_until,
                                     producer_worker_id, consumer_worker_id, key, payload, headers,
-                                        last_error, history)
+                                    last_error, history)
         select d.id, d.queue_id, d.priority, d.read_ct, s.span, d.enqueued_at, d.dequeued_at, t,
             s.until, d.producer_worker_id,
                d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason),
-                   d.history
+               d.history
         from removed d join shelved s on s.queue_id = d.queue_id
         where s.span is not null
     )
@@ -3054,7 +3054,7 @@ begin
             returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt,
                 t, m.producer_worker_id, m.headers::text,
                       m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key,
-                          m.payload::text, null::float8;
+                      m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
             q := "tocsin"._check_claim(worker_id, registration);  -- or is it refused?
@@ -3279,7 +3279,7 @@ begin
                case when due_at > t then 'delayed'::"tocsin".message_state
                    else 'ready' end, due_at, due_at, t,
                "tocsin"._later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload,
-                   headers
+               headers
         from "tocsin".queues x
         where x.name = queue
             and "tocsin"._is_valid(payload, x.max_payload, delay, at, expires_in,
@@ -3344,8 +3344,8 @@ begin
     end if;
     if q.ruled then
         select array_agg(p.payload) into unfit
-        from jsonb_array_elements(messages) m cross
-            join lateral (select coalesce(m -> 'payload', 'null')) p (payload)
+        from jsonb_array_elements(messages) m
+        cross join lateral (select coalesce(m -> 'payload', 'null')) p (payload)
         where "tocsin"._find_violation(jsonb_build_array(p.payload), q) is not null;
     end if;
     with given as materialized (
@@ -3355,7 +3355,7 @@ begin
         from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz,
                                                 priority integer, headers jsonb,
                                                 expires_in interval, max_deliveries integer,
-                                                    worker_id bigint)
+                                                worker_id bigint)
     ), added as (
         insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      expires_at, producer_worker_id, max_deliveries,
@@ -3363,7 +3363,7 @@ begin
         select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t
             then 'delayed'::"tocsin".message_state else 'ready' end,
                g.due_at, g.due_at, t, "tocsin"._later(t, g.expires_in), g.worker_id, g.max_deliveries,
-                   g.payload, g.headers
+               g.payload, g.headers
         from given g
         where "tocsin"._is_valid(g.payload, q.max_payload, g.delay, g.at, g.expires_in,
                                g.max_deliveries)
@@ -3663,11 +3663,11 @@ begin
     if not states <@ '{ready,delayed,leased,dead,archived}' then
         perform "tocsin"._raise_error('TC022',
                                     'state must be one of ready, delayed, leased, dead, archived',
-                                        '{"argument": "state"}');
+                                    '{"argument": "state"}');
     elsif worker_id is not null and states <> '{leased}' then
         perform "tocsin"._raise_error('TC022',
                                     'worker_id tells what a worker holds, so only leased messages',
-                                        '{"argument": "worker_id"}');
+                                    '{"argument": "worker_id"}');
     end if;
     page := array(
         select p.id
@@ -3745,7 +3745,7 @@ CREATE FUNCTION tocsin.list_workers(queue text DEFAULT NULL::text, worker_id big
     select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version,
         s.started_at, beat.at,
            extract(epoch from "tocsin"._clock() - beat.at)::float8, s.shutdown_at, s.ended,
-               coalesce(h.held, 0),
+           coalesce(h.held, 0),
            h.message_id, case when h.since is not null
                then greatest(0, extract(epoch from "tocsin"._clock() - h.since)) end::float8
     from shown s
@@ -4243,7 +4243,7 @@ begin
     more := coalesce("tocsin"._reap_dead_processes(0, stop_at => stop_at) = 0, false);
     select count(*),
         coalesce(sum((held ->> w.id::text)::bigint - "tocsin"._count_held(w)), 0) into workers,
-            messages
+        messages
     from "tocsin".workers w where w.id = any (alive) and w.status_before_death is not null;
 
     if more then
@@ -4334,15 +4334,15 @@ begin
                 coalesce(register_worker.name,
                          format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
                 'ready', nextval('"tocsin".registrations'), "tocsin"._caller(),
-                    register_worker.process_id, register_worker.hostname,
+                register_worker.process_id, register_worker.hostname,
                 register_worker.pid, register_worker.version, t, t)
         on conflict (queue_id, kind, name) do update
             set status = case when again and x.status_before_death in ('suspended', 'interrupted')
                 then x.status_before_death else 'ready' end,
                 grace = null, status_before_death = null, ended = null,
-                    registration = excluded.registration, role = excluded.role,
+                registration = excluded.registration, role = excluded.role,
                 process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid,
-                    version = excluded.version,
+                version = excluded.version,
                 started_at = t, heartbeat_at = t, shutdown_at = null
             where x.status = 'stopped'
         returning x.* into w;
@@ -4364,7 +4364,7 @@ begin
         jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after',
                            retry_after, 'code', 'name_in_use',
                            'reason',
-                               format('its name is in use by process %s on %s', w.pid, w.hostname)),
+                           format('its name is in use by process %s on %s', w.pid, w.hostname)),
         'Choose another name, or end that worker first.');
 end
 $$;
@@ -4439,7 +4439,7 @@ begin
     if delay not between '0 s' and '1000 years' then
         perform "tocsin"._raise_error('TC022',
                                     'delay must not be negative, nor longer than a thousand years',
-                                        '{"argument": "delay"}');
+                                    '{"argument": "delay"}');
     end if;
     taken := "tocsin"._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
     t := "tocsin"._later("tocsin"._clock(), coalesce(delay, '0 s'));
@@ -4447,11 +4447,11 @@ begin
         insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      dequeued_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                         last_error, history)
+                                     last_error, history)
         select d.id, d.queue_id, d.priority,
             (case when delay > '0 s' then 'delayed' else 'ready' end)::"tocsin".message_state, t, t,
                d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id,
-                   d.max_deliveries, d.key, d.payload,
+               d.max_deliveries, d.key, d.payload,
                d.headers, d.error, d.history
         from "tocsin".dead_letters d
         where d.id = any (taken)
@@ -4469,7 +4469,7 @@ begin
             format('dead letter %s cannot be replayed: another unfinished message has its key',
                    array_to_string(held_up, ', ')),
             jsonb_build_object('ids', held_up),
-                'Wait until that one is finished, or archive or purge the dead letter.');
+            'Wait until that one is finished, or archive or purge the dead letter.');
     end if;
     return replayed;
 end
@@ -4685,12 +4685,12 @@ begin
                (select coalesce(jsonb_object_agg(s.status, s.n), '{}')
                 from (select w.status, count(*) as n from "tocsin".workers w group by 1) s),
                coalesce(sum(c.ready), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint,
-                   coalesce(sum(c.leased), 0)::bigint,
+               coalesce(sum(c.leased), 0)::bigint,
                coalesce(sum(c.dead), 0)::bigint,
-                   (select coalesce(sum(a.n), 0)::bigint
+               (select coalesce(sum(a.n), 0)::bigint
                     from "tocsin"._archived_in_all(0, 2147483647) a),
                (select count(*) from "tocsin".processes), (select x.version from "tocsin".contract x),
-                   coalesce(bool_and(c.exact), true)
+               coalesce(bool_and(c.exact), true)
         from "tocsin"._count_queues(0, 2147483647, t) c;
 end
 $$;
@@ -5240,7 +5240,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113011 VALUES (1, 2, 0, 1, 1, '2026-11-29 11:05:30.07927+00', '2026-11-29 11:05:30.084241+00', '2026-11-29 11:05:30.087072+00', '2026-11-30 11:05:30.087072+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113011 VALUES (1, 2, 0, 1, 1, '2026-11-29 11:10:18.968297+00', '2026-11-29 11:10:18.975132+00', '2026-11-29 11:10:18.977959+00', '2026-11-30 11:10:18.977959+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
 
 
 
@@ -5253,84 +5253,84 @@ INSERT INTO tocsin.archive_1h_2026113011 VALUES (1, 2, 0, 1, 1, '2026-11-29 11:0
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 11:05:30.10814+00', '2026-11-29 11:05:30.116396+00', '2026-11-29 11:05:30.117156+00', '2985-03-06 11:05:30.117156+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 11:10:18.999121+00', '2026-11-29 11:10:19.004842+00', '2026-11-29 11:10:19.005511+00', '2985-03-06 11:10:19.005511+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 11:05:30.087072+00', '2026-11-29 11:05:30.087072+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 11:05:30.117156+00', '2026-11-29 11:05:30.117156+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 11:10:18.977959+00', '2026-11-29 11:10:18.977959+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 11:10:19.005511+00', '2026-11-29 11:10:19.005511+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 11:05:30.036534+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 11:00:00+00","2026-11-30 13:00:00+00")', '2026-11-29 11:05:30.036551+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 11:05:30.036554+00');
-
-
-
-
-
-
-
-
-
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'f50899600021fe1c44f362eb3fc263d082929dfe2ced9d1df59afa0011aa6411');
-
-
-
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 11:05:30.132446+00', '2026-11-29 11:05:30.135741+00', '2026-11-29 11:05:30.140681+00', 1795950330135741, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:05:30.137037+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:05:30.135741+00:00"}]');
-
-
-
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 11:06:29.665355+00', false);
-
-
-
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 11:05:30.115694+00', '2026-11-29 11:06:00.116396+00', '2026-11-29 11:05:30.115694+00', '2026-11-29 11:05:30.116396+00', NULL, 1795950330116396, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 11:05:31.22322+00', '2026-11-29 11:05:31.22322+00', '2026-11-29 11:05:30.12471+00', '2026-11-29 11:05:30.131834+00', NULL, 1795950330131834, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:05:30.137037+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:05:30.131834+00:00"}]');
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', '2026-11-29 11:05:30.148861+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 11:05:30.163979+00', '2026-11-29 11:05:30.163979+00', '2026-11-29 11:05:30.163979+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 11:05:31.16527+00', '2026-11-29 11:05:31.16527+00', '2026-11-29 11:05:30.16527+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 11:05:31.167309+00', '2026-11-29 11:05:31.167309+00', '2026-11-29 11:05:30.167309+00', NULL, '2026-11-29 11:05:30.667309+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 11:05:30.167974+00', '2985-03-06 11:05:30.167974+00', '2026-11-29 11:05:30.167974+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 11:05:30.175855+00', '2026-11-29 11:05:30.175855+00', '2026-11-29 11:05:30.175855+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
-
-
-
-INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 11:05:29.665355+00');
-
-
-
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 12058, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 11:05:30.047391+00', '2026-11-29 11:05:30.077885+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 11:10:18.926976+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 11:00:00+00","2026-11-30 13:00:00+00")', '2026-11-29 11:10:18.926992+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 11:10:18.926996+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 11:05:29.937084+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 11:05:29.940295+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 11:05:30.181574+00', '2026-11-29 11:05:29.944022+00', 'tocsin.paused');
+
+
+
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '0222c69dc50dfcd5d2904e5ce772b68dc8b18fad10aeba32e63efe774c0592f1');
+
+
+
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 11:10:19.016239+00', '2026-11-29 11:10:19.016835+00', '2026-11-29 11:10:19.025336+00', 1795950619016835, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:10:19.017965+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:10:19.016835+00:00"}]');
+
+
+
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 11:11:18.579834+00', false);
+
+
+
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 11:10:19.004303+00', '2026-11-29 11:10:49.004842+00', '2026-11-29 11:10:19.004303+00', '2026-11-29 11:10:19.004842+00', NULL, 1795950619004842, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 11:10:19.87431+00', '2026-11-29 11:10:19.87431+00', '2026-11-29 11:10:19.010843+00', '2026-11-29 11:10:19.015693+00', NULL, 1795950619015693, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:10:19.017965+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:10:19.015693+00:00"}]');
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 11:10:19.031784+00', '2026-11-29 11:10:19.031784+00', '2026-11-29 11:10:19.031784+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 11:10:20.039647+00', '2026-11-29 11:10:20.039647+00', '2026-11-29 11:10:19.039647+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 11:10:20.043623+00', '2026-11-29 11:10:20.043623+00', '2026-11-29 11:10:19.043623+00', NULL, '2026-11-29 11:10:19.543623+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 11:10:19.044219+00', '2985-03-06 11:10:19.044219+00', '2026-11-29 11:10:19.044219+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 11:10:19.04759+00', '2026-11-29 11:10:19.04759+00', '2026-11-29 11:10:19.04759+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
+
+
+
+INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 11:10:18.579834+00');
+
+
+
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 28446, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 11:10:18.941485+00', '2026-11-29 11:10:18.961665+00');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 11:05:30.046565+00');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 11:10:18.808288+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 11:10:18.820215+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 11:10:19.048538+00', '2026-11-29 11:10:18.823937+00', 'tocsin.paused');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 12058, '0.1.0', '2026-11-29 11:05:30.056428+00', '2026-11-29 11:05:30.056428+00', '2026-11-29 11:05:30.092109+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 12058, '0.1.0', '2026-11-29 11:05:30.093809+00', '2026-11-29 11:05:30.093809+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 12058, '0.1.0', '2026-11-29 11:05:30.100465+00', '2026-11-29 11:05:30.100465+00', NULL);
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 11:10:18.940801+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 28446, '0.1.0', '2026-11-29 11:10:18.942939+00', '2026-11-29 11:10:18.942939+00', '2026-11-29 11:10:18.98688+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 28446, '0.1.0', '2026-11-29 11:10:18.988381+00', '2026-11-29 11:10:18.988381+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 28446, '0.1.0', '2026-11-29 11:10:18.9913+00', '2026-11-29 11:10:18.9913+00', NULL);
 
 
 

@@ -197,7 +197,7 @@ begin
             returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt,
                 t, m.producer_worker_id, m.headers::text,
                       m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key,
-                          m.payload::text, null::float8;
+                      m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
             q := tocsin._check_claim(worker_id, registration);  -- or is it refused?

@@ -20,7 +20,7 @@
 
 create or replace function tocsin._matches_filter(
     letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text,
-        died_before timestamptz
+    died_before timestamptz
 ) returns boolean
 -- inlined into the query, without the conditions that are null
 language sql immutable parallel safe
@@ -49,7 +49,7 @@ $$;
 -- Returns dead letters of a queue, the first of them after the id `after`.
 create or replace function tocsin.list_dead_letters(
     queue text, reason text default null, error text default null, older_than interval default null,
-        max_letters integer default 100,
+    max_letters integer default 100,
     after bigint default null
 ) returns setof tocsin.dead_letter_info
 language sql
@@ -66,7 +66,7 @@ as $$ select *
 
 create or replace function tocsin._describe_dead_letters(
     ids bigint[], queue_id integer, reason text, error text, died_before timestamptz,
-        max_letters integer, after bigint
+    max_letters integer, after bigint
 ) returns setof tocsin.dead_letter_info
 language plpgsql stable
 set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -78,7 +78,7 @@ begin
         select d.id, q.name, d.queue_id, d.payload::text, d.headers::text, d.priority, d.key,
             d.enqueued_at, d.dequeued_at, d.read_ct,
                d.max_deliveries, d.producer_worker_id, d.consumer_worker_id, d.history::text,
-                   d.died_at, d.reason, d.error, d.traceback
+               d.died_at, d.reason, d.error, d.traceback
         from tocsin.dead_letters d
         join tocsin.queues q on q.id = d.queue_id
         where tocsin._matches_filter(d, ids, queue_id, reason, error, died_before)
@@ -131,7 +131,7 @@ $$;
 -- which stay the same. It is one INSERT, whose trigger rings.
 create or replace function tocsin.replay(
     ids bigint[] default null, queue text default null, reason text default null,
-        error text default null,
+    error text default null,
     older_than interval default null, max_letters integer default null, delay interval default null
 ) returns bigint[]
 language plpgsql
@@ -148,7 +148,7 @@ begin
     if delay not between '0 s' and '1000 years' then
         perform tocsin._raise_error('TC022',
                                     'delay must not be negative, nor longer than a thousand years',
-                                        '{"argument": "delay"}');
+                                    '{"argument": "delay"}');
     end if;
     taken := tocsin._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
     t := tocsin._later(tocsin._clock(), coalesce(delay, '0 s'));
@@ -156,11 +156,11 @@ begin
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      dequeued_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                         last_error, history)
+                                     last_error, history)
         select d.id, d.queue_id, d.priority,
             (case when delay > '0 s' then 'delayed' else 'ready' end)::tocsin.message_state, t, t,
                d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id,
-                   d.max_deliveries, d.key, d.payload,
+               d.max_deliveries, d.key, d.payload,
                d.headers, d.error, d.history
         from tocsin.dead_letters d
         where d.id = any (taken)
@@ -178,7 +178,7 @@ begin
             format('dead letter %s cannot be replayed: another unfinished message has its key',
                    array_to_string(held_up, ', ')),
             jsonb_build_object('ids', held_up),
-                'Wait until that one is finished, or archive or purge the dead letter.');
+            'Wait until that one is finished, or archive or purge the dead letter.');
     end if;
     return replayed;
 end
@@ -188,7 +188,7 @@ $$;
 -- many.
 create or replace function tocsin.archive_dead_letters(
     ids bigint[] default null, queue text default null, reason text default null,
-        error text default null,
+    error text default null,
     older_than interval default null, max_letters integer default null
 ) returns bigint
 language plpgsql
@@ -204,17 +204,17 @@ begin
         delete from tocsin.dead_letters d where d.id = any (taken) returning d.*
     ), shelved as (
         select a.queue_id, k.until, tocsin._partition_span_for(a, k.until) as span
-        from tocsin.archive_policies a cross
-            join lateral (select tocsin._keep_until(a.retention, t)) k (until)
+        from tocsin.archive_policies a
+        cross join lateral (select tocsin._keep_until(a.retention, t)) k (until)
     ), kept as (
         insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at,
                                     archived_at, keep_until,
                                     producer_worker_id, consumer_worker_id, key, payload, headers,
-                                        last_error, history)
+                                    last_error, history)
         select d.id, d.queue_id, d.priority, d.read_ct, s.span, d.enqueued_at, d.dequeued_at, t,
             s.until, d.producer_worker_id,
                d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason),
-                   d.history
+               d.history
         from removed d join shelved s on s.queue_id = d.queue_id
         where s.span is not null
     )
@@ -229,9 +229,9 @@ $$;
 -- Deletes dead letters for good, and returns how many that were, or would be (dry_run).
 create or replace function tocsin.purge_dead_letters(
     ids bigint[] default null, queue text default null, reason text default null,
-        error text default null,
+    error text default null,
     older_than interval default null, max_letters integer default null,
-        dry_run boolean default false
+    dry_run boolean default false
 ) returns bigint
 language plpgsql
 set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off

@@ -11,7 +11,7 @@
 -- them in the INSERT would cost time even where it is not called.
 create or replace function tocsin._is_valid(
     payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval,
-        max_deliveries integer
+    max_deliveries integer
 ) returns boolean
 language sql immutable parallel safe
 as $$
@@ -58,7 +58,7 @@ begin
     if delay not between '0 s' and '1000 years' then
         perform tocsin._raise_error('TC022',
                                     'delay must not be negative, nor longer than a thousand years',
-                                        '{"argument": "delay"}');
+                                    '{"argument": "delay"}');
     elsif delay is not null and at is not null then
         perform tocsin._raise_error('TC022', 'give delay or at, not both', '{"argument": "at"}');
     -- clients could not read it, and would stop at the message
@@ -72,7 +72,7 @@ $$;
 -- Refuses what speaks against the queue, the worker and the options; returns the queue.
 create or replace function tocsin._check_enqueue_options(
     queue text, delay interval, at timestamptz, expires_in interval, max_deliveries integer,
-        worker_id bigint
+    worker_id bigint
 ) returns tocsin.queues
 language plpgsql
 as $$
@@ -89,7 +89,7 @@ begin
     if expires_in <= '0 s' or expires_in > '1000 years' then
         perform tocsin._raise_error('TC022',
                                     'expires_in must be positive, and at most a thousand years',
-                                        '{"argument": "expires_in"}');
+                                    '{"argument": "expires_in"}');
     elsif max_deliveries <= 0 then
         perform tocsin._raise_error('TC022', 'max_deliveries must be positive',
                                     '{"argument": "max_deliveries"}');
@@ -147,9 +147,9 @@ $$;
 -- the same session (ring_early.sql).
 create or replace function tocsin.enqueue(
     queue text, payload jsonb, delay interval default null, at timestamptz default null,
-        priority integer default 0,
+    priority integer default 0,
     headers jsonb default null, key text default null, expires_in interval default null,
-        max_deliveries integer default null,
+    max_deliveries integer default null,
     worker_id bigint default null, ring_early boolean default false
 ) returns bigint
 language plpgsql
@@ -202,7 +202,7 @@ begin
                case when due_at > t then 'delayed'::tocsin.message_state
                    else 'ready' end, due_at, due_at, t,
                tocsin._later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload,
-                   headers
+               headers
         from tocsin.queues x
         where x.name = queue
             and tocsin._is_valid(payload, x.max_payload, delay, at, expires_in,
@@ -251,9 +251,9 @@ $$;
 -- index of each call's first payload, so that a refusal names the right one.
 create or replace function tocsin.enqueue_many(
     queue text, payloads jsonb, delay interval default null, at timestamptz default null,
-        priority integer default 0,
+    priority integer default 0,
     headers jsonb default null, expires_in interval default null,
-        max_deliveries integer default null, worker_id bigint default null,
+    max_deliveries integer default null, worker_id bigint default null,
     first_index integer default 0
 ) returns bigint[]
 language plpgsql
@@ -308,8 +308,8 @@ begin
     end if;
     if q.ruled then
         select array_agg(p.payload) into unfit
-        from jsonb_array_elements(messages) m cross
-            join lateral (select coalesce(m -> 'payload', 'null')) p (payload)
+        from jsonb_array_elements(messages) m
+        cross join lateral (select coalesce(m -> 'payload', 'null')) p (payload)
         where tocsin._find_violation(jsonb_build_array(p.payload), q) is not null;
     end if;
     with given as materialized (
@@ -319,7 +319,7 @@ begin
         from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz,
                                                 priority integer, headers jsonb,
                                                 expires_in interval, max_deliveries integer,
-                                                    worker_id bigint)
+                                                worker_id bigint)
     ), added as (
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      expires_at, producer_worker_id, max_deliveries,
@@ -327,7 +327,7 @@ begin
         select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t
             then 'delayed'::tocsin.message_state else 'ready' end,
                g.due_at, g.due_at, t, tocsin._later(t, g.expires_in), g.worker_id, g.max_deliveries,
-                   g.payload, g.headers
+               g.payload, g.headers
         from given g
         where tocsin._is_valid(g.payload, q.max_payload, g.delay, g.at, g.expires_in,
                                g.max_deliveries)

@@ -74,7 +74,7 @@ as $$
         d || case when (d ->> 'ended_at')::timestamptz > t
                   then jsonb_build_object('dequeued_at',
                                           least((d ->> 'dequeued_at')::timestamptz, t), 'ended_at',
-                                              t)
+                                          t)
                   else '{}' end
         order by n)
     from jsonb_array_elements(history) with ordinality h (d, n)

@@ -19,9 +19,9 @@
 -- (`elected` is false).
 create or replace function tocsin.maintain(
     out elected boolean, out partitions_created integer, out partitions_dropped integer,
-        out archived_deleted bigint,
+    out archived_deleted bigint,
     out dead_letters_purged bigint, out orphans_deleted bigint, out workers_purged bigint,
-        out more boolean, out problems text[]
+    out more boolean, out problems text[]
 )
 language plpgsql
 as $$

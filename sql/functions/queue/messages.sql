@@ -24,7 +24,7 @@
 -- whose lease has expired until a claim makes them ready.
 create or replace function tocsin.list_messages(
     queue text, state text default null, worker_id bigint default null,
-        max_messages integer default 100, after bigint default null
+    max_messages integer default 100, after bigint default null
 ) returns setof tocsin.message_info
 language plpgsql stable
 set plan_cache_mode = force_custom_plan set enable_seqscan = off set jit = off
@@ -41,11 +41,11 @@ begin
     if not states <@ '{ready,delayed,leased,dead,archived}' then
         perform tocsin._raise_error('TC022',
                                     'state must be one of ready, delayed, leased, dead, archived',
-                                        '{"argument": "state"}');
+                                    '{"argument": "state"}');
     elsif worker_id is not null and states <> '{leased}' then
         perform tocsin._raise_error('TC022',
                                     'worker_id tells what a worker holds, so only leased messages',
-                                        '{"argument": "worker_id"}');
+                                    '{"argument": "worker_id"}');
     end if;
     page := array(
         select p.id
@@ -110,7 +110,7 @@ begin
         select x.id, q.name, x.queue_id, x.payload::text, x.headers::text, x.priority, x.key,
             x.enqueued_at, x.dequeued_at, x.read_ct,
                x.max_deliveries, x.producer_worker_id, x.consumer_worker_id, x.history::text,
-                   x.state, x.due, x.vt, x.expires_at,
+               x.state, x.due, x.vt, x.expires_at,
                x.archived_at, x.died_at, x.reason, x.last_error
         from (
             select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at,
@@ -120,21 +120,21 @@ begin
                        then 'delayed' else 'leased' end as state,
                    m.due, m.vt, m.expires_at,
                    null::timestamptz as archived_at, null::timestamptz as died_at,
-                       null::text as reason, m.last_error
+                   null::text as reason, m.last_error
             from tocsin.messages m
             where m.id = any (ids)
             union all
             select d.id, d.queue_id, d.payload, d.headers, d.priority, d.key, d.enqueued_at,
                 d.dequeued_at, d.read_ct, d.max_deliveries,
                    d.producer_worker_id, d.consumer_worker_id, d.history, 'dead', null, null, null,
-                       null, d.died_at, d.reason, d.error
+                   null, d.died_at, d.reason, d.error
             from tocsin.dead_letters d
             where d.id = any (ids)
             union all
             select a.id, a.queue_id, a.payload, a.headers, a.priority, a.key, a.enqueued_at,
                 a.dequeued_at, a.read_ct, null,
                    a.producer_worker_id, a.consumer_worker_id, a.history, 'archived', null, null,
-                       null, a.archived_at, null, null,
+                   null, a.archived_at, null, null,
                    a.last_error
             from tocsin.archive a
             where a.queue_id = any (queues) and a.id = any (ids)

@@ -183,7 +183,7 @@ $$;
 create or replace function tocsin.queue_metrics(queue text default null)
 returns table (
     queue_name text, paused boolean, ready bigint, delayed bigint, leased bigint, dead bigint,
-        archived bigint, oldest_ready_age float8,
+    archived bigint, oldest_ready_age float8,
     enqueue_rate float8, settle_rate float8, consumers bigint, exact boolean
 )
 language plpgsql
@@ -251,7 +251,7 @@ $$;
 create or replace function tocsin.store_stats()
 returns table (
     queues bigint, workers jsonb, ready bigint, delayed bigint, leased bigint, dead bigint,
-        archived bigint, processes bigint,
+    archived bigint, processes bigint,
     version integer, exact boolean
 )
 language plpgsql
@@ -265,12 +265,12 @@ begin
                (select coalesce(jsonb_object_agg(s.status, s.n), '{}')
                 from (select w.status, count(*) as n from tocsin.workers w group by 1) s),
                coalesce(sum(c.ready), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint,
-                   coalesce(sum(c.leased), 0)::bigint,
+               coalesce(sum(c.leased), 0)::bigint,
                coalesce(sum(c.dead), 0)::bigint,
-                   (select coalesce(sum(a.n), 0)::bigint
+               (select coalesce(sum(a.n), 0)::bigint
                     from tocsin._archived_in_all(0, 2147483647) a),
                (select count(*) from tocsin.processes), (select x.version from tocsin.contract x),
-                   coalesce(bool_and(c.exact), true)
+               coalesce(bool_and(c.exact), true)
         from tocsin._count_queues(0, 2147483647, t) c;
 end
 $$;

@@ -179,7 +179,7 @@ $$;
 -- session has locked something of the queue and keeps it.
 create or replace function tocsin._remove_queue(
     q tocsin.queues, force boolean, out worker_count bigint, out message_count bigint,
-        out archived_count bigint, out dead_letter_count bigint
+    out archived_count bigint, out dead_letter_count bigint
 )
 language plpgsql
 set lock_timeout = '100ms'

@@ -9,7 +9,7 @@
 -- claim makes it ready. A locked dead letter is skipped (see dead_letters.sql).
 create or replace function tocsin.purge_queue(
     queue text, ready boolean default false, delayed boolean default false,
-        archived boolean default false, dead boolean default false,
+    archived boolean default false, dead boolean default false,
     older_than interval default null, dry_run boolean default false
 ) returns table (ready_count bigint, delayed_count bigint, archived_count bigint, dead_count bigint)
 language plpgsql

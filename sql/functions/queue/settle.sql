@@ -51,11 +51,11 @@ begin
             insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at,
                                         dequeued_at, archived_at, keep_until,
                                         producer_worker_id, consumer_worker_id, key, payload,
-                                            headers, last_error, history)
+                                        headers, last_error, history)
             select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
                 until,
                    f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
-                       f.last_error, f.history
+                   f.last_error, f.history
             from finished f where hours is not null
         )
         select array_agg(f.id) into batch from finished f;
@@ -146,7 +146,7 @@ $$;
 -- stopped by a shutdown).
 create or replace function tocsin.release(ids bigint[], leases bigint[],
                                           delay interval default '0 s',
-                                              counted boolean default true)
+                                          counted boolean default true)
 returns boolean[]
 language sql
 as $$
@@ -164,7 +164,7 @@ $$;
 -- a dead letter now; null: its lease was gone, and nothing was changed.
 create or replace function tocsin.fail(
     ids bigint[], leases bigint[], errors text[], tracebacks text[], delays float8[] default null,
-        verdicts text[] default null,
+    verdicts text[] default null,
     keep_place boolean default false
 ) returns float8[]
 language sql
@@ -178,7 +178,7 @@ as $$ select tocsin._requeue(ids, leases, null, true, 'handler_failed', errors, 
 -- `fail` does.
 create or replace function tocsin._requeue(
     ids bigint[], leases bigint[], delay interval, counted boolean, outcome text,
-        errors text[] default null, tracebacks text[] default null,
+    errors text[] default null, tracebacks text[] default null,
     delays float8[] default null, verdicts text[] default null, keep_place boolean default false
 ) returns float8[]
 language plpgsql
@@ -259,10 +259,10 @@ language sql stable
 as $$
     select jsonb_build_object('delivery', m.read_ct, 'worker_id', m.consumer_worker_id,
                               'worker',
-                                  (select w.name from tocsin.workers w
+                              (select w.name from tocsin.workers w
                                    where w.id = m.consumer_worker_id),
                               'dequeued_at', m.dequeued_at, 'ended_at', ended_at, 'outcome',
-                                  outcome, 'error', left(error, 1000))
+                              outcome, 'error', left(error, 1000))
 $$;
 
 -- Returns a message's history with one more delivery, and without the oldest when it
@@ -298,7 +298,7 @@ $$;
 -- not expired.
 create or replace function tocsin._move_to_dead_letters(
     ids bigint[], reason text, errors text[] default null, tracebacks text[] default null,
-        deliveries jsonb[] default null
+    deliveries jsonb[] default null
 ) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -318,11 +318,11 @@ begin
     insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at,
                                      died_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                         reason, error, traceback, history)
+                                     reason, error, traceback, history)
     select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin._clock(),
         d.lease, d.producer_worker_id,
            d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers,
-               _move_to_dead_letters.reason, d.error, d.traceback,
+           _move_to_dead_letters.reason, d.error, d.traceback,
            tocsin._add_delivery(d.history, d.delivery)
     from died d;
 exception when integrity_constraint_violation or data_exception or program_limit_exceeded

@@ -147,7 +147,7 @@ $$;
 -- that time; returns its id. Its place among equal priorities is that of its new time.
 create or replace function tocsin.reschedule(
     message_id bigint default null, delay interval default null, at timestamptz default null,
-        queue text default null, key text default null
+    queue text default null, key text default null
 ) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -182,7 +182,7 @@ $$;
 -- Gives a message that waits another priority, and returns its id.
 create or replace function tocsin.reprioritise(
     message_id bigint default null, priority integer default null, queue text default null,
-        key text default null
+    key text default null
 ) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off

@@ -29,9 +29,9 @@ create or replace function tocsin.list_workers(queue text default null,
                                                worker_id bigint default null)
 returns table (
     id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text,
-        pid integer, version text,
+    pid integer, version text,
     started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz,
-        ended text, held bigint,
+    ended text, held bigint,
     running_message_id bigint, running_for float8
 )
 language sql stable
@@ -52,7 +52,7 @@ as $$
     select s.id, s.name, s.kind, s.queue_id, s.queue_name, s.status, s.hostname, s.pid, s.version,
         s.started_at, beat.at,
            extract(epoch from tocsin._clock() - beat.at)::float8, s.shutdown_at, s.ended,
-               coalesce(h.held, 0),
+           coalesce(h.held, 0),
            h.message_id, case when h.since is not null
                then greatest(0, extract(epoch from tocsin._clock() - h.since)) end::float8
     from shown s
@@ -104,10 +104,10 @@ $$;
 -- minutes and at most an hour.
 create or replace function tocsin.queue_health(queue text default null,
                                                max_age interval default '30 s',
-                                                   max_running interval default null)
+                                               max_running interval default null)
 returns table (
     name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[],
-        suspended_workers bigint[],
+    suspended_workers bigint[],
     ready bigint, oldest_ready_age float8, paused_for float8,
     running_worker_id bigint, running_message_id bigint, running_for float8
 )

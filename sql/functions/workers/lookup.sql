@@ -63,7 +63,7 @@ begin
                                            'or its queue deleted', worker_id),
             jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'code',
                                'registration_ended', 'reason',
-                                   'it has been purged, or its queue deleted'),
+                               'it has been purged, or its queue deleted'),
             'Register it again, by its name or another.');
     end if;
     return tocsin._check_own(w);

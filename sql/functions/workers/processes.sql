@@ -201,7 +201,7 @@ $$;
 -- Whether a process seems alive; if not, when it may be declared dead.
 create or replace function tocsin._examine(
     p tocsin.processes, t timestamptz, up_since timestamptz, out seems_alive boolean,
-        out dead_at timestamptz
+    out dead_at timestamptz
 )
 language plpgsql
 as $$

@@ -28,7 +28,7 @@ begin
     more := coalesce(tocsin._reap_dead_processes(0, stop_at => stop_at) = 0, false);
     select count(*),
         coalesce(sum((held ->> w.id::text)::bigint - tocsin._count_held(w)), 0) into workers,
-            messages
+        messages
     from tocsin.workers w where w.id = any (alive) and w.status_before_death is not null;
 
     if more then

@@ -8,7 +8,7 @@
 -- declared dead (null: no process; such a worker is never found dead).
 create or replace function tocsin.register_worker(
     queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text,
-        again boolean default false
+    again boolean default false
 ) returns tocsin.workers
 language plpgsql
 as $$
@@ -40,15 +40,15 @@ begin
                 coalesce(register_worker.name,
                          format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
                 'ready', nextval('tocsin.registrations'), tocsin._caller(),
-                    register_worker.process_id, register_worker.hostname,
+                register_worker.process_id, register_worker.hostname,
                 register_worker.pid, register_worker.version, t, t)
         on conflict (queue_id, kind, name) do update
             set status = case when again and x.status_before_death in ('suspended', 'interrupted')
                 then x.status_before_death else 'ready' end,
                 grace = null, status_before_death = null, ended = null,
-                    registration = excluded.registration, role = excluded.role,
+                registration = excluded.registration, role = excluded.role,
                 process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid,
-                    version = excluded.version,
+                version = excluded.version,
                 started_at = t, heartbeat_at = t, shutdown_at = null
             where x.status = 'stopped'
         returning x.* into w;
@@ -70,7 +70,7 @@ begin
         jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', 'ready', 'retry_after',
                            retry_after, 'code', 'name_in_use',
                            'reason',
-                               format('its name is in use by process %s on %s', w.pid, w.hostname)),
+                           format('its name is in use by process %s on %s', w.pid, w.hostname)),
         'Choose another name, or end that worker first.');
 end
 $$;
@@ -131,9 +131,9 @@ create or replace function tocsin.purge_workers(older_than interval, queue text 
                                                 dry_run boolean default false)
 returns table (
     id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text,
-        pid integer, version text,
+    pid integer, version text,
     started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz,
-        ended text, held bigint,
+    ended text, held bigint,
     running_message_id bigint, running_for float8
 )
 language plpgsql

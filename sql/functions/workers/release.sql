@@ -20,7 +20,7 @@ $$;
 -- that planned for an empty table from walking the whole primary key for that.
 create or replace function tocsin._release_held(
     w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}',
-        keep_leases bigint[] default '{}'
+    keep_leases bigint[] default '{}'
 ) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off

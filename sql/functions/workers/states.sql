@@ -41,7 +41,7 @@ $$;
 -- The one place where a worker's status changes while it is registered.
 create or replace function tocsin._move_worker(
     worker_id bigint, allowed text[], target text, grace interval default null,
-        ended text default null, registration bigint default null
+    ended text default null, registration bigint default null
 ) returns tocsin.workers
 language plpgsql
 as $$
@@ -85,7 +85,7 @@ $$;
 -- suspended. Returns how many messages were requeued.
 create or replace function tocsin.complete_poll(
     worker_id bigint, registration bigint, keep_ids bigint[] default '{}',
-        keep_leases bigint[] default '{}'
+    keep_leases bigint[] default '{}'
 ) returns bigint
 language plpgsql
 as $$
@@ -151,7 +151,7 @@ begin
                                     format('worker %s ("%s") holds %s message(s)', w.id, w.name,
                                            held),
             jsonb_build_object('worker_id', w.id, 'count', held),
-                'Settle or release them first, or suspend with release or drain.');
+            'Settle or release them first, or suspend with release or drain.');
     end if;
 end
 $$;
