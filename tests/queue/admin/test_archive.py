@@ -571,7 +571,7 @@ async def test_maintenance_works_in_any_schema(dsn: str) -> None:
         assert await store.verify() == ()
         await query(
             dsn,
-            'create or replace function "Mixed".clock() returns timestamptz language sql as $$'
+            'create or replace function "Mixed"._clock() returns timestamptz language sql as $$'
             " select now() + interval '1 day' $$",
         )
         assert (await store.maintain()).partitions_dropped == 2
