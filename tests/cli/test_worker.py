@@ -376,7 +376,7 @@ def test_reclaim_takes_back_what_a_killed_process_held(
     assert cli("worker", "get", "1", "--format", "json").json["ended"] == "died"
 
 
-HANG = """
+HANG_IF_TOLD = """
 import logging, trio
 
 async def hang(message):
@@ -391,7 +391,7 @@ def test_interrupt_with_grace_from_the_command_line(
 ) -> None:
     """A worker in another process ends by it: what it has finished is archived, what
     still runs after the grace is given back."""
-    (tmp_path / "service.py").write_text(HANG)
+    (tmp_path / "service.py").write_text(HANG_IF_TOLD)
     cli("queue", "create", "q", "--vt", "1h")
     cli("enqueue", "q", '"quick"', '"hang"')
     with started(store_dsn, "worker", "run", "q", "service:hang", folder=tmp_path) as process:
