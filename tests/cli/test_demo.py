@@ -22,6 +22,8 @@ from tocsin._demo import act, files, work
 from tocsin._demo.tables import ADD_DIGEST, Tables
 from tocsin._demo.view import Report, View
 
+pytestmark = pytest.mark.slow
+
 # Runs the command as a shell would start it: a background job's SIGINT is ignored, and
 # tests may be one.
 AT_A_TERMINAL = "import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
@@ -187,7 +189,6 @@ async def test_nothing_to_do(tmp_path: Path) -> None:
     assert run.output == f"tocsin: no files below {tmp_path}\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["tocsin demo", "  server", "  enqueue"])
 async def test_a_signal_in_the_middle(data: Path, moment: str, number: signal.Signals) -> None:

@@ -324,6 +324,7 @@ def test_a_queue_that_does_not_exist_is_refused(store_dsn: str, folder: Path) ->
     assert (ended.returncode, one_line(ended.stderr)) == (1, True)
 
 
+@pytest.mark.slow
 def test_reload_restarts_when_a_file_changes_and_passes_signals_on(
     cli: Call, store_dsn: str, folder: Path
 ) -> None:

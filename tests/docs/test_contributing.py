@@ -77,6 +77,7 @@ def contract(folder: Path) -> dict[str, Any]:
     return tomllib.loads((folder / "sql" / "contract.toml").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_new_migration_has_the_next_number(copy: Path) -> None:
     before = sorted(path.name for path in (copy / "sql" / "migrations").iterdir())
     nox("-s", "new-migration", "--", "add_tags", folder=copy)
@@ -84,6 +85,7 @@ def test_new_migration_has_the_next_number(copy: Path) -> None:
     assert after == [*before, f"{len(before) + 1:04}_add_tags.sql"]
 
 
+@pytest.mark.slow
 def test_bump_functions_raises_a_version_that_was_released(copy: Path) -> None:
     before = contract(copy)
     nox("-s", "bump-functions", folder=copy)

@@ -32,7 +32,17 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+LONG = {"operations.md", "recipes.md", "testing.md"}
+"""Pages whose blocks take seconds."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in LONG else (), id=named(page))
+        for page in PAGES
+    ],
+)
 async def test_the_blocks_of_a_page(
     page: Path, database_factory: Callable[[], str], tmp_path: Path
 ) -> None:

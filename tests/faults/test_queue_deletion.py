@@ -364,7 +364,7 @@ async def refused_as_busy(store: tocsin.Store, into: list[str]) -> None:
 @pytest.mark.parametrize(
     "use",
     [
-        "select tocsin.enqueue('q', '2')",
+        pytest.param("select tocsin.enqueue('q', '2')", marks=pytest.mark.slow),
         "select from tocsin.messages for update",
         "select pg_advisory_xact_lock(tocsin._lock_key('rung', 1))",
     ],
@@ -396,6 +396,7 @@ FUTURE = (
 )
 
 
+@pytest.mark.slow
 async def test_two_deletions_in_a_transaction_do_not_wait_for_ever_for_who_uses_both_queues(
     store: tocsin.Store, store_dsn: str
 ) -> None:

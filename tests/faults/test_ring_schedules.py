@@ -309,6 +309,7 @@ def scheduled(
         yield Schedule(dsn, consumers, seed, leave_out, stack)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("consumers", "number"), [(1, 1000), (2, 500)])
 def test_nobody_sleeps_beside_a_message(store_dsn: str, consumers: int, number: int) -> None:
     with scheduled(store_dsn, consumers, seed=0) as schedule:

@@ -70,8 +70,9 @@ class Service:
                 assert await process.wait() == (0 if number == signal.SIGTERM else -number)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("seed", "rounds"), [(1, 7), pytest.param(2, 30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "rounds"), [(1, 7), (2, 30)])
 async def test_nothing_is_lost_while_services_of_two_versions_are_restarted(
     dsn: str, tmp_path: Path, database_factory: Callable[[], str], seed: int, rounds: int
 ) -> None:

@@ -275,6 +275,7 @@ async def test_a_producer_needs_no_store(cast: Cast) -> None:
         tocsin.enqueue(connection, "granted", 1)
 
 
+@pytest.mark.slow
 async def test_the_command_line_does_for_each_role_what_that_may(
     cast: Cast, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ async def test_interrupt_with_grace_from_another_process(
         ]
 
 
+@pytest.mark.slow
 def test_from_the_command_line(store_dsn: str, tmp_path: Path) -> None:
     """Each command, and the worker, is a process of its own."""
     (tmp_path / "service.py").write_text(
