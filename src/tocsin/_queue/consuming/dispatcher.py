@@ -76,7 +76,7 @@ class Step(Enum):
     """Wait until something changes."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)  # built at each turn, and faster without slots
 class State:
     """How things stand in the loop."""
 
