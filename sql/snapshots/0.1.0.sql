@@ -3081,16 +3081,18 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.complete_poll(worker_id bigint, registration bigint, keep_ids bigint[] DEFAULT '{}'::bigint[], keep_leases bigint[] DEFAULT '{}'::bigint[]) RETURNS bigint
+CREATE FUNCTION tocsin.complete_poll(worker_id bigint, registration bigint, keep_ids bigint[] DEFAULT '{}'::bigint[], keep_leases bigint[] DEFAULT '{}'::bigint[], interrupted boolean DEFAULT false) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
     update "tocsin".workers x
-    set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
+    set status = case when x.status = 'polling' and not interrupted then 'ready'
+                      else 'suspended' end,
+        grace = null
     where x.id = worker_id and x.registration = complete_poll.registration
-        and x.status in ('polling', 'interrupted')
+      and (x.status in ('polling', 'interrupted') or interrupted and x.status = 'ready')
       and "tocsin"._acts_for(x.role);
     return "tocsin".release_others(worker_id, registration, keep_ids, keep_leases);
 end
@@ -5240,7 +5242,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113011 VALUES (1, 2, 0, 1, 1, '2026-11-29 11:10:18.968297+00', '2026-11-29 11:10:18.975132+00', '2026-11-29 11:10:18.977959+00', '2026-11-30 11:10:18.977959+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113011 VALUES (1, 2, 0, 1, 1, '2026-11-29 11:34:54.079697+00', '2026-11-29 11:34:54.081885+00', '2026-11-29 11:34:54.084503+00', '2026-11-30 11:34:54.084503+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
 
 
 
@@ -5253,84 +5255,84 @@ INSERT INTO tocsin.archive_1h_2026113011 VALUES (1, 2, 0, 1, 1, '2026-11-29 11:1
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 11:10:18.999121+00', '2026-11-29 11:10:19.004842+00', '2026-11-29 11:10:19.005511+00', '2985-03-06 11:10:19.005511+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 11:34:54.091437+00', '2026-11-29 11:34:54.094577+00', '2026-11-29 11:34:54.095232+00', '2985-03-06 11:34:54.095232+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 11:10:18.977959+00', '2026-11-29 11:10:18.977959+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 11:10:19.005511+00', '2026-11-29 11:10:19.005511+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 11:34:54.084503+00', '2026-11-29 11:34:54.084503+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 11:34:54.095232+00', '2026-11-29 11:34:54.095232+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 11:10:18.926976+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 11:00:00+00","2026-11-30 13:00:00+00")', '2026-11-29 11:10:18.926992+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 11:10:18.926996+00');
-
-
-
-
-
-
-
-
-
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '0222c69dc50dfcd5d2904e5ce772b68dc8b18fad10aeba32e63efe774c0592f1');
-
-
-
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 11:10:19.016239+00', '2026-11-29 11:10:19.016835+00', '2026-11-29 11:10:19.025336+00', 1795950619016835, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:10:19.017965+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:10:19.016835+00:00"}]');
-
-
-
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 11:11:18.579834+00', false);
-
-
-
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 11:10:19.004303+00', '2026-11-29 11:10:49.004842+00', '2026-11-29 11:10:19.004303+00', '2026-11-29 11:10:19.004842+00', NULL, 1795950619004842, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 11:10:19.87431+00', '2026-11-29 11:10:19.87431+00', '2026-11-29 11:10:19.010843+00', '2026-11-29 11:10:19.015693+00', NULL, 1795950619015693, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:10:19.017965+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:10:19.015693+00:00"}]');
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', '2026-11-29 11:10:19.028438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 11:10:19.031784+00', '2026-11-29 11:10:19.031784+00', '2026-11-29 11:10:19.031784+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 11:10:20.039647+00', '2026-11-29 11:10:20.039647+00', '2026-11-29 11:10:19.039647+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 11:10:20.043623+00', '2026-11-29 11:10:20.043623+00', '2026-11-29 11:10:19.043623+00', NULL, '2026-11-29 11:10:19.543623+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 11:10:19.044219+00', '2985-03-06 11:10:19.044219+00', '2026-11-29 11:10:19.044219+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 11:10:19.04759+00', '2026-11-29 11:10:19.04759+00', '2026-11-29 11:10:19.04759+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
-
-
-
-INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 11:10:18.579834+00');
-
-
-
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 28446, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 11:10:18.941485+00', '2026-11-29 11:10:18.961665+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 11:34:54.063652+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 11:00:00+00","2026-11-30 13:00:00+00")', '2026-11-29 11:34:54.063666+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 11:34:54.06367+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 11:10:18.808288+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 11:10:18.820215+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 11:10:19.048538+00', '2026-11-29 11:10:18.823937+00', 'tocsin.paused');
+
+
+
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '4640450ba19af2eda85773f51ee39418bb41ae48693ebb6555604defddd07b26');
+
+
+
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 11:34:54.097738+00', '2026-11-29 11:34:54.098314+00', '2026-11-29 11:34:54.102552+00', 1795952094098314, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:34:54.09943+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:34:54.098314+00:00"}]');
+
+
+
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 11:35:53.874744+00', false);
+
+
+
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 11:34:54.093071+00', '2026-11-29 11:35:24.094577+00', '2026-11-29 11:34:54.093071+00', '2026-11-29 11:34:54.094577+00', NULL, 1795952094094577, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 11:34:55.103225+00', '2026-11-29 11:34:55.103225+00', '2026-11-29 11:34:54.096774+00', '2026-11-29 11:34:54.097262+00', NULL, 1795952094097262, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:34:54.09943+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:34:54.097262+00:00"}]');
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 11:34:54.106677+00', '2026-11-29 11:34:54.106677+00', '2026-11-29 11:34:54.106677+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 11:34:55.107296+00', '2026-11-29 11:34:55.107296+00', '2026-11-29 11:34:54.107296+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 11:34:55.107806+00', '2026-11-29 11:34:55.107806+00', '2026-11-29 11:34:54.107806+00', NULL, '2026-11-29 11:34:54.607806+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 11:34:54.108391+00', '2985-03-06 11:34:54.108391+00', '2026-11-29 11:34:54.108391+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 11:34:54.108802+00', '2026-11-29 11:34:54.108802+00', '2026-11-29 11:34:54.108802+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
+
+
+
+INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 11:34:53.874744+00');
+
+
+
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 13998, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 11:34:54.067204+00', '2026-11-29 11:34:54.078457+00');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 11:10:18.940801+00');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 11:34:54.011092+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 11:34:54.013568+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 11:34:54.109529+00', '2026-11-29 11:34:54.014815+00', 'tocsin.paused');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 28446, '0.1.0', '2026-11-29 11:10:18.942939+00', '2026-11-29 11:10:18.942939+00', '2026-11-29 11:10:18.98688+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 28446, '0.1.0', '2026-11-29 11:10:18.988381+00', '2026-11-29 11:10:18.988381+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 28446, '0.1.0', '2026-11-29 11:10:18.9913+00', '2026-11-29 11:10:18.9913+00', NULL);
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 11:34:54.066525+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 13998, '0.1.0', '2026-11-29 11:34:54.06852+00', '2026-11-29 11:34:54.06852+00', '2026-11-29 11:34:54.086871+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 13998, '0.1.0', '2026-11-29 11:34:54.088279+00', '2026-11-29 11:34:54.088279+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 13998, '0.1.0', '2026-11-29 11:34:54.090197+00', '2026-11-29 11:34:54.090197+00', NULL);
 
 
 
@@ -6016,7 +6018,7 @@ REVOKE ALL ON FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_m
 
 
 
-REVOKE ALL ON FUNCTION tocsin.complete_poll(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.complete_poll(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[], interrupted boolean) FROM PUBLIC;
 
 
 

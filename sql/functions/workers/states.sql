@@ -82,19 +82,23 @@ $$;
 
 -- Ends a run, however it ended: requeues what it still holds except the leases to keep,
 -- without counting the deliveries. A polling worker becomes ready, an interrupted one
--- suspended. Returns how many messages were requeued.
+-- suspended. `interrupted`: its process has ended the run, and may not have said so
+-- yet, so a polling or ready worker becomes suspended, too. Returns how many messages
+-- were requeued.
 create or replace function tocsin.complete_poll(
     worker_id bigint, registration bigint, keep_ids bigint[] default '{}',
-    keep_leases bigint[] default '{}'
+    keep_leases bigint[] default '{}', interrupted boolean default false
 ) returns bigint
 language plpgsql
 as $$
 begin
     perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
     update tocsin.workers x
-    set status = case x.status when 'polling' then 'ready' else 'suspended' end, grace = null
+    set status = case when x.status = 'polling' and not interrupted then 'ready'
+                      else 'suspended' end,
+        grace = null
     where x.id = worker_id and x.registration = complete_poll.registration
-        and x.status in ('polling', 'interrupted')
+      and (x.status in ('polling', 'interrupted') or interrupted and x.status = 'ready')
       and tocsin._acts_for(x.role);
     return tocsin.release_others(worker_id, registration, keep_ids, keep_leases);
 end

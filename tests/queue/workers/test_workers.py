@@ -161,22 +161,30 @@ async def test_delete_from_each_state(store: tocsin.Store, store_dsn: str, state
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "interrupted", "after"),
     [
-        ("polling", "ready"),
-        ("interrupted", "suspended"),
-        ("ready", "ready"),
-        ("suspended", "suspended"),
-        ("stopped", "stopped"),
+        ("polling", False, "ready"),
+        ("interrupted", False, "suspended"),
+        ("ready", False, "ready"),
+        ("suspended", False, "suspended"),
+        ("stopped", False, "stopped"),
+        # whether `tocsin.interrupt` comes before or after
+        ("polling", True, "suspended"),
+        ("interrupted", True, "suspended"),
+        ("ready", True, "suspended"),
+        ("suspended", True, "suspended"),
+        ("stopped", True, "stopped"),
     ],
 )
-async def test_complete_poll(store: tocsin.Store, store_dsn: str, before: str, after: str) -> None:
+async def test_complete_poll(
+    store: tocsin.Store, store_dsn: str, before: str, interrupted: bool, after: str
+) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
         await query(store_dsn, "update tocsin.workers set status = %s", before)
         await store._database.fetch(
-            "select tocsin.complete_poll(%s, %s)",
-            [consumer.worker_id, consumer._registration.token],
+            "select tocsin.complete_poll(%s, %s, interrupted => %s)",
+            [consumer.worker_id, consumer._registration.token, interrupted],
         )
         assert await consumer.status() == after
 

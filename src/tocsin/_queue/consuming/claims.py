@@ -171,9 +171,13 @@ class Claimer:
             "select tocsin.begin_poll(%s, %s)", [worker.worker_id, worker.token]
         )
 
-    async def complete_poll(self) -> int:
+    async def complete_poll(self, *, interrupted: bool) -> int:
         """Have the registry say that the run has ended, and release what it holds;
         return how many messages that were.
+
+        Args:
+            interrupted: whether a signal has ended the run, so that the worker is
+                suspended, although `tocsin.interrupt` may not have been called yet.
 
         Cancellation:
             Atomic: both or nothing.
@@ -183,8 +187,8 @@ class Claimer:
             async with self._lock:
                 manual = settle_arguments(self._leases.manual_messages())
                 (released,) = await self._database.fetch_one(
-                    "select tocsin.complete_poll(%s, %s, %s, %s)",
-                    [worker.worker_id, worker.token, *manual],
+                    "select tocsin.complete_poll(%s, %s, %s, %s, %s)",
+                    [worker.worker_id, worker.token, *manual, interrupted],
                 )
         except BaseException:
             self._outcome_unknown = True

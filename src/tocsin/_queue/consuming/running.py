@@ -49,14 +49,14 @@ async def _begin(state: ConsumerState) -> bool:
     return not state.closed  # a signal may have closed it by now
 
 
-async def _complete(parts: ConsumerParts) -> int:
+async def _complete(parts: ConsumerParts, *, interrupted: bool) -> int:
     """Have the registry say that the run has ended; return how many messages that
     released."""
     released = 0
     problem: object = None
     with parts.database.grace.scope() as patience:
         try:
-            released = await parts.claimer.complete_poll()
+            released = await parts.claimer.complete_poll(interrupted=interrupted)
         except (TocsinError, psycopg.Error) as error:
             problem = error
     if patience.cancelled_caught:
@@ -110,7 +110,7 @@ async def open_run(
         if run is not None:
             with settling_at_the_end(parts):
                 await parts.keeper.check_promised()
-        released = await _complete(parts)
+        released = await _complete(parts, interrupted=state.closed)
         state.running = False
         parts.leases.wake_waiters()
     if run is not None:

@@ -46,7 +46,7 @@ class Registration:
 
     def __init__(self, database: Database, kind: str, queue: str, name: str | None) -> None:
         self.queue = queue
-        self.current = RegisteredAs(0, name)
+        self.current: RegisteredAs = RegisteredAs(0, name)
         """What the last registration has made of the worker."""
         self._database = database
         self._kind = kind
