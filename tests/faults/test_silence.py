@@ -209,6 +209,7 @@ async def test_a_pool_connection_that_is_dropped_in_silence(store_dsn: str) -> N
                 assert store.statistics().pool.size >= 1
                 await query(store_dsn, "select tocsin.enqueue('q', '\"after\"')")
                 await handled.wait(2)
+                assert store.statistics().listening
                 nursery.cancel_scope.cancel()
     assert handled.payloads == ["before", "after"]
     assert [m.read_ct for m in handled.messages] == [1, 1]
