@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+import subprocess
+import sys
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -96,8 +98,17 @@ async def populate(dsn: str, dump: Path, installation: Path) -> None:
     await trio.Path(dump).write_text(text, encoding="utf-8")
 
 
+def is_released() -> bool:
+    """Return whether this version has a tag."""
+    command = ["git", "-C", str(SQL), "tag", "--list", f"v{tocsin.__version__}"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
+    return bool(listed.stdout.strip())
+
+
 async def write(installation: Path) -> None:
-    """Write the file of this version."""
+    """Write the file of this version, unless it is released."""
+    if is_released():
+        sys.exit(f"version {tocsin.__version__} is released: its snapshot stays as it is")
     path = SNAPSHOTS / f"{tocsin.__version__}.sql"
     async with database("UTF8", installation) as dsn:
         await populate(dsn, path, installation)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import tocsin
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "CONTRIBUTING.md",
@@ -63,10 +65,35 @@ def test_the_links_and_paths_of_a_page_exist(page: Path) -> None:
         assert (ROOT / path.split("X.Y.Z")[0]).exists(), path
 
 
+def test_the_table_of_the_tests_has_each_folder() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    rows = "\n".join(re.findall(r"^\| (`tests/.*?) \|", text, re.M))
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    folders |= {path.parents[1].name for path in (ROOT / "tests").glob("*/*/test_*.py")}
+    assert sorted(re.findall(r"`tests/(\w+)`", rows)) == sorted(folders - {"support"})
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="asks git for the files")
+def test_a_file_of_the_source_has_at_most_400_lines() -> None:
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "src", "sql"], capture_output=True, text=True, check=False
+    )
+    if listed.returncode != 0:
+        pytest.skip("no checkout: git does not list the files")
+    paths = [ROOT / line for line in listed.stdout.splitlines()]
+    assert len(paths) > 100
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_bytes().splitlines())
+        for path in paths
+        if path.exists() and path.parent.name != "snapshots"
+    }
+    assert {name: count for name, count in lengths.items() if count > 400} == {}
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of what the tasks about SQL read and write."""
-    for folder in ("sql", "src"):
+    for folder in ("sql", "src", "tools"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "noxfile.py", tmp_path)
     subprocess.run(["git", "init", "-q", "-b", "main", tmp_path], check=True)
@@ -83,6 +110,25 @@ def test_new_migration_has_the_next_number(copy: Path) -> None:
     nox("-s", "new-migration", "--", "add_tags", folder=copy)
     after = sorted(path.name for path in (copy / "sql" / "migrations").iterdir())
     assert after == [*before, f"{len(before) + 1:04}_add_tags.sql"]
+
+
+def test_the_snapshot_of_a_released_version_is_not_written_again(copy: Path) -> None:
+    tag = f"v{tocsin.__version__}"
+    path = copy / "sql" / "snapshots" / f"{tocsin.__version__}.sql"
+    path.write_text("of the release", "utf-8")
+    git = ["git", "-C", str(copy), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["add", "sql"], ["commit", "-qm", "release"], ["tag", tag]):
+        subprocess.run([*git, *command], check=True)
+    ended = subprocess.run(
+        [sys.executable, "-m", "tools.snapshot"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert f"version {tocsin.__version__} is released" in ended.stderr
+    assert path.read_text("utf-8") == "of the release"
 
 
 @pytest.mark.slow
