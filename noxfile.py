@@ -34,7 +34,7 @@ MIGRATIONS = Path("sql/migrations")
 
 @nox.session
 def test(session: nox.Session) -> None:
-    """Run the whole suite, or the tests that are named."""
+    """Run the suite without what is slow by nature, or the tests that are named."""
     session.run("pytest", "-q", *session.posargs)
 
 
