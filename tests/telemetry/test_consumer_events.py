@@ -122,6 +122,32 @@ async def test_leases_that_are_extended_or_lost_are_reported(
             assert lost.ids == (message_id,)
 
 
+async def test_leases_that_a_run_extends_or_loses_are_reported(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q", vt=10)
+    message_id = await store.produce("q", 1)
+    kinds = (telemetry.LeasesExtended, telemetry.LeasesLost)
+    with store.events.subscribe(*kinds) as events:
+        async with store.consumer("q") as consumer:
+
+            async def lose(message: tocsin.Message) -> None:
+                await consumer._parts.keeper.refresh()
+                await move_clock(store_dsn, 11)
+                await store.messages.cancel(message.id)
+                await consumer._parts.keeper.refresh()
+
+            await run_once(consumer, lose)
+            found = [await next_event(events) for _ in kinds]
+    assert [type(event) for event in found] == list(kinds)
+    for event in found:
+        assert (event.queue, event.worker_id, event.ids) == (  # type: ignore[attr-defined]
+            "q",
+            consumer.worker_id,
+            (message_id,),
+        )
+
+
 async def test_an_idle_consumer_that_is_rung_for_is_reported(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     suspended = list[tocsin.Suspended]()

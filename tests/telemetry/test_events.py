@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -10,7 +12,15 @@ import trio
 
 import tocsin
 from tocsin import telemetry
+from tocsin.telemetry import events as events_module
 from tocsin.telemetry.events import Events
+
+ROOT = Path(__file__).parents[2]
+KINDS = [
+    kind
+    for kind in vars(events_module).values()
+    if isinstance(kind, type) and issubclass(kind, telemetry.Event)
+]
 
 
 def rung(queue: str) -> telemetry.Rung:
@@ -95,12 +105,24 @@ def test_a_class_that_is_no_event_is_refused() -> None:
         Events().subscribe(int)  # type: ignore[type-var]
 
 
-def test_events_are_frozen_and_exported() -> None:
-    kinds = [k for k in vars(telemetry).values() if isinstance(k, type)]
-    events = [k for k in kinds if issubclass(k, telemetry.Event)]
-    assert len(events) == 15
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        rung("a").queue = "b"  # type: ignore[misc]
+def test_events_are_exported() -> None:
+    assert len(KINDS) == 15
+    assert {kind.__name__ for kind in KINDS} <= set(telemetry.__all__)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_event_is_frozen(kind: type[telemetry.Event]) -> None:
+    event = kind.__new__(kind)
+    for field in attrs.fields(kind):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(event, field.name, None)
+
+
+def test_the_table_of_the_guide_has_each_event() -> None:
+    page = (ROOT / "docs" / "guides" / "telemetry.md").read_text(encoding="utf-8")
+    rows = "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE))
+    exported = {kind.__name__ for kind in KINDS if kind.__name__ in telemetry.__all__}
+    assert sorted(re.findall(r"`(\w+)`", rows)) == sorted(exported - {"Event"})
 
 
 async def test_enqueued_names_the_messages_the_producer_and_the_transaction(

@@ -196,22 +196,69 @@ async def test_a_handler_runs_within_the_instruments(
     assert current.get() == "none"
 
 
+async def test_handler_instruments_are_left_in_reverse_order(store_dsn: str) -> None:
+    log: list[tuple[Any, ...]] = []
+    instruments = [Recorder("1", log), Recorder("2", log)]
+    async with tocsin.connect(store_dsn, instruments=instruments) as store:
+        await store.queues.ensure("q")
+        message_id = await store.produce("q", 1)
+        log.clear()
+
+        def note(message: tocsin.Message) -> None:
+            log.append(("handler",))
+
+        await run_once(store, note)
+    assert log == [
+        ("1handling", [message_id]),
+        ("2handling", [message_id]),
+        ("handler",),
+        ("2handled",),
+        ("1handled",),
+    ]
+
+
+async def test_messages_that_are_taken_by_hand_have_no_handler_call(store_dsn: str) -> None:
+    recorder = Recorder()
+    async with tocsin.connect(store_dsn, instruments=[recorder]) as store:
+        await store.queues.ensure("q")
+        first, second = await store.produce_many("q", [1, 2])
+        recorder.log.clear()
+        async with store.consumer("q") as consumer:
+            (message,) = await consumer.dequeue()
+            assert message.id == first
+            await message.archive()
+            async with consumer.messages() as messages:
+                message = await anext(messages)
+                assert message.id == second
+                await message.archive()
+    assert recorder.log == []
+
+
 @pytest.mark.parametrize("kind", ["async", "thread"])
-async def test_an_instrument_sees_what_a_handler_raises(store_dsn: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("verdict", "state"),
+    [(tocsin.Reject("no"), "dead"), (tocsin.Retry(60), "delayed"), (tocsin.Snooze(60), "delayed")],
+    ids=["Reject", "Retry", "Snooze"],
+)
+async def test_an_instrument_sees_what_a_handler_raises(
+    store_dsn: str, kind: str, verdict: Exception, state: str
+) -> None:
     recorder = Recorder()
     async with tocsin.connect(store_dsn, instruments=[recorder]) as store:
         await store.queues.ensure("q")
         message_id = await store.produce("q", 1)
 
-        def reject(message: tocsin.Message) -> None:
-            raise tocsin.Reject("no")
+        def decide(message: tocsin.Message) -> None:
+            raise verdict
 
-        async def reject_async(message: tocsin.Message) -> None:
-            reject(message)
+        async def decide_async(message: tocsin.Message) -> None:
+            decide(message)
 
-        await run_once(store, reject if kind == "thread" else reject_async)
-        assert recorder.log[-1] == ("raised", "Reject")
-        assert (await store.dead_letters.get(message_id)).reason == "rejected"
+        await run_once(store, decide if kind == "thread" else decide_async)
+        assert recorder.log[-1] == ("raised", type(verdict).__name__)
+        assert (await store.messages.get(message_id)).state == state
+        if state == "dead":
+            assert (await store.dead_letters.get(message_id)).reason == "rejected"
 
 
 @pytest.mark.parametrize("kind", ["async", "thread"])

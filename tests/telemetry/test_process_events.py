@@ -3,10 +3,13 @@ death, maintenance."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from itertools import pairwise
+
 import trio
 
 import tocsin
-from tests.support import Handled, next_event, query, run_until_suspended, until_asleep
+from tests.support import Handled, next_event, query, run_until_suspended, until, until_asleep
 from tocsin import telemetry
 
 
@@ -26,15 +29,20 @@ async def test_a_ring_for_an_idle_consumer_names_its_queue(store: tocsin.Store) 
 
 async def test_a_worker_reports_each_state_once(store_dsn: str) -> None:
     suspended = list[tocsin.Suspended]()
-    async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
-        await store.queues.ensure("q")
-        with store.events.subscribe(telemetry.WorkerStateChanged) as changes:
+    with ExitStack() as stack:
+        async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
+            await store.queues.ensure("q")
+            changes = stack.enter_context(store.events.subscribe(telemetry.WorkerStateChanged))
             async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
                 nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
                 assert (await next_event(changes)).status == "polling"
                 await consumer.interrupt()
                 found = await next_event(changes, lambda c: c.status == "suspended")
                 assert (found.queue, found.worker_id) == ("q", consumer.worker_id)
+                sent = store.statistics().heartbeats
+                await until(lambda: store.statistics().heartbeats >= sent + 2)
+        statuses = [found.status, *[change.status async for change in changes]]
+    assert all(one != next_one for one, next_one in pairwise(statuses))
 
 
 async def test_the_connection_is_reported_up_down_and_up(store_dsn: str) -> None:
@@ -47,9 +55,9 @@ async def test_the_connection_is_reported_up_down_and_up(store_dsn: str) -> None
                 await query(
                     store_dsn,
                     "select pg_terminate_backend(pid) from pg_stat_activity where"
-                    " datname = current_database() and query ilike 'listen%'"
-                    " or pid in (select pid from pg_locks where locktype = 'advisory'"
-                    " and mode = 'ExclusiveLock' and granted) and pid <> pg_backend_pid()",
+                    " datname = current_database() and pid <> pg_backend_pid() and (query ilike"
+                    " 'listen%' or pid in (select pid from pg_locks where locktype = 'advisory'"
+                    " and mode = 'ExclusiveLock' and granted))",
                 )
                 down = await next_event(connection)
                 assert isinstance(down, telemetry.ConnectionDown)
