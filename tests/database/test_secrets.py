@@ -162,6 +162,22 @@ def test_a_password_is_in_nothing_that_the_command_says(
     assert servers.PASSWORD not in ended.out + ended.error + caplog.text
 
 
+def test_a_password_is_in_nothing_that_a_process_of_the_command_says(
+    server: servers.Server, dsn: str
+) -> None:
+    bad = dsns(server, str(conninfo_to_dict(dsn)["dbname"]))["no such role"]
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-m", "tocsin", "admin", "verify"],
+        env={**os.environ, "TOCSIN_DSN": bad},
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode in (2, 3), ended
+    assert b"tocsin: " in ended.stderr
+    for password in (SECRET, servers.PASSWORD):
+        assert password.encode() not in ended.stdout + ended.stderr
+
+
 @pytest.mark.skipif(
     not Path("/proc/self/cmdline").exists(), reason="reads the process list in /proc"
 )

@@ -485,7 +485,7 @@ def test_the_version_of_the_contract_was_raised_with_its_last_change() -> None:
         "in sql/contract.toml, raise version unless this one is unreleased, and set digest to"
         f" {digest}"
     )
-    assert told["serves"] <= told["version"]
+    assert told["serves"] <= max(1, told["version"] - 1)
 
 
 async def test_a_schema_that_holds_something_else_is_left_alone(dsn: str) -> None:

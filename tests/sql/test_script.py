@@ -73,6 +73,27 @@ async def test_an_upgrade_by_the_script_is_one(
     await query(dsn, f"drop owned by {owner}")
 
 
+async def test_an_upgrade_by_the_script_that_waits_too_long_changes_nothing(
+    store_dsn: str, tmp_path: Path
+) -> None:
+    version = schemas.ours().version
+    installed = "select version from tocsin.contract"
+    with Folder.of_next_version(tmp_path / "sql").in_use():
+        script = write_script(schemas.Schema("tocsin"), upgrade_from=version)
+    assert "set local lock_timeout = '2s';" in script
+    async with open_connection(store_dsn) as other:
+        await other.execute(b"begin")
+        await other.execute(b"lock table tocsin.messages")
+        with pytest.raises(psycopg.errors.LockNotAvailable, match="due to lock timeout"):
+            await run(store_dsn, script)
+        assert await query(store_dsn, installed) == [(version,)]
+        await other.execute(b"commit")
+    async with tocsin.connect(store_dsn) as store:
+        assert await store.verify() == ()
+    await run(store_dsn, script)
+    assert await query(store_dsn, installed) == [(version + 1,)]
+
+
 @pytest.mark.skipif(find_psql() is None, reason="psql is not installed")
 def test_psql_runs_what_the_command_prints(call: Call, dsn: str, tmp_path: Path) -> None:
     psql = find_psql()
