@@ -23,6 +23,8 @@ from tests.support.newer import Folder
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "support" / "children" / "rolling.py"
 
+pytestmark = pytest.mark.fault
+
 
 def build(folder: Path, target: Path) -> Path:
     """Put the package together as a wheel would, with this ``sql/``; return where."""

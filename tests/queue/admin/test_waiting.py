@@ -282,6 +282,8 @@ async def test_a_message_whose_lease_has_ended_waits(store: tocsin.Store, store_
         await store.messages.cancel(first)
         await store.messages.reprioritise(second, priority=1)
         assert await consumer.archive_many(held) == [False, False]
+        (again,) = await consumer.dequeue(2, vt=10)
+        assert (again.id, again.read_ct) == (second, 2)
         found = await store.messages.get(first)
         assert (found.state, [d.delivery for d in found.history]) == ("archived", [1])
 
@@ -319,6 +321,9 @@ async def test_a_message_whose_last_lease_has_expired_waits_until_a_claim(
             assert (found.state, found.priority, claimed) == ("ready", -1, [])
             letter = await store.dead_letters.get(message_id)
             assert (letter.reason, letter.priority) == ("lease_expired", -1)
+            with pytest.raises(tocsin.MessageNotWaiting) as moved:
+                await store.messages.reprioritise(message_id, priority=0)
+            assert moved.value.state == "dead"
             assert await store.dead_letters.replay(message_id) == [message_id]
 
 

@@ -364,12 +364,13 @@ def test_a_dead_producer_is_not_in_flight(sessions: Sessions) -> None:
 
 def hold(session: Connection, kind: str, queue_id: int) -> None:
     """Hold a lock exclusively, like one that asks whether another session holds it."""
+    assert kind in ("waiting", "unrung"), f"no session asks for a lock of the kind {kind}"
     session.execute("select pg_advisory_lock(tocsin._lock_key(%s, %s))", [kind, queue_id])
 
 
 def test_producers_that_ask_at_the_same_moment_do_not_ring(sessions: Sessions) -> None:
     _, heard = sessions.listener()
-    hold(sessions.open(), "on_demand", sessions.q)
+    hold(sessions.open(), "waiting", sessions.q)
     insert(sessions.open(), sessions.q)
     assert heard() == []
 
