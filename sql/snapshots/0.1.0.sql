@@ -1266,7 +1266,7 @@ begin
               limit size) s;
         since := greatest(since, reached);
     end if;
-    -- Without a tally of the last minute nothing was archived in it, and so nothing
+    -- Without a count delta of the last minute nothing was archived in it, and so nothing
     -- archived was enqueued in it.
     select array_agg(s.enqueued_at), min(s.enqueued_at) into kept, reached
     from (select a.enqueued_at from "tocsin".archive a where a.queue_id = _enqueue_rate.queue_id
@@ -4861,29 +4861,6 @@ COMMENT ON COLUMN tocsin.archive.keep_until IS 'When it may go: archived_at and 
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113011 (
-    id bigint NOT NULL,
-    queue_id integer NOT NULL,
-    priority integer NOT NULL,
-    read_ct integer NOT NULL,
-    span integer DEFAULT NULL NOT NULL,
-    enqueued_at timestamp with time zone NOT NULL,
-    dequeued_at timestamp with time zone,
-    archived_at timestamp with time zone NOT NULL,
-    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
-    producer_worker_id bigint,
-    consumer_worker_id bigint,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb,
-    last_error text,
-    history jsonb
-);
-
-ALTER TABLE ONLY tocsin.archive_1h_2026113011 REPLICA IDENTITY FULL;
-
-
-
 CREATE TABLE tocsin.archive_1h_2026113012 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
@@ -4904,6 +4881,29 @@ CREATE TABLE tocsin.archive_1h_2026113012 (
 );
 
 ALTER TABLE ONLY tocsin.archive_1h_2026113012 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113013 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113013 REPLICA IDENTITY FULL;
 
 
 
@@ -5214,11 +5214,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113011 FOR VALUES FROM (1, '2026-11-30 11:00:00+00') TO (1, '2026-11-30 12:00:00+00');
-
-
-
 ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113012 FOR VALUES FROM (1, '2026-11-30 12:00:00+00') TO (1, '2026-11-30 13:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113013 FOR VALUES FROM (1, '2026-11-30 13:00:00+00') TO (1, '2026-11-30 14:00:00+00');
 
 
 
@@ -5242,7 +5242,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113011 VALUES (1, 2, 0, 1, 1, '2026-11-29 11:34:54.079697+00', '2026-11-29 11:34:54.081885+00', '2026-11-29 11:34:54.084503+00', '2026-11-30 11:34:54.084503+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113012 VALUES (1, 2, 0, 1, 1, '2026-11-29 12:17:09.913108+00', '2026-11-29 12:17:09.915615+00', '2026-11-29 12:17:09.918249+00', '2026-11-30 12:17:09.918249+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
 
 
 
@@ -5255,84 +5255,84 @@ INSERT INTO tocsin.archive_1h_2026113011 VALUES (1, 2, 0, 1, 1, '2026-11-29 11:3
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 11:34:54.091437+00', '2026-11-29 11:34:54.094577+00', '2026-11-29 11:34:54.095232+00', '2985-03-06 11:34:54.095232+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 12:17:09.925816+00', '2026-11-29 12:17:09.92751+00', '2026-11-29 12:17:09.928136+00', '2985-03-06 12:17:09.928136+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 11:34:54.084503+00', '2026-11-29 11:34:54.084503+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 11:34:54.095232+00', '2026-11-29 11:34:54.095232+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 12:17:09.918249+00', '2026-11-29 12:17:09.918249+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 12:17:09.928136+00', '2026-11-29 12:17:09.928136+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 11:34:54.063652+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 11:00:00+00","2026-11-30 13:00:00+00")', '2026-11-29 11:34:54.063666+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 11:34:54.06367+00');
-
-
-
-
-
-
-
-
-
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '4640450ba19af2eda85773f51ee39418bb41ae48693ebb6555604defddd07b26');
-
-
-
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 11:34:54.097738+00', '2026-11-29 11:34:54.098314+00', '2026-11-29 11:34:54.102552+00', 1795952094098314, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:34:54.09943+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:34:54.098314+00:00"}]');
-
-
-
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 11:35:53.874744+00', false);
-
-
-
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 11:34:54.093071+00', '2026-11-29 11:35:24.094577+00', '2026-11-29 11:34:54.093071+00', '2026-11-29 11:34:54.094577+00', NULL, 1795952094094577, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 11:34:55.103225+00', '2026-11-29 11:34:55.103225+00', '2026-11-29 11:34:54.096774+00', '2026-11-29 11:34:54.097262+00', NULL, 1795952094097262, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T11:34:54.09943+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T11:34:54.097262+00:00"}]');
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', '2026-11-29 11:34:54.105321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 11:34:54.106677+00', '2026-11-29 11:34:54.106677+00', '2026-11-29 11:34:54.106677+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 11:34:55.107296+00', '2026-11-29 11:34:55.107296+00', '2026-11-29 11:34:54.107296+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 11:34:55.107806+00', '2026-11-29 11:34:55.107806+00', '2026-11-29 11:34:54.107806+00', NULL, '2026-11-29 11:34:54.607806+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 11:34:54.108391+00', '2985-03-06 11:34:54.108391+00', '2026-11-29 11:34:54.108391+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 11:34:54.108802+00', '2026-11-29 11:34:54.108802+00', '2026-11-29 11:34:54.108802+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
-
-
-
-INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 11:34:53.874744+00');
-
-
-
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 13998, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 11:34:54.067204+00', '2026-11-29 11:34:54.078457+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 12:17:09.895223+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 12:00:00+00","2026-11-30 14:00:00+00")', '2026-11-29 12:17:09.895239+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 12:17:09.895243+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 11:34:54.011092+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 11:34:54.013568+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 11:34:54.109529+00', '2026-11-29 11:34:54.014815+00', 'tocsin.paused');
+
+
+
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'cccc34d1a6a35d71d397a0b36e2c7f0e7fc5167de23440ee60aa9a6e9df77cbf');
+
+
+
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 12:17:09.930925+00', '2026-11-29 12:17:09.931583+00', '2026-11-29 12:17:09.936002+00', 1795954629931583, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T12:17:09.932622+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T12:17:09.931583+00:00"}]');
+
+
+
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 12:18:09.764082+00', false);
+
+
+
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 12:17:09.926865+00', '2026-11-29 12:17:39.92751+00', '2026-11-29 12:17:09.926865+00', '2026-11-29 12:17:09.92751+00', NULL, 1795954629927510, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 12:17:11.086227+00', '2026-11-29 12:17:11.086227+00', '2026-11-29 12:17:09.929878+00', '2026-11-29 12:17:09.930451+00', NULL, 1795954629930451, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T12:17:09.932622+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T12:17:09.930451+00:00"}]');
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 12:17:09.940584+00', '2026-11-29 12:17:09.940584+00', '2026-11-29 12:17:09.940584+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 12:17:10.941323+00', '2026-11-29 12:17:10.941323+00', '2026-11-29 12:17:09.941323+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 12:17:10.941826+00', '2026-11-29 12:17:10.941826+00', '2026-11-29 12:17:09.941826+00', NULL, '2026-11-29 12:17:10.441826+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 12:17:09.942368+00', '2985-03-06 12:17:09.942368+00', '2026-11-29 12:17:09.942368+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 12:17:09.942847+00', '2026-11-29 12:17:09.942847+00', '2026-11-29 12:17:09.942847+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
+
+
+
+INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 12:17:09.764082+00');
+
+
+
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 20061, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 12:17:09.899283+00', '2026-11-29 12:17:09.911902+00');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 11:34:54.066525+00');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 12:17:09.855984+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 12:17:09.858493+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 12:17:09.943747+00', '2026-11-29 12:17:09.859847+00', 'tocsin.paused');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 13998, '0.1.0', '2026-11-29 11:34:54.06852+00', '2026-11-29 11:34:54.06852+00', '2026-11-29 11:34:54.086871+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 13998, '0.1.0', '2026-11-29 11:34:54.088279+00', '2026-11-29 11:34:54.088279+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 13998, '0.1.0', '2026-11-29 11:34:54.090197+00', '2026-11-29 11:34:54.090197+00', NULL);
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 12:17:09.898563+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 20061, '0.1.0', '2026-11-29 12:17:09.900837+00', '2026-11-29 12:17:09.900837+00', '2026-11-29 12:17:09.920767+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 20061, '0.1.0', '2026-11-29 12:17:09.92198+00', '2026-11-29 12:17:09.92198+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 20061, '0.1.0', '2026-11-29 12:17:09.9243+00', '2026-11-29 12:17:09.9243+00', NULL);
 
 
 
@@ -5443,11 +5443,11 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113011_queue_id_id_idx ON tocsin.archive_1h_2026113011 USING btree (queue_id, id);
-
-
-
 CREATE INDEX archive_1h_2026113012_queue_id_id_idx ON tocsin.archive_1h_2026113012 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113013_queue_id_id_idx ON tocsin.archive_1h_2026113013 USING btree (queue_id, id);
 
 
 
@@ -5507,11 +5507,11 @@ CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (p
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113011_queue_id_id_idx;
-
-
-
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113012_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113013_queue_id_id_idx;
 
 
 

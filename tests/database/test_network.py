@@ -105,3 +105,16 @@ async def test_the_server_notices_a_client_that_vanished(
             )
             assert dict(await cursor.fetchall()) == network.ON_THE_SERVER
         await line.close()
+
+
+@pytest.mark.parametrize(
+    "variables", [{"PGCONNECT_TIMEOUT": "60"}, {"PGSERVICE": "mine"}], ids=lambda each: min(each)
+)
+def test_a_timeout_of_the_environment_or_of_its_service_goes_before(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "services").write_text("[mine]\nconnect_timeout=60\n", encoding="utf-8")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert conninfo_to_dict(network.complete("dbname=x"))["connect_timeout"] == "60"

@@ -336,6 +336,23 @@ async def test_one_session_that_is_read_only_has_all_of_them_made_anew(store_dsn
             await store.produce("q", 1)
 
 
+async def test_a_batch_on_a_session_that_is_read_only_has_it_made_anew(store_dsn: str) -> None:
+    """A statement in a block has Tocsin's error already when the block ends by it."""
+    name = sql.Identifier(str(conninfo_to_dict(store_dsn)["dbname"]))
+    async with open_connection(store_dsn) as connection:
+        async with tocsin.connect(store_dsn) as store:
+            await store.queues.ensure("q")
+        change = "alter database {} set default_transaction_read_only = {}"
+        await connection.execute(sql.SQL(change).format(name, sql.SQL("on")))
+        async with tocsin.connect(store_dsn) as store:
+            await store._database.check_served()
+            await connection.execute("set default_transaction_read_only = off")
+            await connection.execute(sql.SQL(change).format(name, sql.SQL("off")))
+            with pytest.raises(tocsin.ConnectionLost, match="read-only"):
+                await store.produce_many("q", [1, 2])
+            assert len(await store.produce_many("q", [1, 2])) == 2
+
+
 async def test_a_transaction_that_the_user_made_read_only_is_no_outage(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):

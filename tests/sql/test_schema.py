@@ -434,6 +434,42 @@ async def test_an_older_schema_refuses_this_package(
     assert await query(store_dsn, "select count(*) from tocsin.messages") == [(0,)]
 
 
+SERVES_LATER = "update tocsin.contract set version = version + 9, serves = version + 9"
+
+
+async def test_calls_that_share_a_statement_are_refused_by_a_later_schema(
+    store_dsn: str,
+) -> None:
+    async with tocsin.connect(store_dsn) as store:
+        await store.queues.ensure("q")
+    await query(store_dsn, SERVES_LATER)
+    refused: list[tocsin.SchemaNewer] = []
+
+    async def produce(number: int) -> None:
+        with pytest.raises(tocsin.SchemaNewer) as caught:
+            await store.produce("q", number)
+        refused.append(caught.value)
+
+    async with tocsin.connect(store_dsn) as store, trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(produce, number)
+    assert len(refused) == 3
+    assert await query(store_dsn, "select id from tocsin.messages") == []
+
+
+@pytest.mark.parametrize("on_a_connection", [True, False])
+async def test_a_batch_says_too_that_the_schema_is_of_a_later_version(
+    store: tocsin.Store, store_dsn: str, on_a_connection: bool
+) -> None:
+    await store.queues.ensure("q")
+    await store.produce_many("q", [1])
+    await query(store_dsn, "drop function tocsin.enqueue_many")
+    await query(store_dsn, SERVES_LATER)
+    async with open_connection(store_dsn) as connection:
+        with pytest.raises(tocsin.SchemaNewer):
+            await store.produce_many("q", [1], connection=connection if on_a_connection else None)
+
+
 @pytest.mark.parametrize(
     ("version", "error"), [(0, tocsin.SchemaOutdated), (9, tocsin.SchemaNewer)]
 )

@@ -14,7 +14,7 @@ import trio
 from psycopg.conninfo import make_conninfo
 
 import tocsin
-from tests.support import PATIENCE, open_connection, query
+from tests.support import PATIENCE, open_connection, query, until_blocked
 from tests.support.newer import Folder
 from tests.support.servers import PASSWORD
 
@@ -255,6 +255,39 @@ async def test_sessions_go_on_across_an_upgrade_with_the_plans_that_they_have(
             await session.execute("select tocsin.enqueue_many('q', '[1, 2]')")
         cursor = await session.execute("select count(*) from tocsin.messages")
         assert await cursor.fetchall() == [(60,)]
+
+
+REPLACE = """
+alter function tocsin._is_valid rename to _is_well_formed;
+do $$ begin
+    execute replace(pg_get_functiondef('tocsin.enqueue'::regproc), '_is_valid', '_is_well_formed');
+end $$
+"""
+
+
+async def test_a_call_that_has_waited_for_an_upgrade_is_sent_again(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """The old function goes on when the upgrade has its lock no more, and calls one that
+    there is no longer."""
+    await store.queues.create("q")
+    await store.produce("q", 0)
+    ids: list[int] = []
+
+    async def produce() -> None:
+        ids.append(await store.produce("q", 1))
+
+    async with open_connection(store_dsn) as upgrade, trio.open_nursery() as nursery:
+        await upgrade.execute("begin")
+        await upgrade.execute("lock table tocsin.messages in access exclusive mode")
+        nursery.start_soon(produce)
+        await until_blocked(store_dsn)
+        await upgrade.execute(REPLACE)
+        await upgrade.execute("commit")
+    assert await query(store_dsn, "select id, payload from tocsin.messages order by id") == [
+        (1, 0),
+        (ids[0], 1),
+    ]
 
 
 async def test_producers_and_consumers_meet_no_error_while_functions_are_loaded_again(

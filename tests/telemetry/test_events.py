@@ -150,3 +150,11 @@ async def test_enqueued_names_the_messages_the_producer_and_the_transaction(
         ((last,), None, False),
     ]
     assert {e.queue for e in found} == {"q"}
+
+
+async def test_a_call_that_ends_after_the_store_was_closed_reports_to_no_subscription() -> None:
+    events = Events()
+    with events.subscribe(telemetry.Rung) as rings:
+        events.close()
+        events.emit(rung("late"))
+        assert [event async for event in rings] == []

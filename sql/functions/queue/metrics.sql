@@ -26,8 +26,8 @@ end
 $$;
 
 -- What each queue of these ids has at this time, by what a claim would find: a
--- scheduled message that is due and one whose lease has ended are ready. All that are
--- scheduled, or leased, are estimated together: how many of a queue's are due the
+-- delayed message that is due and one whose lease has ended are ready. All that are
+-- delayed, or leased, are estimated together: how many of a queue's are due the
 -- planner does not know. One statement for all queues, of which most may be empty: an
 -- empty one costs six looks into an index.
 create or replace function tocsin._count_queues(first_id integer, last_id integer, t timestamptz,
@@ -163,7 +163,7 @@ begin
               limit size) s;
         since := greatest(since, reached);
     end if;
-    -- Without a tally of the last minute nothing was archived in it, and so nothing
+    -- Without a count delta of the last minute nothing was archived in it, and so nothing
     -- archived was enqueued in it.
     select array_agg(s.enqueued_at), min(s.enqueued_at) into kept, reached
     from (select a.enqueued_at from tocsin.archive a where a.queue_id = _enqueue_rate.queue_id

@@ -174,7 +174,7 @@ as $$ select tocsin._requeue(ids, leases, null, true, 'handler_failed', errors, 
 -- What release, fail, an expired lease and a dead worker have in common. A message
 -- without deliveries left becomes a dead letter. Without a delay the message keeps its
 -- place in the queue. A delivery that counts goes into the message's history, with its
--- outcome: failed, rejected, lease expired, worker died or released. Returns what
+-- outcome: handler_failed, rejected, lease_expired, worker_died or released. Returns what
 -- `fail` does.
 create or replace function tocsin._requeue(
     ids bigint[], leases bigint[], delay interval, counted boolean, outcome text,

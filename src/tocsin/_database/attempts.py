@@ -9,21 +9,14 @@ from typing import Any
 import psycopg
 import trio
 
-from tocsin.driver import TrioConnection
+from tocsin.driver import Pool, TrioConnection
 from tocsin.errors import TocsinError
+
+from .error_mapping import is_useless
 
 ENDED_ALONE = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 """What ends one statement and says nothing of the next: a lock that was not free in time,
 a cancellation or a timeout of the statement."""
-
-SOMETHING_MISSING = (
-    psycopg.errors.UndefinedFunction,
-    psycopg.errors.UndefinedTable,
-    psycopg.errors.UndefinedColumn,
-    psycopg.errors.UndefinedObject,
-    psycopg.errors.InvalidSchemaName,
-)
-"""What PostgreSQL raises where the schema, or a part of it, is missing."""
 
 
 class Outage:
@@ -57,6 +50,21 @@ def store_closed() -> TocsinError:
     return TocsinError(
         "this store is closed: its `async with tocsin.connect(...)` block has been left"
     )
+
+
+def drop_if_useless(
+    pool: Pool[Any], connection: TrioConnection[Any], error: psycopg.Error, *, own: bool = True
+) -> None:
+    """Close a connection after an error that makes a new one a better one, and the idle
+    ones of the pool that have the same fault.
+
+    Without ``own`` a transaction was read-only because the user has made it so.
+    """
+    read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+    if is_useless(error) and (own or not read_only):
+        connection.finish()
+        if read_only:
+            pool.drop_idle()
 
 
 @asynccontextmanager

@@ -135,7 +135,10 @@ def raising_ours(connection: Blocking | Async, schema: Schema) -> Iterator[None]
             raise
         raise SchemaMissing(schema.name) from error
     except psycopg.Error as error:
-        raise translate(error, _address(connection), own=is_read_only(error, connection)) from error
+        translated = translate(error, _address(connection), own=is_read_only(error, connection))
+        if translated is error:
+            raise
+        raise translated from error
 
 
 def _address(connection: Blocking | Async) -> str:

@@ -28,15 +28,9 @@ from tocsin.errors import (
 )
 
 from . import install
-from .attempts import (
-    ENDED_ALONE,
-    SOMETHING_MISSING,
-    Outage,
-    encode,
-    opened,
-    store_closed,
-)
-from .error_mapping import is_read_only, is_undone, is_useless, translate
+from .attempts import ENDED_ALONE, Outage, drop_if_useless, encode, opened, store_closed
+from .error_mapping import is_read_only, is_replaced, is_undone, translate
+from .missing import SOMETHING_MISSING, find_cause
 from .schema import Contract, Schema
 
 Connection: TypeAlias = TrioConnection[Any]
@@ -98,7 +92,14 @@ class Database:
                     foreign = lent and not (connection.closed or connection.raised(error))
                     own = own or is_read_only(error, connection)
                     if not foreign:
-                        self._drop_if_useless(connection, error, own=own)
+                        drop_if_useless(self.pool, connection, error, own=own)
+                    raise
+                except TocsinError as error:
+                    # A statement in the block has raised Tocsin's error already.
+                    cause = error.__cause__
+                    if isinstance(cause, psycopg.Error) and connection.raised(cause):
+                        own_fault = own or is_read_only(cause, connection)
+                        drop_if_useless(self.pool, connection, cause, own=own_fault)
                     raise
         except psycopg.Error as error:
             # A user's statement may lack a privilege on a table that is not Tocsin's.
@@ -143,7 +144,10 @@ class Database:
             try:
                 return await self._execute(on, statement, parameters)
             except psycopg.Error as error:
-                raise await self._translate(error) from error
+                translated = await self._translate(error)
+                if translated is error:
+                    raise
+                raise translated from error
         return await self._repeated(partial(self._fetch, statement, parameters))
 
     async def fetch_one(
@@ -267,13 +271,16 @@ class Database:
                 self._outage.failed()
                 raise
             except psycopg.Error as error:
-                wait = next(waits, None) if is_undone(error) else None
+                undone = is_undone(error) or is_replaced(error, self.schema.name)
+                wait = next(waits, None) if undone else None
                 if wait is None:
                     translated = await self._translate(error)
                     if isinstance(translated, ConnectionLost) and not isinstance(
                         error, ENDED_ALONE
                     ):
                         self._outage.failed()
+                    if translated is error:
+                        raise
                     raise translated from error
             except PoolClosed:
                 raise store_closed() from None
@@ -281,8 +288,8 @@ class Database:
 
     @property
     def failing_for(self) -> float | None:
-        """Seconds since the first failure of a statement of the pool after which none
-        has succeeded; None while they succeed."""
+        """Seconds since the first failure after which no statement has succeeded; None
+        while they succeed. Statements on connections that are lent do not count."""
         return self._outage.duration
 
     async def _fetch(self, statement: str, parameters: Sequence[object]) -> list[Row]:
@@ -300,7 +307,7 @@ class Database:
             try:
                 return await connection.run_prepared(statement, parameters)
             except psycopg.Error as error:
-                self._drop_if_useless(connection, error)
+                drop_if_useless(self.pool, connection, error)
                 raise
 
     async def _run_in_turn(
@@ -331,22 +338,8 @@ class Database:
         try:
             yield
         except psycopg.Error as error:
-            self._drop_if_useless(connection, error)
+            drop_if_useless(self.pool, connection, error)
             raise
-
-    def _drop_if_useless(
-        self, connection: Connection, error: psycopg.Error, *, own: bool = True
-    ) -> None:
-        """Close a connection after an error that makes a new one a better one, and the
-        idle ones that have the same fault.
-
-        Without ``own`` a transaction was read-only because the user has made it so.
-        """
-        read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
-        if is_useless(error) and (own or not read_only):
-            connection.finish()
-            if read_only:
-                self.pool.drop_idle()
 
     async def check_served(self) -> None:
         """Check that the schema serves this package.
@@ -390,11 +383,7 @@ class Database:
 
     async def _translate(self, error: psycopg.Error, *, own: bool = True) -> Exception:
         if isinstance(error, SOMETHING_MISSING):
-            async with self.pool.connection(reset=False) as connection:
-                try:
-                    await install.check(connection, self.schema)
-                except psycopg.Error:
-                    return error
-                except Exception as cause:
-                    return cause
+            cause = await find_cause(error, self.pool, self.schema, self.address)
+            if cause is not None:
+                return cause
         return translate(error, self.address, own=own)

@@ -31,7 +31,10 @@ async def open_watched(
             connection.finish()
             raise
     except psycopg.Error as error:
-        raise translate(error, address) from error
+        translated = translate(error, address)
+        if translated is error:
+            raise
+        raise translated from error
     connection.share_grace(grace)
     return connection
 

@@ -152,6 +152,18 @@ def is_undone(error: psycopg.Error) -> bool:
     )
 
 
+def is_replaced(error: psycopg.Error, schema: str) -> bool:
+    """Whether a function of this schema that an upgrade has replaced while it waited has
+    called one that is no more: it had no effect, and the next call finds the new ones.
+    """
+    missing = (error.diag.message_primary or "").replace('"', "")
+    return (
+        isinstance(error, psycopg.errors.UndefinedFunction)
+        and error.diag.context is not None
+        and f" {schema}." in f" {missing}"
+    )
+
+
 def is_notify_queue_full(error: psycopg.Error) -> bool:
     """Whether a transaction was not committed because PostgreSQL's queue of
     notifications is full."""

@@ -18,7 +18,6 @@ that one.
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 from psycopg import pq
@@ -74,7 +73,7 @@ def complete(dsn: str) -> str:
             or environment.get("hostaddr")
             or ""
         )
-        chosen["connect_timeout"] = os.environ.get(
-            "PGCONNECT_TIMEOUT", CONNECT_TIMEOUT_OF_SEVERAL if "," in hosts else CONNECT_TIMEOUT
+        chosen["connect_timeout"] = environment.get(
+            "connect_timeout", CONNECT_TIMEOUT_OF_SEVERAL if "," in hosts else CONNECT_TIMEOUT
         )
     return make_conninfo(dsn, **chosen)

@@ -67,6 +67,9 @@ class TransactionLimit:
                     return False
             except PoolClosed:
                 return True  # which it is told when it asks for its connection
+            except BaseException:
+                self._waiting.unpark()  # the turn of this task is the next one's
+                raise
             if self._running + 2 <= wanted:
                 return True
         return True

@@ -286,7 +286,13 @@ class Events:
         return kind in self._wanted
 
     def emit(self, event: Event) -> None:
-        """Give an event to the subscriptions that ask for it. Never waits."""
+        """Give an event to the subscriptions that ask for it. Never waits.
+
+        A call that was going on when the store was closed may still end, and reports
+        that to no subscription.
+        """
+        if self._closed:
+            return
         for subscription in self._subscriptions:
             subscription._offer(event)
 

@@ -9,6 +9,7 @@ of what is enqueued.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -112,6 +113,9 @@ class _Round(AbstractContextManager[None]):
                 manager.__enter__()
             except Exception:
                 _logger.exception("an instrument failed before a call, which goes on without it")
+            except BaseException:
+                self.__exit__(*sys.exc_info())
+                raise
             else:
                 self._entered.append(manager)
 

@@ -20,6 +20,7 @@ from tests.support import (
     move_clock,
     query,
     run_until_suspended,
+    until,
     until_asleep,
     until_query,
     until_true,
@@ -314,6 +315,34 @@ async def test_what_a_handler_leaves_in_its_context_is_not_seen_without_a_checkp
         with pytest.raises(tocsin.Suspended):
             await consumer.handle(handler, once=True, concurrency=3)
     assert seen == [None] * 20
+
+
+async def test_what_a_cancelled_handler_leaves_in_its_context_is_not_seen(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    mark: ContextVar[int | None] = ContextVar("mark", default=None)
+    seen: list[int | None] = []
+
+    async def handler(message: tocsin.Message) -> None:
+        seen.append(mark.get())
+        mark.set(message.id)
+        if message.payload == "hang":
+            await trio.sleep_forever()
+
+    handled = Handled(handler)
+    await store.queues.ensure("q", vt=0.2)
+    await store.produce("q", "hang")
+    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_suspended, consumer, handled, [])
+        await handled.wait(1)
+        # as a claim by another consumer would
+        await query(store_dsn, "update tocsin.messages set lease = lease + 1, vt = 'infinity'")
+        await until(lambda: not consumer._parts.leases.all())
+        await until_asleep(store)
+        await store.produce("q", "next")
+        await handled.wait(2)
+        await consumer.interrupt()
+    assert seen == [None, None]
 
 
 async def test_failures_are_logged_with_the_handlers_name(

@@ -579,3 +579,30 @@ async def test_a_run_does_not_wait_for_ever_for_a_transaction_to_end(
         assert [(s.handled, s.released) for s in suspended] == [(0, 0)]
         assert (await store.messages.get(message_id)).state == "leased"
     assert (await store.messages.get(message_id)).state == "archived"
+
+
+async def test_a_stream_keeps_what_a_long_transaction_settles(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """The lease of a message that the block has is over by the clock when the next one
+    comes. It is not taken away for that."""
+    await store.queues.ensure("q", vt=0.3)
+    await store.produce_many("q", [1, 2, 3])
+    with pytest.raises(tocsin.Suspended) as caught:
+        async with store.consumer("q") as consumer, consumer.messages() as stream:
+            first = await anext(stream)
+            async with store.transaction() as connection:
+                await first.archive(connection=connection)
+                await until_query(
+                    store_dsn,
+                    "select id from tocsin.messages where state = 'leased'"
+                    " and vt < tocsin._clock()",
+                )
+                second = await anext(stream)
+            await second.archive()
+            await (await anext(stream)).archive()
+            await consumer.interrupt()
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+    assert caught.value.handled == 3
+    assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(3,)]

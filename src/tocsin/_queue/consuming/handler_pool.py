@@ -116,10 +116,10 @@ class HandlerPool:
                         now = lease_time()
                         invoke = self._reporter.invoke
                     if _has_changed(context):
-                        return False
+                        break
         finally:
             self._tasks.working -= 1
-        return True
+        return not _has_changed(context)  # a call that was cancelled may have changed it
 
 
 class _Tasks:

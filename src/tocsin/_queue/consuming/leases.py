@@ -119,16 +119,16 @@ class HeldLeases:
         """A handler relies on the leases of these messages from now (`lease_time`) on;
         those that are gone are taken out of the call.
 
-        Returns those whose lease is over by this process's clock, which are taken out
-        too: the process was stopped for a while, and another consumer may have the
-        message by now.
+        Returns those that are new to the call and whose lease is over by this process's
+        clock, which are taken out too: the process was stopped for a while, and another
+        consumer may have the message by now.
         """
         over: list[Message] = []
         for message in list(call.messages):
             held = self._held.get(message.id)
             if held is None or held.message is not message:
                 call.messages.remove(message)
-            elif held.expires <= now:
+            elif held.call is not call and held.expires <= now:
                 call.messages.remove(message)
                 over.append(message)
             else:

@@ -63,7 +63,9 @@ class StepWatch(trio.abc.Instrument):
             watched.calling = False
             watched.on_wait()
         if taken > LONG_STEP:
-            task.context.run(_report, watched.handler, taken)
+            # trio removes an instrument that raises, as a logging filter may
+            with suppress(Exception):
+                task.context.run(_report, watched.handler, taken)
 
     @contextmanager
     def watching(self, handler: str, on_wait: Callable[[], None]) -> Iterator[Watched]:
@@ -78,7 +80,7 @@ class StepWatch(trio.abc.Instrument):
         finally:
             del self._tasks[task]
             if not self._tasks:
-                # trio has removed it if a logging filter of the program's has raised
+                # trio has removed it if a logging filter has raised `SystemExit`
                 with suppress(KeyError):
                     trio.lowlevel.remove_instrument(self)
 

@@ -16,7 +16,8 @@ class ProcessStatistics:
     listening: bool
     """Whether the LISTEN connection is up."""
     listen_works: bool
-    """Whether LISTEN does not work here, so that messages wait for the heartbeat."""
+    """Whether LISTEN works, as far as is known. Where it does not, messages wait for the
+    heartbeat."""
     notifications: int
     """Notifications of messages that came in."""
     heartbeats: int
@@ -25,7 +26,7 @@ class ProcessStatistics:
     """Seconds for which the statement that has waited longest has had no answer; None
     when no statement is under way."""
     failing_for: float | None
-    """Seconds for which no statement on a connection of the pool has succeeded and some
-    have failed; None while they succeed."""
+    """Seconds since the first failure after which no statement has succeeded; None while
+    they succeed. Statements on connections that are lent do not count."""
     silenced: int
     """Connections closed since the start because they had fallen silent."""

@@ -250,6 +250,7 @@ class EnqueueBatcher:
                 item.set_result(error)
             return
         try:
+            await self._database.check_served()  # refused, each call learns of it alone
             messages = f"[{','.join([item.request.to_json() for item in batch])}]"
             (ids,) = await self._database.fetch_one(_ENQUEUE_EACH, [queue, messages])
         except ConnectionLost as lost:

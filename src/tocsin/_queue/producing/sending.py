@@ -102,6 +102,12 @@ class QueueSender:
 
     async def _send(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
         await self._database.check_served()
+        try:
+            return await self._send_batch(batch, connection)
+        except SchemaMissing as missing:
+            raise await self._database.explain_missing(missing) from missing.__cause__
+
+    async def _send_batch(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
         schema = self._database.schema
         if isinstance(connection, psycopg.Connection):
             return await run_blocking(
