@@ -76,7 +76,7 @@ async def populate(dsn: str, dump: Path, installation: Path) -> None:
     """Install, fill, and dump while a consumer holds messages."""
     async with tocsin.connect(dsn) as store:
         await store.install()
-        await store.queues.create("work", retention=LONG)
+        await store.queues.create("work", retention=LONG, vt=2)
         await store.queues.create("short", retention=timedelta(days=1))
         await store.queues.create("paused")
         await store.maintain()

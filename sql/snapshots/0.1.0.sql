@@ -5242,7 +5242,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113012 VALUES (1, 2, 0, 1, 1, '2026-11-29 12:17:09.913108+00', '2026-11-29 12:17:09.915615+00', '2026-11-29 12:17:09.918249+00', '2026-11-30 12:17:09.918249+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113012 VALUES (1, 2, 0, 1, 1, '2026-11-29 12:19:31.802397+00', '2026-11-29 12:19:31.804716+00', '2026-11-29 12:19:31.807493+00', '2026-11-30 12:19:31.807493+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
 
 
 
@@ -5255,21 +5255,21 @@ INSERT INTO tocsin.archive_1h_2026113012 VALUES (1, 2, 0, 1, 1, '2026-11-29 12:1
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 12:17:09.925816+00', '2026-11-29 12:17:09.92751+00', '2026-11-29 12:17:09.928136+00', '2985-03-06 12:17:09.928136+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 12:19:31.814644+00', '2026-11-29 12:19:31.816162+00', '2026-11-29 12:19:31.81684+00', '2985-03-06 12:19:31.81684+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 12:17:09.918249+00', '2026-11-29 12:17:09.918249+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 12:17:09.928136+00', '2026-11-29 12:17:09.928136+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 12:19:31.807493+00', '2026-11-29 12:19:31.807493+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 12:19:31.81684+00', '2026-11-29 12:19:31.81684+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 12:17:09.895223+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 12:00:00+00","2026-11-30 14:00:00+00")', '2026-11-29 12:17:09.895239+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 12:17:09.895243+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 12:19:31.785945+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 12:00:00+00","2026-11-30 14:00:00+00")', '2026-11-29 12:19:31.785961+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 12:19:31.785965+00');
 
 
 
@@ -5283,56 +5283,56 @@ INSERT INTO tocsin.contract VALUES (true, 1, 1, 'cccc34d1a6a35d71d397a0b36e2c7f0
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 12:17:09.930925+00', '2026-11-29 12:17:09.931583+00', '2026-11-29 12:17:09.936002+00', 1795954629931583, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T12:17:09.932622+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T12:17:09.931583+00:00"}]');
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 12:19:31.819448+00', '2026-11-29 12:19:31.819981+00', '2026-11-29 12:19:31.824337+00', 1795954771819981, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T12:19:31.821063+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T12:19:31.819981+00:00"}]');
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 12:18:09.764082+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 12:20:31.598555+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 12:17:09.926865+00', '2026-11-29 12:17:39.92751+00', '2026-11-29 12:17:09.926865+00', '2026-11-29 12:17:09.92751+00', NULL, 1795954629927510, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 12:17:11.086227+00', '2026-11-29 12:17:11.086227+00', '2026-11-29 12:17:09.929878+00', '2026-11-29 12:17:09.930451+00', NULL, 1795954629930451, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T12:17:09.932622+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T12:17:09.930451+00:00"}]');
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', '2026-11-29 12:17:09.938964+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 12:17:09.940584+00', '2026-11-29 12:17:09.940584+00', '2026-11-29 12:17:09.940584+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 12:17:10.941323+00', '2026-11-29 12:17:10.941323+00', '2026-11-29 12:17:09.941323+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 12:17:10.941826+00', '2026-11-29 12:17:10.941826+00', '2026-11-29 12:17:09.941826+00', NULL, '2026-11-29 12:17:10.441826+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 12:17:09.942368+00', '2985-03-06 12:17:09.942368+00', '2026-11-29 12:17:09.942368+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 12:17:09.942847+00', '2026-11-29 12:17:09.942847+00', '2026-11-29 12:17:09.942847+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 12:19:31.81561+00', '2026-11-29 12:19:33.816162+00', '2026-11-29 12:19:31.81561+00', '2026-11-29 12:19:31.816162+00', NULL, 1795954771816162, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 12:19:32.672361+00', '2026-11-29 12:19:32.672361+00', '2026-11-29 12:19:31.818413+00', '2026-11-29 12:19:31.818912+00', NULL, 1795954771818912, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T12:19:31.821063+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T12:19:31.818912+00:00"}]');
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 12:19:31.828847+00', '2026-11-29 12:19:31.828847+00', '2026-11-29 12:19:31.828847+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 12:19:32.829592+00', '2026-11-29 12:19:32.829592+00', '2026-11-29 12:19:31.829592+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 12:19:32.830159+00', '2026-11-29 12:19:32.830159+00', '2026-11-29 12:19:31.830159+00', NULL, '2026-11-29 12:19:32.330159+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 12:19:31.830738+00', '2985-03-06 12:19:31.830738+00', '2026-11-29 12:19:31.830738+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 12:19:31.83126+00', '2026-11-29 12:19:31.83126+00', '2026-11-29 12:19:31.83126+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 12:17:09.764082+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 12:19:31.598555+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 20061, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 12:17:09.899283+00', '2026-11-29 12:17:09.911902+00');
-
-
-
-
-
-
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 12:17:09.855984+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 12:17:09.858493+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 12:17:09.943747+00', '2026-11-29 12:17:09.859847+00', 'tocsin.paused');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 21728, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 12:19:31.789656+00', '2026-11-29 12:19:31.801136+00');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 12:17:09.898563+00');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 12:19:31.732693+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 12:19:31.735083+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 12:19:31.832179+00', '2026-11-29 12:19:31.736362+00', 'tocsin.paused');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 20061, '0.1.0', '2026-11-29 12:17:09.900837+00', '2026-11-29 12:17:09.900837+00', '2026-11-29 12:17:09.920767+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 20061, '0.1.0', '2026-11-29 12:17:09.92198+00', '2026-11-29 12:17:09.92198+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 20061, '0.1.0', '2026-11-29 12:17:09.9243+00', '2026-11-29 12:17:09.9243+00', NULL);
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 12:19:31.788977+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 21728, '0.1.0', '2026-11-29 12:19:31.790908+00', '2026-11-29 12:19:31.790908+00', '2026-11-29 12:19:31.809868+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 21728, '0.1.0', '2026-11-29 12:19:31.811279+00', '2026-11-29 12:19:31.811279+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 21728, '0.1.0', '2026-11-29 12:19:31.813316+00', '2026-11-29 12:19:31.813316+00', NULL);
 
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import trio
 
 import tocsin
-from tests.support import query
+from tests.support import PATIENCE, query
 from tests.support.newer import Folder
 from tocsin._database import schema as schemas
 from tools.snapshot import SNAPSHOTS, describe, digest_migrations
@@ -45,13 +46,15 @@ async def go_on(store: tocsin.Store, dsn: str) -> None:
     await store.queues.resume("paused")
     assert set(await store.dead_letters.replay(queue="work")) == dead
     new = await store.produce("work", "after the upgrade")
-    consumed = set()
-    for queue in ("work", "paused"):
-        async with store.consumer(queue) as consumer:
-            while messages := await consumer.dequeue(100):
-                assert all(await consumer.archive_many(messages))
-                consumed |= {message.id for message in messages}
-    late = {letter.id for letter in await store.dead_letters.list("work")}
+    consumed, late = set[int](), set[int]()
+    async with store.consumer("work") as work, store.consumer("paused") as paused:
+        with trio.fail_after(PATIENCE):  # of a dump just made, leases have not ended yet
+            while not consumed | late >= {*waiting, *dead, new}:
+                for consumer in (work, paused):
+                    messages = await consumer.dequeue(100)
+                    assert all(await consumer.archive_many(messages))
+                    consumed |= {message.id for message in messages}
+                late = {letter.id for letter in await store.dead_letters.list("work")}
     assert consumed | late == {*waiting, *dead, new}
     kept = {row[0] for row in await query(dsn, "select id from tocsin.archive")}
     assert kept >= archived | consumed
