@@ -4,6 +4,8 @@ and with one that is silent."""
 from __future__ import annotations
 
 import logging
+import secrets
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -116,17 +118,19 @@ async def test_a_connection_that_is_silent_while_listen_is_proven_is_replaced(
     async with (
         proxy.running(store_dsn) as way,
         tocsin.connect(store_dsn, listen_dsn=way.dsn()) as store,
-        trio.open_nursery() as nursery,
     ):
         await store.queues.create("q")
-        proof = store._process._listener.proof
 
-        async def fall_silent() -> None:
-            while not proof._token:
-                await trio.lowlevel.checkpoint()
-            way.silenced.add(way.accepted)
+        def draw_token_of_a_silent_connection(size: int) -> str:
+            way.silenced.add(1)
+            return secrets.token_hex(size)
 
-        nursery.start_soon(fall_silent)
+        # The first connection falls silent before its notification is sent, so that it
+        # never hears it.
+        monkeypatch.setattr(
+            "tocsin._queue.process.listener.secrets",
+            SimpleNamespace(token_hex=draw_token_of_a_silent_connection),
+        )
         with trio.fail_after(PATIENCE):
             async with store.consumer("q"):
                 await until(lambda: store.statistics().listening)
