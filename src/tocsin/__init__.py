@@ -1,9 +1,9 @@
-"""Tocsin: an event-driven message queue in PostgreSQL for Python services that run on
-trio.
+"""Tocsin: an event-driven message queue in PostgreSQL for services on trio.
 
 The public names are those in ``__all__``, and the modules `tocsin.driver` (psycopg on
-trio), `tocsin.embedded`, `tocsin.errors`, `tocsin.settings` and `tocsin.telemetry`. Modules
-with a leading underscore are internal. ``ARCHITECTURE.md`` has the way of a message by files.
+trio), `tocsin.embedded`, `tocsin.errors`, `tocsin.settings` and `tocsin.telemetry`.
+Modules with a leading underscore are internal. ``ARCHITECTURE.md`` has the way of a
+message by files.
 
 A program that imports `tocsin.driver` alone loads the driver alone: the public names
 are loaded when the first of them is used.

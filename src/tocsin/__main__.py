@@ -1,5 +1,7 @@
-"""The command ``tocsin``, also as ``python -m tocsin``. The command line is an extra;
-without it this file says so."""
+"""The command ``tocsin``, also as ``python -m tocsin``.
+
+The command line is an extra. Where it is not installed, this module says so.
+"""
 
 import sys
 from importlib.util import find_spec

@@ -1,5 +1,7 @@
-"""The public names, where they come from. `tocsin` loads this module when a program
-uses the first of them."""
+"""The public names, where they come from.
+
+`tocsin` loads this module when a program uses the first of them.
+"""
 
 from tocsin._database.roles import Roles
 from tocsin._database.verify import SchemaDifference

@@ -1,5 +1,7 @@
-"""Checks of what callers pass: texts, names, keys, ids, counts. PostgreSQL's text has
-neither the character NUL nor a lone surrogate."""
+"""Checks of what callers pass: texts, names, keys, ids, counts.
+
+PostgreSQL's text has neither the character NUL nor a lone surrogate.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,15 @@ MAX_KEY = 1024
 
 
 def check_text(value: str, name: str) -> str:
-    """Return a text that PostgreSQL can hold; raises `TypeError` or `ValueError` naming
-    the argument for what is none."""
+    """Return a text that PostgreSQL can hold.
+
+    Args:
+        name: The argument that an error names.
+
+    Raises:
+        TypeError: The value is no text.
+        ValueError: The text has a character that PostgreSQL's text has not.
+    """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be text, not {type(value).__name__}")
     if not _is_storable(value):
@@ -23,8 +32,12 @@ def check_text(value: str, name: str) -> str:
 
 
 def check_queue(queue: str) -> str:
-    """Return the name of a queue that may exist; raises `QueueNotFound` for what no
-    queue can be called, `TypeError` for no text."""
+    """Return the name of a queue that may exist.
+
+    Raises:
+        TypeError: The name is no text.
+        QueueNotFound: No queue can have this name.
+    """
     if not isinstance(queue, str):
         raise TypeError(f"queue must be the name of a queue, not {type(queue).__name__}")
     if not _is_storable(queue):
@@ -33,7 +46,12 @@ def check_queue(queue: str) -> str:
 
 
 def check_priority(value: int) -> int:
-    """Return a priority; raises `TypeError` or `ValueError` for what is none."""
+    """Return a priority.
+
+    Raises:
+        TypeError: The value is no integer.
+        ValueError: The number does not fit into 32 bits.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"priority must be an integer, not {type(value).__name__}")
     if not -(2**31) <= value < 2**31:
@@ -42,8 +60,13 @@ def check_priority(value: int) -> int:
 
 
 def check_key(value: str | None) -> str | None:
-    """Return a unique key (None stays None); raises `TypeError` for what is no text,
-    `ValueError` for what no index takes."""
+    """Return a unique key; None stays None.
+
+    Raises:
+        TypeError: The key is no text.
+        ValueError: The key is too long for an index, or PostgreSQL's text cannot hold
+            it.
+    """
     if value is not None and len(check_text(value, "key").encode()) > MAX_KEY:
         raise ValueError(
             f"key must be at most {MAX_KEY} bytes, not {len(value.encode())}; a digest of it will"
@@ -53,8 +76,15 @@ def check_key(value: str | None) -> str | None:
 
 
 def check_id(value: int, name: str) -> int:
-    """Return an id; raises `TypeError` or `ValueError` naming the argument for what
-    cannot be one."""
+    """Return an id.
+
+    Args:
+        name: The argument that an error names.
+
+    Raises:
+        TypeError: The value is no integer.
+        ValueError: The number does not fit into 64 bits.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if not -(2**63) <= value < 2**63:
@@ -63,8 +93,15 @@ def check_id(value: int, name: str) -> int:
 
 
 def check_count(value: int, name: str) -> int:
-    """Return a positive number that fits into 32 bits; raises `TypeError` or
-    `ValueError` naming the argument otherwise."""
+    """Return a positive number that fits into 32 bits.
+
+    Args:
+        name: The argument that an error names.
+
+    Raises:
+        TypeError: The value is no integer.
+        ValueError: The number is less than 1, or does not fit into 32 bits.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if value < 1:

@@ -1,5 +1,4 @@
-"""Durations: numbers of seconds or `timedelta` on the outside, or text such as ``7d``;
-`timedelta` towards the database."""
+"""Durations: seconds, `timedelta` or text outside, `timedelta` towards the database."""
 
 from __future__ import annotations
 
@@ -21,11 +20,16 @@ def to_timedelta(value: Duration, name: str, *, zero: bool = False) -> timedelta
 @overload
 def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> timedelta | None: ...
 def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> timedelta | None:
-    """Return the duration as a timedelta (None stays None).
+    """Return a duration as a timedelta; None stays None.
 
-    Raises `ValueError` naming the argument for a negative duration, for one of more
-    than a thousand years and, unless ``zero`` is allowed, for 0; `TypeError` for what
-    is no duration.
+    Args:
+        name: The argument that an error names.
+        zero: Whether 0 is allowed.
+
+    Raises:
+        TypeError: The value is no duration.
+        ValueError: The duration is negative, is longer than a thousand years, or is 0
+            where ``zero`` is not allowed.
     """
     if value is None:
         return None
@@ -51,7 +55,7 @@ def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> ti
 
 
 def to_seconds(value: Duration, name: str, *, zero: bool = False) -> float:
-    """Like `to_timedelta`, as a number of seconds."""
+    """Return a duration as a number of seconds, checked like `to_timedelta`."""
     return to_timedelta(value, name, zero=zero).total_seconds()
 
 
@@ -68,10 +72,15 @@ _UNITS = {
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the duration that a text means: ``250ms``, ``1.5s``, ``30m``, ``2h``,
-    ``7d``, ``1w``, or ``12`` for seconds.
+    """Return the duration that a text means.
 
-    Raises `ValueError`, which says what would be right.
+    Args:
+        text: A number with a unit, such as ``250ms``, ``1.5s``, ``30m``, ``2h``, ``7d``
+            or ``1w``, or without one, such as ``12`` for seconds.
+
+    Raises:
+        ValueError: The text means no duration, or one that is too long. The error
+            says what would be right.
     """
     found = _TEXT.fullmatch(text.strip())
     if found is None:
@@ -87,8 +96,16 @@ def parse_duration(text: str) -> timedelta:
 
 
 def write_due(delay: Duration | None, at: datetime | None) -> tuple[str | None, str | None]:
-    """Write when a message is due, as a delay or as a time. Raises `ValueError`,
-    `TypeError`."""
+    """Write when a message is due, as a delay or as a time.
+
+    The delay becomes an interval of PostgreSQL's, and the time a text in ISO 8601. One
+    of them, or both, are None.
+
+    Raises:
+        TypeError: ``delay`` is no duration, or ``at`` is no datetime.
+        ValueError: Both are given, ``delay`` is negative or too long, or ``at`` has no
+            time zone.
+    """
     if delay is not None and at is not None:
         raise ValueError("give delay or at, not both")
     if at is not None and not isinstance(at, datetime):

@@ -76,12 +76,12 @@ class Store:
         return f"<tocsin.{type(self).__name__} on {where}>"
 
     async def install(self, *, roles: bool | Roles = False) -> None:
-        """Bring the schema to this version of Tocsin; idempotent, and safe when many
-        processes do it at once.
+        """Bring the schema to this version of Tocsin.
 
-        An upgrade waits a quarter of a second for each lock, and is then tried again,
-        so that producers and consumers go on when it meets a long transaction. A newer
-        schema that serves this version is left as it is.
+        The call is idempotent, and safe when many processes make it at once. An upgrade
+        waits a quarter of a second for each lock, and is then tried again, so that
+        producers and consumers go on when it meets a long transaction. A newer schema
+        that serves this version is left as it is.
 
         Args:
             roles: Let other database roles than the schema's owner use it: those named,
@@ -104,8 +104,9 @@ class Store:
             await install.install(connection, self._database.schema, wanted)
 
     async def verify(self) -> tuple[SchemaDifference, ...]:
-        """Return each difference between what is installed and what this version
-        installs; none when all is well.
+        """Return each difference between the installed schema and that of this version.
+
+        There is none when all is well.
 
         Raises:
             SchemaMissing: Tocsin is not installed.
@@ -148,11 +149,11 @@ class Store:
         return await reclaim(self._database)
 
     async def maintain(self) -> MaintenanceResult:
-        """Make partitions of the archive, drop those whose retention is over, and
-        delete dead letters that are kept no longer.
+        """Maintain the archive's partitions, and delete expired dead letters.
 
-        Any process that consumes does it once a minute; this is for cron, where none
-        does. During another session's maintenance this does nothing.
+        Partitions of the archive are made ahead, and dropped when their retention is
+        over. Any process that consumes does this once a minute; the method is for cron,
+        where none does. During another session's maintenance it does nothing.
 
         Raises:
             SchemaMissing: Tocsin is not installed.
@@ -219,8 +220,9 @@ class Store:
         )
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
-        """Enqueue one message without registering a producer, and return its id; the
-        options are those of `Producer.enqueue`.
+        """Enqueue one message without registering a producer, and return its id.
+
+        The options are those of `Producer.enqueue`.
 
         Raises:
             TocsinError: What `Producer.enqueue` raises.
@@ -238,8 +240,9 @@ class Store:
         connection: AnyConnection | None = None,
         **options: Unpack[BatchOptions],
     ) -> list[int]:
-        """Enqueue all of the payloads or none, without registering a producer; the
-        options are those of `Producer.enqueue_many`.
+        """Enqueue all of the payloads or none, without registering a producer.
+
+        The options are those of `Producer.enqueue_many`.
 
         Raises:
             TocsinError: What `Producer.enqueue_many` raises.
@@ -254,15 +257,16 @@ class Store:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """Lend a connection in a transaction, for your own statements and as
-        ``connection=`` of `Producer.enqueue`.
+        """Lend a connection in a transaction.
 
-        It commits at the end of the block, and rolls back when the block raises. At
-        most ``pool_size - 1`` blocks run at a time, or one fewer than the server gives
-        connections, and further blocks wait. So one connection is left for the calls of
-        the block to the store, and for the extension of leases. What the block sets on
-        the connection and for its session (a role, a timeout, a row factory) ends with
-        the block.
+        It is for your own statements, and for ``connection=`` of `Producer.enqueue`.
+        The transaction commits at the end of the block, and rolls back when the block
+        raises. What the block sets on the connection and for its session (a role, a
+        timeout, a row factory) ends with the block.
+
+        At most ``pool_size - 1`` blocks run at a time, or one fewer than the server
+        gives connections, and further blocks wait. So one connection is left for the
+        calls of the block to the store, and for the extension of leases.
 
         Raises:
             ConnectionLost: The database did not answer.
@@ -279,8 +283,9 @@ class Store:
             yield connection
 
     async def stats(self) -> StoreStats:
-        """Return what is in the whole store. It takes for each queue what
-        `Queues.metrics` takes.
+        """Return what is in the whole store.
+
+        The call takes for each queue what `Queues.metrics` takes.
 
         Raises:
             SchemaMissing: Tocsin is not installed.

@@ -75,11 +75,14 @@ def load(
     pool_size: int | None = None,
     heartbeat: Duration | None = None,
 ) -> Settings:
-    """Return the settings that count here and now; None stands for an argument that is
-    not given.
+    """Return the settings that count here and now.
 
-    Raises `ConfigError`, never with a connection string in it. Reads a small file, and
-    waits for nothing else.
+    The call reads a small file, and waits for nothing else. An argument that is None
+    counts as not given; the others are those of `Settings`.
+
+    Raises:
+        ConfigError: A setting cannot be understood. No error contains a connection
+            string.
     """
     arguments = {
         "dsn": dsn,
@@ -273,8 +276,13 @@ def _read_table() -> tuple[Path, dict[str, Any]]:
 
 
 def _read_file(path: Path) -> dict[str, Any] | None:
-    """Return the table of ours in a file, None if there is none. Raises
-    `FileNotFoundError` or `NotADirectoryError` for no file."""
+    """Return Tocsin's table in a TOML file, or None if there is none.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        NotADirectoryError: The path leads through something that is no directory.
+        ConfigError: The file or the table cannot be read, or has an unknown key.
+    """
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)

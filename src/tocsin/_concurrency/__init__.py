@@ -1,2 +1,4 @@
-"""Structured concurrency on trio that knows nothing of Tocsin: nurseries, locks,
-backoff."""
+"""Structured concurrency on trio: nurseries, locks, backoff.
+
+Nothing here knows of Tocsin.
+"""

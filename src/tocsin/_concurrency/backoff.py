@@ -16,8 +16,10 @@ which no process is declared dead (``processes.sql``)."""
 
 
 def delays() -> Iterator[float]:
-    """Yield waits in seconds, growing, each drawn at random so that the processes of a
-    whole fleet do not come back in step."""
+    """Yield growing waits in seconds.
+
+    Each is drawn at random, so that the processes of a fleet do not try again in step.
+    """
     longest = FIRST
     while True:
         yield random.uniform(longest / 2, longest)
@@ -25,8 +27,10 @@ def delays() -> Iterator[float]:
 
 
 class OutageRetry:
-    """One loop's attempts. An outage is one warning and, when it is over, one line that
-    says how long it was."""
+    """The attempts of one loop.
+
+    An outage is logged as one warning and, when it is over, one line with its length.
+    """
 
     def __init__(self, what: str, logger: logging.Logger) -> None:
         self._what = what

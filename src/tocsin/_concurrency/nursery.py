@@ -24,8 +24,10 @@ async def open_nursery_bare() -> AsyncIterator[trio.Nursery]:
 
     `trio.Cancelled` does not count: it is what happened to the other tasks because of
     the error. With several errors the group is raised as it is, and a group that the
-    block or a task has raised itself stays one. Cancellation is what it is in
-    `trio.open_nursery`: all tasks have ended when the block is left.
+    block or a task has raised itself stays one.
+
+    Cancellation:
+        As in `trio.open_nursery`: all tasks have ended when the block is left.
     """
     try:
         async with trio.open_nursery() as nursery:

@@ -1,5 +1,4 @@
-"""``tocsin demo``: real work on a real queue, with its figures measured in the open and
-its outcome checked.
+"""``tocsin demo``: real work on a real queue, its figures, and a check of its outcome.
 
 Each file below a directory becomes a message; two consumers compute the files' SHA-256
 and put it into a table. A third of the way, one consumer is interrupted, and the other

@@ -22,10 +22,14 @@ NORTH, SOUTH = "north", "south"
 
 
 async def perform(dsn: str, root: Path, paths: Sequence[str], view: View) -> Report:
-    """Do it all in this database, and return what came of it.
+    """Run the demo in this database, and return what came of it.
 
-    Raises `TocsinError` and what psycopg raises. Cancelled, its schemas stay until the
-    next demo drops them; nothing runs on.
+    Raises:
+        TocsinError: Another demo is running in the database, or the work failed.
+        psycopg.Error: A statement of the demo's own failed.
+
+    Cancellation:
+        The schemas of the demo stay until the next demo drops them. Nothing runs on.
     """
     async with (
         connect(dsn, schema=QUEUE_SCHEMA, pool_size=2 * CONCURRENCY + 4) as store,

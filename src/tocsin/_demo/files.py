@@ -18,17 +18,21 @@ NOT_OURS = frozenset({"site-packages", "__pycache__"})
 
 
 def standard_library() -> Path:
-    """Return the folder of this Python's standard library: thousands of files that
-    exist on every machine."""
+    """Return the folder of this Python's standard library.
+
+    Every machine has it, with thousands of files.
+    """
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def find(root: Path, skipped: frozenset[str]) -> list[str]:
     """Return the regular files below a directory, as messages name them, in order.
-    Symbolic links are not followed.
 
-    Directories that cannot be read are left out, and so are those with a name in
-    ``skipped``.
+    Symbolic links are not followed. Directories that cannot be read are left out.
+
+    Args:
+        root: The directory.
+        skipped: Names of directories that are left out.
     """
     base = os.fsencode(root)
     found: list[bytes] = []
@@ -48,8 +52,11 @@ def find(root: Path, skipped: frozenset[str]) -> list[str]:
 
 
 def digest(root: Path, name: str) -> tuple[str, int]:
-    """Return a file's SHA-256 and its size in bytes. Raises `OSError` if it has gone or
-    cannot be read."""
+    """Return a file's SHA-256 and its size in bytes.
+
+    Raises:
+        OSError: The file is gone or cannot be read.
+    """
     with open(os.path.join(os.fsencode(root), unquote_to_bytes(name)), "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return sha256, file.tell()

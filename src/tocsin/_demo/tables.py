@@ -1,9 +1,8 @@
-"""The demo's own tables, in schema ``tocsin_demo``, and the check that needs no other
-witness than the database.
+"""The demo's own tables, and the check that takes the database alone as witness.
 
-Tocsin is installed for the demo in a schema of its own, ``tocsin_demo_queue``, so that
-the demo can drop all that its last run left, and touches nothing else in a database
-that it was given.
+The tables are in the schema ``tocsin_demo``. Tocsin is installed for the demo in a
+schema of its own, ``tocsin_demo_queue``, so that the demo can drop all that its last
+run left, and touches nothing else in a database that it was given.
 """
 
 from __future__ import annotations
@@ -110,15 +109,21 @@ class Tables:
         self._connection = connection
 
     async def check(self) -> Outcome:
-        """Hold what was enqueued against what was done. Cancellation leaves nothing
-        behind."""
+        """Compare what was enqueued with what was done.
+
+        Cancellation:
+            Nothing has changed.
+        """
         cursor = await self._connection.execute(_CHECK)
         (row,) = await cursor.fetchall()
         return Outcome(*row)
 
     async def handled(self, queue: str) -> dict[str, int]:
         """Return how many messages of a queue each consumer, by name, had in the end.
-        Cancellation leaves nothing behind."""
+
+        Cancellation:
+            Nothing has changed.
+        """
         cursor = await self._connection.execute(_HANDLED, [queue])
         return dict(await cursor.fetchall())
 
@@ -127,8 +132,11 @@ class Tables:
 async def open_tables(dsn: str) -> AsyncIterator[Tables]:
     """Drop the tables of the last demo and create new ones, which stay until the next.
 
-    Raises `TocsinError` while another demo uses this database. Cancelled, its
-    connection is closed.
+    Raises:
+        TocsinError: Another demo uses this database.
+
+    Cancellation:
+        The connection is closed.
     """
     connection: TrioConnection[Any] = await TrioConnection.connect(dsn, autocommit=True)
     try:

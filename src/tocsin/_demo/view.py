@@ -1,7 +1,7 @@
-"""What the demo shows: lines that stay; on a terminal, bars while something goes on; in
-the end a table.
+"""What the demo shows: lines that stay, bars during the work, and a table in the end.
 
-rich would redraw its bars from a thread. Here a task does it.
+Bars are shown on a terminal only. rich would redraw them from a thread; here a task
+does it.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ class View:
     async def bars(
         self, total: int, counts: Mapping[str, Callable[[], int]]
     ) -> AsyncIterator[None]:
-        """On a terminal, show how far each of these is on its way to the total, for as
-        long as the block lasts."""
+        """Show how far each count is on its way to the total, for the block.
+
+        Without a terminal nothing is shown.
+        """
         if not self._console.is_terminal:
             yield
             return

@@ -1,7 +1,7 @@
-"""How long it takes from one process's enqueue statement to another process's handler.
+"""The time from one process's enqueue statement to another process's handler.
 
 Both sides are here. The sender is a process of its own (``python -m
-tocsin.demo.wakeup``, with the DSN in ``TOCSIN_DSN``, where no list of processes shows
+tocsin._demo.wakeup``, with the DSN in ``TOCSIN_DSN``, where no list of processes shows
 it): a sender in the same event loop could not be told from a function call. It pauses
 between messages, so that each one finds an idle consumer that has to be woken.
 """
@@ -31,8 +31,7 @@ _PAUSE = 0.01
 
 @attrs.frozen
 class Wakeup:
-    """How long the handler's first line came after the enqueue statement was sent, in
-    milliseconds."""
+    """Milliseconds from sending the enqueue statement to the handler's first line."""
 
     messages: int
     """How many messages were measured."""
@@ -46,10 +45,18 @@ class Wakeup:
 
 
 async def measure(store: Store, dsn: str, delays: list[float]) -> Wakeup:
-    """Have another process send messages one by one, and time them; each time goes to
-    ``delays`` as it comes.
+    """Have another process send messages one by one, and time them.
 
-    Raises `TocsinError` if that process fails. Cancelled, it is killed.
+    Args:
+        store: Where the messages are received.
+        dsn: The database that the other process connects to.
+        delays: Gets each time, in milliseconds, as it comes.
+
+    Raises:
+        TocsinError: The other process failed.
+
+    Cancellation:
+        The other process is killed.
     """
 
     async def handle(message: Message) -> None:

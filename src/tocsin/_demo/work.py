@@ -23,8 +23,10 @@ _STALLED_AFTER = 10.0
 
 
 class Progress:
-    """What the handlers have done so far, for the view and the course of the demo; the
-    check does not rely on it."""
+    """What the handlers have done so far, for the view and the course of the demo.
+
+    The check does not rely on it.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -36,8 +38,12 @@ class Progress:
 
     @contextmanager
     def handling(self, consumer: str, *, last: bool) -> Iterator[None]:
-        """Count a delivery that is handled in this block; a failed one counts as
-        finished when it was the last."""
+        """Count a delivery that is handled in this block.
+
+        Args:
+            consumer: Name of the consumer.
+            last: Whether a failed delivery counts as finished.
+        """
         self._at_work += 1
         finished = False
         try:
@@ -67,8 +73,11 @@ class Progress:
 
 
 async def enqueue(store: Store, paths: Sequence[str]) -> None:
-    """Enqueue a message for each file, in one transaction with the table that says so.
-    Cancelled, all of that has happened or nothing."""
+    """Enqueue a message for each file, and note the files in the demo's table.
+
+    Cancellation:
+        Atomic: both have happened or neither.
+    """
     await store.queues.ensure(QUEUE, max_deliveries=_MAX_DELIVERIES, retry_base=0.05)
     async with store.producer(QUEUE, name="demo") as producer, store.transaction() as connection:
         ids = await producer.enqueue_many(({"path": path} for path in paths), connection=connection)
@@ -78,9 +87,15 @@ async def enqueue(store: Store, paths: Sequence[str]) -> None:
 async def work(store: Store, consumer: Consumer, root: Path, progress: Progress) -> None:
     """Hash files, several at a time, until the consumer is interrupted.
 
-    Raises `Suspended` then. The message of a file that cannot be read is delivered
-    again, and becomes a dead letter in the end. Cancelled, the messages at hand are
-    released; a digest may have been stored whose message is not archived.
+    The message of a file that cannot be read is delivered again, and becomes a dead
+    letter in the end.
+
+    Raises:
+        Suspended: The consumer was interrupted.
+
+    Cancellation:
+        The messages at hand are released. A digest may be stored whose message is not
+        archived.
     """
     name = str(consumer.name)
 

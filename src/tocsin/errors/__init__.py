@@ -1,9 +1,8 @@
-"""The errors that Tocsin raises, each with the values a program needs and a sentence
-that says what to do.
+"""The errors that Tocsin raises.
 
-The database refuses with an SQLSTATE of class ``TC``
-(``sql/functions/common/errors.sql``); ``_database/error_mapping.py`` turns what psycopg
-raised into these classes.
+Each has the values that a program needs, and a sentence that says what to do. The
+database refuses with an SQLSTATE of class ``TC`` (``sql/functions/common/errors.sql``).
+``_database/error_mapping.py`` turns what psycopg raised into these classes.
 """
 
 from ._base import ConfigError, TocsinError

@@ -6,8 +6,10 @@ __all__ = ["ConfigError", "TocsinError", "join_advice"]
 
 
 class TocsinError(Exception):
-    """Base of all errors that Tocsin raises on purpose. The text says what is wrong,
-    and what a program can do about it."""
+    """The base of all errors that Tocsin raises on purpose.
+
+    The text says what is wrong, and what a program can do about it.
+    """
 
     def __init__(self, problem: str, advice: str = "") -> None:
         super().__init__(join_advice(problem, advice))

@@ -17,8 +17,7 @@ __all__ = [
 
 
 class ConnectionLost(TocsinError):
-    """The database cannot be reached, cannot work at present, or went away while a
-    statement was under way.
+    """A database that cannot be reached, cannot work at present, or went away.
 
     It cannot work while it is read-only, full, or without connections to give, and when
     it ends a statement or a session by a timeout or a command. A statement that was
@@ -87,11 +86,10 @@ class SchemaOutdated(TocsinError):
 
 
 class SchemaNewer(TocsinError):
-    """What is installed is newer than this version of Tocsin, and does not serve it, or
-    was to be changed by it.
+    """A schema that is newer than this version of Tocsin.
 
-    `Store.install`, `Store.verify` and the registration of producers and consumers
-    raise it.
+    It does not serve this version, or was to be changed by it. `Store.install`,
+    `Store.verify` and the registration of producers and consumers raise this error.
     """
 
     def __init__(self, schema: str, found: int, known: int, serves: int) -> None:
@@ -111,8 +109,10 @@ class SchemaNewer(TocsinError):
 
 
 class SchemaBusy(TocsinError):
-    """The schema is not installed, upgraded or removed: transactions kept its tables
-    locked for half a minute. Nothing was changed."""
+    """A schema whose tables were locked by transactions for half a minute.
+
+    It was to be installed, upgraded or removed. Nothing was changed.
+    """
 
     def __init__(self, schema: str) -> None:
         super().__init__(
@@ -125,10 +125,10 @@ class SchemaBusy(TocsinError):
 
 
 class DependentObjects(TocsinError):
-    """The schema is not upgraded: objects outside of it depend on functions or types
-    that the new version changes.
+    """Objects outside of the schema that depend on what an upgrade changes.
 
-    Nothing was changed.
+    These are functions or types of the schema. It is not upgraded, and nothing was
+    changed.
     """
 
     def __init__(self, problem: str, advice: str = "", *, objects: tuple[str, ...]) -> None:

@@ -8,10 +8,10 @@ __all__ = ["KeyTaken", "LeaseLost", "MessageNotFound", "MessageNotWaiting", "Rat
 
 
 class LeaseLost(TocsinError):
-    """The message is no longer this consumer's: its lease expired or was given to
-    another, or it is settled already.
+    """A message whose lease this consumer does not hold.
 
-    Nothing was changed.
+    The lease expired or was given to another consumer, or the message is settled
+    already. Nothing was changed.
     """
 
     def __init__(self, message_id: int, operation: str) -> None:
@@ -26,8 +26,11 @@ class LeaseLost(TocsinError):
 
 
 class MessageNotFound(TocsinError):
-    """There is no message of this id, or none in the state that was asked for, or no
-    unfinished one of this key."""
+    """A message that does not exist.
+
+    No message has this id, or none in the state that was asked for, or no unfinished
+    message has this key.
+    """
 
     def __init__(
         self,
@@ -48,7 +51,9 @@ class MessageNotFound(TocsinError):
 
 class MessageNotWaiting(TocsinError):
     """A message that cannot be changed, since a worker holds it or it is finished.
-    Nothing was changed."""
+
+    Nothing was changed.
+    """
 
     def __init__(self, problem: str, advice: str = "", *, message_id: int, state: str) -> None:
         super().__init__(problem, advice)
@@ -60,8 +65,10 @@ class MessageNotWaiting(TocsinError):
 
 
 class KeyTaken(TocsinError):
-    """Dead letters that cannot be replayed, since other unfinished messages have their
-    keys by now. None was replayed."""
+    """Dead letters that cannot be replayed, since unfinished messages have their keys.
+
+    None was replayed.
+    """
 
     def __init__(self, problem: str, advice: str = "", *, ids: tuple[int, ...]) -> None:
         super().__init__(problem, advice)

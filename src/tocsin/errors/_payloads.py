@@ -16,8 +16,10 @@ __all__ = [
 
 
 class PayloadInvalid(TocsinError, ValueError):
-    """A payload (or headers) that JSONB cannot hold, or a payload that breaks a rule of
-    its queue. Nothing was enqueued."""
+    """A payload that JSONB cannot hold or that breaks a rule of its queue.
+
+    Headers that JSONB cannot hold raise it, too. Nothing was enqueued.
+    """
 
     def __init__(self, path: str, reason: str, index: int | None = None) -> None:
         where = f"payload {index}, at {path}" if index is not None else f"payload, at {path}"
@@ -31,11 +33,10 @@ class PayloadInvalid(TocsinError, ValueError):
 
 
 class PayloadUnreadable(TocsinError, ValueError):
-    """A payload, or headers, that PostgreSQL can hold and Python cannot: it was
-    enqueued by SQL. The message is as it was.
+    """A payload, or headers, that PostgreSQL can hold and Python cannot.
 
-    A handler that asks for the payload fails with it, and the message becomes a dead
-    letter in the end.
+    It was enqueued by SQL, and the message is as it was. A handler that asks for the
+    payload fails with this error, and the message becomes a dead letter in the end.
     """
 
     def __init__(self, reason: str) -> None:
@@ -64,8 +65,10 @@ class PayloadTooLarge(TocsinError, ValueError):
 
 
 class CharacterUnsupported(TocsinError, ValueError):
-    """A text has a character that the database's encoding does not have. Nothing was
-    changed."""
+    """A text with a character that the database's encoding does not have.
+
+    Nothing was changed.
+    """
 
     def __init__(self, character: str, encoding: str) -> None:
         super().__init__(

@@ -31,8 +31,10 @@ class QueueAlreadyExists(TocsinError):
 
 
 class QueueNotEmpty(TocsinError):
-    """A queue that still has workers or unfinished messages is not deleted. Nothing was
-    changed."""
+    """A queue that is not deleted, since it has workers or unfinished messages.
+
+    Nothing was changed.
+    """
 
     def __init__(
         self, problem: str, advice: str = "", *, queue: str, workers: int, messages: int
@@ -47,8 +49,10 @@ class QueueNotEmpty(TocsinError):
 
 
 class QueueBusy(TocsinError):
-    """A queue is not deleted, since transactions that use it did not end for ten
-    seconds. Nothing was changed; try again."""
+    """A queue that is not deleted, since transactions used it for ten seconds.
+
+    Nothing was changed; try again.
+    """
 
     def __init__(self, problem: str, advice: str = "", *, queue: str) -> None:
         super().__init__(problem, advice)

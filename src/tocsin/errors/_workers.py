@@ -15,10 +15,10 @@ __all__ = [
 
 
 class Suspended(TocsinError):
-    """A consumer's run has ended because it was interrupted; the worker is suspended
-    (or, after a shutdown from outside, stopped).
+    """The end of a consumer's run that was interrupted.
 
-    Not a failure: it is how `Consumer.handle` and its siblings end.
+    The worker is suspended or, after a shutdown from outside, stopped. This is not a
+    failure: it is how `Consumer.handle` and its siblings end.
     """
 
     def __init__(self, reason: str, *, handled: int, released: int, failed: int = 0) -> None:
@@ -78,13 +78,17 @@ class WorkerStopped(StateTransitionError):
 
 
 class ProcessDeclaredDead(TocsinError):
-    """Another process has declared this one dead. This process registers again by
-    itself; the error never reaches a user."""
+    """The death of this process, as another process has declared it.
+
+    This process registers again by itself. The error never reaches a user.
+    """
 
 
 class PendingMessages(TocsinError):
-    """The worker holds messages, so it cannot be suspended or shut down. Settle or
-    release them, or ask for release or drain."""
+    """A worker that is not suspended or shut down, since it holds messages.
+
+    Settle or release them, or ask for release or drain.
+    """
 
     def __init__(self, problem: str, advice: str = "", *, count: int, worker_id: int) -> None:
         super().__init__(problem, advice)

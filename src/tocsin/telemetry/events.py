@@ -189,10 +189,9 @@ class MaintenanceEnded(Event):
 
 
 class Subscription(Generic[EventT]):
-    """The events that one subscriber asked for; an asynchronous iterator, made by
-    `Events.subscribe`.
+    """The events that one subscriber asked for, made by `Events.subscribe`.
 
-    The iteration ends when the store is closed.
+    It is an asynchronous iterator, which ends when the store is closed.
     """
 
     dropped: int

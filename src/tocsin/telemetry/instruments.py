@@ -55,9 +55,11 @@ class Instrument(Protocol):
         """
 
     def enqueueing(self, call: EnqueueCall) -> AbstractContextManager[object]:
-        """Return a context manager for one call of `tocsin.Producer.enqueue`,
-        `tocsin.Producer.enqueue_many`, `tocsin.Store.produce` or
-        `tocsin.Store.produce_many`."""
+        """Return a context manager for one call that enqueues.
+
+        The call is one of `tocsin.Producer.enqueue`, `tocsin.Producer.enqueue_many`,
+        `tocsin.Store.produce` and `tocsin.Store.produce_many`.
+        """
 
 
 class Instruments:
