@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import tocsin
 from tests.support import PATIENCE, query, servers
-from tests.support.child import running
+from tests.support.child import run_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -128,7 +128,7 @@ async def test_sign_up(dsn: str, name: str) -> None:
     """Delivered right after commit, and never what was rolled back."""
     command = ["sh"] if name.endswith(".sh") else [sys.executable]
     environment = {**os.environ, "PSQL": psql()} if name.endswith(".sh") else None
-    async with running(str(EXAMPLES / "welcome.py"), dsn) as welcome:
+    async with run_script(str(EXAMPLES / "welcome.py"), dsn) as welcome:
         assert await welcome.line() == "waiting; stop with Ctrl-C"
         with trio.fail_after(PATIENCE):
             ended = await trio.run_process(
@@ -148,7 +148,7 @@ def test_each_sign_up_is_tested() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_graceful_shutdown(dsn: str, number: signal.Signals) -> None:
-    async with running(str(EXAMPLES / "graceful_shutdown.py"), dsn) as child:
+    async with run_script(str(EXAMPLES / "graceful_shutdown.py"), dsn) as child:
         assert await child.line() == "working; stop with Ctrl-C"
         started = {(await child.words("sending"))[1] for _ in range(2)}
         child.process.send_signal(number)
@@ -163,7 +163,7 @@ async def test_graceful_shutdown(dsn: str, number: signal.Signals) -> None:
 
 
 async def test_embedded_service(dsn: str) -> None:
-    async with running(str(EXAMPLES / "embedded_service.py"), dsn) as child:
+    async with run_script(str(EXAMPLES / "embedded_service.py"), dsn) as child:
         _, _, port = await child.words("listening")
         stream = await trio.open_tcp_stream("127.0.0.1", int(port))
         async with stream:
@@ -196,7 +196,7 @@ async def test_health_monitor(store: tocsin.Store, store_dsn: str) -> None:
     )
     async with (
         store.producer("letters", name="writer"),
-        running(str(EXAMPLES / "health_monitor.py"), store_dsn) as child,
+        run_script(str(EXAMPLES / "health_monitor.py"), store_dsn) as child,
     ):
         await child.line()
         lines = [await child.line() for _ in range(3)]
@@ -212,7 +212,7 @@ async def test_health_monitor(store: tocsin.Store, store_dsn: str) -> None:
 async def test_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     with servers.directory() as base:
         monkeypatch.setenv("TOCSIN_DATA", str(base / "server"))
-        async with running(str(EXAMPLES / "serve.py")) as child:
+        async with run_script(str(EXAMPLES / "serve.py")) as child:
             assert (await child.line()).startswith("PostgreSQL ")
             dsn = await child.line()
             assert await query(dsn, "select 1") == [(1,)]

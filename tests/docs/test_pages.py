@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from tests.support import PATIENCE, pages, query
-from tests.support.child import running
+from tests.support.child import run_script
 from tests.support.cli_manual import walk
 from tocsin._cli import tocsin
 from tocsin.settings import Settings
@@ -64,7 +64,7 @@ async def test_the_program_in_the_readme(dsn: str, tmp_path: Path) -> None:
     (program,) = [block.text for block in pages.read(README) if "async def main" in block.text]
     path = tmp_path / "program.py"
     path.write_text(program.replace("postgresql:///app", dsn), encoding="utf-8")
-    async with running(str(path)) as child:
+    async with run_script(str(path)) as child:
         assert await child.line() == "1 {'to': 'ada@example.org'} 1"
         # handled is not yet archived; the drain waits for that
         child.process.send_signal(signal.SIGTERM)

@@ -11,7 +11,7 @@ from tests.support import (
     query,
     run_until_suspended,
 )
-from tests.support.child import running
+from tests.support.child import run_script
 
 pytestmark = pytest.mark.fault
 
@@ -24,7 +24,7 @@ async def test_killed_worker_is_replaced_long_before_the_visibility_timeout(
     # else this server is too young
     await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
     handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with running("consume.py", store_dsn, "tasks", "doomed", "hold") as doomed:
+    async with run_script("consume.py", store_dsn, "tasks", "doomed", "hold") as doomed:
         doomed_id = int((await doomed.words("worker"))[0])
         message_id = await store.produce("tasks", 1)
         assert await doomed.words("handling") == [str(message_id)]

@@ -42,7 +42,7 @@ class Child:
 
 
 @asynccontextmanager
-async def running(script: str, *arguments: str) -> AsyncIterator[Child]:
+async def run_script(script: str, *arguments: str) -> AsyncIterator[Child]:
     """Run a script of tests/support/children, or one with its whole path; kill it at
     the end of the block."""
     command = [sys.executable, "-u", str(Path(__file__).parent / "children" / script), *arguments]

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import Handled, move_clock, next_event, run_until_suspended, until_asleep
+from tests.support import Handled, move_clock, next_event, until_asleep
+from tests.support.runs import running
 from tocsin import telemetry
 
 CONSUMER_KINDS = (
@@ -65,14 +66,12 @@ async def test_a_handler_that_raises_is_reported_with_its_error(store: tocsin.St
 async def test_a_handler_that_is_cancelled_is_reported(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     await store.produce("q", 1)
-    suspended = list[tocsin.Suspended]()
 
     async def hang(message: tocsin.Message) -> None:
         await trio.sleep_forever()
 
     with store.events.subscribe(telemetry.HandlerBegan, telemetry.HandlerEnded) as events:
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, hang, suspended)
+        async with store.consumer("q") as consumer, running(consumer, hang):
             await next_event(events)
             await consumer.interrupt(grace=0)
             ended = await next_event(events)
@@ -150,12 +149,9 @@ async def test_leases_that_a_run_extends_or_loses_are_reported(
 
 async def test_an_idle_consumer_that_is_rung_for_is_reported(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
-    suspended = list[tocsin.Suspended]()
     with store.events.subscribe(telemetry.Woken) as events:
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
+        async with store.consumer("q") as consumer, running(consumer):
             await until_asleep(store)
             await store.produce("q", 1)
             woken = await next_event(events)
-            await consumer.interrupt()
     assert (woken.queue, woken.worker_id) == ("q", consumer.worker_id)

@@ -6,35 +6,29 @@ from __future__ import annotations
 from contextlib import ExitStack
 from itertools import pairwise
 
-import trio
-
 import tocsin
-from tests.support import Handled, next_event, query, run_until_suspended, until, until_asleep
+from tests.support import next_event, query, until, until_asleep
+from tests.support.runs import running
 from tocsin import telemetry
 
 
 async def test_a_ring_for_an_idle_consumer_names_its_queue(store: tocsin.Store) -> None:
     await store.queues.ensure("other")
     await store.queues.ensure("q")
-    suspended = list[tocsin.Suspended]()
     with store.events.subscribe(telemetry.Rung) as rings:
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
+        async with store.consumer("q") as consumer, running(consumer):
             await until_asleep(store)
             await store.produce("other", 1)
             await store.produce("q", 1)
             assert (await next_event(rings)).queue == "q"
-            await consumer.interrupt()
 
 
 async def test_a_worker_reports_each_state_once(store_dsn: str) -> None:
-    suspended = list[tocsin.Suspended]()
     with ExitStack() as stack:
         async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
             await store.queues.ensure("q")
             changes = stack.enter_context(store.events.subscribe(telemetry.WorkerStateChanged))
-            async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-                nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
+            async with store.consumer("q") as consumer, running(consumer):
                 assert (await next_event(changes)).status == "polling"
                 await consumer.interrupt()
                 found = await next_event(changes, lambda c: c.status == "suspended")

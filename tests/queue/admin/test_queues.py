@@ -18,7 +18,7 @@ from tests.support import (
     until_asleep,
     until_query,
 )
-from tests.support.child import running
+from tests.support.child import run_script
 from tests.support.queues import (
     dequeue_into,
     open_transaction,
@@ -130,7 +130,7 @@ async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(
     )
     handled = Handled()
     async with (
-        running("consume.py", store_dsn, "q", "remote", "go") as child,
+        run_script("consume.py", store_dsn, "q", "remote", "go") as child,
         store.consumer("q") as consumer,
         trio.open_nursery() as nursery,
     ):

@@ -10,20 +10,17 @@ from tests.support import (
     PATIENCE,
     Handled,
     query,
-    run_until_suspended,
 )
+from tests.support.runs import running
 
 
 async def test_poll_interrupt_suspended_archived(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("tasks")
     message_id = await store.produce("tasks", {"n": 1})
-    handled, suspended = Handled(), list[tocsin.Suspended]()
     async with store.consumer("tasks", name="a") as consumer:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await handled.wait(1)
-            await consumer.interrupt()
-        assert suspended[0].handled == 1
+        async with running(consumer) as run:
+            await run.handled.wait(1)
+        assert run.suspended.handled == 1
         assert await consumer.status() == "suspended"
         assert await query(store_dsn, "select id, consumer_worker_id from tocsin.archive") == [
             (message_id, consumer.worker_id)
@@ -36,14 +33,12 @@ async def test_interrupt_ends_after_the_running_handler(
     await store.queues.ensure("tasks")
     message_id = await store.produce("tasks", 1)
     go_on = trio.Event()
-    handled, suspended = Handled(lambda _: go_on.wait()), list[tocsin.Suspended]()
     async with store.consumer("tasks") as consumer:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await handled.wait(1)
+        async with running(consumer, lambda _: go_on.wait()) as run:
+            await run.handled.wait(1)
             await consumer.interrupt()
             assert await consumer.status() == "interrupted"
-            assert not suspended
+            assert not run.ended
             go_on.set()
         assert await query(store_dsn, "select id from tocsin.archive") == [(message_id,)]
         assert await consumer.status() == "suspended"
@@ -51,23 +46,18 @@ async def test_interrupt_ends_after_the_running_handler(
 
 async def test_handoff(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("tasks")
-    by_a, by_b, suspended = Handled(), Handled(), list[tocsin.Suspended]()
     async with (
         store.consumer("tasks", name="a") as a,
         store.consumer("tasks", name="b") as b,
         store.producer("tasks") as producer,
     ):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, a, by_a, suspended)
+        async with running(a) as run:
             first = await producer.enqueue("first")
-            await by_a.wait(1)
-            await a.interrupt()
+            await run.handled.wait(1)
         assert await a.status() == "suspended"
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, b, by_b, suspended)
+        async with running(b) as run:
             second = await producer.enqueue("second")
-            await by_b.wait(1)
-            await b.interrupt()
+            await run.handled.wait(1)
         owners = await query(
             store_dsn, "select id, consumer_worker_id from tocsin.archive order by id"
         )
@@ -76,22 +66,18 @@ async def test_handoff(store: tocsin.Store, store_dsn: str) -> None:
 
 async def test_two_consumers_drain_forty(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("tasks")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
+    handled = Handled()
     async with (
         store.consumer("tasks") as a,
         store.consumer("tasks") as b,
         store.producer("tasks") as producer,
     ):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, a, handled, suspended)
-            nursery.start_soon(run_until_suspended, b, handled, suspended)
+        async with running(a, handled) as by_a, running(b, handled) as by_b:
             ids = [await producer.enqueue(n) for n in range(40)]
             await handled.wait(40)
-            await a.interrupt()
-            await b.interrupt()
         assert [await a.status(), await b.status()] == ["suspended", "suspended"]
         assert sorted(m.id for m in handled.messages) == ids
-        assert sum(s.handled for s in suspended) == 40
+        assert by_a.suspended.handled + by_b.suspended.handled == 40
         assert await query(
             store_dsn, "select count(*), count(distinct id) from tocsin.archive"
         ) == [(40, 40)]

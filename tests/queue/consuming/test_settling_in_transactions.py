@@ -25,7 +25,7 @@ from tests.support import (
     run_until_suspended,
     until_query,
 )
-from tests.support.child import running
+from tests.support.child import run_script
 from tocsin.driver import TrioConnection
 
 Connection: TypeAlias = Any
@@ -542,7 +542,7 @@ async def test_under_kills_each_message_has_its_effect_exactly_once(
     async def kill_again_and_again() -> None:
         nonlocal kills
         while True:
-            async with running("settle_in_transaction.py", store_dsn) as child:
+            async with run_script("settle_in_transaction.py", store_dsn) as child:
                 for _ in range(dice.randint(1, 25)):
                     await child.line()
             kills += 1

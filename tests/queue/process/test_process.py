@@ -27,7 +27,7 @@ from tests.support import (
     until_asleep,
     until_true,
 )
-from tests.support.child import running
+from tests.support.child import run_script
 from tocsin.driver import TrioConnection
 
 OWN = "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
@@ -669,12 +669,12 @@ async def test_killed_and_restarted_alone_under_the_same_name(store_dsn: str) ->
     async with tocsin.connect(store_dsn) as store:
         await store.queues.ensure("q", vt=3600)
         await store.produce("q", 1)
-    async with running("consume.py", store_dsn, "q", "alone", "hold") as first:
+    async with run_script("consume.py", store_dsn, "q", "alone", "hold") as first:
         worker = await first.words("worker")
         message = await first.words("handling")
         first.process.kill()
         await first.process.wait()
-    async with running("consume.py", store_dsn, "q", "alone", "go") as second:
+    async with run_script("consume.py", store_dsn, "q", "alone", "go") as second:
         assert await second.words("worker") == worker
         assert await second.words("handling") == message
 
@@ -686,7 +686,7 @@ async def test_stopped_process_that_comes_back_is_fenced(
     so it is not declared dead, but its lease ends."""
     await store.queues.ensure("q", vt=0.5)
     handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with running("consume.py", store_dsn, "q", "frozen", "hold") as frozen:
+    async with run_script("consume.py", store_dsn, "q", "frozen", "hold") as frozen:
         frozen_id = int((await frozen.words("worker"))[0])
         await store.produce("q", 1)
         await frozen.words("handling")

@@ -15,14 +15,14 @@ from tests.support import (
     PATIENCE,
     query,
 )
-from tests.support.child import running
+from tests.support.child import run_script
 from tests.support.commands import line_with, started
 
 
 async def test_commands_to_a_worker_in_another_process(store: tocsin.Store, store_dsn: str) -> None:
     """That they take effect within 100 ms is what the benchmark ``commands`` measures."""
     await store.queues.ensure("tasks")
-    async with running("consume.py", store_dsn, "tasks", "remote", "go") as child:
+    async with run_script("consume.py", store_dsn, "tasks", "remote", "go") as child:
         remote = await store.workers.get(int((await child.words("worker"))[0]))
         await store.produce("tasks", 1)
         await child.words("handling")
@@ -49,7 +49,7 @@ async def test_interrupt_with_grace_from_another_process(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("tasks", vt=3600)
-    async with running("consume.py", store_dsn, "tasks", "remote", "hold") as child:
+    async with run_script("consume.py", store_dsn, "tasks", "remote", "hold") as child:
         remote = await store.workers.get(int((await child.words("worker"))[0]))
         await store.produce("tasks", 1)
         await child.words("handling")

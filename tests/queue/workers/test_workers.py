@@ -21,7 +21,7 @@ from tests.support import (
     until_blocked,
     until_query,
 )
-from tests.support.child import Child, running
+from tests.support.child import Child, run_script
 
 STATES = ["ready", "polling", "interrupted", "suspended", "stopped"]
 ACTIVE = {"ready", "polling"}
@@ -431,7 +431,7 @@ async def remote(
     """A worker in another process that handles a message; its handle, and the message's
     id."""
     await store.queues.ensure("tasks", vt=3600)
-    async with running("consume.py", dsn, "tasks", "remote", mode) as child:
+    async with run_script("consume.py", dsn, "tasks", "remote", mode) as child:
         handle = await store.workers.get(int((await child.words("worker"))[0]))
         info = await handle.info()
         assert (info.hostname, info.pid, info.name) == (
