@@ -1,2 +1,4 @@
-"""The database as the rest of Tocsin sees it: connections, sessions, errors, and the
-installed schema."""
+"""The database as the rest of Tocsin sees it.
+
+These are connections, sessions, errors, and the installed schema.
+"""

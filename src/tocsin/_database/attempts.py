@@ -55,10 +55,16 @@ def store_closed() -> TocsinError:
 def drop_if_useless(
     pool: Pool[Any], connection: TrioConnection[Any], error: psycopg.Error, *, own: bool = True
 ) -> None:
-    """Close a connection after an error that makes a new one a better one, and the idle
-    ones of the pool that have the same fault.
+    """Close a connection after an error that makes a new one a better one.
 
-    Without ``own`` a transaction was read-only because the user has made it so.
+    The pool's idle connections that have the same fault are closed, too.
+
+    Args:
+        pool: The pool that has lent the connection.
+        connection: The connection that the error came from.
+        error: The error.
+        own: Whether the transaction was Tocsin's. The user may have made another one
+            read-only, which is no fault.
     """
     read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
     if is_useless(error) and (own or not read_only):

@@ -33,11 +33,20 @@ AnyConnection: TypeAlias = Connection | Blocking
 async def fetch_value(
     connection: AnyConnection, schema: Schema, statement: str, parameters: Sequence[object]
 ) -> Any:
-    """Run a statement that gives one value, written for the schema ``tocsin``, and
-    return the value.
+    """Run a statement that gives one value, and return the value.
 
-    Raises Tocsin's errors, `TypeError`. Cancelled, the statement has failed or taken
-    effect within the transaction.
+    Args:
+        connection: The caller's connection, in a transaction or not.
+        schema: The schema that takes the place of ``tocsin`` in the statement.
+        statement: The statement, written for the schema ``tocsin``.
+        parameters: The values of its placeholders.
+
+    Raises:
+        TocsinError: The database refuses the statement, or is not available.
+        TypeError: trio cannot drive the connection.
+
+    Cancellation:
+        The statement has failed or taken effect within the transaction.
     """
     if isinstance(connection, psycopg.Connection):
         return await run_blocking(
@@ -53,7 +62,11 @@ def check_connection(connection: AnyConnection) -> None:
 
 
 def check_driven_by_trio(connection: Connection) -> Connection:
-    """Return the connection; raises `TypeError` for one that trio cannot drive."""
+    """Return the connection if trio can drive it.
+
+    Raises:
+        TypeError: trio cannot drive it.
+    """
     if not isinstance(connection, TrioConnection):
         raise TypeError(
             "connection must be one of Tocsin's (Store.transaction, tocsin.driver) or a blocking"
@@ -63,8 +76,13 @@ def check_driven_by_trio(connection: Connection) -> Connection:
 
 
 def call(connection: Blocking, schema: Schema, statement: str, parameters: Sequence[object]) -> Any:
-    """Run a statement that gives one value, written for the schema ``tocsin``, and
-    return the value."""
+    """Run a statement that gives one value, and return the value.
+
+    The statement is written for the schema ``tocsin``.
+
+    Raises:
+        TocsinError: The database refuses the statement, or is not available.
+    """
     with raising_ours(connection, schema):
         return fetch(connection, schema.render(statement), parameters)
 
@@ -72,14 +90,21 @@ def call(connection: Blocking, schema: Schema, statement: str, parameters: Seque
 async def call_async(
     connection: Async, schema: Schema, statement: str, parameters: Sequence[object]
 ) -> Any:
-    """Like `call`. Cancelled, the statement has failed or taken effect."""
+    """Run a statement as `call` does, on a connection that trio drives.
+
+    Cancellation:
+        The statement has failed or taken effect.
+    """
     with raising_ours(connection, schema):
         return await fetch_async(connection, schema.render(statement), parameters)
 
 
 def fetch(connection: Blocking, statement: str, parameters: Sequence[object]) -> Any:
-    """Run a statement that gives one value, and return the value. Raises psycopg's
-    errors."""
+    """Run a statement that gives one value, and return the value.
+
+    Raises:
+        psycopg.Error: The statement has failed.
+    """
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
     (value,) = cursor.execute(*_in_any_encoding(connection, statement, parameters)).fetchone() or (
         None,
@@ -88,7 +113,11 @@ def fetch(connection: Blocking, statement: str, parameters: Sequence[object]) ->
 
 
 async def fetch_async(connection: Async, statement: str, parameters: Sequence[object]) -> Any:
-    """Like `fetch`. Cancelled, the statement has failed or taken effect."""
+    """Run a statement as `fetch` does, on a connection that trio drives.
+
+    Cancellation:
+        The statement has failed or taken effect.
+    """
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
     (value,) = await (
         await cursor.execute(*_in_any_encoding(connection, statement, parameters))
@@ -99,8 +128,7 @@ async def fetch_async(connection: Async, statement: str, parameters: Sequence[ob
 def _in_any_encoding(
     connection: Blocking | Async, statement: str, parameters: Sequence[object]
 ) -> tuple[bytes, Sequence[object]]:
-    """Return the statement and its parameters as they can be sent in the encoding of
-    the caller's connection.
+    """Return a statement and parameters for the encoding of the caller's connection.
 
     An encoding other than UTF-8 may lack the characters of a parameter, or the server
     may read different ones. So the statement carries the parameter's UTF-8 in

@@ -1,9 +1,8 @@
-"""What PostgreSQL's catalogs say of the schema, and what they say of a fresh
-installation.
+"""The schema as PostgreSQL's catalogs describe it, and as a fresh installation has it.
 
 The latter is in ``sql/catalog``, which ``python -m tools.catalog`` writes from an
-installation. It is the same for each supported version of PostgreSQL and for
-each name of the schema.
+installation. It is the same for each supported version of PostgreSQL and for each name
+of the schema.
 """
 
 from __future__ import annotations
@@ -30,10 +29,13 @@ _SETTINGS: Final = {
 
 
 async def read_catalog(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Definitions:
-    """In a transaction, which may be read-only: return what is in the schema.
+    """Return what is in the schema.
 
-    The privileges of a thing are one definition, with the names of the roles.
-    Cancellation leaves nothing behind.
+    The connection is in a transaction, which may be read-only. The privileges of a
+    thing are one definition, with the names of the roles.
+
+    Cancellation:
+        Nothing has changed.
     """
     path = sql.SQL("set local search_path = pg_catalog, {}, pg_temp").format(
         sql.Identifier(schema.name)
@@ -78,8 +80,12 @@ _OTHERS: Final = "tables.tsv"
 
 
 def expected(roles: dict[str, str], encoding: str) -> Definitions:
-    """Return what is in a fresh installation, in a database with this encoding, with
-    these roles by their kinds."""
+    """Return what is in a fresh installation.
+
+    Args:
+        roles: Name of each role by its kind.
+        encoding: Encoding of the database.
+    """
     return dict(_expected(roles, encoding))
 
 

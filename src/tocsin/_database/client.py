@@ -232,10 +232,10 @@ class Database:
     async def run_pipelined(
         self, statements: Sequence[tuple[str, Sequence[str | None]]], answer: int, *, otherwise: str
     ) -> Rows:
-        """Run statements like `run` in one request, each in a transaction of its own,
-        and return the rows of one of them.
+        """Run statements in one request, and return the rows of one of them.
 
-        A statement that fails ends the request: none behind it is run.
+        Each runs like a statement of `run`, in a transaction of its own. A statement
+        that fails ends the request: none behind it is run.
 
         Args:
             statements: The statements and their parameters.
@@ -259,8 +259,11 @@ class Database:
         )
 
     async def _repeated(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Attempt a transaction, again while PostgreSQL says that the attempt had no
-        effect and that the next may succeed."""
+        """Attempt a transaction, again while an attempt without effect may be repeated.
+
+        PostgreSQL's error says that an attempt had no effect, and that the next may
+        succeed.
+        """
         waits = islice(delays(), REPEATS)
         while True:
             try:
@@ -288,8 +291,11 @@ class Database:
 
     @property
     def failing_for(self) -> float | None:
-        """Seconds since the first failure after which no statement has succeeded; None
-        while they succeed. Statements on connections that are lent do not count."""
+        """Seconds for which no statement has succeeded; None while they succeed.
+
+        They count from the first failure. Statements on connections that are lent do
+        not count.
+        """
         return self._outage.duration
 
     async def _fetch(self, statement: str, parameters: Sequence[object]) -> list[Row]:
@@ -367,8 +373,13 @@ class Database:
     async def explain_missing(self, missing: SchemaMissing) -> TocsinError:
         """Return what a function that is missing on a caller's connection means.
 
-        That transaction has failed, so a connection of the pool is asked. Raises
-        `ConnectionLost`. Cancellation leaves nothing behind.
+        That transaction has failed, so a connection of the pool is asked.
+
+        Raises:
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Nothing has changed.
         """
         self._is_served = False
         try:

@@ -1,5 +1,4 @@
-"""Opening the connections of a store: what they are told on the way, and what their
-sessions are."""
+"""Opening the connections of a store, and setting their sessions up."""
 
 from __future__ import annotations
 
@@ -20,7 +19,12 @@ async def open_watched(
 ) -> Connection:
     """Open a connection that a store is to use, and have the watch know of it.
 
-    Raises `ConnectionLost`, `ConfigError`. Cancelled, nothing is left open.
+    Raises:
+        ConnectionLost: The server cannot be reached, or refuses the connection.
+        ConfigError: The pooler in between cannot be used.
+
+    Cancellation:
+        Nothing is left open.
     """
     try:
         connection = await open_unwatched(dsn, hosts)
@@ -40,8 +44,15 @@ async def open_watched(
 
 
 async def open_unwatched(dsn: str, hosts: Hosts) -> Connection:
-    """Connect, and set the session up. Raises psycopg's errors. Cancelled, nothing is
-    left open, at once."""
+    """Connect, and set the session up.
+
+    Raises:
+        psycopg.Error: There is no connection, or its session cannot be set up.
+        ConfigError: The pooler in between cannot be used.
+
+    Cancellation:
+        Nothing is left open. The connection is closed at once.
+    """
     connection: Connection = await TrioConnection.connect(
         network.complete(dsn),
         autocommit=True,

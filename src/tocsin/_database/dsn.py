@@ -11,14 +11,19 @@ from tocsin.errors import ConfigError
 
 
 def clean_dsn(dsn: str) -> str:
-    """Return a DSN as libpq takes it: without white space around it, and without the
-    driver that SQLAlchemy's URLs name."""
+    """Return a DSN as libpq takes it.
+
+    White space round it is removed, and so is the driver that SQLAlchemy's URLs name.
+    """
     return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn.strip())
 
 
 def describe_address(dsn: str) -> str:
-    """Return host and port of a DSN for messages, without anything secret. Raises
-    `ConfigError` for a DSN that is none."""
+    """Return host and port of a DSN for messages, without anything secret.
+
+    Raises:
+        ConfigError: The text is no DSN.
+    """
     try:
         parameters = parse_conninfo(dsn)
     except psycopg.ProgrammingError as error:

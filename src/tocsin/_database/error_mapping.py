@@ -1,5 +1,8 @@
-"""PostgreSQL's errors as Tocsin's: which are an outage, which say that a statement had
-no effect, and which are a refusal of ours."""
+"""PostgreSQL's errors as Tocsin's.
+
+Some are an outage, some say that a statement had no effect, and some are a refusal of
+Tocsin's own functions.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,10 @@ cancelled statement, a lack of resources, a session whose caches are wrong."""
 
 
 def is_refusal(error: psycopg.Error) -> bool:
-    """Whether the database refuses certain rows, and will again: by a constraint, a
-    trigger, an index that they are too large for."""
+    """Return whether the database refuses certain rows, and will again.
+
+    A constraint or a trigger refuses them, or they are too large for an index.
+    """
     refusals = (
         psycopg.DataError,
         psycopg.IntegrityError,
@@ -54,11 +59,15 @@ def is_refusal(error: psycopg.Error) -> bool:
 
 
 def translate(error: psycopg.Error, address: str, *, own: bool = True) -> Exception:
-    """Return the error of Tocsin's that a psycopg error means, or the psycopg error
-    itself when it means none of them.
+    """Return the error of Tocsin's that a psycopg error means.
 
-    ``own``: the statement and its transaction were Tocsin's. What those of the user
-    meet is psycopg's error while the session goes on.
+    It is the psycopg error itself where that means none of Tocsin's.
+
+    Args:
+        error: The error of a statement.
+        address: The server's address, for a `ConnectionLost`.
+        own: Whether the statement and its transaction were Tocsin's. What those of the
+            user meet is psycopg's error while the session goes on.
     """
     code = error.sqlstate or ""
     if code.startswith("TC"):
@@ -94,8 +103,7 @@ _STATEMENT_POOLING = "statement pooling mode"
 
 
 def is_connection_loss(error: psycopg.Error) -> bool:
-    """Whether the error says that the server could not be reached or has ended the
-    session."""
+    """Return whether the server could not be reached, or has ended the session."""
     code = error.sqlstate
     if code is None:  # raised by libpq or psycopg, not by the server
         return isinstance(error, psycopg.OperationalError)
@@ -116,8 +124,10 @@ def is_connection_loss(error: psycopg.Error) -> bool:
 
 
 def is_outage(error: psycopg.Error) -> bool:
-    """Whether the error says that the server cannot do at present what a statement of
-    Tocsin's asks for, and may be able to later."""
+    """Return whether the server cannot run a statement of Tocsin's at present.
+
+    It may be able to later.
+    """
     # Class 40: rolled back, or its outcome is unknown. 53: no memory, disk or
     # connections. 57: ended by an administrator or a timeout. 55P03: a lock did not
     # come in time.
@@ -131,16 +141,20 @@ def is_outage(error: psycopg.Error) -> bool:
 
 
 def is_lock_timeout(error: ConnectionLost | psycopg.Error) -> bool:
-    """Whether a statement has waited in vain for another transaction's lock: see
-    ``tocsin.limit_lock_wait``."""
+    """Return whether a statement has waited in vain for another transaction's lock.
+
+    The function ``tocsin.limit_lock_wait`` sets the limit.
+    """
     return isinstance(error, psycopg.errors.LockNotAvailable) or isinstance(
         error.__cause__, psycopg.errors.LockNotAvailable
     )
 
 
 def is_undone(error: psycopg.Error) -> bool:
-    """Whether the error says that a transaction of one statement has had no effect, and
-    may succeed at once when it is sent again."""
+    """Return whether a transaction of one statement has had no effect.
+
+    It may succeed at once when it is sent again.
+    """
     # Class 40: a deadlock, or a conflict at a stricter isolation level. 40003, which a
     # proxy may send, says that the outcome is unknown. The other two have no code of
     # their own.
@@ -153,8 +167,14 @@ def is_undone(error: psycopg.Error) -> bool:
 
 
 def is_replaced(error: psycopg.Error, schema: str) -> bool:
-    """Whether a function of this schema that an upgrade has replaced while it waited has
-    called one that is no more: it had no effect, and the next call finds the new ones.
+    """Return whether an upgrade has replaced a function that was called.
+
+    The function waited for the upgrade, and then called one that is no more. The call
+    had no effect, and the next one finds the new functions.
+
+    Args:
+        error: The error of the call.
+        schema: The schema of the functions.
     """
     missing = (error.diag.message_primary or "").replace('"', "")
     return (
@@ -165,16 +185,20 @@ def is_replaced(error: psycopg.Error, schema: str) -> bool:
 
 
 def is_notify_queue_full(error: psycopg.Error) -> bool:
-    """Whether a transaction was not committed because PostgreSQL's queue of
-    notifications is full."""
+    """Return whether PostgreSQL's queue of notifications is full.
+
+    The transaction was not committed because of it.
+    """
     return isinstance(error, psycopg.errors.ProgramLimitExceeded) and (
         error.diag.source_file or ""
     ).endswith("async.c")
 
 
 def is_useless(error: psycopg.Error) -> bool:
-    """Whether the session is of no use after this error, while a new one may be: on
-    another server, or with other caches."""
+    """Return whether the session is of no use after this error.
+
+    A new one may be: on another server, or with other caches.
+    """
     code = error.sqlstate or ""
     return (
         code == _READ_ONLY
@@ -185,8 +209,14 @@ def is_useless(error: psycopg.Error) -> bool:
 
 
 def is_read_only(error: psycopg.Error, connection: psycopg.BaseConnection[Any]) -> bool:
-    """Whether a transaction was refused as read-only, and the server makes each so, and
-    not only the user of this connection this one."""
+    """Return whether the server makes each transaction read-only.
+
+    A transaction that the user of this connection has made read-only does not count.
+
+    Args:
+        error: The error of the transaction.
+        connection: The connection that it came from.
+    """
     names = (b"in_hot_standby", b"default_transaction_read_only")
     return error.sqlstate == _READ_ONLY and any(
         connection.pgconn.parameter_status(name) == b"on" for name in names
@@ -194,8 +224,11 @@ def is_read_only(error: psycopg.Error, connection: psycopg.BaseConnection[Any]) 
 
 
 def _untranslatable(problem: str) -> tuple[str, str] | None:
-    """Return what PostgreSQL says of a character, in whatever language: its bytes, the
-    encoding that it has and that which has it not."""
+    """Return a character and the encoding that does not have it.
+
+    PostgreSQL's text has both in any language: the bytes of the character, the encoding
+    that has it, and the one that does not.
+    """
     found = re.fullmatch(r'[^"]*?((?:0x[0-9a-f]{2} ?)+)[^"]*"UTF8"[^"]*"(\w+)"[^"]*', problem)
     return found and (bytes.fromhex(found[1].replace("0x", "")).decode(errors="replace"), found[2])
 

@@ -1,5 +1,4 @@
-"""Installing and removing what ``sql/`` defines, and checking which version of it is
-there."""
+"""Installing and removing what ``sql/`` defines, and checking its installed version."""
 
 from __future__ import annotations
 
@@ -37,8 +36,14 @@ _DEPENDENTS_ADVICE = "Drop what depends on it, upgrade, and create it again."
 
 
 async def installed(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Contract:
-    """Return the contract that is installed. Raises `SchemaMissing`. Cancellation
-    leaves nothing behind."""
+    """Return the contract that is installed.
+
+    Raises:
+        SchemaMissing: Tocsin is not installed.
+
+    Cancellation:
+        Nothing has changed.
+    """
     try:
         cursor = await connection.execute(
             schema.render("select version, serves, digest from tocsin.contract").encode()
@@ -52,10 +57,15 @@ async def installed(connection: psycopg.AsyncConnection[Any], schema: Schema) ->
 
 
 async def check(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
-    """Raise `SchemaMissing`, `SchemaOutdated` or `SchemaNewer` unless this package can
-    go on with what is installed.
+    """Check that this package can go on with what is installed.
 
-    Cancellation leaves nothing behind.
+    Raises:
+        SchemaMissing: Tocsin is not installed.
+        SchemaOutdated: The schema is older than this version of Tocsin.
+        SchemaNewer: The schema is newer, and does not serve this version.
+
+    Cancellation:
+        Nothing has changed.
     """
     found = await installed(connection, schema)
     if not found.serves_us():
@@ -64,8 +74,12 @@ async def check(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Non
 
 
 def refuse_unserved(schema: Schema, found: Contract) -> None:
-    """Raise `SchemaNewer` or `SchemaOutdated` for a contract of a version that does not
-    serve ours."""
+    """Check that the installed contract is no older than ours, and serves it.
+
+    Raises:
+        SchemaOutdated: The contract is older than ours.
+        SchemaNewer: The contract is newer, and does not serve ours.
+    """
     known = ours().version
     if found.version < known:
         raise SchemaOutdated(schema.name, found.version, known)
@@ -74,7 +88,11 @@ def refuse_unserved(schema: Schema, found: Contract) -> None:
 
 
 def refuse_newer(schema: Schema, found: Contract) -> None:
-    """Raise `SchemaNewer` for a contract of a later version than ours."""
+    """Check that the installed contract is no newer than ours.
+
+    Raises:
+        SchemaNewer: The contract is of a later version.
+    """
     if found.version > ours().version:
         raise SchemaNewer(schema.name, found.version, ours().version, found.serves)
 
@@ -82,15 +100,29 @@ def refuse_newer(schema: Schema, found: Contract) -> None:
 async def install(
     connection: psycopg.AsyncConnection[Any], schema: Schema, roles: Roles | None = None
 ) -> None:
-    """Bring the schema to this version: create it if missing, apply the pending
-    migrations, load the functions, let the roles in.
+    """Bring the schema to this version of Tocsin.
 
-    Without ``roles``, those that were let in before stay so. Idempotent, and safe when
-    many processes do it at once. Never goes back: a newer schema is left as it is when
-    it serves this version, and refused with `SchemaNewer` when it does not, or when
-    there are ``roles``. Raises `TocsinError` when the schema holds something else,
-    `SchemaBusy` and `PermissionDenied`. All happens in one transaction: cancelled or
-    failed, nothing has changed.
+    A missing schema is created. The pending migrations are applied, the functions are
+    loaded, and the roles are let in. All happens in one transaction. The call is
+    idempotent, and safe when many processes make it at once. It never goes back: a
+    newer schema that serves this version is left as it is.
+
+    Args:
+        connection: A connection outside of a transaction.
+        schema: The schema.
+        roles: The roles to let in. Without, those that were let in before stay so.
+
+    Raises:
+        SchemaNewer: The schema does not serve this version, or is newer and ``roles``
+            are given.
+        SchemaBusy: Transactions that use the schema do not end.
+        PermissionDenied: The role may not create the ``roles``.
+        DependentObjects: Objects outside of the schema depend on what the upgrade
+            changes.
+        TocsinError: The schema holds something else.
+
+    Cancellation:
+        Nothing has changed.
     """
     try:
         if (await installed(connection, schema)).serves_us() and roles is None:
@@ -128,13 +160,14 @@ async def install(
 async def _change(
     connection: psycopg.AsyncConnection[Any], schema: Schema, change: Callable[[], Awaitable[None]]
 ) -> None:
-    """Run a change of the schema in a transaction of its own, in which no other session
-    installs or uninstalls.
+    """Run a change of the schema in a transaction, while no other session makes one.
 
     The change locks tables that are in use, and PostgreSQL makes later sessions wait
     behind a lock request that waits. So each request ends soon, and then the
-    transaction is rolled back and tried again. Raises `SchemaBusy` when other
-    transactions never let it through.
+    transaction is rolled back and tried again.
+
+    Raises:
+        SchemaBusy: Other transactions never let it through.
     """
     for pause in (0, *islice(delays(), _ATTEMPTS - 1)):
         await trio.sleep(pause)  # in which those sessions go on
@@ -178,8 +211,11 @@ async def _as_owner(
 
 
 async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
-    """In a transaction: create the schema, unless it is there and empty. Raises
-    `TocsinError` when it holds something."""
+    """Create the schema in the current transaction, unless it is there and empty.
+
+    Raises:
+        TocsinError: The schema holds something.
+    """
     cursor = await connection.execute(
         "select oid from pg_namespace where nspname = %s", [schema.name]
     )
@@ -196,10 +232,17 @@ async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schem
 
 
 async def apply(connection: psycopg.AsyncConnection[Any], schema: Schema, *, after: int) -> None:
-    """In a transaction: load what this package brings into a schema with the migrations
-    up to ``after`` (0: create it).
+    """Load what this package brings into the schema, in the current transaction.
 
-    Raises `DependentObjects`.
+    Args:
+        connection: A connection in a transaction.
+        schema: The schema.
+        after: Number of the last migration that the schema has; 0 creates the schema.
+
+    Raises:
+        DependentObjects: Objects outside of the schema depend on what the upgrade
+            changes.
+        TocsinError: The schema was to be created, and holds something.
     """
     await connection.execute(unload(schema).encode())
     if not after:
@@ -218,8 +261,10 @@ async def apply(connection: psycopg.AsyncConnection[Any], schema: Schema, *, aft
 async def _name_dependents(
     connection: psycopg.AsyncConnection[Any], error: psycopg.Error
 ) -> Exception:
-    """Return the error for objects outside of Tocsin that depend on what the upgrade
-    was to change; the same one if there are none."""
+    """Return the error for objects outside of Tocsin that depend on what was to change.
+
+    It is the same error if there are none.
+    """
     cursor = await connection.execute(
         "select e.key, e.value "
         "from jsonb_each(current_setting('bell.upgrade')::jsonb -> 'dependents') e"
@@ -247,10 +292,14 @@ async def _last_migration(connection: psycopg.AsyncConnection[Any], schema: Sche
 
 
 async def uninstall(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
-    """Drop the schema with all queues and messages.
+    """Drop the schema with all queues and messages, in one transaction.
 
-    Raises `SchemaMissing`, `SchemaBusy`. One transaction: cancelled or failed, nothing
-    has changed.
+    Raises:
+        SchemaMissing: Tocsin is not installed.
+        SchemaBusy: Transactions that use the schema do not end.
+
+    Cancellation:
+        Nothing has changed.
     """
 
     async def drop() -> None:

@@ -1,5 +1,4 @@
-"""How long a network may be silent before the operating systems at its two ends take a
-connection for lost.
+"""Limits to the silence of a network, after which both ends take a connection for lost.
 
 A host that vanishes, and a router that forgets a connection, send no word about it. By
 the kernels' defaults a connection then lives for a quarter of an hour to two hours, on
@@ -54,8 +53,10 @@ ON_THE_SERVER: Final = {
 
 
 def complete(dsn: str) -> str:
-    """Return this DSN with the parameters above that neither it nor libpq's environment
-    sets."""
+    """Return a DSN with each parameter above that its user has not set.
+
+    The user sets one in the DSN, in libpq's environment or in a service file.
+    """
     said = conninfo_to_dict(dsn)
     environment = {d.keyword.decode(): d.val.decode() for d in pq.Conninfo.get_defaults() if d.val}
     chosen: dict[str, str | int] = {}

@@ -118,7 +118,7 @@ class Contract:
     developed."""
 
     def serves_us(self) -> bool:
-        """Whether this package can go on with it as it is."""
+        """Return whether this package can go on with it as it is."""
         return self == ours() or self.version > ours().version >= self.serves
 
 

@@ -21,14 +21,19 @@ PLAIN_TABLESPACE = (
 
 
 def unload(schema: Schema) -> str:
-    """Return the statement that comes first: it notes the privileges, and drops what it
-    will load."""
+    """Return the first statement of an installation or upgrade.
+
+    It notes the privileges, and drops the functions that are loaded afterwards.
+    """
     return schema.render(load("upgrade/unload.sql"))
 
 
 def reload(schema: Schema, *, after: int) -> list[str]:
-    """Return what follows: the migrations behind number ``after``, the functions, and
-    the rights to them."""
+    """Return the statements after `unload`.
+
+    They apply the migrations behind number ``after``, load the functions, and grant the
+    rights to them.
+    """
     statements: list[str] = []
     for migration in migrations():
         if migration.number > after:

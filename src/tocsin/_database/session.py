@@ -1,10 +1,10 @@
-"""The settings of the sessions of Tocsin's own connections, whatever role, database,
-server and environment set for sessions.
+"""The settings of the sessions of Tocsin's own connections.
 
-A session gets them in the first statement after connecting, and again when one that was
-lent is reset. ``client_encoding`` is a parameter of the connection, too.
-So it is right from the start, after a reset, and behind PgBouncer, which gives each of
-its clients the encoding that it asked for.
+They are the same whatever role, database, server and environment set for sessions. A
+session gets them in the first statement after connecting, and again when one that was
+lent is reset. ``client_encoding`` is a parameter of the connection, too. So it is right
+from the start, after a reset, and behind PgBouncer, which gives each of its clients the
+encoding that it asked for.
 
 What each of them is for:
 
@@ -64,11 +64,16 @@ out: ``transaction_timeout`` came with 17."""
 
 
 async def set_up(connection: TrioConnection[Any]) -> None:
-    """Make the session of a new connection what Tocsin's statements need; one round
-    trip.
+    """Make the session of a new connection what Tocsin's statements need.
 
-    Raises psycopg's errors, and `ConfigError` behind a pooler that ignores the
-    encoding. Cancelled, the session is set up or not.
+    The call takes one round trip.
+
+    Raises:
+        psycopg.Error: The server refuses a setting, or the connection is lost.
+        ConfigError: A pooler in between ignores the encoding.
+
+    Cancellation:
+        Atomic: the session is set up or not.
     """
     await connection.apply_settings(SETTINGS)
     if not connection.has_own_session:
@@ -89,8 +94,16 @@ _FOREIGN_ENCODING = (
 
 
 async def lend(connection: TrioConnection[Any]) -> None:
-    """In a transaction: let the user's own limits count until it ends. Costs a round
-    trip if there are any. Raises psycopg's errors."""
+    """Let the user's own limits count until the current transaction ends.
+
+    The call takes one round trip if there are any, else none.
+
+    Raises:
+        psycopg.Error: The connection is lost.
+
+    Cancellation:
+        Atomic: the limits count or they do not.
+    """
     limits = [name for name in USERS_LIMITS if connection.settings_before.get(name, "0") != "0"]
     if limits:
         await connection.execute(
@@ -99,11 +112,16 @@ async def lend(connection: TrioConnection[Any]) -> None:
 
 
 async def reset(connection: TrioConnection[Any]) -> None:
-    """Undo what the user of a connection that was lent has set in its session; one
-    round trip.
+    """Undo what the user of a lent connection has set in its session.
 
-    Behind a pooler the session belongs to all of its clients, and stays as it is.
-    Raises psycopg's errors. Cancelled, all of it is undone or nothing.
+    The call takes one round trip. Behind a pooler the session belongs to all of its
+    clients, and stays as it is.
+
+    Raises:
+        psycopg.Error: The session cannot be reset, or the connection is lost.
+
+    Cancellation:
+        Atomic: all of it is undone or nothing.
     """
     if connection.has_own_session:
         await connection.reset_session()

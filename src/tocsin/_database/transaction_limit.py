@@ -25,8 +25,10 @@ give, before it makes do without one left."""
 
 
 class TransactionLimit:
-    """Held by each transaction while it has a connection: an asynchronous context
-    manager."""
+    """The limit of a store's transactions, entered by each while it has a connection.
+
+    It is an asynchronous context manager.
+    """
 
     def __init__(self, pool: Pool[Any]) -> None:
         self._pool = pool
@@ -35,8 +37,14 @@ class TransactionLimit:
         self._waiting = trio.lowlevel.ParkingLot()
 
     async def __aenter__(self) -> None:
-        """Wait until a connection would be left. Raises what opening one raises if
-        there is none at all. Cancelled, nothing is held."""
+        """Wait until a connection would be left.
+
+        Raises:
+            Exception: What opening a connection raises, if there is none at all.
+
+        Cancellation:
+            Nothing is held.
+        """
         pauses = delays()
         deadline = trio.current_time() + INSIST_FOR
         while not await self._may_begin():

@@ -42,11 +42,18 @@ class SchemaDifference:
 async def verify(
     connection: psycopg.AsyncConnection[Any], schema: Schema
 ) -> tuple[SchemaDifference, ...]:
-    """Compare what is installed with what this version of Tocsin installs, and return
-    each difference; none when all is well.
+    """Return each difference between the installed schema and that of this version.
 
-    Raises `SchemaMissing`, `SchemaOutdated`, `SchemaNewer`. It only reads, so a
-    read-only session and a standby server will do. Cancellation leaves nothing behind.
+    There is none when all is well. The call only reads, so a read-only session and a
+    standby server will do.
+
+    Raises:
+        SchemaMissing: Tocsin is not installed.
+        SchemaOutdated: The schema is older than this version of Tocsin.
+        SchemaNewer: The schema is newer, and does not serve this version.
+
+    Cancellation:
+        Nothing has changed.
     """
     await check(connection, schema)
     async with connection.transaction():
