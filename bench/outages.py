@@ -219,7 +219,7 @@ def set_before(setting: str) -> Callable[[Scene], Awaitable[float | None]]:
 
 
 def setting(
-    setting: str, happens: str = "Sessions of Tocsin's have their own value.", since: int = 0
+    setting: str, happens: str = "Tocsin's sessions set their own value.", since: int = 0
 ) -> Trial:
     """Return the trial of a setting of the database's, as of a role's."""
     return Trial(f"`{setting}`", happens, set_before(setting), before=True, since=since)
@@ -446,11 +446,11 @@ TRIALS: Sequence[Trial] = (
     setting("standard_conforming_strings = off"),
     setting("search_path = ''"),
     setting("jit_above_cost = 0", "Tocsin's functions turn JIT off where they steer the planner."),
-    Trial("the server is restarted", "Connections come back by themselves.", restart),
-    Trial("the server crashes and recovers", "Connections come back by themselves.", crash),
+    Trial("the server is restarted", "Tocsin reconnects automatically.", restart),
+    Trial("the server crashes and recovers", "Tocsin reconnects automatically.", crash),
     Trial(
         "each session is terminated, again and again, for 3 s",
-        "Connections come back by themselves.",
+        "Tocsin reconnects automatically.",
         terminate_again_and_again,
     ),
     Trial(
@@ -465,14 +465,14 @@ TRIALS: Sequence[Trial] = (
     ),
     Trial("another session locks the table of messages for 5 s", "Statements wait.", lock_messages),
     Trial(
-        "the same, with a `transaction_timeout` of 1 s",
+        "another session locks the table for 5 s, with a `transaction_timeout` of 1 s",
         "Statements wait.",
         lock_messages_by_timeout,
         since=17,
     ),
     Trial(
         "the role may have 3 connections, the pool 8",
-        "Tasks wait for a connection that exists.",
+        "Tasks wait until another task returns a connection.",
         limit_role,
     ),
     Trial(
@@ -488,38 +488,44 @@ TRIALS: Sequence[Trial] = (
     ),
     Trial(
         "the pool's connections fall silent",
-        "They are dropped when a statement gets no answer.",
+        "Each is closed when a statement gets no answer.",
         silence_pool,
     ),
     Trial(
         "the LISTEN connection falls silent",
-        "It is dropped when a heartbeat gets no answer.",
+        "It is closed when a heartbeat gets no answer.",
         silence_listener,
     ),
     Trial(
-        "all open connections fall silent", "They are dropped, and new ones opened.", silence_open
+        "all open connections fall silent",
+        "They are closed, and new connections are opened.",
+        silence_open,
     ),
     Trial(
         "the network is silent for 20 s",
-        "Calls raise `ConnectionLost`; new connections are tried until one is made.",
+        "Calls raise `ConnectionLost`; Tocsin tries to connect until it succeeds.",
         silence_network,
     ),
-    Trial("the server is frozen for 15 s (SIGSTOP)", "As with a silent network.", freeze_server),
+    Trial(
+        "the server is frozen for 15 s (SIGSTOP)",
+        "The effect is that of a silent network.",
+        freeze_server,
+    ),
     Trial(
         "the primary's host vanishes, the standby is promoted; the DSN names both",
-        "Attempts to connect to the vanished host end, and the other host follows.",
+        "Attempts to connect to the vanished host time out, and the other host is tried.",
         fail_over,
         standby=True,
     ),
     Trial(
         "one address leads to a standby, which is promoted 5 s later",
-        "Connections to a server that is read-only are dropped.",
+        "Connections to a read-only server are closed.",
         lead_to_standby,
         standby=True,
     ),
     Trial(
         "a consumer's host vanishes while it holds a message",
-        "The server notices, and another consumer handles the message.",
+        "The server detects the loss, and another consumer handles the message.",
         lose_consumer,
         remote=True,
     ),
@@ -678,10 +684,7 @@ async def run(servers: Sequence[str], only: Sequence[str]) -> int:
     trials = [trial for trial in TRIALS if not only or any(word in trial.name for word in only)]
     columns = [await run_on(which, trials) for which in servers]
     lines = [
-        (
-            "| what is done | what happens |"
-            f" {' | '.join(f'PostgreSQL {version}' for version, _ in columns)} |"
-        ),
+        f"| change | effect | {' | '.join(f'PostgreSQL {version}' for version, _ in columns)} |",
         f"| --- | --- | {' | '.join('---' for _ in columns)} |",
         *(
             f"| {t.name} | {t.happens} | {' | '.join(cells[n] for _, cells in columns)} |"
