@@ -56,7 +56,11 @@ async def fetch_value(
 
 
 def check_connection(connection: AnyConnection) -> None:
-    """Raise `TypeError` for a connection that cannot be used from trio."""
+    """Check that a connection can be used from trio.
+
+    Raises:
+        TypeError: It cannot.
+    """
     if not isinstance(connection, psycopg.Connection):
         check_driven_by_trio(connection)
 

@@ -1,5 +1,4 @@
-"""What a program sets on a connection object: how it was when the connection was new,
-and putting it back."""
+"""The attributes that a program sets on a connection, and their restoration."""
 
 from __future__ import annotations
 
@@ -38,8 +37,10 @@ class Attributes(Generic[Row]):
         self._notify_handlers = tuple(connection._notify_handlers)
 
     def put_back(self, connection: TrioConnection[Any]) -> None:
-        """Give the connection, which is idle, these attributes again, and forget the
-        notifications that it has kept."""
+        """Give an idle connection these attributes again.
+
+        The notifications that it has kept are dropped.
+        """
         connection._autocommit = self._autocommit
         connection._isolation_level = self._isolation_level
         connection._read_only = self._read_only

@@ -44,8 +44,10 @@ _ACTIVE = pq.TransactionStatus.ACTIVE
 
 
 def resumable(gen: PQGen[RV], *, started: bool = False) -> PQGen[RV]:
-    """Drive ``gen`` so that it can be left where it waits, and resumed: then nothing is
-    ready, which psycopg writes as 0, not None."""
+    """Drive ``gen`` so that it can be left where it waits, and resumed.
+
+    On resumption nothing is ready, which psycopg writes as 0, not None.
+    """
     try:
         want = gen.send(0) if started else next(gen)
         while True:
@@ -56,8 +58,11 @@ def resumable(gen: PQGen[RV], *, started: bool = False) -> PQGen[RV]:
 
 
 async def request_cancel(pgconn: pq.abc.PGconn) -> None:
-    """Ask the server to cancel what the connection does. Raises
-    `psycopg.OperationalError` where the server cannot be asked."""
+    """Ask the server to cancel what the connection does.
+
+    Raises:
+        psycopg.OperationalError: The server cannot be asked.
+    """
     request = pgconn.cancel_conn()
     try:
         request.start()
@@ -75,10 +80,16 @@ async def call_off(
     *,
     leaves_pipeline: bool,
 ) -> None:
-    """Bring a connection into order after ``gen`` was interrupted, or close it when the
-    grace is over.
+    """Bring a connection into order after ``gen`` was interrupted.
 
-    ``leaves_pipeline`` says that ``gen`` ends the pipeline that it has begun.
+    When the grace is over, the connection is closed.
+
+    Args:
+        pgconn: The connection.
+        gen: The generator, where it was interrupted.
+        turn: The turn in which it was driven.
+        grace: The deadline of the cleanup.
+        leaves_pipeline: Whether ``gen`` ends the pipeline that it has begun.
     """
     pipeline = bool(pgconn.pipeline_status) and not leaves_pipeline
     if not pgconn.pipeline_status and pgconn.transaction_status != _ACTIVE:
@@ -113,8 +124,10 @@ async def _proceed(pgconn: pq.abc.PGconn, rest: PQGen[None], turn: waiting.Turn)
 
 
 def _rest(pgconn: pq.abc.PGconn, gen: PQGen[Any]) -> PQGen[None]:
-    """Receive what is still to come of a statement: the rest of ``gen``, other results,
-    the rest of a COPY."""
+    """Receive what is still to come of a statement.
+
+    That is the rest of ``gen``, other results, and the rest of a COPY.
+    """
     with suppress(Exception):
         yield from resumable(gen, started=True)
     while (result := (yield from generators.fetch(pgconn))) is not None:
@@ -129,8 +142,7 @@ def _rest(pgconn: pq.abc.PGconn, gen: PQGen[Any]) -> PQGen[None]:
 
 
 def _rest_of_pipeline(pgconn: pq.abc.PGconn) -> PQGen[None]:
-    """Receive what is still to come of a pipeline; at its end the server has nothing
-    left to execute.
+    """Receive what is still to come of a pipeline, until the server is done with it.
 
     The pipeline's end commits what was executed since the last one, if the request to
     cancel came too late. So an error is sent first.

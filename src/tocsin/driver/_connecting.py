@@ -1,5 +1,4 @@
-"""Establishing a connection: from a connection string to an open libpq connection,
-without blocking.
+"""The way from a connection string to an open libpq connection, without blocking.
 
 libpq can connect without blocking, but for three things that it leaves to its caller:
 it looks names up with the blocking resolver, it does not honour ``connect_timeout``,
@@ -50,8 +49,7 @@ Failures: TypeAlias = list[tuple[str, psycopg.Error]]
 
 
 class ServerRefusal(psycopg.OperationalError):
-    """A server has answered, and refuses the connection; each of them, where several
-    were tried.
+    """The refusal of a connection by a server, or by each where several were tried.
 
     libpq does not tell the SQLSTATE of such an answer.
     """
@@ -60,8 +58,12 @@ class ServerRefusal(psycopg.OperationalError):
 async def open_pgconn(
     conninfo: str, parameters: dict[str, ConnParam], hosts: Hosts | None = None
 ) -> pq.abc.PGconn:
-    """Connect to the first server that admits the connection; ``hosts`` remembers those
-    that do not answer.
+    """Connect to the first server that admits the connection.
+
+    Args:
+        conninfo: The connection string.
+        parameters: Parameters that count before those of the string.
+        hosts: Remembers the hosts that do not answer.
 
     Raises:
         psycopg.OperationalError: No server does. The text has each attempt, never a
@@ -93,8 +95,9 @@ async def open_pgconn(
 
 
 async def drive(handle: Handle, poll: Callable[[], int]) -> int:
-    """Do what libpq's poll functions want their caller to do, and return the
-    `pq.PollingStatus` that ends it.
+    """Do what libpq's poll functions ask of their caller, and return the last status.
+
+    The status is the `pq.PollingStatus` that ends it.
 
     Cancellation:
         ``handle`` is of no use but for `finish`.
@@ -147,8 +150,10 @@ async def _connect(conninfo: str) -> pq.abc.PGconn:
 
 
 def _has_data(pgconn: pq.abc.PGconn) -> bool:
-    """Return whether there is something to read, which the end of the connection is
-    not."""
+    """Return whether there is something to read.
+
+    The end of the connection is not.
+    """
     try:
         with socket.socket(fileno=os.dup(pgconn.socket)) as copy:
             return bool(copy.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
@@ -157,8 +162,10 @@ def _has_data(pgconn: pq.abc.PGconn) -> bool:
 
 
 def _finish_without_secrets(pgconn: pq.abc.PGconn) -> pq.abc.PGconn:
-    """Close a connection and return what an error tells of it: all but the passwords,
-    since errors end up in logs."""
+    """Close a connection, and return what an error tells of it.
+
+    That is everything but the passwords, since errors end up in logs.
+    """
     left = psycopg.errors.finish_pgconn(pgconn)
     public = [option._replace(val=None) if _is_secret(option) else option for option in left.info]
     return cast(
@@ -206,8 +213,9 @@ def parse_conninfo(conninfo: str, **parameters: ConnParam) -> ConnDict:
 
 
 async def _look_up(settings: ConnDict) -> tuple[ConnDict | None, Failures]:
-    """Return `settings` with one host, hostaddr and port per address, or None if no
-    name could be resolved; and the names that could not.
+    """Return ``settings`` with one host, hostaddr and port per address.
+
+    It is None if no name could be resolved. Second come the names that could not be.
     """
     defaults = {
         d.keyword.decode(): d.val.decode() for d in pq.Conninfo.get_defaults() if d.val is not None
@@ -253,8 +261,10 @@ def _describe(host: object, port: object, hostaddr: object) -> str:
 
 
 def _summary(failures: Failures) -> psycopg.Error:
-    """The one failure, or one error with all of them: of the last one's class and in
-    the form that psycopg gives it."""
+    """Return the one failure, or one error that lists all of them.
+
+    The list has the class of the last failure, and the form that psycopg gives it.
+    """
     last = failures[-1][1]
     if len(failures) == 1:
         return last

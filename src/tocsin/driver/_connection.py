@@ -32,12 +32,12 @@ class TrioConnection(DrivenConnection[Row]):
         self._session = SessionState()
 
     def is_broken(self) -> bool:
-        """Return whether the connection is closed or suspect or, while it was idle, the
-        server has gone away.
+        """Return whether the connection is of no use any more.
 
-        It asks only the operating system, so it does not notice a silent failure of the
-        network. Notifications that have come go to their handlers. On a connection in
-        use it tells only whether it is closed.
+        It is closed or suspect, or the server has gone away while it was idle. The
+        method asks only the operating system, so it does not notice a silent failure of
+        the network. Notifications that have come go to their handlers. On a connection
+        in use it tells only whether it is closed.
         """
         if self.suspect:
             return True
@@ -50,8 +50,7 @@ class TrioConnection(DrivenConnection[Row]):
         return has_ended(self)
 
     def is_idle(self) -> bool:
-        """Return whether nothing is under way on the connection, and no task has it
-        locked."""
+        """Return whether no statement is under way, and no task holds the lock."""
         return (
             self.pgconn.transaction_status == pq.TransactionStatus.IDLE
             and not self.pgconn.pipeline_status
@@ -60,8 +59,10 @@ class TrioConnection(DrivenConnection[Row]):
 
     @property
     def waits_since(self) -> float:
-        """Since when a statement waits for the server, as a `trio.current_time`;
-        infinity when none does."""
+        """Since when a statement waits for the server, as a `trio.current_time`.
+
+        It is infinity when none does.
+        """
         return (
             self._turn.since
             if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
@@ -73,13 +74,13 @@ class TrioConnection(DrivenConnection[Row]):
         self._turn.watch = watch
 
     async def wait_for_notifications(self) -> None:
-        """Wait until the server has sent something, and hand notifications to the
-        handlers (``add_notify_handler``).
+        """Wait until the server has sent something, and call the notification handlers.
 
-        It returns at once when notifications are there already, and may return without
-        one when the server has sent something else. Without a handler they are kept for
-        ``notifies()``. No timer takes part in it. It holds the connection's lock, so
-        other statements on the connection wait for its end.
+        Handlers are set by ``add_notify_handler``. Without one, notifications are kept
+        for ``notifies()``. The method returns at once when notifications are there
+        already, and may return without one when the server has sent something else. No
+        timer takes part in it. It holds the connection's lock, so other statements on
+        the connection wait for its end.
 
         Raises:
             psycopg.OperationalError: The connection is lost.
@@ -93,12 +94,12 @@ class TrioConnection(DrivenConnection[Row]):
     # --- Statements without a cursor ---
 
     async def run_prepared(self, statement: bytes, parameters: Sequence[bytes | None]) -> Rows:
-        """Run a statement with text parameters (``$1``, ``$2``, ...) and return its
-        rows, without a cursor.
+        """Run a statement with text parameters, and return its rows, without a cursor.
 
-        It is for short statements that are run many times. The statement is prepared at
-        its first use, and the rows come in binary. Not in a transaction or pipeline,
-        where a statement that was deallocated cannot be prepared again.
+        Parameters are written ``$1``, ``$2`` and so on. The method is for short
+        statements that are run many times. The statement is prepared at its first use,
+        and the rows come in binary. Not in a transaction or pipeline, where a statement
+        that was deallocated cannot be prepared again.
 
         Raises:
             psycopg.Error: What the server says of it.
@@ -112,14 +113,13 @@ class TrioConnection(DrivenConnection[Row]):
     async def run_together(
         self, statements: Sequence[Statement], answer: int, settled: int
     ) -> Rows:
-        """Run statements that go to the server in one request, and return the rows of
-        one of them.
+        """Run statements in one request, and return the rows of one of them.
 
         The server answers when it has run all of them; it runs none after one that has
         failed. What is between BEGIN and COMMIT is a transaction, as is what follows
-        the last COMMIT; a transaction that has failed is rolled back. It is for short
-        statements that are run many times, with `has_own_session`. Not in a transaction
-        or pipeline.
+        the last COMMIT; a transaction that has failed is rolled back. The method is for
+        short statements that are run many times, with `has_own_session`. Not in a
+        transaction or pipeline.
 
         Args:
             statements: Each is a statement and its parameters as text.
@@ -146,14 +146,18 @@ class TrioConnection(DrivenConnection[Row]):
 
     @property
     def session(self) -> SessionId | None:
-        """The session on the server: its process id, and when it began; None before
-        `apply_settings`, and behind a pooler."""
+        """The session on the server: its process id, and when it began.
+
+        It is None before `apply_settings`, and behind a pooler.
+        """
         return self._session.id
 
     @property
     def has_own_session(self) -> bool:
-        """Whether `apply_settings` has found that no pooler stands in between, so that
-        each transaction runs in the same session."""
+        """Whether each transaction runs in the same session.
+
+        `apply_settings` finds it out: it is so where no pooler stands in between.
+        """
         return self._session.is_own
 
     @property
@@ -162,13 +166,13 @@ class TrioConnection(DrivenConnection[Row]):
         return self._session.before
 
     async def apply_settings(self, settings: Mapping[str, str]) -> None:
-        """Apply settings to the session, unless a pooler stands in between; one round
-        trip.
+        """Apply settings to the session, unless a pooler stands in between.
 
-        A setting that the server does not know is left out. `reset_session` applies
-        them again. A pooler, such as PgBouncer, may run each transaction in another
-        session of the server, and the next client of that session would have the
-        settings. So nothing is set then, and `has_own_session` is False.
+        The method takes one round trip. A setting that the server does not know is left
+        out. `reset_session` applies them again. A pooler, such as PgBouncer, may run
+        each transaction in another session of the server, and the next client of that
+        session would have the settings. So nothing is set then, and `has_own_session`
+        is False.
 
         Args:
             settings: Values by name; the server knows at least one.
@@ -182,11 +186,11 @@ class TrioConnection(DrivenConnection[Row]):
         await self._session.apply(self, settings)
 
     async def reset_session(self) -> None:
-        """Undo what was set in the session: settings, role, temporary tables, LISTEN,
-        advisory locks, cursors; one round trip.
+        """Undo what was set in the session, and set again what `apply_settings` set.
 
-        Unlike DISCARD ALL it keeps prepared statements. What `apply_settings` has
-        applied is applied again. Not in a transaction or pipeline.
+        Settings, role, temporary tables, LISTEN, advisory locks and cursors are undone.
+        Unlike DISCARD ALL the method keeps prepared statements. It takes one round
+        trip. Not in a transaction or pipeline.
 
         Raises:
             psycopg.Error: The session cannot be reset, or the connection is lost.

@@ -34,8 +34,10 @@ _START_COPY_GEN: Final = psycopg.AsyncCursor._start_copy_gen.__code__
 
 
 class StatementLock(Lock):
-    """The lock of one connection, which a server-side cursor that is being closed takes
-    in a cancelled scope too."""
+    """The lock of one connection.
+
+    A server-side cursor that is being closed takes it in a cancelled scope, too.
+    """
 
     def __init__(self, pgconn: pq.abc.PGconn, grace: Grace) -> None:
         super().__init__()
@@ -51,16 +53,18 @@ class StatementLock(Lock):
 
 
 def closes_server_cursor(gen: Any) -> bool:
-    """Whether `gen` is what closes a server-side cursor."""
+    """Return whether ``gen`` is what closes a server-side cursor."""
     return getattr(gen, "gi_code", None) is _CLOSE_GEN
 
 
 def check_writer(gen: Any) -> None:
-    """Raise `psycopg.NotSupportedError` if `gen` begins a COPY with a writer that needs
-    asyncio.
+    """Refuse a COPY whose writer needs asyncio.
 
     To be called by what ``AsyncCursor.copy`` awaits: the writer is a variable of that
     coroutine, and nothing else knows of it yet.
+
+    Raises:
+        psycopg.NotSupportedError: ``gen`` begins such a COPY.
     """
     if getattr(gen, "gi_code", None) is _START_COPY_GEN and isinstance(
         sys._getframe(2).f_locals.get("writer"), AsyncQueuedLibpqWriter

@@ -118,7 +118,9 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
             self.finish()
 
     async def close(self) -> None:
-        """Close the connection. Raises no error of the server's.
+        """Close the connection.
+
+        An error of the server's is not raised.
 
         Cancellation:
             The connection is closed.
@@ -127,8 +129,10 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Close the connection, as `close` does; the name that `contextlib.aclosing`
-        and `trio.aclose_forcefully` call. Raises no error of the server's.
+        """Close the connection, as `close` does.
+
+        `contextlib.aclosing` and `trio.aclose_forcefully` call it by this name. An
+        error of the server's is not raised.
 
         Cancellation:
             The connection is closed.
@@ -145,8 +149,10 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         connecting.finish(self.pgconn)
 
     def give_up(self, reason: str) -> None:
-        """Close the connection at once, and drop what is still to be sent. A task that
-        waits for it gets the reason as an error."""
+        """Close the connection at once, and drop what is still to be sent.
+
+        A task that waits for the connection gets the reason as an error.
+        """
         self._given_up = reason
         with (
             suppress(psycopg.Error, OSError),
@@ -160,8 +166,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         return error in self._raised
 
     def share_grace(self, grace: Grace) -> None:
-        """Have cleaning up take no longer than for the other connections that share
-        ``grace``."""
+        """Have cleanup end by the deadline of the connections that share ``grace``."""
         self.grace = cast(StatementLock, self.lock).grace = grace
 
     async def wait(
@@ -170,12 +175,14 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         interval: float = 0.0,
         timeout: float | None = None,  # noqa: ASYNC109 (psycopg's signature)
     ) -> RV:
-        """Drive one of psycopg's generators; everything that psycopg does passes
-        through here.
+        """Drive one of psycopg's generators.
+
+        Everything that psycopg does passes through here.
 
         Args:
+            gen: The generator.
             interval: psycopg's; it has no meaning here.
-            timeout: Seconds after which it is called off.
+            timeout: Seconds after which the generator is called off.
 
         Raises:
             psycopg.Error: What the generator raises.

@@ -1,5 +1,4 @@
-"""Forked processes: the child has copies of the parent's sockets, and must not keep
-them.
+"""Forked processes, which have copies of the parent's sockets and must not keep them.
 
 A server notices that a process is dead by the end of its sessions, and a session ends
 when the last copy of its socket is closed. A child that outlives its parent, such as a
@@ -29,8 +28,7 @@ _open: weakref.WeakSet[pq.abc.PGconn] = weakref.WeakSet()
 
 
 def keep_from_children(pgconn: pq.abc.PGconn) -> None:
-    """Have processes that are forked from this one drop their copy of this connection's
-    socket."""
+    """Have forked processes drop their copy of this connection's socket."""
     _open.add(pgconn)
 
 

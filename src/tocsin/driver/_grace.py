@@ -27,11 +27,10 @@ its connections are closed instead."""
 
 
 class Grace:
-    """One deadline for all cleanup, from the first step until the server answers:
-    `GRACE` seconds, or as many as are given.
+    """One deadline for all cleanup, from the first step until the server answers.
 
-    With none a connection that is cancelled in the middle of something is closed at
-    once.
+    It is `GRACE` seconds, or as many as are given. With none, a connection that is
+    cancelled in the middle of something is closed at once.
     """
 
     __slots__ = ("_seconds", "_until")
@@ -41,15 +40,19 @@ class Grace:
         self._until = math.inf
 
     def begin(self) -> float:
-        """Return by when cleaning up must have ended, as a `trio.current_time`: what
-        was set before, if nothing was answered since."""
+        """Return by when cleaning up must have ended, as a `trio.current_time`.
+
+        It is what was set before, if nothing was answered since.
+        """
         if self._until == math.inf:
             self._until = trio.current_time() + (GRACE if self._seconds is None else self._seconds)
         return self._until
 
     def scope(self) -> trio.CancelScope:
-        """Return a scope, shielded from cancellation, for a step of the cleanup. When
-        the time is over already, it is cancelled at once."""
+        """Return a scope, shielded from cancellation, for a step of the cleanup.
+
+        When the time is over already, the scope is cancelled at once.
+        """
         return trio.CancelScope(shield=True, deadline=self.begin())
 
     def answered(self) -> None:

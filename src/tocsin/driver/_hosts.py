@@ -27,8 +27,7 @@ class Hosts:
         self._silent_until: dict[tuple[str, ...], float] = {}
 
     def arrange(self, attempts: Iterable[ConnDict]) -> list[ConnDict]:
-        """Return these attempts with those at the end whose host has not answered
-        lately."""
+        """Return these attempts; hosts that have not answered lately come last."""
         now = trio.current_time()
         return sorted(
             attempts, key=lambda attempt: self._silent_until.get(_address(attempt), now) > now

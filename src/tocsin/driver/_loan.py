@@ -19,11 +19,11 @@ __all__ = ["Loan"]
 
 
 class Loan(Generic[Row]):
-    """A loan of a connection, made by `Pool.connection`: an asynchronous context
-    manager.
+    """A loan of a connection, made by `Pool.connection`.
 
-    It is a checkpoint, but not twice: only a loan in which the borrower's statements
-    have not let the other tasks run makes a checkpoint of its own.
+    It is an asynchronous context manager, and a checkpoint, but not twice: only a loan
+    in which the borrower's statements have not let the other tasks run makes a
+    checkpoint of its own.
     """
 
     # Not a generator, because there is one for every statement.

@@ -35,11 +35,16 @@ class Member(Generic[Row]):
         self.expires = math.inf
 
     async def make_ready(self, reset: bool, reset_session: Reset[Row] | None) -> bool:
-        """Return whether the connection can be lent again, after a ROLLBACK and a reset
-        where they are needed.
+        """Return whether the connection can be lent again.
 
-        ``reset`` says that the borrower may have set something. Cancelled while the
-        server does not answer, the connection cannot be lent.
+        A ROLLBACK and a reset come first, where they are needed.
+
+        Args:
+            reset: Whether the borrower may have set something.
+            reset_session: The pool's reset; None leaves the session as it is.
+
+        Cancellation:
+            The connection cannot be lent if the server does not answer.
         """
         connection = self.connection
         if connection.pgconn.transaction_status in (

@@ -19,8 +19,10 @@ _FATAL = frozenset(("FATAL", "PANIC"))
 
 
 def receive(pgconn: pq.abc.PGconn) -> PQGen[None]:
-    """Wait until the server has sent something, and hand notifications to psycopg's
-    handler."""
+    """Wait until the server has sent something.
+
+    Notifications go to psycopg's handler.
+    """
     if not _deliver(pgconn):
         while not (yield Wait.R):
             pass
@@ -29,8 +31,10 @@ def receive(pgconn: pq.abc.PGconn) -> PQGen[None]:
 
 
 def has_ended(connection: TrioConnection[Any]) -> bool:
-    """Whether the server has ended the session of a connection that is idle; hands over
-    notifications that have come."""
+    """Return whether the server has ended the session of an idle connection.
+
+    Notifications that have come go to psycopg's handler.
+    """
     pgconn = connection.pgconn
     poll = select.poll()
     poll.register(pgconn.socket, select.POLLIN)

@@ -47,8 +47,10 @@ class PoolClosed(Exception):
 
 
 class PoolTimeout(psycopg.OperationalError):
-    """No connection came back, and none could be opened, in the time that a borrower
-    waits."""
+    """No connection for a borrower in the time that it waits.
+
+    None came back, and none could be opened.
+    """
 
 
 class Pool(Generic[Row]):
@@ -117,11 +119,10 @@ class Pool(Generic[Row]):
         return Loan(self, reset)
 
     async def grow(self, size: int) -> bool:
-        """Open connections until there are ``size``, lent or not, and return whether
-        there are.
+        """Open connections until there are ``size``, and return whether there are.
 
-        The server may give no more for the moment. There is no checkpoint where there
-        are as many already.
+        Connections that are lent count, too. The server may give no more for the
+        moment. There is no checkpoint where there are as many already.
 
         Raises:
             PoolClosed: The pool's block has ended.
@@ -166,8 +167,10 @@ class Pool(Generic[Row]):
         )
 
     def drop_idle(self) -> None:
-        """Close the connections that are not lent, because a new one may lead to a
-        better server."""
+        """Close the connections that are not lent.
+
+        New ones may lead to a better server.
+        """
         while self._idle:
             self._drop(self._idle.pop())
             self._counters.broken += 1
@@ -299,10 +302,15 @@ class Pool(Generic[Row]):
             self._slots.restore_all()
 
     async def _wait_for_slot(self, deadline: float, failure: Exception | None) -> None:
-        """Wait for a slot, after a ``failure`` to open a connection ahead of the other
-        tasks.
+        """Wait for a slot; after a failure, ahead of the other tasks.
 
-        At the deadline that failure is raised, or `PoolTimeout`.
+        Args:
+            deadline: When waiting ends, as a `trio.current_time`.
+            failure: What opening a connection has raised.
+
+        Raises:
+            Exception: The ``failure``, at the deadline.
+            PoolTimeout: The deadline has come, and there was no failure.
         """
         if not await self._slots.wait(deadline, ahead=failure is not None):
             raise self._time_out(failure)
@@ -323,10 +331,11 @@ class Pool(Generic[Row]):
             raise PoolClosed("the pool is closed")
 
     async def _fill(self) -> None:
-        """Open as many connections as there are at least, at the same time.
+        """Open the least number of connections, all at the same time.
 
-        Raises what opening them raises if it fails for all of them, or for a reason
-        that stays.
+        Raises:
+            Exception: What opening them raises, if it fails for all of them, or for a
+                reason that stays.
         """
         failures: list[Exception] = []
 

@@ -26,8 +26,10 @@ Statement: TypeAlias = tuple[bytes, Sequence[bytes | None]]
 
 
 class Rows:
-    """The rows of a result in binary, which become tuples when they are loaded; those
-    of a small result at once, and only once."""
+    """The rows of a result in binary, which become tuples when they are loaded.
+
+    Those of a small result are loaded at once, and only once.
+    """
 
     SMALL = 3
 
@@ -84,11 +86,14 @@ class Prepared:
         """Whether `run_together` is under way, which leaves pipeline mode by itself."""
 
     def run(self, statement: bytes, parameters: Sequence[bytes | None]) -> PQGen[pq.abc.PGresult]:
-        """Run a statement whose parameters are ``$1`` and so on, as text, and return
-        its result.
+        """Run a statement with text parameters, and return its result.
 
-        Raises what the server says as psycopg's errors, and `psycopg.DataError` for the
-        character NUL, at which libpq would cut.
+        Parameters are written ``$1``, ``$2`` and so on.
+
+        Raises:
+            psycopg.DataError: A parameter has the character NUL, at which libpq would
+                cut.
+            psycopg.Error: What the server says of the statement.
         """
         _check(parameters)
         if self._missing < self.GIVE_UP:
@@ -105,8 +110,10 @@ class Prepared:
     def run_together(
         self, statements: Sequence[Statement], settled: int
     ) -> PQGen[list[pq.abc.PGresult]]:
-        """Run statements that go to the server in one request, and return their
-        results; see `TrioConnection.run_together`."""
+        """Run statements in one request, and return their results.
+
+        See `TrioConnection.run_together`.
+        """
         for _, parameters in statements:
             _check(parameters)
         self.together = True

@@ -51,7 +51,7 @@ class SessionState:
         self._reset = _RESET
 
     async def apply(self, connection: TrioConnection[Any], settings: Mapping[str, str]) -> None:
-        """Apply settings; see `TrioConnection.apply_settings`."""
+        """Apply settings, as `TrioConnection.apply_settings` describes."""
         cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
         await cursor.execute(
             _APPLY, [list(settings), list(settings.values()), connection.info.backend_pid]

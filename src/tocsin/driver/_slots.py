@@ -58,16 +58,20 @@ class Slots:
         return len(self._ahead) + len(self._waiters)
 
     def take(self) -> bool:
-        """Take a free slot; returns whether there was one."""
+        """Take a free slot, and return whether there was one."""
         if taken := self.free > 0:
             self.free -= 1
         return taken
 
     async def wait(self, deadline: float, *, ahead: bool) -> bool:
-        """Wait for a slot; returns whether there was one before the deadline.
+        """Wait for a slot, and return whether there was one before the deadline.
 
-        ``ahead`` serves the task before those that have not had a slot yet. Cancelled,
-        the task has no slot.
+        Args:
+            deadline: When waiting ends, as a `trio.current_time`.
+            ahead: Whether the task is served before those that have not had a slot yet.
+
+        Cancellation:
+            The task has no slot.
         """
         task = trio.lowlevel.current_task()
         queue = self._ahead if ahead else self._waiters
@@ -95,8 +99,11 @@ class Slots:
             self.free += 1
 
     def withhold(self, spare: int) -> None:
-        """Withhold the slot of a task that could not open a connection, and ``spare``
-        of the free ones: the next task would fare no better."""
+        """Withhold the slot of a task that could not open a connection.
+
+        The next task would fare no better. So ``spare`` of the free slots are withheld,
+        too.
+        """
         self.free -= spare
         self.withheld += 1 + spare
         if self.restore_at == math.inf:
@@ -120,8 +127,10 @@ class Slots:
         self.restore_all()
 
     def wake_all(self) -> None:
-        """Give each waiting task a slot, whether there is one or not: each gives it
-        back when it finds the pool closed."""
+        """Give each waiting task a slot, whether there is one or not.
+
+        Each task gives it back when it finds the pool closed.
+        """
         while self._wake_first():
             self.free -= 1
 

@@ -19,13 +19,16 @@ __all__ = ["TrioTransaction"]
 
 
 class TrioTransaction(psycopg.AsyncTransaction):
-    """psycopg's transaction block, which ends its transaction in a cancelled scope, too.
+    """psycopg's transaction block, which ends its transaction in a cancelled scope too.
 
     When the block ends, the transaction (or savepoint) has ended or the connection is
-    closed. Cancelled in the block, or before COMMIT is sent, the transaction is rolled
-    back. Cancelled while COMMIT is under way, it is committed or rolled back, and the
-    caller cannot know which. BEGIN, ROLLBACK and the savepoint commands are completed,
-    because they take no time worth a cancellation; see `persist`.
+    closed. BEGIN, ROLLBACK and the savepoint commands are completed, because they take
+    no time worth a cancellation; see `persist`.
+
+    Cancellation:
+        In the block, or before COMMIT is sent, the transaction is rolled back. While
+        COMMIT is under way, it is committed or rolled back, and the caller cannot know
+        which.
     """
 
     _conn: DrivenConnection[Any]

@@ -91,14 +91,24 @@ class Turn:
 
 
 async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.inf) -> RV:
-    """Drive `gen` to its end and return what it returns.
+    """Drive ``gen`` to its end, and return what it returns.
 
     A generator that was driven by an earlier call, which was cancelled, goes on where
-    it was. `deadline` is a `trio.current_time`.
+    it was.
 
-    Raises `psycopg.errors._WaitTimeout` at the deadline (what psycopg itself expects),
-    `psycopg.OperationalError` when the socket is closed, and what `gen` raises.
-    Cancellation leaves `gen` suspended where it wanted to wait.
+    Args:
+        gen: The generator.
+        fileno: The socket that it waits for.
+        turn: Says when a checkpoint is due.
+        deadline: When waiting ends, as a `trio.current_time`.
+
+    Raises:
+        psycopg.errors._WaitTimeout: The deadline has come; psycopg expects this class.
+        psycopg.OperationalError: The socket is closed.
+        Exception: What ``gen`` raises.
+
+    Cancellation:
+        ``gen`` is suspended where it wanted to wait.
     """
     await turn.enter()
     limited = deadline < math.inf

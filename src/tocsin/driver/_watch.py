@@ -122,8 +122,10 @@ class Watch:
 
     @property
     def waiting_since(self) -> float:
-        """Since when the statement that has waited longest is without an answer, as a
-        `trio.current_time`; infinity when there is none."""
+        """Since when the statement that has waited longest is without an answer.
+
+        It is a `trio.current_time`, or infinity when there is no such statement.
+        """
         return min((c.waits_since for c in self._connections), default=math.inf)
 
     @property
@@ -148,12 +150,20 @@ class Watch:
                 await self._check(due)
 
     async def terminate_abandoned(self, connection: TrioConnection[Any]) -> None:
-        """End the sessions of connections that were closed while the server could not
-        be told so, on this connection.
+        """End the sessions of connections that were closed while the server was silent.
 
-        What they were to do is done by then, or is never done. A session that this role
-        may not terminate is left to the timeouts of the server, with a warning. Raises
-        psycopg's errors. Cancelled, they have ended or not.
+        The server could not be told of their end. What the sessions were to do is done
+        by then, or is never done. A session that this role may not terminate is left to
+        the timeouts of the server, with a warning.
+
+        Args:
+            connection: Where the server is asked to end them.
+
+        Raises:
+            psycopg.Error: The connection is lost.
+
+        Cancellation:
+            The sessions have ended or not.
         """
         for session in list(self._abandoned):
             try:
@@ -197,8 +207,7 @@ class Watch:
         return due
 
     async def _check(self, due: Sequence[TrioConnection[Any]]) -> None:
-        """Ask the server about the sessions of these connections, and close those that
-        are silent."""
+        """Ask the server about the sessions of these connections; close silent ones."""
         findings = dict.fromkeys(due, _Finding.UNREACHABLE)
         silent: list[TrioConnection[Any]] = []
         opened: TrioConnection[Any] | None = None
@@ -234,16 +243,20 @@ class Watch:
                 self._give_up(connection)
 
     def _find_idle(self, due: Collection[TrioConnection[Any]]) -> TrioConnection[Any] | None:
-        """Return a connection that can be asked on when no other can be opened. A task
-        that wants to use it waits for the answer."""
+        """Return a connection that can be asked on when no other can be opened.
+
+        A task that wants to use the connection waits for the answer.
+        """
         for connection in self._connections:
             if connection not in due and connection.autocommit and connection.is_idle():
                 return connection
         return None
 
     def _is_silent(self, wait: _Wait, finding: _Finding) -> bool:
-        """Return whether a connection is to be closed; notes when to check again if it
-        is not."""
+        """Return whether a connection is to be closed.
+
+        If it is not, note when to check again.
+        """
         now = trio.current_time()
         waited = now - wait.since
         match finding:
@@ -326,8 +339,10 @@ async def _run(
 
 
 def _is_refusal(error: psycopg.Error) -> bool:
-    """Return whether the server can be reached and only refuses a connection, because
-    there are too many of them, say."""
+    """Return whether the server can be reached, and only refuses a connection.
+
+    There may be too many of them.
+    """
     return isinstance(error, ServerRefusal) or (
         error.sqlstate is not None and not error.sqlstate.startswith("57")
     )

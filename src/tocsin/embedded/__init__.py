@@ -1,5 +1,4 @@
-"""A PostgreSQL server as a child process of the program: for demos, development and
-tests.
+"""A PostgreSQL server as a child process, for demos, development and tests.
 
 `serve` is a context manager, and the server lives exactly as long as its block.
 

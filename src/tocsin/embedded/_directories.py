@@ -25,8 +25,10 @@ _SOCKET_PATH_LIMIT: Final = 103  # on macOS; 107 on Linux
 
 
 def make_directory(directory: Path, account: Account) -> Path:
-    """Make the missing parts of the path, and return it. Another user can pass through
-    them, and cannot list them."""
+    """Make the missing parts of the path, and return it.
+
+    Another user can pass through them, and cannot list them.
+    """
     directory = directory.absolute()
     for missing in reversed(
         [path for path in (directory, *directory.parents) if not path.exists()]

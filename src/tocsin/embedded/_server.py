@@ -133,8 +133,11 @@ class EmbeddedServer:
 
 
 def _status(data: Path, pid: int) -> str:
-    """Return the state that the postmaster has written: ``starting``, ``ready`` or
-    ``stopping``, or the empty string before it has written one."""
+    """Return the state that the postmaster has written.
+
+    It is ``starting``, ``ready`` or ``stopping``, or the empty string before the
+    postmaster has written one.
+    """
     try:
         lines = (data / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError:

@@ -37,8 +37,7 @@ async def serve(
     port: int | None = None,
     installation: Path | None = None,
 ) -> AsyncIterator[EmbeddedServer]:
-    """Run the PostgreSQL server whose data is in the directory, for as long as the
-    block.
+    """Run the PostgreSQL server whose data is in the directory, for the block.
 
     The first call makes the directory and the data, which later calls keep. A server
     that a killed process has left behind is stopped first. When the block ends, the
@@ -98,8 +97,10 @@ async def serve(
 
 @asynccontextmanager
 async def _terminated_in_order() -> AsyncIterator[None]:
-    """Have SIGTERM cancel the block, and end the process after it, unless the program
-    handles that signal."""
+    """Have SIGTERM cancel the block, and end the process after it.
+
+    A program that handles that signal keeps its handler.
+    """
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
