@@ -19,17 +19,11 @@ from tests.support import (
     Handled,
     move_clock,
     query,
-    run_until_suspended,
     until,
     until_asleep,
     until_query,
-    until_true,
 )
-
-
-async def wait_for_archive(dsn: str, count: int) -> None:
-    await until_true(dsn, "count(*) >= %s from tocsin.archive", count)
-
+from tests.support.runs import running, running_call
 
 # By hand
 
@@ -124,51 +118,42 @@ async def test_plain_function_runs_in_a_thread_and_keeps_its_lease(
         threads.append(threading.get_ident())
         assert go_on.wait(PATIENCE)
 
-    suspended = list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handle, suspended)  # type: ignore[arg-type]
+    async with (
+        store.consumer("q") as consumer,
+        running_call(consumer, functools.partial(consumer.handle, handle)) as run,
+    ):
         assert await until_query(
             store_dsn, "select read_ct from tocsin.messages where vt - dequeued_at > '1.2 s'"
         ) == [(1,)]
         go_on.set()
-        await wait_for_archive(store_dsn, 1)
-        await consumer.interrupt()
+        await run.settled(1, "archived")
     assert len(threads) == 1
     assert threads[0] != threading.get_ident()
 
 
 async def test_concurrency_is_reached_and_not_exceeded(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
-    running = most = 0
+    active = most = 0
     full, go_on = trio.Event(), trio.Event()
 
     async def handle(_: tocsin.Message) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        if running == 5:
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        if active == 5:
             full.set()
         await go_on.wait()
-        running -= 1
+        active -= 1
 
-    handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with (
-        store.producer("q") as producer,
-        store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
-    ):
-        await producer.enqueue_many(range(20))
-        nursery.start_soon(
-            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=5)
-        )
+    await store.produce_many("q", range(20))
+    async with store.consumer("q") as consumer, running(consumer, handle, concurrency=5) as run:
         with trio.fail_after(PATIENCE):
             await full.wait()
         await until_asleep(store)
         go_on.set()
-        await handled.wait(20)
-        await consumer.interrupt()
+        await run.handled.wait(20)
     assert most == 5
-    assert sorted(handled.payloads) == list(range(20))
+    assert sorted(run.handled.payloads) == list(range(20))
 
 
 async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_fails(
@@ -180,21 +165,14 @@ async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_f
         if message.payload == "bad":
             raise ValueError(f"no\0 good \ud800 {message.read_ct}")
 
-    handled, suspended = Handled(fail), list[tocsin.Suspended]()
-    async with (
-        store.producer("q") as producer,
-        store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
-    ):
-        await producer.enqueue_many(["bad", "good"])
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await handled.wait(4)
-        await wait_for_archive(store_dsn, 1)
-        dead = await until_query(
-            store_dsn, "select payload, reason, error, traceback, read_ct from tocsin.dead_letters"
-        )
-        await consumer.interrupt()
-    ((payload, reason, error, traceback, read_ct),) = dead
+    await store.produce_many("q", ["bad", "good"])
+    async with store.consumer("q") as consumer, running(consumer, fail) as run:
+        await run.handled.wait(4)
+        await run.settled(1, "archived")
+        await run.settled(3, "failed")
+    ((payload, reason, error, traceback, read_ct),) = await query(
+        store_dsn, "select payload, reason, error, traceback, read_ct from tocsin.dead_letters"
+    )
     assert (payload, reason, read_ct) == ("bad", "handler_failed", 3)
     assert error == "ValueError: no\\0 good \\ud800 3"
     assert "in fail" in traceback
@@ -228,16 +206,12 @@ async def test_handler_timeout_cancels_and_counts_as_a_failure(
         finally:
             cancelled.set()
 
-    suspended = list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(
-            functools.partial(run_until_suspended, consumer, hang, suspended, timeout=0.01)
-        )
+    async with store.consumer("q") as consumer, running(consumer, hang, timeout=0.01) as run:
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
-            dead = await until_query(store_dsn, "select error from tocsin.dead_letters")
-        await consumer.interrupt()
-    assert dead[0][0].startswith("TooSlowError")
+        await run.settled(1, "failed")
+    ((error,),) = await query(store_dsn, "select error from tocsin.dead_letters")
+    assert error.startswith("TooSlowError")
 
 
 async def test_handler_that_lost_its_lease_is_cancelled_and_cannot_settle(
@@ -256,15 +230,13 @@ async def test_handler_that_lost_its_lease_is_cancelled_and_cannot_settle(
             cancelled.set()
             raise
 
-    handled, suspended = Handled(hang), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await handled.wait(1)
+    async with store.consumer("q") as consumer, running(consumer, hang) as run:
+        await run.handled.wait(1)
         # as a claim by another would
         await query(store_dsn, "update tocsin.messages set lease = lease + 1")
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
-        nursery.cancel_scope.cancel()
+        run.cancel()
     assert await query(store_dsn, "select id from tocsin.archive") == []
 
 
@@ -280,17 +252,14 @@ async def test_what_a_handler_sets_in_its_context_is_not_seen_by_the_next_call(
         await trio.lowlevel.checkpoint()
         assert mark.get() == message.id
 
-    handled = Handled(note)
     await store.queues.create("q")
     await store.produce_many("q", [1, 2, 3])
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, [])
+    async with store.consumer("q") as consumer, running(consumer, note) as run:
         for count in (4, 5):
-            await handled.wait(count - 1)
+            await run.handled.wait(count - 1)
             await until_asleep(store)
             await store.produce("q", count)
-        await handled.wait(5)
-        await consumer.interrupt()
+        await run.handled.wait(5)
     assert seen == [None] * 5
 
 
@@ -329,19 +298,16 @@ async def test_what_a_cancelled_handler_leaves_in_its_context_is_not_seen(
         if message.payload == "hang":
             await trio.sleep_forever()
 
-    handled = Handled(handler)
     await store.queues.ensure("q", vt=0.2)
     await store.produce("q", "hang")
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, [])
-        await handled.wait(1)
+    async with store.consumer("q") as consumer, running(consumer, handler) as run:
+        await run.handled.wait(1)
         # as a claim by another consumer would
         await query(store_dsn, "update tocsin.messages set lease = lease + 1, vt = 'infinity'")
         await until(lambda: not consumer._parts.leases.all())
         await until_asleep(store)
         await store.produce("q", "next")
-        await handled.wait(2)
-        await consumer.interrupt()
+        await run.handled.wait(2)
     assert seen == [None, None]
 
 
@@ -354,15 +320,12 @@ async def test_failures_are_logged_with_the_handlers_name(
     async def always_fails(_: tocsin.Message) -> None:
         raise ValueError("no good")
 
-    handled, suspended = Handled(always_fails), list[tocsin.Suspended]()
     with caplog.at_level(logging.WARNING, "tocsin"):
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await handled.wait(1)
-            await consumer.interrupt()
+        async with store.consumer("q") as consumer, running(consumer, always_fails) as run:
+            await run.handled.wait(1)
     (record,) = caplog.records
     assert record.message.startswith(
-        f"{handled!r} failed with message 1, delivery 1: ValueError: no good; it comes back in "
+        f"{run.handled!r} failed with message 1, delivery 1: ValueError: no good; it comes back in "
     )
 
 
@@ -514,19 +477,12 @@ async def test_handler_may_settle_by_itself(store: tocsin.Store, store_dsn: str)
         if message.read_ct == 1:
             await (message.delete() if message.payload == "delete" else message.release(delay=0))
 
-    handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with (
-        store.producer("q") as producer,
-        store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
-    ):
-        await producer.enqueue_many(["delete", "release"])
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await handled.wait(3)
-        await wait_for_archive(store_dsn, 1)
-        await consumer.interrupt()
+    await store.produce_many("q", ["delete", "release"])
+    async with store.consumer("q") as consumer, running(consumer, handle) as run:
+        await run.handled.wait(3)
+        await run.settled(1, "archived")
     assert await query(store_dsn, "select payload, read_ct from tocsin.archive") == [("release", 2)]
-    assert suspended[0].handled == 3
+    assert run.suspended.handled == 3
 
 
 async def test_async_handler_that_blocks_is_named(
@@ -540,12 +496,12 @@ async def test_async_handler_that_blocks_is_named(
         while time.perf_counter() - begun < 0.15:
             pass
 
-    suspended = list[tocsin.Suspended]()
     with caplog.at_level(logging.WARNING, "tocsin"):
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, blocks_the_loop, suspended)
-            await wait_for_archive(store_dsn, 1)
-            await consumer.interrupt()
+        async with (
+            store.consumer("q") as consumer,
+            running_call(consumer, functools.partial(consumer.handle, blocks_the_loop)) as run,
+        ):
+            await run.settled(1, "archived")
     (record,) = [r for r in caplog.records if "blocked the event loop" in r.message]
     assert "blocks_the_loop" in record.message
     assert " s;" in record.message
@@ -560,12 +516,13 @@ async def test_plain_function_that_returns_an_awaitable_fails_clearly(
     async def work(_: tocsin.Message) -> None:
         raise AssertionError
 
-    suspended = list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, lambda m: work(m), suspended)
-        dead = await until_query(store_dsn, "select error from tocsin.dead_letters")
-        await consumer.interrupt()
-    assert "appears to be asynchronous" in dead[0][0]
+    async with (
+        store.consumer("q") as consumer,
+        running_call(consumer, functools.partial(consumer.handle, lambda m: work(m))) as run,
+    ):
+        await run.settled(1, "failed")
+    ((error,),) = await query(store_dsn, "select error from tocsin.dead_letters")
+    assert "appears to be asynchronous" in error
 
 
 async def test_undecodable_payload_fails_its_message_only(
@@ -579,12 +536,10 @@ async def test_undecodable_payload_fails_its_message_only(
     async def read(message: tocsin.Message) -> None:
         assert message.payload == "fine"
 
-    suspended = list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, read, suspended)
-        await wait_for_archive(store_dsn, 1)
-        await until_query(store_dsn, "select id from tocsin.dead_letters")
-        await consumer.interrupt()
+    async with store.consumer("q") as consumer, running(consumer, read) as run:
+        await run.settled(1, "archived")
+        await run.settled(1, "failed")
+    assert len(await query(store_dsn, "select id from tocsin.dead_letters")) == 1
 
 
 async def test_handlers_in_transactions_leave_a_connection_for_settling(store_dsn: str) -> None:
@@ -598,19 +553,13 @@ async def test_handlers_in_transactions_leave_a_connection_for_settling(store_ds
                 await connection.execute("select 1")
                 await message.archive()
 
-        handled, suspended = Handled(handle), list[tocsin.Suspended]()
+        await store.produce_many("q", range(10))
         async with (
-            store.producer("q") as producer,
             store.consumer("q") as consumer,
-            trio.open_nursery() as nursery,
+            running(consumer, handle, concurrency=10) as run,
         ):
-            await producer.enqueue_many(range(10))
-            nursery.start_soon(
-                functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=10)
-            )
-            await wait_for_archive(store_dsn, 10)
-            await consumer.interrupt()
-    assert suspended[0].handled == 10
+            await run.settled(10, "archived")
+    assert run.suspended.handled == 10
 
 
 # Batches
@@ -746,22 +695,14 @@ async def test_interrupt_with_grace_cancels_what_still_runs(
             finally:
                 cancelled.set()
 
-    handled, suspended = Handled(hang), list[tocsin.Suspended]()
-    async with (
-        store.producer("q") as producer,
-        store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
-    ):
-        await producer.enqueue_many(["hang", "quick"])
-        nursery.start_soon(
-            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=2)
-        )
-        await handled.wait(2)
-        await wait_for_archive(store_dsn, 1)
+    await store.produce_many("q", ["hang", "quick"])
+    async with store.consumer("q") as consumer, running(consumer, hang, concurrency=2) as run:
+        await run.handled.wait(2)
+        await run.settled(1, "archived")
         await consumer.interrupt(grace=0)
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
-    assert [(s.handled, s.released) for s in suspended] == [(1, 1)]
+    assert (run.suspended.handled, run.suspended.released) == (1, 1)
     assert await query(store_dsn, "select payload, state::text, read_ct from tocsin.messages") == [
         ("hang", "ready", 0)
     ]
@@ -774,16 +715,14 @@ async def test_of_two_interruptions_the_shorter_grace_counts(store: tocsin.Store
     async def hang(_: tocsin.Message) -> None:
         await trio.sleep_forever()
 
-    handled, suspended = Handled(hang), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await handled.wait(1)
+    async with store.consumer("q") as consumer, running(consumer, hang) as run:
+        await run.handled.wait(1)
         await (await store.workers.get(consumer.worker_id)).interrupt()
         with pytest.raises(tocsin.StateTransitionError):
             await consumer.interrupt(grace=0)
         consumer._state.end_run(3600)
         consumer._state.end_run(0)
-    assert suspended[0].released == 1
+    assert run.suspended.released == 1
 
 
 async def test_interrupt_before_the_run_begins(store: tocsin.Store) -> None:
@@ -811,14 +750,12 @@ async def test_cancelled_run_releases_and_is_ready_again(
         if message.payload == "hang":
             await trio.sleep_forever()
 
-    handled = Handled(hang)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         await producer.enqueue_many(["hang", "quick"])
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(functools.partial(consumer.handle, handled, concurrency=2))
-            await handled.wait(2)
-            await wait_for_archive(store_dsn, 1)
-            nursery.cancel_scope.cancel()
+        async with running(consumer, hang, concurrency=2) as run:
+            await run.handled.wait(2)
+            await run.settled(1, "archived")
+            run.cancel()
         assert await consumer.status() == "ready"
         assert await query(
             store_dsn, "select payload, state::text, read_ct from tocsin.messages"

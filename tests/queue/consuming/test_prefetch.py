@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import secrets
 
@@ -12,35 +11,32 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, query, run_until_suspended, until_asleep, until_query
+from tests.support import PATIENCE, Handled, query, until_asleep, until_query
+from tests.support.runs import running
 from tocsin._queue.consuming import prefetch
 
 
 async def test_a_consumer_with_nothing_to_do_wakes_for_nothing(store_dsn: str) -> None:
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q", vt=3600)
-        handled, suspended = Handled(), list[tocsin.Suspended]()
         async with (
             store.producer("q") as producer,
             store.consumer("q") as consumer,
-            trio.open_nursery() as nursery,
+            running(consumer) as run,
         ):
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             for n in range(3):
                 await producer.enqueue_many(range(100))
-                await handled.wait(100 * (n + 1))
+                await run.handled.wait(100 * (n + 1))
                 with trio.fail_after(PATIENCE):
                     await trio.testing.wait_all_tasks_blocked(2 * prefetch.PATIENCE)
-            await consumer.interrupt()
 
 
 async def claim_ahead(producer: tocsin.Producer, handled: Handled) -> None:
     """Let a consumer of one message at a time become fast; the handler then hangs at
     "hang" with more messages claimed behind it."""
     await producer.enqueue_many([*range(200), "hang", *range(20)])
-    with trio.fail_after(PATIENCE):
-        while handled.payloads[-1:] != ["hang"]:
-            await trio.lowlevel.checkpoint()
+    await handled.wait(201)
+    assert handled.payloads[-1] == "hang"
 
 
 async def hang(message: tocsin.Message) -> None:
@@ -55,22 +51,20 @@ async def test_when_interrupted_it_gives_back_at_once_what_no_handler_has_seen(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
-    handled, suspended = Handled(hang), list[tocsin.Suspended]()
     async with (
         store.producer("q") as producer,
         store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
+        running(consumer, hang) as run,
     ):
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await claim_ahead(producer, handled)
+        await claim_ahead(producer, run.handled)
         await consumer.interrupt()  # the handler may go on
         await until_query(store_dsn, HELD, gives=[(1,)])
-        assert not suspended
+        assert not run.ended
         assert await query(
             store_dsn, "select max(read_ct) from tocsin.messages where state = 'ready'"
         ) == [(0,)]
         consumer._state.end_run(grace=0)
-    assert suspended[0].handled == 200
+    assert run.suspended.handled == 200
     assert await query(
         store_dsn, "select count(*)::int, max(read_ct) from tocsin.messages where state = 'ready'"
     ) == [(21, 0)]
@@ -81,70 +75,59 @@ async def test_when_suspended_it_gives_back_at_once_what_no_handler_has_seen(
 ) -> None:
     monkeypatch.setattr(prefetch, "PATIENCE", 3600)
     await store.queues.ensure("q")
-    handled, suspended = Handled(hang), list[tocsin.Suspended]()
     async with (
         store.producer("q") as producer,
         store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
+        running(consumer, hang) as run,
     ):
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await claim_ahead(producer, handled)
+        await claim_ahead(producer, run.handled)
         await until_asleep(store)
         assert await query(store_dsn, HELD) > [(1,)]
         await (await store.workers.get(consumer.worker_id)).suspend(drain=True)
         await until_query(store_dsn, HELD, gives=[(1,)])
-        nursery.cancel_scope.cancel()
+        run.cancel()
 
 
 async def test_when_handlers_become_slow_another_consumer_gets_the_rest(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
-    slow, other, suspended = Handled(hang), Handled(), list[tocsin.Suspended]()
     async with (
         store.producer("q") as producer,
         store.consumer("q") as a,
         store.consumer("q") as b,
-        trio.open_nursery() as nursery,
+        running(a, hang) as slow,
     ):
-        nursery.start_soon(run_until_suspended, a, slow, suspended)
-        await claim_ahead(producer, slow)
-        nursery.start_soon(run_until_suspended, b, other, suspended)
-        await until_query(store_dsn, "select count(*)::int from tocsin.archive", gives=[(220,)])
-        nursery.cancel_scope.cancel()
-    assert len(slow.messages) + len(other.messages) >= 221
+        await claim_ahead(producer, slow.handled)
+        async with running(b) as other:
+            await until_query(store_dsn, "select count(*)::int from tocsin.archive", gives=[(220,)])
+            slow.cancel()
+    assert len(slow.handled.messages) + len(other.handled.messages) >= 221
 
 
 async def test_a_handler_that_waits_does_not_hold_up_the_next_one_and_no_more_run_than_allowed(
     store: tocsin.Store,
 ) -> None:
     await store.queues.ensure("q")
-    go_on, running, most = trio.Event(), 0, 0
+    go_on, active, most = trio.Event(), 0, 0
 
     async def handle(_: tocsin.Message) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
         await go_on.wait()
-        running -= 1
+        active -= 1
 
-    handled, suspended = Handled(handle), list[tocsin.Suspended]()
     async with (
         store.producer("q") as producer,
         store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
+        running(consumer, handle, concurrency=7) as run,
     ):
-        nursery.start_soon(
-            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=7)
-        )
         await producer.enqueue_many(range(30))
-        with trio.fail_after(PATIENCE):
-            while running < 7:
-                await trio.lowlevel.checkpoint()
+        await run.handled.wait(7)
         await until_asleep(store)
         go_on.set()
-        await handled.wait(30)
-        await consumer.interrupt()
+        await run.handled.wait(30)
     assert most == 7
 
 
@@ -155,18 +138,11 @@ async def test_a_message_that_cannot_be_archived_fails_alone(
     await store.queues.ensure("q", retry_base=0, max_deliveries=2)
     caplog.set_level(logging.CRITICAL)
     await query(store_dsn, "alter table tocsin.archive add check (payload <> '13')")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with (
-        store.producer("q") as producer,
-        store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
-    ):
-        await producer.enqueue_many(range(50))
-        nursery.start_soon(
-            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=20)
-        )
-        await until_query(store_dsn, "select count(*)::int from tocsin.messages", gives=[(0,)])
-        await consumer.interrupt()
+    await store.produce_many("q", range(50))
+    async with store.consumer("q") as consumer, running(consumer, concurrency=20) as run:
+        await run.settled(49, "archived")
+        await run.settled(2, "failed")
+    assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(0,)]
     assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(49,)]
     ((payload, error),) = await query(store_dsn, "select payload, error from tocsin.dead_letters")
     assert payload == 13
@@ -180,20 +156,17 @@ async def test_a_message_that_can_neither_be_archived_nor_fail_holds_up_nobody(
     caplog.set_level(logging.CRITICAL)
     await query(store_dsn, "alter table tocsin.archive add check (payload <> '13')")
     await query(store_dsn, "alter table tocsin.dead_letters add check (payload <> '13')")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
+    await store.produce_many("q", range(50))
     async with (
         store.producer("q") as producer,
         store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
+        running(consumer, concurrency=20) as run,
     ):
-        await producer.enqueue_many(range(50))
-        nursery.start_soon(
-            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=20)
-        )
-        await handled.wait(50)
+        await run.handled.wait(50)
         await producer.enqueue("afterwards")
-        await until_query(store_dsn, "select count(*)::int from tocsin.archive", gives=[(50,)])
-        nursery.cancel_scope.cancel()
+        await run.settled(50, "archived")
+        run.cancel()
+    assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(50,)]
     assert await query(store_dsn, "select payload from tocsin.messages") == [(13,)]
 
 
@@ -240,18 +213,11 @@ async def test_a_message_too_large_for_an_index_of_the_archive_fails_alone(
     await store.queues.ensure("q", max_deliveries=1)
     caplog.set_level(logging.CRITICAL)
     await query(store_dsn, "create index on tocsin.archive ((payload #>> '{}'))")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with (
-        store.producer("q") as producer,
-        store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
-    ):
-        await producer.enqueue_many([1, secrets.token_hex(20_000), 2])
-        nursery.start_soon(
-            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=20)
-        )
-        await until_query(store_dsn, "select count(*)::int from tocsin.messages", gives=[(0,)])
-        await consumer.interrupt()
+    await store.produce_many("q", [1, secrets.token_hex(20_000), 2])
+    async with store.consumer("q") as consumer, running(consumer, concurrency=20) as run:
+        await run.settled(2, "archived")
+        await run.settled(1, "failed")
+    assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(0,)]
     assert await query(store_dsn, "select payload from tocsin.archive order by id") == [(1,), (2,)]
 
 
