@@ -107,7 +107,9 @@ async def connect(
         reconnect_on=ConnectionLost,
         reset=session.reset,
     ) as pool:
-        database = Database(pool, Schema(chosen.schema), address, grace, watch, open_pooled)
+        database = Database(
+            pool, Schema(chosen.schema), address, grace, watch, open_pooled, telemetry.events
+        )
         maintenance = Maintenance(database, telemetry.events)
         process = Process(database, open_line, chosen.heartbeat, maintenance.request, telemetry)
         async with open_nursery_bare() as nursery:

@@ -32,22 +32,36 @@ class Proxy:
     """With it, clients have to ask for TLS."""
     accepted: int = 0
     """Connections accepted so far."""
+    refusing: bool = False
+    """While it is, new connections are closed at once."""
     silent: bool = False
     """While it is, nothing is passed on."""
     silenced: set[int] = attrs.Factory(set)
     """Connections of which nothing is passed on, by their number: the first one
     accepted is 1."""
+    scopes: set[trio.CancelScope] = attrs.Factory(set)
+    """One for each connection that is passed on."""
 
     def dsn(self, **parameters: str | int) -> str:
         """Connection string by way of the proxy."""
         return make_conninfo(self.target, **{"host": "127.0.0.1", "port": self.port, **parameters})
+
+    def refuse(self) -> None:
+        """Close all connections, and new ones while `refusing` stays true."""
+        self.refusing = True
+        for scope in self.scopes:
+            scope.cancel()
 
     async def serve(self, client: trio.SocketStream) -> None:
         """Pass one connection on, in both directions, until either side is done."""
         self.accepted += 1
         number = self.accepted
         stream: trio.abc.Stream = client
+        if self.refusing:
+            await client.aclose()
+            return
         async with client, await self._connect() as server, trio.open_nursery() as nursery:
+            self.scopes.add(nursery.cancel_scope)
             try:
                 first = await _receive_message(client)
                 if self.tls is not None:
@@ -68,6 +82,8 @@ class Proxy:
                 # The client has seen enough, a certificate that it does not like for
                 # instance.
                 nursery.cancel_scope.cancel()
+            finally:
+                self.scopes.discard(nursery.cancel_scope)
 
     def _with_settings(self, message: bytes) -> bytes:
         (version,) = struct.unpack("!i", message[4:8])

@@ -30,7 +30,7 @@ def rung(queue: str) -> telemetry.Rung:
 async def test_a_subscription_delivers_what_it_asked_for_in_order() -> None:
     events = Events()
     with events.subscribe(telemetry.Rung) as rings, events.subscribe() as everything:
-        for event in (rung("a"), telemetry.ConnectionUp(), rung("b")):
+        for event in (rung("a"), telemetry.ConnectionUp(connection="pool"), rung("b")):
             events.emit(event)
         events.close()
         assert [event.queue async for event in rings] == ["a", "b"]

@@ -6,10 +6,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 from itertools import pairwise
 
+import pytest
+
 import tocsin
-from tests.support import next_event, query, until, until_asleep
+from tests.support import next_event, proxy, query, until, until_asleep
 from tests.support.runs import running
 from tocsin import telemetry
+from tocsin.embedded import EmbeddedServer
+
+CHANGES = (telemetry.ConnectionUp, telemetry.ConnectionDown)
 
 
 async def test_a_ring_for_an_idle_consumer_names_its_queue(store: tocsin.Store) -> None:
@@ -42,8 +47,7 @@ async def test_a_worker_reports_each_state_once(store_dsn: str) -> None:
 async def test_the_connection_is_reported_up_down_and_up(store_dsn: str) -> None:
     async with tocsin.connect(store_dsn) as store:
         await store.queues.ensure("q")
-        kinds = (telemetry.ConnectionUp, telemetry.ConnectionDown)
-        with store.events.subscribe(*kinds) as connection:
+        with store.events.subscribe(*CHANGES) as connection:
             async with store.consumer("q"):
                 assert isinstance(await next_event(connection), telemetry.ConnectionUp)
                 await query(
@@ -57,6 +61,95 @@ async def test_the_connection_is_reported_up_down_and_up(store_dsn: str) -> None
                 assert isinstance(down, telemetry.ConnectionDown)
                 assert down.reason
                 await next_event(connection, lambda e: isinstance(e, telemetry.ConnectionUp))
+
+
+async def changes_until(
+    events: telemetry.Subscription[telemetry.Event],
+    *last: tuple[str, str],
+) -> list[tuple[str, str]]:
+    """The events, as class and connection, until each of these has come."""
+    seen = list[tuple[str, str]]()
+    while not set(last) <= set(seen):
+        event = await next_event(events)
+        assert isinstance(event, CHANGES)
+        seen.append((type(event).__name__, event.connection))
+    return seen
+
+
+async def test_an_outage_is_reported_once_for_the_pool_and_once_for_listen(
+    own_server: EmbeddedServer,
+) -> None:
+    async with tocsin.connect(own_server.dsn) as store:
+        await store.install()
+        await store.queues.ensure("q")
+        with store.events.subscribe(*CHANGES) as changes:
+            async with store.consumer("q"):
+                assert await changes_until(changes, ("ConnectionUp", "listen"))
+                await own_server.stop()
+                for _ in range(3):
+                    with pytest.raises(tocsin.ConnectionLost):
+                        await store.produce("q", 1)
+                # The LISTEN connection has been tried more than once as well.
+                opened = store.statistics().pool.errors
+                await until(lambda: store.statistics().pool.errors > opened + 2)
+                await own_server.start()
+                await store.produce("q", 1)
+                seen = await changes_until(
+                    changes, ("ConnectionUp", "pool"), ("ConnectionUp", "listen")
+                )
+    assert sorted(seen) == [
+        ("ConnectionDown", "listen"),
+        ("ConnectionDown", "pool"),
+        ("ConnectionUp", "listen"),
+        ("ConnectionUp", "pool"),
+    ]
+
+
+async def test_an_outage_of_the_pool_alone_says_why_and_nothing_of_listen(
+    store_dsn: str,
+) -> None:
+    async with (
+        proxy.running(store_dsn) as between,
+        tocsin.connect(between.dsn(), listen_dsn=store_dsn, heartbeat=0.5) as store,
+    ):
+        await store.queues.ensure("q")
+        with store.events.subscribe(*CHANGES) as changes:
+            async with store.consumer("q"):
+                assert await changes_until(changes, ("ConnectionUp", "listen"))
+                between.refuse()
+                with pytest.raises(tocsin.ConnectionLost):
+                    await store.queues.list()
+                down = await next_event(changes)
+                assert isinstance(down, telemetry.ConnectionDown)
+                assert down.connection == "pool"
+                assert "is not available" in down.reason
+                between.refusing = False
+                # The heartbeat tries the pool.
+                up = await next_event(changes)
+                assert isinstance(up, telemetry.ConnectionUp)
+                assert up.connection == "pool"
+                assert store.statistics().failing_for is None
+
+
+async def test_a_process_without_a_listen_connection_reports_the_pool_alone(
+    store_dsn: str,
+) -> None:
+    async with (
+        proxy.running(store_dsn) as between,
+        tocsin.connect(between.dsn(), heartbeat=0.2) as store,
+    ):
+        await store.queues.ensure("q")
+        with store.events.subscribe(*CHANGES) as changes:
+            async with store.producer("q"):
+                between.refuse()
+                # The heartbeat fails, and then succeeds.
+                assert await changes_until(changes, ("ConnectionDown", "pool")) == [
+                    ("ConnectionDown", "pool")
+                ]
+                between.refusing = False
+                assert await changes_until(changes, ("ConnectionUp", "pool")) == [
+                    ("ConnectionUp", "pool")
+                ]
 
 
 async def test_a_process_reports_that_it_was_declared_dead(store_dsn: str) -> None:

@@ -11,28 +11,40 @@ import trio
 
 from tocsin.driver import Pool, TrioConnection
 from tocsin.errors import TocsinError
+from tocsin.telemetry.events import ConnectionDown, ConnectionUp, Events
 
 from .error_mapping import is_useless
 
-ENDED_ALONE = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
-"""What ends one statement and says nothing of the next: a lock that was not free in time,
-a cancellation or a timeout of the statement."""
+ENDED_ALONE = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.SerializationFailure,
+)
+"""What ends one statement and says nothing of the next: a deadlock, a lock that was not
+free in time, a cancellation or a timeout of the statement, a conflict."""
 
 
 class Outage:
-    """Since when every attempt has failed."""
+    """Since when every attempt has failed. Its begin and its end are events."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: Events) -> None:
         self._since: float | None = None
+        self._events = events
 
-    def failed(self) -> None:
+    def failed(self, error: Exception) -> None:
         """Note an attempt that failed."""
         if self._since is None:
             self._since = trio.current_time()
+            if self._events.wants(ConnectionDown):
+                self._events.emit(ConnectionDown(connection="pool", reason=str(error)))
 
     def succeeded(self) -> None:
         """Note an attempt that succeeded."""
-        self._since = None
+        if self._since is not None:
+            self._since = None
+            if self._events.wants(ConnectionUp):
+                self._events.emit(ConnectionUp(connection="pool"))
 
     @property
     def duration(self) -> float | None:

@@ -26,6 +26,7 @@ from tocsin.errors import (
     SchemaOutdated,
     TocsinError,
 )
+from tocsin.telemetry.events import Events
 
 from . import install
 from .attempts import ENDED_ALONE, Outage, drop_if_useless, encode, opened, store_closed
@@ -58,6 +59,7 @@ class Database:
         grace: Grace,
         watch: Watch,
         connect: Connect,
+        events: Events,
     ) -> None:
         self.pool = pool
         self.grace = grace
@@ -66,7 +68,7 @@ class Database:
         self.address = address
         self._watch = watch
         self._connect = connect
-        self._outage = Outage()
+        self._outage = Outage(events)
         self._is_served = False
         self._render = lru_cache(maxsize=None)(lambda text: schema.render(text).encode())
 
@@ -270,8 +272,8 @@ class Database:
                 result = await attempt()
                 self._outage.succeeded()
                 return result
-            except ConnectionLost:
-                self._outage.failed()
+            except ConnectionLost as lost:
+                self._outage.failed(lost)
                 raise
             except psycopg.Error as error:
                 undone = is_undone(error) or is_replaced(error, self.schema.name)
@@ -281,7 +283,7 @@ class Database:
                     if isinstance(translated, ConnectionLost) and not isinstance(
                         error, ENDED_ALONE
                     ):
-                        self._outage.failed()
+                        self._outage.failed(translated)
                     if translated is error:
                         raise
                     raise translated from error

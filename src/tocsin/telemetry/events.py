@@ -169,15 +169,27 @@ class DeclaredDead(Event):
 
 @attrs.frozen(kw_only=True)
 class ConnectionDown(Event):
-    """The LISTEN connection is lost, or could not be opened."""
+    """A connection is lost or could not be opened.
 
+    For the pool, a statement has failed for want of a connection. An outage is reported
+    once for each ``connection``.
+    """
+
+    connection: Literal["listen", "pool"]
+    """The LISTEN connection, or those of the pool."""
     reason: str
     """What the error says."""
 
 
 @attrs.frozen(kw_only=True)
 class ConnectionUp(Event):
-    """The LISTEN connection is open and proven."""
+    """The LISTEN connection is open and proven, or the pool works again.
+
+    The pool works again when a statement has succeeded after an outage.
+    """
+
+    connection: Literal["listen", "pool"]
+    """The LISTEN connection, or those of the pool."""
 
 
 @attrs.frozen(kw_only=True)

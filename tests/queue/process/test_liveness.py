@@ -30,7 +30,10 @@ HOW = "select lifeline is not null, detached from tocsin.processes"
 # The pool
 
 
-@pytest.mark.parametrize("condition", ["lock_not_available", "query_canceled"])
+@pytest.mark.parametrize(
+    "condition",
+    ["lock_not_available", "query_canceled", "deadlock_detected", "serialization_failure"],
+)
 async def test_a_statement_that_is_ended_alone_is_no_failure_of_the_pool(
     store: tocsin.Store, condition: str
 ) -> None:

@@ -23,8 +23,9 @@ import trio
 from psycopg import sql
 
 from tocsin._database.client import Connection, Database
+from tocsin._database.error_mapping import TRANSIENT
 from tocsin.errors import ConnectionLost
-from tocsin.telemetry.events import ConnectionUp, Rung
+from tocsin.telemetry.events import ConnectionDown, ConnectionUp, Rung
 
 from .bell import Bell
 from .membership import Membership
@@ -133,6 +134,7 @@ class Listener:
         self._membership = membership
         self._bell = bell
         self._request_heartbeat = request_heartbeat
+        self._lost = False
         # The queue that a channel rings for; None: the channel of this process.
         self._channels: dict[str, int | None] = {}
 
@@ -170,6 +172,9 @@ class Listener:
                 self._membership.lifeline_failed()
                 raise
             yield connection
+        except TRANSIENT as lost:
+            self._report_lost(lost)
+            raise
         finally:
             self.connected = False
             if connection is not None:
@@ -187,8 +192,7 @@ class Listener:
         if self.proof.works:
             await self._membership.attach(connection)
             self.connected = True
-            if self._bell.events.wants(ConnectionUp):
-                self._bell.events.emit(ConnectionUp())
+            self._report_up()
             self._bell.ring_all()
         else:
             self._membership.lifeline_failed()
@@ -209,6 +213,16 @@ class Listener:
         for _, queue_id in new:
             if queue_id is not None:
                 self._bell.ring(queue_id)
+
+    def _report_up(self) -> None:
+        self._lost = False
+        if self._bell.events.wants(ConnectionUp):
+            self._bell.events.emit(ConnectionUp(connection="listen"))
+
+    def _report_lost(self, error: Exception) -> None:
+        if not self._lost and self._bell.events.wants(ConnectionDown):
+            self._bell.events.emit(ConnectionDown(connection="listen", reason=str(error)))
+        self._lost = True
 
     def _report_ring(self, queue_id: int) -> None:
         queues = {w.queue for w in self._membership.workers.values() if w.queue_id == queue_id}

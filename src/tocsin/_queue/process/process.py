@@ -23,7 +23,7 @@ from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database.client import Connection, Database
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin.errors._workers import ProcessDeclaredDead
-from tocsin.telemetry.events import ConnectionDown, DeclaredDead
+from tocsin.telemetry.events import DeclaredDead
 from tocsin.telemetry.instruments import Telemetry
 
 from .bell import Bell
@@ -164,7 +164,6 @@ class Process:
                     else:
                         await self._serve(None, retries)
                 except (*TRANSIENT, ProcessDeclaredDead) as lost:
-                    _report_connection_down(self.telemetry, lost)
                     wait = retries.failed(lost)
                     async with self._heartbeats_from_pool():
                         await trio.sleep(wait)
@@ -215,8 +214,3 @@ class Process:
 def _report_death(telemetry: Telemetry, process_id: int | None) -> None:
     if process_id is not None and telemetry.events.wants(DeclaredDead):
         telemetry.events.emit(DeclaredDead(process_id=process_id))
-
-
-def _report_connection_down(telemetry: Telemetry, error: Exception) -> None:
-    if not isinstance(error, ProcessDeclaredDead) and telemetry.events.wants(ConnectionDown):
-        telemetry.events.emit(ConnectionDown(reason=str(error)))
