@@ -33,10 +33,10 @@ Row: TypeAlias = tuple[
     str,
     None,
 ]
-"""A row of ``tocsin.claim`` with a message; the constants below name columns."""
+"""A row of ``tocsin.claim`` with a message; the constants below are its columns."""
 
 KIND: Final = 0
-"""``message``, or what else the row says."""
+"""The kind of the row: ``message`` for one that is a message."""
 ID: Final = 1
 LEASE: Final = 2
 PRIORITY: Final = 3
@@ -46,8 +46,10 @@ DEQUEUED_AT: Final = 8
 
 
 def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:
-    """Return the ids and the leases of messages as arrays in PostgreSQL's notation,
-    which psycopg would take ten times as long to write."""
+    """Return the ids and the leases of messages as arrays in PostgreSQL's notation.
+
+    psycopg would take much longer to write them.
+    """
     rows = [m._row for m in messages]
     return (
         "{" + ",".join([str(row[ID]) for row in rows]) + "}",
@@ -56,10 +58,10 @@ def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:
 
 
 class SupportsSettling(Protocol):
-    """What settles messages, all of them in one statement: the consumer that claimed
-    them.
+    """The part of a consumer that settles the messages that it has claimed.
 
-    Each method returns for each message, in order, whether its lease was still ours.
+    Each method settles all of its messages in one statement, and returns for each
+    message, in order, whether its lease was still ours.
     """
 
     async def archive(
@@ -80,7 +82,7 @@ class SupportsSettling(Protocol):
 
 @attrs.frozen
 class Source:
-    """Where the messages of one consumer come from."""
+    """The queue and the consumer of messages that were claimed."""
 
     queue: str
     queue_id: int
@@ -92,8 +94,8 @@ class Source:
 class MessageData:
     """The data of one delivery, as they were when it was claimed.
 
-    It keeps the row that the claim brought, and reads from it what it is asked for:
-    most handlers ask for the payload and nothing else.
+    It keeps the row of the claim, and reads a value from the row when the value is
+    asked for: most handlers ask for the payload and nothing else.
     """
 
     _row: Row
@@ -101,13 +103,15 @@ class MessageData:
 
     @property
     def id(self) -> int:
-        """Unique among all queues of the schema; grows with the order of enqueueing."""
+        """Its id, unique among all queues of the schema; it grows with each message."""
         return self._row[ID]
 
     @property
     def lease_token(self) -> int:
-        """Token of this delivery. Later deliveries have larger ones, so it can fence
-        writes to other systems too."""
+        """Token of this delivery.
+
+        Later deliveries have larger ones, so it can fence writes to other systems too.
+        """
         return self._row[LEASE]
 
     @property
@@ -122,34 +126,38 @@ class MessageData:
 
     @property
     def priority(self) -> int:
-        """Smaller numbers are delivered first."""
+        """Its priority; messages with smaller numbers are delivered first."""
         return self._row[PRIORITY]
 
     @property
     def read_ct(self) -> int:
-        """How many deliveries there have been, this one included."""
+        """The number of its deliveries, this one included."""
         return self._row[4]
 
     @property
     def enqueued_at(self) -> datetime:
-        """When it was enqueued, by the server's clock."""
+        """The time at which it was enqueued, by the server's clock."""
         return self._row[6]
 
     @property
     def vt(self) -> datetime:
-        """When this delivery's lease ends unless it is extended (visibility timeout),
-        by the server's clock."""
+        """The end of this delivery's lease (visibility timeout), by the server's clock.
+
+        An extension of the lease does not change it.
+        """
         return self._row[VT]
 
     @property
     def dequeued_at(self) -> datetime:
-        """When this delivery was claimed, by the server's clock."""
+        """The time at which this delivery was claimed, by the server's clock."""
         return self._row[DEQUEUED_AT]
 
     @property
     def producer_worker_id(self) -> int | None:
-        """Id of the producer that enqueued it; None when it was enqueued by SQL or
-        `Store.produce`."""
+        """Id of the producer that enqueued it.
+
+        None when it was enqueued by SQL or `Store.produce`.
+        """
         return self._row[9]
 
     @property
@@ -159,13 +167,15 @@ class MessageData:
 
     @property
     def last_error(self) -> str | None:
-        """What the last failed delivery said."""
+        """The error of its last failed delivery; None without one."""
         return self._row[11]
 
     @property
     def max_deliveries(self) -> int:
-        """The message's own maximum of deliveries, or its queue's. A delivery whose
-        `read_ct` is as large is the last one."""
+        """The message's own maximum of deliveries, or its queue's.
+
+        A delivery whose `read_ct` is as large is the last one.
+        """
         return self._row[12]
 
     @property
@@ -175,14 +185,20 @@ class MessageData:
 
     @cached_property
     def payload(self) -> Any:
-        """The payload as it was enqueued; decoded when first asked for, which raises
-        `PayloadUnreadable` for what Python cannot hold."""
+        """The payload as it was enqueued, decoded when it is first asked for.
+
+        Raises:
+            PayloadUnreadable: Python cannot hold the value.
+        """
         return decode(self._row[14])
 
     @cached_property
     def headers(self) -> Any:
-        """The headers as they were enqueued; None without. Asking for them raises what
-        `payload` does."""
+        """The headers as they were enqueued; None without.
+
+        Raises:
+            PayloadUnreadable: Python cannot hold the value.
+        """
         text = self._row[10]
         return None if text is None else decode(text)
 
@@ -191,8 +207,10 @@ class MessageData:
 
 
 class Message(MessageData):
-    """One delivery of a message. What it says is how things stood when it was
-    claimed."""
+    """One delivery of a message.
+
+    Its attributes are as they were when it was claimed.
+    """
 
     async def archive(self, *, connection: AnyConnection | None = None) -> None:
         """Finish the message and keep it in the archive.
@@ -233,8 +251,9 @@ class Message(MessageData):
     async def release(
         self, *, delay: Duration = 0, connection: AnyConnection | None = None
     ) -> None:
-        """Return the message to its queue; after its last delivery it becomes a dead
-        letter.
+        """Return the message to its queue.
+
+        After its last delivery it becomes a dead letter.
 
         Args:
             delay: seconds until the next delivery.
@@ -252,8 +271,9 @@ class Message(MessageData):
         )
 
     async def extend(self, seconds: Duration) -> None:
-        """Make the lease end this many seconds from now, by the server's clock. `vt`
-        does not change.
+        """Make the lease end this many seconds from now, by the server's clock.
+
+        `vt` does not change.
 
         Raises:
             LeaseLost: the lease is gone.

@@ -1,4 +1,4 @@
-"""Payloads: JSON values, to JSONB and back exactly as they were.
+"""Conversion of payloads, which are JSON values, to JSONB and back without a change.
 
 JSONB parses its input, and returns the parsed value. So the standard library's encoder
 is not enough:
@@ -9,9 +9,7 @@ is not enough:
 - A dict key that is not a string would silently become one. It is refused, as are
   values that JSON does not know.
 - What JSONB cannot hold (the character NUL, a lone surrogate, NaN, an infinity,
-  nestings without end) is refused with the path to it,
-before
-  anything is sent.
+  nestings without end) is refused before anything is sent, with the path to it.
 
 Tuples are written as arrays and come back as lists. The sign of ``-0.0`` is lost, which
 no comparison can tell.
@@ -30,15 +28,20 @@ from tocsin.errors import PayloadInvalid, PayloadUnreadable
 from tocsin.errors._payloads import describe_path
 
 MAX_DEPTH = 256
-"""How deep a payload may be nested: what Python's and PostgreSQL's parsers take from
-any stack."""
+"""The most levels of a payload.
+
+The parsers of Python and PostgreSQL take as many, however deep the stack is already.
+"""
 
 _decode: Callable[[str], Any] = json.JSONDecoder().decode
 
 
 def decode(text: str) -> Any:
-    """Return the value of a JSON text from the database. Raises `PayloadUnreadable` for
-    one that Python cannot hold."""
+    """Return the value of a JSON text from the database.
+
+    Raises:
+        PayloadUnreadable: Python cannot hold the value.
+    """
     try:
         return _decode(text)
     except RecursionError:
@@ -49,10 +52,14 @@ def decode(text: str) -> Any:
 
 
 def encode(value: object, index: int | None = None) -> str:
-    """Return the JSON text of a value. ``index`` is its place in a batch, for the
-    error.
+    """Return the JSON text of a value.
 
-    Raises `PayloadInvalid` with the path to what JSONB cannot hold.
+    Args:
+        value: a JSON value.
+        index: its place in a batch, for the error.
+
+    Raises:
+        PayloadInvalid: JSONB cannot hold the value; the error has the path to the part.
     """
     out: list[str] = []
     try:
@@ -63,8 +70,11 @@ def encode(value: object, index: int | None = None) -> str:
 
 
 class _Unfit(Exception):
-    """Something JSONB cannot hold; collects the path to it on its way up, so that a
-    payload without fault pays nothing for paths."""
+    """A part of a payload that JSONB cannot hold.
+
+    It collects the path to the part on its way up, so a valid payload pays nothing for
+    paths.
+    """
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

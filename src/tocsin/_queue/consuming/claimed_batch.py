@@ -1,8 +1,7 @@
-"""What a claim brought, decoded as it is needed.
+"""The result of a claim, decoded as it is needed.
 
-A run sends its next statement before it decodes the messages of the last one. So making
-objects of them, which takes about as long as calling a handler, happens while the
-server works.
+A run sends its next statement before it decodes the messages of the last one. So they
+are decoded, which takes about as long as calling a handler, while the server works.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from tocsin._queue.message import ID, KIND, Message, Row, Source
 from tocsin.driver import Rows
 
 AT_A_TIME = 50
-"""Messages that are decoded together."""
+"""The number of messages that are decoded together."""
 
 
 @attrs.frozen
 class LeaseTerms:
-    """What the leases of one claim have in common."""
+    """The terms that the leases of one claim have in common."""
 
     vt: float
     """Their length in seconds."""
     expires: float
-    """When they end, by `lease_time`, not later than by the server's clock."""
+    """Their end by `lease_time`, not later than by the server's clock."""
     auto_extend: bool
     """Whether a run extends them."""
 
@@ -88,7 +87,7 @@ class ClaimedBatch:
 
 @attrs.frozen
 class ClaimResult:
-    """What the rows of ``tocsin.claim`` are."""
+    """The parts of the rows of ``tocsin.claim``."""
 
     lost: set[int]
     """Ids of messages that were not archived: the first rows."""
@@ -99,15 +98,15 @@ class ClaimResult:
     last: Row | None
     """The last message."""
     ended: bool
-    """Whether there was an end: a full scan has found fewer than asked for."""
+    """Whether the last row says that a full scan found fewer than asked for."""
     held_up: bool
     """Whether messages are ready that an ordered claim may not have yet."""
     next_due: float | None
-    """What the end says of when the next message is due, in seconds."""
+    """Seconds until the next message is due, if the last row says so."""
 
 
 def parse_claim_rows(rows: Rows, *, archived: bool) -> ClaimResult:
-    """Find out what the rows are, without reading them all.
+    """Find the parts of the rows, without reading them all.
 
     Args:
         rows: the rows of ``tocsin.claim``.

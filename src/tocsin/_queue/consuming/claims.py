@@ -1,4 +1,4 @@
-"""Claim messages for a consumer, and tell the registry when a run begins and ends."""
+"""Claims of a consumer, and the beginning and end of its runs in the registry."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ _CLAIM = "select * from tocsin.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $1
 
 @attrs.frozen
 class Claim:
-    """What a claim brought."""
+    """The result of a claim."""
 
     batch: ClaimedBatch
     """The messages."""
     lost: set[int]
     """Ids of messages that were to be archived but whose lease was gone."""
     again_at: float
-    """When to claim again without a ring (`trio.current_time`): minus infinity for now,
-    infinity when no message is known to become due."""
+    """The time of the next claim without a ring (`trio.current_time`).
+
+    Minus infinity: now. Infinity: no message is known to become due.
+    """
     full: bool
     """Whether there were as many as asked for."""
     held_up: bool
@@ -44,7 +46,7 @@ class Claim:
 
 
 class Claimer:
-    """Claims the messages of one consumer."""
+    """The claims of one consumer, one at a time."""
 
     def __init__(
         self, database: Database, registration: Registration, leases: Leases, keeper: LeaseKeeper
@@ -134,7 +136,7 @@ class Claimer:
                 raise
 
     def _move_cursor(self, result: ClaimResult, began: float, full_scan: bool, full: bool) -> float:
-        """Note how far a claim came, and return when to claim again."""
+        """Note the end of a claim, and return the time of the next one."""
         if result.last is not None:
             self._cursor.claimed(result.last)
         if full_scan or result.ended:
@@ -172,8 +174,10 @@ class Claimer:
         )
 
     async def complete_poll(self, *, interrupted: bool) -> int:
-        """Have the registry say that the run has ended, and release what it holds;
-        return how many messages that were.
+        """Have the registry say that the run has ended, and release its messages.
+
+        Returns:
+            The number of messages released.
 
         Args:
             interrupted: whether a signal has ended the run, so that the worker is

@@ -1,4 +1,4 @@
-"""Settle what handlers have finished.
+"""Settlement of the messages that handlers have finished.
 
 Outcomes are buffered: while a statement is under way, handlers finish more messages,
 and the next statement settles all of them.
@@ -31,16 +31,16 @@ logger = logging.getLogger("tocsin.consumer")
 
 
 class Completer:
-    """See the module."""
+    """The messages of a run that handlers have finished, until they are settled."""
 
     def __init__(self, parts: ConsumerParts, run: Run, options: HandlerOptions) -> None:
         self.outcomes = Outcomes()
         self.locked = LockedMessages(parts.settler)
-        """What another transaction has locked."""
+        """Messages that another transaction has locked."""
         self.transactions = HandlerTransactions(parts.leases, parts.keeper)
-        """What handlers have settled in transactions that may not have ended."""
+        """Messages settled by handlers in transactions that may not have ended."""
         self.failing = FailureSettler(parts.settler, parts.leases, self.outcomes, options)
-        """Settles what has failed."""
+        """The settlement of messages that have failed."""
         self.archive_refused = False
         """Whether the database has refused to archive all messages in one statement."""
         self._parts = parts
@@ -48,7 +48,7 @@ class Completer:
         self._outcome_unknown = False
 
     def add(self, messages: Sequence[Message], raised: Raised | None) -> None:
-        """Take what a call of the handler came to."""
+        """Note the outcome of a call of the handler."""
         leases = self._parts.leases
         outcomes = self.outcomes
         if raised is None:
@@ -67,13 +67,12 @@ class Completer:
     # Archiving
 
     def take_handled(self) -> list[Message]:
-        """Take the messages that are to be archived, for a statement that archives
-        them."""
+        """Take the messages to archive, for a statement that archives them."""
         handled, self.outcomes.to_archive = self.outcomes.to_archive, []
         return handled
 
     def archive_failed(self, handled: list[Message]) -> None:
-        """Take these back, since the statement that archives them was not answered."""
+        """Take messages back, since the statement to archive them was not answered."""
         self.outcomes.to_archive += handled
         self._outcome_unknown = True
 
@@ -88,7 +87,7 @@ class Completer:
         self._outcome_unknown = False
 
     async def archive(self) -> None:
-        """Archive what was handled."""
+        """Archive the handled messages."""
         handled = self.take_handled()
         try:
             archived = await self._parts.settler.archive_handled(handled)
@@ -98,8 +97,10 @@ class Completer:
         self.warn_of_lost({m.id for m, was in zip(handled, archived, strict=True) if not was})
 
     async def archive_one_by_one(self) -> None:
-        """Archive messages one by one since the database has refused one of them; that
-        one has failed."""
+        """Archive messages one by one, since the database has refused one of them.
+
+        A message that is refused has failed.
+        """
         outcomes = self.outcomes
         while outcomes.to_archive:
             message = outcomes.to_archive[0]
@@ -116,7 +117,7 @@ class Completer:
     # Requeueing, and the end
 
     async def requeue(self, prefetch: PrefetchBuffer) -> None:
-        """Requeue what no handler has begun with; the delivery does not count."""
+        """Requeue unhandled messages; the delivery does not count."""
         unhandled, expired = prefetch.take_all(), self.outcomes.to_requeue
         messages = unhandled + expired
         if self._run.stopped:  # the command has released them
@@ -138,8 +139,10 @@ class Completer:
         self._run.count_released(requeued)
 
     async def check_transactions(self) -> None:
-        """Find out how handlers' transactions have ended; a message whose transaction
-        was rolled back has failed."""
+        """Find out how handlers' transactions have ended.
+
+        A message whose transaction was rolled back has failed.
+        """
         for message in await self.transactions.check():
             error = TocsinError(
                 "the handler settled it in a transaction that was rolled back, and returned"
@@ -147,7 +150,7 @@ class Completer:
             self.outcomes.to_fail.append((message, describe_failure(error)))
 
     async def flush(self) -> None:
-        """Settle what is left when the handlers have ended."""
+        """Settle the messages that are left when the handlers have ended."""
         try:
             try:
                 await self._settle_all()

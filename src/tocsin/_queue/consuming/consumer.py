@@ -1,4 +1,4 @@
-"""Consume a queue: call a handler for its messages, or iterate over them."""
+"""The consumer of a queue."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from .stream import open_stream
 
 
 class Consumer(ManualConsumer):
-    """Consumes one queue; made by `Store.consumer`.
+    """A consumer of one queue, made by `Store.consumer`.
 
-    Take messages by hand with `dequeue`, or have `handle`, `handle_batches` or
-    `messages` take them; these three *run* until interrupted, and a consumer has one
-    run at a time.
+    `dequeue` takes messages by hand; `handle`, `handle_batches` and `messages` *run*
+    until they are interrupted. A consumer has one run at a time.
     """
 
     async def handle(
@@ -40,17 +39,20 @@ class Consumer(ManualConsumer):
     ) -> NoReturn:
         """Call the handler for each message until interrupted; then raise `Suspended`.
 
-        An async handler runs in a task of this call's, a plain function in a thread, in
-        which it is left behind when it is cancelled or takes too long; each call has a
-        context (``contextvars``) of its own. When it returns, its message is archived,
-        unless it has settled the message itself. When it raises anything at all, or
-        takes longer than ``timeout`` seconds, the message goes back to the queue with
-        the queue's backoff, or to the dead letters after its last delivery, with the
-        error kept; the loop goes on. The handler decides itself what becomes of the
-        message by raising `Retry`, `Snooze` or `Reject`. Leases are extended for as
-        long as a handler runs; a handler whose lease is lost all the same is cancelled.
-        While the database is away the loop waits for it. With ``await
-        nursery.start(consumer.handle, handler)`` it is started when it polls.
+        An async handler runs in a task of this call. A plain function runs in a thread,
+        in which it is left behind when it is cancelled or takes too long. Each call has
+        a context (``contextvars``) of its own.
+
+        When the handler returns, its message is archived, unless the handler has
+        settled it. When the handler raises anything at all, or takes longer than
+        ``timeout`` seconds, the message goes back to the queue with the queue's
+        backoff, or to the dead letters after its last delivery, and its error is kept.
+        The loop goes on. A handler that raises `Retry`, `Snooze` or `Reject` decides
+        about its message itself.
+
+        Leases are extended while a handler runs; a handler whose lease is lost all the
+        same is cancelled. While the database is away the loop waits for it. ``await
+        nursery.start(consumer.handle, handler)`` returns when the consumer polls.
 
         Args:
             handler: takes a `Message`.
@@ -60,10 +62,10 @@ class Consumer(ManualConsumer):
             once: also end, with `Suspended` too, when no message is due and no handler
                 runs any more.
             ordered: begin no message before the one ahead of it in the queue is
-                finished: one that has failed holds up those behind it until it has been
-                handled or is a dead letter. With ``once``, the run goes on as long as a
-                message that is due is held up. All consumers of the queue have to run
-                so; one of them works at a time. Takes a ``concurrency`` of 1.
+                finished. A message that has failed holds up those behind it until it is
+                handled or is a dead letter. With ``once``, the run goes on while a
+                message that is due is held up. All consumers of the queue must run
+                ordered; one of them works at a time. ``concurrency`` must be 1.
 
         Raises:
             Suspended: the run has ended.
@@ -101,8 +103,9 @@ class Consumer(ManualConsumer):
         once: bool = False,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
-        """Like `handle`, with a handler that takes several messages in one call: as
-        many as there are, without waiting for more.
+        """Call the handler for several messages at a time, otherwise as `handle` does.
+
+        A call takes as many messages as there are, without waiting for more.
 
         The handler may settle each message on its own; those that it has not settled
         are archived when it returns and fail when it raises.
@@ -148,15 +151,17 @@ class Consumer(ManualConsumer):
     def messages(
         self, *, vt: Duration | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
-        """Open a stream of messages: ``async with consumer.messages() as stream: async
-        for message in stream: ...``.
+        """Open a stream of messages.
 
-        Each message is to be settled in the block; what is not is released at its end,
-        without counting as a delivery. When the block ends with an error, what it has
-        not settled has failed with that, and comes back at once or is a dead letter.
-        Leases are extended until then. Interrupted, the stream raises `Suspended` when
-        it is asked for the next message, and cancels the block when the interruption's
-        grace is over.
+        It is used as ``async with consumer.messages() as stream: async for message in
+        stream: ...``.
+
+        Each message is to be settled in the block. Unsettled messages are released at
+        its end, without counting a delivery. When the block ends with an error,
+        unsettled messages have failed with that error, and come back at once or become
+        dead letters. Leases are extended until then. Interrupted, the stream raises
+        `Suspended` when it is asked for the next message, and cancels the block when
+        the interruption's grace is over.
 
         Args:
             vt: length of the leases in seconds; default: the queue's.

@@ -1,4 +1,4 @@
-"""What a consumer is doing: whether a run goes on, and whether it may."""
+"""The state of a consumer: whether it has a run, and whether it may have one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .run import Run
 
 
 class ConsumerState:
-    """See the module."""
+    """The state of one consumer."""
 
     def __init__(self, parts: ConsumerParts) -> None:
         self.parts = parts
@@ -42,8 +42,10 @@ class ConsumerState:
     # What the registry says
 
     def on_worker_status(self, status: str, grace: float | None) -> None:
-        """Pass on to the run what the registry says of this worker; and have those that
-        wait by hand ask, and be refused."""
+        """Pass on to the run what the registry says of this worker.
+
+        Waiting callers of `Consumer.dequeue` ask the database, and are refused.
+        """
         if self.run is not None:
             self.run.on_worker_status(status, grace)
         if status in ("interrupted", "suspended", "stopped", "gone"):
@@ -51,8 +53,10 @@ class ConsumerState:
                 waiter.ring()
 
     def on_leases_revoked(self) -> None:
-        """Have the run ask which of its leases are gone. A caller of `Consumer.dequeue`
-        is told when it settles."""
+        """Have the run ask which of its leases are gone.
+
+        A caller of `Consumer.dequeue` is told when it settles.
+        """
         if self.run is not None:
             self.run.on_leases_revoked()
 
@@ -64,8 +68,9 @@ class ConsumerState:
         self.on_worker_status("interrupted", grace)
 
     async def interrupt(self, grace: float | None) -> None:
-        """Have the registry say that the worker is interrupted; see
-        `WorkerHandle.interrupt`.
+        """Have the registry say that the worker is interrupted.
+
+        See `WorkerHandle.interrupt`.
 
         Cancellation:
             The registry says so or not.
@@ -84,28 +89,33 @@ class ConsumerState:
 
     @property
     def closed(self) -> bool:
-        """Whether this process is to take no more messages: no run begins."""
+        """Whether the consumer is to take no more messages in this process."""
         return bool(self._closed_by)
 
     def close(self, by: object, grace: float | None = None) -> None:
-        """Like `end_run`; and no run begins after it until `reopen` by the same."""
+        """End the run, and let no run begin before `reopen` with the same ``by``."""
         self._closed_by.add(by)
         self.end_run(grace)
 
     def reopen(self, by: object) -> None:
-        """End what `close` began."""
+        """End the effect of `close` with the same ``by``."""
         self._closed_by.discard(by)
 
     def is_idle(self, but: trio.lowlevel.Task) -> bool:
-        """Return whether nothing goes on here that a cancellation would cut short: no
-        run, and no message that was dequeued by hand by another task than ``but``."""
+        """Return whether nothing goes on here that a cancellation would cut short.
+
+        That is a run, or a message that another task than ``but`` dequeued by hand.
+        """
         return self._leaving > 0 or not (
             self.running or self.parts.leases.manual_until(but) > lease_time()
         )
 
     async def wait_idle(self, but: trio.lowlevel.Task) -> None:
-        """Return when `is_idle`, at once if it is so already. Cancellation changes
-        nothing."""
+        """Wait until `is_idle`.
+
+        Cancellation:
+            Nothing has changed.
+        """
         leases = self.parts.leases
         while not self.is_idle(but):
             wake_at = math.inf if self.running else leases.manual_until(but) - time_asleep()
@@ -114,7 +124,7 @@ class ConsumerState:
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
-        """Within the block this consumer counts as idle: it is at its end."""
+        """Count this consumer as idle within the block: it is at its end."""
         self._leaving += 1
         self.parts.leases.wake_waiters()
         try:

@@ -1,4 +1,4 @@
-"""A consumer as a worker: its registration, and what a command does to it."""
+"""The consumer as a worker: its registration, and its commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .parts import make_parts
 
 
 class ConsumerRegistration(Registration):
-    """A consumer's place in the registry, which passes on what the registry says."""
+    """A consumer's place in the registry; passes on what the registry says."""
 
     def __init__(
         self, database: Database, process: Process, bell: Bell, queue: str, name: str | None
@@ -32,8 +32,11 @@ class ConsumerRegistration(Registration):
         return self.current.channel, self.queue_id
 
     async def register(self, process_id: int) -> None:
-        """See `Registration.register`. Registered again, the process had been declared
-        dead, and the leases are gone."""
+        """Register the worker: see `Registration.register`.
+
+        When it is registered again, the process was declared dead and the leases are
+        gone.
+        """
         await super().register(process_id)
         parts = self.parts
         parts.claimer.begin(Source(self.queue, self.queue_id, self.worker_id, parts.settler))
@@ -49,7 +52,7 @@ class ConsumerRegistration(Registration):
         self.state.on_leases_revoked()
 
     def end(self) -> None:
-        """See `Registration.end`. All leases have ended with it."""
+        """End the registration, and all leases with it: see `Registration.end`."""
         leases = self.parts.leases
         leases.drop_settled(leases.messages())
         draining.remove_consumer(self.state)
@@ -69,7 +72,7 @@ class ConsumerWorker(Registered, WorkerHandle):
     async def interrupt(self, *, grace: Duration | None = None) -> None:
         """End the run: see `WorkerHandle.interrupt`.
 
-        While the database is away the run is ended all the same, and `ConnectionLost`
+        While the database is away, the run ends all the same and `ConnectionLost` is
         raised.
 
         Args:
@@ -126,7 +129,7 @@ class ConsumerWorker(Registered, WorkerHandle):
         self._state.on_worker_status("ready", None)
 
     async def stop(self) -> int:
-        """Stop for good, whatever the state; return how many messages that released.
+        """Stop for good, whatever the state; return the number of messages released.
 
         Raises:
             WorkerNotFound: the worker does not exist.

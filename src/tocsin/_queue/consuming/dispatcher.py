@@ -6,14 +6,18 @@ of them and claims the next messages in the same commit. So a busy consumer pays
 commit for many messages, and one that handles a single message has it archived at once.
 Handlers go on with prefetched messages (``prefetch.py``) during a statement.
 
-What comes next is decided by `next_step`, from a value that says how things stand.
+`next_step` decides the next step from the state of the loop, which is a value.
 
-A call of a handler ends in one of four ways: it returned (archive what it has not
-settled itself), it raised (back to the queue with backoff, or to the dead letters: see
-``failure.py``), its lease was lost (nothing can be settled), or the grace of an
-interruption was over (released at the end of the run). None of them ends the loop,
-except a `SystemExit` of an async handler: a signal handler may have raised it, so it
-ends the run when its message has failed.
+A call of a handler ends in one of four ways:
+
+- It returns: the messages that it has not settled are archived.
+- It raises: its messages go back to the queue with backoff, or to the dead letters (see
+  ``failure.py``).
+- Its lease is lost: nothing can be settled.
+- The grace of an interruption is over: its messages are released at the end of the run.
+
+None of them ends the loop, except a `SystemExit` of an async handler: a signal handler
+may have raised it, so it ends the run when its message has failed.
 """
 
 from __future__ import annotations
@@ -43,31 +47,33 @@ from .running import settling_at_the_end
 logger = logging.getLogger("tocsin.consumer")
 
 OPEN_AT_THE_END = 5.0
-"""Seconds for which a run that is to end waits for transactions in which handlers have
-settled their messages."""
+"""Seconds for which a run that is to end waits for handlers' transactions.
+
+Handlers have settled their messages in these.
+"""
 
 
 class Step(Enum):
-    """What the loop can do next."""
+    """A step of the loop."""
 
     FINISH = auto()
     """Leave the loop."""
     RESOLVE_LOCK_TIMEOUT = auto()
-    """Set aside what another transaction has locked, for which a statement waited."""
+    """Set aside messages that another transaction has locked, after a lock timeout."""
     CHECK_LOCKED = auto()
-    """Find out whether what was set aside is still locked."""
+    """Find out whether messages that were set aside are still locked."""
     REQUEUE = auto()
-    """Requeue what no handler has begun with."""
+    """Requeue messages that no handler has begun with."""
     CHECK_TRANSACTIONS = auto()
     """Find out how handlers' transactions have ended."""
     ARCHIVE_ONE_BY_ONE = auto()
     """Archive messages one by one, since the database has refused one of them."""
     FAIL = auto()
-    """Have the messages fail that have failed."""
+    """Settle the messages that have failed."""
     CLAIM = auto()
-    """Claim messages, and archive what was handled."""
+    """Claim messages, and archive the handled ones."""
     ARCHIVE = auto()
-    """Archive what was handled."""
+    """Archive the handled messages."""
     END = auto()
     """End the run: nothing is left to do."""
     CLAIM_AGAIN = auto()
@@ -78,14 +84,14 @@ class Step(Enum):
 
 @attrs.frozen(kw_only=True, slots=False)  # built at each turn, and faster without slots
 class State:
-    """How things stand in the loop."""
+    """The state of the loop."""
 
     ending: bool = False
     """Whether the run is to end."""
     may_claim: bool = True
     """Whether the run may take more messages."""
     capacity: int = 0
-    """How many messages there is room for."""
+    """The number of messages that there is room for."""
     wake_pending: bool = False
     """Whether messages may be ready."""
     calling: bool = False
@@ -95,19 +101,21 @@ class State:
     prefetched_too_long: bool = False
     """Whether some of them have waited for too long."""
     to_archive: bool = False
+    """Whether handled messages are to be archived."""
     to_fail: bool = False
+    """Whether messages have failed, been rejected or been snoozed."""
     to_requeue: bool = False
-    """What handlers have come to: see `Outcomes`."""
+    """Whether messages are to be requeued that no handler has begun with."""
     archive_refused: bool = False
-    """Whether the database has refused to archive all of it in one statement."""
+    """Whether the database has refused to archive all messages in one statement."""
     fail_next: bool = False
     """Whether a claim or an archive has come since messages last failed."""
     lock_timeout: bool = False
-    """Whether a statement has waited in vain for a lock."""
+    """Whether a statement has waited for a lock in vain."""
     locked: bool = False
     """Whether messages are set aside that another transaction has locked."""
     check_locked: bool = False
-    """Whether it is time to find out whether they still are."""
+    """Whether it is time to find out whether they are still locked."""
     transactions: bool = False
     """Whether handlers' transactions may not have ended."""
     check_transactions: bool = False
@@ -174,26 +182,26 @@ def next_step(state: State) -> Step:
 
 @attrs.frozen
 class ClaimedLast:
-    """What the last claim found."""
+    """The outcome of the last claim."""
 
     drained: bool = False
-    """Nothing, while nothing was going on."""
+    """Whether it found nothing while nothing was going on."""
     held_up: bool = False
-    """Messages that the order does not let the run have yet."""
+    """Whether messages are ready that the order does not let the run have yet."""
 
 
 class Situation:
-    """What a run's next step depends on, apart from the step before."""
+    """Everything that a run's next step depends on."""
 
     def __init__(
         self, run: Run, prefetch: PrefetchBuffer, completer: Completer, options: HandlerOptions
     ) -> None:
         self.claimed = ClaimedLast()
-        """What the last claim found."""
+        """The outcome of the last claim."""
         self.fail_next = False
         """Whether a claim or an archive has come since messages last failed."""
         self.lock_timeout: ConnectionLost | psycopg.Error | None = None
-        """What a statement that waited in vain for a lock has raised."""
+        """The error of a statement that waited for a lock in vain."""
         self._run = run
         self._prefetch = prefetch
         self._completer = completer
@@ -201,7 +209,7 @@ class Situation:
         self._give_up_at = math.inf
 
     def state(self, now: float) -> State:
-        """Return how things stand now (`trio.current_time`)."""
+        """Return the state of the loop at this time (`trio.current_time`)."""
         run, completer, options = self._run, self._completer, self._options
         prefetch, outcomes = self._prefetch, completer.outcomes
         may_claim = run.may_claim
@@ -241,7 +249,7 @@ class Situation:
 
 
 class Dispatcher:
-    """Executes the steps of one run."""
+    """The loop of one run."""
 
     def __init__(self, parts: ConsumerParts, run: Run, options: HandlerOptions) -> None:
         self._parts = parts
@@ -254,10 +262,10 @@ class Dispatcher:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Handle messages until the run is to end and all handlers have.
+        """Handle messages until the run is to end and all handlers have ended.
 
         Cancellation:
-            Handlers are cancelled; what they have handled before is settled.
+            Handlers are cancelled; messages that they handled before are settled.
         """
         registration = self._parts.registration
         name = f"tocsin consumer {registration.name} of {registration.queue}"
@@ -343,7 +351,7 @@ class Dispatcher:
             self._run.waiter.ring()
 
     async def _resolve_lock_timeout(self) -> None:
-        """Go on without what is locked, if a statement has waited for that."""
+        """Set locked messages aside; without any, treat the timeout as an outage."""
         error = self._situation.lock_timeout
         assert error is not None
         if not await self._completer.locked.take_from(self._completer.outcomes):

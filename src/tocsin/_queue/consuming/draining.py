@@ -1,13 +1,12 @@
-"""What a signal ends: the open blocks of `drain_on_signals` in this trio run, and its
-consumers.
+"""The open blocks of `drain_on_signals` in this trio run, and the trio run's consumers.
 
 Several consumers of one program drain at different speeds. The first that is at its end
 would raise `Suspended` into a nursery that has the other ones in it, and their handlers
-would be cancelled in the middle of their messages. So a consumer that a signal has
-ended waits there for the other consumers that a signal has ended: a run until their
-runs are over, and until what they dequeued by hand is settled or expired. A run inside
-of a handler of another run does not wait for that one, and no task waits for messages
-that it dequeued itself.
+would be cancelled in the middle of their messages. So a consumer that a signal ends
+waits for the other consumers that a signal ends: until their runs are over, and until
+the messages that they dequeued by hand are settled or their leases expired. A run
+inside a handler of another run does not wait for that one, and no task waits for
+messages that it dequeued itself.
 """
 
 from __future__ import annotations
@@ -44,24 +43,26 @@ class Block:
         self._nursery = nursery
 
     def drain(self) -> None:
-        """Let its consumers take no more messages, and end their runs. Those are all of
-        the trio run where none is named."""
+        """Let its consumers take no more messages, and end their runs.
+
+        A block that names no consumers has all of the trio run.
+        """
         self.draining = True
         for consumer in list(self._consumers or _state().consumers):
             self._close(consumer)
 
     def admit(self, consumer: ConsumerState) -> None:
-        """Note a consumer that was opened in this trio run: perhaps after the signal."""
+        """Note a consumer that was opened in the trio run, perhaps after the signal."""
         if self.draining and not self._consumers:
             self._close(consumer)
 
     def cancel(self) -> None:
-        """Cancel all of the block."""
+        """Cancel the block."""
         self.cancelled = True
         cancel(self._nursery.cancel_scope, "a second signal has arrived")
 
     def reopen(self) -> None:
-        """End what `drain` began."""
+        """End the effect of `drain`."""
         for consumer in list(_state().consumers):
             consumer.reopen(self)
 
@@ -122,11 +123,13 @@ def remove_consumer(consumer: ConsumerState) -> None:
 
 
 async def wait_for_others(consumer: ConsumerState) -> None:
-    """Return when every other consumer that a signal ends is at its end, too.
-    Cancellation changes nothing.
+    """Wait until every other consumer that a signal ends is at its end, too.
 
     When the last one is there, all return without another checkpoint. So each raises
     its own `Suspended`, and the first one cancels none.
+
+    Cancellation:
+        Nothing has changed.
     """
     if not consumer.closed:
         await trio.lowlevel.checkpoint()
@@ -142,7 +145,7 @@ async def wait_for_others(consumer: ConsumerState) -> None:
 
 
 def _is_inside(consumer: ConsumerState) -> bool:
-    """Whether the current task is a part of this consumer's run."""
+    """Return whether the current task is a part of this consumer's run."""
     return consumer.run is not None and consumer.run.nursery in _enclosing_nurseries()
 
 

@@ -1,4 +1,4 @@
-"""Tell the database of messages that have failed."""
+"""Settlement of messages that have failed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .settlement import Settler
 
 
 class FailureSettler:
-    """Settles the messages of a run that have failed, been rejected or been snoozed."""
+    """The settlement of a run's messages that have failed, been rejected or snoozed."""
 
     def __init__(
         self, settler: Settler, leases: Leases, outcomes: Outcomes, options: HandlerOptions
@@ -29,8 +29,10 @@ class FailureSettler:
         self._options = options
 
     async def fail(self) -> None:
-        """Have the messages fail that have failed; each alone where the database
-        refuses one of them."""
+        """Settle the messages that have failed.
+
+        They are settled one by one when the database refuses one of them.
+        """
         while failed := self._outcomes.to_fail[:]:
             try:
                 await self._fail(failed)
@@ -63,11 +65,11 @@ class FailureSettler:
     def log(
         self, failed: Sequence[tuple[Message, Failure]], outcomes: Sequence[float | str | None]
     ) -> None:
-        """Log that these have failed, and what has become of them."""
+        """Log the failures and their outcomes."""
         log_outcomes(self._options.name, failed, outcomes, batches=self._options.batches)
 
     def log_unsettled(self, failure: Failure, messages: Sequence[Message]) -> None:
-        """Log a failure of a call that has no messages left to settle."""
+        """Log the failure of a call that has no messages left to settle."""
         log_failure(
             self._options.name,
             failure,

@@ -1,10 +1,9 @@
-"""What a handler raised: which part of it is the handler's, what becomes of the
-message, and the text that is kept.
+"""The failure of a handler's call: its errors, its verdict, and the text that is kept.
 
 A handler may raise anything, and its error may be as broken as the handler. So the text
-of an error is made with care here, once, and neither the log nor the database sees the
-error's own methods. What an error is depends on its type alone, and its attributes are
-read with Python's own descriptors: a property of the error's class may raise.
+of an error is made here, once, and neither the log nor the database calls the error's
+own methods. The kind of an error depends on its type alone, and its attributes are read
+with Python's own descriptors: a property of the error's class may raise.
 """
 
 from __future__ import annotations
@@ -19,20 +18,19 @@ import trio
 from .verdicts import Reject, Retry, Snooze, Verdict
 
 MAX_CHARACTERS = 10_000
-"""How much of an error's text and of its traceback is kept."""
+"""The most characters that are kept of an error's text, and of its traceback."""
 
 MAX_NAMED = 10
-"""How many errors of a group are named in its text."""
+"""The most errors of a group that its text names."""
 
 
 class Escaped(Exception):
-    """Carries what a handler raised and what would mean something else to Python or
-    trio further out."""
+    """A wrapper of a handler's error, for one that Python or trio would act on."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.error = error
-        """What the handler raised."""
+        """The error that the handler raised."""
 
 
 @attrs.frozen(eq=False)
@@ -40,11 +38,11 @@ class Failure:
     """A call of a handler that did not return."""
 
     error: BaseException
-    """What it raised; of a group with one error, that error."""
+    """The error that it raised; of a group with one error, that error."""
     verdict: Literal["handler_failed", "rejected", "snoozed"]
-    """What becomes of its messages; see ``tocsin.fail``."""
+    """The code of what is done with its messages; see ``tocsin.fail``."""
     delay: float | None
-    """Seconds until the next delivery; None: as the queue says."""
+    """Seconds until the next delivery; None: by the queue's backoff."""
     text: str | None
     """The error in one text, for people. None: there is nothing to keep."""
     trace: str | None
@@ -54,14 +52,16 @@ class Failure:
 
     @property
     def loggable(self) -> BaseException | None:
-        """The error for a log record's ``exc_info``; None when it is no error, or when
-        it would break the log."""
+        """The error for a log record's ``exc_info``.
+
+        None when it is no error, or when it would break the log.
+        """
         return self.error if self.printable and self.trace is not None else None
 
 
 @trio.lowlevel.enable_ki_protection
 def describe_failure(raised: BaseException) -> Failure:
-    """Return what this error means for the messages of the call that raised it."""
+    """Return the failure of a call that raised this error."""
     leaves = find_leaves(raised)
     error = leaves[0] if len(leaves) == 1 else raised
     verdict = cast(Verdict, error) if issubclass(type(error), Verdict) else None
@@ -86,8 +86,10 @@ def describe_failure(raised: BaseException) -> Failure:
 
 @trio.lowlevel.enable_ki_protection
 def describe(error: BaseException) -> str:
-    """Return an error's type and text in one line; of a group, those of the errors in
-    it. Never raises."""
+    """Return an error's type and text in one line; for a group, those of its errors.
+
+    Never raises.
+    """
     leaves = find_leaves(error)
     named = [_describe_one(leaf) for leaf in leaves[:MAX_NAMED]]
     if len(leaves) == 1:
@@ -97,7 +99,7 @@ def describe(error: BaseException) -> str:
 
 
 def find_leaves(error: BaseException) -> list[BaseException]:
-    """Return the errors in a group, or the error itself when it is none."""
+    """Return the errors of a group, or the error itself when it is no group."""
     leaves: list[BaseException] = []
     rest = [error]
     while rest:
@@ -110,11 +112,11 @@ def find_leaves(error: BaseException) -> list[BaseException]:
 
 
 def split(raised: BaseException) -> tuple[list[BaseException], list[BaseException]]:
-    """Return the errors in what an async handler raised: its own, and trio's
-    cancellation and `KeyboardInterrupt`, which are not.
+    """Return the errors that an async handler raised: its own, and those from outside.
 
-    A `trio.Cancelled` of a scope that is not around the handler cancels nothing here,
-    so it is the handler's own.
+    A cancellation by trio and `KeyboardInterrupt` come from outside. A `trio.Cancelled`
+    of a scope that is not around the handler cancels nothing here, so it is the
+    handler's own.
     """
     cancelled = trio.current_effective_deadline() == -math.inf
     kinds = (trio.Cancelled, KeyboardInterrupt) if cancelled else (KeyboardInterrupt,)
@@ -125,7 +127,7 @@ def split(raised: BaseException) -> tuple[list[BaseException], list[BaseExceptio
 
 
 def _find_cause(verdict: Verdict) -> BaseException | None:
-    """Return the error that a verdict was raised from."""
+    """Return the error that a verdict was raised from; None without one."""
     if verdict.__cause__ is not None or verdict.__suppress_context__:
         return verdict.__cause__
     return verdict.__context__
@@ -147,7 +149,7 @@ def _text_of(error: BaseException) -> str | None:
 
 
 def _format(error: BaseException) -> tuple[str, bool]:
-    """Return the traceback, and whether Python could print all of it."""
+    """Return the traceback, and whether Python can print all of it."""
     try:
         return _storable("".join(traceback.format_exception(error))), True
     except BaseException:
@@ -156,5 +158,5 @@ def _format(error: BaseException) -> tuple[str, bool]:
 
 
 def _storable(text: str) -> str:
-    """Text that PostgreSQL can store, the end of it if it is long."""
+    """Return text that PostgreSQL can store; of a long text, the end."""
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[-MAX_CHARACTERS:]

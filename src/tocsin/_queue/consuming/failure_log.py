@@ -1,5 +1,7 @@
-"""What the log says of deliveries that have failed: by whose error, and whether the
-message comes back and when."""
+"""Log records of failed deliveries.
+
+A record has the error, and says whether the message comes back and when.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,13 @@ def log_outcomes(
     *,
     batches: bool = False,
 ) -> None:
-    """Log what has failed and what has become of it, in one line for each call of the
-    handler.
+    """Log failures and their outcomes, in one line for each call of the handler.
 
-    ``outcomes`` are as ``tocsin.fail`` returns them, or texts.
+    Args:
+        name: the handler's name.
+        failed: messages with their failures; those of one call stand together.
+        outcomes: as ``tocsin.fail`` returns them, or texts.
+        batches: whether the handler takes a list of messages.
     """
     for _, group in groupby(zip(failed, outcomes, strict=True), key=lambda item: id(item[0][1])):
         members = list(group)
@@ -48,8 +53,7 @@ def log_outcomes(
 def log_failure(
     name: str, failure: Failure, messages: Sequence[Message], outcome: str, *, batches: bool = False
 ) -> None:
-    """Log that a call of the handler of this name has failed, and what has become of
-    its messages."""
+    """Log the failure of one call of the handler of this name, and its outcome."""
     first = messages[0]
     fields: dict[str, object] = {"queue": first.queue}
     if batches:

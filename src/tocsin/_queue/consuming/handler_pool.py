@@ -1,10 +1,9 @@
-"""The tasks that call a run's handler.
+"""The worker tasks, which call a run's handler.
 
 A worker task calls the handler for prefetched messages, one call after the other. When
-a handler waits for something, another worker task begins, up to the concurrency;
-handlers that never wait need no second one, and no task of their own. A worker task
-that finds nothing to do stays as the idle one, since waking a task is faster than
-starting one.
+a handler waits for something, another worker task begins, up to the concurrency.
+Handlers that never wait need no second worker task. A worker task without work stays
+as the idle one, since waking a task is faster than starting one.
 
 Each call has a context (``contextvars``) of its own: a worker task whose handler has
 changed its context calls no other.
@@ -31,12 +30,14 @@ from .step_watch import Watched, step_watch
 logger = logging.getLogger("tocsin.consumer")
 
 MAX_TURN = 0.0003
-"""Seconds for which handlers that never wait are called before other tasks may run:
-above all the one that sends statements."""
+"""Seconds for which a worker task calls handlers that never wait.
+
+Then other tasks may run, above all the one that sends statements.
+"""
 
 
 class HandlerPool:
-    """See the module."""
+    """The worker tasks of one run."""
 
     def __init__(
         self,
@@ -81,8 +82,11 @@ class HandlerPool:
                 await tasks.idle.park()
 
     async def _call_handlers(self, watched: Watched) -> bool:
-        """Call the handler for what waits, one call after the other. Return whether the
-        context of this task is what it was."""
+        """Call the handler for waiting messages, one call after the other.
+
+        Returns:
+            Whether the context of this task is unchanged.
+        """
         run, prefetch, leases, completer = self._run, self._prefetch, self._leases, self._completer
         call = HandlerCall()
         context = copy_context()
@@ -131,9 +135,9 @@ class _Tasks:
         self.context = copy_context()
         """The context in which each worker task begins."""
         self.working = 0
-        """How many call handlers, or are about to."""
+        """The number of worker tasks that call handlers, or are about to."""
         self.idle = trio.lowlevel.ParkingLot()
-        """Where the idle one waits."""
+        """The place where the idle worker task waits."""
 
 
 def _has_changed(before: Context) -> bool:

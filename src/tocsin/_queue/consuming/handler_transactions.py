@@ -1,5 +1,7 @@
-"""Messages that handlers have settled in transactions which may not have ended when the
-handlers returned."""
+"""Messages that handlers have settled in their own transactions.
+
+A transaction may not have ended when the handler returns.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,15 @@ CHECK_PAUSE = 0.01
 """Seconds between the first two checks whether a transaction has ended."""
 
 MAX_CHECK_PAUSE = 1.0
-"""That pause doubles up to this."""
+"""The most seconds between two checks; the pause doubles up to this."""
 
 
 class HandlerTransactions:
-    """See the module."""
+    """The messages of a run whose handlers' transactions may not have ended."""
 
     def __init__(self, leases: Leases, keeper: LeaseKeeper) -> None:
         self.check_at = math.inf
-        """When to check whether transactions have ended (`trio.current_time`)."""
+        """The time of the next check (`trio.current_time`)."""
         self._messages: list[Message] = []
         self._leases = leases
         self._keeper = keeper
@@ -39,8 +41,11 @@ class HandlerTransactions:
         self.check_at, self._pause = -math.inf, CHECK_PAUSE
 
     async def check(self) -> list[Message]:
-        """Find out how the transactions have ended; return the messages whose
-        transaction was rolled back."""
+        """Find out which transactions have ended, and how.
+
+        Returns:
+            The messages whose transaction was rolled back.
+        """
         asked, self.check_at = self._messages[:], math.inf
         try:
             rolled_back = await self._keeper.check_promised(asked)

@@ -1,4 +1,4 @@
-"""What can be a handler, and how it is called."""
+"""Handlers: the check of a handler, its options, and its caller."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .failure import Escaped
 from .instrumented import instrument
 
 Caller: TypeAlias = Callable[[Any], Awaitable[object]]
-"""Calls a handler with its argument, and returns what the handler does."""
+"""A function that calls a handler with its argument, and returns its result."""
 
 
 @attrs.frozen(kw_only=True)
 class HandlerOptions:
-    """How a run calls its handler."""
+    """The handler of a run, and the options of its calls."""
 
     call: Callable[[list[Message]], Awaitable[object]]
-    """Calls the handler with messages."""
+    """The function that calls the handler with messages."""
     name: str
     """The handler's name."""
     concurrency: int
-    """How many calls may go on at a time."""
+    """The most calls that go on at a time."""
     size: int = 1
     """The most messages in one call."""
     batches: bool = False
@@ -39,12 +39,11 @@ class HandlerOptions:
     vt: float | None
     """Length of the leases in seconds; None: the queue's."""
     timeout: float | None
-    """For how many seconds a call may go on."""
+    """The most seconds of a call; None: no limit."""
     once: bool
     """Whether the run ends when nothing is left to do."""
     ordered: bool = False
-    """Whether no message is claimed before those ahead of it in the queue are finished.
-    """
+    """Whether a message waits until those ahead of it in the queue are finished."""
 
 
 def make_options(
@@ -59,7 +58,7 @@ def make_options(
     once: bool,
     ordered: bool = False,
 ) -> HandlerOptions:
-    """Check a handler and what is to be done with it."""
+    """Check a handler and its options, and return them."""
     check_handler(handler)
     call = make_caller(instrument(handler, instruments, batches=batches))
 
@@ -90,8 +89,12 @@ def describe_handler(handler: Callable[..., object]) -> str:
 
 
 def check_handler(handler: Callable[[Any], object]) -> None:
-    """Refuse what cannot be a handler: nothing callable, or a generator function, whose
-    call runs none of its code."""
+    """Refuse an object that cannot be a handler.
+
+    Raises:
+        TypeError: it cannot be called, or is a generator function, whose call runs none
+            of its code.
+    """
     if not callable(handler):
         raise TypeError(f"a handler is a function of one argument, not {handler!r}")
     for function in (handler, type(handler).__call__):
@@ -103,8 +106,11 @@ def check_handler(handler: Callable[[Any], object]) -> None:
 
 
 def check_that_it_ran(returned: object, name: str) -> None:
-    """Raise TypeError if what a handler returned is code that has not run: then its
-    message has not been handled."""
+    """Check that a handler has not returned code that has yet to run.
+
+    Raises:
+        TypeError: it has, so its message has not been handled.
+    """
     if (
         inspect.isawaitable(returned)
         or inspect.isgenerator(returned)
@@ -120,8 +126,10 @@ def check_that_it_ran(returned: object, name: str) -> None:
 
 
 def make_caller(handler: Callable[[Any], object]) -> Caller:
-    """Return how to call a handler: an async function in the calling task, any other
-    function in a thread."""
+    """Return the caller of a handler.
+
+    It calls an async function in the calling task, and any other function in a thread.
+    """
     check_handler(handler)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
         return _make_async_caller(cast(Callable[[Any], Awaitable[object]], handler))
@@ -150,8 +158,11 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
 def _make_async_caller(handler: Callable[[Any], Awaitable[object]]) -> Caller:
     @trio.lowlevel.disable_ki_protection
     async def call(work: Any) -> object:
-        """A cancellation is the handler's, and so is a `KeyboardInterrupt` that arrives
-        while it computes."""
+        """Call the handler, unprotected from `KeyboardInterrupt` and cancellation.
+
+        A cancellation is the handler's, and so is a `KeyboardInterrupt` that arrives
+        while it computes.
+        """
         try:
             return await handler(work)
         except GeneratorExit as raised:

@@ -1,4 +1,4 @@
-"""Run a store's instruments round each call of a handler."""
+"""A store's instruments round each call of a handler."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tocsin.telemetry.instruments import Instruments
 def instrument(
     handler: Callable[[Any], object], instruments: Instruments, *, batches: bool
 ) -> Callable[[Any], object]:
-    """Return a handler that runs the instruments round each call of this one; without
-    instruments, return the handler.
+    """Return a handler that runs the instruments round each call of this one.
 
     They are entered and left where the handler runs: in its task, or in its thread.
+    Without instruments it is the handler itself.
     """
     if not instruments:
         return handler

@@ -1,4 +1,4 @@
-"""Call a handler once, and tell what came of it."""
+"""A single call of a handler, and its result."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ class Raised:
     """A call of a handler that did not return."""
 
     error: BaseException
-    """What it raised."""
+    """The error that it raised."""
     exits: SystemExit | None = None
-    """What ends the run: a `SystemExit` of an async handler, since a signal handler may
-    have raised it."""
+    """The `SystemExit` of an async handler, which ends the run.
+
+    A signal handler may have raised it.
+    """
 
 
 async def invoke(options: HandlerOptions, messages: list[Message]) -> Raised | None:
     """Call the handler with these messages; return None when it returned.
 
     Cancellation:
-        The handler is cancelled. What it raises of its own then is logged.
+        The handler is cancelled. An error of its own is logged then.
     """
     try:
         if options.timeout is None:

@@ -1,10 +1,10 @@
-"""Extend leases while handlers run.
+"""The extension of leases while handlers run.
 
-A lease is extended when half of its time has gone, all that are due in one statement; a
-handler that ends sooner costs no statement. When the database says that a lease is
-gone, the handler that relied on it is cancelled: it could not settle anyway. A
-statement that is not answered is sent on another connection before the leases end, so
-that no connection is relied on alone.
+A lease is extended when half of its time has gone. One statement extends all leases
+that are due, and a handler that ends sooner costs no statement. When the database says
+that a lease is gone, the handler that relied on it is cancelled: it could not settle
+anyway. A statement that is not answered is sent on another connection before the leases
+end, so the leases do not depend on a single connection.
 """
 
 from __future__ import annotations
@@ -32,16 +32,18 @@ logger = logging.getLogger("tocsin.lease")
 
 SOONEST = 0.05
 LATEST = 1.0
-"""Least and most seconds without an answer after which leases are extended on another
-connection too: a quarter of what is left of them."""
+"""The least and most seconds to wait for an answer.
+
+Then leases are extended on another connection too. The wait is a quarter of the time
+that is left of them.
+"""
 
 LOCKED_PAUSE = 0.25
-"""Seconds after which a lease is to be extended again whose message another transaction
-has locked."""
+"""Seconds between two extensions of a lease whose message another transaction locks."""
 
 
 class LeaseKeeper:
-    """Extends the leases of one consumer, and finds those that are lost."""
+    """The keeper of one consumer's leases: extends them, and finds lost ones."""
 
     def __init__(self, database: Database, leases: Leases, reporter: Reporter) -> None:
         self._database = database
@@ -50,7 +52,7 @@ class LeaseKeeper:
         self._idle_scope = trio.CancelScope()
 
     def add_batch(self, batch: ClaimedBatch) -> None:
-        """Take over the leases of a batch."""
+        """Keep the leases of a batch."""
         self._leases.add_batch(batch)
         self._reporter.claimed(batch)
         terms = batch.terms
@@ -83,14 +85,16 @@ class LeaseKeeper:
 
     @trio.lowlevel.enable_ki_protection
     async def refresh(self, until: float = math.inf, *, on_purpose: bool = False) -> int:
-        """Extend the leases that are to be extended until this time, and cancel the
-        handlers of those that are gone; return how many are.
+        """Extend the leases that are due by a time, and cancel handlers of lost ones.
 
-        Goes on until the database has answered.
+        It goes on until the database has answered.
 
         Args:
-            until: by `lease_time`.
-            on_purpose: a command has taken the leases, which is not to be warned of.
+            until: the time, by `lease_time`.
+            on_purpose: a command has taken the leases, so no warning is logged.
+
+        Returns:
+            The number of leases that are lost.
 
         Cancellation:
             The leases are extended or not.
@@ -134,8 +138,8 @@ class LeaseKeeper:
     async def extend(self, messages: Sequence[Message], seconds: float) -> list[bool | None]:
         """Make these leases end in this many seconds; return which are still ours.
 
-        None: still ours, but another transaction has locked the message, so that its
-        lease ends when it did.
+        None stands for a lease that is still ours but has not been extended, because
+        another transaction has locked the message.
 
         Cancellation:
             The leases are extended or not.
@@ -162,10 +166,13 @@ class LeaseKeeper:
         return list(extended)
 
     async def check_promised(self, messages: Sequence[Message] | None = None) -> list[Message]:
-        """Find out what has become of promised messages (None: of all); return those
-        whose lease is there, extended: the transaction was rolled back.
+        """Find out which promised messages were settled, and forget those.
 
-        Those that are settled are forgotten.
+        Args:
+            messages: the messages; None: all that are promised.
+
+        Returns:
+            The messages whose transaction was rolled back. Their leases are extended.
 
         Raises:
             ConnectionLost: the database did not answer.
@@ -193,8 +200,11 @@ class LeaseKeeper:
 
 
 async def wait_empty(leases: Leases, keeper: LeaseKeeper) -> None:
-    """Return when nothing is held but expired leases of messages that were dequeued
-    by hand. Cancellation changes nothing."""
+    """Wait until nothing is held but expired leases of messages dequeued by hand.
+
+    Cancellation:
+        Nothing has changed.
+    """
     while alive := [h for h in leases.all() if h.auto_extend or h.expires > lease_time()]:
         wake_at = min(math.inf if h.auto_extend else h.expires for h in alive) - time_asleep()
         if leases.promised:
@@ -208,8 +218,10 @@ async def wait_empty(leases: Leases, keeper: LeaseKeeper) -> None:
 
 
 def _warn_of_long_calls(leases: Leases) -> None:
-    """Log which handlers have been running for suspiciously long; again when that
-    time has doubled."""
+    """Log which handlers have been running for suspiciously long.
+
+    A handler is logged again when its time has doubled.
+    """
     now = lease_time()
     for held in [h for h in leases.all() if h.warn_at <= now]:
         message, running = held.message, now - held.since

@@ -1,11 +1,11 @@
 """The leases that a consumer holds.
 
-A message that is settled in a transaction of the caller's is *promised*: it keeps its
-lease, since the transaction may be rolled back. Its row is locked until the transaction
-ends, so an extension passes over it, and so does every claim. After a commit the lease
-is gone, and the message counts as settled; after a rollback the lease is still there.
-(It may also have ended and been taken over before the rollback. Then the message is
-counted all the same; the database has it right.)
+A message that is settled in the caller's transaction is *promised*: it keeps its lease,
+since the transaction may be rolled back. Its row is locked until the transaction ends,
+so an extension passes over it, and so does every claim. After a commit the lease is
+gone, and the message counts as settled; after a rollback the lease is still there. (The
+lease may also have expired and another consumer have claimed the message before the
+rollback. The message is counted all the same; the database has it right.)
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from .lease_clock import lease_time
 
 @attrs.define(eq=False)
 class HandlerCall:
-    """A call of a handler, or several in a row, and the scope in which that happens."""
+    """A call of a handler, or several in a row, and their scope."""
 
     messages: list[Message] = attrs.Factory(list)
-    """What the handler is working on."""
+    """The messages that the handler is working on."""
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     lost: int | None = None
-    """Id of the message whose lease was lost last, for which the scope was cancelled.
-    """
+    """Id of the message whose lease was lost last, so that the scope was cancelled."""
 
 
 @attrs.define(eq=False)
@@ -44,28 +43,30 @@ class Lease:
     vt: float
     """Its length in seconds."""
     expires: float
-    """When it ends, by `lease_time`, not later than by the server's clock."""
+    """Its end by `lease_time`, not later than by the server's clock."""
     auto_extend: bool
     """Whether a run extends it; else the caller of `dequeue` does."""
     since: float
     """When the message was claimed."""
     patience: float
-    """For how many seconds its handler may run without a warning."""
+    """The seconds for which its handler may run without a warning."""
     task: trio.lowlevel.Task | None = None
     """The task that dequeued the message; None for a message of a run."""
     call: HandlerCall | None = None
     """The call that relies on it; None before its handler begins."""
     promised: bool = False
-    """Whether a transaction of the caller's settles the message, as far as is known."""
+    """Whether the message is promised, as far as is known."""
     locked_until: float = -math.inf
-    """Another transaction has locked the message: not to be extended before this."""
+    """The time before which it is not extended: another transaction locks the row."""
 
     @property
     def extend_at(self) -> float:
+        """The time of its next extension, by `lease_time`."""
         return max(self.expires - self.vt / 2, self.locked_until) if self.auto_extend else math.inf
 
     @property
     def warn_at(self) -> float:
+        """The time of the next warning of its handler, by `lease_time`."""
         return self.since + self.patience if self.auto_extend else math.inf
 
 
@@ -74,8 +75,7 @@ class HeldLeases:
 
     def __init__(self) -> None:
         self.settled_elsewhere = 0
-        """How many messages of runs have been settled in transactions of the caller's.
-        """
+        """The number of messages of runs that callers' transactions have settled."""
         self._held: dict[int, Lease] = {}
         self._undecoded: list[ClaimedBatch] = []
         self._promised: dict[int, Lease] = {}
@@ -90,15 +90,15 @@ class HeldLeases:
     # What was claimed
 
     def add_batch(self, batch: ClaimedBatch) -> None:
-        """Note that the messages of this batch are held, though it is not decoded
-        yet."""
+        """Note that the messages of this batch are held, though not decoded yet."""
         self._undecoded.append(batch)
 
     def add(self, messages: Sequence[Message], batch: ClaimedBatch) -> list[Lease]:
         """Note messages of a batch that were decoded.
 
-        Returns the leases that are lost by that: the event loop was blocked for so long
-        that a message came back.
+        Returns:
+            The leases that are lost: the event loop was blocked for so long that this
+            consumer has claimed their messages again.
         """
         if batch.is_decoded:
             self._undecoded.remove(batch)
@@ -116,12 +116,18 @@ class HeldLeases:
         return replaced
 
     def start(self, call: HandlerCall, now: float) -> list[Message]:
-        """A handler relies on the leases of these messages from now (`lease_time`) on;
-        those that are gone are taken out of the call.
+        """Note that a handler relies on the leases of a call's messages from now on.
 
-        Returns those that are new to the call and whose lease is over by this process's
-        clock, which are taken out too: the process was stopped for a while, and another
-        consumer may have the message by now.
+        Messages whose lease is gone are taken out of the call. So are messages that are
+        new to the call and whose lease is over by this process's clock: the process was
+        stopped for a while, and another consumer may have claimed them.
+
+        Args:
+            call: the call.
+            now: by `lease_time`.
+
+        Returns:
+            The messages whose lease is over.
         """
         over: list[Message] = []
         for message in list(call.messages):
@@ -136,8 +142,10 @@ class HeldLeases:
         return over
 
     def all(self) -> list[Lease]:
-        """Return all leases, in the order of the claims: of two leases of one message
-        the later one counts."""
+        """Return all leases, in the order of the claims.
+
+        Of two leases of one message the later one counts.
+        """
         while self._undecoded:
             self._undecoded[0].decode()
         return list(self._held.values())
@@ -162,11 +170,13 @@ class HeldLeases:
         self.drop_settled([message])
 
     def drop_settled(self, messages: Sequence[Message], lost: Container[int] = ()) -> int:
-        """Forget leases that a statement has settled, or found ``lost``; return how
-        many of those that are not lost were a run's.
+        """Forget leases that a statement has settled, or found ``lost``.
 
-        One that was lost since a transaction of the caller's has settled it counts as
-        `settled_elsewhere`.
+        A lease that is lost because the caller's transaction has settled its message
+        counts as `settled_elsewhere`.
+
+        Returns:
+            The number of leases of a run that are not lost.
         """
         settled = 0
         for message in messages:
@@ -187,8 +197,10 @@ class HeldLeases:
         return settled
 
     def drop_gone(self, messages: Sequence[Message]) -> None:
-        """Forget leases that a statement has found gone; one that was promised counts
-        as settled."""
+        """Forget leases that a statement has found gone.
+
+        A lease that was promised counts as settled.
+        """
         self.drop_settled(messages, [m.id for m in messages])
 
     def drop_auto_extended(self) -> None:
@@ -197,8 +209,11 @@ class HeldLeases:
             self.drop(held.message)
 
     async def wait_for_drop(self) -> None:
-        """Return when a lease is forgotten, or `wake_waiters` is called. Cancellation
-        changes nothing."""
+        """Wait until a lease is forgotten, or `wake_waiters` is called.
+
+        Cancellation:
+            Nothing has changed.
+        """
         await self._drops.park()
 
     def wake_waiters(self) -> None:
@@ -207,7 +222,7 @@ class HeldLeases:
 
 
 class Leases(HeldLeases):
-    """The leases of one consumer."""
+    """The leases of one consumer, by how their messages are settled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,9 +235,11 @@ class Leases(HeldLeases):
         return [held.message for held in self.all() if not held.auto_extend]
 
     def manual_until(self, but: trio.lowlevel.Task | None = None) -> float:
-        """Return when (`lease_time`) the last lease of a message dequeued by hand ends;
-        minus infinity where there is none. What the task ``but`` dequeued does not
-        count."""
+        """Return when the last lease of a message dequeued by hand ends.
+
+        The time is by `lease_time`, and minus infinity without such a lease. Messages
+        that the task ``but`` dequeued do not count.
+        """
         return max(
             (
                 h.expires
@@ -240,8 +257,10 @@ class Leases(HeldLeases):
 
     @contextmanager
     def settling(self, messages: Sequence[Message]) -> Iterator[None]:
-        """Note that the statement of the block settles these messages: it says itself
-        whether a lease was gone."""
+        """Note that the statement of the block settles these messages.
+
+        The statement itself says whether a lease was gone.
+        """
         self._settling.append(messages)
         try:
             yield
@@ -249,20 +268,22 @@ class Leases(HeldLeases):
             self._settling.remove(messages)
 
     def is_settling(self, message: Message) -> bool:
-        """Whether a statement that settles this message is under way."""
+        """Return whether a statement that settles this message is under way."""
         return any(m is message for messages in self._settling for m in messages)
 
     # What a transaction of the caller's settles
 
     @property
     def promised(self) -> list[Lease]:
-        """Leases of messages that a transaction of the caller's settles, as far as is
-        known."""
+        """The leases of promised messages, as far as is known."""
         return list(self._promised.values())
 
     def promise(self, messages: Iterable[Message]) -> list[Message]:
-        """Note that a transaction of the caller's is to settle these messages; return
-        those of which that is new."""
+        """Note that the caller's transaction is to settle these messages.
+
+        Returns:
+            The messages that were not promised before.
+        """
         new: list[Message] = []
         for message in messages:
             if message in self and not (held := self._held[message.id]).promised:
@@ -272,13 +293,14 @@ class Leases(HeldLeases):
         return new
 
     def break_promise(self, messages: Iterable[Message]) -> None:
-        """Note that no transaction is to settle these messages: it has found their
-        leases gone, or was rolled back."""
+        """Note that no transaction is to settle these messages.
+
+        The transaction has found their leases gone, or was rolled back.
+        """
         for message in messages:
             if held := self._promised.pop(message.id, None):
                 held.promised = False
 
     def is_promised(self, message: Message) -> bool:
-        """Whether a transaction of the caller's settles the message, as far as is
-        known."""
+        """Return whether the message is promised, as far as is known."""
         return message.id in self._promised and message in self

@@ -1,5 +1,7 @@
-"""What cannot be settled yet, since another transaction has locked its message's row:
-it waits here, and stops nothing else."""
+"""Messages that cannot be settled yet, since another transaction has locked their rows.
+
+They are set aside, so that they stop nothing else.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,20 @@ CHECK_AFTER = 1.0
 
 
 class LockedMessages:
-    """See the module."""
+    """The messages of a run that another transaction has locked."""
 
     def __init__(self, settler: Settler) -> None:
         self.outcomes = Outcomes()
-        """What is to become of them when their rows are not locked any more."""
+        """Their outcomes, for when their rows are not locked any more."""
         self.check_at = math.inf
-        """When to check whether their rows are still locked (`trio.current_time`)."""
+        """The time of the next check whether rows are locked (`trio.current_time`)."""
         self._settler = settler
 
     def __bool__(self) -> bool:
         return bool(self.outcomes)
 
     async def take_from(self, outcomes: Outcomes) -> bool:
-        """Take what is locked out of these outcomes; return whether there was any."""
+        """Take locked messages out of these outcomes; return whether there were any."""
         locked = await self._settler.find_locked(outcomes.messages())
         if not locked:
             return False
@@ -45,7 +47,7 @@ class LockedMessages:
         return True
 
     async def return_to(self, outcomes: Outcomes) -> None:
-        """Add what is not locked any more to these outcomes."""
+        """Add messages that are not locked any more to these outcomes."""
         messages = self.outcomes.messages()
         locked = await self._settler.find_locked(messages)
         outcomes.add(self.outcomes.take({m.id for m in messages} - locked))

@@ -1,4 +1,4 @@
-"""Dequeue messages by hand."""
+"""Dequeueing by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .settling_consumer import SettlingConsumer
 
 
 class ManualConsumer(SettlingConsumer):
-    """Takes messages when it is asked to."""
+    """A consumer from which messages are dequeued by hand."""
 
     async def dequeue(
         self, limit: int = 1, *, vt: Duration | None = None, wait: Duration = 0
@@ -31,7 +31,7 @@ class ManualConsumer(SettlingConsumer):
             wait: seconds to wait for a first message, before none is returned.
 
         Raises:
-            StateTransitionError: the worker is suspended or interrupted, or comes to be
+            StateTransitionError: the worker is suspended or interrupted, or becomes so
                 while this waits.
             WorkerStopped: the worker is stopped.
             ConnectionLost: the database did not answer.

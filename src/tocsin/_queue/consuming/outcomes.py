@@ -1,4 +1,4 @@
-"""What is to become of the messages that handlers were called for."""
+"""The outcomes of messages that a run has claimed."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .failure import Failure
 
 @attrs.define
 class Outcomes:
-    """Messages of a run that are still to be settled, by what is to become of them."""
+    """Messages of a run that are still to be settled, by outcome."""
 
     to_archive: list[Message] = attrs.Factory(list)
-    """Handled."""
+    """Handled messages."""
     to_fail: list[tuple[Message, Failure]] = attrs.Factory(list)
-    """Failed, rejected or snoozed."""
+    """Messages that have failed, been rejected or been snoozed."""
     to_requeue: list[Message] = attrs.Factory(list)
-    """No handler has begun with them; their delivery does not count."""
+    """Messages that no handler has begun with; their delivery does not count."""
 
     def __bool__(self) -> bool:
         return bool(self.to_archive or self.to_fail or self.to_requeue)
 
     def messages(self) -> list[Message]:
-        """Return all of them."""
+        """Return all messages."""
         return [*self.to_archive, *(m for m, _ in self.to_fail), *self.to_requeue]
 
     def take(self, ids: Container[int]) -> Outcomes:
-        """Take those with these ids out."""
+        """Take the messages with these ids out."""
         taken = Outcomes(
             [m for m in self.to_archive if m.id in ids],
             [(m, f) for m, f in self.to_fail if m.id in ids],
@@ -42,11 +42,11 @@ class Outcomes:
         return taken
 
     def take_all(self) -> Outcomes:
-        """Take all of them out."""
+        """Take all messages out."""
         return self.take({m.id for m in self.messages()})
 
     def add(self, more: Outcomes) -> None:
-        """Add these."""
+        """Add these outcomes."""
         self.to_archive += more.to_archive
         self.to_fail += more.to_fail
         self.to_requeue += more.to_requeue

@@ -1,4 +1,4 @@
-"""What a consumer is made of."""
+"""The parts of a consumer, and how they are put together."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from .settlement import Settler
 
 @attrs.frozen(eq=False)
 class ConsumerParts:
-    """What a consumer is made of."""
+    """The parts of a consumer."""
 
     database: Database
     process: Process
     registration: Registration
-    """Which worker the consumer is."""
+    """The consumer as a worker in the registry."""
     reporter: Reporter
-    """Reports what the consumer does."""
+    """The reports of what the consumer does."""
     leases: Leases
-    """What the consumer holds."""
+    """The leases that the consumer holds."""
     keeper: LeaseKeeper
-    """Extends the leases."""
+    """The extension of the leases."""
     claimer: Claimer
-    """Claims messages."""
+    """The claims."""
     settler: Settler
-    """Settles messages."""
+    """The settlement of messages."""
 
     def open_waiter(self) -> AbstractContextManager[Waiter]:
-        """Make a waiter for the consumer's queue."""
+        """Open a waiter for the consumer's queue."""
         return self.process.bell.waiter(self.registration.queue_id, self.reporter.woken)
 
 

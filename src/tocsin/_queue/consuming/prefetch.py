@@ -1,11 +1,11 @@
-"""The messages that a run has claimed before its handlers need them (*prefetched*), so
-that handlers do not wait for the next claim.
+"""The *prefetched* messages, which a run has claimed before its handlers need them.
 
-The buffer holds as many as the handlers will finish during two statements, by what they
-have finished since the last claim began; but never more than they finish in `HORIZON`.
-So a run with slow handlers prefetches nothing, and other consumers can claim the next
-message at once. Messages that still wait after `PATIENCE`, because handlers have become
-slow, are requeued.
+So handlers do not wait for the next claim. The buffer holds as many messages as the
+handlers will finish during two statements, by the number that they have finished since
+the last claim began; but never more than they finish in `HORIZON`. So a run with slow
+handlers prefetches nothing, and other consumers can claim the next message at once.
+Messages that still wait after `PATIENCE`, because handlers have become slow, are
+requeued.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from .claimed_batch import ClaimedBatch
 HORIZON = 0.02
 """Seconds of work that may be prefetched."""
 PATIENCE = 0.25
-"""Seconds between two checks; a check finds the messages that waited at the one
-before."""
+"""Seconds between two checks; a check finds messages that waited at the last one."""
 MOST = 1000
 """The most messages that may be prefetched."""
 
 
 class PrefetchBuffer:
-    """See the module. Times are of `trio.current_time`."""
+    """The prefetched messages of one run. Times are of `trio.current_time`."""
 
     def __init__(self) -> None:
         self.finished = 0
-        """Messages that handlers have finished since the last claim began."""
+        """The number of messages that handlers finished since the last claim began."""
         self.check_at = math.inf
-        """When to check whether messages have been waiting for too long."""
+        """The time of the next check whether messages have waited for too long."""
         self._batches: deque[ClaimedBatch] = deque()
         self._returned: list[Message] = []
         self._waiting = 0
@@ -45,7 +44,7 @@ class PrefetchBuffer:
         return self._waiting
 
     def capacity(self, now: float) -> int:
-        """Return how many more there may be."""
+        """Return the number of messages that may still be added."""
         elapsed = now - self._claim_began
         allowed = 2 * self.finished
         if elapsed > HORIZON:
@@ -58,14 +57,14 @@ class PrefetchBuffer:
         self.finished = 0
 
     def add(self, batch: ClaimedBatch, now: float) -> None:
-        """Add what was claimed now."""
+        """Add the messages of a claim."""
         self._batches.append(batch)
         self._waiting += len(batch)
         if self.check_at == math.inf:
             self._mark(now)
 
     def take(self, count: int) -> list[Message]:
-        """Take this many for a handler, or fewer."""
+        """Take up to this many messages for a handler."""
         taken = self._returned[:count]
         del self._returned[:count]
         while len(taken) < count and self._batches:
@@ -77,7 +76,7 @@ class PrefetchBuffer:
         return taken
 
     def take_all(self) -> list[Message]:
-        """Take all, to requeue them."""
+        """Take all messages, to requeue them."""
         self.check_at = math.inf
         return self.take(self._waiting)
 
@@ -89,7 +88,7 @@ class PrefetchBuffer:
         self.check_at = -math.inf
 
     def waited_too_long(self, now: float) -> bool:
-        """Tell whether there are messages that were there `PATIENCE` ago."""
+        """Return whether there are messages that were there `PATIENCE` ago."""
         if now < self.check_at:
             return False
         if self._waiting and self._taken < self._marked:

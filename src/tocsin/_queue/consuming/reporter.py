@@ -1,4 +1,4 @@
-"""Report what a consumer does to the event channel of its store.
+"""Reports of what a consumer does, to the event channel of its store.
 
 Each method asks first whether a subscription wants the event.
 """
@@ -31,7 +31,7 @@ Outcome: TypeAlias = Literal["archived", "deleted", "released", "failed"]
 
 
 class Reporter:
-    """Reports for one consumer."""
+    """The reports of one consumer."""
 
     def __init__(self, events: Events, registration: Registration) -> None:
         self._events = events
@@ -51,7 +51,7 @@ class Reporter:
 
     @property
     def invoke(self) -> Invoke:
-        """What calls a handler: `invoke` itself while no subscription asks for calls."""
+        """The caller of a handler; it is `invoke` while no subscription wants calls."""
         events = self._events
         wanted = events.wants(HandlerBegan) or events.wants(HandlerEnded)
         return self._invoke if wanted else invoke
@@ -91,8 +91,7 @@ class Reporter:
         *,
         in_transaction: bool = False,
     ) -> None:
-        """Report messages that a statement has settled, without those whose lease was
-        lost."""
+        """Report messages that a statement has settled, without those that are lost."""
         if self._events.wants(Settled):
             ids = tuple(m.id for m in messages if m.id not in lost)
             if ids:

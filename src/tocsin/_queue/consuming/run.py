@@ -1,11 +1,11 @@
-"""One run of a consumer: from the moment it polls until it has ended, by whatever way.
+"""One run of a consumer: from the moment it polls until it has ended, in whatever way.
 
-A run is one nursery. In it live the task that extends the leases and the one that
-enforces an interruption's grace; what the registry says of the worker (the process's
-heartbeat and its LISTEN connection bring it) arrives at `Run.on_worker_status`.
+A run is one nursery. In it run the task that extends the leases and the one that
+enforces an interruption's grace. The process's heartbeat and its LISTEN connection
+bring the state of the worker in the registry to `Run.on_worker_status`.
 
-The registry is the truth, and this object only its echo: a claim that the database
-refuses pauses the run until the heartbeat, sent at once, has told why.
+The registry decides, and the run follows: a claim that the database refuses pauses the
+run until the heartbeat, which is sent at once, has told why.
 """
 
 from __future__ import annotations
@@ -29,51 +29,55 @@ from .settlement import Settler
 
 
 class Counts:
-    """How many messages a run has settled so far."""
+    """The numbers of messages that a run has settled so far."""
 
     def __init__(self, settler: Settler) -> None:
         self.released = 0
-        """Messages released because the run is to end, or the worker was stopped."""
+        """The messages released since the run is to end, or the worker was stopped."""
         self._settler = settler
         self._handled_before = settler.handled
         self._failed_before = settler.failed
 
     @property
     def handled(self) -> int:
-        """Messages archived, deleted or released by handlers."""
+        """The messages archived, deleted or released by handlers."""
         return self._settler.handled - self._handled_before
 
     @property
     def failed(self) -> int:
-        """Messages that have failed or been rejected."""
+        """The messages that have failed or been rejected."""
         return self._settler.failed - self._failed_before
 
 
 @attrs.define
 class _End:
-    """Why and how the run is to end."""
+    """The end of a run that is to end."""
 
     reason: str | None = None
+    """The reason for it; None while the run is not to end."""
     cancel_at: float = math.inf
-    """When handlers that still run are cancelled (`trio.current_time`)."""
+    """The time at which handlers still running are cancelled (`trio.current_time`)."""
 
 
 @attrs.define
 class _Polling:
-    """What the registry says of the worker, as far as the run knows."""
+    """The state of the worker in the registry, as far as the run knows."""
 
     status: str = "polling"
+    """The worker's status."""
     paused: bool = False
     """Whether the worker may take no messages at present."""
     must_begin: bool = False
     """Whether the registry says that it does not poll, although it may."""
     stopped: bool = False
-    """Whether the worker was stopped for good, and what it held released."""
+    """Whether the worker was stopped for good, and its messages released."""
 
 
 class Closing:
-    """The time for settling what is left when the handlers of a run have ended: that of
-    any other cleanup, for the case that the database does not answer."""
+    """The time for the last settlements of a run, after its handlers have ended.
+
+    It is limited as that of any other cleanup is, since the database may not answer.
+    """
 
     def __init__(self, grace: Grace) -> None:
         self.scope = trio.CancelScope()
@@ -81,19 +85,19 @@ class Closing:
         self._grace = grace
 
     def limit(self) -> None:
-        """The run is to end and its handlers have: begin that time."""
+        """Begin that time: the run is to end, and its handlers have ended."""
         if self.scope.deadline == math.inf:
             self.scope.deadline = self._grace.begin()
 
     def extend(self) -> None:
-        """The database has answered: begin that time again."""
+        """Begin that time again, since the database has answered."""
         if self.scope.deadline < math.inf:
             self._grace.answered()
             self.scope.deadline = self._grace.begin()
 
 
 class Run:
-    """See the module."""
+    """One run of a consumer."""
 
     def __init__(self, parts: ConsumerParts, waiter: Waiter, nursery: trio.Nursery) -> None:
         self.waiter = waiter
@@ -107,7 +111,7 @@ class Run:
 
     @property
     def ended_by(self) -> str | None:
-        """Why the run is to end; None while it is not."""
+        """The reason for which the run is to end; None while it is not."""
         return self._end.reason
 
     @property
@@ -117,18 +121,20 @@ class Run:
 
     @property
     def stopped(self) -> bool:
-        """Whether the worker was stopped for good, and what it held released."""
+        """Whether the worker was stopped for good, and its messages released."""
         return self._polling.stopped
 
     @property
     def calls(self) -> int:
-        """How many calls of handlers are going on."""
+        """The number of handlers' calls that are going on."""
         return len(self._calls)
 
     @contextmanager
     def calling(self, call: HandlerCall) -> Iterator[None]:
-        """Count this call as going on, for as long as the block lasts. It is cancelled
-        when the grace of an interruption is over."""
+        """Count this call as going on within the block.
+
+        It is cancelled when the grace of an interruption is over.
+        """
         self._calls.add(call)
         try:
             yield
@@ -145,7 +151,7 @@ class Run:
         Called again, the first reason and the shortest grace count.
 
         Args:
-            reason: why, for `Suspended`.
+            reason: the reason for `Suspended`.
             grace: seconds after which handlers are cancelled; None: they are not.
         """
         self._end.reason = self._end.reason or reason
@@ -156,8 +162,7 @@ class Run:
         self.waiter.wake()
 
     def count_released(self, count: int) -> None:
-        """Count messages that were released; those of a run that goes on are none that
-        its end has released."""
+        """Count messages that were released, once the run is to end."""
         if self._end.reason is not None:
             self.counts.released += count
 
@@ -179,7 +184,7 @@ class Run:
         self._parts.process.request_heartbeat()
 
     def on_worker_status(self, status: str, grace: float | None) -> None:
-        """Do what the worker's state in the registry asks for."""
+        """Follow the worker's state in the registry."""
         polling = self._polling
         before, polling.status = polling.status, status
         match status:
@@ -209,13 +214,12 @@ class Run:
                     self.on_leases_revoked()
 
     def on_leases_revoked(self) -> None:
-        """Find out which leases are gone, and cancel the handlers that relied on them."""
+        """Find out which leases are gone, and cancel the handlers that rely on them."""
         self.nursery.start_soon(self._parts.keeper.refresh)
 
     @trio.lowlevel.enable_ki_protection
     async def _on_stopped(self) -> None:
-        """Cancel the handlers whose messages were released when the worker was
-        stopped."""
+        """Cancel the handlers whose messages the worker's stop has released."""
         self.count_released(await self._parts.keeper.refresh(on_purpose=True))
 
     # Claiming

@@ -1,4 +1,4 @@
-"""Begin and end a consumer's run."""
+"""The beginning and the end of a consumer's run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ logger = logging.getLogger("tocsin.consumer")
 
 @contextmanager
 def settling_at_the_end(parts: ConsumerParts) -> Iterator[None]:
-    """Settle in the block what a run leaves: within the grace of a cleanup, and with a
-    warning instead of an error."""
+    """Settle in the block the messages that a run leaves.
+
+    The block has the grace of a cleanup, and an error becomes a warning in the log.
+    """
     with parts.database.grace.scope():
         try:
             yield
@@ -50,8 +52,11 @@ async def _begin(state: ConsumerState) -> bool:
 
 
 async def _complete(parts: ConsumerParts, *, interrupted: bool) -> int:
-    """Have the registry say that the run has ended; return how many messages that
-    released."""
+    """Have the registry say that the run has ended, and release its messages.
+
+    Returns:
+        The number of messages released.
+    """
     released = 0
     problem: object = None
     with parts.database.grace.scope() as patience:

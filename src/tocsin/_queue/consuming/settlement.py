@@ -1,9 +1,8 @@
-"""Settle messages: archive, delete, release, extend and fail them, many in one
-statement.
+"""Settlement of messages: each statement settles many.
 
-All of them take messages with the leases they were claimed with, and change nothing for
-a message whose lease is gone. Cancelled, a statement has settled all of its messages or
-none.
+All statements take messages with the leases they were claimed with, and change nothing
+for a message whose lease is gone. A statement is atomic: cancelled, it has settled all
+of its messages or none.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ _FAIL = (
 
 
 class Settler:
-    """Settles the messages of one consumer."""
+    """The settlement of one consumer's messages."""
 
     def __init__(
         self, database: Database, leases: Leases, keeper: LeaseKeeper, reporter: Reporter
     ) -> None:
         self.failed = 0
-        """How many messages of runs have failed or been rejected."""
+        """The number of messages of runs that have failed or been rejected."""
         self._handled = 0
         self._database = database
         self._leases = leases
@@ -51,7 +50,7 @@ class Settler:
 
     @property
     def handled(self) -> int:
-        """How many messages of runs have been archived, deleted or released."""
+        """The number of messages of runs that were archived, deleted or released."""
         return self._handled + self._leases.settled_elsewhere
 
     # What users can do
@@ -108,7 +107,7 @@ class Settler:
     async def fail(
         self, messages: Sequence[Message], failures: Sequence[Failure], *, keep_place: bool = False
     ) -> list[float | str | None]:
-        """Do what each failure asks for; return what was done: see ``tocsin.fail``."""
+        """Apply each failure's verdict; return the outcomes, as of ``tocsin.fail``."""
         texts, traces = [f.text for f in failures], [f.trace for f in failures]
         verdicts = [f.delay for f in failures], [f.verdict for f in failures], keep_place
         arguments = settle_arguments(messages)
@@ -176,8 +175,10 @@ class Settler:
         messages: Sequence[Message],
         arguments: Sequence[object],
     ) -> list[bool]:
-        """Settle messages in the caller's transaction. Only its end shows whether they
-        are settled: see ``leases.py``."""
+        """Settle messages in the caller's transaction.
+
+        Only its end shows whether they are settled: see ``leases.py``.
+        """
         check_connection(connection)
         new = self._leases.promise(messages)
         settled = await fetch_value(connection, self._database.schema, statement, arguments)

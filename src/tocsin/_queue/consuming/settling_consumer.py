@@ -1,4 +1,4 @@
-"""Settle messages that a consumer holds."""
+"""The consumer as the holder of messages, which settles them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from .consumer_worker import ConsumerWorker
 
 
 class SettlingConsumer(ConsumerWorker):
-    """Settles messages that it holds. A message is given as such, or by its id."""
+    """A consumer that settles the messages that it holds.
+
+    A message is given as such, or by its id.
+    """
 
     async def archive(
         self, message: Message | int, *, connection: AnyConnection | None = None
@@ -34,8 +37,9 @@ class SettlingConsumer(ConsumerWorker):
     async def archive_many(
         self, messages: Iterable[Message | int], *, connection: AnyConnection | None = None
     ) -> list[bool]:
-        """Archive messages in one statement; return for each, in order, whether its
-        lease was still ours.
+        """Archive messages in one statement; return which leases were still ours.
+
+        The result has a value for each message, in order.
 
         Args:
             connection: archive in the caller's transaction: see `Message.archive`.
@@ -91,8 +95,9 @@ class SettlingConsumer(ConsumerWorker):
         delay: Duration = 0,
         connection: AnyConnection | None = None,
     ) -> None:
-        """Return a message to its queue; after its last delivery it becomes a dead
-        letter: see `Message.release`.
+        """Return a message to its queue: see `Message.release`.
+
+        After its last delivery it becomes a dead letter.
 
         Args:
             delay: seconds until the next delivery.
@@ -141,8 +146,9 @@ class SettlingConsumer(ConsumerWorker):
         await self._find(message, "extend").extend(seconds)
 
     async def extend_many(self, messages: Iterable[Message | int], seconds: Duration) -> list[bool]:
-        """Make leases end ``seconds`` from now in one statement; return what
-        `archive_many` does.
+        """Make leases end ``seconds`` from now, in one statement.
+
+        It returns what `archive_many` does.
 
         Raises:
             LeaseLost: an id is not held here.

@@ -29,8 +29,10 @@ from .draining import Block, open_blocks
 logger = logging.getLogger("tocsin.signals")
 
 ONE_SIGNAL_WITHIN = 1.0
-"""Seconds in which further signals are the same one: a process group gets it from the
-terminal or the supervisor, and from its parent."""
+"""Seconds in which further signals are the same one.
+
+A process of a group gets it from the terminal or the supervisor, and from its parent.
+"""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -53,8 +55,8 @@ async def drain_on_signals(
     gets twice. At the end of the block the signals mean what they meant before; after a
     signal, when its second is over.
 
-    After a signal no other run begins, and `Consumer.dequeue` raises `Suspended`. A loop
-    around the block must not begin again then.
+    After a signal no other run begins, and `Consumer.dequeue` raises `Suspended`. A
+    loop around the block must not begin again then.
 
     Args:
         consumers: default: every consumer of the program.
@@ -95,8 +97,10 @@ async def drain_on_signals(
 
 
 def _summarize(error: BaseException, *, drained: bool) -> BaseException | None:
-    """Return how a block ends whose consumers ended like this; None where something
-    else went wrong."""
+    """Return the error with which a block ends whose consumers ended with this error.
+
+    None stands for the group itself, in which something else went wrong.
+    """
     errors = list(_leaves(error))
     ends = [e for e in errors if isinstance(e, Suspended)]
     if len(ends) < len(errors) and not (
@@ -124,11 +128,11 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 class _Receiver:
-    """Takes the signals for all blocks of one trio run, from the first one's beginning
-    to the last one's end.
+    """The handler of signals for all blocks of one trio run.
 
-    After a signal the handlers stay until its second is over, also when the last block
-    ends sooner: the same signal may arrive once more, and would end the program in the
+    It is installed from the first block's beginning to the last one's end. After a
+    signal it stays until the signal's second is over, also when the last block ends
+    sooner: the same signal may arrive once more, and would end the program in the
     middle of its cleanup. When the trio run ends sooner, the handler for SIGTERM stays
     until the next signal, which it passes on.
     """

@@ -1,4 +1,4 @@
-"""Watch the steps of the tasks that call handlers.
+"""The watch over the steps of the tasks that call handlers.
 
 A step is what a task does between two checkpoints that yield. While one task computes,
 no other task of the process runs: not the heartbeat, and not the extension of leases.
@@ -28,8 +28,7 @@ import trio
 logger = logging.getLogger("tocsin.handler")
 
 LONG_STEP = 0.1
-"""Seconds that an async handler may compute without a checkpoint before it is
-reported."""
+"""The most seconds of an async handler without a checkpoint, before it is reported."""
 
 
 @attrs.define(eq=False)
@@ -39,13 +38,13 @@ class Watched:
     handler: str
     """The handler's name."""
     on_wait: Callable[[], None]
-    """Called when a call waits for the first time."""
+    """The function to call when a handler waits for the first time."""
     calling: bool = False
     """Whether a call is going on that has not waited yet."""
 
 
 class StepWatch(trio.abc.Instrument):
-    """See the module."""
+    """The watch of one trio run."""
 
     def __init__(self) -> None:
         self._tasks: dict[trio.lowlevel.Task, Watched] = {}
@@ -69,7 +68,7 @@ class StepWatch(trio.abc.Instrument):
 
     @contextmanager
     def watching(self, handler: str, on_wait: Callable[[], None]) -> Iterator[Watched]:
-        """Watch the current task for as long as the block lasts."""
+        """Watch the current task within the block."""
         if not self._tasks:
             self._began = perf_counter()
             trio.lowlevel.add_instrument(self)

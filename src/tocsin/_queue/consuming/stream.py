@@ -28,8 +28,10 @@ logger = logging.getLogger("tocsin.consumer")
 
 
 class Stream:
-    """Iterates over messages, one claim each. An iterator and not a generator: nothing
-    is left to the garbage collector."""
+    """An iterator over messages, with one claim for each.
+
+    It is no generator, so nothing is left to the garbage collector.
+    """
 
     def __init__(self, parts: ConsumerParts, run: Run, call: HandlerCall, vt: float | None) -> None:
         self._parts = parts
@@ -72,8 +74,10 @@ class Stream:
         raise StopAsyncIteration
 
     async def _requeue_expired(self) -> None:
-        """Requeue messages whose lease ended before the block could have them. What
-        another transaction has locked is left to the end of the run."""
+        """Requeue messages whose lease ended before the block could have them.
+
+        Messages that another transaction has locked are left to the end of the run.
+        """
         try:
             await self._parts.settler.requeue(self._expired)
         except (ConnectionLost, psycopg.Error) as error:
@@ -86,8 +90,11 @@ class Stream:
 async def open_stream(
     state: ConsumerState, vt: float | None
 ) -> AsyncIterator[AsyncIterator[Message]]:
-    """See `Consumer.messages`. The whole block is one call: its scope is cancelled when
-    an interruption's grace is over."""
+    """Open a stream of messages: see `Consumer.messages`.
+
+    The whole block is one call: its scope is cancelled when an interruption's grace is
+    over.
+    """
     parts = state.parts
     async with open_run(state) as run:
         call = HandlerCall()
@@ -107,8 +114,10 @@ async def open_stream(
 
 
 def _describe(raised: BaseException) -> Failure:
-    """Return what an error of the block means: the delivery counts, but leaving the
-    block makes the message ready at once."""
+    """Return the failure of a block that raised this error.
+
+    The delivery counts, but leaving the block makes the message ready at once.
+    """
     failure = describe_failure(raised)
     return (
         failure
@@ -118,7 +127,7 @@ def _describe(raised: BaseException) -> Failure:
 
 
 async def _fail(parts: ConsumerParts, call: HandlerCall, failure: Failure) -> None:
-    """Have the messages that the block has left unsettled fail with its error."""
+    """Settle the messages that the block has left, as failed with its error."""
     failed = [(m, failure) for m in call.messages if m in parts.leases]
     if failed:
         outcomes: Sequence[float | str | None] = [UNANSWERED] * len(failed)

@@ -1,4 +1,4 @@
-"""What a handler raises to say what is to become of its message."""
+"""The verdicts, which a handler raises to decide about its message."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ __all__ = ["Reject", "Retry", "Snooze", "Verdict"]
 
 
 class Verdict(Exception):
-    """Base of what a handler raises to decide about its message. Not an error: the log
-    has no traceback of it."""
+    """The base of the exceptions that a handler raises to decide about its message.
+
+    A verdict is no error: the log has no traceback of it.
+    """
 
 
 class Retry(Verdict):
-    """Have the message delivered again ``after`` seconds, whatever the queue's backoff
-    is. The delivery counts.
+    """The verdict to deliver the message again ``after`` seconds.
 
-    After its last delivery the message becomes a dead letter all the same. Raised
-    ``from`` an error, that error is kept with the message.
+    The queue's backoff does not matter. The delivery counts, and after its last
+    delivery the message becomes a dead letter all the same. If a handler raises the
+    verdict ``from`` an error, that error is kept with the message.
     """
 
     def __init__(self, after: Duration) -> None:
@@ -30,8 +32,10 @@ class Retry(Verdict):
 
 
 class Snooze(Verdict):
-    """Have the message delivered again after ``seconds``, at no cost: the delivery does
-    not count, and no error is kept."""
+    """The verdict to deliver the message again after ``seconds``, at no cost.
+
+    The delivery does not count, and no error is kept.
+    """
 
     def __init__(self, seconds: Duration) -> None:
         super().__init__(seconds)
@@ -43,13 +47,15 @@ class Snooze(Verdict):
 
 
 class Reject(Verdict):
-    """Make the message a dead letter at once, whatever deliveries it has left. The
-    reason is kept as its error."""
+    """The verdict to make the message a dead letter at once.
+
+    The deliveries that it has left do not matter. The reason is kept as its error.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        """Why no other delivery would help."""
+        """The reason why no other delivery would help."""
 
     def __str__(self) -> str:
         return str(self.reason)
