@@ -1,5 +1,8 @@
-"""``python -m bench``: run scenarios against a PostgreSQL of their own, show the
-figures, save them, compare them with saved ones."""
+"""``python -m bench``: run scenarios, and show, save and compare their figures.
+
+The scenarios run against a PostgreSQL of their own. The figures can be compared with
+saved ones.
+"""
 
 from __future__ import annotations
 
@@ -128,24 +131,31 @@ def parse(arguments: Sequence[str]) -> Options:
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Make a directory that a server which runs as another user, since we are root, can
-    pass through."""
+    """Make a directory that another user can pass through.
+
+    A server runs as another user where this process is root.
+    """
     with tempfile.TemporaryDirectory(prefix="tocsin-bench-") as name:
         Path(name).chmod(0o711)
         yield Path(name)
 
 
 def installation(which: str) -> Path | None:
-    """Return the directory of the installation that is meant; None for another kind of
-    server."""
+    """Return the directory of the installation that is meant.
+
+    It is None for another kind of server.
+    """
     directory = Path(which)
     return directory if which != EMBEDDED and directory.is_dir() else None
 
 
 @asynccontextmanager
 async def server(which: str) -> AsyncIterator[str]:
-    """Give a connection string back, or that of a server which runs as long as the
-    block."""
+    """Yield the connection string of a server for the block.
+
+    That is the given connection string, or that of a server that runs as long as the
+    block.
+    """
     installed = installation(which)
     if installed is None and which != EMBEDDED:
         yield which

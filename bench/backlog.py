@@ -1,8 +1,8 @@
-"""A backlog, made by SQL: the one place where the benchmarks write Tocsin's tables
-themselves.
+"""A backlog, made by SQL.
 
-Statistics and visibility are as autovacuum would have left them, so that no drain pays
-for how its backlog came to be.
+It is the one place where the benchmarks write Tocsin's tables themselves. Statistics
+and visibility are as autovacuum would have left them, so that no drain pays for how its
+backlog came to be.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ where q.name = %s
 
 
 async def fill(dsn: str, queue: str, ready: int, *, delayed: int = 0, archived: int = 0) -> None:
-    """Add messages to a queue: ready ones, ones due in a day, archived ones. Cancelled,
-    some have been added, or all."""
+    """Add messages to a queue: ready ones, ones due in a day, archived ones.
+
+    Cancellation:
+        Some have been added, or all.
+    """
     for statement, count in ((_READY, ready), (_DELAYED, delayed), (_ARCHIVED, archived)):
         if count:
             await execute(dsn, statement.encode(), count, queue)

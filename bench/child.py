@@ -39,8 +39,14 @@ class Lines:
         self._buffer = b""
 
     async def next(self) -> list[str]:
-        """Return the words of the next line; at the stream's end raise `EOFError`.
-        Cancelled, no line is lost."""
+        """Return the words of the next line.
+
+        Raises:
+            EOFError: The stream has ended.
+
+        Cancellation:
+            No line is lost.
+        """
         while b"\n" not in self._buffer:
             chunk = await self._stream.receive_some()
             if not chunk:
@@ -62,12 +68,23 @@ class Child:
         self._lines = Lines(process.stdout)
 
     async def order(self, *words: object) -> None:
-        """Send it a line. Cancelled, it is sent, in part perhaps, or not."""
+        """Send the process a line.
+
+        Cancellation:
+            The line is sent, in part perhaps, or not.
+        """
         await self._stdin.send_all(" ".join(map(str, words)).encode() + b"\n")
 
     async def hear(self, word: str, within: float = _PATIENCE) -> list[str]:
-        """Return the rest of its next line, which must begin with this word. Cancelled,
-        no line is lost."""
+        """Return the rest of the process's next line, which must begin with this word.
+
+        Raises:
+            RuntimeError: The line begins with another word, or the process has ended.
+            trio.TooSlowError: No line came in time.
+
+        Cancellation:
+            No line is lost.
+        """
         try:
             with trio.fail_after(within):
                 first, *rest = await self._lines.next()
@@ -80,7 +97,11 @@ class Child:
         return rest
 
     async def close(self) -> None:
-        """Close the pipes to it. Cancelled, they are closed."""
+        """Close the pipes to the process.
+
+        Cancellation:
+            They are closed.
+        """
         await self._stdin.aclose()
         await self._stdout.aclose()
 
@@ -92,8 +113,10 @@ class Child:
 
 @asynccontextmanager
 async def playing(role: Callable[..., object], dsn: str, *words: object) -> AsyncIterator[Child]:
-    """Run a process in this role, and wait until it says that it is ready. At the end
-    it is killed, with its own ones."""
+    """Run a process in this role, and wait until it says that it is ready.
+
+    At the end the process is killed, with those that it has started.
+    """
     async with playing_together(role, dsn, words) as (child,):
         yield child
 
@@ -102,8 +125,10 @@ async def playing(role: Callable[..., object], dsn: str, *words: object) -> Asyn
 async def playing_together(
     role: Callable[..., object], dsn: str, *each: Sequence[object]
 ) -> AsyncIterator[list[Child]]:
-    """Run processes in this role, each with its own words, which start at the same
-    time; otherwise like `playing`."""
+    """Run processes in this role, each with its own words, as `playing` does.
+
+    They start at the same time.
+    """
     children: list[Child] = []
     try:
         for words in each:
@@ -154,18 +179,19 @@ def say(*words: object) -> None:
 
 @asynccontextmanager
 async def orders() -> AsyncIterator[Lines]:
-    """Receive the benchmark's orders, in an async role; other roles read
-    `sys.stdin`."""
+    """Yield the benchmark's orders, for an async role.
+
+    Other roles read `sys.stdin`.
+    """
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stream:
         yield Lines(stream)
 
 
 async def asleep(store: tocsin.Store) -> None:
-    """Return when this process does nothing but wait for a notification or its next
-    heartbeat.
+    """Return when this process only waits for a notification or its next heartbeat.
 
-    A task that waits for the answer to a statement looks like one that sleeps, but it
-    holds a connection of the pool.
+    A task that waits for the answer to a statement looks like an idle one, but it holds
+    a connection of the pool.
     """
     while True:
         await trio.testing.wait_all_tasks_blocked(0.001)

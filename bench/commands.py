@@ -77,8 +77,10 @@ async def _until(child: Child, word: str, began: int) -> float:
 
 
 async def consume(dsn: str) -> NoReturn:
-    """Hold each message until cancelled; poll again after each interruption. Say when
-    what happened (CLOCK_MONOTONIC, ns)."""
+    """Hold each message until cancelled, and poll again after each interruption.
+
+    Say when what happened (CLOCK_MONOTONIC, ns).
+    """
 
     async def handle(message: tocsin.Message) -> None:
         say("handling", time.monotonic_ns())

@@ -1,5 +1,6 @@
-"""Tocsin and other queues drain the same backlog on the same server in the same run:
-``peers`` and ``grid``.
+"""Tocsin and other queues drain the same backlog: ``peers`` and ``grid``.
+
+They do so on the same server in the same run.
 
 ``peers``: one process each, at its fastest (``peers/``); Tocsin as in ``drain``.
 ``floor`` is the peer's rate. ``peers`` itself is the comparison with the fastest of

@@ -1,13 +1,12 @@
-"""Thirty-two connections that insert one message each per transaction, into a queue
-whose consumer is busy.
+"""Inserts of one message per transaction, into a queue whose consumer is busy.
 
-The floor are the same inserts with the triggers of the table disabled, so the ratio is
-what the bell costs. Here the consumer's only handler is at work all the time, and the
-machine is the inserts' alone. ``draining``: the consumer claims and archives a backlog
-meanwhile. ``always``: a queue that notifies of each insert, with the same consumer.
-``enqueue``: ``select tocsin.enqueue(...)`` instead of a bare INSERT, for what the
-checks cost. ``driver``: an empty statement, to show that the load (``driver.py``) could
-be larger.
+Thirty-two connections insert. The floor are the same inserts with the triggers of the
+table disabled, so the ratio is what the bell costs. Here the consumer's only handler is
+at work all the time, and the machine is the inserts' alone. ``draining``: the consumer
+claims and archives a backlog at the same time. ``always``: a queue that notifies of
+each insert, with the same consumer. ``enqueue``: ``select tocsin.enqueue(...)`` instead
+of a bare INSERT, for what the checks cost. ``driver``: an empty statement, to show that
+the load (``driver.py``) could be larger.
 
 Each way has a database of its own, and its turns.
 """

@@ -1,10 +1,9 @@
-"""How late a delayed message comes on a queue that is otherwise silent: no other
-message wakes the consumer when it is due.
+"""The lateness of a delayed message on a queue that is otherwise silent.
 
-Lateness is the time at the handler's first line minus the time in the message's row.
-The one is this host's clock, the other the server's, so the server must be on this
-host. The floor is a blocking process that sleeps until its table's next row is due and
-then deletes it.
+No other message wakes the consumer when the message is due. Lateness is the time at the
+handler's first line minus the time in the message's row. The one is this host's clock,
+the other the server's, so the server must be on this host. The floor is a blocking
+process that sleeps until its table's next row is due and then deletes it.
 """
 
 from __future__ import annotations

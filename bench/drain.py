@@ -1,6 +1,6 @@
-"""A backlog of 50,000, and one process that has an async handler called for each
-message, a hundred at a time; each is archived.
+"""The drain of a backlog of 50,000 by one process with an async handler.
 
+The handler is called for each message, a hundred at a time; each message is archived.
 The floor is one blocking connection that claims a hundred rows and then archives the
 hundred (``floor.py``: lean tables, in a database of their own). ``drain.four`` is the
 same with four threads and connections: how far the server could go; no target, since

@@ -1,12 +1,11 @@
-"""Draining a backlog: what all that drain have in common, and the role of Tocsin among
-them.
+"""Draining a backlog: what all drains have in common, and the role of Tocsin.
 
 Each call of a handler looks at its payload and counts. The clock runs from the first
 call of a handler to the moment at which everything that was handled has also been
 settled: by Tocsin archived, by the peers whatever keeps a finished message. What has to
 be set up before the first call does not count.
 
-A role ends after so many messages, its *share*, or so many seconds, whichever comes
+A role ends after a number of messages, its *share*, or of seconds, whichever comes
 first; in both cases its rate is what it settled by the time that it took. So a slow one
 is a sample of its backlog, taken from the front of it.
 """
@@ -30,8 +29,10 @@ PATIENCE = 600.0
 
 
 class Tally:
-    """Counts the messages that were handled, and notes when each tenth of them was
-    (CLOCK_MONOTONIC, ns)."""
+    """The count of the messages that were handled.
+
+    It notes when each tenth of them was (CLOCK_MONOTONIC, ns).
+    """
 
     def __init__(self, share: int, when_full: Callable[[], object] | None = None) -> None:
         self.count = 0
@@ -59,8 +60,10 @@ class Tally:
             self._when_full()
 
     def tell(self, settled: int) -> None:
-        """Tell the benchmark how it went: everything has been settled now. A role that
-        waited in vain for the rest of its share ended earlier."""
+        """Tell the benchmark how it went: everything has been settled now.
+
+        A role that waited in vain for the rest of its share ended earlier.
+        """
         say(
             "drained",
             self.began,
@@ -121,8 +124,10 @@ async def drain(
 async def handle(
     dsn: str, share: str, seconds: str, queue: str, concurrency: str, size: str
 ) -> None:
-    """Drain with Tocsin: ``handle`` when the size of a batch is 0, else
-    ``handle_batches``."""
+    """Drain with Tocsin.
+
+    The role uses ``handle`` when the size of a batch is 0, else ``handle_batches``.
+    """
     full = trio.Event()
     tally = Tally(int(share), full.set)
 

@@ -1,5 +1,4 @@
-"""Many connections, each with one statement after the other, and little else: a load
-that is not its own bottleneck.
+"""Many connections with one statement after the other: a load that is no bottleneck.
 
 One process holds many connections with libpq's asynchronous calls and one poll over all
 of them: no threads that wait for each other, no results that are decoded. Two such
@@ -32,8 +31,10 @@ class Driver:
         self._children = children
 
     async def load(self, dsn: str, connections: int, seconds: float, statement: str) -> float:
-        """Run a statement on so many connections for so long, each in a transaction of
-        its own; return how many a second there were."""
+        """Run a statement on many connections, and return its runs a second.
+
+        Each run is a transaction of its own.
+        """
         for child in self._children:
             await child.order(json.dumps([dsn, connections // PROCESSES, seconds, statement]))
         return sum([await child.hear_number("rate") for child in self._children])
@@ -47,8 +48,10 @@ async def driving() -> AsyncIterator[Driver]:
 
 
 def serve(dsn: str) -> None:
-    """For each order, which says where as well, run a statement again and again; say
-    how many a second there were."""
+    """Run a statement again and again for each order.
+
+    The order also says where. Say how many runs a second there were.
+    """
     say("ready")
     for order in sys.stdin:
         say("rate", _repeat(*json.loads(order)))

@@ -83,8 +83,10 @@ async def _turn(child: Child, count: int) -> float:
 
 
 async def produce(dsn: str) -> None:
-    """For each order, a number, enqueue so many messages; say how long it took, in
-    seconds."""
+    """Enqueue a number of messages for each order, which is the number.
+
+    Say how long it took, in seconds.
+    """
     async with (
         tocsin.connect(dsn) as store,
         store.producer(QUEUE) as producer,
@@ -100,8 +102,10 @@ async def produce(dsn: str) -> None:
 
 
 async def produce_batches(dsn: str) -> None:
-    """For each order, a number, enqueue so many batches; say how long it took, in
-    seconds."""
+    """Enqueue a number of batches for each order, which is the number.
+
+    Say how long it took, in seconds.
+    """
     async with (
         tocsin.connect(dsn) as store,
         store.producer(QUEUE) as producer,

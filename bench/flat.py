@@ -1,5 +1,4 @@
-"""What a claim costs in a table that is almost empty and in one that is full, and after
-hours without vacuum.
+"""The cost of a claim in a full table, and after hours without vacuum.
 
 ``flat``: the median of ``dequeue(100)`` and ``archive_many``, with what server and
 client need for it. The full table has 5,000,000 ready, 1,000,000 delayed and 10,000,000
@@ -95,8 +94,10 @@ async def _drain(bench: Bench, messages: int, *, hold: bool) -> draining.Drained
 
 
 async def cycle(dsn: str) -> None:
-    """For each order, a number, take and archive a hundred messages so many times; say
-    how long each cycle took, in ms."""
+    """Take and archive a hundred messages, as many times as each order says.
+
+    Say how long each cycle took, in ms.
+    """
     async with (
         tocsin.connect(dsn) as store,
         store.consumer(QUEUE) as consumer,

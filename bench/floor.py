@@ -1,9 +1,8 @@
-"""The floors: what the scenarios do, done by hand, with blocking psycopg and the least
-SQL that can do it.
+"""The floors: what the scenarios do, done by hand.
 
-Each function is a role (``child.py``). They are not queues: they know no leases, no
-workers, no retries, and lose what they have taken when they are killed. Nothing that is
-a queue can be faster.
+They use blocking psycopg and the least SQL that can do it. Each function is a role
+(``child.py``). They are not queues: they know no leases, no workers, no retries, and
+lose what they have taken when they are killed. Nothing that is a queue can be faster.
 """
 
 from __future__ import annotations
@@ -50,8 +49,10 @@ def wakes(connection: psycopg.Connection[tuple[Any, ...]]) -> Iterator[str]:
 
 
 def send(dsn: str, statement: str) -> None:
-    """For each order, run a statement whose parameter is the time (CLOCK_MONOTONIC, ns)
-    just before."""
+    """Run a statement for each order.
+
+    Its parameter is the time (CLOCK_MONOTONIC, ns) just before.
+    """
     with connect(dsn) as connection:
         command = statement.encode()
         say("ready")
@@ -77,8 +78,10 @@ def hear(dsn: str) -> None:
 
 
 def call(dsn: str) -> None:
-    """For each order, notify `answer` and wait for its notification; say how long that
-    took, in ms."""
+    """Notify `answer` for each order, and wait for its notification.
+
+    Say how long that took, in ms.
+    """
     with connect(dsn) as connection, connect(dsn) as line:
         line.execute("listen floor_back")
         answers = wakes(line)
@@ -100,8 +103,10 @@ def answer(dsn: str) -> None:
 
 
 def hear_and_claim(dsn: str) -> None:
-    """On each notification, take one message out of the table; say how long after its
-    statement it was here, and was heard of, in ms."""
+    """Take one message out of the table on each notification.
+
+    Say how long after its statement the message was here, and its notification, in ms.
+    """
     with connect(dsn) as connection, connect(dsn) as line:
         line.execute("listen floor")
         say("ready")
@@ -163,8 +168,10 @@ async def fill(dsn: str, messages: int) -> None:
 
 
 def claim_and_archive(dsn: str, share: str, seconds: str, threads: str) -> None:
-    """Drain: claim a hundred, call a function for each, archive the hundred; so many
-    threads, each with a connection of its own."""
+    """Drain: claim a hundred, call a function for each, archive the hundred.
+
+    The given number of threads do so, each with a connection of its own.
+    """
     tally = Tally(int(share))
     lock = threading.Lock()
 
@@ -214,8 +221,10 @@ def claim_and_delay(dsn: str, share: str, seconds: str) -> None:
 
 
 def claim_when_due(dsn: str) -> None:
-    """For each order, sleep until the next message is due and take it; say how late
-    that was, in ms."""
+    """Sleep until the next message is due and take it, for each order.
+
+    Say how late that was, in ms.
+    """
     with connect(dsn) as connection:
         say("ready")
         for _ in sys.stdin:
@@ -257,8 +266,10 @@ def wait_for_lock(dsn: str) -> None:
 
 
 def listen(dsn: str, *channels: str) -> None:
-    """LISTEN on each of these channels, each on a connection of its own, and read what
-    comes."""
+    """LISTEN on each of these channels, and read what comes.
+
+    Each channel has a connection of its own.
+    """
     with ExitStack() as stack:
         connections = [stack.enter_context(connect(dsn)) for _ in channels]
         for connection, channel in zip(connections, channels, strict=True):

@@ -57,10 +57,10 @@ class Bench:
 
     @asynccontextmanager
     async def bare_database(self, prepare: bytes = b"") -> AsyncIterator[str]:
-        """Give the connection string of a new database, in which these statements were
-        run.
+        """Yield the connection string of a new database.
 
-        However the block ends, cancelled or not, the database is dropped.
+        The given statements are run in it first. However the block ends, cancelled or
+        not, the database is dropped.
         """
         name = f"tocsin_bench_{secrets.token_hex(6)}"
         await execute(
@@ -79,8 +79,10 @@ class Bench:
 
     @asynccontextmanager
     async def store_database(self, *queues: str) -> AsyncIterator[str]:
-        """Give the connection string of a new database with Tocsin and these queues in
-        it; it is dropped at the end."""
+        """Yield the connection string of a new database with Tocsin and these queues.
+
+        The database is dropped at the end of the block.
+        """
         async with self.bare_database() as dsn:
             async with tocsin.connect(dsn) as store:
                 await store.install()
@@ -98,8 +100,11 @@ Scenario: TypeAlias = Callable[[Bench], Awaitable[list[Result]]]
 async def execute(
     dsn: str, statement: bytes | sql.Composed, *parameters: object
 ) -> list[tuple[Any, ...]]:
-    """Run one statement on a connection of its own, and return its rows. Cancelled, it
-    has taken effect or not."""
+    """Run one statement on a connection of its own, and return its rows.
+
+    Cancellation:
+        The statement has taken effect or not.
+    """
     connection: TrioConnection[Any] = await TrioConnection.connect(dsn, autocommit=True)
     try:
         cursor = await connection.execute(statement, parameters or None)

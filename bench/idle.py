@@ -96,8 +96,10 @@ class _Wakeups(trio.abc.Instrument):
 
 
 async def consume(dsn: str, *queues: str) -> None:
-    """Consume all of these queues. From one order to the next, count; then say: seconds
-    of CPU, wake-ups of the event loop."""
+    """Consume all of these queues, and count from one order to the next.
+
+    Say then: seconds of CPU, wake-ups of the event loop.
+    """
 
     async def handle(message: tocsin.Message) -> None:
         raise AssertionError("there are no messages")

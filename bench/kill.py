@@ -1,12 +1,12 @@
-"""From the SIGKILL of a process that holds messages to another process's handler having
-all of them.
+"""The time from the SIGKILL of a process to the redelivery of its messages.
 
-Their leases would last an hour: it is not their end that is waited for. The processes
-die at any phase of their own heartbeat and of the other's. Measured in the same run:
-how long an advisory lock takes to pass from a process that is killed to one that waits
-for it, which is what the kernel and the server need to notice. That Tocsin takes
-hundreds of times as long is intended, for a connection that was lost is not yet a dead
-process (``sql/functions/workers/processes.sql``): it waits for a heartbeat to be missed. A
+It ends when another process's handler has all of them. Their leases would last an hour:
+it is not their end that is waited for. The processes die at any phase of their own
+heartbeat and of the other's. Measured in the same run: how long an advisory lock takes
+to pass from a process that is killed to one that waits for it, which is what the kernel
+and the server need to notice. That Tocsin takes hundreds of times as long is intended,
+for a connection that was lost is not yet a dead process
+(``sql/functions/workers/processes.sql``): it waits for a heartbeat to be missed. A
 ratio of the two would tell nothing but the phase of a heartbeat, so there is none.
 """
 
@@ -55,8 +55,11 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def _let_deaths_count(dsn: str) -> None:
-    """No process is declared dead in the first ten seconds of a server, nor in those
-    after a database's first heartbeat."""
+    """Wait until a process can be declared dead.
+
+    None is in the first ten seconds of a server, nor in those after a database's first
+    heartbeat.
+    """
     ((server_up,),) = await execute(
         dsn, b"select extract(epoch from now() - pg_postmaster_start_time())::float8"
     )

@@ -1,8 +1,8 @@
-"""The memory of a consumer's process over a million messages: its resident set
-(``/proc``, so this is for Linux).
+"""The memory of a consumer's process over a million messages.
 
-``memory``: the largest after the first ten thousand messages, read at each further ten
-thousand; the floor is what it was then.
+It is the process's resident set (``/proc``, so this is for Linux). ``memory``: the
+largest after the first ten thousand messages, read at each further ten thousand; the
+floor is what it was then.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""How long the metrics of one queue take: of a large one, and of an empty one beside
-it.
+"""The time that the metrics of one queue take: of a large one, and of an empty one.
 
 Nothing is compared with a floor: by hand one would count all, in seconds.
 """

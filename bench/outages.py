@@ -1,12 +1,12 @@
-"""``python -m bench.outages``: what happens to a service while its database or its
-network misbehaves, as the table of ``docs/outages.md``.
+"""``python -m bench.outages``: a service while its database or network misbehaves.
 
-A service produces ten messages a second and consumes them, each with Tocsin's defaults.
-Then something is done to the server, the database, the role or the network. Noted are
-the calls of the producer that failed meanwhile, and the time from the end of the outage
-(or, where it does not end, from its beginning) until a message that was enqueued after
-it is handled. At the end each message whose enqueueing succeeded must have been
-handled, unchanged; where that is not so, the command says so and exits with 1.
+It writes the table of ``docs/outages.md``. A service produces ten messages a second and
+consumes them, each with Tocsin's defaults. Then something is done to the server, the
+database, the role or the network. Noted are the calls of the producer that failed
+during it, and the time from the end of the outage (or, where it does not end, from its
+beginning) until a message that was enqueued after it is handled. At the end each
+message whose enqueueing succeeded must have been handled, unchanged; where that is not
+so, the command says so and exits with 1.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ async def lock_messages(scene: Scene) -> None:
 
 
 async def lock_messages_by_timeout(scene: Scene) -> None:
-    """The same, where sessions are ended that wait for longer than a second."""
+    """Hold an exclusive lock on messages while waiting sessions end after a second."""
     await scene.set("transaction_timeout = '1s'")
     await scene.terminate()
     await trio.sleep(1)
@@ -299,8 +299,10 @@ async def take_all_connections(scene: Scene) -> None:
 
 
 async def fill_notify_queue(scene: Scene) -> None:
-    """Fill PostgreSQL's queue of notifications, by a session that does not read them;
-    for five seconds."""
+    """Fill PostgreSQL's queue of notifications for five seconds.
+
+    A session does not read them.
+    """
 
     def fill() -> None:
         with (
@@ -373,15 +375,19 @@ def _children(parent: int) -> list[int]:
 
 
 async def fail_over(scene: Scene) -> None:
-    """Have the primary's host vanish, and promote the standby; the service's connection
-    string names both."""
+    """Have the primary's host vanish, and promote the standby.
+
+    The service's connection string names both.
+    """
     scene.proxy.silence(new=True)
     await scene.promote()
 
 
 async def lead_to_standby(scene: Scene) -> None:
-    """Lead the service to the standby, as a virtual address does; promote that five
-    seconds later."""
+    """Lead the service to the standby, as a virtual address does.
+
+    The standby is promoted five seconds later.
+    """
     scene.proxy.target = scene.standby_port
     await scene.terminate()
     await trio.sleep(5)
@@ -389,8 +395,10 @@ async def lead_to_standby(scene: Scene) -> None:
 
 
 async def lose_consumer(scene: Scene) -> float:
-    """Have the host vanish on which a consumer holds a message; return the seconds
-    until another consumer has that."""
+    """Have the host vanish on which a consumer holds a message.
+
+    Return the seconds until another consumer has the message.
+    """
     assert scene.remote is not None
     async with tocsin.connect(scene.dsn) as store:
         await store.queues.ensure("held", vt=3600)
@@ -534,8 +542,10 @@ TRIALS: Sequence[Trial] = (
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Make a directory that a server which runs as another user, since we are root, can
-    pass through."""
+    """Make a directory that another user can pass through.
+
+    A server runs as another user where this process is root.
+    """
     with tempfile.TemporaryDirectory(prefix="tocsin-outages-") as name:
         Path(name).chmod(0o711)
         yield Path(name)
@@ -568,8 +578,10 @@ async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
 
 @asynccontextmanager
 async def with_standby(where: Scene, port: int, installed: Path | None) -> AsyncIterator[Scene]:
-    """Add a hot standby of the server, whose address the service's connection string
-    names second."""
+    """Add a hot standby of the server.
+
+    The service's connection string names its address second.
+    """
     await where.server.stop()
     with temporary_directory() as base:
         directory = base / "standby"

@@ -1,8 +1,8 @@
-"""``python -m bench.page results.json``: recorded results as the table of
-``docs/performance.md``, in Markdown.
+"""``python -m bench.page results.json``: recorded results as a table in Markdown.
 
-A row is a figure. For each server there are its value, what is done by hand, and how
-many times as bad as that it is, with the range over the runs.
+It is the table of ``docs/performance.md``. A row is a figure. For each server there are
+its value, what is done by hand, and how many times as bad as that it is, with the range
+over the runs.
 """
 
 from __future__ import annotations

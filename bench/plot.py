@@ -1,9 +1,8 @@
-"""``python -m bench.plot results.json docs/figures/``: recorded results as pictures for
-the docs, in SVG written by hand.
+"""``python -m bench.plot results.json docs/figures/``: recorded results as pictures.
 
-A picture is a row of horizontal bars, drawn to one scale, with the number beside each:
-no library, no axes to read. Pictures of scenarios that the results do not have are left
-out.
+They are for the docs, in SVG written by hand. A picture is a row of horizontal bars,
+drawn to one scale, with the number at each: no library, no axes to read. Pictures of
+scenarios that the results do not have are left out.
 """
 
 from __future__ import annotations

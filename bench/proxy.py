@@ -1,5 +1,7 @@
-"""A TCP proxy that can fall silent, as a network does when a host vanishes: nothing is
-passed on, and no connection ends."""
+"""A TCP proxy that can fall silent, as a network does when a host vanishes.
+
+Nothing is passed on then, and no connection ends.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,12 @@ class Proxy:
         return make_conninfo(self._dsn, host="127.0.0.1", port=self.port)
 
     def silence(self, chosen: Callable[[int], bool] = lambda _: True, *, new: bool = False) -> None:
-        """Pass nothing on any more on the connections chosen by their number, counted
-        from 0; ``new``: nor on any to come."""
+        """Pass nothing on any more on some connections.
+
+        Args:
+            chosen: Chooses the connections by their number, counted from 0.
+            new: Whether connections to come are silent, too.
+        """
         for number in [n for n in self._live if chosen(n)]:
             self._live[number] = trio.Event()
         self._deaf = self._deaf or new
@@ -81,8 +87,10 @@ class Proxy:
 
 @asynccontextmanager
 async def running(dsn: str, port: int) -> AsyncIterator[Proxy]:
-    """Run a proxy before the server of this connection string, which listens on this
-    port of 127.0.0.1, for as long as the block."""
+    """Run a proxy before the server of this connection string, for the block.
+
+    It listens on this port of 127.0.0.1.
+    """
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         proxy = Proxy(dsn, listener.socket.getsockname()[1], port)

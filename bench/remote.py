@@ -1,7 +1,7 @@
-"""A host that can vanish: a network namespace with an address of its own, for processes
-whose packets are to be lost without a word.
+"""A host that can vanish: a network namespace with an address of its own.
 
-It takes root, Linux and the command ``ip`` (Debian's iproute2).
+It is for processes whose packets are to be lost without a word. It takes root, Linux
+and the command ``ip`` (Debian's iproute2).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ADDRESS, REMOTE_ADDRESS = "10.213.7.1", "10.213.7.2"
 
 
 def is_possible() -> bool:
-    """Whether such a host can be made here."""
+    """Return whether such a host can be made here."""
     return os.geteuid() == 0 and shutil.which("ip") is not None
 
 

@@ -42,8 +42,10 @@ class Result:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as bad as the floor this is: 1 is as good. None without a
-        floor."""
+        """How many times as bad as the floor this is: 1 is as good.
+
+        It is None without a floor.
+        """
         if self.runs:
             ratios = [run.ratio for run in self.runs if run.ratio is not None]
             return median(ratios) if ratios else None
@@ -53,15 +55,19 @@ class Result:
 
     @property
     def range(self) -> tuple[float, float] | None:
-        """The lowest and the highest ratio of the runs, without a floor the values;
-        None where it was measured once."""
+        """The lowest and the highest ratio of the runs, without a floor the values.
+
+        It is None where the result was measured once.
+        """
         figures = [run.value if self.ratio is None else run.ratio or 0 for run in self.runs]
         return (min(figures), max(figures)) if figures else None
 
     @property
     def server(self) -> str:
-        """The major version of the server that it was measured on; empty where that is
-        not noted."""
+        """The major version of the server that the result was measured on.
+
+        It is empty where that is not noted.
+        """
         return str(self.settings.get("postgresql", "")).partition(".")[0]
 
     @property
@@ -93,8 +99,7 @@ def _combined(runs: Sequence[Result]) -> Result:
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
-    """Return the smallest of the values that is not exceeded by this many percent of
-    them."""
+    """Return the smallest value that ``percent`` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
@@ -118,8 +123,15 @@ def save(results: Sequence[Result], path: Path) -> None:
 
 
 def load_ratios(path: Path, size: str) -> dict[tuple[str, str], float]:
-    """Read the ratios of saved results of a run of this size, by scenario and server;
-    ValueError if it was of another one."""
+    """Return the ratios of saved results, by scenario and server.
+
+    Args:
+        path: The file that `save` has written.
+        size: The size of this run.
+
+    Raises:
+        ValueError: The saved run had another size.
+    """
     records = json.loads(path.read_text())
     if other := {record["settings"]["size"] for record in records} - {size}:
         raise ValueError(
@@ -136,8 +148,10 @@ def load_ratios(path: Path, size: str) -> dict[tuple[str, str], float]:
 def worse(
     results: Iterable[Result], recorded: dict[tuple[str, str], float]
 ) -> list[tuple[Result, float]]:
-    """Return each result that is worse than recorded for its server by more than
-    `TOLERANCE`, with the recorded ratio."""
+    """Return each result that is worse than recorded, with the recorded ratio.
+
+    It is worse than recorded for its server by more than `TOLERANCE`.
+    """
     known = [
         (r, recorded[r.scenario, r.server]) for r in results if (r.scenario, r.server) in recorded
     ]

@@ -322,7 +322,7 @@ class Soak:
             await connection.close()
 
     async def _try(self, statement: str, *parameters: object) -> list[Any]:
-        """A statement that may be refused, or find no server."""
+        """Run a statement that may be refused, or find no server."""
         try:
             return await self._execute(statement, *parameters)
         except psycopg.Error:
@@ -415,7 +415,11 @@ class Soak:
 
 
 async def soak(directory: Path, seconds: float, seed: int, installation: Path | None) -> Report:
-    """Run one soak on a server of its own. Cancelled, everything it began has ended."""
+    """Run one soak on a server of its own.
+
+    Cancellation:
+        Everything that it began has ended.
+    """
     settings = {"fsync": "off", "max_connections": "200"}
     async with serve(directory / "server", settings=settings, installation=installation) as server:
         return await Soak(server, directory, seed).run(seconds)

@@ -104,8 +104,10 @@ async def _size(dsn: str) -> float:
 
 
 async def produce(dsn: str) -> None:
-    """For each order, a rate and seconds, enqueue at this rate for so long (0: as fast
-    as possible); say how many that were."""
+    """Enqueue at a rate for some seconds; each order says both.
+
+    A rate of 0 is as fast as possible. Say how many messages that were.
+    """
     async with (
         tocsin.connect(dsn, pool_size=PRODUCERS) as store,
         store.producer(QUEUE) as producer,
@@ -132,8 +134,10 @@ async def produce(dsn: str) -> None:
 
 
 async def consume(dsn: str) -> None:
-    """Handle messages. For each order, say how many came since the last one, and the
-    median and 99th percentile of their latency in ms."""
+    """Handle messages, and say at each order how many came since the last one.
+
+    Say also the median and 99th percentile of their latency in ms.
+    """
     latencies: list[float] = []
 
     async def handle(message: tocsin.Message) -> None:

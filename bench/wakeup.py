@@ -1,10 +1,9 @@
-"""From one process's enqueue statement to the first line of an idle consumer's handler
-in another process.
+"""The time from an enqueue statement to a handler's first line in another process.
 
-The clock (CLOCK_MONOTONIC, which all processes of a host share) is read just before the
-statement and travels in the message. Each message finds every consumer idle: it is sent
-when the one before was archived, its consumer waits for a notification again, and a
-pause is over.
+The consumer is idle. The clock (CLOCK_MONOTONIC, which all processes of a host share)
+is read just before the statement and travels in the message. Each message finds every
+consumer idle: it is sent when the one before was archived, its consumer waits for a
+notification again, and a pause is over.
 
 Two ways of sending: ``produce`` is a trio process with a `tocsin.Producer`, ``sql`` is
 ``select tocsin.enqueue(...)`` by blocking psycopg. The floor, ``claim``, is a queue by
@@ -137,8 +136,10 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def exchange(sender: Child, receiver: Child, count: int) -> list[list[float]]:
-    """Have so many messages sent, one after the other, and return for each what its
-    receiver says of it: how long it took, in ms, first."""
+    """Have messages sent in turn, and return what the receiver says of each.
+
+    The first figure of each is how long it took, in ms.
+    """
     delays = []
     for _ in range(count):
         await trio.sleep(PAUSE)
@@ -148,7 +149,7 @@ async def exchange(sender: Child, receiver: Child, count: int) -> list[list[floa
 
 
 async def consume(dsn: str) -> NoReturn:
-    """Handle messages, and say when asleep again how long each one took to come, in ms."""
+    """Handle messages; say when idle again how long each one took to come, in ms."""
     send, receive = trio.open_memory_channel[float](1)
 
     async def handle(message: tocsin.Message) -> None:
@@ -170,8 +171,10 @@ async def consume(dsn: str) -> NoReturn:
 
 
 def consume_blocking(dsn: str) -> None:
-    """Hear and claim messages with Tocsin's functions, but no more of it; say how long
-    each one took to come, and to be heard of, in ms."""
+    """Hear and claim messages with Tocsin's functions, but no more of it.
+
+    Say how long each message took to come, and to be heard of, in ms.
+    """
     with floor.connect(dsn) as connection, floor.connect(dsn) as line:
         worker = connection.execute(
             "select id, registration from tocsin.register_worker(%s, 'consumer', 'blocking', null,"
@@ -212,8 +215,10 @@ async def produce(dsn: str) -> NoReturn:
 
 
 async def call(dsn: str) -> NoReturn:
-    """For each order, notify `answer` and wait for its notification; say how long that
-    took, in ms."""
+    """Notify `answer` for each order, and wait for its notification.
+
+    Say how long that took, in ms.
+    """
     async with (
         await TrioConnection.connect(dsn, autocommit=True) as connection,
         await TrioConnection.connect(dsn, autocommit=True) as line,

@@ -88,8 +88,11 @@ SECTIONS = Config(napoleon_custom_sections=["Cancellation"])
 def _with_sections(
     app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
-    """Render the sections of a docstring. Of a field's docstring the extension itself
-    would take the text before a colon for a type."""
+    """Render the sections of a docstring.
+
+    Of a field's docstring the extension itself would take the text before a colon for a
+    type.
+    """
     if what not in ("attribute", "data", "property"):
         lines[:] = GoogleDocstring(lines, SECTIONS, app, what, name, thing).lines()
 

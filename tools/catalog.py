@@ -1,5 +1,4 @@
-"""``python -m tools.catalog`` writes ``sql/catalog``: what is in a fresh
-installation.
+"""``python -m tools.catalog`` writes ``sql/catalog``: what a fresh installation has.
 
 `verify` compares with it. A database in SQL_ASCII has all that any database has, and
 one constraint more.

@@ -1,7 +1,7 @@
-"""``python -m tools.snapshot`` dumps this version of the schema, with data in every
-state, into ``sql/snapshots/``.
+"""``python -m tools.snapshot`` dumps this version's schema into ``sql/snapshots/``.
 
-The dump is taken from the oldest PostgreSQL that Tocsin supports, as later ones load it.
+The dump has data in every state. It is taken from the oldest PostgreSQL that Tocsin
+supports, as later ones load it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Other queues from PyPI, each behind a thin adapter: a file of this package that has a
-`Peer` in it.
+"""Other queues from PyPI, each behind a thin adapter.
 
-Each is set up as its own documentation says that it is fastest, with nothing but
-durability that a queue on disk has by default; the adapter says how, and so do the
-settings of the result. They bring an event loop of their own, asyncio, on uvloop where
-that is installed: each runs in a process that has nothing to do with trio. They come
-with the extra ``peers``; what is not installed is left out.
+An adapter is a file of this package that has a `Peer` in it. Each queue is set up as
+its own documentation says that it is fastest, with nothing but durability that a queue
+on disk has by default; the adapter says how, and so do the settings of the result. They
+bring an event loop of their own, asyncio, on uvloop where that is installed: each runs
+in a process that has nothing to do with trio. They come with the extra ``peers``; what
+is not installed is left out.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ class Peer:
 
 
 def url(dsn: str) -> str:
-    """Spell a connection string as a URL; a directory with a socket is the host, with
-    its slashes encoded."""
+    """Return a connection string as a URL.
+
+    A directory with a socket is the host, with its slashes encoded.
+    """
     given = {name: quote(str(value), safe="") for name, value in conninfo_to_dict(dsn).items()}
     login = ":".join(given[name] for name in ("user", "password") if name in given)
     port = f":{given['port']}" if "port" in given else ""

@@ -1,10 +1,10 @@
-"""Chancy: its asyncio executor with concurrency 500, polling again as soon as a job
-ends (``eager_polling``); its default plugins.
+"""Chancy, with its asyncio executor, concurrency 500 and its default plugins.
 
-It takes as many jobs as it has room for and gathers what it finished. A job is looked
-up by its import path, so what counts the calls is a variable of this module. Its
-outgoing updates are written once a second by default; ``send_outgoing_interval`` is
-made 10 ms, so that no consumer waits for them.
+It polls again as soon as a job ends (``eager_polling``), takes as many jobs as it has
+room for, and gathers what it finished. A job is looked up by its import path, so what
+counts the calls is a variable of this module. Its outgoing updates are written once a
+second by default; ``send_outgoing_interval`` is made 10 ms, so that no consumer waits
+for them.
 """
 
 from __future__ import annotations

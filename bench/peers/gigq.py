@@ -1,8 +1,7 @@
-"""GigQ: on its SQLite file; one thread, since more of them only wait for the file's
-lock.
+"""GigQ, on its SQLite file, with one thread.
 
-Its functions are plain ones, looked up by their import path, so what counts the calls
-is a variable of this module.
+More threads would only wait for the file's lock. Its functions are plain ones, looked
+up by their import path, so what counts the calls is a variable of this module.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Oban for Python (3.12 and later): one queue with a limit of 500, in its embedded
-mode; bulk acknowledgement is in its paid edition.
+"""Oban for Python (3.12 and later), in its embedded mode: one queue, a limit of 500.
 
-Finished jobs are kept, in state "completed".
+Bulk acknowledgement is in its paid edition. Finished jobs are kept, in state
+"completed".
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ _handled: list[Handled] = []
 
 
 class Handler:
-    """Looked up by its import path, so what counts the calls is a variable of this
-    module."""
+    """A handler that is looked up by its import path.
+
+    So what counts the calls is a variable of this module.
+    """
 
     async def process(self, job: Job) -> None:
         assert job.args is not None

@@ -1,9 +1,9 @@
-"""pgqrs: its Rust core, with the explicit calls of its Python API: take a batch, look
-at each message, archive the batch.
+"""pgqrs: its Rust core, with the explicit calls of its Python API.
 
-Its handler loops (``consume_batch``) are built of the same two calls. Where it may
-choose its batch, it takes 500; larger ones are not faster. An archived message stays in
-its table of messages, with the time.
+They take a batch, look at each message, and archive the batch. Its handler loops
+(``consume_batch``) are built of the same two calls. Where it may choose its batch, it
+takes 500; larger ones are not faster. An archived message stays in its table of
+messages, with the time.
 """
 
 from __future__ import annotations

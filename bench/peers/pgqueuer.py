@@ -1,8 +1,8 @@
-"""PgQueuer: asyncpg, its recommended driver, and large batches, which its documentation
-advises for throughput.
+"""PgQueuer, with asyncpg and large batches.
 
-A message finished is an entry "successful" of its log table; entries are gathered and
-written a batch at a time.
+asyncpg is its recommended driver, and its documentation advises large batches for
+throughput. A message finished is an entry "successful" of its log table; entries are
+gathered and written a batch at a time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Procrastinate: its async worker with concurrency 100, and a pool that is as large as
-its connections can be of use.
+"""Procrastinate, with its async worker and concurrency 100.
 
-It takes and finishes jobs one by one. Finished ones are kept, as with Tocsin.
+Its pool is as large as its connections can be of use. It takes and finishes jobs one by
+one. Finished ones are kept, as with Tocsin.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""The processes in which peers play a part: one to fill a queue, more to drain it
-(``draining.py``)."""
+"""The processes in which peers play a part.
+
+One fills a queue, and more drain it (``draining.py``).
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,11 @@ CONFIRM_WITHIN = 5.0
 
 
 def load(name: str) -> Peer:
-    """Return a peer by the name of its adapter; raises `ImportError` when it is not
-    installed."""
+    """Return a peer by the name of its adapter.
+
+    Raises:
+        ImportError: The peer is not installed.
+    """
     peer = importlib.import_module(f"{__package__}.{name}").PEER
     assert isinstance(peer, Peer)
     return peer

@@ -230,7 +230,7 @@ def _check_variables(names: Iterable[str]) -> None:
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str | None:
-    """Return which of the known names this one is a slip of the pen for, if it is one."""
+    """Return the known name that this one is a misspelling of, if it is one."""
     rests = {other.removeprefix(prefix): other for other in known}
     rest = name.removeprefix(prefix)
     # DNS for DSN: too short to be similar

@@ -61,7 +61,7 @@ class Unhealthy(click.ClickException):
 
 @attrs.frozen
 class Common:
-    """The options that may stand anywhere: the database, and the format of the output."""
+    """The options that may stand anywhere: the database, and the output's format."""
 
     dsn: str | None = attrs.field(default=None, repr=False)
     """PostgreSQL connection string; None: not given."""

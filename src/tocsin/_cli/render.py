@@ -82,7 +82,7 @@ class Screen:
             click.echo(empty)
 
     def record(self, value: Any, **texts: str | None) -> None:
-        """Show one value with all its fields; in a table, some of them as these texts."""
+        """Show one value with all its fields; in a table, some as these texts."""
         if self.json:
             self._document(value)
         else:

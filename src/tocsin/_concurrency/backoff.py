@@ -39,7 +39,7 @@ class OutageRetry:
         self._since: float | None = None
 
     def failed(self, error: Exception) -> float:
-        """Note a failure, and return how many seconds to wait before the next attempt."""
+        """Note a failure, and return the seconds to wait before the next attempt."""
         level = logging.DEBUG
         if self._since is None:
             self._since = trio.current_time()

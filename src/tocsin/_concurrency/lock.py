@@ -17,14 +17,14 @@ __all__ = ["Lock"]
 
 
 class Lock:
-    """First come, first served; with the methods of `asyncio.Lock` that psycopg uses."""
+    """A fair lock, with the methods of `asyncio.Lock` that psycopg uses."""
 
     def __init__(self) -> None:
         self._held = False
         self._waiters = ParkingLot()
 
     def locked(self) -> bool:
-        """Whether the lock is held."""
+        """Return whether the lock is held."""
         return self._held
 
     @enable_ki_protection

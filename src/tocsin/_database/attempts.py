@@ -1,4 +1,4 @@
-"""Attempts at a statement: its parameters, what ends it, and since when all have failed."""
+"""Attempts at a statement: its parameters, its end, and since when all have failed."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def join_privileges(granted: Iterable[str]) -> str:
 
 
 def write_definitions(definitions: Definitions) -> dict[str, str]:
-    """Return definitions as the texts of the files in ``sql/catalog``, by their names."""
+    """Return definitions as the texts of the files in ``sql/catalog``, by file name."""
     texts = dict.fromkeys((*_FILES.values(), _OTHERS), "")
     for (kind, name), definition in sorted(definitions.items()):
         texts[_FILES.get(kind, _OTHERS)] += f"{kind}\t{name}\t{definition}\n"

@@ -40,8 +40,8 @@ Row: TypeAlias = tuple[Any, ...]
 T = TypeVar("T")
 
 REPEATS = 3
-"""How many more times a transaction of one statement is sent that had no effect, after a
-deadlock, a conflict or a full queue of notifications."""
+"""How many more times a transaction of one statement is sent that had no effect, after
+a deadlock, a conflict or a full queue of notifications."""
 
 _BEGIN: Statement = (b"begin", ())
 _NEXT: Statement = (b"commit and chain", ())
@@ -218,10 +218,11 @@ class Database:
         raise await self._translate(failure) if isinstance(failure, psycopg.Error) else failure
 
     async def run(self, statement: str, parameters: Sequence[str | None]) -> Rows:
-        """Run one hot statement, written for the schema ``tocsin``, and return its rows.
+        """Run one hot statement, and return its rows.
 
-        Its parameters are ``$1`` and so on, as text. It is a transaction of its own, on
-        a connection of the pool, and is sent without psycopg's cursor.
+        The statement is written for the schema ``tocsin``. Its parameters are ``$1``
+        and so on, as text. It is a transaction of its own, on a connection of the pool,
+        and is sent without psycopg's cursor.
 
         Raises:
             TocsinError: The database refuses the statement, or is not available.
@@ -261,11 +262,7 @@ class Database:
         )
 
     async def _repeated(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Attempt a transaction, again while an attempt without effect may be repeated.
-
-        PostgreSQL's error says that an attempt had no effect, and that the next may
-        succeed.
-        """
+        """Attempt a transaction, again after an error that says it had no effect."""
         waits = islice(delays(), REPEATS)
         while True:
             try:

@@ -27,7 +27,7 @@ def _check_name(roles: object, attribute: attrs.Attribute[Any], name: str | None
 
 @attrs.frozen
 class Roles:
-    """Names of the roles that `Store.install` lets in; None for one that is not wanted."""
+    """Names of the roles that `Store.install` lets in; None for an unwanted one."""
 
     producer: str | None = attrs.field(default="tocsin_producer", validator=_check_name)
     """Its members may enqueue to the queues that they were granted, and nothing else.

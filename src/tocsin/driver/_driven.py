@@ -212,7 +212,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
             raise
 
     def _leaves_pipeline(self) -> bool:
-        """Return whether the generator under way ends the pipeline that it has begun."""
+        """Return whether the running generator ends the pipeline that it has begun."""
         return False
 
     async def complete(self, gen: PQGen[RV]) -> RV:

@@ -155,8 +155,8 @@ class WorkerStateChanged(Event):
     worker_id: int
     """Id of the worker."""
     status: str
-    """Its state, as `tocsin.WorkerStatus` has it; ``gone`` when the registration belongs
-    to another process by now."""
+    """Its state, as `tocsin.WorkerStatus` has it; ``gone`` when the registration
+    belongs to another process by now."""
 
 
 @attrs.frozen(kw_only=True)
