@@ -16,11 +16,10 @@ import trio.testing
 import tocsin
 from tests.support import (
     PATIENCE,
-    Handled,
     query,
-    run_until_suspended,
 )
 from tests.support.bad_errors import BadSyntax, Unspeakable
+from tests.support.runs import running
 
 
 class Opaque(Exception):
@@ -218,12 +217,11 @@ async def test_what_a_cancelled_handler_raises_besides_does_not_count(
             nursery.start_soon(trio.sleep_forever)
             began.set()
 
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(consumer.handle, handler)
+    async with store.consumer("q") as consumer, running(consumer, handler) as run:
         with trio.fail_after(PATIENCE):
             await began.wait()
             await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
+        run.cancel()
     info = await store.messages.get(message_id)
     assert (info.state, info.read_ct) == ("ready", 0)
     assert "raised while it was cancelled: ValueError: v\n" in caplog.text
@@ -254,13 +252,12 @@ async def test_a_task_dump_shows_where_a_handler_hangs(store: tocsin.Store) -> N
         ]
 
     began = trio.Event()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(consumer.handle, handler)
+    async with store.consumer("q") as consumer, running(consumer, handler) as run:
         with trio.fail_after(PATIENCE):
             await began.wait()
             await trio.testing.wait_all_tasks_blocked()
         shown = frames(trio.lowlevel.current_task())
-        nursery.cancel_scope.cancel()
+        run.cancel()
     assert {"_run_worker", "handler"} <= set(shown)
 
 
@@ -467,19 +464,16 @@ async def test_fails_twice_then_succeeds(store: tocsin.Store, store_dsn: str) ->
         if message.payload == "difficult" and message.read_ct < 3:
             raise RuntimeError(f"attempt {message.read_ct}")
 
-    handled, suspended = Handled(handle), list[tocsin.Suspended]()
     async with (
         store.producer("tasks") as producer,
         store.consumer("tasks") as consumer,
-        trio.open_nursery() as nursery,
+        running(consumer, handle) as run,
     ):
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         difficult = await producer.enqueue("difficult")
         await producer.enqueue_many(["easy"] * 5)
-        await handled.wait(8)
-        await consumer.interrupt()
-    assert handled.payloads[-1] == "difficult"  # the other messages were not held up
-    attempts = [m for m in handled.messages if m.id == difficult]
+        await run.handled.wait(8)
+    assert run.handled.payloads[-1] == "difficult"  # the other messages were not held up
+    attempts = [m for m in run.handled.messages if m.id == difficult]
     assert [m.read_ct for m in attempts] == [1, 2, 3]
     assert [m.last_error for m in attempts] == [
         None,

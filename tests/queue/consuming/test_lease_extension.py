@@ -11,14 +11,11 @@ import trio.testing
 import tocsin
 from tests.support import (
     PATIENCE,
-    Handled,
     move_clock,
     open_connection,
     query,
-    run_until_suspended,
-    until,
-    until_query,
 )
+from tests.support.runs import running, running_call
 
 
 @pytest.mark.parametrize("way", ["async", "thread", "batch", "stream"])
@@ -39,26 +36,24 @@ async def test_heartbeat_and_lease_extension_while_a_handler_runs(store_dsn: str
             trio.from_thread.run_sync(began.set)
             assert go_on.wait(PATIENCE)
 
-        async def run() -> None:
-            try:
-                if way == "stream":
-                    async with consumer.messages() as stream:
-                        async for message in stream:
-                            await handle(message)
-                            await message.archive()
-                elif way == "batch":
-                    await consumer.handle_batches(handle, size=5)
-                else:
-                    await consumer.handle(block if way == "thread" else handle)
-            except tocsin.Suspended:
-                pass
+        async def consume(*, task_status: trio.TaskStatus[None]) -> None:
+            if way == "stream":
+                async with consumer.messages() as stream:
+                    task_status.started()
+                    async for message in stream:
+                        await handle(message)
+                        await message.archive()
+            elif way == "batch":
+                await consumer.handle_batches(handle, size=5, task_status=task_status)
+            else:
+                handler = block if way == "thread" else handle
+                await consumer.handle(handler, task_status=task_status)
 
         async with (
             store.consumer("q") as consumer,
             store.consumer("q") as other,
-            trio.open_nursery() as nursery,
+            running_call(consumer, consume) as run,
         ):
-            nursery.start_soon(run)
             await began.wait()
             signs = set[object]()
             with trio.fail_after(PATIENCE):
@@ -72,8 +67,7 @@ async def test_heartbeat_and_lease_extension_while_a_handler_runs(store_dsn: str
                         signs.add((await consumer.info()).heartbeat_at)
             assert await consumer.is_healthy(30)
             go_on.set()
-            await until(lambda: query(store_dsn, "select 1 from tocsin.archive"))
-            await consumer.interrupt()
+            await run.settled(1, "archived")
         assert (await store.messages.get(message_id)).read_ct == 1
 
 
@@ -117,18 +111,14 @@ async def test_handler_that_outlives_the_visibility_timeout_three_times(
                 )
                 leases.extend(await cursor.fetchall())
 
-    handled, other, suspended = Handled(handle), Handled(), list[tocsin.Suspended]()
     async with (
         store.consumer("tasks") as a,
         store.consumer("tasks") as b,
-        trio.open_nursery() as nursery,
+        running(a, handle) as run,
     ):
-        nursery.start_soon(run_until_suspended, a, handled, suspended)
-        await handled.wait(1)
-        nursery.start_soon(run_until_suspended, b, other, suspended)
-        await until_query(store_dsn, "select id from tocsin.archive")
-        await a.interrupt()
-        await b.interrupt()
-    assert len(handled.messages) == 1
-    assert other.messages == []
+        await run.handled.wait(1)
+        async with running(b) as other:
+            await run.settled(1, "archived")
+    assert len(run.handled.messages) == 1
+    assert other.handled.messages == []
     assert {read_ct for _, read_ct in leases} == {1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,15 +13,15 @@ from tests.support import (
     move_clock,
     nodes,
     query,
-    run_until_suspended,
     until_asleep,
 )
+from tests.support.runs import running
 
 
 async def test_a_message_that_failed_holds_up_those_behind_it(store: tocsin.Store) -> None:
     await store.queues.ensure("q", max_deliveries=2, retry_base=0.05)
     seen: list[tuple[Any, int]] = []
-    ended, suspended = trio.Event(), list[tocsin.Suspended]()
+    ended = trio.Event()
 
     async def handler(message: tocsin.Message) -> None:
         seen.append((message.payload, message.read_ct))
@@ -43,13 +42,9 @@ async def test_a_message_that_failed_holds_up_those_behind_it(store: tocsin.Stor
                 ended.set()
 
     with trio.fail_after(PATIENCE):
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            await store.produce_many("q", range(8))
-            nursery.start_soon(
-                partial(run_until_suspended, consumer, handler, suspended, ordered=True)
-            )
+        await store.produce_many("q", range(8))
+        async with store.consumer("q") as consumer, running(consumer, handler, ordered=True):
             await ended.wait()
-            await consumer.interrupt()
     assert seen == [
         (0, 1),
         (1, 1),
@@ -68,19 +63,18 @@ async def test_a_message_that_failed_holds_up_those_behind_it(store: tocsin.Stor
 
 async def test_of_two_consumers_one_works_and_the_other_takes_over(store: tocsin.Store) -> None:
     await store.queues.ensure("q", vt=1)
-    running, most, seen = 0, 0, list[int]()
+    active, most, seen = 0, 0, list[int]()
     workers = set[int]()
-    suspended = list[tocsin.Suspended]()
     half, ended = trio.Event(), trio.Event()
 
     async def handler(message: tocsin.Message) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
         await trio.lowlevel.checkpoint()
         seen.append(message.payload)
         workers.add(message.consumer_worker_id)
-        running -= 1
+        active -= 1
         if message.payload == 49:
             half.set()
         if message.payload == 99:
@@ -90,20 +84,15 @@ async def test_of_two_consumers_one_works_and_the_other_takes_over(store: tocsin
         async with (
             store.consumer("q") as first,
             store.consumer("q") as second,
-            trio.open_nursery() as nursery,
+            running(first, handler, ordered=True),
+            running(second, handler, ordered=True),
         ):
-            consumers = {c.worker_id: c for c in (first, second)}
-            for consumer in consumers.values():
-                nursery.start_soon(
-                    partial(run_until_suspended, consumer, handler, suspended, ordered=True)
-                )
             await store.produce_many("q", range(50))
             await half.wait()
-            leader = consumers.pop(min(workers))
+            leader = next(c for c in (first, second) if c.worker_id == min(workers))
             await leader.interrupt()
             await store.produce_many("q", range(50, 100))
             await ended.wait()
-            await consumers.popitem()[1].interrupt()
     assert (most, seen) == (1, list(range(100)))
 
 
@@ -194,7 +183,6 @@ async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(
     store_dsn: str, change: str
 ) -> None:
     failed, passed = trio.Event(), trio.Event()
-    suspended = list[tocsin.Suspended]()
 
     async def handler(message: tocsin.Message) -> None:
         if message.payload == 1:
@@ -205,10 +193,7 @@ async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(
     async with tocsin.connect(store_dsn, heartbeat=600) as store:
         await store.queues.ensure("q", retry_base=3600)
         await store.produce_many("q", range(1, 3))
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(
-                partial(run_until_suspended, consumer, handler, suspended, ordered=True)
-            )
+        async with store.consumer("q") as consumer, running(consumer, handler, ordered=True):
             with trio.fail_after(PATIENCE):
                 await failed.wait()
                 await until_asleep(store)
@@ -224,4 +209,3 @@ async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(
                                 "q", delayed=True, dry_run=dry_run
                             ) == tocsin.PurgeResult(0, 1, 0, 0)
                 await passed.wait()
-            await consumer.interrupt()

@@ -21,6 +21,7 @@ from tests.support import (
     statements,
     until_asleep,
 )
+from tests.support.runs import running_call
 
 
 async def everything(dsn: str) -> list[Any]:
@@ -169,7 +170,7 @@ async def test_handler_timeout_a_late_finish_cannot_settle(
     message that waits, nor one that another has handled."""
     await store.queues.ensure("q", retry_base=0 if again else 3600, retry_jitter=0)
     message_id = await store.produce("q", 1)
-    go_on, late = threading.Event(), list[str]()
+    go_on, finished, late = threading.Event(), trio.Event(), list[str]()
 
     def handle(message: tocsin.Message) -> None:
         if message.read_ct > 1:
@@ -179,25 +180,24 @@ async def test_handler_timeout_a_late_finish_cannot_settle(
             trio.from_thread.run(message.archive, trio_token=token)
         except tocsin.LeaseLost as lost:
             late.append(str(lost))
-        late.append("finished")
-
-    async def state() -> str:
-        return (await store.messages.get(message_id)).state
+        trio.from_thread.run_sync(finished.set, trio_token=token)
 
     token = trio.lowlevel.current_trio_token()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(functools.partial(consumer.handle, handle, timeout=0.05))
+    async with (
+        store.consumer("q") as consumer,
+        running_call(consumer, functools.partial(consumer.handle, handle, timeout=0.05)) as run,
+    ):
+        await run.settled(1, "failed")
+        if again:
+            await run.settled(1, "archived")
+        before = await everything(store_dsn)
+        go_on.set()
         with trio.fail_after(PATIENCE):
-            while await state() != ("archived" if again else "delayed"):
-                await trio.lowlevel.checkpoint()
-            before = await everything(store_dsn)
-            go_on.set()
-            while "finished" not in late:
-                await trio.lowlevel.checkpoint()
+            await finished.wait()
         await until_asleep(store)
         assert await everything(store_dsn) == before
-        nursery.cancel_scope.cancel()
-    assert len(late) == 2
+        run.cancel()
+    assert len(late) == 1
     message = await store.messages.get(message_id)
     assert (message.state, message.read_ct) == (("archived", 2) if again else ("delayed", 1))
     assert message.last_error is not None

@@ -22,10 +22,10 @@ from tests.support import (
     move_clock,
     open_connection,
     query,
-    run_until_suspended,
     until_query,
 )
 from tests.support.child import run_script
+from tests.support.runs import running
 from tocsin.driver import TrioConnection
 
 Connection: TypeAlias = Any
@@ -295,15 +295,11 @@ async def test_the_lease_is_kept_beside_an_open_transaction_and_waits_for_nothin
         async with store.transaction() as connection:
             await message.archive(connection=connection)
 
-    suspended: list[tocsin.Suspended] = []
     async with (
         store.consumer("q") as consumer,
         store.consumer("q") as other,
-        trio.open_nursery() as nursery,
+        running(consumer, handle, concurrency=2, once=True) as run,
     ):
-        nursery.start_soon(
-            lambda: run_until_suspended(consumer, handle, suspended, concurrency=2, once=True)
-        )
         with trio.fail_after(PATIENCE):
             await in_transaction.wait()
             await move_clock(store_dsn, 3000)
@@ -312,14 +308,14 @@ async def test_the_lease_is_kept_beside_an_open_transaction_and_waits_for_nothin
             assert await other.dequeue(9) == []
             await move_clock(store_dsn, 0)  # else the lease may be taken over after the rollback
             roll_back.set()
-    assert [s.handled for s in suspended] == [2]
+        assert (await run.wait()).handled == 2
     assert warnings(caplog) == []
 
 
 async def test_a_transaction_that_ends_after_the_handler_is_waited_for(
     store: tocsin.Store, effects: Effects, store_dsn: str
 ) -> None:
-    returned, suspended = Handled(), list[tocsin.Suspended]()
+    returned = Handled()
     ids = await store.produce_many("q", [1, 2, 3])
     archived = "select id, read_ct from tocsin.archive order by id"
     with psycopg.connect(store_dsn) as connection:
@@ -329,8 +325,7 @@ async def test_a_transaction_that_ends_after_the_handler_is_waited_for(
                 await message.archive(connection=connection)
             await returned(message)
 
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handle, suspended)
+        async with store.consumer("q") as consumer, running(consumer, handle):
             await returned.wait(3)
             assert await query(store_dsn, archived) == []
             connection.commit()
@@ -338,7 +333,6 @@ async def test_a_transaction_that_ends_after_the_handler_is_waited_for(
             await returned.wait(4)
             connection.rollback()
             await returned.wait(5)
-            await consumer.interrupt()
     assert await query(store_dsn, archived) == [*((i, 1) for i in ids), (last, 2)]
 
 
@@ -450,11 +444,10 @@ async def test_a_run_that_is_cancelled_in_the_transaction_gives_its_message_back
             await trio.sleep_forever()
 
     async with store.consumer("q") as consumer:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(consumer.handle, handle)
+        async with running(consumer, handle) as run:
             with trio.fail_after(PATIENCE):
                 await in_transaction.wait()
-            nursery.cancel_scope.cancel()
+            run.cancel()
         assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [
             ("ready", 0)
         ]
@@ -565,18 +558,16 @@ async def test_a_run_does_not_wait_for_ever_for_a_transaction_to_end(
 ) -> None:
     monkeypatch.setattr("tocsin._queue.consuming.dispatcher.OPEN_AT_THE_END", 0)
     (message_id,) = await store.produce_many("q", [1])
-    returned, suspended = Handled(), list[tocsin.Suspended]()
+    returned = Handled()
     with psycopg.connect(store_dsn) as connection:
 
         async def handle(message: tocsin.Message) -> None:
             await message.archive(connection=connection)
             await returned(message)
 
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handle, suspended)
+        async with store.consumer("q") as consumer, running(consumer, handle) as run:
             await returned.wait(1)
-            await consumer.interrupt()
-        assert [(s.handled, s.released) for s in suspended] == [(0, 0)]
+        assert (run.suspended.handled, run.suspended.released) == (0, 0)
         assert (await store.messages.get(message_id)).state == "leased"
     assert (await store.messages.get(message_id)).state == "archived"
 

@@ -16,7 +16,8 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, query, run_until_suspended, until, until_asleep
+from tests.support import PATIENCE, Handled, query, until, until_asleep
+from tests.support.runs import running
 from tocsin._queue.consuming import lease_clock, signals
 from tocsin.embedded import EmbeddedServer
 
@@ -25,26 +26,16 @@ async def hang(_: object) -> None:
     await trio.sleep_forever()
 
 
-async def test_a_signal_ends_a_suspended_run(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_signal_ends_a_suspended_run(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
-    suspended = list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-
-        async def serve() -> None:
-            async with tocsin.drain_on_signals(consumer):
-                await run_until_suspended(consumer, Handled(), suspended)
-
-        nursery.start_soon(serve)
-        await until(
-            lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'")
-        )
+    async with (
+        store.consumer("q") as consumer,
+        tocsin.drain_on_signals(consumer),
+        running(consumer) as run,
+    ):
         await (await store.workers.get(consumer.worker_id)).suspend()
         signal.raise_signal(signal.SIGTERM)
-        with trio.move_on_after(PATIENCE):
-            while not suspended:
-                await query(store_dsn, "select")
-        nursery.cancel_scope.cancel()
-    assert suspended
+        await run.wait()
 
 
 async def test_a_signal_does_not_interrupt_the_next_owner_of_the_name(
