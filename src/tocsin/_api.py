@@ -6,7 +6,8 @@
 from tocsin._database.roles import Roles
 from tocsin._database.verify import SchemaDifference
 from tocsin._queue.admin.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters
-from tocsin._queue.admin.messages import Delivery, MessageInfo, Messages, MessageState
+from tocsin._queue.admin.message_values import Delivery, MessageInfo, MessageState
+from tocsin._queue.admin.messages import Messages
 from tocsin._queue.admin.queue_settings import QueueSettings
 from tocsin._queue.admin.queue_values import DeleteResult, PurgeResult, Queue, QueueMetrics
 from tocsin._queue.admin.queues import Queues

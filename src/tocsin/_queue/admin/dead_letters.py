@@ -12,7 +12,7 @@ from tocsin._database.client import Database
 from tocsin._durations import Duration, to_timedelta
 from tocsin.errors import MessageNotFound
 
-from .messages import Record
+from .message_values import Record
 
 REASONS = (
     "handler_failed",

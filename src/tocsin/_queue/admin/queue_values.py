@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import math
+from datetime import datetime, timedelta
+from typing import Any
 
 import attrs
 
-from .queue_settings import Notify
+from .queue_settings import NO_END, Notify
 
 
 @attrs.frozen
@@ -52,6 +54,21 @@ class Queue:
     """When it was created, by the server's clock."""
     channel: str
     """The channel of its notifications, for programs that LISTEN (see `notify`)."""
+
+
+COLUMNS = ", ".join(field.name for field in attrs.fields(Queue))
+"""The columns that `read_queue` takes."""
+
+
+def read_queue(row: tuple[Any, ...]) -> Queue:
+    """Return the queue of a row."""
+    return Queue(*map(_read_value, row))
+
+
+def _read_value(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return math.inf if value >= NO_END else value.total_seconds()
+    return tuple(value) if isinstance(value, list) else value
 
 
 @attrs.frozen

@@ -1,0 +1,121 @@
+"""Messages as values: what is known of them, whatever has become of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+import attrs
+
+from tocsin._queue.payload import decode
+
+MessageState = Literal["ready", "delayed", "leased", "dead", "archived"]
+"""Where a message is: it can be claimed, is due later, is with a consumer, is a dead
+letter, is finished and kept."""
+
+
+@attrs.frozen
+class Delivery:
+    """A delivery that failed, in a message's history. One that was taken back (by an
+    interruption, say) is not in it."""
+
+    delivery: int
+    """Which delivery it was, counted from 1 since the message was enqueued or last
+    replayed."""
+    worker_id: int | None
+    """Id of the consumer that had it."""
+    worker: str | None
+    """Name of that consumer."""
+    dequeued_at: datetime
+    """When it began, by the server's clock."""
+    ended_at: datetime
+    """When it ended."""
+    outcome: str
+    """How, as a code: ``handler_failed``, ``rejected`` (by the handler),
+    ``lease_expired``, ``worker_died`` or ``released``."""
+    error: str | None
+    """What the handler raised, the beginning of it if it is long; None when it was not
+    that."""
+
+
+def _read_history(text: str | None) -> tuple[Delivery, ...]:
+    return tuple(map(_read_delivery, decode(text) if text is not None else ()))
+
+
+def _read_delivery(entry: Mapping[str, Any]) -> Delivery:
+    times = {name: datetime.fromisoformat(entry[name]) for name in ("dequeued_at", "ended_at")}
+    return Delivery(**{**entry, **times})
+
+
+@attrs.frozen(slots=False)
+class Record:
+    """What is known of every message, in the order of the columns that the database
+    shows it with."""
+
+    id: int
+    """Its id, which it keeps in whichever state it is."""
+    queue: str
+    """Name of its queue."""
+    queue_id: int
+    """Id of its queue."""
+    payload_text: str = attrs.field(repr=False)
+    """The payload as JSON text."""
+    headers_text: str | None = attrs.field(repr=False)
+    """The headers as JSON text; None without."""
+    priority: int
+    """Smaller numbers are delivered first."""
+    key: str | None
+    """Its unique key."""
+    enqueued_at: datetime
+    """When it was enqueued, by the server's clock."""
+    dequeued_at: datetime | None
+    """When its last delivery began; None when there was none."""
+    read_ct: int
+    """How many deliveries there have been."""
+    max_deliveries: int | None
+    """Its own maximum of deliveries; None: its queue's counted, or it is archived."""
+    producer_worker_id: int | None
+    """Id of the producer that enqueued it; None when it was enqueued by SQL or
+    `Store.produce`."""
+    consumer_worker_id: int | None
+    """Id of the consumer that has it or had it last."""
+    history: tuple[Delivery, ...] = attrs.field(converter=_read_history)
+    """Its deliveries that failed, the oldest first; the last twenty of them."""
+
+    @cached_property
+    def payload(self) -> Any:
+        """The payload as it was enqueued; decoded when first asked for, which raises
+        `PayloadUnreadable` for what Python cannot hold."""
+        return decode(self.payload_text)
+
+    @cached_property
+    def headers(self) -> Any:
+        """The headers as they were enqueued; None without. Asking for them raises what
+        `payload` does."""
+        return None if self.headers_text is None else decode(self.headers_text)
+
+
+@attrs.frozen(slots=False)
+class MessageInfo(Record):
+    """A message, as it was at the moment when it was looked at."""
+
+    state: MessageState
+    """Where it is."""
+    due: datetime | None
+    """Its place in the queue among equal priorities: when it was or will be due. None
+    when it is dead or archived."""
+    vt: datetime | None
+    """When it can be claimed (again): the end of its lease while it is leased. None
+    when it is dead or archived."""
+    expires_at: datetime | None
+    """When it becomes a dead letter unless it has been delivered; None: never."""
+    archived_at: datetime | None
+    """When it was archived; None when it was not."""
+    died_at: datetime | None
+    """When it became a dead letter; None when it is none."""
+    reason: str | None
+    """Why it became a dead letter; None when it is none."""
+    last_error: str | None
+    """What the last failed delivery said."""
