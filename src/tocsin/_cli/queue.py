@@ -22,7 +22,7 @@ from .options import (
 from .program import Group, on_store
 from .queue_settings import settings_options
 from .render import Screen, write_duration
-from .tables import MESSAGES, METRICS, NARROW_MESSAGES, NARROW_METRICS, NARROW_QUEUES, QUEUES
+from .tables import MESSAGES, METRICS, QUEUES
 
 role_argument = click.argument("role")
 
@@ -60,7 +60,7 @@ async def create(
 @on_store
 async def list_queues(store: Store, screen: Screen) -> None:
     """Show all queues."""
-    screen.table(await store.queues.list(), QUEUES, narrow=NARROW_QUEUES, empty="no queues")
+    screen.table(await store.queues.list(), QUEUES, empty="no queues")
 
 
 @queue.command(examples=["tocsin queue get emails"])
@@ -126,7 +126,7 @@ async def messages(
     `tocsin message get ID` shows all of one.
     """
     found = await store.messages.list(queue, state=state, worker=worker, limit=limit, after=after)
-    screen.table(found, MESSAGES, narrow=NARROW_MESSAGES, empty="no such messages")
+    screen.table(found, MESSAGES, empty="no such messages")
 
 
 @queue.command(examples=["tocsin queue metrics", "tocsin queue metrics emails --format json"])
@@ -139,13 +139,11 @@ async def metrics(store: Store, screen: Screen, queue: str | None) -> None:
     the oldest ready message has been waiting.
     """
     if queue is None:
-        screen.table(
-            await store.queues.metrics(), METRICS, narrow=NARROW_METRICS, empty="no queues"
-        )
+        screen.table(await store.queues.metrics(), METRICS, empty="no queues")
     elif screen.json:
         screen.record(await store.queues.metrics(queue))
     else:
-        screen.table([await store.queues.metrics(queue)], METRICS, narrow=NARROW_METRICS, empty="")
+        screen.table([await store.queues.metrics(queue)], METRICS, empty="")
 
 
 @queue.command(examples=["tocsin queue pause emails"])

@@ -50,7 +50,11 @@ class Column(Generic[T]):
     """The value that a row shows."""
     kind: str = "text"
     """``text`` may be folded; ``prose`` may be folded and is long; ``name`` is kept
-    whole; ``number`` is kept whole, to the right."""
+    whole while all columns are shown; ``word`` is kept whole; ``number`` is kept whole,
+    to the right."""
+    narrow: bool | Callable[[T], object] = False
+    """Whether the column stays where there is no room for all, or the value that it
+    shows then."""
 
 
 class Screen:
@@ -66,18 +70,16 @@ class Screen:
         columns: Sequence[Column[T]],
         *,
         empty: str,
-        narrow: Sequence[Column[T]] | None = None,
     ) -> None:
         """Show things of one kind.
 
         Args:
             empty: The text where there are none.
-            narrow: The columns, if the terminal is too narrow for all.
         """
         if self.json:
             self._document(rows)
         elif rows:
-            self.show(fit_table(open_console(), rows, columns, narrow or columns))
+            self.show(fit_table(open_console(), rows, columns))
         else:
             click.echo(empty)
 
@@ -120,9 +122,7 @@ def open_console() -> Console:
     return Console(highlight=False, emoji=False)
 
 
-def fit_table(
-    console: Console, rows: Sequence[T], columns: Sequence[Column[T]], narrow: Sequence[Column[T]]
-) -> Table:
+def fit_table(console: Console, rows: Sequence[T], columns: Sequence[Column[T]]) -> Table:
     """Return the table with the columns that fit the terminal.
 
     A pipe has room for all.
@@ -131,8 +131,17 @@ def fit_table(
         endless = console.options.update(width=_ENDLESS)
         least = make_table(rows, [_shorten(column) for column in columns])
         if console.measure(least, options=endless).maximum > console.width:
-            columns = narrow
+            columns = [_narrow(column) for column in columns if column.narrow] or columns
     return make_table(rows, columns)
+
+
+def _narrow(column: Column[T]) -> Column[T]:
+    """Return a column as it is where there is no room for all."""
+    return attrs.evolve(
+        column,
+        value=column.narrow if callable(column.narrow) else column.value,
+        kind="text" if column.kind == "name" else column.kind,
+    )
 
 
 def _shorten(column: Column[T]) -> Column[T]:
@@ -149,7 +158,7 @@ def make_table(rows: Iterable[T], columns: Sequence[Column[T]]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        whole = column.kind in ("name", "number")
+        whole = column.kind in ("name", "word", "number")
         table.add_column(
             column.title,
             no_wrap=whole,

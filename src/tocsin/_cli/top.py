@@ -30,7 +30,7 @@ from tocsin.driver import TrioConnection
 from .options import DURATION
 from .program import Command, Common, on_store, pass_common
 from .render import Screen, fit_table, open_console
-from .tables import METRICS, NARROW_METRICS, NARROW_WORKERS, WORKERS
+from .tables import METRICS, WORKERS
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -105,16 +105,8 @@ def _draw(frame: Frame, console: Console) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    queues = (
-        fit_table(console, frame.queues, METRICS, NARROW_METRICS)
-        if frame.queues
-        else Text("no queues")
-    )
-    workers = (
-        fit_table(console, frame.workers, WORKERS, NARROW_WORKERS)
-        if frame.workers
-        else Text("no workers")
-    )
+    queues = fit_table(console, frame.queues, METRICS) if frame.queues else Text("no queues")
+    workers = fit_table(console, frame.workers, WORKERS) if frame.workers else Text("no workers")
     return Group(queues, Text(), workers)
 
 

@@ -23,25 +23,20 @@ from .options import (
 from .program import ExitCode, Group, on_store
 from .render import Column, Screen, write_age
 from .run_worker import run
-from .tables import MESSAGES, NARROW_MESSAGES, NARROW_WORKERS, WORKERS
+from .tables import MESSAGES, WORKERS
 
 _HEALTH: list[Column[QueueHealth]] = [
-    Column("QUEUE", lambda h: h.queue, "name"),
-    Column("HEALTHY", lambda h: h.healthy),
-    Column("CONSUMERS", lambda h: h.consumers, "number"),
-    Column("READY", lambda h: h.ready, "number"),
-    Column("OLDEST", lambda h: write_age(h.oldest_ready_age), "number"),
+    Column("QUEUE", lambda h: h.queue, "name", narrow=True),
+    Column("HEALTHY", lambda h: h.healthy, narrow=True),
+    Column("CONSUMERS", lambda h: h.consumers, "number", narrow=True),
+    Column("READY", lambda h: h.ready, "number", narrow=True),
+    Column("OLDEST", lambda h: write_age(h.oldest_ready_age), "number", narrow=True),
     Column("RUNNING", lambda h: write_age(h.running_for), "number"),
     Column("PAUSED", lambda h: write_age(h.paused_for), "number"),
     Column("UNHEALTHY", lambda h: h.unhealthy_workers),
     Column("SUSPENDED", lambda h: h.suspended_workers),
-    Column("PROBLEMS", lambda h: "; ".join(h.problems) or None, "prose"),
+    Column("PROBLEMS", lambda h: "; ".join(h.problems) or None, "prose", narrow=True),
 ]
-_NARROW_HEALTH: list[Column[QueueHealth]] = [
-    Column("QUEUE", lambda h: h.queue),
-    *(c for c in _HEALTH if c.title in ("HEALTHY", "CONSUMERS", "READY", "OLDEST", "PROBLEMS")),
-]
-"""The columns that fit into 80."""
 
 
 @click.group(cls=Group)
@@ -68,9 +63,7 @@ async def list_workers(store: Store, screen: Screen, queue: str | None) -> None:
     """Show workers, by id."""
     if queue is not None:
         await store.queues.get(queue)
-    screen.table(
-        await store.workers.list(queue), WORKERS, narrow=NARROW_WORKERS, empty="no workers"
-    )
+    screen.table(await store.workers.list(queue), WORKERS, empty="no workers")
 
 
 @worker.command(examples=["tocsin worker get 42"])
@@ -92,7 +85,7 @@ async def messages(store: Store, screen: Screen, id: int, limit: int, after: int
     found = await store.messages.list(
         info.queue, state="leased", worker=id, limit=limit, after=after
     )
-    screen.table(found, MESSAGES, narrow=NARROW_MESSAGES, empty=f"worker {id} holds no messages")
+    screen.table(found, MESSAGES, empty=f"worker {id} holds no messages")
 
 
 @worker.command("release-messages", examples=["tocsin worker release-messages 42"])
@@ -213,7 +206,7 @@ async def purge(
         await confirm(f"Delete {len(would)} stopped workers for good?", yes=yes)
     purged = await store.workers.purge(older_than, queue=queue, dry_run=dry_run)
     if dry_run or screen.json:
-        screen.table(purged, WORKERS, narrow=NARROW_WORKERS, empty="no such workers")
+        screen.table(purged, WORKERS, empty="no such workers")
     else:
         screen.say(f"purged {len(purged)} workers", None)
 
@@ -289,7 +282,7 @@ async def health(
     Exits with 4 if there is a problem.
     """
     found = await store.workers.health(queue, max_age=max_age, max_running=max_running)
-    screen.table(found, _HEALTH, narrow=_NARROW_HEALTH, empty="no queues")
+    screen.table(found, _HEALTH, empty="no queues")
     for h in found:
         if h.paused_for is not None and h.ready:
             screen.remark(
