@@ -1,4 +1,4 @@
-"""Put the parts of a store together: `connect`."""
+"""`connect`, which puts the parts of a store together."""
 
 from __future__ import annotations
 

@@ -38,7 +38,10 @@ from .telemetry.instruments import Telemetry
 
 
 class Store:
-    """Made by `connect`; its members do not outlive that block."""
+    """A database with Tocsin in it, made by `connect`.
+
+    Its members do not outlive that block.
+    """
 
     queues: Queues
     """Creating, finding and pausing queues."""

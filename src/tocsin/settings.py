@@ -49,7 +49,7 @@ _OTHER_VARIABLES = (CONFIG, "TOCSIN_DATA")
 
 @attrs.frozen
 class Settings:
-    """What `tocsin.connect` goes by; made by `load`."""
+    """The settings of a store and of this process in it, made by `load`."""
 
     dsn: str | None = attrs.field(default=None, repr=False)
     """PostgreSQL connection string; None: libpq's environment (``PGHOST`` and so on)

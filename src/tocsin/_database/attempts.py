@@ -26,7 +26,10 @@ free in time, a cancellation or a timeout of the statement, a conflict."""
 
 
 class Outage:
-    """Since when every attempt has failed. Its begin and its end are events."""
+    """A time in which every attempt fails.
+
+    Its begin and its end are events.
+    """
 
     def __init__(self, events: Events) -> None:
         self._since: float | None = None

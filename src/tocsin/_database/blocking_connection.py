@@ -1,4 +1,4 @@
-"""Use a blocking psycopg connection from trio: in a thread, and never in two.
+"""The use of a blocking psycopg connection from trio: in a thread, and never in two.
 
 A thread cannot be cancelled, but the statement that it waits for can. So a cancellation
 cancels the statement on the server, and then waits for the thread: the caller goes on

@@ -1,4 +1,4 @@
-"""Call the functions of the schema, and turn the database's errors into Tocsin's."""
+"""Calls of the schema's functions, with the database's errors as Tocsin's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limit the transactions of users, so that one connection is left for everything else.
+"""A limit to users' transactions, so that one connection is left for all else.
 
 A handler in a transaction may call the store, and its lease is extended. With every
 connection lent to a transaction, both would wait for the transactions to end. The pool

@@ -49,7 +49,7 @@ class Report:
 
 
 class View:
-    """See the module."""
+    """The demo on a console; see the module."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""Cancel statements on the server, and bring their connections into order.
+"""Cancellation of statements on the server, and cleanup of their connections.
 
 A connection in the middle of a statement is of no use, and trio's cancellation is
 level-triggered: in a cancelled scope each await is cancelled, including what psycopg

@@ -1,4 +1,4 @@
-"""Receive what the server sends on its own account: notifications, and its end."""
+"""What the server sends on its own account: notifications, and its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a pool for a block."""
+"""The block that a pool is open for."""
 
 from __future__ import annotations
 

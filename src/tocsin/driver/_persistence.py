@@ -1,4 +1,4 @@
-"""Complete a step in a cancelled scope."""
+"""Steps that are completed in a cancelled scope."""
 
 from __future__ import annotations
 

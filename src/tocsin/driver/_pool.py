@@ -43,7 +43,7 @@ __all__ = ["Pool", "PoolClosed", "PoolTimeout"]
 
 
 class PoolClosed(Exception):
-    """The pool's block has ended: the pool lends no more connections."""
+    """A pool whose block has ended, and which lends no more connections."""
 
 
 class PoolTimeout(psycopg.OperationalError):
@@ -54,7 +54,7 @@ class PoolTimeout(psycopg.OperationalError):
 
 
 class Pool(Generic[Row]):
-    """Lends connections; made by `open_pool`."""
+    """A pool of connections, made by `open_pool`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Find connections that have fallen silent.
+"""The watch that finds connections that have fallen silent.
 
 A connection that ends says so. One that falls silent does not: a load balancer has
 forgotten it, a proxy has stalled, the server hangs. The operating systems cannot see a
@@ -100,7 +100,7 @@ class _Wait:
 
 
 class Watch:
-    """Watches over the connections to one server; see the module."""
+    """The watch over the connections to one server; see the module."""
 
     def __init__(self, connect: Callable[[], Awaitable[TrioConnection[Any]]]) -> None:
         self._connect = connect

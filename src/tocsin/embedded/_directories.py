@@ -1,4 +1,4 @@
-"""Make the directories and the log of a server.
+"""The directories and the log of a server.
 
 A session over the Unix socket is superuser. So the socket lies in a directory of mode
 0700, which is made for each run among the temporary files, because the path of a socket

@@ -1,4 +1,4 @@
-"""Find PostgreSQL's programs, and make a data directory with them.
+"""PostgreSQL's programs, and the data directory that they make.
 
 Only this module knows the layout of the wheel, so that another wheel can take its
 place.

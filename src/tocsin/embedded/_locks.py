@@ -1,4 +1,4 @@
-"""Lock the directory of a server, and find the server that a killed process has left.
+"""Locks of a server's directory, and the server that a killed process has left.
 
 A process that is killed (SIGKILL, out of memory) runs no cleanup, and its server goes
 on alone. The next `serve` must tell such an orphan from a server in use. It cannot

@@ -1,4 +1,4 @@
-"""Run PostgreSQL's programs as a system user that they accept.
+"""PostgreSQL's programs as processes of a system user that they accept.
 
 PostgreSQL refuses to run as root. There it runs as ``nobody``, and only directories
 that `serve` has made are given to that user.
@@ -44,7 +44,10 @@ class Account:
 
 
 class ServerFailed(RuntimeError):
-    """``initdb`` or the server ended too early. The message has the end of the log."""
+    """A run of ``initdb`` or the server that ended too early.
+
+    The message has the end of the log.
+    """
 
     def __init__(self, what: str, log_path: Path) -> None:
         tail = log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL:]

@@ -1,4 +1,4 @@
-"""Start and stop one postmaster.
+"""One postmaster, its start and its stop.
 
 The postmaster gets a session of its own. Ctrl-C in a terminal goes to the whole
 foreground process group, and the server must outlive the block's last transaction.

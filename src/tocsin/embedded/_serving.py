@@ -1,4 +1,4 @@
-"""Run a server for as long as a block.
+"""A server that runs for as long as a block.
 
 Where the program does not handle SIGTERM, the kernel would end the process at once and
 leave the server behind. So within the block the signal cancels the block, and is raised

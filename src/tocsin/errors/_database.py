@@ -34,10 +34,10 @@ class ConnectionLost(TocsinError):
 
 
 class PermissionDenied(TocsinError):
-    """The role that is logged in may not do this. Nothing was changed.
+    """A call that the role that is logged in may not make.
 
-    Have it made a member of one of Tocsin's roles, or have it granted the queue
-    (``store.queues.grant``).
+    Nothing was changed. Have the role made a member of one of Tocsin's roles, or
+    have it granted the queue (``store.queues.grant``).
     """
 
     def __init__(self, problem: str, advice: str = "", *, role: str | None) -> None:
@@ -47,7 +47,7 @@ class PermissionDenied(TocsinError):
 
 
 class RoleNotFound(TocsinError):
-    """There is no database role of this name."""
+    """A database role that does not exist."""
 
     def __init__(self, problem: str, advice: str = "", *, role: str) -> None:
         super().__init__(problem, advice)
@@ -56,7 +56,7 @@ class RoleNotFound(TocsinError):
 
 
 class SchemaMissing(TocsinError):
-    """Tocsin is not installed in this schema of this database."""
+    """A schema of the database in which Tocsin is not installed."""
 
     def __init__(self, schema: str) -> None:
         super().__init__(
@@ -68,7 +68,7 @@ class SchemaMissing(TocsinError):
 
 
 class SchemaOutdated(TocsinError):
-    """What is installed is older than this version of Tocsin needs."""
+    """A schema that is older than this version of Tocsin needs."""
 
     def __init__(self, schema: str, found: int, needed: int) -> None:
         lag = f"has version {found} of the SQL contract, this package needs {needed}"

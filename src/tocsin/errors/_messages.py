@@ -77,7 +77,10 @@ class KeyTaken(TocsinError):
 
 
 class RateLimited(TocsinError):
-    """The producer has reached its rate limit. Nothing was enqueued."""
+    """A call beyond the rate limit of its producer.
+
+    Nothing was enqueued.
+    """
 
     def __init__(self, per_second: float, retry_after: float) -> None:
         super().__init__(

@@ -49,7 +49,10 @@ class PayloadUnreadable(TocsinError, ValueError):
 
 
 class PayloadTooLarge(TocsinError, ValueError):
-    """A payload, or headers, larger than its queue allows. Nothing was enqueued."""
+    """A payload, or headers, larger than its queue allows.
+
+    Nothing was enqueued.
+    """
 
     def __init__(
         self, problem: str, advice: str = "", *, actual: int, maximum: int, index: int | None

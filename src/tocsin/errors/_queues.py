@@ -8,7 +8,7 @@ __all__ = ["QueueAlreadyExists", "QueueBusy", "QueueNotEmpty", "QueueNotFound"]
 
 
 class QueueNotFound(TocsinError):
-    """There is no queue of this name."""
+    """A queue that does not exist."""
 
     def __init__(self, queue: str) -> None:
         super().__init__(
@@ -20,7 +20,7 @@ class QueueNotFound(TocsinError):
 
 
 class QueueAlreadyExists(TocsinError):
-    """There is a queue of this name already."""
+    """A queue that exists already."""
 
     def __init__(self, queue: str) -> None:
         super().__init__(

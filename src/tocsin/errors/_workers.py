@@ -40,7 +40,7 @@ class Suspended(TocsinError):
 
 
 class StateTransitionError(TocsinError):
-    """A worker cannot go from its state to the wanted one."""
+    """A change of a worker's state that its present state does not allow."""
 
     def __init__(
         self,
@@ -74,7 +74,10 @@ class StateTransitionError(TocsinError):
 
 
 class WorkerStopped(StateTransitionError):
-    """The worker is stopped: shut down, or declared dead. Register it again."""
+    """A worker that is stopped: shut down, or declared dead.
+
+    Register it again.
+    """
 
 
 class ProcessDeclaredDead(TocsinError):
@@ -99,7 +102,7 @@ class PendingMessages(TocsinError):
 
 
 class WorkerNotFound(TocsinError):
-    """There is no worker of this id."""
+    """A worker that does not exist."""
 
     def __init__(self, problem: str, advice: str = "", *, worker_id: int) -> None:
         super().__init__(problem, advice)

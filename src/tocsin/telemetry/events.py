@@ -89,7 +89,10 @@ class HandlerBegan(Event):
 
 @attrs.frozen(kw_only=True)
 class HandlerEnded(Event):
-    """A call of a handler has ended. Its messages are settled afterwards."""
+    """A call of a handler has ended.
+
+    Its messages are settled afterwards.
+    """
 
     queue: str
     """Name of the queue."""
@@ -161,7 +164,10 @@ class WorkerStateChanged(Event):
 
 @attrs.frozen(kw_only=True)
 class DeclaredDead(Event):
-    """Another process has declared this one dead. This process registers again."""
+    """Another process has declared this one dead.
+
+    This process registers again.
+    """
 
     process_id: int
     """Id of the process in the registry, which it gives up."""

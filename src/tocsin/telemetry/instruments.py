@@ -99,7 +99,7 @@ class Telemetry:
 
 
 class _Round(AbstractContextManager[None]):
-    """Enters the context managers in order and leaves them in reverse order."""
+    """Context managers that are entered in order and left in reverse order."""
 
     def __init__(
         self, makers: Sequence[Callable[[Any], AbstractContextManager[object]]], subject: object
