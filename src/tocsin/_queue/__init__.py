@@ -1,1 +1,1 @@
-"""The queue: messages, and the five stations of their way."""
+"""The queue: processes, workers, producing, consuming and administration."""

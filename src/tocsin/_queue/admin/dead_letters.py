@@ -1,4 +1,4 @@
-"""Dead letters: looking at them, and seeing to them."""
+"""Dead letters: listing, replaying, archiving and purging them."""
 
 from __future__ import annotations
 
@@ -22,29 +22,35 @@ REASONS = (
     "released",
     "expired",
 )
-"""Why a message becomes a dead letter, as ``sql/functions`` has it."""
+"""The reasons for a message to become a dead letter, as in ``sql/functions``."""
 
 
 @attrs.frozen(slots=False)
 class DeadLetter(Record):
-    """A message that was given up."""
+    """A message that is not delivered any more."""
 
     state: Literal["dead"] = attrs.field(default="dead", init=False)
-    """Where it is, as `MessageInfo` says it."""
+    """Its state, as in `MessageInfo`."""
     died_at: datetime
-    """When that was, by the server's clock."""
+    """When it became a dead letter, by the server's clock."""
     reason: str
-    """Why, as a code: ``handler_failed``, ``lease_expired``, ``worker_died`` or
-    ``released``, after the last delivery; ``rejected`` (`Reject`); or ``expired``."""
+    """The reason, as a code.
+
+    ``handler_failed``, ``lease_expired``, ``worker_died`` or ``released``: so its last
+    delivery ended. ``rejected``: its handler raised `Reject`. ``expired``: it was not
+    delivered in time.
+    """
     error: str | None
-    """What the last delivery that said something said."""
+    """The error of the last delivery that has one."""
     traceback: str | None
     """The traceback of its handler's last failure."""
 
 
 class DeadLetterFilter(TypedDict, total=False):
-    """Which dead letters are meant, among those of the ids that are given. Without ids,
-    the queue must be named."""
+    """The dead letters that are meant, among those of the ids that are given.
+
+    Without ids, the queue must be named.
+    """
 
     queue: str | None
     """Those of this queue."""
@@ -168,8 +174,9 @@ class DeadLetters:
         limit: int = 100,
         after: int | None = None,
     ) -> list[DeadLetter]:
-        """Return dead letters of a queue, by id; the filters are those of
-        `DeadLetterFilter` (``older_than`` in seconds).
+        """Return dead letters of a queue, by id.
+
+        The filters are those of `DeadLetterFilter` (``older_than`` in seconds).
 
         Args:
             limit: The most letters to return.
@@ -193,8 +200,11 @@ class DeadLetters:
 
 
 def _parameters(letters: tuple[str | int, ...], which: DeadLetterFilter) -> list[object]:
-    """The first parameters of the functions in ``dead_letters.sql``. ``letters``: a
-    queue's name, ids, or both."""
+    """Return the first parameters of the functions in ``dead_letters.sql``.
+
+    Args:
+        letters: A queue's name, ids, or both.
+    """
     if unknown := which.keys() - DeadLetterFilter.__annotations__.keys():
         raise TypeError(
             f"{', '.join(sorted(unknown))}: there is no such filter; there are"

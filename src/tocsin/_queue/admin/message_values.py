@@ -1,4 +1,4 @@
-"""Messages as values: what is known of them, whatever has become of them."""
+"""Messages as values, in whichever state they are."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import attrs
 from tocsin._queue.payload import decode
 
 MessageState = Literal["ready", "delayed", "leased", "dead", "archived"]
-"""Where a message is: it can be claimed, is due later, is with a consumer, is a dead
-letter, is finished and kept."""
+"""The state of a message.
+
+In this order: it can be claimed, it is due later, a consumer holds it, it is a dead
+letter, it is finished and kept.
+"""
 
 
 @attrs.frozen
 class Delivery:
-    """A delivery that failed, in a message's history. One that was taken back (by an
-    interruption, say) is not in it."""
+    """A delivery that failed, in a message's history.
+
+    A delivery that was taken back (by an interruption, say) is not in the history.
+    """
 
     delivery: int
-    """Which delivery it was, counted from 1 since the message was enqueued or last
-    replayed."""
+    """Its number, counted from 1 since the message was enqueued or last replayed."""
     worker_id: int | None
     """Id of the consumer that had it."""
     worker: str | None
@@ -33,11 +37,13 @@ class Delivery:
     ended_at: datetime
     """When it ended."""
     outcome: str
-    """How, as a code: ``handler_failed``, ``rejected`` (by the handler),
-    ``lease_expired``, ``worker_died`` or ``released``."""
+    """Its outcome, as a code.
+
+    ``handler_failed``, ``rejected`` (by the handler), ``lease_expired``,
+    ``worker_died`` or ``released``.
+    """
     error: str | None
-    """What the handler raised, the beginning of it if it is long; None when it was not
-    that."""
+    """The beginning of the handler's error; None when the handler raised none."""
 
 
 def _read_history(text: str | None) -> tuple[Delivery, ...]:
@@ -51,8 +57,7 @@ def _read_delivery(entry: Mapping[str, Any]) -> Delivery:
 
 @attrs.frozen(slots=False)
 class Record:
-    """What is known of every message, in the order of the columns that the database
-    shows it with."""
+    """The fields of every message, in the order of the database's columns."""
 
     id: int
     """Its id, which it keeps in whichever state it is."""
@@ -77,8 +82,10 @@ class Record:
     max_deliveries: int | None
     """Its own maximum of deliveries; None: its queue's counted, or it is archived."""
     producer_worker_id: int | None
-    """Id of the producer that enqueued it; None when it was enqueued by SQL or
-    `Store.produce`."""
+    """Id of the producer that enqueued it.
+
+    None when it was enqueued by SQL or `Store.produce`.
+    """
     consumer_worker_id: int | None
     """Id of the consumer that has it or had it last."""
     history: tuple[Delivery, ...] = attrs.field(converter=_read_history)
@@ -86,29 +93,37 @@ class Record:
 
     @cached_property
     def payload(self) -> Any:
-        """The payload as it was enqueued; decoded when first asked for, which raises
-        `PayloadUnreadable` for what Python cannot hold."""
+        """The payload as it was enqueued, decoded when it is first read.
+
+        Reading it raises `PayloadUnreadable` for what Python cannot hold.
+        """
         return decode(self.payload_text)
 
     @cached_property
     def headers(self) -> Any:
-        """The headers as they were enqueued; None without. Asking for them raises what
-        `payload` does."""
+        """The headers as they were enqueued; None without.
+
+        Reading them raises what `payload` raises.
+        """
         return None if self.headers_text is None else decode(self.headers_text)
 
 
 @attrs.frozen(slots=False)
 class MessageInfo(Record):
-    """A message, as it was at the moment when it was looked at."""
+    """A message as it was when it was read."""
 
     state: MessageState
-    """Where it is."""
+    """Its state."""
     due: datetime | None
-    """Its place in the queue among equal priorities: when it was or will be due. None
-    when it is dead or archived."""
+    """When it was or will be due: its place in the queue among equal priorities.
+
+    None when it is dead or archived.
+    """
     vt: datetime | None
-    """When it can be claimed (again): the end of its lease while it is leased. None
-    when it is dead or archived."""
+    """When it can be claimed, or claimed again.
+
+    That is the end of its lease while it is leased. None when it is dead or archived.
+    """
     expires_at: datetime | None
     """When it becomes a dead letter unless it has been delivered; None: never."""
     archived_at: datetime | None
@@ -116,6 +131,6 @@ class MessageInfo(Record):
     died_at: datetime | None
     """When it became a dead letter; None when it is none."""
     reason: str | None
-    """Why it became a dead letter; None when it is none."""
+    """The reason for which it became a dead letter; None when it is none."""
     last_error: str | None
-    """What the last failed delivery said."""
+    """The error of its last delivery that failed."""

@@ -1,4 +1,4 @@
-"""Messages, waiting or not: looking at them."""
+"""Messages in any state: reading and listing them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ class Messages(WaitingMessages):
         limit: int = 100,
         after: int | None = None,
     ) -> list[MessageInfo]:
-        """Return messages of a queue, by id: those in one ``state``, or all unfinished
-        ones (ready, delayed and leased).
+        """Return messages of a queue, by id.
+
+        It returns those in one ``state``, or all unfinished ones: ready, delayed and
+        leased.
 
         Args:
             worker: Return only messages that the consumer of this id holds. They

@@ -13,9 +13,11 @@ from tocsin._arguments import check_count, check_text
 from tocsin._durations import MAX_DURATION, Duration, to_timedelta
 
 Notify = Literal["on_demand", "always"]
-"""When a queue's channel is notified of messages: only while a consumer is idle
-(``on_demand``), which lets many producers commit at the same time, or with each insert
-(``always``), for programs that LISTEN by hand."""
+"""When a queue's channel is notified of messages.
+
+``on_demand``: only while a consumer is idle, which lets many producers commit at the
+same time. ``always``: with each insert, for programs that LISTEN by hand.
+"""
 
 NO_END = MAX_DURATION
 """A retention of this length or longer means that nothing is deleted."""
@@ -48,8 +50,11 @@ class QueueSettings(TypedDict, total=False):
     forbidden_keys: Collection[str] | None
     """Keys that no object in a payload may have (none)."""
     retention: Duration | None
-    """How many seconds archived messages are kept (30 days); 0: not at all; ``math.inf``:
-    without limit. A change counts for messages that are archived from then on."""
+    """How many seconds archived messages are kept (30 days).
+
+    0: not at all; ``math.inf``: without limit. A change counts for messages that are
+    archived from then on.
+    """
     dead_letter_retention: Duration | None
     """How many seconds dead letters are kept (``math.inf``: without limit)."""
     notify: Notify | None
@@ -118,11 +123,11 @@ class Setting:
     """A setting of a queue. The column of ``tocsin.queues`` has its default."""
 
     check: Check
-    """What checks a value."""
+    """The check of a value."""
     default: str
     """The default, as the command line writes it."""
     meaning: str
-    """What it is, as the command line says it."""
+    """Its meaning, as the command line says it."""
 
 
 SETTINGS: dict[str, Setting] = {
@@ -168,12 +173,15 @@ SETTINGS: dict[str, Setting] = {
         " LISTEN by themselves",
     ),
 }
-"""The settings of a queue, by name. `QueueSettings` and `Queue` have the types, and the
-columns of ``tocsin.queues`` what SQL makes of them; a test compares the names."""
+"""The settings of a queue, by name.
+
+`QueueSettings` and `Queue` have their types, and ``tocsin.queues`` has their columns; a
+test compares the names.
+"""
 
 
 def check_settings(settings: QueueSettings) -> dict[str, object]:
-    """Return the settings that are given as the database's parameters.
+    """Check the settings that are given, and return them as the database's parameters.
 
     Raises:
         ValueError: A value is wrong; the error names the setting.

@@ -1,4 +1,4 @@
-"""Queues as values: settings, counts and rates, and what a purge or a deletion did."""
+"""Queues as values: settings, counts and rates, and results of purges and deletions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _read_value(value: Any) -> Any:
 
 @attrs.frozen
 class QueueMetrics:
-    """What is in a queue, and how fast it moves."""
+    """The counts and rates of a queue."""
 
     queue: str
     """Name of the queue."""
@@ -93,23 +93,30 @@ class QueueMetrics:
     """For how many seconds the oldest ready message has been ready; None when none is.
     """
     enqueue_rate: float
-    """Messages enqueued per second in the last minute. Of more than 2,000 it is a
-    sample, the newest and the time since the first of them: for a steady stream that is
-    its rate, after a larger batch at one moment it is too low. What was deleted, or is
-    not archived, does not count."""
+    """Messages enqueued per second in the last minute.
+
+    Of more than 2,000 messages a sample counts: the newest 2,000, and the time since
+    the first of them. For a steady stream that is its rate; after a larger batch at one
+    moment it is too low. Messages that were deleted, or are not archived, do not count.
+    """
     settle_rate: float
-    """Messages archived per second, over the last minute, also where the queue's
-    retention keeps none of them."""
+    """Messages archived per second in the last minute.
+
+    They count also where the queue's retention keeps none of them.
+    """
     consumers: int
     """Consumers that take messages: ready or polling."""
     exact: bool
-    """Whether the counts are exact; beyond 100,000 of a kind the planner's estimate
-    takes their place. `archived` is always exact."""
+    """Whether the counts are exact.
+
+    Beyond 100,000 of a kind the planner's estimate takes their place. `archived` is
+    always exact.
+    """
 
 
 @attrs.frozen
 class PurgeResult:
-    """How many `Queues.purge` has removed, or would."""
+    """The counts of what `Queues.purge` has removed, or would remove."""
 
     ready: int
     """Messages that could be claimed."""
@@ -122,13 +129,13 @@ class PurgeResult:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The number of all of them."""
         return self.ready + self.delayed + self.archived + self.dead
 
 
 @attrs.frozen
 class DeleteResult:
-    """What has gone with a queue, or would."""
+    """The counts of what `Queues.delete` has deleted, or would delete."""
 
     workers: int
     """Workers, stopped ones too."""

@@ -10,7 +10,7 @@ from tocsin._queue.workers.handle import WorkerStatus
 
 @attrs.frozen
 class StoreStats:
-    """What is in the whole store, of all processes."""
+    """The counts of the whole store, of all processes."""
 
     queues: int
     """Queues."""
@@ -31,12 +31,14 @@ class StoreStats:
     version: int
     """Version of the SQL contract that is installed."""
     exact: bool
-    """Whether the counts of messages and dead letters are exact; see
-    `QueueMetrics.exact`."""
+    """Whether the counts of messages and dead letters are exact.
+
+    See `QueueMetrics.exact`.
+    """
 
 
 async def count_store(database: Database) -> StoreStats:
-    """Count what is in the whole store. Raises and leaves what `Store.stats` does."""
+    """Count what is in the whole store: see `Store.stats`."""
     queues, by_status, *others = await database.fetch_one("select * from tocsin.store_stats()")
     return StoreStats(
         queues, {status: by_status.get(status, 0) for status in WorkerStatus}, *others

@@ -59,13 +59,13 @@ class WaitingMessages:
         key: str | None = None,
         connection: AnyConnection | None = None,
     ) -> int:
-        """Have a message that waits delivered ``delay`` seconds from now, or from the
-        time ``at`` on; return its id.
+        """Have a message that waits delivered at another time; return its id.
 
-        That may be earlier or later than before; with a delay of 0 it is due now. Its
-        place among equal priorities is that of the new time; an expiry stays. A message
-        whose last lease has expired gets one more delivery. It is named, and a
-        ``connection`` used, as in `cancel`.
+        It is due ``delay`` seconds from now, or at the time ``at``. That may be earlier
+        or later than before; with a delay of 0 it is due now. Its place among equal
+        priorities is that of the new time; an expiry stays. A message whose last lease
+        has expired gets one more delivery. The message is named, and a ``connection``
+        used, as in `cancel`.
 
         Raises:
             TocsinError: What `cancel` raises.
@@ -95,10 +95,10 @@ class WaitingMessages:
         key: str | None = None,
         connection: AnyConnection | None = None,
     ) -> int:
-        """Give a message that waits another ``priority`` (smaller numbers are delivered
-        first); return its id.
+        """Give a message that waits another ``priority``; return its id.
 
-        It is named, and a ``connection`` used, as in `cancel`.
+        Smaller numbers are delivered first. The message is named, and a ``connection``
+        used, as in `cancel`.
 
         Raises:
             TocsinError: What `cancel` raises.

@@ -1,5 +1,7 @@
-"""Workers: the registered identity of a producer or consumer, and handles to any worker
-by its id."""
+"""Handles to workers, by id.
+
+A worker is the registered identity of a producer or consumer.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ from tocsin.errors import WorkerNotFound
 
 
 class WorkerStatus(StrEnum):
-    """The state of a worker; the transitions are drawn in
-    ``sql/functions/workers/states.sql``."""
+    """The state of a worker.
+
+    ``sql/functions/workers/states.sql`` draws the transitions.
+    """
 
     READY = "ready"
     POLLING = "polling"
@@ -27,7 +31,7 @@ class WorkerStatus(StrEnum):
 
 @attrs.frozen
 class WorkerInfo:
-    """What the registry says of a worker."""
+    """A worker as the registry has it."""
 
     id: int
     """Its id; kept when a stopped worker's name is registered again."""
@@ -56,15 +60,17 @@ class WorkerInfo:
     shutdown_at: datetime | None
     """When it was stopped; None while it is not."""
     ended: str | None
-    """How that came: ``"left"`` (by itself, as its block or its process ended),
-    ``"stopped"`` or ``"shut_down"`` (by that operation), or ``"died"`` (its process
-    was declared dead); None while it is not."""
+    """How it was stopped, as a code; None while it is not.
+
+    ``"left"``: by itself, as its block or its process ended. ``"stopped"``,
+    ``"shut_down"``: by that operation. ``"died"``: its process was declared dead.
+    """
     held: int
     """How many messages it holds."""
     running_message_id: int | None = None
     """Id of the message that it has held for longest; None when it holds none."""
     running_for: float | None = None
-    """For how many seconds it has held that: so long its handler has been running."""
+    """For how many seconds it has held that message, and a handler has been running."""
 
 
 def read_info(row: tuple[Any, ...]) -> WorkerInfo:
@@ -74,7 +80,10 @@ def read_info(row: tuple[Any, ...]) -> WorkerInfo:
 
 
 class Worker:
-    """The operations of every worker. The database enforces which state allows which."""
+    """The operations of every worker.
+
+    The database enforces which state allows which.
+    """
 
     def __init__(self, database: Database, worker_id: int) -> None:
         self._database = database
@@ -120,8 +129,9 @@ class Worker:
         return (await self.info()).status
 
     async def heartbeat(self) -> None:
-        """Note a heartbeat of the worker. The heartbeat of its process makes this
-        unnecessary.
+        """Note a heartbeat of the worker.
+
+        The heartbeat of its process makes this unnecessary.
 
         Raises:
             WorkerStopped: The worker is stopped.
@@ -133,8 +143,10 @@ class Worker:
         await self._database.fetch("select tocsin.worker_heartbeat(%s)", [self.worker_id])
 
     async def is_healthy(self, max_age: Duration) -> bool:
-        """Return whether the worker is not stopped and its last heartbeat is at most
-        ``max_age`` seconds old, by the server's clock.
+        """Return whether the worker is healthy.
+
+        A healthy worker is not stopped, and its last heartbeat is at most ``max_age``
+        seconds old, by the server's clock.
 
         Raises:
             WorkerNotFound: The worker does not exist, or has been purged.
@@ -195,11 +207,16 @@ class Worker:
 
 
 class WorkerHandle(Worker):
-    """Any worker, in any process. Its process acts at once on a call of these."""
+    """A handle to any worker, in any process.
+
+    The worker's process acts at once on a call of these methods.
+    """
 
     async def interrupt(self, *, grace: Duration | None = None) -> None:
-        """End the worker's run: it takes no more messages, and ends with `Suspended`
-        when its handlers have ended.
+        """End the worker's run.
+
+        The run takes no more messages, and ends with `Suspended` when its handlers have
+        ended.
 
         Args:
             grace: How many seconds the handlers have; then they are cancelled and
@@ -217,11 +234,10 @@ class WorkerHandle(Worker):
         await self._database.fetch("select tocsin.interrupt(%s, %s)", [self.worker_id, seconds])
 
     async def stop(self) -> int:
-        """Stop the worker for good, in any state, and return how many messages it
-        releases. Its handlers are cancelled.
+        """Stop the worker for good, in any state; return how many messages it releases.
 
-        A worker that is to finish its messages is suspended with ``drain`` and then
-        shut down. A stopped worker stays stopped.
+        Its handlers are cancelled. A worker that is to finish its messages is suspended
+        with ``drain`` and then shut down. A stopped worker stays stopped.
 
         Raises:
             WorkerNotFound: The worker does not exist, or has been purged.

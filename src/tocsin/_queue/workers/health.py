@@ -1,4 +1,4 @@
-"""How workers and queues are: what `Workers.stats` and `Workers.health` say."""
+"""The figures of the registry, and the health of queues."""
 
 from __future__ import annotations
 
@@ -25,49 +25,61 @@ class WorkerStats:
     held: int
     """How many messages they hold."""
     oldest_heartbeat_age: float | None
-    """Seconds since the last sign of life of the one that has been silent for longest,
-    stopped ones left out; None when there is none."""
+    """Seconds since the last heartbeat of the worker that has been silent for longest.
+
+    Stopped workers are left out; None when there is no other.
+    """
 
 
 @attrs.frozen
 class QueueHealth:
-    """How a queue and its workers are."""
+    """The health of a queue and its workers."""
 
     queue: str
     """Name of the queue."""
     healthy: bool
     """Whether there is no problem."""
     problems: tuple[str, ...]
-    """What is wrong, in words."""
+    """The problems, in words."""
     consumers: int
-    """How many consumers take messages: they are ready or polling, and have given a
-    sign of life."""
+    """How many consumers take messages.
+
+    They are ready or polling, and have given a sign of life.
+    """
     unhealthy_workers: tuple[int, ...]
-    """Ids of the workers that are not stopped and have given no sign of life for too
-    long."""
+    """Ids of the workers that have given no sign of life for too long.
+
+    Stopped workers are left out.
+    """
     suspended_workers: tuple[int, ...]
     """Ids of the consumers that are interrupted or suspended; no problem by itself."""
     ready: int
     """How many messages can be claimed now; of more than 10,000 it is an estimate."""
     oldest_ready_age: float | None
-    """For how many seconds the one that has waited longest could have been claimed;
-    None when there is none."""
+    """For how many seconds the longest waiting message has been ready.
+
+    None when no message is ready.
+    """
     paused_for: float | None
-    """For how many seconds the queue has been paused; no problem by itself, also when
-    messages wait. None: it is not."""
+    """For how many seconds the queue has been paused; None: it is not.
+
+    A pause is no problem by itself, also when messages wait.
+    """
     running_worker_id: int | None = None
-    """Id of the worker that has been at one message for longest; None when no worker
-    holds any."""
+    """Id of the worker that has been at one message for longest.
+
+    None when no worker holds a message.
+    """
     running_message_id: int | None = None
     """Id of that message."""
     running_for: float | None = None
-    """For how many seconds."""
+    """For how many seconds it has been at that message."""
 
 
 def suspicious_after(vt: float) -> float:
-    """Return after how many seconds a handler may hang: ten visibility timeouts, but at
-    least five minutes and at most an hour.
+    """Return the seconds after which a handler is suspected to hang.
 
+    They are ten visibility timeouts, but at least five minutes and at most an hour.
     ``tocsin.queue_health`` has the same rule.
     """
     return max(300.0, min(3600.0, 10 * vt))

@@ -1,4 +1,4 @@
-"""Registration: being a worker of this process, for as long as a block lasts."""
+"""The registration of a worker of this process, for as long as a block lasts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("tocsin.worker")
 
 @attrs.frozen
 class RegisteredAs:
-    """What a registration has made of a worker."""
+    """The result of a registration."""
 
     worker_id: int
     """Id of the worker; 0 before the first registration."""
@@ -38,7 +38,7 @@ class RegisteredAs:
     queue_id: int = 0
     """Id of its queue."""
     channel: str = ""
-    """Where the queue's bell rings."""
+    """The channel on which the queue's bell rings."""
 
 
 class Registration:
@@ -47,7 +47,7 @@ class Registration:
     def __init__(self, database: Database, kind: str, queue: str, name: str | None) -> None:
         self.queue = queue
         self.current: RegisteredAs = RegisteredAs(0, name)
-        """What the last registration has made of the worker."""
+        """The result of the last registration."""
         self._database = database
         self._kind = kind
 
@@ -73,8 +73,10 @@ class Registration:
 
     @property
     def listens_to(self) -> tuple[str, int] | None:
-        """The channel whose notifications the worker needs, and the queue that they
-        ring for; None: it needs none."""
+        """The channel whose notifications the worker needs, and the queue it rings for.
+
+        None: the worker needs none.
+        """
         return None
 
     async def register(self, process_id: int) -> None:
@@ -105,18 +107,20 @@ class Registration:
         self.current = RegisteredAs(*row)
 
     def on_worker_status(self, status: str, grace: float | None) -> None:
-        """Take note of the worker's state in the registry; ``gone``: the registration
-        has ended."""
+        """Note the worker's state in the registry.
+
+        ``gone``: the registration has ended.
+        """
 
     def on_leases_revoked(self) -> None:
-        """Take note that messages may have been taken from this worker."""
+        """Note that messages may have been taken from this worker."""
 
     def end(self) -> None:
-        """Take note that the worker's block has been left."""
+        """Note that the worker's block has been left."""
 
 
 class Registered(Worker):
-    """A worker of this process: what `Producer` and `Consumer` have in common."""
+    """A worker of this process: the base of `Producer` and `Consumer`."""
 
     def __init__(self, database: Database, process: Process, registration: Registration) -> None:
         super().__init__(database, 0)

@@ -1,5 +1,4 @@
-"""The registry of workers: finding them, how they are, and forgetting those that have
-ended."""
+"""The registry of workers: finding and measuring them, and deleting stopped ones."""
 
 from __future__ import annotations
 
@@ -95,8 +94,9 @@ class Workers:
         return int(released)
 
     async def delete(self, worker_id: int) -> None:
-        """Delete a stopped worker. The messages that it enqueued and handled keep its
-        id.
+        """Delete a stopped worker.
+
+        The messages that it enqueued and handled keep its id.
 
         Raises:
             StateTransitionError: The worker is not stopped.
@@ -112,15 +112,15 @@ class Workers:
     async def purge(
         self, older_than: Duration, *, queue: str | None = None, dry_run: bool = False
     ) -> list[WorkerInfo]:
-        """Delete the workers (of one queue) that have been stopped for at least this
-        many seconds, and return them.
+        """Delete workers that were stopped some time ago, and return them.
 
-        The messages that they enqueued and handled keep their ids.
+        The messages that they enqueued and handled keep the ids of the workers.
 
         Args:
-            older_than: Seconds since they were stopped.
+            older_than: Delete workers that have been stopped for at least this many
+                seconds.
             queue: The queue whose workers are meant; None: all queues.
-            dry_run: Only return them.
+            dry_run: Delete nothing, and return the workers.
 
         Raises:
             QueueNotFound: The queue does not exist.
@@ -136,8 +136,9 @@ class Workers:
         return [read_info(row) for row in rows]
 
     async def list(self, queue: str | None = None) -> list[WorkerInfo]:
-        """Return the workers (of one queue), by id; none for a queue that does not
-        exist.
+        """Return the workers, or those of one queue, by id.
+
+        For a queue that does not exist it returns none.
 
         Raises:
             SchemaMissing: Tocsin is not installed in this database.
