@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import signal
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -15,9 +15,10 @@ import trio
 import trio.testing
 from psycopg.conninfo import make_conninfo
 
+from tests import support
 from tests.driver.helpers import SAFETY_NET, Connection, until, value
 from tests.support import proxy, servers
-from tocsin.driver import TrioConnection
+from tocsin.driver import TrioConnection, _watch
 from tocsin.driver._watch import Watch
 from tocsin.embedded import EmbeddedServer
 
@@ -35,11 +36,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "LONGEST": LONG,
     }.items():
         monkeypatch.setattr(f"tocsin.driver._watch.{name}", seconds)
-
-
-def block() -> None:
-    """What a handler does that computes for long."""
-    time.sleep(0.1)
 
 
 async def open_session(dsn: str) -> Connection:
@@ -178,24 +174,24 @@ async def test_behind_a_pooler_the_server_does_not_tell_and_there_is_more_time(
     connection: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The session is not known."""
-    monkeypatch.setattr("tocsin.driver._watch.LONGEST", 0.5)
     asked = 0
 
     async def ask() -> Connection:
         nonlocal asked
         asked += 1
+        if asked > 2:
+            monkeypatch.setattr("tocsin.driver._watch.LONGEST", 0.0)
         return await open_session(dsn)
 
     async with watching(ask, connection):
         with pytest.raises(psycopg.OperationalError, match="no answer for"):
             await connection.execute("select pg_sleep(600)")
-        assert asked > 2
+    assert asked == 3
 
 
 async def test_a_server_without_a_connection_to_spare_does_not_tell_and_there_is_more_time(
     dsn: str, new_role: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin.driver._watch.LONGEST", 0.5)
     role = new_role("limited", options="login connection limit 1")
     limited = make_conninfo(dsn, user=role, password=servers.PASSWORD)
     refusals = 0
@@ -203,13 +199,15 @@ async def test_a_server_without_a_connection_to_spare_does_not_tell_and_there_is
     async def ask() -> Connection:
         nonlocal refusals
         refusals += 1
+        if refusals > 2:
+            monkeypatch.setattr("tocsin.driver._watch.LONGEST", 0.0)
         return await open_session(limited)
 
     connection = await open_session(limited)
     async with watching(ask, connection):
         with pytest.raises(psycopg.OperationalError, match="no answer for"):
             await connection.execute("select pg_sleep(600)")
-        assert refusals > 2
+    assert refusals == 3
 
 
 async def test_without_a_connection_to_spare_the_server_is_asked_on_an_idle_one(
@@ -242,17 +240,27 @@ async def test_without_a_connection_to_spare_the_server_is_asked_on_an_idle_one(
 
 
 async def test_an_idle_connection_that_is_silent_too_is_closed(
-    dsn: str, observer: Connection, new_role: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    dsn: str,
+    new_role: Callable[..., str],
+    mock_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The clock stands until the server has been asked on it."""
     monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.3)
     role = new_role("limited", options="login connection limit 2")
     async with proxy.running(dsn) as network:
         limited = network.dsn(user=role, password=servers.PASSWORD)
         silent, idle = [await open_session(limited) for _ in range(2)]
-        async with watching(lambda: open_session(limited), silent, idle):
+        async with (
+            watching(lambda: open_session(limited), silent, idle) as watch,
+            trio.open_nursery() as nursery,
+        ):
             network.silenced.update((1, 2))
-            with pytest.raises(psycopg.OperationalError, match="no answer for"):
-                await silent.execute("select 1")
+            nursery.start_soon(fail_as_silent, silent)
+            await support.until(lambda: watch.waiting_since < math.inf)
+            mock_clock.jump(_watch.ASK_AFTER)
+            await support.until(lambda: idle.waits_since < math.inf)
+            mock_clock.jump(_watch.PATIENCE)
         assert idle.closed
 
 
@@ -303,8 +311,12 @@ async def test_others_that_are_idle_are_not_used_for_anything_new(dsn: str) -> N
 
 
 async def test_a_connection_that_waits_for_notifications_is_not_asked_about(dsn: str) -> None:
+    asked = False
+
     async def ask() -> Connection:
-        raise AssertionError("asked")
+        nonlocal asked
+        asked = True
+        return await open_session(dsn)
 
     connection = await open_session(dsn)
     async with watching(ask, connection) as watch, trio.open_nursery() as nursery:
@@ -314,24 +326,34 @@ async def test_a_connection_that_waits_for_notifications_is_not_asked_about(dsn:
                 await trio.testing.wait_all_tasks_blocked(0.01)
         assert watch.waiting_since == math.inf
         nursery.cancel_scope.cancel()
+    assert not asked
     await connection.close()
 
 
-async def test_an_event_loop_that_was_blocked_has_its_answers(dsn: str) -> None:
-    """The answer has come meanwhile, and the loop has not seen it yet."""
+async def test_an_event_loop_that_was_blocked_has_its_answers(
+    dsn: str, mock_clock: trio.testing.MockClock
+) -> None:
+    """The answer has come during that time, and the loop has not seen it yet."""
+    asked = 0
 
     async def ask() -> Connection:
-        raise AssertionError("asked")
+        nonlocal asked
+        asked += 1
+        return await open_session(dsn)
 
     connection = await open_session(dsn)
-    async with watching(ask, connection) as watch:
-        for _ in range(5):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(connection.execute, "select pg_sleep(0.02)")
-                while watch.waiting_since == math.inf:
-                    await trio.lowlevel.checkpoint()
-                block()
-    assert watch.dropped == 0
+    with support.connect_blocking(dsn) as holder:
+        async with watching(ask, connection) as watch:
+            for _ in range(5):
+                holder.execute("select pg_advisory_lock(1)")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(connection.execute, "select pg_advisory_xact_lock(1)")
+                    await support.until(lambda: watch.waiting_since < math.inf)
+                    await trio.testing.wait_all_tasks_blocked()
+                    holder.execute("select pg_advisory_unlock(1)")
+                    assert select.select([connection.fileno()], [], [], SAFETY_NET)[0]
+                    mock_clock.jump(_watch.ASK_AFTER)
+    assert asked == 0
     await connection.close()
 
 

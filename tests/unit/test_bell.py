@@ -181,7 +181,9 @@ async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(
         assert bell.release_idle_locks() == []  # it sleeps
 
 
-async def test_a_guard_is_given_up_at_once_when_nobody_is_left_who_could_sleep() -> None:
+async def test_a_guard_is_given_up_at_once_when_nobody_is_left_who_could_sleep(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter:
         await fall_asleep_guarded(bell, waiter)
