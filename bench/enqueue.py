@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from statistics import median
 
 import psycopg
@@ -87,18 +87,7 @@ async def produce(dsn: str) -> None:
 
     Say how long it took, in seconds.
     """
-    async with (
-        tocsin.connect(dsn) as store,
-        store.producer(QUEUE) as producer,
-        orders() as incoming,
-    ):
-        say("ready")
-        while True:
-            (count,) = await incoming.next()
-            began = time.perf_counter()
-            for _ in range(int(count)):
-                await producer.enqueue(PAYLOAD)
-            say("took", time.perf_counter() - began)
+    await _repeat(dsn, lambda producer: producer.enqueue(PAYLOAD))
 
 
 async def produce_batches(dsn: str) -> None:
@@ -106,6 +95,10 @@ async def produce_batches(dsn: str) -> None:
 
     Say how long it took, in seconds.
     """
+    await _repeat(dsn, lambda producer: producer.enqueue_many([PAYLOAD] * BATCH))
+
+
+async def _repeat(dsn: str, enqueue: Callable[[tocsin.Producer], Awaitable[object]]) -> None:
     async with (
         tocsin.connect(dsn) as store,
         store.producer(QUEUE) as producer,
@@ -116,7 +109,7 @@ async def produce_batches(dsn: str) -> None:
             (count,) = await incoming.next()
             began = time.perf_counter()
             for _ in range(int(count)):
-                await producer.enqueue_many([PAYLOAD] * BATCH)
+                await enqueue(producer)
             say("took", time.perf_counter() - began)
 
 

@@ -52,8 +52,7 @@ def check_priority(value: int) -> int:
         TypeError: The value is no integer.
         ValueError: The number does not fit into 32 bits.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"priority must be an integer, not {type(value).__name__}")
+    _check_integer(value, "priority")
     if not -(2**31) <= value < 2**31:
         raise ValueError(f"priority must fit into 32 bits, not {value}")
     return value
@@ -85,8 +84,7 @@ def check_id(value: int, name: str) -> int:
         TypeError: The value is no integer.
         ValueError: The number does not fit into 64 bits.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    _check_integer(value, name)
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} must fit into 64 bits, not {value}")
     return value
@@ -102,13 +100,17 @@ def check_count(value: int, name: str) -> int:
         TypeError: The value is no integer.
         ValueError: The number is less than 1, or does not fit into 32 bits.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    _check_integer(value, name)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
     if value >= 2**31:
         raise ValueError(f"{name} must be less than {2**31}, not {value}")
     return value
+
+
+def _check_integer(value: int, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
 
 
 def _is_storable(value: str) -> bool:

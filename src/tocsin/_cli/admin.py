@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import click
 
 from tocsin import Roles, SchemaMissing, SchemaNewer, SchemaOutdated, Store
@@ -23,10 +26,20 @@ from .program import (
 )
 from .render import Screen
 
+R = TypeVar("R")
+
 
 @click.group(cls=Group)
 def admin() -> None:
     """Install, verify, maintain and remove Tocsin in a database."""
+
+
+def _role_option(name: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    return click.option(
+        name,
+        metavar="NAME",
+        help="Let in this role instead; of the three only those that are named.",
+    )
 
 
 @admin.command(
@@ -42,21 +55,9 @@ def admin() -> None:
     is_flag=True,
     help="Let the database roles tocsin_producer, tocsin_consumer and tocsin_admin use it.",
 )
-@click.option(
-    "--producer-role",
-    metavar="NAME",
-    help="Let in this role instead; of the three only those that are named.",
-)
-@click.option(
-    "--consumer-role",
-    metavar="NAME",
-    help="Let in this role instead; of the three only those that are named.",
-)
-@click.option(
-    "--admin-role",
-    metavar="NAME",
-    help="Let in this role instead; of the three only those that are named.",
-)
+@_role_option("--producer-role")
+@_role_option("--consumer-role")
+@_role_option("--admin-role")
 @pass_common
 @on_store
 async def install(

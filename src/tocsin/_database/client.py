@@ -32,7 +32,7 @@ from . import install
 from .attempts import ENDED_ALONE, Outage, drop_if_useless, encode, opened, store_closed
 from .error_mapping import is_read_only, is_replaced, is_undone, translate
 from .missing import SOMETHING_MISSING, find_cause
-from .schema import Contract, Schema
+from .schema import READ_CONTRACT, Contract, Schema
 
 Connection: TypeAlias = TrioConnection[Any]
 Connect: TypeAlias = Callable[[], Awaitable[Connection]]
@@ -362,7 +362,7 @@ class Database:
         if self._is_served:
             return
         try:
-            rows = await self.fetch("select version, serves, digest from tocsin.contract")
+            rows = await self.fetch(READ_CONTRACT)
         except PermissionDenied:
             rows = []
         for row in rows:

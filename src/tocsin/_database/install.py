@@ -22,7 +22,7 @@ from tocsin.errors import (
 )
 
 from .roles import Roles
-from .schema import Contract, Schema, ours
+from .schema import READ_CONTRACT, Contract, Schema, ours
 from .script import INSTALL_LOCK, PLAIN_TABLESPACE, SAFE_PATH, reload, unload
 
 _LOCK_WITHIN_MS = 250
@@ -45,9 +45,7 @@ async def installed(connection: psycopg.AsyncConnection[Any], schema: Schema) ->
         Nothing has changed.
     """
     try:
-        cursor = await connection.execute(
-            schema.render("select version, serves, digest from tocsin.contract").encode()
-        )
+        cursor = await connection.execute(schema.render(READ_CONTRACT).encode())
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise SchemaMissing(schema.name) from None
     row = await cursor.fetchone()

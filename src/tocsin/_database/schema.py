@@ -105,6 +105,10 @@ def functions() -> str:
     return load("functions") + "\n" + load("security")
 
 
+READ_CONTRACT = "select version, serves, digest from tocsin.contract"
+"""Reads the `Contract` of the installed schema."""
+
+
 @attrs.frozen
 class Contract:
     """A version of the SQL contract: tables, functions, and the rights to them."""

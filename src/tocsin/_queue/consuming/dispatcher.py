@@ -33,6 +33,7 @@ import trio
 from tocsin._concurrency.backoff import OutageRetry
 from tocsin._concurrency.cancelling import cancel
 from tocsin._concurrency.nursery import open_nursery_bare
+from tocsin._concurrency.scheduling import run_woken_tasks
 from tocsin._database.error_mapping import TRANSIENT, is_lock_timeout, is_refusal
 from tocsin.errors import ConnectionLost, StateTransitionError
 
@@ -380,10 +381,9 @@ class Dispatcher:
             prefetch.add(claim.batch, trio.current_time())
             pool.start_worker()
             # The consumer was idle, so latency matters: start the handler before
-            # sending the next claim. It has begun after two scheduler passes.
+            # sending the next claim.
             if nothing_waited:
-                await trio.lowlevel.checkpoint()
-                await trio.lowlevel.checkpoint()
+                await run_woken_tasks()
 
 
 _FINISHING = frozenset({Step.ARCHIVE, Step.ARCHIVE_ONE_BY_ONE, Step.FAIL, Step.CHECK_TRANSACTIONS})

@@ -20,6 +20,7 @@ import trio
 from tocsin._concurrency.backoff import OutageRetry
 from tocsin._concurrency.cancelling import cancel
 from tocsin._concurrency.nursery import open_nursery_bare
+from tocsin._concurrency.scheduling import run_woken_tasks
 from tocsin._database.client import Connection, Database
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin.errors._workers import ProcessDeclaredDead
@@ -57,10 +58,8 @@ class _Wakeup:
         with trio.CancelScope(deadline=deadline) as self._scope:
             while connection is not None:
                 await connection.wait_for_notifications()
-                # Let the consumer that was woken send its claim first; it has done so
-                # after two passes of trio's scheduler.
-                await trio.lowlevel.checkpoint()
-                await trio.lowlevel.checkpoint()
+                # Let the consumer that was woken send its claim first.
+                await run_woken_tasks()
             await trio.sleep_forever()
         self._scope = None
 

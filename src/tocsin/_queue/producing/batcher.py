@@ -33,6 +33,7 @@ from collections.abc import Sequence
 
 import trio
 
+from tocsin._concurrency.scheduling import run_woken_tasks
 from tocsin._database.client import Database
 from tocsin.errors import ConnectionLost, TocsinError
 
@@ -217,10 +218,8 @@ class EnqueueBatcher:
         try:
             while batch:
                 await self._send(pending, queue, batch)
-                # Callers that were just resumed may enqueue again at once. They all run
-                # before this task's second turn.
-                await trio.lowlevel.checkpoint()
-                await trio.lowlevel.checkpoint()
+                # Callers that were just resumed may enqueue again at once.
+                await run_woken_tasks()
                 batch = pending.take()
         finally:
             for item in batch:
