@@ -195,7 +195,7 @@ async def test_of_two_parcels_with_the_same_message_the_later_lease_is_kept(
         parts.leases.messages()
         (former,), (message,) = first.batch.take_all(), second.batch.take_all()
         assert former.lease_token < message.lease_token
-        assert parts.leases.find(message.id) is message
+        assert parts.leases.find(message.id, "archive") is message
 
 
 async def test_a_claim_that_is_called_off_hides_its_messages_from_nobody(store_dsn: str) -> None:

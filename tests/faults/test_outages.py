@@ -182,7 +182,7 @@ async def test_a_claim_whose_answer_was_lost_is_given_back(
             consumer.worker_id,
             consumer._registration.token,
         )
-        consumer._parts.claimer._outcome_unknown = True
+        consumer._parts.claimer._unknown.possible = True
         (message,) = await consumer.dequeue()
         assert (message.payload, message.read_ct) == (1, 1)
         await message.archive()

@@ -806,7 +806,7 @@ async def test_a_message_claimed_again_by_a_claim_without_an_answer_is_given_bac
             consumer.worker_id,
             consumer._registration.token,
         )
-        consumer._parts.claimer._outcome_unknown = True
+        consumer._parts.claimer._unknown.possible = True
         (again,) = await consumer.dequeue()
         assert again.id == message.id
         assert again.lease_token > message.lease_token

@@ -27,7 +27,12 @@ class LeaseTerms:
     expires: float
     """Their end by `lease_time`, not later than by the server's clock."""
     auto_extend: bool
-    """Whether a run extends them."""
+    """Whether a run extends them; else the caller of `Consumer.dequeue` does."""
+
+    @property
+    def since(self) -> float:
+        """The time of the claim, by `lease_time`."""
+        return self.expires - self.vt
 
 
 class ClaimedBatch:

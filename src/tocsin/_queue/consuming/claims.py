@@ -11,7 +11,6 @@ import trio
 
 from tocsin._concurrency.lock import Lock
 from tocsin._database.client import Database
-from tocsin._database.error_mapping import TRANSIENT
 from tocsin._queue.message import DEQUEUED_AT, VT, Message, Source, settle_arguments
 from tocsin._queue.workers.registration import Registration
 from tocsin.driver import Rows
@@ -22,6 +21,7 @@ from .claimed_batch import ClaimedBatch, ClaimResult, LeaseTerms, parse_claim_ro
 from .lease_clock import lease_time
 from .lease_keeper import LeaseKeeper
 from .leases import Leases
+from .unknown_leases import UnknownLeases
 
 _CLAIM = "select * from tocsin.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 
@@ -58,7 +58,7 @@ class Claimer:
         self._cursor = ClaimCursor()
         self._source: Source | None = None
         self._lock = Lock()
-        self._outcome_unknown = False
+        self._unknown = UnknownLeases(database, registration, leases)
 
     def begin(self, source: Source) -> None:
         """Claim from the start of the queue: the worker has been registered."""
@@ -94,8 +94,8 @@ class Claimer:
             Nothing stays claimed; what was to be archived is or is not.
         """
         async with self._lock:
-            if self._outcome_unknown:
-                await self._release_unknown()
+            if self._unknown.possible:
+                await self._unknown.release()
             claimed_at, leased_at = trio.current_time(), lease_time()
             resumed = not (full_scan or ordered)
             position = self._cursor.next_position(claimed_at) if resumed else None
@@ -125,14 +125,12 @@ class Claimer:
             try:
                 return await self._database.run(_CLAIM, parameters)
             except ConnectionLost:
-                self._outcome_unknown = True
+                self._unknown.possible = True
                 raise
             except (trio.Cancelled, KeyboardInterrupt):
-                # The claim may have won the race with its cancellation: then messages
-                # are leased to this worker that it does not know of.
-                self._outcome_unknown = True
+                self._unknown.possible = True
                 with self._database.grace.scope():
-                    await self._release_unknown()
+                    await self._unknown.release()
                 raise
 
     def _move_cursor(self, result: ClaimResult, began: float, full_scan: bool, full: bool) -> float:
@@ -145,19 +143,6 @@ class Claimer:
             self._cursor.scanned(began, now, again_at)
             return again_at
         return -math.inf if full else self._cursor.resumed_in_vain()
-
-    async def _release_unknown(self) -> None:
-        try:
-            # else a claim that is still on its way may be executed after this
-            await self._database.terminate_abandoned()
-            worker, held = self._registration, settle_arguments(self._leases.messages())
-            await self._database.fetch(
-                "select tocsin.release_others(%s, %s, %s, %s)",
-                [worker.worker_id, worker.token, *held],
-            )
-        except TRANSIENT:
-            return
-        self._outcome_unknown = False
 
     async def begin_poll(self) -> None:
         """Have the registry say that this worker polls.
@@ -176,12 +161,12 @@ class Claimer:
     async def complete_poll(self, *, interrupted: bool) -> int:
         """Have the registry say that the run has ended, and release its messages.
 
-        Returns:
-            The number of messages released.
-
         Args:
             interrupted: whether a signal has ended the run, so that the worker is
                 suspended, although `tocsin.interrupt` may not have been called yet.
+
+        Returns:
+            The number of messages released.
 
         Cancellation:
             Atomic: both or nothing.
@@ -195,7 +180,7 @@ class Claimer:
                     [worker.worker_id, worker.token, *manual, interrupted],
                 )
         except BaseException:
-            self._outcome_unknown = True
+            self._unknown.possible = True
             raise
         finally:
             self._leases.drop_auto_extended()

@@ -35,7 +35,7 @@ class Completer:
 
     def __init__(self, parts: ConsumerParts, run: Run, options: HandlerOptions) -> None:
         self.outcomes = Outcomes()
-        self.locked = LockedMessages(parts.settler)
+        self.locked = LockedMessages(parts.database)
         """Messages that another transaction has locked."""
         self.transactions = HandlerTransactions(parts.leases, parts.keeper)
         """Messages settled by handlers in transactions that may not have ended."""
@@ -121,7 +121,7 @@ class Completer:
         unhandled, expired = prefetch.take_all(), self.outcomes.to_requeue
         messages = unhandled + expired
         if self._run.stopped:  # the command has released them
-            self._run.count_released(self._parts.leases.drop_settled(messages))
+            self._run.counts.add_released(self._parts.leases.drop_settled(messages))
             expired.clear()
             return
         try:
@@ -136,7 +136,7 @@ class Completer:
             prefetch.return_messages(unhandled)
             raise
         del expired[: len(messages) - len(unhandled)]
-        self._run.count_released(requeued)
+        self._run.counts.add_released(requeued)
 
     async def check_transactions(self) -> None:
         """Find out how handlers' transactions have ended.

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import trio
 
 from tocsin._arguments import check_count
-from tocsin._durations import Duration, to_seconds
+from tocsin._durations import Duration
 from tocsin._queue.message import Message
 
 from .dispatcher import Dispatcher
 from .handlers import HandlerOptions, make_options
-from .manual import ManualConsumer
 from .running import open_run
-from .stream import open_stream
+from .streaming import StreamingConsumer
 
 
-class Consumer(ManualConsumer):
+class Consumer(StreamingConsumer):
     """A consumer of one queue, made by `Store.consumer`.
 
     `dequeue` takes messages by hand; `handle`, `handle_batches` and `messages` *run*
@@ -147,32 +145,3 @@ class Consumer(ManualConsumer):
         async with open_run(self._state, task_status) as run:
             await Dispatcher(self._parts, run, options).run()
         raise AssertionError("a run that ends raises Suspended")
-
-    def messages(
-        self, *, vt: Duration | None = None
-    ) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
-        """Open a stream of messages.
-
-        It is used as ``async with consumer.messages() as stream: async for message in
-        stream: ...``.
-
-        Each message is to be settled in the block. Unsettled messages are released at
-        its end, without counting a delivery. When the block ends with an error,
-        unsettled messages have failed with that error, and come back at once or become
-        dead letters. Leases are extended until then. Interrupted, the stream raises
-        `Suspended` when it is asked for the next message, and cancels the block when
-        the interruption's grace is over.
-
-        Args:
-            vt: length of the leases in seconds; default: the queue's.
-
-        Raises:
-            Suspended: the run has ended.
-            LeaseLost: a lease was lost, for which the block was cancelled.
-            StateTransitionError: the worker may not poll.
-            WorkerStopped: the worker is stopped.
-
-        Cancellation:
-            Leaves nothing behind.
-        """
-        return open_stream(self._state, None if vt is None else to_seconds(vt, "vt"))

@@ -11,7 +11,7 @@ import trio
 
 from tocsin._queue.message import Message
 
-from .lease_keeper import LeaseKeeper
+from .lease_keeper import LeaseKeeper, check_promised
 from .leases import Leases
 
 CHECK_PAUSE = 0.01
@@ -48,7 +48,7 @@ class HandlerTransactions:
         """
         asked, self.check_at = self._messages[:], math.inf
         try:
-            rolled_back = await self._keeper.check_promised(asked)
+            rolled_back = await check_promised(self._leases, self._keeper, asked)
         except BaseException:
             self.check_at = -math.inf
             raise

@@ -58,7 +58,7 @@ class LeaseKeeper:
         terms = batch.terms
         if terms.auto_extend:
             self._wake_by(terms.expires - terms.vt / 2)
-            self._wake_by(terms.expires - terms.vt + suspicious_after(terms.vt))
+            self._wake_by(terms.since + suspicious_after(terms.vt))
 
     def add(self, batch: ClaimedBatch, messages: Sequence[Message]) -> None:
         """Note messages of a batch that were decoded."""
@@ -99,11 +99,11 @@ class LeaseKeeper:
         Cancellation:
             The leases are extended or not.
         """
-        due = [h for h in self._leases.all() if h.auto_extend and h.extend_at <= until]
+        due = [h for h in self._leases.all() if h.terms.auto_extend and h.extend_at <= until]
         return sum(
             [
-                await self._refresh([h for h in due if h.vt == vt], vt, on_purpose)
-                for vt in {h.vt for h in due}
+                await self._refresh([h for h in due if h.terms.vt == vt], vt, on_purpose)
+                for vt in {h.terms.vt for h in due}
             ]
         )
 
@@ -165,38 +165,41 @@ class LeaseKeeper:
         self._reporter.extended([m for m, o in zip(messages, extended, strict=True) if o])
         return list(extended)
 
-    async def check_promised(self, messages: Sequence[Message] | None = None) -> list[Message]:
-        """Find out which promised messages were settled, and forget those.
-
-        Args:
-            messages: the messages; None: all that are promised.
-
-        Returns:
-            The messages whose transaction was rolled back. Their leases are extended.
-
-        Raises:
-            ConnectionLost: the database did not answer.
-
-        Cancellation:
-            The leases are extended or not.
-        """
-        rolled_back: list[Message] = []
-        wanted = None if messages is None else {m.id for m in messages}
-        asked = [h for h in self._leases.promised if wanted is None or h.message.id in wanted]
-        for vt in {h.vt for h in asked}:
-            group = [h.message for h in asked if h.vt == vt]
-            extended = await self.extend(group, vt)
-            rolled_back += [m for m, ours in zip(group, extended, strict=True) if ours]
-            self._leases.drop_gone(
-                [m for m, ours in zip(group, extended, strict=True) if ours is False]
-            )
-        return rolled_back
-
     def _wake_by(self, at: float) -> None:
         at -= time_asleep()
         # The deadline moves without waking the task: most leases end before it.
         if at < self._idle_scope.deadline:
             self._idle_scope.deadline = at
+
+
+async def check_promised(
+    leases: Leases, keeper: LeaseKeeper, messages: Sequence[Message] | None = None
+) -> list[Message]:
+    """Find out which promised messages were settled, and forget those.
+
+    Args:
+        leases: the leases of the consumer.
+        keeper: extends them.
+        messages: the messages; None: all that are promised.
+
+    Returns:
+        The messages whose transaction was rolled back. Their leases are extended.
+
+    Raises:
+        ConnectionLost: the database did not answer.
+
+    Cancellation:
+        The leases are extended or not.
+    """
+    rolled_back: list[Message] = []
+    wanted = None if messages is None else {m.id for m in messages}
+    asked = [h for h in leases.promised if wanted is None or h.message.id in wanted]
+    for vt in {h.terms.vt for h in asked}:
+        group = [h.message for h in asked if h.terms.vt == vt]
+        extended = await keeper.extend(group, vt)
+        rolled_back += [m for m, ours in zip(group, extended, strict=True) if ours]
+        leases.drop_gone([m for m, ours in zip(group, extended, strict=True) if ours is False])
+    return rolled_back
 
 
 async def wait_empty(leases: Leases, keeper: LeaseKeeper) -> None:
@@ -205,10 +208,11 @@ async def wait_empty(leases: Leases, keeper: LeaseKeeper) -> None:
     Cancellation:
         Nothing has changed.
     """
-    while alive := [h for h in leases.all() if h.auto_extend or h.expires > lease_time()]:
-        wake_at = min(math.inf if h.auto_extend else h.expires for h in alive) - time_asleep()
+    while alive := [h for h in leases.all() if h.terms.auto_extend or h.expires > lease_time()]:
+        wake_at = min(math.inf if h.terms.auto_extend else h.expires for h in alive)
+        wake_at -= time_asleep()
         if leases.promised:
-            await keeper.check_promised()
+            await check_promised(leases, keeper)
             wake_at = min(wake_at, trio.current_time() + LOCKED_PAUSE)
             if not leases.promised:
                 continue
@@ -224,7 +228,7 @@ def _warn_of_long_calls(leases: Leases) -> None:
     """
     now = lease_time()
     for held in [h for h in leases.all() if h.warn_at <= now]:
-        message, running = held.message, now - held.since
+        message, running = held.message, now - held.terms.since
         held.patience = 2 * running
         if (
             held.call is not None

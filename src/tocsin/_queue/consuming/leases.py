@@ -19,8 +19,9 @@ import trio
 
 from tocsin._queue.message import Message
 from tocsin._queue.workers.health import suspicious_after
+from tocsin.errors import LeaseLost
 
-from .claimed_batch import ClaimedBatch
+from .claimed_batch import ClaimedBatch, LeaseTerms
 from .lease_clock import lease_time
 
 
@@ -40,14 +41,10 @@ class Lease:
     """One lease."""
 
     message: Message
-    vt: float
-    """Its length in seconds."""
+    terms: LeaseTerms
+    """Its terms when the message was claimed."""
     expires: float
     """Its end by `lease_time`, not later than by the server's clock."""
-    auto_extend: bool
-    """Whether a run extends it; else the caller of `dequeue` does."""
-    since: float
-    """When the message was claimed."""
     patience: float
     """The seconds for which its handler may run without a warning."""
     task: trio.lowlevel.Task | None = None
@@ -62,12 +59,15 @@ class Lease:
     @property
     def extend_at(self) -> float:
         """The time of its next extension, by `lease_time`."""
-        return max(self.expires - self.vt / 2, self.locked_until) if self.auto_extend else math.inf
+        terms = self.terms
+        if not terms.auto_extend:
+            return math.inf
+        return max(self.expires - terms.vt / 2, self.locked_until)
 
     @property
     def warn_at(self) -> float:
         """The time of the next warning of its handler, by `lease_time`."""
-        return self.since + self.patience if self.auto_extend else math.inf
+        return self.terms.since + self.patience if self.terms.auto_extend else math.inf
 
 
 class HeldLeases:
@@ -102,17 +102,16 @@ class HeldLeases:
         """
         if batch.is_decoded:
             self._undecoded.remove(batch)
-        terms = batch.terms
-        vt, expires, auto_extend = terms.vt, terms.expires, terms.auto_extend
-        since, patience = expires - vt, suspicious_after(vt)
-        task = None if auto_extend else trio.lowlevel.current_task()
+        terms, expires = batch.terms, batch.terms.expires
+        patience = suspicious_after(terms.vt)
+        task = None if terms.auto_extend else trio.lowlevel.current_task()
         replaced: list[Lease] = []
         for message in messages:
             if former := self._held.get(message.id):
                 if not former.promised:
                     replaced.append(former)
                 self.drop_gone([former.message])
-            self._held[message.id] = Lease(message, vt, expires, auto_extend, since, patience, task)
+            self._held[message.id] = Lease(message, terms, expires, patience, task)
         return replaced
 
     def start(self, call: HandlerCall, now: float) -> list[Message]:
@@ -154,11 +153,6 @@ class HeldLeases:
         """Return the lease of the message of this id."""
         return self._held.get(message_id)
 
-    def find(self, message_id: int) -> Message | None:
-        """Return the message of this id if it is held."""
-        held = self._held.get(message_id)
-        return None if held is None else held.message
-
     def messages(self) -> list[Message]:
         """Return all messages held."""
         return [held.message for held in self.all()]
@@ -189,9 +183,9 @@ class HeldLeases:
                 if held.promised:
                     del self._promised[message_id]
                 if message_id not in lost:
-                    settled += held.auto_extend
+                    settled += held.terms.auto_extend
                 elif held.promised:
-                    self.settled_elsewhere += held.auto_extend
+                    self.settled_elsewhere += held.terms.auto_extend
         if self._drops:
             self._drops.unpark_all()
         return settled
@@ -205,7 +199,7 @@ class HeldLeases:
 
     def drop_auto_extended(self) -> None:
         """Forget all leases but those of messages dequeued by hand."""
-        for held in [h for h in self.all() if h.auto_extend]:
+        for held in [h for h in self.all() if h.terms.auto_extend]:
             self.drop(held.message)
 
     async def wait_for_drop(self) -> None:
@@ -228,11 +222,24 @@ class Leases(HeldLeases):
         super().__init__()
         self._settling: list[Sequence[Message]] = []
 
+    def find(self, message: Message | int, operation: str) -> Message:
+        """Return the message to settle, which is given as such or by its id.
+
+        Raises:
+            LeaseLost: no message of the id is held; the error names the operation.
+        """
+        if isinstance(message, Message):
+            return message
+        held = self._held.get(message)
+        if held is None:
+            raise LeaseLost(message, operation)
+        return held.message
+
     # What was dequeued by hand
 
     def manual_messages(self) -> list[Message]:
         """Return the messages held that were dequeued by hand."""
-        return [held.message for held in self.all() if not held.auto_extend]
+        return [held.message for held in self.all() if not held.terms.auto_extend]
 
     def manual_until(self, but: trio.lowlevel.Task | None = None) -> float:
         """Return when the last lease of a message dequeued by hand ends.
@@ -244,7 +251,7 @@ class Leases(HeldLeases):
             (
                 h.expires
                 for h in self.all()
-                if not h.auto_extend and (but is None or h.task is not but)
+                if not h.terms.auto_extend and (but is None or h.task is not but)
             ),
             default=-math.inf,
         )
@@ -252,7 +259,7 @@ class Leases(HeldLeases):
     def drop_expired_manual(self) -> None:
         """Forget leases of messages dequeued by hand that have ended."""
         now = lease_time()
-        for expired in [h for h in self.all() if not h.auto_extend and h.expires < now]:
+        for expired in [h for h in self.all() if not h.terms.auto_extend and h.expires < now]:
             self.drop(expired.message)
 
     @contextmanager

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import trio
 
+from tocsin._database.client import Database
+from tocsin._queue.message import Message
+
 from .outcomes import Outcomes
-from .settlement import Settler
 
 logger = logging.getLogger("tocsin.consumer")
 
@@ -22,19 +25,19 @@ CHECK_AFTER = 1.0
 class LockedMessages:
     """The messages of a run that another transaction has locked."""
 
-    def __init__(self, settler: Settler) -> None:
+    def __init__(self, database: Database) -> None:
         self.outcomes = Outcomes()
         """Their outcomes, for when their rows are not locked any more."""
         self.check_at = math.inf
         """The time of the next check whether rows are locked (`trio.current_time`)."""
-        self._settler = settler
+        self._database = database
 
     def __bool__(self) -> bool:
         return bool(self.outcomes)
 
     async def take_from(self, outcomes: Outcomes) -> bool:
         """Take locked messages out of these outcomes; return whether there were any."""
-        locked = await self._settler.find_locked(outcomes.messages())
+        locked = await self._find_locked(outcomes.messages())
         if not locked:
             return False
         logger.warning(
@@ -49,6 +52,12 @@ class LockedMessages:
     async def return_to(self, outcomes: Outcomes) -> None:
         """Add messages that are not locked any more to these outcomes."""
         messages = self.outcomes.messages()
-        locked = await self._settler.find_locked(messages)
+        locked = await self._find_locked(messages)
         outcomes.add(self.outcomes.take({m.id for m in messages} - locked))
         self.check_at = trio.current_time() + CHECK_AFTER if self.outcomes else math.inf
+
+    async def _find_locked(self, messages: Sequence[Message]) -> set[int]:
+        """Return the ids of messages whose rows other transactions have locked."""
+        statement = "select tocsin.locked_messages(%s::bigint[])"
+        (locked,) = await self._database.fetch_one(statement, [[m.id for m in messages]])
+        return set(locked)

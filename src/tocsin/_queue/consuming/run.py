@@ -31,9 +31,10 @@ from .settlement import Settler
 class Counts:
     """The numbers of messages that a run has settled so far."""
 
-    def __init__(self, settler: Settler) -> None:
+    def __init__(self, settler: Settler, end: _End) -> None:
         self.released = 0
         """The messages released since the run is to end, or the worker was stopped."""
+        self._end = end
         self._settler = settler
         self._handled_before = settler.handled
         self._failed_before = settler.failed
@@ -47,6 +48,11 @@ class Counts:
     def failed(self) -> int:
         """The messages that have failed or been rejected."""
         return self._settler.failed - self._failed_before
+
+    def add_released(self, count: int) -> None:
+        """Count messages that were released, once the run is to end."""
+        if self._end.reason is not None:
+            self.released += count
 
 
 @attrs.define
@@ -107,7 +113,7 @@ class Run:
         self._calls: set[HandlerCall] = set()
         self._end = _End()
         self._polling = _Polling()
-        self.counts = Counts(parts.settler)
+        self.counts = Counts(parts.settler, self._end)
 
     @property
     def ended_by(self) -> str | None:
@@ -160,11 +166,6 @@ class Run:
             self.nursery.start_soon(self._cancel_calls_at, self._end.cancel_at)
         self._limit_closing()
         self.waiter.wake()
-
-    def count_released(self, count: int) -> None:
-        """Count messages that were released, once the run is to end."""
-        if self._end.reason is not None:
-            self.counts.released += count
 
     def _limit_closing(self) -> None:
         if self._end.reason is not None and not self._calls:
@@ -220,7 +221,7 @@ class Run:
     @trio.lowlevel.enable_ki_protection
     async def _on_stopped(self) -> None:
         """Cancel the handlers whose messages the worker's stop has released."""
-        self.count_released(await self._parts.keeper.refresh(on_purpose=True))
+        self.counts.add_released(await self._parts.keeper.refresh(on_purpose=True))
 
     # Claiming
 

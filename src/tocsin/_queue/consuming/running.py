@@ -15,6 +15,7 @@ from tocsin.errors import StateTransitionError, Suspended, TocsinError
 
 from .consumer_state import ConsumerState
 from .draining import wait_for_others
+from .lease_keeper import check_promised
 from .parts import ConsumerParts
 from .run import Run
 
@@ -114,7 +115,7 @@ async def open_run(
     finally:
         if run is not None:
             with settling_at_the_end(parts):
-                await parts.keeper.check_promised()
+                await check_promised(parts.leases, parts.keeper)
         released = await _complete(parts, interrupted=state.closed)
         state.running = False
         parts.leases.wake_waiters()

@@ -133,12 +133,6 @@ class Settler:
             for m, outcome in zip(messages, outcomes, strict=True)
         ]
 
-    async def find_locked(self, messages: Sequence[Message]) -> set[int]:
-        """Return the ids of messages whose rows other transactions have locked."""
-        statement = "select tocsin.locked_messages(%s::bigint[])"
-        (locked,) = await self._database.fetch_one(statement, [[m.id for m in messages]])
-        return set(locked)
-
     def count_settled(
         self,
         messages: Sequence[Message],

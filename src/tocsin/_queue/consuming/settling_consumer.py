@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._durations import Duration
 from tocsin._queue.message import Message
-from tocsin.errors import LeaseLost
 
 from .consumer_worker import ConsumerWorker
 
@@ -32,7 +31,7 @@ class SettlingConsumer(ConsumerWorker):
         Cancellation:
             Atomic: the message is archived or nothing has changed.
         """
-        await self._find(message, "archive").archive(connection=connection)
+        await self._parts.leases.find(message, "archive").archive(connection=connection)
 
     async def archive_many(
         self, messages: Iterable[Message | int], *, connection: AnyConnection | None = None
@@ -68,7 +67,7 @@ class SettlingConsumer(ConsumerWorker):
         Cancellation:
             Atomic: the message is deleted or nothing has changed.
         """
-        await self._find(message, "delete").delete(connection=connection)
+        await self._parts.leases.find(message, "delete").delete(connection=connection)
 
     async def delete_many(
         self, messages: Iterable[Message | int], *, connection: AnyConnection | None = None
@@ -109,7 +108,9 @@ class SettlingConsumer(ConsumerWorker):
         Cancellation:
             Atomic: the message is released or nothing has changed.
         """
-        await self._find(message, "release").release(delay=delay, connection=connection)
+        await self._parts.leases.find(message, "release").release(
+            delay=delay, connection=connection
+        )
 
     async def release_many(
         self,
@@ -143,7 +144,7 @@ class SettlingConsumer(ConsumerWorker):
         Cancellation:
             Atomic: the lease is extended or nothing has changed.
         """
-        await self._find(message, "extend").extend(seconds)
+        await self._parts.leases.find(message, "extend").extend(seconds)
 
     async def extend_many(self, messages: Iterable[Message | int], seconds: Duration) -> list[bool]:
         """Make leases end ``seconds`` from now, in one statement.
@@ -158,13 +159,5 @@ class SettlingConsumer(ConsumerWorker):
         """
         return await self._parts.settler.extend(self._find_all(messages, "extend"), seconds)
 
-    def _find(self, message: Message | int, operation: str) -> Message:
-        if isinstance(message, Message):
-            return message
-        found = self._parts.leases.find(message)
-        if found is None:
-            raise LeaseLost(message, operation)
-        return found
-
     def _find_all(self, messages: Iterable[Message | int], operation: str) -> list[Message]:
-        return [self._find(message, operation) for message in messages]
+        return [self._parts.leases.find(message, operation) for message in messages]

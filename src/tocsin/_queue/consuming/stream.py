@@ -19,6 +19,7 @@ from .consumer_state import ConsumerState
 from .failure import Failure, describe_failure, split
 from .failure_log import UNANSWERED, log_outcomes
 from .lease_clock import lease_time
+from .lease_keeper import check_promised
 from .leases import HandlerCall
 from .parts import ConsumerParts
 from .run import Run
@@ -58,7 +59,7 @@ class Stream:
                 if not (run.waiter.wake_pending and run.may_claim):
                     await run.waiter.wait(ignore_rings=not run.may_claim)
                     continue
-                await self._parts.keeper.check_promised()
+                await check_promised(self._parts.leases, self._parts.keeper)
                 claim = await run.claim(1, self._vt)
             except StateTransitionError:
                 run.pause()
