@@ -1,2 +1,5 @@
-"""This process as the database sees it: its registration, LISTEN connection, heartbeat,
-and the waking of its tasks."""
+"""This process as the database sees it.
+
+Its parts are its registration, its LISTEN connection, its heartbeat, and the waking of
+its tasks.
+"""

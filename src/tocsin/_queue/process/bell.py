@@ -1,4 +1,4 @@
-"""Track which tasks of this process wait on which queue, and wake them.
+"""The tasks of this process that wait on queues, and their waking.
 
 A consumer that has nothing to do waits in its *waiter* until the queue's bell rings,
 a known time comes, or something else wakes it. Notifications, the heartbeat and a
@@ -29,12 +29,14 @@ import trio
 from tocsin.telemetry.events import Events
 
 LINGER = 0.02
-"""Seconds without a wait after which a queue is idle, so that its lock is not released
-and taken again with each small burst."""
+"""Seconds without a wait after which a queue is idle.
+
+They keep its lock from being released and taken again with each small burst.
+"""
 
 
 class Waiter:
-    """Where one task waits."""
+    """The place where one task waits."""
 
     def __init__(self, queue: _Queue, on_woken: Callable[[], None]) -> None:
         self.wake_pending: bool = False
@@ -67,8 +69,8 @@ class Waiter:
         """Note that the claim has ended.
 
         Args:
-            again_at: when to claim again (`trio.current_time`).
-            full: whether there may be more messages than the task could take.
+            again_at: When to claim again (`trio.current_time`).
+            full: Whether there may be more messages than the task could take.
         """
         if again_at <= trio.current_time():
             self.wake_pending = True
@@ -90,8 +92,8 @@ class Waiter:
         It may return without a reason, so callers check again what they wait for.
 
         Args:
-            ignore_rings: let the bell, and a ring from before, not end the wait.
-            until: when to return at the latest (`trio.current_time`).
+            ignore_rings: Let the bell, and a ring from before, not end the wait.
+            until: When to return at the latest (`trio.current_time`).
 
         Cancellation:
             Passes a ring on to another waiter.
@@ -206,9 +208,9 @@ class Bell:
         """Begin without a queue.
 
         Args:
-            on_lock_change: called when a queue needs its waiter lock, or no longer
+            on_lock_change: Called when a queue needs its waiter lock, or no longer
                 does.
-            events: where this process and its consumers report their work.
+            events: Where this process and its consumers report their work.
         """
         self.events = events
         self._queues: dict[int, _Queue] = {}
@@ -221,7 +223,7 @@ class Bell:
         """Make a waiter that this queue's bell wakes, for as long as the block lasts.
 
         Args:
-            on_woken: called when the task has waited and is to claim.
+            on_woken: Called when the task has waited and is to claim.
         """
         queue = self._queues.setdefault(queue_id, _Queue(self._on_lock_change))
         waiter = Waiter(queue, on_woken)

@@ -1,4 +1,4 @@
-"""The heartbeat: the one periodic statement of a process, and what its answer asks for.
+"""The heartbeat: the one periodic statement of a process, and its answer.
 
 It goes over the LISTEN connection, and so proves end to end that this still works. A
 process without such a connection sends it through the pool.
@@ -58,8 +58,10 @@ class WorkerState:
     status: str
     """State of the worker."""
     grace: float | None
-    """Seconds for which the handlers of an interrupted worker may run; None: until they
-    end."""
+    """Seconds for which the handlers of an interrupted worker may run.
+
+    None: until they end.
+    """
 
 
 @attrs.frozen
@@ -105,7 +107,7 @@ def read_event(
 
 
 class Schedule:
-    """When the next heartbeat is due."""
+    """The time of the next heartbeat."""
 
     def __init__(self, process: ProcessRegistration, interval: float) -> None:
         self.interval = interval
@@ -157,8 +159,10 @@ class Heartbeat:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Send the heartbeat through the pool when it is due, until the process is
-        declared dead."""
+        """Send the heartbeat through the pool whenever it is due.
+
+        It returns when the process is declared dead.
+        """
         while not self._membership.declared_dead:
             try:
                 await self._membership.detach_if_needed()
@@ -169,11 +173,10 @@ class Heartbeat:
                 await trio.sleep(self.schedule.interval / 2)
 
     async def send(self, connection: Connection | None) -> None:
-        """Send a heartbeat on this connection, or through the pool, and do what its
-        answer asks for.
+        """Send a heartbeat on this connection or through the pool; act on its answer.
 
         Raises:
-            ConnectionLost: there was no answer.
+            ConnectionLost: There was no answer.
 
         Cancellation:
             The heartbeat has been sent or not, and is due at once.
@@ -200,7 +203,7 @@ class Heartbeat:
         self._statuses = {key: s for key, s in self._statuses.items() if key in present}
 
     async def _pool_works(self) -> bool:
-        """Whether the pool has not failed for longer than a heartbeat.
+        """Return whether the pool has not failed for longer than a heartbeat.
 
         A process whose consumers wait sends nothing through the pool, so a failure is
         followed by a trial.
@@ -247,13 +250,12 @@ class Heartbeat:
                     )
 
     def _is_abandoned(self, worker_id: int) -> bool:
-        """Whether a registration has happened although it was cancelled."""
+        """Return whether a registration has happened although it was cancelled."""
         registering = self._membership.registering.locked()
         return not registering and worker_id not in self._membership.workers
 
     def _report_gone(self, workers: dict[tuple[int, int], LocalWorker]) -> None:
-        """Tell the workers that the answer leaves out that their registration has
-        ended."""
+        """Tell workers that the answer omits that their registration has ended."""
         for (worker_id, registration), worker in workers.items():
             if worker_id in self._membership.workers and worker.token == registration:
                 self._report_status(worker, "gone")

@@ -1,4 +1,4 @@
-"""The LISTEN connection: open it, prove that notifications arrive, and hand them on.
+"""The LISTEN connection: opening it, proving it, and handing its notifications on.
 
 A connection is proven before it is relied on: a notification sent through the pool must
 arrive. A pooler in transaction mode takes a LISTEN and delivers nothing. The process
@@ -33,19 +33,24 @@ from .membership import Membership
 logger = logging.getLogger("tocsin.process")
 
 HEARD_WITHIN = 5.0
-"""Seconds that a proof may take; after them LISTEN counts as not working, or, if the
-connection does not answer either, as lost."""
+"""Seconds that a proof may take.
+
+After them LISTEN counts as not working. If the connection does not answer either, it
+counts as lost.
+"""
 
 PROVE_AGAIN_AFTER = 180.0
 """Seconds after which LISTEN is proven again where it did not work."""
 
 LEASES = "leases "
-"""Beginning of the notification that says that messages were taken from a worker; the
-worker's id follows."""
+"""Beginning of the notification that messages were taken from a worker.
+
+The worker's id follows.
+"""
 
 
 class ListenProof:
-    """Whether notifications arrive on the LISTEN connection."""
+    """The proof that notifications arrive on the LISTEN connection."""
 
     def __init__(self, database: Database, heartbeat_interval: float) -> None:
         self.works: bool = True
@@ -72,7 +77,7 @@ class ListenProof:
         """Find out whether notifications of this channel arrive, and warn if not.
 
         Raises:
-            ConnectionLost: the connection does not answer at all.
+            ConnectionLost: The connection does not answer at all.
 
         Cancellation:
             Nothing is known.
@@ -155,8 +160,8 @@ class Listener:
         Where LISTEN does not work, the connection has no lifeline.
 
         Raises:
-            ConnectionLost: there is no connection, or it does not answer.
-            ConfigError: the connection logs in as a role that may not act for this
+            ConnectionLost: There is no connection, or it does not answer.
+            ConfigError: The connection logs in as a role that may not act for this
                 process.
 
         Cancellation:
@@ -198,8 +203,10 @@ class Listener:
             self._membership.lifeline_failed()
 
     async def update_channels(self, connection: Connection) -> None:
-        """LISTEN to the channels that the workers need now and to no other, and ring
-        for the new ones: a message may have come before."""
+        """LISTEN to the channels that the workers need now, and to no other.
+
+        It then rings for the new ones, because a message may have come before.
+        """
         wanted = {self._membership.process.channel: None, **self._membership.channels}
         # A queue that was created again has the name and the channel of its
         # predecessor, but another id.

@@ -1,4 +1,4 @@
-"""Maintain the database when this process is elected to.
+"""The maintenance of the database, by the process that is elected to it.
 
 ``sql/functions/queue/maintenance.sql`` says what maintenance does. The answer to a
 heartbeat elects a process, so no statement is sent before maintenance is due. It runs
@@ -23,18 +23,22 @@ logger = logging.getLogger("tocsin.maintenance")
 
 @attrs.frozen
 class MaintenanceResult:
-    """What maintenance has done."""
+    """The result of a maintenance."""
 
     elected: bool
     """False: another session was doing the maintenance, so this one did nothing."""
     partitions_created: int = 0
     """Partitions created for messages that will be archived."""
     partitions_dropped: int = 0
-    """Partitions of the archive dropped with all their messages, because the retention
-    was over."""
+    """Partitions of the archive dropped, because the retention was over.
+
+    All their messages went with them.
+    """
     archived_deleted: int = 0
-    """Archived messages deleted one by one: no partition existed for them when they
-    were archived."""
+    """Archived messages deleted one by one.
+
+    No partition existed for them when they were archived.
+    """
     dead_letters_purged: int = 0
     """Dead letters deleted whose retention was over."""
     orphans_deleted: int = 0
@@ -42,15 +46,17 @@ class MaintenanceResult:
     workers_purged: int = 0
     """Stopped workers deleted: producers after a day, consumers after thirty days."""
     problems: tuple[str, ...] = ()
-    """Which parts failed, and why. The next maintenance tries them again. All other
-    parts were done."""
+    """The parts that failed, and why.
+
+    The next maintenance tries them again. All other parts were done.
+    """
 
 
 async def maintain(database: Database) -> MaintenanceResult:
     """Do all maintenance that is due, in short transactions.
 
     Raises:
-        ConnectionLost: the database is not available.
+        ConnectionLost: The database is not available.
 
     Cancellation:
         A part of it is done.

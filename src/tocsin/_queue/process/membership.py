@@ -1,4 +1,4 @@
-"""Register this process and its workers, and register them again after a death.
+"""The registration of this process and its workers, also after a declared death.
 
 A consumer claims nothing before the database knows how this process is to be found
 dead: by its lifeline, or, without one, by its heartbeats alone (*detached*).
@@ -34,8 +34,10 @@ from tocsin.errors._workers import ProcessDeclaredDead
 logger = logging.getLogger("tocsin.process")
 
 SETTLED_AFTER = 10.0
-"""Seconds after its registration from which a process that is declared dead registers
-again without a pause."""
+"""Seconds after a registration from which the next one comes without a pause.
+
+A process registers again when it has been declared dead.
+"""
 
 
 class LocalWorker(Protocol):
@@ -76,7 +78,7 @@ class ProcessRegistration:
         """Register the process and return its id.
 
         Raises:
-            SchemaNewer: the schema serves later versions of Tocsin only.
+            SchemaNewer: The schema serves later versions of Tocsin only.
 
         Cancellation:
             The process may be registered; it is then found dead.
@@ -114,11 +116,13 @@ class ProcessRegistration:
         return await self.begin()
 
     async def attach(self, connection: Connection) -> bool:
-        """Take a lifeline on this connection; return False if the process has been
-        declared dead.
+        """Take a lifeline on this connection.
+
+        Returns:
+            False if the process has been declared dead.
 
         Raises:
-            ConfigError: the connection logs in as a role that may not act for the
+            ConfigError: The connection logs in as a role that may not act for the
                 process.
         """
         try:
@@ -163,11 +167,15 @@ class Membership:
         self.workers: dict[int, LocalWorker] = {}
         """The registered workers of this process, by id."""
         self.registering = trio.Lock()
-        """Held while a worker is registered: its row may be there before `workers` has
-        it."""
+        """The lock that is held while a worker is registered.
+
+        The worker's row may be there before `workers` has it.
+        """
         self.declared_dead: bool = False
-        """Whether the database has declared this process dead and it has not registered
-        again."""
+        """Whether the database has declared this process dead.
+
+        It is false again when the process has registered again.
+        """
         self._on_change = on_change
         self._lifeline_missing = False
         self._registered_again = trio.Event()
@@ -184,7 +192,7 @@ class Membership:
         Returns for a consumer when the process has its lifeline, or is detached.
 
         Raises:
-            TocsinError: what the worker's registration raises.
+            TocsinError: What the worker's registration raises.
 
         Cancellation:
             The worker may be registered.
@@ -256,8 +264,11 @@ class Membership:
         self._lifeline_missing = True
 
     async def detach_if_needed(self) -> None:
-        """Tell the database that this process has no lifeline, where it has consumers
-        and cannot get one, and let these claim."""
+        """Detach the process if it has consumers and cannot get a lifeline.
+
+        This tells the database that the process has no lifeline, and lets the consumers
+        claim.
+        """
         if self._lifeline_missing and self.channels and not self.declared_dead:
             await self.process.detach()
             self._may_claim.set()

@@ -1,4 +1,4 @@
-"""Supervise what makes this process known to the database.
+"""The supervision of what makes this process known to the database.
 
 One task owns the one dedicated connection, the LISTEN connection, and uses it for all
 three of its duties: it LISTENs (``listener.py``), it holds the lifeline, an advisory
@@ -36,12 +36,14 @@ from .waiter_locks import WaiterLocks
 logger = logging.getLogger("tocsin.process")
 
 STEADY_AFTER = 1.0
-"""Seconds after which a LISTEN connection counts as one that works: its first
-statements may fail each time."""
+"""Seconds after which a LISTEN connection counts as one that works.
+
+Its first statements may fail each time.
+"""
 
 
 class _Wakeup:
-    """Something has to be done before the loop's next deadline."""
+    """The signal that something has to be done before the loop's next deadline."""
 
     def __init__(self) -> None:
         self.pending = False
@@ -53,8 +55,10 @@ class _Wakeup:
             cancel(self._scope, "the process has something to do")
 
     async def wait(self, connection: Connection | None, deadline: float) -> None:
-        """Take in notifications, where there is a connection, until woken or the
-        deadline."""
+        """Take in notifications until woken or the deadline.
+
+        Without a connection it only waits.
+        """
         with trio.CancelScope(deadline=deadline) as self._scope:
             while connection is not None:
                 await connection.wait_for_notifications()
@@ -78,9 +82,9 @@ class Process:
         """Put the parts together.
 
         Args:
-            connect: opens the LISTEN connection.
-            maintain: called when this process is to do the maintenance.
-            telemetry: where this process and its consumers report their work.
+            connect: Opens the LISTEN connection.
+            maintain: Called when this process is to do the maintenance.
+            telemetry: Where this process and its consumers report their work.
         """
         self._wakeup = _Wakeup()
         self.telemetry: Telemetry = telemetry
@@ -144,7 +148,7 @@ class Process:
         """Keep the registration, the LISTEN connection and the heartbeat going.
 
         Raises:
-            ConfigError: the LISTEN connection logs in as a role that may not act for
+            ConfigError: The LISTEN connection logs in as a role that may not act for
                 the process.
 
         Cancellation:
@@ -179,7 +183,7 @@ class Process:
 
     @asynccontextmanager
     async def _heartbeats_from_pool(self) -> AsyncIterator[None]:
-        """While there is no connection, the heartbeat goes through the pool."""
+        """Send the heartbeat through the pool while there is no connection."""
         async with open_nursery_bare() as nursery:
             nursery.start_soon(self._heartbeat.run, name="tocsin: heartbeat through the pool")
             yield

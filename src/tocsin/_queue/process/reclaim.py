@@ -9,7 +9,7 @@ from tocsin._database.client import Database
 
 @attrs.frozen
 class ReclaimResult:
-    """What `Store.reclaim` has taken back."""
+    """The result of `Store.reclaim`."""
 
     workers: int
     """Workers whose process is dead, and that were stopped."""
@@ -18,8 +18,9 @@ class ReclaimResult:
 
 
 async def reclaim(database: Database) -> ReclaimResult:
-    """Declare dead processes dead, and requeue what they held and what expired leases
-    hold, in short transactions.
+    """Declare dead processes dead, and requeue what they and expired leases hold.
+
+    It works in short transactions.
 
     Raises:
         ConnectionLost: The server did not answer.

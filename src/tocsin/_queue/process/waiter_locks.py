@@ -1,4 +1,4 @@
-"""Tell the database on which queues consumers of this process wait.
+"""The locks that tell the database on which queues this process's consumers wait.
 
 A *waiter lock* is an advisory lock of the LISTEN connection: while it is held,
 producers ring for its queue. ``sql/functions/queue/ring.sql`` has the protocol, and
@@ -16,8 +16,10 @@ from tocsin._database.client import Connection, Database
 from .bell import Bell
 
 CONFIRM_WITHIN = 0.1
-"""Longest pause, in seconds, between two questions whether a transaction that may not
-ring has ended."""
+"""Most seconds between two questions whether unrung transactions have ended.
+
+Such a transaction may not ring, because it has not seen the lock.
+"""
 
 
 class WaiterLocks:
@@ -25,8 +27,7 @@ class WaiterLocks:
 
     def __init__(self, database: Database, bell: Bell) -> None:
         self.confirm_at: float = math.inf
-        """When to ask again about the locks that are not confirmed
-        (`trio.current_time`)."""
+        """When to ask again about the unconfirmed locks (`trio.current_time`)."""
         self._database = database
         self._bell = bell
         self._held: set[int] = set()
@@ -44,8 +45,7 @@ class WaiterLocks:
         return list(self._held.union(self._bell.queues_waiting()))
 
     async def update(self, connection: Connection) -> None:
-        """Take the locks that are missing, release those that are idle, and confirm
-        those that are due.
+        """Take missing locks, release idle ones, and confirm those that are due.
 
         Cancellation:
             The connection may hold more locks than this object knows of, so it is to be

@@ -1,4 +1,4 @@
-"""Let concurrent `enqueue` calls of one process to one queue share a statement.
+"""Statements that concurrent `enqueue` calls of one process to one queue share.
 
 A statement for one message spends most of its time waiting for the network and for the
 flush of its commit. A call that finds no statement under way to its queue sends its
@@ -51,8 +51,10 @@ AT_REST = 0.005
 MAX_MESSAGES = 1000
 """Most messages in a shared statement."""
 MAX_SIZE = 1 << 22
-"""A shared statement takes no further message when its payloads and headers have this
-many characters."""
+"""Most characters of payloads and headers in a shared statement.
+
+A statement that has as many takes no further message.
+"""
 
 
 class PendingEnqueue:
@@ -104,8 +106,10 @@ class PendingBatch:
         self._waiting.append(item)
 
     def requeue(self, items: Sequence[PendingEnqueue]) -> None:
-        """Have requests sent one by one before any other: their shared statement did
-        not enqueue them."""
+        """Have requests sent one by one before any other.
+
+        Their shared statement did not enqueue them.
+        """
         self._alone.extend(items)
 
     def take(self) -> list[PendingEnqueue]:
@@ -132,8 +136,10 @@ class PendingBatch:
 
 
 class EnqueueBatcher:
-    """Sends requests; made by the store, whose nursery runs the shared statements. See
-    the module."""
+    """The batcher of a store: see the module.
+
+    The store makes it, and the store's nursery runs the shared statements.
+    """
 
     def __init__(self, database: Database, nursery: trio.Nursery) -> None:
         self._database = database
@@ -147,8 +153,7 @@ class EnqueueBatcher:
 
     @trio.lowlevel.enable_ki_protection
     async def enqueue(self, queue: str, request: EnqueueRequest) -> int:
-        """Enqueue one message, in a statement of its own or in a shared one, and return
-        its id.
+        """Enqueue one message, in its own or in a shared statement; return its id.
 
         Raises:
             TocsinError: The message was refused, or the outcome is unknown.
@@ -198,8 +203,10 @@ class EnqueueBatcher:
         return int(message_id)
 
     def close(self) -> None:
-        """Send no more shared statements, since the nursery takes no more tasks; calls
-        that wait get an error."""
+        """Send no more shared statements, since the nursery takes no more tasks.
+
+        Calls that wait get an error.
+        """
         self._closed = True
 
     def _dispatch_next(self, queue: str) -> None:
@@ -232,8 +239,10 @@ class EnqueueBatcher:
             self._end(queue, pending)
 
     def _end(self, queue: str, pending: PendingBatch) -> None:
-        """Note that no statement is under way to this queue; a call waits only if the
-        store is being closed."""
+        """Note that no statement is under way to this queue.
+
+        A call waits only if the store is being closed, and gets an error.
+        """
         del self._busy[queue]
         for item in pending.take_all():
             item.set_result(

@@ -1,4 +1,4 @@
-"""Check what is to be enqueued, and write it as PostgreSQL reads it.
+"""Messages to enqueue, checked and written as PostgreSQL reads them.
 
 Every way of enqueueing comes here before anything is sent: one message or a batch, on
 any connection.
@@ -24,11 +24,15 @@ ENQUEUE = f"select {ENQUEUE_CALL}"
 ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
 """A part of a batch; takes what `Batch.statements` gives."""
 _CHUNK = 2000
-"""Most payloads in one statement of a large batch; a batch is one transaction, whatever
-its size."""
+"""Most payloads in one statement of a large batch.
+
+A batch is one transaction, whatever its size.
+"""
 _CHUNK_SIZE = 1 << 24
-"""Such a statement takes no further payload when it has this many characters, for
-PostgreSQL's JSON arrays end at 256 MB."""
+"""Characters from which on such a statement takes no further payload.
+
+PostgreSQL's JSON arrays end at 256 MB.
+"""
 
 
 def number_parameters(statement: str) -> str:
@@ -41,8 +45,10 @@ Parameters: TypeAlias = list[str | None]
 
 
 class BatchOptions(TypedDict, total=False):
-    """The options that all payloads of a batch share; `tocsin.Producer.enqueue` says
-    what they mean."""
+    """The options that all payloads of a batch share.
+
+    `tocsin.Producer.enqueue` says what they mean.
+    """
 
     delay: Duration | None
     at: datetime | None
@@ -60,8 +66,10 @@ class MessageOptions(BatchOptions, total=False):
 
 @attrs.define
 class EnqueueRequest:
-    """A message that is to be enqueued: the arguments of ``tocsin.enqueue`` after the
-    queue, as PostgreSQL reads them."""
+    """A message to enqueue, as PostgreSQL reads it.
+
+    The fields are the arguments of ``tocsin.enqueue`` after the queue.
+    """
 
     payload: str
     """JSON."""
@@ -98,8 +106,7 @@ class EnqueueRequest:
         ]
 
     def to_json(self) -> str:
-        """Return it as a member of the array that ``tocsin.enqueue_each`` takes;
-        without the key."""
+        """Return it as a JSON object for ``tocsin.enqueue_each``, without the key."""
         parts = ['{"payload":', self.payload, ',"priority":', self.priority]
         if self.delay is not None:
             parts += ',"delay":"', self.delay, '"'
@@ -152,11 +159,10 @@ def build_request(
 
 
 class Batch:
-    """Payloads that are enqueued all or none, with the same options, in as many
-    statements as it takes. It can be sent once.
+    """Payloads that are enqueued all or none, with the same options.
 
-    The payloads of the first two statements are written at once, further ones when
-    their statement is sent.
+    A batch takes one statement or more, and can be sent once. The payloads of the first
+    two statements are written at once, further ones when their statement is sent.
 
     Raises:
         PayloadInvalid: A payload is no JSON value; the error has its index.
@@ -185,8 +191,10 @@ class Batch:
         self._chunks = chain(written, chunks)
 
     def statements(self) -> Iterator[Parameters]:
-        """Yield the arguments of ``tocsin.enqueue_many`` for each statement; there is
-        at least one."""
+        """Yield the arguments of ``tocsin.enqueue_many`` for each statement.
+
+        There is at least one statement.
+        """
         m = self._model
         for start, texts in self._chunks:
             yield [
@@ -203,8 +211,10 @@ class Batch:
             ]
 
     def _write_chunks(self, payloads: Iterable[object]) -> Iterator[tuple[int, str]]:
-        """Yield the payloads as JSON arrays, one for each statement, each with the
-        index of its first payload."""
+        """Yield the payloads as JSON arrays, one for each statement.
+
+        Each comes with the index of its first payload.
+        """
         texts: list[str] = []
         start, size = 0, 0
         for index, payload in enumerate(payloads):

@@ -1,4 +1,4 @@
-"""Enqueue messages to a queue."""
+"""Producers of a queue, registered or not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EnqueueOptions(MessageOptions, total=False):
 
 
 class Enqueuer(QueueSender):
-    """Enqueues to one queue without a registered producer: `Store.produce`."""
+    """Enqueueing to one queue without a registered producer: `Store.produce`."""
 
     async def enqueue(
         self,
@@ -109,19 +109,19 @@ class Enqueuer(QueueSender):
         max_deliveries: int | None = None,
         connection: AnyConnection | None = None,
     ) -> list[int]:
-        """Enqueue all of the payloads or, on any refusal, none; return their ids in
-        order.
+        """Enqueue all payloads or, on any refusal, none; return their ids in order.
 
         The options are those of `enqueue` (``delay`` and ``expires_in`` in seconds),
         and hold for each payload.
 
         The payloads are taken from the iterable as they are sent, a few thousand at a
-        time, so that a generator may give any number of them. It must not block, for it
-        is run within the transaction (and with a blocking ``connection``, in its
-        thread).
+        time, so a generator may yield any number of them. It must not block, because it
+        runs within the transaction (and with a blocking ``connection``, in its thread).
 
-        Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` have the
-        index of the payload.
+        Raises:
+            TocsinError: What `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge`
+                have the index of the payload.
+            ValueError: An option is out of its range.
 
         Cancellation:
             All are enqueued, or none.
@@ -146,7 +146,7 @@ class Enqueuer(QueueSender):
 
 
 class Producer(Registered, Enqueuer):
-    """Enqueues messages to one queue; made by `Store.producer`."""
+    """A producer of one queue, made by `Store.producer`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Limit the rate of a producer by a token bucket.
+"""The rate limit of a producer: a token bucket.
 
 The bucket holds up to ``burst`` tokens and gains ``per_second`` of them each second; a
 message takes one. The bucket is kept as the time when it will be full again, so nothing
@@ -40,17 +40,23 @@ def _at_least_one(limit: RateLimit, attribute: attrs.Attribute[float], value: fl
 
 @attrs.frozen
 class RateLimit:
-    """How many messages a producer may enqueue; for `Store.producer`. Each producer
-    object has a bucket of its own."""
+    """The rate at which a producer may enqueue; for `Store.producer`.
+
+    Each producer object has a bucket of its own.
+    """
 
     per_second: float = attrs.field(validator=_positive)
     """Messages per second in the long run."""
     burst: float | None = attrs.field(default=None, validator=[_positive, _at_least_one])
-    """Messages that may be enqueued at once after a pause; None: those of one second, at
-    least one."""
+    """Messages that may be enqueued at once after a pause.
+
+    None: those of one second, at least one.
+    """
     wait: bool = False
-    """Whether a call that comes too early waits for its turn; otherwise it raises
-    `RateLimited`."""
+    """Whether a call that comes too early waits for its turn.
+
+    Otherwise it raises `RateLimited`.
+    """
 
     @property
     def size(self) -> float:
@@ -66,8 +72,10 @@ class Bucket:
         self._full_at = -math.inf
 
     def admits_at(self, count: int) -> float:
-        """Return the time from which this many messages may be sent, if no call takes
-        tokens until then."""
+        """Return the time from which this many messages may be sent.
+
+        It holds if no call takes tokens until then.
+        """
         if count == 0:
             return -math.inf
         return (
@@ -81,7 +89,7 @@ class Bucket:
 
 
 class Limiter:
-    """Admits the calls of one producer."""
+    """The admission of the calls of one producer."""
 
     def __init__(self, limit: RateLimit) -> None:
         self._limit = limit
@@ -89,8 +97,9 @@ class Limiter:
         self._queue = trio.StrictFIFOLock()
 
     async def admit(self, count: int) -> None:
-        """Take the tokens for this many messages, at once or after waiting for them. A
-        checkpoint only where the limit says to wait.
+        """Take the tokens for this many messages, at once or after waiting for them.
+
+        This is a checkpoint only where the limit says to wait.
 
         Raises:
             RateLimited: The call comes too early, and the limit does not say to wait.

@@ -1,5 +1,7 @@
-"""Send what is to be enqueued: through the batcher, on a connection of the store's, or
-on one of the caller's."""
+"""The ways to send messages to a queue.
+
+They are the batcher, a connection of the store's, and one of the caller's.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from .rate_limit import Limiter
 
 
 class QueueSender:
-    """Sends what is to be enqueued to one queue, with its rate limit and its events."""
+    """The sending of messages to one queue, with its rate limit and its events."""
 
     def __init__(
         self, database: Database, batcher: EnqueueBatcher, queue: str, telemetry: Telemetry

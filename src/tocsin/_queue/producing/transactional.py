@@ -1,19 +1,19 @@
-"""Enqueue on a connection of the caller's, in the caller's transaction: blocking
-psycopg, or psycopg with any event loop.
+"""Enqueueing on a connection of the caller's, in the caller's transaction.
 
-Neither a store nor trio is needed, so this also serves plain scripts, web frameworks
-and programs on asyncio; a `Producer` that is given a connection comes here too. The
-connection stays as it is: its cursor and row factories do not count, and whether and
-when to commit is the caller's business.
+The connection is one of psycopg's: blocking, or async with any event loop. Neither a
+store nor trio is needed, so this also serves plain scripts, web frameworks and programs
+on asyncio. A `Producer` that is given a connection comes here too. The connection stays
+as it is: its cursor and row factories do not count, and the caller decides whether and
+when to commit.
 
 A single message is one statement, without a savepoint: refused by the database, it
-leaves the transaction failed, as any statement does. A batch has a savepoint, since it
-may be several statements and is enqueued as a whole or not at all; so after a refusal
-the transaction can go on. (A savepoint for each message would be two more round trips,
-and from the sixty-fifth on would slow down every snapshot of the server.)
+leaves the transaction failed, as any statement does. A batch has a savepoint, because
+it may be several statements and is enqueued as a whole or not at all; so the
+transaction can go on after a refusal. (A savepoint for each message would be two more
+round trips, and from the sixty-fifth on would slow down every snapshot of the server.)
 
-Each function is there twice, for the two kinds of connections; what is sent comes from
-``enqueue_request.py`` in either case.
+Each function is there twice, for the two kinds of connections; ``enqueue_request.py``
+writes what both send.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def enqueue(
     schema: str = "tocsin",
     **options: Unpack[MessageOptions],
 ) -> int:
-    """Enqueue one message on a blocking psycopg connection, in its transaction, and
-    return the message's id.
+    """Enqueue one message on a blocking psycopg connection, and return its id.
 
-    It is delivered when the transaction commits, which is the caller's business (at
-    once, on a connection in autocommit mode). ``schema`` is where Tocsin is installed.
-    The options are those of `Producer.enqueue`: ``delay``, ``at``, ``priority``,
-    ``headers``, ``key``, ``expires_in``, ``max_deliveries``.
+    The message is enqueued in the connection's transaction, and is delivered when that
+    commits. The caller commits; a connection in autocommit mode does so at once.
+    ``schema`` is where Tocsin is installed. The options are those of
+    `Producer.enqueue`: ``delay``, ``at``, ``priority``, ``headers``, ``key``,
+    ``expires_in``, ``max_deliveries``.
 
     An error of the database leaves the transaction failed, as that of any statement
     does: roll back, or enqueue in a savepoint (``with connection.transaction():``).
@@ -92,11 +92,11 @@ def enqueue_many(
     schema: str = "tocsin",
     **options: Unpack[BatchOptions],
 ) -> list[int]:
-    """Enqueue all of the payloads or, on any refusal, none, on a blocking psycopg
-    connection; return their ids in order.
+    """Enqueue all payloads or, on any refusal, none; return their ids in order.
 
-    The payloads are taken from the iterable as they are sent, a few thousand at a time.
-    All options but ``key`` are there.
+    The connection is a blocking psycopg connection. The payloads are taken from the
+    iterable as they are sent, a few thousand at a time. The options are those of
+    `enqueue`, without ``key``.
 
     The batch has a savepoint of its own, so the caller's transaction can go on after a
     refusal. Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` have
@@ -115,8 +115,10 @@ async def enqueue_async(
     schema: str = "tocsin",
     **options: Unpack[MessageOptions],
 ) -> int:
-    """Like `tocsin.enqueue`, on an async psycopg connection, whatever event loop drives
-    it. Raises what that raises.
+    """Enqueue one message on an async psycopg connection, and return its id.
+
+    Any event loop may drive the connection. Otherwise this does and raises what
+    `tocsin.enqueue` does.
 
     Cancellation:
         The statement has failed or taken effect within the transaction.
@@ -137,8 +139,10 @@ async def enqueue_many_async(
     schema: str = "tocsin",
     **options: Unpack[BatchOptions],
 ) -> list[int]:
-    """Like `tocsin.enqueue_many`, on an async psycopg connection, whatever event loop
-    drives it. Raises what that raises.
+    """Enqueue all payloads or, on any refusal, none; return their ids in order.
+
+    The connection is an async psycopg connection, driven by any event loop. Otherwise
+    this does and raises what `tocsin.enqueue_many` does.
 
     Cancellation:
         All are enqueued within the transaction, or none.
@@ -221,8 +225,10 @@ def _commits_by_itself(connection: Blocking | Async, batch: Batch) -> bool:
 
 
 def _is_about_to_begin(connection: Blocking | Async) -> bool:
-    """Whether the caller's transaction begins with the next statement; psycopg's
-    transaction() would make it its own, and commit it."""
+    """Return whether the caller's transaction begins with the next statement.
+
+    psycopg's transaction() would make it its own, and commit it.
+    """
     return (
         not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE
     )
