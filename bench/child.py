@@ -187,7 +187,7 @@ async def orders() -> AsyncIterator[Lines]:
         yield Lines(stream)
 
 
-async def asleep(store: tocsin.Store) -> None:
+async def until_idle(store: tocsin.Store) -> None:
     """Return when this process only waits for a notification or its next heartbeat.
 
     A task that waits for the answer to a statement looks like an idle one, but it holds

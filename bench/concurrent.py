@@ -26,7 +26,7 @@ import trio
 import tocsin
 
 from . import backlog, draining
-from .child import asleep, playing, say
+from .child import playing, say, until_idle
 from .driver import PROCESSES, Driver, driving
 from .frame import Bench, execute
 from .results import Result
@@ -153,6 +153,6 @@ async def be_busy(dsn: str) -> NoReturn:
         nursery.start_soon(consumer.handle, handle)
         await store.produce(QUEUE, None)
         await at_work.wait()
-        await asleep(store)
+        await until_idle(store)
         say("ready")
         await trio.sleep_forever()

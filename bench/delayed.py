@@ -16,7 +16,7 @@ import trio
 import tocsin
 
 from . import floor
-from .child import asleep, playing, say
+from .child import playing, say, until_idle
 from .frame import Bench, execute
 from .results import Result, percentile
 
@@ -81,6 +81,6 @@ async def consume(dsn: str) -> NoReturn:
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(consumer.handle, handle)
-        await asleep(store)
+        await until_idle(store)
         say("ready")
         await trio.sleep_forever()

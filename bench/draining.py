@@ -44,7 +44,7 @@ class Tally:
         self._when_full = when_full
 
     def add(self, count: int = 1) -> None:
-        """Note that so many were handled."""
+        """Note that a number of messages were handled."""
         self.count += count
         self.last = time.monotonic_ns()
         if self.count >= self._next:
@@ -106,7 +106,7 @@ async def drain(
     *words: object,
     processes: int = 1,
 ) -> Drained:
-    """Have processes in this role drain a backlog together, each its part of the share."""
+    """Have processes in this role drain a backlog, each its part of the share."""
     async with playing_together(
         role, dsn, *[(share // processes, seconds, *words)] * processes
     ) as children:

@@ -1,8 +1,8 @@
 """What the scenarios share: how much to measure, and databases to do it in.
 
 Each scenario gets databases of its own, and each floor another one: up to PostgreSQL 18
-a NOTIFY wakes every listening backend of its database, so that a consumer which sleeps
-beside a floor would be part of it.
+a NOTIFY wakes every listening backend of its database, so that an idle consumer in the
+database of a floor would be part of it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Crowds that sleep.
+"""Crowds of idle consumers.
 
 ``herd``: a hundred idle consumers of one queue, in ten processes, and one message: how
 many claims run for it, as ``pg_stat_statements`` counts them; one would do, and is the
 floor. The next message is sent when nothing has run for a while.
 
 ``herd.listeners``: eight connections insert, one message per transaction, while a
-hundred consumers of other queues sleep: a hundred stores in ten processes, each with a
-LISTEN connection of its own. The floor is the same beside a hundred plain connections
+hundred consumers of other queues are idle: a hundred stores in ten processes, each with
+a LISTEN connection of its own. The floor is the same with a hundred plain connections
 that LISTEN; the rate without any is in the settings.
 """
 
@@ -23,7 +23,7 @@ import trio
 import tocsin
 
 from . import backlog, floor
-from .child import asleep, playing_together, say
+from .child import playing_together, say, until_idle
 from .driver import driving
 from .frame import Bench, execute
 from .results import Result
@@ -89,7 +89,7 @@ async def _measure_listeners(bench: Bench) -> Result:
         ways: dict[str, Callable[..., object] | None] = {
             "sleep": sleep,
             "listen": floor.listen,
-            "nobody": None,
+            "none": None,
         }
         databases: dict[str, str] = {}
         for name, role in ways.items():
@@ -109,14 +109,14 @@ async def _measure_listeners(bench: Bench) -> Result:
         "producers": PRODUCERS,
         "turns": turns,
         "seconds": seconds,
-        "rate_beside_nobody": round(median(rates["nobody"])),
+        "rate_without_listeners": round(median(rates["none"])),
         "target_ratio": TARGET_LISTENERS,
     }
     return Result("herd.listeners", median(rates["sleep"]), "/s", median(rates["listen"]), settings)
 
 
 async def consume(dsn: str, consumers: str) -> NoReturn:
-    """Be so many consumers of one queue."""
+    """Be a number of consumers of one queue."""
 
     async def handle(message: tocsin.Message) -> None:
         assert message.payload is None
@@ -127,7 +127,7 @@ async def consume(dsn: str, consumers: str) -> NoReturn:
         for _ in range(int(consumers)):
             consumer = await stack.enter_async_context(store.consumer(QUEUE))
             nursery.start_soon(consumer.handle, handle)
-        await asleep(store)
+        await until_idle(store)
         say("ready")
         await trio.sleep_forever()
 
@@ -144,6 +144,6 @@ async def sleep(dsn: str, *queues: str) -> NoReturn:
             store = await stack.enter_async_context(tocsin.connect(dsn, pool_size=2))
             consumer = await stack.enter_async_context(store.consumer(queue))
             nursery.start_soon(consumer.handle, handle)
-            await asleep(store)
+            await until_idle(store)
         say("ready")
         await trio.sleep_forever()

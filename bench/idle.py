@@ -16,7 +16,7 @@ import trio
 import tocsin
 
 from . import floor
-from .child import asleep, orders, playing, say
+from .child import orders, playing, say, until_idle
 from .frame import Bench, execute
 from .results import Result
 
@@ -113,7 +113,7 @@ async def consume(dsn: str, *queues: str) -> None:
         for queue in queues:
             consumer = await stack.enter_async_context(store.consumer(queue))
             nursery.start_soon(consumer.handle, handle)
-            await asleep(store)
+            await until_idle(store)
         say("ready")
         await incoming.next()
         wakeups = _Wakeups()

@@ -23,7 +23,7 @@ from .results import Result
 QUEUE = "memory"
 CONCURRENCY = 100
 TARGET = 1.1
-"""How many times as large the process may become: what an allocator does not give back
+"""How many times as large the process may become: what an allocator does not return
 at once."""
 
 
@@ -45,7 +45,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def consume(dsn: str, messages: str, step: str) -> None:
-    """Handle so many messages; say the size in MB at each step."""
+    """Handle a number of messages; say the size in MB at each step."""
     count, sizes, done = 0, list[float](), trio.Event()
 
     async def handle(message: tocsin.Message) -> None:

@@ -128,7 +128,7 @@ class Outcome:
 
 
 class Service:
-    """Produces and consumes, and notes what comes of it."""
+    """A service that produces and consumes, and notes what comes of it."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -186,7 +186,7 @@ class Service:
         await self._until(lambda: len(self._handled) >= 20, "no message is handled at all")
 
     async def recover(self, since: float) -> float:
-        """Return the seconds from then until a message that was sent later is handled."""
+        """Return the seconds from then until a message sent later is handled."""
 
         def later() -> list[float]:
             return [t for n, t in self._handled.items() if self._sent[n] >= since]
@@ -290,7 +290,7 @@ async def limit_role(scene: Scene) -> None:
 
 
 async def take_all_connections(scene: Scene) -> None:
-    """Leave the server no connection, and end those of the service; for five seconds."""
+    """Leave the server no connection for five seconds, and end the service's."""
     role = sql.Identifier(str(conninfo_to_dict(scene.dsn)["user"]))
     await execute(scene.admin, sql.SQL("alter role {} connection limit 0").format(role))
     await scene.terminate()
@@ -329,7 +329,7 @@ async def silence_pool(scene: Scene) -> None:
 
 
 async def silence_listener(scene: Scene) -> None:
-    """Have the connection fall silent that LISTENs: the second that the service opened."""
+    """Have the connection that LISTENs fall silent: the second that was opened."""
     scene.proxy.silence(lambda number: number == 1)
 
 

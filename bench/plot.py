@@ -149,7 +149,7 @@ def _grid(records: Records) -> Chart:
         ]
     return Chart(
         "grid",
-        "So many consumers by so large a batch, from a backlog of 50,000",
+        "Consumers by size of batch, from a backlog of 50,000",
         "messages per second; more is better",
         bars,
     )
@@ -157,8 +157,8 @@ def _grid(records: Records) -> Chart:
 
 def _concurrent(records: Records) -> Chart:
     names = {
-        "enqueue_concurrent": "asleep: consumer busy",
-        "enqueue_concurrent.draining": "asleep: consumer draining",
+        "enqueue_concurrent": "on demand: consumer busy",
+        "enqueue_concurrent.draining": "on demand: consumer draining",
         "enqueue_concurrent.always": "always",
     }
     bars = [

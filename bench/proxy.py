@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 
 class Proxy:
-    """Passes connections on to one server; made by `running`."""
+    """A proxy that passes connections on to one server, made by `running`."""
 
     def __init__(self, dsn: str, port: int, target: int) -> None:
         self._dsn = dsn

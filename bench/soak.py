@@ -340,7 +340,7 @@ class Soak:
                 child.to_be_replaced = False
                 nursery.start_soon(self._end, child, signal.SIGTERM)
         # Consumers that the last misfortunes have ended are still replaced: a process
-        # has to drain the queue and bury the dead.
+        # has to drain the queue and reap dead processes.
         busy = "select count(*) from tocsin.messages"
         ghosts = "select count(*) from tocsin.processes where not pid = any (%s)"
         with trio.move_on_after(DRAIN_WITHIN) as patience:

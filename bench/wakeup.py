@@ -41,7 +41,7 @@ import tocsin
 from tocsin.driver import TrioConnection
 
 from . import floor
-from .child import Child, asleep, orders, playing, say
+from .child import Child, orders, playing, say, until_idle
 from .frame import Bench
 from .results import Result, percentile
 
@@ -162,11 +162,11 @@ async def consume(dsn: str) -> NoReturn:
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(consumer.handle, handle)
-        await asleep(store)
+        await until_idle(store)
         say("ready")
         while True:
             delay = await receive.receive()
-            await asleep(store)
+            await until_idle(store)
             say("handled", delay)
 
 

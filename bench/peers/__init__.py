@@ -28,10 +28,10 @@ class Peer:
     settings: Mapping[str, object]
     """How it is set up here; shown with its figures."""
     fill: Callable[[str, int], Awaitable[None]]
-    """Installs it in the database, if need be, and enqueues so many messages with the
+    """Installs it in the database, if need be, and enqueues a number of messages with the
     payload ``{"n": number}``."""
     work: Callable[[str, int, Handled], Awaitable[object]]
-    """Handles messages, in batches of so many where it has batches (0: as it is
+    """Handles messages, in batches of this size where it has batches (0: as it is
     fastest), until cancelled or nothing is left."""
     settled: Callable[[str], Awaitable[int]]
     """Counts the messages that it has finished."""

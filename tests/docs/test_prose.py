@@ -128,10 +128,10 @@ AREAS = [
     area("SQL of queues", "sql/functions/queue/*.sql"),
     area("tables", "sql/migrations/*.sql"),
     area("SQL of installations", "sql/*.sql", "sql/upgrade/*.sql"),
+    area("bench", "bench/**/*.py"),
 ]
 NAMED = [
     *AREAS,
-    area("bench", "bench/**/*.py"),
     area("tests", "tests/*.py", "tests/[!d]*/**/*.py", "tests/d[!o]*/**/*.py"),
 ]
 """Areas in which what acts has a name; of ``tests/docs`` this file would be found."""

@@ -268,7 +268,8 @@ async def _name_dependents(
         "from jsonb_each(current_setting('bell.upgrade')::jsonb -> 'dependents') e"
     )
     dependents: dict[str, list[str]] = dict(await cursor.fetchall())
-    # PostgreSQL's hint has the signature of the function that cannot be replaced in its place.
+    # PostgreSQL's hint has the signature of the function that cannot be replaced in
+    # its place.
     changed = [function for function in dependents if function in (error.diag.message_hint or "")]
     objects = tuple(name for function in changed for name in dependents[function])
     if not objects and not isinstance(error, psycopg.errors.DependentObjectsStillExist):
