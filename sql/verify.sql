@@ -1,16 +1,17 @@
--- What PostgreSQL's catalogs say of a schema that holds Tocsin: each thing by kind and
--- name, with its definition. sql/catalog has what they say of a fresh installation.
--- The parameter is the schema's name.
+-- List each object of a schema that holds Tocsin, by kind and name, with its definition
+-- in PostgreSQL's catalogs. sql/catalog contains this list for a new installation. The
+-- parameter is the schema's name.
 --
--- The answer does not depend on that name, on the server's version or on the session's
--- settings. The schema is in the search path, so PostgreSQL leaves it out where it
--- writes an expression. Function bodies name it by one spelling, which is replaced.
+-- The result does not depend on that name, on the server's version or on the session's
+-- settings. The schema is in the search path, so PostgreSQL omits its name from
+-- expressions. Function bodies spell the name in one way, and this query replaces that
+-- spelling.
 
 with ours as (select oid, format('"%%s".', nspname) as prefix from pg_namespace
               where nspname = %(schema)s),
 classes as (
-    -- without the partitions of the archive that come and go
-    -- (functions/queue/maintenance.sql), and their indexes
+    -- Without the partitions of the archive that maintenance creates and drops
+    -- (functions/queue/maintenance.sql), and without their indexes.
     select c.* from pg_class c where c.relnamespace = (select oid from ours)
         and not (c.relispartition and c.relname ~ '^archive_[0-9]+h_')
 ),
@@ -69,7 +70,7 @@ where c.relkind in ('r', 'p', 'c')
 union all
 select 'constraint', c.relname || '.' || x.conname, pg_get_constraintdef(x.oid, true)
 from classes c join pg_constraint x on x.conrelid = c.oid
-where x.contype <> 'n'  -- PostgreSQL 18 has these, which say again that a column is not null
+where x.contype <> 'n'  -- PostgreSQL 18 repeats each not-null column as a constraint
 union all
 select 'index', c.relname::text, pg_get_indexdef(c.oid, 0, true) from classes c
     where c.relkind in ('i', 'I')

@@ -14,26 +14,26 @@
 --                                                        |     --> dead_letters -- replay --> ready
 --                                                        +---- delete --> nothing is kept
 --
--- `messages` holds only unfinished messages, so it stays small; a finished one moves to
--- `archive` or `dead_letters`. What a claim looks for (`ready`) is never mixed with
--- what changes by time (`delayed`, `leased`): there is a partial index for each of the
--- two. So a claim reads the front of one index, whatever the backlog and however many
--- messages are delayed.
+-- `messages` holds only unfinished messages, so it stays small. A finished message
+-- moves to `archive` or `dead_letters`. One partial index holds the ready messages;
+-- another holds the delayed and leased ones, whose state changes with time. So a claim
+-- reads the front of the first index, whatever the size of the backlog and the number
+-- of delayed messages.
 --
--- A delivery is a *lease*: a token that grows with each delivery of the message (a
--- fencing token), written to the row by the claim. Each statement that settles a
--- message names the token, and does nothing when the row carries another. So a worker
--- that lost its message cannot settle it. The token is the time of the claim in
--- microseconds, or one more than the message's last one if that is larger: unlike a
--- sequence's, it does not come again after a crash of the server that has forgotten the
--- last claims.
+-- Each delivery has a *lease token*, which the claim writes to the message's row. The
+-- token grows with each delivery of the message, so it is a fencing token. Each
+-- statement that settles a message names the token, and changes nothing when the row
+-- has another one. So a worker that has lost its lease cannot settle the message. The
+-- token is the time of the claim in microseconds, or the message's previous token plus
+-- one if that is larger. A sequence could repeat a token after a server crash that
+-- loses the latest claims; the time does not.
 --
--- Every time in these tables comes from one clock, tocsin._clock(); no client's clock
--- counts.
+-- Every timestamp in these tables comes from tocsin._clock(), never from the clock of a
+-- client.
 --
--- These files write `tocsin.` before each name of the schema, and nowhere else. An
--- installation into another schema replaces this one spelling by the schema's name in
--- quotes and a dot, inside string constants too: (parse_ident('tocsin.contract'))[1] is
+-- These files write `tocsin.` before each object of the schema and nowhere else. An
+-- installation into another schema replaces this prefix by that schema's quoted name
+-- and a dot, also inside string constants. So (parse_ident('tocsin.contract'))[1] is
 -- the schema's name as text.
 
 create table tocsin.migrations (
@@ -41,7 +41,7 @@ create table tocsin.migrations (
     name       text        not null,
     applied_at timestamptz not null default now()
 );
-comment on table tocsin.migrations is 'Which files of sql/migrations have been applied.';
+comment on table tocsin.migrations is 'The files of sql/migrations that have been applied.';
 
 create table tocsin.contract (
     only_row boolean primary key default true check (only_row),
@@ -50,7 +50,7 @@ create table tocsin.contract (
     digest   text    not null
 );
 comment on table tocsin.contract is
-    'Which version of the SQL contract is installed: tables, functions, and the rights to them.';
+    'The installed version of the SQL contract: tables, functions, and the privileges on them.';
 comment on column tocsin.contract.serves is
     'The oldest version whose clients the installed functions serve.';
 comment on column tocsin.contract.digest is 'Digest of the SQL that was last installed.';
@@ -88,34 +88,34 @@ comment on column tocsin.queues.vt is
 comment on column tocsin.queues.max_deliveries is
     'After this many deliveries a message that fails again becomes a dead letter.';
 comment on column tocsin.queues.retry_base is
-    'Delay after the first failure; after the n-th: least(retry_max, retry_base * '
-    'retry_factor^(n-1)), plus or minus up to the share retry_jitter of it.';
-comment on column tocsin.queues.channel is 'Where its bell rings: LISTEN to it.';
+    'Delay after the first failure. After the n-th failure the delay is least(retry_max, '
+    'retry_base * retry_factor^(n-1)), plus or minus a random fraction of up to retry_jitter.';
+comment on column tocsin.queues.channel is 'Notification channel of the queue, for LISTEN.';
 comment on column tocsin.queues.max_payload is
-    'Largest payload in bytes of its JSON text; headers may be as large.';
+    'Maximum size of a payload, in bytes of its JSON text. The same maximum applies to headers.';
 comment on column tocsin.queues.max_string is
-    'Most characters of a string in a payload, a key too; 0: any number.';
+    'Maximum number of characters in a string or key of a payload; 0: no limit.';
 comment on column tocsin.queues.max_depth is
-    'Most levels of arrays and objects in a payload, 256 if it is more; 0: any number, or 256 '
-    'where keys or strings have rules.';
-comment on column tocsin.queues.required_keys is 'Keys that a payload, an object then, must have.';
+    'Maximum nesting depth of arrays and objects in a payload. A larger value than 256 counts as '
+    '256; 0: no limit, or 256 if keys or strings have rules.';
+comment on column tocsin.queues.required_keys is 'Keys that each payload must have, as an object.';
 comment on column tocsin.queues.forbidden_keys is 'Keys that no object in a payload may have.';
 comment on column tocsin.queues.ruled is
-    'Whether it has any of these rules; see payload_rules.sql.';
+    'Whether the queue has any rule for payloads; see payload_rules.sql.';
 comment on column tocsin.queues.retention is
-    'How long what is archived is kept; 0: not at all. A thousand years mean without end.';
+    'How long archived messages are kept; 0: not at all. A thousand years mean forever.';
 comment on column tocsin.queues.dead_letter_retention is
-    'How long dead letters are kept. A thousand years mean without end.';
+    'How long dead letters are kept. A thousand years mean forever.';
 comment on column tocsin.queues.notify is
-    'When its channel is notified: on_demand, while a consumer of Tocsin waits; or always, for '
-    'programs that LISTEN by hand. See ring.sql.';
+    'When an insert notifies the channel: on_demand, while a consumer of Tocsin waits; always, for '
+    'programs that LISTEN themselves. See ring.sql.';
 
 create table tocsin.roles (
     kind text    primary key check (kind in ('producer', 'consumer', 'admin')),
     role regrole not null
 );
 comment on table tocsin.roles is
-    'The roles that may use Tocsin apart from its owner; see sql/security/access.sql.';
+    'The roles that may use Tocsin, in addition to its owner; see sql/security/access.sql.';
 
 create table tocsin.queue_grants (
     queue_id integer not null references tocsin.queues on delete cascade,
@@ -123,15 +123,15 @@ create table tocsin.queue_grants (
     primary key (queue_id, role)
 );
 comment on table tocsin.queue_grants is
-    'Which role may enqueue to which queue, apart from the owner and administrators.';
+    'The roles that may enqueue to a queue, in addition to the owner and administrators.';
 
 create type tocsin.message_state as enum ('ready', 'delayed', 'leased');
 
--- No check constraints: PostgreSQL parses them again for each statement that writes a
--- row, which was 5 % of the server's time for an enqueue.
+-- The table has no check constraints. PostgreSQL parses them again for each statement
+-- that writes a row, which slows down each enqueue.
 create table tocsin.messages (
     id                 bigint      generated by default as identity primary key,
-    -- no foreign key: its row lock would serialise producers; the functions check
+    -- no foreign key, whose lock would serialise producers; the functions check the queue
     queue_id           integer     not null,
     priority           integer     not null default 0,
     state              tocsin.message_state not null default 'ready',
@@ -152,21 +152,22 @@ create table tocsin.messages (
     history            jsonb
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
         autovacuum_vacuum_cost_delay = 0);
-comment on column tocsin.messages.priority is 'Smaller numbers first.';
-comment on column tocsin.messages.read_ct is 'Deliveries so far.';
+comment on column tocsin.messages.priority is 'Messages with smaller numbers are claimed first.';
+comment on column tocsin.messages.read_ct is 'Number of deliveries so far.';
 comment on column tocsin.messages.due is
-    'Place in the queue among equal priorities; never in the future when ready.';
+    'Place in the queue among equal priorities; never in the future for a ready message.';
 comment on column tocsin.messages.vt is
-    'When it can be claimed (again): due while it waits, the end of the lease while it is leased.';
+    'When the message can be claimed: usually its due time, or the end of its lease.';
 comment on column tocsin.messages.lease is
-    'Token of the current delivery; when it is not leased, of the last one.';
+    'Lease token of the current delivery, or of the last one when the message is not leased.';
 comment on column tocsin.messages.history is
-    'Its deliveries that failed, the last twenty of them, as tocsin._requeue writes them; null:'
-    ' none.';
+    'The last twenty deliveries that ended without success, as tocsin._requeue writes them; '
+    'null: none.';
 
--- A database whose encoding is SQL_ASCII takes any bytes for text. A session in UTF-8
--- gets UTF-8 alone, so each claim of such a message would fail. No other place needs
--- a check of its own.
+-- A database with the encoding SQL_ASCII accepts any bytes as text. A session with the
+-- client encoding UTF-8 cannot read bytes that are not UTF-8, so each claim of such a
+-- message would fail. Every payload, header and key passes through this table, so no
+-- other table needs a check.
 do $$
 begin
     if getdatabaseencoding() = 'SQL_ASCII' then
@@ -183,11 +184,11 @@ create index messages_timed on tocsin.messages (queue_id, state, vt)
 create index messages_expiring on tocsin.messages (queue_id, expires_at)
     where state <> 'leased' and expires_at is not null;
 create unique index messages_key on tocsin.messages (queue_id, key) where key is not null;
--- For estimates (metrics.sql): one queue's messages may be ready, all of them, and
--- another's delayed.
+-- For the estimates of metrics.sql: the states of messages depend on the queue. All
+-- messages of one queue may be ready, and all messages of another may be delayed.
 create statistics tocsin.messages_states (mcv) on queue_id, state from tocsin.messages;
 
--- How the archive is laid out, and why, is told in functions/queue/archive.sql.
+-- functions/queue/archive.sql explains the layout of the archive.
 create table tocsin.archive (
     id                 bigint      not null,
     queue_id           integer     not null,
@@ -207,21 +208,22 @@ create table tocsin.archive (
     history            jsonb
 ) partition by range (span, keep_until);
 comment on column tocsin.archive.keep_until is
-    'When it may go: archived_at and the retention that the queue had then; in the year 9999: '
-    'never.';
+    'When the row may be deleted: archived_at plus the retention that the queue had then. The '
+    'year 9999 means never.';
 comment on column tocsin.archive.span is
-    'How many hours of keep_until its partition takes; 0: it is in archive_rest.';
+    'Length of the row''s partition in hours of keep_until; 0: the row is in archive_rest.';
 create index archive_queue on tocsin.archive (queue_id, id);
--- A publication of all tables refuses deletions from a table without a key or a replica
--- identity. A key would cost each archiving statement; `full` costs nothing but where
--- rows are deleted from a table that is replicated logically.
+-- With a publication of all tables, PostgreSQL refuses deletions from a table that has
+-- neither a primary key nor a replica identity. A primary key would slow down each
+-- archiving statement. The identity `full` has a cost only when rows are deleted from a
+-- table that is replicated logically.
 alter table tocsin.archive replica identity full;
 
 create table tocsin.archive_rest partition of tocsin.archive for values
     from (0, minvalue) to (0, maxvalue);
 alter table tocsin.archive_rest replica identity full;
 comment on table tocsin.archive_rest is
-    'Rows that are kept without end, and rows whose partition did not exist in time.';
+    'Rows that are kept forever, and rows whose partition did not exist in time.';
 create index archive_rest_ending on tocsin.archive_rest (keep_until)
     where keep_until < '9999-01-01+00';
 
@@ -233,14 +235,14 @@ create table tocsin.archive_policies (
     since     timestamptz not null default '9999-01-01+00'
 );
 comment on table tocsin.archive_policies is
-    'What archiving needs of a queue: how long to keep its messages, and which partitions it '
-    'may use.';
-comment on column tocsin.archive_policies.retention is 'The queue''s own.';
+    'For each queue, how long to keep archived messages, and which partitions a statement that '
+    'archives may use.';
+comment on column tocsin.archive_policies.retention is 'The retention of the queue.';
 comment on column tocsin.archive_policies.covered is
-    'The times of keep_until that there are partitions of this span for; all else goes to '
+    'The range of keep_until for which partitions of this span exist. Rows outside of it go to '
     'archive_rest.';
 comment on column tocsin.archive_policies.since is
-    'Transactions that began before do not use them.';
+    'Transactions that began before this time do not use these partitions.';
 
 create table tocsin.archive_count_deltas (
     queue_id    integer     not null,
@@ -252,14 +254,14 @@ create table tocsin.archive_count_deltas (
         autovacuum_vacuum_cost_delay = 0);
 alter table tocsin.archive_count_deltas replica identity full;
 comment on table tocsin.archive_count_deltas is
-    'What was added to the archive (or, negative, taken out of it) and is not in '
-    'archived_counts yet; only inserted into.';
+    'Numbers of rows that were added to the archive (negative: deleted from it) and are not in '
+    'archived_counts yet. A statement that changes the archive only inserts here.';
 comment on column tocsin.archive_count_deltas.span is
-    'As in the archive; null: the queue keeps nothing.';
+    'As in the table archive; null: the queue keeps no archive.';
 create index archive_count_deltas_queue on tocsin.archive_count_deltas (queue_id, archived_at);
 
 create table tocsin.archived_counts (
-    -- no foreign key: maintenance does not wait for the deletion of a queue
+    -- No foreign key, so that maintenance does not wait for the deletion of a queue.
     queue_id  integer     not null,
     span      integer     not null,
     starts_at timestamptz not null,
@@ -267,8 +269,8 @@ create table tocsin.archived_counts (
     primary key (queue_id, span, starts_at)
 );
 comment on table tocsin.archived_counts is
-    'How many messages of a queue are in a partition, apart from archive_count_deltas; only '
-    'maintenance writes it.';
+    'Number of archived messages of each queue in each partition, without those in '
+    'archive_count_deltas. Only maintenance writes to this table.';
 
 create table tocsin.maintenance (
     only_row        boolean     primary key default true check (only_row),
@@ -276,7 +278,7 @@ create table tocsin.maintenance (
     clock_was_ahead boolean     not null default false
 );
 comment on column tocsin.maintenance.clock_was_ahead is
-    'A time of the future was found, so maintenance corrects all of them.';
+    'Whether a timestamp in the future was found. Maintenance then corrects all such timestamps.';
 insert into tocsin.maintenance (due_at) values (pg_catalog.now() + interval '1 minute');
 
 create table tocsin.dead_letters (
@@ -300,7 +302,7 @@ create table tocsin.dead_letters (
     history            jsonb
 );
 comment on column tocsin.dead_letters.lease is
-    'Token of its last delivery, so that those after a replay have larger ones.';
+    'Lease token of the last delivery. Deliveries after a replay get larger tokens.';
 create index dead_letters_queue on tocsin.dead_letters (queue_id, id);
 create index dead_letters_died on tocsin.dead_letters (queue_id, died_at);
 
@@ -314,7 +316,7 @@ create type tocsin.message_info as (
     last_error text
 );
 comment on type tocsin.message_info is
-    'A message as messages.sql shows it, in whichever table it is; what is JSON is its text.';
+    'A message as messages.sql shows it, from any of the tables. JSON values are given as text.';
 
 create type tocsin.dead_letter_info as (
     id bigint, queue text, queue_id integer, payload text, headers text, priority integer, key text,
@@ -324,7 +326,7 @@ create type tocsin.dead_letter_info as (
     died_at timestamptz, reason text, error text, traceback text
 );
 comment on type tocsin.dead_letter_info is
-    'A dead letter as dead_letters.sql shows it; what is JSON is its text.';
+    'A dead letter as dead_letters.sql shows it. JSON values are given as text.';
 
 create table tocsin.processes (
     id           bigint      generated always as identity primary key,
@@ -339,19 +341,19 @@ create table tocsin.processes (
     heartbeat_at timestamptz not null
 ) with (fillfactor = 50);
 comment on column tocsin.processes.role is
-    'Role that registered it, and alone may act for it; see '
+    'The role that registered the process and may act for it; see '
     'sql/functions/common/authorization.sql.';
 comment on column tocsin.processes.every is 'Interval between its heartbeats.';
 comment on column tocsin.processes.lifeline is
-    'Number of the advisory lock that its LISTEN connection holds for as long as it lives; '
-    'null: it has no such connection.';
-
+    'Number of the advisory lock that the LISTEN connection of the process holds while it is '
+    'open; null: the process has no such connection.';
 comment on column tocsin.processes.detached is
-    'It goes on without a lifeline, because its LISTEN connection cannot be made or does not work.';
+    'The process works without a lifeline, because its LISTEN connection cannot be opened or '
+    'does not work.';
 
 create sequence tocsin.flush_marker;
 comment on sequence tocsin.flush_marker is
-    'A write to it makes a commit wait for the flush of the log; see '
+    'A write to this sequence makes a commit wait for the flush of the WAL; see '
     'sql/functions/queue/ring_early.sql.';
 create sequence tocsin.lifelines;
 create sequence tocsin.registrations;
@@ -378,20 +380,19 @@ create table tocsin.workers (
     unique (queue_id, kind, name)
 );
 comment on column tocsin.workers.status_before_death is
-    'Its status when it was declared dead, for a process that was alive after all.';
+    'Status of the worker when its process was declared dead.';
 comment on column tocsin.workers.ended is
-    'Of a stopped worker, how that came: its own process left, stop or shutdown was called, or '
-    'its process died.';
+    'How a stopped worker ended: its own process left, stop or shutdown was called, or its '
+    'process died.';
 comment on column tocsin.workers.registration is
-    'Token of the current registration; what was registered under the name before cannot act '
-    'for it.';
-comment on column tocsin.workers.role is 'Role that registered it, and alone may act for it.';
+    'Token of the current registration; earlier registrations of the name cannot act for it.';
+comment on column tocsin.workers.role is 'The role that registered the worker and may act for it.';
 comment on column tocsin.workers.grace is
-    'Of an interrupted worker: how long its handlers may still run; null: until they end.';
+    'How long the handlers of an interrupted worker may still run; null: until they end.';
 create index workers_process on tocsin.workers (process_id) where process_id is not null;
 
--- Unlogged, so crash recovery and the promotion of a standby empty it: its row says
--- since when this server has been up without a break.
+-- The table is unlogged, so crash recovery and the promotion of a standby empty it. Its
+-- row says since when this server has been up without interruption.
 create unlogged table tocsin.uptime (
     only_row boolean primary key default true check (only_row),
     since    timestamptz not null

@@ -1,25 +1,27 @@
--- Which role may call which function; this is the one place that says so. secure()
--- brings every function into the state that _access() describes: it grants missing
--- privileges and revokes surplus ones. Each installation and each upgrade ends with it
+-- Define which role may call which function. secure() brings every function into the
+-- state that _access() describes: it grants missing privileges and revokes surplus
+-- ones. Each installation and each upgrade ends with a call of secure()
 -- (sql/upgrade/restore.sql).
 --
--- Nothing is open to PUBLIC. Without roles, only the owner of the schema can use it;
--- install_roles lets other roles in. The *entry points*, which those roles may call,
--- run with their owner's rights, because no other role has a right to a table, and with
--- a search_path of schemas that no other role can write to. Functions that they call
--- run in the same way. So an entry point that does not check its caller
--- (authorization.sql) does the same for each role that may call it as for the owner.
+-- PUBLIC has no privileges. Without roles, only the owner of the schema can use it;
+-- install_roles gives other roles access. These roles may call the *entry points*. An
+-- entry point runs with its owner's privileges, because no other role may write to a
+-- table. Its search_path has only schemas that no other role can write to. The
+-- functions that it calls run in the same way. So an entry point that does not check
+-- its caller (authorization.sql) does the same for each role that may call it as for
+-- the owner.
 --
--- That holds also where there are no roles. Together both cost nothing that could be
--- measured in an enqueue. And an owner can be attacked without roles, too: in a
+-- Entry points run in this way also where there are no roles. The cost of that for an
+-- enqueue is too small to measure. An owner can be attacked without roles, too: in a
 -- database that comes from PostgreSQL 14, every role may create functions in `public`,
--- and PostgreSQL prefers one that fits better than its own. The trigger on messages has
--- no path of its own, which would cost each insert: within an entry point it runs with
--- the path of that, and only the owner inserts directly.
+-- and PostgreSQL prefers such a function to its own if the argument types fit better.
+-- The trigger on messages has no search_path of its own, which would slow down each
+-- insert. Within an entry point it runs with the search_path of the entry point, and
+-- only the owner inserts directly.
 --
 -- A function whose name begins with an underscore is internal: only functions of the
--- schema call it. Each other function is an entry point, and listed here; a test fails
--- for one that is not.
+-- schema call it. Each other function is an entry point, and is listed here; a test
+-- fails for one that is missing.
 
 create or replace function tocsin._access() returns table (function name, roles text[])
 language sql immutable
@@ -49,13 +51,13 @@ as $$
         delete_worker, purge_workers, worker_stats, queue_health, reclaim
     }'::name[]), '{admin}'
     union all
-    -- for the owner to call, with the caller's rights
+    -- only the owner may call these; they run with the caller's privileges
     select unnest('{secure, install_roles}'::name[]), '{}'
 $$;
 
--- Brings attributes and privileges of everything in the schema into the state described
--- above. Privileges that an administrator has granted to other roles stay, and verify
--- names them. Those of former roles of Tocsin's go.
+-- Brings attributes and privileges of all objects in the schema into the state
+-- described above. Privileges that an administrator has granted to other roles stay,
+-- and verify names them. The privileges of Tocsin's former roles are revoked.
 create or replace function tocsin.secure(former_roles oid[] default '{}', before jsonb default null)
     returns void
 language plpgsql
@@ -82,20 +84,21 @@ begin
         end if;
     end loop;
 
-    -- Roles that were dropped since; PostgreSQL knows nothing of what these tables say
-    -- of them.
+    -- Delete the rows of dropped roles. PostgreSQL does not know that these tables
+    -- refer to roles.
     delete from tocsin.roles r where r.role not in (select x.oid from pg_roles x);
     delete from tocsin.queue_grants g where g.role not in (select x.oid from pg_roles x);
     perform tocsin._apply_privileges(former_roles, before => before);
 end
 $$;
 
--- The part of secure() that is about privileges, of everything or of one new table.
+-- Grants and revokes privileges on all objects or on one new table, as a part of
+-- secure().
 --
--- A new object begins with what default privileges give. So other roles lose what they
--- have on a new table, and on everything where `before` is given. That has the access
--- lists from before an upgrade (sql/upgrade), by kind and name, and what they say other
--- roles keep or get again.
+-- A new object begins with the default privileges. So other roles lose their privileges
+-- on a new table, and on all objects if `before` is given. `before` has the access
+-- lists from before an upgrade (sql/upgrade), by kind and name. Other roles keep or get
+-- again the privileges that these lists contain.
 create or replace function tocsin._apply_privileges(former_roles oid[] default '{}',
                                                     only_table regclass default null,
                                                     before jsonb default null)
@@ -164,10 +167,11 @@ begin
 end
 $$;
 
--- Lets these roles in; a null for one that is not wanted. Those that do not exist are
--- created, which needs CREATEROLE; existing ones are used as they are. A role that was
--- let in before and is not named now loses what it was granted. Doing it again changes
--- nothing, and repairs what was changed by hand.
+-- Grants these roles their privileges. A null leaves a role out. A role that does not
+-- exist is created, which requires CREATEROLE; an existing role is used as it is. A
+-- role that had access before and is not named now loses the privileges that Tocsin has
+-- granted. A second call changes nothing except privileges that were changed by hand,
+-- which it repairs.
 create or replace function tocsin.install_roles(producer text, consumer text, admin text)
     returns void
 language plpgsql
@@ -187,12 +191,12 @@ begin
             begin
                 execute format('create role %I nologin', r.name);
             exception
-                -- another session was faster, perhaps in another database
+                -- another session has created the role, perhaps in another database
                 when duplicate_object or unique_violation then null;
                 when insufficient_privilege then
                     perform tocsin._refuse_caller(format('create role "%s"', r.name),
-                        format('That needs CREATEROLE. A database administrator runs: %s. '
-                               'Then install again.', (
+                        format('Creating a role requires CREATEROLE. Have a database '
+                               'administrator run: %s. Then install again.', (
                             select string_agg(format('create role %I nologin', n), '; ' order by o)
                             from unnest(array[producer, consumer, admin]) with ordinality w (n, o)
                             where n is not null

@@ -1,11 +1,11 @@
--- The last statement of an installation and of an upgrade; unload.sql has noted what it
--- needs.
+-- The last statement of an installation and of an upgrade. It uses what unload.sql has
+-- recorded.
 --
 -- It brings attributes and privileges into the state that sql/security/access.sql
--- describes. It grants again what a database administrator had granted on a function
--- that was dropped, if there is a function with that signature again. It takes away
--- what default privileges have given to other roles on what is new: an installation
--- lets in the roles that it is told to, and no other.
+-- describes. It restores the privileges that a database administrator had granted on a
+-- dropped function, if a function with the same signature exists again. It revokes the
+-- privileges that default privileges have given to other roles on new objects, because
+-- an installation grants access only to the roles that it is given.
 do $$
 declare
     noted jsonb := current_setting('bell.upgrade')::jsonb;
@@ -18,7 +18,7 @@ begin
             message = format('the upgrade drops function %s, and %s depends on it', left_over,
                              noted #>> array['dependents', left_over, '0']),
             detail = jsonb_build_object('objects', noted #> array['dependents', left_over])::text,
-            hint = 'Drop what depends on it, upgrade, and create it again.';
+            hint = 'Drop the dependent objects, upgrade, and create them again.';
     end if;
     perform tocsin.secure(before => noted -> 'privileges');
 end

@@ -1,14 +1,14 @@
 -- The first statement of an installation and of an upgrade; restore.sql is the last
--- one. In an upgrade it drops the functions, so that the new version may change their
--- parameters, results and defaults, and migrations the types that they use.
+-- statement. In an upgrade it drops the functions. So the new version may change their
+-- parameters, results and defaults, and a migration may change the types that they use.
 --
--- A function that an object outside of Tocsin depends on (a view, a trigger of another
--- table) is not dropped, since that would take the object along. It is replaced in its
--- place, which works unless its parameters or its result have changed. Then the upgrade
--- fails and names the object.
+-- It does not drop a function on which an object outside of Tocsin depends (a view, a
+-- trigger of another table), because that would drop the object, too. Such a function
+-- is replaced in place, which works unless its parameters or its result have changed.
+-- In that case the upgrade fails, and the error names the object.
 --
--- A dropped function takes along the privileges that a database administrator has
--- granted. So the privileges of everything are noted.
+-- A dropped function loses the privileges that a database administrator has granted. So
+-- this statement records the privileges on all objects.
 do $$
 declare
     our_schema oid := (select n.oid from pg_namespace n
@@ -19,7 +19,7 @@ declare
     statement text;
 begin
     if to_regclass('tocsin.messages') is not null then
-        -- transactions that have enqueued, claimed or settled have ended then
+        -- waits for the transactions that have enqueued, claimed or settled
         lock table tocsin.messages in access exclusive mode;
     end if;
     functions := array(

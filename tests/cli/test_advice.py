@@ -67,9 +67,11 @@ ADVISED: list[tocsin.TocsinError] = [
         "9 bytes", "Raise the queue's max_payload.", actual=9, maximum=8, index=None
     ),
     tocsin.PermissionDenied(
-        "role x may not enqueue", "Grant it the queue, with grant_queue.", role="x"
+        "role x may not enqueue", "Grant the queue to the role with grant_queue.", role="x"
     ),
-    tocsin.RoleNotFound("role x does not exist", "Create it first: create role.", role="x"),
+    tocsin.RoleNotFound(
+        "role x does not exist", "Create the role first, with create role.", role="x"
+    ),
     tocsin.SchemaBusy("tocsin"),
     tocsin.DependentObjects(
         "the upgrade changes a function", "Drop it.", objects=("view public.v",)

@@ -793,11 +793,11 @@ async def test_creating_roles_needs_createrole_and_says_so(
     )
     owners_dsn = make_conninfo(dsn, user=owner, password=servers.PASSWORD)
     async with tocsin.connect(owners_dsn) as store:
-        with pytest.raises(tocsin.PermissionDenied, match="needs CREATEROLE") as refused:
+        with pytest.raises(tocsin.PermissionDenied, match="requires CREATEROLE") as refused:
             await store.install(roles=wanted)
         assert refused.value.role == owner
         assert (
-            f"runs: create role {wanted.producer} nologin; create role {wanted.consumer} nologin;"
+            f"run: create role {wanted.producer} nologin; create role {wanted.consumer} nologin;"
             f" create role {wanted.admin} nologin." in str(refused.value)
         )
         assert await query(dsn, "select count(*) from pg_namespace where nspname = 'tocsin'") == [

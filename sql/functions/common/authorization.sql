@@ -1,34 +1,38 @@
--- Which role calls, and what it may do. sql/security/access.sql says which role may
--- call which function. This file says what such a function checks of its caller: the
--- queue, and the worker.
+-- Find out which role calls, and check what it may do. sql/security/access.sql says
+-- which role may call which function. The functions of this file check whether the
+-- caller may use a certain queue or act for a certain worker.
 --
--- Functions that other roles may call run as their owner, so there `current_user` is
--- the owner. The caller is the role that SET ROLE has chosen, or else the role that
--- logged in. (A function of the user's that runs as its owner does not change that.) A
--- role's members that inherit from it may do what the role may, as with any privilege.
+-- Functions that other roles may call run as their owner, so `current_user` is the
+-- owner there. The caller is the role that SET ROLE has set, or else the role that
+-- logged in. (A user's function that runs as its owner does not change the caller.)
+-- Members that inherit from a role may do what the role may, as with any privilege.
 --
---   owner      owns the schema's functions; so does, in effect, a member of that role
---              and a superuser; may do everything
---   admin      calls everything but what installs, acts for every worker, reads every table
---   consumer   claims from every queue and settles; acts for workers that its own role registered
---   producer   acts for workers that its own role registered
---   granted    a role in queue_grants, or one that inherits from it: may enqueue to that queue
+--   owner      owns the schema's functions; may do everything, as may a superuser and a
+--              role that inherits from the owner
+--   admin      calls everything except installation, acts for every worker, reads every
+--              table
+--   consumer   claims from every queue and settles; acts for the workers that it has
+--              registered
+--   producer   acts for the workers that it has registered
+--   granted    a role in queue_grants, or a role that inherits from it; may enqueue to
+--              that queue
 --
--- Enqueueing first checks whether the caller is the owner, in a statement of its own.
--- As a condition of the INSERT the check would be prepared with each of them.
+-- An enqueue checks in a separate statement whether the caller is the owner. As a
+-- condition of the INSERT, the check would be set up for each INSERT.
 
 create or replace function tocsin._caller() returns name
 language sql stable
 as $$ select case current_setting('role') when 'none' then session_user
     else current_setting('role')::name end $$;
 
--- For functions that run as their owner.
+-- Whether the caller is the owner; for functions that run as their owner.
 create or replace function tocsin._is_owner() returns boolean
 language sql stable
 as $$ select pg_has_role(tocsin._caller(), current_user, 'usage') $$;
 
--- In plpgsql, so that it is not inlined. A statement whose caller acts for itself does
--- not call it, and need not prepare its subquery.
+-- Whether the caller is an administrator. The function is in plpgsql so that it is not
+-- inlined: a statement whose caller acts for its own worker does not call it, and so
+-- does not set up its subquery.
 create or replace function tocsin._is_admin() returns boolean
 language plpgsql stable
 as $$
@@ -48,12 +52,13 @@ as $$
                        and pg_has_role(tocsin._caller(), r.role, 'usage'))
 $$;
 
--- Whether the caller may act for what this role has registered.
+-- Whether the caller may act for the processes and workers that this role has
+-- registered.
 create or replace function tocsin._acts_for(role name) returns boolean
 language sql stable
 as $$ select role = tocsin._caller() or tocsin._is_admin() $$;
 
--- Whether the caller may enqueue to the queue, and as this worker (null: as none).
+-- Whether the caller may enqueue to the queue as this worker (null: without a worker).
 create or replace function tocsin._may_enqueue(queue_id integer, worker_id bigint) returns boolean
 language sql stable
 as $$
@@ -76,7 +81,7 @@ begin
 end
 $$;
 
--- Raises unless the caller may enqueue to the queue in this worker's name.
+-- Raises an error unless the caller may enqueue to the queue as this worker.
 create or replace function tocsin._check_enqueue(q tocsin.queues, worker_id bigint) returns void
 language plpgsql
 as $$
@@ -85,14 +90,14 @@ begin
         return;
     elsif not tocsin._may_enqueue(q.id, null) then
         perform tocsin._refuse_caller(format('enqueue to queue "%s"', q.name),
-                                      'Grant it the queue, with grant_queue.');
+                                      'Grant the queue to the role with grant_queue.');
     end if;
     perform tocsin._refuse_caller(format('enqueue as worker %s', worker_id),
-                                  'It is no worker that this role has registered.');
+                                  'This role has not registered that worker.');
 end
 $$;
 
--- Raises unless the caller may register workers of this kind on the queue.
+-- Raises an error unless the caller may register workers of this kind on the queue.
 create or replace function tocsin._check_register(q tocsin.queues, kind text) returns void
 language plpgsql
 as $$
@@ -100,26 +105,27 @@ begin
     if kind = 'producer' then
         perform tocsin._check_enqueue(q, null);
     elsif not tocsin._may_consume() then
-        perform tocsin._refuse_caller('consume', 'Make it a member of the role for consumers.');
+        perform tocsin._refuse_caller('consume',
+                                      'Make the role a member of the role for consumers.');
     end if;
 end
 $$;
 
--- Raises unless the caller may act for the worker; returns it.
+-- Raises an error unless the caller may act for the worker; returns the worker.
 create or replace function tocsin._check_own(w tocsin.workers) returns tocsin.workers
 language plpgsql
 as $$
 begin
     if not tocsin._acts_for(w.role) then
         perform tocsin._refuse_caller(format('act for worker %s', w.id),
-                                      'Another role has registered it; administrators may.');
+                                      'Only its own role and administrators may act for it.');
     end if;
     return w;
 end
 $$;
 
--- Lets a role, and roles that inherit from it, enqueue to the queue, if it may enqueue
--- at all. A second call changes nothing.
+-- Allows a role, and roles that inherit from it, to enqueue to the queue. The role also
+-- needs the privilege to call enqueue. A second call changes nothing.
 create or replace function tocsin.grant_queue(queue text, role text) returns void
 language plpgsql
 as $$
@@ -131,7 +137,8 @@ begin
 end
 $$;
 
--- Revokes that, for every statement from now on. A second call changes nothing.
+-- Revokes the grant of a queue from a role, for every later statement. A second call
+-- changes nothing.
 create or replace function tocsin.revoke_queue(queue text, role text) returns void
 language plpgsql
 as $$
@@ -152,7 +159,7 @@ begin
     if found_role is null then
         perform tocsin._raise_error('TC023', format('role "%s" does not exist', role),
                                     jsonb_build_object('role', role),
-                              'Create it first: create role.');
+                              'Create the role first, with create role.');
     end if;
     return found_role;
 end

@@ -1,5 +1,5 @@
--- How a function refuses: with an SQLSTATE of Tocsin's own, a sentence for people, the
--- values a program needs as JSON in DETAIL, and what to do in HINT.
+-- Raise an error with an SQLSTATE of Tocsin. The message is a sentence for people,
+-- DETAIL has the values for programs as JSON, and HINT says what to do.
 --
 --   TC001 QueueNotFound {queue}
 --   TC002 QueueAlreadyExists {queue}

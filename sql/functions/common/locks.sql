@@ -1,20 +1,20 @@
 -- Tocsin's advisory locks, by kind and number. The schema's name is part of the key, so
--- two installations in one database do not meet.
+-- two installations in one database do not share locks.
 --
 --   install   0            one installation at a time
 --   maintain  0            exclusive: maintenance, one at a time (see maintenance.sql);
 --                          shared: the deletion of a queue
 --   worker    worker id    shared: a claim; exclusive: a change of the worker's state.
---                          So a suspension never overlooks a claim under way.
+--                          So a suspension never overlooks a claim in progress.
 --   order     queue id     exclusive: an ordered claim (see order.sql)
---   lifeline  a number     held by a process's LISTEN connection for as long as that
---                          connection lives
---   waiting   queue id     shared, by a process's LISTEN connection: consumers of the
---                          queue wait there, or are about to (see ring.sql)
---   unrung    queue id     shared, by a transaction: it has put messages into the
---                          queue, has not rung, and has not ended (see ring.sql)
---   rung      queue id     shared, by a transaction: it has put messages into the queue
---                          and has rung; exclusive: the queue is being deleted
+--   lifeline  a number     held by a process's LISTEN connection while it is open
+--   waiting   queue id     shared, by a process's LISTEN connection: a consumer of the
+--                          queue waits there, or is about to wait (see ring.sql)
+--   unrung    queue id     shared, by a transaction until it ends: it has inserted
+--                          messages into the queue without ringing (see ring.sql)
+--   rung      queue id     shared, by a transaction until it ends: it has inserted
+--                          messages into the queue and has rung; exclusive: the queue
+--                          is being deleted
 --                          (see queue_deletion.sql)
 --
 -- With a constant kind, the planner reduces this to one call of a hash function whose
@@ -23,25 +23,27 @@ create or replace function tocsin._lock_key(kind text, number bigint) returns bi
 language sql immutable parallel safe
 as $$ select pg_catalog.hashtextextended('tocsin.' || kind, number) $$;
 
--- Whether another session holds this lock shared; for locks that are held exclusively
--- only here. When several sessions test at the same moment, the answer may be a wrong
--- yes, but never a wrong no.
+-- Whether another session holds this lock in shared mode. It is for locks that no other
+-- function takes exclusively. When several sessions test at the same moment, the answer
+-- may be a wrong yes, but never a wrong no.
 --
--- A session's lock outlives an error, so nothing may come between taking it and
--- releasing it. Nothing can: they are steps of one expression, during which the server
--- handles no cancellation and no timeout. Taking may fail, for want of memory too, and
--- then nothing is held. Releasing a held lock cannot fail. A session that is killed
--- releases its locks by ending.
+-- A session-level lock outlives an error, so no error may occur between taking and
+-- releasing it. None can: both are steps of one expression, during which the server
+-- handles no cancellation and no timeout. Taking the lock may fail, for example for
+-- lack of memory, and then it is not held. Releasing a held lock cannot fail. The end
+-- of a killed session releases its locks.
 create or replace function tocsin._shared_elsewhere(key bigint) returns boolean
 language sql
 as $$ select case when pg_try_advisory_lock(key) then not pg_advisory_unlock(key)
     else tocsin._shared_after_all(key) end $$;
 
--- The exclusive lock can also be refused because another session is testing it. If a
--- shared lock cannot be taken either, it is held exclusively, so no session shares it.
--- Otherwise test once more. So a wrong yes takes two tests at the same moment.
+-- The exclusive lock can also be refused because another session is testing it. If the
+-- shared lock is refused, too, the lock is held exclusively, so no session shares it.
+-- Otherwise the function tests once more. So a wrong yes requires two tests at the same
+-- moment.
 create or replace function tocsin._shared_after_all(key bigint) returns boolean
--- not inlined: it is rarely called, and would make the expression above more expensive
+-- In plpgsql so that it is not inlined: it is rarely called, and would make the
+-- expression above more expensive.
 language plpgsql
 as $$
 begin
@@ -55,14 +57,14 @@ end
 $$;
 
 -- Limits how long the rest of the transaction waits for a lock. A run settles many
--- messages in one statement, which must not wait for one whose row another transaction
--- has locked. The statement then fails, and the run finds out which message it is and
--- settles that one later.
+-- messages in one statement, which must not wait long for a row that another
+-- transaction has locked. After the limit the statement fails, and the run finds the
+-- locked messages (locked_messages) and settles them later.
 create or replace function tocsin.limit_lock_wait() returns boolean
 language plpgsql
 as $$ begin return set_config('lock_timeout', '250ms', true) is not null; end $$;
 
--- Returns those of these messages whose rows another transaction has locked.
+-- Returns the ids of the messages whose rows another transaction has locked.
 create or replace function tocsin.locked_messages(ids bigint[]) returns bigint[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off

@@ -1,13 +1,13 @@
--- The archive: where a row goes, when it may go again, and how many there are.
--- docs/explanation/archive.md explains the layout.
+-- The archive: in which partition a row is, when it may be deleted, and how rows are
+-- counted. docs/explanation/archive.md explains the layout.
 --
--- A row may go at keep_until = archived_at + its queue's retention, and lies in the
--- partition of that time; a partition whose time is over is dropped. The first column
--- of the partition key is the length of the partition in hours (_archive_span), so
--- those of different lengths lie side by side, each on a grid that begins at the epoch.
--- Rows that are kept forever, and rows that have no partition, go with the length 0 to
--- archive_rest. There is no DEFAULT partition: attaching a partition next to one locks
--- out every user of the archive.
+-- A row may be deleted at keep_until = archived_at + its queue's retention, and is in
+-- the partition of that time. A partition whose time is over is dropped. The first
+-- column of the partition key is the length of the partition in hours (_archive_span),
+-- so partitions of different lengths do not overlap. The partitions of one length are a
+-- grid that begins at the epoch. Rows that are kept forever, and rows that have no
+-- partition, have the length 0 and go to archive_rest. There is no DEFAULT partition:
+-- with one, attaching another partition would lock out every user of the archive.
 --
 -- An archiving statement reads from `archive_policies` which partitions it may use. A
 -- transaction that has used the archive before may not know of a later partition. So
@@ -15,12 +15,13 @@
 -- (`since`); a transaction that began before that time does not use it.
 --
 -- Each archiving statement adds one row to `archive_count_deltas` for each of its
--- queues, and a statement that takes rows out adds one with a negative number. They
--- only insert, so they do not wait for each other. Maintenance adds them up in
--- `archived_counts`, one row for each queue and partition, which goes with the
+-- queues, and a statement that deletes rows adds one with a negative number. Both only
+-- insert, so they do not wait for each other. Maintenance adds these rows up in
+-- `archived_counts`, in one row for each queue and partition, which is deleted with the
 -- partition. So a count is a sum of a few rows, and exact in every snapshot.
 
--- Returns how many hours a partition covers, for a retention; 0: archive_rest.
+-- Returns how many hours a partition for this retention covers; 0: rows go to
+-- archive_rest.
 create or replace function tocsin._archive_span(retention interval) returns integer
 language sql immutable parallel safe
 as $$
@@ -48,8 +49,8 @@ language sql stable parallel safe
 as $$ select case when retention < '1000 years' then tocsin._later(at, retention)
     else '9999-01-01+00' end $$;
 
--- Returns the length of the partition for a row that is kept until then; null: it is
--- not kept.
+-- Returns the length of the partition for a row that is kept until this time; null: the
+-- row is not kept.
 create or replace function tocsin._partition_span_for(a tocsin.archive_policies,
                                                       keep_until timestamptz) returns integer
 language sql stable parallel safe
@@ -58,7 +59,7 @@ as $$
         when a.covered @> keep_until and a.since <= pg_catalog.now() then a.span else 0 end end
 $$;
 
--- Returns how many messages of a queue are archived, exactly.
+-- Returns the exact number of archived messages of a queue.
 create or replace function tocsin.archived_count(queue_id integer) returns bigint
 language sql stable
 set enable_seqscan = off set enable_bitmapscan = off set jit = off
@@ -69,8 +70,8 @@ as $$
                      where y.queue_id = archived_count.queue_id and y.span is not null), 0)::bigint
 $$;
 
--- Returns how many messages are archived of each queue of these ids that has any,
--- exactly.
+-- Returns the exact number of archived messages of each queue in this range of ids that
+-- has any.
 create or replace function tocsin._archived_in_all(first_id integer, last_id integer)
     returns table (queue_id integer, n bigint)
 language sql stable
@@ -86,7 +87,7 @@ as $$
 $$;
 
 -- Returns how many messages of a queue were archived per second in the last minute,
--- counting those that are not kept.
+-- including messages that are not kept.
 create or replace function tocsin.settle_rate(queue_id integer) returns float8
 language sql volatile
 set enable_seqscan = off set enable_bitmapscan = off set jit = off
@@ -96,8 +97,8 @@ as $$
         and y.archived_at > (select tocsin._clock() - interval '1 minute') and y.n > 0
 $$;
 
--- Deletes the archived messages of a queue, or those archived longer ago than this.
--- Returns how many they are, also for a dry run.
+-- Deletes the archived messages of a queue, or with `older_than` only messages that
+-- were archived longer ago. Returns how many were deleted, or would be (dry_run).
 create or replace function tocsin.purge_archive(queue_id integer, older_than interval default null,
                                                 dry_run boolean default false)
 returns bigint

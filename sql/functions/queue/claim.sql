@@ -1,15 +1,16 @@
--- Claim: ready messages become leased to one worker.
+-- Claim messages: lease ready messages to one worker.
 --
--- Order is (priority, due, id), which is exactly the index messages_ready, so a claim
--- reads the front of that index and sorts nothing. Rows that another claim has locked
--- are skipped, never waited for. The planner settings pin that plan: a session keeps
--- the plan it made when the table was empty, and must not scan it when it has grown.
+-- Messages are claimed in the order (priority, due, id), which is exactly that of the
+-- index messages_ready. So a claim reads the front of that index and sorts nothing. It
+-- skips rows that another claim has locked, and never waits for them. The planner
+-- settings force this plan: a session keeps the plan that it made when the table was
+-- empty, and must not scan the table when it has grown.
 
--- The first part of a full scan. Messages that were not delivered in time become dead
--- letters; delayed ones whose time has come, and leased ones whose lease has expired,
--- become ready (or dead letters, when there are no deliveries left). This goes in
--- batches and begins none after 20 ms, so that a claim stays short after a long outage,
--- and also succeeds under a short statement_timeout.
+-- The first part of a full scan. Expired messages become dead letters. Delayed messages
+-- that are due become ready. Leased messages whose lease has expired become ready, or
+-- dead letters when they have no deliveries left. The function works in batches and
+-- begins none after 20 ms, so that a claim stays short after a long outage, and also
+-- succeeds under a short statement_timeout.
 create or replace function tocsin._make_due_ready(queue_id integer) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off
@@ -68,37 +69,39 @@ begin
 end
 $$;
 
--- Claims up to max_messages of the worker's queue, each with a fresh lease of vt (null:
--- the queue's visibility timeout), in order, and archives what is finished, in one
--- statement and one commit. Refused for a worker that is neither ready nor polling, and
--- for a registration that has ended. Claims nothing while the queue is paused.
+-- Claims up to max_messages of the worker's queue in order, each with a new lease of vt
+-- (null: the queue's visibility timeout). The same statement, and so the same commit,
+-- archives the finished messages that the caller names. The claim is refused for a
+-- worker that is neither ready nor polling, and for a registration that has ended. It
+-- claims nothing while the queue is paused.
 --
--- A claim makes a *full scan* or a *resumed scan*. A full scan first makes ready what
--- is due, and reads the ready messages from the start; when they were fewer than asked
--- for, a last row tells in how many seconds the next one is due (null: none is known),
--- for a consumer that begins to wait. A resumed scan (from_priority, from_due and
--- from_id are given) reads them from that position on, and does nothing else. It is for
--- a consumer that has just claimed what came before: dead index entries, which vacuum
--- cannot remove for as long as some transaction is older than they are, accumulate
--- before the first message that is ready, and a full scan walks over all of them. What
--- has come before that position since (a message that was requeued, one of a smaller
--- priority, one whose transaction committed late) waits for the next full scan.
--- `or_full_scan`: a resumed scan that finds nothing becomes a full one.
+-- A claim makes a *full scan* or a *resumed scan*. A full scan first makes due messages
+-- ready, and then reads the ready messages from the front. When it finds fewer messages
+-- than requested, a last row tells in how many seconds the next one is due (null: none
+-- is known), for a consumer that begins to wait. A resumed scan (with from_priority,
+-- from_due and from_id) reads the ready messages from that position on, and does
+-- nothing else. It is for a consumer that has just claimed the messages before that
+-- position. Dead index entries, which vacuum cannot remove while a transaction is open
+-- that is older than they are, accumulate before the first ready message, and a full
+-- scan walks over all of them. A message that has since come before the position (a
+-- requeued message, one of a smaller priority, one whose transaction committed late)
+-- waits for the next full scan. With `or_full_scan`, a resumed scan that finds nothing
+-- becomes a full scan.
 --
--- Each row has a kind: `lost`, an id whose lease was lost, so that it was not archived;
--- `message`, a claimed message; `end`, the last row of a full scan that found fewer
--- messages than asked for; `held_up`, the same for an ordered claim when messages are
--- ready behind one that is not finished.
+-- Each row has a kind. `lost` is a message that was not archived because its lease was
+-- lost. `message` is a claimed message. `end` is the last row of a full scan that found
+-- fewer messages than requested. `held_up` takes the place of `end` in an ordered claim
+-- when ready messages wait behind an unfinished one.
 --
--- max_deliveries is the message's own maximum or else its queue's: the delivery whose
--- read_ct it is, is the last one.
+-- max_deliveries is the maximum of the message, or else that of its queue. The delivery
+-- whose read_ct equals it is the last one.
 --
--- `ordered`: the claim is a full scan, and claims nothing while an earlier message of
--- the queue is not finished: see order.sql.
+-- With `ordered`, the claim is a full scan, and claims nothing while an earlier message
+-- of the queue is unfinished: see order.sql.
 --
--- Not `durable`: the transaction's commit does not wait until it is flushed. A server
--- that crashes in the next moment has then forgotten the claim, and the message is
--- delivered again; its former holder is fenced as after any redelivery.
+-- Without `durable`, the commit of the transaction does not wait for the flush. A crash
+-- of the server in the next moment then loses the claim, and the message is delivered
+-- again. Its former holder is fenced as after any redelivery.
 create or replace function tocsin.claim(
     worker_id bigint, registration bigint, max_messages integer, vt interval default null,
     from_priority integer default null, from_due timestamptz default null,
@@ -130,10 +133,10 @@ begin
     if not durable then
         ignored := set_config('synchronous_commit', 'off', true);
     end if;
-    -- First the worker, then its messages: the order in which a suspension locks them.
-    -- It waits for claims under way by this lock, and the status is read after it was
-    -- taken, in a statement of its own: so a claim either sees the suspension or is
-    -- seen by it.
+    -- Lock the worker before its messages, as a suspension does. A suspension waits for
+    -- claims in progress by this lock. The claim reads the worker's status after it has
+    -- taken the lock, in a separate statement. So either the claim sees the suspension,
+    -- or the suspension sees the claim.
     if not pg_try_advisory_xact_lock_shared(worker_lock) then
         perform pg_advisory_xact_lock_shared(worker_lock);
     end if;
@@ -170,9 +173,10 @@ begin
                 end if;
             end if;
         end if;
-        -- A nested loop from the worker to its queue to the queue's first messages, so
-        -- these come in their order without a sort; test_claim.py holds it to
-        -- that. One statement, since it is what an idle consumer's handler waits for.
+        -- The plan is a nested loop from the worker to its queue to the queue's first
+        -- messages, so these are in order without a sort; test_claim.py checks the
+        -- plan. It is one statement because the handler of an idle consumer waits for
+        -- it.
         return query
             update tocsin.messages m
             set state = 'leased', lease = greatest(token, m.lease + 1),
@@ -200,7 +204,7 @@ begin
                       m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
-            q := tocsin._check_claim(worker_id, registration);  -- or is it refused?
+            q := tocsin._check_claim(worker_id, registration);  -- or raises an error
         end if;
         exit when found_rows > 0 or from_due is null or not or_full_scan;
         from_priority := null;
@@ -208,10 +212,10 @@ begin
         from_id := null;
     end loop;
     if from_due is null and found_rows < max_messages then
-        -- What is due and was not taken is locked: for a moment by another claim, or
-        -- for long by a transaction of its holder's that settles it. So the next full
-        -- scan comes after a quarter of the time for which it has been due, a quarter
-        -- of a second at most.
+        -- A message that is due and was not claimed is locked: for a moment by another
+        -- claim, or for long by its holder's transaction that settles it. So the next
+        -- full scan comes after a quarter of the time for which the message has been
+        -- due, a quarter of a second at most.
         next_due := tocsin._next_due(q.id, with_ready => false);
         if next_due < 0.01 then
             next_due := greatest(0.01, least(-next_due / 4, 0.25));
@@ -222,9 +226,10 @@ begin
 end
 $$;
 
--- Seconds until the queue's next message is due (0: now), or null when there is none or
--- the queue is paused. Ready messages count unless told otherwise; then a negative
--- number says for how long the first of the delayed and leased ones has been due.
+-- Returns the seconds until the queue's next message is due (0: now), or null when
+-- there is none or the queue is paused. Without `with_ready`, only delayed and leased
+-- messages count, and a negative number says for how long the first of them has been
+-- due.
 create or replace function tocsin._next_due(queue_id integer, with_ready boolean default true)
     returns float8
 language plpgsql
@@ -237,8 +242,8 @@ declare
 begin
     select least(
         case when with_ready then
-            -- What is ready can be claimed now, also what was enqueued while the clock
-            -- was ahead.
+            -- A ready message can be claimed now, also one that was enqueued while the
+            -- clock was ahead.
             (select least(m.due, tocsin._clock()) from tocsin.messages m
              where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
         end,
@@ -250,7 +255,7 @@ begin
     into at
     from tocsin.queues q
     where q.id = _next_due.queue_id and q.paused_at is null;
-    -- greatest() passes over null
+    -- greatest() ignores null
     return greatest(case when with_ready and at is not null then 0 end,
                     extract(epoch from at - tocsin._clock()));
 end

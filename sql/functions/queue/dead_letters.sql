@@ -2,27 +2,27 @@
 -- become messages again), archived and purged.
 --
 -- A call chooses dead letters by ids, by a queue, or both, and narrows them down by the
--- reason, by a part of the error, and by age. Each function locks the letters that it
--- takes, in the order of ids, before it moves them. So of two calls that want the same
--- letter one gets it, and there is one message of it. A call by ids waits for
--- concurrent calls, and gets what they leave after a rollback. A call by queue skips
+-- reason, by a part of the error, and by age. Each function locks the chosen letters in
+-- the order of ids before it moves them. So only one of two concurrent calls gets a
+-- letter, and the letter becomes one message at most. A call by ids waits for
+-- concurrent calls, and gets their letters if they roll back. A call by queue skips
 -- locked rows.
 --
 -- A replayed message keeps its id, key, headers, priority, history and maximum of
--- deliveries. It keeps the token of its last lease, too, so that its next deliveries
--- fence all former ones. Its deliveries are counted from zero again, and it has no
--- expiry any more. Its place in the queue is behind the messages that wait already.
+-- deliveries. It also keeps the token of its last lease, so that its next deliveries
+-- fence all former ones. Its deliveries are counted from zero again, and its expiry is
+-- removed. Its place in the queue is behind the messages that already wait.
 --
--- The key of a dead letter is free, so another unfinished message may have it. Then the
--- letter cannot be replayed. A replay by ids is refused as a whole, because the caller
--- wanted that letter. A replay by queue takes all letters that can be replayed, and
--- leaves the rest.
+-- The key of a dead letter is free, so another unfinished message may have the same
+-- key. Then the letter cannot be replayed. A replay by ids is refused as a whole,
+-- because the caller has named that letter. A replay by queue replays all letters that
+-- can be replayed, and leaves the rest.
 
 create or replace function tocsin._matches_filter(
     letter tocsin.dead_letters, ids bigint[], queue_id integer, reason text, error text,
     died_before timestamptz
 ) returns boolean
--- inlined into the query, without the conditions that are null
+-- The planner inlines this function, and removes the conditions whose argument is null.
 language sql immutable parallel safe
 as $$
     select (ids is null or letter.id = any (ids))
@@ -32,7 +32,7 @@ as $$
        and (died_before is null or letter.died_at < died_before)
 $$;
 
--- The time that was this long ago; null: no such limit.
+-- Returns the time that was this long ago; null: there is no limit.
 create or replace function tocsin._cutoff(older_than interval) returns timestamptz
 language plpgsql
 as $$
@@ -128,7 +128,7 @@ end
 $$;
 
 -- Makes dead letters messages again, due now or after the delay, and returns their ids,
--- which stay the same. It is one INSERT, whose trigger rings.
+-- which stay the same. The replay is one INSERT, and its trigger rings.
 create or replace function tocsin.replay(
     ids bigint[] default null, queue text default null, reason text default null,
     error text default null,
@@ -178,14 +178,13 @@ begin
             format('dead letter %s cannot be replayed: another unfinished message has its key',
                    array_to_string(held_up, ', ')),
             jsonb_build_object('ids', held_up),
-            'Wait until that one is finished, or archive or purge the dead letter.');
+            'Wait until that message is finished, or archive or purge the dead letter.');
     end if;
     return replayed;
 end
 $$;
 
--- Moves dead letters to the archive, if their queue keeps anything, and returns how
--- many.
+-- Moves dead letters to the archive, if their queue keeps one, and returns how many.
 create or replace function tocsin.archive_dead_letters(
     ids bigint[] default null, queue text default null, reason text default null,
     error text default null,
@@ -226,7 +225,7 @@ begin
 end
 $$;
 
--- Deletes dead letters for good, and returns how many that were, or would be (dry_run).
+-- Deletes dead letters, and returns how many were deleted, or would be (dry_run).
 create or replace function tocsin.purge_dead_letters(
     ids bigint[] default null, queue text default null, reason text default null,
     error text default null,

@@ -1,14 +1,14 @@
--- Enqueue: from any language, with any driver, in any transaction. ring.sql says when
--- an enqueue rings.
+-- Enqueue messages, from any language, with any driver, in any transaction. ring.sql
+-- says when an enqueue rings.
 --
--- The INSERT of a single message also decides whether it may be enqueued; only when
--- nothing was inserted does the function find out why. So the usual case is one
--- statement. Batches come as one JSON document, which is parsed several times as fast
--- as an array of texts.
+-- The INSERT of a single message also checks whether the message may be enqueued. The
+-- function looks for the reason of a refusal only when the INSERT has inserted nothing.
+-- So the usual case is one statement. A batch is one JSON document, which PostgreSQL
+-- parses several times as fast as an array of texts.
 
--- Whether its size and options speak for a message; a query that uses it has its text
--- inlined. The queue's rules are checked elsewhere (payload_rules.sql): a function for
--- them in the INSERT would cost time even where it is not called.
+-- Whether a message has a valid size and valid options. The planner inlines this
+-- function. The queue's rules are checked elsewhere (payload_rules.sql), because a
+-- function for them in the INSERT would cost time even where it is not called.
 create or replace function tocsin._is_valid(
     payload jsonb, max_payload integer, delay interval, at timestamptz, expires_in interval,
     max_deliveries integer
@@ -21,8 +21,9 @@ as $$
             or expires_in <= '0 s' or expires_in > '1000 years' or max_deliveries <= 0) is not true
 $$;
 
--- Refuses headers that are larger than a payload may be. Not a condition of the INSERT,
--- so that a message without headers, the usual case, does not pay for it.
+-- Raises an error if the headers are larger than a payload may be. The check is no
+-- condition of the INSERT, so that a message without headers, the usual case, does not
+-- pay for it.
 create or replace function tocsin._check_headers(q tocsin.queues, headers jsonb) returns void
 language plpgsql
 as $$
@@ -39,8 +40,8 @@ begin
 end
 $$;
 
--- Whether the worker may act. A function in plpgsql, which is not inlined: a subquery
--- would be set up for each enqueue, also without a worker.
+-- Whether the worker is active. The function is in plpgsql so that it is not inlined:
+-- its subquery would be set up for each enqueue, also for one without a worker.
 create or replace function tocsin._is_active(worker_id bigint) returns boolean
 language plpgsql stable
 as $$
@@ -50,7 +51,7 @@ begin
 end
 $$;
 
--- Refuses a due time that makes no sense.
+-- Raises an error if the delay or the due time is out of range.
 create or replace function tocsin._check_due(delay interval, at timestamptz) returns void
 language plpgsql
 as $$
@@ -61,7 +62,7 @@ begin
                                     '{"argument": "delay"}');
     elsif delay is not null and at is not null then
         perform tocsin._raise_error('TC022', 'give delay or at, not both', '{"argument": "at"}');
-    -- clients could not read it, and would stop at the message
+    -- a client could not decode such a time, and so not claim past the message
     elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then
         perform tocsin._raise_error('TC022', 'at must be within the years 2 to 9999',
                                     '{"argument": "at"}');
@@ -69,7 +70,8 @@ begin
 end
 $$;
 
--- Refuses what speaks against the queue, the worker and the options; returns the queue.
+-- Raises an error if the queue, the worker or an option does not allow the enqueue;
+-- returns the queue.
 create or replace function tocsin._check_enqueue_options(
     queue text, delay interval, at timestamptz, expires_in interval, max_deliveries integer,
     worker_id bigint
@@ -98,9 +100,9 @@ begin
 end
 $$;
 
--- Refuses a JSON array with a payload in it that is too large for the queue, or breaks
--- one of its rules. `first_index`: the index of its first payload for the caller; null:
--- there is only this one.
+-- Raises an error if a payload of the JSON array is too large for the queue, or breaks
+-- one of its rules. `first_index` is the caller's index of the first payload; null:
+-- there is only one payload.
 create or replace function tocsin._check_payloads(q tocsin.queues, payloads jsonb,
                                                   first_index integer) returns void
 language plpgsql
@@ -130,7 +132,7 @@ begin
 end
 $$;
 
--- The unfinished message that holds the key; null: none that this transaction can see.
+-- Returns the unfinished message that has the key; null: this transaction sees none.
 create or replace function tocsin._find_key(queue_id integer, key text) returns bigint
 language plpgsql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
@@ -141,10 +143,10 @@ begin
 end
 $$;
 
--- Enqueues one message and returns its id. With a key: at most one unfinished message
--- per key; a second enqueue returns the first one's id. `ring_early`: if it rings, the
--- commit of its transaction may be asynchronous, since tocsin.wait_for_flush follows in
--- the same session (ring_early.sql).
+-- Enqueues one message and returns its id. A queue has at most one unfinished message
+-- per key; a second enqueue with the key returns the id of the first message. With
+-- `ring_early`, the commit of a transaction that rings may be asynchronous, because
+-- tocsin.wait_for_flush follows in the same session (ring_early.sql).
 create or replace function tocsin.enqueue(
     queue text, payload jsonb, delay interval default null, at timestamptz default null,
     priority integer default 0,
@@ -164,9 +166,9 @@ declare
     message_id bigint;
     written pg_lsn;
     flushed pg_lsn;
-    checked boolean;  -- by the queue's rules, if it has any
-    -- in the INSERT (ring.sql); with a key only the INSERT shows whether there is a
-    -- message to ring for
+    checked boolean;  -- whether the payload keeps the queue's rules
+    -- Whether the INSERT itself rings (ring.sql). With a key, only the result of the
+    -- INSERT shows whether there is a new message to ring for.
     rings boolean := key is null;
     ignored text;
 begin
@@ -179,15 +181,15 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', 'tocsin.', true);
     end if;
-    -- Not with a key: the next enqueue of the key returns this message's id, and must
-    -- not return it before it is durable.
+    -- Not with a key: the next enqueue with the key returns this message's id, and must
+    -- not return it before the message is durable.
     ring_early := ring_early and key is null;
     if ring_early then
-        -- The commit may be asynchronous only if the sequence's record that covers the
-        -- new id is flushed (ring_early.sql has the argument). Such a record takes 99
-        -- bytes, so fewer than 90 bytes that are not flushed cannot hold one. WAL pages
-        -- are multiples of 1,024 bytes; a flush that ends at one may end within a
-        -- record, and so counts for nothing.
+        -- The commit may be asynchronous only if the sequence's WAL record that covers
+        -- the new id is flushed (ring_early.sql explains why). Such a record takes 99
+        -- bytes, so fewer than 90 bytes that are not flushed cannot contain one. WAL
+        -- pages are multiples of 1,024 bytes. A flush that ends at a page boundary may
+        -- end within a record, so it proves nothing.
         written := pg_current_wal_insert_lsn();
         new_id := nextval('tocsin.messages_id_seq');
         flushed := pg_current_wal_flush_lsn();
@@ -213,9 +215,9 @@ begin
         on conflict (queue_id, key) where key is not null do nothing
         returning id into message_id;
         exit when message_id is not null;
-        -- It is refused, or its key is taken, or the queue has rules or is being
-        -- deleted. When none of it is true any more, or the message keeps the rules,
-        -- the INSERT is tried again.
+        -- Nothing was inserted: the message is refused, its key is taken, or the queue
+        -- has rules or is being deleted. When no such reason is left, or the message
+        -- keeps the rules, the INSERT is tried again.
         q := tocsin._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
         perform tocsin._check_payloads(q, jsonb_build_array(payload), null);
         message_id := tocsin._find_key(q.id, key);
@@ -246,9 +248,10 @@ begin
 end
 $$;
 
--- Enqueues all of the payloads, a JSON array, or on any refusal none; returns the ids
--- in their order. A batch that is sent in several calls of one transaction names the
--- index of each call's first payload, so that a refusal names the right one.
+-- Enqueues all payloads of a JSON array, or none if one is refused; returns the ids in
+-- the order of the payloads. When a batch is sent in several calls of one transaction,
+-- `first_index` is the index of the call's first payload, so that an error names the
+-- right payload.
 create or replace function tocsin.enqueue_many(
     queue text, payloads jsonb, delay interval default null, at timestamptz default null,
     priority integer default 0,
@@ -284,12 +287,12 @@ begin
 end
 $$;
 
--- Enqueues each of the messages that may be enqueued, and returns their ids in their
--- order; null says that a message was not enqueued (tocsin.enqueue says why). A role
--- that may not enqueue to the queue is refused. The messages are a JSON array of
--- objects whose members are arguments of tocsin.enqueue except key: a message with a
--- key may have to wait for another transaction's end, and all messages of the call
--- would wait.
+-- Enqueues each message that may be enqueued, and returns the ids in the order of the
+-- messages; null stands for a message that was not enqueued (tocsin.enqueue raises the
+-- reason). A role that may not enqueue to the queue is refused. The messages are a JSON
+-- array of objects whose members are arguments of tocsin.enqueue, except key. A message
+-- with a key may have to wait for the end of another transaction, and all messages of
+-- the call would wait with it.
 create or replace function tocsin.enqueue_each(queue text, messages jsonb) returns bigint[]
 language plpgsql
 set plan_cache_mode = force_generic_plan

@@ -1,23 +1,23 @@
--- Correct what was written while the server's clock was ahead.
+-- Correct timestamps that were written while the server's clock was ahead.
 
--- The server's clock may have been ahead for a moment. What was written then would be
--- wrong for as long as it was ahead: a lease that does not end, a message that is due
--- too late, or last among those that are ready. So where a time of the future was found
--- (here, or by a heartbeat), each beginning that lies in the future becomes now, and
--- the end that was reckoned from it moves along. The beginning of a delay is the latest
--- of three times: when the message was enqueued, when it was claimed, and when its last
--- delivery that counts ended.
+-- The server's clock may have been ahead for a while. Timestamps that were written then
+-- are wrong until the clock reaches them: a lease does not end, a message is due too
+-- late, or comes last among the ready ones. So when this function or a heartbeat has
+-- found a timestamp in the future, each start time in the future becomes now, and the
+-- end time that was computed from it is moved by the same amount. The start of a delay
+-- is the latest of three times: when the message was enqueued, when it was claimed, and
+-- when its last delivery that counts ended.
 --
--- Some changes leave no time in the row: a reschedule, the extension of a lease, a
--- replay, and a snooze or a release with a delay when the claim came before. Where they
--- were made while the clock was ahead, their due times stay. `reschedule` and
--- `release_messages` mend those.
+-- Some changes leave no start time in the row: a reschedule, the extension of a lease,
+-- a replay, and a snooze or a release with a delay when the claim came before. The
+-- times that such a change has set while the clock was ahead stay. `reschedule` and
+-- `release_messages` correct them.
 create or replace function tocsin._correct_future_times() returns void
 language plpgsql
 as $$
 declare
     t timestamptz := tocsin._clock();
-    -- a row that is being written at this moment is not meant
+    -- leaves out a row that is being written at this moment
     beyond timestamptz := t + interval '1 s';
     found_some boolean := false;
 begin
@@ -43,7 +43,7 @@ begin
         dequeued_at = least(m.dequeued_at, t),
         due = case when m.state <> 'delayed' then least(m.due, t)
                    when m.due > t and ahead.since > t then tocsin._later(m.due, t - ahead.since)
-                   else m.due end,  -- in the past: its place in the queue
+                   else m.due end,  -- a due time in the past is the place in the queue
         vt = case when m.state = 'ready' then least(m.vt, t)
                   when m.state = 'leased' and m.dequeued_at > t
                       then tocsin._later(m.vt, t - m.dequeued_at)
@@ -66,7 +66,7 @@ begin
 end
 $$;
 
--- A message's history without times of the future.
+-- Returns a message's history without times in the future.
 create or replace function tocsin._correct_history(history jsonb, t timestamptz) returns jsonb
 language sql stable
 as $$

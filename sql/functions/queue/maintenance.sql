@@ -1,22 +1,23 @@
--- Maintenance: what is done once a minute. The answer to a heartbeat elects the process
--- of one consumer to do it, so it costs no statement while it is not due. A cron job
--- can do it with `tocsin admin maintain`.
+-- Maintenance: the work that is done once a minute. The answer to a heartbeat elects
+-- the process of one consumer to do it, so maintenance costs no statement while it is
+-- not due. A cron job can do it with `tocsin admin maintain`.
 --
--- It holds up no user of the archive for much longer than a tenth of a second. Dropping
--- a partition takes a lock that no user of the archive may hold, and while it waits,
--- later users wait behind it. So it gives up soon (`lock_timeout`), and tries again the
--- next time: a report that reads the archive for an hour keeps what has expired for an
--- hour. The drop is the last step before the commit, for the same reason. All work goes
--- in batches, and `more` says that there is more to do now; also when a partition was
--- made, which is used only after the next call.
+-- Maintenance holds up no session that uses the archive for much longer than a tenth of
+-- a second. To drop a partition, it waits until no session uses the archive, and
+-- sessions that use the archive later wait behind it. So the drop gives up soon
+-- (`lock_timeout`), and is tried again the next time: while a report reads the archive
+-- for an hour, expired partitions stay for an hour. For the same reason the drop is the
+-- last step before the commit. All work is done in batches. `more` says that there is
+-- more to do now, also when a partition was created, which is used only after the next
+-- call.
 --
--- Each part is separate: one that fails undoes no other part, and `problems` says why.
--- In a user's database a tablespace may be full, an event trigger may refuse a new
--- table, or a trigger the deletion of a row. Rows without a partition go to
--- archive_rest.
+-- Each part is separate: a part that fails undoes no other part, and `problems` says
+-- why it failed. In a user's database a tablespace may be full, an event trigger may
+-- refuse a new table, or a trigger may refuse the deletion of a row. Rows without a
+-- partition go to archive_rest.
 
--- Does one batch of each part. While another session is at it, the call does nothing
--- (`elected` is false).
+-- Does one batch of each part. While another session does maintenance, the call does
+-- nothing (`elected` is false).
 create or replace function tocsin.maintain(
     out elected boolean, out partitions_created integer, out partitions_dropped integer,
     out archived_deleted bigint,
@@ -45,21 +46,21 @@ begin
     begin
         perform tocsin._correct_future_times();
     exception when others then
-        problems := problems || format('times of the future are not corrected: %s', sqlerrm);
+        problems := problems || format('times in the future are not corrected: %s', sqlerrm);
     end;
     begin
         perform tocsin._publish_partitions();
     exception when others then
-        problems := problems || format('what the archive keeps is not noted: %s', sqlerrm);
+        problems := problems || format('partitions of the archive are not published: %s', sqlerrm);
     end;
     begin
         select a.added, a.problem into partitions_created, problem from tocsin._add_partitions() a;
         if problem is not null then
             problems := problems
-                || format('a partition of the archive cannot be made: %s', problem);
+                || format('a partition of the archive cannot be created: %s', problem);
         end if;
     exception when others then
-        problems := problems || format('partitions of the archive are not made: %s', sqlerrm);
+        problems := problems || format('partitions of the archive are not created: %s', sqlerrm);
     end;
     begin
         archived_deleted := tocsin._delete_expired(rows);
@@ -86,7 +87,7 @@ begin
     begin
         perform tocsin._roll_up_count_deltas();
     exception when others then
-        problems := problems || format('archived messages are not counted together: %s', sqlerrm);
+        problems := problems || format('counts of archived messages are not added up: %s', sqlerrm);
     end;
     begin
         select d.dropped, d.problem into partitions_dropped, problem
@@ -105,8 +106,9 @@ begin
 end
 $$;
 
--- Returns whether maintenance is due and this process, which consumes, is elected. It
--- is due once a minute, so a later due time was written when the clock was ahead.
+-- Returns whether maintenance is due and this process, which has consumers, is elected
+-- to do it. Maintenance is due once a minute, so a due time further in the future was
+-- written while the clock was ahead.
 create or replace function tocsin._elect_maintainer(process_id bigint) returns boolean
 language plpgsql
 as $$
@@ -127,9 +129,10 @@ begin
 end
 $$;
 
--- Deletes workers that were stopped long ago: producers, which come and go with short
--- jobs, after a day, consumers after thirty days. Returns how many. Messages, dead
--- letters and the archive keep their ids, and a history their names.
+-- Deletes workers that were stopped long ago, and returns how many. Producers, which
+-- short jobs register and leave behind, are deleted after a day, consumers after thirty
+-- days. Messages, dead letters and the archive keep the workers' ids, and a history
+-- keeps their names.
 create or replace function tocsin._purge_stopped_workers(most integer) returns bigint
 language plpgsql
 as $$
@@ -149,7 +152,8 @@ begin
 end
 $$;
 
--- The partitions that exist, except archive_rest; their names tell their range.
+-- Returns the partitions that exist, except archive_rest. The name of a partition tells
+-- its range.
 create or replace function tocsin._archive_partitions()
     returns table (name text, span integer, starts_at timestamptz, ends_at timestamptz)
 language sql stable
@@ -165,8 +169,8 @@ as $$
           where i.inhparent = 'tocsin.archive'::regclass and n is not null) p
 $$;
 
--- The two partitions that each queue needs: the one for what is archived now, and the
--- next.
+-- Returns the two partitions that each queue needs: the partition for messages that are
+-- archived now, and the next one.
 create or replace function tocsin._wanted_partitions()
     returns table (queue_id integer, span integer, starts_at timestamptz)
 language sql volatile
@@ -180,13 +184,13 @@ as $$
     where a.span > 0
 $$;
 
--- Publishes which partitions may be used: those that this statement sees, because they
--- were committed before it.
+-- Publishes the partitions that may be used. These are the ones that this statement
+-- sees, because they were committed before it.
 create or replace function tocsin._publish_partitions() returns void
 language sql
 as $$
-    -- create_queue and update_queue write this; a queue that was changed or restored by
-    -- other means lacks it.
+    -- create_queue and update_queue write this row. A queue that was changed or
+    -- restored by other means lacks it.
     insert into tocsin.archive_policies (queue_id, retention)
     select q.id, q.retention from tocsin.queues q
     where not exists (select from tocsin.archive_policies a where a.queue_id = q.id)
@@ -213,8 +217,8 @@ as $$
            or a.span > 0 and a.since > pg_catalog.clock_timestamp() + interval '1 s')
 $$;
 
--- Makes the partitions that are missing. Returns how many, and why one could not be
--- made.
+-- Creates the partitions that are missing. Returns how many, and why one could not be
+-- created.
 create or replace function tocsin._add_partitions(out added integer, out problem text)
 language plpgsql
 as $$
@@ -235,8 +239,8 @@ begin
 end
 $$;
 
--- Makes one partition. Returns null when it was made, '' when another session changes
--- the archive, and else why it could not be made.
+-- Creates one partition. Returns null when it was created, '' when another session is
+-- changing the archive, and otherwise the reason why it could not be created.
 create or replace function tocsin._add_partition(span integer, starts_at timestamptz) returns text
 language plpgsql
 set lock_timeout = '100ms' set timezone = 'UTC' set datestyle = 'ISO'
@@ -244,8 +248,8 @@ as $$
 declare
     name text := format('archive_%sh_%s', span, to_char(starts_at, 'YYYYMMDDHH24'));
 begin
-    -- Created on its own and then attached: neither waits for a reader or writer of the
-    -- archive, and none waits for it.
+    -- The partition is created on its own and then attached. Neither step waits for a
+    -- reader or writer of the archive, and no reader or writer waits for it.
     execute format('create table tocsin.%I (like tocsin.archive including indexes)', name);
     execute format('alter table tocsin.%I replica identity full', name);
     perform tocsin._apply_privileges(only_table => format('tocsin.%I', name)::regclass);
@@ -267,7 +271,7 @@ language plpgsql
 set lock_timeout = '100ms'
 as $$
 declare
-    -- a transaction may have chosen its partition before, and write to it now
+    -- a transaction may have chosen its partition earlier, and write to it now
     over_at timestamptz := tocsin._clock() - interval '1 minute';
     expired record;
 begin
@@ -276,7 +280,7 @@ begin
         return;
     end if;
     begin
-        -- from here on no session uses it, nor counts its rows
+        -- from here on no session uses the archive or counts its rows
         lock table only tocsin.archive in access exclusive mode;
     exception when lock_not_available then
         return;
@@ -284,7 +288,7 @@ begin
     for expired in select p.* from tocsin._archive_partitions() p where p.ends_at <= over_at
         order by p.ends_at limit most loop
         begin
-            -- it may be under vacuum
+            -- vacuum may be processing the partition
             execute format('lock table tocsin.%I in access exclusive mode nowait', expired.name);
             execute format('drop table tocsin.%I', expired.name);
             delete from tocsin.archived_counts c
@@ -354,8 +358,8 @@ begin
 end
 $$;
 
--- Moves the deltas that are older than a minute, which settle_rate does not need any
--- more, to archived_counts.
+-- Adds the deltas that are older than a minute, which settle_rate no longer needs, to
+-- archived_counts.
 create or replace function tocsin._roll_up_count_deltas() returns void
 language sql
 as $$

@@ -1,27 +1,28 @@
 -- Show messages in any state: ready, delayed, leased, dead or archived. The state is
--- the one that a claim would find now, as in metrics.sql: a message that is `delayed`
--- in the table and due, and one whose lease has expired, are ready.
+-- the one that a claim would find now, as in metrics.sql. So a message is ready if it
+-- is `delayed` in the table and due, or if its lease has expired.
 --
--- Pages are in the order of ids, and each continues after the last id of the one
--- before. So a page costs the same whatever its number, and messages that come or go
--- between two pages move no other message to another page. No index has the ids of one
--- queue's unfinished messages in order, because every enqueue and every claim would pay
--- for it. So the planner chooses between two ways. It walks over the ids of all queues
--- and skips those of other queues, for a queue with many messages. Or it sorts the ids
--- of the queue's messages in this state, for a queue with few. The choice depends on
--- the queue, so the plan is made for each call. The messages themselves are read after
--- the page is known, so that a sort does not carry them.
+-- Pages are in the order of ids, and each page continues after the last id of the page
+-- before. So a page costs the same whatever its number. Messages that are added or
+-- removed between two pages do not move other messages to another page. No index has
+-- the ids of one queue's unfinished messages in order, because every enqueue and every
+-- claim would pay for it. So the planner chooses between two plans. For a queue with
+-- many messages, it scans the ids of all queues and skips those of other queues. For a
+-- queue with few messages, it sorts the ids of the queue's messages in this state. The
+-- choice depends on the queue, so the plan is made for each call. The messages
+-- themselves are read after the page is known, so that a sort does not carry them.
 --
--- The planner takes the state and the time for independent, and does not know how many
--- messages of a state are due. It would walk over all ids to find few of them, or none.
--- So due ones are always read by the index of what changes by time (`offset 0`); they
--- are few where a consumer claims, because a claim makes them ready. For messages that
--- are not due, which are most, the condition has a form that the planner cannot
--- estimate (`vt - t`).
+-- The planner assumes that the state and the time are independent, and does not know
+-- how many messages of a state are due. It would scan all ids to find few due messages,
+-- or none. So due messages are always read by the index messages_timed (`offset 0`).
+-- They are few where a consumer claims, because a claim makes them ready. For messages
+-- that are not due, which are most messages, the condition has a form that the planner
+-- cannot estimate (`vt - t`).
 
--- Returns messages of a queue in one state (null: the unfinished ones), the first of
--- them after the id `after`. Or those that a consumer holds, which include messages
--- whose lease has expired until a claim makes them ready.
+-- Returns a page of a queue's messages in one state (null: the unfinished ones), from
+-- the first one after the id `after`. With `worker_id`, returns the messages that this
+-- consumer holds. They include messages whose lease has expired, until a claim makes
+-- them ready.
 create or replace function tocsin.list_messages(
     queue text, state text default null, worker_id bigint default null,
     max_messages integer default 100, after bigint default null
@@ -44,7 +45,7 @@ begin
                                     '{"argument": "state"}');
     elsif worker_id is not null and states <> '{leased}' then
         perform tocsin._raise_error('TC022',
-                                    'worker_id tells what a worker holds, so only leased messages',
+                                    'worker_id chooses leased messages, so state must be leased or null',
                                     '{"argument": "worker_id"}');
     end if;
     page := array(

@@ -1,19 +1,20 @@
--- What is in the queues and how fast it moves. The time that it takes is limited: at
--- most 100,000 entries of an index, up to ten milliseconds, for each kind
+-- Metrics: how many messages the queues have, and how fast they move. The cost is
+-- limited: at most 100,000 entries of an index, up to ten milliseconds, for each kind
 -- of messages of a queue (`python -m bench --only metrics`).
 --
 -- - Counts of messages and dead letters are exact up to 100,000 index entries, and
 --   beyond that the planner's estimate; `exact` says which. The functions that count
---   are stable, so that all counts are of one moment: a message on its way from one
---   state to the next counts once.
--- - What is archived is counted as it is archived (archive.sql).
--- - The age of the oldest ready message is read off an index, one entry for each
+--   are stable, so all counts are of one snapshot, and a message that changes its state
+--   counts once.
+-- - Archived messages are counted when they are archived (archive.sql).
+-- - The age of the oldest ready message is read from an index, one entry for each
 --   priority.
--- - The rate of enqueueing is that of a sample of the newest messages (enqueue_rate). A
---   counter would be work for each producer, and producers would wait for each other to
+-- - The enqueue rate is computed from a sample of the newest messages (_enqueue_rate).
+--   A counter would cost each producer time, and producers would wait for each other to
 --   change its row.
 
--- How many rows the planner expects. Volatile, since EXPLAIN is allowed nowhere else.
+-- Returns how many rows the planner expects. The function is volatile, because
+-- PostgreSQL allows EXPLAIN in no other kind of function.
 create or replace function tocsin._estimate(query text) returns bigint
 language plpgsql
 as $$
@@ -25,11 +26,11 @@ begin
 end
 $$;
 
--- What each queue of these ids has at this time, by what a claim would find: a
--- delayed message that is due and one whose lease has ended are ready. All that are
--- delayed, or leased, are estimated together: how many of a queue's are due the
--- planner does not know. One statement for all queues, of which most may be empty: an
--- empty one costs six looks into an index.
+-- Counts the messages of each queue in this range of ids, in the states that a claim
+-- would find at this time: a delayed message that is due, and a message whose lease has
+-- expired, are ready. An estimate is of all delayed or all leased messages of a queue,
+-- because the planner does not know how many of them are due. One statement counts all
+-- queues, because most of them may be empty: an empty queue costs six index lookups.
 create or replace function tocsin._count_queues(first_id integer, last_id integer, t timestamptz,
                                                 cap integer default 100000)
 returns table (queue_id integer, ready bigint, delayed bigint, leased bigint, dead bigint,
@@ -80,7 +81,8 @@ begin
 end
 $$;
 
--- A count, or where it has reached the cap the planner's estimate of all.
+-- Returns the count, or the planner's estimate of all rows if the count has reached the
+-- cap.
 create or replace function tocsin._beyond(counted bigint, cap integer, relation text,
                                           queue_id integer, state text default null) returns bigint
 language sql
@@ -94,9 +96,10 @@ as $$
                                                                else '' end)) end
 $$;
 
--- Since when the queue's oldest message is ready; null: none is. Without a consumer, a
--- message that has become due is still `delayed`, and one whose lease has expired is
--- still `leased`. Of more than 1,000 priorities, the most urgent ones count.
+-- Returns since when the queue's oldest ready message is ready; null: no message is
+-- ready. Without a consumer, a message that has become due is still `delayed`, and a
+-- message whose lease has expired is still `leased`. Of more than 1,000 priorities,
+-- only the 1,000 most urgent ones count.
 create or replace function tocsin._oldest_ready(queue_id integer, t timestamptz) returns timestamptz
 language sql stable
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
@@ -123,15 +126,17 @@ as $$
              order by m.vt limit 1))
 $$;
 
--- Messages enqueued per second, over the last minute or as far back as the samples go:
--- of the archive the queue's newest 2,000 ids; of the messages, which have no index for
--- that, all of the queue's when these are fewer (`unfinished`), otherwise those of it
--- among the newest 2,000 of all queues. So above 33 messages a second it is a rate over
+-- Returns how many messages were enqueued per second, over the last minute or as far
+-- back as the samples go. The sample of the archive is the queue's newest 2,000 ids.
+-- The table messages has no index for that. If the queue has fewer unfinished messages
+-- than that (`unfinished`), the sample is all of them, otherwise those of the queue
+-- among the newest 2,000 of all queues. So above 33 messages a second the rate covers
 -- less than a minute, and after one batch that is larger than the sample it is too low.
 -- Messages that were deleted, or not archived, do not count.
 --
--- It is read from what is there, since `tocsin queue metrics` and `tocsin top` show it
--- for producers in every process and language, which no event of one process can.
+-- The rate is computed from the tables, because `tocsin queue metrics` and `tocsin top`
+-- show it for producers in every process and language. The events of one process cannot
+-- give that rate.
 create or replace function tocsin._enqueue_rate(queue_id integer, t timestamptz, unfinished bigint)
     returns float8
 language plpgsql
@@ -163,8 +168,8 @@ begin
               limit size) s;
         since := greatest(since, reached);
     end if;
-    -- Without a count delta of the last minute nothing was archived in it, and so nothing
-    -- archived was enqueued in it.
+    -- Without a count delta of the last minute, no message was archived in that minute,
+    -- so no archived message was enqueued in it.
     select array_agg(s.enqueued_at), min(s.enqueued_at) into kept, reached
     from (select a.enqueued_at from tocsin.archive a where a.queue_id = _enqueue_rate.queue_id
           order by a.id desc limit size) s
@@ -179,7 +184,7 @@ begin
 end
 $$;
 
--- One queue, or all of them by name.
+-- Returns the metrics of one queue, or of all queues by name.
 create or replace function tocsin.queue_metrics(queue text default null)
 returns table (
     queue_name text, paused boolean, ready bigint, delayed bigint, leased bigint, dead bigint,
@@ -196,8 +201,8 @@ declare
     only_queue integer := case when queue is not null then (tocsin.find_queue(queue)).id end;
     first_id integer := coalesce(only_queue, 0);
     last_id integer := coalesce(only_queue, 2147483647);
-    -- so few are read here: a function would cost ten times as much for a queue with
-    -- next to nothing in it
+    -- So few messages are read here: a function call would cost several times as much
+    -- for a queue that is almost empty.
     few constant integer := 100;
 begin
     return query
@@ -247,7 +252,8 @@ begin
 end
 $$;
 
--- The whole store; workers by status, as a JSON object.
+-- Returns the metrics of the whole store. `workers` has the number of workers of each
+-- status, as a JSON object.
 create or replace function tocsin.store_stats()
 returns table (
     queues bigint, workers jsonb, ready bigint, delayed bigint, leased bigint, dead bigint,

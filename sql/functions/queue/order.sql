@@ -1,14 +1,15 @@
--- Consumers that keep a queue's order. A message that has failed keeps its place (see
--- _requeue), and an ordered claim takes nothing for as long as such a message waits for
--- its next delivery, or any message of the queue is leased. So there is one at a time,
--- also with several consumers, of which one works while the rest stand by.
+-- Ordered claims, which keep a queue's order. A message that has failed keeps its place
+-- (see _requeue). An ordered claim claims nothing while such a message waits for its
+-- next delivery, or while any message of the queue is leased. So one message is
+-- delivered at a time, also with several consumers, of which one works while the rest
+-- stand by.
 
--- For how many seconds an ordered claim has to wait at most, or null when it may claim
--- the queue's first message; that is locked then.
+-- Returns for how many seconds an ordered claim has to wait at most, or null when it
+-- may claim the queue's first message. That message is then locked.
 --
--- A message that has failed in order is due earlier than it can be claimed, which no
--- other delayed one is. No index has that, so the queue's delayed messages are
--- searched.
+-- A message that has failed in an ordered run has a `due` that is earlier than its
+-- `vt`; no other delayed message has. No index covers this comparison, so the function
+-- searches the queue's delayed messages.
 create or replace function tocsin._order_kept_for(queue_id integer) returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off
@@ -33,7 +34,7 @@ begin
     if until is not null then
         seconds := extract(epoch from until - t);
         if seconds < 0.01 then
-            -- another transaction has locked it: see claim
+            -- another transaction has locked the message: see claim.sql
             seconds := greatest(0.01, least(-seconds / 4, 0.25));
         end if;
         return seconds;

@@ -1,16 +1,17 @@
 -- The rules that a queue may have for payloads: max_string, max_depth, required_keys,
--- forbidden_keys. They hold for every producer, since the functions that enqueue ask
--- here. A queue without rules (the column `ruled`) does not pay for them.
+-- forbidden_keys. They hold for every producer, because the functions that enqueue
+-- check them here. A queue without rules (see the column `ruled`) does not pay for the
+-- check.
 
--- What is wrong with one of the payloads, a JSON array: {"path": [its index, then keys
--- and indexes], "reason": ...}; null: nothing. Of several faults, one of those nearest
--- to the root.
+-- Returns a violation of the rules in a JSON array of payloads: {"path": [index of the
+-- payload, then keys and indexes], "reason": ...}; null: there is none. Of several
+-- violations, it returns one of those nearest to the root.
 --
--- It goes down level by level, with only the arrays and objects of one level in its
--- hands. A recursive query would keep all levels, each a copy of what is below it: for
--- a large payload with many levels, gigabytes. Copied it is for each level all the
--- same, so a payload that has to be walked over may have 256 of them, which are those
--- that Tocsin's own producers write (payload.py), and no more.
+-- The function descends level by level, and holds only the arrays and objects of one
+-- level. A recursive query would hold all levels, each a copy of everything below it,
+-- which is gigabytes for a large payload with many levels. The function copies each
+-- level, too, so a payload that it has to search may have at most 256 levels. Tocsin's
+-- own producers have the same limit (payload.py).
 create or replace function tocsin._find_violation(payloads jsonb, q tocsin.queues) returns jsonb
 language plpgsql immutable parallel safe
 as $$
@@ -19,7 +20,7 @@ declare
     fault jsonb;
     level jsonb[] := array[payloads];
     paths jsonb[] := array['[]'::jsonb];
-    depth integer := 0;  -- arrays and objects of the payload around a member of this level
+    depth integer := 0;  -- number of arrays and objects around a member of this level
     deepest integer := least(nullif(q.max_depth, 0), 256);
 begin
     if q.required_keys <> '{}' then
@@ -65,7 +66,7 @@ begin
             end as reason
             from members m
         )
-        -- of which a key that is too long is no part
+        -- a key that is too long is not part of the path
         select (select jsonb_build_object('reason', j.reason, 'path',
                                           case when q.max_string > 0
                                               and length(j.key) > q.max_string then j.path
@@ -81,7 +82,7 @@ begin
 end
 $$;
 
--- A path for people, such as $.items[3].when.
+-- Returns a path as text for people, such as $.items[3].when.
 create or replace function tocsin._describe_path(path jsonb) returns text
 language sql immutable parallel safe
 as $$
@@ -93,9 +94,9 @@ as $$
           from jsonb_array_elements(path) with ordinality e (step, n)) s (step, name, n)
 $$;
 
--- Refuses a JSON array with a payload in it that breaks a rule of the queue.
--- `first_index`: the index of its first payload for the caller; null: there is only
--- this one.
+-- Raises an error if a payload of the JSON array breaks a rule of the queue.
+-- `first_index` is the caller's index of the first payload; null: there is only one
+-- payload.
 create or replace function tocsin._check_contents(q tocsin.queues, payloads jsonb,
                                                   first_index integer) returns void
 language plpgsql

@@ -1,58 +1,60 @@
 -- Delete a queue with its messages, workers, archive and dead letters, in one
 -- transaction.
 --
--- During the deletion no message may come into the queue, and no worker may begin to
--- work for it. Workers are simple: a registration locks the queue's row
--- (register_worker), a claim locks its worker's advisory lock, and a deletion takes
--- both. Messages are not: no producer locks anything of the queue before its INSERT has
--- seen the queue's row, because every producer would pay for such a lock. But after its
--- INSERT each producer tests whether a consumer waits (ring.sql). So a deletion
--- registers as a waiter:
+-- During the deletion no message may be inserted into the queue, and no worker may
+-- begin to work for it. For workers this is simple: a registration locks the queue's
+-- row (register_worker), a claim takes its worker's advisory lock, and a deletion takes
+-- both. For messages it is not: no producer locks anything of the queue before its
+-- INSERT has seen the queue's row, because every producer would pay for such a lock.
+-- But after its INSERT each producer tests whether a consumer waits (ring.sql). So a
+-- deletion registers as a waiter:
 --
 --   1. It takes `waiting`, as a consumer does, and waits until no transaction is left
---      that may have put messages into the queue without ringing. From here on each
---      producer rings.
---   2. It takes `rung` exclusively. Each producer that rings takes `rung`, too, shared
---      (_rung), until its transaction ends. So the deletion sees every message that was
---      put in; without force, it is refused then. A later producer waits for the end of
---      the deletion, looks for the queue again, and is refused. Producers do not wait
---      for each other.
+--      that may have inserted messages into the queue without ringing. From here on
+--      each producer rings.
+--   2. It takes `rung` exclusively. Each producer that rings takes `rung` in shared
+--      mode (_rung), until its transaction ends. So the deletion sees every message
+--      that was inserted, and is then refused unless it is forced. A later producer
+--      waits for the end of the deletion, looks for the queue again, and is refused.
+--      Producers do not wait for each other.
 --
--- The deletion gives way. A transaction may have settled, claimed or replayed messages
--- of the queue when it enqueues to it, and then waits for `rung`; or it has enqueued,
--- and settles afterwards. So no order in which a deletion takes `rung` and the other
--- locks excludes a deadlock. Instead:
+-- The deletion yields to other sessions. A transaction may settle, claim or replay
+-- messages of the queue and then enqueue to it, so that it waits for `rung`; or it may
+-- enqueue first and settle afterwards. So no order in which a deletion takes `rung` and
+-- the other locks excludes a deadlock. Instead:
 --
 --   - While it waits for transactions that have not rung, or for `rung`, it holds
---     nothing that another session waits for but its place in the queue for `rung`.
---     PostgreSQL reorders that queue before it reports a deadlock. The deletion keeps
---     its place for a quarter of a second at most.
---   - With `rung`, it waits for no session. It tries to get locked workers, messages
---     and dead letters for a quarter of a second from the first one on: as long as a
---     claim or a settlement may take, and less than PostgreSQL's deadlock timeout. Then
---     it releases all of its locks, so that sessions that wait for it can go on, and
---     begins again. (`lock_timeout` covers rows that are rarely locked: rows of the
---     archive that another transaction purges and then enqueues.)
---   - After ten seconds, checked between two attempts, it is refused (TC011). That also
---     ends a cycle that PostgreSQL cannot see: a deletion that waits for a producer
---     that waits for an earlier lock of the deletion's transaction, for example of
---     another queue's deletion.
+--     nothing that another session waits for except its place in the wait queue of
+--     `rung`. PostgreSQL reorders that wait queue before it reports a deadlock. The
+--     deletion keeps its place for a quarter of a second at most.
+--   - Once it has `rung`, it waits for no session. It tries again to lock workers,
+--     messages and dead letters that are locked, for a quarter of a second from the
+--     first one on: as long as a claim or a settlement may take, and less than
+--     PostgreSQL's deadlock timeout. Then it releases all of its locks, so that waiting
+--     sessions can continue, and begins again. (`lock_timeout` covers rows that are
+--     rarely locked: rows of the archive that another transaction purges before it
+--     enqueues.)
+--   - After ten seconds, checked between two attempts, it is refused (TC011). The
+--     refusal also ends a cycle that PostgreSQL cannot detect: the deletion waits for a
+--     producer, and the producer waits for an earlier lock of the deletion's
+--     transaction, for example of another queue's deletion.
 --
 -- So producers wait for a failing deletion for a quarter of a second at a time, and for
 -- a successful one while it deletes. No other session gets an error, unless the
 -- deletion's transaction holds earlier locks that another session waits for: then
--- PostgreSQL may find the cycle first, and abort either.
+-- PostgreSQL may detect the cycle first, and abort either session.
 --
--- Two enqueues do not see the deletion. One looked for the queue before the deletion's
--- commit and takes its lock after it: two steps of one statement, with the end of the
--- deletion between them. The other keeps the snapshot of the start of its transaction
--- (repeatable read; a deletion at that level would overlook more, and is refused). The
--- message then belongs to no queue. No consumer can claim it, because the id of a queue
--- is never used again; _sweep_orphans, which maintenance calls, removes it.
+-- Two kinds of enqueue do not see the deletion. The first kind finds the queue before
+-- the commit of the deletion and takes the lock after it: these are two steps of one
+-- statement, with the end of the deletion between them. The second kind uses the
+-- snapshot of the start of its transaction (repeatable read; a deletion at that level
+-- would overlook more messages, and is refused). The message then belongs to no queue.
+-- No consumer can claim it, because the id of a queue is never used again.
+-- _sweep_orphans, which maintenance calls, deletes the message.
 --
 -- A message that changes its state during the deletion is in one of the states at each
--- moment. The deletion goes on until one statement, and so one snapshot, finds none in
--- any of them; then it takes the archive.
+-- moment. The deletion continues until one statement, and so one snapshot, finds no
+-- message in any state. Then it deletes the archive.
 
 -- Counts the unfinished messages of a queue: ready, delayed or leased.
 create or replace function tocsin._count_unfinished(queue_id integer) returns bigint
@@ -80,13 +82,13 @@ begin
             format('queue "%s" has %s worker(s) that are not stopped and %s unfinished message(s)',
                    q.name, active, unfinished),
             jsonb_build_object('queue', q.name, 'workers', active, 'messages', unfinished),
-            'Stop the workers and purge the messages first, or delete it with force.');
+            'Stop the workers and purge the messages first, or delete the queue with force.');
     end if;
 end
 $$;
 
--- Keeps producers from the queue until the end of the transaction, and waits for those
--- that are enqueueing.
+-- Locks producers out of the queue until the end of the transaction, and waits for
+-- producers that are enqueueing.
 create or replace function tocsin._close_queue(q tocsin.queues, deadline timestamptz) returns void
 language plpgsql
 set lock_timeout = '250ms'
@@ -97,17 +99,17 @@ begin
         if tocsin._clock() > deadline then
             raise lock_not_available;
         end if;
-        -- without a place in the queue for the lock, which would make a test of it say
-        -- that no session shares it
+        -- Poll without a place in the wait queue of the lock. A waiting session would
+        -- make a test of the lock say that no session shares it.
         perform pg_sleep(0.01);
     end loop;
     perform pg_advisory_xact_lock(tocsin._lock_key('rung', q.id));
 end
 $$;
 
--- Keeps consumers, registrations and maintenance, which counts the archive of each
--- queue, from the queue. Returns whether it got all of these locks at once; it keeps
--- those that it got.
+-- Locks consumers, registrations and maintenance, which counts the archive of each
+-- queue, out of the queue. Returns whether it has taken all of these locks at once. It
+-- keeps the locks that it has taken.
 create or replace function tocsin._try_close_workers(q tocsin.queues) returns boolean
 language plpgsql
 as $$
@@ -131,8 +133,8 @@ end
 $$;
 
 -- Deletes the unfinished messages and dead letters that are not locked, and returns
--- whether none is left. The kinds that are likely to be locked come first. While any of
--- them is left, the rest, which may be large, is not scanned again.
+-- whether none is left. The kinds that are likely to be locked come first. While any
+-- message of these kinds is left, the rest, which may be large, is not scanned again.
 create or replace function tocsin._try_empty_queue(q tocsin.queues, inout messages bigint,
                                                    inout letters bigint, out emptied boolean)
 language plpgsql
@@ -175,8 +177,8 @@ begin
 end
 $$;
 
--- Does everything else, with `rung` held. Raises lock_not_available when another
--- session has locked something of the queue and keeps it.
+-- Does the rest of the deletion while `rung` is held. Raises lock_not_available when
+-- another session keeps a row of the queue locked.
 create or replace function tocsin._remove_queue(
     q tocsin.queues, force boolean, out worker_count bigint, out message_count bigint,
     out archived_count bigint, out dead_letter_count bigint
@@ -214,18 +216,19 @@ begin
         where w.queue_id = q.id and w.status <> 'stopped';
     delete from tocsin.workers w where w.queue_id = q.id;
     get diagnostics worker_count = row_count;
-    -- Explicitly: foreign keys are triggers, and may be off.
+    -- Delete these rows explicitly: foreign keys are triggers, and may be off.
     delete from tocsin.archive_policies a where a.queue_id = q.id;
     delete from tocsin.queue_grants g where g.queue_id = q.id;
     delete from tocsin.queues x where x.id = q.id;
 end
 $$;
 
--- Deletes the queue and returns the numbers of what it deleted with it. Refused while
--- the queue has workers that are not stopped or unfinished messages, unless by force:
--- then its workers are told, and their runs end. `dry_run` changes nothing and returns
--- what would be deleted, or is refused. It waits ten seconds for transactions that have
--- put messages into the queue or have locked something of it; then it is refused.
+-- Deletes a queue, and returns how many workers, messages and dead letters it has
+-- deleted. The deletion is refused while the queue has unfinished messages or workers
+-- that are not stopped. With `force` it is not refused: the workers are notified, and
+-- their runs end. A `dry_run` changes nothing, and returns what would be deleted, or is
+-- refused. The deletion waits ten seconds for transactions that have inserted messages
+-- into the queue or have locked rows of it; then it is refused.
 create or replace function tocsin.delete_queue(queue text, force boolean default false,
                                                dry_run boolean default false)
 returns table (worker_count bigint, message_count bigint, archived_count bigint,
@@ -242,7 +245,8 @@ begin
             format('a queue cannot be deleted at the isolation level %s, which hides later '
                    'messages',
                    current_setting('transaction_isolation')),
-            '{"argument": "transaction"}', 'Delete it in a transaction that is read committed.');
+            '{"argument": "transaction"}',
+            'Delete the queue in a transaction that is read committed.');
     end if;
     if force is not true then
         perform tocsin._refuse_deletion(q);
@@ -262,7 +266,7 @@ begin
                 from tocsin._remove_queue(q, force) r;
             return next;
             return;
-        exception  -- which releases all locks of this attempt
+        exception  -- releases all locks of this attempt
             when lock_not_available or deadlock_detected then null;
         end;
         if tocsin._clock() > deadline then
@@ -270,7 +274,7 @@ begin
                                         format('queue "%s" is in use by transactions that do '
                                                'not end', q.name),
                                   jsonb_build_object('queue', q.name),
-                                  'Nothing was changed; try again when they have ended, in a '
+                                  'Nothing was changed. Try again when they have ended, in a '
                                   'transaction that has done nothing else.');
         end if;
         perform pg_sleep(0.05);
@@ -278,9 +282,10 @@ begin
 end
 $$;
 
--- Deletes messages of deleted queues, at most this many, and returns how many. They are
--- in the gaps between the ids of queues. It is one statement, and so one snapshot:
--- where it shows a message it also shows its queue, unless that was deleted.
+-- Deletes messages of deleted queues, at most this many, and returns how many. Their
+-- queue ids are in the gaps between the ids of queues. The deletion is one statement,
+-- and so has one snapshot: a snapshot that shows a message also shows its queue, unless
+-- the queue was deleted.
 create or replace function tocsin._sweep_orphans(most integer default 10000) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off

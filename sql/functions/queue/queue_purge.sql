@@ -1,12 +1,13 @@
--- Purge a queue: delete messages that wait in it, or that are kept of it. The queue,
--- its workers and what they hold stay.
+-- Purge a queue: delete its waiting messages, its archived messages or its dead
+-- letters. The queue, its workers and the messages that they hold stay.
 
--- Deletes messages of the given kinds, or only counts them (dry_run). `ready`: those
--- that can be claimed now; `delayed`: those that are due later; `archived` and `dead`:
--- those that are kept. `older_than`: only those that were enqueued, archived or died
--- this long ago. A message that a claim has locked is skipped, as if it had been
--- claimed already. A message whose lease has expired belongs to its worker until a
--- claim makes it ready. A locked dead letter is skipped (see dead_letters.sql).
+-- Deletes messages of the given kinds, or only counts them (dry_run). `ready` are
+-- messages that can be claimed now, `delayed` messages that are due later, `archived`
+-- archived messages, and `dead` dead letters. With `older_than`, only messages that
+-- were enqueued, were archived or became dead letters longer ago than this are deleted.
+-- A message that a claim has locked is skipped, as if it had been claimed already. A
+-- message whose lease has expired belongs to its worker until a claim makes it ready. A
+-- locked dead letter is skipped (see dead_letters.sql).
 create or replace function tocsin.purge_queue(
     queue text, ready boolean default false, delayed boolean default false,
     archived boolean default false, dead boolean default false,
@@ -30,7 +31,8 @@ begin
         perform tocsin._raise_error('TC022', 'older_than must not be negative',
                                     '{"argument": "older_than"}');
     end if;
-    -- A ready message is due. A message that is due and still delayed counts as ready.
+    -- Each ready message is due. A message that is due and still delayed counts as
+    -- ready.
     if dry_run then
         select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count,
             delayed_count

@@ -1,5 +1,5 @@
 -- Queues and their settings. A setting that is null or not given has the column's
--- default in a new queue, and stays as it is in an existing one.
+-- default in a new queue, and is unchanged in an existing queue.
 
 create or replace function tocsin.find_queue(queue text) returns tocsin.queues
 language plpgsql stable
@@ -21,12 +21,13 @@ as $$
 begin
     perform tocsin._raise_error('TC001', format('queue "%s" does not exist', queue),
                                 jsonb_build_object('queue', queue),
-                          'Create it first, for example with ensure_queue.');
+                          'Create the queue first, for example with ensure_queue.');
 end
 $$;
 
--- Creates a queue with the default settings; returns its id, or null when it exists. No
--- trigger does the part of the archive: triggers may be off.
+-- Creates a queue with the default settings; returns its id, or null when the queue
+-- exists. It also writes the row of archive_policies itself, because a trigger may be
+-- off.
 create or replace function tocsin._add_queue(queue text) returns integer
 language sql
 as $$
@@ -42,8 +43,8 @@ as $$
     select a.id from added a
 $$;
 
--- The settings of a queue are columns of its table, and are spelled nowhere else in
--- SQL: the four functions that take each of them by name are made here.
+-- The settings of a queue are columns of the table queues, and no other SQL lists them:
+-- this block creates the four functions that take each setting by name.
 do $do$
 declare
     parameters text;
@@ -90,16 +91,17 @@ begin
     if queue_id is null then
         perform tocsin._raise_error('TC002', format('queue "%%s" exists already', queue),
                                     jsonb_build_object('queue', queue),
-                              'Use ensure_queue if that is fine.');
+                              'ensure_queue accepts an existing queue.');
     end if;
     return tocsin._change_queue(queue_id, %s);
 end
 $$
     $f$, 'create_queue', parameters, arguments);
 
-    -- Creates a queue or, when it exists, changes the settings that are given. The
-    -- statements have a snapshot each: adding waits for a concurrent creation, whose
-    -- queue the next one sees. They are repeated when the queue is deleted in between.
+    -- Creates a queue or, when it exists, changes the settings that are given. Each
+    -- statement has its own snapshot: the insert waits for a concurrent creation, and
+    -- the next statement sees that queue. Both are repeated when the queue is deleted
+    -- in between.
     execute format($f$
 create or replace function tocsin.%s(queue text, %s) returns tocsin.queues
 language plpgsql
@@ -137,8 +139,8 @@ create or replace function tocsin.list_queues() returns setof tocsin.queues
 language sql stable
 as $$ select q.* from tocsin.queues q order by q.name $$;
 
--- Consumers stop claiming at once, in every process, since each claim looks here;
--- enqueueing goes on.
+-- Pauses a queue. Consumers of every process stop claiming at once, because each claim
+-- reads the column `paused_at`. Enqueueing continues.
 create or replace function tocsin.pause_queue(queue text) returns tocsin.queues
 language plpgsql
 as $$

@@ -2,18 +2,18 @@
 -- takes ids with the lease tokens of the claim, acts on messages whose row still has
 -- that token, and returns, in the order given, whether it did. Functions that requeue
 -- messages ring; the other functions do not. A caller may run them in its own
--- transaction, and their effect is committed with its own rows. Until then the rows are
--- locked, so a claim skips them even when their leases have expired; after a rollback
--- the leases are unchanged.
+-- transaction, and their effect is then committed with the caller's rows. Until then
+-- the rows are locked, so a claim skips them even when their leases have expired; after
+-- a rollback the leases are unchanged.
 --
--- All of them lock rows in the order of ids (of one queue after the other), so that two
--- of them never deadlock. A session keeps the plan that it made when the table was
--- empty, and when all plans cost the same. So the planner is left with one plan: the
--- ids are looked up in the primary key (`id = any (ids)`) and joined by hash. The
+-- All of these functions lock rows in the order of ids, one queue after the other, so
+-- that two of them never deadlock. A session keeps the plan that it made when the table
+-- was empty and all plans cost the same. So the settings leave the planner one plan:
+-- look up the ids in the primary key (`id = any (ids)`), and join by hash. The
 -- condition on the state says `is not distinct from`. With `=` the planner would use
--- the index of what changes by time, which such a session takes for empty.
+-- the index messages_timed, which such a session takes for empty.
 
--- Archives messages; archive.sql says in which partition, and how they are counted.
+-- Archives messages. archive.sql explains the partitions and the counts.
 create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -29,7 +29,7 @@ declare
     batch bigint[];
     settled bigint[] := '{}';
 begin
-    -- One queue after the other; usually there is one.
+    -- One queue after the other. Usually there is only one.
     loop
         select a.queue_id, k.until, tocsin._partition_span_for(a, k.until)
         into queue, until, hours
@@ -92,9 +92,10 @@ begin
 end
 $$;
 
--- Makes leases end vt from now. It waits for no row that another transaction has
--- locked, and returns null for it: its lease is there, but was not extended. Usually
--- that transaction is the holder's own, which settles the message and has not ended.
+-- Extends leases so that they end vt from now. The function does not wait for a row
+-- that another transaction has locked, and returns null for it: the lease still exists,
+-- but was not extended. Usually that transaction is the holder's own, which has settled
+-- the message and has not ended.
 create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval)
     returns boolean[]
 language plpgsql
@@ -141,9 +142,9 @@ begin
 end
 $$;
 
--- Releases messages: back to the queue after a delay. counted = false takes
--- the delivery back, for a message whose handler was not to blame (never started, or
--- stopped by a shutdown).
+-- Releases messages: requeues them with a delay. Without `counted`, the delivery does
+-- not count, for a message whose handler has not failed (it never started, or a
+-- shutdown stopped it).
 create or replace function tocsin.release(ids bigint[], leases bigint[],
                                           delay interval default '0 s',
                                           counted boolean default true)
@@ -155,13 +156,14 @@ as $$
                                 'released')) with ordinality as g (outcome, n)
 $$;
 
--- The handler failed: back to the queue after the backoff that the queue's settings
--- give, with the error kept. `delays` (seconds) takes the backoff's place where it is
--- not null. `verdicts` says for each message what has happened: 'handler_failed' (also
--- null), 'rejected' (a dead letter at once) or 'snoozed' (the delivery does not count).
--- With `keep_place` a message keeps its place in the queue (see order.sql). Returns for
--- each message, in order, after how many seconds it is delivered again; Infinity: it is
--- a dead letter now; null: its lease was gone, and nothing was changed.
+-- Requeues messages whose handler has failed, after the backoff that the queue's
+-- settings give, and keeps the errors. A delay in `delays` (seconds) that is not null
+-- replaces the backoff. `verdicts` says for each message what has happened:
+-- 'handler_failed' (also null), 'rejected' (a dead letter at once) or 'snoozed' (the
+-- delivery does not count). With `keep_place`, a message keeps its place in the queue
+-- (see order.sql). Returns for each message, in order, after how many seconds it is
+-- delivered again; Infinity: it is a dead letter now; null: its lease was lost, and
+-- nothing was changed.
 create or replace function tocsin.fail(
     ids bigint[], leases bigint[], errors text[], tracebacks text[], delays float8[] default null,
     verdicts text[] default null,
@@ -171,11 +173,11 @@ language sql
 as $$ select tocsin._requeue(ids, leases, null, true, 'handler_failed', errors, tracebacks, delays,
                              verdicts, keep_place) $$;
 
--- What release, fail, an expired lease and a dead worker have in common. A message
--- without deliveries left becomes a dead letter. Without a delay the message keeps its
--- place in the queue. A delivery that counts goes into the message's history, with its
--- outcome: handler_failed, rejected, lease_expired, worker_died or released. Returns what
--- `fail` does.
+-- Requeues messages after a release, a failure, an expired lease or the death of a
+-- worker. A message without deliveries left becomes a dead letter. Without a delay the
+-- message keeps its place in the queue. A delivery that counts is added to the
+-- message's history with its outcome: handler_failed, rejected, lease_expired,
+-- worker_died or released. Returns the same as `fail`.
 create or replace function tocsin._requeue(
     ids bigint[], leases bigint[], delay interval, counted boolean, outcome text,
     errors text[] default null, tracebacks text[] default null,
@@ -236,9 +238,10 @@ begin
     from unnest(ids) with ordinality as g (id, n)
     left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x
                group by x.id) h on h.id = g.id
-    cross join (select count(*) from moved) all_moved  -- a CTE without a reader is not run
+    cross join (select count(*) from moved) all_moved  -- a CTE that is not read is not run
     cross join (select count(*) from rung) all_rung;
-    -- unless the dead letters refused it: see _move_to_dead_letters
+    -- A message that could not become a dead letter is delayed: see
+    -- _move_to_dead_letters.
     if 'Infinity' = any (outcomes) then
         select array_agg(m.id) into undead from tocsin.messages m
             where m.id = any (ids) and m.state = 'delayed';
@@ -265,8 +268,8 @@ as $$
                               outcome, 'error', left(error, 1000))
 $$;
 
--- Returns a message's history with one more delivery, and without the oldest when it
--- has twenty. Without a delivery the history stays as it is.
+-- Returns a message's history with one more delivery. A history of twenty loses its
+-- oldest delivery. A null delivery leaves the history unchanged.
 create or replace function tocsin._add_delivery(history jsonb, delivery jsonb) returns jsonb
 language sql immutable parallel safe
 as $$
@@ -285,17 +288,17 @@ as $$
     select make_interval(secs =>
         least(extract(epoch from queue.retry_max)::float8,
               extract(epoch from queue.retry_base)::float8
-              -- capped where the power would leave the range of float8
+              -- the cap of the exponent keeps the power in the range of float8
               * power(queue.retry_factor,
                       least(greatest(deliveries - 1, 0),
                             300 / greatest(log(queue.retry_factor), 1e-9))))
         * (1 + queue.retry_jitter * (2 * random() - 1)))
 $$;
 
--- Moves messages to the dead letters. A message that cannot be a dead letter (a
--- constraint, a trigger, an index that its payload is too large for) does not stop the
--- other messages: it is tried again in a minute, and then delivered once more if it has
--- not expired.
+-- Moves messages to the dead letters. A message that cannot become a dead letter
+-- (because of a constraint, a trigger, or an index for which its payload is too large)
+-- does not stop the other messages. It is delayed for a minute, and then delivered once
+-- more if it has not expired.
 create or replace function tocsin._move_to_dead_letters(
     ids bigint[], reason text, errors text[] default null, tracebacks text[] default null,
     deliveries jsonb[] default null

@@ -1,24 +1,24 @@
--- Changing a message that waits: cancel, reschedule, reprioritise. It is named by its
--- id, or by its queue and its key.
+-- Change a message that waits: cancel, reschedule or reprioritise it. A call names the
+-- message by its id, or by its queue and its key.
 --
--- A message that a worker holds is refused (TC015), as is a finished one; the error
--- names its state. A claim skips locked rows, and these functions lock the row and read
--- its state again. So of a concurrent claim and change one comes first, and the other
--- sees its effect.
+-- The change of a leased or finished message is refused (TC015), and the error names
+-- the state of the message. A claim skips locked rows, and these functions lock the row
+-- and read its state again. So a concurrent claim and change happen one after the
+-- other, and the second sees the effect of the first.
 --
--- An expired lease holds nothing, so its message waits. One with deliveries left is
--- requeued first, as a claim would do it. One without stays as it is until it is
--- changed: the next claim would make it a dead letter. Cancelling archives it, and
--- rescheduling gives it one more delivery.
+-- A message whose lease has expired waits. If it has deliveries left, it is first
+-- requeued, as by a claim. Otherwise its row is left as it is, and the next claim would
+-- make it a dead letter. Cancelling it instead archives it, and rescheduling it gives
+-- it one more delivery.
 --
--- In a transaction of the caller's the change takes effect when that commits. Until
--- then no consumer is given the message.
+-- In a transaction of the caller, the change takes effect at the commit. Until then no
+-- consumer can claim the message.
 --
--- A role may change messages of the queues that it may enqueue to, those of other
--- producers too: messages do not record the role that has enqueued them. The functions
--- return the message's id and nothing else, since such a role may read no message.
+-- A role may change the messages of the queues that it may enqueue to, also those of
+-- other producers: messages do not record the role that has enqueued them. The
+-- functions return only the message's id, because such a role may not read messages.
 
--- Locks the message that is meant, and returns it. Raises unless it waits.
+-- Locks the named message and returns it. Raises an error unless the message waits.
 create or replace function tocsin._lock_waiting(message_id bigint, queue text, key text)
     returns tocsin.messages
 language plpgsql
@@ -54,9 +54,9 @@ begin
 end
 $$;
 
--- Ends the expired lease of a message that is locked, and returns the message as it is
--- then. Without deliveries left the row is unchanged; only the history that is returned
--- has the delivery.
+-- Ends the expired lease of a locked message, and returns the message with that change.
+-- If the message has no deliveries left, its row is unchanged, and only the returned
+-- history has the delivery.
 create or replace function tocsin._end_expired_lease(m tocsin.messages) returns tocsin.messages
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -77,20 +77,20 @@ begin
 end
 $$;
 
--- Raises unless the caller may change messages of the queue.
+-- Raises an error unless the caller may change messages of the queue.
 create or replace function tocsin._check_change(queue_id integer) returns void
 language plpgsql
 as $$
 begin
     if not tocsin._may_enqueue(queue_id, null) then
         perform tocsin._refuse_caller(format('change messages of queue "%s"', q.name),
-                                      'Grant it the queue, with grant_queue.')
+                                      'Grant the queue to the role with grant_queue.')
         from tocsin.queues q where q.id = _check_change.queue_id;
     end if;
 end
 $$;
 
--- Says why a message cannot be changed.
+-- Raises the error that says why a message cannot be changed.
 create or replace function tocsin._refuse_change(message_id bigint, queue text, key text)
     returns void
 language plpgsql
@@ -105,9 +105,9 @@ begin
             format('message %s cannot be changed: it is %s', message_id, found_message.state),
             jsonb_build_object('message_id', message_id, 'state', found_message.state),
             case found_message.state when 'leased'
-                then 'A worker holds it: wait until that has settled it.'
+                then 'A worker holds it: wait until the worker has settled it.'
                                      when 'dead'
-                                         then 'Replay it, or archive or purge it as a dead letter.'
+                                         then 'Replay, archive or purge the dead letter.'
                                      when 'archived' then 'It is finished: enqueue another message.'
                                      else 'Another transaction has locked it: try again.' end);
     end if;
@@ -118,8 +118,8 @@ begin
 end
 $$;
 
--- Cancels a message that waits, and returns its id. It goes to the archive, if its
--- queue keeps anything, with the error 'cancelled'; its key is free.
+-- Cancels a message that waits, and returns its id. The message is archived with the
+-- error 'cancelled', if its queue keeps an archive. Its key becomes free.
 create or replace function tocsin.cancel(message_id bigint default null, queue text default null,
                                          key text default null) returns bigint
 language plpgsql
@@ -130,21 +130,22 @@ as $$
 declare
     m tocsin.messages := tocsin._lock_waiting(message_id, queue, key);
 begin
-    -- As if a worker had claimed and handled it: there is one way into the archive.
+    -- Lease the message first, so that it is archived like one that a worker has
+    -- handled.
     update tocsin.messages x
     set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled',
         history = m.history
     where x.id = m.id;
     perform tocsin.archive(array[m.id], array[coalesce(m.lease, 0) + 1]);
-    if m.due < m.vt then  -- it kept its place, and so held up the queue: see order.sql
+    if m.due < m.vt then  -- the message kept its place, and so held up the queue: see order.sql
         perform tocsin._ring(m.queue_id);
     end if;
     return m.id;
 end
 $$;
 
--- Gives a message that waits another time at which it is due, after the delay or at
--- that time; returns its id. Its place among equal priorities is that of its new time.
+-- Gives a message that waits a new due time, after the delay or at the given time, and
+-- returns its id. The new due time is also its place among equal priorities.
 create or replace function tocsin.reschedule(
     message_id bigint default null, delay interval default null, at timestamptz default null,
     queue text default null, key text default null
@@ -171,7 +172,7 @@ begin
         due = due_at, vt = due_at,
         history = m.history
     where x.id = m.id;
-    -- the last: it kept its place, and so held up the queue
+    -- the third condition: the message kept its place, and so held up the queue
     if due_at <= t or due_at < m.vt or m.due < m.vt then
         perform tocsin._ring(m.queue_id);
     end if;
@@ -198,7 +199,7 @@ begin
     m := tocsin._lock_waiting(message_id, queue, key);
     update tocsin.messages x set priority = reprioritise.priority where x.id = m.id;
     if m.state <> 'delayed' then
-        -- a consumer may have skipped the row while it was locked, and wait
+        -- a consumer may have skipped the locked row, and may wait now
         perform tocsin._ring(m.queue_id);
     end if;
     return m.id;

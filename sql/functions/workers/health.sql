@@ -1,9 +1,10 @@
--- Show workers and the health of queues. Nothing here changes anything, and nothing
--- counts a whole table: messages are counted by the entries of one state in an index,
--- and those of a backlog only up to a limit.
+-- Show workers and the health of queues. These functions change nothing and count no
+-- whole table. They count messages by the index entries of one state, and count a
+-- backlog only up to a limit.
 
--- The workers that hold messages of a queue (`until`: under leases that end later): how
--- many, which for longest, and since when.
+-- Returns the workers that hold messages of a queue: how many messages each one holds,
+-- which message for longest, and since when. With `until`, only leases that end later
+-- count.
 create or replace function tocsin._holders(queue_id integer, until timestamptz default '-infinity')
 returns table (worker_id bigint, held bigint, message_id bigint, since timestamptz)
 language plpgsql stable
@@ -12,7 +13,8 @@ set jit = off
 as $$
 #variable_conflict use_column
 begin
-    -- The smallest pair of time and id is the longest, without a sort.
+    -- The smallest pair of time and id is the message held for longest; min() needs no
+    -- sort.
     return query
         select m.consumer_worker_id, count(*),
             (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
@@ -22,9 +24,9 @@ begin
 end
 $$;
 
--- Workers as users see them; a worker's heartbeat is its own or its process's,
--- whichever came last. What a worker has held for longest, and for how many seconds,
--- tells whether its handler hangs.
+-- Returns workers as users see them. A worker's heartbeat is its own or that of its
+-- process, whichever is later. The message that a worker has held for longest, and for
+-- how many seconds, tells whether its handler hangs.
 create or replace function tocsin.list_workers(queue text default null,
                                                worker_id bigint default null)
 returns table (
@@ -62,8 +64,9 @@ as $$
     order by s.id
 $$;
 
--- The registry (of one queue) in figures. The age is that of the oldest heartbeat of a
--- worker that is not stopped; null: there is none.
+-- Counts workers (of one queue) by status and by kind, and the messages that they hold.
+-- The age is that of the oldest heartbeat of a worker that is not stopped; null: there
+-- is no such worker.
 create or replace function tocsin.worker_stats(queue text default null)
 returns table (total bigint, by_status jsonb, by_kind jsonb, held bigint,
                oldest_heartbeat_age float8)
@@ -91,17 +94,17 @@ begin
 end
 $$;
 
--- Reports the problems of the queues (or one of them), in words; a queue without a
--- problem is healthy. `max_age` is how long a worker may be silent, and how long a
--- message may wait while no consumer is there: between two versions of a service, or
--- two runs of a cron job, there is none for a moment. The messages of a paused queue
--- wait on purpose, so that is no problem; the report says for how long the queue has
--- been paused. A suspended worker is no problem either; the report names it, because it
--- may be the cause of another.
+-- Reports the problems of all queues, or of one, as text. A queue without a problem is
+-- healthy. `max_age` is how long a worker may be silent. It is also how long a message
+-- may wait while the queue has no consumer, because between two versions of a service,
+-- or between two runs of a cron job, there is briefly none. The waiting messages of a
+-- paused queue are no problem; the report says for how long the queue has been paused.
+-- A suspended worker is no problem either. The report names it, because it may be the
+-- cause of one.
 --
--- A worker that has been at one message for longer than `max_running` is a problem: its
--- handler may hang. Null: ten times the queue's visibility timeout, but at least five
--- minutes and at most an hour.
+-- A worker that has held one message for longer than `max_running` is a problem: its
+-- handler may hang. Null means ten times the queue's visibility timeout, but at least
+-- five minutes and at most an hour.
 create or replace function tocsin.queue_health(queue text default null,
                                                max_age interval default '30 s',
                                                max_running interval default null)
@@ -137,7 +140,7 @@ begin
         select count(*) filter (where w.kind = 'consumer' and w.status in ('ready', 'polling')
                                 and beat.age <= max_age),
                coalesce(array_agg(w.id order by w.id) filter (where beat.age > max_age), '{}'),
-               coalesce(array_agg(format('worker %s ("%s") is %s but has given no sign of life '
+               coalesce(array_agg(format('worker %s ("%s") is %s but has sent no heartbeat '
                                          'for %s s', w.id, w.name, w.status,
                                          round(extract(epoch from beat.age)))
                                              order by w.id) filter (where beat.age > max_age),
@@ -155,7 +158,7 @@ begin
 
         select c.ready, c.exact into ready, exact from tocsin._count_queues(q.id, q.id, t, 10000) c;
         since := case when ready > 0 then tocsin._oldest_ready(q.id, t) end;
-        -- A message may have been enqueued for a time before its queue was there.
+        -- The due time of a message may be earlier than the creation of its queue.
         oldest_ready_age := case when since is not null
             then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
         if consumers = 0 and q.paused_at is null
@@ -167,8 +170,8 @@ begin
                                        '; suspended: ' || suspended)
                         || problems;
         end if;
-        -- For each worker the message that it has held longest, under a lease that has
-        -- not expired.
+        -- For each worker, the message that it has held for longest under a lease that
+        -- has not expired.
         select (array_agg(w.id order by h.since))[1], (array_agg(h.message_id order by h.since))[1],
                case when min(h.since) is not null
                    then greatest(0, extract(epoch from t - min(h.since))) end,

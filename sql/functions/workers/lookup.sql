@@ -1,6 +1,6 @@
--- Find a worker, and refuse what it cannot do.
+-- Find a worker, and raise the errors about its state.
 
--- Raises unless the worker exists; returns it.
+-- Returns the worker; raises an error if it does not exist.
 create or replace function tocsin._find_worker(worker_id bigint) returns tocsin.workers
 language plpgsql
 as $$
@@ -11,14 +11,14 @@ begin
     if not found then
         perform tocsin._raise_error('TC004', format('worker %s does not exist', worker_id),
                                     jsonb_build_object('worker_id', worker_id),
-                              'It may have been purged; list the workers.');
+                              'It may have been purged. List the workers.');
     end if;
     return w;
 end
 $$;
 
--- Refuses a change of state. `target`: the state that was wanted; null: none. `code` is
--- for programs, `reason` for people.
+-- Raises the error for a refused change of state. `target` is the requested state;
+-- null: none. `code` is for programs, `reason` for people.
 create or replace function tocsin._refuse_transition(w tocsin.workers, target text, code text,
                                                      reason text) returns void
 language plpgsql
@@ -28,10 +28,10 @@ begin
         format('worker %s ("%s") is %s: %s', w.id, w.name, w.status, reason),
         jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'code', code,
                            'reason', reason),
-        case when code = 'not_stopped' then 'Stop it first.'
-             when w.status = 'suspended' then 'Resume it, or shut it down.'
-             when w.status = 'stopped' then 'Register it again by its name.'
-             else 'Wait until it is in another state, or suspend it.' end);
+        case when code = 'not_stopped' then 'Stop the worker first.'
+             when w.status = 'suspended' then 'Resume the worker, or shut it down.'
+             when w.status = 'stopped' then 'Register the worker again by its name.'
+             else 'Wait until the worker is in another state, or suspend it.' end);
 end
 $$;
 
@@ -44,12 +44,12 @@ begin
                                        '%s since', w.id, w.name, w.pid, w.hostname),
         jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'code',
                            'registration_ended', 'reason', 'its registration has ended'),
-        'It was declared dead; register it again, by its name or another.');
+        'It was declared dead. Register it again, under its name or another.');
 end
 $$;
 
--- Like _find_worker, for the owner of a registration, which has ended when the worker
--- is gone.
+-- Returns the worker of a registration. If the worker does not exist, raises the error
+-- that the registration has ended.
 create or replace function tocsin._find_own_worker(worker_id bigint) returns tocsin.workers
 language plpgsql
 as $$
@@ -64,13 +64,13 @@ begin
             jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'code',
                                'registration_ended', 'reason',
                                'it has been purged, or its queue deleted'),
-            'Register it again, by its name or another.');
+            'Register it again, under its name or another.');
     end if;
     return tocsin._check_own(w);
 end
 $$;
 
--- Raises unless the worker may take work.
+-- Returns the worker; raises an error unless it is ready or polling.
 create or replace function tocsin._check_active(worker_id bigint, doing text) returns tocsin.workers
 language plpgsql
 as $$
@@ -85,7 +85,7 @@ begin
 end
 $$;
 
--- The queue that a consumer may claim from now.
+-- Returns the queue of a consumer; raises an error unless it may claim now.
 create or replace function tocsin._check_claim(worker_id bigint, registration bigint)
     returns tocsin.queues
 language plpgsql
@@ -104,8 +104,8 @@ begin
 end
 $$;
 
--- The queue of a worker. Volatile, so that it sees a worker that the same statement has
--- registered.
+-- Returns the queue of a worker. The function is volatile, so that it sees a worker
+-- that the same statement has registered.
 create or replace function tocsin.queue_of(worker_id bigint) returns tocsin.queues
 language sql volatile
 as $$

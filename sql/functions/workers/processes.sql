@@ -1,57 +1,58 @@
--- Processes: alive or dead.
+-- Register processes, and declare dead processes dead.
 --
 -- A process that consumes holds an advisory lock, its *lifeline*, on its LISTEN
 -- connection. The server releases it when that connection ends, milliseconds after a
 -- SIGKILL. So a session that can take the lock knows that the connection is gone,
 -- without waiting for a timeout.
 --
--- A lost connection is not yet a dead process: the process may be reconnecting. So a
--- process is declared dead when its lifeline is free and it has also missed a
+-- A lost connection does not prove that the process is dead: it may be reconnecting. So
+-- a process is declared dead when its lifeline is free and it has also missed a
 -- heartbeat. A process whose event loop is blocked misses heartbeats, but keeps its
--- lifeline, and is not declared dead. Without a lifeline the number of heartbeats
--- decides:
+-- lifeline, and is not declared dead. For a process without a lifeline, the number of
+-- missed heartbeats decides:
 --
--- - Fifteen for a process that only produces, and for one that is *detached*: it has
---   said that it cannot have a lifeline, because its LISTEN connection cannot be made
---   or does not work.
--- - Three for a process that consumes and has said nothing yet. Its first consumer
---   claims nothing before it has said so, so a mistake costs that one nothing. One that
---   registers again after a death has consumers at work for the moment until it has its
---   lifeline.
+-- - Fifteen for a process that only produces, and for a *detached* process. A detached
+--   process has reported that it has no lifeline, because its LISTEN connection cannot
+--   be opened or does not work.
+-- - Three for a process that consumes and has not yet taken a lifeline or detached. Its
+--   first consumer claims nothing before that, so a wrong decision costs it nothing. A
+--   process that registers again after it was declared dead has active consumers until
+--   it has its lifeline.
 --
--- When the server itself was away, every lifeline is free at once, and the first
--- process that comes back would declare every other one dead. So no process is declared
--- dead until the server has been up for ten seconds, which is longer than any process
--- takes between two attempts to reconnect. For the same reason a process that has been
--- silent since the server came up is not given fifteen heartbeats, but one after these
--- ten seconds.
+-- After a restart of the server every lifeline is free, and the first process that
+-- reconnects would declare every other process dead. So no process is declared dead
+-- until the server has been up for ten seconds, which is longer than any process waits
+-- between two attempts to reconnect. A process without a lifeline that has been silent
+-- since the restart is therefore declared dead one heartbeat after these ten seconds,
+-- and not after fifteen.
 --
 -- The server has been up since the later of two times: the postmaster's start, and the
--- moment when the unlogged table `uptime` was last emptied, which crash recovery and a
--- failover do. An empty table does not tell when that was, and the postmaster's start
--- may be long before. So the first process that reads it empty writes the current time.
--- The registration of a process reads it and commits, so that a later refusal does not
--- roll that back.
+-- moment when crash recovery or a failover last emptied the unlogged table `uptime`. An
+-- empty table does not tell when it was emptied, and the postmaster may have started
+-- long before. So the first process that finds the table empty writes the current time.
+-- The registration of a process does this, too, and commits, so that the refusal of a
+-- later statement does not roll the write back.
 --
--- The server's clock may have been ahead for a moment. A time of the future counts as
--- now, and is corrected to that.
+-- The server's clock may have been ahead for a while. A heartbeat in the future counts
+-- as sent now, and is corrected to now.
 --
--- A heartbeat examines few processes ================================== The processes
--- are a ring, in the order of ids. A heartbeat goes along the ring from its own
--- process, and ends when it has met eight that are alive. So it costs the same with ten
--- processes and with thousands, and needs no index on a time, which would fill up with
--- dead entries. Every dead process is found: between it and the last living one before
--- it there are only dead ones, and that one's heartbeat passes all of these. So a free
--- lifeline is found within one heartbeat. The heartbeat that finds it is repeated when
--- the process may be declared dead, a heartbeat and a quarter after its last. A living
--- process that is blocked sends no heartbeat, so eight examine each.
+-- The processes form a circle in the order of ids. A heartbeat examines the processes
+-- that follow its own in this circle, and ends after eight living ones. So it costs the
+-- same with ten processes and with thousands, and needs no index on a time, which would
+-- fill up with dead entries. Every dead process is found: the last living process
+-- before it examines all dead processes between the two. So a free lifeline is found
+-- within one heartbeat interval. The process that finds it repeats its heartbeat when
+-- the silent process may be declared dead, one and a quarter intervals after that
+-- process's last heartbeat. A living process that is blocked sends no heartbeat, so
+-- each process is examined by eight.
 --
--- Declared dead: the workers are stopped, their leases void (a late settlement finds
--- another token), their messages ready. A process that was alive after all learns it
--- from its next heartbeat, cancels the handlers whose leases are gone, and registers
--- again.
+-- When a process is declared dead, its workers are stopped and their messages are
+-- requeued. Their leases end, so a late settlement changes nothing. A process that is
+-- alive after all learns of this from its next heartbeat, cancels the handlers whose
+-- leases were lost, and registers again.
 
--- `contract` is the version of the SQL contract that the client was written for.
+-- Registers a process and returns its id. `contract` is the version of the SQL contract
+-- for which the client was written.
 create or replace function tocsin.register_process(
     hostname text, pid integer, version text, every interval, contract integer default null
 ) returns bigint
@@ -68,11 +69,11 @@ begin
             jsonb_build_object('schema', (parse_ident('tocsin.contract'))[1], 'found',
                                installed.version, 'serves', installed.serves, 'known', contract));
     end if;
-    -- the heartbeats of all processes rely on it
+    -- the heartbeats of all processes rely on a valid interval
     if (every > '0 s' and every <= '1 hour') is not true then
         perform tocsin._raise_error('TC022',
-                                    'the heartbeat''s interval must be more than nothing, and '
-                                    'at most an hour', '{"argument": "heartbeat"}');
+                                    'the heartbeat interval must be positive, and at most an '
+                                    'hour', '{"argument": "heartbeat"}');
     end if;
     perform tocsin._record_uptime(tocsin._clock());
     perform tocsin._correct_heartbeats(tocsin._clock());
@@ -83,10 +84,11 @@ begin
 end
 $$;
 
--- Takes a new lifeline, on the LISTEN connection, at start and after each reconnect.
--- The server may still hold the session of the old connection, so its number is not
--- used again. Returns false when the process has been declared dead. Refused where
--- another role has registered the process: its heartbeat would be refused, too.
+-- Takes a new lifeline on the LISTEN connection, at the start and after each reconnect.
+-- The session of the old connection may still exist on the server, so its number is not
+-- used again. Returns false when the process has been declared dead. Raises an error
+-- when another role has registered the process, because that process could not send a
+-- heartbeat either.
 create or replace function tocsin.attach_process(process_id bigint) returns boolean
 language plpgsql
 as $$
@@ -103,14 +105,14 @@ begin
         if exists (select from tocsin.processes p
                    where p.id = process_id and not tocsin._acts_for(p.role)) then
             perform tocsin._refuse_caller(format('act for process %s', process_id),
-                                          'Another role has registered it; administrators may.');
+                                          'Only its own role and administrators may act for it.');
         end if;
     end if;
     return attached;
 end
 $$;
 
--- The process goes on without a lifeline.
+-- Marks a process as detached: it works without a lifeline.
 create or replace function tocsin.detach_process(process_id bigint) returns void
 language sql
 as $$ update tocsin.processes p set lifeline = null, detached = true
@@ -122,8 +124,8 @@ language sql
 as $$ select tocsin._end_process(p.id, died) from tocsin.processes p
     where p.id = process_id and tocsin._acts_for(p.role) $$;
 
--- Ends a process: stops its workers and requeues what they hold. The delivery counts
--- when the process died.
+-- Ends a process: stops its workers and requeues the messages that they hold. The
+-- deliveries count if the process died.
 create or replace function tocsin._end_process(process_id bigint, died boolean) returns void
 language plpgsql
 as $$
@@ -131,8 +133,8 @@ declare
     w tocsin.workers;
     last_heartbeat timestamptz;
 begin
-    -- The process first: the deletion waits for the registration of a worker that is
-    -- under way, and a later one finds no process.
+    -- Delete the process first: the DELETE waits for a registration of a worker that is
+    -- in progress, and a later registration finds no process.
     delete from tocsin.processes p where p.id = process_id
         returning p.heartbeat_at into last_heartbeat;
     for w in select x.* from tocsin.workers x where x.process_id = _end_process.process_id
@@ -152,7 +154,7 @@ begin
 end
 $$;
 
--- Locks all workers of a process, or none; returns whether it has.
+-- Locks all workers of a process or none, and returns whether they are locked.
 create or replace function tocsin._try_lock_workers(process_id bigint) returns boolean
 language plpgsql
 as $$
@@ -171,7 +173,8 @@ exception when lock_not_available then  -- the locks taken so far are released
 end
 $$;
 
--- Returns since when the server has been up, as far as the table tells, and writes it.
+-- Returns since when the server has been up. Writes the current time to the table
+-- `uptime` if it is empty.
 create or replace function tocsin._record_uptime(t timestamptz) returns timestamptz
 language plpgsql
 as $$
@@ -187,8 +190,8 @@ begin
 end
 $$;
 
--- Makes heartbeats of the future, sent while the clock was ahead, count as sent now.
--- Those that are being sent at this moment are at most a second ahead.
+-- Corrects heartbeats in the future, which were sent while the clock was ahead, to now.
+-- A heartbeat that is being sent at this moment is at most a second ahead.
 create or replace function tocsin._correct_heartbeats(t timestamptz) returns void
 language sql
 as $$
@@ -198,7 +201,7 @@ as $$
     where p.id = ahead.id
 $$;
 
--- Whether a process seems alive; if not, when it may be declared dead.
+-- Returns whether a process seems alive, and if not, when it may be declared dead.
 create or replace function tocsin._examine(
     p tocsin.processes, t timestamptz, up_since timestamptz, out seems_alive boolean,
     out dead_at timestamptz
@@ -218,7 +221,7 @@ begin
     elsif not p.detached
         and exists (select from tocsin.workers w
                     where w.process_id = p.id and w.kind = 'consumer') then
-        seems_alive := false;  -- unknown; it is about to take a lifeline or to detach
+        seems_alive := false;  -- unknown: it is about to take a lifeline or to detach
         dead_at := greatest(tocsin._later(beat, p.every * 3), settled);
     elsif silent then
         seems_alive := false;
@@ -230,11 +233,12 @@ begin
 end
 $$;
 
--- Declares a process dead if it is. Returns 0 when it has. Returns null when the
--- process seems alive. Otherwise returns the seconds after which to examine it again:
--- it may not be declared dead yet, or another session has locked one of its workers. It
--- does not wait for that lock. The deletion of a large queue holds it for long, and
--- this is part of the heartbeat of a process that is well and has other queues.
+-- Declares a process dead if it is dead, and then returns 0. Returns null when the
+-- process seems alive. Otherwise returns the seconds after which to examine the process
+-- again: it may not be declared dead yet, or another session has locked one of its
+-- workers. The function does not wait for that lock, because the deletion of a large
+-- queue holds it for long, and the heartbeat of a healthy process with other queues
+-- calls this function.
 create or replace function tocsin._reap_if_dead(p tocsin.processes, t timestamptz,
                                                 up_since timestamptz) returns float8
 language plpgsql
@@ -253,8 +257,8 @@ begin
     if dead_at > t then
         return extract(epoch from dead_at - t);
     end if;
-    -- Another session may be declaring it dead, or it may just have come back. Its row
-    -- is then locked or changed.
+    -- Another session may be declaring the process dead, or the process may just have
+    -- sent a heartbeat. Its row is then locked or changed.
     perform from tocsin.processes x
     where x.id = p.id and x.lifeline is not distinct
         from p.lifeline and x.heartbeat_at = p.heartbeat_at
@@ -267,10 +271,11 @@ begin
 end
 $$;
 
--- Declares dead the dead processes along the ring from this one, until it has met
--- `living` processes that are alive (null: all around). Returns the seconds after which
--- to examine again, or null when no process seems dead. With `stop_at` it returns 0
--- after the first death past that time: there may be more.
+-- Examines the processes that follow this one in the circle, and declares the dead ones
+-- dead, until it has found `living` processes alive (null: all processes). Returns the
+-- seconds after which to examine them again, or null when no process seems dead. With
+-- `stop_at`, returns 0 at the first process that it declares dead after that time,
+-- because there may be more.
 create or replace function tocsin._reap_dead_processes(
     process_id bigint, living integer default null, stop_at timestamptz default null
 ) returns float8
@@ -304,8 +309,8 @@ begin
 end
 $$;
 
--- The heartbeat: the one periodic statement of a process. A row says one thing, by its
--- kind; the columns that belong to other kinds are null.
+-- The heartbeat: the one periodic statement of a process. Each row has a kind, and the
+-- columns that belong to other kinds are null.
 --
 --   dead         The process has been declared dead. No row follows.
 --   heartbeat    due_in: the next heartbeat is due after this many seconds, if that is
@@ -314,13 +319,14 @@ $$;
 --   worker       worker_id, registration, status, grace (seconds, of an interrupted
 --                worker), in the order of ids.
 --   queue        queue_id, due_in: its next message is due after this many seconds, 0
---                for now. No row: none is known.
+--                for now. A queue without such a message has no row.
 --
--- The queues are those on which the process's consumers wait or may begin to wait
--- before the answer. A consumer that works claims without being told.
+-- `queue_ids` are the queues on which consumers of the process wait, or may begin to
+-- wait before the answer arrives. A busy consumer claims without such a row.
 --
--- `able`: whether the process reaches the server by more than its LISTEN connection. A
--- process that is not able is alive, but its workers show no sign of life.
+-- `able` says whether the process reaches the server by more than its LISTEN
+-- connection. Otherwise the process is alive, but its heartbeat, and so that of its
+-- workers, is not updated.
 create or replace function tocsin.heartbeat(process_id bigint, queue_ids integer[],
                                             able boolean default true)
 returns table (kind text, worker_id bigint, registration bigint, status text, grace float8,

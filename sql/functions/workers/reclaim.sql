@@ -1,11 +1,12 @@
--- What heartbeats and claims do by themselves, on demand: for a database
+-- Reclaim messages on demand, as heartbeats and claims do by themselves: for a database
 -- without consumers, or before the next heartbeat.
 
--- Declares dead processes dead (see processes.sql), and requeues what they held and
--- what expired leases hold; a message without deliveries left becomes a dead letter.
--- Returns how many workers were declared dead, and how many messages were taken back.
--- After 50 ms it begins nothing more, and ends with the process or the batch of leases
--- that it is at. `more`: there may be more to do, so call it again.
+-- Declares dead processes dead (see processes.sql), and requeues the messages that they
+-- held and those whose lease has expired. A message without deliveries left becomes a
+-- dead letter. Returns how many workers were declared dead, and how many messages were
+-- reclaimed. After 50 ms the function finishes the current process or batch of leases,
+-- and begins no other. `more` says that there may be more to do, so call the function
+-- again.
 create or replace function tocsin.reclaim(out workers bigint, out messages bigint, out more boolean)
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off
@@ -20,8 +21,8 @@ declare
     expired bigint;
     remaining bigint;
 begin
-    -- The dead first: their end locks workers before messages. Expired leases are
-    -- skipped where they are locked.
+    -- Dead processes come first, because ending them locks workers before messages.
+    -- Locked messages with expired leases are skipped.
     select coalesce(array_agg(w.id), '{}'),
         coalesce(jsonb_object_agg(w.id, tocsin._count_held(w)), '{}') into alive, held
     from tocsin.workers w where w.process_id is not null;
@@ -41,7 +42,7 @@ begin
             perform tocsin._make_due_ready(q);
             select count(*) into remaining from tocsin.messages m
                 where m.queue_id = q and m.state = 'leased' and m.vt <= t;
-            -- locked: by a claim that does the same, or by a late settlement
+            -- the rest is locked, by a claim that does the same or by a late settlement
             exit when remaining >= expired;
             messages := messages + expired - remaining;
             expired := remaining;

@@ -1,11 +1,12 @@
 -- Register workers, end their registrations, and delete workers that have stopped.
 
--- Registers a worker. The name of a stopped worker is taken over together with its id,
--- also when the worker is found dead only now. Any other name in use is refused, with
--- `retry_after` when its owner seems dead but may not be declared so yet. For a null
--- name one is generated. `again`: its process was declared dead and is alive, so a
--- suspended worker stays suspended. Refused with TC008 when the process has been
--- declared dead (null: no process; such a worker is never found dead).
+-- Registers a worker. The registration takes over the name and the id of a stopped
+-- worker, also of a worker that this call finds dead. Any other name in use is refused;
+-- the error has `retry_after` when its owner seems dead but may not be declared dead
+-- yet. A null name is replaced by a generated one. `again` says that the process was
+-- declared dead and is alive; a suspended worker then stays suspended. The registration
+-- is refused with TC008 when the process has been declared dead. A null process_id
+-- means no process; such a worker is never found dead.
 create or replace function tocsin.register_worker(
     queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text,
     again boolean default false
@@ -19,8 +20,8 @@ declare
     w tocsin.workers;
     retry_after float8;
 begin
-    -- Held until this transaction ends: a deletion of the queue waits for the
-    -- registration, or this waits for the deletion.
+    -- This lock is held until the transaction ends: a deletion of the queue waits for
+    -- the registration, or the registration waits for the deletion.
     perform from tocsin.queues x where x.id = q.id for key share;
     if not found then
         perform tocsin._refuse_missing(queue);
@@ -55,7 +56,8 @@ begin
         if found then
             return w;
         end if;
-        -- Its owner may be dead, with no other process alive to find out.
+        -- The owner of the name may be dead, with no other process alive to declare it
+        -- dead.
         retry_after := null;
         select tocsin._reap_if_dead(p, t, tocsin._record_uptime(t)) into retry_after
         from tocsin.workers x join tocsin.processes p on p.id = x.process_id
@@ -75,8 +77,8 @@ begin
 end
 $$;
 
--- Ends a registration in any state: requeues what the worker holds, uncounted. Returns
--- how many messages that were.
+-- Ends a registration in any state, and requeues the messages that the worker holds,
+-- without counting the deliveries. Returns how many messages were requeued.
 create or replace function tocsin.unregister_worker(worker_id bigint, registration bigint)
     returns bigint
 language plpgsql
@@ -111,7 +113,7 @@ begin
 end
 $$;
 
--- Deletes a stopped worker; its name is free then, and its id is not used again.
+-- Deletes a stopped worker. Its name becomes free, and its id is not used again.
 create or replace function tocsin.delete_worker(worker_id bigint) returns void
 language plpgsql
 as $$
@@ -125,8 +127,9 @@ end
 $$;
 
 -- Deletes workers (of one queue) that have been stopped for at least this long, and
--- returns them; a dry run only returns them. One statement, so that what is returned is
--- what was deleted: a worker that is registered again at this moment is neither.
+-- returns them. A dry run only returns them. One statement does both, so it returns
+-- exactly the deleted workers: a worker that is registered again at this moment is
+-- neither deleted nor returned.
 create or replace function tocsin.purge_workers(older_than interval, queue text default null,
                                                 dry_run boolean default false)
 returns table (

@@ -1,6 +1,6 @@
 -- Count and release the messages that a worker holds.
 
--- How many messages the worker holds.
+-- Returns how many messages the worker holds.
 create or replace function tocsin._count_held(w tocsin.workers) returns bigint
 language sql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -10,14 +10,15 @@ as $$
     where m.queue_id = w.queue_id and m.state = 'leased' and m.consumer_worker_id = w.id
 $$;
 
--- Requeues all that the worker holds except the leases to keep. Returns how many
--- messages that were. A message that another transaction has locked for longer than a
--- moment is skipped: that transaction settles it or, rolled back, leaves it leased
--- until its lease ends. So it may be a transaction of the caller's, which waits for
--- this call.
+-- Requeues the messages that the worker holds, except the leases to keep. Returns how
+-- many messages were requeued. A message that another transaction keeps locked for
+-- longer than the lock timeout is skipped: that transaction settles the message or,
+-- rolled back, leaves it leased until its lease ends. So the lock may belong to a
+-- transaction of the caller that waits for this call.
 --
--- It locks the rows in the order of ids, as settle.sql says. `m.id + 0` keeps a session
--- that planned for an empty table from walking the whole primary key for that.
+-- The function locks the rows in the order of ids, as settle.sql requires. Without
+-- `m.id + 0`, a session that planned for an empty table would scan the whole primary
+-- key to get that order.
 create or replace function tocsin._release_held(
     w tocsin.workers, counted boolean, outcome text, keep_ids bigint[] default '{}',
     keep_leases bigint[] default '{}'
@@ -54,9 +55,9 @@ begin
 end
 $$;
 
--- Requeues, uncounted, what the worker holds, in any state; its process then cancels
--- its handlers. An active worker may claim the same messages again. Returns how many
--- they were.
+-- Requeues the messages that a worker in any state holds, without counting the
+-- deliveries. Its process then cancels its handlers. An active worker may claim the
+-- same messages again. Returns how many messages were requeued.
 create or replace function tocsin.release_messages(worker_id bigint) returns bigint
 language plpgsql
 as $$
@@ -65,16 +66,17 @@ declare
 begin
     perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
     w := tocsin._check_own(tocsin._find_worker(worker_id));
-    perform tocsin._tell_process(w, leases_taken => true);  -- at the commit
+    perform tocsin._tell_process(w, leases_taken => true);  -- sent at the commit
     return tocsin._release_held(w, false, '');
 end
 $$;
 
--- Requeues, uncounted, what the worker holds except the leases to keep: after a claim
--- whose answer was lost. Like a suspension it waits for a claim under way. If that
--- claim was rolled back nothing is held, but other consumers may have skipped the rows
--- that it had locked, and be idle now. So it rings in any case. Returns how many
--- messages that were.
+-- Requeues the messages that the worker holds, except the leases to keep, without
+-- counting the deliveries; for a process that has lost the answer to a claim. Like a
+-- suspension, the function waits for a claim in progress. If that claim was rolled
+-- back, the worker holds nothing, but other consumers may have skipped the rows that it
+-- had locked, and be idle now. So the function rings in any case. Returns how many
+-- messages were requeued.
 create or replace function tocsin.release_others(worker_id bigint, registration bigint,
                                                  keep_ids bigint[], keep_leases bigint[])
 returns bigint

@@ -10,35 +10,36 @@
 --                                  v
 --                               stopped -- registered again, by its name --> ready
 --
--- Every change is one UPDATE whose condition is the state it may start from, so of two
--- that race one is refused.
+-- Every change is one UPDATE whose condition is the allowed current state, so one of
+-- two conflicting changes is refused.
 --
--- A name, and the id with it, may pass from one process to another: when its process
--- was declared dead, or after a restart. Each registration has a token. What the owner
--- does for its own registration (poll, claim, release, interrupt on a signal, leave)
--- names the token; once that registration has ended it is refused, or does nothing.
--- What operators do by id (suspend, resume, interrupt, shutdown, stop) applies to the
--- current registration.
+-- A name, and the id with it, may pass from one process to another: after its process
+-- was declared dead, or after a restart. Each registration has a token. A call of the
+-- owner for its own registration (poll, claim, release, interrupt on a signal, leave)
+-- names the token. Once that registration has ended, the call is refused or does
+-- nothing. A call of an operator by id (suspend, resume, interrupt, shutdown, stop)
+-- applies to the current registration.
 --
 -- A stopped worker can be purged. Messages, dead letters and the archive keep its id
--- and have no foreign key, so they stay as they are.
+-- and have no foreign key, so a purge does not change them.
 --
 -- A role that is neither owner nor administrator acts only for the workers that it has
 -- registered itself (_acts_for).
 
--- Tells the process that runs this worker to read its state, or (`leases_taken`) to
--- check its leases.
+-- Notifies the process of a worker that it is to read the worker's state or, with
+-- `leases_taken`, to check the worker's leases.
 create or replace function tocsin._tell_process(w tocsin.workers,
                                                 leases_taken boolean default false) returns void
 language sql
 as $$
     select pg_notify(tocsin.process_channel(w.process_id), case when leases_taken
                      then 'leases ' || w.id else '' end)
-    -- ring.sql; the heartbeat tells it, too
+    -- see ring.sql; the next heartbeat tells the process, too
     where w.process_id is not null and pg_notification_queue_usage() < 0.9
 $$;
 
--- The one place where a worker's status changes while it is registered.
+-- Moves a worker from one of the allowed states to the target state, or raises an
+-- error.
 create or replace function tocsin._move_worker(
     worker_id bigint, allowed text[], target text, grace interval default null,
     ended text default null, registration bigint default null
@@ -80,11 +81,11 @@ begin
 end
 $$;
 
--- Ends a run, however it ended: requeues what it still holds except the leases to keep,
--- without counting the deliveries. A polling worker becomes ready, an interrupted one
--- suspended. `interrupted`: its process has ended the run, and may not have said so
--- yet, so a polling or ready worker becomes suspended, too. Returns how many messages
--- were requeued.
+-- Ends a run: requeues the messages that it still holds, except the leases to keep,
+-- without counting the deliveries. A polling worker becomes ready, an interrupted
+-- worker becomes suspended. `interrupted` says that the process has interrupted the run
+-- and may not have reported it yet, so a polling or ready worker becomes suspended,
+-- too. Returns how many messages were requeued.
 create or replace function tocsin.complete_poll(
     worker_id bigint, registration bigint, keep_ids bigint[] default '{}',
     keep_leases bigint[] default '{}', interrupted boolean default false
@@ -104,9 +105,9 @@ begin
 end
 $$;
 
--- Claims are refused from here on. The process ends the worker's run, whose handlers
--- may go on for `grace` (null: until they end). With `registration` only that
--- registration is interrupted, and refused once it has ended.
+-- Interrupts a worker: its later claims are refused, and its process ends the run. The
+-- handlers may continue for `grace` (null: until they end). With `registration`, only
+-- that registration is interrupted, and the call is refused once it has ended.
 create or replace function tocsin.interrupt(worker_id bigint, grace interval default null,
                                             registration bigint default null)
 returns tocsin.workers
@@ -121,9 +122,10 @@ begin
 end
 $$;
 
--- Claims are refused from here on. A worker that holds messages is refused, unless it
--- is to release them (at once; its process then cancels its handlers) or to drain (its
--- handlers may finish).
+-- Suspends a worker: its later claims are refused. With `release`, the messages that it
+-- holds are requeued at once, and the process cancels the handlers. With `drain`, the
+-- handlers may finish. Without either, the call is refused while the worker holds
+-- messages.
 create or replace function tocsin.suspend(worker_id bigint, release boolean default false,
                                           drain boolean default false)
 returns tocsin.workers
@@ -185,9 +187,9 @@ begin
 end
 $$;
 
--- Stops a worker in any state. What it holds is requeued, uncounted, and its process
--- cancels its handlers. A stopped worker stays stopped. Returns how many messages were
--- requeued.
+-- Stops a worker in any state, and requeues the messages that it holds, without
+-- counting the deliveries. Its process cancels its handlers. A stopped worker stays
+-- stopped. Returns how many messages were requeued.
 create or replace function tocsin.stop(worker_id bigint) returns bigint
 language plpgsql
 as $$

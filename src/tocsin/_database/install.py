@@ -32,7 +32,7 @@ _ATTEMPTS = 22
 """After that many a change of the schema is refused; with the pauses between them, it
 has then taken about half a minute."""
 
-_DEPENDENTS_ADVICE = "Drop what depends on it, upgrade, and create it again."
+_DEPENDENTS_ADVICE = "Drop the dependent objects, upgrade, and create them again."
 
 
 async def installed(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Contract:

@@ -58,7 +58,7 @@ async def test_delete_is_refused_while_there_are_workers_or_messages(
         before = await everything(store_dsn)
         for dry_run in (True, False):
             with pytest.raises(
-                tocsin.QueueNotEmpty, match="purge the messages first, or delete it with force"
+                tocsin.QueueNotEmpty, match="purge the messages first, or delete the queue with"
             ) as refused:
                 await store.queues.delete("q", dry_run=dry_run)
             there = (refused.value.queue, refused.value.workers, refused.value.messages)

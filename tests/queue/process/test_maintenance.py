@@ -287,7 +287,7 @@ async def test_where_ddl_is_refused_the_archive_goes_on_without_partitions(
         " TABLE') execute function no_ddl()",
     )
     done = await store.maintain()
-    assert done.problems == ("a partition of the archive cannot be made: ask the DBA",)
+    assert done.problems == ("a partition of the archive cannot be created: ask the DBA",)
     assert done.dead_letters_purged == 1
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
@@ -307,7 +307,8 @@ async def test_where_ddl_is_refused_the_archive_goes_on_without_partitions(
     assert done.archived_deleted == 1
     assert done.partitions_dropped == 0
     assert set(done.problems) == {
-        f"a partition of the archive cannot be {what}: ask the DBA" for what in ("made", "dropped")
+        f"a partition of the archive cannot be {what}: ask the DBA"
+        for what in ("created", "dropped")
     }
     await query(store_dsn, "drop event trigger no_ddl")
 

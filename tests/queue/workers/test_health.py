@@ -296,7 +296,7 @@ async def test_a_worker_without_a_sign_of_life_is_a_problem(store_dsn: str) -> N
             )
             assert found.problems == (
                 (
-                    f'worker {consumer.worker_id} ("mailer") is ready but has given no sign of life'
+                    f'worker {consumer.worker_id} ("mailer") is ready but has sent no heartbeat'
                     " for 412 s"
                 ),
             )
