@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
-from tests.cli.test_top import terminal
 from tests.support import PATIENCE, connect_blocking
 from tests.support.commands import Call
+from tests.support.terminal import terminal
 
 
 def shell(dsn: str, words: str, **environment: str) -> subprocess.CompletedProcess[str]:

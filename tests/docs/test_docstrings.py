@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.docs.test_reference import FUNCTIONS, WAITING
+from tests.support.public_api import FUNCTIONS, WAITING
 
 COROUTINES = list(WAITING)
 

@@ -14,7 +14,6 @@ import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import tocsin
-from tests.database.test_session import alter, use_everything
 from tests.support import (
     PATIENCE,
     Handled,
@@ -25,6 +24,7 @@ from tests.support import (
     servers,
     until_query,
 )
+from tests.support.everyday_use import alter, use_everything
 from tocsin._database import session
 
 pytestmark = [pytest.mark.fault, poolers.NEEDED]

@@ -13,18 +13,16 @@ import trio
 
 import tocsin
 from tests.support import (
-    PATIENCE,
-    Handled,
     connect_blocking,
-    failed_with,
     move_clock,
     open_connection,
     query,
-    run_until_suspended,
     until_asleep,
     until_blocked,
 )
 from tests.support.cancel_sweep import cancel_sweep
+from tests.support.dead_letters import bury, kill
+from tests.support.runs import running
 from tocsin._durations import MAX_DURATION
 
 HOSTILE = [
@@ -39,25 +37,6 @@ HOSTILE = [
     "",
     [1.5, True, "\\u0000 \\ %"],
 ]
-
-
-async def kill(
-    consumer: tocsin.Consumer, error: str = "it failed", limit: int = 1
-) -> list[tocsin.Message]:
-    """Claim messages and let their handler fail, as a run does."""
-    messages = await consumer.dequeue(limit)
-    await consumer._parts.settler.fail(messages, [failed_with(error)] * len(messages))
-    return messages
-
-
-async def bury(
-    store: tocsin.Store, queue: str, *payloads: object, error: str = "it failed", **options: Any
-) -> list[int]:
-    """Make dead letters, each after one delivery."""
-    ids = [await store.produce(queue, payload, max_deliveries=1, **options) for payload in payloads]
-    async with store.consumer(queue) as consumer:
-        assert [m.id for m in await kill(consumer, error, len(ids))] == ids
-    return ids
 
 
 async def test_too_many_deliveries_move_by_itself_with_reason_error_and_history(
@@ -271,18 +250,15 @@ async def test_replay_with_a_delay_is_due_later_and_wakes_who_sleeps(
 ) -> None:
     await store.queues.ensure("q")
     now, later = await bury(store, "q", "now", "later")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    async with store.consumer("q") as consumer, running(consumer) as run:
         await until_asleep(store)
         await store.dead_letters.replay(later, delay=timedelta(hours=1))
         assert (await store.messages.get(later)).state == "delayed"
         await store.dead_letters.replay(now)
-        await handled.wait(1)
+        await run.handled.wait(1)
         await move_clock(store_dsn, 3601)
-        await handled.wait(2)
-        await consumer.interrupt()
-    assert [m.id for m in handled.messages] == [now, later]
+        await run.handled.wait(2)
+    assert [m.id for m in run.handled.messages] == [now, later]
 
 
 async def test_replay_by_queue_filter_and_count(store: tocsin.Store, store_dsn: str) -> None:
@@ -628,15 +604,10 @@ async def test_always_fails_dead_letter_replay_runs_again(store: tocsin.Store) -
         if not repaired:
             raise RuntimeError(f"attempt {message.read_ct}")
 
-    handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with store.consumer("tasks", name="a") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    async with store.consumer("tasks", name="a") as consumer, running(consumer, handle) as run:
         message_id = await store.produce("tasks", {"n": 1}, key="k")
-        await handled.wait(3)
-        with trio.fail_after(PATIENCE):
-            while not (letters := await store.dead_letters.list("tasks")):
-                await trio.lowlevel.checkpoint()
-        (letter,) = letters
+        await run.settled(3, "failed")
+        (letter,) = await store.dead_letters.list("tasks")
         assert (letter.id, letter.payload, letter.read_ct) == (message_id, {"n": 1}, 3)
         assert (letter.reason, letter.error) == ("handler_failed", "RuntimeError: attempt 3")
         assert letter.traceback is not None
@@ -647,9 +618,10 @@ async def test_always_fails_dead_letter_replay_runs_again(store: tocsin.Store) -
         await until_asleep(store)
         repaired = True
         assert await store.dead_letters.replay(message_id) == [message_id]
-        await handled.wait(4)
-        await consumer.interrupt()
-    assert [(m.id, m.read_ct) for m in handled.messages] == [(message_id, n) for n in (1, 2, 3, 1)]
+        await run.handled.wait(4)
+    assert [(m.id, m.read_ct) for m in run.handled.messages] == [
+        (message_id, n) for n in (1, 2, 3, 1)
+    ]
     message = await store.messages.get(message_id)
     assert (message.state, message.read_ct, message.history) == ("archived", 1, letter.history)
     assert await store.dead_letters.list("tasks") == []

@@ -3,7 +3,7 @@ queue and key."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,17 +13,16 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.queue.admin.test_dead_letters import bury
 from tests.support import (
-    Handled,
     move_clock,
     open_connection,
     query,
-    run_until_suspended,
     until_asleep,
     until_blocked,
     until_query,
 )
+from tests.support.dead_letters import bury
+from tests.support.runs import running
 
 BY = pytest.mark.parametrize("by", ["id", "key"])
 
@@ -62,27 +61,24 @@ async def test_a_cancelled_message_is_archived_and_its_key_is_free(
 
 @BY
 async def test_a_message_that_becomes_due_earlier_wakes_a_consumer(store_dsn: str, by: str) -> None:
-    handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with tocsin.connect(store_dsn, heartbeat=3600) as store, trio.open_nursery() as nursery:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
-        async with store.consumer("q") as consumer:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        async with store.consumer("q") as consumer, running(consumer) as run:
             first = await store.produce("q", 1, delay=3600, key="k")
             second = await store.produce("q", 2, at=datetime.now(UTC) + timedelta(hours=1))
             await until_asleep(store)
             assert await store.messages.reschedule(**name(first, by), delay=0) == first
-            await handled.wait(1)
+            await run.handled.wait(1)
             await until_asleep(store)
             await store.messages.reschedule(second, delay=1800)
             await until_asleep(store)
             await store.messages.reschedule(second, delay=0.2)
-            await handled.wait(2)
+            await run.handled.wait(2)
             third = await store.produce("q", 3, delay=3600)
             await until_asleep(store)
             await store.messages.reschedule(third, at=datetime.now(UTC) - timedelta(days=1))
-            await handled.wait(3)
-            await consumer.interrupt()
-    assert handled.payloads == [1, 2, 3]
+            await run.handled.wait(3)
+    assert run.handled.payloads == [1, 2, 3]
 
 
 @BY
@@ -249,7 +245,6 @@ async def test_of_many_claims_and_changes_each_message_has_one_end(
     await store.queues.ensure("q")
     ids = await store.produce_many("q", range(300))
     cancelled = list[int]()
-    handled, suspended = Handled(), list[tocsin.Suspended]()
 
     async def change(start: int) -> None:
         for message_id in ids[start::3]:
@@ -258,14 +253,12 @@ async def test_of_many_claims_and_changes_each_message_has_one_end(
                 await store.messages.reschedule(message_id, delay=0)
                 cancelled.append(await store.messages.cancel(message_id))
 
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    async with store.consumer("q") as consumer, running(consumer) as run:
         async with trio.open_nursery() as changes:
             for start in range(3):
                 changes.start_soon(change, start)
         await until_query(store_dsn, "select 1 from tocsin.messages limit 1", gives=[])
-        await consumer.interrupt()
-    assert sorted([*cancelled, *(m.id for m in handled.messages)]) == ids
+    assert sorted([*cancelled, *(m.id for m in run.handled.messages)]) == ids
     archived = (
         "select id from tocsin.archive where last_error = 'cancelled' and read_ct = 0 order by id"
     )
@@ -355,18 +348,16 @@ async def test_a_change_in_the_callers_transaction_takes_effect_when_that_commit
 async def test_a_consumer_gets_what_another_transaction_gave_another_priority_after_that_has_ended(
     store_dsn: str,
 ) -> None:
-    handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with tocsin.connect(store_dsn, heartbeat=3600) as store, trio.open_nursery() as nursery:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         await store.produce("q", 1, key="k")
-        async with store.consumer("q") as consumer:
+        async with store.consumer("q") as consumer, AsyncExitStack() as stack:
             async with store.transaction() as transaction:
                 await store.messages.reprioritise(
                     queue="q", key="k", priority=7, connection=transaction
                 )
-                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+                run = await stack.enter_async_context(running(consumer))
                 await trio.testing.wait_all_tasks_blocked(0.05)
-                assert handled.messages == []
-            await handled.wait(1)
-            await consumer.interrupt()
-    assert [m.priority for m in handled.messages] == [7]
+                assert run.handled.messages == []
+            await run.handled.wait(1)
+    assert [m.priority for m in run.handled.messages] == [7]

@@ -10,8 +10,15 @@ import pytest
 import trio
 
 import tocsin
-from tests.queue.admin.test_dead_letters import bury, kill
-from tests.support import PATIENCE, connect_blocking, open_connection, query, until_blocked
+from tests.support import (
+    PATIENCE,
+    connect_blocking,
+    open_connection,
+    query,
+    until,
+    until_blocked,
+)
+from tests.support.dead_letters import bury, kill
 
 ENQUEUE = "select tocsin.enqueue('q', '1', key => %s)"
 
@@ -34,9 +41,7 @@ async def test_unique_key_of_two_transactions_the_second_waits_for_the_first(
         nursery.start_soon(produce)
         await until_blocked(store_dsn)
         await first.execute("rollback to savepoint before" if "savepoint" in end else end.encode())
-        with trio.fail_after(PATIENCE):
-            while not got:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: got)
         if "savepoint" in end:
             await first.execute("commit")
     assert (got == [held]) == (end == "commit")

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import tocsin
-from tests.queue.producing.test_batcher import Calls, closed_gate
 from tests.support import PATIENCE, connect_blocking, open_connection, query
+from tests.support.enqueue_calls import Calls, closed_gate
 from tocsin._queue.payload import encode
 from tocsin.errors._payloads import describe_path
 
