@@ -15,7 +15,9 @@ import trio.testing
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import tocsin
-from tests.support import PATIENCE
+from tests.support import (
+    until,
+)
 from tests.support.settings_file import write_file
 from tocsin._durations import parse_duration
 from tocsin.settings import PREFIX, Settings
@@ -78,9 +80,8 @@ async def pool_size_limits_the_connections(store: tocsin.Store, value: int | Non
         for _ in range(size):
             await stack.enter_async_context(store._database.connection())
         nursery.start_soon(store.queues.list)
-        with trio.fail_after(PATIENCE):
-            while not (pool := store.statistics().pool).waiting:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: store.statistics().pool.waiting)
+        pool = store.statistics().pool
         assert (pool.size, pool.in_use) == (size, size)
         nursery.cancel_scope.cancel()
 

@@ -9,7 +9,11 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, query, until_query
+from tests.support import (
+    query,
+    until,
+    until_query,
+)
 from tests.support.cancel_sweep import cancel_sweep
 
 pytestmark = pytest.mark.fault
@@ -18,18 +22,23 @@ pytestmark = pytest.mark.fault
 async def check_in_order(store: tocsin.Store, dsn: str) -> None:
     """No message is leased, and no connection stays lent (the heartbeat may have
     borrowed one at this moment)."""
-    with trio.fail_after(PATIENCE):
-        while (pool := store.statistics().pool).in_use or pool.waiting:
-            await trio.lowlevel.checkpoint()
+
+    def in_use() -> int:
+        pool = store.statistics().pool
+        return pool.in_use + pool.waiting
+
+    await until(lambda: not in_use())
     assert await query(dsn, "select id from tocsin.messages where state = 'leased'") == []
 
 
 async def wait_for_stopped_workers(store: tocsin.Store) -> None:
     """A registration that was cancelled when it had happened already is found and ended
     by the heartbeat."""
-    with trio.fail_after(PATIENCE):
-        while [w for w in await store.workers.list() if w.status != "stopped"]:
-            await trio.lowlevel.checkpoint()
+
+    async def stopped() -> bool:
+        return all(w.status == "stopped" for w in await store.workers.list())
+
+    await until(stopped)
 
 
 async def test_producing(store: tocsin.Store, store_dsn: str) -> None:

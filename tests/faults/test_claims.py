@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from contextlib import suppress
 
 import psycopg
@@ -13,14 +12,13 @@ import trio.testing
 import tocsin
 from tests.support import (
     PATIENCE,
-    Handled,
     query,
-    run_until_suspended,
-    until,
     until_asleep,
     until_blocked,
+    until_query,
 )
 from tests.support.faults import SOON, holding
+from tests.support.runs import running
 
 pytestmark = pytest.mark.fault
 
@@ -31,7 +29,6 @@ async def test_suspend_with_release_against_a_claim_that_archives(
     """A claim that archives locks message rows and the worker; suspend, complete_poll,
     unregister lock the worker and then the rows."""
     await store.queues.ensure("q")
-    suspended = list[tocsin.Suspended]()
     first, go_on = trio.Event(), trio.Event()
 
     async def handle(message: tocsin.Message) -> None:
@@ -39,9 +36,8 @@ async def test_suspend_with_release_against_a_claim_that_archives(
             first.set()
             await go_on.wait()
 
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+    async with store.consumer("q") as consumer, running(consumer, handle):
         await store.produce("q", 1)
-        nursery.start_soon(functools.partial(run_until_suspended, consumer, handle, suspended))
         await first.wait()
         await store.produce("q", 2)
         async with holding(
@@ -53,8 +49,7 @@ async def test_suspend_with_release_against_a_claim_that_archives(
             await until_blocked(store_dsn, "tocsin%.claim(")
             await other.execute("select tocsin.suspend(%s, release => true)", [consumer.worker_id])
         await consumer.resume()
-        await until(lambda: query(store_dsn, "select 1 from tocsin.archive having count(*) = 2"))
-        await consumer.interrupt()
+        await until_query(store_dsn, "select 1 from tocsin.archive having count(*) = 2")
 
 
 async def test_extend_waits_for_no_message_that_another_transaction_has_locked(
@@ -101,20 +96,13 @@ async def test_expired_messages_in_a_claim_do_not_hide_ready_ones(store_dsn: str
     although more are ready."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
         async with store.producer("q") as producer, store.consumer("q") as consumer:
             await producer.enqueue_many(range(9), expires_in=0.001)
             await producer.enqueue_many(range(21))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(
-                    functools.partial(
-                        run_until_suspended, consumer, handled, suspended, concurrency=10
-                    )
-                )
+            async with running(consumer, concurrency=10) as run:
                 with trio.move_on_after(SOON):
-                    await handled.wait(21)
-                await consumer.interrupt()
-    assert len(handled.messages) == 21
+                    await run.handled.wait(21)
+    assert len(run.handled.messages) == 21
 
 
 @pytest.mark.parametrize("at", ["-infinity", "0044-03-15 BC", "infinity"])
@@ -142,17 +130,14 @@ async def test_an_expired_message_that_cannot_be_buried_stops_nobody(
 ) -> None:
     await store.queues.ensure("q")
     await query(store_dsn, "alter table tocsin.dead_letters add check (payload <> '13')")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
     async with store.consumer("q") as consumer:
         for payload in (12, 13, 14):
             await store.produce("q", payload, expires_in=0.000001)
         await store.produce("q", 1)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await handled.wait(1)
+        async with running(consumer) as run:
+            await run.handled.wait(1)
             await until_asleep(store)
-            await consumer.interrupt()
-    assert handled.payloads == [1]
+    assert run.handled.payloads == [1]
     assert await query(store_dsn, "select payload from tocsin.dead_letters order by id") == [
         (12,),
         (14,),

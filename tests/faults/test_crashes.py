@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import trio
 
 import tocsin
 from tests.support import (
-    Handled,
     query,
-    run_until_suspended,
 )
 from tests.support.child import run_script
+from tests.support.runs import running
 
 pytestmark = pytest.mark.fault
 
@@ -23,16 +21,13 @@ async def test_killed_worker_is_replaced_long_before_the_visibility_timeout(
     await store.queues.ensure("tasks", vt=3600)
     # else this server is too young
     await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
     async with run_script("consume.py", store_dsn, "tasks", "doomed", "hold") as doomed:
         doomed_id = int((await doomed.words("worker"))[0])
         message_id = await store.produce("tasks", 1)
         assert await doomed.words("handling") == [str(message_id)]
-        async with store.consumer("tasks", name="heir") as heir, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, heir, handled, suspended)
+        async with store.consumer("tasks", name="heir") as heir, running(heir) as run:
             doomed.process.kill()
-            await handled.wait(1)
-            await heir.interrupt()
-    (message,) = handled.messages
+            await run.handled.wait(1)
+    (message,) = run.handled.messages
     assert (message.id, message.read_ct) == (message_id, 2)
     assert (await (await store.workers.get(doomed_id)).info()).status == "stopped"

@@ -8,14 +8,13 @@ import trio.testing
 
 import tocsin
 from tests.support import (
-    Handled,
     query,
-    run_until_suspended,
-    until,
     until_asleep,
     until_blocked,
+    until_query,
 )
 from tests.support.faults import SOON, die_holding, holding
+from tests.support.runs import running
 
 pytestmark = pytest.mark.fault
 
@@ -64,28 +63,23 @@ async def test_registering_with_a_process_that_was_declared_dead(store_dsn: str)
     process that does not exist."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
         async with store.producer("q"):
             await bury_all(store_dsn)
-            async with store.consumer("q", name="w") as consumer, trio.open_nursery() as nursery:
-                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            async with store.consumer("q", name="w") as consumer, running(consumer) as run:
                 orphans = (
                     "select id from tocsin.workers w where status <> 'stopped' "
                     "and not exists (select from tocsin.processes p where p.id = w.process_id)"
                 )
                 store._process.request_heartbeat()
-                await until(
-                    lambda: query(
-                        store_dsn,
-                        "select 1 from tocsin.workers where name = 'w' and status = 'polling'",
-                    )
+                await until_query(
+                    store_dsn,
+                    "select 1 from tocsin.workers where name = 'w' and status = 'polling'",
                 )
                 assert await query(store_dsn, orphans) == []
                 await store.produce("q", 1)
                 with trio.move_on_after(SOON):
-                    await handled.wait(1)
-                assert not suspended
-                await consumer.interrupt()
+                    await run.handled.wait(1)
+                assert not run.ended
 
 
 async def test_a_suspended_worker_stays_suspended_when_its_process_rises_again(
@@ -93,12 +87,7 @@ async def test_a_suspended_worker_stays_suspended_when_its_process_rises_again(
 ) -> None:
     async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
-        async with store.consumer("q", name="w") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await until(
-                lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'")
-            )
+        async with store.consumer("q", name="w") as consumer, running(consumer) as run:
             await (await store.workers.get(consumer.worker_id)).suspend()
             await until_asleep(store)
             before = store._process._membership.process.id
@@ -107,9 +96,9 @@ async def test_a_suspended_worker_stays_suspended_when_its_process_rises_again(
                 "select 1 from tocsin.workers w join tocsin.processes p on p.id = w.process_id and"
                 " p.id <> %s"
             )
-            await until(lambda: query(store_dsn, risen, before))
+            await until_query(store_dsn, risen, before)
             assert await consumer.status() == "suspended"
-            nursery.cancel_scope.cancel()
+            run.cancel()
 
 
 async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: str) -> None:
@@ -117,20 +106,12 @@ async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: s
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         for queue in ("q", "r"):
             await store.queues.ensure(queue)
-        handled, suspended = Handled(), list[tocsin.Suspended]()
         async with (
             store.consumer("q") as a,
             store.consumer("r") as b,
-            trio.open_nursery() as nursery,
+            running(a) as run_of_a,
+            running(b) as run_of_b,
         ):
-            nursery.start_soon(run_until_suspended, a, handled, suspended)
-            nursery.start_soon(run_until_suspended, b, handled, suspended)
-            await until(
-                lambda: query(
-                    store_dsn,
-                    "select 1 from tocsin.workers where status = 'polling' having count(*) = 2",
-                )
-            )
             await until_asleep(store)
             await bury_all(store_dsn)
             async with holding(
@@ -143,17 +124,17 @@ async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: s
                     "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type ="
                     " 'Lock'",
                 )
-            await until(
-                lambda: query(
-                    store_dsn,
-                    "select 1 from tocsin.workers where status <> 'stopped' having count(*) = 2",
-                )
+            await until_query(
+                store_dsn,
+                "select 1 from tocsin.workers where status <> 'stopped' having count(*) = 2",
             )
             await store.produce("r", 1)
             with trio.fail_after(SOON):
-                await handled.wait(1)
-            assert not suspended
-            nursery.cancel_scope.cancel()
+                await run_of_b.handled.wait(1)
+            assert not run_of_a.ended
+            assert not run_of_b.ended
+            run_of_a.cancel()
+            run_of_b.cancel()
 
 
 async def test_a_process_that_learned_of_its_death_rises_at_once(store_dsn: str) -> None:
@@ -164,12 +145,10 @@ async def test_a_process_that_learned_of_its_death_rises_at_once(store_dsn: str)
             await until_asleep(store)
             await bury_all(store_dsn)
             store._process.request_heartbeat()
-            await until(
-                lambda: query(
-                    store_dsn,
-                    "select 1 from tocsin.workers where id = %s and status = 'ready'",
-                    consumer.worker_id,
-                )
+            await until_query(
+                store_dsn,
+                "select 1 from tocsin.workers where id = %s and status = 'ready'",
+                consumer.worker_id,
             )
 
 
@@ -181,10 +160,8 @@ async def test_a_process_that_rises_by_a_new_worker_has_a_lifeline(store_dsn: st
             await until_asleep(store)
             await bury_all(store_dsn)
             async with store.consumer("q"):
-                await until(
-                    lambda: query(
-                        store_dsn, "select 1 from tocsin.processes where lifeline is not null"
-                    )
+                await until_query(
+                    store_dsn, "select 1 from tocsin.processes where lifeline is not null"
                 )
 
 
@@ -193,12 +170,7 @@ async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs
 ) -> None:
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
-        async with store.consumer("q", name="first") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await until(
-                lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'")
-            )
+        async with store.consumer("q", name="first") as consumer, running(consumer) as run:
             await until_asleep(store)
             await bury_all(store_dsn)
 
@@ -219,17 +191,15 @@ async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs
                     " 'Lock'",
                 )
             store._process.request_heartbeat()
-            await until(
-                lambda: query(
-                    store_dsn,
-                    "select 1 from tocsin.workers where name = 'first' and status <> 'stopped'",
-                )
+            await until_query(
+                store_dsn,
+                "select 1 from tocsin.workers where name = 'first' and status <> 'stopped'",
             )
             await store.produce("q", 1)
             with trio.fail_after(SOON):
-                await handled.wait(1)
-            assert not suspended
-            nursery.cancel_scope.cancel()
+                await run.handled.wait(1)
+            assert not run.ended
+            run.cancel()
 
 
 async def test_a_dead_workers_message_that_cannot_be_buried_ends_nobodys_heartbeat(
@@ -240,4 +210,4 @@ async def test_a_dead_workers_message_that_cannot_be_buried_ends_nobodys_heartbe
     await die_holding(store_dsn, "13")
     async with store.consumer("q"):
         store._process.request_heartbeat()
-        await until(lambda: query(store_dsn, "select 1 from tocsin.processes having count(*) = 1"))
+        await until_query(store_dsn, "select 1 from tocsin.processes having count(*) = 1")

@@ -11,7 +11,8 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, Handled, open_connection, query, run_until_suspended, servers
+from tests.support import Handled, open_connection, query, servers
+from tests.support.runs import running
 from tocsin.embedded import serve
 
 pytestmark = pytest.mark.fault
@@ -43,10 +44,13 @@ async def fill(dsn: str) -> None:
 
 
 async def test_while_it_is_full_heartbeats_bring_the_messages(small_dsn: str) -> None:
-    handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with tocsin.connect(small_dsn, heartbeat=0.2) as store, trio.open_nursery() as nursery:
-        async with store.consumer("q", name="a") as consumer, open_connection(small_dsn) as stuck:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    handled = Handled()
+    async with tocsin.connect(small_dsn, heartbeat=0.2) as store:
+        async with (
+            store.consumer("q", name="a") as consumer,
+            open_connection(small_dsn) as stuck,
+            running(consumer, handled) as run,
+        ):
             for statement in ("listen elsewhere", "begin", "select 1"):
                 await stuck.execute(statement.encode())
             await fill(small_dsn)
@@ -70,21 +74,17 @@ async def test_while_it_is_full_heartbeats_bring_the_messages(small_dsn: str) ->
                 assert late.statistics().listen_works
             # What another process asks of a worker comes with its heartbeat, too.
             await (await store.workers.get(consumer.worker_id)).interrupt()
-            with trio.fail_after(PATIENCE):
-                while not suspended:
-                    await trio.lowlevel.checkpoint()
+            await run.wait()
             await consumer.resume()
             await stuck.execute("commit")
         rings = store.statistics().notifications
-        async with store.consumer("q", name="c") as consumer:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        async with store.consumer("q", name="c") as consumer, running(consumer, handled):
             for n in range(100):  # the first ones may still come with a heartbeat
                 await store.produce("q", n)
                 await handled.wait(10 + n)
                 if store.statistics().notifications > rings:
                     break
             assert store.statistics().notifications > rings
-            await consumer.interrupt()
 
 
 async def test_an_enqueue_that_fails_for_it_at_its_commit_is_sent_again(small_dsn: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -12,12 +12,12 @@ import tocsin
 from tests.support import (
     Handled,
     query,
-    run_until_suspended,
-    until,
     until_asleep,
     until_blocked,
+    until_query,
 )
 from tests.support.faults import SOON, hang, holding
+from tests.support.runs import running
 from tocsin._queue.consuming.run import Run
 
 pytestmark = pytest.mark.fault
@@ -28,21 +28,14 @@ async def test_a_command_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> 
     notification comes with the heartbeat's answer."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await until(
-                lambda: query(store_dsn, "select 1 from tocsin.workers where status = 'polling'")
-            )
+        async with store.consumer("q") as consumer, running(consumer) as run:
             await until_asleep(store)
             async with holding(store_dsn, "lock table tocsin.messages"):
                 store._process.request_heartbeat()
                 await until_blocked(store_dsn, ".heartbeat(")
                 await query(store_dsn, "select tocsin.interrupt(%s)", consumer.worker_id)
-            with trio.move_on_after(SOON):
-                await until(lambda: suspended)
-            nursery.cancel_scope.cancel()
-        assert suspended
+            with trio.fail_after(SOON):
+                await run.wait()
 
 
 async def test_a_look_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> None:
@@ -68,23 +61,24 @@ async def test_a_heartbeat_that_was_sent_before_a_worker_was_registered(store_ds
     """Its answer does not know the worker; that does not mean that it was shut down."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
-        async with store.consumer("q") as sleeper, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, sleeper, handled, suspended)
+        handled = Handled()
+        async with AsyncExitStack() as stack:
+            sleeper = await stack.enter_async_context(store.consumer("q"))
+            sleepers = await stack.enter_async_context(running(sleeper, handled))
             await until_asleep(store)
             async with holding(store_dsn, "lock table tocsin.messages"):
                 store._process.request_heartbeat()
                 await until_blocked(store_dsn, ".heartbeat(")
-                context = store.consumer("q", name="late")
-                late = await context.__aenter__()
-                nursery.start_soon(run_until_suspended, late, handled, suspended)
+                late = await stack.enter_async_context(store.consumer("q", name="late"))
+                lates = await stack.enter_async_context(running(late, handled))
                 await until_blocked(store_dsn, ".claim(")
             await store.produce("q", 1)
             with trio.move_on_after(SOON):
                 await handled.wait(1)
-            assert not suspended
-            nursery.cancel_scope.cancel()
-        await context.__aexit__(None, None, None)
+            assert not sleepers.ended
+            assert not lates.ended
+            sleepers.cancel()
+            lates.cancel()
 
 
 async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_noticed_first(
@@ -99,27 +93,23 @@ async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_notic
         finally:
             cancelled.set()
 
-    handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(
-            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=2)
-        )
+    async with store.consumer("q") as consumer, running(consumer, handle, concurrency=2) as run:
         await store.produce("q", 1)
-        await handled.wait(1)
+        await run.handled.wait(1)
         await until_asleep(store)
         async with holding(store_dsn, "select from tocsin.processes for update"):
             await query(store_dsn, "select tocsin.suspend(%s, release => true)", consumer.worker_id)
             await until_blocked(store_dsn, ".heartbeat(")
             await query(store_dsn, "select tocsin._ring(id) from tocsin.queues")
-            run = consumer._state.run
-            assert isinstance(run, Run)
+            own = consumer._state.run
+            assert isinstance(own, Run)
             with trio.fail_after(SOON):
-                while run.may_claim:
+                while own.may_claim:
                     await query(store_dsn, "select tocsin._ring(id) from tocsin.queues")
         with trio.move_on_after(SOON):
             await cancelled.wait()
         was_cancelled = cancelled.is_set()
-        nursery.cancel_scope.cancel()
+        run.cancel()
     assert was_cancelled
 
 
@@ -136,11 +126,9 @@ async def test_suspend_with_release_and_resume_at_once_cancels_the_handlers(
         finally:
             cancelled.set()
 
-    handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    async with store.consumer("q") as consumer, running(consumer, handle) as run:
         await store.produce("q", 1)
-        await handled.wait(1)
+        await run.handled.wait(1)
         await until_asleep(store)
         await query(
             store_dsn,
@@ -151,7 +139,7 @@ async def test_suspend_with_release_and_resume_at_once_cancels_the_handlers(
         with trio.move_on_after(SOON):
             await cancelled.wait()
         was_cancelled = cancelled.is_set()
-        nursery.cancel_scope.cancel()
+        run.cancel()
     assert was_cancelled
 
 
@@ -212,28 +200,28 @@ async def test_a_claim_that_is_called_off_hides_its_messages_from_nobody(store_d
         tocsin.connect(store_dsn, heartbeat=3600) as other_store,
     ):
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
+        handled = Handled()
         async with (
             store.consumer("q") as consumer,
             other_store.consumer("q") as other,
             trio.open_nursery() as nursery,
+            holding(store_dsn, "select pg_advisory_xact_lock(%s)", consumer.worker_id),
         ):
-            async with holding(store_dsn, "select pg_advisory_xact_lock(%s)", consumer.worker_id):
-                await store.produce("q", 1)
-                called_off = trio.CancelScope()
+            await store.produce("q", 1)
+            called_off = trio.CancelScope()
 
-                async def dequeue() -> None:
-                    with called_off:
-                        await consumer.dequeue()
+            async def dequeue() -> None:
+                with called_off:
+                    await consumer.dequeue()
 
-                nursery.start_soon(dequeue)
-                await until_blocked(store_dsn, "claim(")
-                nursery.start_soon(run_until_suspended, other, handled, suspended)
+            nursery.start_soon(dequeue)
+            await until_blocked(store_dsn, "claim(")
+            async with running(other, handled) as run:
                 await until_asleep(other_store)
                 called_off.cancel()
                 with trio.move_on_after(SOON):
                     await handled.wait(1)
-            nursery.cancel_scope.cancel()
+                run.cancel()
     assert handled.payloads == [1]
 
 
@@ -248,17 +236,14 @@ async def test_a_lease_that_its_handler_has_made_shorter_is_kept_all_the_same(
         extended.set()
         await trio.sleep_forever()
 
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(consumer.handle, handle)
+    async with store.consumer("q") as consumer, running(consumer, handle) as run:
         await store.produce("q", 1)
         await extended.wait()
-        await until(
-            lambda: query(
-                store_dsn,
-                "select 1 from tocsin.messages where vt > tocsin._clock() + interval '30 min'",
-            )
+        await until_query(
+            store_dsn,
+            "select 1 from tocsin.messages where vt > tocsin._clock() + interval '30 min'",
         )
-        nursery.cancel_scope.cancel()
+        run.cancel()
 
 
 async def test_a_lease_that_a_statement_under_way_has_settled_is_not_taken_for_lost(
@@ -268,11 +253,9 @@ async def test_a_lease_that_a_statement_under_way_has_settled_is_not_taken_for_l
     done."""
     await store.queues.ensure("q", vt=3600)
     await store.produce("q", 1)
-    handled, suspended = Handled(hang), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await handled.wait(1)
-        (message,) = handled.messages
+    async with store.consumer("q") as consumer, running(consumer, hang) as run:
+        await run.handled.wait(1)
+        (message,) = run.handled.messages
         leases, keeper = consumer._parts.leases, consumer._parts.keeper
         with leases.settling([message]):
             await query(
@@ -287,4 +270,4 @@ async def test_a_lease_that_a_statement_under_way_has_settled_is_not_taken_for_l
         await keeper.refresh()  # it was another process
         assert message not in leases
         assert [r.levelname for r in caplog.records] == ["WARNING"]
-        nursery.cancel_scope.cancel()
+        run.cancel()

@@ -17,10 +17,10 @@ from tests.support import (
     PATIENCE,
     open_connection,
     query,
-    run_until_suspended,
     until_blocked,
     until_query,
 )
+from tests.support.runs import running, running_call
 
 pytestmark = pytest.mark.fault
 
@@ -45,7 +45,6 @@ async def test_a_locked_message_is_settled_later_and_stops_no_other(
     first = await store.produce("q", "first")
     seen: list[Any] = []
     all_seen, go = trio.Event(), trio.Event()
-    suspended = list[tocsin.Suspended]()
 
     async def handler(message: tocsin.Message) -> None:
         seen.append(message.payload)
@@ -57,22 +56,20 @@ async def test_a_locked_message_is_settled_later_and_stops_no_other(
             raise ValueError("no good")
 
     with caplog.at_level(logging.WARNING, "tocsin"), trio.fail_after(PATIENCE):
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handler, suspended)
-            while not seen:
-                await trio.lowlevel.checkpoint()
+        async with store.consumer("q") as consumer, running(consumer, handler) as run:
+            await run.handled.wait(1)
             async with locked(store_dsn, first):
                 others = await store.produce_many("q", [*range(20), "last"])
                 go.set()
                 await all_seen.wait()
+                await run.settled(len(others))
                 settled = "select count(*)::int from tocsin.messages where id = any (%s)"
-                await until_query(store_dsn, settled, others, gives=[(0,)])
-            await until_query(store_dsn, "select 1 from tocsin.messages", gives=[])
-            await consumer.interrupt()
+                assert await query(store_dsn, settled, others) == [(0,)]
+            await run.settled(len(others) + 1)
     assert len(seen) == len(others) + 1
     states = {(await store.messages.get(i)).state for i in [first, *others]}
     assert states == {"dead" if fails else "archived"}
-    assert suspended[0].released == 0
+    assert run.suspended.released == 0
     assert (
         f"have locked messages that are to be settled; that is tried again later: [{first}]"
         in caplog.text
@@ -85,7 +82,6 @@ async def test_a_locked_message_keeps_no_other_lease_from_being_extended(
     await store.queues.ensure("q", vt=3600)
     first, second = await store.produce_many("q", range(2))
     began, go = trio.Event(), trio.Event()
-    suspended = list[tocsin.Suspended]()
 
     async def handler(message: tocsin.Message) -> None:
         if message.id == second:
@@ -93,10 +89,10 @@ async def test_a_locked_message_keeps_no_other_lease_from_being_extended(
         await go.wait()
 
     with trio.fail_after(PATIENCE):
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(
-                partial(run_until_suspended, consumer, handler, suspended, concurrency=2)
-            )
+        async with (
+            store.consumer("q") as consumer,
+            running(consumer, handler, concurrency=2) as run,
+        ):
             await began.wait()
             ends = "select vt from tocsin.messages order by id"
             before = await query(store_dsn, ends)
@@ -106,8 +102,7 @@ async def test_a_locked_message_keeps_no_other_lease_from_being_extended(
                 assert first_end == before[0][0]
                 assert second_end > before[1][0]
             go.set()
-            await consumer.interrupt()
-    assert suspended[0].handled == 2
+    assert run.suspended.handled == 2
 
 
 async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(
@@ -122,24 +117,21 @@ async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(
         await trio.sleep_forever()
 
     with trio.fail_after(PATIENCE):
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-
-            async def handle() -> None:
-                await consumer.handle_batches(handler, size=2)
-
-            nursery.start_soon(handle)
+        async with (
+            store.consumer("q") as consumer,
+            running_call(consumer, partial(consumer.handle_batches, handler, size=2)) as run,
+        ):
             await began.wait()
             async with locked(store_dsn, first):
-                nursery.cancel_scope.cancel()
-                with trio.CancelScope(shield=True):
-                    await until_query(
-                        store_dsn,
-                        "select id from tocsin.messages where state = 'ready'",
-                        gives=[(second,)],
-                    )
-                    assert await query(
-                        store_dsn, "select id from tocsin.messages where state = 'leased'"
-                    ) == [(first,)]
+                run.cancel()
+                await until_query(
+                    store_dsn,
+                    "select id from tocsin.messages where state = 'ready'",
+                    gives=[(second,)],
+                )
+                assert await query(
+                    store_dsn, "select id from tocsin.messages where state = 'leased'"
+                ) == [(first,)]
     rows = await query(
         store_dsn, "select id, state::text, read_ct from tocsin.messages order by id"
     )

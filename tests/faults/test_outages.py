@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Literal
 
 import psycopg
@@ -21,9 +20,10 @@ from tests.support import (
     Handled,
     open_connection,
     query,
-    run_until_suspended,
+    until,
     until_query,
 )
+from tests.support.runs import running
 from tocsin._database.client import REPEATS
 from tocsin.embedded import EmbeddedServer
 
@@ -45,14 +45,13 @@ async def mortal(own_server: EmbeddedServer) -> AsyncIterator[tocsin.Store]:
 
 async def test_restart_while_idle(mortal: tocsin.Store, own_server: EmbeddedServer) -> None:
     modes: tuple[Literal["fast", "immediate"], ...] = ("fast", "immediate")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
+    handled = Handled()
 
     async def wait_for(payload: object) -> None:
         while payload not in handled.payloads:
             await handled.wait(len(handled.messages) + 1)
 
-    async with mortal.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    async with mortal.consumer("q") as consumer, running(consumer, handled):
         await mortal.produce("q", "before")
         await wait_for("before")
         for n, mode in enumerate(modes):
@@ -62,7 +61,6 @@ async def test_restart_while_idle(mortal: tocsin.Store, own_server: EmbeddedServ
             await wait_for(n)
         await mortal.produce("q", "after")
         await wait_for("after")
-        await consumer.interrupt()
     # after the crash perhaps again what had just been claimed
     assert set(handled.payloads) == {"before", 0, 1, "after"}
     assert await query(
@@ -75,15 +73,13 @@ async def test_running_handlers_survive_a_restart_and_settle(
     mortal: tocsin.Store, own_server: EmbeddedServer, mode: str
 ) -> None:
     go_on = trio.Event()
-    handled, suspended = Handled(lambda _: go_on.wait()), list[tocsin.Suspended]()
     async with (
         mortal.producer("q") as producer,
         mortal.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
+        running(consumer, lambda _: go_on.wait(), concurrency=3) as run,
     ):
         ids = await producer.enqueue_many(range(3))
-        nursery.start_soon(lambda: run_until_suspended(consumer, handled, suspended, concurrency=3))
-        await handled.wait(3)
+        await run.handled.wait(3)
         await own_server.stop(mode)  # type: ignore[arg-type]
         go_on.set()  # the handlers finish while there is no server
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -91,11 +87,10 @@ async def test_running_handlers_survive_a_restart_and_settle(
         await until_query(
             own_server.dsn, "select id from tocsin.archive order by id", gives=[(i,) for i in ids]
         )
-        await consumer.interrupt()
     # after a crash the server may have forgotten the claims of the last moment; then
     # they were delivered again
     if mode == "fast":
-        assert len(handled.messages) == 3
+        assert len(run.handled.messages) == 3
 
 
 async def test_producers_are_told_and_go_on_after_it(
@@ -116,14 +111,12 @@ async def test_producers_are_told_and_go_on_after_it(
 async def test_interrupt_ends_the_run_even_without_a_server(
     mortal: tocsin.Store, own_server: EmbeddedServer
 ) -> None:
-    suspended = list[tocsin.Suspended]()
-    async with mortal.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
+    async with mortal.consumer("q") as consumer, running(consumer) as run:
         await trio.testing.wait_all_tasks_blocked(0.05)
         await own_server.stop()
         with pytest.raises(tocsin.ConnectionLost):
             await consumer.interrupt()
-    assert [s.reason for s in suspended] == ["interrupted"]
+        assert (await run.wait()).reason == "interrupted"
     await own_server.start()
 
 
@@ -131,7 +124,6 @@ async def test_every_backend_is_killed_while_busy(store: tocsin.Store, store_dsn
     await store.queues.ensure("q", vt=3600)
     enough, killed = trio.Event(), 0
     handled = Handled()
-    suspended = list[tocsin.Suspended]()
 
     async def produce() -> None:
         n = 0
@@ -144,11 +136,13 @@ async def test_every_backend_is_killed_while_busy(store: tocsin.Store, store_dsn
                 n += 20
                 await handled.wait(n - 200)  # so that what is left at the end is little
 
-    async with store.consumer("q") as a, store.consumer("q") as b, trio.open_nursery() as nursery:
-        for consumer in (a, b):
-            nursery.start_soon(
-                partial(run_until_suspended, consumer, handled, suspended, concurrency=10)
-            )
+    async with (
+        store.consumer("q") as a,
+        store.consumer("q") as b,
+        running(a, handled, concurrency=10),
+        running(b, handled, concurrency=10),
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(produce)
         for count in range(10):
             await handled.wait(100 * (count + 1))
@@ -160,8 +154,6 @@ async def test_every_backend_is_killed_while_busy(store: tocsin.Store, store_dsn
             killed += terminated
         enough.set()
         await until_query(store_dsn, "select id from tocsin.messages limit 1", gives=[])
-        await a.interrupt()
-        await b.interrupt()
     assert killed >= 20
     assert await query(
         store_dsn, "select count(*)::int, count(distinct id)::int from tocsin.archive"
@@ -216,24 +208,20 @@ async def test_a_consumer_waits_for_the_end_of_an_outage(
     await store.queues.ensure("q", vt=3600)
     await query(store_dsn, settle_everything_fails(code))
     go_on = trio.Event()
-    handled, suspended = Handled(lambda _: go_on.wait()), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        await store.produce("q", 1)
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await handled.wait(1)
+    await store.produce("q", 1)
+    async with store.consumer("q") as consumer, running(consumer, lambda _: go_on.wait()) as run:
+        await run.handled.wait(1)
         await query(store_dsn, "insert into outage default values")
         go_on.set()
         if code != "XX000":  # what PostgreSQL says of itself, a caller is to see
             with pytest.raises(tocsin.ConnectionLost, match="an outage"):
                 await store.produce("q", 2)
-        with trio.fail_after(PATIENCE):
-            while store.statistics().pool.in_use:  # the attempt to archive has failed
-                await trio.lowlevel.checkpoint()
+        # the attempt to archive has failed
+        await until(lambda: not store.statistics().pool.in_use)
         assert await query(store_dsn, "select count(*) from tocsin.archive") == [(0,)]
         await query(store_dsn, "delete from outage")
-        await until_query(store_dsn, "select count(*) from tocsin.archive", gives=[(1,)])
-        await consumer.interrupt()
-    assert len(handled.messages) == 1
+        await run.settled(1, "archived")
+    assert len(run.handled.messages) == 1
 
 
 @pytest.mark.parametrize(("code", "attempts"), [("40P01", 1 + REPEATS), ("40003", 1)])
@@ -261,7 +249,6 @@ async def test_a_statement_is_sent_again_only_if_it_had_no_effect(
 async def test_a_read_only_database_is_an_outage(store_dsn: str) -> None:
     """The administrator's wish is respected; sessions that are read-only by it are
     dropped, so that later ones may write."""
-    handled, suspended = Handled(), list[tocsin.Suspended]()
 
     async def switch(value: str) -> None:
         name = sql.Identifier(str(conninfo_to_dict(store_dsn)["dbname"]))
@@ -279,8 +266,7 @@ async def test_a_read_only_database_is_an_outage(store_dsn: str) -> None:
     async with tocsin.connect(store_dsn) as store, open_connection(store_dsn) as observer:
         await observer.execute("select set_config('application_name', 'observer', false)")
         await store.queues.ensure("q", vt=3600)
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        async with store.consumer("q") as consumer, running(consumer) as run:
             await switch("on")
             with trio.fail_after(PATIENCE):
                 while True:
@@ -305,9 +291,8 @@ async def test_a_read_only_database_is_an_outage(store_dsn: str) -> None:
                         break
                     except tocsin.ConnectionLost:
                         pass
-            await handled.wait(1)
-            await consumer.interrupt()
-    assert handled.payloads == [1]
+            await run.handled.wait(1)
+    assert run.handled.payloads == [1]
 
 
 async def test_one_session_that_is_read_only_has_all_of_them_made_anew(store_dsn: str) -> None:

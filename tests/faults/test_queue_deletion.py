@@ -15,6 +15,7 @@ from tests.support import (
     PATIENCE,
     open_connection,
     query,
+    until,
     until_query,
 )
 from tests.support.queues import contents, dequeue_into, open_transaction, until_waiting
@@ -381,9 +382,7 @@ async def test_a_deletion_is_refused_when_a_transaction_does_not_end(
         await until_waiting(store_dsn, "delete_queue")
         assert not refused
         await query(store_dsn, FUTURE)
-        with trio.fail_after(PATIENCE):
-            while not refused:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: refused)
         await other.execute("rollback")
     assert refused == ["q"]
     assert [m.payload for m in await store.messages.list("q")] == [1]

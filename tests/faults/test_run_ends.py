@@ -14,13 +14,15 @@ import trio.testing
 import tocsin
 from tests.support import (
     PATIENCE,
-    Handled,
     open_connection,
     query,
-    run_until_suspended,
     until_asleep,
 )
 from tests.support.faults import SOON, hang
+from tests.support.runs import (
+    running,
+    running_call,
+)
 from tocsin._queue.consuming.run import Run
 from tocsin.embedded import EmbeddedServer
 
@@ -34,21 +36,17 @@ async def test_a_run_that_could_not_give_back_does_not_keep_its_leases_in_the_ne
         await store.install()
         await store.queues.ensure("q", vt=4)
         await store.produce("q", 1)
-        first, second = Handled(hang), Handled()
         async with store.consumer("q") as consumer:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(consumer.handle, first)
-                await first.wait(1)
+            async with running(consumer, hang) as first:
+                await first.handled.wait(1)
                 await own_server.stop()
-                nursery.cancel_scope.cancel()
+                first.cancel()
             await own_server.start()
-            async with trio.open_nursery() as nursery:
-                suspended = list[tocsin.Suspended]()
-                nursery.start_soon(run_until_suspended, consumer, second, suspended)
+            async with running(consumer) as second:
                 with trio.move_on_after(2 * SOON):
-                    await second.wait(1)
-                nursery.cancel_scope.cancel()
-    assert len(second.messages) == 1
+                    await second.handled.wait(1)
+                second.cancel()
+    assert len(second.handled.messages) == 1
 
 
 async def test_a_consumer_has_one_run_at_a_time(store: tocsin.Store) -> None:
@@ -86,21 +84,17 @@ async def test_redelivered_to_the_same_consumer_the_former_handler_is_cancelled(
             raise
 
     ending = False
-    handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(
-            functools.partial(run_until_suspended, consumer, handled, suspended, concurrency=2)
-        )
+    async with store.consumer("q") as consumer, running(consumer, handle, concurrency=2) as run:
         await store.produce("q", 1)
-        await handled.wait(1)
+        await run.handled.wait(1)
         await query(store_dsn, "update tocsin.messages set vt = now()")
         await query(store_dsn, "select tocsin._ring(id) from tocsin.queues")
-        await handled.wait(2)
+        await run.handled.wait(2)
         with trio.move_on_after(SOON):
             while not cancelled:
                 await query(store_dsn, "select")
         ending = True
-        nursery.cancel_scope.cancel()
+        run.cancel()
     assert cancelled == [1]
 
 
@@ -176,11 +170,9 @@ async def test_a_run_ended_at_any_step_of_a_wake_up_ends(store_dsn: str, how: st
         await store.queues.ensure("q", vt=3600)
         for step in itertools.count(1):
             await query(store_dsn, "truncate tocsin.messages, tocsin.archive")
-            suspended = list[tocsin.Suspended]()
             async with store.consumer("q") as consumer:
                 with trio.fail_after(PATIENCE):
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
+                    async with running(consumer) as run:
                         await until_asleep(store)
                         state = consumer._state
                         at_step = AtStep(
@@ -204,7 +196,7 @@ async def test_a_run_ended_at_any_step_of_a_wake_up_ends(store_dsn: str, how: st
                         trio.lowlevel.remove_instrument(at_step)
                         if not at_step.acted:
                             await consumer.interrupt()
-            assert len(suspended) == 1
+                        await run.wait()
             states = (
                 "select state::text from tocsin.messages union all select 'archived' from"
                 " tocsin.archive"
@@ -233,16 +225,13 @@ async def test_tasks_of_a_handler_that_raise_while_they_are_cancelled_do_not_end
                 nursery.start_soon(trio.sleep_forever)
                 await query(store_dsn, "delete from tocsin.messages where id = %s", message.id)
 
-    handled, suspended = Handled(handle), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    async with store.consumer("q") as consumer, running(consumer, handle) as run:
         await store.produce("q", 1)
-        await handled.wait(1)
+        await run.handled.wait(1)
         await store.produce("q", 2)
-        await handled.wait(2)
-        await consumer.interrupt()
+        await run.handled.wait(2)
     assert "the file is gone" in caplog.text
-    assert suspended[0].handled == 1
+    assert run.suspended.handled == 1
 
 
 async def test_a_thread_left_behind_costs_no_other_message_its_delivery(
@@ -258,16 +247,13 @@ async def test_a_thread_left_behind_costs_no_other_message_its_delivery(
         if message.payload == "hang":
             hung.wait()
 
+    await store.produce_many("q", ["hang", 1, 2])
     async with (
-        store.producer("q") as producer,
         store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
+        running_call(consumer, functools.partial(consumer.handle, handle, timeout=0.2)) as run,
     ):
-        await producer.enqueue_many(["hang", 1, 2])
-        nursery.start_soon(functools.partial(consumer.handle, handle, timeout=0.2))
         with trio.move_on_after(SOON):
-            while len(handled) < 3:
-                await trio.lowlevel.checkpoint()
+            await run.settled(3)
         hung.set()
-        nursery.cancel_scope.cancel()
+        run.cancel()
     assert handled == ["hang", 1, 2]

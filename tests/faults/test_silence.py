@@ -13,7 +13,6 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import pytest
 import trio
@@ -27,10 +26,12 @@ from tests.support import (
     open_connection,
     proxy,
     query,
+    until,
     until_asleep,
     until_query,
     until_true,
 )
+from tests.support.runs import running
 from tocsin._database.client import Connection
 from tocsin.driver._grace import GRACE
 from tocsin.embedded import EmbeddedServer
@@ -159,26 +160,25 @@ async def test_what_a_run_held_whose_end_was_cut_off_is_delivered_to_the_next(
     own_server: EmbeddedServer, clock: trio.testing.MockClock
 ) -> None:
     go_on = trio.Event()
-    first, second = Handled(lambda m: go_on.wait() if m.payload == "done" else block(m)), Handled()
+
+    async def go_on_or_block(message: tocsin.Message) -> None:
+        await (go_on.wait() if message.payload == "done" else block(message))
+
     async with tocsin.connect(own_server.dsn) as store:
         await store.install()
         await store.queues.ensure("q", vt=3600)
         await store.produce_many("q", ["done", "held"])
         async with store.consumer("q") as consumer:
             with trio.fail_after(PATIENCE), ExitStack() as stack:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(partial(consumer.handle, first, concurrency=2))
-                    await first.wait(2)
+                async with running(consumer, go_on_or_block, concurrency=2) as run:
+                    await run.handled.wait(2)
                     stack.enter_context(frozen(await processes_of(own_server)))
                     stack.enter_context(jumping(clock))
                     go_on.set()  # what is done is still to be archived
-                    nursery.cancel_scope.cancel()
-            with trio.fail_after(PATIENCE):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(consumer.handle, second)
-                    while "held" not in second.payloads:
-                        await trio.lowlevel.checkpoint()
-                    nursery.cancel_scope.cancel()
+                    run.cancel()
+            async with running(consumer) as run:
+                await until(lambda: "held" in run.handled.payloads)
+                run.cancel()
 
 
 @pytest.fixture
@@ -192,27 +192,24 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_pool_connection_that_is_dropped_in_silence(store_dsn: str) -> None:
     """A load balancer forgets the connections of the pool, but for the one that
     listens."""
-    handled = Handled()
     with trio.fail_after(PATIENCE):
         async with (
             proxy.running(store_dsn) as network,
             tocsin.connect(network.dsn(), listen_dsn=store_dsn) as store,
-            trio.open_nursery() as nursery,
         ):
             await store.queues.ensure("q", vt=3600)
-            async with store.consumer("q") as consumer:
-                nursery.start_soon(consumer.handle, handled)
+            async with store.consumer("q") as consumer, running(consumer) as run:
                 await store.produce("q", "before")
-                await handled.wait(1)
+                await run.handled.wait(1)
                 await until_asleep(store)
                 network.silenced = set(range(1, network.accepted + 1))
                 assert store.statistics().pool.size >= 1
                 await query(store_dsn, "select tocsin.enqueue('q', '\"after\"')")
-                await handled.wait(2)
+                await run.handled.wait(2)
                 assert store.statistics().listening
-                nursery.cancel_scope.cancel()
-    assert handled.payloads == ["before", "after"]
-    assert [m.read_ct for m in handled.messages] == [1, 1]
+                run.cancel()
+    assert run.handled.payloads == ["before", "after"]
+    assert [m.read_ct for m in run.handled.messages] == [1, 1]
 
 
 @pytest.mark.usefixtures("quick")
@@ -250,20 +247,16 @@ async def test_a_producer_on_a_silent_connection_is_told_and_goes_on(store_dsn: 
 
 @pytest.mark.usefixtures("quick")
 async def test_a_silent_line_is_replaced_by_another(store_dsn: str) -> None:
-    handled = Handled()
     with trio.fail_after(PATIENCE):
         async with (
             proxy.running(store_dsn) as network,
             tocsin.connect(store_dsn, listen_dsn=network.dsn(), heartbeat=0.2) as store,
-            trio.open_nursery() as nursery,
         ):
             await store.queues.ensure("q")
-            async with store.consumer("q") as consumer:
-                nursery.start_soon(consumer.handle, handled)
+            async with store.consumer("q") as consumer, running(consumer) as run:
                 await until_asleep(store)
                 network.silenced.add(network.accepted)
-                while not store.statistics().silenced or not store.statistics().listening:
-                    await trio.lowlevel.checkpoint()
+                await until(lambda: store.statistics().silenced and store.statistics().listening)
                 count = 0
                 # the first messages may come before the consumer has fallen asleep
                 # again
@@ -271,8 +264,8 @@ async def test_a_silent_line_is_replaced_by_another(store_dsn: str) -> None:
                     count += 1
                     await until_asleep(store)
                     await query(store_dsn, "select tocsin.enqueue('q', '1')")
-                    await handled.wait(count)
-                nursery.cancel_scope.cancel()
+                    await run.handled.wait(count)
+                run.cancel()
 
 
 async def test_what_a_frozen_server_does_late_is_given_back(
@@ -282,24 +275,21 @@ async def test_what_a_frozen_server_does_late_is_given_back(
     Its message does not wait for the lease to end."""
     monkeypatch.setattr("tocsin.driver._watch.ASK_AFTER", 0.1)
     monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.3)
-    handled = Handled()
     with trio.fail_after(PATIENCE):
-        async with tocsin.connect(own_server.dsn) as store, trio.open_nursery() as nursery:
+        async with tocsin.connect(own_server.dsn) as store:
             await store.install()
             await store.queues.ensure("q", vt=3600)
-            async with store.consumer("q") as consumer:
-                nursery.start_soon(consumer.handle, handled)
+            async with store.consumer("q") as consumer, running(consumer) as run:
                 await until_asleep(store)
                 pids = await processes_of(own_server)
                 async with open_connection(own_server.dsn) as connection:
                     await connection.execute("select tocsin.enqueue('q', '1')")
                     with frozen(pids):
                         store._process.bell.ring_all()
-                        while not store.statistics().silenced:
-                            await trio.lowlevel.checkpoint()
-                await handled.wait(1)
-                nursery.cancel_scope.cancel()
-    assert handled.payloads == [1]
+                        await until(lambda: store.statistics().silenced)
+                await run.handled.wait(1)
+                run.cancel()
+    assert run.handled.payloads == [1]
 
 
 async def test_the_primary_vanishes_and_another_host_takes_over(
@@ -309,57 +299,53 @@ async def test_the_primary_vanishes_and_another_host_takes_over(
     connections, too."""
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
     monkeypatch.setattr("tocsin.driver._watch.ASK_AFTER", 0.1)
-    handled = Handled()
     async with proxy.running(store_dsn) as first, proxy.running(store_dsn) as second:
         both = make_conninfo(
             store_dsn, host="127.0.0.1,127.0.0.1", port=f"{first.port},{second.port}"
         )
         with trio.fail_after(PATIENCE):
-            async with tocsin.connect(both, heartbeat=0.5) as store, trio.open_nursery() as nursery:
+            async with tocsin.connect(both, heartbeat=0.5) as store:
                 await store.queues.ensure("q")
-                async with store.consumer("q") as consumer:
-                    nursery.start_soon(consumer.handle, handled)
+                async with store.consumer("q") as consumer, running(consumer) as run:
                     await until_asleep(store)
                     assert second.accepted == 0
                     first.silent = True
                     with pytest.raises(tocsin.ConnectionLost):
                         await store.produce("q", 1)
                     await store.produce("q", 2)
-                    await handled.wait(1)
-                    while not store.statistics().listening:
-                        await trio.lowlevel.checkpoint()
+                    await run.handled.wait(1)
+                    await until(lambda: store.statistics().listening)
                     assert second.accepted
-                    nursery.cancel_scope.cancel()
-    assert 2 in handled.payloads
+                    run.cancel()
+    assert 2 in run.handled.payloads
 
 
 async def test_a_silent_connection_costs_no_lease(store_dsn: str) -> None:
     """The pool's connections fall silent, again and again, and leases end long before
     that is found out."""
     go_on = trio.Event()
-    handled = Handled(lambda _: go_on.wait())
     with trio.fail_after(PATIENCE):
         async with (
             proxy.running(store_dsn) as network,
             tocsin.connect(network.dsn()) as store,
-            trio.open_nursery() as nursery,
         ):
             await store.queues.ensure("q", vt=1)
             await store.produce_many("q", range(16))
-            async with store.consumer("q") as consumer:
-                nursery.start_soon(partial(consumer.handle, handled, concurrency=16))
-                await handled.wait(16)
-                while not store.statistics().listening:
-                    await trio.lowlevel.checkpoint()
+            async with (
+                store.consumer("q") as consumer,
+                running(consumer, lambda _: go_on.wait(), concurrency=16) as run,
+            ):
+                await run.handled.wait(16)
+                await until(lambda: store.statistics().listening)
                 line = network.accepted
                 for _ in range(4):
                     network.silenced = set(range(1, network.accepted + 1)) - {line}
                     ((ends,),) = await query(store_dsn, "select max(vt) from tocsin.messages")
                     await until_true(store_dsn, "min(vt) > %s from tocsin.messages", ends)
                 go_on.set()
-                await until_query(store_dsn, "select count(*) from tocsin.archive", gives=[(16,)])
-                nursery.cancel_scope.cancel()
-    assert [m.read_ct for m in handled.messages] == [1] * 16
+                await run.settled(16, "archived")
+                run.cancel()
+    assert [m.read_ct for m in run.handled.messages] == [1] * 16
 
 
 async def test_the_first_answer_of_two_connections_counts(store_dsn: str) -> None:
@@ -398,6 +384,11 @@ async def test_a_new_connection_that_falls_silent_while_it_ends_abandoned_sessio
         assert not database._watch.has_abandoned
 
 
+async def next_heartbeat(store: tocsin.Store) -> None:
+    before = store.statistics().heartbeats
+    await until(lambda: store.statistics().heartbeats > before)
+
+
 @pytest.mark.usefixtures("quick")
 async def test_a_worker_that_only_listens_gives_no_sign_of_life(
     store_dsn: str, monkeypatch: pytest.MonkeyPatch
@@ -406,31 +397,25 @@ async def test_a_worker_that_only_listens_gives_no_sign_of_life(
     work."""
     monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.2)
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
-    handled = Handled()
     beat = "select max(heartbeat_at) from tocsin.list_workers()"
     with trio.fail_after(PATIENCE):
         async with (
             proxy.running(store_dsn) as pooler,
             tocsin.connect(pooler.dsn(), listen_dsn=store_dsn, heartbeat=0.2) as store,
-            trio.open_nursery() as nursery,
         ):
             await store.queues.ensure("q")
-            async with store.consumer("q") as consumer:
-                nursery.start_soon(consumer.handle, handled)
+            async with store.consumer("q") as consumer, running(consumer) as run:
                 await until_asleep(store)
                 assert store.statistics().failing_for is None
                 pooler.silent = True
                 await query(store_dsn, "select tocsin.enqueue('q', '1')")
-                while (store.statistics().failing_for or 0) < 0.2:
-                    await trio.lowlevel.checkpoint()
+                await until(lambda: (store.statistics().failing_for or 0) >= 0.2)
                 for _ in range(2):  # the second one begins after that
-                    before = store.statistics().heartbeats
                     ((last,),) = await query(store_dsn, beat)
-                    while store.statistics().heartbeats == before:
-                        await trio.lowlevel.checkpoint()
+                    await next_heartbeat(store)
                 assert await query(store_dsn, beat) == [(last,)]
                 assert store.statistics().listening
                 pooler.silent = False
-                await handled.wait(1)
+                await run.handled.wait(1)
                 await until_query(store_dsn, f"{beat} having max(heartbeat_at) > %s", last)
-                nursery.cancel_scope.cancel()
+                run.cancel()

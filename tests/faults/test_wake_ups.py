@@ -10,13 +10,13 @@ import trio.testing
 
 import tocsin
 from tests.support import (
-    Handled,
     query,
-    run_until_suspended,
+    until,
     until_asleep,
     until_blocked,
 )
 from tests.support.faults import SOON, die_holding, holding
+from tests.support.runs import running
 
 pytestmark = pytest.mark.fault
 
@@ -28,8 +28,7 @@ async def test_a_blocked_loop_is_not_taken_for_a_deaf_line(
     await store.queues.ensure("q")
 
     async def block() -> None:
-        while not store._process._listener.proof._token:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: store._process._listener.proof._token)
         time.sleep(0.5)  # noqa: ASYNC251 - this is what is tested
 
     async with trio.open_nursery() as nursery:
@@ -44,20 +43,18 @@ async def test_a_queue_made_anew_under_the_same_name_rings_for_its_own_consumers
 ) -> None:
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
         async with store.consumer("q", name="old"):
             await until_asleep(store)
             await query(store_dsn, "delete from tocsin.workers")
             await query(store_dsn, "delete from tocsin.queues")
             await store.queues.ensure("q")
-            async with store.consumer("q", name="new") as consumer, trio.open_nursery() as nursery:
-                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            async with store.consumer("q", name="new") as consumer, running(consumer) as run:
                 await until_asleep(store)
                 await query(store_dsn, "select tocsin.enqueue('q', '1')")
                 with trio.move_on_after(SOON):
-                    await handled.wait(1)
-                nursery.cancel_scope.cancel()
-    assert handled.payloads == [1]
+                    await run.handled.wait(1)
+                run.cancel()
+    assert run.handled.payloads == [1]
 
 
 async def test_what_the_line_itself_gives_back_is_seen_by_who_lay_down_meanwhile(
@@ -75,12 +72,10 @@ async def test_what_the_line_itself_gives_back_is_seen_by_who_lay_down_meanwhile
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         queue = await store.queues.ensure("q", vt=36000)
         await die_holding(store_dsn, "2")
-        handled, suspended = Handled(handle), list[tocsin.Suspended]()
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        async with store.consumer("q") as consumer, running(consumer, handle) as run:
             await until_asleep(store)
             await store.produce("q", 1)
-            await handled.wait(1)
+            await run.handled.wait(1)
             async with holding(
                 store_dsn, "select from tocsin.processes where hostname <> 'h' for update"
             ):
@@ -88,9 +83,8 @@ async def test_what_the_line_itself_gives_back_is_seen_by_who_lay_down_meanwhile
                 await until_blocked(store_dsn, ".heartbeat(")
                 finish.set()
                 with trio.fail_after(SOON):
-                    while store._process.bell.queues_waiting() != [queue.id]:
-                        await trio.lowlevel.checkpoint()
+                    await until(lambda: store._process.bell.queues_waiting() == [queue.id])
             with trio.move_on_after(SOON):
-                await handled.wait(2)
-            nursery.cancel_scope.cancel()
-    assert handled.payloads == [1, 2]
+                await run.handled.wait(2)
+            run.cancel()
+    assert run.handled.payloads == [1, 2]

@@ -10,7 +10,6 @@ from typing import Any
 
 import psycopg
 import pytest
-import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
@@ -18,6 +17,7 @@ from psycopg.types.json import Jsonb
 
 import tocsin
 from tests.support import PATIENCE, connect_blocking
+from tests.support.runs import running
 
 HOSTILE = [
     "'; drop schema tocsin cascade; --",
@@ -105,12 +105,8 @@ async def fail_for_good(store: tocsin.Store, name: str) -> int:
         raise ValueError(name)
 
     message_id = await store.produce(name, 1, max_deliveries=1)
-    async with store.consumer(name) as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(consumer.handle, fail)
-        with trio.fail_after(PATIENCE):
-            while not await store.dead_letters.list(name):
-                await trio.lowlevel.checkpoint()
-        nursery.cancel_scope.cancel()
+    async with store.consumer(name) as consumer, running(consumer, fail) as run:
+        await run.settled(1, "failed")
     return message_id
 
 

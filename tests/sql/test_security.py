@@ -16,7 +16,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 import tocsin
-from tests.support import Handled, connect_blocking, query, run_until_suspended, servers
+from tests.support import connect_blocking, query, servers
+from tests.support.runs import running
 from tocsin.embedded import EmbeddedServer
 
 REFUSED = psycopg.errors.InsufficientPrivilege
@@ -544,19 +545,15 @@ async def test_a_consumer_consumes_in_every_way_and_hears_the_bell(cast: Cast) -
         if message.payload == "fails" and message.read_ct == 1:
             raise ValueError(message.payload)
 
-    suspended: list[tocsin.Suspended] = []
     async with tocsin.connect(cast.as_(cast.consumer)) as store, tocsin.connect(cast.dsn) as owners:
         await owners.queues.update("closed", retry_base=0)
         async with store.consumer("closed") as consumer:
             assert store.statistics().listening
-            handled = Handled(handle)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(run_until_suspended, consumer, handled, suspended))
+            async with running(consumer, handle) as run:
                 await owners.produce("closed", "rung for")
-                await handled.wait(1)
+                await run.handled.wait(1)
                 await owners.produce("closed", "fails")
-                await handled.wait(3)
-                await consumer.interrupt()
+                await run.handled.wait(3)
             await consumer.resume()
             for payload in ("archive", "delete", "release"):
                 await owners.produce("closed", payload)
@@ -571,7 +568,6 @@ async def test_a_consumer_consumes_in_every_way_and_hears_the_bell(cast: Cast) -
             await consumer.stop()
             assert [w.id for w in await store.workers.list()] == [consumer.worker_id]
             assert store.statistics().listening
-    assert len(suspended) == 1
     assert await query(cast.dsn, "select payload from tocsin.archive order by id") == [
         ("rung for",),
         ("fails",),

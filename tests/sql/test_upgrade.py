@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 import tocsin
 from tests.support import PATIENCE, open_connection, query, until_blocked
 from tests.support.newer import Folder
+from tests.support.runs import running
 from tests.support.servers import PASSWORD
 
 SIGNATURES = (
@@ -305,8 +305,11 @@ async def test_producers_and_consumers_meet_no_error_while_functions_are_loaded_
     async def handle(message: tocsin.Message) -> None:
         handled.append(message.id)
 
-    async with trio.open_nursery() as nursery, store.consumer("q") as consumer:
-        nursery.start_soon(partial(consumer.handle, handle, concurrency=4))
+    async with (
+        store.consumer("q") as consumer,
+        running(consumer, handle, concurrency=4),
+        trio.open_nursery() as nursery,
+    ):
         for prefix in (None, None, "a", "b"):
             nursery.start_soon(produce, prefix)
         for _ in range(UPGRADES):

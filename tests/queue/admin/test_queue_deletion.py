@@ -9,12 +9,13 @@ import trio.testing
 import tocsin
 from tests.support import (
     PATIENCE,
-    Handled,
     query,
-    run_until_suspended,
+    until,
     until_asleep,
+    until_query,
 )
 from tests.support.queues import contents, everything, fill, open_transaction
+from tests.support.runs import running
 
 
 async def test_delete(store: tocsin.Store, store_dsn: str) -> None:
@@ -135,30 +136,25 @@ async def test_runs_on_a_queue_deleted_by_force_end(
         finally:
             cancelled.append(message.id)
 
-    handled, others = Handled(never), Handled()
-    ended, other_ended = list[tocsin.Suspended](), list[tocsin.Suspended]()
     async with (
         tocsin.connect(store_dsn, heartbeat=3600) as other,
         other.consumer("q") as consumer,
         other.consumer("r") as survivor,
-        trio.open_nursery() as nursery,
+        running(survivor) as survivors,
     ):
-        nursery.start_soon(run_until_suspended, survivor, others, other_ended)
-        with trio.fail_after(PATIENCE):
-            async with trio.open_nursery() as runs:
-                runs.start_soon(run_until_suspended, consumer, handled, ended)
-                if busy:
-                    message_id = await store.produce("q", 1)
-                    await handled.wait(1)
-                else:
-                    await until_asleep(store, other)
-                assert (await store.queues.delete("q", force=True)).messages == int(busy)
-        assert [(s.reason, s.handled) for s in ended] == [("its registration has ended", 0)]
+        async with running(consumer, never) as run:
+            if busy:
+                message_id = await store.produce("q", 1)
+                await run.handled.wait(1)
+            else:
+                await until_asleep(store, other)
+            assert (await store.queues.delete("q", force=True)).messages == int(busy)
+            ended = await run.wait()
+        assert (ended.reason, ended.handled) == ("its registration has ended", 0)
         assert cancelled == ([message_id] if busy else [])
         await store.produce("r", 1)
-        await others.wait(1)
-        await survivor.interrupt()
-    assert [s.handled for s in other_ended] == [1]
+        await survivors.handled.wait(1)
+    assert survivors.suspended.handled == 1
 
 
 async def test_a_stream_and_a_dequeue_on_a_queue_deleted_by_force_end(store: tocsin.Store) -> None:
@@ -180,8 +176,7 @@ async def test_a_stream_and_a_dequeue_on_a_queue_deleted_by_force_end(store: toc
             nursery.start_soon(stream)
             nursery.start_soon(dequeue)
             await until_asleep(store)
-            while not await store.workers.list("q"):
-                pass
+            await until(lambda: store.workers.list("q"))
             await store.queues.delete("q", force=True)
 
 
@@ -203,8 +198,7 @@ async def test_a_process_declared_dead_goes_on_though_a_queue_of_its_is_deleted(
             )
             await connection.execute("select tocsin.delete_queue('q')")
             await connection.execute("commit")
-        with trio.fail_after(PATIENCE):
-            while await survivor.status() != "ready":
-                pass
-            await store.produce("r", 1)
-            assert len(await survivor.dequeue(wait=PATIENCE)) == 1
+        alive = "select 1 from tocsin.workers where id = %s and status = 'ready'"
+        await until_query(store_dsn, alive, survivor.worker_id)
+        await store.produce("r", 1)
+        assert len(await survivor.dequeue(wait=PATIENCE)) == 1

@@ -16,13 +16,11 @@ import trio.testing
 
 import tocsin
 from tests.support import (
-    Handled,
     query,
-    run_until_suspended,
-    until,
     until_asleep,
     until_true,
 )
+from tests.support.runs import running
 from tocsin._cli.queue import create, update
 from tocsin._cli.render import to_text, write_duration
 from tocsin._durations import to_timedelta
@@ -98,20 +96,21 @@ async def test_per_queue_settings_changed_live_count_for_a_run_under_way(
             " state = 'delayed'",
         )
 
-    handled, suspended = Handled(fail), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    async with store.consumer("q") as consumer, running(consumer, fail) as run:
         await store.produce("q", "five times")
-        await until(lambda: store.dead_letters.list("q"))
-        assert [m.read_ct for m in handled.messages] == [1, 2, 3, 4, 5]
+        await run.settled(5, "failed")
+        assert len(await store.dead_letters.list("q")) == 1
+        assert [m.read_ct for m in run.handled.messages] == [1, 2, 3, 4, 5]
 
         await store.queues.update("q", max_deliveries=1)
         await store.produce("q", "once")
-        await until(lambda: query(store_dsn, "select 1 from tocsin.dead_letters where read_ct = 1"))
+        await run.settled(6, "failed")
+        dead = await query(store_dsn, "select read_ct from tocsin.dead_letters order by id")
+        assert dead == [(5,), (1,)]
 
         await store.queues.update("q", max_deliveries=9, retry_base=600, retry_max=600)
         await store.produce("q", "later")
-        await until(due_in)
+        await run.settled(7, "failed")
         ((seconds,),) = await due_in()
         assert 500 < seconds <= 600
 
@@ -119,11 +118,10 @@ async def test_per_queue_settings_changed_live_count_for_a_run_under_way(
         assert await store.produce("q", "good")
         with pytest.raises(tocsin.PayloadTooLarge):
             await store.produce("q", "longer")
-        await until(lambda: query(store_dsn, "select 1 from tocsin.archive"))
+        await run.settled(1, "archived")
         await store.queues.update("q", retention=0)
         last = await store.produce("q", "good")
-        await handled.wait(9)
-        await consumer.interrupt()
+        await run.handled.wait(9)
     with pytest.raises(tocsin.MessageNotFound):  # it is finished, and was not kept
         await store.messages.get(last)
     assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(1,)]
@@ -211,21 +209,17 @@ async def test_a_visibility_timeout_changed_live_counts_for_a_run_under_way(
     async def wait(_: tocsin.Message) -> None:
         await release.wait()
 
-    handled = Handled(wait)
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(
-            run_until_suspended, consumer, handled, ended := list[tocsin.Suspended]()
-        )
+    async with store.consumer("q") as consumer, running(consumer, wait) as run:
         await until_asleep(store)
         await store.queues.update("q", vt=0.5)
         await store.produce("q", 1)
-        await handled.wait(1)
+        await run.handled.wait(1)
         ((first,),) = await query(store_dsn, "select vt from tocsin.messages")
         await until_true(store_dsn, "vt > %s from tocsin.messages", first)
         await consumer.interrupt()
         release.set()
-    assert [m.read_ct for m in handled.messages] == [1]
-    assert [s.handled for s in ended] == [1]
+    assert [m.read_ct for m in run.handled.messages] == [1]
+    assert run.suspended.handled == 1
 
 
 async def test_no_duration_is_longer_than_a_thousand_years(store: tocsin.Store) -> None:

@@ -12,9 +12,7 @@ import trio.testing
 
 import tocsin
 from tests.support import (
-    Handled,
     query,
-    run_until_suspended,
     until_asleep,
     until_query,
 )
@@ -24,6 +22,7 @@ from tests.support.queues import (
     open_transaction,
     until_waiting,
 )
+from tests.support.runs import running
 
 # Creating, finding, settings
 
@@ -128,31 +127,31 @@ async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(
         " 'ShareLock' and (l.classid::bigint << 32) | l.objid::bigint = tocsin._lock_key('waiting',"
         " q.id) having count(*) = 2"
     )
-    handled = Handled()
     async with (
         run_script("consume.py", store_dsn, "q", "remote", "go") as child,
         store.consumer("q") as consumer,
-        trio.open_nursery() as nursery,
     ):
         await child.words("worker")
         await child.words("handling")
-        nursery.start_soon(run_until_suspended, consumer, handled, list[tocsin.Suspended]())
-        await handled.wait(1)
-        await store.queues.pause("q")
-        ((paused_at,),) = await query(store_dsn, "select tocsin._clock()")
-        ring = await store.produce("q", -1)
-        await until_query(store_dsn, f"select 1 where not exists ({leased}) and exists ({asleep})")
-        ((left,),) = await query(store_dsn, unfinished)
-        assert 0 < left < 2001
-        assert await query(
-            store_dsn, "select max(dequeued_at) <= %s from tocsin.archive", paused_at
-        ) == [(True,)]
-        await store.queues.resume("q")
-        await until_query(store_dsn, unfinished, gives=[(0,)])
-        assert (await store.messages.get(ring)).state == "archived"
-        workers = "select count(distinct consumer_worker_id) from tocsin.archive"
-        assert await query(store_dsn, workers) == [(2,)]
-        nursery.cancel_scope.cancel()
+        async with running(consumer) as run:
+            await run.handled.wait(1)
+            await store.queues.pause("q")
+            ((paused_at,),) = await query(store_dsn, "select tocsin._clock()")
+            ring = await store.produce("q", -1)
+            await until_query(
+                store_dsn, f"select 1 where not exists ({leased}) and exists ({asleep})"
+            )
+            ((left,),) = await query(store_dsn, unfinished)
+            assert 0 < left < 2001
+            assert await query(
+                store_dsn, "select max(dequeued_at) <= %s from tocsin.archive", paused_at
+            ) == [(True,)]
+            await store.queues.resume("q")
+            await until_query(store_dsn, unfinished, gives=[(0,)])
+            assert (await store.messages.get(ring)).state == "archived"
+            workers = "select count(distinct consumer_worker_id) from tocsin.archive"
+            assert await query(store_dsn, workers) == [(2,)]
+            run.cancel()
 
 
 # Deleting while producers and consumers come

@@ -9,9 +9,11 @@ import tocsin
 from tests.support import (
     PATIENCE,
     Handled,
+    next_event,
     query,
 )
 from tests.support.runs import running
+from tocsin import telemetry
 
 
 async def test_poll_interrupt_suspended_archived(store: tocsin.Store, store_dsn: str) -> None:
@@ -93,10 +95,9 @@ async def test_shutdown_is_refused_while_messages_are_held(store: tocsin.Store) 
         assert pending.value.count == 3
         handle = await store.workers.get(consumer.worker_id)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: consumer.suspend(drain=True))
-            with trio.fail_after(PATIENCE):
-                while await consumer.status() != "suspended":
-                    await trio.lowlevel.checkpoint()
+            with store.events.subscribe(telemetry.WorkerStateChanged) as changes:
+                nursery.start_soon(lambda: consumer.suspend(drain=True))
+                await next_event(changes, lambda c: c.status == "suspended")
             with pytest.raises(tocsin.PendingMessages) as pending:
                 await handle.shutdown()
             assert pending.value.count == 3

@@ -16,7 +16,14 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, query, until, until_asleep
+from tests.support import (
+    PATIENCE,
+    Handled,
+    query,
+    until,
+    until_asleep,
+    until_query,
+)
 from tests.support.runs import running
 from tocsin._queue.consuming import lease_clock, signals
 from tocsin.embedded import EmbeddedServer
@@ -275,10 +282,8 @@ def until_suspended(dsn: str, name: str) -> Callable[[], Awaitable[None]]:
     """Return when this worker's run has ended in the registry."""
 
     async def wait() -> None:
-        await until(
-            lambda: query(
-                dsn, "select 1 from tocsin.workers where name = %s and status = 'suspended'", name
-            )
+        await until_query(
+            dsn, "select 1 from tocsin.workers where name = %s and status = 'suspended'", name
         )
 
     return wait

@@ -13,15 +13,14 @@ import trio
 import tocsin
 from tests.support import (
     PATIENCE,
-    Handled,
     open_connection,
     proxy,
     query,
-    run_until_suspended,
     until,
     until_blocked,
     until_true,
 )
+from tests.support.runs import running
 
 HOW = "select lifeline is not null, detached from tocsin.processes"
 """Whether a process has a lifeline, and whether it has said that it has none."""
@@ -154,18 +153,15 @@ async def test_listen_that_did_not_work_is_proven_again(
     async with tocsin.connect(store_dsn, listen_dsn=elsewhere, heartbeat=3600) as store:
         await store.queues.create("q")
         listener = store._process._listener
-        handled, suspended = Handled(), list[tocsin.Suspended]()
         caplog.set_level(logging.DEBUG, "tocsin")
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+        async with store.consumer("q") as consumer, running(consumer) as run:
             assert not store.statistics().listen_works
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await until(lambda: len(_deaf(caplog)) == 2)
             listener._connect = store._database._connect
             await until(lambda: store.statistics().listening)
             assert store.statistics().listen_works
             await store.produce("q", 1)
-            await handled.wait(1)
-            await consumer.interrupt()
+            await run.handled.wait(1)
     assert _deaf(caplog)[:2] == [logging.WARNING, logging.DEBUG]
 
 

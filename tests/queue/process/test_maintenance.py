@@ -11,16 +11,17 @@ import trio
 
 import tocsin
 from tests.support import (
-    Handled,
     connect_blocking,
     move_clock,
+    next_event,
     open_connection,
     query,
-    run_until_suspended,
     until,
     until_asleep,
     until_true,
 )
+from tests.support.runs import running
+from tocsin import telemetry
 from tocsin._queue.process.maintenance import Maintenance
 
 HOUR, DAY = 3600.0, 86400.0
@@ -68,12 +69,17 @@ async def test_two_at_once_one_does_it(store: tocsin.Store, store_dsn: str) -> N
     assert await store.maintain() == tocsin.MaintenanceResult(elected=True)
 
 
+async def put_off(dsn: str) -> None:
+    """Have it due in a minute: on a slow machine it is due already, and may be under way
+    when a test begins to count."""
+    await query(dsn, "update tocsin.maintenance set due_at = tocsin._clock() + interval '1 minute'")
+
+
 async def test_a_consumers_process_does_it_once_a_minute_and_no_other_process_at_that_time(
     dsn_of_quiet_store: str,
 ) -> None:
     dsn = dsn_of_quiet_store
-    # On a slow machine it is due already, and may be under way when counting begins.
-    await query(dsn, "update tocsin.maintenance set due_at = tocsin._clock() + interval '1 minute'")
+    await put_off(dsn)
     async with (
         tocsin.connect(dsn, heartbeat=0.05) as one,
         tocsin.connect(dsn, heartbeat=0.05) as two,
@@ -94,14 +100,10 @@ async def test_a_consumers_process_does_it_once_a_minute_and_no_other_process_at
 async def test_no_statement_but_the_heartbeat_until_it_is_due(dsn_of_quiet_store: str) -> None:
     async with tocsin.connect(dsn_of_quiet_store, heartbeat=0.05) as store:
         await store.queues.create("q")
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, Handled(), list[tocsin.Suspended]())
+        async with store.consumer("q") as consumer, running(consumer):
             await until_asleep(store)
             await beats(store)
-            await query(
-                dsn_of_quiet_store,
-                "update tocsin.maintenance set due_at = tocsin._clock() + interval '1 minute'",
-            )
+            await put_off(dsn_of_quiet_store)
             await query(dsn_of_quiet_store, "select pg_stat_statements_reset()")
             await beats(store, more=10)
             ran = await query(dsn_of_quiet_store, f"select query from {HERE}")
@@ -110,7 +112,6 @@ async def test_no_statement_but_the_heartbeat_until_it_is_due(dsn_of_quiet_store
                 for (text,) in ran
                 if ".heartbeat(" not in text and "pg_stat_statements" not in text
             ] == []
-            await consumer.interrupt()
 
 
 async def test_a_process_that_only_produces_leaves_it_to_others(
@@ -136,9 +137,11 @@ async def test_it_says_what_it_has_done(
 ) -> None:
     caplog.set_level(logging.INFO, "tocsin")
     await lively.queues.create("q")
-    async with lively.consumer("q"):
-        await move_clock(store_dsn, 70)
-        await until(lambda: "maintenance: 2 partitions created" in caplog.messages)
+    with lively.events.subscribe(telemetry.MaintenanceEnded) as ended:
+        async with lively.consumer("q"):
+            await move_clock(store_dsn, 70)
+            await next_event(ended, lambda e: e.result.partitions_created)
+    assert "maintenance: 2 partitions created" in caplog.messages
 
 
 async def test_a_failing_maintenance_ends_no_consumer_is_reported_once_and_tried_again(
@@ -147,23 +150,23 @@ async def test_a_failing_maintenance_ends_no_consumer_is_reported_once_and_tried
     caplog.set_level(logging.DEBUG, "tocsin")
     await lively.queues.create("q")
     await query(store_dsn, "alter function tocsin._roll_up_count_deltas() rename to spare")
-    handled = Handled()
+    await put_off(store_dsn)
 
     def failures() -> list[int]:
         return [r.levelno for r in caplog.records if "maintenance failed" in r.message]
 
-    async with lively.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, list[tocsin.Suspended]())
-        for attempt in (1, 2):
-            await move_clock(store_dsn, attempt * 70)
-            await until(lambda attempt=attempt: len(failures()) == attempt)  # type: ignore[misc]
-            await lively.produce("q", attempt)
-            await handled.wait(attempt)
-        assert failures() == [logging.WARNING, logging.DEBUG]
-        await query(store_dsn, "alter function tocsin.spare() rename to roll_up_tallies")
-        await move_clock(store_dsn, 210)
-        await until(lambda: any(m.startswith("maintenance: ") for m in caplog.messages))
-        await consumer.interrupt()
+    with lively.events.subscribe(telemetry.MaintenanceEnded) as ended:
+        async with lively.consumer("q") as consumer, running(consumer) as run:
+            for attempt in (1, 2):
+                await move_clock(store_dsn, attempt * 70)
+                assert len((await next_event(ended)).result.problems) == 1
+                assert len(failures()) == attempt
+                await lively.produce("q", attempt)
+                await run.handled.wait(attempt)
+            await query(store_dsn, "alter function tocsin.spare() rename to _roll_up_count_deltas")
+            await move_clock(store_dsn, 210)
+            assert (await next_event(ended)).result.problems == ()
+    assert failures() == [logging.WARNING, logging.DEBUG]
 
 
 async def test_maintenance_that_another_session_does_says_nothing_of_a_failure(
@@ -176,17 +179,19 @@ async def test_maintenance_that_another_session_does_says_nothing_of_a_failure(
     def failures() -> list[int]:
         return [r.levelno for r in caplog.records if "maintenance failed" in r.message]
 
-    async with trio.open_nursery() as nursery, open_connection(store_dsn) as other:
-        nursery.start_soon(maintenance.run)
-        maintenance.request()
-        await until(lambda: len(failures()) == 1)
-        await other.execute("select pg_advisory_lock(tocsin._lock_key('maintain', 0))")
-        maintenance.request()
-        await until_asleep(store)
-        await other.execute("select pg_advisory_unlock_all()")
-        maintenance.request()
-        await until(lambda: len(failures()) == 2)
-        nursery.cancel_scope.cancel()
+    with store.events.subscribe(telemetry.MaintenanceEnded) as ended:
+        async with trio.open_nursery() as nursery, open_connection(store_dsn) as other:
+            nursery.start_soon(maintenance.run)
+            maintenance.request()
+            await next_event(ended)
+            assert len(failures()) == 1
+            await other.execute("select pg_advisory_lock(tocsin._lock_key('maintain', 0))")
+            maintenance.request()
+            await until_asleep(store)
+            await other.execute("select pg_advisory_unlock_all()")
+            maintenance.request()
+            await next_event(ended)
+            nursery.cancel_scope.cancel()
     assert failures() == [logging.WARNING, logging.DEBUG]
 
 
@@ -328,14 +333,14 @@ async def test_a_problem_is_logged_once_and_the_process_goes_on(
         "create trigger kept before delete on tocsin.dead_letters for each row execute function"
         " refuse()",
     )
-    async with lively.consumer("q"):
-        for minute in (1, 2, 3):
-            await query(store_dsn, "update tocsin.maintenance set due_at = '-infinity'")
-            await until_true(store_dsn, "due_at > now() from tocsin.maintenance")
-            await until(
-                lambda: any("a part of the maintenance" in r.message for r in caplog.records)
-            )
-            await beats(lively, more=minute)
+    await put_off(store_dsn)
+    with lively.events.subscribe(telemetry.MaintenanceEnded) as ended:
+        async with lively.consumer("q"):
+            for minute in (1, 2, 3):
+                await query(store_dsn, "update tocsin.maintenance set due_at = '-infinity'")
+                await until_true(store_dsn, "due_at > now() from tocsin.maintenance")
+                assert len((await next_event(ended)).result.problems) == 1
+                await beats(lively, more=minute)
     assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
         "a part of the maintenance failed and will be tried again: expired dead letters are not"
         " deleted: kept"
@@ -484,18 +489,16 @@ async def test_with_triggers_off_a_queue_archives_and_messages_are_found_by_the_
         await connection.execute("set session_replication_role = replica")
         await connection.execute("select tocsin.create_queue('q')")
     assert [h.problems for h in await lively.workers.health("q")] == [()]
-    handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with lively.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    async with lively.consumer("q") as consumer, running(consumer) as run:
         await until_asleep(lively)
         await query(store_dsn, "alter table tocsin.messages disable trigger all")
         await query(store_dsn, "select tocsin.enqueue_many('q', '[1]')")
-        await handled.wait(1)
-        await until_true(store_dsn, "count(*) = 1 from tocsin.archive")
+        await run.handled.wait(1)
+        await run.settled(1, "archived")
         (problem,) = (await lively.workers.health("q"))[0].problems
         assert "trigger" in problem
         assert ("trigger", "messages.ring") in [(d.kind, d.name) for d in await lively.verify()]
-        nursery.cancel_scope.cancel()
+        run.cancel()
 
 
 async def test_a_queue_that_the_archive_was_not_told_of_is_noted_by_maintenance(

@@ -23,11 +23,12 @@ from tests.support import (
     move_clock,
     open_connection,
     query,
-    run_until_suspended,
+    until,
     until_asleep,
     until_true,
 )
 from tests.support.child import run_script
+from tests.support.runs import running
 from tocsin.driver import TrioConnection
 
 OWN = "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
@@ -86,7 +87,6 @@ async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to
     """One that is open since before any consumer waited, with another that was as well
     and ends while the first is still open."""
     await store.queues.ensure("q")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
     async with (
         open_connection(store_dsn) as early,
         open_connection(store_dsn) as long,
@@ -96,20 +96,18 @@ async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to
         await early.execute("select tocsin.enqueue('q', '\"early\"')")
         await long.execute("begin")
         await long.execute("select tocsin.enqueue('q', '\"long\"')")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        async with running(consumer) as run:
             await until_true(store_dsn, f"{ASLEEP} = 1 from tocsin.queues")
             await early.execute("commit")
-            await handled.wait(1)
+            await run.handled.wait(1)
             assert store._process._locks._unconfirmed == {consumer.queue_id}
             await store.produce("q", "rung")
-            await handled.wait(2)
+            await run.handled.wait(2)
             await long.execute("commit")
-            await handled.wait(3)
+            await run.handled.wait(3)
             await until_asleep(store)
             assert store._process._locks._unconfirmed == set()
-            await consumer.interrupt()
-    assert handled.payloads == ["early", "rung", "long"]
+    assert run.handled.payloads == ["early", "rung", "long"]
 
 
 async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
@@ -117,32 +115,29 @@ async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
 ) -> None:
     # the consumer that was rung for is awake
     monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", math.inf)
-    handled, suspended, go_on = (
-        Handled(lambda _: go_on.wait()),
-        list[tocsin.Suspended](),
-        trio.Event(),
-    )
+    go_on = trio.Event()
     async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
         await store.queues.ensure("q")
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        async with (
+            store.consumer("q") as consumer,
+            running(consumer, lambda _: go_on.wait()) as run,
+        ):
             await until_asleep(store)
             assert await query(store_dsn, f"select {ASLEEP} from tocsin.queues") == [(1,)]
             await store.produce("q", 1)
-            await handled.wait(1)
+            await run.handled.wait(1)
             assert store.statistics().notifications == 1
             await until_true(store_dsn, f"{ASLEEP} = 0 from tocsin.queues")
             for n in range(5):
                 await store.produce("q", n)
             assert store.statistics().notifications == 1
             go_on.set()
-            await handled.wait(6)
+            await run.handled.wait(6)
             await until_asleep(store)
             assert store.statistics().notifications == 1
             await store.produce("q", 7)
-            await handled.wait(7)
+            await run.handled.wait(7)
             assert store.statistics().notifications == 2
-            await consumer.interrupt()
 
 
 async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_store: str) -> None:
@@ -169,23 +164,14 @@ async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_stor
     ):
         await store.queues.ensure("q")
         await store.produce("q", 1)
-        handled, suspended = Handled(look), list[tocsin.Suspended]()
-        async with (
-            other.consumer("q") as holder,
-            store.consumer("q") as consumer,
-            trio.open_nursery() as nursery,
-        ):
+        async with other.consumer("q") as holder, store.consumer("q") as consumer:
             (held,) = await holder.dequeue(vt=2)
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await until_asleep(store, other)
-            assert not handled.messages
-            await query(dsn_of_quiet_store, "select pg_stat_statements_reset()")
-            await handled.wait(1)
-            with trio.fail_after(PATIENCE):
-                while not ran:
-                    await trio.lowlevel.checkpoint()
-            nursery.cancel_scope.cancel()
-    (message,) = handled.messages
+            async with running(consumer, look) as run:
+                await until_asleep(store, other)
+                assert not run.handled.messages
+                await query(dsn_of_quiet_store, "select pg_stat_statements_reset()")
+                await run.settled(1, "archived")
+    (message,) = run.handled.messages
     assert (message.id, message.read_ct) == (held.id, 2)
     assert [calls for _, calls in ran] == [1]
     assert "claim(" in ran[0][0]
@@ -201,17 +187,12 @@ async def test_one_message_for_many_idle_consumers_costs_few_claims(
     async with (
         tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store,
         AsyncExitStack() as stack,
-        trio.open_nursery() as nursery,
     ):
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
+        handled = Handled()
         for _ in range(30):
-            nursery.start_soon(
-                run_until_suspended,
-                await stack.enter_async_context(store.consumer("q")),
-                handled,
-                suspended,
-            )
+            consumer = await stack.enter_async_context(store.consumer("q"))
+            await stack.enter_async_context(running(consumer, handled))
         await until_asleep(store)
         ((before,),) = await query(dsn_of_quiet_store, claims)
         for n in range(10):
@@ -222,7 +203,6 @@ async def test_one_message_for_many_idle_consumers_costs_few_claims(
         # for each message: the claim that finds it, up to two that find no further one,
         # and those of another consumer that it woke
         assert after - before <= 50
-        nursery.cancel_scope.cancel()
 
 
 async def test_one_ring_for_each_queue_and_transaction_and_none_for_settling(
@@ -267,14 +247,12 @@ async def test_channels_come_and_go_with_their_consumers(store: tocsin.Store) ->
     for name in ("q", "r"):
         await store.queues.ensure(name)
 
+    def listens_on() -> list[str]:
+        channels = store._process._listener._channels.items()
+        return sorted(channel for channel, queue_id in channels if queue_id)
+
     async def wait_for(*channels: str) -> None:
-        with trio.fail_after(PATIENCE):
-            while sorted(
-                channel
-                for channel, queue_id in store._process._listener._channels.items()
-                if queue_id
-            ) != list(channels):
-                await trio.lowlevel.checkpoint()
+        await until(lambda: listens_on() == list(channels))
 
     async with store.consumer("q"):
         async with store.consumer("r"), store.consumer("r"):
@@ -289,13 +267,10 @@ async def test_channels_come_and_go_with_their_consumers(store: tocsin.Store) ->
 async def test_long_names_have_channels_too(store: tocsin.Store, store_dsn: str) -> None:
     name = "ein sehr langer Name 🔔 " * 9
     await store.queues.ensure(name)
-    handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with store.consumer(name, name=name) as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    async with store.consumer(name, name=name) as consumer, running(consumer) as run:
         await until_asleep(store)
         await store.produce(name, 1)
-        await handled.wait(1)
-        await consumer.interrupt()
+        await run.handled.wait(1)
     assert await query(
         store_dsn, "select octet_length(tocsin.queue_channel(name)) <= 63 from tocsin.queues"
     ) == [(True,)]
@@ -313,17 +288,15 @@ async def test_deaf_process_says_so_and_lives_by_its_heartbeat(
     elsewhere = database_factory()  # type: ignore[operator]
     async with tocsin.connect(store_dsn, listen_dsn=elsewhere, heartbeat=0.1) as store:
         await store.queues.ensure("q", vt=3600)
-        handled, suspended = Handled(), list[tocsin.Suspended]()
         with caplog.at_level(logging.WARNING, "tocsin"):
-            async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
+            async with store.consumer("q") as consumer, running(consumer) as run:
                 assert not store.statistics().listen_works
-                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
                 await store.produce("q", 1)
-                await handled.wait(1)
+                await run.handled.wait(1)
                 await store.produce("q", 2, delay=0.3)
-                await handled.wait(2)
+                await run.handled.wait(2)
                 await (await store.workers.get(consumer.worker_id)).interrupt()
-            assert suspended
+                await run.wait()
         (warning,) = [r.message for r in caplog.records if "LISTEN does not work" in r.message]
         assert "listen_dsn" in warning
     assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(0,)]
@@ -622,44 +595,36 @@ async def test_dead_workers_that_live_cancel_their_handlers_and_register_anew(
             finally:
                 cancelled.set()
 
-    handled, suspended = Handled(hang), list[tocsin.Suspended]()
     await store.produce("q", 1)
-    async with store.consumer("q", name="phoenix") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await handled.wait(1)
+    async with store.consumer("q", name="phoenix") as consumer, running(consumer, hang) as run:
+        await run.handled.wait(1)
         worker_id = consumer.worker_id
         await query(
             store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes"
         )
-        await handled.wait(2)  # it has registered anew, and got its own message again
+        await run.handled.wait(2)  # it has registered anew, and got its own message again
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
-        await until_true(store_dsn, "count(*) = 1 from tocsin.archive")
+        await run.settled(1, "archived")
         assert consumer.worker_id == worker_id
         assert await consumer.status() == "polling"
-        await consumer.interrupt()
-    assert [m.read_ct for m in handled.messages] == [1, 2]
+    assert [m.read_ct for m in run.handled.messages] == [1, 2]
 
 
 async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
-    suspended = list[tocsin.Suspended]()
     async with (
         tocsin.connect(store_dsn) as other,
         store.consumer("q", name="w") as consumer,
-        trio.open_nursery() as nursery,
+        running(consumer) as run,
     ):
-        nursery.start_soon(run_until_suspended, consumer, Handled(), suspended)
-        await until_true(store_dsn, "status = 'polling' from tocsin.workers")
         await until_asleep(store)
         await query(
             store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes"
         )
         async with other.consumer("q", name="w"):
-            with trio.fail_after(PATIENCE):
-                while not suspended:
-                    await trio.testing.wait_all_tasks_blocked(0.01)
-    assert suspended[0].reason == "its registration has ended"
+            ended = await run.wait()
+    assert ended.reason == "its registration has ended"
 
 
 async def test_killed_and_restarted_alone_under_the_same_name(store_dsn: str) -> None:
@@ -685,17 +650,14 @@ async def test_stopped_process_that_comes_back_is_fenced(
     """SIGSTOP is what a process looks like whose loop is blocked: its connection lives,
     so it is not declared dead, but its lease ends."""
     await store.queues.ensure("q", vt=0.5)
-    handled, suspended = Handled(), list[tocsin.Suspended]()
     async with run_script("consume.py", store_dsn, "q", "frozen", "hold") as frozen:
         frozen_id = int((await frozen.words("worker"))[0])
         await store.produce("q", 1)
         await frozen.words("handling")
         frozen.process.send_signal(signal.SIGSTOP)
-        async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await handled.wait(1)
-            await until_true(store_dsn, "count(*) = 1 from tocsin.archive")
-            await consumer.interrupt()
+        async with store.consumer("q") as consumer, running(consumer) as run:
+            await run.handled.wait(1)
+            await run.settled(1, "archived")
         assert (await (await store.workers.get(frozen_id)).status()) == "polling"
         frozen.process.send_signal(signal.SIGCONT)
         await (await store.workers.get(frozen_id)).interrupt(grace=0)
@@ -724,15 +686,12 @@ async def test_cancelled_registration_is_cleared_away(store: tocsin.Store, store
 
 async def test_moved_clock_wakes_who_waits_for_a_time(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+    async with store.consumer("q") as consumer, running(consumer) as run:
         await store.produce("q", 1, delay=3600)
         await until_asleep(store)
-        assert handled.messages == []
+        assert run.handled.messages == []
         await move_clock(store_dsn, 3601)
-        await handled.wait(1)
-        await consumer.interrupt()
+        await run.handled.wait(1)
 
 
 # Connecting
@@ -874,10 +833,9 @@ async def test_a_listen_connection_that_never_works_for_long_is_made_with_pauses
         " using message = 'no memory for locks'; end $$",
     )
     began = trio.current_time()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, Handled(), list[tocsin.Suspended]())
+    async with store.consumer("q") as consumer, running(consumer) as run:
         await until_true(store_dsn, "last_value >= 5 from attempts")
-        nursery.cancel_scope.cancel()
+        run.cancel()
     assert trio.current_time() - began >= (0.05 + 0.1 + 0.2 + 0.4) / 2
     assert (
         len(

@@ -17,14 +17,15 @@ from psycopg.conninfo import make_conninfo
 import tocsin
 from tests.support import (
     PATIENCE,
-    Handled,
     connect_blocking,
     open_connection,
     poolers,
     query,
     servers,
+    until,
 )
 from tests.support.cancel_sweep import cancel_sweep
+from tests.support.runs import running
 from tocsin.embedded import EmbeddedServer
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -143,9 +144,7 @@ class Producing:
 
     async def until_over(self) -> object:
         """Wait for the call's outcome."""
-        with trio.fail_after(PATIENCE):
-            while len(self.outcomes) == self._before:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: len(self.outcomes) > self._before)
         return self.outcomes[-1]
 
     async def _produce(self) -> None:
@@ -204,18 +203,16 @@ async def test_who_sleeps_sees_the_message_before_the_disk_has_it(
 async def test_a_handler_may_begin_before_the_disk_has_the_message(
     producing: Producing, store: tocsin.Store, session: Connection
 ) -> None:
-    handled = Handled()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(consumer.handle, handled)
-        await handled.wait(1)
+    async with store.consumer("q") as consumer, running(consumer) as run:
+        await run.handled.wait(1)
         session.execute(DISK_WAITS)
         session.execute("select pg_advisory_lock(1)")
         await producing.until_held()
-        await handled.wait(2 + len(producing.outcomes))
+        await run.handled.wait(2 + len(producing.outcomes))
         session.execute("select pg_advisory_unlock(1)")
         await producing.until_over()
-        nursery.cancel_scope.cancel()
-    assert [m.id for m in handled.messages[1:]] == producing.outcomes
+        run.cancel()
+    assert [m.id for m in run.handled.messages[1:]] == producing.outcomes
 
 
 @pytest.mark.parametrize("asleep", [True, False], ids=["a consumer idle", "no consumer idle"])

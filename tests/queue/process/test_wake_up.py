@@ -11,11 +11,11 @@ from tests.support import (
     PATIENCE,
     Handled,
     query,
-    run_until_suspended,
     since,
     statements,
     until_asleep,
 )
+from tests.support.runs import running
 
 
 @pytest.mark.parametrize("way", ["handle", "handle_batches", "messages", "dequeue"])
@@ -67,9 +67,7 @@ async def test_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> Non
 
     async with tocsin.connect(dsn, heartbeat=3600) as store:
         await store.queues.ensure("tasks")
-        handled, suspended = Handled(look), list[tocsin.Suspended]()
-        async with store.consumer("tasks") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        async with store.consumer("tasks") as consumer, running(consumer, look) as run:
             await until_asleep(store)
             await query(dsn, "select tocsin.enqueue('tasks', '1', delay => '2 s')")
             await until_asleep(store)
@@ -78,8 +76,7 @@ async def test_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> Non
             assert await query(dsn, "select state::text from tocsin.messages") == [("delayed",)]
             with trio.fail_after(PATIENCE):
                 await looked.wait()
-            await consumer.interrupt()
-        (message,) = handled.messages
+        (message,) = run.handled.messages
     assert (message.dequeued_at - message.enqueued_at).total_seconds() >= 2
     # From the enqueueing to the handler's first line: the question above, and the claim
     # that brought the message.

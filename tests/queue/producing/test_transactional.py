@@ -20,15 +20,14 @@ from psycopg.rows import dict_row
 import tocsin
 from tests.support import (
     PATIENCE,
-    Handled,
     connect_blocking,
     open_connection,
     proxy,
     query,
-    run_until_suspended,
     until_blocked,
 )
 from tests.support.cancel_sweep import cancel_sweep
+from tests.support.runs import running
 from tocsin.driver import TrioConnection
 
 Blocking = psycopg.Connection[Any]
@@ -362,26 +361,25 @@ async def test_a_producer_enqueues_on_a_blocking_connection(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
     with psycopg.connect(store_dsn) as connection:
         async with (
             store.producer("q") as producer,
             store.consumer("q") as consumer,
-            trio.open_nursery() as nursery,
+            running(consumer) as run,
         ):
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             await producer.enqueue("rolled back", connection=connection)
             await producer.enqueue_many(["rolled back"] * 5000, connection=connection)
             connection.rollback()
             await producer.enqueue("a", connection=connection)
             await producer.enqueue_many(["b", "c"], connection=connection)
             await store.produce("q", "d", connection=connection)
-            assert handled.messages == []
+            assert run.handled.messages == []
             connection.commit()
-            await handled.wait(4)
-            await consumer.interrupt()
-        assert handled.payloads == ["a", "b", "c", "d"]
-        assert [m.producer_worker_id for m in handled.messages] == [producer.worker_id] * 3 + [None]
+            await run.handled.wait(4)
+        assert run.handled.payloads == ["a", "b", "c", "d"]
+        assert [m.producer_worker_id for m in run.handled.messages] == [producer.worker_id] * 3 + [
+            None
+        ]
 
 
 async def test_a_connection_not_in_autocommit_mode_is_the_callers_to_commit(
@@ -521,13 +519,11 @@ async def test_a_payload_that_hangs_in_the_thread_does_not_hold_up_a_cancellatio
 
 async def test_enqueue_in_the_callers_transaction(store: tocsin.Store) -> None:
     await store.queues.ensure("tasks")
-    handled, suspended = Handled(), list[tocsin.Suspended]()
     async with (
         store.producer("tasks") as producer,
         store.consumer("tasks") as consumer,
-        trio.open_nursery() as nursery,
+        running(consumer) as run,
     ):
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
         with pytest.raises(ZeroDivisionError):
             async with store.transaction() as connection:
                 await producer.enqueue("rolled back", connection=connection)
@@ -536,10 +532,9 @@ async def test_enqueue_in_the_callers_transaction(store: tocsin.Store) -> None:
         async with store.transaction() as connection:
             await producer.enqueue("committed", connection=connection)
             await producer.enqueue_many(["too"] * 2, connection=connection)
-            assert handled.messages == []
-        await handled.wait(3)
-        await consumer.interrupt()
-    assert handled.payloads == ["committed", "too", "too"]
+            assert run.handled.messages == []
+        await run.handled.wait(3)
+    assert run.handled.payloads == ["committed", "too", "too"]
 
 
 async def test_produce_many_in_a_transaction(store: tocsin.Store, store_dsn: str) -> None:

@@ -14,6 +14,7 @@ import tocsin
 from tests.support import (
     PATIENCE,
     query,
+    until,
 )
 from tests.support.child import run_script
 from tests.support.commands import line_with, started
@@ -96,6 +97,7 @@ def test_from_the_command_line(store_dsn: str, tmp_path: Path) -> None:
 
 
 async def _settled(worker: tocsin.WorkerHandle) -> None:
-    with trio.fail_after(PATIENCE):
-        while (await worker.info()).held:
-            await trio.lowlevel.checkpoint()
+    async def holds_nothing() -> bool:
+        return not (await worker.info()).held
+
+    await until(holds_nothing)

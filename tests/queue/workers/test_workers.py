@@ -14,14 +14,15 @@ import trio
 import tocsin
 from tests.support import (
     PATIENCE,
-    Handled,
     move_clock,
+    next_event,
     query,
-    run_until_suspended,
+    until,
     until_blocked,
-    until_query,
 )
 from tests.support.child import Child, run_script
+from tests.support.runs import running
+from tocsin import telemetry
 
 STATES = ["ready", "polling", "interrupted", "suspended", "stopped"]
 ACTIVE = {"ready", "polling"}
@@ -368,10 +369,8 @@ async def test_suspend_with_release_cancels_the_handlers(
         finally:
             cancelled.set()
 
-    handled, suspended = Handled(hang), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await handled.wait(1)
+    async with store.consumer("q") as consumer, running(consumer, hang) as run:
+        await run.handled.wait(1)
         remote = await store.workers.get(consumer.worker_id)
         with pytest.raises(tocsin.PendingMessages):
             await remote.suspend()
@@ -383,8 +382,8 @@ async def test_suspend_with_release_cancels_the_handlers(
             ("ready", 0)
         ]
         await remote.resume()
-        await handled.wait(2)
-        nursery.cancel_scope.cancel()
+        await run.handled.wait(2)
+        run.cancel()
 
 
 async def test_suspend_with_drain_lets_the_handlers_finish(
@@ -393,23 +392,19 @@ async def test_suspend_with_drain_lets_the_handlers_finish(
     await store.queues.ensure("q")
     await store.produce("q", 1)
     go_on = trio.Event()
-    handled, suspended = Handled(lambda _: go_on.wait()), list[tocsin.Suspended]()
-    async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
-        nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-        await handled.wait(1)
+    async with store.consumer("q") as consumer, running(consumer, lambda _: go_on.wait()) as run:
+        await run.handled.wait(1)
         async with trio.open_nursery() as suspending:
-            suspending.start_soon(lambda: consumer.suspend(drain=True))
-            with trio.fail_after(PATIENCE):
-                while await consumer.status() != "suspended":
-                    await trio.lowlevel.checkpoint()
+            with store.events.subscribe(telemetry.WorkerStateChanged) as changes:
+                suspending.start_soon(lambda: consumer.suspend(drain=True))
+                await next_event(changes, lambda c: c.status == "suspended")
             await store.produce("q", 2)
             go_on.set()
         assert await query(store_dsn, "select payload from tocsin.archive") == [(1,)]
-        assert len(handled.messages) == 1
+        assert len(run.handled.messages) == 1
         await consumer.resume()
-        await handled.wait(2)
-        await consumer.interrupt()
-    assert suspended[0].handled == 2
+        await run.handled.wait(2)
+    assert run.suspended.handled == 2
 
 
 def test_release_and_drain_exclude_each_other() -> None:
@@ -445,9 +440,10 @@ async def remote(
 
 
 async def _unheld(worker: tocsin.WorkerHandle) -> None:
-    with trio.fail_after(PATIENCE):
-        while (await worker.info()).held:
-            await trio.lowlevel.checkpoint()
+    async def unheld() -> bool:
+        return not (await worker.info()).held
+
+    await until(unheld)
 
 
 async def test_handle_by_id_suspend_with_release_cancels_the_handlers_until_resumed(
@@ -569,15 +565,14 @@ async def test_stop_of_a_worker_of_ones_own_ends_its_run_and_cancels_its_handler
     async def hang(_: tocsin.Message) -> None:
         await trio.sleep_forever()
 
-    handled, suspended = Handled(hang), list[tocsin.Suspended]()
     async with store.consumer("q") as consumer:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await handled.wait(1)
+        async with running(consumer, hang) as run:
+            await run.handled.wait(1)
             assert await consumer.stop() == 1
-        assert [(s.reason, s.released) for s in suspended] == [("stopped by a command", 1)]
+            await run.wait()
+        assert (run.suspended.reason, run.suspended.released) == ("stopped by a command", 1)
         with pytest.raises(tocsin.WorkerStopped):
-            await consumer.handle(handled)
+            await consumer.handle(run.handled)
     assert await query(store_dsn, "select state::text, read_ct from tocsin.messages") == [
         ("ready", 0)
     ]
@@ -730,14 +725,13 @@ async def test_what_was_given_back_by_stop_counts_as_released(
     async with tocsin.connect(store_dsn) as here, tocsin.connect(store_dsn) as there:
         await here.queues.ensure("q")
         await here.produce_many("q", list(range(200)))
-        handled, suspended = Handled(hang_at_last), list[tocsin.Suspended]()
-        async with here.consumer("q") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
-            await handled.wait(51)
-            await until_query(store_dsn, "select count(*)::int from tocsin.archive", gives=[(50,)])
+        async with here.consumer("q") as consumer, running(consumer, hang_at_last) as run:
+            await run.handled.wait(51)
+            await run.settled(50, "archived")
             released = await (await there.workers.get(consumer.worker_id)).stop()
+            await run.wait()
         assert released > 1
-        assert [(s.handled, s.released) for s in suspended] == [(50, released)]
+        assert (run.suspended.handled, run.suspended.released) == (50, released)
     assert caplog.records == []
 
 
@@ -745,34 +739,31 @@ async def test_a_worker_deleted_while_it_runs_ends_its_run(store_dsn: str) -> No
     """Stopped and deleted before its process has noticed anything."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
         async with store.consumer("q") as consumer, store.producer("q") as producer:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+            async with running(consumer) as run:
                 await store.produce("q", 1)
-                await handled.wait(1)
+                await run.handled.wait(1)
                 await query(store_dsn, "delete from tocsin.workers")
                 await store.produce("q", 2)
-            assert [s.reason for s in suspended] == ["its registration has ended"]
+                await run.wait()
+            assert run.suspended.reason == "its registration has ended"
             with pytest.raises(tocsin.WorkerStopped, match="has been purged"):
                 await consumer.dequeue()
             with pytest.raises(tocsin.WorkerStopped, match="has been purged"):
-                await consumer.handle(handled)
+                await consumer.handle(run.handled)
             with pytest.raises(tocsin.WorkerStopped, match="has been purged"):
                 await producer.enqueue(1)
             with pytest.raises(tocsin.WorkerNotFound):
                 await consumer.status()
-        assert handled.payloads == [1]
+        assert run.handled.payloads == [1]
 
 
 async def test_a_worker_declared_dead_and_purged_registers_anew(store_dsn: str) -> None:
     async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
         await store.queues.ensure("q")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
-        async with store.consumer("q", name="phoenix") as consumer, trio.open_nursery() as nursery:
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
+        async with store.consumer("q", name="phoenix") as consumer, running(consumer) as run:
             await store.produce("q", 1)
-            await handled.wait(1)
+            await run.handled.wait(1)
             former = consumer.worker_id
             async with store.transaction() as connection:
                 await connection.execute(
@@ -780,11 +771,11 @@ async def test_a_worker_declared_dead_and_purged_registers_anew(store_dsn: str) 
                 )
                 await connection.execute("delete from tocsin.workers")
             await store.produce("q", 2)
-            await handled.wait(2)
+            await run.handled.wait(2)
             assert consumer.worker_id != former
             assert list(store._process._membership.workers) == [consumer.worker_id]
             await (await store.workers.get(consumer.worker_id)).interrupt()
-        assert suspended
+            await run.wait()
         assert not store._process._membership.workers
 
 
