@@ -22,7 +22,8 @@ async def database(encoding: str, installation: Path | None = None) -> AsyncIter
 
     Args:
         encoding: The database's encoding.
-        installation: A PostgreSQL such as ``/usr/lib/postgresql/15``; None: the embedded one.
+        installation: A PostgreSQL such as ``/usr/lib/postgresql/15``; None: the
+            embedded one.
 
     """
     with _directory() as directory:

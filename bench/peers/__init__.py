@@ -28,7 +28,7 @@ class Peer:
     settings: Mapping[str, object]
     """How it is set up here; shown with its figures."""
     fill: Callable[[str, int], Awaitable[None]]
-    """Installs it in the database, if need be, and enqueues a number of messages with the
+    """Installs it in the database, if need be, and enqueues this many messages with the
     payload ``{"n": number}``."""
     work: Callable[[str, int, Handled], Awaitable[object]]
     """Handles messages, in batches of this size where it has batches (0: as it is

@@ -126,8 +126,8 @@ async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
 def sql(common: Common, *, upgrade_from: int | None) -> None:
     """Print the SQL that an installation runs, or with --from an upgrade.
 
-    For databases in which an administrator runs all changes. psql runs the script in one
-    transaction. It lets no roles in; the function install_roles does that.
+    For databases in which an administrator runs all changes. psql runs the script in
+    one transaction. It lets no roles in; the function install_roles does that.
     """
     if upgrade_from is not None and upgrade_from not in known_versions():
         known = ", ".join(map(str, known_versions()))

@@ -41,7 +41,7 @@ _HEALTH: list[Column[QueueHealth]] = [
 
 @click.group(cls=Group)
 def worker() -> None:
-    """Run workers; show, suspend, drain and stop the workers of any process, on any host.
+    """Run workers; show, suspend, drain and stop those of any process, on any host.
 
     \b
     interrupt  claims no more; its run ends, and usually its process

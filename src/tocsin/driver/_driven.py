@@ -6,10 +6,10 @@ socket, its lock, how it connects, and how it asks the server to cancel. All the
 generators that are handed to `AsyncConnection.wait`. So `DrivenConnection` overrides
 these four, and everything else of psycopg works as its documentation says.
 
-There is no thread and no event loop but trio's. The exception is the thread in which trio
-resolves host names (``_connecting.py``). The private names of psycopg that this needs
-are listed and checked in ``tests/driver/test_contract.py``. What a cancellation does is
-told in ``_cancelling.py``. `KeyboardInterrupt` is treated like a cancellation.
+There is no thread and no event loop but trio's. The exception is the thread in which
+trio resolves host names (``_connecting.py``). The private names of psycopg that this
+needs are listed and checked in ``tests/driver/test_contract.py``. What a cancellation
+does is told in ``_cancelling.py``. `KeyboardInterrupt` is treated like a cancellation.
 """
 
 from __future__ import annotations

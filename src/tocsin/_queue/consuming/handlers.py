@@ -143,7 +143,7 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
         try:
             return handler(work)
         except BaseException as raised:
-            # No signal and no cancellation arrives in a thread: it is the handler's own.
+            # No signal and no cancellation arrives in a thread: it is the handler's.
             raise Escaped(raised) from None
 
     async def call_in_thread(work: Any) -> object:

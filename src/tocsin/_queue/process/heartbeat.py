@@ -125,7 +125,7 @@ class Schedule:
         return min(self._requested_at, last + self.interval)
 
     def begin(self) -> None:
-        """Note that a heartbeat begins. A request made from then on asks for another."""
+        """Note that a heartbeat begins. A request from then on asks for another."""
         self._begun_at = trio.current_time()
         self._requested_at = math.inf
 

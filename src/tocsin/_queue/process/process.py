@@ -190,7 +190,7 @@ class Process:
             cancel(nursery.cancel_scope, "the LISTEN connection is tried again")
 
     async def _serve(self, connection: Connection | None, retries: OutageRetry) -> None:
-        """Do what comes up, on the connection or without one, until that has to change."""
+        """Do what comes up, with a connection or without, until that has to change."""
         steady_at = math.inf if connection is None else trio.current_time() + STEADY_AFTER
         while not self._membership.declared_dead and self._listener.wanted == (
             connection is not None

@@ -99,8 +99,11 @@ def enqueue_many(
     `enqueue`, without ``key``.
 
     The batch has a savepoint of its own, so the caller's transaction can go on after a
-    refusal. Raises what `enqueue` raises; `PayloadInvalid` and `PayloadTooLarge` have
-    the index of the payload.
+    refusal.
+
+    Raises:
+        Exception: What `enqueue` raises. `PayloadInvalid` and `PayloadTooLarge` have
+            the index of the payload.
     """
     return send_batch(
         _check(connection, psycopg.Connection), Schema(schema), Batch(queue, payloads, **options)
@@ -117,8 +120,11 @@ async def enqueue_async(
 ) -> int:
     """Enqueue one message on an async psycopg connection, and return its id.
 
-    Any event loop may drive the connection. Otherwise this does and raises what
-    `tocsin.enqueue` does.
+    Any event loop may drive the connection. Otherwise this does what `tocsin.enqueue`
+    does.
+
+    Raises:
+        Exception: What `tocsin.enqueue` raises.
 
     Cancellation:
         The statement has failed or taken effect within the transaction.
@@ -142,7 +148,10 @@ async def enqueue_many_async(
     """Enqueue all payloads or, on any refusal, none; return their ids in order.
 
     The connection is an async psycopg connection, driven by any event loop. Otherwise
-    this does and raises what `tocsin.enqueue_many` does.
+    this does what `tocsin.enqueue_many` does.
+
+    Raises:
+        Exception: What `tocsin.enqueue_many` raises.
 
     Cancellation:
         All are enqueued within the transaction, or none.

@@ -140,7 +140,7 @@ class Registered(Worker):
 
     @property
     def name(self) -> str:
-        """Its name; generated from host, process and a random part when none was given."""
+        """Its name; made of host, process and a random part when none was given."""
         return self._registration.name or ""
 
     @property
