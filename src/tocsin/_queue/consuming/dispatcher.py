@@ -120,7 +120,7 @@ class State:
     transactions: bool = False
     """Whether handlers' transactions may not have ended."""
     check_transactions: bool = False
-    """Whether it is time to find out."""
+    """Whether it is time to find out whether they have ended."""
     transactions_overdue: bool = False
     """Whether the run has waited for them long enough."""
     once: bool = False

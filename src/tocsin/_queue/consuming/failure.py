@@ -25,7 +25,7 @@ MAX_NAMED = 10
 
 
 class Escaped(Exception):
-    """A wrapper of a handler's error, for one that Python or trio would act on."""
+    """A wrapper for a handler's error on which Python or trio would act."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()

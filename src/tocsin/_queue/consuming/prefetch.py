@@ -26,7 +26,10 @@ MOST = 1000
 
 
 class PrefetchBuffer:
-    """The prefetched messages of one run. Times are of `trio.current_time`."""
+    """The prefetched messages of one run.
+
+    Times are of `trio.current_time`.
+    """
 
     def __init__(self) -> None:
         self.finished = 0

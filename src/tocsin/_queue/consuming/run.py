@@ -33,7 +33,7 @@ class Counts:
 
     def __init__(self, settler: Settler, end: _End) -> None:
         self.released = 0
-        """The messages released since the run is to end, or the worker was stopped."""
+        """The number of messages released by the run's end or the worker's stop."""
         self._end = end
         self._settler = settler
         self._handled_before = settler.handled
@@ -41,12 +41,12 @@ class Counts:
 
     @property
     def handled(self) -> int:
-        """The messages archived, deleted or released by handlers."""
+        """The number of messages archived, deleted or released by handlers."""
         return self._settler.handled - self._handled_before
 
     @property
     def failed(self) -> int:
-        """The messages that have failed or been rejected."""
+        """The number of messages that have failed or been rejected."""
         return self._settler.failed - self._failed_before
 
     def add_released(self, count: int) -> None:
