@@ -30,7 +30,8 @@ def test_the_options_of_python_are_the_same_everywhere() -> None:
     assert keywords(tocsin.Producer.enqueue_many) == [*BATCH, "connection"]
     assert keywords(build_request) == [*MESSAGE, "worker_id"]
     fields = [field.name for field in attrs.fields(EnqueueRequest)]
-    assert fields == ["payload", *MESSAGE, "worker_id"]
+    assert MESSAGE[:2] == ["delay", "at"]  # the two parts of `due`
+    assert fields == ["payload", "due", *MESSAGE[2:], "worker_id"]
 
 
 @pytest.mark.parametrize(

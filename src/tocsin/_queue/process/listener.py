@@ -17,6 +17,7 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Literal
 
 import psycopg
 import trio
@@ -130,8 +131,6 @@ class Listener:
         bell: Bell,
         request_heartbeat: Callable[[], None],
     ) -> None:
-        self.connected: bool = False
-        """Whether the connection is up and proven."""
         self.notifications: int = 0
         """How many notifications of messages have come in."""
         self.proof = proof
@@ -139,9 +138,15 @@ class Listener:
         self._membership = membership
         self._bell = bell
         self._request_heartbeat = request_heartbeat
-        self._lost = False
+        # Up once it is proven; lost from the report of its loss until one is up again.
+        self._state: Literal["down", "up", "lost"] = "down"
         # The queue that a channel rings for; None: the channel of this process.
         self._channels: dict[str, int | None] = {}
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up and proven."""
+        return self._state == "up"
 
     @property
     def wanted(self) -> bool:
@@ -181,7 +186,8 @@ class Listener:
             self._report_lost(lost)
             raise
         finally:
-            self.connected = False
+            if self.connected:
+                self._state = "down"
             if connection is not None:
                 await connection.close()
 
@@ -196,8 +202,9 @@ class Listener:
         await self.proof.run(connection, channel)
         if self.proof.works:
             await self._membership.attach(connection)
-            self.connected = True
-            self._report_up()
+            self._state = "up"
+            if self._bell.events.wants(ConnectionUp):
+                self._bell.events.emit(ConnectionUp(connection="listen"))
             self._bell.ring_all()
         else:
             self._membership.lifeline_failed()
@@ -221,15 +228,10 @@ class Listener:
             if queue_id is not None:
                 self._bell.ring(queue_id)
 
-    def _report_up(self) -> None:
-        self._lost = False
-        if self._bell.events.wants(ConnectionUp):
-            self._bell.events.emit(ConnectionUp(connection="listen"))
-
     def _report_lost(self, error: Exception) -> None:
-        if not self._lost and self._bell.events.wants(ConnectionDown):
+        if self._state != "lost" and self._bell.events.wants(ConnectionDown):
             self._bell.events.emit(ConnectionDown(connection="listen", reason=str(error)))
-        self._lost = True
+        self._state = "lost"
 
     def _report_ring(self, queue_id: int) -> None:
         queues = {w.queue for w in self._membership.workers.values() if w.queue_id == queue_id}

@@ -73,10 +73,8 @@ class EnqueueRequest:
 
     payload: str
     """JSON."""
-    delay: str | None
-    """Interval from now until it is due."""
-    at: str | None
-    """Time at which it is due."""
+    due: tuple[str | None, str | None]
+    """Interval from now until it is due, or None; time at which it is due, or None."""
     priority: str
     """Integer; smaller ones first."""
     headers: str | None
@@ -95,8 +93,7 @@ class EnqueueRequest:
         return [
             check_queue(queue),
             self.payload,
-            self.delay,
-            self.at,
+            *self.due,
             self.priority,
             self.headers,
             self.key,
@@ -108,10 +105,11 @@ class EnqueueRequest:
     def to_json(self) -> str:
         """Return it as a JSON object for ``tocsin.enqueue_each``, without the key."""
         parts = ['{"payload":', self.payload, ',"priority":', self.priority]
-        if self.delay is not None:
-            parts += ',"delay":"', self.delay, '"'
-        if self.at is not None:
-            parts += ',"at":"', self.at, '"'
+        delay, at = self.due
+        if delay is not None:
+            parts += ',"delay":"', delay, '"'
+        if at is not None:
+            parts += ',"at":"', at, '"'
         if self.headers is not None:
             parts += ',"headers":', self.headers
         if self.expires_in is not None:
@@ -143,12 +141,11 @@ def build_request(
         ValueError: An option is out of its range.
         TypeError: An option has a wrong type.
     """
-    due_in, due_at = write_due(delay, at)
+    due = write_due(delay, at)
     lasts = to_timedelta(expires_in, "expires_in")
     return EnqueueRequest(
         encode(payload),
-        due_in,
-        due_at,
+        due,
         str(check_priority(priority)),
         None if headers is None else encode(headers),
         check_key(key),
@@ -200,8 +197,7 @@ class Batch:
             yield [
                 self._queue,
                 texts,
-                m.delay,
-                m.at,
+                *m.due,
                 m.priority,
                 m.headers,
                 m.expires_in,
