@@ -330,7 +330,7 @@ async def test_a_batch_on_a_session_that_is_read_only_has_it_made_anew(store_dsn
         change = "alter database {} set default_transaction_read_only = {}"
         await connection.execute(sql.SQL(change).format(name, sql.SQL("on")))
         async with tocsin.connect(store_dsn) as store:
-            await store._database.check_served()
+            await store._database.contract.check()
             await connection.execute("set default_transaction_read_only = off")
             await connection.execute(sql.SQL(change).format(name, sql.SQL("off")))
             with pytest.raises(tocsin.ConnectionLost, match="read-only"):

@@ -10,19 +10,22 @@ import psycopg
 import trio
 
 from tocsin.driver import Pool, TrioConnection
-from tocsin.errors import TocsinError
+from tocsin.errors import ConnectionLost, TocsinError
 from tocsin.telemetry.events import ConnectionDown, ConnectionUp, Events
 
 from .error_mapping import is_useless
 
 ENDED_ALONE = (
     psycopg.errors.DeadlockDetected,
+    psycopg.errors.IdleInTransactionSessionTimeout,
     psycopg.errors.LockNotAvailable,
     psycopg.errors.QueryCanceled,
     psycopg.errors.SerializationFailure,
+    psycopg.errors.TransactionTimeout,
 )
 """What ends one statement and says nothing of the next: a deadlock, a lock that was not
-free in time, a cancellation or a timeout of the statement, a conflict."""
+free in time, a cancellation or a timeout of the statement or its transaction, a
+conflict."""
 
 
 class Outage:
@@ -35,8 +38,15 @@ class Outage:
         self._since: float | None = None
         self._events = events
 
-    def failed(self, error: Exception) -> None:
-        """Note an attempt that failed."""
+    def failed(self, error: Exception, cause: BaseException | None = None) -> None:
+        """Note an attempt that failed, if the next one may fail for the same reason.
+
+        Args:
+            error: The error of the attempt, as Tocsin raises it.
+            cause: The error of the connection; None: there was no connection.
+        """
+        if not isinstance(error, ConnectionLost) or isinstance(cause, ENDED_ALONE):
+            return
         if self._since is None:
             self._since = trio.current_time()
             if self._events.wants(ConnectionDown):

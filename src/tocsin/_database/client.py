@@ -18,21 +18,14 @@ from tocsin.driver import Pool, PoolClosed, Rows, TrioConnection
 from tocsin.driver._grace import Grace
 from tocsin.driver._prepared import Statement
 from tocsin.driver._watch import Watch
-from tocsin.errors import (
-    ConnectionLost,
-    PermissionDenied,
-    SchemaMissing,
-    SchemaNewer,
-    SchemaOutdated,
-    TocsinError,
-)
+from tocsin.errors import ConnectionLost, TocsinError
 from tocsin.telemetry.events import Events
 
-from . import install
-from .attempts import ENDED_ALONE, Outage, drop_if_useless, encode, opened, store_closed
+from .attempts import Outage, drop_if_useless, encode, opened, store_closed
+from .contract_check import ContractCheck
 from .error_mapping import is_read_only, is_replaced, is_undone, translate
 from .missing import SOMETHING_MISSING, find_cause
-from .schema import READ_CONTRACT, Contract, Schema
+from .schema import Schema
 
 Connection: TypeAlias = TrioConnection[Any]
 Connect: TypeAlias = Callable[[], Awaitable[Connection]]
@@ -69,7 +62,8 @@ class Database:
         self._watch = watch
         self._connect = connect
         self._outage = Outage(events)
-        self._is_served = False
+        self.contract = ContractCheck(self.fetch, schema)
+        """Whether the installed contract serves this package."""
         self._render = lru_cache(maxsize=None)(lambda text: schema.render(text).encode())
 
     @asynccontextmanager
@@ -84,12 +78,14 @@ class Database:
         Cancellation:
             The connection goes back to the pool.
         """
-        foreign = False
+        foreign = worked = False
         own = not lent
+        connection: Connection | None = None
         try:
             async with self.pool.connection(reset=lent) as connection:
                 try:
                     yield connection
+                    worked = not connection.closed
                 except psycopg.Error as error:
                     foreign = lent and not (connection.closed or connection.raised(error))
                     own = own or is_read_only(error, connection)
@@ -102,17 +98,25 @@ class Database:
                     if isinstance(cause, psycopg.Error) and connection.raised(cause):
                         own_fault = own or is_read_only(cause, connection)
                         drop_if_useless(self.pool, connection, cause, own=own_fault)
+                        self._outage.failed(error, cause)
                     raise
         except psycopg.Error as error:
             # A user's statement may lack a privilege on a table that is not Tocsin's.
             if foreign or (lent and isinstance(error, psycopg.errors.InsufficientPrivilege)):
                 raise
             translated = await self._translate(error, own=own)
+            self._outage.failed(translated, error)
             if translated is error:
                 raise
             raise translated from error
+        except ConnectionLost as lost:
+            if connection is None:
+                self._outage.failed(lost)
+            raise
         except PoolClosed:
             raise store_closed() from None
+        if worked:
+            self._outage.succeeded()
 
     async def terminate_abandoned(self) -> None:
         """Terminate the sessions that were abandoned while the server did not answer.
@@ -215,7 +219,10 @@ class Database:
         if answers:
             return answers[0]
         failure, *_ = failures
-        raise await self._translate(failure) if isinstance(failure, psycopg.Error) else failure
+        if isinstance(failure, psycopg.Error):
+            failure = await self._translate(failure)
+        self._outage.failed(failure, failure.__cause__)
+        raise failure
 
     async def run(self, statement: str, parameters: Sequence[str | None]) -> Rows:
         """Run one hot statement, and return its rows.
@@ -277,10 +284,7 @@ class Database:
                 wait = next(waits, None) if undone else None
                 if wait is None:
                     translated = await self._translate(error)
-                    if isinstance(translated, ConnectionLost) and not isinstance(
-                        error, ENDED_ALONE
-                    ):
-                        self._outage.failed(translated)
+                    self._outage.failed(translated, error)
                     if translated is error:
                         raise
                     raise translated from error
@@ -292,8 +296,7 @@ class Database:
     def failing_for(self) -> float | None:
         """Seconds for which no statement has succeeded; None while they succeed.
 
-        They count from the first failure. Statements on connections that are lent do
-        not count.
+        They count from the first failure for want of a connection of the pool.
         """
         return self._outage.duration
 
@@ -345,51 +348,6 @@ class Database:
         except psycopg.Error as error:
             drop_if_useless(self.pool, connection, error)
             raise
-
-    async def check_served(self) -> None:
-        """Check that the schema serves this package.
-
-        Only the first call asks the database. A role that may not read the contract
-        goes on, and meets a missing function if there is one.
-
-        Raises:
-            SchemaNewer: The schema serves later versions of Tocsin only.
-            SchemaOutdated: The schema is of an older version.
-
-        Cancellation:
-            Changes nothing.
-        """
-        if self._is_served:
-            return
-        try:
-            rows = await self.fetch(READ_CONTRACT)
-        except PermissionDenied:
-            rows = []
-        for row in rows:
-            install.refuse_unserved(self.schema, Contract(*row))
-        self.note_served()
-
-    async def explain_missing(self, missing: SchemaMissing) -> TocsinError:
-        """Return what a function that is missing on a caller's connection means.
-
-        That transaction has failed, so a connection of the pool is asked.
-
-        Raises:
-            ConnectionLost: The database did not answer.
-
-        Cancellation:
-            Nothing has changed.
-        """
-        self._is_served = False
-        try:
-            await self.check_served()
-        except (SchemaMissing, SchemaNewer, SchemaOutdated) as explained:
-            return explained
-        return missing
-
-    def note_served(self) -> None:
-        """Note that the schema serves this package, which a statement has found."""
-        self._is_served = True
 
     async def _translate(self, error: psycopg.Error, *, own: bool = True) -> Exception:
         if isinstance(error, SOMETHING_MISSING):

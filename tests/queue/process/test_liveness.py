@@ -41,6 +41,35 @@ async def test_a_statement_that_is_ended_alone_is_no_failure_of_the_pool(
     assert store.statistics().failing_for is None
 
 
+async def test_a_lent_connection_that_fails_is_a_failure_of_the_pool(store_dsn: str) -> None:
+    async with proxy.running(store_dsn) as between, tocsin.connect(between.dsn()) as store:
+        between.refuse()
+        with pytest.raises(tocsin.ConnectionLost):
+            async with store.transaction():
+                pass
+        assert store.statistics().failing_for is not None
+        between.refusing = False
+        async with store.transaction():
+            pass
+        assert store.statistics().failing_for is None
+        with pytest.raises(tocsin.ConnectionLost):
+            async with store.transaction() as connection:
+                between.refuse()
+                await connection.execute("select")
+        assert store.statistics().failing_for is not None
+
+
+async def test_a_lent_connection_that_its_user_leaves_idle_is_no_failure_of_the_pool(
+    store: tocsin.Store,
+) -> None:
+    with pytest.raises(tocsin.ConnectionLost):
+        async with store.transaction() as connection:
+            await connection.execute(
+                "do $$ begin raise idle_in_transaction_session_timeout; end $$"
+            )
+    assert store.statistics().failing_for is None
+
+
 async def test_an_idle_process_whose_pool_failed_once_is_well_again(store_dsn: str) -> None:
     async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
         await store.queues.create("q")

@@ -285,7 +285,7 @@ async def test_a_store_that_is_closed_during_the_first_statement(store_dsn: str)
     async with trio.open_nursery() as nursery, closed_gate(store_dsn) as gate:
         async with tocsin.connect(store_dsn) as store:
             await store.queues.ensure("q")
-            await store._database.check_served()
+            await store._database.contract.check()
             calls = Calls(nursery)
             await calls.produce(store, "own", "a")
         gate.open()

@@ -94,7 +94,7 @@ class ProcessRegistration:
                 ours().version,
             ],
         )
-        self._database.note_served()
+        self._database.contract.note_served()
         self.id = int(process_id)
         self.detached = False
         self.registered_at = trio.current_time()

@@ -30,9 +30,9 @@ class ProcessStatistics:
     None when no statement is under way.
     """
     failing_for: float | None
-    """Seconds since the first failure after which no statement has succeeded.
+    """Seconds since a statement first failed for want of a connection of the pool.
 
-    None while statements succeed. Statements on connections that are lent do not count.
+    None while statements succeed, or when one has succeeded since.
     """
     silenced: int
     """Connections closed since the start because they had fallen silent."""

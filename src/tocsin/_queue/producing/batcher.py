@@ -186,7 +186,7 @@ class EnqueueBatcher:
         Cancellation:
             The message is enqueued or not.
         """
-        await self._database.check_served()
+        await self._database.contract.check()
         parameters = request.parameters(queue)
         channel, rung_at = self._idle_queues.pop(queue, ("", math.inf))
         if request.key is None and trio.current_time() >= rung_at + AT_REST:
@@ -258,7 +258,7 @@ class EnqueueBatcher:
                 item.set_result(error)
             return
         try:
-            await self._database.check_served()  # refused, each call learns of it alone
+            await self._database.contract.check()  # refused, each call learns of it alone
             messages = f"[{','.join([item.request.to_json() for item in batch])}]"
             (ids,) = await self._database.fetch_one(_ENQUEUE_EACH, [queue, messages])
         except ConnectionLost as lost:

@@ -56,11 +56,11 @@ class QueueSender:
         if connection is None:
             message_id = await self._batcher.enqueue(self.queue, request)
         else:
-            await self._database.check_served()
+            await self._database.contract.check()
             try:
                 message_id = await self._enqueue_on(connection, request)
             except SchemaMissing as missing:
-                raise await self._database.explain_missing(missing) from missing.__cause__
+                raise await self._database.contract.explain_missing(missing) from missing.__cause__
         if self._telemetry.events.wants(Enqueued):
             self._note_enqueued([message_id], connection)
         return message_id
@@ -103,11 +103,11 @@ class QueueSender:
         )
 
     async def _send(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
-        await self._database.check_served()
+        await self._database.contract.check()
         try:
             return await self._send_batch(batch, connection)
         except SchemaMissing as missing:
-            raise await self._database.explain_missing(missing) from missing.__cause__
+            raise await self._database.contract.explain_missing(missing) from missing.__cause__
 
     async def _send_batch(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
         schema = self._database.schema
