@@ -25,7 +25,7 @@ from tests.driver.helpers import (
     value,
 )
 from tests.support.cancel_sweep import cancel_sweep
-from tocsin.driver import TrioConnection, open_pool
+from tocsin.driver import TrioConnection, _waiting, open_pool
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +169,18 @@ async def test_usable_or_closed_and_all_or_nothing(
     assert await cancel_sweep(lambda: operation(subject.connection), check) >= 2
     subject.connection.finish()
     await until_alone(observer)
+
+
+@pytest.mark.parametrize("operation", [executemany, pipeline, transaction_in_pipeline])
+async def test_a_pipeline_that_is_left_at_any_checkpoint_reports_no_error_later(
+    operation: Callable[[Connection], Awaitable[None]],
+    subject: Subject,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy machine psycopg's generators can be left before they have sent all;
+    they would fetch the results when the garbage collector closes them."""
+    monkeypatch.setattr(_waiting, "MAX_TURN", 0.0)
+    assert await cancel_sweep(lambda: operation(subject.connection), subject.check) >= 4
 
 
 async def test_pipeline(subject: Subject, observer: Connection) -> None:

@@ -108,6 +108,10 @@ async def call_off(
         # What psycopg believes to be in the pipeline cannot be put right.
         if pgconn.pipeline_status or pgconn.transaction_status == _ACTIVE:
             connecting.finish(pgconn)
+            # A pipeline's generator fetches results when it is closed. That fails, and
+            # the garbage collector would report it.
+            with suppress(Exception):
+                gen.close()
 
 
 async def _proceed(pgconn: pq.abc.PGconn, rest: PQGen[None], turn: waiting.Turn) -> bool:
