@@ -11,7 +11,7 @@ import click
 import pytest
 
 import tocsin
-from tests.support import PATIENCE, connect_blocking
+from tests.support import ENDS_WITHIN, connect_blocking
 from tests.support.cli_manual import walk
 from tests.support.commands import Call, one_line, started
 from tocsin import errors
@@ -221,6 +221,6 @@ def test_a_name_in_use_says_who_has_it(cli: Call, store_dsn: str, tmp_path: Path
     with started(
         store_dsn, "worker", "run", "q", "math:sqrt", "--name", "a", folder=tmp_path
     ) as process:
-        _, error = process.communicate(timeout=PATIENCE)
+        _, error = process.communicate(timeout=ENDS_WITHIN)
     assert (process.returncode, one_line(error)) == (1, True)
     assert "another --name, or end that one: `tocsin worker stop 1`" in error

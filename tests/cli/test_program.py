@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 import tocsin
 from tests.support import (
-    PATIENCE,
+    ENDS_WITHIN,
     connect_blocking,
 )
 from tests.support.commands import Call, one_line, started
@@ -34,7 +34,7 @@ def start(*arguments: str, without: str = "") -> subprocess.CompletedProcess[str
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=ENDS_WITHIN,
     )
 
 
@@ -110,7 +110,7 @@ def test_uninstall_asks_at_a_terminal(
         os.write(ours, f"{answer}\n".encode())
         command = [sys.executable, "-m", "tocsin", "admin", "uninstall", "--dsn", store_dsn]
         ended = subprocess.run(
-            command, stdin=theirs, capture_output=True, text=True, timeout=PATIENCE
+            command, stdin=theirs, capture_output=True, text=True, timeout=ENDS_WITHIN
         )
     finally:
         os.close(ours)
@@ -137,7 +137,7 @@ def test_a_question_can_be_interrupted(store_dsn: str) -> None:
                 assert process.stderr is not None
                 asked += os.read(process.stderr.fileno(), 1)
             process.send_signal(signal.SIGINT)
-            assert process.wait(PATIENCE) == 130
+            assert process.wait(ENDS_WITHIN) == 130
     finally:
         os.close(ours)
         os.close(theirs)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support import PATIENCE, connect_blocking
+from tests.support import ENDS_WITHIN, PATIENCE, connect_blocking
 from tests.support.commands import Call, line_with, one_line, started
 from tocsin._cli import reload
 
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(dsn: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     with started(dsn, "worker", "run", *arguments, folder=folder) as process:
-        out, error = process.communicate(timeout=PATIENCE)
+        out, error = process.communicate(timeout=ENDS_WITHIN)
         assert process.returncode is not None
         return subprocess.CompletedProcess([], process.returncode, out, error)
 
@@ -246,7 +246,7 @@ def test_a_signal_drains_and_a_second_one_cancels(
             store_dsn, "select count(*)::int from tocsin.messages where state = 'leased'"
         ) == [(1,)]
         signal_until_it_cancels(process, number)
-        assert process.wait(PATIENCE) == 130
+        assert process.wait(ENDS_WITHIN) == 130
     assert ask(store_dsn, "select state::text, read_ct from tocsin.messages order by id") == [
         ("ready", 0),
         ("ready", 0),
@@ -261,7 +261,7 @@ def test_a_signal_with_a_grace_ends_it_well(cli: Call, store_dsn: str, folder: P
     ) as process:
         line_with(process, "began a")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(ENDS_WITHIN) == 0
     assert ask(store_dsn, "select state::text, read_ct from tocsin.messages") == [("ready", 0)]
 
 
@@ -285,7 +285,7 @@ def test_an_interruption_from_elsewhere_ends_the_process(
     with started(store_dsn, "worker", "run", "q", "service:send", folder=folder) as process:
         line_with(process, "sent a")
         assert cli("worker", "interrupt", "1").code == 0
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(ENDS_WITHIN) == 0
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_reload_restarts_when_a_file_changes_and_passes_signals_on(
         cli("enqueue", "q", '"b"')
         line_with(process, "sent anew b")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(ENDS_WITHIN) == 0
     assert ask(store_dsn, "select distinct status from tocsin.workers") == [("stopped",)]
 
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.support import PATIENCE, connect_blocking
+from tests.support import ENDS_WITHIN, connect_blocking
 from tests.support.commands import Call
 from tests.support.terminal import terminal
 
@@ -21,7 +21,7 @@ def shell(dsn: str, words: str, **environment: str) -> subprocess.CompletedProce
     line = re.sub(r"\btocsin\b", f"{sys.executable} -m tocsin", words)
     settings = {**os.environ, "TOCSIN_DSN": dsn, **environment}
     return subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, timeout=PATIENCE, env=settings
+        ["bash", "-c", line], capture_output=True, text=True, timeout=ENDS_WITHIN, env=settings
     )
 
 

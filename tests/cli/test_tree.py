@@ -13,7 +13,7 @@ import click
 import pytest
 from click.core import ParameterSource
 
-from tests.support import PATIENCE, connect_blocking
+from tests.support import ENDS_WITHIN, connect_blocking
 from tests.support.cli_manual import PAGE, walk, write_manual
 from tests.support.commands import Call, one_line, started
 from tocsin._cli import tocsin
@@ -262,7 +262,7 @@ def test_every_option_of_every_command_is_used(
     assert call("queue", "create", "q").code == 0
     words = shlex.split(IN_A_PROCESS_OF_ITS_OWN)
     with started(store_dsn, *words[:-2], folder=tmp_path) as process:
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(ENDS_WITHIN) == 0
     COMMANDS["tocsin worker run"].make_context("tocsin worker run", words[2:])
 
     for file, options in ELSEWHERE.items():

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.support import PATIENCE, connect_blocking, move_clock
+from tests.support import ENDS_WITHIN, connect_blocking, move_clock
 from tests.support.commands import Call, line_with, one_line, started
 
 
@@ -350,7 +350,7 @@ def test_stop_ends_a_running_process(cli: Call, store_dsn: str, queue: str, tmp_
         cli("enqueue", "q", "1")
         line_with(process, "began")
         assert "released 1 messages" in cli("worker", "stop", "1").out
-        rest = process.communicate(timeout=PATIENCE)[1]
+        rest = process.communicate(timeout=ENDS_WITHIN)[1]
     assert process.returncode == 0
     assert "stopped by a command; 0 handled, 1 released" in rest
     assert "WARNING" not in rest
@@ -366,7 +366,7 @@ def test_reclaim_takes_back_what_a_killed_process_held(
         cli("enqueue", "q", "1")
         line_with(process, "began")
         process.kill()
-        process.wait(PATIENCE)
+        process.wait(ENDS_WITHIN)
     make_deadly(store_dsn)
     # the server may not have noticed yet that the connection is gone
     while cli("admin", "reclaim").rows[0][0] != "1":
@@ -397,7 +397,7 @@ def test_interrupt_with_grace_from_the_command_line(
     with started(store_dsn, "worker", "run", "q", "service:hang", folder=tmp_path) as process:
         line_with(process, "began hang")
         assert cli("worker", "interrupt", "1", "--grace", "10ms").code == 0
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(ENDS_WITHIN) == 0
     (waiting,) = cli("queue", "messages", "q", "--format", "json").json
     assert (waiting["payload"], waiting["state"], waiting["read_ct"]) == ("hang", "ready", 0)
     (done,) = cli("queue", "messages", "q", "--state", "archived", "--format", "json").json

@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 import tocsin
-from tests.support import PATIENCE, connect_blocking
+from tests.support import ENDS_WITHIN, PATIENCE, connect_blocking
 from tests.support.runs import running
 
 HOSTILE = [
@@ -193,10 +193,8 @@ def test_a_hostile_name_of_a_schema_is_refused_everywhere(
     }
     arguments = ["--schema", name] if "\0" not in name else ["--schema", "x y"]
     command = [sys.executable, "-m", "tocsin", "admin", "uninstall", "--yes", *arguments]
-    assert (
-        subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE).returncode
-        == 2
-    )
+    ended = subprocess.run(command, env=environment, capture_output=True, timeout=ENDS_WITHIN)
+    assert ended.returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ PATIENCE = 30
 """Seconds after which a test that waits for something gives up: a net, not an
 expectation."""
 
+ENDS_WITHIN = 90
+"""The same for a process that is to end: on a busy machine Python starts slowly."""
+
 
 @asynccontextmanager
 async def open_connection(dsn: str) -> AsyncIterator[TrioConnection[Any]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tests.support import PATIENCE
+from tests.support import ENDS_WITHIN
 
 
 class Ended(NamedTuple):
@@ -59,7 +59,7 @@ def started(
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=PATIENCE)
+        process.communicate(timeout=ENDS_WITHIN)
 
 
 def line_with(process: subprocess.Popen[str], text: str) -> str:
@@ -80,7 +80,7 @@ def ask_at_a_terminal(dsn: str, *arguments: str, answer: str) -> str:
     try:
         os.write(ours, f"{answer}\n".encode())
         with started(dsn, *arguments, stdin=theirs) as process:
-            return process.communicate(timeout=PATIENCE)[1]
+            return process.communicate(timeout=ENDS_WITHIN)[1]
     finally:
         os.close(ours)
         os.close(theirs)

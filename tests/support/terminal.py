@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.support import PATIENCE
+from tests.support import ENDS_WITHIN
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -28,7 +28,7 @@ class Terminal:
         """Read until something like this has been shown since the last call; return
         what was shown."""
         shown = ""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + ENDS_WITHIN
         while not re.search(pattern, _ESCAPES.sub("", shown)):
             ready, _, _ = select.select(
                 [self._descriptor], [], [], max(0, deadline - time.monotonic())
@@ -53,7 +53,7 @@ class Terminal:
 
     def wait(self) -> int:
         """Return its exit code."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + ENDS_WITHIN
         while self.process.poll() is None and time.monotonic() < deadline:
             # it may wait for its last words to be read
             if select.select([self._descriptor], [], [], 0.01)[0]:
@@ -61,7 +61,7 @@ class Terminal:
                     self.raw += os.read(self._descriptor, 65536).decode()
                 except OSError:
                     break
-        return self.process.wait(PATIENCE)
+        return self.process.wait(ENDS_WITHIN)
 
 
 @contextmanager
@@ -87,5 +87,5 @@ def terminal(dsn: str, *arguments: str, columns: int = 160) -> Iterator[Terminal
         yield Terminal(process, ours)
     finally:
         process.kill()
-        process.wait(PATIENCE)
+        process.wait(ENDS_WITHIN)
         os.close(ours)

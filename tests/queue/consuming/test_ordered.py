@@ -132,14 +132,14 @@ async def test_a_standby_backs_off_from_an_expired_message_that_is_locked(
 async def test_a_run_that_ends_when_no_message_is_due_waits_for_one_that_holds_up_others(
     store: tocsin.Store,
 ) -> None:
-    await store.queues.ensure("q", retry_base=0.05)
+    await store.queues.ensure("q")
     await store.produce_many("q", range(3))
     seen: list[tuple[Any, int]] = []
 
     async def handler(message: tocsin.Message) -> None:
         seen.append((message.payload, message.read_ct))
         if message.read_ct == 1:
-            raise ValueError("later")
+            raise tocsin.Retry(3600 if message.payload == 2 else 0.05)
 
     async with store.consumer("q") as consumer:
         with trio.fail_after(PATIENCE), pytest.raises(tocsin.Suspended) as ended:

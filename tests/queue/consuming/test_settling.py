@@ -199,6 +199,7 @@ async def test_handler_timeout_a_late_finish_cannot_settle(
         run.cancel()
     assert len(late) == 1
     message = await store.messages.get(message_id)
-    assert (message.state, message.read_ct) == (("archived", 2) if again else ("delayed", 1))
+    # a thread may be too slow for its next delivery, too
+    assert (message.state, message.read_ct > 1) == ("archived" if again else "delayed", again)
     assert message.last_error is not None
     assert message.last_error.startswith("TooSlowError")

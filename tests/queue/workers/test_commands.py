@@ -12,6 +12,7 @@ import trio
 
 import tocsin
 from tests.support import (
+    ENDS_WITHIN,
     PATIENCE,
     query,
     until,
@@ -72,7 +73,7 @@ def test_from_the_command_line(store_dsn: str, tmp_path: Path) -> None:
 
     def tocsin(*words: str) -> str:
         command = [sys.executable, "-m", "tocsin", *words, "--dsn", store_dsn]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=ENDS_WITHIN)
         assert (ended.returncode, ended.stderr) == (0, ""), words
         return ended.stdout
 
@@ -92,7 +93,7 @@ def test_from_the_command_line(store_dsn: str, tmp_path: Path) -> None:
         line_with(process, "sent 2")
         tocsin("worker", "suspend", "1", "--drain")
         tocsin("worker", "shutdown", "1")
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(ENDS_WITHIN) == 0
     assert status() == "stopped"
 
 
