@@ -16,7 +16,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 
 import tocsin
-from tests.support import PATIENCE, Handled, open_connection, query, servers
+from tests.support import (
+    PATIENCE,
+    Handled,
+    open_connection,
+    query,
+    servers,
+    until,
+)
 from tocsin.driver import TrioConnection
 
 
@@ -89,6 +96,9 @@ async def test_as_many_transactions_as_the_pool_has_connections_but_one(store_ds
             await go_on.wait()
             running -= 1
 
+    async def three_are_enqueued() -> bool:
+        return (await store.queues.metrics("q")).ready >= 3
+
     go_on = trio.Event()
     async with tocsin.connect(store_dsn, pool_size=4) as store:
         await store.queues.ensure("q")
@@ -96,8 +106,7 @@ async def test_as_many_transactions_as_the_pool_has_connections_but_one(store_ds
             async with trio.open_nursery() as nursery:
                 for _ in range(10):
                     nursery.start_soon(transact)
-                while (await store.queues.metrics("q")).ready < 3:
-                    pass
+                await until(three_are_enqueued)
                 go_on.set()
         assert most == 3
         assert (await store.queues.metrics("q")).ready == 10

@@ -57,7 +57,10 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 import tocsin
-from tests.support import PATIENCE, query
+from tests.support import (
+    PATIENCE,
+    until_query,
+)
 from tocsin._concurrency.nursery import open_nursery_bare
 
 ROOT = Path(__file__).parents[2]
@@ -165,13 +168,13 @@ class Session:
 
     async def done(self, queue: str) -> None:
         """For hidden blocks: return when the queue has no unfinished messages."""
-        while await query(
+        await until_query(
             self.dsn,
             "select 1 from tocsin.messages m join tocsin.queues q on q.id = m.queue_id where q.name"
             " = %s",
             queue,
-        ):
-            pass
+            gives=[],
+        )
 
     async def run(self, block: Block) -> None:
         """Run a block that is to be run, or check it."""

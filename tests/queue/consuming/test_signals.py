@@ -80,10 +80,10 @@ async def test_a_signal_between_two_runs_while_the_database_is_away_ends_the_nex
         async with store.consumer("q") as consumer, tocsin.drain_on_signals(consumer):
             await own_server.stop()
             signal.raise_signal(signal.SIGTERM)
-            with trio.fail_after(PATIENCE):
-                # what it had, it has found broken
-                while store.statistics().pool.opened and not store.statistics().pool.broken:
-                    await trio.lowlevel.checkpoint()
+            # what it had, it has found broken
+            await until(
+                lambda: not store.statistics().pool.opened or store.statistics().pool.broken
+            )
             await trio.testing.wait_all_tasks_blocked(0.05)
             await own_server.start()
             with pytest.raises(tocsin.Suspended), trio.fail_after(PATIENCE):
@@ -242,8 +242,7 @@ async def test_a_signal_ends_a_run_whose_handlers_have_ended_while_the_database_
                 await own_server.stop()
                 signal.raise_signal(signal.SIGTERM)
                 away.set()
-                while nursery.child_tasks:
-                    await trio.lowlevel.checkpoint()
+                await until(lambda: not nursery.child_tasks)
 
 
 # Several consumers
