@@ -63,6 +63,20 @@ async def until_running(observer: Connection, fragment: str) -> None:
     )
 
 
+WAIT = "select pg_advisory_xact_lock(1)::text"
+"""A statement that runs from `hold` until `let_go`, however slow the machine is."""
+
+
+async def hold(observer: Connection) -> None:
+    """Have `WAIT` wait for the observer."""
+    await value(observer, "select pg_advisory_lock(1)::text")
+
+
+async def let_go(observer: Connection) -> None:
+    """Let `WAIT` end."""
+    assert await value(observer, "select pg_advisory_unlock(1)")
+
+
 async def is_idle(connection: Connection) -> bool:
     """Whether nothing is in flight and the connection does what it is told."""
     return (

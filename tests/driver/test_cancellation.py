@@ -12,9 +12,12 @@ import trio.testing
 from psycopg.pq.abc import PGconn
 
 from tests.driver.helpers import (
+    WAIT,
     Connection,
     closing,
+    hold,
     is_idle,
+    let_go,
     until,
     until_alone,
     until_running,
@@ -103,14 +106,16 @@ async def test_a_commit_that_only_was_queued_is_not_left_behind(
 
 
 async def test_cancelled_waiting_for_the_lock(connection: Connection, observer: Connection) -> None:
+    await hold(observer)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(connection.execute, "select pg_sleep(0.2)")
-        await until_running(observer, "pg_sleep")
+        nursery.start_soon(connection.execute, WAIT)
+        await until_running(observer, WAIT)
         with trio.move_on_after(0) as scope:
             await connection.execute("select 1")
         assert scope.cancelled_caught
         # The other task's statement is none of our business.
         assert await value(observer, BUSY)
+        await let_go(observer)
     assert await is_idle(connection)
 
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import trio
 
-from tests.driver.helpers import Connection, open_files, until_running, value
+from tests.driver.helpers import WAIT, Connection, hold, let_go, open_files, until_running, value
 from tocsin.driver import TrioConnection
 
 
@@ -70,16 +70,18 @@ async def test_in_use_it_is_not_touched(connection: Connection, observer: Connec
     answers: list[object] = []
 
     async def ask() -> None:
-        answers.append(await value(connection, "select 'answer' from pg_sleep(0.1)"))
+        answers.append(await value(connection, WAIT))
 
+    await hold(observer)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
-        await until_running(observer, "pg_sleep")
+        await until_running(observer, WAIT)
+        nursery.start_soon(let_go, observer)
         # The answer is on its way to the task that asked.
         while not answers:
             assert not connection.is_broken()
             await trio.lowlevel.checkpoint()
-    assert answers == ["answer"]
+    assert answers == [""]
 
 
 async def test_a_notification_is_no_sign_of_death_and_is_not_lost(

@@ -10,7 +10,16 @@ import pytest
 import trio
 import trio.testing
 
-from tests.driver.helpers import SAFETY_NET, Connection, is_idle, until_running, value
+from tests.driver.helpers import (
+    SAFETY_NET,
+    WAIT,
+    Connection,
+    hold,
+    is_idle,
+    let_go,
+    until_running,
+    value,
+)
 
 MANY = 1000
 
@@ -49,10 +58,12 @@ async def test_one_that_arrived_with_a_statement(
     connection: Connection, observer: Connection, received: list[str]
 ) -> None:
     await connection.execute("listen bell")
+    await hold(observer)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(connection.execute, "select pg_sleep(0.1)")
-        await until_running(observer, "pg_sleep")
+        nursery.start_soon(connection.execute, WAIT)
+        await until_running(observer, WAIT)
         await notify(observer, "ding")
+        await let_go(observer)
     assert received == ["ding"]
 
 

@@ -11,7 +11,7 @@ import trio
 from psycopg import pq
 from psycopg.pq.abc import PGconn
 
-from tests.driver.helpers import Connection, is_idle, until_running, value
+from tests.driver.helpers import WAIT, Connection, hold, is_idle, let_go, until_running, value
 from tests.support.cancel_sweep import cancel_sweep
 from tocsin.driver import TrioConnection
 
@@ -211,15 +211,14 @@ async def test_a_cancelled_server_side_cursor_waits_for_its_turn_to_be_closed(
     connection: Connection,
     observer: Connection,
 ) -> None:
-    async def use_it_too() -> None:
-        await connection.execute("select pg_sleep(0.2)")
-
+    await hold(observer)
     async with connection.transaction(), trio.open_nursery() as nursery:
         with trio.CancelScope() as scope:
             async with make(connection, "pages") as cursor:
                 await cursor.execute(query.encode(), [1])
-                nursery.start_soon(use_it_too)
-                await until_running(observer, "pg_sleep")
+                nursery.start_soon(connection.execute, WAIT)
+                await until_running(observer, WAIT)
+                nursery.start_soon(let_go, observer)
                 scope.cancel()
         assert cursor.closed
         assert await value(connection, "select count(*) from pg_cursors where name = 'pages'") == 0
@@ -264,15 +263,14 @@ async def test_an_error_is_not_replaced_by_the_cancellation(connection: Connecti
 async def test_the_lock_is_awaited_before_rolling_back(
     connection: Connection, observer: Connection
 ) -> None:
-    async def use_it_too() -> None:
-        await connection.execute("select pg_sleep(0.2)")
-
+    await hold(observer)
     async with trio.open_nursery() as nursery:
         with trio.CancelScope() as scope:
             async with connection.transaction():
                 await insert(connection, 1)
-                nursery.start_soon(use_it_too)
-                await until_running(observer, "pg_sleep")
+                nursery.start_soon(connection.execute, WAIT)
+                await until_running(observer, WAIT)
+                nursery.start_soon(let_go, observer)
                 scope.cancel()
     assert await numbers(observer) == []
     assert await is_idle(connection)

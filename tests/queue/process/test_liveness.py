@@ -154,6 +154,8 @@ async def test_a_connection_that_is_silent_while_listen_is_proven_is_replaced(
 
         def draw_token_of_a_silent_connection(size: int) -> str:
             way.silenced.add(1)
+            if way.accepted > 1:  # this one is to be proven, however long that takes
+                monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", PATIENCE)
             return secrets.token_hex(size)
 
         # The first connection falls silent before its notification is sent, so that it
@@ -185,7 +187,7 @@ async def test_listen_that_did_not_work_is_proven_again(
         caplog.set_level(logging.DEBUG, "tocsin")
         async with store.consumer("q") as consumer, running(consumer) as run:
             assert not store.statistics().listen_works
-            await until(lambda: len(_deaf(caplog)) == 2)
+            await until(lambda: len(_deaf(caplog)) >= 2)
             listener._connect = store._database._connect
             await until(lambda: store.statistics().listening)
             assert store.statistics().listen_works
