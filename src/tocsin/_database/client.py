@@ -62,7 +62,7 @@ class Database:
         self._watch = watch
         self._connect = connect
         self._outage = Outage(events)
-        self.contract = ContractCheck(self.fetch, schema)
+        self.contract: ContractCheck = ContractCheck(self.fetch, schema)
         """Whether the installed contract serves this package."""
         self._render = lru_cache(maxsize=None)(lambda text: schema.render(text).encode())
 
