@@ -16,15 +16,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import tocsin
 from tests.support import (
     PATIENCE,
-    Handled,
     open_connection,
     poolers,
     query,
-    run_until_suspended,
     servers,
     until_query,
 )
 from tests.support.everyday_use import alter, use_everything
+from tests.support.runs import running
 from tocsin._database import session
 
 pytestmark = [pytest.mark.fault, poolers.NEEDED]
@@ -120,26 +119,22 @@ async def test_everything_goes_through_pgbouncer_but_the_listen_connection(
                         begun = now
                     over.set()
 
-            handled, suspended = Handled(outlive_the_lease), list[tocsin.Suspended]()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(
-                    lambda: run_until_suspended(consumer, handled, suspended, concurrency=5)
-                )
+            async with running(consumer, outlive_the_lease, concurrency=5) as run:
                 async with trio.open_nursery() as producers:
                     for n in range(50):
                         producers.start_soon(producer.enqueue, n)
                 await producer.enqueue("long")
-                await handled.wait(51)
+                await run.handled.wait(51)
                 with trio.fail_after(PATIENCE):
                     await over.wait()
                 await store.queues.pause("q")
                 await store.queues.resume("q")
                 await producer.enqueue("delayed", delay=0.1)
-                await handled.wait(52)
+                await run.handled.wait(52)
                 assert store.statistics().listening
                 await (await store.workers.get(consumer.worker_id)).interrupt()
-            assert suspended[0].handled == 52
-            assert {m.read_ct for m in handled.messages} == {1}
+                assert (await run.wait()).handled == 52
+            assert {m.read_ct for m in run.handled.messages} == {1}
         assert [w.status for w in await store.workers.list()] == ["stopped", "stopped"]
         await store.maintain()
     async with tocsin.connect(through(dsn)) as store:
@@ -186,24 +181,22 @@ async def test_without_listen_dsn_it_says_so_once_and_lives_by_its_heartbeat(
     monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.5)
     async with tocsin.connect(through(store_dsn), heartbeat=0.1) as store:
         await store.queues.ensure("q", notify="always")
-        handled, suspended = Handled(), list[tocsin.Suspended]()
         async with (
             store.consumer("q", name="a") as consumer,
             store.consumer("q", name="b"),
-            trio.open_nursery() as nursery,
+            running(consumer) as run,
         ):
             assert not store.statistics().listen_works
-            nursery.start_soon(run_until_suspended, consumer, handled, suspended)
             for n in range(5):
                 await store.produce("q", n)
-                await handled.wait(n + 1)
+                await run.handled.wait(n + 1)
             await store.produce("q", "delayed", delay=0.3)
-            await handled.wait(6)
+            await run.handled.wait(6)
             # no second attempt, and nothing said again
             async with store.consumer("q", name="late"):
                 pass
             await (await store.workers.get(consumer.worker_id)).interrupt()
-        assert suspended
+            await run.wait()
 
     # What it has tried to listen to is its own channel, which may go on in some session
     # of the pooler's; never a queue's.

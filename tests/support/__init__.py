@@ -152,19 +152,6 @@ class Handled:
                 await self._changed.wait()
 
 
-async def run_until_suspended(
-    consumer: tocsin.Consumer,
-    handler: Callable[[tocsin.Message], Awaitable[object]],
-    into: list[tocsin.Suspended],
-    **options: Any,
-) -> None:
-    """A task that handles until interrupted."""
-    try:
-        await consumer.handle(handler, **options)
-    except tocsin.Suspended as suspended:
-        into.append(suspended)
-
-
 def connect_blocking(dsn: str) -> psycopg.Connection[tuple[Any, ...]]:
     return psycopg.connect(dsn, autocommit=True)
 
