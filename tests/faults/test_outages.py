@@ -3,6 +3,7 @@ nothing is lost."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Literal
@@ -19,8 +20,10 @@ from tests.support import (
     PATIENCE,
     Handled,
     open_connection,
+    proxy,
     query,
     until,
+    until_asleep,
     until_query,
 )
 from tests.support.runs import running
@@ -118,6 +121,47 @@ async def test_interrupt_ends_the_run_even_without_a_server(
             await consumer.interrupt()
         assert (await run.wait()).reason == "interrupted"
     await own_server.start()
+
+
+async def test_a_run_that_waits_for_a_handler_does_not_say_that_an_outage_is_over(
+    store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tocsin.consumer")
+
+    def said() -> list[str]:
+        return [m for r in caplog.records if (m := r.getMessage()).startswith("handling: ")]
+
+    go_on = trio.Event()
+    async with (
+        proxy.running(store_dsn) as between,
+        tocsin.connect(between.dsn(), listen_dsn=store_dsn) as store,
+    ):
+        await store.queues.ensure("q", vt=3600)
+        await store.produce("q", 1)
+        async with store.consumer("q") as consumer:
+            handled = Handled(lambda _: go_on.wait())
+            async with running(consumer, handled, concurrency=2) as run:
+                await handled.wait(1)
+                await until_asleep(store)
+                between.refuse()
+                await query(store_dsn, "select tocsin.enqueue('q', '2')")
+                await until(said)  # the claim that this has rung for fails
+                with pytest.raises(tocsin.ConnectionLost):
+                    await consumer.interrupt()
+                loop = consumer._state.run
+                assert loop is not None
+                waiter = loop.waiter
+                await until(lambda: waiter._parked)  # for the handler
+                go_on.set()
+                errors = store.statistics().pool.errors
+                await until(lambda: store.statistics().pool.errors > errors)
+                assert len(said()) == 1
+                between.refusing = False
+                await run.wait()
+        assert await query(store_dsn, "select payload from tocsin.archive") == [(1,)]
+    begin, end = said()
+    assert "trying again" in begin
+    assert "works again" in end
 
 
 async def test_every_backend_is_killed_while_busy(store: tocsin.Store, store_dsn: str) -> None:

@@ -307,7 +307,7 @@ class Dispatcher:
                 else:
                     raise
             else:
-                if step is not Step.RESOLVE_LOCK_TIMEOUT:
+                if step not in _SAYS_NOTHING:
                     self._retries.succeeded()
                     if not self._completer.locked:
                         self._run.closing.extend()
@@ -386,4 +386,6 @@ class Dispatcher:
                 await run_woken_tasks()
 
 
+_SAYS_NOTHING = frozenset({Step.RESOLVE_LOCK_TIMEOUT, Step.END, Step.CLAIM_AGAIN, Step.WAIT})
+"""Steps whose end does not say that the database works."""
 _FINISHING = frozenset({Step.ARCHIVE, Step.ARCHIVE_ONE_BY_ONE, Step.FAIL, Step.CHECK_TRANSACTIONS})
