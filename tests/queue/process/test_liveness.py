@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import secrets
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
@@ -17,10 +18,12 @@ from tests.support import (
     proxy,
     query,
     until,
+    until_asleep,
     until_blocked,
     until_true,
 )
 from tests.support.runs import running
+from tocsin.driver import TrioConnection
 
 HOW = "select lifeline is not null, detached from tocsin.processes"
 """Whether a process has a lifeline, and whether it has said that it has none."""
@@ -134,6 +137,31 @@ async def test_a_process_that_registers_again_where_listen_does_not_work_says_so
             await until_true(
                 store_dsn, "bool_or(id > %s and detached) from tocsin.processes", first
             )
+
+
+async def test_a_request_brings_forward_a_heartbeat_through_the_pool(store_dsn: str) -> None:
+    connecting = trio.Event()
+
+    async def hang() -> TrioConnection[Any]:
+        connecting.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.create("q")
+        async with store.consumer("q"):
+            store._process._listener._connect = hang
+            await query(
+                store_dsn,
+                "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory'"
+                " and mode = 'ExclusiveLock' and database = (select oid from pg_database where"
+                " datname = current_database())",
+            )
+            await connecting.wait()
+            await until_asleep(store)
+            sent = store.statistics().heartbeats
+            store._process.request_heartbeat()
+            await until(lambda: store.statistics().heartbeats > sent)
 
 
 # The proof of LISTEN

@@ -115,6 +115,7 @@ class Schedule:
         self._process = process
         self._begun_at = -math.inf
         self._requested_at = math.inf
+        self._wait = trio.CancelScope()
 
     @property
     def due_at(self) -> float:
@@ -133,6 +134,16 @@ class Schedule:
         """Have the next heartbeat due in this many seconds, or sooner."""
         if self._process.id is not None:
             self._requested_at = min(self._requested_at, trio.current_time() + due_in)
+            self._wait.deadline = self.due_at
+
+    async def wait(self) -> None:
+        """Wait until the next heartbeat is due, which a request may bring forward.
+
+        Cancellation:
+            Nothing has changed.
+        """
+        with trio.CancelScope(deadline=self.due_at) as self._wait:
+            await trio.sleep_forever()
 
 
 class Heartbeat:
@@ -166,7 +177,7 @@ class Heartbeat:
         while not self._membership.declared_dead:
             try:
                 await self._membership.detach_if_needed()
-                await trio.sleep_until(self.schedule.due_at)
+                await self.schedule.wait()
                 await self.send(None)
             except TRANSIENT as lost:
                 logger.debug("no heartbeat: %s", lost)
