@@ -115,6 +115,7 @@ class Store:
             SchemaMissing: Tocsin is not installed.
             SchemaOutdated: The schema is older than this version of Tocsin.
             SchemaNewer: The schema is newer, and does not serve this version.
+            SchemaBusy: A session has a table locked for itself for half a minute.
 
         Cancellation:
             Nothing has changed.

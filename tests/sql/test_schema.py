@@ -307,6 +307,18 @@ async def test_a_change_that_meets_a_transaction_without_an_end_is_refused(
         assert await store.verify() == ()
 
 
+async def test_a_verification_that_meets_a_lock_without_an_end_is_refused(
+    store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tocsin._database.verify._LOCK_WITHIN_MS", 50)
+    async with open_connection(store_dsn) as other:
+        async with other.transaction():
+            await other.execute("lock table tocsin.messages in access exclusive mode")
+            with trio.fail_after(PATIENCE), pytest.raises(tocsin.SchemaBusy):
+                await store.verify()
+        assert await store.verify() == ()
+
+
 async def test_missing_and_outdated_say_what_to_run(dsn: str) -> None:
     async with tocsin.connect(dsn) as store:
         for attempt in (

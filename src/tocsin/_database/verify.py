@@ -8,9 +8,18 @@ from typing import Any
 import attrs
 import psycopg
 
+from tocsin.errors import SchemaBusy
+
 from .catalog import expected, read_catalog
 from .install import check
 from .schema import Schema
+
+_LOCK_WITHIN_MS = 30_000
+"""Milliseconds that the call waits for the lock of a table.
+
+PostgreSQL takes one to write the definition of an index or a trigger. Only a session
+that wants a table for itself waits behind the call.
+"""
 
 
 @attrs.frozen
@@ -51,13 +60,24 @@ async def verify(
         SchemaMissing: Tocsin is not installed.
         SchemaOutdated: The schema is older than this version of Tocsin.
         SchemaNewer: The schema is newer, and does not serve this version.
+        SchemaBusy: A session has a table locked for itself for half a minute.
 
     Cancellation:
         Nothing has changed.
     """
-    await check(connection, schema)
+    try:
+        return await _compare(connection, schema)
+    except psycopg.errors.LockNotAvailable as error:
+        raise SchemaBusy(schema.name) from error
+
+
+async def _compare(
+    connection: psycopg.AsyncConnection[Any], schema: Schema
+) -> tuple[SchemaDifference, ...]:
     async with connection.transaction():
         await connection.execute("set transaction isolation level repeatable read, read only")
+        await connection.execute(f"set local lock_timeout = {_LOCK_WITHIN_MS}".encode())
+        await check(connection, schema)
         cursor = await connection.execute(schema.render(_ROLES).encode())
         rows: list[tuple[str, str | None, bool]] = await cursor.fetchall()
         roles = {kind: role for kind, role, is_owner in rows if role and not is_owner}

@@ -111,7 +111,7 @@ class SchemaNewer(TocsinError):
 class SchemaBusy(TocsinError):
     """A schema whose tables were locked by transactions for half a minute.
 
-    It was to be installed, upgraded or removed. Nothing was changed.
+    It was to be installed, upgraded, verified or removed. Nothing was changed.
     """
 
     def __init__(self, schema: str) -> None:
