@@ -15,7 +15,6 @@ from tests.support import (
     query,
     until_asleep,
     until_blocked,
-    until_query,
 )
 from tests.support.faults import SOON, holding
 from tests.support.runs import running
@@ -36,7 +35,7 @@ async def test_suspend_with_release_against_a_claim_that_archives(
             first.set()
             await go_on.wait()
 
-    async with store.consumer("q") as consumer, running(consumer, handle):
+    async with store.consumer("q") as consumer, running(consumer, handle) as run:
         await store.produce("q", 1)
         await first.wait()
         await store.produce("q", 2)
@@ -49,7 +48,7 @@ async def test_suspend_with_release_against_a_claim_that_archives(
             await until_blocked(store_dsn, "tocsin%.claim(")
             await other.execute("select tocsin.suspend(%s, release => true)", [consumer.worker_id])
         await consumer.resume()
-        await until_query(store_dsn, "select 1 from tocsin.archive having count(*) = 2")
+        await run.settled(2, "archived")
 
 
 async def test_extend_waits_for_no_message_that_another_transaction_has_locked(
