@@ -15,10 +15,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 import tocsin
-from tests.support import (
-    ENDS_WITHIN,
-    connect_blocking,
-)
+from tests.support import ENDS_WITHIN, connect_blocking
 from tests.support.commands import Call, one_line, started
 from tests.support.servers import PASSWORD
 

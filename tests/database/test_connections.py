@@ -16,14 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    Handled,
-    open_connection,
-    query,
-    servers,
-    until,
-)
+from tests.support import PATIENCE, Handled, open_connection, query, servers, until
 from tocsin.driver import TrioConnection
 
 

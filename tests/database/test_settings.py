@@ -15,9 +15,7 @@ import trio.testing
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import tocsin
-from tests.support import (
-    until,
-)
+from tests.support import until
 from tests.support.settings_file import write_file
 from tocsin._durations import parse_duration
 from tocsin.settings import PREFIX, Settings

@@ -9,11 +9,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import (
-    query,
-    until,
-    until_query,
-)
+from tests.support import query, until, until_query
 from tests.support.cancel_sweep import cancel_sweep
 
 pytestmark = pytest.mark.fault

@@ -10,12 +10,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    query,
-    until_asleep,
-    until_blocked,
-)
+from tests.support import PATIENCE, query, until_asleep, until_blocked
 from tests.support.faults import SOON, holding
 from tests.support.runs import running
 

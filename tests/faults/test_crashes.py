@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tocsin
-from tests.support import (
-    query,
-)
+from tests.support import query
 from tests.support.child import run_script
 from tests.support.runs import running
 

@@ -7,12 +7,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    query,
-    until_asleep,
-    until_blocked,
-    until_query,
-)
+from tests.support import query, until_asleep, until_blocked, until_query
 from tests.support.faults import SOON, die_holding, holding
 from tests.support.runs import running
 

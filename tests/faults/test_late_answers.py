@@ -9,14 +9,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    Handled,
-    query,
-    until,
-    until_asleep,
-    until_blocked,
-    until_query,
-)
+from tests.support import Handled, query, until, until_asleep, until_blocked, until_query
 from tests.support.faults import SOON, hang, holding
 from tests.support.runs import running
 from tocsin._queue.consuming.run import Run

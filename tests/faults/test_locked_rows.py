@@ -13,13 +13,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    open_connection,
-    query,
-    until_blocked,
-    until_query,
-)
+from tests.support import PATIENCE, open_connection, query, until_blocked, until_query
 from tests.support.runs import running, running_call
 
 pytestmark = pytest.mark.fault

@@ -14,14 +14,7 @@ import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    open_connection,
-    poolers,
-    query,
-    servers,
-    until_query,
-)
+from tests.support import PATIENCE, open_connection, poolers, query, servers, until_query
 from tests.support.everyday_use import alter, use_everything
 from tests.support.runs import running
 from tocsin._database import session
@@ -107,16 +100,15 @@ async def test_everything_goes_through_pgbouncer_but_the_listen_connection(
 
             async def outlive_the_lease(message: tocsin.Message) -> None:
                 if message.payload == "long":
-                    (begun,) = await query(
-                        dsn, "select vt from tocsin.messages where id = %s", message.id
-                    )
-                    moved = 0
-                    while moved < 3:
-                        (now,) = await query(
-                            dsn, "select vt from tocsin.messages where id = %s", message.id
-                        )
-                        moved += now > begun
-                        begun = now
+                    async with open_connection(dsn) as observer:
+                        ends = list[Any]()
+                        while len(ends) < 4:
+                            cursor = await observer.execute(
+                                "select vt from tocsin.messages where id = %s", [message.id]
+                            )
+                            (end,) = await cursor.fetchall()
+                            if not ends or end > ends[-1]:
+                                ends.append(end)
                     over.set()
 
             async with running(consumer, outlive_the_lease, concurrency=5) as run:

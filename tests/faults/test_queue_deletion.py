@@ -11,13 +11,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    open_connection,
-    query,
-    until,
-    until_query,
-)
+from tests.support import PATIENCE, open_connection, query, until, until_query
 from tests.support.queues import contents, dequeue_into, open_transaction, until_waiting
 from tocsin.driver import TrioConnection
 

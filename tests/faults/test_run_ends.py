@@ -12,17 +12,9 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    open_connection,
-    query,
-    until_asleep,
-)
+from tests.support import PATIENCE, open_connection, query, until_asleep
 from tests.support.faults import SOON, hang
-from tests.support.runs import (
-    running,
-    running_call,
-)
+from tests.support.runs import running, running_call
 from tocsin._queue.consuming.run import Run
 from tocsin.embedded import EmbeddedServer
 

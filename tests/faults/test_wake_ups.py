@@ -9,12 +9,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    query,
-    until,
-    until_asleep,
-    until_blocked,
-)
+from tests.support import query, until, until_asleep, until_blocked
 from tests.support.faults import SOON, die_holding, holding
 from tests.support.runs import running
 

@@ -9,11 +9,7 @@ from typing import Any
 import trio
 import trio.testing
 
-from tests.support import (
-    move_clock,
-    open_connection,
-    query,
-)
+from tests.support import move_clock, open_connection, query
 from tocsin.driver import TrioConnection
 
 SOON = 5

@@ -57,10 +57,7 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    until_query,
-)
+from tests.support import PATIENCE, until_query
 from tocsin._concurrency.nursery import open_nursery_bare
 
 ROOT = Path(__file__).parents[2]

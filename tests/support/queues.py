@@ -7,12 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    open_connection,
-    query,
-    until_query,
-)
+from tests.support import PATIENCE, open_connection, query, until_query
 from tocsin.driver import TrioConnection
 
 

@@ -11,11 +11,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    move_clock,
-    query,
-)
+from tests.support import PATIENCE, move_clock, query
 from tests.support.queues import contents, everything, fill, open_transaction
 
 

@@ -7,13 +7,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    query,
-    until,
-    until_asleep,
-    until_query,
-)
+from tests.support import PATIENCE, query, until, until_asleep, until_query
 from tests.support.queues import contents, everything, fill, open_transaction
 from tests.support.runs import running
 

@@ -15,11 +15,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    query,
-    until_asleep,
-    until_true,
-)
+from tests.support import query, until_asleep, until_true
 from tests.support.runs import running
 from tocsin._cli.queue import create, update
 from tocsin._cli.render import to_text, write_duration

@@ -11,17 +11,9 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    query,
-    until_asleep,
-    until_query,
-)
+from tests.support import query, until_asleep, until_query
 from tests.support.child import run_script
-from tests.support.queues import (
-    dequeue_into,
-    open_transaction,
-    until_waiting,
-)
+from tests.support.queues import dequeue_into, open_transaction, until_waiting
 from tests.support.runs import running
 
 # Creating, finding, settings

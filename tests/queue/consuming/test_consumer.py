@@ -14,15 +14,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    Handled,
-    move_clock,
-    query,
-    until,
-    until_asleep,
-    until_query,
-)
+from tests.support import PATIENCE, Handled, move_clock, query, until, until_asleep, until_query
 from tests.support.runs import running, running_call
 from tocsin._queue.consuming import step_watch
 

@@ -14,10 +14,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    query,
-)
+from tests.support import PATIENCE, query
 from tests.support.bad_errors import BadSyntax, Unspeakable
 from tests.support.runs import running
 

@@ -9,12 +9,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    move_clock,
-    open_connection,
-    query,
-)
+from tests.support import PATIENCE, move_clock, open_connection, query
 from tests.support.runs import running, running_call
 
 
@@ -52,15 +47,17 @@ async def test_heartbeat_and_lease_extension_while_a_handler_runs(store_dsn: str
         async with (
             store.consumer("q") as consumer,
             store.consumer("q") as other,
+            open_connection(store_dsn) as observer,
             running_call(consumer, consume) as run,
         ):
             await began.wait()
             signs = set[object]()
             with trio.fail_after(PATIENCE):
                 while len(signs) < 5:
-                    ((extended, read_ct),) = await query(
-                        store_dsn, "select vt - dequeued_at > '1.2 s', read_ct from tocsin.messages"
+                    cursor = await observer.execute(
+                        "select vt - dequeued_at > '1.2 s', read_ct from tocsin.messages"
                     )
+                    ((extended, read_ct),) = await cursor.fetchall()
                     assert read_ct == 1
                     assert await other.dequeue() == []
                     if extended:  # three times as long as a lease, and still it is kept

@@ -8,13 +8,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    move_clock,
-    nodes,
-    query,
-    until_asleep,
-)
+from tests.support import PATIENCE, move_clock, nodes, query, until_asleep
 from tests.support.runs import running
 
 

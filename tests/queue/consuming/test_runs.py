@@ -6,12 +6,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    Handled,
-    next_event,
-    query,
-)
+from tests.support import PATIENCE, Handled, next_event, query
 from tests.support.runs import running
 from tocsin import telemetry
 

@@ -13,14 +13,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    move_clock,
-    query,
-    since,
-    statements,
-    until_asleep,
-)
+from tests.support import PATIENCE, move_clock, query, since, statements, until_asleep
 from tests.support.runs import running_call
 
 

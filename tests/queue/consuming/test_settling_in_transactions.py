@@ -16,14 +16,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    Handled,
-    move_clock,
-    open_connection,
-    query,
-    until_query,
-)
+from tests.support import PATIENCE, Handled, move_clock, open_connection, query, until_query
 from tests.support.child import run_script
 from tests.support.runs import running
 from tocsin.driver import TrioConnection

@@ -16,14 +16,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    Handled,
-    query,
-    until,
-    until_asleep,
-    until_query,
-)
+from tests.support import PATIENCE, Handled, query, until, until_asleep, until_query
 from tests.support.runs import running
 from tocsin._queue.consuming import lease_clock, signals
 from tocsin.embedded import EmbeddedServer

@@ -134,13 +134,14 @@ class Producing:
     async def until_held(self) -> int:
         """Produce until a call waits at the gate; returns its server process."""
         with trio.fail_after(PATIENCE):
-            while True:
-                await query(self._dsn, "select setval('tocsin.flush_marker', 1)")
-                self._before = len(self.outcomes)
-                self._nursery.start_soon(self._produce)
-                while len(self.outcomes) == self._before:
-                    if waiting := await query(self._dsn, WAITING):
-                        return int(waiting[0][0])
+            async with open_connection(self._dsn) as observer:
+                while True:
+                    await observer.execute("select setval('tocsin.flush_marker', 1)")
+                    self._before = len(self.outcomes)
+                    self._nursery.start_soon(self._produce)
+                    while len(self.outcomes) == self._before:
+                        if waiting := await (await observer.execute(WAITING)).fetchone():
+                            return int(waiting[0])
 
     async def until_over(self) -> object:
         """Wait for the call's outcome."""

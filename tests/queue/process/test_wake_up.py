@@ -7,14 +7,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    Handled,
-    query,
-    since,
-    statements,
-    until_asleep,
-)
+from tests.support import PATIENCE, Handled, query, since, statements, until_asleep
 from tests.support.runs import running
 
 

@@ -13,11 +13,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    query,
-    until,
-)
+from tests.support import PATIENCE, query, until
 from tests.support.cancel_sweep import cancel_sweep
 from tests.support.enqueue_calls import Calls, closed_gate
 

@@ -11,12 +11,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import (
-    connect_blocking,
-    move_clock,
-    open_connection,
-    query,
-)
+from tests.support import connect_blocking, move_clock, open_connection, query
 
 
 async def test_one_sql_function_for_every_language(store: tocsin.Store, store_dsn: str) -> None:

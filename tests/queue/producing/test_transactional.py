@@ -18,14 +18,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    connect_blocking,
-    open_connection,
-    proxy,
-    query,
-    until_blocked,
-)
+from tests.support import PATIENCE, connect_blocking, open_connection, proxy, query, until_blocked
 from tests.support.cancel_sweep import cancel_sweep
 from tests.support.runs import running
 from tocsin.driver import TrioConnection

@@ -10,14 +10,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    connect_blocking,
-    open_connection,
-    query,
-    until,
-    until_blocked,
-)
+from tests.support import PATIENCE, connect_blocking, open_connection, query, until, until_blocked
 from tests.support.dead_letters import bury, kill
 
 ENQUEUE = "select tocsin.enqueue('q', '1', key => %s)"

@@ -11,12 +11,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import (
-    ENDS_WITHIN,
-    PATIENCE,
-    query,
-    until,
-)
+from tests.support import ENDS_WITHIN, PATIENCE, query, until
 from tests.support.child import run_script
 from tests.support.commands import line_with, started
 

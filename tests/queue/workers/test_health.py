@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 
 import tocsin
-from tests.support import (
-    move_clock,
-    nodes,
-    query,
-    until,
-)
+from tests.support import move_clock, nodes, query, until
 
 NOBODY = "messages wait and no consumer is active"
 

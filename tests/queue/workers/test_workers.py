@@ -12,14 +12,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import (
-    PATIENCE,
-    move_clock,
-    next_event,
-    query,
-    until,
-    until_blocked,
-)
+from tests.support import PATIENCE, move_clock, next_event, query, until, until_blocked
 from tests.support.child import Child, run_script
 from tests.support.runs import running
 from tocsin import telemetry
