@@ -1,5 +1,5 @@
-"""Scenario 13: PgBouncer in transaction mode, for everything but the LISTEN connection;
-and what happens without that exception."""
+"""PgBouncer in transaction mode, for everything but the LISTEN connection; and what
+happens without that exception."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import tocsin
-from tests.support import PATIENCE, open_connection, poolers, query, servers, until_query
+from tests.support import (
+    next_event,
+    open_connection,
+    poolers,
+    query,
+    servers,
+    until_asleep,
+    until_query,
+)
 from tests.support.everyday_use import alter, use_everything
 from tests.support.runs import running
+from tocsin import telemetry
 from tocsin._database import session
 
 pytestmark = [pytest.mark.fault, poolers.NEEDED]
@@ -66,73 +75,176 @@ async def until_no_session_has_locks(dsn: str) -> None:
     await until_query(dsn, kept, gives=[])
 
 
-async def test_everything_goes_through_pgbouncer_but_the_listen_connection(
-    dsn: str, through: Through, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with tocsin.connect(through(dsn), listen_dsn=dsn, heartbeat=3600) as store:
+TIMES = 8
+"""How often a test repeats what it does: a statement that has been run before may be
+prepared, in another session than the one that runs it next."""
+
+
+@pytest.fixture
+async def pooled(
+    store_dsn: str, through: Through, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[tocsin.Store]:
+    """A store that reaches its database through PgBouncer, except for LISTEN, with a
+    queue q. In the end no session holds a lock, and no warning was logged."""
+    async with tocsin.connect(through(store_dsn), listen_dsn=store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("q", vt=3600)
+        yield store
+    await until_no_session_has_locks(store_dsn)
+    assert [r.message for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+# The schema
+
+
+async def test_the_schema_is_installed_verified_and_removed(dsn: str, through: Through) -> None:
+    async with tocsin.connect(through(dsn), listen_dsn=dsn) as store:
         await store.install()
         assert await store.verify() == ()
-        await store.queues.ensure("q", vt=0.5)
-        async with store.producer("q") as producer, store.consumer("q") as consumer:
-            # By hand, and each several times: a statement is prepared when it has been
-            # run before.
-            for n in range(8):
-                first = await producer.enqueue(n, key="k")
-                assert await store.produce("q", n, key="k") == first
-                await producer.enqueue_many([n] * 3, headers={"n": n})
-                async with store.transaction() as connection:
-                    await producer.enqueue(n, connection=connection)
-                    await producer.enqueue_many([n] * 2500, connection=connection, delay=3600)
-                messages = await consumer.dequeue(9, vt=60)
-                assert [m.payload for m in messages] == [n] * 5
-                await messages[0].extend(100)
-                await messages[0].release()
-                assert await consumer.release_many(messages[1:3]) == [True] * 2
-                await messages[3].archive()
-                await messages[4].delete()
-                assert await consumer.archive_many(await consumer.dequeue(9)) == [True] * 3
-                await consumer.suspend()
-                await consumer.resume()
-            assert await query(dsn, "select count(*) from tocsin.archive") == [(8 * 4,)]
-
-            # In a run; some sleep, and are woken through the line.
-            over = trio.Event()
-
-            async def outlive_the_lease(message: tocsin.Message) -> None:
-                if message.payload == "long":
-                    async with open_connection(dsn) as observer:
-                        ends = list[Any]()
-                        while len(ends) < 4:
-                            cursor = await observer.execute(
-                                "select vt from tocsin.messages where id = %s", [message.id]
-                            )
-                            (end,) = await cursor.fetchall()
-                            if not ends or end > ends[-1]:
-                                ends.append(end)
-                    over.set()
-
-            async with running(consumer, outlive_the_lease, concurrency=5) as run:
-                async with trio.open_nursery() as producers:
-                    for n in range(50):
-                        producers.start_soon(producer.enqueue, n)
-                await producer.enqueue("long")
-                await run.handled.wait(51)
-                with trio.fail_after(PATIENCE):
-                    await over.wait()
-                await store.queues.pause("q")
-                await store.queues.resume("q")
-                await producer.enqueue("delayed", delay=0.1)
-                await run.handled.wait(52)
-                assert store.statistics().listening
-                await (await store.workers.get(consumer.worker_id)).interrupt()
-                assert (await run.wait()).handled == 52
-            assert {m.read_ct for m in run.handled.messages} == {1}
-        assert [w.status for w in await store.workers.list()] == ["stopped", "stopped"]
+        await store.queues.ensure("q")
         await store.maintain()
-    async with tocsin.connect(through(dsn)) as store:
         await store.uninstall()
     await until_no_session_has_locks(dsn)
-    assert [r.message for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+# By hand
+
+
+async def test_messages_are_enqueued(pooled: tocsin.Store, store_dsn: str) -> None:
+    async with pooled.producer("q") as producer:
+        for n in range(TIMES):
+            first = await producer.enqueue(n, key=f"key {n}")
+            assert await pooled.produce("q", n, key=f"key {n}") == first
+            await producer.enqueue_many([n] * 3, headers={"n": n})
+    assert await query(
+        store_dsn, "select payload, count(*) from tocsin.messages group by payload order by payload"
+    ) == [(n, 4) for n in range(TIMES)]
+
+
+async def test_messages_are_enqueued_in_a_transaction(pooled: tocsin.Store, store_dsn: str) -> None:
+    async with pooled.producer("q") as producer:
+        for n in range(TIMES):
+            async with pooled.transaction() as connection:
+                await producer.enqueue(n, connection=connection)
+                await producer.enqueue_many([n] * 2500, connection=connection, delay=3600)
+    assert await query(
+        store_dsn, "select state::text, count(*) from tocsin.messages group by state order by state"
+    ) == [("delayed", 2500 * TIMES), ("ready", TIMES)]
+
+
+async def test_messages_are_dequeued_and_settled_one_by_one(
+    pooled: tocsin.Store, store_dsn: str
+) -> None:
+    async with pooled.consumer("q") as consumer:
+        for n in range(TIMES):
+            await pooled.produce_many("q", [n] * 3)
+            messages = await consumer.dequeue(9, vt=60)
+            assert [m.payload for m in messages] == [n] * 3
+            released, archived, deleted = messages
+            await released.extend(100)
+            await released.release()
+            await archived.archive()
+            await deleted.delete()
+            (again,) = await consumer.dequeue(9)
+            assert (again.id, again.read_ct) == (released.id, 2)
+            await again.archive()
+    assert await query(store_dsn, "select count(*) from tocsin.archive") == [(2 * TIMES,)]
+
+
+async def test_messages_are_settled_together(pooled: tocsin.Store, store_dsn: str) -> None:
+    async with pooled.consumer("q") as consumer:
+        for n in range(TIMES):
+            await pooled.produce_many("q", [n] * 3)
+            messages = await consumer.dequeue(9)
+            assert await consumer.extend_many(messages, 100) == [True] * 3
+            assert await consumer.release_many(messages) == [True] * 3
+            assert await consumer.archive_many(await consumer.dequeue(2)) == [True] * 2
+            assert await consumer.delete_many(await consumer.dequeue(2)) == [True]
+    assert await query(store_dsn, "select count(*) from tocsin.archive") == [(2 * TIMES,)]
+
+
+async def test_a_consumer_is_suspended_and_resumed(pooled: tocsin.Store) -> None:
+    async with pooled.consumer("q") as consumer:
+        for _ in range(TIMES):
+            await consumer.suspend()
+            assert await consumer.status() == "suspended"
+            await consumer.resume()
+            assert await consumer.status() == "ready"
+
+
+async def test_workers_are_unregistered(pooled: tocsin.Store) -> None:
+    async with pooled.producer("q"), pooled.consumer("q"):
+        pass
+    assert [w.status for w in await pooled.workers.list()] == ["stopped", "stopped"]
+
+
+# In a run; without a heartbeat, so that notifications have to wake it
+
+
+async def test_a_run_handles_what_many_tasks_enqueue(pooled: tocsin.Store) -> None:
+    async with (
+        pooled.producer("q") as producer,
+        pooled.consumer("q") as consumer,
+        running(consumer, concurrency=5) as run,
+    ):
+        await until_asleep(pooled)
+        assert pooled.statistics().listening
+        async with trio.open_nursery() as producers:
+            for n in range(50):
+                producers.start_soon(producer.enqueue, n)
+        await run.handled.wait(50)
+    assert run.suspended.handled == 50
+    assert {m.read_ct for m in run.handled.messages} == {1}
+
+
+async def test_a_run_that_waits_is_woken_by_each_message(pooled: tocsin.Store) -> None:
+    async with pooled.consumer("q") as consumer, running(consumer) as run:
+        for n in range(TIMES):
+            await until_asleep(pooled)
+            await pooled.produce("q", n)
+            await run.handled.wait(n + 1)
+
+
+async def test_a_run_takes_a_delayed_message_when_it_is_due(pooled: tocsin.Store) -> None:
+    async with pooled.consumer("q") as consumer, running(consumer) as run:
+        await until_asleep(pooled)
+        await pooled.produce("q", "delayed", delay=0.1)
+        await run.handled.wait(1)
+
+
+async def test_a_run_goes_on_when_its_queue_is_resumed(pooled: tocsin.Store) -> None:
+    async with pooled.consumer("q") as consumer, running(consumer) as run:
+        for n in range(TIMES):
+            await pooled.queues.pause("q")
+            await pooled.produce("q", n)
+            await pooled.queues.resume("q")
+            await run.handled.wait(n + 1)
+
+
+async def test_a_run_extends_the_lease_of_a_long_call(pooled: tocsin.Store) -> None:
+    await pooled.queues.ensure("q", vt=2)
+    with pooled.events.subscribe(telemetry.LeasesExtended) as extended:
+
+        async def outlive_the_lease(_: tocsin.Message) -> None:
+            for _ in range(2):
+                await next_event(extended)
+
+        async with (
+            pooled.consumer("q") as consumer,
+            running(consumer, outlive_the_lease) as run,
+        ):
+            await pooled.produce("q", "long")
+            await run.settled(1, "archived")
+    assert len(run.handled.messages) == 1
+
+
+async def test_a_run_is_interrupted_by_another_session(pooled: tocsin.Store) -> None:
+    async with pooled.consumer("q") as consumer, running(consumer) as run:
+        await until_asleep(pooled)
+        await (await pooled.workers.get(consumer.worker_id)).interrupt()
+        assert (await run.wait()).reason == "interrupted"
+
+
+# Sessions
 
 
 async def test_it_is_really_another_session_each_time(dsn: str, through: Through) -> None:
