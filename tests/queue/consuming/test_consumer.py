@@ -296,7 +296,9 @@ async def test_what_a_cancelled_handler_leaves_in_its_context_is_not_seen(
     async with store.consumer("q") as consumer, running(consumer, handler) as run:
         await run.handled.wait(1)
         # as a claim by another consumer would
-        await query(store_dsn, "update tocsin.messages set lease = lease + 1, vt = 'infinity'")
+        await query(
+            store_dsn, "update tocsin.messages set lease = lease + 1, vt = now() + '1 hour'"
+        )
         await until(lambda: not consumer._parts.leases.all())
         await until_asleep(store)
         await store.produce("q", "next")
