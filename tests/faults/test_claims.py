@@ -44,6 +44,7 @@ async def test_suspend_with_release_against_a_claim_that_archives(
             await other.execute("select tocsin.suspend(%s, release => true)", [consumer.worker_id])
         await consumer.resume()
         await run.settled(2, "archived")
+        assert await query(store_dsn, "select count(*) from tocsin.archive") == [(2,)]
 
 
 async def test_extend_waits_for_no_message_that_another_transaction_has_locked(

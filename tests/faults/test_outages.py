@@ -265,6 +265,7 @@ async def test_a_consumer_waits_for_the_end_of_an_outage(
         assert await query(store_dsn, "select count(*) from tocsin.archive") == [(0,)]
         await query(store_dsn, "delete from outage")
         await run.settled(1, "archived")
+        assert await query(store_dsn, "select count(*) from tocsin.archive") == [(1,)]
     assert len(run.handled.messages) == 1
 
 

@@ -344,6 +344,7 @@ async def test_a_silent_connection_costs_no_lease(store_dsn: str) -> None:
                     await until_true(store_dsn, "min(vt) > %s from tocsin.messages", ends)
                 go_on.set()
                 await run.settled(16, "archived")
+                assert await query(store_dsn, "select count(*) from tocsin.archive") == [(16,)]
                 run.cancel()
     assert [m.read_ct for m in run.handled.messages] == [1] * 16
 

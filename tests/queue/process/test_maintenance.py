@@ -495,6 +495,7 @@ async def test_with_triggers_off_a_queue_archives_and_messages_are_found_by_the_
         await query(store_dsn, "select tocsin.enqueue_many('q', '[1]')")
         await run.handled.wait(1)
         await run.settled(1, "archived")
+        assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(1,)]
         (problem,) = (await lively.workers.health("q"))[0].problems
         assert "trigger" in problem
         assert ("trigger", "messages.ring") in [(d.kind, d.name) for d in await lively.verify()]

@@ -606,6 +606,7 @@ async def test_dead_workers_that_live_cancel_their_handlers_and_register_anew(
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
         await run.settled(1, "archived")
+        assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(1,)]
         assert consumer.worker_id == worker_id
         assert await consumer.status() == "polling"
     assert [m.read_ct for m in run.handled.messages] == [1, 2]
