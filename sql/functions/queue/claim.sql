@@ -10,8 +10,9 @@
 -- that are due become ready. Leased messages whose lease has expired become ready, or
 -- dead letters when they have no deliveries left. The function works in batches and
 -- begins none after 20 ms, so that a claim stays short after a long outage, and also
--- succeeds under a short statement_timeout.
-create or replace function tocsin._make_due_ready(queue_id integer) returns void
+-- succeeds under a short statement_timeout. It returns the number of expired leases that
+-- it has ended.
+create or replace function tocsin._make_due_ready(queue_id integer) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off
 set enable_bitmapscan = off set jit = off
@@ -25,6 +26,7 @@ declare
     rows_due tid[];
     ids bigint[];
     expired bigint[];
+    ended bigint := 0;
 begin
     while not over and exists (
         select from tocsin.messages m
@@ -64,8 +66,10 @@ begin
               order by m.vt limit batch for update skip locked) d;
         exit when ids is null;
         perform tocsin._requeue(ids, expired, '0 s', true, 'lease_expired');
+        ended := ended + cardinality(ids);
         over := tocsin._clock() >= stop_at;
     end loop;
+    return ended;
 end
 $$;
 

@@ -145,11 +145,7 @@ declare
     held_up bigint[];
     t timestamptz;
 begin
-    if delay not between '0 s' and '1000 years' then
-        perform tocsin._raise_error('TC022',
-                                    'delay must not be negative, nor longer than a thousand years',
-                                    '{"argument": "delay"}');
-    end if;
+    perform tocsin._check_due(delay, null);
     taken := tocsin._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
     t := tocsin._later(tocsin._clock(), coalesce(delay, '0 s'));
     with added as (

@@ -29,14 +29,23 @@ language plpgsql
 as $$
 begin
     if octet_length(headers::text) > q.max_payload then
-        perform tocsin._raise_error('TC003',
-            format('headers of %s bytes exceed the limit of queue "%s", %s bytes',
-                   octet_length(headers::text), q.name, q.max_payload),
-            jsonb_build_object('actual', octet_length(headers::text), 'maximum', q.max_payload,
-                               'index', null),
-            'Store the data elsewhere and enqueue a reference, or raise the queue''s '
-            'max_payload.');
+        perform tocsin._refuse_large(q, 'headers of %s bytes exceed', octet_length(headers::text),
+                                     null);
     end if;
+end
+$$;
+
+-- Refuses something of that many bytes. `index` is that of its payload in a batch, if it
+-- is one.
+create or replace function tocsin._refuse_large(q tocsin.queues, problem text, actual integer,
+                                                index bigint) returns void
+language plpgsql
+as $$
+begin
+    perform tocsin._raise_error('TC003',
+        format(problem || ' the limit of queue "%s", %s bytes', actual, q.name, q.max_payload),
+        jsonb_build_object('actual', actual, 'maximum', q.max_payload, 'index', index),
+        'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
 end
 $$;
 
@@ -117,13 +126,9 @@ begin
         where octet_length(p.payload::text) > q.max_payload
         order by p.n limit 1;
         if found then
-            perform tocsin._raise_error('TC003',
-                format('%s of %s bytes exceeds the limit of queue "%s", %s bytes',
-                       concat_ws(' ', 'payload', large.index), large.actual, q.name, q.max_payload),
-                jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index',
-                                   large.index),
-                'Store the data elsewhere and enqueue a reference, or raise the queue''s '
-                'max_payload.');
+            perform tocsin._refuse_large(
+                q, concat_ws(' ', 'payload', large.index, 'of %s bytes exceeds'), large.actual,
+                large.index);
         end if;
     end if;
     if q.ruled then

@@ -17,6 +17,17 @@ begin
 end
 $$;
 
+-- Locks the worker and returns it. Raises an error unless the worker exists and the
+-- caller may act for it.
+create or replace function tocsin._lock_own_worker(worker_id bigint) returns tocsin.workers
+language plpgsql
+as $$
+begin
+    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
+    return tocsin._check_own(tocsin._find_worker(worker_id));
+end
+$$;
+
 -- Raises the error for a refused change of state. `target` is the requested state;
 -- null: none. `code` is for programs, `reason` for people.
 create or replace function tocsin._refuse_transition(w tocsin.workers, target text, code text,

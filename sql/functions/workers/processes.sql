@@ -335,7 +335,6 @@ language plpgsql
 as $$
 #variable_conflict use_column
 declare
-    reap_in float8;
     last_heartbeat timestamptz;
 begin
     update tocsin.processes p set heartbeat_at = case when able then tocsin._clock()
@@ -344,21 +343,22 @@ begin
     where p.id = process_id and tocsin._acts_for(p.role)
     returning before.heartbeat_at into last_heartbeat;
     if not found then
-        return query select 'dead', null::bigint, null::bigint, null::text, null::float8,
-            null::integer, null::float8;
+        kind := 'dead';
+        return next;
         return;
     end if;
     if last_heartbeat > tocsin._clock() + interval '1 s' then
         update tocsin.maintenance m set clock_was_ahead = true, due_at = tocsin._clock();
     end if;
-    reap_in := tocsin._reap_dead_processes(process_id, 8);
-    if reap_in is not null then
-        return query select 'heartbeat', null::bigint, null::bigint, null::text, null::float8,
-            null::integer, reap_in;
+    due_in := tocsin._reap_dead_processes(process_id, 8);
+    if due_in is not null then
+        kind := 'heartbeat';
+        return next;
+        due_in := null;
     end if;
     if tocsin._elect_maintainer(process_id) then
-        return query select 'maintenance', null::bigint, null::bigint, null::text, null::float8,
-            null::integer, null::float8;
+        kind := 'maintenance';
+        return next;
     end if;
     return query
         select 'worker', w.id, w.registration, w.status, extract(epoch from w.grace)::float8,

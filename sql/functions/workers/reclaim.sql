@@ -19,7 +19,7 @@ declare
     held jsonb;
     q integer;
     expired bigint;
-    remaining bigint;
+    over boolean := false;
 begin
     -- Dead processes come first, because ending them locks workers before messages.
     -- Locked messages with expired leases are skipped.
@@ -36,18 +36,15 @@ begin
         return;
     end if;
     for q in select x.id from tocsin.queues x order by x.id loop
-        select count(*) into expired from tocsin.messages m
-            where m.queue_id = q and m.state = 'leased' and m.vt <= t;
-        while expired > 0 loop
-            perform tocsin._make_due_ready(q);
-            select count(*) into remaining from tocsin.messages m
-                where m.queue_id = q and m.state = 'leased' and m.vt <= t;
-            -- the rest is locked, by a claim that does the same or by a late settlement
-            exit when remaining >= expired;
-            messages := messages + expired - remaining;
-            expired := remaining;
-            more := expired > 0 and tocsin._clock() >= stop_at;
+        while exists (select from tocsin.messages m
+                      where m.queue_id = q and m.state = 'leased' and m.vt <= t) loop
+            more := over;
             exit when more;
+            expired := tocsin._make_due_ready(q);
+            -- A claim that does the same, or a late settlement, has locked the rest.
+            exit when expired = 0;
+            messages := messages + expired;
+            over := tocsin._clock() >= stop_at;
         end loop;
         exit when more;
     end loop;

@@ -62,10 +62,8 @@ create or replace function tocsin.release_messages(worker_id bigint) returns big
 language plpgsql
 as $$
 declare
-    w tocsin.workers;
+    w tocsin.workers := tocsin._lock_own_worker(worker_id);
 begin
-    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
-    w := tocsin._check_own(tocsin._find_worker(worker_id));
     perform tocsin._tell_process(w, leases_taken => true);  -- sent at the commit
     return tocsin._release_held(w, false, '');
 end

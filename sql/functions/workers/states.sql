@@ -194,11 +194,9 @@ create or replace function tocsin.stop(worker_id bigint) returns bigint
 language plpgsql
 as $$
 declare
-    w tocsin.workers;
+    w tocsin.workers := tocsin._lock_own_worker(worker_id);
     released bigint;
 begin
-    perform pg_advisory_xact_lock(tocsin._lock_key('worker', worker_id));
-    w := tocsin._check_own(tocsin._find_worker(worker_id));
     if w.status = 'stopped' then
         return 0;
     end if;
