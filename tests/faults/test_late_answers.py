@@ -56,21 +56,21 @@ async def test_a_heartbeat_that_was_sent_before_a_worker_was_registered(store_ds
         handled = Handled()
         async with AsyncExitStack() as stack:
             sleeper = await stack.enter_async_context(store.consumer("q"))
-            sleepers = await stack.enter_async_context(running(sleeper, handled))
+            run_of_sleeper = await stack.enter_async_context(running(sleeper, handled))
             await until_asleep(store)
             async with holding(store_dsn, "lock table tocsin.messages"):
                 store._process.request_heartbeat()
                 await until_blocked(store_dsn, ".heartbeat(")
                 late = await stack.enter_async_context(store.consumer("q", name="late"))
-                lates = await stack.enter_async_context(running(late, handled))
+                run_of_late = await stack.enter_async_context(running(late, handled))
                 await until_blocked(store_dsn, ".claim(")
             await store.produce("q", 1)
             with trio.move_on_after(SOON):
                 await handled.wait(1)
-            assert not sleepers.ended
-            assert not lates.ended
-            sleepers.cancel()
-            lates.cancel()
+            assert not run_of_sleeper.ended
+            assert not run_of_late.ended
+            run_of_sleeper.cancel()
+            run_of_late.cancel()
 
 
 async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_noticed_first(
