@@ -324,13 +324,12 @@ async def fill_notify_queue(scene: Scene) -> None:
 
 async def silence_pool(scene: Scene) -> None:
     """Have all connections fall silent that are open, but the newest, which LISTENs."""
-    newest = scene.proxy.accepted - 1
-    scene.proxy.silence(lambda number: number < newest)
+    scene.proxy.silence(*range(1, scene.proxy.accepted))
 
 
 async def silence_listener(scene: Scene) -> None:
     """Have the connection that LISTENs fall silent: the second that was opened."""
-    scene.proxy.silence(lambda number: number == 1)
+    scene.proxy.silence(2)
 
 
 async def silence_open(scene: Scene) -> None:
@@ -340,9 +339,9 @@ async def silence_open(scene: Scene) -> None:
 
 async def silence_network(scene: Scene) -> None:
     """Have nothing go through for twenty seconds, and no connection be made."""
-    scene.proxy.silence(new=True)
+    scene.proxy.silence_all()
     await trio.sleep(20)
-    scene.proxy.speak()
+    scene.proxy.restore()
 
 
 async def freeze_server(scene: Scene) -> None:
@@ -379,7 +378,7 @@ async def fail_over(scene: Scene) -> None:
 
     The service's connection string names both.
     """
-    scene.proxy.silence(new=True)
+    scene.proxy.silence_all()
     await scene.promote()
 
 
@@ -388,7 +387,7 @@ async def lead_to_standby(scene: Scene) -> None:
 
     The standby is promoted five seconds later.
     """
-    scene.proxy.target = scene.standby_port
+    scene.proxy.address = "127.0.0.1", scene.standby_port
     await scene.terminate()
     await trio.sleep(5)
     await scene.promote()
@@ -565,7 +564,7 @@ async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
         direct = make_conninfo(
             host="127.0.0.1", port=port, dbname=name, user=name, password=PASSWORD
         )
-        async with running(direct, port) as proxy:
+        async with running(direct) as proxy:
             async with tocsin.connect(direct) as store:
                 await store.install()
                 await store.queues.ensure("q", vt=10)
@@ -592,7 +591,7 @@ async def with_standby(where: Scene, port: int, installed: Path | None) -> Async
         await where.server.start()
         async with (
             serve(directory, port=port, installation=installed) as standby,
-            running(where.dsn, port) as proxy,
+            running(where.dsn, ("127.0.0.1", port)) as proxy,
         ):
             dsn = make_conninfo(
                 where.dsn,

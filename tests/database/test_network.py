@@ -11,7 +11,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import tocsin
-from tests.support import proxy, servers
+from bench import proxy
+from tests.support import servers
 from tocsin._database import network
 
 OPTIONS = {

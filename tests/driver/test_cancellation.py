@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from psycopg.pq.abc import PGconn
 
+from bench import proxy
 from tests.driver.helpers import (
     WAIT,
     Connection,
@@ -23,7 +24,6 @@ from tests.driver.helpers import (
     until_running,
     value,
 )
-from tests.support import proxy
 from tocsin.driver import TrioConnection, _cancelling
 
 BUSY = (
@@ -205,7 +205,7 @@ async def test_cancel_safe_has_a_timeout(dsn: str) -> None:
         proxy.running(dsn) as server,
         await TrioConnection.connect(server.dsn()) as connection,
     ):
-        server.silent = True
+        server.silence_all()
         with pytest.raises(psycopg.errors.CancellationTimeout):
             await connection.cancel_safe(timeout=0.05)
         await connection.close()
@@ -221,7 +221,7 @@ async def test_a_silent_server_costs_the_connection_in_a_transaction(
         connection = await TrioConnection.connect(server.dsn())
         with trio.CancelScope() as scope:
             async with connection.transaction() as transaction:
-                server.silent = True
+                server.silence_all()
                 scope.cancel()
                 await trio.lowlevel.checkpoint()
         assert scope.cancelled_caught

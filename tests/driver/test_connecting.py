@@ -18,8 +18,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 
+from bench import proxy
 from tests.driver.helpers import Connection, open_files, value
-from tests.support import proxy
+from tests.support import servers
 from tocsin.driver import Hosts, TrioConnection
 from tocsin.driver._hosts import AVOID_FOR
 
@@ -112,7 +113,7 @@ async def test_defaults_come_from_the_environment(
 async def test_without_arguments_the_local_socket_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PG")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("PGPORT", str(proxy.unused_port()))
+    monkeypatch.setenv("PGPORT", str(servers.free_port()))
     error = await failure("")
     assert "connection to server on socket" in str(error)
 
@@ -176,7 +177,7 @@ async def test_the_next_host_is_tried(dsn: str) -> None:
 
 async def test_all_attempts_are_told_of(dsn: str) -> None:
     use_names({"dead.example": ["127.0.0.1", "127.0.0.2"]})
-    port = proxy.unused_port()
+    port = servers.free_port()
     error = await failure(dsn, host="nowhere.example,dead.example", port=port, password=SECRET)
     assert isinstance(error, psycopg.OperationalError)
     _, title, *lines = str(error).rpartition(
@@ -193,7 +194,7 @@ async def test_all_attempts_are_told_of(dsn: str) -> None:
 
 async def test_one_port_for_each_host(dsn: str) -> None:
     async with proxy.running(dsn) as server:
-        dsn = server.dsn(host="127.0.0.1,127.0.0.1", port=f"{proxy.unused_port()},{server.port}")
+        dsn = server.dsn(host="127.0.0.1,127.0.0.1", port=f"{servers.free_port()},{server.port}")
         async with await TrioConnection.connect(dsn) as connection:
             assert connection.info.port == server.port
 
@@ -288,7 +289,7 @@ async def test_an_error_tells_of_its_connection(dsn: str) -> None:
     assert (error.pgconn.db, error.pgconn.status) == (b"no_such_database", pq.ConnStatus.BAD)
     assert error.pgconn.needs_password is False
     use_names({"dead.example": ["127.0.0.1", "127.0.0.2"]})
-    error = await failure(dsn, host="dead.example", port=proxy.unused_port())
+    error = await failure(dsn, host="dead.example", port=servers.free_port())
     assert error.pgconn is not None
     assert error.pgconn.hostaddr == b"127.0.0.2"
 
@@ -309,7 +310,7 @@ async def test_a_connection_that_is_forgotten_is_warned_of(dsn: str) -> None:
 async def test_a_host_that_has_not_answered_is_tried_last(dsn: str) -> None:
     hosts = Hosts()
     async with proxy.running(dsn) as silent, proxy.running(dsn) as speaking:
-        silent.silent = True
+        silent.silence_all()
         both = speaking.dsn(
             host="127.0.0.1,127.0.0.1", port=f"{silent.port},{speaking.port}", connect_timeout=2
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from tests.support import proxy
+from bench import proxy
 from tocsin.driver import TrioConnection
 from tocsin.driver._grace import GRACE, Grace
 
@@ -43,7 +43,7 @@ async def test_connections_that_share_one_are_given_up_together(
         connections = [
             await TrioConnection.connect(server.dsn(), autocommit=True) for _ in range(4)
         ]
-        server.silent = True
+        server.silence_all()
         began = trio.current_time()
         mock_clock.autojump_threshold = 0
         for connection in connections:

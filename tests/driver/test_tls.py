@@ -10,8 +10,8 @@ import pytest
 import trio
 import trustme
 
+from bench import proxy
 from tests.driver.helpers import SAFETY_NET, Connection, is_idle, until_running, value
-from tests.support import proxy
 from tocsin.driver import TrioConnection
 
 

@@ -15,9 +15,10 @@ import trio
 import trio.testing
 from psycopg.conninfo import make_conninfo
 
+from bench import proxy
 from tests import support
 from tests.driver.helpers import SAFETY_NET, Connection, until, value
-from tests.support import proxy, servers
+from tests.support import servers
 from tocsin.driver import TrioConnection, _watch
 from tocsin.driver._watch import Watch
 from tocsin.embedded import EmbeddedServer
@@ -71,7 +72,7 @@ async def test_a_silent_connection_is_given_up_and_its_session_terminated(
     async with proxy.running(dsn) as network:
         connection = await open_session(network.dsn())
         await value(connection, "select pg_advisory_lock(1)::text")
-        network.silenced.add(1)
+        network.silence(1)
         async with watching(lambda: open_session(network.dsn()), connection) as watch:
             with pytest.raises(psycopg.OperationalError, match="no answer for"):
                 await connection.execute("select 1")
@@ -88,7 +89,7 @@ async def test_a_transaction_on_a_silent_connection_fails(dsn: str) -> None:
             with pytest.raises(psycopg.OperationalError, match="no answer for"):
                 async with connection.transaction():
                     await connection.execute("select 1")
-                    network.silenced.add(1)  # COMMIT is not answered
+                    network.silence(1)  # COMMIT is not answered
 
 
 @pytest.mark.parametrize("in_pipeline", [False, True])
@@ -134,7 +135,7 @@ async def test_a_client_that_cannot_send_is_silent(dsn: str) -> None:
             with pytest.raises(psycopg.OperationalError, match="no answer for"):
                 async with connection.cursor() as cursor, cursor.copy("copy t from stdin") as copy:
                     await copy.write("x\n")
-                    network.silenced.add(1)
+                    network.silence(1)
 
 
 async def test_when_nothing_answers_it_is_given_up_and_terminated_later(
@@ -145,7 +146,7 @@ async def test_when_nothing_answers_it_is_given_up_and_terminated_later(
         connection = await open_session(network.dsn())
         assert connection.session is not None
         async with watching(lambda: open_session(network.dsn()), connection) as watch:
-            network.silenced.update(range(1, 100))
+            network.silence_all()
             with pytest.raises(psycopg.OperationalError, match="no answer for"):
                 await connection.execute("select 1")
             assert watch.has_abandoned
@@ -162,7 +163,7 @@ async def test_a_server_that_cannot_be_reached(
     monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.2)
 
     async def ask() -> Connection:
-        return await TrioConnection.connect(f"host=127.0.0.1 port={proxy.unused_port()}")
+        return await TrioConnection.connect(f"host=127.0.0.1 port={servers.free_port()}")
 
     async with watching(ask, connection) as watch:
         with pytest.raises(psycopg.OperationalError, match="no answer for"):
@@ -255,7 +256,7 @@ async def test_an_idle_connection_that_is_silent_too_is_closed(
             watching(lambda: open_session(limited), silent, idle) as watch,
             trio.open_nursery() as nursery,
         ):
-            network.silenced.update((1, 2))
+            network.silence(1, 2)
             nursery.start_soon(fail_as_silent, silent)
             await support.until(lambda: watch.waiting_since < math.inf)
             mock_clock.jump(_watch.ASK_AFTER)
@@ -279,7 +280,7 @@ async def test_a_session_that_cannot_be_terminated_is_forgotten_with_a_warning(
         limited = network.dsn(user=role, password=servers.PASSWORD)
         first, second = [await open_session(limited) for _ in range(2)]
         async with watching(lambda: open_session(limited), first, second) as watch:
-            network.silenced.update(range(1, 100))
+            network.silence_all()
             async with trio.open_nursery() as nursery:
                 for connection in (first, second):
                     nursery.start_soon(fail_as_silent, connection)
@@ -301,7 +302,7 @@ async def test_others_that_are_idle_are_not_used_for_anything_new(dsn: str) -> N
     async with proxy.running(dsn) as network:
         silent, idle = [await open_session(network.dsn()) for _ in range(2)]
         async with watching(lambda: open_session(network.dsn()), silent, idle):
-            network.silenced.add(1)
+            network.silence(1)
             assert not idle.is_broken()
             with pytest.raises(psycopg.OperationalError):
                 await silent.execute("select 1")

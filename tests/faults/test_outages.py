@@ -16,11 +16,11 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 import tocsin
+from bench import proxy
 from tests.support import (
     PATIENCE,
     Handled,
     open_connection,
-    proxy,
     query,
     until,
     until_asleep,
@@ -156,7 +156,7 @@ async def test_a_run_that_waits_for_a_handler_does_not_say_that_an_outage_is_ove
                 errors = store.statistics().pool.errors
                 await until(lambda: store.statistics().pool.errors > errors)
                 assert len(said()) == 1
-                between.refusing = False
+                between.restore()
                 await run.wait()
         assert await query(store_dsn, "select payload from tocsin.archive") == [(1,)]
     begin, end = said()

@@ -20,11 +20,11 @@ import trio.testing
 from psycopg.conninfo import make_conninfo
 
 import tocsin
+from bench import proxy
 from tests.support import (
     PATIENCE,
     Handled,
     open_connection,
-    proxy,
     query,
     until,
     until_asleep,
@@ -148,7 +148,7 @@ async def test_a_run_that_is_to_end_while_the_network_is_silent(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(work)
                 await handled.wait(1)
-                network.silent = True
+                network.silence_all()
                 stack.enter_context(jumping(clock))
                 began = trio.current_time()
                 signal.raise_signal(signal.SIGTERM)
@@ -202,7 +202,7 @@ async def test_a_pool_connection_that_is_dropped_in_silence(store_dsn: str) -> N
                 await store.produce("q", "before")
                 await run.handled.wait(1)
                 await until_asleep(store)
-                network.silenced = set(range(1, network.accepted + 1))
+                network.silence()
                 assert store.statistics().pool.size >= 1
                 await query(store_dsn, "select tocsin.enqueue('q', '\"after\"')")
                 await run.handled.wait(2)
@@ -218,7 +218,7 @@ async def test_a_producer_on_a_silent_connection_is_told_and_goes_on(store_dsn: 
         async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store:
             await store.queues.ensure("q")
             await store.produce("q", 1)
-            network.silenced = set(range(1, network.accepted + 1))
+            network.silence()
             failed = 0
 
             async def produce(n: int) -> None:
@@ -238,7 +238,7 @@ async def test_a_producer_on_a_silent_connection_is_told_and_goes_on(store_dsn: 
             with pytest.raises(tocsin.ConnectionLost, match="no answer"):
                 async with store.transaction() as connection:
                     await connection.execute("select 1")
-                    network.silenced = set(range(1, network.accepted + 1))
+                    network.silence()
                     await store.produce("q", 6, connection=connection)
             assert store.statistics().silenced >= 2
     assert (5,) in await query(store_dsn, "select payload from tocsin.messages")
@@ -255,7 +255,7 @@ async def test_a_silent_line_is_replaced_by_another(store_dsn: str) -> None:
             await store.queues.ensure("q")
             async with store.consumer("q") as consumer, running(consumer) as run:
                 await until_asleep(store)
-                network.silenced.add(network.accepted)
+                network.silence(network.accepted)
                 await until(lambda: store.statistics().silenced and store.statistics().listening)
                 count = 0
                 # the first messages may come before the consumer has fallen asleep
@@ -309,7 +309,7 @@ async def test_the_primary_vanishes_and_another_host_takes_over(
                 async with store.consumer("q") as consumer, running(consumer) as run:
                     await until_asleep(store)
                     assert second.accepted == 0
-                    first.silent = True
+                    first.silence_all()
                     with pytest.raises(tocsin.ConnectionLost):
                         await store.produce("q", 1)
                     await store.produce("q", 2)
@@ -339,7 +339,8 @@ async def test_a_silent_connection_costs_no_lease(store_dsn: str) -> None:
                 await until(lambda: store.statistics().listening)
                 line = network.accepted
                 for _ in range(4):
-                    network.silenced = set(range(1, network.accepted + 1)) - {line}
+                    opened = set(range(1, network.accepted + 1))
+                    network.silence(*opened - {line})
                     ((ends,),) = await query(store_dsn, "select max(vt) from tocsin.messages")
                     await until_true(store_dsn, "min(vt) > %s from tocsin.messages", ends)
                 go_on.set()
@@ -354,7 +355,7 @@ async def test_the_first_answer_of_two_connections_counts(store_dsn: str) -> Non
         database = store._database
         assert await database.fetch_from_any("select %s::int", [1], after=PATIENCE) == [(1,)]
         before = network.accepted
-        network.silenced.add(1)
+        network.silence(1)
         with trio.fail_after(PATIENCE):
             assert await database.fetch_from_any("select %s::int", [2], after=0) == [(2,)]
             assert network.accepted == before + 1
@@ -373,9 +374,11 @@ async def test_a_new_connection_that_falls_silent_while_it_ends_abandoned_sessio
         database = store._database
         database._watch._abandoned.add((1, "0"))
         terminate = database._watch.terminate_abandoned
+        silent = [network.accepted + 1]
 
         async def terminate_in_silence(connection: Connection) -> None:
-            network.silenced = network.silenced or {network.accepted}
+            if silent:
+                network.silence(silent.pop())
             await terminate(connection)
 
         monkeypatch.setattr(database._watch, "terminate_abandoned", terminate_in_silence)
@@ -408,7 +411,7 @@ async def test_a_worker_that_only_listens_gives_no_sign_of_life(
             async with store.consumer("q") as consumer, running(consumer) as run:
                 await until_asleep(store)
                 assert store.statistics().failing_for is None
-                pooler.silent = True
+                pooler.silence_all()
                 await query(store_dsn, "select tocsin.enqueue('q', '1')")
                 await until(lambda: (store.statistics().failing_for or 0) >= 0.2)
                 for _ in range(2):  # the second one begins after that
@@ -416,7 +419,7 @@ async def test_a_worker_that_only_listens_gives_no_sign_of_life(
                     await next_heartbeat(store)
                 assert await query(store_dsn, beat) == [(last,)]
                 assert store.statistics().listening
-                pooler.silent = False
+                pooler.restore()
                 await run.handled.wait(1)
                 await until_query(store_dsn, f"{beat} having max(heartbeat_at) > %s", last)
                 run.cancel()

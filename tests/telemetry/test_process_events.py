@@ -9,7 +9,8 @@ from itertools import pairwise
 import pytest
 
 import tocsin
-from tests.support import next_event, proxy, query, until, until_asleep
+from bench import proxy
+from tests.support import next_event, query, until, until_asleep
 from tests.support.runs import running
 from tocsin import telemetry
 from tocsin.embedded import EmbeddedServer
@@ -123,7 +124,7 @@ async def test_an_outage_of_the_pool_alone_says_why_and_nothing_of_listen(
                 assert isinstance(down, telemetry.ConnectionDown)
                 assert down.connection == "pool"
                 assert "is not available" in down.reason
-                between.refusing = False
+                between.restore()
                 # The heartbeat tries the pool.
                 up = await next_event(changes)
                 assert isinstance(up, telemetry.ConnectionUp)
@@ -146,7 +147,7 @@ async def test_a_process_without_a_listen_connection_reports_the_pool_alone(
                 assert await changes_until(changes, ("ConnectionDown", "pool")) == [
                     ("ConnectionDown", "pool")
                 ]
-                between.refusing = False
+                between.restore()
                 assert await changes_until(changes, ("ConnectionUp", "pool")) == [
                     ("ConnectionUp", "pool")
                 ]

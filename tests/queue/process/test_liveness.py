@@ -12,10 +12,10 @@ import pytest
 import trio
 
 import tocsin
+from bench import proxy
 from tests.support import (
     PATIENCE,
     open_connection,
-    proxy,
     query,
     until,
     until_asleep,
@@ -51,7 +51,7 @@ async def test_a_lent_connection_that_fails_is_a_failure_of_the_pool(store_dsn: 
             async with store.transaction():
                 pass
         assert store.statistics().failing_for is not None
-        between.refusing = False
+        between.restore()
         async with store.transaction():
             pass
         assert store.statistics().failing_for is None
@@ -111,12 +111,12 @@ async def test_a_consumer_claims_without_a_lifeline_only_when_the_database_knows
         tocsin.connect(store_dsn, listen_dsn=way.dsn()) as store,
     ):
         await store.queues.create("q")
-        way.silent = True
+        way.silence_all()
         with trio.fail_after(PATIENCE):
             async with store.consumer("q"):
                 assert await query(store_dsn, HOW) == [(False, True)]
                 assert not store.statistics().listening
-                way.silent = False
+                way.restore()
                 await until(lambda: store.statistics().listening)
                 assert await query(store_dsn, HOW) == [(True, False)]
 
@@ -181,7 +181,7 @@ async def test_a_connection_that_is_silent_while_listen_is_proven_is_replaced(
         await store.queues.create("q")
 
         def draw_token_of_a_silent_connection(size: int) -> str:
-            way.silenced.add(1)
+            way.silence(1)
             if way.accepted > 1:  # this one is to be proven, however long that takes
                 monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", PATIENCE)
             return secrets.token_hex(size)

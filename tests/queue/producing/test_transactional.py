@@ -18,7 +18,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 import tocsin
-from tests.support import PATIENCE, connect_blocking, open_connection, proxy, query, until_blocked
+from bench import proxy
+from tests.support import PATIENCE, connect_blocking, open_connection, query, until_blocked
 from tests.support.cancel_sweep import cancel_sweep
 from tests.support.runs import running
 from tocsin.driver import TrioConnection
@@ -465,7 +466,7 @@ async def test_a_silent_server_costs_a_blocking_connection(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: store.produce("q", 2, key="k", connection=connection))
             await until_blocked(store_dsn)
-            server.silent = True
+            server.silence_all()
             nursery.cancel_scope.cancel()
         assert connection.closed
         connection.close()
