@@ -18,23 +18,24 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 INTRODUCTION = """\
 # The command line
 
-The extra `cli` (`pip install '.[cli]'` in a checkout) brings the command `tocsin`, \
-which is also `python -m tocsin`.
+The extra `cli` (`pip install '.[cli]'` in a checkout) installs the command `tocsin`, \
+which `python -m tocsin` also runs.
 `--help` explains each command.
 This page is generated from the commands.
 
 **Database.** `--dsn` and `--schema` may stand before or after the subcommand.
 Without them the command takes the database from the [settings](settings.md).
-These are `TOCSIN_DSN` and `TOCSIN_SCHEMA`, then `[tool.tocsin]` in `pyproject.toml`.
-Without any, libpq finds the database by `PGHOST`, `PGSERVICE` or `~/.pgpass`.
-All users of a machine can read the arguments of a process, so a password does not \
-belong into `--dsn`.
-It belongs into `TOCSIN_DSN`, or into the file that `PGPASSFILE` names.
-No error and no log line shows it.
+The settings are `TOCSIN_DSN` and `TOCSIN_SCHEMA`, then `[tool.tocsin]` in \
+`pyproject.toml`.
+Without these settings, libpq finds the database by `PGHOST`, `PGSERVICE` or `~/.pgpass`.
+All users of a machine can read the arguments of a process, so do not put a password \
+into `--dsn`.
+Put it into `TOCSIN_DSN`, or into the file that `PGPASSFILE` names.
+No error and no log line shows a password.
 
 **Output for programs.** `--format json` (before or after the subcommand) prints one \
 JSON document on standard output.
-Its names are those of the Python classes' fields, and are stable.
+The names in it are those of the fields of the Python classes, and are stable.
 Times are ISO 8601 in UTC, durations are numbers of seconds, and null means that there \
 is no value or no end.
 The tables are for people, and may change.
@@ -53,10 +54,10 @@ An error is one line on standard error, in both formats.
 
 **Durations** are written `250ms`, `1.5s`, `30m`, `2h`, `7d`, `1w`, or `12` for seconds.
 
-**Confirmation.** A command that destroys something asks first.
-`--yes` answers beforehand.
-Where there is no terminal, as in cron, the command fails without `--yes`.
-`--dry-run` shows what the command would destroy, and changes nothing.
+**Confirmation.** A command that deletes data asks for confirmation.
+With `--yes` the command does not ask.
+Without a terminal, as in cron, the command fails without `--yes`.
+`--dry-run` shows what the command would delete, and changes nothing.
 """
 
 _EVERYWHERE = {"dsn", "schema", "format", "help"}

@@ -38,7 +38,7 @@ def _role_option(name: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     return click.option(
         name,
         metavar="NAME",
-        help="Let in this role instead; of the three only those that are named.",
+        help="Give access to this role; only the named roles get access.",
     )
 
 
@@ -53,7 +53,7 @@ def _role_option(name: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
 @click.option(
     "--roles",
     is_flag=True,
-    help="Let the database roles tocsin_producer, tocsin_consumer and tocsin_admin use it.",
+    help="Give access to the roles tocsin_producer, tocsin_consumer and tocsin_admin.",
 )
 @_role_option("--producer-role")
 @_role_option("--consumer-role")
@@ -70,12 +70,13 @@ async def install(
     consumer_role: str | None,
     admin_role: str | None,
 ) -> None:
-    """Bring the schema to this version of Tocsin. Doing it again changes nothing.
+    """Install the schema of this version of Tocsin, or upgrade to it.
 
-    Only the schema's owner can use it, and the roles that were let in. Members of a
-    producer role enqueue to queues that they were granted (tocsin queue grant), those
-    of a consumer role consume, and those of an admin role do everything but install.
-    Missing roles are created.
+    A second installation changes nothing. Only the schema's owner and the roles that
+    the options name have access. Members of the producer role enqueue to queues that
+    they were granted (tocsin queue grant), members of the consumer role consume, and
+    members of the admin role may do everything except install. Missing roles are
+    created.
     """
     if producer_role or consumer_role or admin_role:
         await store.install(roles=Roles(producer_role, consumer_role, admin_role))
@@ -92,7 +93,8 @@ async def install(
 async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
     """Compare the schema with what this version installs.
 
-    Shows each difference. Exits with 4 if there is any, or no schema.
+    Shows each difference. Exits with 4 if there are differences, or if there is no
+    schema.
     """
     try:
         differences = await store.verify()
@@ -126,8 +128,9 @@ async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
 def sql(common: Common, *, upgrade_from: int | None) -> None:
     """Print the SQL that an installation runs, or with --from an upgrade.
 
-    For databases in which an administrator runs all changes. psql runs the script in
-    one transaction. It lets no roles in; the function install_roles does that.
+    The script is for databases in which an administrator runs all changes; psql runs it
+    in one transaction. It gives no access to roles; the function install_roles does
+    that.
     """
     if upgrade_from is not None and upgrade_from not in known_versions():
         known = ", ".join(map(str, known_versions()))
@@ -154,12 +157,12 @@ async def stats(store: Store, screen: Screen) -> None:
 async def reclaim(store: Store, screen: Screen) -> None:
     """Stop workers whose process is dead, and requeue the messages that they hold.
 
-    Messages with an expired lease are requeued, too. Consumers do both by themselves;
-    this command is for when none is running.
+    Messages with an expired lease are requeued, too. Running consumers do both
+    automatically; this command is for a database without them.
 
     In the first ten seconds of a server, no process is declared dead, because processes
-    are still reconnecting. When no process has been there since the server started, the
-    ten seconds begin with the first reclaim: repeat it after them.
+    are still reconnecting. If no process has registered since the server started, the
+    ten seconds begin with the first reclaim, so repeat the command after them.
     """
     reclaimed = await store.reclaim()
     screen.say(
@@ -171,10 +174,10 @@ async def reclaim(store: Store, screen: Screen) -> None:
 @admin.command(examples=["tocsin admin maintain", "tocsin admin maintain --format json"])
 @on_store
 async def maintain(store: Store, screen: Screen) -> None:
-    """Make and drop partitions of the archive, and delete expired dead letters.
+    """Create and drop partitions of the archive, and delete expired dead letters.
 
-    Consumers do the maintenance by themselves, once a minute at most among all of them.
-    This command is for cron, where a database has no consumer.
+    Processes with consumers do maintenance automatically, at most once a minute across
+    all processes. This command is for cron, in a database without consumers.
     """
     screen.record(await store.maintain())
 

@@ -44,7 +44,7 @@ def dead_letter_filters(function: Callable[..., R]) -> Callable[..., R]:
 
 
 ids_argument = click.argument("ids", nargs=-1, type=ID, metavar="[ID]...")
-few_option = click.option("--limit", type=COUNT, help="At most this many, the oldest first.")
+few_option = click.option("--limit", type=COUNT, help="At most this many, oldest first.")
 
 
 @click.command(
@@ -61,9 +61,9 @@ few_option = click.option("--limit", type=COUNT, help="At most this many, the ol
 @after_option
 @on_store
 async def dead_letters(store: Store, screen: Screen, queue: str, **options: Any) -> None:
-    """Show the dead letters of a queue, by id.
+    """Show the dead letters of a queue, in the order of their ids.
 
-    `tocsin message get ID` shows all of one, with traceback and deliveries.
+    `tocsin message get ID` shows a dead letter with its traceback and deliveries.
     """
     screen.table(
         await store.dead_letters.list(queue, **options), DEAD_LETTERS, empty="no such dead letters"
@@ -95,11 +95,11 @@ async def replay(
     yes: bool,
     **which: Any,
 ) -> None:
-    """Put dead letters back into their queue: these, or all that the options choose.
+    """Replay the dead letters that the ids name or the options select.
 
     Their deliveries are counted from zero again.
 
-    Without ids and options the command takes all dead letters, and asks first.
+    Without ids and options the command affects all dead letters, and asks first.
     """
     await _confirm_all(store, "Replay", queue, ids, which, yes=yes)
     replayed = await store.dead_letters.replay(queue, *ids, delay=delay, **which)
@@ -124,11 +124,11 @@ async def replay(
 async def archive_dlq(
     store: Store, screen: Screen, queue: str, ids: tuple[int, ...], *, yes: bool, **which: Any
 ) -> None:
-    """Move dead letters to the archive: these, or all that the options choose.
+    """Archive the dead letters that the ids name or the options select.
 
-    It is for dead letters that need not run again.
+    The command is for dead letters that need no further delivery.
 
-    Without ids and options the command takes all dead letters, and asks first.
+    Without ids and options the command affects all dead letters, and asks first.
     """
     await _confirm_all(store, "Archive", queue, ids, which, yes=yes)
     archived = await store.dead_letters.archive(queue, *ids, **which)
@@ -161,7 +161,7 @@ async def purge_dlq(
     yes: bool,
     **options: Any,
 ) -> None:
-    """Delete dead letters for good: these, or all that the options choose."""
+    """Delete the dead letters that the ids name or the options select."""
     if not dry_run:
         count = await store.dead_letters.purge(queue, *ids, dry_run=True, **options)
         await confirm(f"Delete {count} dead letters of queue {queue!r} for good?", yes=yes)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
     help=(
-        "Use an embedded PostgreSQL with its data here, even if there is a DSN. The default is"
-        " $TOCSIN_DATA, or a directory of the user."
+        "Use an embedded PostgreSQL with its data in this directory, even if a DSN is set. The"
+        " default is $TOCSIN_DATA, or a directory of the user."
     ),
 )
 @dsn_option
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 async def demo(common: Common, path: Path | None, data: Path | None) -> ExitCode:
     """Hash every file below PATH through a queue, and check the outcome.
 
-    Without PATH: the standard library of this Python. The database is an embedded
-    PostgreSQL, started for the demo and stopped after it, or the one that --dsn names.
-    There the demo uses the schemas tocsin_demo and tocsin_demo_queue, and begins by
-    dropping what the last demo left in them.
+    Without PATH, the demo hashes the standard library of this Python. It runs on an
+    embedded PostgreSQL, which it starts and stops, or in the database that --dsn names.
+    In that database it uses the schemas tocsin_demo and tocsin_demo_queue, and begins
+    by dropping what the last demo left in them.
     """
     from rich.console import Console
 

@@ -90,9 +90,9 @@ class _Enqueue(Command):
 )
 @queue_argument
 @click.argument("payloads", nargs=-1, type=JSON, metavar="[PAYLOAD]...")
-@click.option("--delay", type=DURATION, help="Deliver the message only after this.")
+@click.option("--delay", type=DURATION, help="Deliver the message only after this time.")
 @click.option(
-    "--at", type=MOMENT, help="Deliver it only from this time on, such as 2030-01-31T08:00:00Z."
+    "--at", type=MOMENT, help="Deliver the message at this time, such as 2030-01-31T08:00:00Z."
 )
 @click.option(
     "--priority",
@@ -104,19 +104,20 @@ class _Enqueue(Command):
 @click.option(
     "--key",
     metavar="TEXT",
-    help="Enqueue nothing if an unfinished message has this key, and show its id.",
+    help="If an unfinished message has this key, show its id and enqueue nothing.",
 )
 @click.option("--headers", type=JSON, help="A JSON value in addition to the payload, for tracing.")
 @click.option(
     "--expires-in",
     type=DURATION,
-    help="Make it a dead letter if it is not delivered within this.",
+    help="Make the message a dead letter if it is not delivered within this time.",
 )
 @click.option(
     "--max-deliveries",
     type=COUNT,
     help=(
-        "Make it a dead letter after this many failed deliveries; overrides the queue's setting."
+        "Make the message a dead letter after this many failed deliveries; overrides the queue's"
+        " setting."
     ),
 )
 @on_store
@@ -131,10 +132,10 @@ async def enqueue(
 ) -> None:
     """Enqueue each PAYLOAD, a JSON value, and show the ids of the messages.
 
-    Without a PAYLOAD, each line of standard input that is not empty is one.
+    Without a PAYLOAD, each line of standard input that is not empty is a payload.
 
-    All are enqueued or none: it is one transaction. With standard input nothing is
-    delivered before the input has ended, and an error names the line.
+    All messages are enqueued in one transaction, or none. With standard input no
+    message is delivered before the input has ended, and an error names the line.
     """
     context = click.get_current_context()
     options["headers"] = headers and headers.value

@@ -20,9 +20,9 @@ R = TypeVar("R")
 
 @click.group(cls=Group)
 def message() -> None:
-    """Look at a single message, or change one that waits.
+    """Show a single message, or change a waiting one.
 
-    `tocsin queue messages` lists many.
+    `tocsin queue messages` lists the messages of a queue.
     """
 
 
@@ -30,7 +30,7 @@ def message() -> None:
 @id_argument("message")
 @on_store
 async def get(store: Store, screen: Screen, id: int) -> None:
-    """Show all of a message: waiting, leased, dead or archived.
+    """Show all values of a waiting, leased, dead or archived message.
 
     A dead letter is shown with its traceback.
     """
@@ -57,12 +57,12 @@ def name_of_message(function: Callable[..., R]) -> Callable[..., R]:
         "option_id",
         type=ID,
         metavar="ID",
-        help="The message's id, where it is no argument.",
+        help="The message's id, instead of the argument.",
     )
     queue = click.option(
-        "--queue", metavar="QUEUE", help="The message's queue, where --key names it."
+        "--queue", metavar="QUEUE", help="The message's queue, together with --key."
     )
-    key = click.option("--key", metavar="TEXT", help="The message's key, in place of its id.")
+    key = click.option("--key", metavar="TEXT", help="The message's key, instead of its id.")
     return argument(option(queue(key(call))))
 
 
@@ -77,9 +77,9 @@ def name_of_message(function: Callable[..., R]) -> Callable[..., R]:
 async def cancel(
     store: Store, screen: Screen, message_id: int | None, queue: str | None, key: str | None
 ) -> None:
-    """Finish a message that waits, so that it is never delivered.
+    """Finish a waiting message, so that it is never delivered.
 
-    It goes to the archive. Refused while a worker holds it.
+    The archive keeps the message. The command is refused while a worker holds it.
     """
     cancelled = await store.messages.cancel(message_id, queue=queue, key=key)
     screen.say(f"cancelled message {cancelled}", {"id": cancelled})
@@ -93,9 +93,9 @@ async def cancel(
     ]
 )
 @name_of_message
-@click.option("--delay", type=DURATION, help="Deliver it after this; 0: now.")
+@click.option("--delay", type=DURATION, help="Deliver the message after this time; 0: now.")
 @click.option(
-    "--at", type=MOMENT, help="Deliver it from this time on, such as 2030-01-31T08:00:00Z."
+    "--at", type=MOMENT, help="Deliver the message at this time, such as 2030-01-31T08:00:00Z."
 )
 @on_store
 async def reschedule(
@@ -107,9 +107,9 @@ async def reschedule(
     delay: timedelta | None,
     at: datetime | None,
 ) -> None:
-    """Change the time at which a message that waits is delivered.
+    """Change the time at which a waiting message is delivered.
 
-    Refused while a worker holds it.
+    The command is refused while a worker holds the message.
     """
     rescheduled = await store.messages.reschedule(
         message_id, delay=delay, at=at, queue=queue, key=key
@@ -136,6 +136,9 @@ async def reprioritise(
     key: str | None,
     priority: int,
 ) -> None:
-    """Give a message that waits another priority. Refused while a worker holds it."""
+    """Change the priority of a waiting message.
+
+    The command is refused while a worker holds the message.
+    """
     changed = await store.messages.reprioritise(message_id, priority=priority, queue=queue, key=key)
     screen.say(f"reprioritised message {changed}", {"id": changed})

@@ -152,19 +152,19 @@ PRIORITY = NumberType(-(2**31), 2**31 - 1)
 ID = NumberType(1, 2**63 - 1)
 
 queue_argument = click.argument("queue")
-queue_option = click.option("--queue", metavar="QUEUE", help="Only of this queue.")
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+queue_option = click.option("--queue", metavar="QUEUE", help="Consider only this queue.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what would be deleted, and change nothing."
 )
 older_than_option = click.option(
-    "--older-than", type=DURATION, help="Only what is older than this, such as 7d."
+    "--older-than", type=DURATION, help="Only messages older than this, such as 7d."
 )
 limit_option = click.option(
-    "--limit", type=COUNT, default=100, show_default=True, help="Show this many at most."
+    "--limit", type=COUNT, default=100, show_default=True, help="Show at most this many."
 )
 after_option = click.option(
-    "--after", type=ID, metavar="ID", help="Go on after this id, the last one that was shown."
+    "--after", type=ID, metavar="ID", help="Continue after this id, the last one shown."
 )
 
 
@@ -188,7 +188,7 @@ def id_argument(what: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
             "option_id",
             type=ID,
             metavar="ID",
-            help=f"The {what}'s id, where it is no argument.",
+            help=f"The {what}'s id, instead of the argument.",
         )
         argument = click.argument("argument_id", type=ID, required=False, metavar="[ID]")
         return argument(option(call))

@@ -92,15 +92,15 @@ dsn_option = click.option(
     expose_value=False,
     callback=_note,
     help=(
-        "PostgreSQL connection string, else TOCSIN_DSN, else [tool.tocsin], else PGHOST and so on. "
-        "The list of processes shows it: keep a password in TOCSIN_DSN or PGPASSFILE."
+        "PostgreSQL connection string; default: TOCSIN_DSN, else [tool.tocsin], else PGHOST etc. "
+        "All users can read arguments of a process: put passwords in TOCSIN_DSN or PGPASSFILE."
     ),
 )
 schema_option = click.option(
     "--schema",
     expose_value=False,
     callback=_note,
-    help="The schema of Tocsin, else TOCSIN_SCHEMA, else [tool.tocsin], else tocsin.",
+    help="Schema of Tocsin; default: TOCSIN_SCHEMA, else [tool.tocsin], else tocsin.",
 )
 format_option = click.option(
     "--format",

@@ -41,7 +41,7 @@ def queue() -> None:
 @queue_argument
 @settings_options
 @click.option(
-    "--if-missing", is_flag=True, help="Leave a queue that exists as it is, and do not fail."
+    "--if-missing", is_flag=True, help="If the queue exists, do not change it, and do not fail."
 )
 @on_store
 async def create(
@@ -81,9 +81,9 @@ async def get(store: Store, screen: Screen, queue: str) -> None:
 @settings_options
 @on_store
 async def update(store: Store, screen: Screen, queue: str, **settings: Any) -> None:
-    """Change settings of a queue, at once and for every process.
+    """Change settings of a queue, immediately and for every process.
 
-    A setting that is not given stays as it is.
+    A setting that is not given stays unchanged.
     """
     if all(value is None for value in settings.values()):
         raise click.UsageError("nothing to change: give a setting", click.get_current_context())
@@ -106,7 +106,7 @@ def _show(screen: Screen, queue: Queue) -> None:
 @click.option(
     "--state",
     type=click.Choice(get_args(MessageState)),
-    help="Only messages in this state; without it, the unfinished ones.",
+    help="Only messages in this state; by default all unfinished ones.",
 )
 @click.option("--worker", type=ID, metavar="ID", help="Only messages that this consumer holds.")
 @limit_option
@@ -121,9 +121,9 @@ async def messages(
     limit: int,
     after: int | None,
 ) -> None:
-    """Show messages of a queue, by id, without changing them.
+    """Show messages of a queue, in the order of their ids.
 
-    `tocsin message get ID` shows all of one.
+    `tocsin message get ID` shows all values of a message.
     """
     found = await store.messages.list(queue, state=state, worker=worker, limit=limit, after=after)
     screen.table(found, MESSAGES, empty="no such messages")
@@ -133,10 +133,10 @@ async def messages(
 @click.argument("queue", required=False)
 @on_store
 async def metrics(store: Store, screen: Screen, queue: str | None) -> None:
-    """Show how full and how busy all queues are, or one.
+    """Show the size and the load of all queues, or of one.
 
-    Large numbers are estimates; COUNTED (in JSON: exact) says so. OLDEST is how long
-    the oldest ready message has been waiting.
+    Large numbers are estimates; COUNTED (in JSON: exact) says whether a number was
+    counted. OLDEST is how long the oldest ready message has been waiting.
     """
     if queue is None:
         screen.table(await store.queues.metrics(), METRICS, empty="no queues")
@@ -152,7 +152,7 @@ async def metrics(store: Store, screen: Screen, queue: str | None) -> None:
 async def pause(store: Store, screen: Screen, queue: str) -> None:
     """Stop the delivery from a queue to all consumers, in every process.
 
-    Consumers finish the messages that they hold, and enqueueing goes on.
+    Consumers finish the messages that they hold, and enqueueing continues.
     """
     screen.say(
         f"queue {queue!r} is paused; tocsin queue resume ends that", await store.queues.pause(queue)
@@ -166,7 +166,7 @@ async def pause(store: Store, screen: Screen, queue: str) -> None:
 async def grant(store: Store, screen: Screen, queue: str, role: str) -> None:
     """Let a database role, and its members, enqueue to a queue.
 
-    Only roles that `tocsin admin install --roles` has let in need it.
+    Only roles with access by `tocsin admin install --roles` need this grant.
     """
     await store.queues.grant(queue, role)
     screen.say(f"role {role!r} may enqueue to {queue!r}", {"queue": queue, "role": role})
@@ -177,7 +177,7 @@ async def grant(store: Store, screen: Screen, queue: str, role: str) -> None:
 @role_argument
 @on_store
 async def revoke(store: Store, screen: Screen, queue: str, role: str) -> None:
-    """Revoke what `tocsin queue grant` has granted, at once."""
+    """Revoke a grant of `tocsin queue grant`, immediately."""
     await store.queues.revoke(queue, role)
     screen.say(f"role {role!r} may no longer enqueue to {queue!r}", {"queue": queue, "role": role})
 
@@ -208,12 +208,12 @@ async def resume(store: Store, screen: Screen, queue: str) -> None:
 async def purge(
     store: Store, screen: Screen, queue: str, *, dry_run: bool, yes: bool, **scope: Any
 ) -> None:
-    """Delete messages of the kinds that are given, at least one.
+    """Delete messages in the given states, of which at least one is required.
 
-    Leased messages and workers stay.
+    The command never deletes leased messages and workers.
 
-    The age of a message counts from its enqueueing, that of an archived message or a
-    dead letter from the time at which it became one.
+    The age of a message begins when it is enqueued, and the age of an archived message
+    or a dead letter when it became one.
     """
     kinds = [kind for kind in ("ready", "delayed", "archived", "dead") if scope[kind]]
     if not kinds:
@@ -232,7 +232,7 @@ async def purge(
 )
 @queue_argument
 @click.option(
-    "--force", is_flag=True, help="Also with unfinished messages, and with workers, whose runs end."
+    "--force", is_flag=True, help="Also delete unfinished messages and workers, whose runs end."
 )
 @dry_run_option
 @yes_option
@@ -242,7 +242,8 @@ async def delete(
 ) -> None:
     """Delete a queue with its archive and its dead letters.
 
-    Refused while it has workers or unfinished messages, without --force.
+    Without --force, the command is refused while the queue has workers or unfinished
+    messages.
     """
     if not dry_run and not yes:
         would = await store.queues.delete(queue, force=force, dry_run=True)

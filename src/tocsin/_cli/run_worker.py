@@ -39,34 +39,36 @@ logger = logging.getLogger("tocsin.cli")
     type=COUNT,
     default=1,
     show_default=True,
-    help="Calls of the handler at a time.",
+    help="Maximum number of concurrent handler calls.",
 )
-@click.option("--batch", type=COUNT, help="The handler takes a list of this many messages at most.")
 @click.option(
-    "--once", is_flag=True, help="End when nothing is due any more and the last handler has ended."
+    "--batch", type=COUNT, help="Pass a list of at most this many messages to the handler."
+)
+@click.option(
+    "--once", is_flag=True, help="End when no message is due and the last handler has ended."
 )
 @click.option(
     "--ordered",
     is_flag=True,
     help=(
-        "Begin no message before the one ahead of it is finished; a failed message holds up"
-        " the rest."
+        "Finish each message before the next one begins; a failed message delays all later"
+        " messages."
     ),
 )
 @click.option(
     "--grace",
     type=DURATION,
-    help="After a signal or an interrupt, cancel handlers that still run after this.",
+    help="Cancel handlers that still run this long after a signal or an interrupt.",
 )
 @click.option(
     "--timeout",
     type=DURATION,
-    help="A call of the handler that takes longer is cancelled, and has failed.",
+    help="Cancel a handler call that takes longer than this; the delivery has failed.",
 )
 @click.option(
     "--vt",
     type=DURATION,
-    help="Length of the leases, which are extended while handlers run; the queue's own by default.",
+    help="Length of the leases, which are extended while handlers run; by default the queue's.",
 )
 @click.option(
     "--name",
@@ -76,21 +78,21 @@ logger = logging.getLogger("tocsin.cli")
 @click.option(
     "--reload",
     is_flag=True,
-    help="Restart when a Python file below the working directory changes. For development.",
+    help="Restart when a Python file below the working directory changes; for development.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(logs.LEVELS),
     default="info",
     show_default=True,
-    help="Log nothing below this level.",
+    help="Lowest level that is logged.",
 )
 @click.option(
     "--log-format",
     type=click.Choice(logs.FORMATS),
     default="text",
     show_default=True,
-    help="Lines to read, or a JSON object per line.",
+    help="Plain text, or a JSON object for each line.",
 )
 @with_target
 async def run(
@@ -112,16 +114,16 @@ async def run(
 ) -> int:
     """Consume a queue with a handler: a function of one message, async or plain.
 
-    With --batch it is a function of a list of messages.
+    With --batch the handler is a function of a list of messages.
 
-    The module is found from the working directory. When the handler returns, its
-    message is archived. When it raises, the message is delivered again later, or
+    The command imports the module from the working directory. When the handler returns,
+    its message is archived. When it raises, the message is delivered again later, or
     becomes a dead letter after its last delivery.
 
-    SIGINT and SIGTERM drain: nothing more is claimed, and the process ends with 0 when
-    the handlers have ended. A second signal, at least a second later, cancels the
-    handlers and requeues their messages. `tocsin worker interrupt` drains too, from
-    anywhere. The log goes to standard error.
+    SIGINT and SIGTERM drain the worker: it claims no more messages, and the process
+    exits with 0 when the handlers have ended. A second signal, at least a second later,
+    cancels the handlers and requeues their messages. `tocsin worker interrupt` also
+    drains the worker, from any host. The log goes to standard error.
     """
     try:
         to_timedelta(vt, "--vt")

@@ -58,13 +58,13 @@ class Frame:
 @click.command(
     cls=Command, examples=["tocsin top", "tocsin top --once", "tocsin top --once --format json"]
 )
-@click.option("--once", is_flag=True, help="Show one frame and end, as into a pipe.")
+@click.option("--once", is_flag=True, help="Show one frame and exit, as when the output is a pipe.")
 @click.option(
     "--interval",
     type=DURATION,
     default="1s",
     show_default=True,
-    help="Draw at least this often.",
+    help="Longest time between two updates.",
 )
 @pass_common
 @on_store

@@ -41,12 +41,12 @@ _HEALTH: list[Column[QueueHealth]] = [
 
 @click.group(cls=Group)
 def worker() -> None:
-    """Run workers; show, suspend, drain and stop those of any process, on any host.
+    """Run workers; show, suspend, drain and stop workers of any process and host.
 
     \b
     interrupt  claims no more; its run ends, and usually its process
     suspend    claims no more until it is resumed; its process stays
-    shutdown   stops a suspended worker for good
+    shutdown   stops a suspended worker permanently
     stop       suspends and shuts down, from any state
     """
 
@@ -60,7 +60,7 @@ worker.add_command(run)
 @queue_option
 @on_store
 async def list_workers(store: Store, screen: Screen, queue: str | None) -> None:
-    """Show workers, by id."""
+    """Show workers, in the order of their ids."""
     if queue is not None:
         await store.queues.get(queue)
     screen.table(await store.workers.list(queue), WORKERS, empty="no workers")
@@ -70,7 +70,7 @@ async def list_workers(store: Store, screen: Screen, queue: str | None) -> None:
 @id_argument("worker")
 @on_store
 async def get(store: Store, screen: Screen, id: int) -> None:
-    """Show a worker, as the registry has it."""
+    """Show a worker as it is registered."""
     screen.record(await (await store.workers.get(id)).info())
 
 
@@ -94,7 +94,8 @@ async def messages(store: Store, screen: Screen, id: int, limit: int, after: int
 async def release_messages(store: Store, screen: Screen, id: int) -> None:
     """Requeue the messages that a worker holds, and cancel their handlers.
 
-    The worker goes on, and may claim them again; after suspend --release it does not.
+    The worker continues, and may claim these messages again; suspend --release prevents
+    this.
     """
     released = await store.workers.release_messages(id)
     screen.say(f"worker {id} has released {released} messages", {"id": id, "released": released})
@@ -102,17 +103,18 @@ async def release_messages(store: Store, screen: Screen, id: int) -> None:
 
 @worker.command(examples=["tocsin worker suspend 42 --drain", "tocsin worker suspend 42 --release"])
 @id_argument("worker")
-@click.option("--drain", is_flag=True, help="Let its handlers finish what they have.")
+@click.option("--drain", is_flag=True, help="Let the worker finish the messages that it holds.")
 @click.option(
     "--release",
     is_flag=True,
-    help="Cancel its handlers, and release what it holds at once.",
+    help="Cancel its handlers, and release its messages at once.",
 )
 @on_store
 async def suspend(store: Store, screen: Screen, id: int, *, drain: bool, release: bool) -> None:
-    """Let a worker claim no more messages until it is resumed; its process stays.
+    """Stop a worker from claiming until it is resumed; its process continues.
 
-    Refused while the worker holds messages, unless it is to drain or to release them.
+    The command is refused while the worker holds messages, except with --drain or
+    --release.
     """
     handle = await store.workers.get(id)
     await handle.suspend(release=release, drain=drain)
@@ -133,13 +135,13 @@ async def resume(store: Store, screen: Screen, id: int) -> None:
 @click.option(
     "--grace",
     type=DURATION,
-    help="Cancel handlers that still run after this; without it they have no limit.",
+    help="Cancel handlers that still run after this time; by default there is no limit.",
 )
 @on_store
 async def interrupt(store: Store, screen: Screen, id: int, grace: timedelta | None) -> None:
     """End a worker's run: it claims no more messages, and its handlers finish.
 
-    `tocsin worker run` then ends.
+    After that, `tocsin worker run` ends.
     """
     await (await store.workers.get(id)).interrupt(grace=grace)
     await _show_state(screen, store, id)
@@ -149,9 +151,10 @@ async def interrupt(store: Store, screen: Screen, id: int, grace: timedelta | No
 @id_argument("worker")
 @on_store
 async def shutdown(store: Store, screen: Screen, id: int) -> None:
-    """Stop a suspended worker for good.
+    """Stop a suspended worker permanently.
 
-    Refused in another state, and while it holds messages; see stop.
+    The command is refused in any other state, and while the worker holds messages; see
+    stop.
     """
     await (await store.workers.get(id)).shutdown()
     await _show_state(screen, store, id)
@@ -161,7 +164,7 @@ async def shutdown(store: Store, screen: Screen, id: int) -> None:
 @id_argument("worker")
 @on_store
 async def stop(store: Store, screen: Screen, id: int) -> None:
-    """Stop a worker for good, whatever state it is in.
+    """Stop a worker permanently, in any state.
 
     Its handlers are cancelled, and the messages that it holds are requeued.
     """
@@ -182,7 +185,7 @@ async def stop(store: Store, screen: Screen, id: int) -> None:
     "--older-than",
     type=DURATION,
     required=True,
-    help="Only workers that were stopped longer ago than this, such as 7d.",
+    help="Only workers that have been stopped for longer than this, such as 7d.",
 )
 @queue_option
 @dry_run_option
@@ -199,7 +202,7 @@ async def purge(
 ) -> None:
     """Delete workers that were stopped long ago.
 
-    Messages, archive and dead letters keep their ids.
+    Messages, the archive and dead letters keep the ids of these workers.
     """
     if not dry_run and not yes:
         would = await store.workers.purge(older_than, queue=queue, dry_run=True)
@@ -216,7 +219,7 @@ async def purge(
 @yes_option
 @on_store
 async def delete(store: Store, screen: Screen, id: int, *, yes: bool) -> None:
-    """Delete a stopped worker. Refused in any other state."""
+    """Delete a worker, which must be stopped."""
     await confirm(f"Delete worker {id} for good?", yes=yes)
     await store.workers.delete(id)
     screen.say(f"worker {id} is deleted", {"id": id})
@@ -226,9 +229,9 @@ async def delete(store: Store, screen: Screen, id: int, *, yes: bool) -> None:
 @id_argument("worker")
 @on_store
 async def heartbeat(store: Store, screen: Screen, id: int) -> None:
-    """Note a heartbeat of a worker now.
+    """Record a heartbeat of a worker.
 
-    Tocsin's own heartbeat makes this unnecessary.
+    Tocsin's automatic heartbeat makes this command unnecessary.
     """
     await (await store.workers.get(id)).heartbeat()
     await _show_state(screen, store, id)
@@ -240,7 +243,7 @@ async def heartbeat(store: Store, screen: Screen, id: int) -> None:
 @queue_option
 @on_store
 async def stats(store: Store, screen: Screen, queue: str | None) -> None:
-    """Count workers, by state and by kind, and what they hold."""
+    """Count workers by state and kind, and the messages that they hold."""
     screen.record(await store.workers.stats(queue))
 
 
@@ -262,8 +265,8 @@ async def stats(store: Store, screen: Screen, queue: str | None) -> None:
     "--max-running",
     type=DURATION,
     help=(
-        "The longest time at one message; by default ten times the queue's vt, but at least 5m and"
-        " at most 1h."
+        "The longest time that a worker may take for one message; by default ten times the queue's"
+        " vt, but at least 5m and at most 1h."
     ),
 )
 @on_store
@@ -276,8 +279,8 @@ async def health(
 ) -> ExitCode:
     """Find workers that are silent or seem to hang, and queues without consumers.
 
-    A queue without a consumer is a problem when messages wait there. A paused queue is
-    none, since it is paused on purpose; a line says when messages wait there.
+    A queue without a consumer is a problem if messages wait in it. A paused queue is
+    not a problem, but a line says if messages wait in it.
 
     Exits with 4 if there is a problem.
     """

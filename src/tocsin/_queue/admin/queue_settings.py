@@ -139,7 +139,7 @@ SETTINGS: dict[str, Setting] = {
     "max_deliveries": Setting(
         check_count,
         "5",
-        "After this many deliveries, a message that fails again becomes a dead letter",
+        "The number of deliveries after which a failed message becomes a dead letter",
     ),
     "retry_base": Setting(check_delay, "1s", "Delay after the first failure"),
     "retry_factor": Setting(
@@ -147,14 +147,14 @@ SETTINGS: dict[str, Setting] = {
     ),
     "retry_max": Setting(check_delay, "1h", "The longest delay"),
     "retry_jitter": Setting(
-        check_share, "0.2", "The share, 0 to 1, by which a delay differs at random"
+        check_share, "0.2", "The fraction, 0 to 1, by which a delay differs at random"
     ),
     "max_payload": Setting(check_count, "1048576", "Largest payload in bytes of JSON text"),
     "max_string": Setting(
-        check_limit, "0", "Most characters of a string in a payload; 0: any number"
+        check_limit, "0", "Maximum characters of a string in a payload; 0: any number"
     ),
     "max_depth": Setting(
-        check_limit, "0", "Most levels of arrays and objects in a payload; 0: any number"
+        check_limit, "0", "Maximum levels of arrays and objects in a payload; 0: any number"
     ),
     "required_keys": Setting(
         check_keys, "none", "Keys that a payload must have, which makes it an object; '' for none"
