@@ -298,14 +298,26 @@ async def fail_as_silent(connection: Connection) -> None:
         await connection.execute("select 1")
 
 
-async def test_others_that_are_idle_are_not_used_for_anything_new(dsn: str) -> None:
+async def test_others_that_are_idle_are_not_used_for_anything_new(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with proxy.running(dsn) as network:
         silent, idle = [await open_session(network.dsn()) for _ in range(2)]
-        async with watching(lambda: open_session(network.dsn()), silent, idle):
+        async with watching(lambda: open_session(network.dsn()), silent, idle) as watch:
+            suspect: list[bool] = []
+            terminate = watch.terminate_abandoned
+
+            async def see_and_terminate(asking: Connection) -> None:
+                suspect.append(idle.is_broken())
+                await terminate(asking)
+
+            # the end of the session may be seen before the connection is given up
+            monkeypatch.setattr(watch, "terminate_abandoned", see_and_terminate)
             network.silence(1)
             assert not idle.is_broken()
             with pytest.raises(psycopg.OperationalError):
                 await silent.execute("select 1")
+            assert suspect == [True]
             assert idle.is_broken()
             assert await value(idle, "select 1") == 1  # a task that has it goes on
         await idle.close()

@@ -232,6 +232,9 @@ class Watch:
                 if c.waits_since == self._waits[c].since
                 and self._is_silent(self._waits[c], findings[c])
             ]
+            if silent:
+                # Before the sessions end: a task that sees it asks for another one.
+                self._suspect_idle()
             self._abandoned.update(c.session for c in silent if c.session is not None)
             if silent and asking is not None and not asking.closed:
                 with trio.move_on_after(TERMINATE_WITHIN), suppress(psycopg.Error):
@@ -283,9 +286,11 @@ class Watch:
         self.dropped += 1
         self._connections.discard(connection)
         connection.give_up(reason)
-        for other in self._connections:
-            if other.waits_since == math.inf:
-                other.suspect = True
+
+    def _suspect_idle(self) -> None:
+        for connection in self._connections:
+            if connection.waits_since == math.inf:
+                connection.suspect = True
 
 
 async def _find_out(
