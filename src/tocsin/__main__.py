@@ -1,6 +1,7 @@
-"""The command ``tocsin``, also as ``python -m tocsin``.
+"""Run the command ``tocsin``, also as ``python -m tocsin``.
 
-The command line is an extra. Where it is not installed, this module says so.
+The command line is an extra. If it is not installed, this module prints how to install
+it.
 """
 
 import sys
@@ -9,8 +10,8 @@ from importlib.util import find_spec
 
 def main() -> None:
     """Run the command line and exit."""
-    # Not by importing them: rich is imported only when there is a table to show, and by
-    # then something has been done.
+    # Test without importing the packages. rich is imported only when a table is shown,
+    # and by then the command has had an effect.
     for package in ("click", "rich"):
         if find_spec(package) is None:
             sys.stderr.write(

@@ -202,11 +202,11 @@ def test_refusals_of_the_database_name_commands(cli: Call, store_dsn: str) -> No
         connection.execute("select tocsin.claim(1, %s, 1)", [registration])
     for words, text in (
         (["worker", "suspend", "1"], "`tocsin worker messages 1` shows them"),
-        (["worker", "shutdown", "1"], "`tocsin worker suspend 1 --drain` comes first"),
-        (["worker", "resume", "1"], "nothing to resume"),
+        (["worker", "shutdown", "1"], "first `tocsin worker suspend 1 --drain`"),
+        (["worker", "resume", "1"], "it is not suspended"),
         (["worker", "delete", "1", "--yes"], "`tocsin worker stop 1`"),
-        (["queue", "delete", "q", "--yes"], "--force takes all of it along"),
-        (["queue", "get", "r"], "`tocsin queue create r` makes it"),
+        (["queue", "delete", "q", "--yes"], "--force deletes the queue with both"),
+        (["queue", "get", "r"], "`tocsin queue create r` creates it"),
     ):
         code, _, error = cli(*words)
         assert (code, one_line(error)) == (1, True), error
@@ -223,4 +223,4 @@ def test_a_name_in_use_says_who_has_it(cli: Call, store_dsn: str, tmp_path: Path
     ) as process:
         _, error = process.communicate(timeout=ENDS_WITHIN)
     assert (process.returncode, one_line(error)) == (1, True)
-    assert "another --name, or end that one: `tocsin worker stop 1`" in error
+    assert "another --name, or stop that worker: `tocsin worker stop 1`" in error

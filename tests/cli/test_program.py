@@ -55,7 +55,7 @@ def test_the_schema_from_install_to_uninstall(call: Call, dsn: str) -> None:
     assert "`tocsin admin install` installs it" in error
     for _ in range(2):
         assert call("admin", "install", "--dsn", dsn) == (0, "schema 'tocsin' is up to date\n", "")
-    assert call("admin", "verify", "--dsn", dsn) == (0, "schema 'tocsin' is as it should be\n", "")
+    assert call("admin", "verify", "--dsn", dsn) == (0, "schema 'tocsin' has no differences\n", "")
 
     with connect_blocking(dsn) as connection:
         connection.execute("drop index tocsin.messages_ready")
@@ -64,7 +64,11 @@ def test_the_schema_from_install_to_uninstall(call: Call, dsn: str) -> None:
     assert code == 4
     assert output == "column queues.extra does not belong here\nindex messages_ready is missing\n"
 
-    assert call("admin", "uninstall", "--dsn", dsn, "--yes") == (0, "schema 'tocsin' is gone\n", "")
+    assert call("admin", "uninstall", "--dsn", dsn, "--yes") == (
+        0,
+        "schema 'tocsin' is dropped\n",
+        "",
+    )
     assert schemas(dsn) == set()
     code, _, error = call("admin", "uninstall", "--dsn", dsn, "--yes")
     assert (code, one_line(error)) == (1, True)

@@ -163,7 +163,7 @@ def test_a_queue_that_does_not_exist(cli: Call, arguments: list[str]) -> None:
         (["create", "q", "--vt", "0"], "vt must be greater than 0"),
         (["create", "q", "--retention", "ever"], "ever"),
         (["create", "q", "--max-deliveries", "0"], "0 is not between 1"),
-        (["create", "q", "--max-deliveries", "many"], "'many' is no whole number"),
+        (["create", "q", "--max-deliveries", "many"], "'many' is not a whole number"),
         (["create", "q", "--retry-factor", "0.5"], "--retry-factor must be at least 1"),
         (["create", "q", "--retry-jitter", "2"], "--retry-jitter must be"),
         (["create", "q", "--notify", "never"], "never"),
@@ -287,7 +287,7 @@ def test_enqueue_json_lines_from_standard_input(cli: Call, store_dsn: str) -> No
         (
             b'"' + b"x" * 2000 + b'"',
             1,
-            "line 2502: 2002 bytes of JSON, the queue takes 1000 at most",
+            "line 2502: 2002 bytes of JSON, the limit of the queue is 1000",
         ),
     ],
 )
@@ -332,7 +332,7 @@ def test_what_cannot_be_enqueued(
 
 def test_messages_by_state(cli: Call, store_dsn: str) -> None:
     cli("queue", "create", "q")
-    assert cli("queue", "messages", "q").out == "no such messages\n"
+    assert cli("queue", "messages", "q").out == "no messages found\n"
     kill(store_dsn, '"dead"')
     cli("enqueue", "q", '{"n": 1}', '"\\u001b[2J"')
     cli("enqueue", "q", '"later"', "--delay", "1h")
@@ -352,7 +352,7 @@ def test_messages_by_state(cli: Call, store_dsn: str) -> None:
             "queue", "messages", "q", "--limit", "1", "--after", "2", "--format", "json"
         ).json
     ] == [3]
-    assert cli("queue", "messages", "q", "--worker", "1").out == "no such messages\n"
+    assert cli("queue", "messages", "q", "--worker", "1").out == "no messages found\n"
     out = cli("queue", "messages", "q").out
     assert '{"n": 1}' in out
     assert "\x1b" not in out
@@ -417,7 +417,7 @@ def test_each_message_has_its_state_wherever_it_is_shown(
 
 def test_dead_letters_are_found_by_reason_error_and_age(cli: Call, store_dsn: str) -> None:
     cli("queue", "create", "q")
-    assert cli("queue", "dead-letters", "q").out == "no such dead letters\n"
+    assert cli("queue", "dead-letters", "q").out == "no dead letters found\n"
     kill(store_dsn, "1", "2", error="timeout")
     kill(store_dsn, "3", error="100% wrong")
     ask(

@@ -291,7 +291,7 @@ def test_an_interruption_from_elsewhere_ends_the_process(
 @pytest.mark.parametrize(
     ("handler", "reason"),
     [
-        ("service", "'service' is no handler; expected module:function"),
+        ("service", "'service' is not a handler; expected module:function"),
         (":send", "expected module:function"),
         (
             "nowhere:send",
@@ -301,7 +301,7 @@ def test_an_interruption_from_elsewhere_ends_the_process(
         ("broken:send", "cannot import broken:send: ZeroDivisionError"),
         ("leaves:send", "cannot import leaves:send: SystemExit"),
         ("service:number", "service:number is a int, not a function"),
-        ("service:two", "service:two is no function of one argument"),
+        ("service:two", "service:two is not a function of one argument"),
         ("service:generates", "handler service.generates is a generator function"),
     ],
 )

@@ -29,7 +29,7 @@ def shell(dsn: str, words: str, **environment: str) -> subprocess.CompletedProce
     ("words", "code", "says"),
     [
         ("enqueue q <&-", 2, "standard input is closed"),
-        ("queue purge q --ready <&-", 1, "say --yes"),
+        ("queue purge q --ready <&-", 1, "use --yes"),
         ("queue list >&-", 1, "cannot write to standard output"),
         ("queue list > /dev/full", 1, "cannot write to standard output: No space left"),
         (

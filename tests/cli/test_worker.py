@@ -246,7 +246,7 @@ def test_health_says_when_messages_wait_in_a_paused_queue(
     assert (
         out.splitlines()[-1]
         == "queue 'q' has been paused for 3h, and at least 2 messages wait; `tocsin queue resume q`"
-        " ends that"
+        " ends the pause"
     )
     (found,) = cli("worker", "health", "--format", "json").json
     assert (found["healthy"], found["ready"], round(found["paused_for"], -1)) == (True, 2, 10800)

@@ -27,28 +27,28 @@ __all__ = ["run", "tocsin"]
 @click.group(
     cls=program.Group,
     examples=[
-        "tocsin queue metrics                        # is anything waiting?",
-        "tocsin worker health                        # do consumers work on it?",
+        "tocsin queue metrics                        # do messages wait?",
+        "tocsin worker health                        # do consumers handle them?",
         "tocsin worker list --queue emails           # which workers, where",
         (
-            "tocsin worker suspend 42 --drain            # it finishes what it has, and claims"
-            " no more"
+            "tocsin worker suspend 42 --drain            # the worker finishes its messages and"
+            " claims no more"
         ),
         "tocsin worker resume 42",
         (
             "tocsin queue pause emails                   # no consumer claims more, until queue"
             " resume"
         ),
-        "tocsin queue dead-letters emails            # what has failed for good",
-        "tocsin message get 4711                     # why",
-        "tocsin queue replay emails --error timeout  # once more",
+        "tocsin queue dead-letters emails            # messages that have failed finally",
+        "tocsin message get 4711                     # why this message has failed",
+        "tocsin queue replay emails --error timeout  # deliver them again",
     ],
 )
 @click.version_option(VERSION, prog_name="tocsin", message="%(prog)s %(version)s")
 def tocsin() -> None:
     """Work with an event-driven message queue in PostgreSQL.
 
-    Exit codes: 0 done, 1 refused or not found, 2 bad usage, 3 database unreachable, 4
+    Exit codes: 0 done, 1 refused or not found, 2 wrong usage, 3 database unreachable, 4
     unhealthy, 128 + n ended by signal n.
     """
 
@@ -58,5 +58,5 @@ for _command in (admin, queue, worker, message, enqueue, top, demo, completion):
 
 
 def run() -> NoReturn:
-    """Run the command line that this process was called with, and exit."""
+    """Run the command line of this process, and exit."""
     program.run(tocsin)

@@ -102,7 +102,7 @@ async def verify(store: Store, screen: Screen, common: Common) -> ExitCode:
         raise Unhealthy(describe(error)) from error
     found = (
         "\n".join(map(str, differences))
-        or f"schema {common.settings().schema!r} is as it should be"
+        or f"schema {common.settings().schema!r} has no differences"
     )
     screen.say(found, differences)
     return ExitCode.UNHEALTHY if differences else ExitCode.DONE
@@ -196,4 +196,6 @@ async def uninstall(store: Store, screen: Screen, common: Common, *, yes: bool) 
         yes=yes,
     )
     await store.uninstall()
-    screen.say(f"schema {common.settings().schema!r} is gone", {"schema": common.settings().schema})
+    screen.say(
+        f"schema {common.settings().schema!r} is dropped", {"schema": common.settings().schema}
+    )

@@ -1,7 +1,7 @@
-"""What the command line says of an error: the problem, and the command that helps.
+"""Describe an error on the command line: the problem, and the command that helps.
 
 The errors' own advice is for programs: it names functions and arguments of Python. The
-command line takes the problem alone from them, and this module has the advice.
+command line shows only the problem of an error, with the advice of this module.
 """
 
 from __future__ import annotations
@@ -50,50 +50,47 @@ def _advise(error: TocsinError) -> str:
     match error:
         case QueueNotFound():
             return (
-                "`tocsin queue list` shows those that do, `tocsin queue create"
-                f" {shlex.quote(error.queue)}` makes it"
+                "`tocsin queue list` shows the queues that exist, `tocsin queue create"
+                f" {shlex.quote(error.queue)}` creates it"
             )
         case QueueAlreadyExists():
             return (
-                "`tocsin queue update` changes its settings, create with --if-missing leaves it as"
-                " it is"
+                "`tocsin queue update` changes its settings, create with --if-missing accepts it"
+                " unchanged"
             )
         case QueueNotEmpty():
             queue = shlex.quote(error.queue)
             return (
                 f"`tocsin worker list --queue {queue}` shows the workers, `tocsin worker stop` ends"
-                f" them, `tocsin queue purge {queue}` removes messages; --force takes all of it"
-                " along"
+                f" them, `tocsin queue purge {queue}` deletes messages; --force deletes the queue"
+                " with both"
             )
         case QueueBusy() | SchemaBusy():
-            return (
-                "try again; pg_stat_activity shows which sessions have been in a transaction for"
-                " long"
-            )
+            return "try again; pg_stat_activity shows the sessions with long transactions"
         case DependentObjects():
-            return "drop what depends on it, run `tocsin admin install`, and create it again"
+            return "drop the dependent objects, run `tocsin admin install`, and create them again"
         case WorkerNotFound():
-            return "it may have been purged; `tocsin worker list` shows those that there are"
+            return "it may have been purged; `tocsin worker list` shows the workers that exist"
         case PendingMessages():
             return (
                 f"`tocsin worker messages {error.worker_id}` shows them. Wait until they are"
-                " finished, or have it suspended with --drain (it may finish them) or --release"
-                f" (they are released); `tocsin worker stop {error.worker_id}` releases them and"
-                " stops"
+                " finished, or suspend the worker with --drain (it finishes them) or --release"
+                f" (it releases them); `tocsin worker stop {error.worker_id}` releases them and"
+                " stops the worker"
             )
         case StateTransitionError():
             return _advise_on_state(error)
         case MessageNotFound():
             return (
-                "it may be deleted, purged or replayed by now; `tocsin queue messages` and `tocsin"
-                " queue dead-letters` show the rest"
+                "it may have been deleted, purged or replayed; `tocsin queue messages` and `tocsin"
+                " queue dead-letters` show the messages that exist"
             )
         case MessageNotWaiting():
             return _advise_on_message(error)
         case KeyTaken():
             ids = " ".join(map(str, error.ids))
             return (
-                "wait until that one is finished, or give up the dead letter: `tocsin queue"
+                "wait until that message is finished, or discard the dead letter: `tocsin queue"
                 f" archive-dlq QUEUE {ids}`, or purge-dlq"
             )
         case PayloadTooLarge():
@@ -103,26 +100,26 @@ def _advise(error: TocsinError) -> str:
             )
         case PermissionDenied():
             return (
-                "log in as the role that installed Tocsin or as an administrator of it, or have one"
-                " let this role in: `tocsin admin install --roles` (see its --help), and to enqueue"
-                " `tocsin queue grant QUEUE ROLE`"
+                "log in as the role that installed Tocsin or as an administrator of it, or ask that"
+                " role to give this one access: `tocsin admin install --roles` (see its --help),"
+                " and to enqueue `tocsin queue grant QUEUE ROLE`"
             )
         case RoleNotFound():
             return (
-                "`tocsin admin install --roles` creates Tocsin's roles, `create role` in psql any"
-                " other"
+                "`tocsin admin install --roles` creates Tocsin's roles, `create role` in psql"
+                " creates any other role"
             )
         case SchemaMissing():
             return (
-                f"`{_write_install(error.schema)}` installs it; if it is elsewhere, --dsn and"
-                " --schema say where"
+                f"`{_write_install(error.schema)}` installs it; --dsn and --schema choose another"
+                " database or schema"
             )
         case SchemaNewer():
             return "upgrade the package tocsin on this machine"
         case SchemaOutdated():
             return f"`{_write_install(error.schema)}` brings it up to date"
         case ConnectionLost():
-            return "--dsn or TOCSIN_DSN says which server is meant"
+            return "--dsn or TOCSIN_DSN chooses the server"
     return ""
 
 
@@ -131,16 +128,16 @@ def _advise_on_message(error: MessageNotWaiting) -> str:
         case "leased":
             return (
                 f"wait until its worker has settled it; `tocsin message get {error.message_id}`"
-                " shows which one that is"
+                " shows the worker"
             )
         case "dead":
             return (
                 f"`tocsin queue replay QUEUE {error.message_id}` delivers it again, archive-dlq or"
-                " purge-dlq gives it up"
+                " purge-dlq discards it"
             )
         case "archived":
-            return "it is finished; `tocsin enqueue` enqueues another"
-    return "it was changed at the same moment; try again"
+            return "the message is finished; `tocsin enqueue` enqueues another message"
+    return "another transaction has locked it; try again"
 
 
 def _advise_on_state(error: StateTransitionError) -> str:
@@ -151,25 +148,25 @@ def _advise_on_state(error: StateTransitionError) -> str:
             if error.retry_after is None
             else f"its process seems to have died: try again in {error.retry_after:.0f} s; or "
         )
-        return f"{soon}choose another --name, or end that one: `tocsin worker stop {worker}`"
+        return f"{soon}choose another --name, or stop that worker: `tocsin worker stop {worker}`"
     if error.code == "not_stopped":
-        return f"stop it first: `tocsin worker stop {worker}`"
+        return f"stop the worker first: `tocsin worker stop {worker}`"
     if isinstance(error, WorkerStopped):
-        return "that is for good; `tocsin worker run` starts another"
+        return "a stopped worker cannot resume; `tocsin worker run` starts another"
     if error.from_ == "suspended":
         return (
-            f"`tocsin worker resume {worker}` has it go on, `tocsin worker shutdown {worker}`"
+            f"`tocsin worker resume {worker}` resumes it, `tocsin worker shutdown {worker}`"
             " stops it"
         )
     if error.to == "ready":
-        return "there is nothing to resume"
+        return "it is not suspended"
     if error.to == "stopped":
         return (
-            f"`tocsin worker suspend {worker} --drain` comes first, or at once: `tocsin worker stop"
-            f" {worker}`"
+            f"first `tocsin worker suspend {worker} --drain`; or `tocsin worker stop {worker}`"
+            " stops it at once"
         )
     return (
-        f"its run is ending already; `tocsin worker stop {worker}` does not wait for its handlers"
+        f"its run is already ending; `tocsin worker stop {worker}` does not wait for its handlers"
     )
 
 
@@ -180,9 +177,9 @@ def _write_install(schema: str) -> str:
 
 
 def _as_source(source: str) -> str:
-    """Return where a setting came from.
+    """Return the source of a setting.
 
-    An argument of the API is an option here.
+    An argument of the API is shown as the option of the command line.
     """
     if source.startswith("roles."):
         return f"--{source.removeprefix('roles.')}-role"
@@ -191,9 +188,9 @@ def _as_source(source: str) -> str:
 
 
 def with_options(text: str, context: click.Context) -> str:
-    """Return what the API says of its arguments, with options in their place.
+    """Replace the names of the API's arguments in a text by options.
 
-    ``key=`` is always replaced, and ``key`` where that option was typed.
+    ``key=`` is always replaced; ``key`` is replaced if the user has typed that option.
     """
     for parameter in context.command.params:
         if isinstance(parameter, click.Option):

@@ -66,7 +66,7 @@ async def dead_letters(store: Store, screen: Screen, queue: str, **options: Any)
     `tocsin message get ID` shows a dead letter with its traceback and deliveries.
     """
     screen.table(
-        await store.dead_letters.list(queue, **options), DEAD_LETTERS, empty="no such dead letters"
+        await store.dead_letters.list(queue, **options), DEAD_LETTERS, empty="no dead letters found"
     )
 
 
@@ -82,7 +82,7 @@ async def dead_letters(store: Store, screen: Screen, queue: str, **options: Any)
 @ids_argument
 @dead_letter_filters
 @few_option
-@click.option("--delay", type=DURATION, help="Deliver them only after this.")
+@click.option("--delay", type=DURATION, help="Deliver the messages after this delay.")
 @yes_option
 @on_store
 async def replay(
@@ -97,7 +97,7 @@ async def replay(
 ) -> None:
     """Replay the dead letters that the ids name or the options select.
 
-    Their deliveries are counted from zero again.
+    The deliveries of these messages are counted from zero again.
 
     Without ids and options the command affects all dead letters, and asks first.
     """
@@ -164,7 +164,7 @@ async def purge_dlq(
     """Delete the dead letters that the ids name or the options select."""
     if not dry_run:
         count = await store.dead_letters.purge(queue, *ids, dry_run=True, **options)
-        await confirm(f"Delete {count} dead letters of queue {queue!r} for good?", yes=yes)
+        await confirm(f"Permanently delete {count} dead letters of queue {queue!r}?", yes=yes)
     purged = await store.dead_letters.purge(queue, *ids, dry_run=dry_run, **options)
     screen.say(
         f"{'would purge' if dry_run else 'purged'} {purged} dead letters", {"purged": purged}
@@ -185,5 +185,5 @@ async def _confirm_all(
 def _check_all(ids: tuple[int, ...], found: int, queue: str) -> None:
     if missing := len(set(ids)) - found if ids else 0:
         raise click.ClickException(
-            f"{missing} of these ids are no dead letters of queue {queue!r}, or not any more"
+            f"{missing} of these ids are not dead letters of queue {queue!r}"
         )

@@ -1,4 +1,4 @@
-"""``tocsin demo``: run the demo on an embedded server or a given one."""
+"""``tocsin demo``: run the demo on an embedded or a given server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @dsn_option
 @pass_common
 async def demo(common: Common, path: Path | None, data: Path | None) -> ExitCode:
-    """Hash every file below PATH through a queue, and check the outcome.
+    """Hash every file below PATH with messages of a queue, and check the result.
 
     Without PATH, the demo hashes the standard library of this Python. It runs on an
     embedded PostgreSQL, which it starts and stops, or in the database that --dsn names.
@@ -69,7 +69,8 @@ async def _server(common: Common, data: Path | None, view: View) -> AsyncIterato
     began = trio.current_time()
     first = not directory.exists()
     async with serve(directory) as server:
-        how = f"{'made and started' if first else 'started'} in {trio.current_time() - began:.2f} s"
+        done = "created and started" if first else "started"
+        how = f"{done} in {trio.current_time() - began:.2f} s"
         view.say(
             "server", f"PostgreSQL {server.version}, embedded, {how}; its data is in {directory}"
         )

@@ -1,8 +1,8 @@
-"""``tocsin enqueue``: messages from the command line or from standard input.
+"""``tocsin enqueue``: enqueue messages from the command line or from standard input.
 
-Standard input has a JSON value a line, and is one transaction: all lines are enqueued,
-or none. They are sent as they are read, a few thousand at a time, so their number has
-no limit. Nothing is delivered before the input has ended.
+Standard input has one JSON value on each line, and is one transaction: all lines are
+enqueued, or none. The command sends the lines while it reads them, a few thousand at a
+time, so their number has no limit. No message is delivered before the input has ended.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ class JsonType(ParamType):
     def convert(
         self, value: object, parameter: click.Parameter | None, context: click.Context | None
     ) -> _Json:
-        """Parse it."""
+        """Parse the value."""
         if isinstance(value, _Json):
             return value
         try:
             return _Json(json.loads(str(value)))
         except (ValueError, RecursionError) as error:
             self.fail(
-                f"{value!r} is not JSON: {error}; a string needs its quotes, as in '\"text\"'",
+                f"{value!r} is not JSON: {error}; a string needs quotes, as in '\"text\"'",
                 parameter,
                 context,
             )
 
 
 class _Json:
-    """A JSON value that may be None, which click would take for nothing at all."""
+    """A JSON value that may be None. click would treat a bare None as no value."""
 
     def __init__(self, value: object) -> None:
         self.value = value
@@ -62,10 +62,13 @@ JSON = JsonType()
 
 
 class _Enqueue(Command):
-    """A command whose arguments may be negative numbers, which are no options."""
+    """A command whose arguments may be negative numbers, which are not options."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        """Parse them; a blank before a number is none of its value."""
+        """Parse the arguments.
+
+        A blank before a negative number keeps click from reading it as an option.
+        """
         takes_value = {
             name
             for p in self.params
@@ -99,7 +102,7 @@ class _Enqueue(Command):
     type=PRIORITY,
     default=0,
     show_default=True,
-    help="Smaller numbers are delivered first.",
+    help="Messages with smaller numbers are delivered first.",
 )
 @click.option(
     "--key",
@@ -161,7 +164,7 @@ async def enqueue(
 
 
 async def _enqueue_lines(store: Store, queue: str, options: dict[str, Any]) -> list[int]:
-    await store.produce_many(queue, [])  # refused where it must be, also when there is no line
+    await store.produce_many(queue, [])  # raises a refusal even when there is no line
     ids: list[int] = []
     async with store.transaction() as connection, aclosing(_batches()) as batches:
         async for numbers, payloads in batches:
@@ -173,8 +176,8 @@ async def _enqueue_lines(store: Store, queue: str, options: dict[str, Any]) -> l
                 ) from error
             except PayloadTooLarge as error:
                 raise click.ClickException(
-                    f"line {_number(numbers, error.index)}: {error.actual} bytes of JSON, the queue"
-                    f" takes {error.maximum} at most"
+                    f"line {_number(numbers, error.index)}: {error.actual} bytes of JSON, the limit"
+                    f" of the queue is {error.maximum}"
                 ) from error
     return ids
 
@@ -184,7 +187,7 @@ def _number(numbers: list[int], index: int | None) -> object:
 
 
 async def _batches() -> AsyncGenerator[tuple[list[int], list[object]], None]:
-    """Yield what the lines say, with their numbers."""
+    """Yield the values of the lines, with the numbers of the lines."""
     numbers: list[int] = []
     payloads: list[object] = []
     number = 0
@@ -210,8 +213,8 @@ async def _batches() -> AsyncGenerator[tuple[list[int], list[object]], None]:
 async def _lines() -> AsyncGenerator[bytes, None]:
     parts: list[bytes] = []
     standard_input = input_number()
-    # A thread that is left behind in os.read holds no lock that Python wants back at
-    # exit, as one in sys.stdin would.
+    # An abandoned thread in os.read holds no lock that Python needs at exit. An
+    # abandoned thread in sys.stdin would hold one.
     while chunk := await trio.to_thread.run_sync(
         os.read, standard_input, _READ, abandon_on_cancel=True
     ):

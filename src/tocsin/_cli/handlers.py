@@ -1,6 +1,6 @@
-"""Handlers named on the command line: ``module:function``.
+"""Load handlers that the command line names: ``module:function``.
 
-The module is found from the working directory.
+The working directory is on the import path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .logs import concerning
 
 
 def load(name: str) -> Callable[[Any], Any]:
-    """Return the handler of this name, whose log carries its message.
+    """Return the handler of this name, with its message in its log records.
 
     Raises:
         click.UsageError: There is no such handler; the text says why.
@@ -29,12 +29,12 @@ def load(name: str) -> Callable[[Any], Any]:
     context = click.get_current_context()
     module_name, _, path = name.partition(":")
     if not module_name or not path:
-        raise click.UsageError(f"{name!r} is no handler; expected module:function", context)
+        raise click.UsageError(f"{name!r} is not a handler; expected module:function", context)
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
     try:
         handler = functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
-    except (Exception, SystemExit) as error:  # whatever the module's own code raises
+    except (Exception, SystemExit) as error:  # the module's own code may raise any of these
         raise click.UsageError(
             f"cannot import {name}: {type(error).__name__}: {error}", context
         ) from error
@@ -50,7 +50,7 @@ def load(name: str) -> Callable[[Any], Any]:
         inspect.signature(handler).bind(None)
     except TypeError:
         raise click.UsageError(
-            f"{name} is no function of one argument, the message", context
+            f"{name} is not a function of one argument, the message", context
         ) from None
     except ValueError:  # some builtins have no signature
         pass
@@ -70,6 +70,6 @@ def _logging(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
         @functools.wraps(handler)
         def call(work: Any) -> object:
             with concerning(work):
-                return handler(work)  # a coroutine here means that it has not run
+                return handler(work)  # a coroutine that is returned here has not run
 
     return call

@@ -1,8 +1,8 @@
-"""The log of a worker's process, on standard error: lines, or JSON objects.
+"""Write the log of a worker's process to standard error, as lines or JSON objects.
 
-While a handler runs, its log records carry its message: each call has a context of its
-own (``contextvars``), also in a thread. Tocsin's own records about a message carry the
-same fields.
+While a handler runs, its log records have the fields of its message: each call has its
+own context (``contextvars``), also in a thread. Tocsin's own records about a message
+have the same fields.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _current: ContextVar[dict[str, object]] = ContextVar("tocsin_message")
 
 @contextmanager
 def concerning(work: Message | list[Message]) -> Iterator[None]:
-    """Have log records in the block carry this message.
+    """Add the fields of a message to log records in the block.
 
-    Records about a batch, which has no single message, carry the queue.
+    Records about a batch have only the queue, because a batch has no single message.
     """
     if isinstance(work, Message):
         fields: dict[str, object] = {

@@ -38,17 +38,17 @@ async def get(store: Store, screen: Screen, id: int) -> None:
     screen.record(await store.dead_letters.get(id) if info.state == "dead" else info)
 
 
-# Changing one that waits
+# Change a message that waits
 
 
 def name_of_message(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the id of a message as argument or option, or queue and key."""
+    """Give a command the id of a message, or its queue and key."""
 
     @functools.wraps(function)
     def call(*args: Any, argument_id: int | None, option_id: int | None, **kwargs: Any) -> R:
         given = {argument_id, option_id} - {None}
         if len(given) > 1:
-            raise click.UsageError("say the message's id once", click.get_current_context())
+            raise click.UsageError("give the message's id once", click.get_current_context())
         return function(*args, message_id=next(iter(given), None), **kwargs)
 
     argument = click.argument("argument_id", type=ID, required=False, metavar="[ID]")
@@ -125,7 +125,10 @@ async def reschedule(
 )
 @name_of_message
 @click.option(
-    "--priority", type=PRIORITY, required=True, help="Smaller numbers are delivered first."
+    "--priority",
+    type=PRIORITY,
+    required=True,
+    help="Messages with smaller numbers are delivered first.",
 )
 @on_store
 async def reprioritise(

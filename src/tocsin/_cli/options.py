@@ -1,4 +1,4 @@
-"""Options and arguments of several commands: durations, times, ids.
+"""Define options and arguments of several commands: durations, times, ids.
 
 `confirm` asks before a command destroys something.
 """
@@ -29,7 +29,7 @@ else:  # generic only in its latest versions
     ParamType = click.ParamType
 
 
-DURATIONS = "Durations: 250ms, 1.5s, 30m, 2h, 7d, 1w; a number alone is seconds."
+DURATIONS = "Durations: 250ms, 1.5s, 30m, 2h, 7d, 1w; a number without a unit is in seconds."
 """The help below the options of each command that takes a duration."""
 
 
@@ -41,7 +41,7 @@ class DurationType(ParamType):
     def convert(
         self, value: object, parameter: click.Parameter | None, context: click.Context | None
     ) -> timedelta:
-        """Parse it."""
+        """Parse the duration."""
         if isinstance(value, timedelta):
             return value
         try:
@@ -58,7 +58,7 @@ class RetentionType(DurationType):
     def convert(
         self, value: object, parameter: click.Parameter | None, context: click.Context | None
     ) -> Any:
-        """Parse it."""
+        """Parse the duration."""
         return (
             math.inf
             if value in ("forever", math.inf)
@@ -67,27 +67,27 @@ class RetentionType(DurationType):
 
 
 class MomentType(ParamType):
-    """A time with its zone."""
+    """A time with a time zone."""
 
     name = "time"
 
     def convert(
         self, value: object, parameter: click.Parameter | None, context: click.Context | None
     ) -> datetime:
-        """Parse it."""
+        """Parse the time."""
         if isinstance(value, datetime):
             return value
         try:
             moment = datetime.fromisoformat(str(value))
         except ValueError:
             self.fail(
-                f"{value!r} is no time; expected one such as 2030-01-31T08:00:00Z",
+                f"{value!r} is not a time; expected a time such as 2030-01-31T08:00:00Z",
                 parameter,
                 context,
             )
         if moment.tzinfo is None:
             self.fail(
-                f"{value!r} says no time zone; end it with Z, or with an offset such as +02:00",
+                f"{value!r} has no time zone; end it with Z, or with an offset such as +02:00",
                 parameter,
                 context,
             )
@@ -104,7 +104,7 @@ class KeysType(ParamType):
     ) -> list[str]:
         """Parse keys that are separated by commas.
 
-        Where a key has a comma itself, the keys are a JSON array.
+        Keys that contain a comma are given as a JSON array.
         """
         if isinstance(value, list):
             return value
@@ -132,11 +132,11 @@ class NumberType(ParamType):
     def convert(
         self, value: object, parameter: click.Parameter | None, context: click.Context | None
     ) -> int:
-        """Parse it."""
+        """Parse the number."""
         try:
             number = int(str(value))
         except ValueError:
-            self.fail(f"{value!r} is no whole number", parameter, context)
+            self.fail(f"{value!r} is not a whole number", parameter, context)
         if not self._least <= number <= self._most:
             self.fail(f"{number} is not between {self._least} and {self._most}", parameter, context)
         return number
@@ -169,7 +169,7 @@ after_option = click.option(
 
 
 def id_argument(what: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Give a command the id of something as an argument, or as ``--id``."""
+    """Give a command an id as an argument or as ``--id``."""
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         @functools.wraps(function)
@@ -177,7 +177,7 @@ def id_argument(what: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
             given = {argument_id, option_id} - {None}
             if len(given) != 1:
                 raise click.UsageError(
-                    f"say the {what}'s id once" if given else f"missing the {what}'s ID",
+                    f"give the {what}'s id once" if given else f"missing the {what}'s ID",
                     click.get_current_context(),
                 )
             (kwargs["id"],) = given
@@ -197,7 +197,7 @@ def id_argument(what: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
 
 
 async def confirm(question: str, *, yes: bool) -> None:
-    """Ask at the terminal; return if the answer is yes, or was given before.
+    """Ask at the terminal. Return if the answer is yes, or if --yes was given.
 
     Raises:
         click.ClickException: The answer is no, or there is no terminal.
@@ -206,12 +206,11 @@ async def confirm(question: str, *, yes: bool) -> None:
         return
     if not is_terminal():
         raise click.ClickException(
-            "no terminal to ask at; say --yes to do it without a question, or --dry-run where"
-            " there is one"
+            "there is no terminal to ask at; use --yes, or --dry-run if the command has it"
         )
     click.echo(f"{printable(question)} [y/N]: ", nl=False, err=True)
-    # Not a blocking read, so that a signal ends the command. A terminal is readable
-    # when there is a whole line.
+    # Do not read in blocking mode, so that a signal ends the command. A terminal is
+    # readable when it has a whole line.
     await trio.lowlevel.wait_readable(sys.stdin.fileno())
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise click.ClickException("nothing was changed")

@@ -1,12 +1,12 @@
-"""How every command runs: its database, its event loop, its signals, its exit code.
+"""Run each command: its database, its event loop, its signals and its exit code.
 
 A command is an async function that may return an `ExitCode`. `Command` runs it with
-trio. Here, and nowhere else, an exception becomes one line on standard error. An error
-that is not listed here is a bug, and keeps its traceback.
+trio. Only this module turns an exception into one line on standard error. An error that
+is not listed here is a bug, and keeps its traceback.
 
 ``--dsn``, ``--schema`` and ``--format`` may stand before or after the subcommand. So
-each group has them, and each command that needs them; the one nearest to the command
-wins. An option that is not given is one of the settings (`tocsin.settings`).
+each group and each command that needs these options has them; the option nearest to the
+command wins. An option that is not given comes from the settings (`tocsin.settings`).
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class ExitCode(IntEnum):
 
 
 class Unhealthy(click.ClickException):
-    """The check has failed, and there is nothing else to show."""
+    """A check has failed, and the command has no other output."""
 
     exit_code = ExitCode.UNHEALTHY
 
 
 @attrs.frozen
 class Common:
-    """The options that may stand anywhere: the database, and the output's format."""
+    """The common options of all commands: the database, and the output's format."""
 
     dsn: str | None = attrs.field(default=None, repr=False)
     """PostgreSQL connection string; None: not given."""
@@ -71,9 +71,9 @@ class Common:
     """``table``, for people, or ``json``, for programs."""
 
     def settings(self) -> Settings:
-        """Return the settings that count.
+        """Return the effective settings.
 
-        These are the options, and for the rest what `tocsin.settings` finds.
+        An option that is not given is the setting that `tocsin.settings` finds.
         """
         return load(self.dsn, schema=self.schema)
 
@@ -127,11 +127,11 @@ def pass_common(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def on_store(function: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
-    """Give a command the options that may stand anywhere, and open its store.
+    """Give a command the common options, and open its store.
 
-    The command's first arguments are these options, an open store, and the screen to
-    show things on. A `ValueError` in the command means that the request is not
-    possible: bad usage.
+    The command's first arguments are these options, an open store, and the screen for
+    its output. A `ValueError` in the command means wrong usage: the request is not
+    possible.
     """
 
     @functools.wraps(function)
@@ -149,24 +149,24 @@ def on_store(function: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R
 
 
 _WIDTH = 110
-"""Columns of a help text at most."""
+"""Maximum number of columns of a help text."""
 
 
 class _Helpful(click.Command):
-    """The help that click lacks: examples, and whole lines about each command."""
+    """Add to click's help: examples, and whole sentences about each command."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", {"max_content_width": _WIDTH})
         super().__init__(*args, **kwargs)
         self.examples = examples
-        """Command lines, some with a comment."""
+        """Example command lines, some with a comment."""
 
     def get_short_help_str(self, limit: int = 0) -> str:
         """Return the first sentence, however long."""
         return super().get_short_help_str(1000)
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write how durations are written, where there are any, and the examples."""
+        """Write the examples, and the format of durations if an option is one."""
         if any(isinstance(p.type, DurationType) for p in self.params):
             formatter.write(f"\n{DURATIONS}\n")
         if self.examples:
@@ -185,7 +185,7 @@ class Command(_Helpful):
 
 
 class Group(_Helpful, click.Group):
-    """A group of commands, that shows its help when it is called without one."""
+    """A group of commands that shows its help when it is called without a command."""
 
     command_class = Command
     group_class = type
@@ -197,7 +197,7 @@ class Group(_Helpful, click.Group):
         format_option(self)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        """Parse what belongs to the group itself."""
+        """Parse the arguments of the group itself."""
         if not args and not context.resilient_parsing:
             click.echo(context.get_help(), err=True)
             context.exit(ExitCode.BAD_USAGE)
@@ -224,7 +224,7 @@ def run(program: click.Command) -> NoReturn:
 
 
 def explain(error: Exception) -> tuple[ExitCode, str] | None:
-    """Return the exit code and the line that an error means; None when it is a bug."""
+    """Return the exit code and the line for an error, or None for a bug."""
     match error:
         case click.UsageError(ctx=click.Context(command_path=path)):
             return (
@@ -239,7 +239,7 @@ def explain(error: Exception) -> tuple[ExitCode, str] | None:
             codes = {ConfigError: ExitCode.BAD_USAGE, ConnectionLost: ExitCode.UNREACHABLE}
             return codes.get(type(error), ExitCode.REFUSED), describe(error)
         case ServerFailed():
-            return ExitCode.REFUSED, f"the embedded PostgreSQL failed; {error.log_path} says why"
+            return ExitCode.REFUSED, f"the embedded PostgreSQL has failed; see {error.log_path}"
         case streams.StreamClosed():
             return ExitCode.BAD_USAGE, str(error)
         case OSError(filename=None, errno=errno.EBADF | errno.EPIPE | errno.ENOSPC | errno.EIO):
@@ -257,9 +257,10 @@ def _complain(line: str) -> None:
 
 
 def _without_passwords(line: str) -> str:
-    """Hide what looks like a password.
+    """Hide texts that look like a password.
 
-    A line may quote what was typed, and a connection string may be in the wrong place.
+    A line may quote the user's input, which may have a connection string in the wrong
+    place.
     """
     line = re.sub(r"(://[^\s:/@]*:)[^\s/]*@", r"\1***@", line)
     return re.sub(
@@ -268,7 +269,7 @@ def _without_passwords(line: str) -> str:
 
 
 async def _run_until_signalled(command: Awaitable[int | None]) -> int | None:
-    """Await the command; a signal cancels it, so that it cleans up."""
+    """Await the command. A signal cancels it, so that it cleans up."""
     result: int | None = None
     caught: int | None = None
 

@@ -1,4 +1,4 @@
-"""``tocsin queue``: queues and their messages."""
+"""``tocsin queue``: manage queues and show their messages."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def messages(
     `tocsin message get ID` shows all values of a message.
     """
     found = await store.messages.list(queue, state=state, worker=worker, limit=limit, after=after)
-    screen.table(found, MESSAGES, empty="no such messages")
+    screen.table(found, MESSAGES, empty="no messages found")
 
 
 @queue.command(examples=["tocsin queue metrics", "tocsin queue metrics emails --format json"])
@@ -150,12 +150,13 @@ async def metrics(store: Store, screen: Screen, queue: str | None) -> None:
 @queue_argument
 @on_store
 async def pause(store: Store, screen: Screen, queue: str) -> None:
-    """Stop the delivery from a queue to all consumers, in every process.
+    """Stop the delivery of a queue's messages to consumers of every process.
 
     Consumers finish the messages that they hold, and enqueueing continues.
     """
     screen.say(
-        f"queue {queue!r} is paused; tocsin queue resume ends that", await store.queues.pause(queue)
+        f"queue {queue!r} is paused; tocsin queue resume ends the pause",
+        await store.queues.pause(queue),
     )
 
 
@@ -164,7 +165,7 @@ async def pause(store: Store, screen: Screen, queue: str) -> None:
 @role_argument
 @on_store
 async def grant(store: Store, screen: Screen, queue: str, role: str) -> None:
-    """Let a database role, and its members, enqueue to a queue.
+    """Allow a database role and its members to enqueue to a queue.
 
     Only roles with access by `tocsin admin install --roles` need this grant.
     """
@@ -186,8 +187,8 @@ async def revoke(store: Store, screen: Screen, queue: str, role: str) -> None:
 @queue_argument
 @on_store
 async def resume(store: Store, screen: Screen, queue: str) -> None:
-    """End a pause."""
-    screen.say(f"queue {queue!r} is not paused any more", await store.queues.resume(queue))
+    """End the pause of a queue."""
+    screen.say(f"queue {queue!r} is no longer paused", await store.queues.resume(queue))
 
 
 @queue.command(
@@ -199,7 +200,7 @@ async def resume(store: Store, screen: Screen, queue: str) -> None:
 @queue_argument
 @click.option("--ready", is_flag=True, help="Messages that wait for a consumer.")
 @click.option("--delayed", is_flag=True, help="Messages that are not due yet.")
-@click.option("--archived", is_flag=True, help="The archive.")
+@click.option("--archived", is_flag=True, help="Archived messages.")
 @click.option("--dead", is_flag=True, help="Dead letters.")
 @older_than_option
 @dry_run_option
@@ -218,10 +219,13 @@ async def purge(
     kinds = [kind for kind in ("ready", "delayed", "archived", "dead") if scope[kind]]
     if not kinds:
         raise click.UsageError(
-            "say what to purge: --ready, --delayed, --archived, --dead", click.get_current_context()
+            "choose what to purge: --ready, --delayed, --archived, --dead",
+            click.get_current_context(),
         )
     if not dry_run:
-        await confirm(f"Delete messages of queue {queue!r} for good ({', '.join(kinds)})?", yes=yes)
+        await confirm(
+            f"Permanently delete messages of queue {queue!r} ({', '.join(kinds)})?", yes=yes
+        )
     purged = await store.queues.purge(queue, dry_run=dry_run, **scope)
     counts = ", ".join(f"{getattr(purged, kind)} {kind}" for kind in kinds)
     screen.say(f"{'would purge' if dry_run else 'purged'} {counts}", purged)

@@ -1,4 +1,4 @@
-"""The options of ``tocsin queue create`` and ``update``: one for each setting."""
+"""Define an option of ``tocsin queue create`` and ``update`` for each setting."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TYPES: dict[queue_settings.Check, Any] = {
     queue_settings.check_retention: RETENTION,
     queue_settings.check_notify: click.Choice(get_args(Notify)),
 }
-"""How an option is parsed, by what checks the setting."""
+"""The type of an option, by the function that checks the setting."""
 
 
 def settings_options(function: Callable[..., R]) -> Callable[..., R]:

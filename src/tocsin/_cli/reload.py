@@ -1,8 +1,8 @@
 """Restart a command whenever a Python file has changed, for development.
 
-The command runs in a process of its own, because modules cannot be unloaded. The times
-of the last change of the files are read twice a second; notifications of the operating
-system would need another library.
+The command runs in a separate process, because Python cannot unload modules. This
+process reads the modification times of the files twice a second; file notifications of
+the operating system would need another library.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import trio
 from tocsin._concurrency.nursery import open_nursery_bare
 
 EVERY = 0.5
-"""Seconds between two readings of the files' times."""
+"""Seconds between two readings of the modification times."""
 PATIENCE = 5
-"""Seconds for handlers to end after a change, and again for the process to end after
-that."""
+"""Seconds that handlers have to end after a change, and that the process then has to
+end."""
 
 
 async def run_and_restart(command: Sequence[str], root: Path) -> int:
-    """Run the command, and again after each change below ``root``.
+    """Run the command, and run it again after each change below ``root``.
 
-    Ends when the command ends well, or when a signal has ended it, and returns its exit
-    code. SIGINT and SIGTERM are passed on. When the command fails by itself, the next
-    change starts it again.
+    Ends when the command succeeds, or when a signal has ended it, and returns its exit
+    code. SIGINT and SIGTERM are sent to the command, too. When the command fails by
+    itself, the next change starts it again.
 
     Cancellation:
         The command is ended.
@@ -51,10 +51,10 @@ async def run_and_restart(command: Sequence[str], root: Path) -> int:
         async with open_nursery_bare() as nursery:
             nursery.start_soon(pass_signals_on)
             while True:
-                seen = look(root)  # before the start: what changes while it is starting counts
+                seen = look(root)  # before the start, so that a change during the start counts
                 async with _running(command) as process:
                     processes[:] = [process]
-                    for number in received:  # while there was no process, or it was starting
+                    for number in received:  # signals from before the process could receive them
                         process.send_signal(number)
                     changed = await _race(process.wait, partial(_change, root, seen)) == 1
                     if changed and not signalled.is_set():
@@ -71,7 +71,7 @@ async def run_and_restart(command: Sequence[str], root: Path) -> int:
 
 
 async def _race(*functions: Callable[[], Awaitable[object]]) -> int:
-    """Call these until the first has ended, and return which that was."""
+    """Call the functions concurrently until one has ended, and return its number."""
     first: list[int] = []
 
     async def call(n: int) -> None:
@@ -86,9 +86,9 @@ async def _race(*functions: Callable[[], Awaitable[object]]) -> int:
 
 
 def look(root: Path) -> dict[str, int]:
-    """Return when each Python file below this directory has last changed.
+    """Return the modification time of each Python file below this directory.
 
-    Hidden directories and virtual environments do not count.
+    Hidden directories and virtual environments are left out.
     """
     found = {}
     for folder, folders, files in os.walk(root):
@@ -103,7 +103,7 @@ def look(root: Path) -> dict[str, int]:
                 path = os.path.join(folder, name)
                 try:
                     found[path] = os.stat(path).st_mtime_ns
-                except OSError:  # it has just gone
+                except OSError:  # the file has just been deleted
                     continue
     return found
 
@@ -117,8 +117,8 @@ async def _change(root: Path, seen: dict[str, int]) -> None:
 
 @asynccontextmanager
 async def _running(command: Sequence[str]) -> AsyncIterator[trio.Process]:
-    # A process group of its own: Ctrl-C at the terminal reaches it once, by way of this
-    # process, and not as two signals.
+    # The command has a separate process group, so that it receives Ctrl-C at the
+    # terminal only once, from this process.
     process = await trio.lowlevel.open_process(list(command), process_group=0)
     try:
         yield process
@@ -128,7 +128,10 @@ async def _running(command: Sequence[str]) -> AsyncIterator[trio.Process]:
 
 
 async def _end(process: trio.Process) -> None:
-    """End it: gently, then less so. Takes no longer than three times `PATIENCE`."""
+    """End the process with SIGTERM, and finally with SIGKILL.
+
+    Takes at most three times `PATIENCE`.
+    """
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             process.send_signal(number)

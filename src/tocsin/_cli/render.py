@@ -2,12 +2,12 @@
 
 In JSON the names are those of the Python classes' fields, times are ISO 8601, durations
 are numbers of seconds, and null stands for a value that does not exist or has no end. A
-payload that Python cannot read is null, and ``payload_text`` has its text. These are
-promises; the tables are not, and may change.
+payload that Python cannot read is null, and ``payload_text`` has its text. The JSON
+format is stable; the tables may change.
 
-On a terminal a table keeps to the width of the screen and folds long texts; ids and
-names are never cut. A table that is too wide shows fewer columns, each of them whole.
-Into a pipe each row is one line, however long.
+On a terminal a table has at most the width of the screen and folds long texts; ids and
+names are never cut. A table that is too wide shows fewer columns, each of them in full.
+In a pipe each row is one line of any length.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 _UNITS = (("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
 _TEXT = "_text"
-"""The end of the names of fields that have JSON as text."""
+"""Suffix of the names of fields that have JSON as text."""
 _LEAST_PROSE = 24
-"""The least width of prose where all columns are shown."""
+"""Minimum width of a prose column when all columns are shown."""
 _ENDLESS = 100_000
-"""Width of a line that is not shown on a screen."""
+"""Width of a line that is not written to a terminal."""
 
 
 @attrs.frozen
@@ -49,16 +49,16 @@ class Column(Generic[T]):
     value: Callable[[T], object]
     """The value that a row shows."""
     kind: str = "text"
-    """``text`` may be folded; ``prose`` may be folded and is long; ``name`` is kept
-    whole while all columns are shown; ``word`` is kept whole; ``number`` is kept whole,
-    to the right."""
+    """``text`` may be folded. ``prose`` is long and may be folded. ``name`` is not
+    folded while all columns are shown. ``word`` is not folded. ``number`` is not folded
+    and is aligned to the right."""
     narrow: bool | Callable[[T], object] = False
-    """Whether the column stays where there is no room for all, or the value that it
-    shows then."""
+    """Whether a narrow table has the column, or the value that the column shows
+    there."""
 
 
 class Screen:
-    """The output of a command, in one of the two formats."""
+    """Write the output of a command in one of the two formats."""
 
     def __init__(self, format: str) -> None:
         self.json = format == "json"
@@ -71,10 +71,10 @@ class Screen:
         *,
         empty: str,
     ) -> None:
-        """Show things of one kind.
+        """Show a list of values as a table.
 
         Args:
-            empty: The text where there are none.
+            empty: The text if there are no rows.
         """
         if self.json:
             self._document(rows)
@@ -84,21 +84,21 @@ class Screen:
             click.echo(empty)
 
     def record(self, value: Any, **texts: str | None) -> None:
-        """Show one value with all its fields; in a table, some as these texts."""
+        """Show one value with all its fields; a table shows ``texts`` for some."""
         if self.json:
             self._document(value)
         else:
             self.show(_make_record(value, texts))
 
     def say(self, sentence: str, document: object) -> None:
-        """Show the effect of a command: a sentence, or the same as a document."""
+        """Show the effect of a command, as a sentence or as a JSON document."""
         if self.json:
             self._document(document)
         else:
             click.echo(printable(sentence, lines=True))
 
     def remark(self, sentence: str) -> None:
-        """Add a sentence to a table; the document has the same fact."""
+        """Add a sentence to a table. The JSON document has the same fact already."""
         if not self.json:
             click.echo(printable(sentence))
 
@@ -106,7 +106,7 @@ class Screen:
         click.echo(_dump(to_json(value)))
 
     def show(self, what: RenderableType) -> None:
-        """Print a renderable of rich."""
+        """Print a renderable object of rich."""
         console = open_console()
         if not console.is_terminal:
             console.width = _ENDLESS
@@ -123,9 +123,9 @@ def open_console() -> Console:
 
 
 def fit_table(console: Console, rows: Sequence[T], columns: Sequence[Column[T]]) -> Table:
-    """Return the table with the columns that fit the terminal.
+    """Return a table with the columns that fit the terminal.
 
-    A pipe has room for all.
+    A pipe has room for all columns.
     """
     if console.is_terminal:
         endless = console.options.update(width=_ENDLESS)
@@ -136,7 +136,7 @@ def fit_table(console: Console, rows: Sequence[T], columns: Sequence[Column[T]])
 
 
 def _narrow(column: Column[T]) -> Column[T]:
-    """Return a column as it is where there is no room for all."""
+    """Return a column for a narrow table."""
     return attrs.evolve(
         column,
         value=column.narrow if callable(column.narrow) else column.value,
@@ -145,14 +145,14 @@ def _narrow(column: Column[T]) -> Column[T]:
 
 
 def _shorten(column: Column[T]) -> Column[T]:
-    """Return a column without what may be folded."""
+    """Return a column without the part that may be folded."""
     if column.kind != "prose":
         return column
     return attrs.evolve(column, value=lambda row: to_text(column.value(row))[:_LEAST_PROSE])
 
 
 def make_table(rows: Iterable[T], columns: Sequence[Column[T]]) -> Table:
-    """Return the table of these rows."""
+    """Return a table of these rows."""
     from rich.table import Table
     from rich.text import Text
 
@@ -187,15 +187,15 @@ def _make_record(value: Any, texts: Mapping[str, str | None]) -> Table:
 
 
 def _fields(value: Any) -> dict[str, object]:
-    """Return what a value of Tocsin's says, by name."""
+    """Return the fields of one of Tocsin's values, by name."""
     return {f.name: getattr(value, f.name) for f in attrs.fields(type(value))}
 
 
 def _decoded(value: Any) -> dict[str, Any]:
-    """Return the same for programs.
+    """Return the fields of a value for the JSON document.
 
-    JSON that is kept as text becomes its value, or null and the text where Python
-    cannot hold the value.
+    JSON in a text field is decoded. If Python cannot represent the value, the field is
+    null, and the text is in a field of its own.
     """
     fields: dict[str, Any] = {}
     for name, field in _fields(value).items():
@@ -207,7 +207,7 @@ def _decoded(value: Any) -> dict[str, Any]:
         if field is not None:
             try:
                 decoded = decode(str(field))
-                _dump([[[[decoded]]]])  # deeper than any document puts it
+                _dump([[[[decoded]]]])  # deeper than in any document
                 fields[short] = decoded
             except (ValueError, RecursionError):
                 fields[name] = field
@@ -220,7 +220,7 @@ def _dump(value: object) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Return a value as JSON knows it; see the module."""
+    """Return a value in the JSON format that the module describes."""
     if attrs.has(type(value)):
         return _decoded(value)
     if isinstance(value, Mapping):
@@ -237,7 +237,7 @@ def to_json(value: Any) -> Any:
 
 
 def to_text(value: object) -> str:
-    """Return a value as people read it."""
+    """Return a value as a text for people."""
     match value:
         case None:
             return "-"
@@ -267,12 +267,12 @@ def to_text(value: object) -> str:
 
 
 def write_payload(payload: object) -> str:
-    """Return a payload as the JSON it is."""
+    """Return a payload as JSON text."""
     return json.dumps(payload, ensure_ascii=False)
 
 
 def write_duration(seconds: float | None) -> str | None:
-    """Return a duration as it could be typed."""
+    """Return a duration in the format of the options."""
     if seconds is None:
         return None
     if math.isinf(seconds):
@@ -282,7 +282,7 @@ def write_duration(seconds: float | None) -> str | None:
 
 
 def write_age(seconds: float | None) -> str | None:
-    """Return about how long something has lasted."""
+    """Return an approximate age as a short text."""
     if seconds is None:
         return None
     unit, length = next(((u, n) for u, n in _UNITS if seconds >= 2 * n and u != "w"), ("s", 1))
@@ -290,7 +290,7 @@ def write_age(seconds: float | None) -> str | None:
 
 
 def write_count(number: int) -> str:
-    """Return a number, from 100,000 on about that, in few characters."""
+    """Return a number as a short text; a number from 100,000 on is rounded."""
     if number < 100_000:
         return str(number)
     unit, size = next(
@@ -300,21 +300,21 @@ def write_count(number: int) -> str:
 
 
 def write_rate(rate: float) -> str:
-    """Return how many a second, in few characters."""
+    """Return a number per second as a short text."""
     return f"{rate:.1f}" if rate < 100 else write_count(round(rate))
 
 
 def since(time: datetime | None) -> str | None:
-    """Return about how long ago that was, by this machine's clock."""
+    """Return an approximate age of this time, by this machine's clock."""
     return None if time is None else write_age(max(0.0, (datetime.now(UTC) - time).total_seconds()))
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Return text without what a terminal would act on.
+    """Return a text without characters that control a terminal.
 
-    Names and payloads come from anywhere.
+    Names and payloads come from other users.
 
     Args:
-        lines: Whether line breaks stay.
+        lines: Whether to keep line breaks.
     """
     return "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)

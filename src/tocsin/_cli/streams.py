@@ -1,6 +1,6 @@
-"""Standard input, output and errors, as a process may find them.
+"""Make standard input, output and errors usable in any process.
 
-They may be closed, full, or in an encoding that lacks most characters.
+A stream may be closed, full, or in an encoding that lacks most characters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _INPUT, _OUTPUT, _ERRORS = range(3)
 
 
 class StreamClosed(Exception):
-    """Standard input was needed, and is closed."""
+    """A command reads standard input, which is closed."""
 
     def __init__(self) -> None:
         super().__init__("standard input is closed")
@@ -22,10 +22,10 @@ class StreamClosed(Exception):
 def prepare() -> None:
     """Make the three streams usable.
 
-    A closed stream is opened on the null device, so that the next file or socket does
-    not get its number. Characters that cannot be encoded become escape sequences.
+    A closed stream is opened on the null device, so that no later file or socket gets
+    its descriptor. Characters that cannot be encoded become escape sequences.
     """
-    if sys.stdin is None:  # as Python leaves it where the stream is closed
+    if sys.stdin is None:  # Python's value for a closed stream
         _occupy(_INPUT, os.O_WRONLY)
     if sys.stdout is None:
         _occupy(_OUTPUT, os.O_RDONLY)
@@ -60,7 +60,7 @@ def input_number() -> int:
 
 
 def give_up_output() -> None:
-    """Keep Python from complaining at exit of what could not be written.
+    """Keep Python from reporting at exit that output could not be written.
 
     The command has reported that already.
     """

@@ -1,4 +1,4 @@
-"""The columns of the tables; JSON has every field."""
+"""Define the columns of the tables. JSON has every field."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tocsin import DeadLetter, MessageInfo, Queue, QueueMetrics, WorkerInfo
 from .render import Column, since, write_age, write_count, write_duration, write_rate
 
 PAYLOAD_CHARACTERS = 80
-"""Characters of a payload that a row shows."""
+"""Maximum number of characters of a payload in a row."""
 
 QUEUES: list[Column[Queue]] = [
     Column("NAME", lambda q: q.name, "name", narrow=True),
@@ -57,7 +57,7 @@ MESSAGES: list[Column[MessageInfo]] = [
     Column("STATE", lambda m: m.state, narrow=True),
     Column("PRIORITY", lambda m: m.priority, "number"),
     Column("AGE", lambda m: since(m.enqueued_at), "number", narrow=True),
-    # a message that failed in an ordered run is due later than its place says
+    # a message that failed in an ordered run can be claimed later than `due` says
     Column("DUE", lambda m: m.vt if m.state == "delayed" else m.due),
     Column("DELIVERIES", lambda m: m.read_ct, "number"),
     Column("WORKER", lambda m: m.consumer_worker_id, "number"),

@@ -1,9 +1,9 @@
-"""``tocsin top``: show queues and workers on the whole screen, as they change.
+"""``tocsin top``: show queues and workers on the whole screen, and update them.
 
-A frame is drawn when a queue's bell rings, but no more than ten a second; and once a
-second in any case, because the bell does not cover everything on the screen. Producers
-ring only while a consumer is idle (``sql/functions/queue/ring.sql``), and handled
-messages and changes of workers have no bell. This is the one part of Tocsin that polls.
+A frame is drawn when a queue's bell rings, but at most ten frames a second. A frame is
+also drawn once a second, because not every change rings the bell. Producers ring only
+while a consumer is idle (``sql/functions/queue/ring.sql``), and handled messages and
+changes of workers do not ring. This is the only part of Tocsin that polls.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 _REST = 0.1
-"""Seconds between two frames at least."""
+"""Minimum number of seconds between two frames."""
 _LEAVE = b"qQ\x03"
 """Keys that end the program: q, Ctrl-C."""
 _OTHER_KEYS = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.)")
@@ -71,7 +71,7 @@ class Frame:
 async def top(
     store: Store, screen: Screen, common: Common, *, once: bool, interval: timedelta
 ) -> None:
-    """Show queues and workers on the whole screen, as they change. Leave it with q."""
+    """Show queues and workers on the whole screen, and update them. Leave with q."""
     if interval <= timedelta(0):
         raise ValueError("--interval must be greater than 0")
     if once or screen.json or not sys.stdout.isatty():
@@ -111,7 +111,7 @@ def _draw(frame: Frame, console: Console) -> RenderableType:
 
 
 async def _show(live: Live, store: Store, common: Common, where: str, interval: float) -> NoReturn:
-    """Draw frame after frame.
+    """Draw one frame after the other.
 
     During an outage the last frame stays, with a line that says so.
     """
@@ -167,7 +167,7 @@ async def _open_listen_connection(common: Common) -> Any:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Read each key as it is pressed, Ctrl-C included, and show none."""
+    """Read each key when it is pressed, also Ctrl-C, without echo."""
     if not sys.stdin.isatty():
         yield
         return
@@ -183,7 +183,10 @@ def _keys() -> Iterator[None]:
 
 
 async def _wait_for_key() -> None:
-    """Return when a key is pressed that ends the program, or the terminal is gone."""
+    """Return when the user presses a key that ends the program.
+
+    Also returns when the terminal is closed.
+    """
     while True:
         await trio.lowlevel.wait_readable(sys.stdin.fileno())
         pressed = os.read(sys.stdin.fileno(), 64)

@@ -1,4 +1,4 @@
-"""``tocsin worker``: control the workers of every process, and run one."""
+"""``tocsin worker``: control the workers of every process, and run a worker."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def suspend(store: Store, screen: Screen, id: int, *, drain: bool, release
 @id_argument("worker")
 @on_store
 async def resume(store: Store, screen: Screen, id: int) -> None:
-    """End a suspension."""
+    """End the suspension of a worker."""
     await (await store.workers.get(id)).resume()
     await _show_state(screen, store, id)
 
@@ -139,7 +139,7 @@ async def resume(store: Store, screen: Screen, id: int) -> None:
 )
 @on_store
 async def interrupt(store: Store, screen: Screen, id: int, grace: timedelta | None) -> None:
-    """End a worker's run: it claims no more messages, and its handlers finish.
+    """End the run of a worker: it claims no more messages, and its handlers finish.
 
     After that, `tocsin worker run` ends.
     """
@@ -206,10 +206,10 @@ async def purge(
     """
     if not dry_run and not yes:
         would = await store.workers.purge(older_than, queue=queue, dry_run=True)
-        await confirm(f"Delete {len(would)} stopped workers for good?", yes=yes)
+        await confirm(f"Permanently delete {len(would)} stopped workers?", yes=yes)
     purged = await store.workers.purge(older_than, queue=queue, dry_run=dry_run)
     if dry_run or screen.json:
-        screen.table(purged, WORKERS, empty="no such workers")
+        screen.table(purged, WORKERS, empty="no workers found")
     else:
         screen.say(f"purged {len(purged)} workers", None)
 
@@ -259,7 +259,10 @@ async def stats(store: Store, screen: Screen, queue: str | None) -> None:
     type=DURATION,
     default=f"{MAX_AGE:g}s",
     show_default=True,
-    help="The longest time without a heartbeat, and the longest wait of a message.",
+    help=(
+        "The longest time without a heartbeat, and the longest wait of a message without a"
+        " consumer."
+    ),
 )
 @click.option(
     "--max-running",
@@ -277,7 +280,7 @@ async def health(
     max_age: timedelta,
     max_running: timedelta | None,
 ) -> ExitCode:
-    """Find workers that are silent or seem to hang, and queues without consumers.
+    """Find workers that are silent or may hang, and queues without consumers.
 
     A queue without a consumer is a problem if messages wait in it. A paused queue is
     not a problem, but a line says if messages wait in it.
@@ -290,7 +293,8 @@ async def health(
         if h.paused_for is not None and h.ready:
             screen.remark(
                 f"queue {h.queue!r} has been paused for {write_age(h.paused_for)}, and at least"
-                f" {h.ready} messages wait; `tocsin queue resume {shlex.quote(h.queue)}` ends that"
+                f" {h.ready} messages wait; `tocsin queue resume {shlex.quote(h.queue)}` ends the"
+                " pause"
             )
     return ExitCode.DONE if all(h.healthy for h in found) else ExitCode.UNHEALTHY
 
