@@ -1,7 +1,7 @@
 """``python -m bench``: run scenarios, and show, save and compare their figures.
 
-The scenarios run against a PostgreSQL of their own. The figures can be compared with
-saved ones.
+The scenarios run against a separate PostgreSQL server. The figures can be compared with
+saved figures.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ SERVER_SETTINGS = {
     "fsync": "on",
     "synchronous_commit": "on",
     "shared_preload_libraries": "pg_stat_statements",
-    "max_connections": "400",  # a hundred listeners, each with its pool
-    # else a run of a million messages is one long checkpoint, for the floors too
+    "max_connections": "400",  # for a hundred listeners, each with a pool
+    # With the default, a run of a million messages is one long checkpoint, for the
+    # floors, too.
     "max_wal_size": "4GB",
-    # by default a minute: too seldom for a table to have come to its size within one
+    # The default is a minute, in which a table does not reach its final size.
     "autovacuum_naptime": "10s",
 }
-"""Of the embedded server. One of an installation has the settings that it comes with.
+"""Settings of the embedded server. A server of an installation has its own settings.
 """
 EMBEDDED = "embedded"
 
 
 @attrs.frozen
 class Options:
-    """What was asked for."""
+    """The options of the command line."""
 
     servers: Sequence[str]
-    """What to measure on: the connection string of a server, the directory of an
-    installation, or `EMBEDDED`."""
+    """The servers to measure on: connection strings, directories of installations, or
+    `EMBEDDED`."""
     size: Size
     """How much to measure."""
     only: Sequence[str]
@@ -63,9 +64,9 @@ class Options:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Read the command line; exits when it makes no sense."""
+    """Read the command line. Exits if an argument is not valid."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description="Measure Tocsin against what is done by hand."
+        prog="python -m bench", description="Measure Tocsin, and the same work done by hand."
     )
     parser.add_argument(
         "--quick",
@@ -133,7 +134,7 @@ def parse(arguments: Sequence[str]) -> Options:
 def temporary_directory() -> Iterator[Path]:
     """Make a directory that another user can pass through.
 
-    A server runs as another user where this process is root.
+    If this process is root, a server runs as another user.
     """
     with tempfile.TemporaryDirectory(prefix="tocsin-bench-") as name:
         Path(name).chmod(0o711)
@@ -141,9 +142,9 @@ def temporary_directory() -> Iterator[Path]:
 
 
 def installation(which: str) -> Path | None:
-    """Return the directory of the installation that is meant.
+    """Return the directory of the installation that the argument names.
 
-    It is None for another kind of server.
+    Returns None for another kind of server.
     """
     directory = Path(which)
     return directory if which != EMBEDDED and directory.is_dir() else None
@@ -153,8 +154,7 @@ def installation(which: str) -> Path | None:
 async def server(which: str) -> AsyncIterator[str]:
     """Yield the connection string of a server for the block.
 
-    That is the given connection string, or that of a server that runs as long as the
-    block.
+    It is the given connection string, or that of a server that runs during the block.
     """
     installed = installation(which)
     if installed is None and which != EMBEDDED:
@@ -177,7 +177,9 @@ async def describe(dsn: str, size: Size) -> dict[str, Any]:
     server = dict(zip(names, values, strict=True))
     return {
         "size": size.name.lower(),
-        "postgresql": server.pop("server_version").split()[0],  # without what a distribution adds
+        "postgresql": server.pop("server_version").split()[
+            0
+        ],  # without the suffix of a distribution
         **server,
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
@@ -189,7 +191,7 @@ def _setting(name: str) -> sql.Composed:
 
 
 async def run(options: Options) -> int:
-    """Do what was asked for, and return the exit status."""
+    """Run the scenarios, save and compare the results, and return the exit status."""
     console = Console(highlight=False)
     measured: list[Result] = []
     async with AsyncExitStack() as stack:
@@ -238,6 +240,6 @@ async def run(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    # cancels, so that the server does not stay behind
+    # SIGINT cancels the run, so that the server is stopped.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(trio.run(run, parse(sys.argv[1:])))

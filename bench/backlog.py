@@ -1,8 +1,8 @@
-"""A backlog, made by SQL.
+"""Create a backlog with SQL.
 
-It is the one place where the benchmarks write Tocsin's tables themselves. Statistics
-and visibility are as autovacuum would have left them, so that no drain pays for how its
-backlog came to be.
+Only this module of the benchmarks writes Tocsin's tables directly. Statistics and
+visibility are as after an autovacuum, so that no drain pays for the creation of its
+backlog.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from psycopg import sql
 from .frame import execute
 
 COLUMNS = "queue_id, due, vt, enqueued_at, payload"
-"""What a message must have; all else has its default."""
+"""The columns that a message must have. The other columns have their defaults."""
 INSERT = (
     f"insert into tocsin.messages ({COLUMNS}) select id, now(), now(), now(), '{{\"n\": 1}}' from"
     " tocsin.queues where name = "
 )
-"""One message, without Tocsin's functions, in the queue whose name, as a literal,
-follows."""
+"""Insert one message without Tocsin's functions. The name of its queue follows as a
+literal."""
 COPY = f"copy tocsin.messages ({COLUMNS}) from stdin"
-"""Many of them, a line each, tabs between the columns."""
+"""Insert many messages, one on each line, with tabs between the columns."""
 
 _READY = f"""
 insert into tocsin.messages ({COLUMNS})
@@ -46,10 +46,10 @@ where q.name = %s
 
 
 async def fill(dsn: str, queue: str, ready: int, *, delayed: int = 0, archived: int = 0) -> None:
-    """Add messages to a queue: ready ones, ones due in a day, archived ones.
+    """Add messages to a queue: ready, due in a day, and archived.
 
     Cancellation:
-        Some have been added, or all.
+        Some or all messages have been added.
     """
     for statement, count in ((_READY, ready), (_DELAYED, delayed), (_ARCHIVED, archived)):
         if count:
@@ -58,7 +58,7 @@ async def fill(dsn: str, queue: str, ready: int, *, delayed: int = 0, archived: 
 
 
 async def vacuum(dsn: str) -> None:
-    """Vacuum and analyze the tables that messages are in."""
+    """Vacuum and analyze the tables of messages."""
     for table in ("messages", "archive"):
         await execute(dsn, sql.SQL("vacuum (analyze) {}").format(sql.Identifier("tocsin", table)))
 

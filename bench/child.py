@@ -1,10 +1,11 @@
-"""The processes that take part in a benchmark.
+"""Start the processes of a benchmark, and exchange lines with them.
 
-A process plays one *role*: a function of one of these modules, async or not, which is
+A process runs one *role*: a function of one of these modules, async or not, which is
 called with a connection string and further words. It is started as ``python -m
-bench.child MODULE FUNCTION WORDS...``. The connection string, which may have a password
-in it, comes by the environment. Orders go to it by its standard input, a line each;
-what it measured comes back by its standard output.
+bench.child MODULE FUNCTION WORDS...``. The connection string, which may contain a
+password, is in the environment. The benchmark writes each order as a line to the
+standard input of the process. The process writes its measurements to its standard
+output.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ import tocsin
 _DSN = "TOCSIN_BENCH_DSN"
 _CLEANUP_WITHIN = 10.0
 _PATIENCE = 60.0
-"""Seconds after which a process that should have something to say is given up."""
+"""Seconds to wait for a line of a process."""
 
 
 class Lines:
-    """The lines of a stream, in words."""
+    """The lines of a stream, split into words."""
 
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:
         self._stream = stream
@@ -57,7 +58,7 @@ class Lines:
 
 
 class Child:
-    """A process that plays a role; made by `playing`."""
+    """A process that runs a role; created by `playing`."""
 
     def __init__(self, process: trio.Process) -> None:
         assert process.stdin is not None
@@ -71,16 +72,16 @@ class Child:
         """Send the process a line.
 
         Cancellation:
-            The line is sent, in part perhaps, or not.
+            The line is sent, sent in part, or not sent.
         """
         await self._stdin.send_all(" ".join(map(str, words)).encode() + b"\n")
 
     async def hear(self, word: str, within: float = _PATIENCE) -> list[str]:
-        """Return the rest of the process's next line, which must begin with this word.
+        """Return the rest of the process's next line, which begins with this word.
 
         Raises:
             RuntimeError: The line begins with another word, or the process has ended.
-            trio.TooSlowError: No line came in time.
+            trio.TooSlowError: The process sent no line in time.
 
         Cancellation:
             No line is lost.
@@ -100,22 +101,22 @@ class Child:
         """Close the pipes to the process.
 
         Cancellation:
-            They are closed.
+            The pipes are closed.
         """
         await self._stdin.aclose()
         await self._stdout.aclose()
 
     async def hear_number(self, word: str) -> float:
-        """Return the number that follows this word in its next line."""
+        """Return the number that follows this word in the process's next line."""
         (number,) = await self.hear(word)
         return float(number)
 
 
 @asynccontextmanager
 async def playing(role: Callable[..., object], dsn: str, *words: object) -> AsyncIterator[Child]:
-    """Run a process in this role, and wait until it says that it is ready.
+    """Run a process in this role, and wait until it reports that it is ready.
 
-    At the end the process is killed, with those that it has started.
+    At the end the process is killed, with the processes that it has started.
     """
     async with playing_together(role, dsn, words) as (child,):
         yield child
@@ -132,7 +133,8 @@ async def playing_together(
     children: list[Child] = []
     try:
         for words in each:
-            # one by one: those that have started are to be killed
+            # One by one, so that the processes that have started are killed after an
+            # error.
             children.append(await _start(role, dsn, words))  # noqa: PERF401
         for child in children:
             await child.hear("ready")
@@ -140,7 +142,7 @@ async def playing_together(
     finally:
         for child in children:
             with suppress(ProcessLookupError):
-                # with what it has started itself, which some of the peers do
+                # Some peers start processes of their own, which this kills, too.
                 os.killpg(child.process.pid, signal.SIGKILL)
         with trio.move_on_after(_CLEANUP_WITHIN, shield=True):
             for child in children:
@@ -163,12 +165,12 @@ async def _start(role: Callable[..., object], dsn: str, words: Sequence[object])
         stdout=subprocess.PIPE,
         env=os.environ | {_DSN: dsn},
         cwd=Path(__file__).parents[1],
-        start_new_session=True,  # Ctrl-C is for the benchmark, which then kills it
+        start_new_session=True,  # Ctrl-C reaches only the benchmark, which then kills the process
     )
     return Child(process)
 
 
-# In the process that plays the role
+# In the process that runs the role
 
 
 def say(*words: object) -> None:
@@ -181,17 +183,17 @@ def say(*words: object) -> None:
 async def orders() -> AsyncIterator[Lines]:
     """Yield the benchmark's orders, for an async role.
 
-    Other roles read `sys.stdin`.
+    A role that is not async reads `sys.stdin`.
     """
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stream:
         yield Lines(stream)
 
 
 async def until_idle(store: tocsin.Store) -> None:
-    """Return when this process only waits for a notification or its next heartbeat.
+    """Return when this process waits only for a notification or its next heartbeat.
 
-    A task that waits for the answer to a statement looks like an idle one, but it holds
-    a connection of the pool.
+    A task that waits for the answer to a statement seems idle, but it has a connection
+    of the pool.
     """
     while True:
         await trio.testing.wait_all_tasks_blocked(0.001)

@@ -1,10 +1,11 @@
-"""From a command to a worker of another process, by its id, to its effect there.
+"""The time from a command to a worker of another process to its effect there.
 
-Each round: the consumer's handler holds a message. ``suspend(release=True)`` takes it
-away: until the handler is cancelled. ``resume`` has the message handled again: until
-the handler's first line. ``interrupt(grace=0)`` ends the run: until `tocsin.Suspended`
-has been raised. The floor is a command by hand between two blocking processes: a row
-and a NOTIFY, and the row is taken out.
+Each round begins with a handler that holds a message. The round measures three
+commands. ``suspend(release=True)`` takes the message away: the time ends when the
+handler is cancelled. ``resume`` lets the consumer handle the message again: the time
+ends at the handler's first line. ``interrupt(grace=0)`` ends the run: the time ends
+when `tocsin.Suspended` is raised. The floor is a command by hand between two blocking
+processes: one inserts a row and notifies, and the other deletes the row.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from .results import Result, percentile
 
 QUEUE = "commands"
 TARGET = 100.0
-"""Milliseconds that a command may take."""
+"""Maximum time of a command, in milliseconds."""
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give the median and the maximum for each command, in ms."""
+    """Measure the median and the maximum time of each command, in ms."""
     floors = list[float]()
     taken: dict[str, list[float]] = {"suspend": [], "resume": [], "interrupt": []}
     async with (
@@ -77,9 +78,9 @@ async def _until(child: Child, word: str, began: int) -> float:
 
 
 async def consume(dsn: str) -> NoReturn:
-    """Hold each message until cancelled, and poll again after each interruption.
+    """Hold each message until cancelled, and start a new run after each interruption.
 
-    Say when what happened (CLOCK_MONOTONIC, ns).
+    Report the time of each event (CLOCK_MONOTONIC, ns).
     """
 
     async def handle(message: tocsin.Message) -> None:
@@ -90,7 +91,7 @@ async def consume(dsn: str) -> NoReturn:
             say("cancelled", time.monotonic_ns())
             raise
 
-    # it would warn of each message that is taken away
+    # Tocsin would log a warning for each message that is taken away.
     logging.getLogger("tocsin").setLevel(logging.ERROR)
     async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer:
         say("ready")

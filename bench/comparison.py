@@ -1,16 +1,17 @@
-"""Tocsin and other queues drain the same backlog: ``peers`` and ``grid``.
+"""Compare Tocsin with other queues on the same backlog: ``peers`` and ``grid``.
 
-They do so on the same server in the same run.
+All queues run on the same server in the same run.
 
-``peers``: one process each, at its fastest (``peers/``); Tocsin as in ``drain``.
-``floor`` is the peer's rate. ``peers`` itself is the comparison with the fastest of
-them. A slow peer is a sample: it works on the front of the backlog for some seconds.
+``peers``: each queue drains with one process, with its fastest settings (``peers/``);
+Tocsin runs as in ``drain``. ``floor`` is the rate of the peer. ``peers`` itself is the
+comparison with the fastest peer. A slow peer drains only the front of the backlog, for
+some seconds.
 
-``grid``: pgqrs, with 1, 2 and 4 consumer processes that take 1, 10 and 50 messages at a
-time. Tocsin uses ``handle_batches(size=...)``, and for one message at a time ``handle``
-with concurrency 1: its handler gets one message after the other. Each cell begins with
-a backlog of 50,000 and is a sample of it, of both queues, by time. ``grid`` itself is
-the cell with the worst ratio.
+``grid``: Tocsin and pgqrs, with 1, 2 and 4 consumer processes and batches of 1, 10 and
+50 messages. Tocsin uses ``handle_batches(size=...)``. For batches of 1 it uses
+``handle`` with concurrency 1, so that its handler gets one message after the other.
+Each cell begins with a backlog of 50,000 messages, of which both queues drain a part
+for the same time. ``grid`` itself is the cell with the worst ratio.
 """
 
 from __future__ import annotations
@@ -35,31 +36,31 @@ from .results import Result
 
 PEERS = ("pgqrs", "pgqueuer", "oban", "chancy", "gigq", "procrastinate")
 FASTEST = PEERS[:2]
-"""Those of them that a quick run is content with."""
+"""The peers of a quick run."""
 TARGET = 0.5
-"""How much of Tocsin's rate the fastest peer's may be."""
+"""Maximum rate of the fastest peer, as a fraction of Tocsin's."""
 GRID_PEER, GRID_QUEUE = "pgqrs", "grid"
 GRID_TARGETS = {1: 1 / 20, 10: 1.0, 50: 1.0}
-"""By the size of a batch, how much of Tocsin's rate the peer's may be."""
+"""Maximum rate of the peer, as a fraction of Tocsin's, by batch size."""
 
 
 @attrs.frozen
 class Installed:
-    """A peer that is there."""
+    """A peer that is installed."""
 
     name: str
-    """Of its adapter and of its package."""
+    """Name of the adapter and of the package."""
     peer: Peer
     """The adapter."""
 
     @property
     def settings(self) -> dict[str, object]:
-        """What is shown of it."""
+        """Return the settings that the results show."""
         return {"peer": f"{self.name} {version(self.name)}", **self.peer.settings}
 
 
 def find_peers(bench: Bench, names: Sequence[str]) -> list[Installed]:
-    """Return the peers that are installed; note those that are not."""
+    """Return the installed peers, and note the peers that are not installed."""
     found = []
     for name in names:
         try:
@@ -70,7 +71,7 @@ def find_peers(bench: Bench, names: Sequence[str]) -> list[Installed]:
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give messages per second, Tocsin's and each peer's."""
+    """Measure the messages per second of Tocsin and of each peer."""
     messages, seconds, rounds = (
         bench.pick(50_000, 30_000, 200),
         bench.pick(10.0, 1.0, 0.5),
@@ -101,7 +102,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def measure_grid(bench: Bench) -> list[Result]:
-    """Give messages per second, Tocsin's and pgqrs', for each cell."""
+    """Measure the messages per second of Tocsin and pgqrs for each cell."""
     messages, seconds = bench.pick(50_000, 15_000, 300), bench.pick(5.0, 0.5, 0.3)
     counts, sizes = bench.pick((1, 2, 4), (1, 4), (2,)), bench.pick((1, 10, 50), (1, 50), (1, 10))
     results: list[Result] = []

@@ -1,14 +1,14 @@
-"""Inserts of one message per transaction, into a queue whose consumer is busy.
+"""The rate of inserts, one message per transaction, while the consumer is busy.
 
-Thirty-two connections insert. The floor are the same inserts with the triggers of the
-table disabled, so the ratio is what the bell costs. Here the consumer's only handler is
-at work all the time, and the machine is the inserts' alone. ``draining``: the consumer
-claims and archives a backlog at the same time. ``always``: a queue that notifies of
-each insert, with the same consumer. ``enqueue``: ``select tocsin.enqueue(...)`` instead
-of a bare INSERT, for what the checks cost. ``driver``: an empty statement, to show that
-the load (``driver.py``) could be larger.
+Thirty-two connections insert. The floor is the same inserts with the table's triggers
+disabled, so the ratio is the cost of the bell. The consumer's only handler runs all the
+time, so the inserts have the machine to themselves. ``draining``: the consumer claims
+and archives a backlog at the same time. ``always``: the queue notifies on each insert,
+with the same consumer. ``enqueue``: ``select tocsin.enqueue(...)`` instead of a bare
+INSERT shows the cost of the checks. ``driver``: an empty statement shows that the load
+(``driver.py``) could be larger.
 
-Each way has a database of its own, and its turns.
+Each way has a separate database, and the ways take turns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .results import Result
 
 QUEUE = "concurrent"
 TARGET = 1 / 0.7
-"""How many times the rate the floor may be."""
+"""Maximum ratio of the floor to the rate."""
 INSERT = f"{backlog.INSERT}'{QUEUE}'"
 ENQUEUE = f"select tocsin.enqueue('{QUEUE}', '{{\"n\": 1}}')"
 SILENT = b"alter table tocsin.messages disable trigger user"
@@ -44,13 +44,13 @@ class Way:
     """One way to insert."""
 
     dsn: str
-    """Where."""
+    """Connection string of its database."""
     statement: str
-    """What each transaction consists of."""
+    """The statement of each transaction."""
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give transactions per second."""
+    """Measure transactions per second."""
     connections, turns, seconds = (
         bench.pick(32, 32, 4),
         bench.pick(5, 1, 1),
@@ -138,7 +138,7 @@ async def _load_while_draining(
 
 
 async def be_busy(dsn: str) -> NoReturn:
-    """Have one handler, and have it at work."""
+    """Consume with one handler that never ends."""
     at_work = trio.Event()
 
     async def handle(message: tocsin.Message) -> None:

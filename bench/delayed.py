@@ -1,9 +1,10 @@
-"""The lateness of a delayed message on a queue that is otherwise silent.
+"""The lateness of a delayed message on an otherwise idle queue.
 
 No other message wakes the consumer when the message is due. Lateness is the time at the
-handler's first line minus the time in the message's row. The one is this host's clock,
-the other the server's, so the server must be on this host. The floor is a blocking
-process that sleeps until its table's next row is due and then deletes it.
+handler's first line minus the due time in the message's row. The first time is from
+this host's clock and the second from the server's, so the server must be on this host.
+The floor is a blocking process that sleeps until its table's next row is due and then
+deletes it.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from .results import Result, percentile
 
 QUEUE = "delayed"
 IN_TURN = 10
-"""Messages that wait for their time at once; then it is the floor's turn."""
+"""Number of delayed messages in a turn, before the turn of the floor."""
 FIRST, BETWEEN = 0.3, 0.097
-"""Delay of the first of them, and the time between two, in seconds."""
+"""Delay of the first message of a turn, and the time between two messages, in
+seconds."""
 TARGET = 50.0
-"""Milliseconds that a message may be late."""
+"""Maximum lateness of a message, in milliseconds."""
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give the median and the maximum, in ms."""
+    """Measure the median and the maximum lateness, in ms."""
     late, floors = list[float](), list[float]()
     async with (
         bench.bare_database(floor.TABLE) as bare,
@@ -69,7 +71,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def consume(dsn: str) -> NoReturn:
-    """Handle messages, and say which came when (seconds since 1970)."""
+    """Handle messages, and report the time of each one (seconds since 1970)."""
 
     async def handle(message: tocsin.Message) -> None:
         now = time.time()

@@ -1,11 +1,11 @@
-"""The drain of a backlog of 50,000 by one process with an async handler.
+"""The rate at which one process with an async handler drains 50,000 messages.
 
-The handler is called for each message, a hundred at a time; each message is archived.
-The floor is one blocking connection that claims a hundred rows and then archives the
-hundred (``floor.py``: lean tables, in a database of their own). ``drain.four`` is the
-same with four threads and connections: how far the server could go; no target, since
-Tocsin has one statement under way at a time. All of them take turns, each turn in a new
-database. See ``draining.py`` for when the clock runs.
+The handler is called for each message, with concurrency 100, and each message is
+archived. The floor is one blocking connection that claims a hundred rows and then
+archives them (``floor.py``: minimal tables, in a separate database). ``drain.four`` is
+the floor with four threads and connections, which shows what the server can do. It has
+no target, because Tocsin runs one statement at a time. All ways take turns, each turn
+in a new database. ``draining.py`` says when the clock runs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ QUEUE = "drain"
 CONCURRENCY = 100
 FOREVER = 600.0
 TARGET = 1 / 1.3
-"""The floor may be this much of the rate."""
+"""Maximum ratio of the floor to the rate."""
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give messages per second."""
+    """Measure messages per second."""
     messages, rounds = bench.pick(50_000, 20_000, 500), bench.pick(3, 1, 1)
     ours, one, four = list[float](), list[float](), list[float]()
     for _ in range(rounds):
@@ -40,7 +40,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def drain_with_tocsin(bench: Bench, messages: int) -> Drained:
-    """Drain one backlog with `Consumer.handle`, and check that it is in the archive."""
+    """Drain a backlog with `Consumer.handle`, and check that it is in the archive."""
     async with bench.store_database(QUEUE) as dsn:
         await backlog.fill(dsn, QUEUE, messages)
         drained = await drain(handle, dsn, messages, FOREVER, QUEUE, CONCURRENCY, 0)

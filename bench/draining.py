@@ -1,13 +1,12 @@
-"""Draining a backlog: what all drains have in common, and the role of Tocsin.
+"""Drain a backlog: the common part of all drains, and the role of Tocsin.
 
-Each call of a handler looks at its payload and counts. The clock runs from the first
-call of a handler to the moment at which everything that was handled has also been
-settled: by Tocsin archived, by the peers whatever keeps a finished message. What has to
-be set up before the first call does not count.
+Each call of a handler reads its payload and counts it. The clock runs from the first
+call of a handler until all handled messages are settled: archived by Tocsin, and kept
+as finished by a peer. Setup before the first call does not count.
 
-A role ends after a number of messages, its *share*, or of seconds, whichever comes
-first; in both cases its rate is what it settled by the time that it took. So a slow one
-is a sample of its backlog, taken from the front of it.
+A role ends after a number of messages, its *share*, or after a number of seconds. In
+both cases its rate is the number of settled messages divided by the time. So a slow
+role drains only the front of its backlog.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from .child import orders, playing_together, say
 
 TENTHS = 10
 PATIENCE = 600.0
-"""Seconds that a drain may take at most."""
+"""Maximum number of seconds of a drain."""
 
 
 class Tally:
-    """The count of the messages that were handled.
+    """Count the handled messages.
 
-    It notes when each tenth of them was (CLOCK_MONOTONIC, ns).
+    It records the time of each tenth of them (CLOCK_MONOTONIC, ns).
     """
 
     def __init__(self, share: int, when_full: Callable[[], object] | None = None) -> None:
@@ -44,7 +43,7 @@ class Tally:
         self._when_full = when_full
 
     def add(self, count: int = 1) -> None:
-        """Note that a number of messages were handled."""
+        """Add a number of handled messages."""
         self.count += count
         self.last = time.monotonic_ns()
         if self.count >= self._next:
@@ -60,9 +59,9 @@ class Tally:
             self._when_full()
 
     def tell(self, settled: int) -> None:
-        """Tell the benchmark how it went: everything has been settled now.
+        """Report the result to the benchmark; all handled messages are settled now.
 
-        A role that waited in vain for the rest of its share ended earlier.
+        A role that has waited in vain for the rest of its share gives the earlier end.
         """
         say(
             "drained",
@@ -75,20 +74,20 @@ class Tally:
 
 @attrs.frozen
 class Drained:
-    """What a drain came to, by one process or several."""
+    """The result of a drain by one or several processes."""
 
     began: int
-    """When the first handler was called (CLOCK_MONOTONIC, ns)."""
+    """Time of the first call of a handler (CLOCK_MONOTONIC, ns)."""
     ended: int
-    """When everything that was handled had been settled."""
+    """Time at which all handled messages were settled."""
     settled: int
-    """How many messages that were."""
+    """Number of settled messages."""
     marks: Sequence[int]
-    """When each tenth of the share had been handled; of one process."""
+    """Time at which each tenth of the share was handled; for one process."""
 
     @classmethod
     def read(cls, words: Sequence[str]) -> Self:
-        """Read what `Tally.tell` wrote."""
+        """Read the result that `Tally.tell` wrote."""
         began, ended, settled, *marks = map(int, words)
         return cls(began, ended, settled, marks)
 
@@ -106,7 +105,7 @@ async def drain(
     *words: object,
     processes: int = 1,
 ) -> Drained:
-    """Have processes in this role drain a backlog, each its part of the share."""
+    """Drain a backlog with processes in this role, each with its part of the share."""
     async with playing_together(
         role, dsn, *[(share // processes, seconds, *words)] * processes
     ) as children:
@@ -126,7 +125,7 @@ async def handle(
 ) -> None:
     """Drain with Tocsin.
 
-    The role uses ``handle`` when the size of a batch is 0, else ``handle_batches``.
+    The role uses ``handle`` if the batch size is 0, otherwise ``handle_batches``.
     """
     full = trio.Event()
     tally = Tally(int(share), full.set)
@@ -160,4 +159,4 @@ async def handle(
             else:
                 await consumer.handle(one, concurrency=int(concurrency))
         except tocsin.Suspended:
-            tally.tell(tally.count)  # what was handled is archived before a run ends
+            tally.tell(tally.count)  # a run archives all handled messages before it ends

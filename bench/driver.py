@@ -1,9 +1,9 @@
-"""Many connections with one statement after the other: a load that is no bottleneck.
+"""Run statements on many connections, as a load that is not a bottleneck.
 
-One process holds many connections with libpq's asynchronous calls and one poll over all
-of them: no threads that wait for each other, no results that are decoded. Two such
-processes get many times as many empty statements through as inserts
-(``enqueue_concurrent.driver``), so what limits the inserts is the server.
+One process drives many connections with libpq's asynchronous calls and one poll over
+all of them. No threads wait for each other, and no results are decoded. Two such
+processes run many times as many empty statements as inserts
+(``enqueue_concurrent.driver``), so the server limits the inserts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _FINE = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 
 
 class Driver:
-    """The processes that make the load; opened by `driving`."""
+    """The processes that create the load; opened by `driving`."""
 
     def __init__(self, children: Sequence[Child]) -> None:
         self._children = children
 
     async def load(self, dsn: str, connections: int, seconds: float, statement: str) -> float:
-        """Run a statement on many connections, and return its runs a second.
+        """Run a statement on many connections, and return its runs per second.
 
         Each run is a transaction of its own.
         """
@@ -42,15 +42,15 @@ class Driver:
 
 @asynccontextmanager
 async def driving() -> AsyncIterator[Driver]:
-    """Start the processes; however the block ends, they are killed."""
+    """Start the processes, and kill them at the end of the block."""
     async with playing_together(serve, "", *[()] * PROCESSES) as children:
         yield Driver(children)
 
 
 def serve(dsn: str) -> None:
-    """Run a statement again and again for each order.
+    """Run a statement repeatedly for each order.
 
-    The order also says where. Say how many runs a second there were.
+    The order also names the database. Report the number of runs per second.
     """
     say("ready")
     for order in sys.stdin:

@@ -1,11 +1,11 @@
-"""Enqueueing by one producer, to a queue at which no consumer waits.
+"""The rate of one producer that enqueues while no consumer waits.
 
 ``enqueue``: one awaited `Producer.enqueue` after the other. The floor is a blocking
 INSERT into the same table, with its indexes and its trigger. ``enqueue_batch``:
-`Producer.enqueue_many` with a thousand payloads at a time. The floor is a raw COPY of a
-thousand rows into the same table; it encodes the same payloads, with the standard
-library. Each of the four has a commit per call. Subject and floor take turns in one
-database; the figures are what the middle turn of each came to.
+`Producer.enqueue_many` with a thousand payloads in each call. The floor is a raw COPY
+of a thousand rows into the same table; it encodes the same payloads with the standard
+library. Each call of the four has its own commit. Tocsin and the floor take turns in
+one database, and each figure is that of the median turn.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .results import Result
 QUEUE = "enqueue"
 BATCH = 1000
 TARGET = 1 / 0.8
-"""How many times the rate the floor may be."""
+"""Maximum ratio of the floor to the rate."""
 PAYLOAD = {"n": 1, "to": "ada@example.org"}
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give messages per second, one by one."""
+    """Measure messages per second, one message in each call."""
     turns, count = bench.pick(20, 6, 2), bench.pick(500, 500, 10)
     value, manual_waiters = await _take_turns(bench, produce, insert, turns, count)
     return [
@@ -48,7 +48,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def measure_batch(bench: Bench) -> list[Result]:
-    """Give messages per second, a thousand at a time."""
+    """Measure messages per second, a thousand messages in each call."""
     turns, count = bench.pick(10, 4, 2), bench.pick(10, 5, 1)
     value, manual_waiters = await _take_turns(bench, produce_batches, copy, turns, count)
     settings = {"messages": turns * count * BATCH, "batch": BATCH, "target_ratio": TARGET}
@@ -69,7 +69,8 @@ async def _take_turns(
         playing(manual_waiters, dsn) as theirs,
     ):
         for child in (ours, theirs):
-            # statements are prepared, and plans kept, after some repetitions
+            # PostgreSQL and psycopg prepare statements and keep plans after some
+            # repetitions.
             await _turn(child, max(1, count // 5))
         for _ in range(turns):
             for child, own in zip((ours, theirs), rates, strict=True):
@@ -83,7 +84,7 @@ async def _turn(child: Child, count: int) -> float:
 
 
 async def produce(dsn: str) -> None:
-    """Enqueue a number of messages for each order, which is the number.
+    """Enqueue as many messages as each order says.
 
     Say how long it took, in seconds.
     """
@@ -91,7 +92,7 @@ async def produce(dsn: str) -> None:
 
 
 async def produce_batches(dsn: str) -> None:
-    """Enqueue a number of batches for each order, which is the number.
+    """Enqueue as many batches as each order says.
 
     Say how long it took, in seconds.
     """
@@ -114,7 +115,7 @@ async def _repeat(dsn: str, enqueue: Callable[[tocsin.Producer], Awaitable[objec
 
 
 def insert(dsn: str) -> None:
-    """Do by hand what `produce` does."""
+    """Do the work of `produce` by hand."""
     statement = (
         f"insert into tocsin.messages ({backlog.COLUMNS}) select id, clock_timestamp(),"
         " clock_timestamp(), clock_timestamp(), %s::jsonb from tocsin.queues where name ="
@@ -130,7 +131,7 @@ def insert(dsn: str) -> None:
 
 
 def copy(dsn: str) -> None:
-    """Do by hand what `produce_batches` does."""
+    """Do the work of `produce_batches` by hand."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         row = connection.execute(
             "select id, now()::text from tocsin.queues where name = %s", [QUEUE]

@@ -1,14 +1,14 @@
-"""The cost of a claim in a full table, and after hours without vacuum.
+"""The cost of a claim in a full table, and in a table without vacuum.
 
-``flat``: the median of ``dequeue(100)`` and ``archive_many``, with what server and
-client need for it. The full table has 5,000,000 ready, 1,000,000 delayed and 10,000,000
-archived messages; the floor is the same in a table that has just enough. They take
-turns.
+``flat``: the median time of ``dequeue(100)`` and ``archive_many``, on the server and in
+the client. The full table has 5,000,000 ready, 1,000,000 delayed and 10,000,000
+archived messages. The floor is the same work in a table that has only the messages to
+claim. Both take turns.
 
 ``flat.held``: a drain of a million messages while another session keeps a snapshot
-open, so that no dead row can be vacuumed away; the floor is the same drain without that
-session. ``flat.held_end`` is the last tenth of the held drain, and its floor the first
-tenth.
+open, so that vacuum cannot remove any dead row. The floor is the same drain without
+that session. ``flat.held_end`` is the last tenth of the drain with the snapshot, and
+its floor is the first tenth.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TARGET, TARGET_HELD = 1.5, 2.0
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give the cycle in ms, and messages per second."""
+    """Measure the time of a cycle in ms, and messages per second."""
     return [await _measure_full(bench), *await _measure_held(bench)]
 
 
@@ -94,9 +94,9 @@ async def _drain(bench: Bench, messages: int, *, hold: bool) -> draining.Drained
 
 
 async def cycle(dsn: str) -> None:
-    """Take and archive a hundred messages, as many times as each order says.
+    """Claim and archive a hundred messages, as many times as each order says.
 
-    Say how long each cycle took, in ms.
+    Report the time of each cycle, in ms.
     """
     async with (
         tocsin.connect(dsn) as store,
@@ -117,7 +117,7 @@ async def cycle(dsn: str) -> None:
 
 
 def hold_snapshot(dsn: str) -> None:
-    """Keep a snapshot open until killed."""
+    """Keep a snapshot open until the process is killed."""
     with psycopg.connect(dsn) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.execute("select count(*) from tocsin.messages where id < 0")

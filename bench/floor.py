@@ -1,8 +1,9 @@
-"""The floors: what the scenarios do, done by hand.
+"""The floors: the work of the scenarios, done by hand.
 
-They use blocking psycopg and the least SQL that can do it. Each function is a role
-(``child.py``). They are not queues: they know no leases, no workers, no retries, and
-lose what they have taken when they are killed. Nothing that is a queue can be faster.
+The floors use blocking psycopg and the least SQL that does the work. Each function is a
+role (``child.py``). The floors are not queues: they have no leases, no workers and no
+retries, and a killed floor loses the messages that it has claimed. No queue can be
+faster.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ TABLE = (
     b"create table messages (id bigint generated always as identity primary key, sent bigint, due"
     b" timestamptz not null default now())"
 )
-"""What the roles that claim need in their database."""
+"""The table that roles that claim need."""
 QUEUES = 10
 HEARTBEAT = 2.0
 
 
 def connect(dsn: str) -> psycopg.Connection[tuple[Any, ...]]:
-    """Connect; each statement is a transaction of its own."""
+    """Connect in autocommit mode."""
     return psycopg.connect(dsn, autocommit=True)
 
 
 def wakes(connection: psycopg.Connection[tuple[Any, ...]]) -> Iterator[str]:
-    """Yield the payload of each notification as it comes."""
+    """Yield the payload of each notification when it arrives."""
     while True:
         select.select([connection.fileno()], [], [])
         connection.pgconn.consume_input()
@@ -45,13 +46,13 @@ def wakes(connection: psycopg.Connection[tuple[Any, ...]]) -> Iterator[str]:
             yield notification.extra.decode()
 
 
-# Waking
+# Wake-up
 
 
 def send(dsn: str, statement: str) -> None:
     """Run a statement for each order.
 
-    Its parameter is the time (CLOCK_MONOTONIC, ns) just before.
+    The parameter of the statement is the time just before it (CLOCK_MONOTONIC, ns).
     """
     with connect(dsn) as connection:
         command = statement.encode()
@@ -61,15 +62,15 @@ def send(dsn: str, statement: str) -> None:
 
 
 NOTIFY = "select pg_notify('floor', %s::text)"
-"""For `send`: wakes `hear`."""
+"""A statement for `send` that wakes `hear`."""
 INSERT_AND_NOTIFY = (
     "with added as (insert into messages (sent) values (%s)) select pg_notify('floor', '')"
 )
-"""For `send`: wakes `hear_and_claim`."""
+"""A statement for `send` that wakes `hear_and_claim`."""
 
 
 def hear(dsn: str) -> None:
-    """Say how long each notification took to arrive, in ms."""
+    """Report how long each notification took to arrive, in ms."""
     with connect(dsn) as connection:
         connection.execute("listen floor")
         say("ready")
@@ -78,9 +79,9 @@ def hear(dsn: str) -> None:
 
 
 def call(dsn: str) -> None:
-    """Notify `answer` for each order, and wait for its notification.
+    """Notify `answer` for each order, and wait for the notification from it.
 
-    Say how long that took, in ms.
+    Report how long that took, in ms.
     """
     with connect(dsn) as connection, connect(dsn) as line:
         line.execute("listen floor_back")
@@ -103,9 +104,9 @@ def answer(dsn: str) -> None:
 
 
 def hear_and_claim(dsn: str) -> None:
-    """Take one message out of the table on each notification.
+    """Delete one message from the table on each notification.
 
-    Say how long after its statement the message was here, and its notification, in ms.
+    Report how long the message and its notification took to arrive, in ms.
     """
     with connect(dsn) as connection, connect(dsn) as line:
         line.execute("listen floor")
@@ -121,7 +122,7 @@ def hear_and_claim(dsn: str) -> None:
             say("handled", (now - claimed[0]) / 1e6, (heard - claimed[0]) / 1e6)
 
 
-# Draining
+# Drain
 
 QUEUE_TABLES = b"""
 create table queue (
@@ -138,8 +139,8 @@ create table done (
     archived_at timestamptz not null, payload jsonb not null
 )
 """
-"""What `claim_and_archive` needs in its database: a queue with priorities, delays,
-leases and an archive can hardly have less."""
+"""The tables of `claim_and_archive`: the minimum for a queue with priorities,
+delays, leases and an archive."""
 _FILL = (
     b"insert into queue (payload) select jsonb_build_object('n', n) from generate_series(1,"
     b" %s::integer) n"
@@ -162,7 +163,7 @@ _DELAY = "update queue set leased_until = null, due = now() + interval '1 hour' 
 
 
 async def fill(dsn: str, messages: int) -> None:
-    """Add rows to the queue, as `backlog.fill` does for Tocsin."""
+    """Add rows to the queue, like `backlog.fill` for Tocsin."""
     await execute(dsn, _FILL, messages)
     await execute(dsn, b"vacuum (analyze) queue")
 
@@ -170,7 +171,7 @@ async def fill(dsn: str, messages: int) -> None:
 def claim_and_archive(dsn: str, share: str, seconds: str, threads: str) -> None:
     """Drain: claim a hundred, call a function for each, archive the hundred.
 
-    The given number of threads do so, each with a connection of its own.
+    The given number of threads do this, each with its own connection.
     """
     tally = Tally(int(share))
     lock = threading.Lock()
@@ -204,7 +205,7 @@ def claim_and_archive(dsn: str, share: str, seconds: str, threads: str) -> None:
 
 
 def claim_and_delay(dsn: str, share: str, seconds: str) -> None:
-    """Claim a hundred, and have the hundred due in an hour, until none is left."""
+    """Claim a hundred rows and make them due in an hour, until none is left."""
     tally = Tally(int(share))
     deadline = time.monotonic() + float(seconds)
     with connect(dsn) as connection:
@@ -217,13 +218,13 @@ def claim_and_delay(dsn: str, share: str, seconds: str) -> None:
         sys.stdin.read()
 
 
-# Being due
+# Due time
 
 
 def claim_when_due(dsn: str) -> None:
-    """Sleep until the next message is due and take it, for each order.
+    """Sleep until the next message is due and delete it, for each order.
 
-    Say how late that was, in ms.
+    Report how late the message was, in ms.
     """
     with connect(dsn) as connection:
         say("ready")
@@ -243,11 +244,11 @@ def claim_when_due(dsn: str) -> None:
             say("handled", (now - claimed[0]) * 1e3)
 
 
-# Dying
+# Death
 
 
 def hold_lock(dsn: str) -> None:
-    """Hold an advisory lock until killed."""
+    """Hold an advisory lock until the process is killed."""
     with connect(dsn) as connection:
         connection.execute("select pg_advisory_lock(1)")
         say("ready")
@@ -255,20 +256,20 @@ def hold_lock(dsn: str) -> None:
 
 
 def wait_for_lock(dsn: str) -> None:
-    """Wait for that lock, and say when it was had (CLOCK_MONOTONIC, ns)."""
+    """Wait for that lock, and report when it was taken (CLOCK_MONOTONIC, ns)."""
     with connect(dsn) as connection:
         say("ready")
         connection.execute("select pg_advisory_lock(1)")
         say("handled", time.monotonic_ns())
 
 
-# Being idle
+# Idle
 
 
 def listen(dsn: str, *channels: str) -> None:
-    """LISTEN on each of these channels, and read what comes.
+    """LISTEN on each of these channels, and read the notifications.
 
-    Each channel has a connection of its own.
+    Each channel has its own connection.
     """
     with ExitStack() as stack:
         connections = [stack.enter_context(connect(dsn)) for _ in channels]
@@ -284,8 +285,8 @@ def listen(dsn: str, *channels: str) -> None:
 def listen_and_beat(dsn: str) -> None:
     """LISTEN on ten channels, and update a row every two seconds.
 
-    From one order to the next, count; then say: seconds of CPU, statements, times woken
-    (by the clock and by the answer, for each of them).
+    Count from one order to the next. Then report the seconds of CPU, the statements,
+    and the wake-ups (two for each statement: by the clock and by the answer).
     """
     with connect(dsn) as connection:
         for number in range(QUEUES):

@@ -1,8 +1,8 @@
-"""What the scenarios share: how much to measure, and databases to do it in.
+"""Give the scenarios their size and their databases.
 
-Each scenario gets databases of its own, and each floor another one: up to PostgreSQL 18
-a NOTIFY wakes every listening backend of its database, so that an idle consumer in the
-database of a floor would be part of it.
+Each scenario and each floor has its own database. Up to PostgreSQL 18, a NOTIFY wakes
+every listening backend of its database, so an idle consumer in the database of a floor
+would affect the floor.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from .results import Result
 T = TypeVar("T")
 
 CLEANUP_WITHIN = 10.0
-"""Seconds that dropping a database may take after a cancellation."""
+"""Maximum number of seconds for dropping a database after a cancellation."""
 
 
 class Size(IntEnum):
-    """How much is measured."""
+    """The size of a run."""
 
     FULL = 0
-    """Enough for figures to be recorded."""
+    """For figures to be recorded."""
     QUICK = 1
-    """Enough to see where things stand."""
+    """For a first impression of the figures."""
     SMOKE = 2
-    """Just enough to see that the benchmarks work."""
+    """For a test that the benchmarks work."""
 
 
 @attrs.frozen
 class Bench:
-    """What a scenario gets."""
+    """The environment of a scenario."""
 
     dsn: str
     """Connection string of a server whose role may create databases."""
     size: Size
     """How much to measure."""
     note: Callable[[str], None]
-    """Tells the user what was left out, and why."""
+    """Tells the user what is left out, and why."""
 
     def pick(self, full: T, quick: T, smoke: T) -> T:
         """Return the value for this size."""
@@ -59,8 +59,8 @@ class Bench:
     async def bare_database(self, prepare: bytes = b"") -> AsyncIterator[str]:
         """Yield the connection string of a new database.
 
-        The given statements are run in it first. However the block ends, cancelled or
-        not, the database is dropped.
+        The given statements are run in it first. The database is dropped at the end of
+        the block, also after a cancellation.
         """
         name = f"tocsin_bench_{secrets.token_hex(6)}"
         await execute(
@@ -88,8 +88,8 @@ class Bench:
                 await store.install()
                 for queue in queues:
                     await store.queues.create(queue)
-                # so that there are partitions to archive to, as there are after a
-                # minute
+                # Creates the partitions of the archive, which exist after a minute of
+                # normal operation.
                 await store.maintain()
             yield dsn
 
@@ -100,7 +100,7 @@ Scenario: TypeAlias = Callable[[Bench], Awaitable[list[Result]]]
 async def execute(
     dsn: str, statement: bytes | sql.Composed, *parameters: object
 ) -> list[tuple[Any, ...]]:
-    """Run one statement on a connection of its own, and return its rows.
+    """Run one statement on a new connection, and return its rows.
 
     Cancellation:
         The statement has taken effect or not.

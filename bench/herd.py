@@ -1,13 +1,14 @@
-"""Crowds of idle consumers.
+"""The cost of many idle consumers.
 
-``herd``: a hundred idle consumers of one queue, in ten processes, and one message: how
-many claims run for it, as ``pg_stat_statements`` counts them; one would do, and is the
-floor. The next message is sent when nothing has run for a while.
+``herd``: the number of claims that run for one message when a hundred consumers of its
+queue are idle, in ten processes. ``pg_stat_statements`` counts the claims. One claim
+suffices, and is the floor. The next message is sent when no statement has run for a
+while.
 
 ``herd.listeners``: eight connections insert, one message per transaction, while a
 hundred consumers of other queues are idle: a hundred stores in ten processes, each with
-a LISTEN connection of its own. The floor is the same with a hundred plain connections
-that LISTEN; the rate without any is in the settings.
+its own LISTEN connection. The floor is the same work with a hundred plain connections
+that LISTEN. The settings contain the rate without any such connection.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ QUEUE, OTHER = "herd", "elsewhere-{}"
 PRODUCERS = 8
 TARGET_LISTENERS = 1.1
 CALM = 0.05
-"""Seconds without a statement after which nothing more is expected."""
+"""Seconds without a statement after which no further statement is expected."""
 _CLAIMS = b"""
 select coalesce(sum(calls) filter (where query ~ 'claim'), 0)::bigint,
     coalesce(sum(calls) filter (where query !~ 'heartbeat'), 0)::bigint
@@ -41,7 +42,7 @@ from pg_stat_statements where dbid = %s and toplevel
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give claims per message, and transactions per second."""
+    """Measure claims per message, and transactions per second."""
     return [await _measure_claims(bench), await _measure_listeners(bench)]
 
 
@@ -69,7 +70,7 @@ async def _measure_claims(bench: Bench) -> Result:
 
 
 async def _calm(watch: str, database: int) -> int:
-    """Return how many claims have run, when no more do."""
+    """Wait until no more claims run, and return how many have run."""
     seen = -1
     while True:
         ((claims, statements),) = await execute(watch, _CLAIMS, database)
@@ -116,7 +117,7 @@ async def _measure_listeners(bench: Bench) -> Result:
 
 
 async def consume(dsn: str, consumers: str) -> NoReturn:
-    """Be a number of consumers of one queue."""
+    """Run a number of consumers of one queue."""
 
     async def handle(message: tocsin.Message) -> None:
         assert message.payload is None
@@ -133,7 +134,7 @@ async def consume(dsn: str, consumers: str) -> NoReturn:
 
 
 async def sleep(dsn: str, *queues: str) -> NoReturn:
-    """Be a store and a consumer for each of these queues."""
+    """Run a store and a consumer for each of these queues."""
 
     async def handle(message: tocsin.Message) -> None:
         raise AssertionError("there are no messages")

@@ -1,9 +1,9 @@
-"""A process with ten consumers on ten queues, and nothing to do.
+"""The cost of a process with ten idle consumers on ten queues.
 
-Counted, for as long as nothing happens: its connections, the statements that
-runs in its database, its CPU time, and how often its event loop wakes up. The floor is
-a blocking process that LISTENs on ten channels and updates one row as often as Tocsin
-sends a heartbeat; it is idle at the same time, in another database.
+The scenario counts the connections of the process, the statements that it runs, its CPU
+time, and the wake-ups of its event loop, while no message arrives. The floor is a
+blocking process that LISTENs on ten channels and updates one row as often as Tocsin
+sends a heartbeat. It is idle at the same time, in another database.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .frame import Bench, execute
 from .results import Result
 
 CONNECTIONS = 2
-"""The pool's minimum, and the one that LISTENs."""
+"""The minimum of the pool, and the LISTEN connection."""
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give connections, statements, CPU seconds and wake-ups."""
+    """Measure connections, statements, CPU seconds and wake-ups."""
     seconds = bench.pick(30.0, 3.0, 3.0)
     queues = [f"idle-{number}" for number in range(floor.QUEUES)]
     async with AsyncExitStack() as stack:
@@ -71,7 +71,7 @@ async def measure(bench: Bench) -> list[Result]:
             None,
             settings | {"target_value": 0, "ran": ran},
         ),
-        # one or two heartbeats say little
+        # One or two heartbeats are too few for a comparison.
         Result("idle.cpu", cpu * 1e3, "ms", bench.pick(floor_cpu * 1e3, None, None), settings),
         Result("idle.wakeups", wakeups, "", floor_wakeups, settings),
     ]
@@ -96,9 +96,9 @@ class _Wakeups(trio.abc.Instrument):
 
 
 async def consume(dsn: str, *queues: str) -> None:
-    """Consume all of these queues, and count from one order to the next.
+    """Consume all of these queues, and count between one order and the next.
 
-    Say then: seconds of CPU, wake-ups of the event loop.
+    Then report the seconds of CPU and the wake-ups of the event loop.
     """
 
     async def handle(message: tocsin.Message) -> None:
@@ -108,8 +108,8 @@ async def consume(dsn: str, *queues: str) -> None:
         incoming = await stack.enter_async_context(orders())
         store = await stack.enter_async_context(tocsin.connect(dsn))
         nursery = await stack.enter_async_context(trio.open_nursery())
-        # one after the other, so that the pool has no surplus, which it would keep for
-        # ten seconds
+        # One after the other, so that the pool opens no surplus connections, which it
+        # would keep for ten seconds.
         for queue in queues:
             consumer = await stack.enter_async_context(store.consumer(queue))
             nursery.start_soon(consumer.handle, handle)

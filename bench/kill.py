@@ -1,13 +1,13 @@
 """The time from the SIGKILL of a process to the redelivery of its messages.
 
-It ends when another process's handler has all of them. Their leases would last an hour:
-it is not their end that is waited for. The processes die at any phase of their own
-heartbeat and of the other's. Measured in the same run: how long an advisory lock takes
-to pass from a process that is killed to one that waits for it, which is what the kernel
-and the server need to notice. That Tocsin takes hundreds of times as long is intended,
-for a connection that was lost is not yet a dead process
-(``sql/functions/workers/processes.sql``): it waits for a heartbeat to be missed. A
-ratio of the two would tell nothing but the phase of a heartbeat, so there is none.
+The time ends when a handler of another process has received all of them. The leases
+last an hour, so their end plays no part. The processes die at any phase of their own
+heartbeat and of the other process's heartbeat. The same run measures how long an
+advisory lock takes to pass from a killed process to a waiting one, which is the time
+that the kernel and the server need to detect the death. Tocsin takes hundreds of times
+as long on purpose, because a lost connection does not prove that a process is dead
+(``sql/functions/workers/processes.sql``): Tocsin waits for a missed heartbeat. A ratio
+of the two times would show only the phase of a heartbeat, so there is none.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ QUEUE = "kill"
 MESSAGES = 5
 LEASE = 3600.0
 TARGET = 5.0
-"""Seconds that it may take."""
+"""Maximum time, in seconds."""
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give the median and the maximum, in seconds."""
+    """Measure the median and the maximum, in seconds."""
     taken, floors = list[float](), list[float]()
     async with bench.bare_database() as bare, bench.store_database(QUEUE) as dsn:
         await _let_deaths_count(dsn)
@@ -57,8 +57,8 @@ async def measure(bench: Bench) -> list[Result]:
 async def _let_deaths_count(dsn: str) -> None:
     """Wait until a process can be declared dead.
 
-    None is in the first ten seconds of a server, nor in those after a database's first
-    heartbeat.
+    No process is declared dead in the first ten seconds of a server, or in the first
+    ten seconds after a database's first heartbeat.
     """
     ((server_up,),) = await execute(
         dsn, b"select extract(epoch from now() - pg_postmaster_start_time())::float8"
@@ -92,12 +92,12 @@ async def _kill(victim: Child, rescuer: Child) -> float:
     began = time.monotonic_ns()
     victim.process.send_signal(signal.SIGKILL)
     taken = (await rescuer.hear_number("handled") - began) / 1e9
-    await rescuer.process.wait()  # of itself: it is not to be the next one that has died
+    await rescuer.process.wait()  # ends by itself, so that it is not the next dead process
     return taken
 
 
 async def hold(dsn: str) -> NoReturn:
-    """Hold all messages until killed."""
+    """Hold all messages until the process is killed."""
 
     async def handle(message: tocsin.Message) -> None:
         say("holding")
@@ -109,7 +109,7 @@ async def hold(dsn: str) -> NoReturn:
 
 
 async def rescue(dsn: str) -> None:
-    """Handle all messages, and say when the last one came (CLOCK_MONOTONIC, ns)."""
+    """Handle all messages; report the time of the last one (CLOCK_MONOTONIC, ns)."""
     came: list[int] = []
 
     async def handle(message: tocsin.Message) -> None:

@@ -1,8 +1,8 @@
 """The memory of a consumer's process over a million messages.
 
-It is the process's resident set (``/proc``, so this is for Linux). ``memory``: the
-largest after the first ten thousand messages, read at each further ten thousand; the
-floor is what it was then.
+The memory is the process's resident set, read from ``/proc``, so the scenario needs
+Linux. ``memory`` is the largest size that is read after each further ten thousand
+messages. The floor is the size after the first ten thousand messages.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .results import Result
 QUEUE = "memory"
 CONCURRENCY = 100
 TARGET = 1.1
-"""How many times as large the process may become: what an allocator does not return
-at once."""
+"""Maximum growth of the process, which allows for memory that an allocator does not
+return at once."""
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give the resident set in MB."""
+    """Measure the resident set in MB."""
     messages, step = bench.pick(1_000_000, 60_000, 1000), bench.pick(10_000, 10_000, 100)
     async with bench.store_database(QUEUE) as dsn:
         await backlog.fill(dsn, QUEUE, messages)
@@ -45,7 +45,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def consume(dsn: str, messages: str, step: str) -> None:
-    """Handle a number of messages; say the size in MB at each step."""
+    """Handle a number of messages, and report the size in MB at each step."""
     count, sizes, done = 0, list[float](), trio.Event()
 
     async def handle(message: tocsin.Message) -> None:

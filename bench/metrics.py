@@ -1,6 +1,6 @@
-"""The time that the metrics of one queue take: of a large one, and of an empty one.
+"""The time of the metrics of a large queue and of an empty queue.
 
-Nothing is compared with a floor: by hand one would count all, in seconds.
+There is no floor: a count of all messages by hand takes seconds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .results import Result, percentile
 
 LARGE, SMALL = "large", "small"
 TARGET = 50.0
-"""Milliseconds that the metrics of any queue may take."""
+"""Maximum time of the metrics of any queue, in milliseconds."""
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give the median of both, and the 99th percentile of the large one, in ms."""
+    """Measure both medians, and the 99th percentile of the large queue, in ms."""
     count, samples = bench.pick(1_000_000, 200_000, 1000), bench.pick(500, 100, 3)
     async with bench.store_database(LARGE, SMALL) as dsn, tocsin.connect(dsn) as store:
         await backlog.fill(dsn, LARGE, count, delayed=count, archived=count)

@@ -1,12 +1,12 @@
-"""``python -m bench.outages``: a service while its database or network misbehaves.
+"""``python -m bench.outages``: test a service during outages.
 
-It writes the table of ``docs/outages.md``. A service produces ten messages a second and
-consumes them, each with Tocsin's defaults. Then something is done to the server, the
-database, the role or the network. Noted are the calls of the producer that failed
-during it, and the time from the end of the outage (or, where it does not end, from its
-beginning) until a message that was enqueued after it is handled. At the end each
-message whose enqueueing succeeded must have been handled, unchanged; where that is not
-so, the command says so and exits with 1.
+The command writes the table of ``docs/outages.md``. A service produces ten messages a
+second and consumes them, with Tocsin's defaults. Each trial then changes or disturbs
+the server, the database, the role or the network. It records which calls of the
+producer failed, and how long the service took to recover. Recovery is the time from the
+end of the outage, or from its beginning if it does not end, until a message that was
+enqueued later is handled. At the end, each message whose enqueueing succeeded must have
+been handled unchanged. Otherwise the command reports the fault and exits with 1.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ from .proxy import Proxy, running
 from .remote import Remote
 
 PATIENCE = 60.0
-"""Seconds after which a service counts as one that does not recover."""
+"""Seconds after which a service counts as not recovered."""
 PAUSE = 0.1
 """Seconds between two messages."""
 WRONG = "wrong:"
-"""What a cell begins with whose trial went wrong."""
+"""Prefix of a table cell whose trial has failed."""
 PASSWORD = secrets.token_hex(8)
 
 
 @attrs.frozen
 class Scene:
-    """Where an outage takes place."""
+    """The environment of a trial."""
 
     server: EmbeddedServer
     """The server."""
     admin: str
-    """Connection string of the database, round the proxy, as superuser."""
+    """Connection string of the database for a superuser, without the proxy."""
     dsn: str
     """Connection string that the service uses."""
     proxy: Proxy
-    """What that leads through."""
+    """The proxy in the service's connection."""
     standby: EmbeddedServer | None = None
     """A hot standby of the server."""
     standby_port: int = 0
-    """Where that listens, on 127.0.0.1."""
+    """Port of the standby on 127.0.0.1."""
     remote: Remote | None = None
-    """Another host."""
+    """Another host, if there is one."""
     remote_dsn: str = ""
-    """The connection string that is used there."""
+    """The connection string for the other host."""
 
     async def promote(self) -> None:
         """Make the standby a primary."""
@@ -77,7 +77,7 @@ class Scene:
         await execute(self.standby.dsn, b"select pg_promote()")
 
     async def set(self, setting: str) -> None:
-        """Give the database a setting, for sessions to come."""
+        """Change a setting of the database for later sessions."""
         name = str(conninfo_to_dict(self.admin)["dbname"])
         await execute(
             self.server.dsn,
@@ -95,40 +95,40 @@ class Scene:
 
 @attrs.frozen
 class Trial:
-    """A setting or an outage."""
+    """A setting or an outage to test."""
 
     name: str
-    """What is done, in the words of the table."""
+    """The change, as the table describes it."""
     happens: str
-    """What it comes to, in the words of the table."""
+    """The effect, as the table describes it."""
     act: Callable[[Scene], Awaitable[float | None]]
-    """Does it; of an outage that ends, returns at its end. May return a time to recover
-    of its own."""
+    """Function that makes the change. It returns at the end of an outage that ends, and
+    may return its own measurement of the recovery."""
     before: bool = False
-    """Whether it is done before the service starts."""
+    """Whether the change is made before the service starts."""
     since: int = 0
-    """The first major version of PostgreSQL that has it."""
+    """The first major version of PostgreSQL that supports the trial."""
     standby: bool = False
-    """Whether it needs a standby."""
+    """Whether the trial needs a standby."""
     remote: bool = False
-    """Whether it needs another host."""
+    """Whether the trial needs another host."""
 
 
 @attrs.frozen
 class Outcome:
-    """What a trial came to."""
+    """The result of a trial."""
 
     failed: Counter[str]
-    """Errors that calls of the producer raised, by name."""
+    """Numbers of errors that calls of the producer raised, by name."""
     recovery: float
     """Seconds from the outage's end until a message that was enqueued later is handled.
     """
     repeated: int
-    """Messages that were handled twice."""
+    """Number of messages that were handled twice."""
 
 
 class Service:
-    """A service that produces and consumes, and notes what comes of it."""
+    """A service that produces and consumes, and records the results."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -143,7 +143,7 @@ class Service:
         self.failed: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Go on until cancelled."""
+        """Produce and consume until cancelled."""
         async with (
             tocsin.connect(self._dsn) as store,
             store.consumer("q") as consumer,
@@ -159,7 +159,7 @@ class Service:
         self.repeated += message.payload["n"] in self._handled
         self._handled.setdefault(message.payload["n"], trio.current_time())
         self._changed.unpark_all()
-        if message.payload["n"] == 0:  # a long one, whose lease must be kept
+        if message.payload["n"] == 0:  # a long handler, whose lease must be extended
             await self._over.wait()
 
     async def _produce(self, store: tocsin.Store) -> None:
@@ -182,11 +182,11 @@ class Service:
             self._changed.unpark_all()
 
     async def steady(self) -> None:
-        """Return when messages come through."""
+        """Return when messages are handled."""
         await self._until(lambda: len(self._handled) >= 20, "no message is handled at all")
 
     async def recover(self, since: float) -> float:
-        """Return the seconds from then until a message sent later is handled."""
+        """Return the seconds from a time until a message sent after it is handled."""
 
         def later() -> list[float]:
             return [t for n, t in self._handled.items() if self._sent[n] >= since]
@@ -195,7 +195,7 @@ class Service:
         return min(later()) - since
 
     async def finish(self) -> None:
-        """Stop producing, and return when all is handled whose enqueueing succeeded."""
+        """Stop producing, and return when all enqueued messages are handled."""
         self._producing = False
         await self._until(lambda: not self._pending, "calls of the producer do not end")
         await self._until(lambda: self._kept <= self._handled.keys(), "messages are not handled")
@@ -210,7 +210,7 @@ class Service:
 
 
 def set_before(setting: str) -> Callable[[Scene], Awaitable[float | None]]:
-    """Return what gives the database a setting."""
+    """Return a function that changes a setting of the database."""
 
     async def act(scene: Scene) -> None:
         await scene.set(setting)
@@ -221,7 +221,7 @@ def set_before(setting: str) -> Callable[[Scene], Awaitable[float | None]]:
 def setting(
     setting: str, happens: str = "Tocsin's sessions set their own value.", since: int = 0
 ) -> Trial:
-    """Return the trial of a setting of the database's, as of a role's."""
+    """Return the trial of a setting of the database, which could also be a role's."""
     return Trial(f"`{setting}`", happens, set_before(setting), before=True, since=since)
 
 
@@ -231,19 +231,19 @@ async def restart(scene: Scene) -> None:
 
 
 async def crash(scene: Scene) -> None:
-    """Have the server crash and recover."""
+    """Let the server crash and recover."""
     await scene.server.restart("immediate")
 
 
 async def terminate_again_and_again(scene: Scene) -> None:
-    """End all sessions, for three seconds."""
+    """Terminate all sessions repeatedly for three seconds."""
     for _ in range(15):
         await scene.terminate()
         await trio.sleep(0.2)
 
 
 async def cancel_again_and_again(scene: Scene) -> None:
-    """Cancel all statements, for three seconds."""
+    """Cancel all statements repeatedly for three seconds."""
     for _ in range(300):
         await execute(
             scene.admin,
@@ -254,7 +254,7 @@ async def cancel_again_and_again(scene: Scene) -> None:
 
 
 async def read_only(scene: Scene) -> None:
-    """Have the database read-only for five seconds."""
+    """Make the database read-only for five seconds."""
     await scene.set("default_transaction_read_only = on")
     await scene.terminate()
     await trio.sleep(5)
@@ -271,7 +271,7 @@ async def lock_messages(scene: Scene) -> None:
 
 
 async def lock_messages_by_timeout(scene: Scene) -> None:
-    """Hold an exclusive lock on messages while waiting sessions end after a second."""
+    """Lock the messages exclusively, with a timeout of a second for transactions."""
     await scene.set("transaction_timeout = '1s'")
     await scene.terminate()
     await trio.sleep(1)
@@ -283,14 +283,14 @@ async def lock_messages_by_timeout(scene: Scene) -> None:
 
 
 async def limit_role(scene: Scene) -> None:
-    """Leave the role fewer connections than the pool may have."""
+    """Limit the role to fewer connections than the pool may have."""
     role = sql.Identifier(str(conninfo_to_dict(scene.dsn)["user"]))
     await execute(scene.admin, sql.SQL("alter role {} connection limit 3").format(role))
     await scene.terminate()
 
 
 async def take_all_connections(scene: Scene) -> None:
-    """Leave the server no connection for five seconds, and end the service's."""
+    """Allow the role no connection for five seconds, and end its sessions."""
     role = sql.Identifier(str(conninfo_to_dict(scene.dsn)["user"]))
     await execute(scene.admin, sql.SQL("alter role {} connection limit 0").format(role))
     await scene.terminate()
@@ -301,7 +301,7 @@ async def take_all_connections(scene: Scene) -> None:
 async def fill_notify_queue(scene: Scene) -> None:
     """Fill PostgreSQL's queue of notifications for five seconds.
 
-    A session does not read them.
+    A session that does not read its notifications keeps the queue full.
     """
 
     def fill() -> None:
@@ -323,22 +323,22 @@ async def fill_notify_queue(scene: Scene) -> None:
 
 
 async def silence_pool(scene: Scene) -> None:
-    """Have all connections fall silent that are open, but the newest, which LISTENs."""
+    """Silence all open connections except the newest, the LISTEN connection."""
     scene.proxy.silence(*range(1, scene.proxy.accepted))
 
 
 async def silence_listener(scene: Scene) -> None:
-    """Have the connection that LISTENs fall silent: the second that was opened."""
+    """Silence the LISTEN connection, which is the second that was opened."""
     scene.proxy.silence(2)
 
 
 async def silence_open(scene: Scene) -> None:
-    """Have all connections fall silent that are open."""
+    """Silence all open connections."""
     scene.proxy.silence()
 
 
 async def silence_network(scene: Scene) -> None:
-    """Have nothing go through for twenty seconds, and no connection be made."""
+    """Silence all connections, also new ones, for twenty seconds."""
     scene.proxy.silence_all()
     await trio.sleep(20)
     scene.proxy.restore()
@@ -374,7 +374,7 @@ def _children(parent: int) -> list[int]:
 
 
 async def fail_over(scene: Scene) -> None:
-    """Have the primary's host vanish, and promote the standby.
+    """Disconnect the primary's host, and promote the standby.
 
     The service's connection string names both.
     """
@@ -383,7 +383,7 @@ async def fail_over(scene: Scene) -> None:
 
 
 async def lead_to_standby(scene: Scene) -> None:
-    """Lead the service to the standby, as a virtual address does.
+    """Redirect the service to the standby, as a virtual address does.
 
     The standby is promoted five seconds later.
     """
@@ -394,7 +394,7 @@ async def lead_to_standby(scene: Scene) -> None:
 
 
 async def lose_consumer(scene: Scene) -> float:
-    """Have the host vanish on which a consumer holds a message.
+    """Disconnect a host on which a consumer holds a message.
 
     Return the seconds until another consumer has the message.
     """
@@ -434,7 +434,7 @@ async def main():
 
 trio.run(main)
 """
-"""What runs on the other host."""
+"""The program that runs on the other host."""
 
 
 TRIALS: Sequence[Trial] = (
@@ -543,7 +543,7 @@ TRIALS: Sequence[Trial] = (
 def temporary_directory() -> Iterator[Path]:
     """Make a directory that another user can pass through.
 
-    A server runs as another user where this process is root.
+    If this process is root, a server runs as another user.
     """
     with tempfile.TemporaryDirectory(prefix="tocsin-outages-") as name:
         Path(name).chmod(0o711)
@@ -552,7 +552,7 @@ def temporary_directory() -> Iterator[Path]:
 
 @asynccontextmanager
 async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
-    """Give a new database with Tocsin in it, and a role of its own that owns it."""
+    """Yield a scene: a new database with Tocsin, and a new role that owns it."""
     name = f"outages_{secrets.token_hex(6)}"
     identifier = sql.Identifier(name)
     await execute(
@@ -579,7 +579,7 @@ async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
 async def with_standby(where: Scene, port: int, installed: Path | None) -> AsyncIterator[Scene]:
     """Add a hot standby of the server.
 
-    The service's connection string names its address second.
+    The service's connection string names the address of the standby second.
     """
     await where.server.stop()
     with temporary_directory() as base:
@@ -629,14 +629,14 @@ async def observe(trial: Trial, where: Scene) -> Outcome:
 
 
 def describe(outcome: Outcome) -> str:
-    """Return the cell of the table."""
+    """Return the table cell of an outcome."""
     failed = ", ".join(f"{count} {name}" for name, count in outcome.failed.items())
     repeated = f"{outcome.repeated} handled twice" if outcome.repeated else ""
     return "; ".join([f"{outcome.recovery:.1f} s", *filter(None, (failed, repeated))])
 
 
 async def run_on(which: str, trials: Sequence[Trial]) -> tuple[str, list[str]]:
-    """Run trials on a server of its own, and return its version and a cell for each."""
+    """Run trials on a new server, and return its version and a cell for each trial."""
     cells = []
     installed = installation(which)
     port = 54_000 + os.getpid() % 1000 * 2
@@ -683,7 +683,7 @@ async def _try(
 
 
 async def _admit(server: EmbeddedServer) -> None:
-    """Let sessions from the other host in, with a password."""
+    """Allow sessions from the other host with a password."""
     rules = await trio.Path(server.directory / "data" / "pg_hba.conf").open("a")
     async with rules:
         await rules.write(f"host all all {remote.REMOTE_ADDRESS}/32 scram-sha-256\n")
@@ -707,10 +707,10 @@ async def run(servers: Sequence[str], only: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line; exits when it makes no sense."""
+    """Read the command line. Exits if an argument is not valid."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.outages",
-        description="Show what a service goes through when its database does.",
+        description="Test a service during outages of its database or network.",
     )
     parser.add_argument(
         "--on",

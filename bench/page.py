@@ -1,7 +1,7 @@
 """``python -m bench.page results.json``: recorded results as a table in Markdown.
 
-It is the table of ``docs/performance.md``. A row is a figure. For each server there are
-its value, what is done by hand, and how many times as bad as that it is, with the range
+The table is part of ``docs/performance.md``. Each row is a figure. For each server it
+has the value, the value of the work by hand, and the ratio of the two, with its range
 over the runs.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Record: TypeAlias = Mapping[str, Any]
-"""One saved figure."""
+"""A saved figure."""
 
 
 def tabulate(records: Sequence[Record]) -> str:

@@ -1,7 +1,7 @@
 """``python -m bench.plot results.json docs/figures/``: recorded results as pictures.
 
-They are for the docs, in SVG written by hand. A picture is a row of horizontal bars,
-drawn to one scale, with the number at each: no library, no axes to read. Pictures of
+The pictures are SVG files for the documentation, written without a library. A picture
+has horizontal bars on one scale, each with its number, and no axes. Pictures of
 scenarios that the results do not have are left out.
 """
 
@@ -29,11 +29,11 @@ class Bar:
     """One figure of a chart."""
 
     label: str
-    """What it is."""
+    """Label of the bar."""
     value: float
-    """How long its bar is."""
+    """Length of the bar."""
     ours: bool = False
-    """Whether it is Tocsin's."""
+    """Whether the figure is Tocsin's."""
 
 
 @attrs.frozen
@@ -41,13 +41,13 @@ class Chart:
     """A picture."""
 
     name: str
-    """Name of its file, without the suffix."""
+    """Name of the file, without the suffix."""
     title: str
-    """What it shows."""
+    """Heading of the picture."""
     unit: str
-    """What the numbers are, and whether more is better."""
+    """Unit of the numbers, and whether more is better."""
     bars: Sequence[Bar]
-    """From top to bottom."""
+    """The bars, from top to bottom."""
 
 
 def draw(chart: Chart) -> str:
@@ -97,7 +97,7 @@ def _spell(value: float) -> str:
 
 
 def charts(records: Records) -> list[Chart]:
-    """Return the charts that these results are enough for."""
+    """Return the charts for which these results have the figures."""
     found = [
         _drain(records),
         _grid(records),

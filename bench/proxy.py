@@ -1,8 +1,8 @@
-"""A TCP proxy before a PostgreSQL server, for what the server itself cannot do.
+"""A TCP proxy for a PostgreSQL server, which simulates faults of the network.
 
-It can fall silent, as a network does when a host vanishes: nothing is passed on, and no
-connection ends. It can lead to another server, add settings to each session, and speak
-TLS. The benchmark of outages and the tests share it.
+The proxy can fall silent, like a network whose host vanishes: it forwards no data and
+closes no connection. It can forward connections to another server, add settings to each
+session, and use TLS. The benchmark of outages and the tests share it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STARTUP_VERSIONS = range(3 << 16, 4 << 16)
 
 
 class Proxy:
-    """Listens on 127.0.0.1 and passes on what it gets; made by `running`."""
+    """A proxy that listens on 127.0.0.1 and forwards data; created by `running`."""
 
     def __init__(
         self,
@@ -32,12 +32,12 @@ class Proxy:
         tls: ssl.SSLContext | None,
     ) -> None:
         self.address = address
-        """Where connections to come lead: a host, or a directory of sockets, and a
-        port."""
+        """The address to which the proxy forwards new connections: a host, or a
+        directory of sockets, and a port."""
         self.port = port
-        """Where it listens."""
+        """The port on which the proxy listens."""
         self.accepted = 0
-        """How many connections it has accepted; the first one has the number 1."""
+        """Number of accepted connections. The first one has the number 1."""
         self._dsn = dsn
         self._settings = settings
         self._tls = tls
@@ -48,37 +48,37 @@ class Proxy:
         self._restored = trio.Event()
 
     def dsn(self, **parameters: str | int) -> str:
-        """Return the connection string that leads through the proxy."""
+        """Return the connection string for connections through the proxy."""
         return make_conninfo(self._dsn, **{"host": "127.0.0.1", "port": self.port, **parameters})
 
     def refuse(self) -> None:
-        """Close all connections, and those to come at once."""
+        """Close all connections, and close new connections immediately."""
         self._refusing = True
         for scope in self._scopes:
             scope.cancel()
 
     def silence(self, *numbers: int) -> None:
-        """Pass nothing on any more on some connections.
+        """Stop forwarding data on some connections.
 
         Args:
-            *numbers: which connections, some of which may be still to come; without
-                any, all that there are.
+            *numbers: Numbers of the connections, also of future ones. Without a number,
+                all existing connections.
         """
         self._silenced.update(numbers or range(1, self.accepted + 1))
 
     def silence_all(self) -> None:
-        """Pass nothing on any more on any connection, and make none."""
+        """Stop forwarding data on all connections, and open no new one."""
         self._all_silenced = True
 
     def restore(self) -> None:
-        """Accept connections and pass on again, first what was held back."""
+        """Accept connections and forward data again, first the data held back."""
         self._refusing = self._all_silenced = False
         self._silenced.clear()
         self._restored.set()
         self._restored = trio.Event()
 
     async def serve(self, client: trio.SocketStream) -> None:
-        """Pass one connection on, in both directions, until either side ends it."""
+        """Forward one connection in both directions until either side ends it."""
         self.accepted += 1
         number = self.accepted
         scope = trio.CancelScope()
@@ -89,8 +89,8 @@ class Proxy:
             with scope:
                 await self._serve(client, number)
         except* (OSError, trio.BrokenResourceError):
-            # The server is not there, or the client has seen enough: a certificate that
-            # it does not like, say.
+            # The server cannot be reached, or the client has ended the connection, for
+            # example because of the certificate.
             pass
         finally:
             self._scopes.discard(scope)
@@ -116,7 +116,7 @@ class Proxy:
         return await trio.open_tcp_stream(host, port)
 
     async def _receive_startup(self, client: trio.SocketStream) -> tuple[trio.abc.Stream, bytes]:
-        """Answer what comes before the startup message, and receive that."""
+        """Answer the requests before the startup message, and receive the message."""
         first = await _receive_message(client)
         if self._tls is not None:
             assert first == SSL_REQUEST
@@ -149,12 +149,12 @@ class Proxy:
                 await sink.send_all(data)
         except trio.BrokenResourceError:
             pass
-        await self._until_speaking(number)  # the other end is not told of the end either
+        await self._until_speaking(number)  # the other end does not learn of the end either
         scope.cancel()
 
 
 async def _receive_message(stream: trio.abc.Stream) -> bytes:
-    """Receive a message without type byte, as they are before authentication."""
+    """Receive a message without a type byte, as before authentication."""
     message = b""
     while len(message) < 4 or len(message) < struct.unpack("!i", message[:4])[0]:
         data = await stream.receive_some()
@@ -172,13 +172,13 @@ async def running(
     settings: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Proxy]:
-    """Run a proxy for the length of the block.
+    """Run a proxy for the block.
 
     Args:
-        dsn: connection string of a database.
-        address: where its server listens, if ``dsn`` does not lead there.
-        settings: settings added to each session.
-        tls: with it, clients have to ask for TLS.
+        dsn: Connection string of a database.
+        address: The server's address, if it is not the one of ``dsn``.
+        settings: Settings that the proxy adds to each session.
+        tls: TLS context; with it, clients must use TLS.
     """
     if address is None:
         with psycopg.connect(dsn) as connection:

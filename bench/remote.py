@@ -1,6 +1,6 @@
-"""A host that can vanish: a network namespace with an address of its own.
+"""A host that can vanish: a network namespace with its own address.
 
-It is for processes whose packets are to be lost without a word. It takes root, Linux
+The host is for processes whose packets are lost without an error. It needs root, Linux
 and the command ``ip`` (Debian's iproute2).
 """
 
@@ -17,32 +17,32 @@ from typing import Self
 import attrs
 
 ADDRESS, REMOTE_ADDRESS = "10.213.7.1", "10.213.7.2"
-"""This side's, and the other one's."""
+"""The address of this side, and the address of the other host."""
 
 
 def is_possible() -> bool:
-    """Return whether such a host can be made here."""
+    """Return whether such a host can be created on this machine."""
     return os.geteuid() == 0 and shutil.which("ip") is not None
 
 
 @attrs.frozen
 class Remote:
-    """The host; made by `remote`."""
+    """The host; created by `running`."""
 
     name: str
-    """Of its namespace."""
+    """Name of the namespace."""
 
     def prefix(self) -> list[str]:
-        """Return what makes a command run there."""
+        """Return the words before a command that make it run on the host."""
         return ["ip", "netns", "exec", self.name]
 
     def vanish(self) -> None:
-        """Lose all packets to it and from it from now on."""
+        """Lose all packets to and from the host from now on."""
         _ip("-n", self.name, "link", "set", "far", "down")
 
     @classmethod
     def make(cls, near: str) -> Self:
-        """Make it, with this name for the near end of the line."""
+        """Create the host, with this name for the near end of its network link."""
         remote = cls(f"tocsin-{secrets.token_hex(4)}")
         _ip("netns", "add", remote.name)
         _ip("link", "add", near, "type", "veth", "peer", "name", "far", "netns", remote.name)
@@ -55,7 +55,7 @@ class Remote:
 
 @contextmanager
 def running() -> Iterator[Remote]:
-    """Make a host for the length of the block."""
+    """Create a host for the block."""
     near = f"near{secrets.token_hex(3)}"
     remote = Remote.make(near)
     try:

@@ -1,4 +1,4 @@
-"""Figures: how they are kept, shown and compared."""
+"""Save, show and compare figures."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import attrs
 from rich.table import Table
 
 TOLERANCE = 1.5
-"""How many times the recorded ratio a ratio may be before it counts as worse."""
+"""How many times the recorded ratio a ratio may be without counting as worse."""
 TAIL = 100
-"""Samples below which a 99th percentile is no more than the worst of a few, and is not
-compared."""
+"""Minimum number of samples for a comparison of the 99th percentile, which is otherwise
+only the worst of a few samples."""
 
 
 @attrs.frozen
@@ -24,27 +24,27 @@ class Result:
     """One figure."""
 
     scenario: str
-    """What was measured: the scenario's name, a dot, the figure's."""
+    """Name of the figure: the scenario's name, a dot, and the rest."""
     value: float
-    """What it came to."""
+    """The measured value."""
     unit: str
-    """The unit of `value` and `floor`. One that ends in ``/s`` is a rate, of which more
-    is better; of every other unit less is."""
+    """The unit of `value` and `floor`. A unit that ends in ``/s`` is a rate, for which
+    more is better. For every other unit, less is better."""
     floor: float | None
-    """The same done by hand, measured in the same run; None where there is nothing to
-    do by hand."""
+    """The value of the same work by hand, measured in the same run; None: there is no
+    such work."""
     settings: dict[str, Any]
-    """Under which conditions; and ``target_ratio`` or ``target_value``, what the ratio
-    or the value should be at most."""
+    """The conditions of the measurement. ``target_ratio`` or ``target_value`` is the
+    target, the maximum of the ratio or of the value."""
     runs: Sequence[Result] = ()
-    """Of a figure that was measured several times: each of them. Then `value`, `floor`
-    and `ratio` are their medians."""
+    """The single results of a figure that was measured several times. `value`, `floor`
+    and `ratio` are then their medians."""
 
     @property
     def ratio(self) -> float | None:
-        """How many times as bad as the floor this is: 1 is as good.
+        """How many times worse than the floor the value is; 1 is equal.
 
-        It is None without a floor.
+        The ratio is None without a floor.
         """
         if self.runs:
             ratios = [run.ratio for run in self.runs if run.ratio is not None]
@@ -55,18 +55,18 @@ class Result:
 
     @property
     def range(self) -> tuple[float, float] | None:
-        """The lowest and the highest ratio of the runs, without a floor the values.
+        """The lowest and the highest ratio of the runs, or value without a floor.
 
-        It is None where the result was measured once.
+        The range is None if the result was measured once.
         """
         figures = [run.value if self.ratio is None else run.ratio or 0 for run in self.runs]
         return (min(figures), max(figures)) if figures else None
 
     @property
     def server(self) -> str:
-        """The major version of the server that the result was measured on.
+        """The major version of the server on which the result was measured.
 
-        It is empty where that is not noted.
+        The text is empty if the version was not recorded.
         """
         return str(self.settings.get("postgresql", "")).partition(".")[0]
 
@@ -81,7 +81,7 @@ class Result:
 
 
 def combine(runs: Iterable[Result]) -> list[Result]:
-    """Return each figure once, with its runs, in the order in which it first came."""
+    """Return each figure once, with its runs, in the order of its first result."""
     by_figure: dict[tuple[str, str], list[Result]] = {}
     for result in runs:
         by_figure.setdefault((result.scenario, result.server), []).append(result)
@@ -150,7 +150,7 @@ def worse(
 ) -> list[tuple[Result, float]]:
     """Return each result that is worse than recorded, with the recorded ratio.
 
-    It is worse than recorded for its server by more than `TOLERANCE`.
+    The ratio is more than `TOLERANCE` times the ratio recorded for the same server.
     """
     known = [
         (r, recorded[r.scenario, r.server]) for r in results if (r.scenario, r.server) in recorded
@@ -167,7 +167,7 @@ def _is_short_tail(result: Result) -> bool:
 
 
 def tabulate(results: Sequence[Result]) -> Table:
-    """Return a table for people, of the figures of one server."""
+    """Return a table, for people, of the figures of one server."""
     table = Table()
     table.add_column("scenario", no_wrap=True)
     repeated = any(r.runs for r in results)

@@ -1,11 +1,11 @@
-"""Messages that go back to the queue: ``fail`` and ``release``.
+"""The rate of messages that are requeued: ``fail`` and ``release``.
 
-``fail``: one process has an async handler called for each message of a backlog, a
-hundred at a time, and the handler raises: the message is delayed by an hour, with its
-error and traceback kept. ``release``: ``dequeue(100)`` and ``release_many`` by hand,
-with the same delay. The floor of both is one blocking connection that claims a hundred
-rows and then delays the hundred, in two statements, and keeps no error. Every turn is
-in a new database; turns alternate.
+``fail``: one process calls an async handler for each message of a backlog, with
+concurrency 100, and the handler raises. The message is delayed by an hour, and its
+error and traceback are kept. ``release``: ``dequeue(100)`` and ``release_many``, with
+the same delay. The floor of both is one blocking connection that claims a hundred rows
+and then delays them, in two statements, and keeps no error. Tocsin and the floor take
+turns, each turn in a new database.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ QUEUE = "returning"
 BATCH, CONCURRENCY = 100, 100
 FOREVER = 600.0
 DELAY = 3600
-"""Seconds after which a message that went back is due again: none comes twice in a run.
+"""Delay of a requeued message in seconds, so long that none is delivered twice in a
+run.
 """
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give messages per second."""
+    """Measure messages per second."""
     messages, rounds = bench.pick(20_000, 5_000, 300), bench.pick(3, 1, 1)
     rates: dict[str, list[float]] = {"fail": [], "release": [], "floor": []}
     for _ in range(rounds):

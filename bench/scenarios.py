@@ -46,5 +46,5 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     }
 )
 NOT_BY_DEFAULT = frozenset(("enqueue_concurrent", "herd", "idle"))
-"""Those that want more of a server than its settings are by default: more than a
-hundred connections, or pg_stat_statements."""
+"""Scenarios that need more than a server's default settings: more than a hundred
+connections, or pg_stat_statements."""

@@ -1,14 +1,15 @@
 """A soak test under chaos: ``uv run python -m bench.soak [--minutes M] [--seed S]``.
 
-Consumers and producers of every kind work on one queue, each a process of its own,
-while a seeded schedule of misfortunes strikes: processes are killed, stopped for longer
-than a lease lasts, told to drain; sessions are terminated; the server is restarted,
-cleanly or not; workers are suspended, resumed and interrupted. Then the chaos stops,
-everything drains, and the database is compared with what the producers were told.
+Consumers and producers of every kind work on one queue, each in a separate process,
+while a seeded schedule of faults runs. Processes are killed, stopped for longer than a
+lease lasts, or told to drain. Sessions are terminated. The server is restarted, cleanly
+or not. Workers are suspended, resumed and interrupted. Then the faults end, all
+consumers drain, and the test compares the database with the answers that the producers
+received.
 
-An enqueue whose answer was lost may or may not have happened; each message carries an
-id of its producer's making, so that it is known which. The schedule is seeded, the
-interleavings are not: a seed narrows down, it does not reproduce.
+An enqueue whose answer was lost may or may not have happened. Each message has an id
+that its producer chose, so the test can tell. The seed determines the schedule but not
+the interleavings, so a second run with the same seed may differ.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ COMMANDS = (
     "interrupt(%s, '0.3 s')",
 )
 DRAIN_WITHIN = 90.0
-"""Seconds that everything may take to come to rest after the chaos."""
+"""Maximum number of seconds until the system is at rest after the faults."""
 EXIT_WITHIN = 30.0
-"""Seconds that a process may take to end after SIGTERM."""
+"""Maximum number of seconds until a process ends after SIGTERM."""
 RESTART_EVERY = 20.0
 """Seconds between two restarts of the server."""
 
@@ -92,19 +93,19 @@ AT_REST = {
 
 @attrs.frozen
 class Report:
-    """What came of a soak."""
+    """The result of a soak test."""
 
     struck: Counter[str]
-    """How often each misfortune struck."""
+    """How often each fault occurred."""
     counts: dict[str, int]
-    """What there was, by name."""
+    """Numbers of messages and events, by name."""
     violations: list[str]
-    """What must not be."""
+    """Violated invariants."""
 
 
 @attrs.define(eq=False)
 class Child:
-    """A process of the soak, and what it has said."""
+    """A process of the soak test, and its output."""
 
     arguments: list[str]
     process: trio.Process
@@ -115,7 +116,7 @@ class Child:
 
 
 class Soak:
-    """One soak on one server."""
+    """One soak test on one server."""
 
     def __init__(self, server: EmbeddedServer, directory: Path, seed: int) -> None:
         self._server = server
@@ -139,8 +140,8 @@ class Soak:
                 "soak", vt=1, max_deliveries=1000, retry_base=0.02, retry_max=0.2
             )
         await self._execute(TABLES)
-        # A message that always fails would be tried a thousand times: they have a limit
-        # of their own.
+        # A message that always fails would be delivered a thousand times, so such
+        # messages have a lower limit.
         await self._execute(
             "create function soak.limit_failing() returns trigger language plpgsql as $$ begin if"
             " new.payload->>'mode' = 'fails' then new.max_deliveries := 3; end if; return new; end"
@@ -162,7 +163,7 @@ class Soak:
             await self._come_to_rest()
         return await self._judge()
 
-    # Children
+    # Processes
 
     async def _spawn(self, arguments: list[str]) -> None:
         self._number += 1
@@ -185,7 +186,7 @@ class Soak:
         self._nursery.start_soon(self._attend, child)
 
     async def _attend(self, child: Child) -> None:
-        """Hear a child out, judge how it ended, and begin another in its place."""
+        """Read a process's output, check how it ended, and start a new process."""
         assert child.process.stdout is not None
         rest = b""
         async for chunk in child.process.stdout:
@@ -226,7 +227,7 @@ class Soak:
         ]
         return self._dice.choice(candidates) if candidates else None
 
-    # Misfortunes
+    # Faults
 
     async def _restart_server(self) -> None:
         while True:
@@ -322,7 +323,7 @@ class Soak:
             await connection.close()
 
     async def _try(self, statement: str, *parameters: object) -> list[Any]:
-        """Run a statement that may be refused, or find no server."""
+        """Run a statement that may be refused, or that may find no server."""
         try:
             return await self._execute(statement, *parameters)
         except psycopg.Error:
@@ -339,8 +340,8 @@ class Soak:
             for child in [c for c in self._children if c.arguments[0] == "soak_producer.py"]:
                 child.to_be_replaced = False
                 nursery.start_soon(self._end, child, signal.SIGTERM)
-        # Consumers that the last misfortunes have ended are still replaced: a process
-        # has to drain the queue and reap dead processes.
+        # Consumers that the last faults have ended are still replaced, because a
+        # process has to drain the queue and reap dead processes.
         busy = "select count(*) from tocsin.messages"
         ghosts = "select count(*) from tocsin.processes where not pid = any (%s)"
         with trio.move_on_after(DRAIN_WITHIN) as patience:
@@ -372,7 +373,7 @@ class Soak:
 
     async def _judge(self) -> Report:
         with trio.move_on_after(5):
-            # the other side is the server, which sends no event
+            # The server sends no event when a session ends.
             while await self._count(AT_REST["sessions left"]):  # noqa: ASYNC110
                 await trio.sleep(0.1)
         for what, statement in AT_REST.items():
@@ -415,10 +416,10 @@ class Soak:
 
 
 async def soak(directory: Path, seconds: float, seed: int, installation: Path | None) -> Report:
-    """Run one soak on a server of its own.
+    """Run one soak test on a new server.
 
     Cancellation:
-        Everything that it began has ended.
+        All processes and the server have ended.
     """
     settings = {"fsync": "off", "max_connections": "200"}
     async with serve(directory / "server", settings=settings, installation=installation) as server:
@@ -435,7 +436,7 @@ def main() -> None:
         help="directory of the PostgreSQL to run on; default: the embedded one",
     )
     options = parser.parse_args()
-    # cancels, so that nothing stays behind
+    # SIGINT cancels the run, so that the server and all processes end.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     directory = Path(tempfile.mkdtemp(prefix="tocsin-soak-"))
     directory.chmod(0o711)

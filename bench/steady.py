@@ -1,15 +1,16 @@
-"""Producing and consuming at half of what goes through at most, for a minute.
+"""The latency at half of the maximum throughput, for a minute.
 
-First the peak: one process whose producers enqueue as fast as they can, one after the
-other each, and one that consumes; what the handlers got in a few seconds. Then the same
-processes at half of that rate: each producer has a timetable and keeps to it, whatever
-became of the message before. A message's latency counts from its time in the table to
-the handler's first line, so a producer that is late is not forgiven.
+The scenario first measures the peak rate for a few seconds: the producers of one
+process enqueue as fast as they can, each one message after the other, and another
+process consumes. Then the same processes run at half of that rate. Each producer has a
+timetable and follows it even if the message before is late. The latency of a message is
+the time from its time in the timetable to the handler's first line, so it includes the
+delay of a late producer.
 
-``steady``: the 99th percentile of the latency; its floor is the median wake-up of an
-idle consumer (``wakeup.py``), of this run. ``steady.growth``: pages of the table of
-messages with its indexes at the end; the floor is what it had after two thirds. It
-comes to its size with the first rounds of autovacuum.
+``steady``: the 99th percentile of the latency. Its floor is the median wake-up time of
+an idle consumer (``wakeup.py``) in the same run. ``steady.growth``: the size of the
+table of messages with its indexes at the end. Its floor is the size after two thirds of
+the time. The table reaches its final size with the first rounds of autovacuum.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ QUEUE = "steady"
 PRODUCERS = 32
 CONCURRENCY = 100
 TARGET = 10.0
-"""How many times the wake-up the latency may be."""
+"""Maximum ratio of the latency to the wake-up time."""
 GROWTH = 1.05
-"""How many times its earlier size the table may have: a page or two more say nothing.
+"""Maximum ratio of the table's size to its earlier size; a page or two more are not
+growth.
 """
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give the latency in ms, and the table's size in kB."""
+    """Measure the latency in ms, and the table's size in kB."""
     seconds, peak_seconds = bench.pick(60.0, 3.0, 0.9), bench.pick(5.0, 1.0, 0.3)
     woken = await _wake_up(bench, bench.pick(200, 50, 3))
     async with (
@@ -93,7 +95,7 @@ async def _wake_up(bench: Bench, samples: int) -> float:
 
 
 async def _wait_until_empty(dsn: str) -> None:
-    # the server sends no event when it has archived a message
+    # The server sends no event when a message is archived.
     while await execute(dsn, b"select 1 from tocsin.messages limit 1"):  # noqa: ASYNC110
         await trio.sleep(0.05)
 
@@ -104,9 +106,9 @@ async def _size(dsn: str) -> float:
 
 
 async def produce(dsn: str) -> None:
-    """Enqueue at a rate for some seconds; each order says both.
+    """Enqueue at a rate for some seconds; each order gives both numbers.
 
-    A rate of 0 is as fast as possible. Say how many messages that were.
+    A rate of 0 means as fast as possible. Report the number of messages.
     """
     async with (
         tocsin.connect(dsn, pool_size=PRODUCERS) as store,
@@ -134,9 +136,9 @@ async def produce(dsn: str) -> None:
 
 
 async def consume(dsn: str) -> None:
-    """Handle messages, and say at each order how many came since the last one.
+    """Handle messages, and report at each order the number since the last order.
 
-    Say also the median and 99th percentile of their latency in ms.
+    Also report the median and the 99th percentile of their latency in ms.
     """
     latencies: list[float] = []
 

@@ -1,28 +1,30 @@
 """The time from an enqueue statement to a handler's first line in another process.
 
-The consumer is idle. The clock (CLOCK_MONOTONIC, which all processes of a host share)
-is read just before the statement and travels in the message. Each message finds every
-consumer idle: it is sent when the one before was archived, its consumer waits for a
-notification again, and a pause is over.
+The consumer is idle. The sender reads the clock (CLOCK_MONOTONIC, which all processes
+of a host share) just before the statement, and puts the time into the message. Each
+message finds every consumer idle: it is sent after the previous message was archived,
+its consumer waits for a notification again, and a pause has ended.
 
-Two ways of sending: ``produce`` is a trio process with a `tocsin.Producer`, ``sql`` is
-``select tocsin.enqueue(...)`` by blocking psycopg. The floor, ``claim``, is a queue by
-hand in blocking psycopg: insert and NOTIFY in one statement, wake, delete the row and
-have it returned.
+A message is sent in two ways: ``produce`` is a trio process with a `tocsin.Producer`,
+and ``sql`` is ``select tocsin.enqueue(...)`` with blocking psycopg. The floor,
+``claim``, is a queue by hand with blocking psycopg: one process inserts and notifies in
+one statement, and the other wakes up, deletes the row and returns it.
 
-What of the time is whose: ``blocking`` is ``sql`` up to the claim's end with Tocsin's
-functions called by blocking psycopg, so without trio and Tocsin's Python; ``heard`` is
-when that one has heard the bell, against when the queue by hand has.
+Two figures split the time. ``blocking`` is ``sql`` up to the end of the claim, with a
+consumer that calls Tocsin's functions with blocking psycopg, and so without trio and
+Tocsin's Python code. ``heard`` is the time until that consumer has received the
+notification; its floor is the same time of the queue by hand.
 
-Without a message there is less to do. ``notify`` is a bare NOTIFY, one way, which
-writes nothing that must reach the disk; its floor, and that of ``claim``, is a round
-trip: one process notifies another, which notifies the first, where the time is taken.
-``produce_raw`` and ``sql_raw`` are held against the round trip too; ``produce_trio``
-and ``sql_trio`` against one whose two processes use Tocsin's driver on trio, which is
-what is left of a wake-up without a queue.
+Other figures compare with a notification without a message. ``notify`` is a bare NOTIFY
+in one direction, which writes nothing that must be flushed. Its floor, and that of
+``claim``, is a round trip: one process notifies another, which notifies the first, and
+the first process measures the time. ``produce_raw`` and ``sql_raw`` have the round trip
+as their floor, too. The floor of ``produce_trio`` and ``sql_trio`` is a round trip
+between two processes that use Tocsin's driver on trio, which is a wake-up without a
+queue.
 
-Each way has processes and a database of its own, so each of them rests as long as every
-other one, and has handled as many.
+Each way has its own processes and its own database. So the processes of all ways are
+idle for the same time and handle the same number of messages.
 """
 
 from __future__ import annotations
@@ -49,21 +51,21 @@ QUEUE = "wakeup"
 PAUSE = 0.005
 """Seconds between the end of one message and the start of the next."""
 IN_TURN = 25
-"""Messages that one way sends before it is the next one's turn."""
+"""Messages that one way sends before the turn of the next way."""
 ENQUEUE = f"select tocsin.enqueue('{QUEUE}', jsonb_build_object('sent', %s::bigint))"
 CLAIM = """
 select priority, due, id, lease, payload
 from tocsin.claim(%s, %s, 1, from_priority => %s, from_due => %s, from_id => %s, durable => false)
 """
-"""As a consumer claims that has claimed before."""
+"""The claim of a consumer that has claimed before."""
 TARGETS = {50: 1.5, 99: 3.0}
-"""By percentile: how many times the queue by hand may be taken."""
+"""Maximum ratio to the queue by hand, by percentile."""
 RAW_TARGETS = {50: 2.5, 99: 5.0}
-"""By percentile: how many times the round trip may be taken."""
+"""Maximum ratio to the round trip, by percentile."""
 
 
 async def measure(bench: Bench) -> list[Result]:
-    """Give p50 and p99 of each way, in ms."""
+    """Measure the median and the 99th percentile of each way, in ms."""
     samples = bench.pick(500, 25, 3)
     delays: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
@@ -101,7 +103,8 @@ async def measure(bench: Bench) -> list[Result]:
                 await enter(bench.store_database(QUEUE)), consume_blocking, floor.send, ENQUEUE
             ),
         }
-        # statements are prepared, and plans kept, after some repetitions
+        # PostgreSQL and psycopg prepare statements and keep plans after some
+        # repetitions.
         for sender, receiver in ways.values():
             await exchange(sender, receiver, bench.pick(20, 10, 1))
         while len(delays["sql"]) < samples:
@@ -136,9 +139,9 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def exchange(sender: Child, receiver: Child, count: int) -> list[list[float]]:
-    """Have messages sent in turn, and return what the receiver says of each.
+    """Let the ways send messages in turn, and return the figures of each message.
 
-    The first figure of each is how long it took, in ms.
+    The first figure of a message is the time that it took, in ms.
     """
     delays = []
     for _ in range(count):
@@ -149,7 +152,10 @@ async def exchange(sender: Child, receiver: Child, count: int) -> list[list[floa
 
 
 async def consume(dsn: str) -> NoReturn:
-    """Handle messages; say when idle again how long each one took to come, in ms."""
+    """Handle messages, and report how long each one took to arrive, in ms.
+
+    The process reports when it is idle again.
+    """
     send, receive = trio.open_memory_channel[float](1)
 
     async def handle(message: tocsin.Message) -> None:
@@ -171,9 +177,9 @@ async def consume(dsn: str) -> NoReturn:
 
 
 def consume_blocking(dsn: str) -> None:
-    """Hear and claim messages with Tocsin's functions, but no more of it.
+    """Receive notifications and claim messages with Tocsin's SQL functions only.
 
-    Say how long each message took to come, and to be heard of, in ms.
+    Report how long each message and each notification took to arrive, in ms.
     """
     with floor.connect(dsn) as connection, floor.connect(dsn) as line:
         worker = connection.execute(
@@ -202,7 +208,7 @@ def consume_blocking(dsn: str) -> None:
 
 
 async def produce(dsn: str) -> NoReturn:
-    """For each order, enqueue a message."""
+    """Enqueue a message for each order."""
     async with (
         tocsin.connect(dsn) as store,
         store.producer(QUEUE) as producer,
@@ -215,9 +221,9 @@ async def produce(dsn: str) -> NoReturn:
 
 
 async def call(dsn: str) -> NoReturn:
-    """Notify `answer` for each order, and wait for its notification.
+    """Notify `answer` for each order, and wait for the notification from it.
 
-    Say how long that took, in ms.
+    Report how long that took, in ms.
     """
     async with (
         await TrioConnection.connect(dsn, autocommit=True) as connection,

@@ -2,9 +2,9 @@
 
     uv run examples/basic_queue.py [DSN]
 
-The run of the consumer goes on until it is interrupted, and then ends with `Suspended`.
-Here the handler of the last message interrupts it; in a service a signal does that (see
-graceful_shutdown.py).
+The run of the consumer continues until it is interrupted, and then ends with
+`Suspended`. Here the handler of the last message interrupts the run. In a service a
+signal does so (see graceful_shutdown.py).
 """
 
 import sys
@@ -21,7 +21,8 @@ async def main(dsn: str) -> None:
 
         async with store.producer("greetings") as producer:
             await producer.enqueue({"to": "Ada"})
-            # Smaller numbers go first, so this message overtakes the first one.
+            # Messages with smaller numbers are delivered first, so this message
+            # overtakes the first one.
             await producer.enqueue({"to": "Grace"}, priority=-1)
             await producer.enqueue_many([{"to": "Barbara"}, {"to": "Margaret", "last": True}])
 

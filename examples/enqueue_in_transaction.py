@@ -2,8 +2,8 @@
 
     uv run examples/enqueue_in_transaction.py [DSN]
 
-With a queue outside the database, a crash between the two leaves an order without a
-message, or a message about an order that does not exist.
+With a queue outside the database, a crash between the two writes leaves an order
+without a message, or a message about an order that does not exist.
 """
 
 import sys

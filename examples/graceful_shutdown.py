@@ -4,7 +4,7 @@
 
 After the first signal the consumer claims no more messages, so the next worker gets
 them. A handler that has not finished ten seconds later is cancelled, and its message is
-released. A second signal, a second later or more, does that at once.
+released. A second signal, at least a second later, cancels all handlers at once.
 """
 
 import sys

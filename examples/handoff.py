@@ -1,4 +1,4 @@
-"""Run two consumers, one after the other: A is interrupted, and B goes on.
+"""Run two consumers, one after the other: A is interrupted, and B continues.
 
     uv run examples/handoff.py [DSN]
 

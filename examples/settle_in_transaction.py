@@ -1,10 +1,10 @@
-"""Book a payment exactly once: with the end of its message, in one transaction.
+"""Book a payment exactly once, by settling its message in the same transaction.
 
     uv run examples/settle_in_transaction.py [DSN]
 
 The first delivery fails after it has written its row. If the message were settled in a
-transaction of its own, the row would be there twice, or a crash would leave a payment
-that was never booked.
+separate transaction, the table could have the row twice, or a crash could leave a
+payment that was never booked.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     uv run examples/sign_up_asyncio.py [DSN]
 
-Start welcome.py first: it makes the table and the queue.
+Start welcome.py first. It creates the table and the queue.
 """
 
 import asyncio

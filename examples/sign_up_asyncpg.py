@@ -2,7 +2,7 @@
 
     uv run examples/sign_up_asyncpg.py [DSN]
 
-Start welcome.py first: it makes the table and the queue.
+Start welcome.py first. It creates the table and the queue.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ async def main(dsn: str) -> None:
 
 
 def as_asyncpg_names_it(dsn: str) -> dict[str, str | int | None]:
-    """Return a connection string as arguments of asyncpg, which reads URLs only."""
+    """Return a connection string as arguments of asyncpg, which reads only URLs."""
     return {
         "database" if name == "dbname" else name: value
         for name, value in conninfo_to_dict(dsn).items()

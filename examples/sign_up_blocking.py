@@ -2,9 +2,9 @@
 
     uv run examples/sign_up_blocking.py [DSN]
 
-It uses plain psycopg, without a store and without an event loop. The message is
-enqueued in the transaction that stores the user. Start welcome.py first: it makes the
-table and the queue. (In Django the connection is `django.db.connection.connection`,
+The program uses plain psycopg, without a store and without an event loop. It enqueues
+the message in the transaction that stores the user. Start welcome.py first. It creates
+the table and the queue. (In Django the connection is `django.db.connection.connection`,
 within `transaction.atomic()`.)
 """
 

@@ -2,8 +2,8 @@
 
     uv run examples/sign_up_sqlalchemy.py [DSN]
 
-Start welcome.py first: it makes the table and the queue. In a Session it is the same:
-`session.execute(...)`.
+Start welcome.py first. It creates the table and the queue. With a Session, call
+`session.execute(...)` in the same way.
 """
 
 import sys

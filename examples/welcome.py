@@ -2,9 +2,9 @@
 
     uv run examples/welcome.py [DSN]
 
-The programs sign_up_* sign users up, each in another way. Leave this program running
-and start one of them in another terminal. As soon as its transaction commits, this
-program prints `Welcome`; after a rollback it prints nothing.
+The programs sign_up_* sign users up, each with another driver or library. Leave this
+program running and start one of them in another terminal. As soon as its transaction
+commits, this program prints `Welcome`; after a rollback it prints nothing.
 """
 
 import sys

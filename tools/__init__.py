@@ -1,1 +1,1 @@
-"""Programs that write the files in ``sql/`` which an installation determines."""
+"""Programs that generate files in ``sql/`` from an installation."""

@@ -1,7 +1,7 @@
-"""``python -m tools.catalog`` writes ``sql/catalog``: what a fresh installation has.
+"""``python -m tools.catalog``: write ``sql/catalog`` from a new installation.
 
-`verify` compares with it. A database in SQL_ASCII has all that any database has, and
-one constraint more.
+`verify` compares an installation with these files. The files come from a database in
+SQL_ASCII, which has one constraint more than any other database.
 """
 
 from __future__ import annotations

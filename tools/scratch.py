@@ -1,4 +1,4 @@
-"""A database of a tool's own, on a server that runs as long as it is needed."""
+"""Give a tool a temporary database on a temporary server."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ async def database(encoding: str, installation: Path | None = None) -> AsyncIter
 @contextmanager
 def _directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="tocsin-tool-") as name:
-        Path(name).chmod(0o711)  # the server of a root user runs as another one
+        Path(name).chmod(0o711)  # if this user is root, the server runs as another user
         yield Path(name)

@@ -1,7 +1,7 @@
-"""``python -m tools.snapshot`` dumps this version's schema into ``sql/snapshots/``.
+"""``python -m tools.snapshot``: dump this version's schema into ``sql/snapshots/``.
 
-The dump has data in every state. It is taken from the oldest PostgreSQL that Tocsin
-supports, as later ones load it.
+The dump has messages in every state. It is taken from the oldest PostgreSQL that Tocsin
+supports, because later versions can load it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ INSTALLATION: Final = Path("/usr/lib/postgresql/15")
 
 
 def digest_migrations() -> str:
-    """Return what a snapshot says of the migrations, comments apart."""
+    """Return a digest of the migrations without comments."""
     text = "\n".join(m.text for m in migrations())
     text = re.sub(r"--.*|^comment on (?s:.*?)';$", "", text, flags=re.MULTILINE)
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
 
 
 def describe(path: Path) -> str:
-    """Return what a snapshot says of the migrations that made it."""
+    """Return the digest of the migrations from which a snapshot was made."""
     with path.open(encoding="utf-8") as file:
         return file.readline().removeprefix("-- migrations ").strip()
 
@@ -73,7 +73,7 @@ async def fill(store: tocsin.Store, consumer: tocsin.Consumer) -> None:
 
 
 async def populate(dsn: str, dump: Path, installation: Path) -> None:
-    """Install, fill, and dump while a consumer holds messages."""
+    """Install Tocsin, fill the queue, and dump while a consumer holds messages."""
     async with tocsin.connect(dsn) as store:
         await store.install()
         await store.queues.create("work", retention=LONG, vt=2)
@@ -90,7 +90,8 @@ async def populate(dsn: str, dump: Path, installation: Path) -> None:
             options = ["--inserts", "--no-owner", "--schema=tocsin"]
             command = [str(installation / "bin" / "pg_dump"), *options, dsn]
             ended = await trio.run_process(command, capture_stdout=True)
-    # Commands of psql, and comments, which name the versions of server and pg_dump.
+    # Leave out psql commands and comments, which contain the versions of server and
+    # pg_dump.
     lines = [
         line for line in ended.stdout.decode().splitlines() if not line.startswith(("\\", "--"))
     ]
@@ -108,7 +109,7 @@ def is_released() -> bool:
 async def write(installation: Path) -> None:
     """Write the file of this version, unless it is released."""
     if is_released():
-        sys.exit(f"version {tocsin.__version__} is released: its snapshot stays as it is")
+        sys.exit(f"version {tocsin.__version__} is released: its snapshot is not changed")
     path = SNAPSHOTS / f"{tocsin.__version__}.sql"
     async with database("UTF8", installation) as dsn:
         await populate(dsn, path, installation)

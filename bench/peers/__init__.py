@@ -1,11 +1,10 @@
-"""Other queues from PyPI, each behind a thin adapter.
+"""Run other queues from PyPI, each through a thin adapter.
 
-An adapter is a file of this package that has a `Peer` in it. Each queue is set up as
-its own documentation says that it is fastest, with nothing but durability that a queue
-on disk has by default; the adapter says how, and so do the settings of the result. They
-bring an event loop of their own, asyncio, on uvloop where that is installed: each runs
-in a process that has nothing to do with trio. They come with the extra ``peers``; what
-is not installed is left out.
+An adapter is a module of this package that defines a `Peer`. Each queue has the
+settings that its own documentation recommends for speed, with the default durability of
+a queue on disk. The adapter and the settings of the result describe them. The peers run
+on asyncio, or on uvloop where it is installed, so each peer runs in a process without
+trio. The extra ``peers`` installs them. A peer that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -18,32 +17,32 @@ import attrs
 from psycopg.conninfo import conninfo_to_dict
 
 Handled: TypeAlias = Callable[[], None]
-"""To be called by the handler, once for each message."""
+"""Function that the handler calls once for each message."""
 
 
 @attrs.frozen
 class Peer:
-    """What the benchmarks must know of another queue."""
+    """The interface of another queue for the benchmarks."""
 
     settings: Mapping[str, object]
-    """How it is set up here; shown with its figures."""
+    """The settings of the queue, which are shown with its figures."""
     fill: Callable[[str, int], Awaitable[None]]
-    """Installs it in the database, if need be, and enqueues this many messages with the
-    payload ``{"n": number}``."""
+    """Function that installs the queue in the database if necessary, and enqueues
+    this many messages with the payload ``{"n": number}``."""
     work: Callable[[str, int, Handled], Awaitable[object]]
-    """Handles messages, in batches of this size where it has batches (0: as it is
-    fastest), until cancelled or nothing is left."""
+    """Function that handles messages until it is cancelled or no message is left. The
+    number is the size of batches, if the queue has batches; 0: the fastest size."""
     settled: Callable[[str], Awaitable[int]]
-    """Counts the messages that it has finished."""
+    """Function that counts the finished messages."""
     on_file: bool = False
-    """Whether it is on a file of its own, whose path it gets instead of a connection
+    """Whether the queue uses a file, whose path it gets instead of a connection
     string."""
 
 
 def url(dsn: str) -> str:
     """Return a connection string as a URL.
 
-    A directory with a socket is the host, with its slashes encoded.
+    A socket's directory becomes the host, with its slashes encoded.
     """
     given = {name: quote(str(value), safe="") for name, value in conninfo_to_dict(dsn).items()}
     login = ":".join(given[name] for name in ("user", "password") if name in given)

@@ -1,9 +1,9 @@
-"""Chancy, with its asyncio executor, concurrency 500 and its default plugins.
+"""Run Chancy with its asyncio executor, concurrency 500 and its default plugins.
 
-It polls again as soon as a job ends (``eager_polling``), takes as many jobs as it has
-room for, and gathers what it finished. A job is looked up by its import path, so what
-counts the calls is a variable of this module. Its outgoing updates are written once a
-second by default; ``send_outgoing_interval`` is made 10 ms, so that no consumer waits
+Chancy polls again as soon as a job ends (``eager_polling``), takes as many jobs as its
+concurrency allows, and batches the updates of finished jobs. A job is found by its
+import path, so a variable of this module counts the calls. The updates are written once
+a second by default. Here ``send_outgoing_interval`` is 10 ms, so that no consumer waits
 for them.
 """
 
@@ -27,7 +27,8 @@ async def handle(*, n: int) -> None:
 async def fill(dsn: str, messages: int) -> None:
     async with Chancy(dsn) as app:
         await app.migrate()
-        # Each worker also serves "default", by default with a pool of processes.
+        # Each worker also serves the queue "default", by default with a pool of
+        # processes.
         await app.declare(Queue("default", executor=Chancy.Executor.Async))
         await app.declare(
             Queue(

@@ -1,7 +1,7 @@
-"""GigQ, on its SQLite file, with one thread.
+"""Run GigQ on its SQLite file, with one thread.
 
-More threads would only wait for the file's lock. Its functions are plain ones, looked
-up by their import path, so what counts the calls is a variable of this module.
+More threads would only wait for the lock of the file. GigQ calls synchronous functions
+and finds them by their import path, so a variable of this module counts the calls.
 """
 
 from __future__ import annotations

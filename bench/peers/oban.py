@@ -1,6 +1,6 @@
-"""Oban for Python (3.12 and later), in its embedded mode: one queue, a limit of 500.
+"""Run Oban for Python (3.12 and later) in its embedded mode: one queue, a limit of 500.
 
-Bulk acknowledgement is in its paid edition. Finished jobs are kept, in state
+Only Oban's paid edition has bulk acknowledgement. Finished jobs are kept in the state
 "completed".
 """
 
@@ -20,9 +20,9 @@ _handled: list[Handled] = []
 
 
 class Handler:
-    """A handler that is looked up by its import path.
+    """A handler that Oban finds by its import path.
 
-    So what counts the calls is a variable of this module.
+    So a variable of this module counts the calls.
     """
 
     async def process(self, job: Job) -> None:

@@ -1,9 +1,9 @@
-"""pgqrs: its Rust core, with the explicit calls of its Python API.
+"""Run pgqrs, which has a Rust core, with the explicit calls of its Python API.
 
-They take a batch, look at each message, and archive the batch. Its handler loops
-(``consume_batch``) are built of the same two calls. Where it may choose its batch, it
-takes 500; larger ones are not faster. An archived message stays in its table of
-messages, with the time.
+The adapter claims a batch, reads each message, and archives the batch. The handler
+loops of pgqrs (``consume_batch``) use the same two calls. Where the benchmark does not
+set the batch size, it is 500; larger batches are not faster. An archived message stays
+in the table of messages, with the time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ LEASE = 300
 
 async def _connect(dsn: str) -> pgqrs.Store:
     config = pgqrs.Config(url(dsn))
-    config.max_enqueue_per_second = config.max_enqueue_burst = 1_000_000  # else filling is limited
+    config.max_enqueue_per_second = config.max_enqueue_burst = (
+        1_000_000  # the default limits the rate of filling
+    )
     config.default_max_batch_size = 10_000
     return await pgqrs.connect_with(config)
 

@@ -1,8 +1,8 @@
-"""PgQueuer, with asyncpg and large batches.
+"""Run PgQueuer with asyncpg and large batches.
 
-asyncpg is its recommended driver, and its documentation advises large batches for
-throughput. A message finished is an entry "successful" of its log table; entries are
-gathered and written a batch at a time.
+asyncpg is the driver that PgQueuer recommends, and its documentation recommends large
+batches for throughput. A finished message is an entry "successful" of the log table.
+PgQueuer writes these entries in batches.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Procrastinate, with its async worker and concurrency 100.
+"""Run Procrastinate with its async worker and concurrency 100.
 
-Its pool is as large as its connections can be of use. It takes and finishes jobs one by
-one. Finished ones are kept, as with Tocsin.
+The pool has as many connections as the worker can use. Procrastinate claims and
+finishes jobs one by one. It keeps finished jobs, as Tocsin does.
 """
 
 from __future__ import annotations

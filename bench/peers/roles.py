@@ -1,6 +1,6 @@
-"""The processes in which peers play a part.
+"""The roles of peers.
 
-One fills a queue, and more drain it (``draining.py``).
+One process fills a queue, and one or more processes drain it (``draining.py``).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from . import Peer
 logger = logging.getLogger("bench")
 
 LOOK_EVERY = 0.005
-"""Seconds between two looks at whether everything is settled."""
+"""Seconds between two checks whether all messages are settled."""
 CONFIRM_WITHIN = 5.0
-"""Seconds that settling may take after the last handler was called."""
+"""Maximum number of seconds for settling after the last call of a handler."""
 
 
 def load(name: str) -> Peer:
-    """Return a peer by the name of its adapter.
+    """Return the peer of the adapter with this name.
 
     Raises:
         ImportError: The peer is not installed.
@@ -38,7 +38,7 @@ def load(name: str) -> Peer:
 
 
 def fill(dsn: str, name: str, messages: str) -> None:
-    """Fill the queue, and be ready."""
+    """Fill the queue, and report that it is ready."""
     _run(load(name).fill(dsn, int(messages)))
     say("ready")
     sys.stdin.read()
@@ -64,9 +64,9 @@ def work(dsn: str, share: str, seconds: str, name: str, size: str) -> None:
         while settled < handled and full.is_set() and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_EVERY)
             settled = await peer.settled(dsn) - before
-        tally.tell(min(settled, handled))  # other processes settle too
+        tally.tell(min(settled, handled))  # other processes settle messages, too
         worker.cancel()
-        sys.stdin.read()  # until killed: how gracefully it ends is not measured
+        sys.stdin.read()  # until the process is killed, because the end of a peer is not measured
 
     _run(run())
 
@@ -79,7 +79,7 @@ async def _endure(peer: Peer, dsn: str, size: int, tally: Tally) -> None:
 
 
 def _run(main: Any) -> None:
-    logging.disable(logging.WARNING)  # some of them tell of each message
+    logging.disable(logging.WARNING)  # some peers log each message
     with suppress(ImportError):
         import uvloop
 
