@@ -4,19 +4,24 @@ logged, and the run goes on."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
+import stackscope
 import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, query
+from tests.support import PATIENCE, query, until
 from tests.support.bad_errors import BadSyntax, Unspeakable
-from tests.support.runs import running
+from tests.support.runs import running, running_call
 
 
 class Opaque(Exception):
@@ -227,35 +232,98 @@ async def test_what_a_cancelled_handler_raises_besides_does_not_count(
 # What can be seen of a handler
 
 
-async def test_a_task_dump_shows_where_a_handler_hangs(store: tocsin.Store) -> None:
-    await store.queues.ensure("q")
-    await store.produce("q", 1)
+def tasks_below(parent: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
+    for nursery in parent.child_nurseries:
+        for task in nursery.child_tasks:
+            yield task
+            yield from tasks_below(task)
 
-    class Awaitable:
-        def __await__(self) -> Any:
-            return stuck_here().__await__()
 
-    async def stuck_here() -> None:
-        began.set()
-        await trio.sleep_forever()
+def await_frames(task: trio.lowlevel.Task) -> list[str]:
+    return [frame.f_code.co_name for frame, _ in task.iter_await_frames()]
 
-    async def handler(_: tocsin.Message) -> None:
-        await Awaitable()
 
-    def frames(parent: trio.lowlevel.Task) -> list[str]:
-        tasks = [task for nursery in parent.child_nurseries for task in nursery.child_tasks]
-        return [f.f_code.co_name for t in tasks for f, _ in t.iter_await_frames()] + [
-            name for t in tasks for name in frames(t)
-        ]
+def stackscope_frames(task: trio.lowlevel.Task) -> list[str]:
+    return [frame.funcname for frame in stackscope.extract(task).frames]
 
-    began = trio.Event()
-    async with store.consumer("q") as consumer, running(consumer, handler) as run:
+
+def thread_frames(task: trio.lowlevel.Task) -> list[str]:
+    """The names of the functions that run in a thread for this task, as
+    ``sys._current_frames`` and the thread's name tell them."""
+    (thread,) = [t for t in threading.enumerate() if t.name.endswith(f" from {task.name}")]
+    assert thread.ident is not None
+    stack = traceback.extract_stack(sys._current_frames()[thread.ident])
+    return await_frames(task) + [frame.name for frame in stack]
+
+
+async def frames_of_the_call(
+    consumer: tocsin.Consumer,
+    handler: Callable[[tocsin.Message], object],
+    began: trio.Event,
+    dump: Callable[[trio.lowlevel.Task], list[str]],
+) -> list[str]:
+    """What a dump shows of the task that calls a handler that hangs."""
+    async with running_call(consumer, functools.partial(consumer.handle, handler)) as run:
         with trio.fail_after(PATIENCE):
             await began.wait()
-            await trio.testing.wait_all_tasks_blocked()
-        shown = frames(trio.lowlevel.current_task())
+        (task,) = [
+            task
+            for task in tasks_below(trio.lowlevel.current_task())
+            if "_run_worker" in await_frames(task)
+        ]
+        assert task.name == f"tocsin consumer {consumer.name} of q"
+        await until(lambda: "hang_here" in dump(task))
+        shown = dump(task)
         run.cancel()
-    assert {"_run_worker", "handler"} <= set(shown)
+    return shown
+
+
+@pytest.mark.parametrize("dump", [await_frames, stackscope_frames])
+async def test_a_task_dump_shows_where_a_handler_hangs(
+    store: tocsin.Store, dump: Callable[[trio.lowlevel.Task], list[str]]
+) -> None:
+    """From the worker task down to the line in which the handler waits."""
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    began = trio.Event()
+
+    async def handler(_: tocsin.Message) -> None:
+        began.set()
+        await hang_here()
+
+    async def hang_here() -> None:
+        await trio.sleep_forever()
+
+    async with store.consumer("q") as consumer:
+        shown = await frames_of_the_call(consumer, handler, began, dump)
+    assert shown.index("_run_worker") < shown.index("handler")
+    below = shown[shown.index("handler") :]
+    assert below[:3] == ["handler", "hang_here", "sleep_forever"]
+
+
+@pytest.mark.parametrize("dump", [thread_frames, stackscope_frames])
+async def test_a_dump_shows_where_a_handler_hangs_in_a_thread(
+    store: tocsin.Store, dump: Callable[[trio.lowlevel.Task], list[str]]
+) -> None:
+    await store.queues.ensure("q")
+    await store.produce("q", 1)
+    began, go_on = trio.Event(), threading.Event()
+
+    def handler(_: tocsin.Message) -> None:
+        trio.from_thread.run_sync(began.set)
+        hang_here()
+
+    def hang_here() -> None:
+        assert go_on.wait(PATIENCE)
+
+    async with store.consumer("q") as consumer:
+        try:
+            shown = await frames_of_the_call(consumer, handler, began, dump)
+        finally:
+            go_on.set()
+    assert shown.index("_run_worker") < shown.index("handler")
+    below = shown[shown.index("handler") :]
+    assert below[:2] == ["handler", "hang_here"]
 
 
 async def test_the_tasks_of_a_run_say_which_worker_and_queue_they_are_for(
