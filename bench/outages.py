@@ -515,7 +515,7 @@ TRIALS: Sequence[Trial] = (
     ),
     Trial(
         "the server is frozen for 15 s (SIGSTOP)",
-        "The effect is that of a silent network.",
+        "Calls raise `ConnectionLost` until the server continues.",
         freeze_server,
     ),
     Trial(
