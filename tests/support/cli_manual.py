@@ -35,7 +35,7 @@ No error and no log line shows a password.
 
 **Output for programs.** `--format json` (before or after the subcommand) prints one \
 JSON document on standard output.
-The names in it are those of the fields of the Python classes, and are stable.
+The document uses the field names of the Python classes, which are stable.
 Times are ISO 8601 in UTC, durations are numbers of seconds, and null means that there \
 is no value or no end.
 The tables are for people, and may change.
