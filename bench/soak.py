@@ -390,12 +390,15 @@ class Soak:
             for cid, number in self._committed.items()
             if number in ended and ended[number][0] != cid and cid not in self._keyed
         ]
-        risen = self._rolled_back & cids
+        unexpected = self._rolled_back & cids
         unknown = self._sent - self._committed.keys() - self._rolled_back
         for number, what in (
             (len(lost), f"messages lost: {sorted(lost.items())[:5]}"),
             (len(wrong), f"ids that are another message's: {wrong[:5]}"),
-            (len(risen), f"messages that were rolled back and are there: {sorted(risen)[:5]}"),
+            (
+                len(unexpected),
+                f"messages that were rolled back and are there: {sorted(unexpected)[:5]}",
+            ),
             (len(cids - self._sent), "messages that no producer sent"),
         ):
             if number:

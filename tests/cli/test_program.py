@@ -93,7 +93,7 @@ def test_roles_are_let_in_and_granted_queues(
     assert "role 'no role of this name' does not exist" in error.replace('"', "'")
 
 
-def test_uninstall_asks_nobody_on_a_pipe(store_dsn: str) -> None:
+def test_uninstall_does_not_ask_on_a_pipe(store_dsn: str) -> None:
     ended = start("admin", "uninstall", "--dsn", store_dsn)
     assert (ended.returncode, ended.stdout, one_line(ended.stderr)) == (1, "", True)
     assert "--yes" in ended.stderr

@@ -56,7 +56,7 @@ async def schema_is_where_it_is_installed(store: tocsin.Store, value: str | None
         assert await cursor.fetchall() == [(value or "tocsin",)]
 
 
-async def listen_dsn_is_for_the_line_alone(store: tocsin.Store, value: str | None) -> None:
+async def listen_dsn_is_for_listen_alone(store: tocsin.Store, value: str | None) -> None:
     await store.install()
     await store.queues.ensure("q")
     async with store.consumer("q"), store.transaction() as connection:
@@ -105,7 +105,7 @@ EFFECTS: dict[str, tuple[Effect, list[Any]]] = {
         schema_is_where_it_is_installed,
         ["tocsin_argument", "tocsin_variable", "tocsin_file"],
     ),
-    "listen_dsn": (listen_dsn_is_for_the_line_alone, ["argument", "variable", "file"]),
+    "listen_dsn": (listen_dsn_is_for_listen_alone, ["argument", "variable", "file"]),
     "pool_size": (pool_size_limits_the_connections, [3, 4, 5]),
     "heartbeat": (heartbeat_is_the_interval_in_the_registry, [3, "250ms", "1.5s"]),
 }

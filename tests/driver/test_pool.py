@@ -324,7 +324,7 @@ class Steps(trio.abc.Instrument):
         self.steps += 1
 
 
-async def test_an_idle_pool_sleeps_until_something_expires(
+async def test_an_idle_pool_waits_until_something_expires(
     connect: Callable[[], Awaitable[Connection]], mock_clock: trio.testing.MockClock
 ) -> None:
     async with open_pool(connect, min_size=0, max_size=2, max_idle=10) as pool:

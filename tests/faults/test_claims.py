@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, query, until_asleep, until_blocked
+from tests.support import PATIENCE, query, until_blocked, until_idle
 from tests.support.faults import SOON, holding
 from tests.support.runs import running
 
@@ -67,7 +67,7 @@ async def test_extend_waits_for_no_message_that_another_transaction_has_locked(
         assert await consumer.extend_many([one, two, three], 30) == [True, True, False]
 
 
-async def test_a_row_locked_by_others_is_not_looked_for_without_pause(
+async def test_a_row_locked_by_another_session_is_not_claimed_without_pause(
     dsn_of_quiet_store: str,
 ) -> None:
     async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store:
@@ -101,7 +101,7 @@ async def test_expired_messages_in_a_claim_do_not_hide_ready_ones(store_dsn: str
 
 
 @pytest.mark.parametrize("at", ["-infinity", "0044-03-15 BC", "infinity"])
-async def test_a_time_that_python_does_not_know_stops_nobody(
+async def test_a_time_that_python_does_not_know_stops_no_consumer(
     store: tocsin.Store, store_dsn: str, at: str
 ) -> None:
     await store.queues.ensure("q")
@@ -120,7 +120,7 @@ async def test_a_time_that_python_does_not_know_stops_nobody(
         assert 2 in [m.payload for m in await consumer.dequeue(9)]
 
 
-async def test_an_expired_message_that_cannot_be_buried_stops_nobody(
+async def test_an_expired_message_that_cannot_become_a_dead_letter_stops_no_consumer(
     store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.queues.ensure("q")
@@ -131,7 +131,7 @@ async def test_an_expired_message_that_cannot_be_buried_stops_nobody(
         await store.produce("q", 1)
         async with running(consumer) as run:
             await run.handled.wait(1)
-            await until_asleep(store)
+            await until_idle(store)
     assert run.handled.payloads == [1]
     assert await query(store_dsn, "select payload from tocsin.dead_letters order by id") == [
         (12,),

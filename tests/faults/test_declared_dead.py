@@ -7,14 +7,14 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import query, until_asleep, until_blocked, until_query
+from tests.support import query, until_blocked, until_idle, until_query
 from tests.support.faults import SOON, die_holding, holding
 from tests.support.runs import running
 
 pytestmark = pytest.mark.fault
 
 
-async def bury_all(dsn: str) -> None:
+async def declare_all_dead(dsn: str) -> None:
     """What other processes do to one that they take for dead."""
     await query(dsn, "select tocsin.unregister_process(id, true) from tocsin.processes")
 
@@ -27,7 +27,7 @@ async def test_a_process_declared_dead_does_not_stop_its_successor(
     await store.queues.ensure("q", vt=3600)
     async with tocsin.connect(store_dsn, heartbeat=3600) as zombie_store:
         async with zombie_store.consumer("q", name="w") as zombie:
-            await bury_all(store_dsn)
+            await declare_all_dead(store_dsn)
             successor_context = store.consumer("q", name="w")
             successor = await successor_context.__aenter__()
             assert successor.worker_id == zombie.worker_id
@@ -46,7 +46,7 @@ async def test_a_process_declared_dead_cannot_claim_as_its_successor(
         tocsin.connect(store_dsn, heartbeat=3600) as zombie_store,
         zombie_store.consumer("q", name="w") as zombie,
     ):
-        await bury_all(store_dsn)
+        await declare_all_dead(store_dsn)
         async with store.consumer("q", name="w"):
             await store.produce("q", 1)
             with pytest.raises(tocsin.StateTransitionError):
@@ -59,7 +59,7 @@ async def test_registering_with_a_process_that_was_declared_dead(store_dsn: str)
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.producer("q"):
-            await bury_all(store_dsn)
+            await declare_all_dead(store_dsn)
             async with store.consumer("q", name="w") as consumer, running(consumer) as run:
                 orphans = (
                     "select id from tocsin.workers w where status <> 'stopped' "
@@ -77,21 +77,21 @@ async def test_registering_with_a_process_that_was_declared_dead(store_dsn: str)
                 assert not run.ended
 
 
-async def test_a_suspended_worker_stays_suspended_when_its_process_rises_again(
+async def test_a_suspended_worker_stays_suspended_when_its_process_registers_again(
     store_dsn: str,
 ) -> None:
     async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
         await store.queues.ensure("q")
         async with store.consumer("q", name="w") as consumer, running(consumer) as run:
             await (await store.workers.get(consumer.worker_id)).suspend()
-            await until_asleep(store)
+            await until_idle(store)
             before = store._process._membership.process.id
-            await bury_all(store_dsn)
-            risen = (
+            await declare_all_dead(store_dsn)
+            registered_again = (
                 "select 1 from tocsin.workers w join tocsin.processes p on p.id = w.process_id and"
                 " p.id <> %s"
             )
-            await until_query(store_dsn, risen, before)
+            await until_query(store_dsn, registered_again, before)
             assert await consumer.status() == "suspended"
             run.cancel()
 
@@ -107,8 +107,8 @@ async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: s
             running(a) as run_of_a,
             running(b) as run_of_b,
         ):
-            await until_asleep(store)
-            await bury_all(store_dsn)
+            await until_idle(store)
+            await declare_all_dead(store_dsn)
             async with holding(
                 store_dsn, "select 1 from tocsin.workers where id = %s for update", b.worker_id
             ):
@@ -132,13 +132,13 @@ async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: s
             run_of_b.cancel()
 
 
-async def test_a_process_that_learned_of_its_death_rises_at_once(store_dsn: str) -> None:
+async def test_a_process_that_learned_of_its_death_registers_again_at_once(store_dsn: str) -> None:
     """And does not first wait for its next heartbeat."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.consumer("q") as consumer:
-            await until_asleep(store)
-            await bury_all(store_dsn)
+            await until_idle(store)
+            await declare_all_dead(store_dsn)
             store._process.request_heartbeat()
             await until_query(
                 store_dsn,
@@ -147,13 +147,15 @@ async def test_a_process_that_learned_of_its_death_rises_at_once(store_dsn: str)
             )
 
 
-async def test_a_process_that_rises_by_a_new_worker_has_a_lifeline(store_dsn: str) -> None:
+async def test_a_process_that_registers_again_by_a_new_worker_has_a_lifeline(
+    store_dsn: str,
+) -> None:
     """Else its death would be noticed only fifteen heartbeats later."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.consumer("q"):
-            await until_asleep(store)
-            await bury_all(store_dsn)
+            await until_idle(store)
+            await declare_all_dead(store_dsn)
             async with store.consumer("q"):
                 await until_query(
                     store_dsn, "select 1 from tocsin.processes where lifeline is not null"
@@ -166,8 +168,8 @@ async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.consumer("q", name="first") as consumer, running(consumer) as run:
-            await until_asleep(store)
-            await bury_all(store_dsn)
+            await until_idle(store)
+            await declare_all_dead(store_dsn)
 
             async def register() -> None:
                 async with store.consumer("q", name="second"):
@@ -197,7 +199,7 @@ async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs
             run.cancel()
 
 
-async def test_a_dead_workers_message_that_cannot_be_buried_ends_nobodys_heartbeat(
+async def test_a_dead_workers_message_that_cannot_become_a_dead_letter_ends_no_heartbeat(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q", max_deliveries=1)

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import Handled, query, until, until_asleep, until_blocked, until_query
+from tests.support import Handled, query, until, until_blocked, until_idle, until_query
 from tests.support.faults import SOON, hang, holding
 from tests.support.runs import running
 from tocsin._queue.consuming.run import Run
@@ -23,7 +23,7 @@ async def test_a_command_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> 
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.consumer("q") as consumer, running(consumer) as run:
-            await until_asleep(store)
+            await until_idle(store)
             async with holding(store_dsn, "lock table tocsin.messages"):
                 store._process.request_heartbeat()
                 await until_blocked(store_dsn, ".heartbeat(")
@@ -32,14 +32,14 @@ async def test_a_command_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> 
                 await run.wait()
 
 
-async def test_a_look_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> None:
+async def test_a_heartbeat_requested_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> None:
     """Suspended and resumed, while a heartbeat that was sent before is under way: the
     claim that was refused must lead to another look."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         beats = store.statistics().heartbeats
         async with store.consumer("q"):
-            await until_asleep(store)
+            await until_idle(store)
             async with holding(store_dsn, "select from tocsin.processes for update"):
                 store._process.request_heartbeat()
                 await until_blocked(store_dsn, ".heartbeat(")
@@ -55,9 +55,9 @@ async def test_a_heartbeat_that_was_sent_before_a_worker_was_registered(store_ds
         await store.queues.ensure("q")
         handled = Handled()
         async with AsyncExitStack() as stack:
-            sleeper = await stack.enter_async_context(store.consumer("q"))
-            run_of_sleeper = await stack.enter_async_context(running(sleeper, handled))
-            await until_asleep(store)
+            early = await stack.enter_async_context(store.consumer("q"))
+            run_of_early = await stack.enter_async_context(running(early, handled))
+            await until_idle(store)
             async with holding(store_dsn, "lock table tocsin.messages"):
                 store._process.request_heartbeat()
                 await until_blocked(store_dsn, ".heartbeat(")
@@ -67,9 +67,9 @@ async def test_a_heartbeat_that_was_sent_before_a_worker_was_registered(store_ds
             await store.produce("q", 1)
             with trio.move_on_after(SOON):
                 await handled.wait(1)
-            assert not run_of_sleeper.ended
+            assert not run_of_early.ended
             assert not run_of_late.ended
-            run_of_sleeper.cancel()
+            run_of_early.cancel()
             run_of_late.cancel()
 
 
@@ -88,7 +88,7 @@ async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_notic
     async with store.consumer("q") as consumer, running(consumer, handle, concurrency=2) as run:
         await store.produce("q", 1)
         await run.handled.wait(1)
-        await until_asleep(store)
+        await until_idle(store)
         async with holding(store_dsn, "select from tocsin.processes for update"):
             await query(store_dsn, "select tocsin.suspend(%s, release => true)", consumer.worker_id)
             await until_blocked(store_dsn, ".heartbeat(")
@@ -121,7 +121,7 @@ async def test_suspend_with_release_and_resume_at_once_cancels_the_handlers(
     async with store.consumer("q") as consumer, running(consumer, handle) as run:
         await store.produce("q", 1)
         await run.handled.wait(1)
-        await until_asleep(store)
+        await until_idle(store)
         await query(
             store_dsn,
             "select tocsin.suspend(%s, release => true), tocsin.resume(%s)",
@@ -159,7 +159,7 @@ async def test_a_heartbeat_between_the_end_of_a_run_and_its_cleanup(store: tocsi
     assert not errors
 
 
-async def test_of_two_parcels_with_the_same_message_the_later_lease_is_kept(
+async def test_of_two_batches_with_the_same_message_the_later_lease_is_kept(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     """Both wait unopened when all leases are looked at."""
@@ -209,7 +209,7 @@ async def test_a_claim_that_is_called_off_hides_its_messages_from_nobody(store_d
             nursery.start_soon(dequeue)
             await until_blocked(store_dsn, "claim(")
             async with running(other, handled) as run:
-                await until_asleep(other_store)
+                await until_idle(other_store)
                 called_off.cancel()
                 with trio.move_on_after(SOON):
                     await handled.wait(1)

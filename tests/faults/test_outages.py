@@ -23,7 +23,7 @@ from tests.support import (
     open_connection,
     query,
     until,
-    until_asleep,
+    until_idle,
     until_query,
 )
 from tests.support.runs import running
@@ -142,7 +142,7 @@ async def test_a_run_that_waits_for_a_handler_does_not_say_that_an_outage_is_ove
             handled = Handled(lambda _: go_on.wait())
             async with running(consumer, handled, concurrency=2) as run:
                 await handled.wait(1)
-                await until_asleep(store)
+                await until_idle(store)
                 between.refuse()
                 await query(store_dsn, "select tocsin.enqueue('q', '2')")
                 await until(said)  # the claim that this has rung for fails
@@ -204,7 +204,7 @@ async def test_every_backend_is_killed_while_busy(store: tocsin.Store, store_dsn
     ) == [(len({m.id for m in handled.messages}),) * 2]
 
 
-async def test_a_claim_whose_answer_was_lost_is_given_back(
+async def test_a_claim_whose_answer_was_lost_is_requeued(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     """The server claims, and the connection ends before the client hears of it: the
@@ -340,7 +340,7 @@ async def test_a_read_only_database_is_an_outage(store_dsn: str) -> None:
     assert run.handled.payloads == [1]
 
 
-async def test_one_session_that_is_read_only_has_all_of_them_made_anew(store_dsn: str) -> None:
+async def test_one_session_that_is_read_only_has_all_of_them_replaced(store_dsn: str) -> None:
     name = sql.Identifier(str(conninfo_to_dict(store_dsn)["dbname"]))
 
     async def switch(value: str) -> None:
@@ -366,7 +366,7 @@ async def test_one_session_that_is_read_only_has_all_of_them_made_anew(store_dsn
             await store.produce("q", 1)
 
 
-async def test_a_batch_on_a_session_that_is_read_only_has_it_made_anew(store_dsn: str) -> None:
+async def test_a_batch_on_a_session_that_is_read_only_has_it_replaced(store_dsn: str) -> None:
     """A statement in a block has Tocsin's error already when the block ends by it."""
     name = sql.Identifier(str(conninfo_to_dict(store_dsn)["dbname"]))
     async with open_connection(store_dsn) as connection:
@@ -417,7 +417,7 @@ async def test_a_deadlock_of_a_statement_of_its_own_is_repeated(
     ) == [(message_id, 3)]
 
 
-async def test_a_prepared_statement_whose_result_has_changed_is_prepared_anew(
+async def test_a_prepared_statement_whose_result_has_changed_is_prepared_again(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     """As by an upgrade while a consumer runs: PostgreSQL refuses the plan that the

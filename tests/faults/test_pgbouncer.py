@@ -20,7 +20,7 @@ from tests.support import (
     poolers,
     query,
     servers,
-    until_asleep,
+    until_idle,
     until_query,
 )
 from tests.support.everyday_use import alter, use_everything
@@ -186,7 +186,7 @@ async def test_a_run_handles_what_many_tasks_enqueue(pooled: tocsin.Store) -> No
         pooled.consumer("q") as consumer,
         running(consumer, concurrency=5) as run,
     ):
-        await until_asleep(pooled)
+        await until_idle(pooled)
         assert pooled.statistics().listening
         async with trio.open_nursery() as producers:
             for n in range(50):
@@ -199,14 +199,14 @@ async def test_a_run_handles_what_many_tasks_enqueue(pooled: tocsin.Store) -> No
 async def test_a_run_that_waits_is_woken_by_each_message(pooled: tocsin.Store) -> None:
     async with pooled.consumer("q") as consumer, running(consumer) as run:
         for n in range(TIMES):
-            await until_asleep(pooled)
+            await until_idle(pooled)
             await pooled.produce("q", n)
             await run.handled.wait(n + 1)
 
 
 async def test_a_run_takes_a_delayed_message_when_it_is_due(pooled: tocsin.Store) -> None:
     async with pooled.consumer("q") as consumer, running(consumer) as run:
-        await until_asleep(pooled)
+        await until_idle(pooled)
         await pooled.produce("q", "delayed", delay=0.1)
         await run.handled.wait(1)
 
@@ -239,7 +239,7 @@ async def test_a_run_extends_the_lease_of_a_long_call(pooled: tocsin.Store) -> N
 
 async def test_a_run_is_interrupted_by_another_session(pooled: tocsin.Store) -> None:
     async with pooled.consumer("q") as consumer, running(consumer) as run:
-        await until_asleep(pooled)
+        await until_idle(pooled)
         await (await pooled.workers.get(consumer.worker_id)).interrupt()
         assert (await run.wait()).reason == "interrupted"
 

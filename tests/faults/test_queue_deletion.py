@@ -178,7 +178,7 @@ async def test_a_deletion_waits_for_a_claim_under_way(store: tocsin.Store, store
     assert set((await contents(store_dsn)).values()) == {0}
 
 
-async def test_a_deletion_cut_short_leaves_everything_and_wakes_who_sleeps(
+async def test_a_deletion_cut_short_leaves_everything_and_wakes_waiting_consumers(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     """While it waits for a transaction, a consumer that lies down still finds what

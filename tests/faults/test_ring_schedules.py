@@ -311,7 +311,9 @@ def scheduled(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("consumers", "number"), [(1, 1000), (2, 500)])
-def test_nobody_sleeps_beside_a_message(store_dsn: str, consumers: int, number: int) -> None:
+def test_no_consumer_waits_while_a_message_is_ready(
+    store_dsn: str, consumers: int, number: int
+) -> None:
     with scheduled(store_dsn, consumers, seed=0) as schedule:
         assert schedule.rounds(number) is None
         assert schedule.taken == schedule.committed > number

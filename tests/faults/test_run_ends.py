@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, open_connection, query, until_asleep
+from tests.support import PATIENCE, open_connection, query, until_idle
 from tests.support.faults import SOON, hang
 from tests.support.runs import running, running_call
 from tocsin._queue.consuming.run import Run
@@ -21,7 +21,7 @@ from tocsin.embedded import EmbeddedServer
 pytestmark = pytest.mark.fault
 
 
-async def test_a_run_that_could_not_give_back_does_not_keep_its_leases_in_the_next(
+async def test_a_run_that_could_not_requeue_does_not_keep_its_leases_in_the_next(
     own_server: EmbeddedServer,
 ) -> None:
     async with tocsin.connect(own_server.dsn) as store:
@@ -54,7 +54,7 @@ async def test_a_consumer_has_one_run_at_a_time(store: tocsin.Store) -> None:
     async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
         nursery.start_soon(handle)
         nursery.start_soon(handle)
-        await until_asleep(store)
+        await until_idle(store)
         nursery.cancel_scope.cancel()
     assert len(refused) == 1
 
@@ -165,7 +165,7 @@ async def test_a_run_ended_at_any_step_of_a_wake_up_ends(store_dsn: str, how: st
             async with store.consumer("q") as consumer:
                 with trio.fail_after(PATIENCE):
                     async with running(consumer) as run:
-                        await until_asleep(store)
+                        await until_idle(store)
                         state = consumer._state
                         at_step = AtStep(
                             step,

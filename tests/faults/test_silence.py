@@ -27,7 +27,7 @@ from tests.support import (
     open_connection,
     query,
     until,
-    until_asleep,
+    until_idle,
     until_query,
     until_true,
 )
@@ -115,7 +115,7 @@ async def test_a_cancelled_consumer_of_a_frozen_server_ends_within_one_grace(
             nursery.start_soon(work)
             await handled.wait(3)
             if then is None:
-                await until_asleep(*stores)
+                await until_idle(*stores)
             stack.enter_context(frozen(await processes_of(own_server)))
             stack.enter_context(jumping(clock))
             began = trio.current_time()
@@ -201,7 +201,7 @@ async def test_a_pool_connection_that_is_dropped_in_silence(store_dsn: str) -> N
             async with store.consumer("q") as consumer, running(consumer) as run:
                 await store.produce("q", "before")
                 await run.handled.wait(1)
-                await until_asleep(store)
+                await until_idle(store)
                 network.silence()
                 assert store.statistics().pool.size >= 1
                 await query(store_dsn, "select tocsin.enqueue('q', '\"after\"')")
@@ -246,7 +246,7 @@ async def test_a_producer_on_a_silent_connection_is_told_and_goes_on(store_dsn: 
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_silent_line_is_replaced_by_another(store_dsn: str) -> None:
+async def test_a_silent_listen_connection_is_replaced_by_another(store_dsn: str) -> None:
     with trio.fail_after(PATIENCE):
         async with (
             proxy.running(store_dsn) as network,
@@ -254,7 +254,7 @@ async def test_a_silent_line_is_replaced_by_another(store_dsn: str) -> None:
         ):
             await store.queues.ensure("q")
             async with store.consumer("q") as consumer, running(consumer) as run:
-                await until_asleep(store)
+                await until_idle(store)
                 network.silence(network.accepted)
                 await until(lambda: store.statistics().silenced and store.statistics().listening)
                 count = 0
@@ -262,13 +262,13 @@ async def test_a_silent_line_is_replaced_by_another(store_dsn: str) -> None:
                 # again
                 while not store.statistics().notifications:
                     count += 1
-                    await until_asleep(store)
+                    await until_idle(store)
                     await query(store_dsn, "select tocsin.enqueue('q', '1')")
                     await run.handled.wait(count)
                 run.cancel()
 
 
-async def test_what_a_frozen_server_does_late_is_given_back(
+async def test_what_a_frozen_server_claims_late_is_requeued(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A claim is executed when the server goes on, for a connection that was given up.
@@ -280,7 +280,7 @@ async def test_what_a_frozen_server_does_late_is_given_back(
             await store.install()
             await store.queues.ensure("q", vt=3600)
             async with store.consumer("q") as consumer, running(consumer) as run:
-                await until_asleep(store)
+                await until_idle(store)
                 pids = await processes_of(own_server)
                 async with open_connection(own_server.dsn) as connection:
                     await connection.execute("select tocsin.enqueue('q', '1')")
@@ -307,7 +307,7 @@ async def test_the_primary_vanishes_and_another_host_takes_over(
             async with tocsin.connect(both, heartbeat=0.5) as store:
                 await store.queues.ensure("q")
                 async with store.consumer("q") as consumer, running(consumer) as run:
-                    await until_asleep(store)
+                    await until_idle(store)
                     assert second.accepted == 0
                     first.silence_all()
                     with pytest.raises(tocsin.ConnectionLost):
@@ -409,7 +409,7 @@ async def test_a_worker_that_only_listens_gives_no_sign_of_life(
         ):
             await store.queues.ensure("q")
             async with store.consumer("q") as consumer, running(consumer) as run:
-                await until_asleep(store)
+                await until_idle(store)
                 assert store.statistics().failing_for is None
                 pooler.silence_all()
                 await query(store_dsn, "select tocsin.enqueue('q', '1')")

@@ -9,14 +9,14 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import query, until, until_asleep, until_blocked
+from tests.support import query, until, until_blocked, until_idle
 from tests.support.faults import SOON, die_holding, holding
 from tests.support.runs import running
 
 pytestmark = pytest.mark.fault
 
 
-async def test_a_blocked_loop_is_not_taken_for_a_deaf_line(
+async def test_a_blocked_loop_is_no_proof_that_listen_does_not_work(
     store: tocsin.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.2)
@@ -33,18 +33,18 @@ async def test_a_blocked_loop_is_not_taken_for_a_deaf_line(
     assert store.statistics().listen_works
 
 
-async def test_a_queue_made_anew_under_the_same_name_rings_for_its_own_consumers(
+async def test_a_queue_created_again_under_the_same_name_rings_for_its_own_consumers(
     store_dsn: str,
 ) -> None:
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.consumer("q", name="old"):
-            await until_asleep(store)
+            await until_idle(store)
             await query(store_dsn, "delete from tocsin.workers")
             await query(store_dsn, "delete from tocsin.queues")
             await store.queues.ensure("q")
             async with store.consumer("q", name="new") as consumer, running(consumer) as run:
-                await until_asleep(store)
+                await until_idle(store)
                 await query(store_dsn, "select tocsin.enqueue('q', '1')")
                 with trio.move_on_after(SOON):
                     await run.handled.wait(1)
@@ -52,7 +52,7 @@ async def test_a_queue_made_anew_under_the_same_name_rings_for_its_own_consumers
     assert run.handled.payloads == [1]
 
 
-async def test_what_the_line_itself_gives_back_is_seen_by_who_lay_down_meanwhile(
+async def test_what_the_listen_connection_requeues_is_seen_by_a_consumer_that_has_begun_to_wait(
     store_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The heartbeat buries a dead process. The session that does it does not see its
@@ -68,7 +68,7 @@ async def test_what_the_line_itself_gives_back_is_seen_by_who_lay_down_meanwhile
         queue = await store.queues.ensure("q", vt=36000)
         await die_holding(store_dsn, "2")
         async with store.consumer("q") as consumer, running(consumer, handle) as run:
-            await until_asleep(store)
+            await until_idle(store)
             await store.produce("q", 1)
             await run.handled.wait(1)
             async with holding(

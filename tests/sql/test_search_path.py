@@ -209,13 +209,13 @@ async def test_nothing_of_a_hostile_search_path_is_used(
         await store.install()
     outcomes = []
     for dsn in (undisturbed, store_dsn):
-        with connect_blocking(dsn) as connection, connect_blocking(dsn) as sleeper:
+        with connect_blocking(dsn) as connection, connect_blocking(dsn) as listening:
             connection.execute(
                 "select tocsin.create_queue('q', vt => '1 h', retry_base => '1 h', max_string =>"
                 " 99, required_keys => '{}')"
             )
             # so that there is a session to ring for
-            sleeper.execute("select tocsin.begin_waiting(array(select id from tocsin.queues))")
+            listening.execute("select tocsin.begin_waiting(array(select id from tocsin.queues))")
             # a heartbeat says when it is due
             connection.execute("update tocsin.maintenance set due_at = 'infinity'")
             if dsn == store_dsn:

@@ -375,7 +375,7 @@ async def test_the_caller_is_whoever_set_role_has_chosen(cast: Cast) -> None:
         connection.execute("select tocsin.enqueue('closed', '1')")
 
 
-async def test_a_role_that_is_made_anew_has_not_what_the_former_one_was_granted(
+async def test_a_role_that_is_created_again_has_not_what_the_former_one_was_granted(
     cast: Cast, new_role: Callable[..., str]
 ) -> None:
     name = new_role("short", cast.roles.producer)

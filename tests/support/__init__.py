@@ -161,7 +161,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
 
 
-async def until_asleep(*stores: tocsin.Store) -> None:
+async def until_idle(*stores: tocsin.Store) -> None:
     """Return when these stores do nothing but wait for a notification, a known time or
     the next heartbeat.
 

@@ -17,7 +17,7 @@ async def kill(
     return messages
 
 
-async def bury(
+async def make_dead(
     store: tocsin.Store, queue: str, *payloads: object, error: str = "it failed", **options: Any
 ) -> list[int]:
     """Make dead letters, each after one delivery."""

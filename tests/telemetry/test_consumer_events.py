@@ -8,7 +8,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import Handled, move_clock, next_event, until_asleep
+from tests.support import Handled, move_clock, next_event, until_idle
 from tests.support.runs import running
 from tocsin import telemetry
 
@@ -151,7 +151,7 @@ async def test_an_idle_consumer_that_is_rung_for_is_reported(store: tocsin.Store
     await store.queues.ensure("q")
     with store.events.subscribe(telemetry.Woken) as events:
         async with store.consumer("q") as consumer, running(consumer):
-            await until_asleep(store)
+            await until_idle(store)
             await store.produce("q", 1)
             woken = await next_event(events)
     assert (woken.queue, woken.worker_id) == ("q", consumer.worker_id)

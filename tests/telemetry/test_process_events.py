@@ -10,7 +10,7 @@ import pytest
 
 import tocsin
 from bench import proxy
-from tests.support import next_event, query, until, until_asleep
+from tests.support import next_event, query, until, until_idle
 from tests.support.runs import running
 from tocsin import telemetry
 from tocsin.embedded import EmbeddedServer
@@ -23,7 +23,7 @@ async def test_a_ring_for_an_idle_consumer_names_its_queue(store: tocsin.Store) 
     await store.queues.ensure("q")
     with store.events.subscribe(telemetry.Rung) as rings:
         async with store.consumer("q") as consumer, running(consumer):
-            await until_asleep(store)
+            await until_idle(store)
             await store.produce("other", 1)
             await store.produce("q", 1)
             assert (await next_event(rings)).queue == "q"

@@ -22,19 +22,19 @@ async def begin_waiting(*waiters: Waiter) -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-async def fall_asleep_guarded(bell: Bell, waiter: Waiter) -> None:
+async def begin_waiting_under_lock(bell: Bell, waiter: Waiter) -> None:
     """In a queue that has no guard yet: the guard's coming wakes it for a look."""
     await begin_waiting(waiter)
     bell.lock_confirmed(1)
     await trio.testing.wait_all_tasks_blocked()
 
 
-def look_in_vain(waiter: Waiter, again_at: float = math.inf) -> None:
+def claim_in_vain(waiter: Waiter, again_at: float = math.inf) -> None:
     waiter.begin_claim()
     waiter.end_claim(again_at, full=False)
 
 
-async def test_a_ring_during_the_last_look_is_not_lost() -> None:
+async def test_a_ring_during_the_last_claim_is_not_lost() -> None:
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter, bell.waiter(2) as elsewhere:
         waiter.begin_claim()
@@ -46,7 +46,7 @@ async def test_a_ring_during_the_last_look_is_not_lost() -> None:
     bell.ring(1)  # no task waits there any more
 
 
-async def test_one_ring_wakes_one_and_who_took_all_it_could_wakes_another() -> None:
+async def test_one_ring_wakes_one_and_a_waiter_that_took_all_it_could_wakes_another() -> None:
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as a, bell.waiter(1) as b, bell.waiter(1) as c:
         await begin_waiting(a, b, c)
@@ -63,7 +63,7 @@ async def test_one_ring_wakes_one_and_who_took_all_it_could_wakes_another() -> N
         assert [waiter.wake_pending for waiter in (a, b, c)] == [False, True, True]
 
 
-async def test_a_ring_that_finds_all_awake_is_for_whoever_can_first() -> None:
+async def test_a_ring_that_finds_no_task_waiting_is_for_all() -> None:
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as a, bell.waiter(1) as b:
         bell.ring(1)
@@ -71,7 +71,7 @@ async def test_a_ring_that_finds_all_awake_is_for_whoever_can_first() -> None:
         assert b.wake_pending
 
 
-async def test_who_was_rung_and_leaves_or_cannot_look_rings_another() -> None:
+async def test_a_waiter_that_was_rung_and_leaves_or_cannot_claim_rings_another() -> None:
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as b, bell.waiter(1) as c, bell.waiter(1) as d:
         with bell.waiter(1) as a:
@@ -89,7 +89,7 @@ async def test_who_was_rung_and_leaves_or_cannot_look_rings_another() -> None:
         assert d.wake_pending
 
 
-async def test_a_sound_sleeper_wakes_for_a_nudge_only(
+async def test_a_waiter_that_ignores_rings_wakes_for_wake_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     bell = Bell(do_nothing, Events())
@@ -106,7 +106,7 @@ async def test_a_sound_sleeper_wakes_for_a_nudge_only(
             waiter.wake()
 
 
-async def test_an_alarm_rings_one_once_and_the_earlier_one_counts(
+async def test_a_due_time_rings_one_once_and_the_earlier_one_counts(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     bell = Bell(do_nothing, Events())
@@ -114,7 +114,7 @@ async def test_an_alarm_rings_one_once_and_the_earlier_one_counts(
         begun = trio.current_time()
         bell.expect(1, 10)
         bell.expect(1, 4)
-        look_in_vain(waiter, begun + 7)
+        claim_in_vain(waiter, begun + 7)
         await begin_waiting(other)
         while not (waiter.wake_pending or other.wake_pending):
             await waiter.wait()
@@ -126,7 +126,7 @@ async def test_an_alarm_rings_one_once_and_the_earlier_one_counts(
         assert patience.cancelled_caught
 
 
-async def test_a_sleeper_without_a_guard_asks_for_it_and_looks_again_under_it() -> None:
+async def test_a_waiter_without_a_lock_asks_for_it_and_claims_again_under_it() -> None:
     asked = 0
 
     def ask() -> None:
@@ -135,7 +135,7 @@ async def test_a_sleeper_without_a_guard_asks_for_it_and_looks_again_under_it() 
 
     bell = Bell(ask, Events())
     with bell.waiter(1) as waiter:
-        look_in_vain(waiter)
+        claim_in_vain(waiter)
         assert bell.queues_without_lock() == set()  # no task waits
         await begin_waiting(waiter)
         assert asked == 1
@@ -143,7 +143,7 @@ async def test_a_sleeper_without_a_guard_asks_for_it_and_looks_again_under_it() 
         bell.lock_confirmed(1)
         assert waiter.wake_pending
         await trio.testing.wait_all_tasks_blocked()
-        look_in_vain(waiter)
+        claim_in_vain(waiter)
         await begin_waiting(waiter)
         assert asked == 1
         assert not waiter.wake_pending
@@ -151,7 +151,7 @@ async def test_a_sleeper_without_a_guard_asks_for_it_and_looks_again_under_it() 
         assert bell.queues_without_lock() == {1}
 
 
-async def test_a_look_from_before_the_guard_is_not_relied_on() -> None:
+async def test_a_claim_from_before_the_lock_is_not_relied_on() -> None:
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter:
         waiter.begin_claim()
@@ -163,35 +163,35 @@ async def test_a_look_from_before_the_guard_is_not_relied_on() -> None:
         assert waiter.wake_pending
 
 
-async def test_a_guard_is_given_up_when_nobody_has_slept_for_a_while(
+async def test_a_lock_is_released_when_no_task_has_waited_for_a_while(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter:
-        await fall_asleep_guarded(bell, waiter)
+        await begin_waiting_under_lock(bell, waiter)
         assert bell.release_idle_locks() == []
         await trio.sleep(2 * LINGER)
         assert bell.release_idle_locks() == [1]
         assert bell.release_idle_locks() == []
-        look_in_vain(waiter)
-        await fall_asleep_guarded(bell, waiter)
-        look_in_vain(waiter)
+        claim_in_vain(waiter)
+        await begin_waiting_under_lock(bell, waiter)
+        claim_in_vain(waiter)
         await begin_waiting(waiter)
         await trio.sleep(2 * LINGER)
         assert bell.release_idle_locks() == []  # it sleeps
 
 
-async def test_a_guard_is_given_up_at_once_when_nobody_is_left_who_could_sleep(
+async def test_a_lock_is_released_at_once_when_no_waiter_is_left(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter:
-        await fall_asleep_guarded(bell, waiter)
+        await begin_waiting_under_lock(bell, waiter)
         assert bell.release_idle_locks() == []
     assert bell.release_idle_locks() == [1]
 
 
-async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may_go(
+async def test_a_ring_where_no_task_has_waited_for_a_while_says_that_the_lock_may_go(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     asked: list[int] = []
@@ -201,7 +201,7 @@ async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may
 
     bell = Bell(ask, Events())
     with bell.waiter(1) as waiter:
-        await fall_asleep_guarded(bell, waiter)
+        await begin_waiting_under_lock(bell, waiter)
         bell.ring(1)
         assert asked == []
         await trio.sleep(2 * LINGER)
@@ -209,7 +209,7 @@ async def test_a_ring_where_nobody_has_slept_for_a_while_says_that_the_guard_may
         assert asked == [1]
 
 
-async def test_a_ring_for_one_who_cannot_look_is_for_all_who_are_awake() -> None:
+async def test_a_ring_for_a_waiter_that_cannot_claim_is_for_all_that_do_not_wait() -> None:
     """They may be looking already, or have no room just now, and will lie down without
     having seen what was rung for."""
     bell = Bell(do_nothing, Events())
@@ -225,7 +225,7 @@ async def test_a_ring_for_one_who_cannot_look_is_for_all_who_are_awake() -> None
         assert busy.wake_pending
 
 
-async def test_an_alarm_for_one_who_cannot_look_is_for_all_who_are_awake(
+async def test_a_due_time_for_a_waiter_that_cannot_claim_is_for_all_that_do_not_wait(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     bell = Bell(do_nothing, Events())
@@ -238,7 +238,7 @@ async def test_an_alarm_for_one_who_cannot_look_is_for_all_who_are_awake(
         assert busy.wake_pending
 
 
-async def test_beds_that_all_cannot_look_do_not_ring_each_other_for_ever() -> None:
+async def test_waiters_that_all_cannot_claim_do_not_ring_each_other_without_end() -> None:
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as a, bell.waiter(1) as b:
 

@@ -17,7 +17,7 @@ def row(priority: int, due: datetime) -> Any:
     return ("message", 1, 1, priority, 1, due, due, due, due, None, None, None, "1", None)
 
 
-def test_it_looks_first_then_glances_for_a_time_that_depends_on_the_look() -> None:
+def test_it_scans_in_full_first_then_resumes_for_a_time_that_depends_on_that_scan() -> None:
     cursor = ClaimCursor()
     assert cursor.next_position(0) is None
     cursor.claimed(row(3, DUE))
@@ -29,7 +29,7 @@ def test_it_looks_first_then_glances_for_a_time_that_depends_on_the_look() -> No
     assert cursor.next_position(25 + 1.1 * SCAN_EVERY) is None
 
 
-def test_it_looks_when_something_is_due() -> None:
+def test_it_scans_in_full_when_something_is_due() -> None:
     cursor = ClaimCursor()
     cursor.claimed(row(0, DUE))
     cursor.scanned(10, 11, 11.5)
@@ -37,7 +37,7 @@ def test_it_looks_when_something_is_due() -> None:
     assert cursor.next_position(11.5) is None
 
 
-def test_after_a_glance_in_vain_it_looks_at_once_unless_that_is_expensive() -> None:
+def test_after_a_resumed_scan_in_vain_it_scans_in_full_at_once_unless_that_is_expensive() -> None:
     cursor = ClaimCursor()
     cursor.claimed(row(0, DUE))
     cursor.scanned(10, 10 + CHEAP / 2, math.inf)

@@ -83,7 +83,7 @@ async def test_several_errors_stay_a_group() -> None:
     assert {type(error) for error in caught.value.exceptions} == {ValueError, KeyError}
 
 
-async def test_somebody_elses_group_of_one_stays_a_group() -> None:
+async def test_a_group_of_one_from_elsewhere_stays_a_group() -> None:
     group = ExceptionGroup("of the block's own nursery", [ValueError("inside")])
     with pytest.raises(ExceptionGroup) as caught:
         async with open_nursery_bare(), open_nursery_bare() as nursery:

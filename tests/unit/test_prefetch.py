@@ -58,7 +58,7 @@ def test_what_has_waited_for_too_long_is_found() -> None:
     assert not claims.waited_too_long(9 * prefetch.PATIENCE)
 
 
-def test_what_has_come_since_is_looked_at_later() -> None:
+def test_what_has_come_since_is_checked_later() -> None:
     claims = PrefetchBuffer()
     claims.add(messages(1), 0)
     claims.take(1)
@@ -68,7 +68,7 @@ def test_what_has_come_since_is_looked_at_later() -> None:
     assert claims.waited_too_long(2 * prefetch.PATIENCE)
 
 
-def test_what_is_not_there_any_more_need_not_be_looked_at() -> None:
+def test_what_is_not_there_any_more_need_not_be_checked() -> None:
     claims = PrefetchBuffer()
     claims.add(messages(1), 0)
     claims.take(1)
@@ -76,7 +76,7 @@ def test_what_is_not_there_any_more_need_not_be_looked_at() -> None:
     assert claims.check_at == math.inf
 
 
-def test_what_could_not_be_given_back_is_tried_again() -> None:
+def test_what_could_not_be_requeued_is_tried_again() -> None:
     claims = PrefetchBuffer()
     claims.add(messages(3), 0)
     assert claims.waited_too_long(prefetch.PATIENCE)

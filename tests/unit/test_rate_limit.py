@@ -75,7 +75,7 @@ async def test_retry_after_is_true(autojump_clock: trio.testing.MockClock) -> No
                 await limiter.admit(count)
 
 
-async def test_those_who_wait_are_admitted_in_their_order(
+async def test_waiting_calls_are_admitted_in_their_order(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limiter = Limiter(RateLimit(1, burst=2, wait=True))

@@ -98,7 +98,9 @@ async def test_readable_before_writable(ends: tuple[socket.socket, socket.socket
 
 
 @pytest.mark.parametrize("what", [Wait.R, Wait.W, Wait.RW])
-async def test_closed_meanwhile(what: Wait, ends: tuple[socket.socket, socket.socket]) -> None:
+async def test_closed_during_that_time(
+    what: Wait, ends: tuple[socket.socket, socket.socket]
+) -> None:
     stuff(ends[0])
     async with trio.open_nursery() as nursery:
 

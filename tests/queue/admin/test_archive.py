@@ -519,14 +519,14 @@ async def test_counts_are_exact_in_every_snapshot_while_others_archive_purge_and
             await store.maintain()
             await query(store_dsn, "select tocsin.purge_archive(%s, '100 s')", queue.id)
 
-    async def keep_looking(name: str) -> None:
+    async def keep_asking(name: str) -> None:
         nonlocal looks
         while True:
             await check_counts(store_dsn)
             looks += 1
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_looking, "")
+        nursery.start_soon(keep_asking, "")
         nursery.start_soon(keep_maintaining, "")
         async with trio.open_nursery() as archiving:
             for name in ("q", "q", "r"):

@@ -17,11 +17,11 @@ from tests.support import (
     move_clock,
     open_connection,
     query,
-    until_asleep,
     until_blocked,
+    until_idle,
 )
 from tests.support.cancel_sweep import cancel_sweep
-from tests.support.dead_letters import bury, kill
+from tests.support.dead_letters import kill, make_dead
 from tests.support.runs import running
 from tocsin._durations import MAX_DURATION
 
@@ -147,7 +147,7 @@ async def test_a_message_that_failed_before_keeps_its_history_in_the_archive(
     assert (await store.messages.get(fine)).history == ()
 
 
-async def test_a_message_that_cannot_be_buried_keeps_its_history(
+async def test_a_message_that_cannot_become_a_dead_letter_keeps_its_history(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await query(store_dsn, "alter table tocsin.dead_letters add check (payload <> '13')")
@@ -163,7 +163,7 @@ async def test_a_message_that_cannot_be_buried_keeps_its_history(
 @pytest.mark.parametrize("payload", HOSTILE, ids=str)
 async def test_payload_and_headers_come_back_exactly(store: tocsin.Store, payload: object) -> None:
     await store.queues.ensure("q")
-    (message_id,) = await bury(store, "q", payload, headers=[payload])
+    (message_id,) = await make_dead(store, "q", payload, headers=[payload])
     letter = await store.dead_letters.get(message_id)
     assert (letter.payload, letter.headers) == (payload, [payload])
     assert await store.dead_letters.replay(message_id) == [message_id]
@@ -191,7 +191,7 @@ async def test_one_payload_that_python_cannot_read_spoils_no_list(
 # Replay
 
 
-async def test_replay_by_id_counts_deliveries_anew_and_keeps_the_rest(
+async def test_replay_by_id_counts_deliveries_from_zero_and_keeps_the_rest(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
@@ -245,13 +245,13 @@ async def test_replay_by_id_counts_deliveries_anew_and_keeps_the_rest(
     ]
 
 
-async def test_replay_with_a_delay_is_due_later_and_wakes_who_sleeps(
+async def test_replay_with_a_delay_is_due_later_and_wakes_a_waiting_consumer(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
-    now, later = await bury(store, "q", "now", "later")
+    now, later = await make_dead(store, "q", "now", "later")
     async with store.consumer("q") as consumer, running(consumer) as run:
-        await until_asleep(store)
+        await until_idle(store)
         await store.dead_letters.replay(later, delay=timedelta(hours=1))
         assert (await store.messages.get(later)).state == "delayed"
         await store.dead_letters.replay(now)
@@ -264,14 +264,14 @@ async def test_replay_with_a_delay_is_due_later_and_wakes_who_sleeps(
 async def test_replay_by_queue_filter_and_count(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     await store.queues.ensure("r")
-    old = await bury(store, "q", 1, 2, error="timeout")
-    elsewhere = await bury(store, "r", 3, error="timeout")
+    old = await make_dead(store, "q", 1, 2, error="timeout")
+    elsewhere = await make_dead(store, "r", 3, error="timeout")
     stale = await store.produce("q", 4, expires_in=10)
     await move_clock(store_dsn, 100)
     async with store.consumer("q") as consumer:
         assert await consumer.dequeue() == []
     await move_clock(store_dsn, 200)
-    young = await bury(store, "q", 5, 6, error="bad address")
+    young = await make_dead(store, "q", 5, 6, error="bad address")
     replay, every = store.dead_letters.replay, store.dead_letters.list
 
     assert [d.id for d in await every("q", error="bad")] == young
@@ -294,8 +294,8 @@ async def test_replay_by_queue_filter_and_count(store: tocsin.Store, store_dsn: 
 )
 async def test_error_is_taken_literally(store: tocsin.Store, text: str) -> None:
     await store.queues.ensure("q")
-    await bury(store, "q", 1, error="an a100b error without any of them")
-    (hit,) = await bury(store, "q", 2, error=f"before {text} after")
+    await make_dead(store, "q", 1, error="an a100b error without any of them")
+    (hit,) = await make_dead(store, "q", 2, error=f"before {text} after")
     assert [d.id for d in await store.dead_letters.list("q", error=text)] == [hit]
     assert await store.dead_letters.purge(queue="q", error=text, dry_run=True) == 1
     assert await store.dead_letters.replay(queue="q", error=text) == [hit]
@@ -303,7 +303,7 @@ async def test_error_is_taken_literally(store: tocsin.Store, text: str) -> None:
 
 async def test_two_replays_at_once_give_one_message(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
-    ids = await bury(store, "q", *range(20))
+    ids = await make_dead(store, "q", *range(20))
     got: list[list[int]] = []
 
     async def replay(**which: Any) -> None:
@@ -322,7 +322,7 @@ async def test_a_replay_by_id_waits_for_another_and_one_by_queue_passes_over(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
-    first, second = await bury(store, "q", 1, 2)
+    first, second = await make_dead(store, "q", 1, 2)
     got: list[list[int]] = []
 
     async def replay() -> None:
@@ -342,18 +342,18 @@ async def test_a_replay_by_id_waits_for_another_and_one_by_queue_passes_over(
         if rolled_back:
             assert got == [[first]]
             await query(store_dsn, "delete from tocsin.messages")
-            (first,) = await bury(store, "q", 3)
+            (first,) = await make_dead(store, "q", 3)
             got.clear()
     assert got == [[]]  # the other one has it
 
 
-async def test_a_key_that_was_taken_meanwhile(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_key_that_was_taken_in_between(store: tocsin.Store, store_dsn: str) -> None:
     """A dead letter's key is free; by id its replay is refused while another has it, by
     queue it is passed over."""
     await store.queues.ensure("q")
-    (dead,) = await bury(store, "q", 1, key="k")
-    (twin,) = await bury(store, "q", 1, key="k")
-    (free,) = await bury(store, "q", 3, key="free")
+    (dead,) = await make_dead(store, "q", 1, key="k")
+    (twin,) = await make_dead(store, "q", 1, key="k")
+    (free,) = await make_dead(store, "q", 3, key="free")
     assert len({dead, twin}) == 2
     holder = await store.produce("q", 2, key="k")
     with pytest.raises(
@@ -400,8 +400,8 @@ async def test_after_a_replay_all_former_leases_are_fenced(
 
 async def test_archive_acknowledges(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
-    first, second = await bury(store, "q", 1, 2, key=None, headers={"h": 1})
-    (other,) = await bury(store, "q", 3, error="other")
+    first, second = await make_dead(store, "q", 1, 2, key=None, headers={"h": 1})
+    (other,) = await make_dead(store, "q", 3, error="other")
     stale = await store.produce("q", 4, expires_in=1)
     await move_clock(store_dsn, 2)
     async with store.consumer("q") as consumer:
@@ -431,7 +431,7 @@ async def test_archive_keeps_nothing_where_nothing_is_kept(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q", retention=0)
-    await bury(store, "q", 1)
+    await make_dead(store, "q", 1)
     assert await store.dead_letters.archive(queue="q") == 1
     assert await store.dead_letters.list("q") == []
     assert await store.messages.list("q", state="archived") == []
@@ -441,10 +441,10 @@ async def test_archive_keeps_nothing_where_nothing_is_kept(
 async def test_purge_deletes_and_a_dry_run_only_counts(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     await store.queues.ensure("r")
-    old = await bury(store, "q", 1, 2)
-    kept = await bury(store, "r", 3)
+    old = await make_dead(store, "q", 1, 2)
+    kept = await make_dead(store, "r", 3)
     await move_clock(store_dsn, 100)
-    young = await bury(store, "q", 4, error="other")
+    young = await make_dead(store, "q", 4, error="other")
     purge = store.dead_letters.purge
     for dry_run in (True, False):
         assert await purge(old[0], 999, dry_run=dry_run) == 1
@@ -463,7 +463,7 @@ async def test_purge_deletes_and_a_dry_run_only_counts(store: tocsin.Store, stor
 
 async def test_list_goes_by_pages(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
-    ids = await bury(store, "q", *range(7))
+    ids = await make_dead(store, "q", *range(7))
     page = await store.dead_letters.list("q", limit=3)
     pages = [[d.id for d in page]]
     while page:
@@ -509,7 +509,7 @@ async def test_bad_arguments_name_themselves_and_change_nothing(
     named: str,
 ) -> None:
     await store.queues.ensure("q")
-    ids = await bury(store, "q", 1)
+    ids = await make_dead(store, "q", 1)
     with pytest.raises(raises, match=named):
         await call(store)
     assert [d.id for d in await store.dead_letters.list("q")] == ids
@@ -517,7 +517,7 @@ async def test_bad_arguments_name_themselves_and_change_nothing(
 
 async def test_the_longest_duration_means_long_ago(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
-    await bury(store, "q", 1)
+    await make_dead(store, "q", 1)
     assert await store.dead_letters.list("q", older_than=MAX_DURATION) == []
     with pytest.raises(ValueError, match="at most a thousand years"):
         await store.dead_letters.list("q", older_than=timedelta.max)
@@ -559,7 +559,7 @@ async def test_cancelled_at_every_checkpoint_it_has_happened_or_not(
         "select id from tocsin.messages union all select id from tocsin.archive union all select id"
         " from tocsin.dead_letters"
     )
-    (message_id,) = await bury(store, "q", 1)
+    (message_id,) = await make_dead(store, "q", 1)
 
     async def reset() -> None:
         assert await query(store_dsn, everywhere) == [(message_id,)]
@@ -576,8 +576,8 @@ async def test_cancelled_at_every_checkpoint_it_has_happened_or_not(
 async def test_a_queue_stands_first_as_it_does_in_a_list(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     await store.queues.ensure("other")
-    first, second, third = await bury(store, "q", 1, 2, 3)
-    (foreign,) = await bury(store, "other", 4)
+    first, second, third = await make_dead(store, "q", 1, 2, 3)
+    (foreign,) = await make_dead(store, "other", 4)
     assert await store.dead_letters.replay("q", first, foreign) == [first]
     assert await store.dead_letters.archive("q", limit=1) == 1
     assert [d.id for d in await store.dead_letters.list("q")] == [third]
@@ -615,7 +615,7 @@ async def test_always_fails_dead_letter_replay_runs_again(store: tocsin.Store) -
         assert [(d.delivery, d.worker, d.outcome, d.error) for d in letter.history] == [
             (n, "a", "handler_failed", f"RuntimeError: attempt {n}") for n in (1, 2, 3)
         ]
-        await until_asleep(store)
+        await until_idle(store)
         repaired = True
         assert await store.dead_letters.replay(message_id) == [message_id]
         await run.handled.wait(4)

@@ -373,7 +373,7 @@ def test_a_page_reads_a_page_and_not_the_table(plans: Any, statement: str) -> No
     assert 0 < read < 500, found
 
 
-def test_a_queue_with_few_messages_among_many_is_not_looked_for_in_all(plans: Any) -> None:
+def test_few_messages_of_a_queue_are_not_searched_for_among_all(plans: Any) -> None:
     plans(LARGE)
     plans("insert into tocsin.queues (name, created_at, channel) values ('small', now(), 'c')")
     plans("select tocsin.enqueue('small', '1') from generate_series(1, 20)")
@@ -447,7 +447,9 @@ async def test_expiry_is_for_what_has_not_been_delivered_in_time(
     assert [len(d.history) for d in await store.dead_letters.list("q")] == [1, 0, 0]
 
 
-async def test_release_with_a_delay_and_guarded(store: tocsin.Store, store_dsn: str) -> None:
+async def test_release_with_a_delay_and_with_a_lost_lease(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         first, second = await producer.enqueue_many([1, 2])

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, query, until, until_asleep, until_query
+from tests.support import PATIENCE, query, until, until_idle, until_query
 from tests.support.queues import contents, everything, fill, open_transaction
 from tests.support.runs import running
 
@@ -87,7 +87,7 @@ async def test_delete_by_force_removes_all_in_one_transaction(
         assert set((await contents(store_dsn)).values()) == {0}
 
 
-async def test_a_queue_created_anew_starts_empty(store: tocsin.Store) -> None:
+async def test_a_queue_created_again_starts_empty(store: tocsin.Store) -> None:
     await fill(store)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         former = await store.queues.get("q")
@@ -141,7 +141,7 @@ async def test_runs_on_a_queue_deleted_by_force_end(
                 message_id = await store.produce("q", 1)
                 await run.handled.wait(1)
             else:
-                await until_asleep(store, other)
+                await until_idle(store, other)
             assert (await store.queues.delete("q", force=True)).messages == int(busy)
             ended = await run.wait()
         assert (ended.reason, ended.handled) == ("its registration has ended", 0)
@@ -169,7 +169,7 @@ async def test_a_stream_and_a_dequeue_on_a_queue_deleted_by_force_end(store: toc
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream)
             nursery.start_soon(dequeue)
-            await until_asleep(store)
+            await until_idle(store)
             await until(lambda: store.workers.list("q"))
             await store.queues.delete("q", force=True)
 

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import query, until_asleep, until_true
+from tests.support import query, until_idle, until_true
 from tests.support.runs import running
 from tocsin._cli.queue import create, update
 from tocsin._cli.render import to_text, write_duration
@@ -206,7 +206,7 @@ async def test_a_visibility_timeout_changed_live_counts_for_a_run_under_way(
         await release.wait()
 
     async with store.consumer("q") as consumer, running(consumer, wait) as run:
-        await until_asleep(store)
+        await until_idle(store)
         await store.queues.update("q", vt=0.5)
         await store.produce("q", 1)
         await run.handled.wait(1)

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import query, until_asleep, until_query
+from tests.support import query, until_idle, until_query
 from tests.support.child import run_script
 from tests.support.queues import dequeue_into, open_transaction, until_waiting
 from tests.support.runs import running
@@ -194,7 +194,7 @@ async def test_hostile_names_work(store: tocsin.Store, store_dsn: str, name: str
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(dequeue_into, got := list[tocsin.Message](), consumer)
-        await until_asleep(store)
+        await until_idle(store)
         await producer.enqueue(1)
     assert [m.queue for m in got] == [name]
     metrics = await queues.metrics(name)

@@ -17,11 +17,11 @@ from tests.support import (
     move_clock,
     open_connection,
     query,
-    until_asleep,
     until_blocked,
+    until_idle,
     until_query,
 )
-from tests.support.dead_letters import bury
+from tests.support.dead_letters import make_dead
 from tests.support.runs import running
 
 BY = pytest.mark.parametrize("by", ["id", "key"])
@@ -66,16 +66,16 @@ async def test_a_message_that_becomes_due_earlier_wakes_a_consumer(store_dsn: st
         async with store.consumer("q") as consumer, running(consumer) as run:
             first = await store.produce("q", 1, delay=3600, key="k")
             second = await store.produce("q", 2, at=datetime.now(UTC) + timedelta(hours=1))
-            await until_asleep(store)
+            await until_idle(store)
             assert await store.messages.reschedule(**name(first, by), delay=0) == first
             await run.handled.wait(1)
-            await until_asleep(store)
+            await until_idle(store)
             await store.messages.reschedule(second, delay=1800)
-            await until_asleep(store)
+            await until_idle(store)
             await store.messages.reschedule(second, delay=0.2)
             await run.handled.wait(2)
             third = await store.produce("q", 3, delay=3600)
-            await until_asleep(store)
+            await until_idle(store)
             await store.messages.reschedule(third, at=datetime.now(UTC) - timedelta(days=1))
             await run.handled.wait(3)
     assert run.handled.payloads == [1, 2, 3]
@@ -115,7 +115,7 @@ async def test_what_does_not_wait_is_refused_and_its_state_named(
     async with store.consumer("q") as consumer:
         (held,) = await consumer.dequeue()
         archived = await store.messages.cancel(await store.produce("q", 2))
-        (dead,) = await bury(store, "q", 3)
+        (dead,) = await make_dead(store, "q", 3)
         rows = "select m::text from tocsin.messages m"
         before = await query(store_dsn, rows)
         for message_id, state in ((leased, "leased"), (archived, "archived"), (dead, "dead")):

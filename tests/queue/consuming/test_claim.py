@@ -206,7 +206,7 @@ def test_claim_reads_the_front_of_one_index_and_sorts_nothing(plans: Any, planne
         "select * from tocsin.heartbeat(1, array[1])",
     ],
 )
-def test_settling_and_looking_never_scan_the_table(
+def test_settling_and_reading_never_scan_the_table(
     plans: Any, statement: str, planned: str
 ) -> None:
     if planned == "on the empty table":
@@ -225,7 +225,9 @@ def test_settling_and_looking_never_scan_the_table(
                 assert node["Actual Rows"] * node["Actual Loops"] <= 2, (text, plan)
 
 
-def test_a_glance_does_not_walk_over_what_was_claimed_before(plans: Any, store_dsn: str) -> None:
+def test_a_resumed_scan_does_not_walk_over_what_was_claimed_before(
+    plans: Any, store_dsn: str
+) -> None:
     """Also of messages that are all due at the same time, and while a snapshot keeps
     vacuum from removing their index entries."""
     with connect_blocking(store_dsn) as old:
@@ -248,10 +250,10 @@ def test_a_glance_does_not_walk_over_what_was_claimed_before(plans: Any, store_d
             assert ready["Actual Rows"] == 10
             return int(ready["Shared Hit Blocks"] + ready["Shared Read Blocks"])
 
-        glance = blocks_read("0, '2026-01-01', 1900")
-        look = blocks_read("null, null, null")
-        assert glance < 30
-        assert look > 10 * glance
+        resumed = blocks_read("0, '2026-01-01', 1900")
+        full = blocks_read("null, null, null")
+        assert resumed < 30
+        assert full > 10 * resumed
 
 
 def test_the_bell_reads_the_rows_of_the_queues_that_were_inserted_into(plans: Any) -> None:
@@ -322,7 +324,7 @@ def test_settling_reads_each_message_once_by_its_id_however_many_are_leased(
     assert set(readings) == {("messages_pkey", 500, 1)}
 
 
-async def test_a_message_that_another_claim_has_locked_is_not_looked_for_again_at_once(
+async def test_a_message_that_another_claim_has_locked_is_not_claimed_again_at_once(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")

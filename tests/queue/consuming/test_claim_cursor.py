@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tocsin
-from tests.support import query, until_asleep
+from tests.support import query, until_idle
 from tests.support.runs import running
 
 
@@ -27,5 +27,5 @@ async def test_what_comes_before_the_last_position_is_found(
             await held.release()
             await run.handled.wait(4)
             assert run.handled.payloads == ["quick", "slow", "urgent", "held"]
-            await until_asleep(store)
+            await until_idle(store)
             assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(4,)]

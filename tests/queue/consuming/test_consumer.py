@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, move_clock, query, until, until_asleep, until_query
+from tests.support import PATIENCE, Handled, move_clock, query, until, until_idle, until_query
 from tests.support.runs import running, running_call
 from tocsin._queue.consuming import step_watch
 
@@ -142,14 +142,14 @@ async def test_concurrency_is_reached_and_not_exceeded(store: tocsin.Store) -> N
     async with store.consumer("q") as consumer, running(consumer, handle, concurrency=5) as run:
         with trio.fail_after(PATIENCE):
             await full.wait()
-        await until_asleep(store)
+        await until_idle(store)
         go_on.set()
         await run.handled.wait(20)
     assert most == 5
     assert sorted(run.handled.payloads) == list(range(20))
 
 
-async def test_loop_with_a_handler_goes_on_after_errors_and_buries_what_always_fails(
+async def test_loop_with_a_handler_goes_on_after_errors_and_moves_what_always_fails(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q", max_deliveries=3, retry_base=0, retry_jitter=0)
@@ -250,7 +250,7 @@ async def test_what_a_handler_sets_in_its_context_is_not_seen_by_the_next_call(
     async with store.consumer("q") as consumer, running(consumer, note) as run:
         for count in (4, 5):
             await run.handled.wait(count - 1)
-            await until_asleep(store)
+            await until_idle(store)
             await store.produce("q", count)
         await run.handled.wait(5)
     assert seen == [None] * 5
@@ -300,7 +300,7 @@ async def test_what_a_cancelled_handler_leaves_in_its_context_is_not_seen(
             store_dsn, "update tocsin.messages set lease = lease + 1, vt = now() + '1 hour'"
         )
         await until(lambda: not consumer._parts.leases.all())
-        await until_asleep(store)
+        await until_idle(store)
         await store.produce("q", "next")
         await run.handled.wait(2)
     assert seen == [None, None]

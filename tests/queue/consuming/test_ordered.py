@@ -8,7 +8,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, move_clock, nodes, query, until_asleep
+from tests.support import PATIENCE, move_clock, nodes, query, until_idle
 from tests.support.runs import running
 
 
@@ -190,7 +190,7 @@ async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(
         async with store.consumer("q") as consumer, running(consumer, handler, ordered=True):
             with trio.fail_after(PATIENCE):
                 await failed.wait()
-                await until_asleep(store)
+                await until_idle(store)
                 [message] = await store.messages.list("q", state="delayed")
                 match change:
                     case "cancel":

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, query, until_asleep, until_query
+from tests.support import PATIENCE, Handled, query, until_idle, until_query
 from tests.support.runs import running
 from tocsin._queue.consuming import prefetch
 
@@ -47,7 +47,7 @@ async def hang(message: tocsin.Message) -> None:
 HELD = "select count(*)::int from tocsin.messages where state = 'leased'"
 
 
-async def test_when_interrupted_it_gives_back_at_once_what_no_handler_has_seen(
+async def test_when_interrupted_it_requeues_at_once_what_no_handler_has_seen(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
@@ -70,7 +70,7 @@ async def test_when_interrupted_it_gives_back_at_once_what_no_handler_has_seen(
     ) == [(21, 0)]
 
 
-async def test_when_suspended_it_gives_back_at_once_what_no_handler_has_seen(
+async def test_when_suspended_it_requeues_at_once_what_no_handler_has_seen(
     store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prefetch, "PATIENCE", 3600)
@@ -81,7 +81,7 @@ async def test_when_suspended_it_gives_back_at_once_what_no_handler_has_seen(
         running(consumer, hang) as run,
     ):
         await claim_ahead(producer, run.handled)
-        await until_asleep(store)
+        await until_idle(store)
         assert await query(store_dsn, HELD) > [(1,)]
         await (await store.workers.get(consumer.worker_id)).suspend(drain=True)
         await until_query(store_dsn, HELD, gives=[(1,)])
@@ -125,7 +125,7 @@ async def test_a_handler_that_waits_does_not_hold_up_the_next_one_and_no_more_ru
     ):
         await producer.enqueue_many(range(30))
         await run.handled.wait(7)
-        await until_asleep(store)
+        await until_idle(store)
         go_on.set()
         await run.handled.wait(30)
     assert most == 7
@@ -170,7 +170,7 @@ async def test_a_message_that_can_neither_be_archived_nor_fail_holds_up_nobody(
     assert await query(store_dsn, "select payload from tocsin.messages") == [(13,)]
 
 
-async def test_the_poisoned_message_does_not_keep_a_cancelled_run_from_its_end(
+async def test_the_refused_message_does_not_keep_a_cancelled_run_from_its_end(
     store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is handled, and cannot be archived, when the run is cancelled: its neighbours

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, move_clock, query, since, statements, until_asleep
+from tests.support import PATIENCE, move_clock, query, since, statements, until_idle
 from tests.support.runs import running_call
 
 
@@ -187,7 +187,7 @@ async def test_handler_timeout_a_late_finish_cannot_settle(
         go_on.set()
         with trio.fail_after(PATIENCE):
             await finished.wait()
-        await until_asleep(store)
+        await until_idle(store)
         assert await everything(store_dsn) == before
         run.cancel()
     assert len(late) == 1

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, query, until, until_asleep, until_query
+from tests.support import PATIENCE, Handled, query, until, until_idle, until_query
 from tests.support.runs import running
 from tocsin._queue.consuming import lease_clock, signals
 from tocsin.embedded import EmbeddedServer
@@ -113,7 +113,7 @@ async def test_a_signal_ends_a_wait_for_messages_by_hand(store: tocsin.Store) ->
                     await consumer.dequeue(wait=3600)
 
             nursery.start_soon(take)
-            await until_asleep(store)
+            await until_idle(store)
             signal.raise_signal(signal.SIGTERM)
 
 
@@ -130,7 +130,7 @@ async def test_a_command_ends_a_wait_for_messages_by_hand(
                     await consumer.dequeue(wait=3600)
 
             nursery.start_soon(take)
-            await until_asleep(store)
+            await until_idle(store)
             handle = await store.workers.get(consumer.worker_id)
             commands: dict[str, Callable[[], Awaitable[object]]] = {
                 "interrupt": handle.interrupt,
@@ -139,7 +139,7 @@ async def test_a_command_ends_a_wait_for_messages_by_hand(
             await commands[command]()
 
 
-async def test_a_loop_that_begins_anew_when_the_connection_is_lost_does_not_forget_a_signal(
+async def test_a_loop_that_begins_again_when_the_connection_is_lost_does_not_forget_a_signal(
     own_server: EmbeddedServer,
 ) -> None:
     async with tocsin.connect(own_server.dsn) as store:
@@ -428,15 +428,15 @@ async def test_a_run_does_not_wait_for_messages_that_its_own_task_dequeued(
                 async with tocsin.drain_on_signals():
                     (message,) = await manual.dequeue()
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_raise_when_asleep, store)
+                        nursery.start_soon(_raise_when_idle, store)
                         with pytest.raises(tocsin.Suspended) as ended:
                             await consumer.handle(_do_nothing)
                     await message.archive()
                     raise ended.value
 
 
-async def _raise_when_asleep(store: tocsin.Store) -> None:
-    await until_asleep(store)
+async def _raise_when_idle(store: tocsin.Store) -> None:
+    await until_idle(store)
     signal.raise_signal(signal.SIGTERM)
 
 
@@ -457,7 +457,7 @@ async def test_consumers_by_hand_that_hold_messages_while_they_wait_do_not_wait_
                     for consumer in (a, b):
                         assert len(await consumer.dequeue()) == 1
                         nursery.start_soon(lambda c: c.dequeue(wait=3600), consumer)
-                    await until_asleep(store)
+                    await until_idle(store)
                     signal.raise_signal(signal.SIGTERM)
 
 

@@ -18,8 +18,8 @@ from tests.support import (
     open_connection,
     query,
     until,
-    until_asleep,
     until_blocked,
+    until_idle,
     until_true,
 )
 from tests.support.runs import running
@@ -158,7 +158,7 @@ async def test_a_request_brings_forward_a_heartbeat_through_the_pool(store_dsn: 
                 " datname = current_database())",
             )
             await connecting.wait()
-            await until_asleep(store)
+            await until_idle(store)
             sent = store.statistics().heartbeats
             store._process.request_heartbeat()
             await until(lambda: store.statistics().heartbeats > sent)
@@ -215,14 +215,14 @@ async def test_listen_that_did_not_work_is_proven_again(
         caplog.set_level(logging.DEBUG, "tocsin")
         async with store.consumer("q") as consumer, running(consumer) as run:
             assert not store.statistics().listen_works
-            await until(lambda: len(_deaf(caplog)) >= 2)
+            await until(lambda: len(_listen_failures(caplog)) >= 2)
             listener._connect = store._database._connect
             await until(lambda: store.statistics().listening)
             assert store.statistics().listen_works
             await store.produce("q", 1)
             await run.handled.wait(1)
-    assert _deaf(caplog)[:2] == [logging.WARNING, logging.DEBUG]
+    assert _listen_failures(caplog)[:2] == [logging.WARNING, logging.DEBUG]
 
 
-def _deaf(caplog: pytest.LogCaptureFixture) -> list[int]:
+def _listen_failures(caplog: pytest.LogCaptureFixture) -> list[int]:
     return [r.levelno for r in caplog.records if "LISTEN does not work" in r.message]

@@ -17,7 +17,7 @@ from tests.support import (
     open_connection,
     query,
     until,
-    until_asleep,
+    until_idle,
     until_true,
 )
 from tests.support.runs import running
@@ -86,7 +86,7 @@ async def test_a_consumers_process_does_it_once_a_minute_and_no_other_process_at
     ):
         await one.queues.create("q")
         async with one.consumer("q"), two.consumer("q"):
-            await until_asleep(one, two)
+            await until_idle(one, two)
             await one.maintain()
             await query(dsn, "select pg_stat_statements_reset()")
             for minute in (1, 2, 3):
@@ -101,7 +101,7 @@ async def test_no_statement_but_the_heartbeat_until_it_is_due(dsn_of_quiet_store
     async with tocsin.connect(dsn_of_quiet_store, heartbeat=0.05) as store:
         await store.queues.create("q")
         async with store.consumer("q") as consumer, running(consumer):
-            await until_asleep(store)
+            await until_idle(store)
             await beats(store)
             await put_off(dsn_of_quiet_store)
             await query(dsn_of_quiet_store, "select pg_stat_statements_reset()")
@@ -187,7 +187,7 @@ async def test_maintenance_that_another_session_does_says_nothing_of_a_failure(
             assert len(failures()) == 1
             await other.execute("select pg_advisory_lock(tocsin._lock_key('maintain', 0))")
             maintenance.request()
-            await until_asleep(store)
+            await until_idle(store)
             await other.execute("select pg_advisory_unlock_all()")
             maintenance.request()
             await next_event(ended)
@@ -490,7 +490,7 @@ async def test_with_triggers_off_a_queue_archives_and_messages_are_found_by_the_
         await connection.execute("select tocsin.create_queue('q')")
     assert [h.problems for h in await lively.workers.health("q")] == [()]
     async with lively.consumer("q") as consumer, running(consumer) as run:
-        await until_asleep(lively)
+        await until_idle(lively)
         await query(store_dsn, "alter table tocsin.messages disable trigger all")
         await query(store_dsn, "select tocsin.enqueue_many('q', '[1]')")
         await run.handled.wait(1)

@@ -24,7 +24,7 @@ from tests.support import (
     open_connection,
     query,
     until,
-    until_asleep,
+    until_idle,
     until_true,
 )
 from tests.support.child import run_script
@@ -81,7 +81,7 @@ async def test_one_listen_connection_for_all_consumers_none_for_producers(store_
     assert await query(store_dsn, "select count(*)::int from tocsin.processes") == [(0,)]
 
 
-async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to_ring(
+async def test_a_waiting_consumer_is_rung_for_also_when_a_transaction_had_decided_not_to_ring(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     """One that is open since before any consumer waited, with another that was as well
@@ -105,7 +105,7 @@ async def test_who_sleeps_is_rung_for_also_when_a_transaction_had_decided_not_to
             await run.handled.wait(2)
             await long.execute("commit")
             await run.handled.wait(3)
-            await until_asleep(store)
+            await until_idle(store)
             assert store._process._locks._unconfirmed == set()
     assert run.handled.payloads == ["early", "rung", "long"]
 
@@ -122,7 +122,7 @@ async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
             store.consumer("q") as consumer,
             running(consumer, lambda _: go_on.wait()) as run,
         ):
-            await until_asleep(store)
+            await until_idle(store)
             assert await query(store_dsn, f"select {ASLEEP} from tocsin.queues") == [(1,)]
             await store.produce("q", 1)
             await run.handled.wait(1)
@@ -133,7 +133,7 @@ async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
             assert store.statistics().notifications == 1
             go_on.set()
             await run.handled.wait(6)
-            await until_asleep(store)
+            await until_idle(store)
             assert store.statistics().notifications == 1
             await store.produce("q", 7)
             await run.handled.wait(7)
@@ -167,7 +167,7 @@ async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_stor
         async with other.consumer("q") as holder, store.consumer("q") as consumer:
             (held,) = await holder.dequeue(vt=2)
             async with running(consumer, look) as run:
-                await until_asleep(store, other)
+                await until_idle(store, other)
                 assert not run.handled.messages
                 await query(dsn_of_quiet_store, "select pg_stat_statements_reset()")
                 await run.settled(1, "archived")
@@ -193,12 +193,12 @@ async def test_one_message_for_many_idle_consumers_costs_few_claims(
         for _ in range(30):
             consumer = await stack.enter_async_context(store.consumer("q"))
             await stack.enter_async_context(running(consumer, handled))
-        await until_asleep(store)
+        await until_idle(store)
         ((before,),) = await query(dsn_of_quiet_store, claims)
         for n in range(10):
             await store.produce("q", n)
             await handled.wait(n + 1)
-            await until_asleep(store)
+            await until_idle(store)
         ((after,),) = await query(dsn_of_quiet_store, claims)
         # for each message: the claim that finds it, up to two that find no further one,
         # and those of another consumer that it woke
@@ -268,7 +268,7 @@ async def test_long_names_have_channels_too(store: tocsin.Store, store_dsn: str)
     name = "ein sehr langer Name 🔔 " * 9
     await store.queues.ensure(name)
     async with store.consumer(name, name=name) as consumer, running(consumer) as run:
-        await until_asleep(store)
+        await until_idle(store)
         await store.produce(name, 1)
         await run.handled.wait(1)
     assert await query(
@@ -276,7 +276,7 @@ async def test_long_names_have_channels_too(store: tocsin.Store, store_dsn: str)
     ) == [(True,)]
 
 
-async def test_deaf_process_says_so_and_lives_by_its_heartbeat(
+async def test_a_process_where_listen_does_not_work_says_so_and_lives_by_its_heartbeat(
     store_dsn: str,
     database_factory: object,
     caplog: pytest.LogCaptureFixture,
@@ -340,13 +340,15 @@ async def test_dead_workers_are_not_those_that_only_missed_heartbeats(
         await message.archive()
 
 
-async def test_a_young_server_buries_nobody(store_dsn: str) -> None:
+async def test_a_young_server_declares_no_process_dead(store_dsn: str) -> None:
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
-        await _be_buried_when_the_server_is_old_enough(store, store_dsn)
+        await _be_declared_dead_when_the_server_is_old_enough(store, store_dsn)
 
 
-async def _be_buried_when_the_server_is_old_enough(store: tocsin.Store, store_dsn: str) -> None:
+async def _be_declared_dead_when_the_server_is_old_enough(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     async with store.producer("q") as producer:
         await query(
             store_dsn,
@@ -409,7 +411,7 @@ async def _ring(dsn: str, holder: TrioConnection[Any], alive: list[bool]) -> lis
     return ids
 
 
-async def test_a_heartbeat_buries_the_dead_before_the_next_eight_living_and_all_are_some_heartbeats(
+async def test_a_heartbeat_declares_dead_and_checks_the_next_eight_and_all_are_some_heartbeats(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     async with open_connection(store_dsn) as holder:
@@ -582,7 +584,7 @@ async def test_reclaim_passes_over_a_message_that_another_transaction_has_locked
     assert await store.reclaim() == tocsin.ReclaimResult(workers=0, messages=1)
 
 
-async def test_dead_workers_that_live_cancel_their_handlers_and_register_anew(
+async def test_dead_workers_that_live_cancel_their_handlers_and_register_again(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q", vt=3600, max_deliveries=9)
@@ -619,7 +621,7 @@ async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, stor
         store.consumer("q", name="w") as consumer,
         running(consumer) as run,
     ):
-        await until_asleep(store)
+        await until_idle(store)
         await query(
             store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes"
         )
@@ -685,11 +687,13 @@ async def test_cancelled_registration_is_cleared_away(store: tocsin.Store, store
         ]
 
 
-async def test_moved_clock_wakes_who_waits_for_a_time(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_moved_clock_wakes_a_consumer_that_waits_for_a_time(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer, running(consumer) as run:
         await store.produce("q", 1, delay=3600)
-        await until_asleep(store)
+        await until_idle(store)
         assert run.handled.messages == []
         await move_clock(store_dsn, 3601)
         await run.handled.wait(1)

@@ -104,14 +104,14 @@ def end_waiting(session: Connection, *queues: int) -> None:
     session.execute("select tocsin.end_waiting(%s)", [list(queues)])
 
 
-def test_nobody_asleep_nobody_rung_for(sessions: Sessions) -> None:
+def test_without_a_waiting_consumer_none_is_rung_for(sessions: Sessions) -> None:
     _, heard = sessions.listener()
     insert(sessions.open(), sessions.q)
     sessions.open().execute("select tocsin.enqueue('q', '1'), tocsin.enqueue_many('r', '[1, 2]')")
     assert heard() == []
 
 
-def test_a_sleeper_is_rung_for_until_it_wakes(sessions: Sessions) -> None:
+def test_a_waiting_session_is_rung_for_until_it_wakes(sessions: Sessions) -> None:
     line, heard = sessions.listener()
     assert begin_waiting(line, sessions.q, sessions.r) == []
     insert(sessions.open(), sessions.q, sessions.r)
@@ -128,7 +128,7 @@ def test_a_sleeper_is_rung_for_until_it_wakes(sessions: Sessions) -> None:
     assert heard() == []
 
 
-def test_one_of_several_sleepers_is_enough(sessions: Sessions) -> None:
+def test_one_of_several_waiting_sessions_is_enough(sessions: Sessions) -> None:
     line, heard = sessions.listener()
     another, heard_too = sessions.listener()
     begin_waiting(line, sessions.q)
@@ -138,7 +138,7 @@ def test_one_of_several_sleepers_is_enough(sessions: Sessions) -> None:
     assert heard() == heard_too() == ["q"]
 
 
-def test_only_the_queues_that_somebody_sleeps_on_are_rung_for(sessions: Sessions) -> None:
+def test_only_the_queues_that_a_consumer_waits_on_are_rung_for(sessions: Sessions) -> None:
     line, heard = sessions.listener()
     begin_waiting(line, sessions.r)
     producer = sessions.open()
@@ -192,7 +192,7 @@ def test_a_release_rings_as_an_insert_does(sessions: Sessions) -> None:
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_who_falls_asleep_is_told_of_messages_that_come_without_a_ring(
+def test_a_consumer_that_begins_to_wait_is_told_of_messages_that_come_without_a_ring(
     sessions: Sessions, end: str
 ) -> None:
     line, heard = sessions.listener()
@@ -207,7 +207,7 @@ def test_who_falls_asleep_is_told_of_messages_that_come_without_a_ring(
     assert heard() == []
 
 
-def test_each_statement_decides_anew(sessions: Sessions) -> None:
+def test_each_statement_decides_for_itself(sessions: Sessions) -> None:
     line, heard = sessions.listener()
     producer = sessions.open()
     with producer.transaction():
@@ -218,7 +218,7 @@ def test_each_statement_decides_anew(sessions: Sessions) -> None:
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_an_old_snapshot_sees_a_new_sleeper(sessions: Sessions, level: str) -> None:
+def test_an_old_snapshot_sees_a_new_waiting_session(sessions: Sessions, level: str) -> None:
     line, heard = sessions.listener()
     producer = sessions.open()
     with producer.transaction():
@@ -342,7 +342,7 @@ def test_a_transaction_that_rang_cannot_be_prepared(
         two_phases.execute("prepare transaction 't'")
 
 
-def test_a_dead_sleeper_is_not_rung_for(sessions: Sessions) -> None:
+def test_a_dead_waiting_session_is_not_rung_for(sessions: Sessions) -> None:
     line, _ = sessions.listener()
     _, heard = sessions.listener()
     begin_waiting(line, sessions.q)

@@ -54,23 +54,23 @@ def fetch_one(session: Connection, statement: str) -> Any:
 
 
 @contextmanager
-def somebody_asleep(dsn: str) -> Iterator[Connection]:
+def waiting_session(dsn: str) -> Iterator[Connection]:
     """A session that sleeps on the queue q, and LISTENs."""
-    with connect_blocking(dsn) as sleeper:
-        sleeper.execute(
+    with connect_blocking(dsn) as listening:
+        listening.execute(
             fetch_one(
-                sleeper, "select format('listen %I', channel) from tocsin.queues where name = 'q'"
+                listening, "select format('listen %I', channel) from tocsin.queues where name = 'q'"
             ).encode()
         )
-        sleeper.execute(
+        listening.execute(
             "select tocsin.begin_waiting(array(select id from tocsin.queues where name = 'q'))"
         )
-        yield sleeper
+        yield listening
 
 
-def hear(sleeper: Connection) -> None:
+def hear(listening: Connection) -> None:
     """Wait for a notification."""
-    assert list(sleeper.notifies(timeout=PATIENCE, stop_after=1))
+    assert list(listening.notifies(timeout=PATIENCE, stop_after=1))
 
 
 def rings_first(session: Connection, enqueue: str = ENQUEUE) -> bool:
@@ -105,10 +105,10 @@ def session(store_dsn: str) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def sleeper(store_dsn: str, session: Connection) -> Iterator[Connection]:
+def listening(store_dsn: str, session: Connection) -> Iterator[Connection]:
     """A session that sleeps on q."""
-    with somebody_asleep(store_dsn) as sleeper:
-        yield sleeper
+    with waiting_session(store_dsn) as listening:
+        yield listening
 
 
 @pytest.fixture(autouse=True)
@@ -163,9 +163,9 @@ async def producing(
     store: tocsin.Store, store_dsn: str, session: Connection
 ) -> AsyncIterator[Producing]:
     """Calls of a process that has enqueued once, while a consumer waited."""
-    with somebody_asleep(store_dsn) as sleeper:
+    with waiting_session(store_dsn) as listening:
         await store.produce("q", "the first")
-        hear(sleeper)
+        hear(listening)
     async with trio.open_nursery() as nursery:
         yield Producing(store, store_dsn, nursery)
         nursery.cancel_scope.cancel()
@@ -174,28 +174,30 @@ async def producing(
 # What a producer does
 
 
-async def test_who_sleeps_is_rung_for_before_there_is_a_message(
-    producing: Producing, sleeper: Connection, session: Connection
+async def test_a_waiting_consumer_is_rung_for_before_there_is_a_message(
+    producing: Producing, listening: Connection, session: Connection
 ) -> None:
-    hear(sleeper)  # of the first message
+    hear(listening)  # of the first message
     session.execute(INSERT_WAITS)
     session.execute("select pg_advisory_lock(1)")
     await producing.until_held()
-    hear(sleeper)
-    assert fetch_one(sleeper, "select count(*) from tocsin.messages") == 1
+    hear(listening)
+    assert fetch_one(listening, "select count(*) from tocsin.messages") == 1
     session.execute("select pg_advisory_unlock(1)")
-    assert await producing.until_over() == fetch_one(sleeper, "select max(id) from tocsin.messages")
-    hear(sleeper)
+    assert await producing.until_over() == fetch_one(
+        listening, "select max(id) from tocsin.messages"
+    )
+    hear(listening)
 
 
-async def test_who_sleeps_sees_the_message_before_the_disk_has_it(
-    producing: Producing, sleeper: Connection, session: Connection
+async def test_a_waiting_consumer_sees_the_message_before_it_is_durable(
+    producing: Producing, listening: Connection, session: Connection
 ) -> None:
     session.execute(DISK_WAITS)
     session.execute("select pg_advisory_lock(1)")
     await producing.until_held()
-    hear(sleeper)
-    seen = fetch_one(sleeper, "select max(id) from tocsin.messages")
+    hear(listening)
+    seen = fetch_one(listening, "select max(id) from tocsin.messages")
     assert seen not in producing.outcomes
     session.execute("select pg_advisory_unlock(1)")
     assert await producing.until_over() == seen
@@ -220,7 +222,7 @@ async def test_a_handler_may_begin_before_the_disk_has_the_message(
 async def test_a_producer_returns_when_the_disk_has_the_message(
     store: tocsin.Store, store_dsn: str, session: Connection, asleep: bool
 ) -> None:
-    with somebody_asleep(store_dsn) if asleep else nullcontext():
+    with waiting_session(store_dsn) if asleep else nullcontext():
         for _ in range(50):  # the server may flush by itself at any time, but not each time
             before = fetch_one(session, "select pg_current_wal_insert_lsn()")
             message_id = await store.produce("q", 1)
@@ -232,7 +234,7 @@ async def test_a_producer_returns_when_the_disk_has_the_message(
             assert fetch_one(session, "select max(id) from tocsin.messages") == message_id
 
 
-async def test_it_rings_first_when_somebody_slept_the_last_time(
+async def test_it_rings_first_when_a_consumer_waited_the_last_time(
     store: tocsin.Store, store_dsn: str, session: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session.execute(
@@ -241,9 +243,9 @@ async def test_it_rings_first_when_somebody_slept_the_last_time(
     )
     await store.produce("q", 1)
     await store.produce("q", 2)  # no consumer waits
-    with somebody_asleep(store_dsn) as sleeper:
+    with waiting_session(store_dsn) as listening:
         await store.produce("q", 3)
-        hear(sleeper)
+        hear(listening)
         for _ in range(2):
             with pytest.raises(tocsin.ConnectionLost, match=r"committed.*division by zero"):
                 await store.produce("q", 4)
@@ -263,20 +265,20 @@ async def test_it_rings_first_when_somebody_slept_the_last_time(
 
 
 async def test_who_has_got_up_is_rung_for_in_vain_once(
-    producing: Producing, store: tocsin.Store, sleeper: Connection
+    producing: Producing, store: tocsin.Store, listening: Connection
 ) -> None:
     def rings() -> int:
-        sleeper.execute("notify marker")
+        listening.execute("notify marker")
         heard: list[str] = []
         while "marker" not in heard:
-            heard += [n.channel for n in sleeper.notifies(timeout=PATIENCE, stop_after=1)]
+            heard += [n.channel for n in listening.notifies(timeout=PATIENCE, stop_after=1)]
         return len(heard) - 1
 
-    sleeper.execute("listen marker")
+    listening.execute("listen marker")
     assert rings() == 1  # of the first message
     await store.produce("q", 1)
     assert rings() == 2
-    sleeper.execute("select tocsin.end_waiting(array(select id from tocsin.queues))")
+    listening.execute("select tocsin.end_waiting(array(select id from tocsin.queues))")
     await store.produce("q", 2)
     assert rings() == 1
     await store.produce("q", 3)
@@ -284,7 +286,7 @@ async def test_who_has_got_up_is_rung_for_in_vain_once(
 
 
 async def test_a_message_with_a_key_waits_for_the_disk(
-    producing: Producing, store: tocsin.Store, session: Connection, sleeper: Connection
+    producing: Producing, store: tocsin.Store, session: Connection, listening: Connection
 ) -> None:
     """The next call that enqueues the key is told its id."""
     session.execute(
@@ -298,7 +300,7 @@ async def test_a_message_with_a_key_waits_for_the_disk(
 
 
 async def test_what_is_refused_is_refused_as_ever(
-    producing: Producing, store: tocsin.Store, session: Connection, sleeper: Connection
+    producing: Producing, store: tocsin.Store, session: Connection, listening: Connection
 ) -> None:
     session.execute("select tocsin.update_queue('q', max_payload => 100)")
     with pytest.raises(tocsin.PayloadTooLarge):
@@ -312,7 +314,7 @@ async def test_what_is_refused_is_refused_as_ever(
 
 
 async def test_cancelled_at_every_checkpoint_it_is_enqueued_or_not_and_the_connection_usable(
-    producing: Producing, store: tocsin.Store, store_dsn: str, sleeper: Connection
+    producing: Producing, store: tocsin.Store, store_dsn: str, listening: Connection
 ) -> None:
     async def enqueue() -> None:
         await store.produce("q", 1)
@@ -331,7 +333,7 @@ async def test_cancelled_at_every_checkpoint_it_is_enqueued_or_not_and_the_conne
 
 @pytest.mark.parametrize("end", ["killed", "cancelled by an administrator", "cancelled"])
 async def test_not_told_of_the_disk(
-    producing: Producing, store_dsn: str, session: Connection, sleeper: Connection, end: str
+    producing: Producing, store_dsn: str, session: Connection, listening: Connection, end: str
 ) -> None:
     """The message is enqueued: no caller may be told that it is not."""
     session.execute(DISK_WAITS)
@@ -361,7 +363,7 @@ async def test_not_told_of_the_disk(
 
 @poolers.NEEDED
 async def test_through_a_pooler_the_ring_waits_for_the_disk(
-    server: servers.Server, store_dsn: str, session: Connection, sleeper: Connection
+    server: servers.Server, store_dsn: str, session: Connection, listening: Connection
 ) -> None:
     session.execute(
         "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
@@ -375,35 +377,35 @@ async def test_through_a_pooler_the_ring_waits_for_the_disk(
     ):
         for n in range(3):
             await store.produce("q", n)
-            hear(sleeper)
+            hear(listening)
 
 
 # When a commit need not wait
 
 
-def test_only_when_somebody_sleeps_and_without_a_key(
-    session: Connection, sleeper: Connection
+def test_only_when_a_consumer_waits_and_without_a_key(
+    session: Connection, listening: Connection
 ) -> None:
     assert can_ring_early(session)
     assert not can_ring_early(
         session,
         "select tocsin.enqueue('q', '1', key => gen_random_uuid()::text, ring_early => true)",
     )
-    sleeper.execute("select tocsin.end_waiting(array(select id from tocsin.queues))")
+    listening.execute("select tocsin.end_waiting(array(select id from tocsin.queues))")
     assert not can_ring_early(session)
 
 
 @pytest.mark.parametrize(
     "setting", ["update tocsin.queues set notify = 'always'", "set synchronous_commit = off"]
 )
-def test_not_with(session: Connection, sleeper: Connection, setting: str) -> None:
+def test_not_with(session: Connection, listening: Connection, setting: str) -> None:
     assert can_ring_early(session)
     session.execute(setting.encode())
     assert not can_ring_early(session)
 
 
 def test_later_transactions_of_the_session_wait_for_the_disk_as_before(
-    session: Connection, sleeper: Connection
+    session: Connection, listening: Connection
 ) -> None:
     for _ in range(TRIES):
         with session.transaction():
@@ -417,7 +419,7 @@ def test_later_transactions_of_the_session_wait_for_the_disk_as_before(
 
 
 def test_who_has_rolled_back_has_nothing_to_wait_for(
-    session: Connection, sleeper: Connection
+    session: Connection, listening: Connection
 ) -> None:
     for _ in range(TRIES):
         with session.transaction(force_rollback=True):
@@ -429,7 +431,9 @@ def test_who_has_rolled_back_has_nothing_to_wait_for(
 # The ids
 
 
-def test_not_when_the_sequence_has_written_a_note(session: Connection, sleeper: Connection) -> None:
+def test_not_when_the_sequence_has_written_a_note(
+    session: Connection, listening: Connection
+) -> None:
     outcomes = [rings_first(session) for _ in range(320)]
     assert outcomes.count(False) >= 10  # PostgreSQL notes 32 at a time
     assert outcomes.count(True) > 200
@@ -437,7 +441,7 @@ def test_not_when_the_sequence_has_written_a_note(session: Connection, sleeper: 
     assert not rings_first(session)
 
 
-def test_not_when_triggers_enqueue_more(session: Connection, sleeper: Connection) -> None:
+def test_not_when_triggers_enqueue_more(session: Connection, listening: Connection) -> None:
     session.execute("select tocsin.create_queue('r')")
     session.execute(
         "create function enqueue_more() returns trigger language plpgsql as $$ begin perform"
@@ -454,7 +458,7 @@ async def test_not_when_commits_wait_for_standbys(own_server: EmbeddedServer) ->
     async with tocsin.connect(own_server.dsn) as store:
         await store.install()
         await store.queues.create("q")
-    with connect_blocking(own_server.dsn) as session, somebody_asleep(own_server.dsn):
+    with connect_blocking(own_server.dsn) as session, waiting_session(own_server.dsn):
         assert can_ring_early(session)
         session.execute("set synchronous_commit = local")
         assert can_ring_early(session)
@@ -488,7 +492,7 @@ async def test_not_when_a_note_is_not_on_disk(own_server: EmbeddedServer) -> Non
     with (
         connect_blocking(own_server.dsn) as session,
         connect_blocking(own_server.dsn) as other,
-        somebody_asleep(own_server.dsn),
+        waiting_session(own_server.dsn),
     ):
         assert can_ring_early(session)
         with log_writer_stopped(own_server.dsn):
@@ -517,7 +521,7 @@ async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_ag
     async with tocsin.connect(dsn) as store:
         await store.install()
         await store.queues.create("q")
-        with connect_blocking(dsn) as session, somebody_asleep(dsn) as sleeper:
+        with connect_blocking(dsn) as session, waiting_session(dsn) as listening:
             session.execute(DISK_WAITS)
             returned = [await store.produce("q", n) for n in range(3)]
             while (fetch_one(session, "select log_cnt from tocsin.messages_id_seq") == 0) != (
@@ -547,11 +551,11 @@ async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_ag
                                 and not await (await observer.execute(WAITING)).fetchone()
                             ):
                                 pass
-                        seen = fetch_one(sleeper, "select max(id) from tocsin.messages")
+                        seen = fetch_one(listening, "select max(id) from tocsin.messages")
                         os.kill(log_writer, signal.SIGKILL)
                         with suppress(psycopg.OperationalError):
                             while True:  # until the server has noticed
-                                sleeper.execute("select 1")
+                                listening.execute("select 1")
                     await until_back(dsn)
         kept = {id for (id,) in await query(dsn, "select id from tocsin.messages")}
         assert set(returned) <= kept

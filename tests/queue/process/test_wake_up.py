@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, Handled, query, since, statements, until_asleep
+from tests.support import PATIENCE, Handled, query, since, statements, until_idle
 from tests.support.runs import running
 
 
@@ -39,7 +39,7 @@ async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> Non
         await store.queues.ensure("q")
         async with store.consumer("q") as consumer, trio.open_nursery() as nursery:
             nursery.start_soon(run, consumer)
-            await until_asleep(store)
+            await until_idle(store)
             before = await statements(dsn)
             # no task has run for so long, whatever its clock
             await trio.testing.wait_all_tasks_blocked(0.5)
@@ -61,9 +61,9 @@ async def test_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> Non
     async with tocsin.connect(dsn, heartbeat=3600) as store:
         await store.queues.ensure("tasks")
         async with store.consumer("tasks") as consumer, running(consumer, look) as run:
-            await until_asleep(store)
+            await until_idle(store)
             await query(dsn, "select tocsin.enqueue('tasks', '1', delay => '2 s')")
-            await until_asleep(store)
+            await until_idle(store)
             before = await statements(dsn)
             # it is not yet its time
             assert await query(dsn, "select state::text from tocsin.messages") == [("delayed",)]

@@ -25,7 +25,7 @@ SHARED = "enqueue_each"
 # Sharing
 
 
-async def test_a_lone_call_goes_at_once_and_those_that_come_meanwhile_share_a_statement(
+async def test_a_lone_call_goes_at_once_and_those_that_come_during_it_share_a_statement(
     dsn_of_quiet_store: str,
 ) -> None:
     async with tocsin.connect(dsn_of_quiet_store) as store:

@@ -11,7 +11,7 @@ import trio
 
 import tocsin
 from tests.support import PATIENCE, connect_blocking, open_connection, query, until, until_blocked
-from tests.support.dead_letters import bury, kill
+from tests.support.dead_letters import kill, make_dead
 
 ENQUEUE = "select tocsin.enqueue('q', '1', key => %s)"
 
@@ -96,7 +96,7 @@ async def test_unique_key_is_free_when_its_message_is_finished_and_not_before(
         assert (await store.messages.get(first)).state == "delayed"
         assert await enqueue() == first  # waiting for its next delivery
     await store.queues.ensure("r")
-    (second,) = await bury(store, "r", 1, key="k")
+    (second,) = await make_dead(store, "r", 1, key="k")
     third = await store.produce("r", 1, key="k")
     assert third > second  # a dead letter is finished
     async with store.consumer("r") as consumer:

@@ -93,7 +93,7 @@ async def test_the_oldest_heartbeat_is_that_of_a_worker_that_is_not_stopped(stor
 # What is wrong with a queue
 
 
-async def test_a_queue_with_nothing_in_it_and_nobody_there_is_healthy(store: tocsin.Store) -> None:
+async def test_a_queue_without_messages_and_workers_is_healthy(store: tocsin.Store) -> None:
     await store.queues.ensure("q")
     assert await health(store) == tocsin.QueueHealth("q", True, (), 0, (), (), 0, None, None)
 
@@ -125,7 +125,7 @@ async def test_messages_wait_and_nobody_consumes(store: tocsin.Store, store_dsn:
 
 
 @pytest.mark.parametrize("way", ["delayed", "lease ended"])
-async def test_what_nobody_has_looked_at_waits_too(
+async def test_what_no_claim_has_seen_waits_too(
     store: tocsin.Store, store_dsn: str, way: str
 ) -> None:
     """With no process there to look, a message that is due is still `delayed`, and one

@@ -685,7 +685,7 @@ async def test_purge_old_workers_leaves_what_they_did(store: tocsin.Store, store
         await message.archive()
 
 
-async def test_a_name_registered_anew_while_it_is_purged(
+async def test_a_name_registered_again_while_it_is_purged(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
@@ -705,7 +705,7 @@ async def test_a_name_registered_anew_while_it_is_purged(
         await connection.execute("begin")
 
 
-async def test_what_was_given_back_by_stop_counts_as_released(
+async def test_what_stop_has_requeued_counts_as_released(
     store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also what was claimed ahead; and no log line warns of leases that were taken on
@@ -751,7 +751,7 @@ async def test_a_worker_deleted_while_it_runs_ends_its_run(store_dsn: str) -> No
         assert run.handled.payloads == [1]
 
 
-async def test_a_worker_declared_dead_and_purged_registers_anew(store_dsn: str) -> None:
+async def test_a_worker_declared_dead_and_purged_registers_again(store_dsn: str) -> None:
     async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
         await store.queues.ensure("q")
         async with store.consumer("q", name="phoenix") as consumer, running(consumer) as run:
@@ -775,7 +775,7 @@ async def test_a_worker_declared_dead_and_purged_registers_anew(store_dsn: str) 
 # A lease is kept by its token
 
 
-async def test_a_message_claimed_again_by_a_claim_without_an_answer_is_given_back(
+async def test_a_message_claimed_again_by_a_claim_without_an_answer_is_requeued(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     """Its former lease, which has ended, is known here; the new one is not."""
