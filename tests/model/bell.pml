@@ -1,62 +1,69 @@
-/* The protocol of sql/functions/queue/ring.sql, as a model that Spin searches through: no reachable state has a consumer asleep beside a visible
- * message without a notification on its way to it.
+/* The protocol of sql/functions/queue/ring.sql, as a model that Spin searches exhaustively.
+ * In no reachable state does a consumer wait, a message is visible, and no notification is
+ * on its way to the consumer.
  *
- * One queue, for each queue's locks are its own. Producers insert one message in each statement, which may be rolled back to a savepoint;
- * their transactions may be rolled back, by a crash or otherwise. Consumers may lose the connection that LISTENs, find out at any later
- * time, and connect again, or die.
+ * The model has one queue, because each queue has its own locks. Producers insert one
+ * message in each statement. A statement may be rolled back to a savepoint, and a
+ * transaction may be rolled back, by a crash or otherwise. A consumer may lose the
+ * connection that LISTENs, notice that at any later time, and connect again, or die.
  *
- * What is taken from PostgreSQL: one step of an advisory lock is atomic. A commit makes rows visible, and in a later step releases locks. A
- * notification goes to the sessions that LISTEN when the rows become visible, and arrives at any time after that. The locks and the
- * notifications of a session end with it. What is left out: a claim is one step, and a lease is for ever. What a claim that was cut short
- * and a lease that ended leave behind, the heartbeat finds; it rings for nobody.
+ * The model takes these facts from PostgreSQL. One step of an advisory lock is atomic. A
+ * commit makes rows visible, and releases locks in a later step. A notification goes to
+ * the sessions that LISTEN when the rows become visible, and arrives at any later time.
+ * The locks and the notifications of a session end with the session.
  *
- * Each of these leaves something out, and then a wake-up is lost:
- *   -DNO_UNRUNG             the lock `unrung`
- *   -DNO_SECOND_LOOK        the producer's step 3
- *   -DNO_ASKING             the consumer's step 2
- *   -DNO_LAST_LOOK          the consumer's step 3
- *   -DLOOK_BEFORE_ASKING    the consumer's step 3 comes before its step 2
- *   -DLISTEN_LAST           a consumer that reconnects does all the steps, and then LISTENs
- *   -DLOCKS_BEFORE_ROWS     a commit that releases locks before its rows are visible
- *   -DFORGETFUL             a notification that came during the last look does not count
+ * The model simplifies: a claim is one step, and a lease never expires. The heartbeat
+ * finds the messages of a cancelled claim and of an expired lease, without a notification.
+ *
+ * Each of these options removes a part of the protocol, and then a wake-up is lost:
+ *   -DNO_UNRUNG_LOCK             the lock `unrung`
+ *   -DNO_SECOND_TEST             step 3 of the producer
+ *   -DNO_UNRUNG_TEST             step 2 of the consumer
+ *   -DNO_LAST_CLAIM              step 3 of the consumer
+ *   -DLAST_CLAIM_BEFORE_TEST     step 3 of the consumer comes before step 2
+ *   -DLISTEN_LAST                a consumer that reconnects does all steps and then LISTENs
+ *   -DLOCKS_BEFORE_ROWS          a commit releases locks before its rows are visible
+ *   -DRING_IN_LAST_CLAIM_IGNORED a notification that arrives during the last claim does
+ *                                not count
  */
 #define PRODUCERS 2
 #define TRANSACTIONS 1  /* of each producer */
 #define STATEMENTS 2    /* of the first producer's transaction; the second's has one less */
 #define CONSUMERS 2
 #define LOSSES 1
-#define NOBODY 255
+#define FREE 255
 
-byte visible;                    /* committed messages that nobody has claimed */
+byte visible;                 /* committed messages without a lease */
 byte losses;
 
-byte asleep_asked = NOBODY;      /* the producer that holds `waiting` exclusively, for the moment of asking */
-bit asleep[CONSUMERS];           /* the consumers that hold it shared */
-byte unrung_asked = NOBODY;      /* the consumer that holds `unrung` exclusively, for the moment of asking */
-byte unrung[PRODUCERS];          /* how often each producer's transaction holds it shared */
+byte waiting_tester = FREE;   /* the producer that holds `waiting` exclusively, for its test */
+bit waiting[CONSUMERS];       /* the consumers that hold it shared */
+byte unrung_tester = FREE;    /* the consumer that holds `unrung` exclusively, for its test */
+byte unrung[PRODUCERS];       /* how often each producer's transaction holds it shared */
 
-bit listens[CONSUMERS];          /* the session is there, and its LISTEN was committed */
-bit connected[CONSUMERS];        /* the session is there */
-bit sent[CONSUMERS];             /* a notification is on its way to the session */
-bit heard[CONSUMERS];            /* one has arrived since the consumer began to look */
-bit sleeps[CONSUMERS];
+bit listens[CONSUMERS];       /* the session is there, and its LISTEN was committed */
+bit connected[CONSUMERS];     /* the session is there */
+bit sent[CONSUMERS];          /* a notification is on its way to the session */
+bit arrived[CONSUMERS];       /* one has arrived since the consumer began its last claim */
+bit idle[CONSUMERS];          /* the consumer waits for a notification */
 
-#define SOMEBODY_SLEEPS (asleep[0] || asleep[1])
+#define CONSUMER_WAITS (waiting[0] || waiting[1])
 #define UNRUNG_IN_FLIGHT (unrung[0] + unrung[1] > 0)
 
-/* tocsin._shared_elsewhere, with the answers it may give. While another asks, both: yes for no reason, too. */
-inline ask_if_somebody_sleeps() {
+/* tocsin._shared_elsewhere, with the answers that it may give. While another session tests
+ * the lock, both answers are possible. */
+inline test_waiting() {
     atomic {
         if
-        :: SOMEBODY_SLEEPS -> ring = true
-        :: !SOMEBODY_SLEEPS && asleep_asked != NOBODY -> ring = true
-        :: !SOMEBODY_SLEEPS && asleep_asked != NOBODY -> ring = false
-        :: !SOMEBODY_SLEEPS && asleep_asked == NOBODY -> asleep_asked = me
+        :: CONSUMER_WAITS -> ring = true
+        :: !CONSUMER_WAITS && waiting_tester != FREE -> ring = true
+        :: !CONSUMER_WAITS && waiting_tester != FREE -> ring = false
+        :: !CONSUMER_WAITS && waiting_tester == FREE -> waiting_tester = me
         fi
     }
     atomic {
         if
-        :: asleep_asked == me -> asleep_asked = NOBODY
+        :: waiting_tester == me -> waiting_tester = FREE
         :: else
         fi
     }
@@ -73,26 +80,26 @@ proctype Producer(byte me)
         do
         :: statements > 0 -> break
         :: statements < STATEMENTS - me ->
-            ask_if_somebody_sleeps();
-#ifndef NO_UNRUNG
+            test_waiting();
+#ifndef NO_UNRUNG_LOCK
             atomic {
                 if
                 :: ring
-                :: !ring && unrung_asked == NOBODY -> unrung[me]++; took = true
-                :: !ring && unrung_asked != NOBODY -> ring = true
+                :: !ring && unrung_tester == FREE -> unrung[me]++; took = true
+                :: !ring && unrung_tester != FREE -> ring = true
                 fi
             }
 #endif
-#ifndef NO_SECOND_LOOK
+#ifndef NO_SECOND_TEST
             if
             :: ring
-            :: !ring -> ask_if_somebody_sleeps()
+            :: !ring -> test_waiting()
             fi;
 #endif
             atomic {
                 if
                 :: rows++; rings = rings + ring
-                :: unrung[me] = unrung[me] - took  /* rolled back to a savepoint before the statement */
+                :: unrung[me] = unrung[me] - took  /* rolled back to a savepoint */
                 fi;
                 statements++; ring = false; took = false
             }
@@ -115,10 +122,11 @@ proctype Producer(byte me)
     od
 }
 
-/* Look for a message. Claims go through other connections than the one that LISTENs, so they succeed also when that one is lost. */
-inline look(found) {
+/* Claim a message. Claims use other connections than the one that LISTENs, so a claim
+ * succeeds also when that one is lost. */
+inline claim(found) {
     if
-    :: atomic { visible > 0 -> visible--; asleep[me] = false }; goto found
+    :: atomic { visible > 0 -> visible--; waiting[me] = false }; goto found
     :: visible == 0
     fi
 }
@@ -130,11 +138,12 @@ inline listen() {
     fi
 }
 
-inline end_session(who) {
+inline end_session(consumer) {
     d_step {
-        connected[who] = false; listens[who] = false; asleep[who] = false; sent[who] = false; heard[who] = false;
+        connected[consumer] = false; listens[consumer] = false; waiting[consumer] = false;
+        sent[consumer] = false; arrived[consumer] = false;
         if
-        :: unrung_asked == who -> unrung_asked = NOBODY
+        :: unrung_tester == consumer -> unrung_tester = FREE
         :: else
         fi
     }
@@ -152,7 +161,7 @@ connect:
 #endif
 
 work:
-    heard[me] = false;
+    arrived[me] = false;
     do
     :: atomic { visible > 0 -> visible-- }
     :: break
@@ -161,61 +170,61 @@ work:
 
     /* Step 1. */
     if
-    :: atomic { connected[me] && asleep_asked == NOBODY -> asleep[me] = true }
+    :: atomic { connected[me] && waiting_tester == FREE -> waiting[me] = true }
     :: !connected[me] -> goto connect
     fi;
 
-#ifdef LOOK_BEFORE_ASKING
-    look(work);
+#ifdef LAST_CLAIM_BEFORE_TEST
+    claim(work);
 #endif
 
-ask:  /* step 2 */
-#ifndef NO_ASKING
+test_unrung:  /* step 2 */
+#ifndef NO_UNRUNG_TEST
     if
     :: !connected[me] -> goto connect
     :: atomic {
         connected[me] ->
         if
-        :: UNRUNG_IN_FLIGHT || unrung_asked != NOBODY -> goto ask_again
-        :: !UNRUNG_IN_FLIGHT && unrung_asked != NOBODY
-        :: !UNRUNG_IN_FLIGHT && unrung_asked == NOBODY -> unrung_asked = me
+        :: UNRUNG_IN_FLIGHT || unrung_tester != FREE -> goto claim_and_test_again
+        :: !UNRUNG_IN_FLIGHT && unrung_tester != FREE
+        :: !UNRUNG_IN_FLIGHT && unrung_tester == FREE -> unrung_tester = me
         fi }
     fi;
     if
-    :: atomic { unrung_asked == me -> unrung_asked = NOBODY }
-    :: unrung_asked != me
+    :: atomic { unrung_tester == me -> unrung_tester = FREE }
+    :: unrung_tester != me
     fi;
 #endif
-    goto last_look;
+    goto last_claim;
 
-ask_again:
+claim_and_test_again:
     if
-    :: atomic { visible > 0 -> visible--; asleep[me] = false }; goto work
-    :: goto ask
+    :: atomic { visible > 0 -> visible--; waiting[me] = false }; goto work
+    :: goto test_unrung
     fi;
 
-last_look:  /* step 3 */
-#if !defined(NO_LAST_LOOK) && !defined(LOOK_BEFORE_ASKING)
-    heard[me] = false;
-    look(work);
+last_claim:  /* step 3 */
+#if !defined(NO_LAST_CLAIM) && !defined(LAST_CLAIM_BEFORE_TEST)
+    arrived[me] = false;
+    claim(work);
 #endif
 #ifdef LISTEN_LAST
     listen();
 #endif
-#ifdef FORGETFUL
-    heard[me] = false;
+#ifdef RING_IN_LAST_CLAIM_IGNORED
+    arrived[me] = false;
 #endif
 
-    sleeps[me] = true;
+    idle[me] = true;
 end:
     if
-    :: atomic { heard[me] -> sleeps[me] = false }
-    :: atomic { !connected[me] -> sleeps[me] = false; goto connect }
-    :: atomic { losses < LOSSES -> losses++; sleeps[me] = false; goto dead }
+    :: atomic { arrived[me] -> idle[me] = false }
+    :: atomic { !connected[me] -> idle[me] = false; goto connect }
+    :: atomic { losses < LOSSES -> losses++; idle[me] = false; goto dead }
     fi;
     if
-    :: goto last_look  /* still holding `waiting` */
-    :: asleep[me] = false; goto work
+    :: goto last_claim  /* still holding `waiting` */
+    :: waiting[me] = false; goto work
     fi;
 
 dead:
@@ -228,13 +237,13 @@ proctype Server()
     byte i;
 end:
     do
-    :: atomic { sent[0] -> sent[0] = false; heard[0] = true }
-    :: atomic { sent[1] -> sent[1] = false; heard[1] = true }
+    :: atomic { sent[0] -> sent[0] = false; arrived[0] = true }
+    :: atomic { sent[1] -> sent[1] = false; arrived[1] = true }
     od
 }
 
-/* Connections are lost; the process behind one finds out in its own time. */
-proctype Misfortune()
+/* Connections are lost. A process notices the loss at any later time. */
+proctype Network()
 {
 end:
     do
@@ -243,9 +252,9 @@ end:
     od
 }
 
-#define LOST(c) (visible > 0 && sleeps[c] && connected[c] && !heard[c] && !sent[c])
+#define LOST(c) (visible > 0 && idle[c] && connected[c] && !arrived[c] && !sent[c])
 
-/* A wake-up that is lost is lost for good: nothing else would wake this consumer. */
+/* A lost wake-up stays lost, because nothing else wakes this consumer. */
 proctype Watch()
 {
 end:
@@ -263,6 +272,6 @@ init {
         for (i : 0 .. CONSUMERS - 1) {
             run Consumer(i)
         }
-        run Server(); run Misfortune(); run Watch()
+        run Server(); run Network(); run Watch()
     }
 }
