@@ -1,4 +1,4 @@
-"""A process that was declared dead, and comes back."""
+"""A process that was declared dead, and registers again."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ pytestmark = pytest.mark.fault
 
 
 async def declare_all_dead(dsn: str) -> None:
-    """What other processes do to one that they take for dead."""
+    """Declare each process dead, as another process does after missed heartbeats."""
     await query(dsn, "select tocsin.unregister_process(id, true) from tocsin.processes")
 
 
 async def test_a_process_declared_dead_does_not_stop_its_successor(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """A worker's id is taken over with its name, so what the former holder says about
-    "its" worker must not count."""
+    """The successor takes over the worker's id with its name. What the former holder
+    then says about the worker must not count."""
     await store.queues.ensure("q", vt=3600)
     async with tocsin.connect(store_dsn, heartbeat=3600) as zombie_store:
         async with zombie_store.consumer("q", name="w") as zombie:
@@ -54,8 +54,8 @@ async def test_a_process_declared_dead_cannot_claim_as_its_successor(
 
 
 async def test_registering_with_a_process_that_was_declared_dead(store_dsn: str) -> None:
-    """The process has not heard of its death yet; the new worker must not hang on a
-    process that does not exist."""
+    """The process does not know yet that it was declared dead. The new worker must not
+    belong to a process that does not exist."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.producer("q"):
@@ -96,8 +96,10 @@ async def test_a_suspended_worker_stays_suspended_when_its_process_registers_aga
             run.cancel()
 
 
-async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: str) -> None:
-    """Two workers; the connection breaks while the second registers anew."""
+async def test_a_connection_lost_during_the_second_registration_costs_no_worker(
+    store_dsn: str,
+) -> None:
+    """Two workers; the connection breaks while the second registers again."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         for queue in ("q", "r"):
             await store.queues.ensure(queue)
@@ -133,7 +135,7 @@ async def test_a_connection_lost_while_rising_again_costs_no_worker(store_dsn: s
 
 
 async def test_a_process_that_learned_of_its_death_registers_again_at_once(store_dsn: str) -> None:
-    """And does not first wait for its next heartbeat."""
+    """The process does not wait for its next heartbeat."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.consumer("q") as consumer:
@@ -150,7 +152,7 @@ async def test_a_process_that_learned_of_its_death_registers_again_at_once(store
 async def test_a_process_that_registers_again_by_a_new_worker_has_a_lifeline(
     store_dsn: str,
 ) -> None:
-    """Else its death would be noticed only fifteen heartbeats later."""
+    """Without one, its next death is noticed only after fifteen heartbeats."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.consumer("q"):
@@ -162,7 +164,7 @@ async def test_a_process_that_registers_again_by_a_new_worker_has_a_lifeline(
                 )
 
 
-async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs_no_worker(
+async def test_a_connection_lost_while_a_process_registers_again_with_a_new_worker_costs_no_worker(
     store_dsn: str,
 ) -> None:
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
@@ -177,10 +179,10 @@ async def test_a_connection_lost_while_a_new_worker_makes_its_process_rise_costs
 
             locked = "select 1 from tocsin.workers where id = %s for update"
             async with (
-                trio.open_nursery() as enrolling,
+                trio.open_nursery() as registering,
                 holding(store_dsn, locked, consumer.worker_id),
             ):
-                enrolling.start_soon(register)
+                registering.start_soon(register)
                 await until_blocked(store_dsn, "register_worker")
                 await query(
                     store_dsn,

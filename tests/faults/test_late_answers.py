@@ -1,4 +1,4 @@
-"""An answer of the server that comes after what it is about has changed."""
+"""Answers of the server that arrive after their subject has changed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.fault
 
 
 async def test_a_command_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> None:
-    """The heartbeat has read the workers already when the command comes; its
-    notification comes with the heartbeat's answer."""
+    """The heartbeat has read the workers already when the command comes. The
+    notification of the command arrives with the answer of the heartbeat."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         async with store.consumer("q") as consumer, running(consumer) as run:
@@ -33,8 +33,8 @@ async def test_a_command_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> 
 
 
 async def test_a_heartbeat_requested_during_a_heartbeat_is_not_forgotten(store_dsn: str) -> None:
-    """Suspended and resumed, while a heartbeat that was sent before is under way: the
-    claim that was refused must lead to another look."""
+    """A worker is suspended and resumed while an earlier heartbeat is under way. The
+    refused claim requests a heartbeat, which must follow."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         beats = store.statistics().heartbeats
@@ -50,7 +50,7 @@ async def test_a_heartbeat_requested_during_a_heartbeat_is_not_forgotten(store_d
 
 
 async def test_a_heartbeat_that_was_sent_before_a_worker_was_registered(store_dsn: str) -> None:
-    """Its answer does not know the worker; that does not mean that it was shut down."""
+    """Its answer does not contain the worker, although the worker was not shut down."""
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q")
         handled = Handled()
@@ -108,7 +108,7 @@ async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_notic
 async def test_suspend_with_release_and_resume_at_once_cancels_the_handlers(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """The process looks only after both; its leases are gone all the same."""
+    """The process sends its heartbeat only after both. Its leases are gone all the same."""
     await store.queues.ensure("q", vt=3600)
     cancelled = trio.Event()
 
@@ -136,8 +136,8 @@ async def test_suspend_with_release_and_resume_at_once_cancels_the_handlers(
 
 
 async def test_a_heartbeat_between_the_end_of_a_run_and_its_cleanup(store: tocsin.Store) -> None:
-    """The run's nursery has closed, and its task has not gone on yet: what the registry
-    says just then must not be an error."""
+    """The run's nursery has closed, and its task has not resumed yet. A change of the
+    worker's status at this moment must not be an error."""
     await store.queues.ensure("q")
     errors = list[RuntimeError]()
 
@@ -162,7 +162,7 @@ async def test_a_heartbeat_between_the_end_of_a_run_and_its_cleanup(store: tocsi
 async def test_of_two_batches_with_the_same_message_the_later_lease_is_kept(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """Both wait unopened when all leases are looked at."""
+    """Neither batch is decoded when all leases are read."""
     await store.queues.ensure("q")
     await store.produce("q", 1)
     async with store.consumer("q") as consumer:
@@ -178,9 +178,9 @@ async def test_of_two_batches_with_the_same_message_the_later_lease_is_kept(
         assert parts.leases.find(message.id, "archive") is message
 
 
-async def test_a_claim_that_is_called_off_hides_its_messages_from_nobody(store_dsn: str) -> None:
-    """While it was under way another process looked, passed over the rows that it had
-    locked, and went to sleep."""
+async def test_a_cancelled_claim_hides_its_messages_from_no_consumer(store_dsn: str) -> None:
+    """During the claim, a consumer of another process claims, skips the locked rows, and
+    waits."""
     await query(
         store_dsn,
         "create function public.hold() returns trigger language plpgsql as $$ begin perform"
@@ -200,24 +200,24 @@ async def test_a_claim_that_is_called_off_hides_its_messages_from_nobody(store_d
             holding(store_dsn, "select pg_advisory_xact_lock(%s)", consumer.worker_id),
         ):
             await store.produce("q", 1)
-            called_off = trio.CancelScope()
+            to_cancel = trio.CancelScope()
 
             async def dequeue() -> None:
-                with called_off:
+                with to_cancel:
                     await consumer.dequeue()
 
             nursery.start_soon(dequeue)
             await until_blocked(store_dsn, "claim(")
             async with running(other, handled) as run:
                 await until_idle(other_store)
-                called_off.cancel()
+                to_cancel.cancel()
                 with trio.move_on_after(SOON):
                     await handled.wait(1)
                 run.cancel()
     assert handled.payloads == [1]
 
 
-async def test_a_lease_that_its_handler_has_made_shorter_is_kept_all_the_same(
+async def test_a_lease_that_its_handler_has_made_shorter_is_extended_all_the_same(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q", vt=3600)
@@ -241,8 +241,7 @@ async def test_a_lease_that_its_handler_has_made_shorter_is_kept_all_the_same(
 async def test_a_lease_that_a_statement_under_way_has_settled_is_not_taken_for_lost(
     store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The answer to an extension may come before that to the settlement that it found
-    done."""
+    """The answer to an extension may arrive before the answer to the settlement."""
     await store.queues.ensure("q", vt=3600)
     await store.produce("q", 1)
     async with store.consumer("q") as consumer, running(consumer, hang) as run:

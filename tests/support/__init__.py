@@ -1,4 +1,4 @@
-"""What several test files need: a store to test, a clock that moves, a look into the
+"""What several test files need: a store to test, a clock that moves, queries of the
 tables."""
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ async def next_event(
 
 
 async def move_clock(dsn: str, seconds: float) -> None:
-    """Move the schema's clock, and have each process look at it."""
+    """Move the schema's clock, and ring for each queue, so that each consumer claims."""
     async with open_connection(dsn) as connection:
         await connection.execute(
             sql.SQL(
@@ -165,8 +165,8 @@ async def until_idle(*stores: tocsin.Store) -> None:
     """Return when these stores do nothing but wait for a notification, a known time or
     the next heartbeat.
 
-    A task that waits for the server's answer looks like one that sleeps; but it holds a
-    connection of the pool, or a guard is not up yet.
+    A task that waits for the server's answer is blocked as well, but it holds a
+    connection of the pool, or a waiter lock is not confirmed yet.
     """
     with trio.fail_after(PATIENCE):
         while True:
@@ -193,7 +193,7 @@ async def statements(dsn: str) -> dict[str, int]:
 
 
 def since(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
-    """What was run between two such looks."""
+    """What was run between two such counts."""
     return {
         text: calls - before.get(text, 0)
         for text, calls in now.items()

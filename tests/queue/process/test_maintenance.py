@@ -114,7 +114,7 @@ async def test_no_statement_but_the_heartbeat_until_it_is_due(dsn_of_quiet_store
             ] == []
 
 
-async def test_a_process_that_only_produces_leaves_it_to_others(
+async def test_a_process_that_only_produces_leaves_it_to_processes_with_consumers(
     lively: tocsin.Store, store_dsn: str
 ) -> None:
     await lively.queues.create("q")
@@ -469,8 +469,8 @@ async def test_maintenance_that_was_put_off_by_a_clock_ahead_is_due(
 ) -> None:
     await lively.queues.create("q")
     async with lively.consumer("q"):
-        # on the line: one that goes through the pool is cancelled when the line is up,
-        # and its answer lost
+        # A heartbeat through the pool is cancelled when the LISTEN connection is up, and
+        # its answer is lost.
         await beats(lively)
         await query(store_dsn, "update tocsin.maintenance set due_at = now() + interval '1 year'")
         await until_true(

@@ -1,5 +1,5 @@
-"""The process: its line, its heartbeat, its death and what follows; waking without
-polling."""
+"""The process: its LISTEN connection, its heartbeat, its death and what follows; waking
+without polling."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from tocsin.driver import TrioConnection
 OWN = "pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
 
 
-# The line
+# The LISTEN connection
 
-ASLEEP = """(
+WAITING = """(
     select count(*)::int from pg_locks l join pg_database d on d.oid = l.database
     where d.datname = current_database() and l.locktype = 'advisory' and l.mode = 'ShareLock'
         and l.granted
       and (l.classid::bigint << 32) + l.objid::bigint = tocsin._lock_key('waiting', queues.id)
 )"""
-"""Processes that the database knows to have sleepers on a queue."""
+"""The number of processes that hold the waiter lock of a queue."""
 
 
 async def test_one_listen_connection_for_all_consumers_none_for_producers(store_dsn: str) -> None:
@@ -84,8 +84,8 @@ async def test_one_listen_connection_for_all_consumers_none_for_producers(store_
 async def test_a_waiting_consumer_is_rung_for_also_when_a_transaction_had_decided_not_to_ring(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """One that is open since before any consumer waited, with another that was as well
-    and ends while the first is still open."""
+    """Two transactions are open since before any consumer waited. One ends while the
+    other is still open."""
     await store.queues.ensure("q")
     async with (
         open_connection(store_dsn) as early,
@@ -97,7 +97,7 @@ async def test_a_waiting_consumer_is_rung_for_also_when_a_transaction_had_decide
         await long.execute("begin")
         await long.execute("select tocsin.enqueue('q', '\"long\"')")
         async with running(consumer) as run:
-            await until_true(store_dsn, f"{ASLEEP} = 1 from tocsin.queues")
+            await until_true(store_dsn, f"{WAITING} = 1 from tocsin.queues")
             await early.execute("commit")
             await run.handled.wait(1)
             assert store._process._locks._unconfirmed == {consumer.queue_id}
@@ -110,10 +110,10 @@ async def test_a_waiting_consumer_is_rung_for_also_when_a_transaction_had_decide
     assert run.handled.payloads == ["early", "rung", "long"]
 
 
-async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
+async def test_a_consumer_that_has_enough_to_do_is_not_rung_for(
     store_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the consumer that was rung for is awake
+    # the consumer that was rung for is busy
     monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", math.inf)
     go_on = trio.Event()
     async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
@@ -123,11 +123,11 @@ async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
             running(consumer, lambda _: go_on.wait()) as run,
         ):
             await until_idle(store)
-            assert await query(store_dsn, f"select {ASLEEP} from tocsin.queues") == [(1,)]
+            assert await query(store_dsn, f"select {WAITING} from tocsin.queues") == [(1,)]
             await store.produce("q", 1)
             await run.handled.wait(1)
             assert store.statistics().notifications == 1
-            await until_true(store_dsn, f"{ASLEEP} = 0 from tocsin.queues")
+            await until_true(store_dsn, f"{WAITING} = 0 from tocsin.queues")
             for n in range(5):
                 await store.produce("q", n)
             assert store.statistics().notifications == 1
@@ -141,7 +141,7 @@ async def test_nobody_rings_for_a_consumer_that_has_enough_to_do(
 
 
 async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_store: str) -> None:
-    """From the moment when the consumer sleeps until it has the message, its one claim
+    """From the moment when the consumer waits until it has the message, its one claim
     is the only statement that runs."""
     statements = (
         "select query, calls from pg_stat_statements s join pg_database d on d.oid = s.dbid "
@@ -149,9 +149,9 @@ async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_stor
     )
     ran = list[tuple[str, int]]()
 
-    async def look(_: tocsin.Message) -> None:
-        # Once it has the message, the consumer tells the database that it does not
-        # sleep any more: before this looks, or after.
+    async def read_statements(_: tocsin.Message) -> None:
+        # Once the consumer has the message, it ends its wait in the database, before or
+        # after this query.
         ran.extend(
             row
             for row in await query(dsn_of_quiet_store, statements)
@@ -166,7 +166,7 @@ async def test_an_expired_lease_is_redelivered_without_polling(dsn_of_quiet_stor
         await store.produce("q", 1)
         async with other.consumer("q") as holder, store.consumer("q") as consumer:
             (held,) = await holder.dequeue(vt=2)
-            async with running(consumer, look) as run:
+            async with running(consumer, read_statements) as run:
                 await until_idle(store, other)
                 assert not run.handled.messages
                 await query(dsn_of_quiet_store, "select pg_stat_statements_reset()")
@@ -282,8 +282,8 @@ async def test_a_process_where_listen_does_not_work_says_so_and_lives_by_its_hea
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A LISTEN connection that hears nothing, as through a pooler in transaction mode:
-    here, one to another database."""
+    """A LISTEN connection that receives no notification, as through a pooler in
+    transaction mode: here, one to another database."""
     monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.2)
     elsewhere = database_factory()  # type: ignore[operator]
     async with tocsin.connect(store_dsn, listen_dsn=elsewhere, heartbeat=0.1) as store:
@@ -364,8 +364,8 @@ async def _be_declared_dead_when_the_server_is_old_enough(
 
 
 async def _dead(dsn: str, *names: str, held: int = 0) -> list[int]:
-    """The consumers, on the queue q, of a process that is dead and not buried; each
-    holds so many messages."""
+    """Register consumers of the queue q in a process that is dead and not yet declared
+    dead; each holds this number of messages."""
     await until_true(dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
     await query(
         dsn,
@@ -390,8 +390,8 @@ async def _dead(dsn: str, *names: str, held: int = 0) -> list[int]:
 
 
 async def _ring(dsn: str, holder: TrioConnection[Any], alive: list[bool]) -> list[int]:
-    """Processes one after the other, of which the living have their lifelines in the
-    session of ``holder``."""
+    """Register processes one after the other; the session of ``holder`` holds the
+    lifelines of the living ones."""
     await query(dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
     await until_true(dsn, "pg_postmaster_start_time() < now() - interval '10 s'")
     ids = list[int]()
@@ -426,9 +426,9 @@ async def test_a_heartbeat_declares_dead_and_checks_the_next_eight_and_all_are_s
             ]
 
         living = [number for number in range(30) if alive[number]]
-        # the five behind it, but not what is behind the next eight living
+        # the five after it, but none after the next eight living
         assert await left_by(9) == sorted([0, *living, 29])
-        assert await left_by(28) == living  # behind the last and, round the ring, the first
+        assert await left_by(28) == living  # after the last and, round the ring, the first
         for number in living:
             assert await left_by(number) == living
 
@@ -465,8 +465,8 @@ async def test_an_uptime_of_the_future_keeps_no_process_alive(
 
 
 async def _refusal(dsn: str, kind: str, process: int) -> float | None:
-    """Register the worker w of the queue q; None: it is registered, else the seconds
-    after which to try again."""
+    """Register the worker w of the queue q. Return None if it is registered, else the
+    seconds after which to try again."""
     try:
         await query(
             dsn, "select tocsin.register_worker('q', %s, 'w', %s, 'host', 2, 'v')", kind, process
@@ -481,8 +481,8 @@ async def _refusal(dsn: str, kind: str, process: int) -> float | None:
 async def test_a_name_is_free_seconds_after_a_power_cut(
     store: tocsin.Store, store_dsn: str, kind: str, within: float
 ) -> None:
-    """A refusal takes back what was written in its transaction; that the server is up
-    has been noted before."""
+    """A refusal rolls back its transaction. Another transaction has recorded before that
+    the server is up."""
     await store.queues.ensure("q")
     register = "select tocsin.register_process('host', %s, 'v', '2 s')"
     ((before,),) = await query(store_dsn, register, 1)
@@ -500,7 +500,7 @@ async def test_a_name_is_free_seconds_after_a_power_cut(
     assert await _refusal(store_dsn, kind, after) is None
 
 
-async def test_a_consumer_killed_before_its_listen_was_up_gives_its_name_away_within_seconds(
+async def test_a_consumer_killed_before_its_listen_was_up_frees_its_name_within_seconds(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
@@ -517,7 +517,7 @@ async def test_a_consumer_killed_before_its_listen_was_up_gives_its_name_away_wi
     assert await _refusal(store_dsn, "consumer", again) is None
 
 
-async def test_burial_does_not_wait_for_a_worker_that_somebody_has_locked(
+async def test_reaping_does_not_wait_for_a_worker_that_another_session_has_locked(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
@@ -527,28 +527,28 @@ async def test_burial_does_not_wait_for_a_worker_that_somebody_has_locked(
         "select status, process_id is null, tocsin._count_held(w)::int from tocsin.workers w order"
         " by id"
     )
-    async with open_connection(store_dsn) as other, open_connection(store_dsn) as undertaker:
+    async with open_connection(store_dsn) as other, open_connection(store_dsn) as reaper:
         await other.execute("begin")
         await other.execute(
             "select pg_advisory_xact_lock(tocsin._lock_key('worker', %s))", [workers[1]]
         )
-        await undertaker.execute("begin")
+        await reaper.execute("begin")
         with trio.fail_after(PATIENCE):
             assert await (
-                await undertaker.execute("select tocsin._reap_dead_processes(0)")
+                await reaper.execute("select tocsin._reap_dead_processes(0)")
             ).fetchall() == [(1,)]
         free = "select pg_try_advisory_xact_lock(tocsin._lock_key('worker', %s))"
         assert await query(store_dsn, free, workers[0]) == [(True,)]
-        await undertaker.execute("commit")
+        await reaper.execute("commit")
         assert await query(store_dsn, state) == [
             ("ready", False, 1),
             ("ready", False, 0),
             ("ready", False, 0),
         ]
         await other.execute("rollback")
-        assert await (
-            await undertaker.execute("select tocsin._reap_dead_processes(0)")
-        ).fetchall() == [(None,)]
+        assert await (await reaper.execute("select tocsin._reap_dead_processes(0)")).fetchall() == [
+            (None,)
+        ]
     assert await query(store_dsn, state) == [("stopped", True, 0)] * 3
 
 
@@ -604,7 +604,7 @@ async def test_dead_workers_that_live_cancel_their_handlers_and_register_again(
         await query(
             store_dsn, "select tocsin.unregister_process(id, died => true) from tocsin.processes"
         )
-        await run.handled.wait(2)  # it has registered anew, and got its own message again
+        await run.handled.wait(2)  # it has registered again, and claimed its own message again
         with trio.fail_after(PATIENCE):
             await cancelled.wait()
         await run.settled(1, "archived")
@@ -631,8 +631,8 @@ async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, stor
 
 
 async def test_killed_and_restarted_alone_under_the_same_name(store_dsn: str) -> None:
-    """No other process is there to notice the death: the one that wants the name
-    does."""
+    """No other process is there to notice the death; the process that registers the
+    name does."""
     await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
     async with tocsin.connect(store_dsn) as store:
         await store.queues.ensure("q", vt=3600)
@@ -650,8 +650,8 @@ async def test_killed_and_restarted_alone_under_the_same_name(store_dsn: str) ->
 async def test_stopped_process_that_comes_back_is_fenced(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """SIGSTOP is what a process looks like whose loop is blocked: its connection lives,
-    so it is not declared dead, but its lease ends."""
+    """A process after SIGSTOP is like one whose loop is blocked: its connection lives,
+    so it is not declared dead, but its lease expires."""
     await store.queues.ensure("q", vt=0.5)
     async with run_script("consume.py", store_dsn, "q", "frozen", "hold") as frozen:
         frozen_id = int((await frozen.words("worker"))[0])
@@ -711,7 +711,7 @@ async def test_a_moved_clock_wakes_a_consumer_that_waits_for_a_time(
         ("host=127.0.0.1,127.0.0.2 port=1,2 password=tops3cret", "127.0.0.1:1,127.0.0.2:2"),
     ],
 )
-async def test_no_connection_is_one_line_without_secrets(dsn: str, says: str) -> None:
+async def test_a_failed_connection_is_one_line_without_secrets(dsn: str, says: str) -> None:
     with pytest.raises(tocsin.ConnectionLost) as lost:
         async with tocsin.connect(dsn):
             pass
@@ -757,7 +757,7 @@ async def test_bad_numbers_name_the_argument(options: dict[str, float], named: s
             pass
 
 
-async def test_a_notification_that_anybody_may_send_ends_no_process(
+async def test_a_notification_that_any_role_may_send_ends_no_process(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
@@ -806,7 +806,7 @@ async def test_a_process_that_is_declared_dead_again_and_again_registers_with_pa
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
-    await query(  # whatever it was: no heartbeat finds its process
+    await query(  # no heartbeat finds its process
         store_dsn,
         "create function skip() returns trigger language plpgsql as $$ begin return null; end $$; "
         "create trigger skip before update on tocsin.processes for each row execute function"
@@ -822,7 +822,7 @@ async def test_a_process_that_is_declared_dead_again_and_again_registers_with_pa
         nursery.start_soon(consume)
         await until_true(store_dsn, "last_value >= 6 from tocsin.processes_id_seq")
         nursery.cancel_scope.cancel()
-    # the shortest pauses that chance may draw
+    # the shortest pauses that the jitter may draw
     assert trio.current_time() - began >= (0.05 + 0.1 + 0.2 + 0.4) / 2
 
 

@@ -1,5 +1,5 @@
-"""Ringing only when a consumer waits: each step of the protocol, with sessions held at
-that point; ``test_ring_schedules.py`` mixes them."""
+"""Each step of the protocol that rings only while a consumer waits, with sessions held
+at that step; ``test_ring_schedules.py`` interleaves the steps."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Sessions:
         return session, heard
 
     def kill(self, session: Connection) -> None:
-        """End a session, as the server sees it, by now."""
+        """End a session, and wait until the server has ended it."""
         assert self.admin.execute(
             "select pg_terminate_backend(%s, %s)", [session.info.backend_pid, PATIENCE * 1000]
         ).fetchone() == (True,)
@@ -112,35 +112,35 @@ def test_without_a_waiting_consumer_none_is_rung_for(sessions: Sessions) -> None
 
 
 def test_a_waiting_session_is_rung_for_until_it_wakes(sessions: Sessions) -> None:
-    line, heard = sessions.listener()
-    assert begin_waiting(line, sessions.q, sessions.r) == []
+    listener, heard = sessions.listener()
+    assert begin_waiting(listener, sessions.q, sessions.r) == []
     insert(sessions.open(), sessions.q, sessions.r)
     assert heard() == ["q", "r"]
     sessions.open().execute("select tocsin.enqueue('q', '1')")
     assert heard() == ["q"]
-    end_waiting(line, sessions.q)
+    end_waiting(listener, sessions.q)
     insert(sessions.open(), sessions.q)
     insert(sessions.open(), sessions.r)
     assert heard() == ["r"]
-    begin_waiting(line, sessions.q)
-    end_waiting(line, sessions.q, sessions.r)
+    begin_waiting(listener, sessions.q)
+    end_waiting(listener, sessions.q, sessions.r)
     insert(sessions.open(), sessions.q, sessions.r)
     assert heard() == []
 
 
 def test_one_of_several_waiting_sessions_is_enough(sessions: Sessions) -> None:
-    line, heard = sessions.listener()
+    listener, heard = sessions.listener()
     another, heard_too = sessions.listener()
-    begin_waiting(line, sessions.q)
+    begin_waiting(listener, sessions.q)
     begin_waiting(another, sessions.q)
-    end_waiting(line, sessions.q)
+    end_waiting(listener, sessions.q)
     insert(sessions.open(), sessions.q)
     assert heard() == heard_too() == ["q"]
 
 
 def test_only_the_queues_that_a_consumer_waits_on_are_rung_for(sessions: Sessions) -> None:
-    line, heard = sessions.listener()
-    begin_waiting(line, sessions.r)
+    listener, heard = sessions.listener()
+    begin_waiting(listener, sessions.r)
     producer = sessions.open()
     with producer.transaction():
         insert(producer, sessions.q, sessions.r, sessions.s, sessions.q)
@@ -163,31 +163,31 @@ def test_always_rings_always(sessions: Sessions) -> None:
 
 
 def test_an_insert_of_nothing_rings_for_nothing(sessions: Sessions) -> None:
-    line, heard = sessions.listener()
-    begin_waiting(line, sessions.q)
+    listener, heard = sessions.listener()
+    begin_waiting(listener, sessions.q)
     producer = sessions.open()
     with producer.transaction():
         insert(producer)
-        assert unrung_transactions(line, sessions.q, sessions.r, sessions.s) == []
+        assert unrung_transactions(listener, sessions.q, sessions.r, sessions.s) == []
     assert heard() == []
 
 
 def test_a_release_rings_as_an_insert_does(sessions: Sessions) -> None:
     insert(sessions.open(), sessions.q)
     sessions.admin.execute("update tocsin.messages set state = 'leased', lease = 1")
-    line, heard = sessions.listener()
-    begin_waiting(line, sessions.q)
+    listener, heard = sessions.listener()
+    begin_waiting(listener, sessions.q)
     sessions.admin.execute(
         "select tocsin.release(array_agg(id), array_agg(lease)) from tocsin.messages"
     )
     assert heard() == ["q"]
-    end_waiting(line, sessions.q)
+    end_waiting(listener, sessions.q)
     sessions.admin.execute("update tocsin.messages set state = 'leased', lease = 1")
     with sessions.admin.transaction():
         sessions.admin.execute(
             "select tocsin.release(array_agg(id), array_agg(lease)) from tocsin.messages"
         )
-        assert unrung_transactions(line, sessions.q) == [sessions.q]
+        assert unrung_transactions(listener, sessions.q) == [sessions.q]
     assert heard() == []
 
 
@@ -195,60 +195,60 @@ def test_a_release_rings_as_an_insert_does(sessions: Sessions) -> None:
 def test_a_consumer_that_begins_to_wait_is_told_of_messages_that_come_without_a_ring(
     sessions: Sessions, end: str
 ) -> None:
-    line, heard = sessions.listener()
+    listener, heard = sessions.listener()
     producer = sessions.open()
     producer.execute("begin")
     insert(producer, sessions.q)
-    assert begin_waiting(line, sessions.q, sessions.r) == [sessions.q]
-    assert unrung_transactions(line, sessions.q) == [sessions.q]
+    assert begin_waiting(listener, sessions.q, sessions.r) == [sessions.q]
+    assert unrung_transactions(listener, sessions.q) == [sessions.q]
     producer.execute(end.encode())
-    assert unrung_transactions(line, sessions.q) == []
+    assert unrung_transactions(listener, sessions.q) == []
     assert sessions.visible() == (end == "commit")
     assert heard() == []
 
 
 def test_each_statement_decides_for_itself(sessions: Sessions) -> None:
-    line, heard = sessions.listener()
+    listener, heard = sessions.listener()
     producer = sessions.open()
     with producer.transaction():
         insert(producer, sessions.q)
-        assert begin_waiting(line, sessions.q) == [sessions.q]
+        assert begin_waiting(listener, sessions.q) == [sessions.q]
         insert(producer, sessions.q)
     assert heard() == ["q"]
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 def test_an_old_snapshot_sees_a_new_waiting_session(sessions: Sessions, level: str) -> None:
-    line, heard = sessions.listener()
+    listener, heard = sessions.listener()
     producer = sessions.open()
     with producer.transaction():
         producer.execute(f"set transaction isolation level {level}".encode())
         producer.execute("select from tocsin.queues")
-        assert begin_waiting(line, sessions.q) == []
+        assert begin_waiting(listener, sessions.q) == []
         insert(producer, sessions.q)
     assert heard() == ["q"]
 
 
 def test_a_savepoint_takes_back_its_own_locks_and_rings_only(sessions: Sessions) -> None:
-    line, heard = sessions.listener()
+    listener, heard = sessions.listener()
     producer = sessions.open()
     producer.execute("begin")
     insert(producer, sessions.q)
     producer.execute("savepoint a")
     insert(producer, sessions.q, sessions.r)
-    assert unrung_transactions(line, sessions.q, sessions.r) == [sessions.q, sessions.r]
+    assert unrung_transactions(listener, sessions.q, sessions.r) == [sessions.q, sessions.r]
     producer.execute("rollback to a")
-    assert begin_waiting(line, sessions.q, sessions.r) == [sessions.q]
+    assert begin_waiting(listener, sessions.q, sessions.r) == [sessions.q]
     insert(producer, sessions.r)
     producer.execute("rollback to a")
     producer.execute("commit")
-    assert unrung_transactions(line, sessions.q) == []
+    assert unrung_transactions(listener, sessions.q) == []
     assert sessions.visible() == 1
     assert heard() == []
 
 
 def test_released_savepoints_and_caught_errors(sessions: Sessions) -> None:
-    line, _ = sessions.listener()
+    listener, _ = sessions.listener()
     producer = sessions.open()
     producer.execute("begin")
     producer.execute("savepoint a")
@@ -259,14 +259,16 @@ def test_released_savepoints_and_caught_errors(sessions: Sessions) -> None:
         "do $$ begin perform tocsin.enqueue('r', '1'); raise no_data_found; exception when"
         " no_data_found then null; end $$"
     )
-    assert begin_waiting(line, sessions.q, sessions.r) == [sessions.q]
+    assert begin_waiting(listener, sessions.q, sessions.r) == [sessions.q]
 
 
-def test_what_is_inserted_beside_an_enqueue_is_rung_for(sessions: Sessions) -> None:
+def test_messages_inserted_in_the_transaction_of_an_enqueue_are_rung_for(
+    sessions: Sessions,
+) -> None:
     """tocsin.enqueue rings by itself, and says so to the trigger for no longer than
     that."""
-    line, heard = sessions.listener()
-    begin_waiting(line, sessions.q, sessions.r)
+    listener, heard = sessions.listener()
+    begin_waiting(listener, sessions.q, sessions.r)
     producer = sessions.open()
     with producer.transaction():
         producer.execute("select tocsin.enqueue('s', '1')")
@@ -292,8 +294,8 @@ def test_what_is_inserted_beside_an_enqueue_is_rung_for(sessions: Sessions) -> N
 
 
 def test_a_key_that_is_taken_rings_for_nothing(sessions: Sessions) -> None:
-    line, heard = sessions.listener()
-    begin_waiting(line, sessions.q)
+    listener, heard = sessions.listener()
+    begin_waiting(listener, sessions.q)
     for expected in (["q"], []):
         sessions.open().execute("select tocsin.enqueue('q', '1', key => 'k')")
         assert heard() == expected
@@ -319,14 +321,14 @@ def two_phases(sessions: Sessions) -> Iterator[Connection]:
 def test_a_prepared_transaction_is_in_flight_until_it_ends(
     sessions: Sessions, two_phases: Connection
 ) -> None:
-    line, heard = sessions.listener()
+    listener, heard = sessions.listener()
     two_phases.execute("begin")
     insert(two_phases, sessions.q)
     two_phases.execute("prepare transaction 't'")
     sessions.kill(two_phases)
-    assert begin_waiting(line, sessions.q) == [sessions.q]
+    assert begin_waiting(listener, sessions.q) == [sessions.q]
     sessions.admin.execute("commit prepared 't'")
-    assert unrung_transactions(line, sessions.q) == []
+    assert unrung_transactions(listener, sessions.q) == []
     assert sessions.visible() == 1
     assert heard() == []
 
@@ -334,8 +336,8 @@ def test_a_prepared_transaction_is_in_flight_until_it_ends(
 def test_a_transaction_that_rang_cannot_be_prepared(
     sessions: Sessions, two_phases: Connection
 ) -> None:
-    line, _ = sessions.listener()
-    begin_waiting(line, sessions.q)
+    listener, _ = sessions.listener()
+    begin_waiting(listener, sessions.q)
     two_phases.execute("begin")
     insert(two_phases, sessions.q)
     with pytest.raises(psycopg.errors.FeatureNotSupported):
@@ -343,12 +345,12 @@ def test_a_transaction_that_rang_cannot_be_prepared(
 
 
 def test_a_dead_waiting_session_is_not_rung_for(sessions: Sessions) -> None:
-    line, _ = sessions.listener()
+    listener, _ = sessions.listener()
     _, heard = sessions.listener()
-    begin_waiting(line, sessions.q)
+    begin_waiting(listener, sessions.q)
     insert(sessions.open(), sessions.q)
     assert heard() == ["q"]
-    sessions.kill(line)
+    sessions.kill(listener)
     insert(sessions.open(), sessions.q)
     assert heard() == []
 
@@ -363,49 +365,51 @@ def test_a_dead_producer_is_not_in_flight(sessions: Sessions) -> None:
 
 
 def hold(session: Connection, kind: str, queue_id: int) -> None:
-    """Hold a lock exclusively, like one that asks whether another session holds it."""
-    assert kind in ("waiting", "unrung"), f"no session asks for a lock of the kind {kind}"
+    """Hold a lock exclusively, as a session does while it tests the lock."""
+    assert kind in ("waiting", "unrung"), f"no session tests a lock of the kind {kind}"
     session.execute("select pg_advisory_lock(tocsin._lock_key(%s, %s))", [kind, queue_id])
 
 
-def test_producers_that_ask_at_the_same_moment_do_not_ring(sessions: Sessions) -> None:
+def test_producers_that_test_at_the_same_moment_do_not_ring(sessions: Sessions) -> None:
     _, heard = sessions.listener()
     hold(sessions.open(), "waiting", sessions.q)
     insert(sessions.open(), sessions.q)
     assert heard() == []
 
 
-def test_a_producer_that_meets_a_consumer_asking_rings(sessions: Sessions) -> None:
+def test_a_producer_that_meets_the_test_of_a_consumer_rings(sessions: Sessions) -> None:
     _, heard = sessions.listener()
     hold(sessions.open(), "unrung", sessions.q)
     insert(sessions.open(), sessions.q)
     assert heard() == ["q"]
 
 
-def test_consumers_that_ask_at_the_same_moment_see_nobody_in_flight(sessions: Sessions) -> None:
+def test_consumers_that_test_at_the_same_moment_see_no_transaction_in_flight(
+    sessions: Sessions,
+) -> None:
     hold(sessions.open(), "unrung", sessions.q)
     assert begin_waiting(sessions.open(), sessions.q) == []
 
 
-def test_asking_leaves_no_lock_behind_when_cancelled(sessions: Sessions) -> None:
-    asking = sessions.open()
+def test_a_cancelled_test_leaves_no_lock_behind(sessions: Sessions) -> None:
+    testing = sessions.open()
     endless = (
         "select count(tocsin._shared_elsewhere(a)) from generate_series(1, 10000) a,"
         " generate_series(1, 10000) b"
     )
     held = "select mode from pg_locks where locktype = 'advisory' and pid = %s"
     for _ in range(100):
-        asking.pgconn.send_query(endless.encode())
+        testing.pgconn.send_query(endless.encode())
         cancelled = False
         while not cancelled:  # it may not have begun
-            sessions.admin.execute("select pg_cancel_backend(%s)", [asking.info.backend_pid])
-            asking.pgconn.consume_input()
-            cancelled = not asking.pgconn.is_busy()
-        result = asking.pgconn.get_result()
+            sessions.admin.execute("select pg_cancel_backend(%s)", [testing.info.backend_pid])
+            testing.pgconn.consume_input()
+            cancelled = not testing.pgconn.is_busy()
+        result = testing.pgconn.get_result()
         assert result is not None
         assert b"canceling statement" in result.error_message
-        assert asking.pgconn.get_result() is None
-        assert sessions.admin.execute(held, [asking.info.backend_pid]).fetchall() == []
+        assert testing.pgconn.get_result() is None
+        assert sessions.admin.execute(held, [testing.info.backend_pid]).fetchall() == []
 
 
 def test_two_schemas_do_not_share_locks(sessions: Sessions) -> None:

@@ -35,7 +35,7 @@ INSERT_WAITS = """
 create function hold() returns trigger language plpgsql as
     $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
 create trigger hold before insert on tocsin.messages for each row execute function hold()"""
-DISK_WAITS = """do $do$ begin
+FLUSH_WAITS = """do $do$ begin
     execute replace(pg_get_functiondef('tocsin.wait_for_flush'::regproc),
                     'perform set_config', 'perform pg_advisory_xact_lock(1), set_config');
 end $do$"""
@@ -44,8 +44,8 @@ WAITING = (
     " and not l.granted and l.objid = 1"
 )
 TRIES = 20
-"""The server writes to its log for reasons of its own at times, and then a ring waits
-for the disk. Not so often in a row."""
+"""The server writes to its WAL at times for its own reasons, and then a ring waits for the
+flush; this number of times in a row it does not."""
 
 
 def fetch_one(session: Connection, statement: str) -> Any:
@@ -55,7 +55,7 @@ def fetch_one(session: Connection, statement: str) -> Any:
 
 @contextmanager
 def waiting_session(dsn: str) -> Iterator[Connection]:
-    """A session that sleeps on the queue q, and LISTENs."""
+    """A session that LISTENs and waits on the queue q, as a consumer's process does."""
     with connect_blocking(dsn) as listening:
         listening.execute(
             fetch_one(
@@ -73,19 +73,19 @@ def hear(listening: Connection) -> None:
     assert list(listening.notifies(timeout=PATIENCE, stop_after=1))
 
 
-def rings_first(session: Connection, enqueue: str = ENQUEUE) -> bool:
-    """Enqueue, and return whether that did not wait for the disk. Everything written
-    before is on disk."""
+def rings_early(session: Connection, enqueue: str = ENQUEUE) -> bool:
+    """Enqueue, and return whether that did not wait for the flush. Everything written
+    before is flushed."""
     session.execute("select setval('tocsin.flush_marker', 1)")
     session.execute(enqueue.encode())
-    rung_first: bool = fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes"
+    rung_early: bool = fetch_one(session, "select current_setting('bell.unflushed', true)") == "yes"
     session.execute("select tocsin.wait_for_flush()")
     assert fetch_one(session, "select current_setting('bell.unflushed', true)") != "yes"
-    return rung_first
+    return rung_early
 
 
 def can_ring_early(session: Connection, enqueue: str = ENQUEUE) -> bool:
-    return any(rings_first(session, enqueue) for _ in range(TRIES))
+    return any(rings_early(session, enqueue) for _ in range(TRIES))
 
 
 async def until_back(dsn: str) -> None:
@@ -106,7 +106,7 @@ def session(store_dsn: str) -> Iterator[Connection]:
 
 @pytest.fixture
 def listening(store_dsn: str, session: Connection) -> Iterator[Connection]:
-    """A session that sleeps on q."""
+    """A session that waits on q."""
     with waiting_session(store_dsn) as listening:
         yield listening
 
@@ -121,7 +121,7 @@ def always_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Producing:
-    """Calls of `Store.produce` that are held up."""
+    """Calls of `Store.produce` that wait for a lock of the test."""
 
     def __init__(self, store: tocsin.Store, dsn: str, nursery: trio.Nursery) -> None:
         self.scope = trio.CancelScope()
@@ -132,7 +132,7 @@ class Producing:
         self._nursery = nursery
 
     async def until_held(self) -> int:
-        """Produce until a call waits at the gate; returns its server process."""
+        """Produce until a call waits for the lock, and return its server process."""
         with trio.fail_after(PATIENCE):
             async with open_connection(self._dsn) as observer:
                 while True:
@@ -193,7 +193,7 @@ async def test_a_waiting_consumer_is_rung_for_before_there_is_a_message(
 async def test_a_waiting_consumer_sees_the_message_before_it_is_durable(
     producing: Producing, listening: Connection, session: Connection
 ) -> None:
-    session.execute(DISK_WAITS)
+    session.execute(FLUSH_WAITS)
     session.execute("select pg_advisory_lock(1)")
     await producing.until_held()
     hear(listening)
@@ -203,12 +203,12 @@ async def test_a_waiting_consumer_sees_the_message_before_it_is_durable(
     assert await producing.until_over() == seen
 
 
-async def test_a_handler_may_begin_before_the_disk_has_the_message(
+async def test_a_handler_may_begin_before_the_message_is_durable(
     producing: Producing, store: tocsin.Store, session: Connection
 ) -> None:
     async with store.consumer("q") as consumer, running(consumer) as run:
         await run.handled.wait(1)
-        session.execute(DISK_WAITS)
+        session.execute(FLUSH_WAITS)
         session.execute("select pg_advisory_lock(1)")
         await producing.until_held()
         await run.handled.wait(2 + len(producing.outcomes))
@@ -218,16 +218,15 @@ async def test_a_handler_may_begin_before_the_disk_has_the_message(
     assert [m.id for m in run.handled.messages[1:]] == producing.outcomes
 
 
-@pytest.mark.parametrize("asleep", [True, False], ids=["a consumer idle", "no consumer idle"])
-async def test_a_producer_returns_when_the_disk_has_the_message(
-    store: tocsin.Store, store_dsn: str, session: Connection, asleep: bool
+@pytest.mark.parametrize("waiting", [True, False], ids=["a consumer idle", "no consumer idle"])
+async def test_a_producer_returns_when_the_message_is_durable(
+    store: tocsin.Store, store_dsn: str, session: Connection, waiting: bool
 ) -> None:
-    with waiting_session(store_dsn) if asleep else nullcontext():
+    with waiting_session(store_dsn) if waiting else nullcontext():
         for _ in range(50):  # the server may flush by itself at any time, but not each time
             before = fetch_one(session, "select pg_current_wal_insert_lsn()")
             message_id = await store.produce("q", 1)
-            # Whatever was written since then, the message's commit is among the first
-            # of it.
+            # The message's commit is among the first records written since then.
             assert session.execute(
                 "select pg_current_wal_flush_lsn() > %s", [before]
             ).fetchone() == (True,)
@@ -249,8 +248,8 @@ async def test_it_rings_first_when_a_consumer_waited_the_last_time(
         for _ in range(2):
             with pytest.raises(tocsin.ConnectionLost, match=r"committed.*division by zero"):
                 await store.produce("q", 4)
-            await store.produce("q", 5)  # after an error it goes as if for the first time
-        # the consumer that was rung for just now is awake
+            await store.produce("q", 5)  # after an error, like the first call
+        # the consumer that was rung for just now is busy
         monkeypatch.setattr("tocsin._queue.producing.batcher.AT_REST", 1000.0)
         await store.produce("q", 6)
     session.execute("drop function tocsin.wait_for_flush")
@@ -264,7 +263,7 @@ async def test_it_rings_first_when_a_consumer_waited_the_last_time(
     await store.produce("q", 8)
 
 
-async def test_who_has_got_up_is_rung_for_in_vain_once(
+async def test_a_consumer_that_waits_no_longer_is_rung_for_in_vain_once(
     producing: Producing, store: tocsin.Store, listening: Connection
 ) -> None:
     def rings() -> int:
@@ -285,10 +284,10 @@ async def test_who_has_got_up_is_rung_for_in_vain_once(
     assert rings() == 0
 
 
-async def test_a_message_with_a_key_waits_for_the_disk(
+async def test_a_message_with_a_key_waits_for_the_flush(
     producing: Producing, store: tocsin.Store, session: Connection, listening: Connection
 ) -> None:
-    """The next call that enqueues the key is told its id."""
+    """The next call that enqueues the key returns its id."""
     session.execute(
         "create or replace function tocsin.wait_for_flush() returns void language sql as 'select 1"
         " / 0'"
@@ -299,7 +298,7 @@ async def test_a_message_with_a_key_waits_for_the_disk(
         )
 
 
-async def test_what_is_refused_is_refused_as_ever(
+async def test_a_message_is_refused_as_without_an_early_ring(
     producing: Producing, store: tocsin.Store, session: Connection, listening: Connection
 ) -> None:
     session.execute("select tocsin.update_queue('q', max_payload => 100)")
@@ -318,7 +317,7 @@ async def test_cancelled_at_every_checkpoint_it_is_enqueued_or_not_and_the_conne
 ) -> None:
     async def enqueue() -> None:
         await store.produce("q", 1)
-        await store.produce("q", 2)  # which rings first
+        await store.produce("q", 2)  # which rings early
 
     assert await cancel_sweep(enqueue)
     statistics = store.statistics().pool
@@ -332,11 +331,11 @@ async def test_cancelled_at_every_checkpoint_it_is_enqueued_or_not_and_the_conne
 
 
 @pytest.mark.parametrize("end", ["killed", "cancelled by an administrator", "cancelled"])
-async def test_not_told_of_the_disk(
+async def test_a_producer_that_does_not_learn_of_the_flush_is_not_told_of_a_failure(
     producing: Producing, store_dsn: str, session: Connection, listening: Connection, end: str
 ) -> None:
-    """The message is enqueued: no caller may be told that it is not."""
-    session.execute(DISK_WAITS)
+    """The message is enqueued, so no caller may be told that it is not."""
+    session.execute(FLUSH_WAITS)
     session.execute("select pg_advisory_lock(1)")
     pid = await producing.until_held()
     match end:
@@ -362,7 +361,7 @@ async def test_not_told_of_the_disk(
 
 
 @poolers.NEEDED
-async def test_through_a_pooler_the_ring_waits_for_the_disk(
+async def test_through_a_pooler_the_ring_waits_for_the_flush(
     server: servers.Server, store_dsn: str, session: Connection, listening: Connection
 ) -> None:
     session.execute(
@@ -404,7 +403,7 @@ def test_not_with(session: Connection, listening: Connection, setting: str) -> N
     assert not can_ring_early(session)
 
 
-def test_later_transactions_of_the_session_wait_for_the_disk_as_before(
+def test_later_transactions_of_the_session_wait_for_the_flush_as_before(
     session: Connection, listening: Connection
 ) -> None:
     for _ in range(TRIES):
@@ -415,10 +414,10 @@ def test_later_transactions_of_the_session_wait_for_the_disk_as_before(
         session.execute("select tocsin.wait_for_flush()")
         if commits_at_once:
             return
-    pytest.fail("it waited for the disk each time")
+    pytest.fail("it waited for the flush each time")
 
 
-def test_who_has_rolled_back_has_nothing_to_wait_for(
+def test_a_rolled_back_transaction_has_nothing_to_wait_for(
     session: Connection, listening: Connection
 ) -> None:
     for _ in range(TRIES):
@@ -431,14 +430,14 @@ def test_who_has_rolled_back_has_nothing_to_wait_for(
 # The ids
 
 
-def test_not_when_the_sequence_has_written_a_note(
+def test_not_when_the_sequence_has_written_a_wal_record(
     session: Connection, listening: Connection
 ) -> None:
-    outcomes = [rings_first(session) for _ in range(320)]
-    assert outcomes.count(False) >= 10  # PostgreSQL notes 32 at a time
+    outcomes = [rings_early(session) for _ in range(320)]
+    assert outcomes.count(False) >= 10  # PostgreSQL logs 32 at a time
     assert outcomes.count(True) > 200
     session.execute("checkpoint")
-    assert not rings_first(session)
+    assert not rings_early(session)
 
 
 def test_not_when_triggers_enqueue_more(session: Connection, listening: Connection) -> None:
@@ -470,22 +469,24 @@ async def test_not_when_commits_wait_for_standbys(own_server: EmbeddedServer) ->
 
 
 @contextmanager
-def log_writer_stopped(dsn: str) -> Iterator[int]:
-    """Only a process that must writes the server's log; gives the process whose end is
-    a crash of the server."""
+def wal_writer_stopped(dsn: str) -> Iterator[int]:
+    """Stop the WAL writer, so that only a process that must flushes the WAL. Yield the
+    WAL writer, whose end is a crash of the server."""
     with connect_blocking(dsn) as session:
-        log_writer = int(
+        wal_writer = int(
             fetch_one(session, "select pid from pg_stat_activity where backend_type = 'walwriter'")
         )
-    os.kill(log_writer, signal.SIGSTOP)
+    os.kill(wal_writer, signal.SIGSTOP)
     try:
-        yield log_writer
+        yield wal_writer
     finally:
         with suppress(ProcessLookupError):
-            os.kill(log_writer, signal.SIGCONT)
+            os.kill(wal_writer, signal.SIGCONT)
 
 
-async def test_not_when_a_note_is_not_on_disk(own_server: EmbeddedServer) -> None:
+async def test_not_when_a_wal_record_of_the_sequence_is_not_flushed(
+    own_server: EmbeddedServer,
+) -> None:
     async with tocsin.connect(own_server.dsn) as store:
         await store.install()
         await store.queues.create("q")
@@ -495,7 +496,7 @@ async def test_not_when_a_note_is_not_on_disk(own_server: EmbeddedServer) -> Non
         waiting_session(own_server.dsn),
     ):
         assert can_ring_early(session)
-        with log_writer_stopped(own_server.dsn):
+        with wal_writer_stopped(own_server.dsn):
             other.execute("set synchronous_commit = off")
             for enough in (False, True):
                 session.execute("select setval('tocsin.flush_marker', 1)")
@@ -512,7 +513,7 @@ async def test_not_when_a_note_is_not_on_disk(own_server: EmbeddedServer) -> Non
 
 
 @pytest.mark.parametrize(
-    "last", ["covered by a note", "the first of a note", "the first after a checkpoint"]
+    "last", ["covered by a record", "the first of a record", "the first after a checkpoint"]
 )
 async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_again(
     own_server: EmbeddedServer, last: str
@@ -522,10 +523,10 @@ async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_ag
         await store.install()
         await store.queues.create("q")
         with connect_blocking(dsn) as session, waiting_session(dsn) as listening:
-            session.execute(DISK_WAITS)
+            session.execute(FLUSH_WAITS)
             returned = [await store.produce("q", n) for n in range(3)]
             while (fetch_one(session, "select log_cnt from tocsin.messages_id_seq") == 0) != (
-                last == "the first of a note"
+                last == "the first of a record"
             ):
                 returned.append(await store.produce("q", 1))
             if last == "the first after a checkpoint":
@@ -538,7 +539,7 @@ async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_ag
                 except tocsin.ConnectionLost as error:
                     lost.append(error)
 
-            with log_writer_stopped(dsn) as log_writer:
+            with wal_writer_stopped(dsn) as wal_writer:
                 session.execute("select pg_advisory_lock(1)")
                 session.execute("select setval('tocsin.flush_marker', 1)")
                 before = len(returned)
@@ -552,12 +553,12 @@ async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_ag
                             ):
                                 pass
                         seen = fetch_one(listening, "select max(id) from tocsin.messages")
-                        os.kill(log_writer, signal.SIGKILL)
+                        os.kill(wal_writer, signal.SIGKILL)
                         with suppress(psycopg.OperationalError):
                             while True:  # until the server has noticed
                                 listening.execute("select 1")
                     await until_back(dsn)
         kept = {id for (id,) in await query(dsn, "select id from tocsin.messages")}
         assert set(returned) <= kept
-        assert bool(lost) == (last == "covered by a note") == (seen not in kept)
+        assert bool(lost) == (last == "covered by a record") == (seen not in kept)
         assert await store.produce("q", "after it") > seen

@@ -13,8 +13,8 @@ from tests.support.runs import running
 
 @pytest.mark.parametrize("way", ["handle", "handle_batches", "messages", "dequeue"])
 async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> None:
-    """Whichever way a consumer waits, nothing at all is asked of the server meanwhile;
-    and what comes wakes it."""
+    """Whichever way a consumer waits, the process sends no statement while it waits, and
+    a message wakes it."""
     dsn = dsn_of_quiet_store
     got = Handled()
 
@@ -41,7 +41,7 @@ async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> Non
             nursery.start_soon(run, consumer)
             await until_idle(store)
             before = await statements(dsn)
-            # no task has run for so long, whatever its clock
+            # no task has run for this time, whatever its clock
             await trio.testing.wait_all_tasks_blocked(0.5)
             assert since(before, await statements(dsn)) == {}
             await query(dsn, "select tocsin.enqueue('q', '1')")
@@ -52,15 +52,15 @@ async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> Non
 async def test_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> None:
     """No statement runs in between. That it is handled within 50 ms of its time is what
     the benchmark ``delayed`` measures."""
-    dsn, ran, looked = dsn_of_quiet_store, dict[str, int](), trio.Event()
+    dsn, ran, read = dsn_of_quiet_store, dict[str, int](), trio.Event()
 
-    async def look(_: tocsin.Message) -> None:
+    async def read_statements(_: tocsin.Message) -> None:
         ran.update(since(before, await statements(dsn)))
-        looked.set()
+        read.set()
 
     async with tocsin.connect(dsn, heartbeat=3600) as store:
         await store.queues.ensure("tasks")
-        async with store.consumer("tasks") as consumer, running(consumer, look) as run:
+        async with store.consumer("tasks") as consumer, running(consumer, read_statements) as run:
             await until_idle(store)
             await query(dsn, "select tocsin.enqueue('tasks', '1', delay => '2 s')")
             await until_idle(store)
@@ -68,7 +68,7 @@ async def test_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> Non
             # it is not yet its time
             assert await query(dsn, "select state::text from tocsin.messages") == [("delayed",)]
             with trio.fail_after(PATIENCE):
-                await looked.wait()
+                await read.wait()
         (message,) = run.handled.messages
     assert (message.dequeued_at - message.enqueued_at).total_seconds() >= 2
     # From the enqueueing to the handler's first line: the question above, and the claim
