@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from . import telemetry as telemetry
     from ._api import *
     from ._api import __all__ as __all__
-else:  # hidden from type checkers, to which it would give each misspelled name the type Any
+else:  # hidden from type checkers, for which each misspelled name would have the type Any
     _MODULES = ("driver", "embedded", "errors", "settings", "telemetry")
 
     def __getattr__(name: str) -> Any:

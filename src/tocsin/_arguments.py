@@ -68,8 +68,8 @@ def check_key(value: str | None) -> str | None:
     """
     if value is not None and len(check_text(value, "key").encode()) > MAX_KEY:
         raise ValueError(
-            f"key must be at most {MAX_KEY} bytes, not {len(value.encode())}; a digest of it will"
-            " do as well"
+            f"key must be at most {MAX_KEY} bytes, not {len(value.encode())}; use a digest of"
+            " a longer key"
         )
     return value
 

@@ -144,7 +144,9 @@ def _check_schema(value: object) -> str:
 
 def _check_pool_size(value: int) -> int:
     if check_count(value, "pool_size") < 2:
-        raise ValueError("pool_size must be at least 2: one for a transaction, one for all else")
+        raise ValueError(
+            "pool_size must be at least 2: one for a transaction, and one for other statements"
+        )
     return value
 
 
@@ -196,7 +198,7 @@ def _check(name: str, value: Any, source: str, *, as_text: bool = False) -> Any:
         raise ConfigError(source, f"is empty; leave it out, or give it a value{hint}")
     if is_text and _CHECKS[name] is not _check_dsn and ("://" in value or "=" in value):
         # and is not to be shown
-        raise ConfigError(source, "looks like a connection string, which is not what belongs there")
+        raise ConfigError(source, "looks like a connection string, which does not belong there")
     try:
         return _CHECKS[name](
             _PARSERS[name](value) if as_text and is_text and name in _PARSERS else value
@@ -233,7 +235,7 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str | None:
     """Return the known name that this one is a misspelling of, if it is one."""
     rests = {other.removeprefix(prefix): other for other in known}
     rest = name.removeprefix(prefix)
-    # DNS for DSN: too short to be similar
+    # "DNS" for "DSN" is too short for the similarity test.
     swapped = [other for other in rests if sorted(other) == sorted(rest)]
     close = swapped or difflib.get_close_matches(rest, rests, 1, 0.8)
     return rests[close[0]] if close else None
@@ -247,7 +249,7 @@ def _read_table() -> tuple[Path, dict[str, Any]]:
     named = os.environ.get(CONFIG)
     try:
         here = Path.cwd()
-    except FileNotFoundError:  # it has been removed
+    except FileNotFoundError:  # the file has been removed
         here = Path("/")
     if named is None:
         for folder in (here, *here.parents):

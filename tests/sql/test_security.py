@@ -188,7 +188,8 @@ async def test_a_login_that_is_nothing_is_told_so(cast: Cast) -> None:
             store.verify(),
         ):
             with pytest.raises(
-                tocsin.PermissionDenied, match=r"permission denied for .*; Tocsin's owner may"
+                tocsin.PermissionDenied,
+                match=r"permission denied for .*; use the role of Tocsin's owner",
             ):
                 await attempt
 
@@ -837,11 +838,11 @@ async def test_an_upgrade_by_a_superuser_leaves_nothing_with_a_superusers_rights
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("", "no name"),
-        ("x" * 64, "no name"),
-        ("a\0b", "no name"),
-        ("pg_mine", "PostgreSQL's own"),
-        ("none", "PostgreSQL's own"),
+        ("", "not the name"),
+        ("x" * 64, "not the name"),
+        ("a\0b", "not the name"),
+        ("pg_mine", "reserved by PostgreSQL"),
+        ("none", "reserved by PostgreSQL"),
     ],
 )
 def test_a_name_that_no_role_can_have_is_refused(name: str, why: str) -> None:

@@ -38,8 +38,8 @@ async def open_nursery_bare() -> AsyncIterator[trio.Nursery]:
             raise
     else:
         return
-    # Raised outside the except clause, and its context put back, so that the group does
-    # not appear in the traceback.
+    # Raise the cause outside the except clause and restore its context, so that the
+    # group does not appear in the traceback.
     context = cause.__context__
     try:
         raise cause
@@ -51,8 +51,8 @@ async def open_nursery_bare() -> AsyncIterator[trio.Nursery]:
 def _single_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     errors = [e for e in group.exceptions if not _is_cancellation(e)]
     if len(errors) == 1:
-        return errors[0]  # a group that the block or a task has raised stays one
-    # Where there is nothing but cancellation, one Cancelled stands for all of them.
+        return errors[0]  # a group that the block or a task has raised is not unpacked
+    # If all errors are cancellations, one Cancelled represents all of them.
     return group if errors else _first_leaf(group)
 
 

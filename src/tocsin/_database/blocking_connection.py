@@ -39,7 +39,8 @@ async def run_blocking(connection: psycopg.Connection[Any], use: Callable[[], T]
     Cancellation:
         The statement has failed or taken effect, and the connection is free or closed.
     """
-    # The thread takes it when it begins, or the cancellation, whichever comes first.
+    # The thread takes this lock when it begins, unless the cancellation has taken it
+    # before.
     first = threading.Lock()
     ended = trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -65,7 +66,8 @@ async def run_blocking(connection: psycopg.Connection[Any], use: Callable[[], T]
 async def _end(connection: psycopg.Connection[Any], ended: trio.Event) -> None:
     with trio.move_on_after(GRACE):
         while not ended.is_set():
-            # With a limiter of its own: the threads of the default one may all be busy.
+            # Use a separate limiter, because all threads of the default limiter may be
+            # busy.
             cancel = partial(connection.cancel_safe, timeout=GRACE)
             with suppress(psycopg.Error):
                 await trio.to_thread.run_sync(
@@ -79,7 +81,7 @@ async def _end(connection: psycopg.Connection[Any], ended: trio.Event) -> None:
         socket.socket(fileno=os.dup(connection.fileno())) as copy,
     ):
         copy.shutdown(socket.SHUT_RDWR)
-    # With a limit: the thread may run a generator of the caller's that hangs, and that
+    # Limit the wait: the thread may run a generator of the caller that hangs, and that
     # finds the connection broken afterwards.
     with trio.move_on_after(GRACE):
         await ended.wait()

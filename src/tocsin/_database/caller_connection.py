@@ -163,7 +163,7 @@ def raising_ours(connection: Blocking | Async, schema: Schema) -> Iterator[None]
     try:
         yield
     except (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction) as error:
-        if error.diag.context is not None:  # it comes from within a function, so there is one
+        if error.diag.context is not None:  # the error comes from within a function
             raise
         raise SchemaMissing(schema.name) from error
     except psycopg.Error as error:
@@ -177,4 +177,4 @@ def _address(connection: Blocking | Async) -> str:
     try:
         return f"{connection.info.host}:{connection.info.port}"
     except psycopg.OperationalError:
-        return "an address unknown, for the connection is closed"
+        return "an unknown address, because the connection is closed"

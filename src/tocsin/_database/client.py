@@ -201,7 +201,7 @@ class Database:
             else:
                 answers.append(rows)
                 for other in under_way:
-                    # A cancellation could take as long as its answer.
+                    # Do not cancel it, which could take as long as its answer.
                     other.give_up("another connection was faster")
                 cancel(nursery.cancel_scope, "another connection was faster")
             first_over.set()
@@ -324,7 +324,7 @@ class Database:
         together: list[Statement] = [_BEGIN]
         for statement in statements[:-1]:
             together += statement, _NEXT
-        together[-1] = _COMMIT  # the last statement is a transaction by itself
+        together[-1] = _COMMIT  # the last statement is a separate transaction
         async with self.pool.connection(reset=False) as connection:
             with self._dropped_if_useless(connection):
                 if not connection.has_own_session:
@@ -336,8 +336,8 @@ class Database:
     async def _execute(
         self, connection: Connection, statement: str, parameters: Sequence[object]
     ) -> list[Row]:
-        # In binary: the text of times and intervals depends on the settings of the
-        # session, and behind a pooler Tocsin does not set them.
+        # Use the binary format. The text format of times and intervals depends on
+        # settings of the session, which Tocsin does not set behind a pooler.
         cursor = await connection.execute(self._render(statement), parameters, binary=True)
         return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 

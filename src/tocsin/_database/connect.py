@@ -28,7 +28,7 @@ async def open_watched(
     """
     try:
         connection = await open_unwatched(dsn, hosts)
-        watch.add(connection)  # it may fall silent in the next statement
+        watch.add(connection)  # the connection may fall silent in the next statement
         try:
             await watch.terminate_abandoned(connection)
         except BaseException:

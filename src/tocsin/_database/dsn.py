@@ -45,12 +45,11 @@ def describe_address(dsn: str) -> str:
     port = parameters.get("port") or defaults.get("port") or "5432"
     hosts = str(host).split(",")
     ports = str(port).split(",")
-    # What libpq takes for a host or a port is a part of the password when that has a /
-    # or an @ in it.
+    # If a password contains a / or an @, libpq takes a part of it for a host or a port.
     if any("@" in h[1:] for h in hosts) or not all(p.isdecimal() for p in ports if p):
         raise ConfigError(
             "dsn",
-            "host or port make no sense; special characters in a password must be percent-encoded"
+            "host or port is not valid; special characters in a password must be percent-encoded"
             " (%40 is an @)",
         )
     if not str(parameters.get("connect_timeout") or 0).lstrip("-").isdecimal():

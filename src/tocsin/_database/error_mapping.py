@@ -85,10 +85,12 @@ def translate(error: psycopg.Error, address: str, *, own: bool = True) -> Except
         )
     if is_connection_loss(error) or (own and is_outage(error)):
         return ConnectionLost(address, _one_line(error))
-    # else it is something within, such as a trigger
+    # with a context, the error comes from within, for example from a trigger
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:
         return PermissionDenied(
-            _one_line(error), "Tocsin's owner may, and can let other roles in", role=None
+            _one_line(error),
+            "use the role of Tocsin's owner, which can also give other roles access",
+            role=None,
         )
     if isinstance(error, psycopg.errors.UntranslatableCharacter) and (
         found := _untranslatable(error.diag.message_primary or "")
@@ -128,9 +130,8 @@ def is_outage(error: psycopg.Error) -> bool:
 
     It may be able to later.
     """
-    # Class 40: rolled back, or its outcome is unknown. 53: no memory, disk or
-    # connections. 57: ended by an administrator or a timeout. 55P03: a lock did not
-    # come in time.
+    # Class 40: rolled back, or the outcome is unknown. 53: no memory, disk or
+    # connections. 57: ended by an administrator or a timeout. 55P03: lock timeout.
     code = error.sqlstate or ""
     return (
         is_connection_loss(error)
@@ -156,8 +157,8 @@ def is_undone(error: psycopg.Error) -> bool:
     It may succeed at once when it is sent again.
     """
     # Class 40: a deadlock, or a conflict at a stricter isolation level. 40003, which a
-    # proxy may send, says that the outcome is unknown. The other two have no code of
-    # their own.
+    # proxy may send, says that the outcome is unknown. The last two cases share a code
+    # with other errors.
     code, source = error.sqlstate or "", error.diag.source_function
     return (
         (code[:2] == "40" and code != "40003")

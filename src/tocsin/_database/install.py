@@ -136,7 +136,7 @@ async def install(
         except SchemaMissing:
             pass
         if found is not None:
-            if roles is None and found.serves_us():  # another session was faster
+            if roles is None and found.serves_us():  # another session has installed it
                 return
             refuse_newer(schema, found)
         if found != ours():
@@ -168,12 +168,12 @@ async def _change(
         SchemaBusy: Other transactions never let it through.
     """
     for pause in (0, *islice(delays(), _ATTEMPTS - 1)):
-        await trio.sleep(pause)  # in which those sessions go on
+        await trio.sleep(pause)  # lets those sessions continue
         try:
             async with connection.transaction():
                 await connection.execute(SAFE_PATH)
                 await connection.execute(PLAIN_TABLESPACE)
-                # this waits for another installation, without holding a lock
+                # The next statement waits for another installation, and holds no lock.
                 await connection.execute("set local lock_timeout = 0")
                 await connection.execute(INSTALL_LOCK)
                 await connection.execute(f"set local lock_timeout = {_LOCK_WITHIN_MS}".encode())
@@ -223,7 +223,8 @@ async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schem
         )
         if (await cursor.fetchone() or (0,))[0]:
             raise TocsinError(
-                f"schema {schema.name!r} holds something that is not Tocsin's; choose another name"
+                f"schema {schema.name!r} contains objects that are not Tocsin's; choose another"
+                " name"
             )
     else:
         await connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema.name)))
@@ -268,8 +269,7 @@ async def _name_dependents(
         "from jsonb_each(current_setting('bell.upgrade')::jsonb -> 'dependents') e"
     )
     dependents: dict[str, list[str]] = dict(await cursor.fetchall())
-    # PostgreSQL's hint has the signature of the function that cannot be replaced in
-    # its place.
+    # PostgreSQL's hint contains the signature of the function that cannot be replaced.
     changed = [function for function in dependents if function in (error.diag.message_hint or "")]
     objects = tuple(name for function in changed for name in dependents[function])
     if not objects and not isinstance(error, psycopg.errors.DependentObjectsStillExist):

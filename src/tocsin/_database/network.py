@@ -42,11 +42,11 @@ ON_THE_SERVER: Final = {
     "tcp_keepalives_idle": "4",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "2",
-    # Linux lets it decide when keepalive gives up, too. It is what the messages of a
-    # vanished host wait for, so it is short. It also ends the session of a client that
-    # is there but has not read for as long, because its event loop is blocked and the
-    # sockets' buffers are full: its process opens another one, and what it had claimed
-    # is delivered again.
+    # On Linux this timeout also limits keepalive. The messages of a vanished host wait
+    # for it, so it is short. It also ends the session of a living client that has not
+    # read for that long, because its event loop is blocked and the buffers of the
+    # sockets are full. The process of that client opens another session, and the
+    # messages that it had claimed are delivered again.
     "tcp_user_timeout": "8000",
 }
 """Settings of a session that is ours alone."""
@@ -60,7 +60,7 @@ def complete(dsn: str) -> str:
     said = conninfo_to_dict(dsn)
     environment = {d.keyword.decode(): d.val.decode() for d in pq.Conninfo.get_defaults() if d.val}
     chosen: dict[str, str | int] = {}
-    if "service" not in said:  # a service may set them, which only libpq reads
+    if "service" not in said:  # a service file, which only libpq reads, may set them
         chosen = {
             name: value
             for name, value in ON_THE_CLIENT.items()

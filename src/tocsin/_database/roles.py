@@ -15,14 +15,14 @@ _MAX_BYTES = 63
 
 
 def _check_name(roles: object, attribute: attrs.Attribute[Any], name: str | None) -> None:
-    # PostgreSQL would cut a longer name, and then find another role than was meant.
+    # PostgreSQL would truncate a longer name, and could then find another role.
     if name is not None and (not name or "\0" in name or len(name.encode()) > _MAX_BYTES):
         raise ConfigError(
             f"roles.{attribute.name}",
-            f"{name!r} is no name of a role: 1 to {_MAX_BYTES} bytes of text",
+            f"{name!r} is not the name of a role: 1 to {_MAX_BYTES} bytes of text",
         )
     if name is not None and (name.startswith("pg_") or name in ("public", "none")):
-        raise ConfigError(f"roles.{attribute.name}", f"{name!r} is PostgreSQL's own")
+        raise ConfigError(f"roles.{attribute.name}", f"{name!r} is reserved by PostgreSQL")
 
 
 @attrs.frozen

@@ -31,7 +31,7 @@ def _check_name(schema: Schema, attribute: object, name: str) -> None:
     if not _IDENTIFIER.fullmatch(name):
         raise ConfigError(
             "schema",
-            f"{name!r} is no valid name: letters, digits and underscores, not beginning with a"
+            f"{name!r} is not a valid name: letters, digits and underscores, not beginning with a"
             " digit",
         )
     if len(name) > _MAX_IDENTIFIER_BYTES:
@@ -40,7 +40,7 @@ def _check_name(schema: Schema, attribute: object, name: str) -> None:
             f"{name!r} is {len(name)} bytes long, PostgreSQL allows {_MAX_IDENTIFIER_BYTES}",
         )
     if name.startswith("pg_") or name in ("public", "information_schema"):
-        raise ConfigError("schema", f"{name!r} is not Tocsin's; it needs a schema of its own")
+        raise ConfigError("schema", f"{name!r} is not for Tocsin, which needs a separate schema")
 
 
 @attrs.frozen

@@ -38,7 +38,7 @@ def reload(schema: Schema, *, after: int) -> list[str]:
     for migration in migrations():
         if migration.number > after:
             statements += migration.text, _NOTE_MIGRATION.format(migration)
-    # Functions call each other, whatever the order of their files.
+    # Functions of one file call functions of later files.
     statements += "set local check_function_bodies = off", functions()
     statements += load("upgrade/restore.sql"), _NOTE_CONTRACT.format(ours())
     return [schema.render(statement) for statement in statements]
@@ -113,7 +113,7 @@ end
 $$;
 
 """
-# An upgrade by a superuser leaves the functions to the schema's owner.
+# After an upgrade by a superuser, the schema's owner still owns the functions.
 _BE_OWNER = (
     "select set_config('role', pg_get_userbyid(c.relowner), true) "
     "from pg_class c where c.oid = 'tocsin.migrations'::regclass"

@@ -77,8 +77,8 @@ async def set_up(connection: TrioConnection[Any]) -> None:
     """
     await connection.apply_settings(SETTINGS)
     if not connection.has_own_session:
-        # What psycopg prepares may not be there for the next transaction, and a
-        # statement that fails in one cannot be repeated.
+        # A statement that psycopg has prepared may not exist in the next transaction,
+        # and a statement that fails in a transaction cannot be repeated.
         connection.prepare_threshold = None
         if connection.info.encoding != "utf-8":
             raise ConfigError(
@@ -88,8 +88,8 @@ async def set_up(connection: TrioConnection[Any]) -> None:
 
 
 _FOREIGN_ENCODING = (
-    "the pooler ignores client_encoding=UTF8, and its sessions have {}; have it pass that parameter"
-    " on, or run: alter role ... set client_encoding = 'UTF8'"
+    "the pooler ignores client_encoding=UTF8, and its sessions have {}; configure it to pass on"
+    " this parameter, or run: alter role ... set client_encoding = 'UTF8'"
 )
 
 

@@ -65,8 +65,8 @@ class TransactionLimit:
         self._waiting.unpark()
 
     async def _may_begin(self) -> bool:
-        # The first one gets the only connection, if there is no other: without it there
-        # would be no transaction at all.
+        # The first transaction gets the only connection if there is no other. Otherwise
+        # no transaction could run at all.
         while (wanted := self._running + 2) > 2:
             if self._running >= self._most:
                 return False
@@ -74,9 +74,9 @@ class TransactionLimit:
                 if not await self._pool.grow(wanted):
                     return False
             except PoolClosed:
-                return True  # which it is told when it asks for its connection
+                return True  # the task gets this error when it requests a connection
             except BaseException:
-                self._waiting.unpark()  # the turn of this task is the next one's
+                self._waiting.unpark()  # passes the turn to the next task
                 raise
             if self._running + 2 <= wanted:
                 return True

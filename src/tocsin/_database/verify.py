@@ -85,8 +85,8 @@ async def _compare(
         found = await read_catalog(connection, schema)
     wanted |= {("role", kind): _ROLE for kind, _, _ in rows}
     found |= {("role", kind): _ROLE for kind, role, _ in rows if role}
-    # The partitions that come and go (functions/queue/maintenance.sql) are made like
-    # the one that stays, and secured like it.
+    # Maintenance creates the other partitions (functions/queue/maintenance.sql) with
+    # the attributes and privileges of the permanent partition.
     model = {
         kind: wanted[kind, "archive_rest"]
         for kind in ("partition", "privileges")

@@ -153,7 +153,7 @@ class View:
         )
         self._print("  ", verdict, ": files enqueued, archive and digests compared in the database")
         self._print(
-            "  Kept in the schemas tocsin_demo and tocsin_demo_queue, until the next demo drops"
+            "  The schemas tocsin_demo and tocsin_demo_queue are kept until the next demo drops"
             " them."
         )
 

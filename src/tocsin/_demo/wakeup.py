@@ -83,7 +83,8 @@ def _percentile(values: list[float], percent: int) -> float:
 
 
 async def _run_sender(dsn: str, durations: list[float]) -> None:
-    # A session of its own: Ctrl-C is for us to deal with, and our cancellation ends it.
+    # The process has a separate session, so that Ctrl-C reaches only this process,
+    # whose cancellation ends the other.
     ended = await trio.run_process(
         [sys.executable, "-m", __name__],
         env=os.environ | {"TOCSIN_DSN": dsn},

@@ -31,7 +31,7 @@ class Attributes(Generic[Row]):
         self._server_cursor_factory: type[psycopg.AsyncServerCursor[Row]] = (
             connection.server_cursor_factory
         )
-        # A copy, since a program registers its types in the connection's own map.
+        # Use a copy, because a program registers its types in the connection's own map.
         self._adapters = _copy(connection._adapters)
         self._notice_handlers = tuple(connection._notice_handlers)
         self._notify_handlers = tuple(connection._notify_handlers)
@@ -45,7 +45,9 @@ class Attributes(Generic[Row]):
         connection._isolation_level = self._isolation_level
         connection._read_only = self._read_only
         connection._deferrable = self._deferrable
-        connection._begin_statement = b""  # psycopg makes it of the three above when it is empty
+        connection._begin_statement = (
+            b""  # psycopg computes it from the three attributes above when it is empty
+        )
         connection.prepare_threshold = self._prepare_threshold
         connection.prepared_max = self._prepared_max
         connection.row_factory = self._row_factory

@@ -105,7 +105,7 @@ async def call_off(
             if pgconn.status == pq.ConnStatus.OK:
                 grace.answered()
     finally:
-        # What psycopg believes to be in the pipeline cannot be put right.
+        # psycopg's own record of the pipeline cannot be corrected.
         if pgconn.pipeline_status or pgconn.transaction_status == _ACTIVE:
             connecting.finish(pgconn)
             # A pipeline's generator fetches results when it is closed. That fails, and
@@ -117,8 +117,8 @@ async def call_off(
 async def _proceed(pgconn: pq.abc.PGconn, rest: PQGen[None], turn: waiting.Turn) -> bool:
     """Drive ``rest`` for a while, and return whether it is over."""
     deadline = trio.current_time() + _ASK_AGAIN
-    # It usually ends with QueryCanceled; an error of its own or a lost connection are
-    # possible.
+    # The statement usually ends with QueryCanceled. It may also end with another error
+    # or a lost connection.
     with suppress(Exception):
         try:
             await waiting.wait(rest, pgconn.socket, turn, deadline)
@@ -141,7 +141,7 @@ def _rest(pgconn: pq.abc.PGconn, gen: PQGen[Any]) -> PQGen[None]:
             while isinstance((yield from generators.copy_from(pgconn)), memoryview):
                 pass
         elif result.status == pq.ExecStatus.COPY_BOTH:
-            # Replication has no end that could be waited for.
+            # A replication statement has no end to wait for.
             return
 
 

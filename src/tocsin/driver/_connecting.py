@@ -118,7 +118,7 @@ def finish(handle: Handle) -> None:
     try:
         fileno = handle.socket
     except psycopg.OperationalError:
-        # libpq itself has closed it.
+        # libpq itself has closed the socket.
         pass
     else:
         trio.lowlevel.notify_closing(fileno)
@@ -139,7 +139,8 @@ async def _connect(conninfo: str) -> pq.abc.PGconn:
         started = pgconn.status != pq.ConnStatus.BAD
         if not started or await drive(pgconn, poll) != pq.PollingStatus.OK:
             problem = pgconn.get_error_message()
-            # A caller may want to know whether a password was asked for, for example.
+            # A caller may want to know, for example, whether the server has requested a
+            # password.
             kind = ServerRefusal if answered else psycopg.OperationalError
             raise kind(f"connection failed: {problem}", pgconn=_finish_without_secrets(pgconn))
         pgconn.nonblocking = 1
@@ -203,8 +204,8 @@ def parse_conninfo(conninfo: str, **parameters: ConnParam) -> ConnDict:
     try:
         return conninfo_to_dict(conninfo, **parameters)
     except psycopg.ProgrammingError as error:
-        # libpq quotes what it could not read, and that may well be (a part of) the
-        # password. Its own "=" may stay.
+        # libpq quotes the text that it could not parse, which may be a part of the
+        # password. The quoted "=" of libpq's own text is harmless.
         problem, quoted, _ = str(error).replace('"="', "an equals sign").partition('"')
         message = problem + ('"…"' if quoted else "")
     except UnicodeError:
@@ -230,8 +231,8 @@ async def _look_up(settings: ConnDict) -> tuple[ConnDict | None, Failures]:
     hosts, addresses = hosts or [""] * count, addresses or [""] * count
     ports = ports * count if len(ports) == 1 else ports
     if not count or not len(hosts) == len(addresses) == len(ports):
-        # A local socket by default, or lists that do not match, which psycopg says
-        # best.
+        # The default is a local socket. For lists that do not match, psycopg has the
+        # best error.
         return settings, []
 
     found: list[tuple[str, str, str]] = []
@@ -241,7 +242,7 @@ async def _look_up(settings: ConnDict) -> tuple[ConnDict | None, Failures]:
             found.append((host, address, port))
             continue
         try:
-            # For an address in figures this is a checkpoint and nothing else.
+            # For a numeric address this is only a checkpoint.
             answers = await trio.socket.getaddrinfo(
                 host, port or None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
             )

@@ -199,8 +199,8 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         try:
             return await self._drive(gen, deadline)
         except BaseException as error:
-            # An Exception is the protocol's own, which psycopg handles; but not the end
-            # of its patience in the middle of a statement.
+            # An Exception is an error of the protocol, which psycopg handles, except
+            # for a timeout in the middle of a statement.
             if not isinstance(error, Exception) or isinstance(error, psycopg.errors._WaitTimeout):
                 await call_off(
                     self.pgconn,
@@ -255,8 +255,8 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
                 yield pipeline
         except BaseException as error:
             if not isinstance(error, Exception):
-                # Statements may be queued in psycopg that were never sent, a COMMIT
-                # among them.
+                # psycopg may have queued statements that were never sent, for example a
+                # COMMIT.
                 connecting.finish(self.pgconn)
             raise
 
@@ -303,6 +303,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
             raise psycopg.errors.CancellationTimeout("cancellation timeout expired")
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:  # noqa: ASYNC109 (psycopg's signature)
-        # psycopg's cleanup of COPY and stream(), which must work in a cancelled scope.
+        # psycopg cleans up COPY and stream() here, which must work in a cancelled
+        # scope.
         with self.grace.scope():
             await super()._try_cancel(timeout=timeout)

@@ -38,7 +38,7 @@ def _drop_copies() -> None:
         try:
             sockets.append(pgconn.socket)
         except psycopg.OperationalError:
-            continue  # it is closed
+            continue  # the connection is closed
     _open.clear()
     if sockets:
         nothing = os.open(os.devnull, os.O_RDWR)

@@ -26,7 +26,7 @@ class Loan(Generic[Row]):
     checkpoint of its own.
     """
 
-    # Not a generator, because there is one for every statement.
+    # This is not a generator, for speed: each statement has a loan.
 
     def __init__(self, pool: Pool[Row], reset: bool) -> None:
         self._pool = pool

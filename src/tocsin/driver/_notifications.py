@@ -51,8 +51,8 @@ def has_ended(connection: TrioConnection[Any]) -> bool:
         return True
     finally:
         connection.remove_notice_handler(listen)
-    # A session that is ended from outside says so first, a moment before its end can be
-    # seen.
+    # A session that is ended from outside sends a notice a moment before its socket
+    # ends.
     return not _FATAL.isdisjoint(notices)
 
 

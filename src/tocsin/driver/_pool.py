@@ -177,7 +177,7 @@ class Pool(Generic[Row]):
         self._set_alarm()
 
     async def _take(self) -> Member[Row]:
-        # No pass through trio's loop where nothing has to be waited for: see `Loan`.
+        # Do not yield to trio's loop if there is nothing to wait for: see `Loan`.
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         deadline: float | None = None
@@ -241,7 +241,7 @@ class Pool(Generic[Row]):
             if failure is None or trio.current_time() >= deadline:
                 self._slots.give_back()
                 raise self._time_out(failure)
-            if self._idle:  # one came back in the meantime
+            if self._idle:  # another task has returned a connection
                 continue
             if self._members:
                 self._withhold_slot()
@@ -298,7 +298,7 @@ class Pool(Generic[Row]):
         self._size -= 1
         member.connection.finish()
         if not self._members:
-            # There is none left to wait for.
+            # No connection is left to wait for.
             self._slots.restore_all()
 
     async def _wait_for_slot(self, deadline: float, failure: Exception | None) -> None:
@@ -318,7 +318,7 @@ class Pool(Generic[Row]):
     def _time_out(self, failure: Exception | None) -> Exception:
         self._counters.timeouts += 1
         return failure or PoolTimeout(
-            f"no connection came back or could be opened within {self._timeout:g} s; "
+            f"no connection was returned or could be opened within {self._timeout:g} s; "
             f"{len(self._members)} of at most {self._max_size} are lent"
         )
 
@@ -360,7 +360,7 @@ class Pool(Generic[Row]):
         deadline = self._idle[0].expires if self._idle and surplus else math.inf
         if self._slots.restore_at < deadline:
             deadline = self._slots.restore_at
-        if deadline != self._idle_scope.deadline:  # setting it is what costs
+        if deadline != self._idle_scope.deadline:  # only setting the deadline is slow
             self._idle_scope.deadline = deadline
 
     @enable_ki_protection

@@ -101,7 +101,7 @@ class Prepared:
             self._pgconn.send_query_prepared(name, parameters, result_format=pq.Format.BINARY)
             try:
                 return (yield from self._result())
-            except psycopg.errors.InvalidSqlStatementName:  # no harm is done yet
+            except psycopg.errors.InvalidSqlStatementName:  # the statement has had no effect
                 self._names.clear()
                 self._missing += 1
         self._pgconn.send_query_params(statement, parameters, result_format=pq.Format.BINARY)
@@ -119,7 +119,7 @@ class Prepared:
         self.together = True
         try:
             results = yield from self._send_together(statements)
-            if _is_missing(results[0]):  # after DISCARD; no harm is done yet
+            if _is_missing(results[0]):  # after DISCARD; the statement has had no effect
                 self._names.clear()
                 results = yield from self._send_together(statements)
         finally:
@@ -130,7 +130,7 @@ class Prepared:
                 if n <= settled:
                     raise error
                 raise psycopg.errors.TransactionResolutionUnknown(
-                    f"it was committed, but what was to follow failed: {error}"
+                    f"it was committed, but the next statement failed: {error}"
                 ) from error
         return results
 
@@ -165,8 +165,8 @@ class Prepared:
     def _prepare(self, statement: bytes) -> PQGen[bytes]:
         name = self._names.get(statement)
         if name is None:
-            # A name is used once: after an attempt that was called off the server has
-            # it or not.
+            # A name is used only once: after a cancelled attempt the server may have
+            # the name or not.
             self._attempts += 1
             name = self._prefix + b"%d" % self._attempts
             self._pgconn.send_prepare(name, statement)
@@ -175,8 +175,8 @@ class Prepared:
         return name
 
     def _result(self) -> PQGen[pq.abc.PGresult]:
-        # More than one when the rows had been sent and then the commit failed, or the
-        # connection was lost: the last one says so.
+        # There is more than one result if the commit failed, or the connection was
+        # lost, after the rows had been sent. The last result has the error.
         result: pq.abc.PGresult = (yield from generators.execute(self._pgconn))[-1]
         if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
             raise psycopg.errors.error_from_result(result)

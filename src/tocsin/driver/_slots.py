@@ -32,7 +32,7 @@ class Slots:
     def __init__(self, count: int) -> None:
         self._count = count
         self._waiters = OrderedDict[Task, None]()
-        # Tasks that have had a slot before, but no connection.
+        # Tasks that have had a slot before, but got no connection.
         self._ahead = OrderedDict[Task, None]()
         self._pauses: Iterator[float] = delays()
         self.free = count

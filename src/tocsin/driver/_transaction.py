@@ -62,7 +62,7 @@ class TrioTransaction(psycopg.AsyncTransaction):
                 return await self._commit()
             except BaseException as error:
                 if self.status is self.Status.ACTIVE:
-                    # Cancelled before anything was sent.
+                    # The task was cancelled before a statement was sent.
                     await self._roll_back(error)
                 raise
         finally:
@@ -80,7 +80,7 @@ class TrioTransaction(psycopg.AsyncTransaction):
             return False
         kind, traceback = (type(error), error.__traceback__) if error is not None else (None, None)
         swallow = await self._conn.complete(self._exit_gen(kind, error, traceback))
-        # psycopg logs a ROLLBACK that fails, and goes on.
+        # psycopg logs a ROLLBACK that fails, and continues.
         ended = self.pgconn.transaction_status == pq.TransactionStatus.IDLE
         if self._outer_transaction and not ended and not self.pgconn.pipeline_status:
             connecting.finish(self.pgconn)

@@ -138,7 +138,7 @@ def _ready_now(fileno: int, want: Wait) -> int:
     poll.register(fileno, (want & Wait.R and select.POLLIN) | (want & Wait.W and select.POLLOUT))
     ready = 0
     for _, event in poll.poll(0):
-        # A socket that was closed is not ready for anything: trio will say so.
+        # A socket that was closed is ready for nothing, and trio raises the error.
         ready |= (event & select.POLLIN and Ready.R) | (event & select.POLLOUT and Ready.W)
     return ready
 
@@ -172,7 +172,7 @@ async def _ready_for_either(fileno: int) -> int:
         try:
             await wait(fileno)
         except (OSError, trio.ClosedResourceError) as error:
-            # Both tasks get it; the two of them would be a group.
+            # Both tasks get this error, and raising it twice would make a group.
             closed = error
         else:
             ready |= meaning

@@ -144,7 +144,7 @@ class Watch:
         while True:
             with trio.CancelScope(deadline=self._next_check()) as self._idle_scope:
                 await trio.sleep_forever()
-            for _ in range(2):  # the answer may be there, while this event loop was blocked
+            for _ in range(2):  # the answer may have arrived while this event loop was blocked
                 await trio.lowlevel.checkpoint()
             if due := self._due():
                 await self._check(due)
@@ -171,7 +171,7 @@ class Watch:
             except psycopg.errors.InsufficientPrivilege as error:
                 logger.warning(
                     "a session that was abandoned could not be terminated, and holds its locks"
-                    " until the server finds it lost: %s",
+                    " until the server detects the loss: %s",
                     error,
                 )
             self._abandoned.discard(session)
@@ -333,7 +333,7 @@ async def _run(
 ) -> list[tuple[Any, ...]]:
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
     grace = connection.grace
-    connection.share_grace(Grace(0))  # when this one is silent, too, it is closed at once
+    connection.share_grace(Grace(0))  # if this connection is silent, too, it is closed at once
     try:
         await cursor.execute(
             statement, [[pid for pid, _ in sessions], [began for _, began in sessions]]

@@ -49,7 +49,7 @@ def begin_log(log_path: Path) -> None:
 def socket_directory(account: Account) -> Iterator[Path]:
     """Make a directory for the sockets, for the block."""
     parent = Path(tempfile.gettempdir())
-    # The TMPDIR of root may be closed to the server's user.
+    # The server's user may have no access to root's TMPDIR.
     if account.uid is not None or len(os.fsencode(parent / _SOCKET_NAME)) > _SOCKET_PATH_LIMIT:
         parent = Path("/tmp")
     directory = Path(tempfile.mkdtemp(prefix="tocsin-", dir=parent))

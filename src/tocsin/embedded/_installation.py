@@ -106,7 +106,7 @@ async def server_version(installation: Path, account: Account, log_path: Path) -
         answer = output.read().decode()
     found = re.search(r"\(PostgreSQL\) (\S+)", answer)
     if found is None:
-        raise RuntimeError(f"{installation}/bin/postgres does not tell its version, but {answer!r}")
+        raise RuntimeError(f"{installation}/bin/postgres printed no version, but {answer!r}")
     return found[1]
 
 

@@ -126,8 +126,8 @@ class EmbeddedServer:
                     await self._process.wait()
                     return
         except KeyboardInterrupt:
-            # A second Ctrl-C, during the cleanup of the first: end at once, without
-            # leaving a server behind.
+            # After a second Ctrl-C, during the cleanup of the first, end at once and
+            # leave no server running.
             self._process.send_signal(signal.SIGQUIT)
             raise
 

@@ -64,7 +64,7 @@ async def serve(
         The server has stopped when the block ends, after Ctrl-C, too.
     """
     if installation is None:
-        wheel()  # before anything is made
+        wheel()  # before any directory is created
     account = Account.choose()
     directory = make_directory(directory, account)
     data, log_path = directory / "data", directory / "server.log"
@@ -91,7 +91,7 @@ async def serve(
                 await server.start()
                 yield server
             finally:
-                with trio.CancelScope(shield=True):  # stop() has a limit of its own
+                with trio.CancelScope(shield=True):  # stop() has its own time limit
                     await server.stop()
 
 

@@ -10,8 +10,8 @@ __all__ = ["FAST", "IMMEDIATE", "POLL", "StopMode"]
 StopMode = Literal["fast", "immediate"]
 """How `EmbeddedServer.stop` stops a server."""
 
-# The signals that a postmaster is sent, one after the other, and the seconds that it is
-# given after each.
+# The signals that are sent to a postmaster in turn, and the seconds to wait after each
+# one.
 IMMEDIATE: Final = ((signal.SIGQUIT, 6.0), (signal.SIGKILL, 4.0))
 FAST: Final = ((signal.SIGINT, 10.0), *IMMEDIATE)
 

@@ -16,7 +16,7 @@ class LeaseLost(TocsinError):
 
     def __init__(self, message_id: int, operation: str) -> None:
         super().__init__(
-            f"cannot {operation} message {message_id}: it is settled already, or its lease is gone",
+            f"cannot {operation} message {message_id}: it is already settled, or its lease is lost",
             "extend leases in time or give the queue a longer visibility timeout (vt)",
         )
         self.message_id = message_id
@@ -85,7 +85,8 @@ class RateLimited(TocsinError):
     def __init__(self, per_second: float, retry_after: float) -> None:
         super().__init__(
             f"this producer is limited to {per_second:g} messages per second",
-            f"try again in {retry_after:.3f} s, or have it wait with RateLimit(..., wait=True)",
+            f"try again in {retry_after:.3f} s, or let the producer wait, with RateLimit(...,"
+            " wait=True)",
         )
         self.per_second = per_second
         """Its limit."""

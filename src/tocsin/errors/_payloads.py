@@ -42,7 +42,7 @@ class PayloadUnreadable(TocsinError, ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(
             f"Python cannot read this JSON: {reason}",
-            "limit what is enqueued by the queue's rules, such as max_depth",
+            "limit payloads with the queue's rules, such as max_depth",
         )
         self.reason = reason
         """What Python's parser says."""

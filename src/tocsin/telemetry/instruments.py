@@ -114,7 +114,7 @@ class _Round(AbstractContextManager[None]):
                 manager = make(self._subject)
                 manager.__enter__()
             except Exception:
-                _logger.exception("an instrument failed before a call, which goes on without it")
+                _logger.exception("an instrument failed before a call, which continues without it")
             except BaseException:
                 self.__exit__(*sys.exc_info())
                 raise
@@ -134,4 +134,6 @@ class _Round(AbstractContextManager[None]):
                 if raised is not error:
                     if not isinstance(raised, Exception):
                         raise
-                    _logger.exception("an instrument failed after a call, which stays as it ended")
+                    _logger.exception(
+                        "an instrument failed after a call, whose outcome does not change"
+                    )

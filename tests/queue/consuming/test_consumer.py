@@ -320,7 +320,8 @@ async def test_failures_are_logged_with_the_handlers_name(
             await run.handled.wait(1)
     (record,) = caplog.records
     assert record.message.startswith(
-        f"{run.handled!r} failed with message 1, delivery 1: ValueError: no good; it comes back in "
+        f"{run.handled!r} failed with message 1, delivery 1: ValueError: no good; it is"
+        " delivered again in "
     )
 
 

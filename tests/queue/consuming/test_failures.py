@@ -111,7 +111,7 @@ async def test_whatever_a_handler_raises_is_a_failed_delivery(
         assert states == ["dead", "archived"]
         lines = [r.getMessage() for r in caplog.records if "failed with message" in r.getMessage()]
         assert [line.rpartition("; ")[2] for line in lines] == [
-            "it comes back at once",
+            "it is delivered again at once",
             "it is a dead letter now",
         ]
         assert await store.dead_letters.replay(poison) == [poison]
@@ -178,7 +178,9 @@ async def test_after_a_system_exit_the_run_ends_and_the_delivery_counts(
         "SystemExit: 3",
         ["handler_failed"],
     )
-    assert "failed with message 1, delivery 1: SystemExit: 3; it comes back in " in caplog.text
+    assert (
+        "failed with message 1, delivery 1: SystemExit: 3; it is delivered again in " in caplog.text
+    )
 
 
 @pytest.mark.parametrize("group", [False, True])
@@ -453,7 +455,8 @@ async def test_a_failed_batch_says_in_one_line_what_becomes_of_its_messages(
             await consumer.handle_batches(handler, size=3, once=True)
     (record,) = [r for r in caplog.records if "failed with" in r.getMessage()]
     assert (
-        "failed with messages 1, 2, 3: ValueError: no good; 2 come back in " in record.getMessage()
+        "failed with messages 1, 2, 3: ValueError: no good; 2 are delivered again in "
+        in record.getMessage()
     )
     assert record.getMessage().endswith(" s, 1 are dead letters now")
 
@@ -471,7 +474,7 @@ async def test_a_letter_that_is_refused_comes_back_in_a_minute_and_the_log_says_
     async with store.consumer("q") as consumer:
         with pytest.raises(tocsin.Suspended):
             await consumer.handle(handler, once=True)
-    assert "ValueError: no good; it comes back in 60.0 s" in caplog.text
+    assert "ValueError: no good; it is delivered again in 60.0 s" in caplog.text
 
 
 # In a stream

@@ -207,14 +207,14 @@ def _parameters(letters: tuple[str | int, ...], which: DeadLetterFilter) -> list
     """
     if unknown := which.keys() - DeadLetterFilter.__annotations__.keys():
         raise TypeError(
-            f"{', '.join(sorted(unknown))}: there is no such filter; there are"
+            f"{', '.join(sorted(unknown))}: not a filter; the filters are"
             f" {', '.join(DeadLetterFilter.__annotations__)}"
         )
     queue, reason, error = which.get("queue"), which.get("reason"), which.get("error")
     ids: tuple[Any, ...] = letters
     if letters and isinstance(letters[0], str):
         if queue is not None:
-            raise TypeError("name the queue once")
+            raise TypeError("give the queue once")
         queue, ids = letters[0], letters[1:]
     if not ids and queue is None:
         raise ValueError("name a queue, or dead letters by their ids")

@@ -110,7 +110,7 @@ class Claimer:
             full = result.stop - result.start >= limit
             again_at = self._move_cursor(result, claimed_at, position is None, full)
         assert self._source is not None
-        # The length as the claim has it: the queue's visibility timeout may have been
+        # Use the length from the claim, because the queue's visibility timeout may have
         # changed since this worker was registered.
         last = result.last
         length = 0.0 if last is None else (last[VT] - last[DEQUEUED_AT]).total_seconds()
@@ -203,7 +203,7 @@ def _scan_parameters(
 
 def _archive_parameters(messages: Sequence[Message]) -> tuple[str | None, ...]:
     ids, leases = settle_arguments(messages) if messages else (None, None)
-    return ids, leases, _flag(bool(messages))  # what archives is durable
+    return ids, leases, _flag(bool(messages))  # a claim that archives is durable
 
 
 def _flag(value: bool) -> str:

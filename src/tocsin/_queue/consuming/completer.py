@@ -64,7 +64,7 @@ class Completer:
         if not unsettled:
             self.failing.log_unsettled(failure, messages)
 
-    # Archiving
+    # Archive
 
     def take_handled(self) -> list[Message]:
         """Take the messages to archive, for a statement that archives them."""
@@ -81,7 +81,7 @@ class Completer:
         # A statement whose answer was lost may have archived them before.
         if lost and not self._outcome_unknown and not self._run.stopped:
             logger.warning(
-                "handled, but not archived, since the lease was gone; will be delivered again: %s",
+                "handled but not archived, because the lease was lost; will be delivered again: %s",
                 sorted(lost),
             )
         self._outcome_unknown = False
@@ -114,13 +114,13 @@ class Completer:
             del outcomes.to_archive[0]
         self.archive_refused = False
 
-    # Requeueing, and the end
+    # Requeue, and end
 
     async def requeue(self, prefetch: PrefetchBuffer) -> None:
         """Requeue unhandled messages; the delivery does not count."""
         unhandled, expired = prefetch.take_all(), self.outcomes.to_requeue
         messages = unhandled + expired
-        if self._run.stopped:  # the command has released them
+        if self._run.stopped:  # the command has released the messages
             self._run.counts.add_released(self._parts.leases.drop_settled(messages))
             expired.clear()
             return

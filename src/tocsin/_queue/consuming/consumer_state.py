@@ -39,7 +39,7 @@ class ConsumerState:
             finally:
                 self._manual_waiters.discard(waiter)
 
-    # What the registry says
+    # Changes from the registry
 
     def on_worker_status(self, status: str, grace: float | None) -> None:
         """Pass on to the run what the registry says of this worker.
@@ -60,8 +60,7 @@ class ConsumerState:
         if self.run is not None:
             self.run.on_leases_revoked()
 
-    # Ending what goes on, whatever the registry says of this worker, and without
-    # telling it
+    # Ends of the run that do not depend on the registry and do not change it
 
     def end_run(self, grace: float | None = None) -> None:
         """End the run; see `Consumer.interrupt`."""
@@ -85,7 +84,7 @@ class ConsumerState:
             ],
         )
 
-    # What a signal ends, in ``draining.py``
+    # Ends by a signal (``draining.py``)
 
     @property
     def closed(self) -> bool:

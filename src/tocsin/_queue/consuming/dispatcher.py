@@ -83,7 +83,7 @@ class Step(Enum):
     """Wait until something changes."""
 
 
-@attrs.frozen(kw_only=True, slots=False)  # built at each turn, and faster without slots
+@attrs.frozen(kw_only=True, slots=False)  # created at each turn, which is faster without slots
 class State:
     """The state of the loop."""
 
@@ -147,8 +147,8 @@ class State:
 
 def next_step(state: State) -> Step:
     """Return what the loop does next."""
-    # A transaction that goes on may settle its message yet; else the message comes back
-    # when its lease ends.
+    # An open transaction may still settle its message. Otherwise the message is
+    # requeued when its lease ends.
     waits_for_transactions = state.transactions and not state.transactions_overdue
     if state.ending and not (state.unfinished or waits_for_transactions):
         return Step.FINISH
@@ -175,8 +175,8 @@ def next_step(state: State) -> Step:
         and state.capacity > 0
         and not (state.unfinished or state.transactions or state.held_up)
     ):
-        # Messages that were enqueued while handlers were running have not rung for a
-        # consumer that did not wait.
+        # Producers did not ring for messages that they enqueued while handlers were
+        # running, because the consumer did not wait.
         return Step.END if state.drained else Step.CLAIM_AGAIN
     return Step.WAIT
 
@@ -348,7 +348,7 @@ class Dispatcher:
                     ),
                 )
         if self._options.ordered and step in _FINISHING:
-            # No statement but a claim rings for the message behind the finished one.
+            # Only a claim rings for the message behind the finished one.
             self._run.waiter.ring()
 
     async def _resolve_lock_timeout(self) -> None:

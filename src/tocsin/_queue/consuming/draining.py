@@ -67,8 +67,8 @@ class Block:
             consumer.reopen(self)
 
     def _close(self, consumer: ConsumerState) -> None:
-        # whatever the registry says to it: the worker may be suspended, or the database
-        # away
+        # The call does not depend on the registry: the worker may be suspended, or the
+        # database unreachable.
         consumer.close(self, self._grace)
         self._nursery.start_soon(_interrupt, consumer, self._grace)
 
@@ -82,7 +82,9 @@ async def _interrupt(consumer: ConsumerState, grace: float | None) -> None:
         except TRANSIENT as lost:
             await trio.sleep(retries.failed(lost))
             continue
-        except TocsinError as refused:  # it is suspended, or at its end, perhaps with its store
+        except (
+            TocsinError
+        ) as refused:  # the worker is suspended, or the worker or its store is closed
             logger.info("interrupted without a change in the registry: %s", refused)
         return
 

@@ -39,7 +39,7 @@ class FailureSettler:
             except psycopg.Error as error:
                 if not is_refusal(error):
                     raise
-                for one in failed:  # the database refuses one of them
+                for one in failed:  # the database refuses one of the messages
                     try:
                         await self._fail([one])
                     except psycopg.Error as refused:

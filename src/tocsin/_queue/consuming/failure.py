@@ -144,7 +144,9 @@ def _describe_one(error: BaseException) -> str:
 def _text_of(error: BaseException) -> str | None:
     try:
         return f"{error!s:}"
-    except BaseException:  # whatever the error's own method raises, this error is to be told of
+    except (
+        BaseException
+    ):  # the error's own method may raise anything, and this error must be reported
         return None
 
 

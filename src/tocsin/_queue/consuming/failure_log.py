@@ -16,10 +16,10 @@ from .failure import Failure
 
 logger = logging.getLogger("tocsin.handler")
 
-UNANSWERED = "the database has not answered; it comes back when its lease ends"
+UNANSWERED = "the database has not answered; it is delivered again when its lease ends"
 """The outcome when the run ends before the database has told one."""
 
-SETTLED_ELSEWHERE = "it is settled, by a transaction of the handler's"
+SETTLED_ELSEWHERE = "a transaction of the handler has settled it"
 """The outcome when the handler has settled the message before it failed."""
 
 
@@ -82,11 +82,11 @@ def _summarize(outcomes: Sequence[float | str | None]) -> str:
     dead, gone = outcomes.count(math.inf), outcomes.count(None)
     parts = [o for o in outcomes[:1] if isinstance(o, str)]
     if delays:
-        parts.append(f"{len(delays)} come back in {delays[0]:.1f} to {delays[-1]:.1f} s")
+        parts.append(f"{len(delays)} are delivered again in {delays[0]:.1f} to {delays[-1]:.1f} s")
     if dead:
         parts.append(f"{dead} are dead letters now")
     if gone:
-        parts.append(f"the leases of {gone} were gone, so they have come back already")
+        parts.append(f"{gone} had lost their leases, and are already requeued")
     return ", ".join(parts)
 
 
@@ -94,7 +94,9 @@ def _describe(outcome: float | str | None) -> str:
     if isinstance(outcome, str):
         return outcome
     if outcome is None:
-        return "its lease was gone, so it has come back already"
+        return "its lease was lost, and it is already requeued"
     if outcome == math.inf:
         return "it is a dead letter now"
-    return f"it comes back in {outcome:.1f} s" if outcome else "it comes back at once"
+    return (
+        f"it is delivered again in {outcome:.1f} s" if outcome else "it is delivered again at once"
+    )

@@ -123,7 +123,7 @@ class HandlerPool:
                         break
         finally:
             self._tasks.working -= 1
-        return not _has_changed(context)  # a call that was cancelled may have changed it
+        return not _has_changed(context)  # a cancelled call may have changed the context
 
 
 class _Tasks:
@@ -143,7 +143,8 @@ class _Tasks:
 def _has_changed(before: Context) -> bool:
     """Return whether the current context differs from this one."""
     try:
-        # Contexts in which nothing was set are found equal without a look at a value.
+        # Two contexts in which no variable was set are equal without a comparison of
+        # values.
         return copy_context() != before
-    except Exception:  # values of the program's may refuse to be compared
+    except Exception:  # the comparison of a program's values may raise
         return True

@@ -63,7 +63,7 @@ def make_options(
     call = make_caller(instrument(handler, instruments, batches=batches))
 
     async def call_with_batch(messages: list[Message]) -> object:
-        # the handler may take messages out of its list
+        # the handler may remove messages from its list
         return await call(list(messages))
 
     def call_with_first(messages: list[Message]) -> Awaitable[object]:
@@ -117,7 +117,7 @@ def check_that_it_ran(returned: object, name: str) -> None:
         or inspect.isasyncgen(returned)
     ):
         if inspect.iscoroutine(returned):
-            returned.close()  # else Python warns of it, too
+            returned.close()  # otherwise Python logs a warning, too
         kind = type(returned).__name__
         raise TypeError(
             f"handler {name} returned {kind}, which has not run. Does a decorator hide an async"
@@ -134,8 +134,8 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
         return _make_async_caller(cast(Callable[[Any], Awaitable[object]], handler))
 
-    # The worker tasks are the limit. A thread that was left behind does not count: the
-    # next message would wait for it, and its time run out.
+    # The worker tasks limit the threads. An abandoned thread does not count: otherwise
+    # the next message would wait for it until its own timeout.
     threads = trio.CapacityLimiter(math.inf)
 
     @wraps(handler)
@@ -143,13 +143,14 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
         try:
             return handler(work)
         except BaseException as raised:
-            # No signal and no cancellation arrives in a thread: it is the handler's.
+            # A thread receives no signal and no cancellation, so the handler itself has
+            # raised this.
             raise Escaped(raised) from None
 
     async def call_in_thread(work: Any) -> object:
-        # A thread cannot be stopped: when the handler's scope is cancelled it is left
-        # behind. Another consumer has its message by then, and it cannot settle it. A
-        # long one can ask trio.from_thread.check_cancelled().
+        # A thread cannot be stopped: when the handler's scope is cancelled, the thread
+        # is abandoned. Another consumer may get the message then, and the thread cannot
+        # settle it. A long handler can call trio.from_thread.check_cancelled().
         return await trio.to_thread.run_sync(run, work, abandon_on_cancel=True, limiter=threads)
 
     return call_in_thread

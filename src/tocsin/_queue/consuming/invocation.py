@@ -59,5 +59,5 @@ async def invoke(options: HandlerOptions, messages: list[Message]) -> Raised | N
         )
         if len(outer) == 1:
             raise outer[0] from None
-        raise BaseExceptionGroup("several ends of a handler", outer) from None
+        raise BaseExceptionGroup("several errors of a handler", outer) from None
     return None

@@ -122,12 +122,14 @@ class LeaseKeeper:
                 continue
             retries.succeeded()
             for held, still_ours in zip(due, extended, strict=True):
-                # settled while the statement was under way
+                # the message was settled while the statement was running
                 if still_ours is not False or held.message not in leases:
                     continue
                 if held.promised:
                     leases.drop_gone([held.message])
-                elif leases.is_settling(held.message):  # the answer to that is still to come
+                elif leases.is_settling(
+                    held.message
+                ):  # the answer of that statement is outstanding
                     held.expires = lease_time() + vt
                 else:
                     gone += 1
@@ -161,7 +163,9 @@ class LeaseKeeper:
                     lease.locked_until = -math.inf
                 else:
                     lease.locked_until = lease_time() + LOCKED_PAUSE
-                self._wake_by(lease.extend_at)  # a handler may have made it shorter, and go on
+                self._wake_by(
+                    lease.extend_at
+                )  # a handler may have shortened its lease, and may still run
         self._reporter.extended([m for m, o in zip(messages, extended, strict=True) if o])
         return list(extended)
 

@@ -87,7 +87,7 @@ class HeldLeases:
             held.message is message or held.message.lease_token == message.lease_token
         )
 
-    # What was claimed
+    # Claimed messages
 
     def add_batch(self, batch: ClaimedBatch) -> None:
         """Note that the messages of this batch are held, though not decoded yet."""
@@ -157,7 +157,7 @@ class HeldLeases:
         """Return all messages held."""
         return [held.message for held in self.all()]
 
-    # What is settled or gone
+    # Settled messages and lost leases
 
     def drop(self, message: Message) -> None:
         """Forget a lease that is settled or gone."""
@@ -235,7 +235,7 @@ class Leases(HeldLeases):
             raise LeaseLost(message, operation)
         return held.message
 
-    # What was dequeued by hand
+    # Messages that the caller has dequeued
 
     def manual_messages(self) -> list[Message]:
         """Return the messages held that were dequeued by hand."""
@@ -278,7 +278,7 @@ class Leases(HeldLeases):
         """Return whether a statement that settles this message is under way."""
         return any(m is message for messages in self._settling for m in messages)
 
-    # What a transaction of the caller's settles
+    # Messages that a transaction of the caller settles
 
     @property
     def promised(self) -> list[Lease]:

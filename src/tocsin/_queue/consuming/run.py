@@ -149,7 +149,7 @@ class Run:
             self._limit_closing()
             self.waiter.wake()
 
-    # Ending
+    # End
 
     def end(self, reason: str, grace: float | None = None) -> None:
         """Take no more messages, and end when the handlers have.
@@ -175,9 +175,9 @@ class Run:
     async def _cancel_calls_at(self, time: float) -> None:
         await trio.sleep_until(time)
         for call in self._calls:
-            cancel(call.scope, "the grace of the interruption is over")
+            cancel(call.scope, "the grace period of the interruption has ended")
 
-    # What the registry says
+    # Changes from the registry
 
     def pause(self) -> None:
         """Take no more messages until `on_worker_status` says otherwise."""
@@ -190,7 +190,7 @@ class Run:
         before, polling.status = polling.status, status
         match status:
             case "ready":  # resumed, or registered again
-                if before != status:  # a suspension may have come and gone
+                if before != status:  # a suspension may have begun and ended
                     self.on_leases_revoked()
                 polling.must_begin = True
                 polling.paused = False
@@ -202,7 +202,7 @@ class Run:
                 self.end("interrupted", grace)
             case "suspended" if before != status:
                 polling.paused = True
-                self.waiter.wake()  # what waits for a handler is to be requeued
+                self.waiter.wake()  # the messages that wait for a handler must be requeued
                 self.on_leases_revoked()  # the suspension may have released the messages
             case "stopped":
                 self.end("stopped by a command")
@@ -223,7 +223,7 @@ class Run:
         """Cancel the handlers whose messages the worker's stop has released."""
         self.counts.add_released(await self._parts.keeper.refresh(on_purpose=True))
 
-    # Claiming
+    # Claim
 
     async def claim(
         self,

@@ -49,7 +49,7 @@ async def _begin(state: ConsumerState) -> bool:
         if refused.from_ != "interrupted" and not state.closed:
             raise
         return False
-    return not state.closed  # a signal may have closed it by now
+    return not state.closed  # a signal may have closed the consumer
 
 
 async def _complete(parts: ConsumerParts, *, interrupted: bool) -> int:
@@ -69,7 +69,7 @@ async def _complete(parts: ConsumerParts, *, interrupted: bool) -> int:
         problem = "no answer"
     if problem is not None:
         logger.warning(
-            "what worker %r holds will be delivered again when its leases end: %s",
+            "messages of worker %r will be delivered again when their leases end: %s",
             parts.registration.name,
             problem,
         )

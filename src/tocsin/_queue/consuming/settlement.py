@@ -53,7 +53,7 @@ class Settler:
         """The number of messages of runs that were archived, deleted or released."""
         return self._handled + self._leases.settled_elsewhere
 
-    # What users can do
+    # Calls of users
 
     async def archive(
         self, messages: Sequence[Message], *, connection: AnyConnection | None = None
@@ -86,7 +86,7 @@ class Settler:
         self._reporter.lost(gone)
         return [ours is not False for ours in extended]
 
-    # What a run does
+    # Calls of a run
 
     async def archive_handled(self, messages: Sequence[Message]) -> list[bool]:
         """Archive messages of a run.

@@ -184,7 +184,7 @@ class _Receiver:
                 self._restore()
         finally:
             if not open_blocks():
-                # for the next trio run, which has its own meaning for it
+                # The next run of trio has its own handler of the signal.
                 self._restore(signal.SIGINT)
 
     def _is_repeated(self, at: float) -> bool:
@@ -199,14 +199,14 @@ class _Receiver:
         except trio.RunFinishedError:
             if self._is_repeated(at):
                 return
-        # in a process that was forked, and has no trio; or trio has ended here
+        # This process was forked and does not run trio, or trio has ended.
         self._pass_on(number)
 
     def _arrived(self, number: int, at: float) -> None:
         blocks = open_blocks()
         if self._is_repeated(at):
             logger.info(
-                "%s: taken for the last one, which came less than a second ago",
+                "%s: ignored, because the last signal came less than a second ago",
                 signal.Signals(number).name,
             )
         elif not blocks:
@@ -214,7 +214,8 @@ class _Receiver:
         elif new := [b for b in blocks if not b.draining]:
             self._acted_at = at
             logger.info(
-                "%s: draining; once more, after a second, to cancel", signal.Signals(number).name
+                "%s: draining; a second signal, at least a second later, cancels",
+                signal.Signals(number).name,
             )
             for block in new:
                 block.drain()

@@ -62,7 +62,8 @@ class StepWatch(trio.abc.Instrument):
             watched.calling = False
             watched.on_wait()
         if taken > LONG_STEP:
-            # trio removes an instrument that raises, as a logging filter may
+            # trio removes an instrument that raises an error, and a logging filter may
+            # raise one.
             with suppress(Exception):
                 task.context.run(_report, watched.handler, taken)
 
@@ -79,7 +80,8 @@ class StepWatch(trio.abc.Instrument):
         finally:
             del self._tasks[task]
             if not self._tasks:
-                # trio has removed it if a logging filter has raised `SystemExit`
+                # trio has removed the instrument if a logging filter has raised
+                # `SystemExit`.
                 with suppress(KeyError):
                     trio.lowlevel.remove_instrument(self)
 

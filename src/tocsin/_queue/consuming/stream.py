@@ -103,7 +103,8 @@ async def open_stream(
             try:
                 yield Stream(parts, run, call, vt)
             except GeneratorExit:
-                # Nothing has failed: the block is in a generator that is closed.
+                # The delivery has not failed: the block is in a generator that is
+                # closed.
                 raise
             except BaseException as raised:
                 if not split(raised)[1]:

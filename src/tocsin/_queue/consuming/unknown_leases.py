@@ -31,7 +31,7 @@ class UnknownLeases:
             Atomic: they are released or nothing has changed.
         """
         try:
-            # else a claim that is still on its way may be executed after this
+            # Otherwise the server may execute an outstanding claim after this.
             await self._database.terminate_abandoned()
             worker, known = self._registration, settle_arguments(self._leases.messages())
             await self._database.fetch(

@@ -110,7 +110,7 @@ class Waiter:
             try:
                 await self._park(min(until, self._queue.next_due_at))
             except BaseException:
-                # The ring may have come after the cancellation.
+                # The ring may have arrived after the cancellation.
                 if self.wake_pending:
                     self._queue.ring(but=self)
                 raise
@@ -125,7 +125,7 @@ class Waiter:
         if self._woken:
             await trio.lowlevel.checkpoint()
         elif until == math.inf:
-            # Without a scope the task resumes faster.
+            # Without a cancel scope the task resumes faster.
             await self._parked.park()
         else:
             with trio.move_on_at(until):
@@ -172,7 +172,8 @@ class _Queue:
         if not self.ring_another(but):
             # No task waits: a producer may have rung because of the lock alone.
             self.check_lock()
-            # Ring for all. A claim under way may have begun before the message came.
+            # Ring for all waiters, because a claim in progress may have begun before
+            # the message arrived.
             for waiter in self.waiters:
                 if not waiter.wake_pending:
                     waiter.ring()

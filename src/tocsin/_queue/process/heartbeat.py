@@ -194,7 +194,7 @@ class Heartbeat:
         """
         self.schedule.begin()
         try:
-            # Else the LISTEN connection may be all that works.
+            # Otherwise the LISTEN connection may be the only one that works.
             able = connection is None or await self._pool_works()
             workers = {(w.worker_id, w.token): w for w in self._membership.workers.values()}
             rows = await self._database.fetch(

@@ -99,10 +99,10 @@ class ListenProof:
         self.again_at = trio.current_time() + PROVE_AGAIN_AFTER
 
     async def _heard(self, connection: Connection, channel: str) -> bool:
-        for _ in range(2):  # The first may be late because this event loop was blocked.
+        for _ in range(2):  # The first probe may be late because this event loop was blocked.
             self._token = secrets.token_hex(8)
-            # The question how full the queue of notifications is cleans it up. A queue
-            # that was full would otherwise stay full.
+            # This statement also cleans up the notification queue, which would stay
+            # full otherwise.
             await self._database.fetch(
                 "select pg_notify(%s, %s), pg_notification_queue_usage()", [channel, self._token]
             )

@@ -114,7 +114,7 @@ class Maintenance:
                 self._report(None)
                 continue
             if not done.elected:
-                continue  # It says nothing of what fails here.
+                continue  # This error does not come from a part of the maintenance.
             for problem in done.problems:
                 self._log_failure(
                     "a part of the maintenance failed and will be tried again: %s", problem

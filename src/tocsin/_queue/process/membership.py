@@ -131,7 +131,7 @@ class ProcessRegistration:
             )
         except PermissionDenied as denied:
             raise ConfigError(
-                "listen_dsn", f"{denied.problem}; have listen_dsn log in as the role of dsn"
+                "listen_dsn", f"{denied.problem}; use the role of dsn in listen_dsn"
             ) from denied
         self.detached = False
         return bool(alive)
@@ -155,7 +155,7 @@ class ProcessRegistration:
             else:
                 return
         logger.warning(
-            "process %d is not unregistered and will be found dead: %s", self.id, problem
+            "process %d could not be unregistered, and will be declared dead: %s", self.id, problem
         )
 
 

@@ -31,7 +31,8 @@ class WaiterLocks:
         self._database = database
         self._bell = bell
         self._held: set[int] = set()
-        # Held, but a transaction that has not seen the lock may add messages.
+        # Locks that are held while a transaction that has not seen them may add
+        # messages.
         self._unconfirmed: set[int] = set()
         self._pause = 0.0
 
@@ -69,7 +70,7 @@ class WaiterLocks:
         (unrung,) = await self._database.fetch_one(statement, [list(queue_ids)], on=connection)
         for queue_id in queue_ids:
             if queue_id in unrung:
-                # Another such transaction may have ended since the last question.
+                # Another such transaction may have ended since the last check.
                 self._bell.ring(queue_id)
             else:
                 self._unconfirmed.discard(queue_id)

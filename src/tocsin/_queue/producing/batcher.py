@@ -144,10 +144,10 @@ class EnqueueBatcher:
     def __init__(self, database: Database, nursery: trio.Nursery) -> None:
         self._database = database
         self._nursery = nursery
-        # Queues to which a statement is under way; None: no call has come since.
+        # Queues to which a statement is running; None: there has been no call since.
         self._busy: dict[str, PendingBatch | None] = {}
-        # Queues with an idle consumer the last time: their channel, and when that was
-        # (`trio.current_time`).
+        # Queues whose consumer was idle at the last enqueue: the channel, and the time
+        # of that enqueue (`trio.current_time`).
         self._idle_queues: dict[str, tuple[str, float]] = {}
         self._closed = False
 
@@ -232,8 +232,8 @@ class EnqueueBatcher:
             for item in batch:
                 item.set_result(
                     TocsinError(
-                        "this store was closed while the message was under way: it is enqueued"
-                        " or not"
+                        "this store was closed while the message was being sent: it may be"
+                        " enqueued or not"
                     )
                 )
             self._end(queue, pending)
@@ -258,13 +258,13 @@ class EnqueueBatcher:
                 item.set_result(error)
             return
         try:
-            await self._database.contract.check()  # refused, each call learns of it alone
+            await self._database.contract.check()  # raises one refusal for all calls
             messages = f"[{','.join([item.request.to_json() for item in batch])}]"
             (ids,) = await self._database.fetch_one(_ENQUEUE_EACH, [queue, messages])
         except ConnectionLost as lost:
             for item in batch:
                 item.set_result(ConnectionLost(lost.address, lost.reason))
-        except Exception:  # the statement has not taken effect
+        except Exception:  # the statement has had no effect
             pending.requeue(batch)
         else:
             for item, message_id in zip(batch, ids, strict=True):

@@ -163,7 +163,7 @@ async def enqueue_many_async(
     )
 
 
-# What these have in common with a producer
+# Common parts with a producer
 
 
 def send(connection: Blocking, schema: Schema, queue: str, request: EnqueueRequest) -> int:

@@ -156,7 +156,7 @@ class Registered(Worker):
         """End the registration within the grace of a cleanup."""
         worker_id, token = self._registration.worker_id, self._registration.token
         if not worker_id:
-            # The registration may have happened although it was cancelled; the
+            # The registration may have taken effect although it was cancelled. The
             # heartbeat finds it and ends it.
             self._process.request_heartbeat()
             return
@@ -171,7 +171,9 @@ class Registered(Worker):
                 problem = error
         if problem is not None:
             logger.warning(
-                "worker %r is not unregistered and will be found dead: %s", self.name, problem
+                "worker %r could not be unregistered, and will be declared dead: %s",
+                self.name,
+                problem,
             )
         self._process.unregister(worker_id)
         self._registration.end()
