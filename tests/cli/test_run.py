@@ -338,9 +338,9 @@ def test_reload_restarts_when_a_file_changes_and_passes_signals_on(
         line_with(process, "a file has changed; restarting")
         assert "SyntaxError" in line_with(process, "cannot import service:send")
         line_with(process, "ended with 2; waiting for a file to change")
-        (folder / "service.py").write_text(HANDLERS.replace("sent %s", "sent anew %s"))
+        (folder / "service.py").write_text(HANDLERS.replace("sent %s", "sent again %s"))
         cli("enqueue", "q", '"b"')
-        line_with(process, "sent anew b")
+        line_with(process, "sent again b")
         process.send_signal(signal.SIGTERM)
         assert process.wait(ENDS_WITHIN) == 0
     assert ask(store_dsn, "select distinct status from tocsin.workers") == [("stopped",)]

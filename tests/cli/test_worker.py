@@ -21,7 +21,7 @@ def ask(dsn: str, statement: str) -> list[tuple[Any, ...]]:
 
 
 def register(dsn: str, name: str, *, holds: int = 0) -> int:
-    """Register a consumer of queue q without a process; it claims so many messages."""
+    """Register a consumer of queue q without a process; it claims this many messages."""
     ((worker_id, registration),) = ask(
         dsn,
         f"select id, registration from tocsin.register_worker('q', 'consumer', '{name}', null,"
@@ -390,7 +390,7 @@ def test_interrupt_with_grace_from_the_command_line(
     cli: Call, store_dsn: str, tmp_path: Path
 ) -> None:
     """A worker in another process ends by it: what it has finished is archived, what
-    still runs after the grace is given back."""
+    still runs after the grace is requeued."""
     (tmp_path / "service.py").write_text(HANG_IF_TOLD)
     cli("queue", "create", "q", "--vt", "1h")
     cli("enqueue", "q", '"quick"', '"hang"')

@@ -78,7 +78,7 @@ IN_CLASSES: list[tuple[object, str, str]] = [
         "send",
         (
             "run_together() sends with it: flush() until nothing is left, and consume_input()"
-            " meanwhile"
+            " in between"
         ),
     ),
     (

@@ -256,7 +256,7 @@ async def test_cancelled_at_every_checkpoint_the_connection_is_usable_and_each_t
     statements = count()
 
     async def run() -> None:
-        # prepared anew each time
+        # prepared again each time
         await notes.run_together([*in_two(b"a", b"b"), (b"select %d" % next(statements), [])], 0, 9)
 
     async def check() -> None:

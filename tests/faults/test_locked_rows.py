@@ -129,7 +129,7 @@ async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(
     rows = await query(
         store_dsn, "select id, state::text, read_ct from tocsin.messages order by id"
     )
-    # as the end of the registration gives back the rest
+    # as the end of the registration requeues the rest
     assert rows == [(first, "ready", 0), (second, "ready", 0)]
 
 

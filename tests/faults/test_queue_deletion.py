@@ -181,8 +181,8 @@ async def test_a_deletion_waits_for_a_claim_under_way(store: tocsin.Store, store
 async def test_a_deletion_cut_short_leaves_everything_and_wakes_waiting_consumers(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """While it waits for a transaction, a consumer that lies down still finds what
-    comes from that."""
+    """While it waits for a transaction, a consumer that begins to wait still finds
+    what comes from that."""
     await store.queues.ensure("q")
     async with (
         open_transaction(store_dsn) as producing,

@@ -91,7 +91,7 @@ class Actor:
         self.connect()
 
     def connect(self) -> None:
-        """Begin anew, with another session."""
+        """Begin again, with another session."""
         self.close()
         options = f"-c search_path=gated,pg_catalog -c gated.session={self._number}"
         self._connection = connect_blocking(make_conninfo(self._schedule.dsn, options=options))
@@ -110,7 +110,7 @@ class Actor:
         return not self._sent
 
     def die(self) -> None:
-        """End the session, and begin anew."""
+        """End the session, and begin again."""
         assert self._connection is not None
         pid = self._connection.info.backend_pid
         self._schedule.control.execute(
@@ -199,12 +199,12 @@ class Schedule:
             for actor in self._consumers:
                 actor.rung = actor.rung or self._random.random() < 0.9
             while working := [a for a in self._producers if not a.idle]:
-                awake = [
+                ready = [
                     a
                     for a in self._consumers
                     if not a.idle or a.rung or self._random.random() < 0.1
                 ]
-                actor = self._random.choice([*working, *awake])
+                actor = self._random.choice([*working, *ready])
                 if (
                     actor in self._consumers
                     and actor.between_statements

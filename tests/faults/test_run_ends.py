@@ -138,7 +138,7 @@ async def test_draining_does_not_wait_for_leases_that_are_gone(
 
 
 class AtStep(trio.abc.Instrument):
-    """Calls a function when the tasks beside the test's own have made so many steps."""
+    """Calls a function when tasks other than the test's have made a number of steps."""
 
     def __init__(self, steps: int, act: Callable[[], object]) -> None:
         self._mine = trio.lowlevel.current_task()

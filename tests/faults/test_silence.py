@@ -258,8 +258,7 @@ async def test_a_silent_listen_connection_is_replaced_by_another(store_dsn: str)
                 network.silence(network.accepted)
                 await until(lambda: store.statistics().silenced and store.statistics().listening)
                 count = 0
-                # the first messages may come before the consumer has fallen asleep
-                # again
+                # the first messages may come before the consumer waits again
                 while not store.statistics().notifications:
                     count += 1
                     await until_idle(store)

@@ -20,7 +20,7 @@ Comments, which readers do not see, say the rest. They come right before the blo
 they are about:
 
     <!-- python ... -->, <!-- sql ... -->, <!-- sh ... -->      a block that readers do not see
-    <!-- meanwhile ... -->         a fragment that runs concurrently with the next block;
+    ``<!-- meanwhile ... -->``     a fragment that runs concurrently with the next block;
                                    `polling` and `done` help it
     <!-- file NAME -->             the block is not run, but written into the directory
                                    that the page's blocks run in

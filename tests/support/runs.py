@@ -17,7 +17,7 @@ from tocsin.telemetry.events import Subscription
 
 
 class Run:
-    """A run that goes on beside the block that `running` or `running_call` opened."""
+    """A run that goes on during the block that `running` or `running_call` opened."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Run:
         self._scope.cancel()
 
     async def settled(self, count: int, *outcomes: str) -> None:
-        """Wait until the consumer has settled so many messages since the run began, with
+        """Wait until the consumer has settled this many messages since the run began, with
         one of these outcomes if any is given."""
 
         def so_far() -> int:

@@ -23,7 +23,7 @@ async def begin_waiting(*waiters: Waiter) -> None:
 
 
 async def begin_waiting_under_lock(bell: Bell, waiter: Waiter) -> None:
-    """In a queue that has no guard yet: the guard's coming wakes it for a look."""
+    """In a queue that has no lock yet: its confirmation wakes the task for a claim."""
     await begin_waiting(waiter)
     bell.lock_confirmed(1)
     await trio.testing.wait_all_tasks_blocked()
@@ -97,7 +97,7 @@ async def test_a_waiter_that_ignores_rings_wakes_for_wake_only(
         waiter.ring()
         bell.expect(1, 1)
         with trio.move_on_after(5) as patience:
-            await waiter.wait(ignore_rings=True)  # the ring and the alarm's setting woke it
+            await waiter.wait(ignore_rings=True)  # the ring and the due time's setting woke it
             await waiter.wait(ignore_rings=True)
         assert patience.cancelled_caught
         async with trio.open_nursery() as nursery:
@@ -178,7 +178,7 @@ async def test_a_lock_is_released_when_no_task_has_waited_for_a_while(
         claim_in_vain(waiter)
         await begin_waiting(waiter)
         await trio.sleep(2 * LINGER)
-        assert bell.release_idle_locks() == []  # it sleeps
+        assert bell.release_idle_locks() == []  # it waits
 
 
 async def test_a_lock_is_released_at_once_when_no_waiter_is_left(
@@ -210,15 +210,15 @@ async def test_a_ring_where_no_task_has_waited_for_a_while_says_that_the_lock_ma
 
 
 async def test_a_ring_for_a_waiter_that_cannot_claim_is_for_all_that_do_not_wait() -> None:
-    """They may be looking already, or have no room just now, and will lie down without
-    having seen what was rung for."""
+    """They may have a claim under way, or no room just now, and will begin to wait
+    without having seen what was rung for."""
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as paused, bell.waiter(1) as busy:
         await begin_waiting(paused)
         busy.begin_claim()
         bell.ring(1)
         busy.end_claim(math.inf, full=False)
-        assert not busy.wake_pending  # the other would look
+        assert not busy.wake_pending  # the other would claim
         await trio.testing.wait_all_tasks_blocked()
         with trio.move_on_after(0):
             await paused.wait(ignore_rings=True)
@@ -274,7 +274,7 @@ async def test_busy_consumers_that_know_already_are_not_woken_to_be_told_again()
 
 async def test_a_ring_for_one_who_is_being_cancelled_is_for_another() -> None:
     """Its scope is cancelled, and its task has not run on yet: to the bell it still
-    sleeps. A stream may then not look for long."""
+    waits. A stream may then not claim for long."""
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as a, bell.waiter(1) as b:
         scope = trio.CancelScope()

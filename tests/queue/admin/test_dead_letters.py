@@ -467,7 +467,7 @@ async def test_list_goes_by_pages(store: tocsin.Store) -> None:
     page = await store.dead_letters.list("q", limit=3)
     pages = [[d.id for d in page]]
     while page:
-        await store.dead_letters.purge(page[-1].id)  # what happens meanwhile shifts nothing
+        await store.dead_letters.purge(page[-1].id)  # what happens between two pages shifts nothing
         page = await store.dead_letters.list("q", limit=3, after=page[-1].id)
         pages.append([d.id for d in page])
     assert pages == [ids[:3], ids[3:6], ids[6:], []]

@@ -22,14 +22,14 @@ async def test_lists_and_metrics_say_the_same_of_what_has_become_due(
     await store.queues.ensure("q", vt=30)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         due, late = await producer.enqueue(1, delay=50), await producer.enqueue(2, delay=5000)
-        lapsed, held = await producer.enqueue_many([3, 4])
+        expired, held = await producer.enqueue_many([3, 4])
         await consumer.dequeue()
         await consumer.dequeue(vt=5000)
         ready = await producer.enqueue(5)
         for seconds, expected in (
-            (0, {"ready": [ready], "delayed": [due, late], "leased": [lapsed, held]}),
-            (100, {"ready": [due, lapsed, ready], "delayed": [late], "leased": [held]}),
-            (9000, {"ready": [due, late, lapsed, held, ready], "delayed": [], "leased": []}),
+            (0, {"ready": [ready], "delayed": [due, late], "leased": [expired, held]}),
+            (100, {"ready": [due, expired, ready], "delayed": [late], "leased": [held]}),
+            (9000, {"ready": [due, late, expired, held, ready], "delayed": [], "leased": []}),
         ):
             await move_clock(store_dsn, seconds)
             metrics = await store.queues.metrics("q")
@@ -45,7 +45,7 @@ async def test_lists_and_metrics_say_the_same_of_what_has_become_due(
                 i for ids in expected.values() for i in ids
             )
             assert [m.id for m in await store.messages.list("q", worker=consumer.worker_id)] == [
-                lapsed,
+                expired,
                 held,
             ]
             assert (await consumer.info()).held == 2
@@ -431,7 +431,7 @@ async def test_expiry_is_for_what_has_not_been_delivered_in_time(
     await store.queues.ensure("q", vt=1000)
     ids = [
         await store.produce("q", name, expires_in=10)
-        for name in ("in time", "in time, but given back", "never delivered")
+        for name in ("in time", "in time, but requeued", "never delivered")
     ]
     delayed = await store.produce("q", "due too late", expires_in=10, delay=20)
     lasting = await store.produce("q", "lasting")

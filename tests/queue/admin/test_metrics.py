@@ -176,7 +176,7 @@ TALLY = (
 async def test_a_high_rate_of_enqueueing_is_that_of_a_sample(
     store: tocsin.Store, store_dsn: str, archived: bool
 ) -> None:
-    """1,000 a second, for ten seconds; a queue beside it with one message in the same
+    """1,000 a second, for ten seconds; another queue with one message in the same
     minute is not drowned by it."""
     queue = await store.queues.ensure("q")
     await store.queues.ensure("other")
@@ -219,7 +219,7 @@ async def test_beyond_a_hundred_thousand_the_planner_estimates(
     await fill(store_dsn, "q", 150_000)
     await fill(store_dsn, "delayed", 120_000, "delayed", "1 day")
     await fill(store_dsn, "small", 10)
-    # whatever the planner knew: so many were counted
+    # whatever the planner knew: they were counted
     assert (await store.queues.metrics("q")).ready > 100_000
     await query(store_dsn, "analyze tocsin.messages")
     q = await store.queues.metrics("q")

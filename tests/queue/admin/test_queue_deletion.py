@@ -94,8 +94,8 @@ async def test_a_queue_created_again_starts_empty(store: tocsin.Store) -> None:
         await store.queues.delete("q", force=True)
         with pytest.raises(tocsin.QueueNotFound):
             await producer.enqueue(1)
-        anew = await store.queues.create("q")
-        assert anew.id != former.id
+        again = await store.queues.create("q")
+        assert again.id != former.id
         metrics = await store.queues.metrics("q")
         assert (
             metrics.ready,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -108,13 +107,13 @@ async def test_pause_and_resume_a_queue(store: tocsin.Store) -> None:
 async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """Both are in the middle of a backlog. Afterwards they hold nothing and sleep, and
+    """Both are in the middle of a backlog. Afterwards they hold nothing and wait, and
     nothing was claimed after the pause."""
     await store.queues.create("q")
     await store.produce_many("q", range(2000))
     unfinished = "select count(*)::int from tocsin.messages"
     leased = "select from tocsin.messages where state = 'leased'"
-    asleep = (
+    waits = (
         "select 1 from pg_locks l, tocsin.queues q where l.locktype = 'advisory' and l.mode ="
         " 'ShareLock' and (l.classid::bigint << 32) | l.objid::bigint = tocsin._lock_key('waiting',"
         " q.id) having count(*) = 2"
@@ -131,7 +130,7 @@ async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(
             ((paused_at,),) = await query(store_dsn, "select tocsin._clock()")
             ring = await store.produce("q", -1)
             await until_query(
-                store_dsn, f"select 1 where not exists ({leased}) and exists ({asleep})"
+                store_dsn, f"select 1 where not exists ({leased}) and exists ({waits})"
             )
             ((left,),) = await query(store_dsn, unfinished)
             assert 0 < left < 2001
@@ -147,9 +146,6 @@ async def test_a_pause_counts_at_once_in_every_process_and_for_runs_under_way(
 
 
 # Deleting while producers and consumers come
-
-
-Asleep = Callable[[], AbstractAsyncContextManager[None]]
 
 
 # Names

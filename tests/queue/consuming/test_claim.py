@@ -257,7 +257,7 @@ def test_a_resumed_scan_does_not_walk_over_what_was_claimed_before(
 
 
 def test_the_bell_reads_the_rows_of_the_queues_that_were_inserted_into(plans: Any) -> None:
-    """And for a single one, as a rule, it makes no set of queues."""
+    """And for a single one, as most inserts have, it makes no set of queues."""
     plans("select count(tocsin.create_queue('other-' || n)) from generate_series(1, 1000) n")
     plans("analyze tocsin.queues")
     insert = (

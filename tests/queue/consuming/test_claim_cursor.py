@@ -10,7 +10,7 @@ from tests.support.runs import running
 async def test_what_comes_before_the_last_position_is_found(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """A message of a smaller priority, one that was given back, one whose transaction
+    """A message of a smaller priority, one that was requeued, one whose transaction
     took its time."""
     await store.queues.ensure("q")
     async with store.producer("q") as producer, store.consumer("q") as consumer:

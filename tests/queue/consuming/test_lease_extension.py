@@ -15,8 +15,8 @@ from tests.support.runs import running, running_call
 
 @pytest.mark.parametrize("way", ["async", "thread", "batch", "stream"])
 async def test_heartbeat_and_lease_extension_while_a_handler_runs(store_dsn: str, way: str) -> None:
-    """Both go on beside it for as long as it runs: the worker looks alive, and its
-    message is no other worker's."""
+    """Both go on for as long as it runs: the worker counts as alive, and its message is
+    no other worker's."""
     async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
         await store.queues.ensure("q", vt=0.4)
         message_id = await store.produce("q", 1)

@@ -75,7 +75,7 @@ async def test_the_time_that_the_machine_slept_counts(
         with pytest.raises(tocsin.Suspended):
             await consumer.handle(handler, once=True)
     assert begun == ids
-    # given back at first, uncounted
+    # requeued at first, uncounted
     assert [(await store.messages.get(i)).read_ct for i in ids] == [1, 1]
 
 

@@ -174,7 +174,7 @@ async def test_the_refused_message_does_not_keep_a_cancelled_run_from_its_end(
     store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is handled, and cannot be archived, when the run is cancelled: its neighbours
-    are archived, the rest given back."""
+    are archived, the rest requeued."""
     await store.queues.ensure("q", retry_base=0)
     caplog.set_level(logging.CRITICAL)
     await query(store_dsn, "alter table tocsin.archive add check (payload <> '13')")

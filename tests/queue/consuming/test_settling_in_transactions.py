@@ -418,7 +418,7 @@ async def test_a_consumer_ends_while_the_transaction_is_open(
             async with store.consumer("q") as consumer:
                 first, second = await consumer.dequeue(2)
                 await first.archive(connection=connection)
-            assert (await store.messages.get(second.id)).state == "ready"  # that one was given back
+            assert (await store.messages.get(second.id)).state == "ready"  # that one was requeued
             assert (await store.messages.get(first.id)).state == "leased"
     assert (await store.messages.get(first.id)).state == "archived"
 

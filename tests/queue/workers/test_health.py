@@ -128,7 +128,7 @@ async def test_messages_wait_and_nobody_consumes(store: tocsin.Store, store_dsn:
 async def test_what_no_claim_has_seen_waits_too(
     store: tocsin.Store, store_dsn: str, way: str
 ) -> None:
-    """With no process there to look, a message that is due is still `delayed`, and one
+    """With no process there to claim, a message that is due is still `delayed`, and one
     whose lease has ended still `leased`."""
     await store.queues.ensure("q", vt=10)
     await store.produce("q", 1, delay=10 if way == "delayed" else None)
@@ -158,7 +158,7 @@ async def test_the_oldest_message_is_found_behind_more_urgent_ones(
 
 
 async def produce_numbers(dsn: str, count: int) -> None:
-    """Enqueue so many messages in one statement."""
+    """Enqueue messages in one statement."""
     numbers = "(select jsonb_agg(n) from generate_series(1, %s) n)"
     await query(dsn, f"select tocsin.enqueue_many('q', {numbers})", count)
 

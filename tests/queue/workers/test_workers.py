@@ -678,9 +678,9 @@ async def test_purge_old_workers_leaves_what_they_did(store: tocsin.Store, store
     assert before[:2] == [(1, *worked), (2, *worked)]
     assert [w.id for w in await store.workers.purge(0)] == sorted(worked)
     assert await query(store_dsn, references) == before
-    async with store.consumer("q", name="c") as anew:
-        assert anew.worker_id not in worked
-        (message,) = await anew.dequeue()
+    async with store.consumer("q", name="c") as again:
+        assert again.worker_id not in worked
+        (message,) = await again.dequeue()
         assert (message.id, message.producer_worker_id) == (3, worked[0])
         await message.archive()
 
@@ -852,7 +852,7 @@ async def test_how_a_worker_came_to_its_end_is_remembered(
     async with store.consumer("q", name="w") as consumer:
         assert await ended(consumer) is None
     assert await ended(consumer) == "left"
-    async with store.consumer("q", name="w") as consumer:  # the same, registered anew
+    async with store.consumer("q", name="w") as consumer:  # the same, registered again
         assert await ended(consumer) is None
         await consumer.stop()
         assert await ended(consumer) == "stopped"

@@ -2,7 +2,7 @@
 
 usage: consume.py DSN QUEUE NAME [go|hold|tell|wait]
 
-go: done at once; hold: each message for ever; tell: the same, and says when it is
+go: done at once; hold: each message without end; tell: the same, and says when it is
 cancelled; wait: until there is a queue called "go on".
 """
 

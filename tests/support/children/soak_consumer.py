@@ -120,7 +120,7 @@ async def main() -> None:
             ):
                 registered = True
                 while True:
-                    # cancelled anywhere, and begun anew
+                    # cancelled anywhere, and begun again
                     with trio.move_on_after(dice.uniform(0.05, 8)):
                         await consume(store, consumer)
         except tocsin.Suspended as suspended:
