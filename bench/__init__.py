@@ -1,12 +1,11 @@
-"""Benchmarks: ``python -m bench``, with ratios to a floor of the same run as figures.
+"""Benchmarks: ``python -m bench``. Each figure has a ratio to a floor of the same run.
 
-A time by itself says more about a machine, and about what else it did just then, than
-about Tocsin. So each time is compared with the same thing done by hand: psycopg, a few
-lines of SQL, nothing between them (``floor.py``). Floor and subject take turns, so that
-a machine that becomes slower does so for both. What is recorded, and compared with the
-record, is the ratio.
+An absolute time depends on the machine and on its other load more than on Tocsin. So
+each scenario also measures a *floor*: the same work done by hand with psycopg and a few
+lines of SQL (``floor.py``). The floor and Tocsin take turns, so that a slower machine
+affects both. The ratio of the two is recorded, and compared with the recorded ratio.
 
-One file is one scenario: an async function that takes a `Bench` and returns each
-`Result`. ``scenarios.py`` has their names, ``frame.py`` what they share, ``child.py``
-the processes that take part in them, ``results.py`` what becomes of the figures.
+Each scenario is a module with an async function that takes a `Bench` and returns each
+`Result`. ``scenarios.py`` has the names of the scenarios, ``frame.py`` their common
+parts, ``child.py`` their processes, and ``results.py`` the handling of the figures.
 """

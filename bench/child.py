@@ -126,7 +126,7 @@ async def playing(role: Callable[..., object], dsn: str, *words: object) -> Asyn
 async def playing_together(
     role: Callable[..., object], dsn: str, *each: Sequence[object]
 ) -> AsyncIterator[list[Child]]:
-    """Run processes in this role, each with its own words, as `playing` does.
+    """Run processes in this role like `playing`, each with its own arguments.
 
     They start at the same time.
     """

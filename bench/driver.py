@@ -33,7 +33,7 @@ class Driver:
     async def load(self, dsn: str, connections: int, seconds: float, statement: str) -> float:
         """Run a statement on many connections, and return its runs per second.
 
-        Each run is a transaction of its own.
+        Each run is a separate transaction.
         """
         for child in self._children:
             await child.order(json.dumps([dsn, connections // PROCESSES, seconds, statement]))

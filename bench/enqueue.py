@@ -86,7 +86,7 @@ async def _turn(child: Child, count: int) -> float:
 async def produce(dsn: str) -> None:
     """Enqueue as many messages as each order says.
 
-    Say how long it took, in seconds.
+    Report how long it took, in seconds.
     """
     await _repeat(dsn, lambda producer: producer.enqueue(PAYLOAD))
 
@@ -94,7 +94,7 @@ async def produce(dsn: str) -> None:
 async def produce_batches(dsn: str) -> None:
     """Enqueue as many batches as each order says.
 
-    Say how long it took, in seconds.
+    Report how long it took, in seconds.
     """
     await _repeat(dsn, lambda producer: producer.enqueue_many([PAYLOAD] * BATCH))
 

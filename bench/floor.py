@@ -169,7 +169,7 @@ async def fill(dsn: str, messages: int) -> None:
 
 
 def claim_and_archive(dsn: str, share: str, seconds: str, threads: str) -> None:
-    """Drain: claim a hundred, call a function for each, archive the hundred.
+    """Claim a hundred rows, call a function for each, and archive the hundred.
 
     The given number of threads do this, each with its own connection.
     """

@@ -8,7 +8,7 @@ its consumer waits for a notification again, and a pause has ended.
 A message is sent in two ways: ``produce`` is a trio process with a `tocsin.Producer`,
 and ``sql`` is ``select tocsin.enqueue(...)`` with blocking psycopg. The floor,
 ``claim``, is a queue by hand with blocking psycopg: one process inserts and notifies in
-one statement, and the other wakes up, deletes the row and returns it.
+one statement, and the other process wakes up and runs a DELETE that returns the row.
 
 Two figures split the time. ``blocking`` is ``sql`` up to the end of the claim, with a
 consumer that calls Tocsin's functions with blocking psycopg, and so without trio and
@@ -51,7 +51,7 @@ QUEUE = "wakeup"
 PAUSE = 0.005
 """Seconds between the end of one message and the start of the next."""
 IN_TURN = 25
-"""Messages that one way sends before the turn of the next way."""
+"""Number of messages that one way sends before the turn of the next way."""
 ENQUEUE = f"select tocsin.enqueue('{QUEUE}', jsonb_build_object('sent', %s::bigint))"
 CLAIM = """
 select priority, due, id, lease, payload

@@ -97,8 +97,8 @@ $$;
 --
 -- A new object begins with the default privileges. So other roles lose their privileges
 -- on a new table, and on all objects if `before` is given. `before` has the access
--- lists from before an upgrade (sql/upgrade), by kind and name. Other roles keep or get
--- again the privileges that these lists contain.
+-- lists from before an upgrade (sql/upgrade), by kind and name. Other roles keep or
+-- regain the privileges that these lists contain.
 create or replace function tocsin._apply_privileges(former_roles oid[] default '{}',
                                                     only_table regclass default null,
                                                     before jsonb default null)
@@ -168,8 +168,8 @@ end
 $$;
 
 -- Grants these roles their privileges. A null leaves a role out. A role that does not
--- exist is created, which requires CREATEROLE; an existing role is used as it is. A
--- role that had access before and is not named now loses the privileges that Tocsin has
+-- exist is created, which requires CREATEROLE; an existing role is not changed. A role
+-- that had access before and is not named now loses the privileges that Tocsin has
 -- granted. A second call changes nothing except privileges that were changed by hand,
 -- which it repairs.
 create or replace function tocsin.install_roles(producer text, consumer text, admin text)

@@ -23,9 +23,9 @@ create or replace function tocsin._lock_key(kind text, number bigint) returns bi
 language sql immutable parallel safe
 as $$ select pg_catalog.hashtextextended('tocsin.' || kind, number) $$;
 
--- Whether another session holds this lock in shared mode. It is for locks that no other
--- function takes exclusively. When several sessions test at the same moment, the answer
--- may be a wrong yes, but never a wrong no.
+-- Whether another session holds this lock in shared mode. The test is for locks that no
+-- other function takes exclusively. When several sessions test at the same moment, the
+-- answer may be a wrong yes, but never a wrong no.
 --
 -- A session-level lock outlives an error, so no error may occur between taking and
 -- releasing it. None can: both are steps of one expression, during which the server

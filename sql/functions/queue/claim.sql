@@ -10,7 +10,7 @@
 -- that are due become ready. Leased messages whose lease has expired become ready, or
 -- dead letters when they have no deliveries left. The function works in batches and
 -- begins none after 20 ms, so that a claim stays short after a long outage, and also
--- succeeds under a short statement_timeout. It returns the number of expired leases that
+-- succeeds under a short statement_timeout. Returns the number of expired leases that
 -- it has ended.
 create or replace function tocsin._make_due_ready(queue_id integer) returns bigint
 language plpgsql

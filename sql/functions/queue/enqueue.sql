@@ -35,8 +35,8 @@ begin
 end
 $$;
 
--- Refuses something of that many bytes. `index` is that of its payload in a batch, if it
--- is one.
+-- Raises the error about a payload or headers of this many bytes. `index` is the index
+-- of the payload in a batch; null: there is no batch.
 create or replace function tocsin._refuse_large(q tocsin.queues, problem text, actual integer,
                                                 index bigint) returns void
 language plpgsql

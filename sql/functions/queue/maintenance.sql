@@ -184,8 +184,8 @@ as $$
     where a.span > 0
 $$;
 
--- Publishes the partitions that may be used. These are the ones that this statement
--- sees, because they were committed before it.
+-- Publishes the partitions that may be used: the partitions that this statement sees,
+-- because they were committed before it.
 create or replace function tocsin._publish_partitions() returns void
 language sql
 as $$

@@ -7,9 +7,9 @@
 -- removed between two pages do not move other messages to another page. No index has
 -- the ids of one queue's unfinished messages in order, because every enqueue and every
 -- claim would pay for it. So the planner chooses between two plans. For a queue with
--- many messages, it scans the ids of all queues and skips those of other queues. For a
--- queue with few messages, it sorts the ids of the queue's messages in this state. The
--- choice depends on the queue, so the plan is made for each call. The messages
+-- many messages, it scans the ids of all queues and skips the ids of other queues. For
+-- a queue with few messages, it sorts the ids of the queue's messages in this state.
+-- The choice depends on the queue, so the plan is made for each call. The messages
 -- themselves are read after the page is known, so that a sort does not carry them.
 --
 -- The planner assumes that the state and the time are independent, and does not know

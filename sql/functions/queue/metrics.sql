@@ -129,10 +129,10 @@ $$;
 -- Returns how many messages were enqueued per second, over the last minute or as far
 -- back as the samples go. The sample of the archive is the queue's newest 2,000 ids.
 -- The table messages has no index for that. If the queue has fewer unfinished messages
--- than that (`unfinished`), the sample is all of them, otherwise those of the queue
--- among the newest 2,000 of all queues. So above 33 messages a second the rate covers
--- less than a minute, and after one batch that is larger than the sample it is too low.
--- Messages that were deleted, or not archived, do not count.
+-- than that (`unfinished`), the sample is all of them. Otherwise it is the queue's
+-- messages among the newest 2,000 messages of all queues. So above 33 messages a second
+-- the rate covers less than a minute, and after one batch that is larger than the
+-- sample it is too low. Messages that were deleted, or not archived, do not count.
 --
 -- The rate is computed from the tables, because `tocsin queue metrics` and `tocsin top`
 -- show it for producers in every process and language. The events of one process cannot

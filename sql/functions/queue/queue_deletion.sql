@@ -99,8 +99,8 @@ begin
         if tocsin._clock() > deadline then
             raise lock_not_available;
         end if;
-        -- Poll without a place in the wait queue of the lock. A waiting session would
-        -- make a test of the lock say that no session shares it.
+        -- Poll instead of waiting for the lock. A waiting session would make a test of
+        -- the lock say that no session shares it.
         perform pg_sleep(0.01);
     end loop;
     perform pg_advisory_xact_lock(tocsin._lock_key('rung', q.id));
@@ -226,9 +226,9 @@ $$;
 -- Deletes a queue, and returns how many workers, messages and dead letters it has
 -- deleted. The deletion is refused while the queue has unfinished messages or workers
 -- that are not stopped. With `force` it is not refused: the workers are notified, and
--- their runs end. A `dry_run` changes nothing, and returns what would be deleted, or is
--- refused. The deletion waits ten seconds for transactions that have inserted messages
--- into the queue or have locked rows of it; then it is refused.
+-- their runs end. A `dry_run` changes nothing, and returns the numbers that would be
+-- deleted, or is refused. The deletion waits ten seconds for transactions that have
+-- inserted messages into the queue or have locked rows of it; then it is refused.
 create or replace function tocsin.delete_queue(queue text, force boolean default false,
                                                dry_run boolean default false)
 returns table (worker_count bigint, message_count bigint, archived_count bigint,

@@ -1,5 +1,5 @@
--- The bell: what wakes an idle consumer. This file is the only place that decides
--- whether to NOTIFY about messages.
+-- The bell: the mechanism that wakes an idle consumer. This file is the only place that
+-- decides whether to NOTIFY about messages.
 --
 -- Transactions that NOTIFY commit one after the other: each holds a lock of the whole
 -- database until its commit is flushed. So producers ring only while a consumer waits.

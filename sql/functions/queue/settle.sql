@@ -129,7 +129,7 @@ begin
 end
 $$;
 
--- Returns for each id, in order, whether it is among the settled ones.
+-- Returns for each id, in order, whether it is one of the settled ids.
 create or replace function tocsin._outcomes(ids bigint[], settled bigint[]) returns boolean[]
 language plpgsql immutable
 as $$

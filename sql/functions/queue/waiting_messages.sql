@@ -7,9 +7,9 @@
 -- other, and the second sees the effect of the first.
 --
 -- A message whose lease has expired waits. If it has deliveries left, it is first
--- requeued, as by a claim. Otherwise its row is left as it is, and the next claim would
--- make it a dead letter. Cancelling it instead archives it, and rescheduling it gives
--- it one more delivery.
+-- requeued, as by a claim. Otherwise its row is not changed first, and the next claim
+-- would make the message a dead letter. A cancellation archives the message instead,
+-- and a reschedule gives it one more delivery.
 --
 -- In a transaction of the caller, the change takes effect at the commit. Until then no
 -- consumer can claim the message.
@@ -130,8 +130,8 @@ as $$
 declare
     m tocsin.messages := tocsin._lock_waiting(message_id, queue, key);
 begin
-    -- Lease the message first, so that it is archived like one that a worker has
-    -- handled.
+    -- Lease the message first, so that tocsin.archive accepts it like a handled
+    -- message.
     update tocsin.messages x
     set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled',
         history = m.history

@@ -39,7 +39,7 @@ async def demo(common: Common, path: Path | None, data: Path | None) -> ExitCode
     Without PATH, the demo hashes the standard library of this Python. It runs on an
     embedded PostgreSQL, which it starts and stops, or in the database that --dsn names.
     In that database it uses the schemas tocsin_demo and tocsin_demo_queue, and begins
-    by dropping what the last demo left in them.
+    by dropping the objects that the last demo left in them.
     """
     from rich.console import Console
 

@@ -195,7 +195,7 @@ def _decoded(value: Any) -> dict[str, Any]:
     """Return the fields of a value for the JSON document.
 
     JSON in a text field is decoded. If Python cannot represent the value, the field is
-    null, and the text is in a field of its own.
+    null, and a separate field has the text.
     """
     fields: dict[str, Any] = {}
     for name, field in _fields(value).items():

@@ -70,7 +70,7 @@ async def list_workers(store: Store, screen: Screen, queue: str | None) -> None:
 @id_argument("worker")
 @on_store
 async def get(store: Store, screen: Screen, id: int) -> None:
-    """Show a worker as it is registered."""
+    """Show a worker's entry in the registry."""
     screen.record(await (await store.workers.get(id)).info())
 
 
