@@ -214,7 +214,7 @@ def test_refusals_of_the_database_name_commands(cli: Call, store_dsn: str) -> No
         assert not PYTHON.search(error)
 
 
-def test_a_name_in_use_says_who_has_it(cli: Call, store_dsn: str, tmp_path: Path) -> None:
+def test_a_name_in_use_says_which_worker_has_it(cli: Call, store_dsn: str, tmp_path: Path) -> None:
     cli("queue", "create", "q")
     with connect_blocking(store_dsn) as connection:
         connection.execute("select tocsin.register_worker('q', 'consumer', 'a', null, 'h', 1, '1')")

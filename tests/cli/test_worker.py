@@ -39,7 +39,7 @@ def queue(cli: Call) -> str:
     return "q"
 
 
-def test_list_shows_who_is_there(cli: Call, store_dsn: str, queue: str) -> None:
+def test_list_shows_the_workers(cli: Call, store_dsn: str, queue: str) -> None:
     assert cli("worker", "list") == (0, "no workers\n", "")
     register(store_dsn, "a", holds=2)
     register(store_dsn, "b")
@@ -225,7 +225,7 @@ def test_health_exits_with_4_when_there_is_a_problem(cli: Call, store_dsn: str, 
     assert cli("worker", "health", "--max-age", "1h").code == 0
 
 
-def test_messages_wait_and_nobody_consumes(cli: Call, store_dsn: str, queue: str) -> None:
+def test_messages_wait_and_no_consumer_is_there(cli: Call, store_dsn: str, queue: str) -> None:
     ask(store_dsn, "select tocsin.enqueue('q', '1')")
     ask(store_dsn, "update tocsin.messages set due = '2000-01-01', vt = '2000-01-01'")
     ask(store_dsn, "update tocsin.queues set created_at = '2000-01-01'")
@@ -300,7 +300,7 @@ def make_deadly(dsn: str) -> None:
     trio.run(move_clock, dsn, 20)
 
 
-def test_reclaim_takes_back_what_the_dead_and_lapsed_leases_hold(
+def test_reclaim_takes_back_what_the_dead_and_expired_leases_hold(
     cli: Call, store_dsn: str, queue: str
 ) -> None:
     assert cli("admin", "reclaim").out == "0 dead workers stopped, 0 messages requeued\n"
@@ -321,7 +321,7 @@ def test_reclaim_takes_back_what_the_dead_and_lapsed_leases_hold(
     assert cli("admin", "reclaim").out == "0 dead workers stopped, 0 messages requeued\n"
 
 
-def test_reclaim_declares_nobody_dead_before_it_knows_how_long_the_server_is_up(
+def test_reclaim_declares_no_process_dead_before_it_knows_how_long_the_server_is_up(
     cli: Call, store_dsn: str, queue: str
 ) -> None:
     ask(store_dsn, "select tocsin.register_process('far.example.org', 1, '1', '1 s')")

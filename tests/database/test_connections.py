@@ -55,7 +55,7 @@ async def test_handlers_enqueue_with_fewer_connections_than_the_pool_may_have(
         assert store.statistics().pool.size == 2
 
 
-async def test_a_connection_is_left_beside_the_transactions(limited_dsn: str) -> None:
+async def test_a_connection_is_left_apart_from_the_transactions(limited_dsn: str) -> None:
     """Of the two that the pool can have, only one is lent to a transaction, in which a
     handler enqueues by the other."""
 

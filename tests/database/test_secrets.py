@@ -106,7 +106,7 @@ async def test_a_password_is_in_no_error_of_the_listening_connection(
     assert SECRET not in text + caplog.text
 
 
-async def test_a_live_server_is_not_told_the_password_in_a_statement_nor_others_in_a_refusal(
+async def test_a_live_server_is_not_told_the_password_in_a_statement_nor_a_user_in_a_refusal(
     store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -40,7 +40,7 @@ def sessions() -> list[str]:
     return re.findall(r"^[*-] (.*?) -> ", nox("--list"), re.M)
 
 
-def test_the_pages_name_each_session_and_no_others(sessions: list[str]) -> None:
+def test_the_pages_name_each_session_and_no_other(sessions: list[str]) -> None:
     text = "\n".join(page.read_text("utf-8") for page in PAGES)
     named = set(re.findall(r"nox -s ([\w-]+)", text))
     listed = {re.sub(r"-3\..*", "", session) for session in sessions}

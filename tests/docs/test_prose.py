@@ -154,6 +154,16 @@ def test_no_word_is_used_that_has_been_replaced(each: Area) -> None:
     assert {path: hit for path, hit in hits.items() if hit} == {}
 
 
+def test_names_of_tests_are_held_to_both_rules() -> None:
+    names = [
+        name.replace("_", " ")
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text("utf-8"), re.M)
+    ]
+    assert names
+    assert [n for n in names if VAGUE_AGENTS.search(n) or RETIRED.search(n)] == []
+
+
 def paragraphs(path: Path) -> Iterator[list[str]]:
     """The lines of each paragraph and list item of a page, without tables, headings and
     code."""

@@ -276,7 +276,7 @@ async def test_pool_being_opened_and_closed(dsn: str, observer: Connection) -> N
         await until_alone(observer)
 
 
-async def test_pool_with_others_waiting(dsn: str, observer: Connection) -> None:
+async def test_pool_with_other_tasks_waiting(dsn: str, observer: Connection) -> None:
     async def borrow() -> None:
         async with pool.connection() as connection:
             await connection.execute("select pg_sleep(0.001)")

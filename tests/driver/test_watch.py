@@ -298,7 +298,7 @@ async def fail_as_silent(connection: Connection) -> None:
         await connection.execute("select 1")
 
 
-async def test_others_that_are_idle_are_not_used_for_anything_new(
+async def test_other_idle_connections_are_not_used_for_anything_new(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with proxy.running(dsn) as network:

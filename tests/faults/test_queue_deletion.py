@@ -390,7 +390,7 @@ FUTURE = (
 
 
 @pytest.mark.slow
-async def test_two_deletions_in_a_transaction_do_not_wait_for_ever_for_who_uses_both_queues(
+async def test_two_deletions_in_a_transaction_do_not_deadlock_with_a_user_of_both_queues(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     for name in ("a", "q"):

@@ -111,7 +111,7 @@ async def fail_for_good(store: tocsin.Store, name: str) -> int:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_hostile_name_that_is_nobodys_is_just_not_found(
+async def test_a_hostile_name_that_no_queue_has_is_just_not_found(
     store: tocsin.Store, name: str
 ) -> None:
     for attempt in (

@@ -240,7 +240,7 @@ async def test_nothing_of_a_hostile_search_path_is_used(
     ] * len(TABLES)
 
 
-async def test_installing_and_verifying_use_nothing_that_anybody_has_put_into_public(
+async def test_installing_and_verifying_use_nothing_from_public(
     dsn: str,
 ) -> None:
     """A function in `public` that fits better goes before PostgreSQL's own; up to

@@ -56,7 +56,7 @@ SOON = 600.0  # much longer than a test takes, and much shorter than the hour by
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-async def test_a_message_is_due_and_expires_after_so_many_seconds(
+async def test_a_message_is_due_and_expires_after_a_number_of_seconds(
     berlin: TrioConnection[Any], length: str
 ) -> None:
     for enqueue in (
@@ -78,7 +78,7 @@ async def test_a_message_is_due_and_expires_after_so_many_seconds(
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-async def test_a_lease_lasts_so_many_seconds(berlin: TrioConnection[Any], length: str) -> None:
+async def test_a_lease_lasts_a_number_of_seconds(berlin: TrioConnection[Any], length: str) -> None:
     await berlin.execute(
         "create temp table w as select * from tocsin.register_worker('q', 'consumer', 'w', null,"
         " 'h', 1, '0')"
@@ -103,7 +103,9 @@ async def test_a_lease_lasts_so_many_seconds(berlin: TrioConnection[Any], length
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-async def test_a_retention_lasts_so_many_seconds(berlin: TrioConnection[Any], length: str) -> None:
+async def test_a_retention_lasts_a_number_of_seconds(
+    berlin: TrioConnection[Any], length: str
+) -> None:
     await berlin.execute(
         (
             f"select tocsin.update_queue('q', retention => {length},"

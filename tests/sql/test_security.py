@@ -120,7 +120,7 @@ async def test_entry_points_run_with_their_owners_rights_and_a_safe_path_and_not
 
 
 @pytest.mark.parametrize("with_roles", [False, True])
-async def test_nothing_is_open_to_everybody(
+async def test_nothing_is_open_to_every_role(
     store_dsn: str, new_role: Callable[..., str], request: pytest.FixtureRequest, with_roles: bool
 ) -> None:
     if with_roles:
@@ -343,7 +343,7 @@ async def test_a_grant_counts_at_once_and_so_does_its_end(cast: Cast) -> None:
             await owners.queues.grant("nowhere", cast.producer)
 
 
-async def test_a_grant_reaches_who_inherits_from_the_role(
+async def test_a_grant_reaches_a_role_that_inherits_from_the_role(
     cast: Cast, new_role: Callable[..., str]
 ) -> None:
     group = new_role("group", options="nologin")
@@ -357,7 +357,7 @@ async def test_a_grant_reaches_who_inherits_from_the_role(
         await query(cast.as_(not_inheriting), enqueue)
 
 
-async def test_the_caller_is_whoever_set_role_has_chosen(cast: Cast) -> None:
+async def test_the_caller_is_the_role_that_set_role_has_chosen(cast: Cast) -> None:
     def attempt(connection: psycopg.Connection[tuple[object, ...]], role: str, queue: str) -> bool:
         connection.execute(sql.SQL("set role {}").format(sql.Identifier(role)))
         try:
@@ -457,7 +457,7 @@ async def test_a_producer_changes_what_waits_in_the_queues_it_was_granted_and_no
             await query(cast.as_(role), "select tocsin.cancel(queue => 'closed', key => 'k')")
 
 
-async def test_nobody_acts_for_the_workers_and_processes_of_another_role(cast: Cast) -> None:
+async def test_no_role_acts_for_the_workers_and_processes_of_another_role(cast: Cast) -> None:
     async with (
         tocsin.connect(cast.as_(cast.producer)) as store,
         store.producer("granted", name="p") as producer,

@@ -272,7 +272,7 @@ async def test_busy_consumers_that_know_already_are_not_woken_to_be_told_again()
             b.wake()
 
 
-async def test_a_ring_for_one_who_is_being_cancelled_is_for_another() -> None:
+async def test_a_ring_for_a_waiter_that_is_being_cancelled_is_for_another() -> None:
     """Its scope is cancelled, and its task has not run on yet: to the bell it still
     waits. A stream may then not claim for long."""
     bell = Bell(do_nothing, Events())

@@ -27,7 +27,7 @@ async def test_first_come_first_served() -> None:
     assert not lock.locked()
 
 
-async def test_nobody_is_faster_than_who_waits() -> None:
+async def test_no_later_task_is_faster_than_a_waiting_one() -> None:
     lock = Lock()
     order: list[str] = []
 

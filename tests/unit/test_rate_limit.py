@@ -95,7 +95,7 @@ async def test_waiting_calls_are_admitted_in_their_order(
     assert admitted == [("a", 0), ("b", 1), ("c", 6), ("d", 7)]
 
 
-async def test_one_that_gives_up_lets_the_others_move_up(
+async def test_a_call_that_is_cancelled_lets_the_other_calls_move_up(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limiter = Limiter(RateLimit(1, wait=True))

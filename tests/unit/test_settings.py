@@ -254,7 +254,7 @@ def test_a_variable_with_a_slip_of_the_pen(monkeypatch: pytest.MonkeyPatch, name
         "TOCSIN_URL",
     ],
 )
-def test_a_variable_of_somebody_elses(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_variable_of_another_program(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "tcp://10.0.0.1:5432")
     assert load() == Settings()
 

@@ -170,7 +170,7 @@ async def test_cancelled_is_cancelled_and_not_a_group(
     assert raised == [trio.Cancelled]
 
 
-async def test_a_busy_socket_leaves_a_turn_to_others(
+async def test_a_busy_socket_leaves_a_turn_to_other_tasks(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     turns = 0

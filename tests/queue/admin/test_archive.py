@@ -59,7 +59,7 @@ async def check_counts(dsn: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("begins", ["now", "as a slot of each length begins"])
-async def test_retention_drops_the_partitions_of_what_is_kept_no_longer_and_no_others(
+async def test_retention_drops_the_partitions_of_what_is_kept_no_longer_and_no_other(
     store: tocsin.Store, store_dsn: str, begins: str
 ) -> None:
     start = 0 if begins == "now" else 360 * DAY - time.time() % (360 * DAY)
@@ -113,7 +113,7 @@ async def test_a_queue_with_retention_0_keeps_nothing(store: tocsin.Store, store
     assert await check_counts(store_dsn) == {"q": 0}
 
 
-async def test_what_is_kept_for_ever_stays(store: tocsin.Store, store_dsn: str) -> None:
+async def test_what_is_kept_without_end_stays(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.create("q", retention=math.inf)
     await store.queues.create("r", retention=timedelta(days=999_999_999))
     assert (await store.maintain()).partitions_created == 0
@@ -144,7 +144,7 @@ async def test_what_is_archived_while_there_is_no_partition_is_deleted_in_its_ti
     assert (await check_counts(store_dsn))["r"] == 1
 
 
-async def test_archiving_goes_on_when_nobody_has_made_partitions_for_long(
+async def test_archiving_goes_on_when_no_maintenance_has_made_partitions_for_long(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.create("q", retention=HOUR)
@@ -333,7 +333,7 @@ async def test_a_long_reader_of_the_archive_stops_neither_archiving_nor_new_part
     assert await check_counts(store_dsn) == {"q": 1}
 
 
-async def test_a_partition_that_somebody_vacuums_is_dropped_later_and_the_others_now(
+async def test_a_partition_under_vacuum_is_dropped_later_and_the_other_partitions_now(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.create("q", retention=HOUR)
@@ -497,7 +497,7 @@ async def test_the_settle_rate_is_that_of_the_last_minute(
     assert await query(store_dsn, "select tocsin.settle_rate(%s)", queue.id) == [(0,)]
 
 
-async def test_counts_are_exact_in_every_snapshot_while_others_archive_purge_and_maintain(
+async def test_counts_are_exact_in_every_snapshot_while_sessions_archive_purge_and_maintain(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     queue = await store.queues.create("q", retention=HOUR, vt=1000 * DAY)

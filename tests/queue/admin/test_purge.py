@@ -120,7 +120,7 @@ async def test_purge_refuses_what_makes_no_sense(store: tocsin.Store, store_dsn:
     assert await everything(store_dsn) == before
 
 
-async def test_purge_of_the_dead_passes_over_what_others_have_at_hand(
+async def test_purge_of_the_dead_passes_over_rows_that_other_sessions_have_locked(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     """So it never waits with letters locked that another, in the order of ids, waits

@@ -451,7 +451,7 @@ def _async(returned: Callable[[object], object]) -> Callable[[object], object]:
     ids=["async generator", "generator", "async generator from async", "coroutine from async"],
 )
 @pytest.mark.parametrize("timeout", [None, 3600])
-async def test_a_handler_that_returns_what_nobody_runs_has_failed(
+async def test_a_handler_that_returns_code_that_has_not_run_has_failed(
     store: tocsin.Store,
     store_dsn: str,
     handler: Callable[[object], object],

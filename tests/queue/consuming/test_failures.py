@@ -118,7 +118,7 @@ async def test_whatever_a_handler_raises_is_a_failed_delivery(
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, trio.Cancelled])
-async def test_a_function_in_a_thread_raises_nothing_that_is_meant_for_others(
+async def test_a_function_in_a_thread_raises_nothing_that_is_meant_for_the_run(
     store: tocsin.Store, raised: type[BaseException]
 ) -> None:
     await store.queues.ensure("q", max_deliveries=1)
@@ -202,7 +202,7 @@ async def test_a_keyboard_interrupt_is_not_the_handlers(store: tocsin.Store, gro
     assert (info.state, info.read_ct, info.history) == ("ready", 0, ())
 
 
-async def test_what_a_cancelled_handler_raises_besides_does_not_count(
+async def test_what_else_a_cancelled_handler_raises_does_not_count(
     store: tocsin.Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.queues.ensure("q")

@@ -123,7 +123,7 @@ async def test_a_standby_backs_off_from_an_expired_message_that_is_locked(
             assert least <= next_due <= most
 
 
-async def test_a_run_that_ends_when_no_message_is_due_waits_for_one_that_holds_up_others(
+async def test_a_run_that_ends_when_no_message_is_due_waits_for_one_that_holds_up_the_rest(
     store: tocsin.Store,
 ) -> None:
     await store.queues.ensure("q")

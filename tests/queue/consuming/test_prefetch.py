@@ -149,7 +149,7 @@ async def test_a_message_that_cannot_be_archived_fails_alone(
     assert error.startswith(psycopg.errors.CheckViolation.__name__)
 
 
-async def test_a_message_that_can_neither_be_archived_nor_fail_holds_up_nobody(
+async def test_a_message_that_can_neither_be_archived_nor_fail_holds_up_no_other(
     store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.queues.ensure("q", max_deliveries=1)

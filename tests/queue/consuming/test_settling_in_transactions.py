@@ -267,7 +267,7 @@ async def test_a_handler_that_fails_after_the_commit_has_handled_its_message(
     ]
 
 
-async def test_the_lease_is_kept_beside_an_open_transaction_and_waits_for_nothing(
+async def test_the_lease_is_kept_during_an_open_transaction_and_waits_for_nothing(
     store: tocsin.Store, effects: Effects, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Other leases are extended; no consumer gets the message though its lease has
@@ -546,7 +546,7 @@ async def test_under_kills_each_message_has_its_effect_exactly_once(
     assert await store.dead_letters.list("q") == []
 
 
-async def test_a_run_does_not_wait_for_ever_for_a_transaction_to_end(
+async def test_a_run_does_not_wait_without_end_for_a_transaction_to_end(
     store: tocsin.Store, effects: Effects, store_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tocsin._queue.consuming.dispatcher.OPEN_AT_THE_END", 0)

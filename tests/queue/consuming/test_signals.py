@@ -353,7 +353,7 @@ async def test_several_runs_in_tasks_with_a_block_each_end_together(
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
 
 
-async def test_blocks_may_end_in_any_order_and_the_others_still_get_signals(
+async def test_blocks_may_end_in_any_order_and_the_rest_still_get_signals(
     queues: tocsin.Store,
 ) -> None:
     former = signal.getsignal(signal.SIGTERM)
@@ -544,7 +544,7 @@ async def test_a_block_that_is_opened_while_another_one_drains_drains_too(
                 await consumer.handle(hang)
 
 
-async def test_an_error_beside_the_end_of_a_run_is_not_hidden(queues: tocsin.Store) -> None:
+async def test_an_error_at_the_end_of_a_run_is_not_hidden(queues: tocsin.Store) -> None:
     began = trio.Event()
 
     async def fail() -> None:

@@ -194,7 +194,7 @@ async def test_a_caller_cancelled_while_waiting_is_taken_out(
     assert await query(store_dsn, PAYLOADS) == [("own",), ("a",), ("c",)]
 
 
-async def test_a_caller_cancelled_while_its_statement_is_under_way_disturbs_nobody(
+async def test_a_caller_cancelled_while_its_statement_is_under_way_disturbs_no_other_call(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
@@ -233,7 +233,7 @@ async def test_cancelled_at_every_checkpoint_in_company(
 # What never shares
 
 
-async def test_who_waits_for_a_key_lets_the_others_pass(
+async def test_a_call_that_waits_for_a_key_lets_the_other_calls_pass(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q")
@@ -254,7 +254,7 @@ async def test_who_waits_for_a_key_lets_the_others_pass(
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-async def test_a_store_that_is_closed_tells_those_who_wait(
+async def test_a_store_that_is_closed_tells_calls_that_wait(
     store_dsn: str, interrupted: bool
 ) -> None:
     async with trio.open_nursery() as nursery, closed_gate(store_dsn) as gate:

@@ -125,7 +125,7 @@ async def test_validation(
     assert await query(store_dsn, "select count(*) from tocsin.messages") == [(0,)]
 
 
-async def test_the_size_limit_is_on_by_default_the_others_off(
+async def test_the_size_limit_is_on_by_default_the_other_limits_off(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     queue = await store.queues.create("q")

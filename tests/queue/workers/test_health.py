@@ -98,7 +98,7 @@ async def test_a_queue_without_messages_and_workers_is_healthy(store: tocsin.Sto
     assert await health(store) == tocsin.QueueHealth("q", True, (), 0, (), (), 0, None, None)
 
 
-async def test_messages_wait_and_nobody_consumes(store: tocsin.Store, store_dsn: str) -> None:
+async def test_messages_wait_and_no_consumer_is_there(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     await store.produce("q", 1)
     await store.produce("q", 2)

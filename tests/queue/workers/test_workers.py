@@ -246,7 +246,7 @@ async def test_is_healthy_goes_by_the_servers_clock(store: tocsin.Store, store_d
         assert not await producer.is_healthy(30)
 
 
-async def test_registry_tells_who_and_where(store: tocsin.Store, store_dsn: str) -> None:
+async def test_registry_tells_which_worker_and_where(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     ((before,),) = await query(store_dsn, "select tocsin._clock()")
     async with store.consumer("q", name="w") as consumer, store.producer("q") as producer:
