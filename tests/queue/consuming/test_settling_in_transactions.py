@@ -457,7 +457,7 @@ async def test_what_cannot_be_used_as_a_connection_is_refused_and_the_message_st
         for connection in not_connections:
             with pytest.raises(TypeError, match="connection must be one of Tocsin's"):
                 await message.archive(connection=connection)
-        assert not consumer._parts.leases.is_promised(message)
+        assert not consumer._parts.leases.is_in_transaction(message)
         await message.archive()
 
 

@@ -53,7 +53,7 @@ class Completer:
         outcomes = self.outcomes
         if raised is None:
             for message in messages:
-                if leases.is_promised(message):
+                if leases.is_in_transaction(message):
                     self.transactions.add(message)
                 elif message in leases:
                     outcomes.to_archive.append(message)

@@ -11,7 +11,7 @@ import trio
 
 from tocsin._queue.message import Message
 
-from .lease_keeper import LeaseKeeper, check_promised
+from .lease_keeper import LeaseKeeper, check_in_transaction
 from .leases import Leases
 
 CHECK_PAUSE = 0.01
@@ -48,12 +48,12 @@ class HandlerTransactions:
         """
         asked, self.check_at = self._messages[:], math.inf
         try:
-            rolled_back = await check_promised(self._leases, self._keeper, asked)
+            rolled_back = await check_in_transaction(self._leases, self._keeper, asked)
         except BaseException:
             self.check_at = -math.inf
             raise
-        self._leases.break_promise(rolled_back)
-        still_open = [m for m in asked if self._leases.is_promised(m)]
+        self._leases.unmark_in_transaction(rolled_back)
+        still_open = [m for m in asked if self._leases.is_in_transaction(m)]
         new = self._messages[len(asked) :]
         self._messages = still_open + new
         if new:

@@ -125,7 +125,7 @@ class LeaseKeeper:
                 # the message was settled while the statement was running
                 if still_ours is not False or held.message not in leases:
                     continue
-                if held.promised:
+                if held.in_transaction:
                     leases.drop_gone([held.message])
                 elif leases.is_settling(
                     held.message
@@ -176,15 +176,15 @@ class LeaseKeeper:
             self._idle_scope.deadline = at
 
 
-async def check_promised(
+async def check_in_transaction(
     leases: Leases, keeper: LeaseKeeper, messages: Sequence[Message] | None = None
 ) -> list[Message]:
-    """Find out which promised messages were settled, and forget those.
+    """Find out which messages callers' transactions have settled, and forget those.
 
     Args:
         leases: the leases of the consumer.
         keeper: extends them.
-        messages: the messages; None: all that are promised.
+        messages: the messages; None: all that a transaction may settle.
 
     Returns:
         The messages whose transaction was rolled back. Their leases are extended.
@@ -197,7 +197,7 @@ async def check_promised(
     """
     rolled_back: list[Message] = []
     wanted = None if messages is None else {m.id for m in messages}
-    asked = [h for h in leases.promised if wanted is None or h.message.id in wanted]
+    asked = [h for h in leases.in_transaction if wanted is None or h.message.id in wanted]
     for vt in {h.terms.vt for h in asked}:
         group = [h.message for h in asked if h.terms.vt == vt]
         extended = await keeper.extend(group, vt)
@@ -215,10 +215,10 @@ async def wait_empty(leases: Leases, keeper: LeaseKeeper) -> None:
     while alive := [h for h in leases.all() if h.terms.auto_extend or h.expires > lease_time()]:
         wake_at = min(math.inf if h.terms.auto_extend else h.expires for h in alive)
         wake_at -= time_asleep()
-        if leases.promised:
-            await check_promised(leases, keeper)
+        if leases.in_transaction:
+            await check_in_transaction(leases, keeper)
             wake_at = min(wake_at, trio.current_time() + LOCKED_PAUSE)
-            if not leases.promised:
+            if not leases.in_transaction:
                 continue
         with trio.move_on_at(wake_at):
             await leases.wait_for_drop()

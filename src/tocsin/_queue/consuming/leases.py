@@ -1,7 +1,7 @@
 """The leases that a consumer holds.
 
-A message that is settled in the caller's transaction is *promised*: it keeps its lease,
-since the transaction may be rolled back. Its row is locked until the transaction ends,
+A message that is settled in the caller's transaction keeps its lease until the end of
+the transaction, which may be rolled back. Its row is locked until the transaction ends,
 so an extension passes over it, and so does every claim. After a commit the lease is
 gone, and the message counts as settled; after a rollback the lease is still there. (The
 lease may also have expired and another consumer have claimed the message before the
@@ -51,8 +51,8 @@ class Lease:
     """The task that dequeued the message; None for a message of a run."""
     call: HandlerCall | None = None
     """The call that relies on it; None before its handler begins."""
-    promised: bool = False
-    """Whether the message is promised, as far as is known."""
+    in_transaction: bool = False
+    """Whether an open transaction of the caller may settle it, as far as is known."""
     locked_until: float = -math.inf
     """The time before which it is not extended: another transaction locks the row."""
 
@@ -78,7 +78,7 @@ class HeldLeases:
         """The number of messages of runs that callers' transactions have settled."""
         self._held: dict[int, Lease] = {}
         self._undecoded: list[ClaimedBatch] = []
-        self._promised: dict[int, Lease] = {}
+        self._in_transaction: dict[int, Lease] = {}
         self._drops = trio.lowlevel.ParkingLot()
 
     def __contains__(self, message: Message) -> bool:
@@ -108,7 +108,7 @@ class HeldLeases:
         replaced: list[Lease] = []
         for message in messages:
             if former := self._held.get(message.id):
-                if not former.promised:
+                if not former.in_transaction:
                     replaced.append(former)
                 self.drop_gone([former.message])
             self._held[message.id] = Lease(message, terms, expires, patience, task)
@@ -180,11 +180,11 @@ class HeldLeases:
                 held.message is message or held.message.lease_token == message.lease_token
             ):
                 del self._held[message_id]
-                if held.promised:
-                    del self._promised[message_id]
+                if held.in_transaction:
+                    del self._in_transaction[message_id]
                 if message_id not in lost:
                     settled += held.terms.auto_extend
-                elif held.promised:
+                elif held.in_transaction:
                     self.settled_elsewhere += held.terms.auto_extend
         if self._drops:
             self._drops.unpark_all()
@@ -193,7 +193,7 @@ class HeldLeases:
     def drop_gone(self, messages: Sequence[Message]) -> None:
         """Forget leases that a statement has found gone.
 
-        A lease that was promised counts as settled.
+        A lease counts as settled if the caller's transaction was to settle its message.
         """
         self.drop_settled(messages, [m.id for m in messages])
 
@@ -281,33 +281,33 @@ class Leases(HeldLeases):
     # Messages that a transaction of the caller settles
 
     @property
-    def promised(self) -> list[Lease]:
-        """The leases of promised messages, as far as is known."""
-        return list(self._promised.values())
+    def in_transaction(self) -> list[Lease]:
+        """The leases that an open transaction may settle, as far as is known."""
+        return list(self._in_transaction.values())
 
-    def promise(self, messages: Iterable[Message]) -> list[Message]:
+    def mark_in_transaction(self, messages: Iterable[Message]) -> list[Message]:
         """Note that the caller's transaction is to settle these messages.
 
         Returns:
-            The messages that were not promised before.
+            The messages that were not marked before.
         """
         new: list[Message] = []
         for message in messages:
-            if message in self and not (held := self._held[message.id]).promised:
-                held.promised = True
-                self._promised[message.id] = held
+            if message in self and not (held := self._held[message.id]).in_transaction:
+                held.in_transaction = True
+                self._in_transaction[message.id] = held
                 new.append(message)
         return new
 
-    def break_promise(self, messages: Iterable[Message]) -> None:
+    def unmark_in_transaction(self, messages: Iterable[Message]) -> None:
         """Note that no transaction is to settle these messages.
 
         The transaction has found their leases gone, or was rolled back.
         """
         for message in messages:
-            if held := self._promised.pop(message.id, None):
-                held.promised = False
+            if held := self._in_transaction.pop(message.id, None):
+                held.in_transaction = False
 
-    def is_promised(self, message: Message) -> bool:
-        """Return whether the message is promised, as far as is known."""
-        return message.id in self._promised and message in self
+    def is_in_transaction(self, message: Message) -> bool:
+        """Return whether a transaction may settle the message, as far as is known."""
+        return message.id in self._in_transaction and message in self

@@ -15,7 +15,7 @@ from tocsin.errors import StateTransitionError, Suspended, TocsinError
 
 from .consumer_state import ConsumerState
 from .draining import wait_for_others
-from .lease_keeper import check_promised
+from .lease_keeper import check_in_transaction
 from .parts import ConsumerParts
 from .run import Run
 
@@ -115,7 +115,7 @@ async def open_run(
     finally:
         if run is not None:
             with settling_at_the_end(parts):
-                await check_promised(parts.leases, parts.keeper)
+                await check_in_transaction(parts.leases, parts.keeper)
         released = await _complete(parts, interrupted=state.closed)
         state.running = False
         parts.leases.wake_waiters()

@@ -122,7 +122,7 @@ class Settler:
                 )
         leases = self._leases
         lost = set(_lost(messages, [outcome is not None for outcome in outcomes]))
-        settled = {m.id for m in messages if m.id in lost and leases.is_promised(m)}
+        settled = {m.id for m in messages if m.id in lost and leases.is_in_transaction(m)}
         leases.drop_settled(
             [m for m, f in zip(messages, failures, strict=True) if f.verdict == "snoozed"]
         )
@@ -174,10 +174,10 @@ class Settler:
         Only its end shows whether they are settled: see ``leases.py``.
         """
         check_connection(connection)
-        new = self._leases.promise(messages)
+        new = self._leases.mark_in_transaction(messages)
         settled = await fetch_value(connection, self._database.schema, statement, arguments)
         gone = [m for m, was in zip(messages, settled, strict=True) if not was]
-        self._leases.break_promise([m for m in gone if m in new])
+        self._leases.unmark_in_transaction([m for m in gone if m in new])
         self._leases.drop_gone(gone)
         return list(settled)
 

@@ -19,7 +19,7 @@ from .consumer_state import ConsumerState
 from .failure import Failure, describe_failure, split
 from .failure_log import UNANSWERED, log_outcomes
 from .lease_clock import lease_time
-from .lease_keeper import check_promised
+from .lease_keeper import check_in_transaction
 from .leases import HandlerCall
 from .parts import ConsumerParts
 from .run import Run
@@ -59,7 +59,7 @@ class Stream:
                 if not (run.waiter.wake_pending and run.may_claim):
                     await run.waiter.wait(ignore_rings=not run.may_claim)
                     continue
-                await check_promised(self._parts.leases, self._parts.keeper)
+                await check_in_transaction(self._parts.leases, self._parts.keeper)
                 claim = await run.claim(1, self._vt)
             except StateTransitionError:
                 run.pause()
