@@ -289,8 +289,8 @@ def test_delete_forgets_a_stopped_worker(cli: Call, store_dsn: str, queue: str) 
 
 
 def make_deadly(dsn: str) -> None:
-    """Have the server look as if it had been up for long enough to declare a process
-    dead, and heartbeats be overdue."""
+    """Record that the server has been up for long enough to declare a process dead, and
+    make heartbeats overdue."""
     ask(
         dsn,
         "insert into tocsin.uptime (since) values ('2000-01-01') on conflict (only_row) do update"

@@ -208,14 +208,14 @@ async def test_the_listen_connection_has_the_same_settings(
     alter(store_dsn, STRANGE | LIMITS)
     set_up, found = session.set_up, list[dict[str, str]]()
 
-    async def look(connection: TrioConnection[Any]) -> None:
+    async def set_up_and_read(connection: TrioConnection[Any]) -> None:
         await set_up(connection)
         cursor = await connection.execute(
             "select name, setting from pg_settings where name = any (%s)", [list(session.SETTINGS)]
         )
         found.append(dict(await cursor.fetchall()))
 
-    monkeypatch.setattr(session, "set_up", look)
+    monkeypatch.setattr(session, "set_up", set_up_and_read)
     async with tocsin.connect(store_dsn) as store:
         await store.queues.ensure("q")
         async with store.consumer("q"):

@@ -1,5 +1,5 @@
-"""The benchmarks run, and say what they are supposed to say. How fast anything was is
-not looked at here."""
+"""The benchmarks run, and report the figures that they are to report. These tests do not
+check the figures."""
 
 from __future__ import annotations
 

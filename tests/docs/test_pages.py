@@ -50,7 +50,7 @@ async def test_the_blocks_of_a_page(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_no_block_of_a_page_is_overlooked(page: Path) -> None:
+def test_no_block_of_a_page_is_left_out(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     fences = re.findall(r"^\s*(?:```+|~~~+)(\S*)", text, re.M)
     assert len(fences) % 2 == 0
@@ -234,7 +234,7 @@ async def test_the_page_of_the_sql_contract_has_each_function_and_calls_it(store
 )
 def test_the_figures_of_a_page_were_measured(page: Path) -> None:
     """Rates, and the times in tables; docs/performance.md says how to repeat them, and
-    tests/docs/test_bench.py looks at its own table."""
+    tests/docs/test_bench.py checks its own table."""
     names = ("recorded.json", "recorded-quick.json")
     records = [
         record

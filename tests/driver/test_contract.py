@@ -1,7 +1,7 @@
 """What the driver relies on in psycopg below its documented surface, and what to do
 when a release changes it.
 
-When a test here fails after an update of psycopg, read the advice, look at what psycopg
+When a test here fails after an update of psycopg, read the advice and what psycopg
 does now, and mend ``src/tocsin/driver``; then run the whole of ``tests/driver``,
 ``tests/driver/test_cancel_everywhere.py`` above all. Until that is done the version in
 ``pyproject.toml`` must exclude the release.

@@ -225,8 +225,8 @@ async def test_a_claim_whose_answer_was_lost_is_requeued(
 
 
 def settle_everything_fails(code: str) -> str:
-    """SQL that has every statement that enqueues or settles fail with this code while
-    the table ``outage`` has a row."""
+    """SQL that makes each enqueue and settlement fail with this code while the table
+    ``outage`` has a row."""
     return f"""
         create table outage ();
         create function fail() returns trigger language plpgsql security definer as $$

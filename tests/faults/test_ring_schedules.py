@@ -1,16 +1,15 @@
-"""Ringing only when a consumer waits, under more than a thousand random interleavings
-on a real server, down to the steps within one insert.
+"""The protocol that rings only while a consumer waits, under more than a thousand random
+interleavings on a real server, down to the steps within one insert.
 
 A scheduler with a seed moves sessions, one at a time, to the next step. The steps
-within a statement are the lock functions: a schema in front of the search path has
-functions of the same names that stop at a *gate* first. The session says so by a
-notice, and waits for an advisory lock of the scheduler's, one for each gate it comes
-to.
+within a statement are the lock functions: the first schema of the search path has
+functions of the same names that stop at a *gate* first. The session sends a notice at
+the gate, and waits for an advisory lock of the scheduler. Each gate has its own lock.
 
-In each round, most of the consumers, all of which sleep, wake up for no reason, while
-the producers run a transaction each. At its end no consumer may wait while a message is
-ready. That this finds what it is meant to find is tested too, by leaving out one step
-of the protocol."""
+At the start of a round all consumers wait. Most of them wake for no reason, while each
+producer runs a transaction. At the end of the round no consumer may wait while a
+message is ready. Another test leaves out one step of the protocol, and expects a lost
+wake-up."""
 
 from __future__ import annotations
 
@@ -55,18 +54,18 @@ $$;
 alter function tocsin.enqueue security invoker reset search_path;
 """
 
-NO_UNRUNG = """
+NO_UNRUNG_LOCK = """
     case when notify = 'always' then true
          when tocsin._shared_elsewhere(tocsin._lock_key('waiting', queue_id)) then true
          else tocsin._shared_elsewhere(tocsin._lock_key('waiting', queue_id)) end
 """
-NO_SECOND_LOOK = """
+NO_SECOND_TEST = """
     case when notify = 'always' then true
          when tocsin._shared_elsewhere(tocsin._lock_key('waiting', queue_id)) then true
          else not pg_try_advisory_xact_lock_shared(tocsin._lock_key('unrung', queue_id)) end
 """
-NO_ASKING = "NO_ASKING"
-NO_LAST_LOOK = "NO_LAST_LOOK"
+NO_UNRUNG_TEST = "NO_UNRUNG_TEST"
+NO_LAST_CLAIM = "NO_LAST_CLAIM"
 
 Script = Generator[str, list[str | None], None]
 """Yields statements, and is sent the first column of each one's result."""
@@ -83,7 +82,7 @@ class Actor:
         self.rung = False
         """Whether a notification has come since the script cleared this."""
         self.idle = True
-        """Whether there is nothing to do: a consumer sleeps, a producer has ended its
+        """Whether there is nothing to do: a consumer waits, a producer has ended its
         transaction."""
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
         schedule.control.execute(f"create sequence gated.gate_{number}".encode())
@@ -175,7 +174,7 @@ class Schedule:
         self._leave_out = leave_out
         self.control.execute(GATES.encode())
         self.control.execute("select tocsin.create_queue('q'), tocsin.create_queue('r')")
-        if leave_out in (NO_UNRUNG, NO_SECOND_LOOK):
+        if leave_out in (NO_UNRUNG_LOCK, NO_SECOND_TEST):
             self.control.execute(
                 "create or replace function tocsin._must_ring(queue_id integer, notify text)"
                 f" returns boolean language sql as $$ select {leave_out} $$".encode()
@@ -223,10 +222,9 @@ class Schedule:
         return None
 
     def _settle(self) -> None:
-        """Let the consumers do what they do when nothing else happens, until all of
-        them sleep."""
+        """Let the consumers run until all of them wait."""
         quiet = 0
-        while quiet < 2:  # a second time, as one's notification may be under way
+        while quiet < 2:  # a second time, because a notification may be under way
             quiet += 1
             for actor in self._consumers:
                 actor.step()
@@ -270,20 +268,20 @@ class Schedule:
         yield 'listen "tocsin.q"'
         yield 'listen "tocsin.r"'
         while True:
-            yield from self._look()
+            yield from self._claim()
             in_flight = yield f"select unnest(tocsin.begin_waiting(array_agg(q))) from {self._both}"
-            if self._leave_out == NO_ASKING:
+            if self._leave_out == NO_UNRUNG_TEST:
                 in_flight = []
             found = False
             while in_flight and not found:
-                found = yield from self._look()
+                found = yield from self._claim()
                 in_flight = yield (
                     f"select unnest(tocsin.unrung_transactions(array_agg(q))) from {self._both}"
                 )
             while not found:
                 me.rung = False
-                if self._leave_out != NO_LAST_LOOK:
-                    found = yield from self._look()
+                if self._leave_out != NO_LAST_CLAIM:
+                    found = yield from self._claim()
                 while not (found or me.rung):
                     me.idle = True
                     yield "select 1 where false"  # brings what has been notified
@@ -292,7 +290,7 @@ class Schedule:
                     break
             yield f"select tocsin.end_waiting(array_agg(q)) from {self._both}"
 
-    def _look(self) -> Generator[str, list[str | None], bool]:
+    def _claim(self) -> Generator[str, list[str | None], bool]:
         found = yield (
             f"delete from tocsin.messages where queue_id in (select q from {self._both})"
             " returning id"
@@ -322,8 +320,8 @@ def test_no_consumer_waits_while_a_message_is_ready(
 
 @pytest.mark.parametrize(
     "leave_out",
-    [NO_UNRUNG, NO_SECOND_LOOK, NO_ASKING, NO_LAST_LOOK],
-    ids=["unrung", "second look", "asking", "last look"],
+    [NO_UNRUNG_LOCK, NO_SECOND_TEST, NO_UNRUNG_TEST, NO_LAST_CLAIM],
+    ids=["unrung lock", "second test", "unrung test", "last claim"],
 )
 def test_a_wake_up_is_lost_without_each_step(store_dsn: str, leave_out: str) -> None:
     with scheduled(store_dsn, 1, 0, leave_out) as schedule:

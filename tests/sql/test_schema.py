@@ -179,7 +179,7 @@ async def test_verify_names_each_difference(
         ("alter table tocsin.{partition} enable row level security", "partition"),
     ],
 )
-async def test_verify_looks_at_partitions_that_maintenance_made(
+async def test_verify_checks_partitions_that_maintenance_made(
     store: tocsin.Store, store_dsn: str, damage: str, kind: str
 ) -> None:
     await store.queues.create("q")

@@ -39,7 +39,7 @@ async def test_no_later_task_is_faster_than_a_waiting_one() -> None:
         async with lock:
             nursery.start_soon(take)
             await trio.testing.wait_all_tasks_blocked()
-        # The lock was just given up, but not to us.
+        # The lock was released, and belongs to the waiting task.
         async with lock:
             order.append("came later")
     assert order == ["waited", "came later"]

@@ -129,7 +129,7 @@ async def test_a_deadline(
     with pytest.raises(psycopg.errors._WaitTimeout):
         await wait(what, ends[0], trio.current_time() + 10)
     assert trio.current_time() == 10
-    # Even one that is over leaves the time to look once.
+    # A deadline that is over still leaves time for one check.
     ends[1].send(b"x")
     assert await wait(what, ends[0], trio.current_time()) == Ready.R
 

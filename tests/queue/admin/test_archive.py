@@ -502,7 +502,7 @@ async def test_counts_are_exact_in_every_snapshot_while_sessions_archive_purge_a
 ) -> None:
     queue = await store.queues.create("q", retention=HOUR, vt=1000 * DAY)
     await store.queues.create("r", retention=HOUR, vt=1000 * DAY)
-    looks = 0
+    checks = 0
 
     async def keep_archiving(name: str) -> None:
         async with store.consumer(name) as consumer:
@@ -519,20 +519,20 @@ async def test_counts_are_exact_in_every_snapshot_while_sessions_archive_purge_a
             await store.maintain()
             await query(store_dsn, "select tocsin.purge_archive(%s, '100 s')", queue.id)
 
-    async def keep_asking(name: str) -> None:
-        nonlocal looks
+    async def keep_checking(name: str) -> None:
+        nonlocal checks
         while True:
             await check_counts(store_dsn)
-            looks += 1
+            checks += 1
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_asking, "")
+        nursery.start_soon(keep_checking, "")
         nursery.start_soon(keep_maintaining, "")
         async with trio.open_nursery() as archiving:
             for name in ("q", "q", "r"):
                 archiving.start_soon(keep_archiving, name)
         nursery.cancel_scope.cancel()
-    assert looks > 1
+    assert checks > 1
     await check_counts(store_dsn)
 
 

@@ -1,4 +1,4 @@
-"""Dead letters: how messages get there, looking at them, replaying, archiving and
+"""Dead letters: how messages become dead letters, and reading, replaying, archiving and
 purging them."""
 
 from __future__ import annotations

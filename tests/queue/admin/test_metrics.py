@@ -111,8 +111,8 @@ async def test_metrics_are_all_of_one_moment(
 
 
 async def test_metrics_take_what_is_due_for_ready(store: tocsin.Store, store_dsn: str) -> None:
-    """A scheduled message whose time has come, and one whose lease has ended, though
-    no process has looked since."""
+    """A delayed message whose time has come, and one whose lease has expired, although
+    no process has claimed since."""
     await store.queues.ensure("q", vt=30)
     await store.produce("q", "leased")
     async with store.consumer("q") as consumer:
@@ -348,9 +348,9 @@ async def test_metrics_of_many_queues_are_those_of_each(
 
 
 async def test_stats_of_the_whole_store(store: tocsin.Store, store_dsn: str) -> None:
-    everybody = dict.fromkeys(tocsin.WorkerStatus, 0)
+    no_workers = dict.fromkeys(tocsin.WorkerStatus, 0)
     version = migrations()[-1].number
-    assert await store.stats() == tocsin.StoreStats(0, everybody, 0, 0, 0, 0, 0, 0, version, True)
+    assert await store.stats() == tocsin.StoreStats(0, no_workers, 0, 0, 0, 0, 0, 0, version, True)
     await store.queues.ensure("q")
     await store.queues.ensure("r")
     async with (
@@ -363,7 +363,7 @@ async def test_stats_of_the_whole_store(store: tocsin.Store, store_dsn: str) -> 
         await store.produce("r", 1, delay=60)
         await consumer.archive_many(await consumer.dequeue(2))
         await consumer.dequeue()
-        workers = {**everybody, tocsin.WorkerStatus.READY: 2, tocsin.WorkerStatus.SUSPENDED: 1}
+        workers = {**no_workers, tocsin.WorkerStatus.READY: 2, tocsin.WorkerStatus.SUSPENDED: 1}
         assert await store.stats() == tocsin.StoreStats(
             queues=2,
             workers=workers,

@@ -66,7 +66,7 @@ async def test_purge_by_age(store: tocsin.Store, store_dsn: str) -> None:
 
 
 async def test_purge_takes_what_is_due_for_ready(store: tocsin.Store, store_dsn: str) -> None:
-    """Though no claim has looked at it since, and its row says scheduled."""
+    """Although no claim has read the row since, and its state is still delayed."""
     await fill(store)
     await move_clock(store_dsn, 3700)
     for dry_run in (True, False):

@@ -61,8 +61,8 @@ async def test_create_get_list_count_exists(store: tocsin.Store) -> None:
 async def test_ensure_at_the_same_moment_as_another_that_creates_or_deletes_it(
     store: tocsin.Store, store_dsn: str, first: str
 ) -> None:
-    """Ensuring waits for the other, looks at what has come of it, and returns the queue
-    with its own settings in any case."""
+    """The second call waits for the first, reads its outcome, and in each case returns
+    the queue with its own settings."""
     ensured: list[tocsin.Queue] = []
     done, _, end = first.partition(" and ")
 

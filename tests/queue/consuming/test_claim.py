@@ -304,8 +304,8 @@ select 1, 'leased', tocsin._clock(), tocsin._clock() + interval '1 h', tocsin._c
 def test_settling_reads_each_message_once_by_its_id_however_many_are_leased(
     plans: Any, settle: str
 ) -> None:
-    """Also on a connection that made its plans when nothing was leased, and the index
-    of leases looked like the shortest way."""
+    """Also on a connection that planned the statement when no message was leased, and
+    the index of leases had the lowest cost."""
     statement = (
         f"select tocsin.{settle} from (select array_agg(id) ids, array_agg(lease) leases from"
         " tocsin.messages where state = 'leased') g"

@@ -51,7 +51,7 @@ async def test_no_handler_begins_under_a_lease_that_is_over(
 async def test_the_time_that_the_machine_slept_counts(
     store: tocsin.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trio's clock does not tell that time."""
+    """Trio's clock stands still during that time."""
     await store.queues.ensure("q", vt=3600, max_deliveries=1)
     ids = await store.produce_many("q", range(2))
     begun: list[int] = []

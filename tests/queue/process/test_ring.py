@@ -265,8 +265,7 @@ def test_released_savepoints_and_caught_errors(sessions: Sessions) -> None:
 def test_messages_inserted_in_the_transaction_of_an_enqueue_are_rung_for(
     sessions: Sessions,
 ) -> None:
-    """tocsin.enqueue rings by itself, and says so to the trigger for no longer than
-    that."""
+    """tocsin.enqueue rings by itself, and turns the trigger off for its own INSERT only."""
     listener, heard = sessions.listener()
     begin_waiting(listener, sessions.q, sessions.r)
     producer = sessions.open()

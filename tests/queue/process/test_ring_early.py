@@ -44,8 +44,8 @@ WAITING = (
     " and not l.granted and l.objid = 1"
 )
 TRIES = 20
-"""The server writes to its WAL at times for its own reasons, and then a ring waits for the
-flush; this number of times in a row it does not."""
+"""The server writes to its WAL at times for its own reasons, and then a ring waits for
+the flush. That does not happen this number of times in a row."""
 
 
 def fetch_one(session: Connection, statement: str) -> Any:

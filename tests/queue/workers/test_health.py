@@ -12,7 +12,7 @@ import pytest
 import tocsin
 from tests.support import move_clock, nodes, query, until
 
-NOBODY = "messages wait and no consumer is active"
+NO_CONSUMER = "messages wait and no consumer is active"
 
 
 async def health(store: tocsin.Store, **options: Any) -> tocsin.QueueHealth:
@@ -117,11 +117,11 @@ async def test_messages_wait_and_no_consumer_is_there(store: tocsin.Store, store
             )
             assert found.oldest_ready_age is not None
             assert 100 <= found.oldest_ready_age < 200
-            assert found.problems[0].startswith(f"{NOBODY}: 2, the oldest for 100 s")
+            assert found.problems[0].startswith(f"{NO_CONSUMER}: 2, the oldest for 100 s")
         async with store.consumer("q"):
             found = await health(store, max_age=99)
             assert (found.consumers, found.ready) == (1, 2)
-            assert not [p for p in found.problems if NOBODY in p]
+            assert not [p for p in found.problems if NO_CONSUMER in p]
 
 
 @pytest.mark.parametrize("way", ["delayed", "lease ended"])
@@ -142,7 +142,7 @@ async def test_what_no_claim_has_seen_waits_too(
     assert (found.healthy, found.ready) == (False, 1)
     assert found.oldest_ready_age is not None
     assert 980 <= found.oldest_ready_age <= 1000
-    assert NOBODY in found.problems[0]
+    assert NO_CONSUMER in found.problems[0]
 
 
 async def test_the_oldest_message_is_found_behind_more_urgent_ones(
@@ -171,7 +171,7 @@ async def test_the_count_of_a_backlog_is_exact_up_to_ten_thousand(
     await move_clock(store_dsn, 60)
     found = await health(store)
     assert found.ready == 10000
-    assert f"{NOBODY}: 10000, the oldest" in found.problems[0]
+    assert f"{NO_CONSUMER}: 10000, the oldest" in found.problems[0]
 
 
 async def test_the_count_of_a_backlog_beyond_ten_thousand_is_estimated(
@@ -182,7 +182,7 @@ async def test_the_count_of_a_backlog_beyond_ten_thousand_is_estimated(
     await move_clock(store_dsn, 60)
     found = await health(store)
     assert found.ready > 10000
-    assert f"{NOBODY}: about {found.ready}, the oldest" in found.problems[0]
+    assert f"{NO_CONSUMER}: about {found.ready}, the oldest" in found.problems[0]
 
 
 @pytest.mark.parametrize(("vt", "limit"), [(30, 300), (60, 600), (3600, 3600)])
@@ -304,7 +304,7 @@ async def test_a_worker_without_a_sign_of_life_is_a_problem(store_dsn: str) -> N
             await query(
                 store_dsn, "update tocsin.queues set created_at = created_at - interval '1 day'"
             )
-            assert [NOBODY in p for p in (await health(store)).problems] == [True, False]
+            assert [NO_CONSUMER in p for p in (await health(store)).problems] == [True, False]
             # its process speaks for it
             await query(store_dsn, "update tocsin.processes set heartbeat_at = tocsin._clock()")
             found = await health(store)
@@ -333,7 +333,7 @@ async def test_a_suspended_consumer_is_named(
             store_dsn, "update tocsin.queues set created_at = created_at - interval '1 day'"
         )
         (problem,) = (await health(store)).problems
-        assert problem.startswith(NOBODY)
+        assert problem.startswith(NO_CONSUMER)
         assert f'suspended: {consumer.worker_id} ("mailer")' in problem
         await producer.heartbeat()
 
