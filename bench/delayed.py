@@ -39,7 +39,7 @@ async def measure(bench: Bench) -> list[Result]:
         bench.store_database(QUEUE) as dsn,
         tocsin.connect(dsn) as store,
         playing(consume, dsn) as consumer,
-        playing(floor.claim_when_due, bare) as manual_waiters,
+        playing(floor.claim_when_due, bare) as floor_child,
     ):
         count = bench.pick(IN_TURN, IN_TURN, 2)
         delays = [FIRST + BETWEEN * number for number in range(count)]
@@ -61,8 +61,8 @@ async def measure(bench: Bench) -> list[Result]:
                 delays,
             )
             for _ in delays:
-                await manual_waiters.order("go")
-                floors.append(await manual_waiters.hear_number("handled"))
+                await floor_child.order("go")
+                floors.append(await floor_child.hear_number("handled"))
     settings = {"samples": len(late), "target_value": TARGET}
     return [
         Result("delayed.p50", percentile(late, 50), "ms", percentile(floors, 50), settings),

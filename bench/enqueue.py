@@ -35,13 +35,13 @@ PAYLOAD = {"n": 1, "to": "ada@example.org"}
 async def measure(bench: Bench) -> list[Result]:
     """Measure messages per second, one message in each call."""
     turns, count = bench.pick(20, 6, 2), bench.pick(500, 500, 10)
-    value, manual_waiters = await _take_turns(bench, produce, insert, turns, count)
+    value, floor_rate = await _take_turns(bench, produce, insert, turns, count)
     return [
         Result(
             "enqueue",
             value,
             "/s",
-            manual_waiters,
+            floor_rate,
             {"messages": turns * count, "target_ratio": TARGET},
         )
     ]
@@ -50,15 +50,15 @@ async def measure(bench: Bench) -> list[Result]:
 async def measure_batch(bench: Bench) -> list[Result]:
     """Measure messages per second, a thousand messages in each call."""
     turns, count = bench.pick(10, 4, 2), bench.pick(10, 5, 1)
-    value, manual_waiters = await _take_turns(bench, produce_batches, copy, turns, count)
+    value, floor_rate = await _take_turns(bench, produce_batches, copy, turns, count)
     settings = {"messages": turns * count * BATCH, "batch": BATCH, "target_ratio": TARGET}
-    return [Result("enqueue_batch", value * BATCH, "/s", manual_waiters * BATCH, settings)]
+    return [Result("enqueue_batch", value * BATCH, "/s", floor_rate * BATCH, settings)]
 
 
 async def _take_turns(
     bench: Bench,
     subject: Callable[..., object],
-    manual_waiters: Callable[..., object],
+    floor: Callable[..., object],
     turns: int,
     count: int,
 ) -> tuple[float, float]:
@@ -66,7 +66,7 @@ async def _take_turns(
     async with (
         bench.store_database(QUEUE) as dsn,
         playing(subject, dsn) as ours,
-        playing(manual_waiters, dsn) as theirs,
+        playing(floor, dsn) as theirs,
     ):
         for child in (ours, theirs):
             # PostgreSQL and psycopg prepare statements and keep plans after some

@@ -33,20 +33,18 @@ async def measure(bench: Bench) -> list[Result]:
         watch = await enter(bench.bare_database(b"create extension pg_stat_statements"))
         dsn, bare = await enter(bench.store_database(*queues)), await enter(bench.bare_database())
         subject = await enter(playing(consume, dsn, *queues))
-        manual_waiters = await enter(playing(floor.listen_and_beat, bare))
+        floor_child = await enter(playing(floor.listen_and_beat, bare))
         ((database,),) = await execute(
             dsn, b"select oid from pg_database where datname = current_database()"
         )
         before = await _statements(watch, database)
-        for child in (subject, manual_waiters):
+        for child in (subject, floor_child):
             await child.order("count")
         await trio.sleep(seconds)
-        for child in (subject, manual_waiters):
+        for child in (subject, floor_child):
             await child.order("stop")
         cpu, wakeups = map(float, await subject.hear("counted"))
-        floor_cpu, floor_statements, floor_wakeups = map(
-            float, await manual_waiters.hear("counted")
-        )
+        floor_cpu, floor_statements, floor_wakeups = map(float, await floor_child.hear("counted"))
         after = await _statements(watch, database)
         ((connections,),) = await execute(
             watch,

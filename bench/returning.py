@@ -44,10 +44,10 @@ async def measure(bench: Bench) -> list[Result]:
         async with bench.bare_database(floor.QUEUE_TABLES) as dsn:
             await floor.fill(dsn, messages)
             rates["floor"].append((await drain(floor.claim_and_delay, dsn, messages, FOREVER)).rate)
-    manual_waiters = median(rates["floor"])
+    floor_rate = median(rates["floor"])
     settings = {"messages": messages, "rounds": rounds}
     return [
-        Result(name, median(rates[name]), "/s", manual_waiters, settings)
+        Result(name, median(rates[name]), "/s", floor_rate, settings)
         for name in ("fail", "release")
     ]
 

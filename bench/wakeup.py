@@ -129,11 +129,11 @@ async def measure(bench: Bench) -> list[Result]:
             f"wakeup.{name}.p{percent}",
             percentile(delays[way], percent),
             "ms",
-            percentile(delays[manual_waiters], percent),
-            {"samples": len(delays[way]), "floor": manual_waiters}
+            percentile(delays[floor_way], percent),
+            {"samples": len(delays[way]), "floor": floor_way}
             | ({"target_ratio": targets[percent]} if targets else {}),
         )
-        for name, way, manual_waiters, targets in comparisons
+        for name, way, floor_way, targets in comparisons
         for percent in (50, 99)
     ]
 

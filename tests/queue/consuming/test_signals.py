@@ -468,8 +468,8 @@ async def test_a_run_does_not_wait_for_what_is_not_held_any_more(
     began = trio.Event()
     began.set()
     async with AsyncExitStack() as block:
-        manual_waiters = await block.enter_async_context(queues.consumer("busy"))
-        assert len(await manual_waiters.dequeue(vt=3600)) == 1
+        manual_consumer = await block.enter_async_context(queues.consumer("busy"))
+        assert len(await manual_consumer.dequeue(vt=3600)) == 1
         if end == "the block is left":
             await block.aclose()
         else:
