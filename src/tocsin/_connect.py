@@ -9,6 +9,7 @@ from typing import Final
 
 from tocsin import settings
 from tocsin._concurrency.cancelling import cancel
+from tocsin._concurrency.grace import Grace
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database import session
 from tocsin._database.client import Connection, Database
@@ -18,7 +19,6 @@ from tocsin._database.schema import Schema
 from tocsin._queue.process.maintenance import Maintenance
 from tocsin._queue.process.process import Process
 from tocsin._queue.producing.batcher import EnqueueBatcher
-from tocsin.driver._grace import Grace
 from tocsin.driver._watch import Watch
 
 from ._durations import Duration

@@ -144,7 +144,7 @@ async def test_a_request_that_came_too_early_is_repeated(
 async def test_a_server_that_does_not_obey_costs_the_connection(
     connection: Connection, observer: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin.driver._grace.GRACE", 0.1)
+    monkeypatch.setattr("tocsin._concurrency.grace.GRACE", 0.1)
 
     async def not_at_all(pgconn: PGconn) -> None:
         """A cancel request that gets lost on its way."""
@@ -216,7 +216,7 @@ async def test_cancel_safe_has_a_timeout(dsn: str) -> None:
 async def test_a_silent_server_costs_the_connection_in_a_transaction(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin.driver._grace.GRACE", 0.05)
+    monkeypatch.setattr("tocsin._concurrency.grace.GRACE", 0.05)
     async with proxy.running(dsn) as server:
         connection = await TrioConnection.connect(server.dsn())
         with trio.CancelScope() as scope:

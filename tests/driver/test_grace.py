@@ -6,8 +6,8 @@ import trio
 import trio.testing
 
 from bench import proxy
+from tocsin._concurrency.grace import GRACE, Grace
 from tocsin.driver import TrioConnection
-from tocsin.driver._grace import GRACE, Grace
 
 
 async def test_steps_share_the_deadline_until_the_server_has_answered(

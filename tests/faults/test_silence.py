@@ -32,8 +32,8 @@ from tests.support import (
     until_true,
 )
 from tests.support.runs import running
+from tocsin._concurrency.grace import GRACE
 from tocsin._database.client import Connection
-from tocsin.driver._grace import GRACE
 from tocsin.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.fault

@@ -1,4 +1,4 @@
-"""Structured concurrency on trio: nurseries, locks, backoff.
+"""Structured concurrency on trio: nurseries, locks, backoff, deadlines of cleanups.
 
 Nothing here knows of Tocsin.
 """

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import psycopg
 import trio
 
-from tocsin.driver._grace import GRACE
+from tocsin._concurrency.grace import GRACE
 
 ASK_AGAIN = 0.25
 """Seconds after which the server is asked once more to cancel: a request that comes

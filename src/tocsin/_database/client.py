@@ -13,10 +13,9 @@ import trio
 
 from tocsin._concurrency.backoff import delays
 from tocsin._concurrency.cancelling import cancel
+from tocsin._concurrency.grace import Grace
 from tocsin._concurrency.nursery import open_nursery_bare
-from tocsin.driver import Pool, PoolClosed, Rows, TrioConnection
-from tocsin.driver._grace import Grace
-from tocsin.driver._prepared import Statement
+from tocsin.driver import Pool, PoolClosed, Rows, Statement, TrioConnection
 from tocsin.driver._watch import Watch
 from tocsin.errors import ConnectionLost, TocsinError
 from tocsin.telemetry.events import Events

@@ -5,8 +5,8 @@ from __future__ import annotations
 import psycopg
 import trio
 
+from tocsin._concurrency.grace import Grace
 from tocsin.driver import Hosts, TrioConnection
-from tocsin.driver._grace import Grace
 from tocsin.driver._watch import Watch
 
 from . import network, session

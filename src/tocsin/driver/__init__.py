@@ -15,7 +15,7 @@ from ._hosts import Hosts
 from ._loan import Loan
 from ._open_pool import open_pool
 from ._pool import Pool, PoolClosed, PoolTimeout
-from ._prepared import Rows
+from ._prepared import Rows, Statement
 from ._statistics import PoolStatistics
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "PoolStatistics",
     "PoolTimeout",
     "Rows",
+    "Statement",
     "TrioConnection",
     "open_pool",
 ]

@@ -30,9 +30,10 @@ import trio
 from psycopg import generators, pq
 from psycopg.abc import RV, PQGen
 
+from tocsin._concurrency.grace import Grace
+
 from . import _connecting as connecting
 from . import _waiting as waiting
-from ._grace import Grace
 
 __all__ = ["call_off", "request_cancel", "resumable"]
 

@@ -21,9 +21,9 @@ from psycopg import pq
 from psycopg.copy import AsyncQueuedLibpqWriter
 from trio.lowlevel import enable_ki_protection
 
+from tocsin._concurrency.grace import Grace
 from tocsin._concurrency.lock import Lock
 
-from ._grace import Grace
 from ._persistence import persist
 
 __all__ = ["StatementLock", "check_writer", "closes_server_cursor"]

@@ -31,11 +31,12 @@ from psycopg.abc import RV, AdaptContext, ConnParam, PQGen
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import AsyncRowFactory, Row, tuple_row
 
+from tocsin._concurrency.grace import Grace
+
 from . import _connecting as connecting
 from . import _waiting as waiting
 from ._cancelling import call_off, request_cancel, resumable
 from ._cursors import StatementLock, check_writer, closes_server_cursor
-from ._grace import Grace
 from ._persistence import persist
 from ._transaction import TrioTransaction
 

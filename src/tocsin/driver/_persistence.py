@@ -8,8 +8,9 @@ from typing import TypeVar
 import trio
 from psycopg import pq
 
+from tocsin._concurrency.grace import Grace
+
 from ._connecting import finish
-from ._grace import Grace
 
 __all__ = ["persist"]
 

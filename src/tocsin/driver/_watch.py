@@ -44,8 +44,9 @@ import trio
 from psycopg.rows import tuple_row
 from trio.lowlevel import enable_ki_protection
 
+from tocsin._concurrency.grace import Grace
+
 from ._connecting import ServerRefusal
-from ._grace import Grace
 from ._session import SessionId
 
 if TYPE_CHECKING:

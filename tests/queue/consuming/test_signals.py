@@ -211,7 +211,7 @@ async def test_signals_drain_and_a_second_one_cancels(
 async def test_a_signal_ends_a_run_whose_handlers_have_ended_while_the_database_is_away(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tocsin.driver._grace.GRACE", 0.1)
+    monkeypatch.setattr("tocsin._concurrency.grace.GRACE", 0.1)
     began, away = trio.Event(), trio.Event()
 
     async def handle(_: tocsin.Message) -> None:

@@ -171,7 +171,7 @@ async def test_a_connection_that_is_silent_while_listen_is_proven_is_replaced(
     store_dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.2)
-    monkeypatch.setattr("tocsin.driver._grace.GRACE", 0.2)
+    monkeypatch.setattr("tocsin._concurrency.grace.GRACE", 0.2)
     # The proof is to find the silence, also where this process was slow, and not the watch.
     monkeypatch.setattr("tocsin.driver._watch.ASK_AFTER", 3600.0)
     async with (

@@ -18,9 +18,9 @@ import attrs
 import trio
 
 from tocsin._concurrency.cancelling import cancel
+from tocsin._concurrency.grace import Grace
 from tocsin._queue.message import Message
 from tocsin._queue.process.bell import Waiter
-from tocsin.driver._grace import Grace
 
 from .claims import Claim
 from .leases import HandlerCall
