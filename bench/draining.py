@@ -61,7 +61,7 @@ class Tally:
     def tell(self, settled: int) -> None:
         """Report the result to the benchmark; all handled messages are settled now.
 
-        A role that has waited in vain for the rest of its share gives the earlier end.
+        If the share was not reached, the reported end is the time of the last message.
         """
         say(
             "drained",

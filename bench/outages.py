@@ -579,7 +579,7 @@ async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
 async def with_standby(where: Scene, port: int, installed: Path | None) -> AsyncIterator[Scene]:
     """Add a hot standby of the server.
 
-    The service's connection string names the address of the standby second.
+    The service's connection string names the primary first and the standby second.
     """
     await where.server.stop()
     with temporary_directory() as base:

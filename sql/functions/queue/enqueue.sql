@@ -71,7 +71,7 @@ begin
                                     '{"argument": "delay"}');
     elsif delay is not null and at is not null then
         perform tocsin._raise_error('TC022', 'give delay or at, not both', '{"argument": "at"}');
-    -- a client could not decode such a time, and so not claim past the message
+    -- a client could not decode such a time, and could not claim messages behind it
     elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then
         perform tocsin._raise_error('TC022', 'at must be within the years 2 to 9999',
                                     '{"argument": "at"}');

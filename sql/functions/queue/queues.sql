@@ -26,8 +26,8 @@ end
 $$;
 
 -- Creates a queue with the default settings; returns its id, or null when the queue
--- exists. It also writes the row of archive_policies itself, because a trigger may be
--- off.
+-- exists. The function also writes the queue's row of archive_policies. A trigger for
+-- that could be off.
 create or replace function tocsin._add_queue(queue text) returns integer
 language sql
 as $$

@@ -3,8 +3,8 @@
 -- backlog only up to a limit.
 
 -- Returns the workers that hold messages of a queue: how many messages each one holds,
--- which message for longest, and since when. With `until`, only leases that end later
--- count.
+-- which message for longest, and since when. With `until`, only leases that end after
+-- that time count.
 create or replace function tocsin._holders(queue_id integer, until timestamptz default '-infinity')
 returns table (worker_id bigint, held bigint, message_id bigint, since timestamptz)
 language plpgsql stable

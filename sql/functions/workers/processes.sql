@@ -44,7 +44,7 @@
 -- within one heartbeat interval. The process that finds it repeats its heartbeat when
 -- the silent process may be declared dead, one and a quarter intervals after that
 -- process's last heartbeat. A living process that is blocked sends no heartbeat, so
--- each process is examined by eight.
+-- eight processes examine each process.
 --
 -- When a process is declared dead, its workers are stopped and their messages are
 -- requeued. Their leases end, so a late settlement changes nothing. A process that is
