@@ -271,7 +271,7 @@ async def frames_of_the_call(
         (task,) = [
             task
             for task in tasks_below(trio.lowlevel.current_task())
-            if "_run_worker" in await_frames(task)
+            if "_run_task" in await_frames(task)
         ]
         assert task.name == f"tocsin consumer {consumer.name} of q"
         await until(lambda: "hang_here" in dump(task))
@@ -284,7 +284,7 @@ async def frames_of_the_call(
 async def test_a_task_dump_shows_where_a_handler_hangs(
     store: tocsin.Store, dump: Callable[[trio.lowlevel.Task], list[str]]
 ) -> None:
-    """From the worker task down to the line in which the handler waits."""
+    """From the handler task down to the line in which the handler waits."""
     await store.queues.ensure("q")
     await store.produce("q", 1)
     began = trio.Event()
@@ -298,7 +298,7 @@ async def test_a_task_dump_shows_where_a_handler_hangs(
 
     async with store.consumer("q") as consumer:
         shown = await frames_of_the_call(consumer, handler, began, dump)
-    assert shown.index("_run_worker") < shown.index("handler")
+    assert shown.index("_run_task") < shown.index("handler")
     below = shown[shown.index("handler") :]
     assert below[:3] == ["handler", "hang_here", "sleep_forever"]
 
@@ -323,7 +323,7 @@ async def test_a_dump_shows_where_a_handler_hangs_in_a_thread(
             shown = await frames_of_the_call(consumer, handler, began, dump)
         finally:
             go_on.set()
-    assert shown.index("_run_worker") < shown.index("handler")
+    assert shown.index("_run_task") < shown.index("handler")
     below = shown[shown.index("handler") :]
     assert below[:2] == ["handler", "hang_here"]
 

@@ -379,7 +379,7 @@ class Dispatcher:
         completer.warn_of_lost(claim.lost)
         if claim.batch:
             prefetch.add(claim.batch, trio.current_time())
-            pool.start_worker()
+            pool.start_task()
             # The consumer was idle, so latency matters: start the handler before
             # sending the next claim.
             if nothing_waited:

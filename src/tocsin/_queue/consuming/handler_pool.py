@@ -1,11 +1,11 @@
-"""The worker tasks, which call a run's handler.
+"""The handler tasks, which call a run's handler.
 
-A worker task calls the handler for prefetched messages, one call after the other. When
-a handler waits for something, another worker task begins, up to the concurrency.
-Handlers that never wait need no second worker task. A worker task without work stays
+A handler task calls the handler for prefetched messages, one call after the other. When
+a handler waits for something, another handler task begins, up to the concurrency.
+Handlers that never wait need no second handler task. A handler task without work stays
 as the idle one, since waking a task is faster than starting one.
 
-Each call has a context (``contextvars``) of its own: a worker task whose handler has
+Each call has a context (``contextvars``) of its own: a handler task whose handler has
 changed its context calls no other.
 """
 
@@ -30,14 +30,14 @@ from .step_watch import Watched, step_watch
 logger = logging.getLogger("tocsin.consumer")
 
 MAX_TURN = 0.0003
-"""Seconds for which a worker task calls handlers that never wait.
+"""Seconds for which a handler task calls handlers that never wait.
 
 Then other tasks may run, above all the one that sends statements.
 """
 
 
 class HandlerPool:
-    """The worker tasks of one run."""
+    """The handler tasks of one run."""
 
     def __init__(
         self,
@@ -59,24 +59,24 @@ class HandlerPool:
         self._tasks = _Tasks(nursery, task_name)
 
     @trio.lowlevel.enable_ki_protection
-    def start_worker(self) -> None:
-        """Have another worker task call handlers, if messages wait for one."""
+    def start_task(self) -> None:
+        """Have another handler task call handlers, if messages wait for one."""
         tasks = self._tasks
         if self._prefetch and tasks.working < self._options.concurrency and self._run.may_claim:
             tasks.working += 1
             if tasks.idle:
                 tasks.idle.unpark()
             else:
-                start = partial(tasks.nursery.start_soon, self._run_worker, name=tasks.name)
+                start = partial(tasks.nursery.start_soon, self._run_task, name=tasks.name)
                 tasks.context.run(start)
 
     @trio.lowlevel.enable_ki_protection
-    async def _run_worker(self) -> None:
+    async def _run_task(self) -> None:
         tasks = self._tasks
-        with step_watch().watching(self._options.name, self.start_worker) as watched:
+        with step_watch().watching(self._options.name, self.start_task) as watched:
             while True:
                 clean = await self._call_handlers(watched)
-                self.start_worker()
+                self.start_task()
                 if tasks.idle or not clean:
                     return
                 await tasks.idle.park()
@@ -127,17 +127,17 @@ class HandlerPool:
 
 
 class _Tasks:
-    """The worker tasks of a pool."""
+    """The handler tasks of a pool."""
 
     def __init__(self, nursery: trio.Nursery, name: str) -> None:
         self.nursery = nursery
         self.name = name
         self.context = copy_context()
-        """The context in which each worker task begins."""
+        """The context in which each handler task begins."""
         self.working = 0
-        """The number of worker tasks that call handlers, or are about to."""
+        """The number of handler tasks that call handlers, or are about to."""
         self.idle = trio.lowlevel.ParkingLot()
-        """The place where the idle worker task waits."""
+        """The place where the idle handler task waits."""
 
 
 def _has_changed(before: Context) -> bool:

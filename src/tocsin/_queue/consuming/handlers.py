@@ -134,7 +134,7 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
         return _make_async_caller(cast(Callable[[Any], Awaitable[object]], handler))
 
-    # The worker tasks limit the threads. An abandoned thread does not count: otherwise
+    # The handler tasks limit the threads. An abandoned thread does not count: otherwise
     # the next message would wait for it until its own timeout.
     threads = trio.CapacityLimiter(math.inf)
 

@@ -9,7 +9,7 @@ does with them afterwards is refused. So a long step is reported with the handle
 name.
 
 The first step of a call that does not end the call shows that the handler waits, and
-that another worker task can go on.
+that another handler task can go on.
 
 One trio instrument watches the tasks of all consumers, while any of them runs. Only the
 tasks that call handlers are watched, not those that a handler starts.
