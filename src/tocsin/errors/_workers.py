@@ -15,10 +15,11 @@ __all__ = [
 
 
 class Suspended(TocsinError):
-    """The end of a consumer's run that was interrupted.
+    """The end of a consumer's run.
 
-    The worker is suspended or, after a shutdown from outside, stopped. This is not a
-    failure: it is how `Consumer.handle` and its siblings end.
+    `Consumer.handle` and its siblings end with it; it does not mean a failure. After an
+    interrupt the worker is suspended, and cannot begin another run before ``resume()``.
+    After ``once=True`` it is ready, and after a stop from outside it is stopped.
     """
 
     def __init__(self, reason: str, *, handled: int, released: int, failed: int = 0) -> None:

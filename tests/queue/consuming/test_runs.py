@@ -24,6 +24,21 @@ async def test_poll_interrupt_suspended_archived(store: tocsin.Store, store_dsn:
         ]
 
 
+async def test_a_worker_whose_run_found_nothing_left_is_ready_for_another_run(
+    store: tocsin.Store,
+) -> None:
+    await store.queues.ensure("tasks")
+    async with store.consumer("tasks") as consumer:
+        for n in range(2):
+            await store.produce("tasks", n)
+            handled = Handled()
+            with trio.fail_after(PATIENCE), pytest.raises(tocsin.Suspended) as ended:
+                await consumer.handle(handled, once=True)
+            assert ended.value.handled == 1
+            assert handled.payloads == [n]
+            assert await consumer.status() == "ready"
+
+
 async def test_interrupt_ends_after_the_running_handler(
     store: tocsin.Store, store_dsn: str
 ) -> None:
