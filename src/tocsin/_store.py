@@ -137,12 +137,13 @@ class Store:
             await install.uninstall(connection, self._database.schema)
 
     async def reclaim(self) -> ReclaimResult:
-        """Declare dead processes dead, and requeue what they and expired leases hold.
+        """Declare dead processes dead, and requeue their messages.
 
-        Consumers do that automatically, with the next heartbeat. No process is declared
-        dead in the first ten seconds of a server, in which live ones still connect
-        again. Without a process since the start of the server, the ten seconds count
-        from the first call: call it again after them.
+        Messages with expired leases are requeued, too. Consumers do both automatically,
+        with the next heartbeat. No process is declared dead in the first ten seconds of
+        a server, in which live processes still connect again. If no process has
+        registered since the start of the server, the ten seconds begin with the first
+        call, so repeat the call ten seconds later.
 
         Raises:
             ConnectionLost: The database did not answer.
@@ -287,9 +288,10 @@ class Store:
             yield connection
 
     async def stats(self) -> StoreStats:
-        """Return what is in the whole store.
+        """Count what the database has: queues, workers, messages of all processes.
 
-        The call takes for each queue what `Queues.metrics` takes.
+        `statistics` describes only this process. The call takes for each queue what
+        `Queues.metrics` takes.
 
         Raises:
             SchemaMissing: Tocsin is not installed.
@@ -301,7 +303,11 @@ class Store:
         return await count_store(self._database)
 
     def statistics(self) -> ProcessStatistics:
-        """Return what this process's side of the store has and did."""
+        """Describe this process: its pool, LISTEN connection and heartbeat.
+
+        The call sends no statement. `stats` counts what the whole store has, of all
+        processes.
+        """
         process = self._process
         since = min(watch.waiting_since for watch in self._watches)
         return ProcessStatistics(

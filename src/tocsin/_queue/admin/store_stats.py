@@ -10,7 +10,7 @@ from tocsin._queue.workers.handle import WorkerStatus
 
 @attrs.frozen
 class StoreStats:
-    """The counts of the whole store, of all processes."""
+    """The counts of the whole store, of all processes: see `Store.stats`."""
 
     queues: int
     """Queues."""

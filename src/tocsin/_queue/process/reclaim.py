@@ -18,9 +18,10 @@ class ReclaimResult:
 
 
 async def reclaim(database: Database) -> ReclaimResult:
-    """Declare dead processes dead, and requeue what they and expired leases hold.
+    """Declare dead processes dead, and requeue messages.
 
-    It works in short transactions.
+    These are the messages of dead processes, and those with expired leases. The call
+    works in short transactions.
 
     Raises:
         ConnectionLost: The server did not answer.

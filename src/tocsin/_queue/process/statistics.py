@@ -9,7 +9,7 @@ from tocsin.driver import PoolStatistics
 
 @attrs.frozen
 class ProcessStatistics:
-    """The statistics of this process's side of a store, at one moment."""
+    """The statistics of this process alone, at one moment: see `Store.statistics`."""
 
     pool: PoolStatistics
     """The pool of connections."""
