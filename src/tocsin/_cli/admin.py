@@ -162,7 +162,7 @@ async def reclaim(store: Store, screen: Screen) -> None:
 
     In the first ten seconds of a server, no process is declared dead, because processes
     are still reconnecting. If no process has registered since the server started, the
-    ten seconds begin with the first reclaim, so repeat the command after them.
+    ten seconds begin with the first reclaim, so repeat the command ten seconds later.
     """
     reclaimed = await store.reclaim()
     screen.say(
