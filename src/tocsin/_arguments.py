@@ -18,7 +18,7 @@ def check_text(value: str, name: str) -> str:
         name: The argument that an error names.
 
     Raises:
-        TypeError: The value is no text.
+        TypeError: The value is not a string.
         ValueError: The text has a character that PostgreSQL's text has not.
     """
     if not isinstance(value, str):
@@ -35,7 +35,7 @@ def check_queue(queue: str) -> str:
     """Return the name of a queue that may exist.
 
     Raises:
-        TypeError: The name is no text.
+        TypeError: The name is not a string.
         QueueNotFound: No queue can have this name.
     """
     if not isinstance(queue, str):
@@ -49,7 +49,7 @@ def check_priority(value: int) -> int:
     """Return a priority.
 
     Raises:
-        TypeError: The value is no integer.
+        TypeError: The value is not an integer.
         ValueError: The number does not fit into 32 bits.
     """
     _check_integer(value, "priority")
@@ -62,7 +62,7 @@ def check_key(value: str | None) -> str | None:
     """Return a unique key; None stays None.
 
     Raises:
-        TypeError: The key is no text.
+        TypeError: The key is not a string.
         ValueError: The key is too long for an index, or PostgreSQL's text cannot hold
             it.
     """
@@ -81,7 +81,7 @@ def check_id(value: int, name: str) -> int:
         name: The argument that an error names.
 
     Raises:
-        TypeError: The value is no integer.
+        TypeError: The value is not an integer.
         ValueError: The number does not fit into 64 bits.
     """
     _check_integer(value, name)
@@ -97,7 +97,7 @@ def check_count(value: int, name: str) -> int:
         name: The argument that an error names.
 
     Raises:
-        TypeError: The value is no integer.
+        TypeError: The value is not an integer.
         ValueError: The number is less than 1, or does not fit into 32 bits.
     """
     _check_integer(value, name)

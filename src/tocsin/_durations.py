@@ -11,8 +11,8 @@ Duration: TypeAlias = float | timedelta
 """A number of seconds, or a timedelta."""
 
 MAX_DURATION = timedelta(days=365_000)
-"""The longest duration: with it, no time that PostgreSQL reckons out is one that Python
-cannot read."""
+"""The longest duration. Python can represent every time that PostgreSQL computes with
+it."""
 
 
 @overload
@@ -27,7 +27,7 @@ def to_timedelta(value: Duration | None, name: str, *, zero: bool = False) -> ti
         zero: Whether 0 is allowed.
 
     Raises:
-        TypeError: The value is no duration.
+        TypeError: The value is not a duration.
         ValueError: The duration is negative, is longer than a thousand years, or is 0
             where ``zero`` is not allowed.
     """
@@ -102,7 +102,7 @@ def write_due(delay: Duration | None, at: datetime | None) -> tuple[str | None, 
     of them, or both, are None.
 
     Raises:
-        TypeError: ``delay`` is no duration, or ``at`` is no datetime.
+        TypeError: ``delay`` is not a duration, or ``at`` is not a datetime.
         ValueError: Both are given, ``delay`` is negative or too long, or ``at`` has no
             time zone.
     """

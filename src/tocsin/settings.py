@@ -227,7 +227,7 @@ def _check_variables(names: Iterable[str]) -> None:
             and (meant := _nearest(name.upper(), known, PREFIX))
         ):
             raise ConfigError(
-                f"environment variable {name}", f"is no setting; {meant} may be meant"
+                f"environment variable {name}", f"is not a setting; {meant} may be meant"
             )
 
 
@@ -282,7 +282,7 @@ def _read_file(path: Path) -> dict[str, Any] | None:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        NotADirectoryError: The path leads through something that is no directory.
+        NotADirectoryError: The path leads through something that is not a directory.
         ConfigError: The file or the table cannot be read, or has an unknown key.
     """
     try:
@@ -306,5 +306,5 @@ def _read_file(path: Path) -> dict[str, Any] | None:
         if key not in _CHECKS:
             meant = _nearest(key.lower(), _CHECKS)
             hint = f"{meant} may be meant" if meant else f"there are {', '.join(_CHECKS)}"
-            raise ConfigError(f"{path}, tool.tocsin.{key}", f"is no setting; {hint}")
+            raise ConfigError(f"{path}, tool.tocsin.{key}", f"is not a setting; {hint}")
     return table

@@ -39,7 +39,7 @@ class OutageRetry:
         self._since: float | None = None
 
     def failed(self, error: Exception) -> float:
-        """Note a failure, and return the seconds to wait before the next attempt."""
+        """Record a failure, and return the seconds to wait before the next attempt."""
         level = logging.DEBUG
         if self._since is None:
             self._since = trio.current_time()
@@ -48,7 +48,7 @@ class OutageRetry:
         return next(self._waits)
 
     def succeeded(self) -> None:
-        """Note that it works."""
+        """Record a success."""
         if self._since is not None:
             self._logger.info(
                 "%s: works again after %.1f s", self._what, trio.current_time() - self._since

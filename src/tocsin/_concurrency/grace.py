@@ -56,5 +56,5 @@ class Grace:
         return trio.CancelScope(shield=True, deadline=self.begin())
 
     def answered(self) -> None:
-        """Note that the server has answered: the next step has the whole time again."""
+        """Record an answer of the server: the next step has the whole time again."""
         self._until = math.inf

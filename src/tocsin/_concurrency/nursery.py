@@ -38,8 +38,8 @@ async def open_nursery_bare() -> AsyncIterator[trio.Nursery]:
             raise
     else:
         return
-    # Raise the cause outside the except clause and restore its context, so that the
-    # group does not appear in the traceback.
+    # Raise outside the except clause and restore the context, so that the group does
+    # not appear in the traceback.
     context = cause.__context__
     try:
         raise cause

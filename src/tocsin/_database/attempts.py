@@ -29,7 +29,7 @@ conflict."""
 
 
 class Outage:
-    """A time in which every attempt fails.
+    """A period in which every attempt fails.
 
     Its begin and its end are events.
     """
@@ -39,7 +39,7 @@ class Outage:
         self._events = events
 
     def failed(self, error: Exception, cause: BaseException | None = None) -> None:
-        """Note an attempt that failed, if the next one may fail for the same reason.
+        """Record an attempt that failed, if the next one may fail for the same reason.
 
         Args:
             error: The error of the attempt, as Tocsin raises it.
@@ -53,7 +53,7 @@ class Outage:
                 self._events.emit(ConnectionDown(connection="pool", reason=str(error)))
 
     def succeeded(self) -> None:
-        """Note an attempt that succeeded."""
+        """Record an attempt that succeeded."""
         if self._since is not None:
             self._since = None
             if self._events.wants(ConnectionUp):

@@ -1,4 +1,4 @@
-"""Statements of Tocsin's on a connection of the caller's, in the caller's transaction.
+"""Tocsin's statements on the caller's connection, in the caller's transaction.
 
 A program calls them with blocking psycopg, or with async psycopg on any event loop. A
 task of trio's has `fetch_value`: it drives Tocsin's own connections itself, and uses a

@@ -69,5 +69,5 @@ class ContractCheck:
         return missing
 
     def note_served(self) -> None:
-        """Note that the schema serves this package, which a statement has found."""
+        """Record that the schema serves this package, which a statement has found."""
         self._is_served = True

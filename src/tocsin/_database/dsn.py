@@ -22,7 +22,7 @@ def describe_address(dsn: str) -> str:
     """Return host and port of a DSN for messages, without anything secret.
 
     Raises:
-        ConfigError: The text is no DSN.
+        ConfigError: The text is not a DSN.
     """
     try:
         parameters = parse_conninfo(dsn)

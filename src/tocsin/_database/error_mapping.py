@@ -85,7 +85,8 @@ def translate(error: psycopg.Error, address: str, *, own: bool = True) -> Except
         )
     if is_connection_loss(error) or (own and is_outage(error)):
         return ConnectionLost(address, _one_line(error))
-    # with a context, the error comes from within, for example from a trigger
+    # Without a context, the error comes from the statement itself; otherwise the error
+    # comes from inside the statement, such as a trigger.
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:
         return PermissionDenied(
             _one_line(error),
@@ -170,8 +171,8 @@ def is_undone(error: psycopg.Error) -> bool:
 def is_replaced(error: psycopg.Error, schema: str) -> bool:
     """Return whether an upgrade has replaced a function that was called.
 
-    The function waited for the upgrade, and then called one that is no more. The call
-    had no effect, and the next one finds the new functions.
+    The function waited for the upgrade, and then called one that no longer exists. The
+    call had no effect, and the next one finds the new functions.
 
     Args:
         error: The error of the call.

@@ -29,8 +29,8 @@ _LOCK_WITHIN_MS = 250
 """Milliseconds that a change of the schema waits for a lock. Sessions that want the
 same table queue behind it for as long."""
 _ATTEMPTS = 22
-"""After that many a change of the schema is refused; with the pauses between them, it
-has then taken about half a minute."""
+"""After this many attempts the change is refused. With the pauses, they take about half
+a minute."""
 
 _DEPENDENTS_ADVICE = "Drop the dependent objects, upgrade, and create them again."
 
@@ -231,7 +231,9 @@ async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schem
 
 
 async def apply(connection: psycopg.AsyncConnection[Any], schema: Schema, *, after: int) -> None:
-    """Load what this package brings into the schema, in the current transaction.
+    """Load the migrations and functions of this package into the schema.
+
+    The statements run in the current transaction.
 
     Args:
         connection: A connection in a transaction.

@@ -61,7 +61,7 @@ class Migration:
     """One file of ``sql/migrations``."""
 
     number: int
-    """Its place in the order."""
+    """Its number; migrations run in this order."""
     name: str
     """Its file name."""
     text: str
@@ -114,7 +114,7 @@ class Contract:
     """A version of the SQL contract: tables, functions, and the rights to them."""
 
     version: int
-    """Its place in the order."""
+    """Its number; later contracts have larger ones."""
     serves: int
     """The oldest version whose clients it serves."""
     digest: str

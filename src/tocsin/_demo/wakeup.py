@@ -83,8 +83,8 @@ def _percentile(values: list[float], percent: int) -> float:
 
 
 async def _run_sender(dsn: str, durations: list[float]) -> None:
-    # The process has a separate session, so that Ctrl-C reaches only this process,
-    # whose cancellation ends the other.
+    # The process has a session of its own. The demo handles Ctrl-C, and cancels this
+    # process.
     ended = await trio.run_process(
         [sys.executable, "-m", __name__],
         env=os.environ | {"TOCSIN_DSN": dsn},

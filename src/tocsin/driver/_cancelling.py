@@ -116,7 +116,7 @@ async def call_off(
 
 
 async def _proceed(pgconn: pq.abc.PGconn, rest: PQGen[None], turn: waiting.Turn) -> bool:
-    """Drive ``rest`` for a while, and return whether it is over."""
+    """Run ``rest`` until it ends or the time is up; return whether it has ended."""
     deadline = trio.current_time() + _ASK_AGAIN
     # The statement usually ends with QueryCanceled. It may also end with another error
     # or a lost connection.

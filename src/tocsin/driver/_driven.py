@@ -121,7 +121,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
     async def close(self) -> None:
         """Close the connection.
 
-        An error of the server's is not raised.
+        The server's errors are not raised.
 
         Cancellation:
             The connection is closed.
@@ -132,8 +132,8 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
     async def aclose(self) -> None:
         """Close the connection, as `close` does.
 
-        `contextlib.aclosing` and `trio.aclose_forcefully` call it by this name. An
-        error of the server's is not raised.
+        `contextlib.aclosing` and `trio.aclose_forcefully` call it by this name. The
+        server's errors are not raised.
 
         Cancellation:
             The connection is closed.

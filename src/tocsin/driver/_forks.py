@@ -7,9 +7,9 @@ parent.
 
 Python has one hook for that, which belongs to the process. It holds weak references to
 open connections and does nothing in the parent. In the child it puts ``/dev/null`` in
-the place of each copy. It does not close the connection: libpq would tell the server
-that the session ends, on the parent's socket. The number stays taken, so libpq can
-never write to another file of the child.
+the place of each copy. It does not close the connection, because libpq would then end
+the parent's session. The number stays taken, so libpq can never write to another file
+of the child.
 
 A program that is executed gets no copies, since libpq's sockets are closed on exec.
 """

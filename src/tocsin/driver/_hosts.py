@@ -34,7 +34,7 @@ class Hosts:
         )
 
     def note_silence(self, attempt: ConnDict) -> None:
-        """Note that the host of this attempt has not answered in time."""
+        """Record that the host of this attempt has not answered in time."""
         self._silent_until[_address(attempt)] = trio.current_time() + AVOID_FOR
 
 

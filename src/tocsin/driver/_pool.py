@@ -4,7 +4,7 @@ It opens, lends, resets and closes connections, and knows nothing of their use.
 
 **Slots, not connections, are waited for**; see ``_slots.py``. The task that has a slot
 gets the connection that was returned last, else it opens one. So the surplus gathers
-at the other end of the list of idle ones, unused.
+at the other end of the list of idle connections and expires.
 
 **Idle connections are not watched.** A connection is checked when it is taken: a server
 that went away has closed the socket, which the operating system tells without a round
@@ -13,7 +13,7 @@ instead.
 
 **The surplus expires by a deadline that moves.** One task waits until the connection
 that was unused longest expires; taking and returning connections moves its deadline
-without waking it. With nothing to expire it has no deadline.
+without waking it. With nothing to expire the task has no deadline.
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ class Pool(Generic[Row]):
         """Wait for a slot; after a failure, ahead of the other tasks.
 
         Args:
-            deadline: When waiting ends, as a `trio.current_time`.
+            deadline: The time at which the wait ends (`trio.current_time`).
             failure: What opening a connection has raised.
 
         Raises:

@@ -67,11 +67,11 @@ def _is_missing(result: pq.abc.PGresult) -> bool:
 class Prepared:
     """What is prepared on one connection.
 
-    A statement that is no longer prepared runs without: a borrower of the connection
-    has said DISCARD, or a pooler runs each transaction on another connection of its
-    own. After `GIVE_UP` times nothing is prepared any more. The names belong to this
-    connection alone, so that no other client of such a pooler has prepared something
-    else under them.
+    A statement that is no longer prepared runs unprepared: a user of the connection ran
+    DISCARD, or a pooler runs each transaction on another connection of its own. After
+    `GIVE_UP` times nothing is prepared any more. The names belong to this connection
+    alone, so that no other client of such a pooler has prepared something else under
+    them.
     """
 
     GIVE_UP = 5

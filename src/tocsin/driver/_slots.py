@@ -67,7 +67,7 @@ class Slots:
         """Wait for a slot, and return whether there was one before the deadline.
 
         Args:
-            deadline: When waiting ends, as a `trio.current_time`.
+            deadline: The time at which the wait ends (`trio.current_time`).
             ahead: Whether the task is served before those that have not had a slot yet.
 
         Cancellation:
@@ -122,7 +122,7 @@ class Slots:
             self.restore_one()
 
     def connection_opened(self) -> None:
-        """Note that the server gives connections again."""
+        """Record that the server accepts connections again."""
         self._pauses = delays()
         self.restore_all()
 

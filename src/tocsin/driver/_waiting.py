@@ -62,7 +62,7 @@ class Turn:
         """What is to know of it."""
 
     async def enter(self) -> None:
-        """Note that a call begins."""
+        """Record that a call begins."""
         if self._has_waited:
             self._began = perf_counter()
         else:
@@ -70,13 +70,13 @@ class Turn:
         self._has_waited = False
 
     def waits(self) -> None:
-        """Note that the call begins to wait."""
+        """Record that the call begins to wait."""
         self.since = now = trio.current_time()
         if (watch := self.watch) is not None and watch.idle:
             watch.wake(now)
 
     def waited(self) -> None:
-        """Note that the call has waited, so that the other tasks could run."""
+        """Record that the call has waited, so that the other tasks could run."""
         self.since = math.inf
         self._began = perf_counter()
         self._has_waited = True
@@ -100,7 +100,7 @@ async def wait(gen: PQGen[RV], fileno: int, turn: Turn, deadline: float = math.i
         gen: The generator.
         fileno: The socket that it waits for.
         turn: Says when a checkpoint is due.
-        deadline: When waiting ends, as a `trio.current_time`.
+        deadline: The time at which the wait ends (`trio.current_time`).
 
     Raises:
         psycopg.errors._WaitTimeout: The deadline has come; psycopg expects this class.

@@ -135,7 +135,7 @@ class Watch:
         return bool(self._abandoned)
 
     def wake(self, now: float) -> None:
-        """Note that a statement is under way while the watch is `idle`."""
+        """Record that a statement is under way while the watch is `idle`."""
         self.idle = False
         self._idle_scope.deadline = now + ASK_AFTER
 
@@ -153,9 +153,9 @@ class Watch:
     async def terminate_abandoned(self, connection: TrioConnection[Any]) -> None:
         """End the sessions of connections that were closed while the server was silent.
 
-        The server could not be told of their end. What the sessions were to do is done
-        by then, or is never done. A session that this role may not terminate is left to
-        the timeouts of the server, with a warning.
+        The server could not be told of their end. Afterwards their statements have
+        either taken effect or never will. A session that this role may not terminate is
+        left to the timeouts of the server, with a warning.
 
         Args:
             connection: Where the server is asked to end them.
@@ -259,7 +259,7 @@ class Watch:
     def _is_silent(self, wait: _Wait, finding: _Finding) -> bool:
         """Return whether a connection is to be closed.
 
-        If it is not, note when to check again.
+        If it is not, record when to check again.
         """
         now = trio.current_time()
         waited = now - wait.since

@@ -27,7 +27,7 @@ _SOCKET_PATH_LIMIT: Final = 103  # on macOS; 107 on Linux
 def make_directory(directory: Path, account: Account) -> Path:
     """Make the missing parts of the path, and return it.
 
-    Another user can pass through them, and cannot list them.
+    Other users can traverse these directories but not list them.
     """
     directory = directory.absolute()
     for missing in reversed(
@@ -47,7 +47,7 @@ def begin_log(log_path: Path) -> None:
 
 @contextmanager
 def socket_directory(account: Account) -> Iterator[Path]:
-    """Make a directory for the sockets, for the block."""
+    """Make a directory for the sockets, and remove it at the end of the block."""
     parent = Path(tempfile.gettempdir())
     # The server's user may have no access to root's TMPDIR.
     if account.uid is not None or len(os.fsencode(parent / _SOCKET_NAME)) > _SOCKET_PATH_LIMIT:

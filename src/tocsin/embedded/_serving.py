@@ -2,9 +2,9 @@
 
 Where the program does not handle SIGTERM, the kernel would end the process at once and
 leave the server behind. So within the block the signal cancels the block, and is raised
-again when the server has stopped. A handler of the program, or of a block inside, comes
-first. Linux's PR_SET_PDEATHSIG is no way: it belongs to the thread that started the
-server, and fires when that thread ends.
+again when the server has stopped. A signal handler that the program or an inner block
+installs takes precedence. Linux's PR_SET_PDEATHSIG does not help: it belongs to the
+thread that started the server, and fires when that thread ends.
 """
 
 from __future__ import annotations

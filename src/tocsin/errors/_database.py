@@ -34,7 +34,7 @@ class ConnectionLost(TocsinError):
 
 
 class PermissionDenied(TocsinError):
-    """A call that the role that is logged in may not make.
+    """A call that the current role is not permitted to make.
 
     Nothing was changed. Have the role made a member of one of Tocsin's roles, or
     have it granted the queue (``store.queues.grant``).

@@ -57,8 +57,8 @@ class StateTransitionError(TocsinError):
     ) -> None:
         super().__init__(problem, advice)
         self.retry_after = retry_after
-        """Seconds after which it may be possible, since the worker's process seems to
-        have died; None: not known to be so."""
+        """Seconds after which the change may succeed, because the worker's process
+        seems dead; None if unknown."""
         self.from_ = from_
         """The state it is in."""
         self.to = to

@@ -5,8 +5,8 @@ subscription whose buffer is full drops the event and counts it. So a slow subsc
 loses events, and slows no consumer or producer. An emitter asks `Events.wants` before
 it builds an event, so an event without a subscriber costs one look-up in a set.
 
-The channel is for metrics, dashboards and tests. It is no audit log: what an event says
-of a transaction of the caller's may be rolled back, and a process that dies emits
+The channel is for metrics, dashboards and tests. It is not an audit log: what an event
+says of the caller's transaction may be rolled back, and a process that dies emits
 nothing.
 """
 
@@ -42,7 +42,7 @@ class Enqueued(Event):
     worker_id: int | None
     """Id of the producer; None for `tocsin.Store.produce`."""
     in_transaction: bool
-    """Whether they belong to a transaction of the caller's, which may roll back."""
+    """Whether they belong to the caller's transaction, which may roll back."""
 
 
 @attrs.frozen(kw_only=True)
@@ -122,7 +122,7 @@ class Settled(Event):
     """What has become of them. A failed message is delivered again, or is a dead
     letter."""
     in_transaction: bool
-    """Whether that belongs to a transaction of the caller's, which may roll back."""
+    """Whether that belongs to the caller's transaction, which may roll back."""
 
 
 @attrs.frozen(kw_only=True)
