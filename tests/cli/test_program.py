@@ -1,4 +1,4 @@
-"""The command line: its exit codes, its one-line errors, where it finds its database."""
+"""The command line: its exit codes, its one-line errors, and its database."""
 
 from __future__ import annotations
 

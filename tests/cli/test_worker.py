@@ -21,7 +21,7 @@ def ask(dsn: str, statement: str) -> list[tuple[Any, ...]]:
 
 
 def register(dsn: str, name: str, *, holds: int = 0) -> int:
-    """Register a consumer of queue q without a process; it claims this many messages."""
+    """Register a consumer of queue q without a process, and claim messages for it."""
     ((worker_id, registration),) = ask(
         dsn,
         f"select id, registration from tocsin.register_worker('q', 'consumer', '{name}', null,"

@@ -61,7 +61,7 @@ async def test_a_key_that_another_takes_at_the_same_moment_gives_its_message(
 async def test_a_callers_transaction_at_another_level_gets_a_serialization_failure(
     strict_dsn: str,
 ) -> None:
-    """As the guide for producers says."""
+    """The guide for producers says so."""
     async with tocsin.connect(strict_dsn) as store, open_connection(strict_dsn) as own:
         await store.queues.ensure("q")
         await own.execute("begin")

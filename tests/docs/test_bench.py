@@ -1,5 +1,5 @@
-"""The benchmarks run, and report the figures that they are to report. These tests do not
-check the figures."""
+"""The benchmarks run, and report the figures that they are to report. These tests do
+not check the figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A type checker sees the public names with their types, though they are loaded late."""
+"""A type checker sees the types of the public names, which are imported lazily."""
 
 from __future__ import annotations
 

@@ -19,6 +19,6 @@ async def connection(dsn: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def observer(dsn: str) -> AsyncIterator[Connection]:
-    """Another connection to the same database, to observe and interfere from outside."""
+    """Another connection to the same database, which observes and interferes."""
     async with await TrioConnection.connect(dsn, autocommit=True) as connection:
         yield connection

@@ -45,7 +45,7 @@ async def until(connection: Connection, query: str, parameters: tuple[object, ..
 
 
 async def until_alone(observer: Connection) -> None:
-    """Wait until the server has no other session than the observer's in this database."""
+    """Wait until the observer's session is the only one in this database."""
     await until(
         observer,
         "select count(*) = 1 from pg_stat_activity where datname = current_database() and"

@@ -170,8 +170,8 @@ def test_overridden_with_psycopgs_parameters(name: str) -> None:
 
 
 def test_asyncio_is_used_only_where_it_is_overridden() -> None:
-    """Whatever else begins to use asyncio fails on trio, perhaps only in a corner that
-    no test goes to."""
+    """Any other use of asyncio fails on trio, perhaps only in code that no test
+    reaches."""
     assert (
         _users_of_asyncio()
         == {

@@ -168,14 +168,14 @@ async def test_a_lost_connection_ends_the_wait(
 ) -> None:
     pid = connection.info.backend_pid
 
-    async def wait_for_ever() -> None:
+    async def wait_forever() -> None:
         while True:
             await connection.wait_for_notifications()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(value, observer, "select pg_terminate_backend(%s)", (pid,))
         with trio.fail_after(SAFETY_NET), pytest.raises(psycopg.OperationalError):
-            await wait_for_ever()
+            await wait_forever()
     assert connection.closed
 
 

@@ -63,7 +63,7 @@ async def test_what_was_discarded_is_prepared_again(connection: Connection) -> N
 
 
 async def test_where_nothing_stays_prepared_it_gives_up_preparing(connection: Connection) -> None:
-    """As behind a pooler that runs each transaction on another connection."""
+    """A pooler that runs each transaction on another connection has this effect."""
     prepared = "select count(*) from pg_prepared_statements where left(name, 7) = '_tocsin'"
     for _ in range(Prepared.GIVE_UP):
         assert (await connection.run_prepared(b"select $1", [b"x"])).load(0, 1) == [("x",)]

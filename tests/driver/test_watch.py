@@ -1,4 +1,4 @@
-"""A connection that has fallen silent is given up, one whose statement is slow is not."""
+"""A silent connection is given up, and one with a slow statement is not."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ async def test_suspend_with_release_cancels_the_handlers_also_when_a_claim_notic
 async def test_suspend_with_release_and_resume_at_once_cancels_the_handlers(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """The process sends its heartbeat only after both. Its leases are gone all the same."""
+    """The process sends its heartbeat after both, and its leases are gone."""
     await store.queues.ensure("q", vt=3600)
     cancelled = trio.Event()
 
@@ -179,8 +179,8 @@ async def test_of_two_batches_with_the_same_message_the_later_lease_is_kept(
 
 
 async def test_a_cancelled_claim_hides_its_messages_from_no_consumer(store_dsn: str) -> None:
-    """During the claim, a consumer of another process claims, skips the locked rows, and
-    waits."""
+    """During the claim, a consumer of another process claims, skips the locked rows,
+    and waits."""
     await query(
         store_dsn,
         "create function public.hold() returns trigger language plpgsql as $$ begin perform"

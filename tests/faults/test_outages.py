@@ -420,8 +420,8 @@ async def test_a_deadlock_of_a_statement_of_its_own_is_repeated(
 async def test_a_prepared_statement_whose_result_has_changed_is_prepared_again(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """As by an upgrade while a consumer runs: PostgreSQL refuses the plan that the
-    session has."""
+    """An upgrade while a consumer runs does this: PostgreSQL refuses the plan of the
+    session."""
     for kind, expected in (("integer", 1), ("bigint", 1), ("text", "1")):
         await query(store_dsn, "drop function if exists tocsin.changing()")
         await query(

@@ -43,7 +43,7 @@ KEPT = pytest.mark.skipif(
     params=[0, pytest.param(100, marks=KEPT)], ids=["no_prepared_statements", "prepared_statements"]
 )
 async def through(request: pytest.FixtureRequest, server: servers.Server) -> AsyncIterator[Through]:
-    """A function that turns a connection string into one that leads through PgBouncer."""
+    """A function that leads a connection string through PgBouncer."""
     async with poolers.pgbouncer(server, request.param) as pooler:
 
         def lead_through(dsn: str) -> str:
@@ -266,7 +266,7 @@ async def test_it_is_really_another_session_each_time(dsn: str, through: Through
 async def test_a_lent_connection_repeats_statements_as_often_as_it_likes(
     dsn: str, through: Through
 ) -> None:
-    """psycopg would prepare them, and not find them where the next transaction is run."""
+    """Prepared by psycopg, they are missing in the session of the next transaction."""
     async with tocsin.connect(through(dsn)) as store:
         for _ in range(5):
             async with store.transaction() as connection:

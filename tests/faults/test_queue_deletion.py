@@ -129,8 +129,8 @@ async def test_a_deletion_waits_for_a_registration_under_way(
 async def test_a_deletion_waits_for_what_is_being_settled(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """And takes it where it has gone: to the archive, to the dead letters, back to the
-    queue."""
+    """The deletion also takes a message that has moved to the archive, to the dead
+    letters, or back to the queue."""
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
         async with store.producer("q") as producer:

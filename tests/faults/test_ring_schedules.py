@@ -1,5 +1,5 @@
-"""The protocol that rings only while a consumer waits, under more than a thousand random
-interleavings on a real server, down to the steps within one insert.
+"""The protocol that rings only while a consumer waits, under more than a thousand
+random interleavings on a real server, down to the steps within one insert.
 
 A scheduler with a seed moves sessions, one at a time, to the next step. The steps
 within a statement are the lock functions: the first schema of the search path has

@@ -55,8 +55,8 @@ async def test_a_queue_created_again_under_the_same_name_rings_for_its_own_consu
 async def test_what_the_listen_connection_requeues_is_seen_by_a_consumer_that_has_begun_to_wait(
     store_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The heartbeat reaps a dead process while the consumer begins to wait. The session
-    of the heartbeat does not see its own lock, so it does not ring for its own process."""
+    """The heartbeat reaps a dead process while the consumer begins to wait. Its session
+    does not see its own lock, so it does not ring for its own process."""
     monkeypatch.setattr("tocsin._queue.process.bell.LINGER", 3600)
     finish = trio.Event()
 

@@ -1,4 +1,4 @@
-"""Names and payloads with quotes, line breaks and any other character: text like any other."""
+"""Names and payloads with quotes, line breaks and other characters are plain text."""
 
 from __future__ import annotations
 

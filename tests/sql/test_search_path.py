@@ -96,8 +96,8 @@ Those that settle get one held message each."""
 
 
 def occupy(connection: psycopg.Connection[Any]) -> int:
-    """Make a schema whose operators, functions, types and tables have the names of those
-    that the contract uses, and raise; return how many."""
+    """Make a schema whose operators, functions, types and tables have the names of
+    those that the contract uses, and raise; return how many."""
     connection.execute("create schema evil")
     connection.execute(
         "create function evil.raise() returns void language plpgsql as $$ begin raise exception 'an"

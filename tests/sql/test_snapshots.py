@@ -1,5 +1,5 @@
-"""Each released version of the schema, with data in every state, upgrades to this one and
-to the next."""
+"""Each released version of the schema, with data in every state, upgrades to this one
+and to the next."""
 
 from __future__ import annotations
 

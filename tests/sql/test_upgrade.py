@@ -268,8 +268,8 @@ end $$
 async def test_a_call_that_has_waited_for_an_upgrade_is_sent_again(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """The old function goes on when the upgrade has its lock no more, and calls one that
-    there is no longer."""
+    """The old function continues after the upgrade has released its lock, and calls a
+    function that no longer exists."""
     await store.queues.create("q")
     await store.produce("q", 0)
     ids: list[int] = []

@@ -107,7 +107,7 @@ async def next_event(
 
 
 async def move_clock(dsn: str, seconds: float) -> None:
-    """Move the schema's clock, and ring for each queue, so that each consumer claims."""
+    """Move the schema's clock, and ring for each queue, so that consumers claim."""
     async with open_connection(dsn) as connection:
         await connection.execute(
             sql.SQL(
@@ -123,7 +123,7 @@ assert "tocsin._clock()" in functions()
 
 
 def failed_with(text: str) -> Failure:
-    """What a handler's error of this text is for Tocsin."""
+    """Return what Tocsin makes of a handler's error with this text."""
     return Failure(Exception(text), "handler_failed", None, text, "a traceback", printable=True)
 
 
@@ -193,7 +193,7 @@ async def statements(dsn: str) -> dict[str, int]:
 
 
 def since(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
-    """What was run between two such counts."""
+    """Return how often each statement was run between two such counts."""
     return {
         text: calls - before.get(text, 0)
         for text, calls in now.items()

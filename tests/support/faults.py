@@ -32,8 +32,9 @@ async def hang(_: object) -> None:
 
 
 async def die_holding(dsn: str, payload: str) -> None:
-    """What a process leaves behind that died long ago with a message of the queue q, on
-    a server that has been up since."""
+    """Make a process that died long ago while it held a message of the queue q.
+
+    The server has been up since."""
     await query(dsn, "insert into tocsin.uptime (since) values (now() - interval '1 day')")
     await move_clock(dsn, 3600)
     await query(

@@ -19,14 +19,18 @@ it.
 Comments, which readers do not see, say the rest. They come right before the block that
 they are about:
 
-    <!-- python ... -->, <!-- sql ... -->, <!-- sh ... -->      a block that readers do not see
-    ``<!-- meanwhile ... -->``     a fragment that runs concurrently with the next block;
+    <!-- python ... -->            a block that readers do not see;
+    <!-- sql ... -->               the same
+    <!-- sh ... -->                the same
+    ``<!-- meanwhile ... -->``     a fragment that runs during the next block;
                                    `polling` and `done` help it
     <!-- file NAME -->             the block is not run, but written into the directory
                                    that the page's blocks run in
-    <!-- raises NAME -->           the fragment raises this error, its repr or that of its
-                                   cause begins so; or the SQL fails with this code
-    <!-- exits N -->               the script, or the last command, ends with this status
+    <!-- raises NAME -->           the fragment raises this error, or the repr of it or
+                                   of its cause begins so, or the SQL fails with this
+                                   code
+    <!-- exits N -->               the script, or the last command, ends with this
+                                   status
     <!-- needs PACKAGE -->         it runs where this package is installed; elsewhere
                                    Python is only compiled
     <!-- run by FILE::TEST -->     another test runs it
@@ -96,7 +100,7 @@ class Block:
 
 
 def read(page: Path) -> list[Block]:
-    """Return the blocks of a page that are run, and those of which something is known."""
+    """Return the blocks of a page that are run or about which a comment says more."""
     text = page.read_text(encoding="utf-8")
     blocks: list[Block] = []
     notes: dict[str, str] = {}

@@ -28,7 +28,7 @@ CLASSES = sorted(name for name in PUBLIC - OPTIONS if inspect.isclass(locate(nam
 
 
 def members(cls: type) -> Iterator[tuple[str, type]]:
-    """The public members of a class that are Tocsin's, each with the class that has it."""
+    """The public members of a class that are Tocsin's, each with its class."""
     for owner in inspect.getmro(cls):
         if owner.__module__.startswith("tocsin"):
             for name in {

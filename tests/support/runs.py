@@ -56,8 +56,8 @@ class Run:
         self._scope.cancel()
 
     async def settled(self, count: int, *outcomes: str) -> None:
-        """Wait until the consumer has settled this many messages since the run began, with
-        one of these outcomes if any is given."""
+        """Wait until the consumer has settled this many messages in the run, with one
+        of these outcomes if any is given."""
 
         def so_far() -> int:
             return sum(len(s.ids) for s in self._settled if not outcomes or s.outcome in outcomes)

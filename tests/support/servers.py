@@ -92,7 +92,7 @@ class Server:
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """Start, or just find, the server for the session, and stop it if it was started."""
+    """Start or find the server for the session, and stop it if it was started."""
     with ExitStack() as stack:
         if dsn := os.environ.get("TOCSIN_TEST_DSN"):
             yield _given(dsn)

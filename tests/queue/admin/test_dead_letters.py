@@ -376,7 +376,7 @@ async def test_a_key_that_was_taken_in_between(store: tocsin.Store, store_dsn: s
 async def test_after_a_replay_all_former_leases_are_fenced(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """Also when the clock has gone back."""
+    """They are fenced also when the clock has gone back."""
     await store.queues.ensure("q", max_deliveries=1)
     await store.produce("q", 1)
     await move_clock(store_dsn, 3600)

@@ -17,8 +17,8 @@ from tests.support import connect_blocking, failed_with, move_clock, nodes, quer
 async def test_lists_and_metrics_say_the_same_of_what_has_become_due(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """A delayed message whose time has come, and one whose lease has expired, are ready,
-    although no process has claimed since."""
+    """A delayed message whose time has come, and one whose lease has expired, are
+    ready, although no process has claimed since."""
     await store.queues.ensure("q", vt=30)
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         due, late = await producer.enqueue(1, delay=50), await producer.enqueue(2, delay=5000)

@@ -123,8 +123,8 @@ async def test_purge_refuses_what_makes_no_sense(store: tocsin.Store, store_dsn:
 async def test_purge_of_the_dead_passes_over_rows_that_other_sessions_have_locked(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """So it never waits with letters locked that another, in the order of ids, waits
-    for."""
+    """So the purge never waits while it has dead letters locked for which another
+    session waits in the order of ids."""
     await store.queues.ensure("q")
     async with store.producer("q") as producer, store.consumer("q") as consumer:
         ids = await producer.enqueue_many([1, 2, 3], max_deliveries=1)

@@ -77,8 +77,8 @@ async def test_the_defaults_that_are_named_are_those_of_the_database(store: tocs
 async def test_per_queue_settings_changed_live_count_for_a_run_under_way(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """Apart from the visibility timeout (tests/queue/admin/test_queues.py) and the mode of
-    notifying (tests/queue/process/test_ring.py)."""
+    """Apart from the visibility timeout (tests/queue/admin/test_queues.py) and the mode
+    of notifying (tests/queue/process/test_ring.py)."""
     await store.queues.ensure("q", max_deliveries=5, retry_base=0, retry_jitter=0)
 
     async def fail(message: tocsin.Message) -> None:

@@ -228,8 +228,8 @@ def test_settling_and_reading_never_scan_the_table(
 def test_a_resumed_scan_does_not_walk_over_what_was_claimed_before(
     plans: Any, store_dsn: str
 ) -> None:
-    """Also of messages that are all due at the same time, and while a snapshot keeps
-    vacuum from removing their index entries."""
+    """The messages are all due at the same time, and a snapshot keeps vacuum from
+    removing their index entries."""
     with connect_blocking(store_dsn) as old:
         plans(
             "insert into tocsin.messages (queue_id, due, vt, enqueued_at, payload) "
@@ -304,8 +304,8 @@ select 1, 'leased', tocsin._clock(), tocsin._clock() + interval '1 h', tocsin._c
 def test_settling_reads_each_message_once_by_its_id_however_many_are_leased(
     plans: Any, settle: str
 ) -> None:
-    """Also on a connection that planned the statement when no message was leased, and
-    the index of leases had the lowest cost."""
+    """The connection planned the statement when no message was leased and the index of
+    leases had the lowest cost."""
     statement = (
         f"select tocsin.{settle} from (select array_agg(id) ids, array_agg(lease) leases from"
         " tocsin.messages where state = 'leased') g"

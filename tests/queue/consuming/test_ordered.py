@@ -1,4 +1,4 @@
-"""Keeping a queue's order: no message is begun before the one ahead of it is finished."""
+"""An ordered queue: no message begins before the one ahead of it is finished."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ async def test_after_a_rollback_the_message_fails_with_the_handlers_error(
 async def test_a_handler_that_returns_after_a_rollback_has_failed(
     store: tocsin.Store, effects: Effects, transaction: Open
 ) -> None:
-    """Else its effect would be lost and the message finished."""
+    """Otherwise its effect would be lost, and the message finished."""
     (message_id,) = await store.produce_many("q", [1])
 
     async def handle(message: tocsin.Message) -> None:

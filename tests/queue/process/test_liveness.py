@@ -172,7 +172,7 @@ async def test_a_connection_that_is_silent_while_listen_is_proven_is_replaced(
 ) -> None:
     monkeypatch.setattr("tocsin._queue.process.listener.HEARD_WITHIN", 0.2)
     monkeypatch.setattr("tocsin._concurrency.grace.GRACE", 0.2)
-    # The proof is to find the silence, also where this process was slow, and not the watch.
+    # The proof, not the watch, finds the silence, also where this process is slow.
     monkeypatch.setattr("tocsin.driver._watch.ASK_AFTER", 3600.0)
     async with (
         proxy.running(store_dsn) as way,

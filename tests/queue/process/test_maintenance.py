@@ -70,8 +70,8 @@ async def test_two_at_once_one_does_it(store: tocsin.Store, store_dsn: str) -> N
 
 
 async def put_off(dsn: str) -> None:
-    """Have it due in a minute: on a slow machine it is due already, and may be under way
-    when a test begins to count."""
+    """Have it due in a minute: on a slow machine it is due already, and may be under
+    way when a test begins to count."""
     await query(dsn, "update tocsin.maintenance set due_at = tocsin._clock() + interval '1 minute'")
 
 
@@ -125,8 +125,8 @@ async def test_a_process_that_only_produces_leaves_it_to_processes_with_consumer
             store_dsn, "select due_at < tocsin._clock() from tocsin.maintenance"
         ) == [(True,)]
         async with lively.consumer("q"):
-            # A heartbeat through the pool is cancelled when the LISTEN connection is up,
-            # and its answer is lost.
+            # A heartbeat through the pool is cancelled when the LISTEN connection is
+            # up, and its answer is lost.
             await until(lambda: lively.statistics().listening)
             await query(store_dsn, "update tocsin.maintenance set due_at = tocsin._clock()")
             await until_true(store_dsn, "count(*) = 2 from tocsin._archive_partitions()")
@@ -469,8 +469,8 @@ async def test_maintenance_that_was_put_off_by_a_clock_ahead_is_due(
 ) -> None:
     await lively.queues.create("q")
     async with lively.consumer("q"):
-        # A heartbeat through the pool is cancelled when the LISTEN connection is up, and
-        # its answer is lost.
+        # A heartbeat through the pool is cancelled when the LISTEN connection is up,
+        # and its answer is lost.
         await beats(lively)
         await query(store_dsn, "update tocsin.maintenance set due_at = now() + interval '1 year'")
         await until_true(

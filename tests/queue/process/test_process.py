@@ -481,8 +481,8 @@ async def _refusal(dsn: str, kind: str, process: int) -> float | None:
 async def test_a_name_is_free_seconds_after_a_power_cut(
     store: tocsin.Store, store_dsn: str, kind: str, within: float
 ) -> None:
-    """A refusal rolls back its transaction. Another transaction has recorded before that
-    the server is up."""
+    """A refusal rolls back its transaction. Another transaction has recorded before
+    that the server is up."""
     await store.queues.ensure("q")
     register = "select tocsin.register_process('host', %s, 'v', '2 s')"
     ((before,),) = await query(store_dsn, register, 1)
@@ -568,7 +568,7 @@ async def test_reclaim_ends_with_the_first_death_past_its_time(
 async def test_reclaim_passes_over_a_message_that_another_transaction_has_locked(
     store: tocsin.Store, store_dsn: str
 ) -> None:
-    """It comes back when its lease ends; what else the dead worker held does at once."""
+    """It is requeued when its lease ends, the dead worker's other message at once."""
     await store.queues.ensure("q", vt=3600)
     ids = await store.produce_many("q", [1, 2])
     (dead,) = await _dead(store_dsn, "dead", held=2)

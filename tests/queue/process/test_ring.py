@@ -265,7 +265,7 @@ def test_released_savepoints_and_caught_errors(sessions: Sessions) -> None:
 def test_messages_inserted_in_the_transaction_of_an_enqueue_are_rung_for(
     sessions: Sessions,
 ) -> None:
-    """tocsin.enqueue rings by itself, and turns the trigger off for its own INSERT only."""
+    """tocsin.enqueue itself rings, and turns the trigger off for its own INSERT."""
     listener, heard = sessions.listener()
     begin_waiting(listener, sessions.q, sessions.r)
     producer = sessions.open()
@@ -302,7 +302,7 @@ def test_a_key_that_is_taken_rings_for_nothing(sessions: Sessions) -> None:
 
 @pytest.fixture
 def two_phases(sessions: Sessions) -> Iterator[Connection]:
-    """A session that can prepare transactions; what it prepares as `t` is rolled back."""
+    """A session that can prepare transactions; the transaction `t` is rolled back."""
     if sessions.admin.execute("show max_prepared_transactions").fetchone() == ("0",):
         pytest.skip("this server has max_prepared_transactions = 0")
     session = sessions.open()

@@ -13,8 +13,8 @@ from tests.support.runs import running
 
 @pytest.mark.parametrize("way", ["handle", "handle_batches", "messages", "dequeue"])
 async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> None:
-    """Whichever way a consumer waits, the process sends no statement while it waits, and
-    a message wakes it."""
+    """Whichever way a consumer waits, the process sends no statement while it waits,
+    and a message wakes it."""
     dsn = dsn_of_quiet_store
     got = Handled()
 

@@ -17,7 +17,7 @@ from tests.support.commands import line_with, started
 
 
 async def test_commands_to_a_worker_in_another_process(store: tocsin.Store, store_dsn: str) -> None:
-    """That they take effect within 100 ms is what the benchmark ``commands`` measures."""
+    """The benchmark ``commands`` measures that they take effect within 100 ms."""
     await store.queues.ensure("tasks")
     async with run_script("consume.py", store_dsn, "tasks", "remote", "go") as child:
         remote = await store.workers.get(int((await child.words("worker"))[0]))

@@ -708,7 +708,7 @@ async def test_a_name_registered_again_while_it_is_purged(
 async def test_what_stop_has_requeued_counts_as_released(
     store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also what was claimed ahead; and no log line warns of leases that were taken on
+    """Prefetched messages count, too. No log line warns of leases that were revoked on
     purpose."""
 
     async def hang_at_last(message: tocsin.Message) -> None:

@@ -36,7 +36,7 @@ def parameters(message: tocsin.Message) -> list[int]:
 
 
 async def work(store: tocsin.Store, message: tocsin.Message) -> None:
-    """What a message's mode asks for; an effect is written under the message's lease."""
+    """Do what the message's mode asks for; write an effect under its lease."""
     match message.payload["mode"]:
         case "slow":
             await trio.sleep(dice.uniform(0.2, 2 * VT))

@@ -86,7 +86,7 @@ async def backlog(store: tocsin.Store) -> int:
         return int(count)
 
 
-async def produce_for_ever() -> None:
+async def produce_forever() -> None:
     while True:
         try:
             async with (
@@ -108,7 +108,7 @@ async def produce_for_ever() -> None:
 async def main() -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(produce_for_ever)
+            nursery.start_soon(produce_forever)
             async for _ in signals:
                 nursery.cancel_scope.cancel()
                 break
