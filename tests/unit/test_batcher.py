@@ -43,11 +43,11 @@ async def test_what_was_refused_together_goes_alone_and_first() -> None:
     first, second, third, gone = items = [PendingEnqueue(request()) for _ in range(4)]
     await gather(*items)
     pending.add(third)
-    pending.requeue([first, gone, second])
+    pending.resend_alone([first, gone, second])
     gone.set_result(1)
     assert pending.take_all() == [first, gone, second, third]
     pending.add(third)
-    pending.requeue([first, gone, second])
+    pending.resend_alone([first, gone, second])
     assert [pending.take(), pending.take(), pending.take(), pending.take()] == [
         [first],
         [second],

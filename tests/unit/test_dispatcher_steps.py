@@ -41,9 +41,9 @@ RUNG: dict[str, Any] = {**ROOM, "wake_pending": True}
         # In order, a message has failed before the next one is claimed.
         (State(**RUNG, to_fail=True, ordered=True), Step.FAIL),
         # Requeueing.
-        (State(**RUNG, to_requeue=True), Step.REQUEUE),
-        (State(**RUNG, prefetched=True, prefetched_too_long=True), Step.REQUEUE),
-        (State(may_claim=False, prefetched=True), Step.REQUEUE),
+        (State(**RUNG, to_release=True), Step.RELEASE_UNCOUNTED),
+        (State(**RUNG, prefetched=True, prefetched_too_long=True), Step.RELEASE_UNCOUNTED),
+        (State(may_claim=False, prefetched=True), Step.RELEASE_UNCOUNTED),
         # Locks, and transactions of handlers.
         (State(**RUNG, to_archive=True, lock_timeout=True), Step.RESOLVE_LOCK_TIMEOUT),
         (State(**RUNG, locked=True, check_locked=True), Step.CHECK_LOCKED),
@@ -55,7 +55,7 @@ RUNG: dict[str, Any] = {**ROOM, "wake_pending": True}
         (State(ending=True, may_claim=False, calling=True), Step.WAIT),
         (State(ending=True, may_claim=False, to_archive=True), Step.ARCHIVE),
         (State(ending=True, may_claim=False, to_fail=True), Step.FAIL),
-        (State(ending=True, may_claim=False, prefetched=True), Step.REQUEUE),
+        (State(ending=True, may_claim=False, prefetched=True), Step.RELEASE_UNCOUNTED),
         (State(ending=True, may_claim=False, locked=True), Step.WAIT),
         (State(ending=True, may_claim=False, transactions=True), Step.WAIT),
         (

@@ -114,18 +114,18 @@ class Completer:
             del outcomes.to_archive[0]
         self.archive_refused = False
 
-    # Requeue, and end
+    # Release, and end
 
-    async def requeue(self, prefetch: PrefetchBuffer) -> None:
-        """Requeue unhandled messages; the delivery does not count."""
-        unhandled, expired = prefetch.take_all(), self.outcomes.to_requeue
+    async def release_uncounted(self, prefetch: PrefetchBuffer) -> None:
+        """Release messages that no handler has begun with, uncounted."""
+        unhandled, expired = prefetch.take_all(), self.outcomes.to_release
         messages = unhandled + expired
         if self._run.stopped:  # the command has released the messages
             self._run.counts.add_released(self._parts.leases.drop_settled(messages))
             expired.clear()
             return
         try:
-            requeued = await self._parts.settler.requeue(messages)
+            released = await self._parts.settler.release_uncounted(messages)
         except (ConnectionLost, psycopg.Error) as error:
             if is_lock_timeout(error):
                 expired += unhandled
@@ -136,7 +136,7 @@ class Completer:
             prefetch.return_messages(unhandled)
             raise
         del expired[: len(messages) - len(unhandled)]
-        self._run.counts.add_released(requeued)
+        self._run.counts.add_released(released)
 
     async def check_transactions(self) -> None:
         """Find out how handlers' transactions have ended.

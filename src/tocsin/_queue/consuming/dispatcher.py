@@ -63,8 +63,8 @@ class Step(Enum):
     """Set aside messages that another transaction has locked, after a lock timeout."""
     CHECK_LOCKED = auto()
     """Find out whether messages that were set aside are still locked."""
-    REQUEUE = auto()
-    """Requeue messages that no handler has begun with."""
+    RELEASE_UNCOUNTED = auto()
+    """Release messages that no handler has begun with; the delivery does not count."""
     CHECK_TRANSACTIONS = auto()
     """Find out how handlers' transactions have ended."""
     ARCHIVE_ONE_BY_ONE = auto()
@@ -105,8 +105,8 @@ class State:
     """Whether handled messages are to be archived."""
     to_fail: bool = False
     """Whether messages have failed, been rejected or been snoozed."""
-    to_requeue: bool = False
-    """Whether messages are to be requeued that no handler has begun with."""
+    to_release: bool = False
+    """Whether messages are to be released that no handler has begun with."""
     archive_refused: bool = False
     """Whether the database has refused to archive all messages in one statement."""
     fail_next: bool = False
@@ -140,7 +140,7 @@ class State:
             or self.prefetched
             or self.to_archive
             or self.to_fail
-            or self.to_requeue
+            or self.to_release
             or self.locked
         )
 
@@ -156,8 +156,8 @@ def next_step(state: State) -> Step:
         return Step.RESOLVE_LOCK_TIMEOUT
     if state.check_locked:
         return Step.CHECK_LOCKED
-    if state.to_requeue or state.prefetched_too_long or (state.prefetched and not state.may_claim):
-        return Step.REQUEUE
+    if state.to_release or state.prefetched_too_long or (state.prefetched and not state.may_claim):
+        return Step.RELEASE_UNCOUNTED
     if state.check_transactions:
         return Step.CHECK_TRANSACTIONS
     if state.archive_refused:
@@ -224,7 +224,7 @@ class Situation:
             prefetched_too_long=prefetch.waited_too_long(now),
             to_archive=bool(outcomes.to_archive),
             to_fail=bool(outcomes.to_fail),
-            to_requeue=bool(outcomes.to_requeue),
+            to_release=bool(outcomes.to_release),
             archive_refused=completer.archive_refused,
             fail_next=self.fail_next,
             lock_timeout=self.lock_timeout is not None,
@@ -319,8 +319,8 @@ class Dispatcher:
                 await self._resolve_lock_timeout()
             case Step.CHECK_LOCKED:
                 await completer.locked.return_to(completer.outcomes)
-            case Step.REQUEUE:
-                await completer.requeue(self._prefetch)
+            case Step.RELEASE_UNCOUNTED:
+                await completer.release_uncounted(self._prefetch)
             case Step.CHECK_TRANSACTIONS:
                 await completer.check_transactions()
             case Step.ARCHIVE_ONE_BY_ONE:

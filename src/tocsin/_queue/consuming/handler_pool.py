@@ -98,7 +98,7 @@ class HandlerPool:
                 while prefetch and run.may_claim and not call.scope.cancel_called:
                     call.messages = prefetch.take(self._options.size)
                     if expired := leases.start(call, now):
-                        completer.outcomes.to_requeue += expired
+                        completer.outcomes.to_release += expired
                         logger.warning(
                             "%d leases ended before a handler could begin; the process was stopped,"
                             " or blocked",

@@ -19,26 +19,26 @@ class Outcomes:
     """Handled messages."""
     to_fail: list[tuple[Message, Failure]] = attrs.Factory(list)
     """Messages that have failed, been rejected or been snoozed."""
-    to_requeue: list[Message] = attrs.Factory(list)
+    to_release: list[Message] = attrs.Factory(list)
     """Messages that no handler has begun with; their delivery does not count."""
 
     def __bool__(self) -> bool:
-        return bool(self.to_archive or self.to_fail or self.to_requeue)
+        return bool(self.to_archive or self.to_fail or self.to_release)
 
     def messages(self) -> list[Message]:
         """Return all messages."""
-        return [*self.to_archive, *(m for m, _ in self.to_fail), *self.to_requeue]
+        return [*self.to_archive, *(m for m, _ in self.to_fail), *self.to_release]
 
     def take(self, ids: Container[int]) -> Outcomes:
         """Take the messages with these ids out."""
         taken = Outcomes(
             [m for m in self.to_archive if m.id in ids],
             [(m, f) for m, f in self.to_fail if m.id in ids],
-            [m for m in self.to_requeue if m.id in ids],
+            [m for m in self.to_release if m.id in ids],
         )
         self.to_archive = [m for m in self.to_archive if m.id not in ids]
         self.to_fail = [(m, f) for m, f in self.to_fail if m.id not in ids]
-        self.to_requeue = [m for m in self.to_requeue if m.id not in ids]
+        self.to_release = [m for m in self.to_release if m.id not in ids]
         return taken
 
     def take_all(self) -> Outcomes:
@@ -49,4 +49,4 @@ class Outcomes:
         """Add these outcomes."""
         self.to_archive += more.to_archive
         self.to_fail += more.to_fail
-        self.to_requeue += more.to_requeue
+        self.to_release += more.to_release

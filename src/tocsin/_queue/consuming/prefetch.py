@@ -5,7 +5,7 @@ handlers will finish during two statements, by the number that they have finishe
 the last claim began; but never more than they finish in `HORIZON`. So a run with slow
 handlers prefetches nothing, and other consumers can claim the next message at once.
 Messages that still wait after `PATIENCE`, because handlers have become slow, are
-requeued.
+released.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class PrefetchBuffer:
         return taken
 
     def take_all(self) -> list[Message]:
-        """Take all messages, to requeue them."""
+        """Take all messages, to release them."""
         self.check_at = math.inf
         return self.take(self._waiting)
 
     def return_messages(self, messages: list[Message]) -> None:
-        """Take back messages that were taken and could not be requeued."""
+        """Take back messages that were taken and could not be released."""
         self._returned = messages + self._returned
         self._waiting += len(messages)
         self._taken -= len(messages)

@@ -202,7 +202,7 @@ class Run:
                 self.end("interrupted", grace)
             case "suspended" if before != status:
                 polling.paused = True
-                self.waiter.wake()  # the messages that wait for a handler must be requeued
+                self.waiter.wake()  # the messages that wait for a handler must be released
                 self.on_leases_revoked()  # the suspension may have released the messages
             case "stopped":
                 self.end("stopped by a command")

@@ -24,7 +24,7 @@ from .reporter import Outcome, Reporter
 _ARCHIVE = "select tocsin.archive(%s::bigint[], %s::bigint[])"
 _DELETE = "select tocsin.delete(%s::bigint[], %s::bigint[])"
 _RELEASE = "select tocsin.release(%s::bigint[], %s::bigint[], %s)"
-_REQUEUE = (
+_RELEASE_UNCOUNTED = (
     "select tocsin.release(%s::bigint[], %s::bigint[], counted => false)"
     " from tocsin.limit_lock_wait()"
 )
@@ -97,9 +97,11 @@ class Settler:
         """
         return await self._settle(_ARCHIVE + " from tocsin.limit_lock_wait()", "archived", messages)
 
-    async def requeue(self, messages: Sequence[Message]) -> int:
+    async def release_uncounted(self, messages: Sequence[Message]) -> int:
         """Release messages without counting the delivery; return how many."""
-        (released,) = await self._database.fetch_one(_REQUEUE, [*settle_arguments(messages)])
+        (released,) = await self._database.fetch_one(
+            _RELEASE_UNCOUNTED, [*settle_arguments(messages)]
+        )
         self._leases.drop_settled(messages)
         self._reporter.settled(messages, "released", _lost(messages, released))
         return sum(released)

@@ -55,7 +55,7 @@ class Stream:
         while run.ended_by is None:
             try:
                 if self._expired:
-                    await self._requeue_expired()
+                    await self._release_expired()
                 if not (run.waiter.wake_pending and run.may_claim):
                     await run.waiter.wait(ignore_rings=not run.may_claim)
                     continue
@@ -74,13 +74,13 @@ class Stream:
                         return messages[0]
         raise StopAsyncIteration
 
-    async def _requeue_expired(self) -> None:
-        """Requeue messages whose lease ended before the block could have them.
+    async def _release_expired(self) -> None:
+        """Release messages whose lease ended before the block could have them.
 
         Messages that another transaction has locked are left to the end of the run.
         """
         try:
-            await self._parts.settler.requeue(self._expired)
+            await self._parts.settler.release_uncounted(self._expired)
         except (ConnectionLost, psycopg.Error) as error:
             if not is_lock_timeout(error):
                 raise

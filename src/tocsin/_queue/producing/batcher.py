@@ -105,7 +105,7 @@ class PendingBatch:
         """Have a request sent after all that wait already."""
         self._waiting.append(item)
 
-    def requeue(self, items: Sequence[PendingEnqueue]) -> None:
+    def resend_alone(self, items: Sequence[PendingEnqueue]) -> None:
         """Have requests sent one by one before any other.
 
         Their shared statement did not enqueue them.
@@ -265,10 +265,10 @@ class EnqueueBatcher:
             for item in batch:
                 item.set_result(ConnectionLost(lost.address, lost.reason))
         except Exception:  # the statement has had no effect
-            pending.requeue(batch)
+            pending.resend_alone(batch)
         else:
             for item, message_id in zip(batch, ids, strict=True):
                 if message_id is None:
-                    pending.requeue([item])
+                    pending.resend_alone([item])
                 else:
                     item.set_result(message_id)
