@@ -79,14 +79,14 @@ RUNG: dict[str, Any] = {**ROOM, "wake_pending": True}
         # A run that ends when nothing is left to do.
         (State(**ROOM, once=True), Step.CLAIM_AGAIN),
         (State(**RUNG, once=True), Step.CLAIM),
-        (State(**RUNG, once=True, drained=True), Step.CLAIM),
-        (State(**ROOM, once=True, drained=True), Step.END),
-        (State(once=True, drained=True, may_claim=False), Step.WAIT),  # paused
-        (State(**ROOM, once=True, drained=True, calling=True), Step.WAIT),
-        (State(**ROOM, once=True, drained=True, locked=True), Step.WAIT),
-        (State(**ROOM, once=True, drained=True, transactions=True), Step.WAIT),
+        (State(**RUNG, once=True, found_nothing=True), Step.CLAIM),
+        (State(**ROOM, once=True, found_nothing=True), Step.END),
+        (State(once=True, found_nothing=True, may_claim=False), Step.WAIT),  # paused
+        (State(**ROOM, once=True, found_nothing=True, calling=True), Step.WAIT),
+        (State(**ROOM, once=True, found_nothing=True, locked=True), Step.WAIT),
+        (State(**ROOM, once=True, found_nothing=True, transactions=True), Step.WAIT),
         (State(**ROOM, once=True, ordered=True, held_up=True), Step.WAIT),
-        (State(**ROOM, once=True, drained=True, to_fail=True), Step.FAIL),
+        (State(**ROOM, once=True, found_nothing=True, to_fail=True), Step.FAIL),
     ],
     ids=lambda value: (
         "-".join(

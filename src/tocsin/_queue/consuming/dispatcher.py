@@ -127,7 +127,7 @@ class State:
     """Whether the run ends when nothing is left to do."""
     ordered: bool = False
     """Whether the run keeps the queue's order."""
-    drained: bool = False
+    found_nothing: bool = False
     """Whether the last claim found nothing while nothing was going on."""
     held_up: bool = False
     """Whether messages are ready that the order does not let the run have yet."""
@@ -177,7 +177,7 @@ def next_step(state: State) -> Step:
     ):
         # Producers did not ring for messages that they enqueued while handlers were
         # running, because the consumer did not wait.
-        return Step.END if state.drained else Step.CLAIM_AGAIN
+        return Step.END if state.found_nothing else Step.CLAIM_AGAIN
     return Step.WAIT
 
 
@@ -185,7 +185,7 @@ def next_step(state: State) -> Step:
 class ClaimedLast:
     """The outcome of the last claim."""
 
-    drained: bool = False
+    found_nothing: bool = False
     """Whether it found nothing while nothing was going on."""
     held_up: bool = False
     """Whether messages are ready that the order does not let the run have yet."""
@@ -235,7 +235,7 @@ class Situation:
             transactions_overdue=now >= self._give_up_at,
             once=options.once,
             ordered=options.ordered,
-            drained=self.claimed.drained,
+            found_nothing=self.claimed.found_nothing,
             held_up=self.claimed.held_up,
         )
         if self._give_up_at == math.inf and state.ending and not state.unfinished:
@@ -373,8 +373,8 @@ class Dispatcher:
         except BaseException:
             completer.archive_failed(handled)
             raise
-        drained = nothing_waited and not claim.batch and not claim.held_up
-        situation.claimed = ClaimedLast(drained, claim.held_up)
+        found_nothing = nothing_waited and not claim.batch and not claim.held_up
+        situation.claimed = ClaimedLast(found_nothing, claim.held_up)
         self._parts.settler.count_settled(handled, claim.lost)
         completer.warn_of_lost(claim.lost)
         if claim.batch:
