@@ -35,13 +35,13 @@ def test_as_many_as_are_finished_during_two_statements_but_not_more_than_a_horiz
 ):
     claims = PrefetchBuffer()
     claims.claim_begins(1)
-    claims.finished = 100
+    claims.calls_ended = 100
     assert claims.capacity(1 + HORIZON / 2) == 200
     assert claims.capacity(1 + 10 * HORIZON) == 20
     assert claims.capacity(1 + 1000 * HORIZON) == 0
     claims.add(messages(50), 1)
     assert claims.capacity(1) == 150
-    claims.finished = 10 * MOST
+    claims.calls_ended = 10 * MOST
     assert claims.capacity(1) == MOST - 50
     claims.claim_begins(2)
     assert claims.capacity(2) == -50

@@ -22,10 +22,10 @@ from .handler_transactions import HandlerTransactions
 from .handlers import HandlerOptions
 from .invocation import Raised
 from .locked_messages import LockedMessages
-from .outcomes import Outcomes
 from .parts import ConsumerParts
 from .prefetch import PrefetchBuffer
 from .run import Run
+from .unsettled import Unsettled
 
 logger = logging.getLogger("tocsin.consumer")
 
@@ -34,12 +34,13 @@ class Completer:
     """The messages of a run that handlers have finished, until they are settled."""
 
     def __init__(self, parts: ConsumerParts, run: Run, options: HandlerOptions) -> None:
-        self.outcomes = Outcomes()
+        self.unsettled = Unsettled()
+        """Messages that the next statements are to settle."""
         self.locked = LockedMessages(parts.database)
         """Messages that another transaction has locked."""
         self.transactions = HandlerTransactions(parts.leases, parts.keeper)
         """Messages settled by handlers in transactions that may not have ended."""
-        self.failing = FailureSettler(parts.settler, parts.leases, self.outcomes, options)
+        self.failing = FailureSettler(parts.settler, parts.leases, self.unsettled, options)
         """The settlement of messages that have failed."""
         self.archive_refused = False
         """Whether the database has refused to archive all messages in one statement."""
@@ -50,30 +51,30 @@ class Completer:
     def add(self, messages: Sequence[Message], raised: Raised | None) -> None:
         """Note the outcome of a call of the handler."""
         leases = self._parts.leases
-        outcomes = self.outcomes
+        unsettled = self.unsettled
         if raised is None:
             for message in messages:
                 if leases.is_in_transaction(message):
                     self.transactions.add(message)
                 elif message in leases:
-                    outcomes.to_archive.append(message)
+                    unsettled.to_archive.append(message)
             return
-        unsettled = [m for m in messages if m in leases]
+        left = [m for m in messages if m in leases]
         failure = describe_failure(raised.error)
-        outcomes.to_fail += [(m, failure) for m in unsettled]
-        if not unsettled:
+        unsettled.to_fail += [(m, failure) for m in left]
+        if not left:
             self.failing.log_unsettled(failure, messages)
 
     # Archive
 
     def take_handled(self) -> list[Message]:
         """Take the messages to archive, for a statement that archives them."""
-        handled, self.outcomes.to_archive = self.outcomes.to_archive, []
+        handled, self.unsettled.to_archive = self.unsettled.to_archive, []
         return handled
 
     def archive_failed(self, handled: list[Message]) -> None:
         """Take messages back, since the statement to archive them was not answered."""
-        self.outcomes.to_archive += handled
+        self.unsettled.to_archive += handled
         self._outcome_unknown = True
 
     def warn_of_lost(self, lost: set[int]) -> None:
@@ -101,24 +102,24 @@ class Completer:
 
         A message that is refused has failed.
         """
-        outcomes = self.outcomes
-        while outcomes.to_archive:
-            message = outcomes.to_archive[0]
+        unsettled = self.unsettled
+        while unsettled.to_archive:
+            message = unsettled.to_archive[0]
             try:
                 (archived,) = await self._parts.settler.archive_handled([message])
                 self.warn_of_lost(set() if archived else {message.id})
             except psycopg.Error as error:
                 if not is_refusal(error):
                     raise
-                outcomes.to_fail.append((message, describe_failure(error)))
-            del outcomes.to_archive[0]
+                unsettled.to_fail.append((message, describe_failure(error)))
+            del unsettled.to_archive[0]
         self.archive_refused = False
 
     # Release, and end
 
     async def release_uncounted(self, prefetch: PrefetchBuffer) -> None:
         """Release messages that no handler has begun with, uncounted."""
-        unhandled, expired = prefetch.take_all(), self.outcomes.to_release
+        unhandled, expired = prefetch.take_all(), self.unsettled.to_release
         messages = unhandled + expired
         if self._run.stopped:  # the command has released the messages
             self._run.counts.add_released(self._parts.leases.drop_settled(messages))
@@ -147,7 +148,7 @@ class Completer:
             error = TocsinError(
                 "the handler settled it in a transaction that was rolled back, and returned"
             )
-            self.outcomes.to_fail.append((message, describe_failure(error)))
+            self.unsettled.to_fail.append((message, describe_failure(error)))
 
     async def flush(self) -> None:
         """Settle the messages that are left when the handlers have ended."""
@@ -155,25 +156,25 @@ class Completer:
             try:
                 await self._settle_all()
             except (ConnectionLost, psycopg.Error) as error:
-                if not (is_lock_timeout(error) and await self.locked.take_from(self.outcomes)):
+                if not (is_lock_timeout(error) and await self.locked.take_from(self.unsettled)):
                     raise
                 await self._settle_all()
-            self.outcomes.add(self.locked.outcomes.take_all())
+            self.unsettled.add(self.locked.unsettled.take_all())
             await self._settle_all()
         finally:
-            failed = self.outcomes.to_fail + self.locked.outcomes.to_fail
+            failed = self.unsettled.to_fail + self.locked.unsettled.to_fail
             self.failing.log(failed, [UNANSWERED] * len(failed))
 
     async def _settle_all(self) -> None:
         try:
-            if self.outcomes.to_archive and not self.archive_refused:
+            if self.unsettled.to_archive and not self.archive_refused:
                 await self.archive()
         except psycopg.Error as error:
             if not is_refusal(error):
                 raise
-        if self.outcomes.to_archive:
+        if self.unsettled.to_archive:
             await self.archive_one_by_one()
         if self.transactions:
             await self.check_transactions()
-        if self.outcomes.to_fail:
+        if self.unsettled.to_fail:
             await self.failing.fail()

@@ -212,7 +212,7 @@ class Situation:
     def state(self, now: float) -> State:
         """Return the state of the loop at this time (`trio.current_time`)."""
         run, completer, options = self._run, self._completer, self._options
-        prefetch, outcomes = self._prefetch, completer.outcomes
+        prefetch, unsettled = self._prefetch, completer.unsettled
         may_claim = run.may_claim
         state = State(
             ending=run.ended_by is not None,
@@ -222,9 +222,9 @@ class Situation:
             calling=run.calls > 0,
             prefetched=len(prefetch) > 0,
             prefetched_too_long=prefetch.waited_too_long(now),
-            to_archive=bool(outcomes.to_archive),
-            to_fail=bool(outcomes.to_fail),
-            to_release=bool(outcomes.to_release),
+            to_archive=bool(unsettled.to_archive),
+            to_fail=bool(unsettled.to_fail),
+            to_release=bool(unsettled.to_release),
             archive_refused=completer.archive_refused,
             fail_next=self.fail_next,
             lock_timeout=self.lock_timeout is not None,
@@ -298,7 +298,7 @@ class Dispatcher:
                 self._run.pause()
             except (ConnectionLost, psycopg.Error) as error:
                 refused = isinstance(error, psycopg.Error) and is_refusal(error)
-                if refused and self._completer.outcomes.to_archive:
+                if refused and self._completer.unsettled.to_archive:
                     self._completer.archive_refused = True
                 elif is_lock_timeout(error):
                     situation.lock_timeout = error
@@ -318,7 +318,7 @@ class Dispatcher:
             case Step.RESOLVE_LOCK_TIMEOUT:
                 await self._resolve_lock_timeout()
             case Step.CHECK_LOCKED:
-                await completer.locked.return_to(completer.outcomes)
+                await completer.locked.return_to(completer.unsettled)
             case Step.RELEASE_UNCOUNTED:
                 await completer.release_uncounted(self._prefetch)
             case Step.CHECK_TRANSACTIONS:
@@ -355,7 +355,7 @@ class Dispatcher:
         """Set locked messages aside; without any, treat the timeout as an outage."""
         error = self._situation.lock_timeout
         assert error is not None
-        if not await self._completer.locked.take_from(self._completer.outcomes):
+        if not await self._completer.locked.take_from(self._completer.unsettled):
             await trio.sleep(self._retries.failed(error))
         self._situation.lock_timeout = None
 

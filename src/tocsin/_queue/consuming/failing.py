@@ -13,19 +13,19 @@ from .failure import Failure
 from .failure_log import log_failure, log_outcomes
 from .handlers import HandlerOptions
 from .leases import Leases
-from .outcomes import Outcomes
 from .settlement import Settler
+from .unsettled import Unsettled
 
 
 class FailureSettler:
     """The settlement of a run's messages that have failed, been rejected or snoozed."""
 
     def __init__(
-        self, settler: Settler, leases: Leases, outcomes: Outcomes, options: HandlerOptions
+        self, settler: Settler, leases: Leases, unsettled: Unsettled, options: HandlerOptions
     ) -> None:
         self._settler = settler
         self._leases = leases
-        self._outcomes = outcomes
+        self._unsettled = unsettled
         self._options = options
 
     async def fail(self) -> None:
@@ -33,7 +33,7 @@ class FailureSettler:
 
         They are settled one by one when the database refuses one of them.
         """
-        while failed := self._outcomes.to_fail[:]:
+        while failed := self._unsettled.to_fail[:]:
             try:
                 await self._fail(failed)
             except psycopg.Error as error:
@@ -51,12 +51,12 @@ class FailureSettler:
         outcomes = await self._settler.fail(
             [m for m, _ in failed], [f for _, f in failed], keep_place=self._options.ordered
         )
-        del self._outcomes.to_fail[: len(failed)]
+        del self._unsettled.to_fail[: len(failed)]
         self.log(failed, outcomes)
 
     def _give_up(self, failed: tuple[Message, Failure], refused: psycopg.Error) -> None:
         self._leases.drop(failed[0])
-        del self._outcomes.to_fail[0]
+        del self._unsettled.to_fail[0]
         outcome = (
             f"it can neither be archived nor put back ({refused}), and will be when its lease ends"
         )

@@ -98,7 +98,7 @@ class HandlerPool:
                 while prefetch and run.may_claim and not call.scope.cancel_called:
                     call.messages = prefetch.take(self._options.size)
                     if expired := leases.start(call, now):
-                        completer.outcomes.to_release += expired
+                        completer.unsettled.to_release += expired
                         logger.warning(
                             "%d leases ended before a handler could begin; the process was stopped,"
                             " or blocked",
@@ -108,7 +108,7 @@ class HandlerPool:
                         watched.calling = True
                         raised = await invoke(self._options, messages)
                         watched.calling = False
-                        prefetch.finished += len(messages)
+                        prefetch.calls_ended += len(messages)
                         completer.add(messages, raised)
                         call.messages = []
                         run.waiter.wake()

@@ -14,7 +14,7 @@ import trio
 from tocsin._database.client import Database
 from tocsin._queue.message import Message
 
-from .outcomes import Outcomes
+from .unsettled import Unsettled
 
 logger = logging.getLogger("tocsin.consumer")
 
@@ -26,18 +26,18 @@ class LockedMessages:
     """The messages of a run that another transaction has locked."""
 
     def __init__(self, database: Database) -> None:
-        self.outcomes = Outcomes()
-        """Their outcomes, for when their rows are not locked any more."""
+        self.unsettled = Unsettled()
+        """The locked messages, with how each is to be settled."""
         self.check_at = math.inf
         """The time of the next check whether rows are locked (`trio.current_time`)."""
         self._database = database
 
     def __bool__(self) -> bool:
-        return bool(self.outcomes)
+        return bool(self.unsettled)
 
-    async def take_from(self, outcomes: Outcomes) -> bool:
-        """Take locked messages out of these outcomes; return whether there were any."""
-        locked = await self._find_locked(outcomes.messages())
+    async def take_from(self, unsettled: Unsettled) -> bool:
+        """Take locked messages out of these; return whether there were any."""
+        locked = await self._find_locked(unsettled.messages())
         if not locked:
             return False
         logger.warning(
@@ -45,16 +45,16 @@ class LockedMessages:
             " later: %s",
             sorted(locked),
         )
-        self.outcomes.add(outcomes.take(locked))
+        self.unsettled.add(unsettled.take(locked))
         self.check_at = trio.current_time() + CHECK_AFTER
         return True
 
-    async def return_to(self, outcomes: Outcomes) -> None:
-        """Add messages that are not locked any more to these outcomes."""
-        messages = self.outcomes.messages()
+    async def return_to(self, unsettled: Unsettled) -> None:
+        """Add messages that are not locked any more to these."""
+        messages = self.unsettled.messages()
         locked = await self._find_locked(messages)
-        outcomes.add(self.outcomes.take({m.id for m in messages} - locked))
-        self.check_at = trio.current_time() + CHECK_AFTER if self.outcomes else math.inf
+        unsettled.add(self.unsettled.take({m.id for m in messages} - locked))
+        self.check_at = trio.current_time() + CHECK_AFTER if self.unsettled else math.inf
 
     async def _find_locked(self, messages: Sequence[Message]) -> set[int]:
         """Return the ids of messages whose rows other transactions have locked."""

@@ -32,8 +32,8 @@ class PrefetchBuffer:
     """
 
     def __init__(self) -> None:
-        self.finished = 0
-        """The number of messages that handlers finished since the last claim began."""
+        self.calls_ended = 0
+        """The number of messages whose calls have ended since the last claim began."""
         self.check_at = math.inf
         """The time of the next check whether messages have waited for too long."""
         self._batches: deque[ClaimedBatch] = deque()
@@ -49,7 +49,7 @@ class PrefetchBuffer:
     def capacity(self, now: float) -> int:
         """Return the number of messages that may still be added."""
         elapsed = now - self._claim_began
-        allowed = 2 * self.finished
+        allowed = 2 * self.calls_ended
         if elapsed > HORIZON:
             allowed = int(allowed * HORIZON / elapsed)
         return min(allowed, MOST) - self._waiting
@@ -57,7 +57,7 @@ class PrefetchBuffer:
     def claim_begins(self, now: float) -> None:
         """Note that the next claim is sent."""
         self._claim_began = now
-        self.finished = 0
+        self.calls_ended = 0
 
     def add(self, batch: ClaimedBatch, now: float) -> None:
         """Add the messages of a claim."""

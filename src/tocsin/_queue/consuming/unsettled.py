@@ -1,4 +1,4 @@
-"""The outcomes of messages that a run has claimed."""
+"""The messages of a run that are still to be settled."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .failure import Failure
 
 
 @attrs.define
-class Outcomes:
-    """Messages of a run that are still to be settled, by outcome."""
+class Unsettled:
+    """Messages of a run that are still to be settled, by the way of settlement."""
 
     to_archive: list[Message] = attrs.Factory(list)
     """Handled messages."""
@@ -29,9 +29,9 @@ class Outcomes:
         """Return all messages."""
         return [*self.to_archive, *(m for m, _ in self.to_fail), *self.to_release]
 
-    def take(self, ids: Container[int]) -> Outcomes:
+    def take(self, ids: Container[int]) -> Unsettled:
         """Take the messages with these ids out."""
-        taken = Outcomes(
+        taken = Unsettled(
             [m for m in self.to_archive if m.id in ids],
             [(m, f) for m, f in self.to_fail if m.id in ids],
             [m for m in self.to_release if m.id in ids],
@@ -41,12 +41,12 @@ class Outcomes:
         self.to_release = [m for m in self.to_release if m.id not in ids]
         return taken
 
-    def take_all(self) -> Outcomes:
+    def take_all(self) -> Unsettled:
         """Take all messages out."""
         return self.take({m.id for m in self.messages()})
 
-    def add(self, more: Outcomes) -> None:
-        """Add these outcomes."""
+    def add(self, more: Unsettled) -> None:
+        """Add these messages."""
         self.to_archive += more.to_archive
         self.to_fail += more.to_fail
         self.to_release += more.to_release
