@@ -175,7 +175,7 @@ async def test_the_next_host_is_tried(dsn: str) -> None:
                 assert connection.info.host == "db.example"
 
 
-async def test_all_attempts_are_told_of(dsn: str) -> None:
+async def test_the_error_names_each_attempt(dsn: str) -> None:
     use_names({"dead.example": ["127.0.0.1", "127.0.0.2"]})
     port = servers.free_port()
     error = await failure(dsn, host="nowhere.example,dead.example", port=port, password=SECRET)

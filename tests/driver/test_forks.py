@@ -61,7 +61,7 @@ async def test_a_program_that_is_executed_gets_no_copy(dsn: str) -> None:
         assert ended.returncode == 0
 
 
-async def test_a_connection_that_is_closed_is_none_of_a_childs(dsn: str) -> None:
+async def test_a_closed_connection_does_not_concern_a_child(dsn: str) -> None:
     connection = await TrioConnection.connect(dsn, autocommit=True)
     await connection.close()
     assert status_of_child(lambda: True) == 0

@@ -25,7 +25,7 @@ async def test_closed(connection: Connection) -> None:
     await connection.close()
 
 
-async def test_closed_by_its_user_it_is_not_broken(dsn: str) -> None:
+async def test_a_connection_that_its_user_has_closed_is_not_broken(dsn: str) -> None:
     connection = await TrioConnection.connect(dsn)
     connection.finish()
     assert (connection.closed, connection.broken) == (True, False)
@@ -40,7 +40,7 @@ async def test_closed_by_its_user_it_is_not_broken(dsn: str) -> None:
     assert (connection.closed, connection.broken) == (True, False)
 
 
-async def test_lost_it_stays_broken_when_it_is_closed(dsn: str) -> None:
+async def test_a_lost_connection_stays_broken_when_it_is_closed(dsn: str) -> None:
     before = open_files()
     with pytest.raises(psycopg.errors.AdminShutdown):
         async with await TrioConnection.connect(dsn) as connection:
@@ -51,7 +51,7 @@ async def test_lost_it_stays_broken_when_it_is_closed(dsn: str) -> None:
     assert open_files() == before
 
 
-async def test_cancelled_in_the_middle_of_something_it_is_broken(connection: Connection) -> None:
+async def test_a_connection_cancelled_during_an_exchange_is_broken(connection: Connection) -> None:
     with trio.CancelScope() as scope:
         async with connection.pipeline():
             # no answer can be there when the pipeline is left
@@ -66,7 +66,9 @@ async def test_killed_while_idle(connection: Connection, observer: Connection) -
     assert connection.is_broken()
 
 
-async def test_in_use_it_is_not_touched(connection: Connection, observer: Connection) -> None:
+async def test_a_connection_in_use_is_not_touched(
+    connection: Connection, observer: Connection
+) -> None:
     answers: list[object] = []
 
     async def ask() -> None:

@@ -85,7 +85,7 @@ async def test_the_minimum_is_there_from_the_start(
     assert (statistics.min_size, statistics.max_size) == (3, 5)
 
 
-async def test_the_one_used_last_is_used_first(
+async def test_the_connection_used_last_is_lent_first(
     connect: Callable[[], Awaitable[Connection]],
 ) -> None:
     async with open_pool(connect, min_size=3) as pool:
@@ -96,7 +96,7 @@ async def test_the_one_used_last_is_used_first(
                 assert again is first
 
 
-async def test_it_grows_up_to_the_maximum(gate: Gate) -> None:
+async def test_a_pool_grows_up_to_the_maximum(gate: Gate) -> None:
     async def borrow() -> None:
         async with pool.connection():
             await done.wait()
@@ -256,7 +256,7 @@ async def test_a_closed_connection_frees_its_slot(
             assert await is_idle(connection)
 
 
-async def test_killed_while_idle_it_is_replaced(
+async def test_a_connection_killed_while_idle_is_replaced(
     connect: Callable[[], Awaitable[Connection]], observer: Connection
 ) -> None:
     async with open_pool(connect, min_size=2, max_size=2) as pool:
@@ -271,7 +271,7 @@ async def test_killed_while_idle_it_is_replaced(
         assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, broken=2, opened=3)
 
 
-async def test_killed_while_lent_it_is_replaced(
+async def test_a_connection_killed_while_lent_is_replaced(
     connect: Callable[[], Awaitable[Connection]], observer: Connection
 ) -> None:
     async with open_pool(connect, max_size=1) as pool:
@@ -283,7 +283,7 @@ async def test_killed_while_lent_it_is_replaced(
             assert await is_idle(connection)
 
 
-async def test_it_survives_a_restart_of_the_server(own_server: EmbeddedServer) -> None:
+async def test_a_pool_survives_a_restart_of_the_server(own_server: EmbeddedServer) -> None:
     async with open_pool(
         lambda: TrioConnection.connect(own_server.dsn, autocommit=True), min_size=2
     ) as pool:
@@ -294,7 +294,7 @@ async def test_it_survives_a_restart_of_the_server(own_server: EmbeddedServer) -
         assert pool.statistics().broken == 2
 
 
-async def test_the_surplus_is_closed_when_it_was_not_used(
+async def test_surplus_connections_are_closed_when_they_were_not_used(
     connect: Callable[[], Awaitable[Connection]], mock_clock: trio.testing.MockClock
 ) -> None:
     async with open_pool(connect, min_size=1, max_size=3, max_idle=10) as pool:
@@ -346,7 +346,7 @@ async def test_an_idle_pool_waits_until_something_expires(
         trio.lowlevel.remove_instrument(steps)
 
 
-async def test_closed_it_lends_nothing(
+async def test_a_closed_pool_lends_nothing(
     connect: Callable[[], Awaitable[Connection]], observer: Connection
 ) -> None:
     refused = 0
@@ -422,7 +422,7 @@ async def test_closed_while_tasks_wait_for_what_cannot_be_opened(
 # Filling
 
 
-async def test_it_is_filled_at_once_and_not_one_after_the_other(gate: Gate) -> None:
+async def test_the_connections_of_a_pool_are_opened_at_once(gate: Gate) -> None:
     async with trio.open_nursery() as nursery:
 
         async def live() -> None:
@@ -435,7 +435,7 @@ async def test_it_is_filled_at_once_and_not_one_after_the_other(gate: Gate) -> N
         gate.opened.set()
 
 
-async def test_with_less_than_the_minimum_it_begins(open_gate: Gate) -> None:
+async def test_a_pool_begins_with_less_than_the_minimum(open_gate: Gate) -> None:
     open_gate.limit = 1
     async with open_pool(open_gate.connect, min_size=3) as pool, pool.connection() as connection:
         assert await is_idle(connection)
@@ -572,7 +572,7 @@ async def test_when_the_last_one_is_gone_and_none_can_be_opened_all_waiting_borr
         )
 
 
-async def test_after_a_while_it_tries_again_to_open_one(
+async def test_a_pool_tries_again_to_open_a_connection_after_a_while(
     open_gate: Gate, mock_clock: trio.testing.MockClock
 ) -> None:
     async def borrow() -> None:
@@ -649,7 +649,7 @@ async def test_what_could_not_be_opened_is_the_error_at_the_timeout(
         assert pool.statistics() == attrs.evolve(pool.statistics(), in_use=0, waiting=0, timeouts=1)
 
 
-async def test_without_any_connection_it_tries_again_with_growing_pauses(
+async def test_a_pool_without_connections_tries_again_with_growing_pauses(
     dsn: str, mock_clock: trio.testing.MockClock
 ) -> None:
     async def connect() -> Connection:
@@ -668,7 +668,7 @@ async def test_without_any_connection_it_tries_again_with_growing_pauses(
     assert pauses[0] > 0
 
 
-async def test_without_any_connection_it_gives_up_after_the_timeout(
+async def test_a_pool_without_connections_gives_up_after_the_timeout(
     open_gate: Gate, autojump_clock: trio.testing.MockClock
 ) -> None:
     open_gate.fails = True
@@ -695,7 +695,7 @@ async def test_what_does_not_pass_is_not_tried_again(open_gate: Gate) -> None:
         assert pool.statistics() == attrs.evolve(pool.statistics(), in_use=0, withheld=0, errors=1)
 
 
-async def test_it_grows_when_it_is_asked_to(open_gate: Gate) -> None:
+async def test_a_pool_grows_on_request(open_gate: Gate) -> None:
     open_gate.limit = 3
     async with open_pool(open_gate.connect, max_size=4) as pool:
         async with pool.connection():
@@ -711,7 +711,7 @@ async def test_it_grows_when_it_is_asked_to(open_gate: Gate) -> None:
             assert not await pool.grow(4)
 
 
-async def test_without_any_connection_it_does_not_grow_but_raises(open_gate: Gate) -> None:
+async def test_a_pool_without_connections_does_not_grow_but_raises(open_gate: Gate) -> None:
     async with open_pool(open_gate.connect, min_size=0) as pool:
         open_gate.fails = True
         with pytest.raises(psycopg.OperationalError, match="no luck"):
@@ -746,9 +746,7 @@ async def test_a_connection_that_is_too_old_is_replaced(
 # Resetting
 
 
-async def test_what_a_borrower_sets_comes_to_nothing(
-    dsn: str, new_role: Callable[..., str]
-) -> None:
+async def test_the_settings_of_a_borrower_are_reset(dsn: str, new_role: Callable[..., str]) -> None:
     async def connect() -> Connection:
         connection = await TrioConnection.connect(dsn, autocommit=True, options="-c work_mem=1MB")
         connection.adapters.register_loader("int4", TextLoader)
@@ -1002,7 +1000,7 @@ async def test_sizes_that_make_no_sense(
             pytest.fail("there is no pool")
 
 
-def test_it_is_generic_in_the_type_of_its_rows() -> None:
+def test_a_pool_is_generic_in_the_type_of_its_rows() -> None:
     program = """
 from typing import Any, assert_type
 from psycopg.rows import TupleRow, dict_row

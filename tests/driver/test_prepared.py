@@ -14,7 +14,7 @@ from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin.driver._prepared import Prepared, Statement
 
 
-async def test_it_is_prepared_once_and_gives_rows(connection: Connection) -> None:
+async def test_a_statement_is_prepared_once_and_gives_rows(connection: Connection) -> None:
     for n in (b"1", b"22", None):
         rows = await connection.run_prepared(b"select $1::int * 2, $2", [n, "ü".encode()])
         assert rows.load(0, 1) == [(None if n is None else 2 * int(n), "ü")]
@@ -62,7 +62,9 @@ async def test_what_was_discarded_is_prepared_again(connection: Connection) -> N
         await connection.execute(command.encode())
 
 
-async def test_where_nothing_stays_prepared_it_gives_up_preparing(connection: Connection) -> None:
+async def test_a_connection_where_nothing_stays_prepared_gives_up_preparing(
+    connection: Connection,
+) -> None:
     """A pooler that runs each transaction on another connection has this effect."""
     prepared = "select count(*) from pg_prepared_statements where left(name, 7) = '_tocsin'"
     for _ in range(Prepared.GIVE_UP):
@@ -74,7 +76,9 @@ async def test_where_nothing_stays_prepared_it_gives_up_preparing(connection: Co
     assert await value(connection, prepared) == 0
 
 
-async def test_cancelled_at_every_checkpoint_it_can_be_run_again(connection: Connection) -> None:
+async def test_a_statement_cancelled_at_every_checkpoint_can_be_run_again(
+    connection: Connection,
+) -> None:
     statements = count()
     statement = b""
 
@@ -90,7 +94,7 @@ async def test_cancelled_at_every_checkpoint_it_can_be_run_again(connection: Con
     assert await cancel_sweep(run, check)
 
 
-async def test_cancelled_while_it_runs_it_is_cancelled_on_the_server(
+async def test_a_statement_cancelled_while_it_runs_is_cancelled_on_the_server(
     connection: Connection, observer: Connection
 ) -> None:
     async with trio.open_nursery() as nursery:

@@ -138,7 +138,7 @@ async def test_a_client_that_cannot_send_is_silent(dsn: str) -> None:
                     network.silence(1)
 
 
-async def test_when_nothing_answers_it_is_given_up_and_terminated_later(
+async def test_a_connection_that_nothing_answers_is_given_up_and_terminated_later(
     dsn: str, observer: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tocsin.driver._watch.PATIENCE", 0.2)

@@ -43,7 +43,9 @@ async def fill(dsn: str) -> None:
             )
 
 
-async def test_while_it_is_full_heartbeats_bring_the_messages(small_dsn: str) -> None:
+async def test_while_the_notification_queue_is_full_heartbeats_bring_the_messages(
+    small_dsn: str,
+) -> None:
     handled = Handled()
     async with tocsin.connect(small_dsn, heartbeat=0.2) as store:
         async with (
@@ -87,7 +89,9 @@ async def test_while_it_is_full_heartbeats_bring_the_messages(small_dsn: str) ->
             assert store.statistics().notifications > rings
 
 
-async def test_an_enqueue_that_fails_for_it_at_its_commit_is_sent_again(small_dsn: str) -> None:
+async def test_an_enqueue_that_fails_for_a_full_queue_at_its_commit_is_sent_again(
+    small_dsn: str,
+) -> None:
     """Other sessions filled it after the function had asked."""
     await query(
         small_dsn,

@@ -99,7 +99,7 @@ async def test_a_locked_message_keeps_no_other_lease_from_being_extended(
     assert run.suspended.handled == 2
 
 
-async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(
+async def test_a_run_that_ends_leaves_locked_messages_and_requeues_the_rest(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.ensure("q", vt=3600)
@@ -133,7 +133,9 @@ async def test_a_run_that_ends_leaves_what_is_locked_and_gives_the_rest_back(
     assert rows == [(first, "ready", 0), (second, "ready", 0)]
 
 
-async def test_by_hand_it_is_waited_for(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_settlement_by_hand_waits_for_a_locked_row(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.ensure("q", vt=3600)
     message_id = await store.produce("q", 1)
     with trio.fail_after(PATIENCE):

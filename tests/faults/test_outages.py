@@ -96,7 +96,7 @@ async def test_running_handlers_survive_a_restart_and_settle(
         assert len(run.handled.messages) == 3
 
 
-async def test_producers_are_told_and_go_on_after_it(
+async def test_producers_raise_during_an_outage_and_continue_after_it(
     mortal: tocsin.Store, own_server: EmbeddedServer
 ) -> None:
     async with mortal.producer("q") as producer:

@@ -247,7 +247,7 @@ async def test_a_run_is_interrupted_by_another_session(pooled: tocsin.Store) -> 
 # Sessions
 
 
-async def test_it_is_really_another_session_each_time(dsn: str, through: Through) -> None:
+async def test_each_statement_runs_in_another_session(dsn: str, through: Through) -> None:
     async with tocsin.connect(through(dsn)) as store:
         sessions = set()
         for _ in range(poolers.SESSIONS):
@@ -276,7 +276,7 @@ async def test_a_lent_connection_repeats_statements_as_often_as_it_likes(
                     ).fetchall() == [(n + 1,)]
 
 
-async def test_without_listen_dsn_it_says_so_once_and_lives_by_its_heartbeat(
+async def test_a_process_without_listen_dsn_warns_once_and_lives_by_its_heartbeat(
     store_dsn: str,
     through: Through,
     caplog: pytest.LogCaptureFixture,

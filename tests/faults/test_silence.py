@@ -213,7 +213,7 @@ async def test_a_pool_connection_that_is_dropped_in_silence(store_dsn: str) -> N
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_producer_on_a_silent_connection_is_told_and_goes_on(store_dsn: str) -> None:
+async def test_a_producer_on_a_silent_connection_raises_and_continues(store_dsn: str) -> None:
     with trio.fail_after(PATIENCE):
         async with proxy.running(store_dsn) as network, tocsin.connect(network.dsn()) as store:
             await store.queues.ensure("q")

@@ -1,4 +1,4 @@
-"""How many messages a run claims ahead of its handlers."""
+"""How many messages a run prefetches for its handlers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a consumer claims ahead of its handlers, and when it returns it to the queue."""
+"""How many messages a run prefetches, and when it requeues them."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ async def test_a_lent_connection_that_its_user_leaves_idle_is_no_failure_of_the_
     assert store.statistics().failing_for is None
 
 
-async def test_an_idle_process_whose_pool_failed_once_is_well_again(store_dsn: str) -> None:
+async def test_an_idle_process_whose_pool_failed_once_recovers(store_dsn: str) -> None:
     async with tocsin.connect(store_dsn, heartbeat=0.2) as store:
         await store.queues.create("q")
         async with store.consumer("q"), open_connection(store_dsn) as other:

@@ -32,8 +32,8 @@ HERE = (
 TIMES_RUN = f"(select coalesce(sum(calls), 0)::int from {HERE} and query like '%maintain()')"
 
 
-async def beats(*stores: tocsin.Store, more: int = 3) -> None:
-    """Wait for some more heartbeats of each of these."""
+async def until_heartbeats(*stores: tocsin.Store, more: int = 3) -> None:
+    """Wait until each of these stores has sent this many more heartbeats."""
     before = [s.statistics().heartbeats for s in stores]
     await until(
         lambda: all(
@@ -57,7 +57,9 @@ def dead_letter(queue_id: int, minutes_ago: int) -> str:
     )
 
 
-async def test_two_at_once_one_does_it(store: tocsin.Store, store_dsn: str) -> None:
+async def test_of_two_sessions_at_once_one_does_the_maintenance(
+    store: tocsin.Store, store_dsn: str
+) -> None:
     await store.queues.create("q")
     async with open_connection(store_dsn) as connection, connection.transaction():
         cursor = await connection.execute(
@@ -75,7 +77,7 @@ async def put_off(dsn: str) -> None:
     await query(dsn, "update tocsin.maintenance set due_at = tocsin._clock() + interval '1 minute'")
 
 
-async def test_a_consumers_process_does_it_once_a_minute_and_no_other_process_at_that_time(
+async def test_one_process_with_a_consumer_does_the_maintenance_once_a_minute(
     dsn_of_quiet_store: str,
 ) -> None:
     dsn = dsn_of_quiet_store
@@ -91,21 +93,23 @@ async def test_a_consumers_process_does_it_once_a_minute_and_no_other_process_at
             await query(dsn, "select pg_stat_statements_reset()")
             for minute in (1, 2, 3):
                 await move_clock(dsn, minute * 70)
-                await beats(one, two)
+                await until_heartbeats(one, two)
                 await until_true(dsn, f"{TIMES_RUN} >= {minute}")
-                await beats(one, two)
+                await until_heartbeats(one, two)
                 assert await query(dsn, f"select {TIMES_RUN}") == [(minute,)]
 
 
-async def test_no_statement_but_the_heartbeat_until_it_is_due(dsn_of_quiet_store: str) -> None:
+async def test_the_heartbeat_is_the_only_statement_until_maintenance_is_due(
+    dsn_of_quiet_store: str,
+) -> None:
     async with tocsin.connect(dsn_of_quiet_store, heartbeat=0.05) as store:
         await store.queues.create("q")
         async with store.consumer("q") as consumer, running(consumer):
             await until_idle(store)
-            await beats(store)
+            await until_heartbeats(store)
             await put_off(dsn_of_quiet_store)
             await query(dsn_of_quiet_store, "select pg_stat_statements_reset()")
-            await beats(store, more=10)
+            await until_heartbeats(store, more=10)
             ran = await query(dsn_of_quiet_store, f"select query from {HERE}")
             assert [
                 text
@@ -114,13 +118,13 @@ async def test_no_statement_but_the_heartbeat_until_it_is_due(dsn_of_quiet_store
             ] == []
 
 
-async def test_a_process_that_only_produces_leaves_it_to_processes_with_consumers(
+async def test_a_process_that_only_produces_does_no_maintenance(
     lively: tocsin.Store, store_dsn: str
 ) -> None:
     await lively.queues.create("q")
     async with lively.producer("q"):
         await move_clock(store_dsn, DAY)
-        await beats(lively)
+        await until_heartbeats(lively)
         assert await query(
             store_dsn, "select due_at < tocsin._clock() from tocsin.maintenance"
         ) == [(True,)]
@@ -132,7 +136,7 @@ async def test_a_process_that_only_produces_leaves_it_to_processes_with_consumer
             await until_true(store_dsn, "count(*) = 2 from tocsin._archive_partitions()")
 
 
-async def test_it_says_what_it_has_done(
+async def test_maintenance_reports_what_it_has_done(
     lively: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "tocsin")
@@ -169,7 +173,7 @@ async def test_a_failing_maintenance_ends_no_consumer_is_reported_once_and_tried
     assert failures() == [logging.WARNING, logging.DEBUG]
 
 
-async def test_maintenance_that_another_session_does_says_nothing_of_a_failure(
+async def test_maintenance_by_another_session_does_not_end_a_reported_failure(
     store: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "tocsin")
@@ -276,7 +280,7 @@ async def test_a_part_that_fails_stops_no_other(store: tocsin.Store, store_dsn: 
     assert await store.maintain() == tocsin.MaintenanceResult(elected=True, dead_letters_purged=1)
 
 
-async def test_where_ddl_is_refused_the_archive_goes_on_without_partitions(
+async def test_where_ddl_is_refused_archiving_continues_without_partitions(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     queue = await store.queues.create("q", dead_letter_retention=60, retention=HOUR)
@@ -318,7 +322,7 @@ async def test_where_ddl_is_refused_the_archive_goes_on_without_partitions(
     await query(store_dsn, "drop event trigger no_ddl")
 
 
-async def test_a_problem_is_logged_once_and_the_process_goes_on(
+async def test_a_problem_is_logged_once_and_the_process_continues(
     lively: tocsin.Store, store_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue = await lively.queues.create("q", dead_letter_retention=60)
@@ -340,7 +344,7 @@ async def test_a_problem_is_logged_once_and_the_process_goes_on(
                 await query(store_dsn, "update tocsin.maintenance set due_at = '-infinity'")
                 await until_true(store_dsn, "due_at > now() from tocsin.maintenance")
                 assert len((await next_event(ended)).result.problems) == 1
-                await beats(lively, more=minute)
+                await until_heartbeats(lively, more=minute)
     assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
         "a part of the maintenance failed and will be tried again: expired dead letters are not"
         " deleted: kept"
@@ -471,7 +475,7 @@ async def test_maintenance_that_was_put_off_by_a_clock_ahead_is_due(
     async with lively.consumer("q"):
         # A heartbeat through the pool is cancelled when the LISTEN connection is up,
         # and its answer is lost.
-        await beats(lively)
+        await until_heartbeats(lively)
         await query(store_dsn, "update tocsin.maintenance set due_at = now() + interval '1 year'")
         await until_true(
             store_dsn,
@@ -502,7 +506,7 @@ async def test_with_triggers_off_a_queue_archives_and_messages_are_found_by_the_
         run.cancel()
 
 
-async def test_a_queue_that_the_archive_was_not_told_of_is_noted_by_maintenance(
+async def test_maintenance_registers_a_queue_that_the_archive_does_not_know(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     await store.queues.create("q")

@@ -411,7 +411,7 @@ async def _ring(dsn: str, holder: TrioConnection[Any], alive: list[bool]) -> lis
     return ids
 
 
-async def test_a_heartbeat_declares_dead_and_checks_the_next_eight_and_all_are_some_heartbeats(
+async def test_a_heartbeat_reaps_the_dead_up_to_the_next_eight_living_and_all_are_some_heartbeats(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     async with open_connection(store_dsn) as holder:
@@ -630,7 +630,7 @@ async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, stor
     assert ended.reason == "its registration has ended"
 
 
-async def test_killed_and_restarted_alone_under_the_same_name(store_dsn: str) -> None:
+async def test_a_killed_process_that_restarts_alone_takes_its_name_over(store_dsn: str) -> None:
     """No other process is there to notice the death; the process that registers the
     name does."""
     await query(store_dsn, "insert into tocsin.uptime (since) values (now() - interval '1 hour')")
@@ -647,7 +647,7 @@ async def test_killed_and_restarted_alone_under_the_same_name(store_dsn: str) ->
         assert await second.words("handling") == message
 
 
-async def test_stopped_process_that_comes_back_is_fenced(
+async def test_a_frozen_process_that_continues_is_fenced(
     store: tocsin.Store, store_dsn: str
 ) -> None:
     """A process after SIGSTOP is like one whose loop is blocked: its connection lives,
@@ -668,7 +668,7 @@ async def test_stopped_process_that_comes_back_is_fenced(
     assert await query(store_dsn, "select read_ct from tocsin.archive") == [(2,)]
 
 
-async def test_cancelled_registration_is_cleared_away(store: tocsin.Store, store_dsn: str) -> None:
+async def test_a_cancelled_registration_is_stopped(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     async with store.producer("q", name="other"):
         (process_id,) = (await query(store_dsn, "select id from tocsin.processes"))[0]
@@ -772,7 +772,9 @@ async def test_a_notification_that_any_role_may_send_ends_no_process(
         await message.archive()
 
 
-async def test_a_process_cannot_say_that_it_beats_once_in_a_thousand_years(store_dsn: str) -> None:
+async def test_a_process_cannot_register_with_a_heartbeat_interval_of_a_thousand_years(
+    store_dsn: str,
+) -> None:
     for every in ("200000 years", "61 min", "0 s", "-1 s"):
         with pytest.raises(psycopg.Error, match="at most an hour"):
             await query(store_dsn, "select tocsin.register_process('h', 1, 'v', %s)", every)

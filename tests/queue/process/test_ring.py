@@ -104,14 +104,14 @@ def end_waiting(session: Connection, *queues: int) -> None:
     session.execute("select tocsin.end_waiting(%s)", [list(queues)])
 
 
-def test_without_a_waiting_consumer_none_is_rung_for(sessions: Sessions) -> None:
+def test_without_a_waiting_consumer_no_queue_is_rung_for(sessions: Sessions) -> None:
     _, heard = sessions.listener()
     insert(sessions.open(), sessions.q)
     sessions.open().execute("select tocsin.enqueue('q', '1'), tocsin.enqueue_many('r', '[1, 2]')")
     assert heard() == []
 
 
-def test_a_waiting_session_is_rung_for_until_it_wakes(sessions: Sessions) -> None:
+def test_a_waiting_session_is_rung_for_until_its_wait_ends(sessions: Sessions) -> None:
     listener, heard = sessions.listener()
     assert begin_waiting(listener, sessions.q, sessions.r) == []
     insert(sessions.open(), sessions.q, sessions.r)

@@ -233,7 +233,7 @@ async def test_a_producer_returns_when_the_message_is_durable(
             assert fetch_one(session, "select max(id) from tocsin.messages") == message_id
 
 
-async def test_it_rings_first_when_a_consumer_waited_the_last_time(
+async def test_a_producer_rings_early_when_a_consumer_waited_the_last_time(
     store: tocsin.Store, store_dsn: str, session: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session.execute(
@@ -312,7 +312,7 @@ async def test_a_message_is_refused_as_without_an_early_ring(
     assert (statistics.opened, statistics.broken, statistics.in_use) == (1, 0, 0)
 
 
-async def test_cancelled_at_every_checkpoint_it_is_enqueued_or_not_and_the_connection_usable(
+async def test_an_enqueue_cancelled_at_every_checkpoint_is_atomic_and_its_connection_usable(
     producing: Producing, store: tocsin.Store, store_dsn: str, listening: Connection
 ) -> None:
     async def enqueue() -> None:
