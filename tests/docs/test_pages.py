@@ -102,12 +102,24 @@ def test_files_that_the_docs_name_exist() -> None:
 
 def test_the_page_of_the_architecture_has_the_layers_that_are_checked() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
-        layers, _ = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+        layers, *_ = tomllib.load(file)["tool"]["importlinter"]["contracts"]
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`tocsin.*?) \|", page, re.MULTILINE)
     assert [row.replace("`", "").split(", ") for row in rows] == [
         layer.split(" | ") for layer in layers["layers"]
     ]
+
+
+def test_the_page_of_the_architecture_names_each_module_of_the_queue() -> None:
+    source = ROOT / "src" / "tocsin"
+    modules = {
+        str(path.relative_to(source))
+        for path in (source / "_queue").rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert modules
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert modules - set(re.findall(r"`([\w/]+\.py)`", page)) == set()
 
 
 def test_the_bench_commands_of_the_pages_are_understood() -> None:
