@@ -1,10 +1,11 @@
-"""Enqueueing on a connection of the caller's, in the caller's transaction.
+"""Enqueueing on a connection, in the transaction of that connection.
 
 The connection is one of psycopg's: blocking, or async with any event loop. Neither a
 store nor trio is needed, so this also serves plain scripts, web frameworks and programs
-on asyncio. A `Producer` that is given a connection comes here too. The connection stays
-as it is: its cursor and row factories do not count, and the caller decides whether and
-when to commit.
+on asyncio. A `Producer` that is given a connection comes here too, and so does each of
+its batches without one, on a connection of the pool. The connection stays as it is: its
+cursor and row factories do not count, and the caller decides whether and when to
+commit. A connection of the pool commits by itself.
 
 A single message is one statement, without a savepoint: refused by the database, it
 leaves the transaction failed, as any statement does. A batch has a savepoint, because
