@@ -103,7 +103,7 @@ async def execute(
     """Run one statement on a new connection, and return its rows.
 
     Cancellation:
-        The statement has had its effect or not.
+        Atomic.
     """
     connection: TrioConnection[Any] = await TrioConnection.connect(dsn, autocommit=True)
     try:

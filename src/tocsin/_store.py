@@ -100,7 +100,7 @@ class Store:
             TocsinError: The schema holds something else.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         wanted = Roles() if roles is True else roles or None
         async with self._database.connection() as connection:
@@ -118,7 +118,7 @@ class Store:
             SchemaBusy: A session has a table locked for itself for half a minute.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         async with self._database.connection() as connection:
             return await verify(connection, self._database.schema)
@@ -131,7 +131,7 @@ class Store:
             SchemaBusy: Transactions that use the schema do not end.
 
         Cancellation:
-            The schema is dropped or not.
+            Atomic.
         """
         async with self._database.connection() as connection:
             await install.uninstall(connection, self._database.schema)
@@ -233,7 +233,7 @@ class Store:
             TocsinError: What `Producer.enqueue` raises.
 
         Cancellation:
-            The message is enqueued or not.
+            Atomic.
         """
         return await self._enqueuer(queue).enqueue(payload, **options)
 
@@ -253,7 +253,7 @@ class Store:
             TocsinError: What `Producer.enqueue_many` raises.
 
         Cancellation:
-            All are enqueued, or none.
+            Atomic.
         """
         return await self._enqueuer(queue).enqueue_many(payloads, connection=connection, **options)
 
@@ -298,7 +298,7 @@ class Store:
             ConnectionLost: The database did not answer.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         return await count_store(self._database)
 

@@ -105,7 +105,7 @@ async def opened(
     """Open a connection for the block.
 
     Cancellation:
-        Closes the connection.
+        The connection is closed.
     """
     connection = await connect()
     try:

@@ -46,7 +46,7 @@ async def fetch_value(
         TypeError: trio cannot drive the connection.
 
     Cancellation:
-        The statement has failed or taken effect within the transaction.
+        Atomic.
     """
     if isinstance(connection, psycopg.Connection):
         return await run_blocking(
@@ -97,7 +97,7 @@ async def call_async(
     """Run a statement as `call` does, on a connection that trio drives.
 
     Cancellation:
-        The statement has failed or taken effect.
+        Atomic.
     """
     with raising_ours(connection, schema):
         return await fetch_async(connection, schema.render(statement), parameters)
@@ -120,7 +120,7 @@ async def fetch_async(connection: Async, statement: str, parameters: Sequence[ob
     """Run a statement as `fetch` does, on a connection that trio drives.
 
     Cancellation:
-        The statement has failed or taken effect.
+        Atomic.
     """
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
     (value,) = await (

@@ -35,7 +35,7 @@ async def read_catalog(connection: psycopg.AsyncConnection[Any], schema: Schema)
     thing are one definition, with the names of the roles.
 
     Cancellation:
-        Nothing has changed.
+        Changes nothing.
     """
     path = sql.SQL("set local search_path = pg_catalog, {}, pg_temp").format(
         sql.Identifier(schema.name)

@@ -143,7 +143,7 @@ class Database:
             TocsinError: The database refuses the statement, or is not available.
 
         Cancellation:
-            Atomic: the statement is cancelled, or has taken effect.
+            Atomic.
         """
         if on is not None:
             try:
@@ -175,7 +175,7 @@ class Database:
             TocsinError: The database refuses the statement, or is not available.
 
         Cancellation:
-            The statement has taken effect or not.
+            Atomic.
         """
         answers: list[list[Row]] = []
         failures: list[Exception] = []

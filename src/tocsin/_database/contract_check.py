@@ -59,7 +59,7 @@ class ContractCheck:
             ConnectionLost: The database did not answer.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         self._is_served = False
         try:

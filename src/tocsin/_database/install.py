@@ -42,7 +42,7 @@ async def installed(connection: psycopg.AsyncConnection[Any], schema: Schema) ->
         SchemaMissing: Tocsin is not installed.
 
     Cancellation:
-        Nothing has changed.
+        Changes nothing.
     """
     try:
         cursor = await connection.execute(schema.render(READ_CONTRACT).encode())
@@ -63,7 +63,7 @@ async def check(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Non
         SchemaNewer: The schema is newer, and does not serve this version.
 
     Cancellation:
-        Nothing has changed.
+        Changes nothing.
     """
     found = await installed(connection, schema)
     if not found.serves_us():
@@ -120,7 +120,7 @@ async def install(
         TocsinError: The schema holds something else.
 
     Cancellation:
-        Nothing has changed.
+        Changes nothing.
     """
     try:
         if (await installed(connection, schema)).serves_us() and roles is None:
@@ -300,7 +300,7 @@ async def uninstall(connection: psycopg.AsyncConnection[Any], schema: Schema) ->
         SchemaBusy: Transactions that use the schema do not end.
 
     Cancellation:
-        Nothing has changed.
+        Changes nothing.
     """
 
     async def drop() -> None:

@@ -73,7 +73,7 @@ async def set_up(connection: TrioConnection[Any]) -> None:
         ConfigError: A pooler in between ignores the encoding.
 
     Cancellation:
-        Atomic: the session is set up or not.
+        Atomic.
     """
     await connection.apply_settings(SETTINGS)
     if not connection.has_own_session:
@@ -102,7 +102,7 @@ async def lend(connection: TrioConnection[Any]) -> None:
         psycopg.Error: The connection is lost.
 
     Cancellation:
-        Atomic: the limits count or they do not.
+        Atomic.
     """
     limits = [name for name in USERS_LIMITS if connection.settings_before.get(name, "0") != "0"]
     if limits:
@@ -121,7 +121,7 @@ async def reset(connection: TrioConnection[Any]) -> None:
         psycopg.Error: The session cannot be reset, or the connection is lost.
 
     Cancellation:
-        Atomic: all of it is undone or nothing.
+        Atomic.
     """
     if connection.has_own_session:
         await connection.reset_session()

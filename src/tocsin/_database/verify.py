@@ -63,7 +63,7 @@ async def verify(
         SchemaBusy: A session has a table locked for itself for half a minute.
 
     Cancellation:
-        Nothing has changed.
+        Changes nothing.
     """
     try:
         return await _compare(connection, schema)

@@ -112,7 +112,7 @@ class Tables:
         """Compare what was enqueued with what was done.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         cursor = await self._connection.execute(_CHECK)
         (row,) = await cursor.fetchall()
@@ -122,7 +122,7 @@ class Tables:
         """Return how many messages of a queue each consumer, by name, had in the end.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         cursor = await self._connection.execute(_HANDLED, [queue])
         return dict(await cursor.fetchall())

@@ -62,7 +62,7 @@ class Progress:
         """Wait until this many files are finished, or the demo has stalled.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         await trio.lowlevel.checkpoint()
         while self.finished.total() < count:
@@ -76,7 +76,7 @@ async def enqueue(store: Store, paths: Sequence[str]) -> None:
     """Enqueue a message for each file, and note the files in the demo's table.
 
     Cancellation:
-        Atomic: both have happened or neither.
+        Atomic.
     """
     await store.queues.ensure(QUEUE, max_deliveries=_MAX_DELIVERIES, retry_base=0.05)
     async with store.producer(QUEUE, name="demo") as producer, store.transaction() as connection:

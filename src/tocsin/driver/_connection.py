@@ -105,7 +105,7 @@ class TrioConnection(DrivenConnection[Row]):
             psycopg.Error: What the server says of it.
 
         Cancellation:
-            The statement has taken effect as a whole or not at all.
+            Atomic.
         """
         async with self.lock:
             return Rows(await self.wait(self._without_cursor.run(statement, parameters)), self)
@@ -181,7 +181,7 @@ class TrioConnection(DrivenConnection[Row]):
             psycopg.Error: The server refuses a value, or the connection is lost.
 
         Cancellation:
-            All settings are applied or none.
+            Atomic.
         """
         await self._session.apply(self, settings)
 
@@ -196,7 +196,7 @@ class TrioConnection(DrivenConnection[Row]):
             psycopg.Error: The session cannot be reset, or the connection is lost.
 
         Cancellation:
-            All of it is undone or nothing.
+            Atomic.
         """
         async with self.lock:
             await self.wait(self._session.reset(self.pgconn))
