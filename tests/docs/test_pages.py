@@ -100,14 +100,16 @@ def test_files_that_the_docs_name_exist() -> None:
             assert (ROOT / name).exists(), (page.name, name)
 
 
-def test_the_page_of_the_architecture_has_the_layers_that_are_checked() -> None:
+def test_the_page_of_the_architecture_has_the_contracts_that_are_checked() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
-        layers, *_ = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+        layers, _, private = tomllib.load(file)["tool"]["importlinter"]["contracts"]
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`tocsin.*?) \|", page, re.MULTILINE)
     assert [row.replace("`", "").split(", ") for row in rows] == [
         layer.split(" | ") for layer in layers["layers"]
     ]
+    (users,) = re.findall(r"^Of the other packages, only (.*) import private", page, re.MULTILINE)
+    assert ["tocsin.driver", *re.findall(r"`(.*?)`", users)] == private["allowed_importers"]
 
 
 def test_the_page_of_the_architecture_names_each_module_of_the_queue() -> None:
