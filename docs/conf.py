@@ -41,7 +41,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(KeyboardInterrupt|[A-Z]\w*Error|TypedDict|StrEnum|str|ValueError)"),
     (
         r"py:class",
-        r"tocsin\.driver\.pool\.Loan|optional|.*\btypes\..*|AbstractContextManager|.*\.EventT",
+        r"optional|.*\btypes\..*|AbstractContextManager|.*\.EventT",
     ),
 ]
 

@@ -85,7 +85,7 @@ async def connect(
     grace = Grace()
     hosts = Hosts()
     watch = Watch(partial(open_unwatched, chosen.dsn or "", hosts))
-    line_watch = (
+    listen_watch = (
         watch
         if chosen.listen_dsn is None
         else Watch(partial(open_unwatched, chosen.listen_dsn, hosts))
@@ -94,9 +94,9 @@ async def connect(
     async def open_pooled() -> Connection:
         return await open_watched(chosen.dsn or "", hosts, address, grace, watch)
 
-    async def open_line() -> Connection:
+    async def open_listen_connection() -> Connection:
         return await open_watched(
-            chosen.listen_dsn or chosen.dsn or "", hosts, listen_address, grace, line_watch
+            chosen.listen_dsn or chosen.dsn or "", hosts, listen_address, grace, listen_watch
         )
 
     async with open_pool(
@@ -111,16 +111,18 @@ async def connect(
             pool, Schema(chosen.schema), address, grace, watch, open_pooled, telemetry.events
         )
         maintenance = Maintenance(database, telemetry.events)
-        process = Process(database, open_line, chosen.heartbeat, maintenance.request, telemetry)
+        process = Process(
+            database, open_listen_connection, chosen.heartbeat, maintenance.request, telemetry
+        )
         async with open_nursery_bare() as nursery:
             nursery.start_soon(watch.run)
-            if line_watch is not watch:
-                nursery.start_soon(line_watch.run)
+            if listen_watch is not watch:
+                nursery.start_soon(listen_watch.run)
             nursery.start_soon(process.run, name="tocsin: registration, LISTEN and heartbeat")
             nursery.start_soon(maintenance.run, name="tocsin: maintenance")
             batcher = EnqueueBatcher(database, nursery)
             try:
-                yield Store(database, process, batcher, {watch, line_watch}, telemetry)
+                yield Store(database, process, batcher, {watch, listen_watch}, telemetry)
             finally:
                 batcher.close()
                 telemetry.events.close()

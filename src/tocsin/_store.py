@@ -262,7 +262,7 @@ class Store:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """Lend a connection in a transaction.
+        """Check out a connection in a transaction.
 
         It is for your own statements, and for ``connection=`` of `Producer.enqueue`.
         The transaction commits at the end of the block, and rolls back when the block
@@ -281,10 +281,10 @@ class Store:
         """
         async with (
             self._transactions,
-            self._database.connection(lent=True) as connection,
+            self._database.connection(for_user=True) as connection,
             connection.transaction(),
         ):
-            await session.lend(connection)
+            await session.apply_users_limits(connection)
             yield connection
 
     async def stats(self) -> StoreStats:

@@ -1,4 +1,4 @@
-"""What a store does with its connections: it lends them, has fewer than it would like,
+"""What a store does with its connections: it hands them out, has fewer than it needs,
 and takes them back in order."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def test_handlers_enqueue_with_fewer_connections_than_the_pool_may_have(
 
 
 async def test_a_connection_is_left_apart_from_the_transactions(limited_dsn: str) -> None:
-    """Of the two that the pool can have, only one is lent to a transaction, in which a
+    """Of the two that the pool can have, only one is for transactions, in which a
     handler enqueues by the other."""
 
     async def handle(message: tocsin.Message) -> None:
@@ -213,7 +213,7 @@ async def test_what_the_user_of_a_transaction_sets_is_met_by_no_other_borrower(
             )
             return await cursor.fetchall()
 
-    role = new_role("borrower")
+    role = new_role("limited")
     async with tocsin.connect(store_dsn) as store:
         await store.queues.ensure("q")
         before = await describe()

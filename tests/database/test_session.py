@@ -115,7 +115,7 @@ async def test_install_where_the_database_names_its_own_tablespace(dsn: str) -> 
 
 
 async def enqueue_on_own(dsn: str, text: str) -> None:
-    """Enqueue this text on connections of each kind, and on a lent one."""
+    """Enqueue this text on connections of each kind."""
     with psycopg.connect(dsn) as blocking:
         blocking.execute("set datestyle = 'SQL, DMY'; set intervalstyle = 'sql_standard'")
         tocsin.enqueue(
@@ -131,12 +131,12 @@ async def enqueue_on_own(dsn: str, text: str) -> None:
     async with await TrioConnection.connect(dsn) as own:
         await tocsin.enqueue_async(own, "q", text)
         await tocsin.enqueue_many_async(own, "q", [text], headers=text)
-    async with tocsin.connect(dsn) as store, store.transaction() as lent:
-        await lent.execute(
+    async with tocsin.connect(dsn) as store, store.transaction() as connection:
+        await connection.execute(
             "select set_config('client_encoding', %s, true)",
             [conninfo_to_dict(dsn)["client_encoding"]],
         )
-        await store.produce("q", text, connection=lent)
+        await store.produce("q", text, connection=connection)
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1252", "SJIS", "UTF8"])

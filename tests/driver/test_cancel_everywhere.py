@@ -223,11 +223,11 @@ async def test_connect(dsn: str, observer: Connection) -> None:
 
 
 async def test_pool(dsn: str, observer: Connection) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         async with pool.connection() as connection:
             await connection.execute("select 1")
 
-    async def borrow_both() -> None:
+    async def check_out_both() -> None:
         async with pool.connection() as connection, pool.connection() as other:
             await connection.execute("begin")
             await other.execute("select 1")
@@ -241,19 +241,19 @@ async def test_pool(dsn: str, observer: Connection) -> None:
             "select count(*) <= 2 from pg_stat_activity where datname = current_database()"
             " and backend_type = 'client backend' and pid <> pg_backend_pid()",
         )
-        await borrow()
+        await check_out()
 
     def connect() -> Awaitable[Connection]:
         return TrioConnection.connect(dsn, autocommit=True)
 
     with trio.fail_after(SAFETY_NET):
-        for operation in (borrow, borrow_both):
+        for operation in (check_out, check_out_both):
             # With no idle connection to begin with, a pool opens one in each run that
             # is cancelled in time.
             async with open_pool(connect, min_size=0, max_size=2) as pool:
                 assert await cancel_sweep(operation, check) >= 3
                 # Both slots are there.
-                await borrow_both()
+                await check_out_both()
         await until_alone(observer)
 
 
@@ -277,15 +277,15 @@ async def test_pool_being_opened_and_closed(dsn: str, observer: Connection) -> N
 
 
 async def test_pool_with_other_tasks_waiting(dsn: str, observer: Connection) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         async with pool.connection() as connection:
             await connection.execute("select pg_sleep(0.001)")
 
     async def crowd() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(borrow)
-            await borrow()
+                nursery.start_soon(check_out)
+            await check_out()
 
     async def check() -> None:
         statistics = pool.statistics()
@@ -308,15 +308,15 @@ async def test_pool_where_the_server_gives_no_more(dsn: str, observer: Connectio
         opened.append(connection := await TrioConnection.connect(dsn, autocommit=True))
         return connection
 
-    async def borrow() -> None:
+    async def check_out() -> None:
         async with pool.connection() as connection:
             await connection.execute("select pg_sleep(0.001)")
 
     async def crowd() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(borrow)
-            await borrow()
+                nursery.start_soon(check_out)
+            await check_out()
 
     async def check() -> None:
         statistics = pool.statistics()

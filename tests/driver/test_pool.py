@@ -1,4 +1,4 @@
-"""The pool lends, bounds, replaces and closes connections."""
+"""The pool checks out, bounds, replaces and closes connections."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_the_minimum_is_there_from_the_start(
     assert (statistics.min_size, statistics.max_size) == (3, 5)
 
 
-async def test_the_connection_used_last_is_lent_first(
+async def test_the_connection_used_last_is_checked_out_first(
     connect: Callable[[], Awaitable[Connection]],
 ) -> None:
     async with open_pool(connect, min_size=3) as pool:
@@ -97,7 +97,7 @@ async def test_the_connection_used_last_is_lent_first(
 
 
 async def test_a_pool_grows_up_to_the_maximum(gate: Gate) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         async with pool.connection():
             await done.wait()
 
@@ -107,7 +107,7 @@ async def test_a_pool_grows_up_to_the_maximum(gate: Gate) -> None:
         trio.open_nursery() as nursery,
     ):
         for _ in range(5):
-            nursery.start_soon(borrow)
+            nursery.start_soon(check_out)
         await trio.testing.wait_all_tasks_blocked()
         # Also while they are being opened there are not more.
         assert gate.asked == 2
@@ -126,16 +126,16 @@ async def test_a_pool_grows_up_to_the_maximum(gate: Gate) -> None:
 async def test_first_come_first_served(connect: Callable[[], Awaitable[Connection]]) -> None:
     order: list[int] = []
 
-    async def borrow(n: int) -> None:
+    async def check_out(n: int) -> None:
         async with pool.connection():
             order.append(n)
 
     async with open_pool(connect, max_size=1) as pool, trio.open_nursery() as nursery:
         async with pool.connection():
             for n in range(5):
-                nursery.start_soon(borrow, n)
+                nursery.start_soon(check_out, n)
                 await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(borrow, 5)
+        nursery.start_soon(check_out, 5)
     assert order == [0, 1, 2, 3, 4, 5]
 
 
@@ -151,12 +151,12 @@ async def test_cancelled_while_waiting(connect: Callable[[], Awaitable[Connectio
             assert await is_idle(connection)
 
 
-async def test_a_failure_to_connect_goes_to_the_borrower_and_not_to_those_behind(
+async def test_a_failure_to_connect_goes_to_the_task_and_not_to_those_behind(
     gate: Gate,
 ) -> None:
     failed = 0
 
-    async def borrow() -> None:
+    async def check_out() -> None:
         nonlocal failed
         try:
             async with pool.connection() as connection:
@@ -170,7 +170,7 @@ async def test_a_failure_to_connect_goes_to_the_borrower_and_not_to_those_behind
     async with open_pool(gate.connect, min_size=0, max_size=1, reconnect_timeout=0) as pool:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(borrow)
+                nursery.start_soon(check_out)
         assert failed == 1
         assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, errors=1)
 
@@ -271,7 +271,7 @@ async def test_a_connection_killed_while_idle_is_replaced(
         assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, broken=2, opened=3)
 
 
-async def test_a_connection_killed_while_lent_is_replaced(
+async def test_a_connection_killed_while_checked_out_is_replaced(
     connect: Callable[[], Awaitable[Connection]], observer: Connection
 ) -> None:
     async with open_pool(connect, max_size=1) as pool:
@@ -351,7 +351,7 @@ async def test_a_closed_pool_lends_nothing(
 ) -> None:
     refused = 0
 
-    async def borrow() -> None:
+    async def check_out() -> None:
         nonlocal refused
         with pytest.raises(PoolClosed):
             async with pool.connection():
@@ -362,12 +362,12 @@ async def test_a_closed_pool_lends_nothing(
         async with AsyncExitStack() as stack:
             async with open_pool(connect, max_size=1) as pool:
                 connection = await stack.enter_async_context(pool.connection())
-                nursery.start_soon(borrow)
+                nursery.start_soon(check_out)
                 await trio.testing.wait_all_tasks_blocked()
-            # What is lent still works, until it comes back.
+            # What is checked out still works, until it is returned.
             assert await is_idle(connection)
         assert connection.closed
-        await borrow()
+        await check_out()
     assert refused == 2
     statistics = pool.statistics()
     assert (statistics.size, statistics.in_use, statistics.waiting) == (0, 0, 0)
@@ -375,7 +375,7 @@ async def test_a_closed_pool_lends_nothing(
 
 
 async def test_closed_while_a_connection_is_being_opened(gate: Gate, observer: Connection) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         with pytest.raises(PoolClosed):
             async with pool.connection():
                 pytest.fail("this is closed")
@@ -383,7 +383,7 @@ async def test_closed_while_a_connection_is_being_opened(gate: Gate, observer: C
     with trio.fail_after(SAFETY_NET):
         async with trio.open_nursery() as nursery:
             async with open_pool(gate.connect, min_size=0) as pool:
-                nursery.start_soon(borrow)
+                nursery.start_soon(check_out)
                 await trio.testing.wait_all_tasks_blocked()
             gate.opened.set()
         assert pool.statistics().size == 0
@@ -393,7 +393,7 @@ async def test_closed_while_a_connection_is_being_opened(gate: Gate, observer: C
 async def test_closed_while_tasks_wait_for_what_cannot_be_opened(
     open_gate: Gate, observer: Connection
 ) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         with pytest.raises(PoolClosed):
             async with pool.connection():
                 pytest.fail("this is closed")
@@ -406,7 +406,7 @@ async def test_closed_while_tasks_wait_for_what_cannot_be_opened(
     ):
         await stack.enter_async_context(pool.connection())
         for _ in range(4):
-            nursery.start_soon(borrow)
+            nursery.start_soon(check_out)
         while pool.statistics() != attrs.evolve(pool.statistics(), waiting=4, withheld=2, in_use=1):
             await trio.lowlevel.checkpoint()
     statistics = pool.statistics()
@@ -469,17 +469,17 @@ async def test_what_does_not_pass_ends_the_start(open_gate: Gate, observer: Conn
 # Waiting and reconnecting
 
 
-async def test_a_borrower_waits_no_longer_than_the_timeout(
+async def test_a_task_waits_no_longer_than_the_timeout(
     connect: Callable[[], Awaitable[Connection]], mock_clock: trio.testing.MockClock
 ) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         with pytest.raises(PoolTimeout, match="within 5 s; 1 of at most 1"):
             async with pool.connection():
                 pytest.fail("there is none")
 
     async with open_pool(connect, max_size=1, timeout=5) as pool:
         async with pool.connection(), trio.open_nursery() as nursery:
-            nursery.start_soon(borrow)
+            nursery.start_soon(check_out)
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(4.9)
             await trio.testing.wait_all_tasks_blocked()
@@ -492,22 +492,22 @@ async def test_a_borrower_waits_no_longer_than_the_timeout(
             assert await is_idle(connection)
 
 
-async def test_where_no_more_can_be_opened_a_borrower_waits_for_one_that_is_lent(
+async def test_where_no_more_can_be_opened_a_task_waits_for_one_that_is_checked_out(
     open_gate: Gate, mock_clock: trio.testing.MockClock
 ) -> None:
     # the clock stands still, so that no withheld slot is given out, which may overtake
     order: list[int] = []
 
-    async def borrow(n: int) -> None:
+    async def check_out(n: int) -> None:
         async with pool.connection() as connection:
-            assert connection is lent
+            assert connection is checked_out
             order.append(n)
 
     open_gate.limit = 1
     async with open_pool(open_gate.connect, max_size=5) as pool:
-        async with trio.open_nursery() as nursery, pool.connection() as lent:
+        async with trio.open_nursery() as nursery, pool.connection() as checked_out:
             for n in range(8):
-                nursery.start_soon(borrow, n)
+                nursery.start_soon(check_out, n)
                 await trio.testing.wait_all_tasks_blocked()
             statistics = pool.statistics()
             assert (statistics.size, statistics.in_use, statistics.waiting) == (1, 1, 8)
@@ -523,50 +523,50 @@ async def test_the_limit_of_a_role_is_no_error_while_there_is_a_connection(
         dsn, user=new_role("limited", options="login connection limit 2"), password=servers.PASSWORD
     )
 
-    async def borrow() -> None:
+    async def check_out() -> None:
         async with pool.connection() as connection:
             assert await is_idle(connection)
 
     async with open_pool(lambda: TrioConnection.connect(limited, autocommit=True)) as pool:
         async with trio.open_nursery() as nursery:
             for _ in range(30):
-                nursery.start_soon(borrow)
+                nursery.start_soon(check_out)
         assert pool.statistics().size == 2
 
 
-async def test_when_the_last_one_is_gone_a_waiting_borrower_opens_one(open_gate: Gate) -> None:
-    async def borrow() -> None:
+async def test_when_the_last_one_is_gone_a_waiting_task_opens_one(open_gate: Gate) -> None:
+    async def check_out() -> None:
         async with pool.connection() as connection:
-            assert connection is not lent
+            assert connection is not checked_out
             assert await is_idle(connection)
 
     open_gate.limit = 1
     async with (
         open_pool(open_gate.connect, max_size=5) as pool,
         trio.open_nursery() as nursery,
-        pool.connection() as lent,
+        pool.connection() as checked_out,
     ):
         for _ in range(3):
-            nursery.start_soon(borrow)
+            nursery.start_soon(check_out)
         await trio.testing.wait_all_tasks_blocked()
-        lent.finish()
+        checked_out.finish()
 
 
-async def test_when_the_last_one_is_gone_and_none_can_be_opened_all_waiting_borrowers_get_the_error(
+async def test_when_the_last_one_is_gone_and_none_can_be_opened_all_waiting_tasks_get_the_error(
     open_gate: Gate,
 ) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         with pytest.raises(psycopg.OperationalError, match="no luck"):
             async with pool.connection():
                 pytest.fail("there is none")
 
     async with open_pool(open_gate.connect, max_size=3, reconnect_timeout=0) as pool:
-        async with trio.open_nursery() as nursery, pool.connection() as lent:
+        async with trio.open_nursery() as nursery, pool.connection() as checked_out:
             open_gate.fails = True
             for _ in range(6):
-                nursery.start_soon(borrow)
+                nursery.start_soon(check_out)
             await trio.testing.wait_all_tasks_blocked()
-            lent.finish()
+            checked_out.finish()
         assert pool.statistics() == attrs.evolve(
             pool.statistics(), size=0, in_use=0, waiting=0, withheld=0
         )
@@ -575,18 +575,18 @@ async def test_when_the_last_one_is_gone_and_none_can_be_opened_all_waiting_borr
 async def test_a_pool_tries_again_to_open_a_connection_after_a_while(
     open_gate: Gate, mock_clock: trio.testing.MockClock
 ) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         async with pool.connection():
-            borrowed.set()
+            checked_out.set()
 
-    borrowed = trio.Event()
+    checked_out = trio.Event()
     open_gate.limit = 1
     async with (
         open_pool(open_gate.connect, timeout=1000) as pool,
         pool.connection(),
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(borrow)
+        nursery.start_soon(check_out)
         await trio.testing.wait_all_tasks_blocked()
         assert (open_gate.asked, pool.statistics().withheld) == (2, 7)
         mock_clock.jump(LONGEST)
@@ -594,11 +594,11 @@ async def test_a_pool_tries_again_to_open_a_connection_after_a_while(
         assert (open_gate.asked, pool.statistics().withheld) == (3, 7)
         open_gate.limit = 2
         mock_clock.jump(LONGEST)
-        await borrowed.wait()
+        await checked_out.wait()
 
 
 async def test_one_attempt_tells_that_there_are_no_more(open_gate: Gate) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         async with pool.connection():
             pass
 
@@ -609,7 +609,7 @@ async def test_one_attempt_tells_that_there_are_no_more(open_gate: Gate) -> None
         pool.connection(),
     ):
         for _ in range(100):
-            nursery.start_soon(borrow)
+            nursery.start_soon(check_out)
             await trio.lowlevel.checkpoint()
         assert open_gate.asked < 10
 
@@ -617,14 +617,14 @@ async def test_one_attempt_tells_that_there_are_no_more(open_gate: Gate) -> None
 async def test_an_attempt_to_open_one_is_a_part_of_the_wait(
     gate: Gate, mock_clock: trio.testing.MockClock
 ) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         with pytest.raises(PoolTimeout):
             async with pool.connection():
                 pytest.fail("there is none")
 
     async with open_pool(gate.connect, min_size=0, timeout=5) as pool:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(borrow)
+            nursery.start_soon(check_out)
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(5)
         assert pool.statistics() == attrs.evolve(
@@ -635,7 +635,7 @@ async def test_an_attempt_to_open_one_is_a_part_of_the_wait(
 async def test_what_could_not_be_opened_is_the_error_at_the_timeout(
     open_gate: Gate, mock_clock: trio.testing.MockClock
 ) -> None:
-    async def borrow() -> None:
+    async def check_out() -> None:
         with pytest.raises(psycopg.OperationalError, match="no luck"):
             async with pool.connection():
                 pytest.fail("there is none")
@@ -643,7 +643,7 @@ async def test_what_could_not_be_opened_is_the_error_at_the_timeout(
     open_gate.limit = 1
     async with open_pool(open_gate.connect, timeout=0.01) as pool:
         async with pool.connection(), trio.open_nursery() as nursery:
-            nursery.start_soon(borrow)
+            nursery.start_soon(check_out)
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(0.01)
         assert pool.statistics() == attrs.evolve(pool.statistics(), in_use=0, waiting=0, timeouts=1)
@@ -703,7 +703,7 @@ async def test_a_pool_grows_on_request(open_gate: Gate) -> None:
             assert pool.statistics() == attrs.evolve(pool.statistics(), size=3, idle=2, in_use=1)
             assert not await pool.grow(4)
             assert not await pool.grow(5)
-        # What is there can be lent, all of it.
+        # What is there can be checked out, all of it.
         async with pool.connection(), pool.connection(), pool.connection():
             assert pool.statistics() == attrs.evolve(
                 pool.statistics(), size=3, idle=0, in_use=3, withheld=1
@@ -746,7 +746,7 @@ async def test_a_connection_that_is_too_old_is_replaced(
 # Resetting
 
 
-async def test_the_settings_of_a_borrower_are_reset(dsn: str, new_role: Callable[..., str]) -> None:
+async def test_the_settings_of_a_task_are_reset(dsn: str, new_role: Callable[..., str]) -> None:
     async def connect() -> Connection:
         connection = await TrioConnection.connect(dsn, autocommit=True, options="-c work_mem=1MB")
         connection.adapters.register_loader("int4", TextLoader)
@@ -783,7 +783,7 @@ async def test_the_settings_of_a_borrower_are_reset(dsn: str, new_role: Callable
         )
 
     heard: list[psycopg.Notify] = []
-    role = new_role("borrower")
+    role = new_role("limited")
     async with open_pool(connect, max_size=1) as pool:
         async with pool.connection() as connection:
             before = await describe(connection)
@@ -836,7 +836,7 @@ async def test_statements_stay_prepared(connect: Callable[[], Awaitable[Connecti
             )
 
 
-async def test_a_borrower_that_sets_nothing_saves_the_reset(
+async def test_a_task_that_sets_nothing_saves_the_reset(
     connect: Callable[[], Awaitable[Connection]],
 ) -> None:
     resets = 0
@@ -895,7 +895,7 @@ async def test_a_reset_that_takes_too_long_costs_the_connection(
         assert pool.statistics() == attrs.evolve(pool.statistics(), size=0, in_use=0, broken=1)
 
 
-async def test_a_cancelled_borrowers_session_is_reset_too(
+async def test_the_session_of_a_cancelled_task_is_reset_too(
     connect: Callable[[], Awaitable[Connection]],
 ) -> None:
     async with open_pool(connect, max_size=1) as pool:
@@ -945,15 +945,15 @@ async def test_a_pipeline_that_was_left_open_costs_the_connection(
             assert await is_idle(connection)
 
 
-async def test_a_loan_is_for_one_block_at_a_time(
+async def test_a_checkout_is_for_one_block_at_a_time(
     connect: Callable[[], Awaitable[Connection]],
 ) -> None:
     async with open_pool(connect) as pool:
-        loan = pool.connection()
-        async with loan:
+        checkout = pool.connection()
+        async with checkout:
             with pytest.raises(RuntimeError, match="one block at a time"):
-                await loan.__aenter__()
-        async with loan as connection:
+                await checkout.__aenter__()
+        async with checkout as connection:
             assert await is_idle(connection)
         assert pool.statistics() == attrs.evolve(pool.statistics(), size=1, in_use=0)
 
@@ -961,7 +961,7 @@ async def test_a_loan_is_for_one_block_at_a_time(
 # Letting the other tasks run
 
 
-async def test_a_loan_without_a_statement_is_a_checkpoint(
+async def test_a_checkout_without_a_statement_is_a_checkpoint(
     connect: Callable[[], Awaitable[Connection]],
 ) -> None:
     async with open_pool(connect) as pool:
@@ -970,7 +970,7 @@ async def test_a_loan_without_a_statement_is_a_checkpoint(
                 pass
 
 
-async def test_a_loan_adds_no_checkpoint_to_a_statements(
+async def test_a_checkout_adds_no_checkpoint_to_a_statements(
     connect: Callable[[], Awaitable[Connection]],
 ) -> None:
     async def steps_of(work: Callable[[], Awaitable[object]]) -> int:
@@ -980,15 +980,15 @@ async def test_a_loan_adds_no_checkpoint_to_a_statements(
         trio.lowlevel.remove_instrument(steps)
         return steps.steps
 
-    async def borrow() -> None:
+    async def check_out() -> None:
         async with pool.connection(reset=False) as connection:
             await connection.run_prepared(b"select 1", ())
 
     async with open_pool(connect) as pool:
-        await borrow()
+        await check_out()
         async with pool.connection() as connection:
             bare = await steps_of(lambda: connection.run_prepared(b"select 1", ()))
-        assert await steps_of(borrow) == bare
+        assert await steps_of(check_out) == bare
 
 
 @pytest.mark.parametrize(("minimum", "maximum"), [(-1, 1), (2, 1), (0, 0)])

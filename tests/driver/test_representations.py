@@ -24,9 +24,9 @@ async def test_a_connection_shows_its_state_and_its_database_without_a_password(
 async def test_a_pool_shows_its_connections(dsn: str) -> None:
     async with open_pool(lambda: TrioConnection.connect(dsn), max_size=3) as pool:
         async with pool.connection():
-            lent = repr(pool)
+            checked_out = repr(pool)
         back = repr(pool)
     of_pool = "<tocsin.driver.Pool: 1 of at most 3 connections"
-    assert lent == f"{of_pool}, 0 idle, 0 waiting>"
+    assert checked_out == f"{of_pool}, 0 idle, 0 waiting>"
     assert back == f"{of_pool}, 1 idle, 0 waiting>"
     assert repr(pool) == "<tocsin.driver.Pool: closed>"

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.fault
 
 
 async def check_in_order(store: tocsin.Store, dsn: str) -> None:
-    """No message is leased, and no connection stays lent (the heartbeat may have
-    borrowed one at this moment)."""
+    """No message is leased, and no connection stays checked out (the heartbeat may have
+    checked out one at this moment)."""
 
     def in_use() -> int:
         pool = store.statistics().pool

@@ -85,7 +85,7 @@ def drop_if_useless(
     The pool's idle connections that have the same fault are closed, too.
 
     Args:
-        pool: The pool that has lent the connection.
+        pool: The pool of the connection.
         connection: The connection that the error came from.
         error: The error.
         own: Whether the transaction was Tocsin's. The user may have made another one

@@ -66,11 +66,11 @@ class Database:
         self._render = lru_cache(maxsize=None)(lambda text: schema.render(text).encode())
 
     @asynccontextmanager
-    async def connection(self, *, lent: bool = False) -> AsyncIterator[Connection]:
-        """Lend a connection of the pool, and turn psycopg's errors into Tocsin's.
+    async def connection(self, *, for_user: bool = False) -> AsyncIterator[Connection]:
+        """Check out a connection of the pool, and turn psycopg's errors into Tocsin's.
 
-        ``lent`` says that a user runs statements there, so that the session is reset
-        afterwards: Tocsin's own statements set nothing in it. An error of another
+        ``for_user`` says that a user runs statements there, so that the session is
+        reset afterwards: Tocsin's own statements set nothing in it. An error of another
         connection, or one that only the user's statement has met, is raised as it is,
         and the connection is kept.
 
@@ -78,15 +78,15 @@ class Database:
             The connection goes back to the pool.
         """
         foreign = worked = False
-        own = not lent
+        own = not for_user
         connection: Connection | None = None
         try:
-            async with self.pool.connection(reset=lent) as connection:
+            async with self.pool.connection(reset=for_user) as connection:
                 try:
                     yield connection
                     worked = not connection.closed
                 except psycopg.Error as error:
-                    foreign = lent and not (connection.closed or connection.raised(error))
+                    foreign = for_user and not (connection.closed or connection.raised(error))
                     own = own or is_read_only(error, connection)
                     if not foreign:
                         drop_if_useless(self.pool, connection, error, own=own)
@@ -101,7 +101,7 @@ class Database:
                     raise
         except psycopg.Error as error:
             # A user's statement may lack a privilege on a table that is not Tocsin's.
-            if foreign or (lent and isinstance(error, psycopg.errors.InsufficientPrivilege)):
+            if foreign or (for_user and isinstance(error, psycopg.errors.InsufficientPrivilege)):
                 raise
             translated = await self._translate(error, own=own)
             self._outage.failed(translated, error)
@@ -183,9 +183,9 @@ class Database:
         first_over = trio.Event()
 
         @trio.lowlevel.enable_ki_protection
-        async def attempt(lend: AbstractAsyncContextManager[Connection]) -> None:
+        async def attempt(checkout: AbstractAsyncContextManager[Connection]) -> None:
             try:
-                async with lend as connection:
+                async with checkout as connection:
                     under_way.add(connection)
                     try:
                         rows = await self._repeated(

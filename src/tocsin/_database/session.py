@@ -1,21 +1,21 @@
 """The settings of the sessions of Tocsin's own connections.
 
 They are the same whatever role, database, server and environment set for sessions. A
-session gets them in the first statement after connecting, and again when one that was
-lent is reset. ``client_encoding`` is a parameter of the connection, too. So it is right
-from the start, after a reset, and behind PgBouncer, which gives each of its clients the
-encoding that it asked for.
+session gets them in the first statement after connecting, and again when it is reset
+after a user's statements. ``client_encoding`` is a parameter of the connection, too. So
+it is right from the start, after a reset, and behind PgBouncer, which gives each of its
+clients the encoding that it asked for.
 
 What each of them is for:
 
 - The encoding: the fast statements (``driver/_prepared.py``) send and receive UTF-8.
 - The isolation level: claims and deletions read what was committed a moment ago.
 - The styles of dates and intervals: psycopg reads only these. Tocsin's own results are
-  binary and have no style; this is for the statements of users on lent connections.
+  binary and have no style; this is for the statements of users.
 - ``array_nulls``: psycopg writes arrays as text.
 - The timeouts: the client's patience ends a statement, and a lock that is held for long
   is waited for, so that a message is not refused because a table is locked for a
-  moment. In a transaction that is lent, the timeouts of the user's role count again
+  moment. In a user's transaction, the timeouts of the user's role count again
   (`USERS_LIMITS`).
 
 Some settings are left as they are, on purpose: ``default_transaction_read_only``,
@@ -47,7 +47,7 @@ USERS_LIMITS: Final = (
     "idle_in_transaction_session_timeout",
     "transaction_timeout",
 )
-"""Settings that are the user's own again in a transaction that is lent."""
+"""Settings that are the user's own again in a user's transaction."""
 
 SETTINGS: Final[Mapping[str, str]] = {
     "client_encoding": ENCODING,
@@ -93,7 +93,7 @@ _FOREIGN_ENCODING = (
 )
 
 
-async def lend(connection: TrioConnection[Any]) -> None:
+async def apply_users_limits(connection: TrioConnection[Any]) -> None:
     """Let the user's own limits count until the current transaction ends.
 
     The call takes one round trip if there are any, else none.
@@ -112,7 +112,7 @@ async def lend(connection: TrioConnection[Any]) -> None:
 
 
 async def reset(connection: TrioConnection[Any]) -> None:
-    """Undo what the user of a lent connection has set in its session.
+    """Undo what the user has set in the session.
 
     The call takes one round trip. Behind a pooler the session belongs to all of its
     clients, and stays as it is.

@@ -1,7 +1,7 @@
 """A limit to users' transactions, so that one connection is left for all else.
 
 A handler in a transaction may call the store, and its lease is extended. With every
-connection lent to a transaction, both would wait for the transactions to end. The pool
+connection of a transaction, both would wait for the transactions to end. The pool
 may have ``pool_size`` connections, but a server may give fewer. So a store's second
 transaction and those after it begin when there is one connection more than they need,
 not when there may be one.

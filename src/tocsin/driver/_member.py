@@ -1,4 +1,4 @@
-"""A connection of a pool, and how it is made ready for the next borrower."""
+"""A connection of a pool, and how it is made ready for the next checkout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Member", "Reset"]
 logger = logging.getLogger("tocsin.driver")
 
 Reset: TypeAlias = Callable[[TrioConnection[Row]], Awaitable[None]]
-"""What resets the session of a connection that was lent."""
+"""What resets the session of a connection that was checked out."""
 
 
 class Member(Generic[Row]):
@@ -35,16 +35,16 @@ class Member(Generic[Row]):
         self.expires = math.inf
 
     async def make_ready(self, reset: bool, reset_session: Reset[Row] | None) -> bool:
-        """Return whether the connection can be lent again.
+        """Return whether the connection can be checked out again.
 
         A ROLLBACK and a reset come first, where they are needed.
 
         Args:
-            reset: Whether the borrower may have set something.
+            reset: Whether the task may have set something.
             reset_session: The pool's reset; None leaves the session as it is.
 
         Cancellation:
-            The connection cannot be lent if the server does not answer.
+            The connection cannot be used again if the server does not answer.
         """
         connection = self.connection
         if connection.pgconn.transaction_status in (

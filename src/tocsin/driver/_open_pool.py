@@ -25,15 +25,15 @@ async def open_pool(
     max_size: int = 8,
     max_idle: float = 10.0,
     max_lifetime: float = 3600.0,
-    timeout: float = 30.0,  # noqa: ASYNC109 (for each loan, not for this call)
+    timeout: float = 30.0,  # noqa: ASYNC109 (for each checkout, not for this call)
     reconnect_timeout: float = 30.0,
     reconnect_on: type[Exception] = psycopg.OperationalError,
     reset: Reset[Row] | None = TrioConnection.reset_session,
 ) -> AsyncIterator[Pool[Row]]:
     """Make a pool of connections for the block.
 
-    When the block ends, all connections are closed; those that are lent are closed when
-    they are returned.
+    When the block ends, all connections are closed; those that are checked out are
+    closed when they are returned.
 
     Args:
         connect: Opens a connection.
@@ -42,14 +42,16 @@ async def open_pool(
             needed.
         max_idle: Seconds without use after which a connection above ``min_size`` is
             closed.
-        max_lifetime: Seconds after which a connection is replaced when it is borrowed
+        max_lifetime: Seconds after which a connection is replaced when it is checked
+            out
             or returned; up to a twentieth less, so that not all go at once.
-        timeout: Seconds that a borrower waits at most.
+        timeout: Seconds that a task waits at most.
         reconnect_timeout: Seconds for which a pool without any connection tries again
-            to open one, with growing pauses, before the borrower gets the error.
+            to open one, with growing pauses, before the task gets the error.
         reconnect_on: Class of the errors after which it tries again. While other
-            connections are lent, the borrower waits for one of those.
-        reset: Resets the session of a connection that was lent; None leaves it as it
+            connections are checked out, the task waits for one of those.
+        reset: Resets the session of a connection that was checked out; None leaves it
+            as it
             is.
 
     Raises:

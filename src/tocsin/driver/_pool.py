@@ -1,6 +1,6 @@
 """A bounded pool of connections.
 
-It opens, lends, resets and closes connections, and knows nothing of their use.
+It opens, checks out, resets and closes connections, and knows nothing of their use.
 
 **Slots, not connections, are waited for**; see ``_slots.py``. The task that has a slot
 gets the connection that was returned last, else it opens one. So the surplus gathers
@@ -33,8 +33,8 @@ from trio.lowlevel import enable_ki_protection
 from tocsin._concurrency.backoff import delays
 from tocsin._concurrency.nursery import open_nursery_bare
 
+from ._checkout import Checkout
 from ._connection import TrioConnection
-from ._loan import Loan
 from ._member import Member, Reset
 from ._slots import Slots
 from ._statistics import Counters, PoolStatistics
@@ -43,13 +43,13 @@ __all__ = ["Pool", "PoolClosed", "PoolTimeout"]
 
 
 class PoolClosed(Exception):
-    """A pool whose block has ended, and which lends no more connections."""
+    """A pool whose block has ended, and which has no more connections."""
 
 
 class PoolTimeout(psycopg.OperationalError):
-    """No connection for a borrower in the time that it waits.
+    """No connection for a task within its timeout.
 
-    None came back, and none could be opened.
+    None was returned, and none could be opened.
     """
 
 
@@ -96,33 +96,33 @@ class Pool(Generic[Row]):
         )
         return f"<tocsin.driver.{type(self).__name__}: {'closed' if self._closed else state}>"
 
-    def connection(self, *, reset: bool = True) -> Loan[Row]:
-        """Lend a connection for an ``async with`` block.
+    def connection(self, *, reset: bool = True) -> Checkout[Row]:
+        """Check out a connection for an ``async with`` block.
 
-        A connection that comes back in a transaction is rolled back: the borrower
-        commits. One that comes back in the middle of something is closed. What the
-        borrower has set is undone: the attributes of the connection are as they were
-        when it was new, and the pool's ``reset`` resets its session.
+        The block commits: a connection that is returned in a transaction is rolled
+        back. One that is returned in the middle of something is closed. What the block
+        has set is undone: the attributes of the connection are as they were when it was
+        new, and the pool's ``reset`` resets its session.
 
         Args:
-            reset: False saves the round trip for a borrower that sets nothing.
+            reset: False saves the round trip for a block that sets nothing.
 
         Raises:
             PoolClosed: The pool's block has ended.
-            PoolTimeout: No connection came back in time.
+            PoolTimeout: No connection was returned in time.
             Exception: What opening a connection raises when there is none.
 
         Cancellation:
             Cancelled while it waits, the task has no connection. However the block
             ends, the connection is returned.
         """
-        return Loan(self, reset)
+        return Checkout(self, reset)
 
     async def grow(self, size: int) -> bool:
         """Open connections until there are ``size``, and return whether there are.
 
-        Connections that are lent count, too. The server may give no more for the
-        moment. There is no checkpoint where there are as many already.
+        Connections that are checked out count, too. The server may accept no more for
+        the moment. There is no checkpoint where there are as many already.
 
         Raises:
             PoolClosed: The pool's block has ended.
@@ -167,7 +167,7 @@ class Pool(Generic[Row]):
         )
 
     def drop_idle(self) -> None:
-        """Close the connections that are not lent.
+        """Close the connections that are not checked out.
 
         New ones may lead to a better server.
         """
@@ -176,8 +176,8 @@ class Pool(Generic[Row]):
             self._counters.broken += 1
         self._set_alarm()
 
-    async def _take(self) -> Member[Row]:
-        # Do not yield to trio's loop if there is nothing to wait for: see `Loan`.
+    async def _check_out(self) -> Member[Row]:
+        # Do not yield to trio's loop if there is nothing to wait for: see `Checkout`.
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         deadline: float | None = None
@@ -194,7 +194,7 @@ class Pool(Generic[Row]):
             trio.current_time() + self._timeout if deadline is None else deadline
         )
 
-    async def _give_back(self, member: Member[Row], reset: bool) -> None:
+    async def _return(self, member: Member[Row], reset: bool) -> None:
         ready = False
         try:
             ready = not self._closed and await member.make_ready(reset, self._reset)
@@ -319,7 +319,7 @@ class Pool(Generic[Row]):
         self._counters.timeouts += 1
         return failure or PoolTimeout(
             f"no connection was returned or could be opened within {self._timeout:g} s; "
-            f"{len(self._members)} of at most {self._max_size} are lent"
+            f"{len(self._members)} of at most {self._max_size} are checked out"
         )
 
     def _withhold_slot(self) -> None:

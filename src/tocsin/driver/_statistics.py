@@ -24,12 +24,12 @@ class PoolStatistics:
     """What a pool has and has done, at one moment."""
 
     size: int
-    """Connections, lent, idle or being opened."""
+    """Connections: checked out, idle or being opened."""
     idle: int
-    """Connections ready to be lent."""
+    """Connections ready to be checked out."""
     in_use: int
-    """Slots that are taken: connections lent or being opened for a task, or on their
-    way to one."""
+    """Slots that are taken: connections checked out, being opened for a task, or on
+    their way to one."""
     withheld: int
     """Slots that are not given out for a moment, because no connection could be opened
     for them."""
@@ -54,6 +54,7 @@ class PoolStatistics:
     waited: float
     """Seconds that those waits have taken together."""
     timeouts: int
-    """Loans that have failed since the start because no connection came in time."""
+    """Checkouts that have failed since the start because no connection was free in
+    time."""
     errors: int
     """Attempts to open a connection that have failed since the start."""

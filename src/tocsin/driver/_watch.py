@@ -22,7 +22,7 @@ closed after `LONGEST`.
 
 A statement whose connection is closed here fails as with any lost connection: it has
 taken effect or not. Other connections that are idle then are as old as this one, and as
-little to be trusted: the pool lends them to no task again.
+little to be trusted: no task checks them out again.
 
 **It costs one comparison and one reading of the clock for each wait.** One task waits
 until the first check that is due. While no statement is under way it has no deadline.

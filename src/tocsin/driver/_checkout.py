@@ -1,4 +1,4 @@
-"""The block for which a pool lends a connection."""
+"""The block for which a connection of a pool is checked out."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from ._member import Member
 if TYPE_CHECKING:
     from ._pool import Pool
 
-__all__ = ["Loan"]
+__all__ = ["Checkout"]
 
 
-class Loan(Generic[Row]):
-    """A loan of a connection, made by `Pool.connection`.
+class Checkout(Generic[Row]):
+    """A block with a connection of a pool, made by `Pool.connection`.
 
-    It is an asynchronous context manager, and a checkpoint, but not twice: only a loan
-    in which the borrower's statements have not let the other tasks run makes a
-    checkpoint of its own.
+    It is an asynchronous context manager, and a checkpoint, but not twice: only a block
+    whose statements have not let the other tasks run makes a checkpoint of its own.
     """
 
-    # This is not a generator, for speed: each statement has a loan.
+    # This is not a generator, for speed: each statement has a checkout.
 
     def __init__(self, pool: Pool[Row], reset: bool) -> None:
         self._pool = pool
@@ -36,10 +35,10 @@ class Loan(Generic[Row]):
 
     @enable_ki_protection
     async def __aenter__(self) -> TrioConnection[Row]:
-        """Borrow the connection."""
+        """Check out a connection."""
         if self._member is not None:
-            raise RuntimeError("a loan is for one block at a time: call connection() for each")
-        self._member = await self._pool._take()
+            raise RuntimeError("a checkout is for one block at a time: call connection() for each")
+        self._member = await self._pool._check_out()
         self._passes = self._member.connection._turn.passes
         return self._member.connection
 
@@ -50,9 +49,9 @@ class Loan(Generic[Row]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the connection back."""
+        """Return the connection."""
         member, self._member = self._member, None
         assert member is not None
-        await self._pool._give_back(member, self._reset)
+        await self._pool._return(member, self._reset)
         if error is None and member.connection._turn.passes == self._passes:
             await trio.lowlevel.checkpoint()
