@@ -28,9 +28,9 @@ from tocsin._queue.producing.transactional import (
     enqueue_many,
     enqueue_many_async,
 )
-from tocsin._queue.workers.handle import WorkerHandle, WorkerInfo, WorkerStatus
 from tocsin._queue.workers.health import QueueHealth, WorkerStats
 from tocsin._queue.workers.registry import Workers
+from tocsin._queue.workers.worker_handle import WorkerHandle, WorkerInfo, WorkerStatus
 
 from ._connect import connect
 from ._store import Store

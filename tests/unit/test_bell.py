@@ -95,7 +95,7 @@ async def test_a_waiter_that_ignores_rings_wakes_for_wake_only(
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter:
         waiter.ring()
-        bell.expect(1, 1)
+        bell.wake_within(1, 1)
         with trio.move_on_after(5) as patience:
             await waiter.wait(ignore_rings=True)  # the ring and the due time's setting woke it
             await waiter.wait(ignore_rings=True)
@@ -112,8 +112,8 @@ async def test_a_due_time_rings_one_once_and_the_earlier_one_counts(
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as waiter, bell.waiter(1) as other:
         begun = trio.current_time()
-        bell.expect(1, 10)
-        bell.expect(1, 4)
+        bell.wake_within(1, 10)
+        bell.wake_within(1, 4)
         claim_in_vain(waiter, begun + 7)
         await begin_waiting(other)
         while not (waiter.wake_pending or other.wake_pending):
@@ -230,7 +230,7 @@ async def test_a_due_time_for_a_waiter_that_cannot_claim_is_for_all_that_do_not_
 ) -> None:
     bell = Bell(do_nothing, Events())
     with bell.waiter(1) as paused, bell.waiter(1) as busy:
-        bell.expect(1, 1)
+        bell.wake_within(1, 1)
         while not paused.wake_pending:
             await paused.wait()
         with trio.move_on_after(0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from tocsin._database.client import Database
-from tocsin._queue.workers.handle import WorkerStatus
+from tocsin._queue.workers.worker_handle import WorkerStatus
 
 
 @attrs.frozen

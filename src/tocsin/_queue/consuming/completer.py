@@ -1,7 +1,9 @@
-"""Settlement of the messages that handlers have finished.
+"""The choice of the statement that settles each message of a run.
 
-Outcomes are buffered: while a statement is under way, handlers finish more messages,
-and the next statement settles all of them.
+The completer sorts messages by how their calls of the handler have ended, and buffers
+them: while a statement is under way, more calls end, and the next statement settles the
+messages of all of them. ``settlement.py`` sends the statements; ``failing.py`` settles
+the messages that have failed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ logger = logging.getLogger("tocsin.consumer")
 
 
 class Completer:
-    """The messages of a run that handlers have finished, until they are settled."""
+    """The messages of a run whose calls have ended, until they are settled."""
 
     def __init__(self, parts: ConsumerParts, run: Run, options: HandlerOptions) -> None:
         self.unsettled = Unsettled()

@@ -7,8 +7,8 @@ from tocsin._durations import Duration, to_seconds
 from tocsin._queue.message import Source
 from tocsin._queue.process.bell import Bell
 from tocsin._queue.process.process import Process
-from tocsin._queue.workers.handle import WorkerHandle
 from tocsin._queue.workers.registration import Registered, Registration
+from tocsin._queue.workers.worker_handle import WorkerHandle
 from tocsin.errors import ConnectionLost
 
 from . import draining

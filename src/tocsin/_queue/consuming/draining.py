@@ -28,7 +28,7 @@ from .consumer_state import ConsumerState
 logger = logging.getLogger("tocsin.signals")
 
 
-class Block:
+class DrainBlock:
     """One open block of `drain_on_signals`."""
 
     def __init__(
@@ -92,7 +92,7 @@ async def _interrupt(consumer: ConsumerState, grace: float | None) -> None:
 @attrs.define
 class _State:
     consumers: weakref.WeakSet[ConsumerState] = attrs.Factory(weakref.WeakSet)
-    blocks: list[Block] = attrs.Factory(list)
+    blocks: list[DrainBlock] = attrs.Factory(list)
 
 
 _run_state: trio.lowlevel.RunVar[_State] = trio.lowlevel.RunVar("tocsin.draining")
@@ -106,8 +106,8 @@ def _state() -> _State:
         return state
 
 
-def open_blocks() -> list[Block]:
-    """Return the blocks that are open in this trio run."""
+def current_blocks() -> list[DrainBlock]:
+    """Return the list that holds the blocks open in this trio run."""
     return _state().blocks
 
 

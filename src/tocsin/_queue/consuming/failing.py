@@ -1,4 +1,7 @@
-"""Settlement of messages that have failed."""
+"""The settlement of a run's failed messages: together, or one by one after a refusal.
+
+The module also logs each failure with its outcome.
+"""
 
 from __future__ import annotations
 

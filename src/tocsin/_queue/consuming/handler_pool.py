@@ -21,7 +21,7 @@ import trio
 from .completer import Completer
 from .handlers import HandlerOptions
 from .lease_clock import lease_time
-from .leases import HandlerCall, Leases
+from .leases import CallScope, Leases
 from .prefetch import PrefetchBuffer
 from .reporter import Reporter
 from .run import Run
@@ -88,7 +88,7 @@ class HandlerPool:
             Whether the context of this task is unchanged.
         """
         run, prefetch, leases, completer = self._run, self._prefetch, self._leases, self._completer
-        call = HandlerCall()
+        call = CallScope()
         context = copy_context()
         turn_began = perf_counter()
         now = lease_time()

@@ -26,8 +26,8 @@ from .lease_clock import lease_time
 
 
 @attrs.define(eq=False)
-class HandlerCall:
-    """A call of a handler, or several in a row, and their scope."""
+class CallScope:
+    """The cancel scope of calls of a handler, one after the other."""
 
     messages: list[Message] = attrs.Factory(list)
     """The messages that the handler is working on."""
@@ -49,7 +49,7 @@ class Lease:
     """The seconds for which its handler may run without a warning."""
     task: trio.lowlevel.Task | None = None
     """The task that dequeued the message; None for a message of a run."""
-    call: HandlerCall | None = None
+    call: CallScope | None = None
     """The call that relies on it; None before its handler begins."""
     in_transaction: bool = False
     """Whether an open transaction of the caller may settle it, as far as is known."""
@@ -114,7 +114,7 @@ class HeldLeases:
             self._held[message.id] = Lease(message, terms, expires, patience, task)
         return replaced
 
-    def start(self, call: HandlerCall, now: float) -> list[Message]:
+    def start(self, call: CallScope, now: float) -> list[Message]:
         """Note that a handler relies on the leases of a call's messages from now on.
 
         Messages whose lease is gone are taken out of the call. So are messages that are

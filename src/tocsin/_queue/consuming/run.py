@@ -23,7 +23,7 @@ from tocsin._queue.message import Message
 from tocsin._queue.process.bell import Waiter
 
 from .claims import Claim
-from .leases import HandlerCall
+from .leases import CallScope
 from .parts import ConsumerParts
 from .settlement import Settler
 
@@ -110,7 +110,7 @@ class Run:
         self.nursery = nursery
         self.closing = Closing(parts.database.grace)
         self._parts = parts
-        self._calls: set[HandlerCall] = set()
+        self._calls: set[CallScope] = set()
         self._end = _End()
         self._polling = _Polling()
         self.counts = Counts(parts.settler, self._end)
@@ -136,7 +136,7 @@ class Run:
         return len(self._calls)
 
     @contextmanager
-    def calling(self, call: HandlerCall) -> Iterator[None]:
+    def calling(self, call: CallScope) -> Iterator[None]:
         """Count this call as going on within the block.
 
         It is cancelled when the grace of an interruption is over.

@@ -1,8 +1,9 @@
-"""Settlement of messages: each statement settles many.
+"""The statements that settle messages, each for many messages.
 
-All statements take messages with the leases they were claimed with, and change nothing
-for a message whose lease is gone. A statement is atomic: cancelled, it has settled all
-of its messages or none.
+A user's call decides which statement is sent, or the completer of a run does
+(``completer.py``). All statements take messages with the leases they were claimed with,
+and change nothing for a message whose lease is gone. A statement is atomic: cancelled,
+it has settled all of its messages or none.
 """
 
 from __future__ import annotations

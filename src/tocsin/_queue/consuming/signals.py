@@ -24,7 +24,7 @@ from tocsin._durations import Duration, to_seconds
 from tocsin.errors import ConnectionLost, StateTransitionError, Suspended
 
 from .consumer import Consumer
-from .draining import Block, open_blocks
+from .draining import DrainBlock, current_blocks
 
 logger = logging.getLogger("tocsin.signals")
 
@@ -73,10 +73,10 @@ async def drain_on_signals(
         Ends the block like any other.
     """
     limit = None if grace is None else to_seconds(grace, "grace", zero=True)
-    block: Block | None = None
+    block: DrainBlock | None = None
     try:
         async with open_nursery_bare() as nursery:
-            block = Block(frozenset(c._state for c in consumers), limit, nursery)
+            block = DrainBlock(frozenset(c._state for c in consumers), limit, nursery)
             with _receiver().sending_to(block):
                 yield
             nursery.cancel_scope.cancel()
@@ -144,9 +144,9 @@ class _Receiver:
         self._acted_at = -math.inf
 
     @contextmanager
-    def sending_to(self, block: Block) -> Iterator[None]:
+    def sending_to(self, block: DrainBlock) -> Iterator[None]:
         """Send signals to this block, too."""
-        blocks = open_blocks()
+        blocks = current_blocks()
         self._install()
         if any(b.draining for b in blocks):
             block.drain()
@@ -180,10 +180,10 @@ class _Receiver:
     async def _restore_later(self) -> None:
         try:
             await trio.sleep(max(0, self._acted_at + ONE_SIGNAL_WITHIN - time.monotonic()))
-            if not open_blocks():
+            if not current_blocks():
                 self._restore()
         finally:
-            if not open_blocks():
+            if not current_blocks():
                 # The next run of trio has its own handler of the signal.
                 self._restore(signal.SIGINT)
 
@@ -203,7 +203,7 @@ class _Receiver:
         self._pass_on(number)
 
     def _arrived(self, number: int, at: float) -> None:
-        blocks = open_blocks()
+        blocks = current_blocks()
         if self._is_repeated(at):
             logger.info(
                 "%s: ignored, because the last signal came less than a second ago",

@@ -20,7 +20,7 @@ from .failure import Failure, describe_failure, split
 from .failure_log import UNANSWERED, log_outcomes
 from .lease_clock import lease_time
 from .lease_keeper import check_in_transaction
-from .leases import HandlerCall
+from .leases import CallScope
 from .parts import ConsumerParts
 from .run import Run
 from .running import open_run, settling_at_the_end
@@ -34,7 +34,7 @@ class Stream:
     It is no generator, so nothing is left to the garbage collector.
     """
 
-    def __init__(self, parts: ConsumerParts, run: Run, call: HandlerCall, vt: float | None) -> None:
+    def __init__(self, parts: ConsumerParts, run: Run, call: CallScope, vt: float | None) -> None:
         self._parts = parts
         self._run = run
         self._call = call
@@ -98,7 +98,7 @@ async def open_stream(
     """
     parts = state.parts
     async with open_run(state) as run:
-        call = HandlerCall()
+        call = CallScope()
         with run.calling(call), call.scope:
             try:
                 yield Stream(parts, run, call, vt)
@@ -128,7 +128,7 @@ def _describe(raised: BaseException) -> Failure:
     )
 
 
-async def _fail(parts: ConsumerParts, call: HandlerCall, failure: Failure) -> None:
+async def _fail(parts: ConsumerParts, call: CallScope, failure: Failure) -> None:
     """Settle the messages that the block has left, as failed with its error."""
     failed = [(m, failure) for m in call.messages if m in parts.leases]
     if failed:

@@ -246,7 +246,7 @@ class Bell:
         for queue in self._queues.values():
             queue.ring()
 
-    def expect(self, queue_id: int, seconds: float) -> None:
+    def wake_within(self, queue_id: int, seconds: float) -> None:
         """Wake a waiter of this queue in this many seconds, or sooner."""
         if queue := self._queues.get(queue_id):
             queue.set_next_due(trio.current_time() + seconds)

@@ -247,7 +247,7 @@ class Heartbeat:
             case QueueDue(queue_id, 0):
                 self._bell.ring(queue_id)
             case QueueDue(queue_id, due_in):
-                self._bell.expect(queue_id, due_in)
+                self._bell.wake_within(queue_id, due_in)
             case WorkerState(worker_id, registration, status, grace):
                 worker = workers.pop((worker_id, registration), None)
                 if worker is not None:

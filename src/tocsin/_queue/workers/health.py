@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from .handle import WorkerStatus
+from .worker_handle import WorkerStatus
 
 MAX_AGE = 30.0
 """Seconds without a sign of life after which a worker counts as unhealthy."""

@@ -18,7 +18,7 @@ from tocsin._queue.process.process import Process
 from tocsin._version import VERSION
 from tocsin.errors import TocsinError
 
-from .handle import Worker
+from .worker_handle import Worker
 
 logger = logging.getLogger("tocsin.worker")
 

@@ -7,8 +7,8 @@ from tocsin._database.client import Database
 from tocsin._durations import Duration, to_timedelta
 from tocsin.errors import QueueNotFound
 
-from .handle import WorkerHandle, WorkerInfo, WorkerStatus, read_info
 from .health import MAX_AGE, QueueHealth, WorkerStats, read_health
+from .worker_handle import WorkerHandle, WorkerInfo, WorkerStatus, read_info
 
 
 class Workers:
