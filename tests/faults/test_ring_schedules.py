@@ -176,7 +176,7 @@ class Schedule:
         self.control.execute("select tocsin.create_queue('q'), tocsin.create_queue('r')")
         if leave_out in (NO_UNRUNG_LOCK, NO_SECOND_TEST):
             self.control.execute(
-                "create or replace function tocsin._must_ring(queue_id integer, notify text)"
+                "create or replace function tocsin._decide_to_ring(queue_id integer, notify text)"
                 f" returns boolean language sql as $$ select {leave_out} $$".encode()
             )
         self._queues = [

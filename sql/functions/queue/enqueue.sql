@@ -216,7 +216,7 @@ begin
                                  enqueue.max_deliveries)
           and (not x.ruled or checked)
           and (worker_id is null or tocsin._is_active(worker_id))
-          and (not rings or tocsin._rung(x))
+          and (not rings or tocsin._try_ring(x))
         on conflict (queue_id, key) where key is not null do nothing
         returning id into message_id;
         exit when message_id is not null;

@@ -13,7 +13,7 @@
 --      that may have inserted messages into the queue without ringing. From here on
 --      each producer rings.
 --   2. It takes `rung` exclusively. Each producer that rings takes `rung` in shared
---      mode (_rung), until its transaction ends. So the deletion sees every message
+--      mode (_try_ring), until its transaction ends. So the deletion sees every message
 --      that was inserted, and is then refused unless it is forced. A later producer
 --      waits for the end of the deletion, looks for the queue again, and is refused.
 --      Producers do not wait for each other.

@@ -10,7 +10,7 @@
 --   unrung   shared by the transactions that have inserted messages into the queue and
 --            decided not to ring, until they end
 --
--- A producer, with each statement that inserts (_must_ring):
+-- A producer, with each statement that inserts (_decide_to_ring):
 --   1. Test `waiting`. Held: ring.
 --   2. Take `unrung`. Not available at once: ring.
 --   3. Test `waiting` again. Held: ring. Free: do not ring.
@@ -66,9 +66,10 @@ create or replace function tocsin.process_channel(process_id bigint) returns tex
 language sql immutable parallel safe
 as $$ select tocsin._channel('/process/' || process_id) $$;
 
--- Whether to ring for messages that the statement has inserted into the queue or has
--- made due earlier. A CASE guarantees the order of its conditions.
-create or replace function tocsin._must_ring(queue_id integer, notify text) returns boolean
+-- Decides whether to ring for messages that the statement has inserted into the queue or
+-- has made due earlier: takes `unrung`, and returns whether to ring. A CASE guarantees
+-- the order of its conditions.
+create or replace function tocsin._decide_to_ring(queue_id integer, notify text) returns boolean
 language sql
 as $$
     select case
@@ -85,7 +86,7 @@ $$;
 create or replace function tocsin._ring(q tocsin.queues) returns void
 language sql
 as $$
-    select case when tocsin._must_ring(q.id, q.notify) then
+    select case when tocsin._decide_to_ring(q.id, q.notify) then
         case when pg_notification_queue_usage() < 0.9 then pg_notify(q.channel, '') end
     end
 $$;
@@ -125,11 +126,11 @@ $$;
 -- it: a function of Tocsin would be set up for each insert, also where it is not
 -- called. (set_config and pg_notify never return null.) After a ring on demand, the
 -- channel is in the setting bell.rung until the transaction ends (ring_early.sql).
-create or replace function tocsin._rung(q tocsin.queues) returns boolean
+create or replace function tocsin._try_ring(q tocsin.queues) returns boolean
 language sql
 as $$
     select case
-        when not tocsin._must_ring(q.id, q.notify) then true
+        when not tocsin._decide_to_ring(q.id, q.notify) then true
         when not pg_try_advisory_xact_lock_shared(tocsin._lock_key('rung', q.id)) then false
         when set_config('bell.rung', case when q.notify = 'on_demand' then q.channel
                         else '' end, true) is null then false
@@ -147,10 +148,10 @@ as $$
 begin
     perform from (select min(n.queue_id) as first, max(n.queue_id) as last from inserted n) i
     where case when i.first = i.last
-        then (select tocsin._rung(q) from tocsin.queues q where q.id = i.first) end is not true;
+        then (select tocsin._try_ring(q) from tocsin.queues q where q.id = i.first) end is not true;
     if found then
         perform from (select distinct n.queue_id from inserted n) i
-        where (select tocsin._rung(q) from tocsin.queues q where q.id = i.queue_id) is not true;
+        where (select tocsin._try_ring(q) from tocsin.queues q where q.id = i.queue_id) is not true;
         if found then
             perform tocsin._ring_late(i.queue_id)
                 from (select distinct n.queue_id from inserted n) i;

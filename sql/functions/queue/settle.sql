@@ -191,7 +191,7 @@ as $$
 declare
     t timestamptz := tocsin._clock();
     outcomes float8[];
-    undead bigint[];
+    refused bigint[];
 begin
     with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
@@ -243,10 +243,10 @@ begin
     -- A message that could not become a dead letter is delayed: see
     -- _move_to_dead_letters.
     if 'Infinity' = any (outcomes) then
-        select array_agg(m.id) into undead from tocsin.messages m
+        select array_agg(m.id) into refused from tocsin.messages m
             where m.id = any (ids) and m.state = 'delayed';
-        if undead is not null then
-            select array_agg(case when g.outcome = 'Infinity' and g.id = any (undead) then 60
+        if refused is not null then
+            select array_agg(case when g.outcome = 'Infinity' and g.id = any (refused) then 60
                              else g.outcome end order by g.n) into outcomes
             from unnest(ids, outcomes) with ordinality as g (id, outcome, n);
         end if;
