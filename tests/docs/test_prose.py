@@ -35,6 +35,17 @@ RETIRED = re.compile(
 """Words for which the glossary, or plain English, has another: again, while, requeue,
 expired, declared dead, idle."""
 
+AMERICAN = re.compile(
+    r"\b(?!(?:\w+_|re|over|pool|page)?siz|seiz|priz|(?:un)?authoriz|materializ|serializ(?:able|ation)\b"
+    r"|tokeniz|unrecognized configuration)\w+iz(?:e[ds]?|ing|ations?|able)\b"
+    r"|\b(?:behavior|color|favor|honor|neighbor|center|gray|fulfill)(?:s|ed|ing)?\b",
+    re.I,
+)
+"""American spellings: the prose has British ones, as `reprioritise` has.
+
+Words of PostgreSQL and Python keep theirs, such as a serialization failure.
+"""
+
 
 def words(text: str) -> int:
     """Count the words of a text."""
@@ -156,6 +167,24 @@ def test_what_acts_has_a_name(each: Area) -> None:
 def test_no_word_is_used_that_has_been_replaced(each: Area) -> None:
     hits = {str(path): found(RETIRED, text) for path, text in each.texts()}
     assert {path: hit for path, hit in hits.items() if hit} == {}
+
+
+@pytest.mark.parametrize("each", AREAS, ids=lambda each: each.name)
+def test_the_spelling_is_british(each: Area) -> None:
+    hits = {str(path): found(AMERICAN, text) for path, text in each.texts()}
+    assert {path: hit for path, hit in hits.items() if hit} == {}
+
+
+def test_an_american_spelling_is_found() -> None:
+    text = "The lock serializes calls; the size of an authorization is colored; it honors."
+    text += " Summarizing a serialization failure, the server is unrecognizable."
+    assert [m[0] for m in AMERICAN.finditer(text)] == [
+        "serializes",
+        "colored",
+        "honors",
+        "Summarizing",
+        "unrecognizable",
+    ]
 
 
 def test_names_of_tests_and_helpers_are_held_to_both_rules() -> None:

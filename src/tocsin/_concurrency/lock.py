@@ -1,10 +1,10 @@
-"""The lock that serializes the use of one connection.
+"""The lock that serialises the use of one connection.
 
 psycopg takes it around every statement, and a statement is a checkpoint already;
 `trio.Lock` would make one more, which costs a pass through trio's loop per round trip.
 This one yields only when it has to wait. It also does not mind which task releases it:
 psycopg holds it across a generator (``stream()``, ``notifies()``), and a generator may
-be finalized by another task than the one that began it.
+be finalised by another task than the one that began it.
 """
 
 from __future__ import annotations
