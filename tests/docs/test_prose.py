@@ -36,7 +36,7 @@ RETIRED = re.compile(
 expired, declared dead, idle."""
 
 AMERICAN = re.compile(
-    r"\b(?!(?:\w+_|re|over|pool|page)?siz|seiz|priz|(?:un)?authoriz|materializ|serializ(?:able|ation)\b"
+    r"\b(?!(?:\w+_|re|over|pool|page)?s[i]z|seiz|priz|(?:un)?authoriz|materializ|serializ(?:able|ation)\b"
     r"|tokeniz|unrecognized configuration)\w+iz(?:e[ds]?|ing|ations?|able)\b"
     r"|\b(?:behavior|color|favor|honor|neighbor|center|gray|fulfill)(?:s|ed|ing)?\b",
     re.I,
