@@ -1,6 +1,6 @@
 """Start the processes of a benchmark, and exchange lines with them.
 
-A process runs one *role*: a function of one of these modules, async or not, which is
+A process runs one function of one of these modules, async or not, which is
 called with a connection string and further words. It is started as ``python -m
 bench.child MODULE FUNCTION WORDS...``. The connection string, which may contain a
 password, is in the environment. The benchmark writes each order as a line to the
@@ -58,7 +58,7 @@ class Lines:
 
 
 class Child:
-    """A process that runs a role; created by `playing`."""
+    """A process that runs a function; created by `child_process`."""
 
     def __init__(self, process: trio.Process) -> None:
         assert process.stdin is not None
@@ -76,7 +76,7 @@ class Child:
         """
         await self._stdin.send_all(" ".join(map(str, words)).encode() + b"\n")
 
-    async def hear(self, word: str, within: float = _PATIENCE) -> list[str]:
+    async def receive(self, word: str, within: float = _PATIENCE) -> list[str]:
         """Return the rest of the process's next line, which begins with this word.
 
         Raises:
@@ -91,10 +91,10 @@ class Child:
                 first, *rest = await self._lines.next()
         except EOFError:
             raise RuntimeError(
-                f"a process ended that should have said {word!r}; its standard error says why"
+                f"a process ended that should have reported {word!r}; its standard error says why"
             ) from None
         if first != word:
-            raise RuntimeError(f"a process said {first!r} instead of {word!r}")
+            raise RuntimeError(f"a process reported {first!r} instead of {word!r}")
         return rest
 
     async def close(self) -> None:
@@ -106,38 +106,40 @@ class Child:
         await self._stdin.aclose()
         await self._stdout.aclose()
 
-    async def hear_number(self, word: str) -> float:
+    async def receive_number(self, word: str) -> float:
         """Return the number that follows this word in the process's next line."""
-        (number,) = await self.hear(word)
+        (number,) = await self.receive(word)
         return float(number)
 
 
 @asynccontextmanager
-async def playing(role: Callable[..., object], dsn: str, *words: object) -> AsyncIterator[Child]:
-    """Run a process in this role, and wait until it reports that it is ready.
+async def child_process(
+    function: Callable[..., object], dsn: str, *words: object
+) -> AsyncIterator[Child]:
+    """Run this function in a process, and wait until it reports that it is ready.
 
     At the end the process is killed, with the processes that it has started.
     """
-    async with playing_together(role, dsn, words) as (child,):
+    async with child_processes(function, dsn, words) as (child,):
         yield child
 
 
 @asynccontextmanager
-async def playing_together(
-    role: Callable[..., object], dsn: str, *each: Sequence[object]
+async def child_processes(
+    function: Callable[..., object], dsn: str, *each: Sequence[object]
 ) -> AsyncIterator[list[Child]]:
-    """Run processes in this role like `playing`, each with its own arguments.
+    """Run this function in several processes, each with its own arguments.
 
-    They start at the same time.
+    The processes start at the same time. See `child_process`.
     """
     children: list[Child] = []
     try:
         for words in each:
             # One by one, so that the processes that have started are killed after an
             # error.
-            children.append(await _start(role, dsn, words))  # noqa: PERF401
+            children.append(await _start(function, dsn, words))  # noqa: PERF401
         for child in children:
-            await child.hear("ready")
+            await child.receive("ready")
         yield children
     finally:
         for child in children:
@@ -150,13 +152,13 @@ async def playing_together(
                 await child.close()
 
 
-async def _start(role: Callable[..., object], dsn: str, words: Sequence[object]) -> Child:
+async def _start(function: Callable[..., object], dsn: str, words: Sequence[object]) -> Child:
     command = [
         sys.executable,
         "-m",
         "bench.child",
-        role.__module__,
-        role.__qualname__,
+        function.__module__,
+        function.__qualname__,
         *map(str, words),
     ]
     process = await trio.lowlevel.open_process(
@@ -170,10 +172,10 @@ async def _start(role: Callable[..., object], dsn: str, words: Sequence[object])
     return Child(process)
 
 
-# In the process that runs the role
+# In the child process
 
 
-def say(*words: object) -> None:
+def report(*words: object) -> None:
     """Send a line to the benchmark."""
     sys.stdout.write(" ".join(map(str, words)) + "\n")
     sys.stdout.flush()
@@ -181,9 +183,9 @@ def say(*words: object) -> None:
 
 @asynccontextmanager
 async def orders() -> AsyncIterator[Lines]:
-    """Yield the benchmark's orders, for an async role.
+    """Yield the benchmark's orders, for an async function.
 
-    A role that is not async reads `sys.stdin`.
+    A function that is not async reads `sys.stdin`.
     """
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stream:
         yield Lines(stream)
@@ -201,13 +203,13 @@ async def until_idle(store: tocsin.Store) -> None:
             return
 
 
-def _play(module: str, function: str, *words: str) -> None:
-    role: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    if inspect.iscoroutinefunction(role):
-        trio.run(role, os.environ[_DSN], *words)
+def _run_function(module: str, function: str, *words: str) -> None:
+    called: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    if inspect.iscoroutinefunction(called):
+        trio.run(called, os.environ[_DSN], *words)
     else:
-        role(os.environ[_DSN], *words)
+        called(os.environ[_DSN], *words)
 
 
 if __name__ == "__main__":
-    _play(*sys.argv[1:])
+    _run_function(*sys.argv[1:])

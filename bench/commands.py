@@ -19,7 +19,7 @@ import trio
 import tocsin
 
 from . import floor
-from .child import Child, playing, say
+from .child import Child, child_process, report
 from .frame import Bench
 from .results import Result, percentile
 
@@ -35,16 +35,16 @@ async def measure(bench: Bench) -> list[Result]:
     async with (
         bench.bare_database(floor.TABLE) as bare,
         bench.store_database(QUEUE) as dsn,
-        playing(floor.hear_and_claim, bare) as listener,
-        playing(floor.send, bare, floor.INSERT_AND_NOTIFY) as sender,
+        child_process(floor.receive_and_claim, bare) as listener,
+        child_process(floor.send, bare, floor.INSERT_AND_NOTIFY) as sender,
         tocsin.connect(dsn) as store,
-        playing(consume, dsn) as child,
+        child_process(consume, dsn) as child,
     ):
         (worker,) = await store.workers.list(QUEUE)
         handle = await store.workers.get(worker.id)
         await store.produce(QUEUE, None)
         for _ in range(bench.pick(20, 20, 2)):
-            await child.hear("handling")
+            await child.receive("handling")
             began = time.monotonic_ns()
             await handle.suspend(release=True)
             taken["suspend"].append(await _until(child, "cancelled", began))
@@ -53,10 +53,10 @@ async def measure(bench: Bench) -> list[Result]:
             taken["resume"].append(await _until(child, "handling", began))
             began = time.monotonic_ns()
             await handle.interrupt(grace=0)
-            await child.hear("cancelled")
+            await child.receive("cancelled")
             taken["interrupt"].append(await _until(child, "suspended", began))
             await sender.order("go")
-            floors.append(float((await listener.hear("handled"))[0]))
+            floors.append(float((await listener.receive("handled"))[0]))
     settings = {"rounds": len(floors), "target_value": TARGET}
     results = []
     for command, times in taken.items():
@@ -74,7 +74,7 @@ async def measure(bench: Bench) -> list[Result]:
 
 
 async def _until(child: Child, word: str, began: int) -> float:
-    return (await child.hear_number(word) - began) / 1e6
+    return (await child.receive_number(word) - began) / 1e6
 
 
 async def consume(dsn: str) -> NoReturn:
@@ -84,20 +84,20 @@ async def consume(dsn: str) -> NoReturn:
     """
 
     async def handle(message: tocsin.Message) -> None:
-        say("handling", time.monotonic_ns())
+        report("handling", time.monotonic_ns())
         try:
             await trio.sleep_forever()
         except trio.Cancelled:
-            say("cancelled", time.monotonic_ns())
+            report("cancelled", time.monotonic_ns())
             raise
 
     # Tocsin would log a warning for each message that is taken away.
     logging.getLogger("tocsin").setLevel(logging.ERROR)
     async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer:
-        say("ready")
+        report("ready")
         while True:
             try:
                 await consumer.handle(handle)
             except tocsin.Suspended:
-                say("suspended", time.monotonic_ns())
+                report("suspended", time.monotonic_ns())
             await consumer.resume()

@@ -27,7 +27,7 @@ from statistics import median
 import attrs
 
 from . import backlog, drain
-from .child import playing
+from .child import child_process
 from .draining import Drained, handle
 from .draining import drain as drain_by
 from .frame import Bench, execute
@@ -169,7 +169,7 @@ async def _filled(bench: Bench, peer: Installed, messages: int) -> AsyncIterator
 
 
 async def _refill(place: str, peer: Installed, messages: int) -> None:
-    async with playing(roles.fill, place, peer.name, messages):
+    async with child_process(roles.fill, place, peer.name, messages):
         pass
 
 

@@ -26,7 +26,7 @@ import trio
 import tocsin
 
 from . import backlog, draining
-from .child import playing, say, until_idle
+from .child import child_process, report, until_idle
 from .driver import PROCESSES, Driver, driving
 from .frame import Bench, execute
 from .results import Result
@@ -112,7 +112,7 @@ async def _queue_with_consumer(
 ) -> AsyncIterator[str]:
     async with bench.store_database() as dsn:
         await execute(dsn, create, QUEUE)
-        async with playing(be_busy, dsn):
+        async with child_process(be_busy, dsn):
             yield dsn
 
 
@@ -132,7 +132,9 @@ async def _load_while_draining(
         await backlog.fill(dsn, QUEUE, messages)
         if silent:
             await execute(dsn, SILENT)
-        async with playing(draining.handle, dsn, messages * 10, 600, QUEUE, 100, 0) as consumer:
+        async with child_process(
+            draining.handle, dsn, messages * 10, 600, QUEUE, 100, 0
+        ) as consumer:
             await consumer.order("go")
             return await driver.load(dsn, connections, seconds, INSERT)
 
@@ -154,5 +156,5 @@ async def be_busy(dsn: str) -> NoReturn:
         await store.produce(QUEUE, None)
         await at_work.wait()
         await until_idle(store)
-        say("ready")
+        report("ready")
         await trio.sleep_forever()

@@ -17,7 +17,7 @@ import trio
 import tocsin
 
 from . import floor
-from .child import playing, say, until_idle
+from .child import child_process, report, until_idle
 from .frame import Bench, execute
 from .results import Result, percentile
 
@@ -38,8 +38,8 @@ async def measure(bench: Bench) -> list[Result]:
         bench.bare_database(floor.TABLE) as bare,
         bench.store_database(QUEUE) as dsn,
         tocsin.connect(dsn) as store,
-        playing(consume, dsn) as consumer,
-        playing(floor.claim_when_due, bare) as floor_child,
+        child_process(consume, dsn) as consumer,
+        child_process(floor.claim_when_due, bare) as floor_child,
     ):
         count = bench.pick(IN_TURN, IN_TURN, 2)
         delays = [FIRST + BETWEEN * number for number in range(count)]
@@ -52,7 +52,7 @@ async def measure(bench: Bench) -> list[Result]:
                 )
             )
             for _ in delays:
-                message_id, now = await consumer.hear("handled")
+                message_id, now = await consumer.receive("handled")
                 late.append((float(now) - due[int(message_id)]) * 1e3)
             await execute(
                 bare,
@@ -62,7 +62,7 @@ async def measure(bench: Bench) -> list[Result]:
             )
             for _ in delays:
                 await floor_child.order("go")
-                floors.append(await floor_child.hear_number("handled"))
+                floors.append(await floor_child.receive_number("handled"))
     settings = {"samples": len(late), "target_value": TARGET}
     return [
         Result("delayed.p50", percentile(late, 50), "ms", percentile(floors, 50), settings),
@@ -75,7 +75,7 @@ async def consume(dsn: str) -> NoReturn:
 
     async def handle(message: tocsin.Message) -> None:
         now = time.time()
-        say("handled", message.id, now)
+        report("handled", message.id, now)
 
     async with (
         tocsin.connect(dsn) as store,
@@ -84,5 +84,5 @@ async def consume(dsn: str) -> NoReturn:
     ):
         nursery.start_soon(consumer.handle, handle)
         await until_idle(store)
-        say("ready")
+        report("ready")
         await trio.sleep_forever()

@@ -1,12 +1,12 @@
-"""Drain a backlog: the common part of all drains, and the role of Tocsin.
+"""Drain a backlog: the common part of all drains, and the drain by Tocsin.
 
 Each call of a handler reads its payload and counts it. The clock runs from the first
 call of a handler until all handled messages are settled: archived by Tocsin, and kept
 as finished by a peer. Setup before the first call does not count.
 
-A role ends after a number of messages, its *share*, or after a number of seconds. In
+A process ends after a number of messages, its *share*, or after a number of seconds. In
 both cases its rate is the number of settled messages divided by the time. So a slow
-role drains only the front of its backlog.
+process drains only the front of its backlog.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import trio
 
 import tocsin
 
-from .child import orders, playing_together, say
+from .child import child_processes, orders, report
 
 TENTHS = 10
 PATIENCE = 600.0
@@ -63,7 +63,7 @@ class Tally:
 
         If the share was not reached, the reported end is the time of the last message.
         """
-        say(
+        report(
             "drained",
             self.began,
             time.monotonic_ns() if self.count >= self._share else self.last,
@@ -98,20 +98,23 @@ class Drained:
 
 
 async def drain(
-    role: Callable[..., object],
+    function: Callable[..., object],
     dsn: str,
     share: int,
     seconds: float,
     *words: object,
     processes: int = 1,
 ) -> Drained:
-    """Drain a backlog with processes in this role, each with its part of the share."""
-    async with playing_together(
-        role, dsn, *[(share // processes, seconds, *words)] * processes
+    """Drain a backlog with processes that run this function.
+
+    Each process has its part of the share.
+    """
+    async with child_processes(
+        function, dsn, *[(share // processes, seconds, *words)] * processes
     ) as children:
         for child in children:
             await child.order("go")
-        ends = [Drained.read(await child.hear("drained", PATIENCE)) for child in children]
+        ends = [Drained.read(await child.receive("drained", PATIENCE)) for child in children]
     return Drained(
         min(e.began for e in ends),
         max(e.ended for e in ends),
@@ -125,7 +128,7 @@ async def handle(
 ) -> None:
     """Drain with Tocsin.
 
-    The role uses ``handle`` if the batch size is 0, otherwise ``handle_batches``.
+    The process uses ``handle`` if the batch size is 0, otherwise ``handle_batches``.
     """
     full = trio.Event()
     tally = Tally(int(share), full.set)
@@ -144,7 +147,7 @@ async def handle(
         store.consumer(queue) as consumer,
         trio.open_nursery() as nursery,
     ):
-        say("ready")
+        report("ready")
         await incoming.next()
 
         async def end() -> None:

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 
 from psycopg import pq
 
-from .child import Child, playing_together, say
+from .child import Child, child_processes, report
 
 PROCESSES = 2
 _NAME = b"load"
@@ -37,13 +37,13 @@ class Driver:
         """
         for child in self._children:
             await child.order(json.dumps([dsn, connections // PROCESSES, seconds, statement]))
-        return sum([await child.hear_number("rate") for child in self._children])
+        return sum([await child.receive_number("rate") for child in self._children])
 
 
 @asynccontextmanager
 async def driving() -> AsyncIterator[Driver]:
     """Start the processes, and kill them at the end of the block."""
-    async with playing_together(serve, "", *[()] * PROCESSES) as children:
+    async with child_processes(serve, "", *[()] * PROCESSES) as children:
         yield Driver(children)
 
 
@@ -52,46 +52,46 @@ def serve(dsn: str) -> None:
 
     The order also names the database. Report the number of runs per second.
     """
-    say("ready")
+    report("ready")
     for order in sys.stdin:
-        say("rate", _repeat(*json.loads(order)))
+        report("rate", _repeat(*json.loads(order)))
 
 
 def _repeat(dsn: str, connections: int, seconds: float, statement: str) -> float:
-    lines = [_open(dsn, statement.encode()) for _ in range(connections)]
-    by_number = {line.socket: line for line in lines}
+    opened = [_open(dsn, statement.encode()) for _ in range(connections)]
+    by_number = {connection.socket: connection for connection in opened}
     poll = select.poll()
     for number in by_number:
         poll.register(number, select.POLLIN)
     began = time.perf_counter()
     end = began + seconds
-    for line in lines:
-        line.send_query_prepared(_NAME, None)
+    for connection in opened:
+        connection.send_query_prepared(_NAME, None)
     done = 0
     while time.perf_counter() < end:
         for number, _ in poll.poll(1000):
-            line = by_number[number]
-            line.consume_input()
-            if not line.is_busy():
-                _finish(line)
+            connection = by_number[number]
+            connection.consume_input()
+            if not connection.is_busy():
+                _finish(connection)
                 done += 1
-                line.send_query_prepared(_NAME, None)
+                connection.send_query_prepared(_NAME, None)
     rate = done / (time.perf_counter() - began)
-    for line in lines:
-        line.finish()
+    for connection in opened:
+        connection.finish()
     return rate
 
 
 def _open(dsn: str, statement: bytes) -> pq.abc.PGconn:
-    line = pq.PGconn.connect(dsn.encode())
-    if line.status != pq.ConnStatus.OK:
-        raise RuntimeError(line.get_error_message())
-    if line.prepare(_NAME, statement).status not in _FINE:
-        raise RuntimeError(line.get_error_message())
-    return line
+    connection = pq.PGconn.connect(dsn.encode())
+    if connection.status != pq.ConnStatus.OK:
+        raise RuntimeError(connection.get_error_message())
+    if connection.prepare(_NAME, statement).status not in _FINE:
+        raise RuntimeError(connection.get_error_message())
+    return connection
 
 
-def _finish(line: pq.abc.PGconn) -> None:
-    while (result := line.get_result()) is not None:
+def _finish(connection: pq.abc.PGconn) -> None:
+    while (result := connection.get_result()) is not None:
         if result.status not in _FINE:
             raise RuntimeError(result.get_error_message())

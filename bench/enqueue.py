@@ -21,7 +21,7 @@ import psycopg
 import tocsin
 
 from . import backlog
-from .child import Child, orders, playing, say
+from .child import Child, child_process, orders, report
 from .frame import Bench
 from .results import Result
 
@@ -65,8 +65,8 @@ async def _take_turns(
     rates: tuple[list[float], list[float]] = ([], [])
     async with (
         bench.store_database(QUEUE) as dsn,
-        playing(subject, dsn) as ours,
-        playing(floor, dsn) as theirs,
+        child_process(subject, dsn) as ours,
+        child_process(floor, dsn) as theirs,
     ):
         for child in (ours, theirs):
             # PostgreSQL and psycopg prepare statements and keep plans after some
@@ -80,7 +80,7 @@ async def _take_turns(
 
 async def _turn(child: Child, count: int) -> float:
     await child.order(count)
-    return count / await child.hear_number("took")
+    return count / await child.receive_number("took")
 
 
 async def produce(dsn: str) -> None:
@@ -105,13 +105,13 @@ async def _repeat(dsn: str, enqueue: Callable[[tocsin.Producer], Awaitable[objec
         store.producer(QUEUE) as producer,
         orders() as incoming,
     ):
-        say("ready")
+        report("ready")
         while True:
             (count,) = await incoming.next()
             began = time.perf_counter()
             for _ in range(int(count)):
                 await enqueue(producer)
-            say("took", time.perf_counter() - began)
+            report("took", time.perf_counter() - began)
 
 
 def insert(dsn: str) -> None:
@@ -122,12 +122,12 @@ def insert(dsn: str) -> None:
         f" '{QUEUE}'"
     ).encode()
     with psycopg.connect(dsn, autocommit=True) as connection:
-        say("ready")
+        report("ready")
         for line in sys.stdin:
             began = time.perf_counter()
             for _ in range(int(line)):
                 connection.execute(statement, [json.dumps(PAYLOAD)])
-            say("took", time.perf_counter() - began)
+            report("took", time.perf_counter() - began)
 
 
 def copy(dsn: str) -> None:
@@ -138,7 +138,7 @@ def copy(dsn: str) -> None:
         ).fetchone()
         assert row is not None
         queue_id, now = row
-        say("ready")
+        report("ready")
         for line in sys.stdin:
             began = time.perf_counter()
             for _ in range(int(line)):
@@ -148,4 +148,4 @@ def copy(dsn: str) -> None:
                 )
                 with connection.cursor().copy(backlog.COPY.encode()) as stream:
                     stream.write(rows)
-            say("took", time.perf_counter() - began)
+            report("took", time.perf_counter() - began)

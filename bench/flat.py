@@ -22,7 +22,7 @@ import psycopg
 import tocsin
 
 from . import backlog, drain, draining
-from .child import Child, orders, playing, say
+from .child import Child, child_process, orders, report
 from .frame import Bench
 from .results import Result
 
@@ -46,7 +46,7 @@ async def _measure_full(bench: Bench) -> Result:
     async with bench.store_database(QUEUE) as full, bench.store_database(QUEUE) as small:
         await backlog.fill(full, QUEUE, just_enough + ready, delayed=delayed, archived=archived)
         await backlog.fill(small, QUEUE, just_enough)
-        async with playing(cycle, full) as ours, playing(cycle, small) as floor:
+        async with child_process(cycle, full) as ours, child_process(cycle, small) as floor:
             for child in (ours, floor):
                 await _take(child, cycles)
             for _ in range(turns):
@@ -66,7 +66,7 @@ async def _measure_full(bench: Bench) -> Result:
 
 async def _take(child: Child, cycles: int) -> list[float]:
     await child.order(cycles)
-    return [float(word) for word in await child.hear("taken")]
+    return [float(word) for word in await child.receive("taken")]
 
 
 async def _measure_held(bench: Bench) -> list[Result]:
@@ -89,7 +89,7 @@ async def _drain(bench: Bench, messages: int, *, hold: bool) -> draining.Drained
         words = messages, drain.FOREVER, QUEUE, drain.CONCURRENCY, 0
         if not hold:
             return await draining.drain(draining.handle, dsn, *words)
-        async with playing(hold_snapshot, dsn):
+        async with child_process(hold_snapshot, dsn):
             return await draining.drain(draining.handle, dsn, *words)
 
 
@@ -103,7 +103,7 @@ async def cycle(dsn: str) -> None:
         store.consumer(QUEUE) as consumer,
         orders() as incoming,
     ):
-        say("ready")
+        report("ready")
         while True:
             (cycles,) = await incoming.next()
             taken = []
@@ -113,7 +113,7 @@ async def cycle(dsn: str) -> None:
                 assert len(messages) == BATCH
                 await consumer.archive_many(messages)
                 taken.append((time.perf_counter() - began) * 1e3)
-            say("taken", *taken)
+            report("taken", *taken)
 
 
 def hold_snapshot(dsn: str) -> None:
@@ -121,5 +121,5 @@ def hold_snapshot(dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.execute("select count(*) from tocsin.messages where id < 0")
-        say("ready")
+        report("ready")
         sys.stdin.read()

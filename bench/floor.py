@@ -1,9 +1,9 @@
 """The floors: the work of the scenarios, done by hand.
 
-The floors use blocking psycopg and the least SQL that does the work. Each function is a
-role (``child.py``). The floors are not queues: they have no leases, no workers and no
-retries, and a killed floor loses the messages that it has claimed. No queue can be
-faster.
+The floors use blocking psycopg and the least SQL that does the work. Each function runs
+in a child process (``child.py``). The floors are not queues: they have no leases, no
+workers and no retries, and a killed floor loses the messages that it has claimed. No
+queue can be faster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import psycopg
 
-from .child import say
+from .child import report
 from .draining import Tally
 from .frame import execute
 
@@ -27,7 +27,7 @@ TABLE = (
     b"create table messages (id bigint generated always as identity primary key, sent bigint, due"
     b" timestamptz not null default now())"
 )
-"""The table that roles that claim need."""
+"""The table of the floors that claim."""
 QUEUES = 10
 HEARTBEAT = 2.0
 
@@ -56,26 +56,26 @@ def send(dsn: str, statement: str) -> None:
     """
     with connect(dsn) as connection:
         command = statement.encode()
-        say("ready")
+        report("ready")
         for _ in sys.stdin:
             connection.execute(command, [time.monotonic_ns()])
 
 
 NOTIFY = "select pg_notify('floor', %s::text)"
-"""A statement for `send` that wakes `hear`."""
+"""A statement for `send` that wakes `receive_notifications`."""
 INSERT_AND_NOTIFY = (
     "with added as (insert into messages (sent) values (%s)) select pg_notify('floor', '')"
 )
-"""A statement for `send` that wakes `hear_and_claim`."""
+"""A statement for `send` that wakes `receive_and_claim`."""
 
 
-def hear(dsn: str) -> None:
+def receive_notifications(dsn: str) -> None:
     """Report how long each notification took to arrive, in ms."""
     with connect(dsn) as connection:
         connection.execute("listen floor")
-        say("ready")
+        report("ready")
         for sent in wakes(connection):
-            say("handled", (time.monotonic_ns() - int(sent)) / 1e6)
+            report("handled", (time.monotonic_ns() - int(sent)) / 1e6)
 
 
 def call(dsn: str) -> None:
@@ -83,35 +83,35 @@ def call(dsn: str) -> None:
 
     Report how long that took, in ms.
     """
-    with connect(dsn) as connection, connect(dsn) as line:
-        line.execute("listen floor_back")
-        answers = wakes(line)
-        say("ready")
+    with connect(dsn) as connection, connect(dsn) as listener:
+        listener.execute("listen floor_back")
+        answers = wakes(listener)
+        report("ready")
         for _ in sys.stdin:
             sent = time.monotonic_ns()
             connection.execute("select pg_notify('floor', '')")
             next(answers)
-            say("handled", (time.monotonic_ns() - sent) / 1e6)
+            report("handled", (time.monotonic_ns() - sent) / 1e6)
 
 
 def answer(dsn: str) -> None:
     """Notify `call` back."""
-    with connect(dsn) as connection, connect(dsn) as line:
-        line.execute("listen floor")
-        say("ready")
-        for _ in wakes(line):
+    with connect(dsn) as connection, connect(dsn) as listener:
+        listener.execute("listen floor")
+        report("ready")
+        for _ in wakes(listener):
             connection.execute("select pg_notify('floor_back', '')")
 
 
-def hear_and_claim(dsn: str) -> None:
+def receive_and_claim(dsn: str) -> None:
     """Delete one message from the table on each notification.
 
     Report how long the message and its notification took to arrive, in ms.
     """
-    with connect(dsn) as connection, connect(dsn) as line:
-        line.execute("listen floor")
-        say("ready")
-        for _ in wakes(line):
+    with connect(dsn) as connection, connect(dsn) as listener:
+        listener.execute("listen floor")
+        report("ready")
+        for _ in wakes(listener):
             heard = time.monotonic_ns()
             claimed = connection.execute(
                 "delete from messages where id = (select id from messages order by id limit 1 for"
@@ -119,7 +119,7 @@ def hear_and_claim(dsn: str) -> None:
             ).fetchone()
             now = time.monotonic_ns()
             assert claimed is not None
-            say("handled", (now - claimed[0]) / 1e6, (heard - claimed[0]) / 1e6)
+            report("handled", (now - claimed[0]) / 1e6, (heard - claimed[0]) / 1e6)
 
 
 # Drain
@@ -193,7 +193,7 @@ def claim_and_archive(dsn: str, share: str, seconds: str, threads: str) -> None:
     settled: list[int] = []
     with ExitStack() as stack:
         connections = [stack.enter_context(connect(dsn)) for _ in range(int(threads))]
-        say("ready")
+        report("ready")
         sys.stdin.readline()
         workers = [threading.Thread(target=work, args=[c]) for c in connections]
         for worker in workers:
@@ -209,7 +209,7 @@ def claim_and_delay(dsn: str, share: str, seconds: str) -> None:
     tally = Tally(int(share))
     deadline = time.monotonic() + float(seconds)
     with connect(dsn) as connection:
-        say("ready")
+        report("ready")
         sys.stdin.readline()
         while time.monotonic() < deadline and (claimed := connection.execute(_CLAIM).fetchall()):
             tally.add(len(claimed))
@@ -227,7 +227,7 @@ def claim_when_due(dsn: str) -> None:
     Report how late the message was, in ms.
     """
     with connect(dsn) as connection:
-        say("ready")
+        report("ready")
         for _ in sys.stdin:
             first = connection.execute(
                 "select extract(epoch from min(due) - clock_timestamp())::float8 from messages"
@@ -241,7 +241,7 @@ def claim_when_due(dsn: str) -> None:
             ).fetchone()
             now = time.time()
             assert claimed is not None
-            say("handled", (now - claimed[0]) * 1e3)
+            report("handled", (now - claimed[0]) * 1e3)
 
 
 # Death
@@ -251,16 +251,16 @@ def hold_lock(dsn: str) -> None:
     """Hold an advisory lock until the process is killed."""
     with connect(dsn) as connection:
         connection.execute("select pg_advisory_lock(1)")
-        say("ready")
+        report("ready")
         sys.stdin.read()
 
 
 def wait_for_lock(dsn: str) -> None:
     """Wait for that lock, and report when it was taken (CLOCK_MONOTONIC, ns)."""
     with connect(dsn) as connection:
-        say("ready")
+        report("ready")
         connection.execute("select pg_advisory_lock(1)")
-        say("handled", time.monotonic_ns())
+        report("handled", time.monotonic_ns())
 
 
 # Idle
@@ -275,7 +275,7 @@ def listen(dsn: str, *channels: str) -> None:
         connections = [stack.enter_context(connect(dsn)) for _ in channels]
         for connection, channel in zip(connections, channels, strict=True):
             connection.execute(f'listen "{channel}"'.encode())
-        say("ready")
+        report("ready")
         while True:
             select.select(connections, [], [])
             for connection in connections:
@@ -293,7 +293,7 @@ def listen_and_beat(dsn: str) -> None:
             connection.execute(f"listen queue_{number}".encode())
         connection.execute("create table beats (at timestamptz)")
         connection.execute("insert into beats values (now())")
-        say("ready")
+        report("ready")
         os.read(sys.stdin.fileno(), 100)
         began, beats = time.process_time(), 0
         next_beat = time.monotonic() + HEARTBEAT
@@ -307,5 +307,5 @@ def listen_and_beat(dsn: str) -> None:
                 connection.execute("update beats set at = clock_timestamp()")
                 beats += 1
                 next_beat += HEARTBEAT
-        say("counted", time.process_time() - began, beats, 2 * beats)
+        report("counted", time.process_time() - began, beats, 2 * beats)
         sys.stdin.read()

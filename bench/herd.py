@@ -24,7 +24,7 @@ import trio
 import tocsin
 
 from . import backlog, floor
-from .child import playing_together, say, until_idle
+from .child import child_processes, report, until_idle
 from .driver import driving
 from .frame import Bench, execute
 from .results import Result
@@ -53,7 +53,7 @@ async def _measure_claims(bench: Bench) -> Result:
             bench.bare_database(b"create extension pg_stat_statements")
         )
         dsn = await stack.enter_async_context(bench.store_database(QUEUE))
-        await stack.enter_async_context(playing_together(consume, dsn, *[[each]] * processes))
+        await stack.enter_async_context(child_processes(consume, dsn, *[[each]] * processes))
         ((database,),) = await execute(
             dsn, b"select oid from pg_database where datname = current_database()"
         )
@@ -93,13 +93,13 @@ async def _measure_listeners(bench: Bench) -> Result:
             "none": None,
         }
         databases: dict[str, str] = {}
-        for name, role in ways.items():
+        for name, function in ways.items():
             databases[name] = await stack.enter_async_context(bench.store_database(QUEUE, *queues))
-            if role is not None:
+            if function is not None:
                 shares = [
                     queues[number * each : (number + 1) * each] for number in range(processes)
                 ]
-                await stack.enter_async_context(playing_together(role, databases[name], *shares))
+                await stack.enter_async_context(child_processes(function, databases[name], *shares))
         for _ in range(turns):
             for name, dsn in databases.items():
                 rates[name].append(
@@ -129,7 +129,7 @@ async def consume(dsn: str, consumers: str) -> NoReturn:
             consumer = await stack.enter_async_context(store.consumer(QUEUE))
             nursery.start_soon(consumer.handle, handle)
         await until_idle(store)
-        say("ready")
+        report("ready")
         await trio.sleep_forever()
 
 
@@ -146,5 +146,5 @@ async def sleep(dsn: str, *queues: str) -> NoReturn:
             consumer = await stack.enter_async_context(store.consumer(queue))
             nursery.start_soon(consumer.handle, handle)
             await until_idle(store)
-        say("ready")
+        report("ready")
         await trio.sleep_forever()

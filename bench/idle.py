@@ -16,7 +16,7 @@ import trio
 import tocsin
 
 from . import floor
-from .child import orders, playing, say, until_idle
+from .child import child_process, orders, report, until_idle
 from .frame import Bench, execute
 from .results import Result
 
@@ -32,8 +32,8 @@ async def measure(bench: Bench) -> list[Result]:
         enter = stack.enter_async_context
         watch = await enter(bench.bare_database(b"create extension pg_stat_statements"))
         dsn, bare = await enter(bench.store_database(*queues)), await enter(bench.bare_database())
-        subject = await enter(playing(consume, dsn, *queues))
-        floor_child = await enter(playing(floor.listen_and_beat, bare))
+        subject = await enter(child_process(consume, dsn, *queues))
+        floor_child = await enter(child_process(floor.listen_and_beat, bare))
         ((database,),) = await execute(
             dsn, b"select oid from pg_database where datname = current_database()"
         )
@@ -43,8 +43,10 @@ async def measure(bench: Bench) -> list[Result]:
         await trio.sleep(seconds)
         for child in (subject, floor_child):
             await child.order("stop")
-        cpu, wakeups = map(float, await subject.hear("counted"))
-        floor_cpu, floor_statements, floor_wakeups = map(float, await floor_child.hear("counted"))
+        cpu, wakeups = map(float, await subject.receive("counted"))
+        floor_cpu, floor_statements, floor_wakeups = map(
+            float, await floor_child.receive("counted")
+        )
         after = await _statements(watch, database)
         ((connections,),) = await execute(
             watch,
@@ -112,11 +114,13 @@ async def consume(dsn: str, *queues: str) -> None:
             consumer = await stack.enter_async_context(store.consumer(queue))
             nursery.start_soon(consumer.handle, handle)
             await until_idle(store)
-        say("ready")
+        report("ready")
         await incoming.next()
         wakeups = _Wakeups()
         trio.lowlevel.add_instrument(wakeups)
         began = time.process_time()
         await incoming.next()
-        say("counted", time.process_time() - began, wakeups.count - 1)  # the order itself was one
+        report(
+            "counted", time.process_time() - began, wakeups.count - 1
+        )  # the order itself was one
         await trio.sleep_forever()

@@ -23,7 +23,7 @@ import tocsin
 from tocsin.settings import HEARTBEAT
 
 from . import floor
-from .child import Child, playing, say
+from .child import Child, child_process, report
 from .frame import Bench, execute
 from .results import Result, percentile
 
@@ -68,21 +68,21 @@ async def _let_deaths_count(dsn: str) -> None:
 
 
 async def _kill_consumer(dsn: str) -> float:
-    async with playing(hold, dsn) as victim:
+    async with child_process(hold, dsn) as victim:
         async with tocsin.connect(dsn) as store:
             for number in range(MESSAGES):
                 await store.produce(QUEUE, number)
         for _ in range(MESSAGES):
-            await victim.hear("holding")
-        async with playing(rescue, dsn) as rescuer:
+            await victim.receive("holding")
+        async with child_process(rescue, dsn) as rescuer:
             await trio.sleep(random.uniform(0, HEARTBEAT))
             return await _kill(victim, rescuer)
 
 
 async def _kill_holder(dsn: str) -> float:
     async with (
-        playing(floor.hold_lock, dsn) as victim,
-        playing(floor.wait_for_lock, dsn) as rescuer,
+        child_process(floor.hold_lock, dsn) as victim,
+        child_process(floor.wait_for_lock, dsn) as rescuer,
     ):
         await trio.sleep(0.2)  # until its statement waits
         return await _kill(victim, rescuer)
@@ -91,7 +91,7 @@ async def _kill_holder(dsn: str) -> float:
 async def _kill(victim: Child, rescuer: Child) -> float:
     began = time.monotonic_ns()
     victim.process.send_signal(signal.SIGKILL)
-    taken = (await rescuer.hear_number("handled") - began) / 1e9
+    taken = (await rescuer.receive_number("handled") - began) / 1e9
     await rescuer.process.wait()  # ends by itself, so that it is not the next dead process
     return taken
 
@@ -100,11 +100,11 @@ async def hold(dsn: str) -> NoReturn:
     """Hold all messages until the process is killed."""
 
     async def handle(message: tocsin.Message) -> None:
-        say("holding")
+        report("holding")
         await trio.sleep_forever()
 
     async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer:
-        say("ready")
+        report("ready")
         await consumer.handle(handle, concurrency=MESSAGES, vt=LEASE)
 
 
@@ -115,11 +115,11 @@ async def rescue(dsn: str) -> None:
     async def handle(message: tocsin.Message) -> None:
         came.append(time.monotonic_ns())
         if len(came) == MESSAGES:
-            say("handled", came[-1])
+            report("handled", came[-1])
             await consumer.interrupt()
 
     async with tocsin.connect(dsn) as store, store.consumer(QUEUE) as consumer:
-        say("ready")
+        report("ready")
         try:
             await consumer.handle(handle, concurrency=MESSAGES)
         except tocsin.Suspended:

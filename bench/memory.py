@@ -15,7 +15,7 @@ import trio
 import tocsin
 
 from . import backlog
-from .child import orders, playing, say
+from .child import child_process, orders, report
 from .draining import PATIENCE
 from .frame import Bench
 from .results import Result
@@ -32,9 +32,9 @@ async def measure(bench: Bench) -> list[Result]:
     messages, step = bench.pick(1_000_000, 60_000, 1000), bench.pick(10_000, 10_000, 100)
     async with bench.store_database(QUEUE) as dsn:
         await backlog.fill(dsn, QUEUE, messages)
-        async with playing(consume, dsn, messages, step) as consumer:
+        async with child_process(consume, dsn, messages, step) as consumer:
             await consumer.order("go")
-            sizes = [float(word) for word in await consumer.hear("sizes", PATIENCE)]
+            sizes = [float(word) for word in await consumer.receive("sizes", PATIENCE)]
     settings = {
         "messages": messages,
         "concurrency": CONCURRENCY,
@@ -63,11 +63,11 @@ async def consume(dsn: str, messages: str, step: str) -> None:
         store.consumer(QUEUE) as consumer,
         trio.open_nursery() as nursery,
     ):
-        say("ready")
+        report("ready")
         await incoming.next()
         nursery.start_soon(lambda: consumer.handle(handle, concurrency=CONCURRENCY))
         await done.wait()
-        say("sizes", *sizes)
+        report("sizes", *sizes)
         nursery.cancel_scope.cancel()
 
 

@@ -51,7 +51,7 @@ PASSWORD = secrets.token_hex(8)
 
 
 @attrs.frozen
-class Scene:
+class Environment:
     """The environment of a trial."""
 
     server: EmbeddedServer
@@ -101,7 +101,7 @@ class Trial:
     """The change, as the table describes it."""
     happens: str
     """The effect, as the table describes it."""
-    act: Callable[[Scene], Awaitable[float | None]]
+    act: Callable[[Environment], Awaitable[float | None]]
     """Function that makes the change. It returns at the end of an outage that ends, and
     may return its own measurement of the recovery."""
     before: bool = False
@@ -209,11 +209,11 @@ class Service:
         raise RuntimeError(otherwise)
 
 
-def set_before(setting: str) -> Callable[[Scene], Awaitable[float | None]]:
+def set_before(setting: str) -> Callable[[Environment], Awaitable[float | None]]:
     """Return a function that changes a setting of the database."""
 
-    async def act(scene: Scene) -> None:
-        await scene.set(setting)
+    async def act(environment: Environment) -> None:
+        await environment.set(setting)
 
     return act
 
@@ -225,80 +225,80 @@ def setting(
     return Trial(f"`{setting}`", happens, set_before(setting), before=True, since=since)
 
 
-async def restart(scene: Scene) -> None:
+async def restart(environment: Environment) -> None:
     """Restart the server."""
-    await scene.server.restart("fast")
+    await environment.server.restart("fast")
 
 
-async def crash(scene: Scene) -> None:
+async def crash(environment: Environment) -> None:
     """Let the server crash and recover."""
-    await scene.server.restart("immediate")
+    await environment.server.restart("immediate")
 
 
-async def terminate_again_and_again(scene: Scene) -> None:
+async def terminate_again_and_again(environment: Environment) -> None:
     """Terminate all sessions repeatedly for three seconds."""
     for _ in range(15):
-        await scene.terminate()
+        await environment.terminate()
         await trio.sleep(0.2)
 
 
-async def cancel_again_and_again(scene: Scene) -> None:
+async def cancel_again_and_again(environment: Environment) -> None:
     """Cancel all statements repeatedly for three seconds."""
     for _ in range(300):
         await execute(
-            scene.admin,
+            environment.admin,
             b"select pg_cancel_backend(pid) from pg_stat_activity where application_name ="
             b" 'tocsin'",
         )
         await trio.sleep(0.01)
 
 
-async def read_only(scene: Scene) -> None:
+async def read_only(environment: Environment) -> None:
     """Make the database read-only for five seconds."""
-    await scene.set("default_transaction_read_only = on")
-    await scene.terminate()
+    await environment.set("default_transaction_read_only = on")
+    await environment.terminate()
     await trio.sleep(5)
-    await scene.set("default_transaction_read_only = off")
-    await scene.terminate()
+    await environment.set("default_transaction_read_only = off")
+    await environment.terminate()
 
 
-async def lock_messages(scene: Scene) -> None:
+async def lock_messages(environment: Environment) -> None:
     """Hold an exclusive lock on the table of messages for five seconds."""
     await execute(
-        scene.admin,
+        environment.admin,
         b"begin; lock table tocsin.messages in access exclusive mode; select pg_sleep(5); commit",
     )
 
 
-async def lock_messages_by_timeout(scene: Scene) -> None:
+async def lock_messages_by_timeout(environment: Environment) -> None:
     """Lock the messages exclusively, with a timeout of a second for transactions."""
-    await scene.set("transaction_timeout = '1s'")
-    await scene.terminate()
+    await environment.set("transaction_timeout = '1s'")
+    await environment.terminate()
     await trio.sleep(1)
     await execute(
-        scene.admin,
+        environment.admin,
         b"set transaction_timeout = 0; begin; lock table tocsin.messages in access exclusive mode;"
         b" select pg_sleep(5); commit",
     )
 
 
-async def limit_role(scene: Scene) -> None:
+async def limit_role(environment: Environment) -> None:
     """Limit the role to fewer connections than the pool may have."""
-    role = sql.Identifier(str(conninfo_to_dict(scene.dsn)["user"]))
-    await execute(scene.admin, sql.SQL("alter role {} connection limit 3").format(role))
-    await scene.terminate()
+    role = sql.Identifier(str(conninfo_to_dict(environment.dsn)["user"]))
+    await execute(environment.admin, sql.SQL("alter role {} connection limit 3").format(role))
+    await environment.terminate()
 
 
-async def take_all_connections(scene: Scene) -> None:
+async def take_all_connections(environment: Environment) -> None:
     """Allow the role no connection for five seconds, and end its sessions."""
-    role = sql.Identifier(str(conninfo_to_dict(scene.dsn)["user"]))
-    await execute(scene.admin, sql.SQL("alter role {} connection limit 0").format(role))
-    await scene.terminate()
+    role = sql.Identifier(str(conninfo_to_dict(environment.dsn)["user"]))
+    await execute(environment.admin, sql.SQL("alter role {} connection limit 0").format(role))
+    await environment.terminate()
     await trio.sleep(5)
-    await execute(scene.admin, sql.SQL("alter role {} connection limit -1").format(role))
+    await execute(environment.admin, sql.SQL("alter role {} connection limit -1").format(role))
 
 
-async def fill_notify_queue(scene: Scene) -> None:
+async def fill_notify_queue(environment: Environment) -> None:
     """Fill PostgreSQL's queue of notifications for five seconds.
 
     A session that does not read its notifications keeps the queue full.
@@ -306,8 +306,8 @@ async def fill_notify_queue(scene: Scene) -> None:
 
     def fill() -> None:
         with (
-            psycopg.connect(scene.admin, autocommit=True) as stuck,
-            psycopg.connect(scene.admin, autocommit=True) as other,
+            psycopg.connect(environment.admin, autocommit=True) as stuck,
+            psycopg.connect(environment.admin, autocommit=True) as other,
         ):
             for statement in ("listen somewhere", "begin", "select 1"):
                 stuck.execute(statement)
@@ -322,31 +322,33 @@ async def fill_notify_queue(scene: Scene) -> None:
     await trio.to_thread.run_sync(fill)
 
 
-async def silence_pool(scene: Scene) -> None:
+async def silence_pool(environment: Environment) -> None:
     """Silence all open connections except the newest, the LISTEN connection."""
-    scene.proxy.silence(*range(1, scene.proxy.accepted))
+    environment.proxy.silence(*range(1, environment.proxy.accepted))
 
 
-async def silence_listener(scene: Scene) -> None:
+async def silence_listener(environment: Environment) -> None:
     """Silence the LISTEN connection, which is the second that was opened."""
-    scene.proxy.silence(2)
+    environment.proxy.silence(2)
 
 
-async def silence_open(scene: Scene) -> None:
+async def silence_open(environment: Environment) -> None:
     """Silence all open connections."""
-    scene.proxy.silence()
+    environment.proxy.silence()
 
 
-async def silence_network(scene: Scene) -> None:
+async def silence_network(environment: Environment) -> None:
     """Silence all connections, also new ones, for twenty seconds."""
-    scene.proxy.silence_all()
+    environment.proxy.silence_all()
     await trio.sleep(20)
-    scene.proxy.restore()
+    environment.proxy.restore()
 
 
-async def freeze_server(scene: Scene) -> None:
+async def freeze_server(environment: Environment) -> None:
     """Stop all of the server's processes for fifteen seconds."""
-    postmaster = int((scene.server.directory / "data" / "postmaster.pid").read_text().split()[0])
+    postmaster = int(
+        (environment.server.directory / "data" / "postmaster.pid").read_text().split()[0]
+    )
     processes = [postmaster, *_children(postmaster)]
     for process in processes:
         os.kill(process, signal.SIGSTOP)
@@ -373,43 +375,43 @@ def _children(parent: int) -> list[int]:
     return found
 
 
-async def fail_over(scene: Scene) -> None:
+async def fail_over(environment: Environment) -> None:
     """Disconnect the primary's host, and promote the standby.
 
     The service's connection string names both.
     """
-    scene.proxy.silence_all()
-    await scene.promote()
+    environment.proxy.silence_all()
+    await environment.promote()
 
 
-async def lead_to_standby(scene: Scene) -> None:
+async def lead_to_standby(environment: Environment) -> None:
     """Redirect the service to the standby, as a virtual address does.
 
     The standby is promoted five seconds later.
     """
-    scene.proxy.address = "127.0.0.1", scene.standby_port
-    await scene.terminate()
+    environment.proxy.address = "127.0.0.1", environment.standby_port
+    await environment.terminate()
     await trio.sleep(5)
-    await scene.promote()
+    await environment.promote()
 
 
-async def lose_consumer(scene: Scene) -> float:
+async def lose_consumer(environment: Environment) -> float:
     """Disconnect a host on which a consumer holds a message.
 
     Return the seconds until another consumer has the message.
     """
-    assert scene.remote is not None
-    async with tocsin.connect(scene.dsn) as store:
+    assert environment.remote is not None
+    async with tocsin.connect(environment.dsn) as store:
         await store.queues.ensure("held", vt=3600)
         await store.produce("held", None)
-        command = [*scene.remote.prefix(), sys.executable, "-c", HOLD, scene.remote_dsn]
+        command = [*environment.remote.prefix(), sys.executable, "-c", HOLD, environment.remote_dsn]
         process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
         try:
             assert process.stdout is not None
             if not await process.stdout.receive_some():
                 raise RuntimeError("the consumer on the other host has not begun")
             await trio.sleep(10)  # no process is declared dead in a server's first ten seconds
-            scene.remote.vanish()
+            environment.remote.vanish()
             began = trio.current_time()
             async with store.consumer("held") as consumer:
                 (message,) = await consumer.dequeue(wait=PATIENCE)
@@ -551,8 +553,8 @@ def temporary_directory() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
-    """Yield a scene: a new database with Tocsin, and a new role that owns it."""
+async def new_environment(server: EmbeddedServer, port: int) -> AsyncIterator[Environment]:
+    """Yield an environment: a new database with Tocsin, and a new role that owns it."""
     name = f"outages_{secrets.token_hex(6)}"
     identifier = sql.Identifier(name)
     await execute(
@@ -568,7 +570,7 @@ async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
             async with tocsin.connect(direct) as store:
                 await store.install()
                 await store.queues.ensure("q", vt=10)
-            yield Scene(server, make_conninfo(server.dsn, dbname=name), proxy.dsn(), proxy)
+            yield Environment(server, make_conninfo(server.dsn, dbname=name), proxy.dsn(), proxy)
     finally:
         with trio.CancelScope(shield=True):
             await execute(server.dsn, sql.SQL("drop database {} with (force)").format(identifier))
@@ -576,30 +578,35 @@ async def scene(server: EmbeddedServer, port: int) -> AsyncIterator[Scene]:
 
 
 @asynccontextmanager
-async def with_standby(where: Scene, port: int, installed: Path | None) -> AsyncIterator[Scene]:
+async def with_standby(
+    environment: Environment, port: int, installed: Path | None
+) -> AsyncIterator[Environment]:
     """Add a hot standby of the server.
 
     The service's connection string names the primary first and the standby second.
     """
-    await where.server.stop()
+    await environment.server.stop()
     with temporary_directory() as base:
         directory = base / "standby"
         directory.mkdir(mode=0o711)
         await trio.to_thread.run_sync(
-            _copy_data, where.server.directory / "data", directory / "data", where.server.dsn
+            _copy_data,
+            environment.server.directory / "data",
+            directory / "data",
+            environment.server.dsn,
         )
-        await where.server.start()
+        await environment.server.start()
         async with (
             serve(directory, port=port, installation=installed) as standby,
-            running(where.dsn, ("127.0.0.1", port)) as proxy,
+            running(environment.dsn, ("127.0.0.1", port)) as proxy,
         ):
             dsn = make_conninfo(
-                where.dsn,
+                environment.dsn,
                 host="127.0.0.1,127.0.0.1",
-                port=f"{where.proxy.port},{proxy.port}",
+                port=f"{environment.proxy.port},{proxy.port}",
                 target_session_attrs="read-write",
             )
-            yield attrs.evolve(where, dsn=dsn, standby=standby, standby_port=port)
+            yield attrs.evolve(environment, dsn=dsn, standby=standby, standby_port=port)
 
 
 def _copy_data(data: Path, copy: Path, primary: str) -> None:
@@ -612,15 +619,15 @@ def _copy_data(data: Path, copy: Path, primary: str) -> None:
         os.chown(path, owner.st_uid, owner.st_gid)
 
 
-async def observe(trial: Trial, where: Scene) -> Outcome:
+async def observe(trial: Trial, environment: Environment) -> Outcome:
     """Run the service through a trial."""
     if trial.before:
-        await trial.act(where)
-    service = Service(where.dsn)
+        await trial.act(environment)
+    service = Service(environment.dsn)
     async with open_nursery_bare() as nursery:
         await nursery.start(service.run)
         await service.steady()
-        recovery = None if trial.before else await trial.act(where)
+        recovery = None if trial.before else await trial.act(environment)
         if recovery is None:
             recovery = await service.recover(trio.current_time())
         await service.finish()
@@ -673,13 +680,15 @@ async def _try(
     trial: Trial, server: EmbeddedServer, port: int, installed: Path | None, host: Remote | None
 ) -> Outcome:
     async with AsyncExitStack() as stack:
-        where = await stack.enter_async_context(scene(server, port))
+        environment = await stack.enter_async_context(new_environment(server, port))
         if trial.standby:
-            where = await stack.enter_async_context(with_standby(where, port + 1, installed))
+            environment = await stack.enter_async_context(
+                with_standby(environment, port + 1, installed)
+            )
         if trial.remote:
-            direct = make_conninfo(where.dsn, host=remote.ADDRESS, port=port)
-            where = attrs.evolve(where, remote=host, remote_dsn=direct)
-        return await observe(trial, where)
+            direct = make_conninfo(environment.dsn, host=remote.ADDRESS, port=port)
+            environment = attrs.evolve(environment, remote=host, remote_dsn=direct)
+        return await observe(trial, environment)
 
 
 async def _admit(server: EmbeddedServer) -> None:

@@ -20,7 +20,7 @@ import trio
 import tocsin
 
 from . import backlog, floor
-from .child import orders, say
+from .child import orders, report
 from .draining import Drained, Tally, drain
 from .frame import Bench, execute
 from .results import Result
@@ -39,8 +39,8 @@ async def measure(bench: Bench) -> list[Result]:
     messages, rounds = bench.pick(20_000, 5_000, 300), bench.pick(3, 1, 1)
     rates: dict[str, list[float]] = {"fail": [], "release": [], "floor": []}
     for _ in range(rounds):
-        for name, role in (("fail", fail), ("release", release)):
-            rates[name].append((await _return_with_tocsin(bench, role, messages)).rate)
+        for name, function in (("fail", fail), ("release", release)):
+            rates[name].append((await _return_with_tocsin(bench, function, messages)).rate)
         async with bench.bare_database(floor.QUEUE_TABLES) as dsn:
             await floor.fill(dsn, messages)
             rates["floor"].append((await drain(floor.claim_and_delay, dsn, messages, FOREVER)).rate)
@@ -52,12 +52,14 @@ async def measure(bench: Bench) -> list[Result]:
     ]
 
 
-async def _return_with_tocsin(bench: Bench, role: Callable[..., object], messages: int) -> Drained:
+async def _return_with_tocsin(
+    bench: Bench, function: Callable[..., object], messages: int
+) -> Drained:
     async with bench.store_database(QUEUE) as dsn:
         async with tocsin.connect(dsn) as store:
             await store.queues.update(QUEUE, retry_base=DELAY, retry_jitter=0)
         await backlog.fill(dsn, QUEUE, messages)
-        returned = await drain(role, dsn, messages, FOREVER)
+        returned = await drain(function, dsn, messages, FOREVER)
         ((waiting,),) = await execute(
             dsn,
             b"select count(*) from tocsin.messages where read_ct = 1 and lease is not null and vt >"
@@ -82,7 +84,7 @@ async def fail(dsn: str, share: str, seconds: str) -> None:
         tocsin.connect(dsn) as store,
         store.consumer(QUEUE) as consumer,
     ):
-        say("ready")
+        report("ready")
         await incoming.next()
         with trio.move_on_after(float(seconds)):
             try:
@@ -100,7 +102,7 @@ async def release(dsn: str, share: str, seconds: str) -> None:
         tocsin.connect(dsn) as store,
         store.consumer(QUEUE) as consumer,
     ):
-        say("ready")
+        report("ready")
         await incoming.next()
         with trio.move_on_after(float(seconds)):
             while messages := await consumer.dequeue(BATCH):

@@ -23,7 +23,7 @@ import trio
 import tocsin
 
 from . import wakeup
-from .child import orders, playing, say
+from .child import child_process, orders, report
 from .frame import Bench, execute
 from .results import Result, percentile
 
@@ -44,25 +44,25 @@ async def measure(bench: Bench) -> list[Result]:
     woken = await _wake_up(bench, bench.pick(200, 50, 3))
     async with (
         bench.store_database(QUEUE) as dsn,
-        playing(consume, dsn) as consumer,
-        playing(produce, dsn) as producer,
+        child_process(consume, dsn) as consumer,
+        child_process(produce, dsn) as producer,
     ):
         await producer.order(0, peak_seconds)
-        await producer.hear("done")
+        await producer.receive("done")
         await consumer.order("report")
-        handled, *_ = await consumer.hear("handled")
+        handled, *_ = await consumer.receive("handled")
         rate = int(handled) / peak_seconds / 2
         await _wait_until_empty(dsn)
         await consumer.order("report")
-        await consumer.hear("handled")
+        await consumer.receive("handled")
         await producer.order(rate, seconds)
         await trio.sleep(seconds * 2 / 3)
         early = await _size(dsn)
-        (sent,) = await producer.hear("done", seconds + 30)
+        (sent,) = await producer.receive("done", seconds + 30)
         late = await _size(dsn)
         await _wait_until_empty(dsn)
         await consumer.order("report")
-        handled, p50, p99 = await consumer.hear("handled")
+        handled, p50, p99 = await consumer.receive("handled")
     settings = {
         "seconds": seconds,
         "producers": PRODUCERS,
@@ -86,8 +86,8 @@ async def measure(bench: Bench) -> list[Result]:
 async def _wake_up(bench: Bench, samples: int) -> float:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(bench.store_database(wakeup.QUEUE))
-        consumer = await stack.enter_async_context(playing(wakeup.consume, dsn))
-        producer = await stack.enter_async_context(playing(wakeup.produce, dsn))
+        consumer = await stack.enter_async_context(child_process(wakeup.consume, dsn))
+        producer = await stack.enter_async_context(child_process(wakeup.produce, dsn))
         await wakeup.exchange(producer, consumer, min(20, samples))
         return percentile(
             [handled for handled, *_ in await wakeup.exchange(producer, consumer, samples)], 50
@@ -115,7 +115,7 @@ async def produce(dsn: str) -> None:
         store.producer(QUEUE) as producer,
         orders() as incoming,
     ):
-        say("ready")
+        report("ready")
         while True:
             rate, seconds = map(float, await incoming.next())
             sent = 0
@@ -132,7 +132,7 @@ async def produce(dsn: str) -> None:
             async with trio.open_nursery() as nursery:
                 for number in range(PRODUCERS):
                     nursery.start_soon(send, number, time.monotonic(), rate, seconds)
-            say("done", sent)
+            report("done", sent)
 
 
 async def consume(dsn: str) -> None:
@@ -152,12 +152,12 @@ async def consume(dsn: str) -> None:
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(lambda: consumer.handle(handle, concurrency=CONCURRENCY))
-        say("ready")
+        report("ready")
         while True:
             await incoming.next()
             ordered = sorted(latencies)
             latencies.clear()
-            say(
+            report(
                 "handled",
                 len(ordered),
                 *(percentile(ordered or [0.0], percent) * 1e3 for percent in (50, 99)),

@@ -43,7 +43,7 @@ import tocsin
 from tocsin.driver import TrioConnection
 
 from . import floor
-from .child import Child, orders, playing, say, until_idle
+from .child import Child, child_process, orders, report, until_idle
 from .frame import Bench
 from .results import Result, percentile
 
@@ -74,24 +74,27 @@ async def measure(bench: Bench) -> list[Result]:
         async def pair(
             dsn: str, receive: Callable[..., object], send: Callable[..., object], *words: str
         ) -> tuple[Child, Child]:
-            receiver = await enter(playing(receive, dsn))
-            return await enter(playing(send, dsn, *words)), receiver
+            receiver = await enter(child_process(receive, dsn))
+            return await enter(child_process(send, dsn, *words)), receiver
 
         caller = await enter(bench.bare_database())
-        await enter(playing(floor.answer, caller))
-        calling = await enter(playing(floor.call, caller))
+        await enter(child_process(floor.answer, caller))
+        calling = await enter(child_process(floor.call, caller))
         trio_caller = await enter(bench.bare_database())
-        await enter(playing(answer, trio_caller))
-        trio_calling = await enter(playing(call, trio_caller))
+        await enter(child_process(answer, trio_caller))
+        trio_calling = await enter(child_process(call, trio_caller))
         ways = {
             "round_trip": (calling, calling),
             "trio_round_trip": (trio_calling, trio_calling),
             "notify": await pair(
-                await enter(bench.bare_database()), floor.hear, floor.send, floor.NOTIFY
+                await enter(bench.bare_database()),
+                floor.receive_notifications,
+                floor.send,
+                floor.NOTIFY,
             ),
             "claim": await pair(
                 await enter(bench.bare_database(floor.TABLE)),
-                floor.hear_and_claim,
+                floor.receive_and_claim,
                 floor.send,
                 floor.INSERT_AND_NOTIFY,
             ),
@@ -147,7 +150,7 @@ async def exchange(sender: Child, receiver: Child, count: int) -> list[list[floa
     for _ in range(count):
         await trio.sleep(PAUSE)
         await sender.order("go")
-        delays.append([float(word) for word in await receiver.hear("handled")])
+        delays.append([float(word) for word in await receiver.receive("handled")])
     return delays
 
 
@@ -169,11 +172,11 @@ async def consume(dsn: str) -> NoReturn:
     ):
         nursery.start_soon(consumer.handle, handle)
         await until_idle(store)
-        say("ready")
+        report("ready")
         while True:
             delay = await receive.receive()
             await until_idle(store)
-            say("handled", delay)
+            report("handled", delay)
 
 
 def consume_blocking(dsn: str) -> None:
@@ -195,7 +198,7 @@ def consume_blocking(dsn: str) -> None:
         connection.execute("select tocsin.begin_poll(%s, %s)", worker)
         line.execute(sql.SQL("listen {}").format(sql.Identifier(queue[1])))
         line.execute("select tocsin.begin_waiting(array[%s])", [queue[0]])
-        say("ready")
+        report("ready")
         position: tuple[object, ...] = (None, None, None)
         for _ in floor.wakes(line):
             heard = time.monotonic_ns()
@@ -204,7 +207,7 @@ def consume_blocking(dsn: str) -> None:
             assert message is not None
             position, lease, sent = message[:3], message[3], json.loads(message[4])["sent"]
             connection.execute("select tocsin.archive(array[%s], array[%s])", [position[2], lease])
-            say("handled", (now - sent) / 1e6, (heard - sent) / 1e6)
+            report("handled", (now - sent) / 1e6, (heard - sent) / 1e6)
 
 
 async def produce(dsn: str) -> NoReturn:
@@ -214,7 +217,7 @@ async def produce(dsn: str) -> NoReturn:
         store.producer(QUEUE) as producer,
         orders() as incoming,
     ):
-        say("ready")
+        report("ready")
         while True:
             await incoming.next()
             await producer.enqueue({"sent": time.monotonic_ns()})
@@ -232,13 +235,13 @@ async def call(dsn: str) -> NoReturn:
     ):
         await line.execute("listen floor_back")
         answers = line.notifies()
-        say("ready")
+        report("ready")
         while True:
             await incoming.next()
             sent = time.monotonic_ns()
             await connection.execute("select pg_notify('floor', '')")
             await anext(answers)
-            say("handled", (time.monotonic_ns() - sent) / 1e6)
+            report("handled", (time.monotonic_ns() - sent) / 1e6)
 
 
 async def answer(dsn: str) -> None:
@@ -248,6 +251,6 @@ async def answer(dsn: str) -> None:
         await TrioConnection.connect(dsn, autocommit=True) as line,
     ):
         await line.execute("listen floor")
-        say("ready")
+        report("ready")
         async for _ in line.notifies():
             await connection.execute("select pg_notify('floor_back', '')")

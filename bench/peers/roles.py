@@ -1,4 +1,4 @@
-"""The roles of peers.
+"""What the processes of peers run.
 
 One process fills a queue, and one or more processes drain it (``draining.py``).
 """
@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from bench.child import say
+from bench.child import report
 from bench.draining import Tally
 
 from . import Peer
@@ -40,7 +40,7 @@ def load(name: str) -> Peer:
 def fill(dsn: str, name: str, messages: str) -> None:
     """Fill the queue, and report that it is ready."""
     _run(load(name).fill(dsn, int(messages)))
-    say("ready")
+    report("ready")
     sys.stdin.read()
 
 
@@ -52,7 +52,7 @@ def work(dsn: str, share: str, seconds: str, name: str, size: str) -> None:
         full = asyncio.Event()
         tally = Tally(int(share), full.set)
         before = await peer.settled(dsn)
-        say("ready")
+        report("ready")
         sys.stdin.readline()
         worker = asyncio.create_task(_endure(peer, dsn, int(size), tally))
         with suppress(TimeoutError):
