@@ -86,7 +86,7 @@ create table tocsin.queues (
 comment on column tocsin.queues.vt is
     'Visibility timeout: how long a lease lasts unless it is extended.';
 comment on column tocsin.queues.max_deliveries is
-    'After this many deliveries a message that fails again becomes a dead letter.';
+    'The number of deliveries after which a failed message becomes a dead letter.';
 comment on column tocsin.queues.retry_base is
     'Delay after the first failure. After the n-th failure the delay is least(retry_max, '
     'retry_base * retry_factor^(n-1)), plus or minus a random fraction of up to retry_jitter.';

@@ -41,7 +41,7 @@ CREATE TYPE tocsin.dead_letter_info AS (
 
 
 
-COMMENT ON TYPE tocsin.dead_letter_info IS 'A dead letter as dead_letters.sql shows it; what is JSON is its text.';
+COMMENT ON TYPE tocsin.dead_letter_info IS 'A dead letter as dead_letters.sql shows it. JSON values are given as text.';
 
 
 
@@ -72,7 +72,7 @@ CREATE TYPE tocsin.message_info AS (
 
 
 
-COMMENT ON TYPE tocsin.message_info IS 'A message as messages.sql shows it, in whichever table it is; what is JSON is its text.';
+COMMENT ON TYPE tocsin.message_info IS 'A message as messages.sql shows it, from any of the tables. JSON values are given as text.';
 
 
 
@@ -112,7 +112,7 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         delete_worker, purge_workers, worker_stats, queue_health, reclaim
     }'::name[]), '{admin}'
     union all
-    -- for the owner to call, with the caller's rights
+    -- only the owner may call these; they run with the caller's privileges
     select unnest('{secure, install_roles}'::name[]), '{}'
 $$;
 
@@ -146,8 +146,8 @@ CREATE FUNCTION tocsin._add_partition(span integer, starts_at timestamp with tim
 declare
     name text := format('archive_%sh_%s', span, to_char(starts_at, 'YYYYMMDDHH24'));
 begin
-    -- Created on its own and then attached: neither waits for a reader or writer of the
-    -- archive, and none waits for it.
+    -- The partition is created on its own and then attached. Neither step waits for a
+    -- reader or writer of the archive, and no reader or writer waits for it.
     execute format('create table "tocsin".%I (like "tocsin".archive including indexes)', name);
     execute format('alter table "tocsin".%I replica identity full', name);
     perform "tocsin"._apply_privileges(only_table => format('"tocsin".%I', name)::regclass);
@@ -368,27 +368,27 @@ COMMENT ON COLUMN tocsin.queues.vt IS 'Visibility timeout: how long a lease last
 
 
 
-COMMENT ON COLUMN tocsin.queues.max_deliveries IS 'After this many deliveries a message that fails again becomes a dead letter.';
+COMMENT ON COLUMN tocsin.queues.max_deliveries IS 'The number of deliveries after which a failed message becomes a dead letter.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.retry_base IS 'Delay after the first failure; after the n-th: least(retry_max, retry_base * retry_factor^(n-1)), plus or minus up to the share retry_jitter of it.';
+COMMENT ON COLUMN tocsin.queues.retry_base IS 'Delay after the first failure. After the n-th failure the delay is least(retry_max, retry_base * retry_factor^(n-1)), plus or minus a random fraction of up to retry_jitter.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.max_payload IS 'Largest payload in bytes of its JSON text; headers may be as large.';
+COMMENT ON COLUMN tocsin.queues.max_payload IS 'Maximum size of a payload, in bytes of its JSON text. The same maximum applies to headers.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.max_string IS 'Most characters of a string in a payload, a key too; 0: any number.';
+COMMENT ON COLUMN tocsin.queues.max_string IS 'Maximum number of characters in a string or key of a payload; 0: no limit.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.max_depth IS 'Most levels of arrays and objects in a payload, 256 if it is more; 0: any number, or 256 where keys or strings have rules.';
+COMMENT ON COLUMN tocsin.queues.max_depth IS 'Maximum nesting depth of arrays and objects in a payload. A larger value than 256 counts as 256; 0: no limit, or 256 if keys or strings have rules.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.required_keys IS 'Keys that a payload, an object then, must have.';
+COMMENT ON COLUMN tocsin.queues.required_keys IS 'Keys that each payload must have, as an object.';
 
 
 
@@ -396,23 +396,23 @@ COMMENT ON COLUMN tocsin.queues.forbidden_keys IS 'Keys that no object in a payl
 
 
 
-COMMENT ON COLUMN tocsin.queues.ruled IS 'Whether it has any of these rules; see payload_rules.sql.';
+COMMENT ON COLUMN tocsin.queues.ruled IS 'Whether the queue has any rule for payloads; see payload_rules.sql.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.retention IS 'How long what is archived is kept; 0: not at all. A thousand years mean without end.';
+COMMENT ON COLUMN tocsin.queues.retention IS 'How long archived messages are kept; 0: not at all. A thousand years mean forever.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.dead_letter_retention IS 'How long dead letters are kept. A thousand years mean without end.';
+COMMENT ON COLUMN tocsin.queues.dead_letter_retention IS 'How long dead letters are kept. A thousand years mean forever.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.notify IS 'When its channel is notified: on_demand, while a consumer of Tocsin waits; or always, for programs that LISTEN by hand. See ring.sql.';
+COMMENT ON COLUMN tocsin.queues.notify IS 'When an insert notifies the channel: on_demand, while a consumer of Tocsin waits; always, for programs that LISTEN themselves. See ring.sql.';
 
 
 
-COMMENT ON COLUMN tocsin.queues.channel IS 'Where its bell rings: LISTEN to it.';
+COMMENT ON COLUMN tocsin.queues.channel IS 'Notification channel of the queue, for LISTEN.';
 
 
 
@@ -422,7 +422,7 @@ CREATE FUNCTION tocsin._backoff(queue tocsin.queues, deliveries integer) RETURNS
     select make_interval(secs =>
         least(extract(epoch from queue.retry_max)::float8,
               extract(epoch from queue.retry_base)::float8
-              -- capped where the power would leave the range of float8
+              -- the cap of the exponent keeps the power in the range of float8
               * power(queue.retry_factor,
                       least(greatest(deliveries - 1, 0),
                             300 / greatest(log(queue.retry_factor), 1e-9))))
@@ -504,23 +504,23 @@ CREATE TABLE tocsin.workers (
 
 
 
-COMMENT ON COLUMN tocsin.workers.grace IS 'Of an interrupted worker: how long its handlers may still run; null: until they end.';
+COMMENT ON COLUMN tocsin.workers.grace IS 'How long the handlers of an interrupted worker may still run; null: until they end.';
 
 
 
-COMMENT ON COLUMN tocsin.workers.status_before_death IS 'Its status when it was declared dead, for a process that was alive after all.';
+COMMENT ON COLUMN tocsin.workers.status_before_death IS 'Status of the worker when its process was declared dead.';
 
 
 
-COMMENT ON COLUMN tocsin.workers.ended IS 'Of a stopped worker, how that came: its own process left, stop or shutdown was called, or its process died.';
+COMMENT ON COLUMN tocsin.workers.ended IS 'How a stopped worker ended: its own process left, stop or shutdown was called, or its process died.';
 
 
 
-COMMENT ON COLUMN tocsin.workers.registration IS 'Token of the current registration; what was registered under the name before cannot act for it.';
+COMMENT ON COLUMN tocsin.workers.registration IS 'Token of the current registration; earlier registrations of the name cannot act for it.';
 
 
 
-COMMENT ON COLUMN tocsin.workers.role IS 'Role that registered it, and alone may act for it.';
+COMMENT ON COLUMN tocsin.workers.role IS 'The role that registered the worker and may act for it.';
 
 
 
@@ -546,7 +546,7 @@ CREATE FUNCTION tocsin._check_change(queue_id integer) RETURNS void
 begin
     if not "tocsin"._may_enqueue(queue_id, null) then
         perform "tocsin"._refuse_caller(format('change messages of queue "%s"', q.name),
-                                      'Grant it the queue, with grant_queue.')
+                                      'Grant the queue to the role with grant_queue.')
         from "tocsin".queues q where q.id = _check_change.queue_id;
     end if;
 end
@@ -607,7 +607,7 @@ begin
                                     '{"argument": "delay"}');
     elsif delay is not null and at is not null then
         perform "tocsin"._raise_error('TC022', 'give delay or at, not both', '{"argument": "at"}');
-    -- clients could not read it, and would stop at the message
+    -- a client could not decode such a time, and could not claim messages behind it
     elsif at < '0002-01-01 UTC' or at > '9999-12-30 UTC' then
         perform "tocsin"._raise_error('TC022', 'at must be within the years 2 to 9999',
                                     '{"argument": "at"}');
@@ -625,10 +625,10 @@ begin
         return;
     elsif not "tocsin"._may_enqueue(q.id, null) then
         perform "tocsin"._refuse_caller(format('enqueue to queue "%s"', q.name),
-                                      'Grant it the queue, with grant_queue.');
+                                      'Grant the queue to the role with grant_queue.');
     end if;
     perform "tocsin"._refuse_caller(format('enqueue as worker %s', worker_id),
-                                  'It is no worker that this role has registered.');
+                                  'This role has not registered that worker.');
 end
 $$;
 
@@ -666,13 +666,8 @@ CREATE FUNCTION tocsin._check_headers(q tocsin.queues, headers jsonb) RETURNS vo
     AS $$
 begin
     if octet_length(headers::text) > q.max_payload then
-        perform "tocsin"._raise_error('TC003',
-            format('headers of %s bytes exceed the limit of queue "%s", %s bytes',
-                   octet_length(headers::text), q.name, q.max_payload),
-            jsonb_build_object('actual', octet_length(headers::text), 'maximum', q.max_payload,
-                               'index', null),
-            'Store the data elsewhere and enqueue a reference, or raise the queue''s '
-            'max_payload.');
+        perform "tocsin"._refuse_large(q, 'headers of %s bytes exceed', octet_length(headers::text),
+                                     null);
     end if;
 end
 $$;
@@ -685,7 +680,7 @@ CREATE FUNCTION tocsin._check_own(w tocsin.workers) RETURNS tocsin.workers
 begin
     if not "tocsin"._acts_for(w.role) then
         perform "tocsin"._refuse_caller(format('act for worker %s', w.id),
-                                      'Another role has registered it; administrators may.');
+                                      'Only its own role and administrators may act for it.');
     end if;
     return w;
 end
@@ -706,13 +701,9 @@ begin
         where octet_length(p.payload::text) > q.max_payload
         order by p.n limit 1;
         if found then
-            perform "tocsin"._raise_error('TC003',
-                format('%s of %s bytes exceeds the limit of queue "%s", %s bytes',
-                       concat_ws(' ', 'payload', large.index), large.actual, q.name, q.max_payload),
-                jsonb_build_object('actual', large.actual, 'maximum', q.max_payload, 'index',
-                                   large.index),
-                'Store the data elsewhere and enqueue a reference, or raise the queue''s '
-                'max_payload.');
+            perform "tocsin"._refuse_large(
+                q, concat_ws(' ', 'payload', large.index, 'of %s bytes exceeds'), large.actual,
+                large.index);
         end if;
     end if;
     if q.ruled then
@@ -730,7 +721,8 @@ begin
     if kind = 'producer' then
         perform "tocsin"._check_enqueue(q, null);
     elsif not "tocsin"._may_consume() then
-        perform "tocsin"._refuse_caller('consume', 'Make it a member of the role for consumers.');
+        perform "tocsin"._refuse_caller('consume',
+                                      'Make the role a member of the role for consumers.');
     end if;
 end
 $$;
@@ -753,8 +745,8 @@ begin
         if "tocsin"._clock() > deadline then
             raise lock_not_available;
         end if;
-        -- without a place in the queue for the lock, which would make a test of it say
-        -- that no session shares it
+        -- Poll instead of waiting for the lock. A waiting session would make a test of
+        -- the lock say that no session shares it.
         perform pg_sleep(0.01);
     end loop;
     perform pg_advisory_xact_lock("tocsin"._lock_key('rung', q.id));
@@ -768,7 +760,7 @@ CREATE FUNCTION tocsin._correct_future_times() RETURNS void
     AS $$
 declare
     t timestamptz := "tocsin"._clock();
-    -- a row that is being written at this moment is not meant
+    -- leaves out a row that is being written at this moment
     beyond timestamptz := t + interval '1 s';
     found_some boolean := false;
 begin
@@ -794,7 +786,7 @@ begin
         dequeued_at = least(m.dequeued_at, t),
         due = case when m.state <> 'delayed' then least(m.due, t)
                    when m.due > t and ahead.since > t then "tocsin"._later(m.due, t - ahead.since)
-                   else m.due end,  -- in the past: its place in the queue
+                   else m.due end,  -- a due time in the past is the place in the queue
         vt = case when m.state = 'ready' then least(m.vt, t)
                   when m.state = 'leased' and m.dequeued_at > t
                       then "tocsin"._later(m.vt, t - m.dequeued_at)
@@ -940,6 +932,19 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._decide_to_ring(queue_id integer, notify text) RETURNS boolean
+    LANGUAGE sql
+    AS $$
+    select case
+        when notify = 'always' then true
+        when "tocsin"._shared_elsewhere("tocsin"._lock_key('waiting', queue_id)) then true
+        when not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('unrung', queue_id)) then true
+        else "tocsin"._shared_elsewhere("tocsin"._lock_key('waiting', queue_id))
+    end
+$$;
+
+
+
 CREATE FUNCTION tocsin._delete_expired(most integer) RETURNS bigint
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
@@ -1019,27 +1024,27 @@ WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', 
 
 
 
-COMMENT ON COLUMN tocsin.messages.priority IS 'Smaller numbers first.';
+COMMENT ON COLUMN tocsin.messages.priority IS 'Messages with smaller numbers are claimed first.';
 
 
 
-COMMENT ON COLUMN tocsin.messages.read_ct IS 'Deliveries so far.';
+COMMENT ON COLUMN tocsin.messages.read_ct IS 'Number of deliveries so far.';
 
 
 
-COMMENT ON COLUMN tocsin.messages.due IS 'Place in the queue among equal priorities; never in the future when ready.';
+COMMENT ON COLUMN tocsin.messages.due IS 'Place in the queue among equal priorities; never in the future for a ready message.';
 
 
 
-COMMENT ON COLUMN tocsin.messages.vt IS 'When it can be claimed (again): due while it waits, the end of the lease while it is leased.';
+COMMENT ON COLUMN tocsin.messages.vt IS 'When the message can be claimed: usually its due time, or the end of its lease.';
 
 
 
-COMMENT ON COLUMN tocsin.messages.lease IS 'Token of the current delivery; when it is not leased, of the last one.';
+COMMENT ON COLUMN tocsin.messages.lease IS 'Lease token of the current delivery, or of the last one when the message is not leased.';
 
 
 
-COMMENT ON COLUMN tocsin.messages.history IS 'Its deliveries that failed, the last twenty of them, as "tocsin"._requeue writes them; null: none.';
+COMMENT ON COLUMN tocsin.messages.history IS 'The last twenty deliveries that ended without success, as "tocsin"._requeue writes them; null: none.';
 
 
 
@@ -1121,7 +1126,7 @@ CREATE FUNCTION tocsin._drop_expired_partitions(most integer, OUT dropped intege
     SET lock_timeout TO '100ms'
     AS $$
 declare
-    -- a transaction may have chosen its partition before, and write to it now
+    -- a transaction may have chosen its partition earlier, and write to it now
     over_at timestamptz := "tocsin"._clock() - interval '1 minute';
     expired record;
 begin
@@ -1130,7 +1135,7 @@ begin
         return;
     end if;
     begin
-        -- from here on no session uses it, nor counts its rows
+        -- from here on no session uses the archive or counts its rows
         lock table only "tocsin".archive in access exclusive mode;
     exception when lock_not_available then
         return;
@@ -1138,7 +1143,7 @@ begin
     for expired in select p.* from "tocsin"._archive_partitions() p where p.ends_at <= over_at
         order by p.ends_at limit most loop
         begin
-            -- it may be under vacuum
+            -- vacuum may be processing the partition
             execute format('lock table "tocsin".%I in access exclusive mode nowait', expired.name);
             execute format('drop table "tocsin".%I', expired.name);
             delete from "tocsin".archived_counts c
@@ -1210,8 +1215,8 @@ declare
     w "tocsin".workers;
     last_heartbeat timestamptz;
 begin
-    -- The process first: the deletion waits for the registration of a worker that is
-    -- under way, and a later one finds no process.
+    -- Delete the process first: the DELETE waits for a registration of a worker that is
+    -- in progress, and a later registration finds no process.
     delete from "tocsin".processes p where p.id = process_id
         returning p.heartbeat_at into last_heartbeat;
     for w in select x.* from "tocsin".workers x where x.process_id = _end_process.process_id
@@ -1266,8 +1271,8 @@ begin
               limit size) s;
         since := greatest(since, reached);
     end if;
-    -- Without a count delta of the last minute nothing was archived in it, and so nothing
-    -- archived was enqueued in it.
+    -- Without a count delta of the last minute, no message was archived in that minute,
+    -- so no archived message was enqueued in it.
     select array_agg(s.enqueued_at), min(s.enqueued_at) into kept, reached
     from (select a.enqueued_at from "tocsin".archive a where a.queue_id = _enqueue_rate.queue_id
           order by a.id desc limit size) s
@@ -1314,7 +1319,7 @@ WITH (fillfactor='50');
 
 
 
-COMMENT ON COLUMN tocsin.processes.role IS 'Role that registered it, and alone may act for it; see sql/functions/common/authorization.sql.';
+COMMENT ON COLUMN tocsin.processes.role IS 'The role that registered the process and may act for it; see sql/functions/common/authorization.sql.';
 
 
 
@@ -1322,11 +1327,11 @@ COMMENT ON COLUMN tocsin.processes.every IS 'Interval between its heartbeats.';
 
 
 
-COMMENT ON COLUMN tocsin.processes.lifeline IS 'Number of the advisory lock that its LISTEN connection holds for as long as it lives; null: it has no such connection.';
+COMMENT ON COLUMN tocsin.processes.lifeline IS 'Number of the advisory lock that the LISTEN connection of the process holds while it is open; null: the process has no such connection.';
 
 
 
-COMMENT ON COLUMN tocsin.processes.detached IS 'It goes on without a lifeline, because its LISTEN connection cannot be made or does not work.';
+COMMENT ON COLUMN tocsin.processes.detached IS 'The process works without a lifeline, because its LISTEN connection cannot be opened or does not work.';
 
 
 
@@ -1346,7 +1351,7 @@ begin
     elsif not p.detached
         and exists (select from "tocsin".workers w
                     where w.process_id = p.id and w.kind = 'consumer') then
-        seems_alive := false;  -- unknown; it is about to take a lifeline or to detach
+        seems_alive := false;  -- unknown: it is about to take a lifeline or to detach
         dead_at := greatest("tocsin"._later(beat, p.every * 3), settled);
     elsif silent then
         seems_alive := false;
@@ -1388,7 +1393,7 @@ begin
             jsonb_build_object('worker_id', worker_id, 'from', 'stopped', 'to', 'polling', 'code',
                                'registration_ended', 'reason',
                                'it has been purged, or its queue deleted'),
-            'Register it again, by its name or another.');
+            'Register it again, under its name or another.');
     end if;
     return "tocsin"._check_own(w);
 end
@@ -1405,7 +1410,7 @@ begin
     if found_role is null then
         perform "tocsin"._raise_error('TC023', format('role "%s" does not exist', role),
                                     jsonb_build_object('role', role),
-                              'Create it first: create role.');
+                              'Create the role first, with create role.');
     end if;
     return found_role;
 end
@@ -1421,7 +1426,7 @@ declare
     fault jsonb;
     level jsonb[] := array[payloads];
     paths jsonb[] := array['[]'::jsonb];
-    depth integer := 0;  -- arrays and objects of the payload around a member of this level
+    depth integer := 0;  -- number of arrays and objects around a member of this level
     deepest integer := least(nullif(q.max_depth, 0), 256);
 begin
     if q.required_keys <> '{}' then
@@ -1467,7 +1472,7 @@ begin
             end as reason
             from members m
         )
-        -- of which a key that is too long is no part
+        -- a key that is too long is not part of the path
         select (select jsonb_build_object('reason', j.reason, 'path',
                                           case when q.max_string > 0
                                               and length(j.key) > q.max_string then j.path
@@ -1495,7 +1500,7 @@ begin
     if not found then
         perform "tocsin"._raise_error('TC004', format('worker %s does not exist', worker_id),
                                     jsonb_build_object('worker_id', worker_id),
-                              'It may have been purged; list the workers.');
+                              'It may have been purged. List the workers.');
     end if;
     return w;
 end
@@ -1512,7 +1517,8 @@ CREATE FUNCTION tocsin._holders(queue_id integer, until timestamp with time zone
     AS $$
 #variable_conflict use_column
 begin
-    -- The smallest pair of time and id is the longest, without a sort.
+    -- The smallest pair of time and id is the message held for longest; min() needs no
+    -- sort.
     return query
         select m.consumer_worker_id, count(*),
             (min(array[extract(epoch from m.dequeued_at), m.id]))[2]::bigint, min(m.dequeued_at)
@@ -1608,6 +1614,17 @@ CREATE FUNCTION tocsin._lock_key(kind text, number bigint) RETURNS bigint
 
 
 
+CREATE FUNCTION tocsin._lock_own_worker(worker_id bigint) RETURNS tocsin.workers
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
+    return "tocsin"._check_own("tocsin"._find_worker(worker_id));
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._lock_waiting(message_id bigint, queue text, key text) RETURNS tocsin.messages
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
@@ -1646,7 +1663,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._make_due_ready(queue_id integer) RETURNS void
+CREATE FUNCTION tocsin._make_due_ready(queue_id integer) RETURNS bigint
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -1663,6 +1680,7 @@ declare
     rows_due tid[];
     ids bigint[];
     expired bigint[];
+    ended bigint := 0;
 begin
     while not over and exists (
         select from "tocsin".messages m
@@ -1702,8 +1720,10 @@ begin
               order by m.vt limit batch for update skip locked) d;
         exit when ids is null;
         perform "tocsin"._requeue(ids, expired, '0 s', true, 'lease_expired');
+        ended := ended + cardinality(ids);
         over := "tocsin"._clock() >= stop_at;
     end loop;
+    return ended;
 end
 $$;
 
@@ -1732,7 +1752,7 @@ CREATE TABLE tocsin.dead_letters (
 
 
 
-COMMENT ON COLUMN tocsin.dead_letters.lease IS 'Token of its last delivery, so that those after a replay have larger ones.';
+COMMENT ON COLUMN tocsin.dead_letters.lease IS 'Lease token of the last delivery. Deliveries after a replay get larger tokens.';
 
 
 
@@ -1852,19 +1872,6 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._must_ring(queue_id integer, notify text) RETURNS boolean
-    LANGUAGE sql
-    AS $$
-    select case
-        when notify = 'always' then true
-        when "tocsin"._shared_elsewhere("tocsin"._lock_key('waiting', queue_id)) then true
-        when not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('unrung', queue_id)) then true
-        else "tocsin"._shared_elsewhere("tocsin"._lock_key('waiting', queue_id))
-    end
-$$;
-
-
-
 CREATE FUNCTION tocsin._next_due(queue_id integer, with_ready boolean DEFAULT true) RETURNS double precision
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
@@ -1879,8 +1886,8 @@ declare
 begin
     select least(
         case when with_ready then
-            -- What is ready can be claimed now, also what was enqueued while the clock
-            -- was ahead.
+            -- A ready message can be claimed now, also one that was enqueued while the
+            -- clock was ahead.
             (select least(m.due, "tocsin"._clock()) from "tocsin".messages m
              where m.queue_id = q.id and m.state = 'ready' order by m.priority, m.due, m.id limit 1)
         end,
@@ -1892,7 +1899,7 @@ begin
     into at
     from "tocsin".queues q
     where q.id = _next_due.queue_id and q.paused_at is null;
-    -- greatest() passes over null
+    -- greatest() ignores null
     return greatest(case when with_ready and at is not null then 0 end,
                     extract(epoch from at - "tocsin"._clock()));
 end
@@ -1958,7 +1965,7 @@ begin
     if until is not null then
         seconds := extract(epoch from until - t);
         if seconds < 0.01 then
-            -- another transaction has locked it: see claim
+            -- another transaction has locked the message: see claim.sql
             seconds := greatest(0.01, least(-seconds / 4, 0.25));
         end if;
         return seconds;
@@ -1997,19 +2004,19 @@ CREATE TABLE tocsin.archive_policies (
 
 
 
-COMMENT ON TABLE tocsin.archive_policies IS 'What archiving needs of a queue: how long to keep its messages, and which partitions it may use.';
+COMMENT ON TABLE tocsin.archive_policies IS 'For each queue, how long to keep archived messages, and which partitions a statement that archives may use.';
 
 
 
-COMMENT ON COLUMN tocsin.archive_policies.retention IS 'The queue''s own.';
+COMMENT ON COLUMN tocsin.archive_policies.retention IS 'The retention of the queue.';
 
 
 
-COMMENT ON COLUMN tocsin.archive_policies.covered IS 'The times of keep_until that there are partitions of this span for; all else goes to archive_rest.';
+COMMENT ON COLUMN tocsin.archive_policies.covered IS 'The range of keep_until for which partitions of this span exist. Rows outside of it go to archive_rest.';
 
 
 
-COMMENT ON COLUMN tocsin.archive_policies.since IS 'Transactions that began before do not use them.';
+COMMENT ON COLUMN tocsin.archive_policies.since IS 'Transactions that began before this time do not use these partitions.';
 
 
 
@@ -2025,8 +2032,8 @@ $$;
 CREATE FUNCTION tocsin._publish_partitions() RETURNS void
     LANGUAGE sql
     AS $$
-    -- create_queue and update_queue write this; a queue that was changed or restored by
-    -- other means lacks it.
+    -- create_queue and update_queue write this row. A queue that was changed or
+    -- restored by other means lacks it.
     insert into "tocsin".archive_policies (queue_id, retention)
     select q.id, q.retention from "tocsin".queues q
     where not exists (select from "tocsin".archive_policies a where a.queue_id = q.id)
@@ -2170,8 +2177,8 @@ begin
     if dead_at > t then
         return extract(epoch from dead_at - t);
     end if;
-    -- Another session may be declaring it dead, or it may just have come back. Its row
-    -- is then locked or changed.
+    -- Another session may be declaring the process dead, or the process may just have
+    -- sent a heartbeat. Its row is then locked or changed.
     perform from "tocsin".processes x
     where x.id = p.id and x.lifeline is not distinct
         from p.lifeline and x.heartbeat_at = p.heartbeat_at
@@ -2228,9 +2235,9 @@ begin
             format('message %s cannot be changed: it is %s', message_id, found_message.state),
             jsonb_build_object('message_id', message_id, 'state', found_message.state),
             case found_message.state when 'leased'
-                then 'A worker holds it: wait until that has settled it.'
+                then 'A worker holds it: wait until the worker has settled it.'
                                      when 'dead'
-                                         then 'Replay it, or archive or purge it as a dead letter.'
+                                         then 'Replay, archive or purge the dead letter.'
                                      when 'archived' then 'It is finished: enqueue another message.'
                                      else 'Another transaction has locked it: try again.' end);
     end if;
@@ -2256,7 +2263,7 @@ begin
             format('queue "%s" has %s worker(s) that are not stopped and %s unfinished message(s)',
                    q.name, active, unfinished),
             jsonb_build_object('queue', q.name, 'workers', active, 'messages', unfinished),
-            'Stop the workers and purge the messages first, or delete it with force.');
+            'Stop the workers and purge the messages first, or delete the queue with force.');
     end if;
 end
 $$;
@@ -2272,7 +2279,7 @@ begin
                                        '%s since', w.id, w.name, w.pid, w.hostname),
         jsonb_build_object('worker_id', w.id, 'from', 'stopped', 'to', w.status, 'code',
                            'registration_ended', 'reason', 'its registration has ended'),
-        'It was declared dead; register it again, by its name or another.');
+        'It was declared dead. Register it again, under its name or another.');
 end
 $$;
 
@@ -2296,13 +2303,26 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._refuse_large(q tocsin.queues, problem text, actual integer, index bigint) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform "tocsin"._raise_error('TC003',
+        format(problem || ' the limit of queue "%s", %s bytes', actual, q.name, q.max_payload),
+        jsonb_build_object('actual', actual, 'maximum', q.max_payload, 'index', index),
+        'Store the data elsewhere and enqueue a reference, or raise the queue''s max_payload.');
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._refuse_missing(queue text) RETURNS void
     LANGUAGE plpgsql STABLE
     AS $$
 begin
     perform "tocsin"._raise_error('TC001', format('queue "%s" does not exist', queue),
                                 jsonb_build_object('queue', queue),
-                          'Create it first, for example with ensure_queue.');
+                          'Create the queue first, for example with ensure_queue.');
 end
 $$;
 
@@ -2316,10 +2336,10 @@ begin
         format('worker %s ("%s") is %s: %s', w.id, w.name, w.status, reason),
         jsonb_build_object('worker_id', w.id, 'from', w.status, 'to', target, 'code', code,
                            'reason', reason),
-        case when code = 'not_stopped' then 'Stop it first.'
-             when w.status = 'suspended' then 'Resume it, or shut it down.'
-             when w.status = 'stopped' then 'Register it again by its name.'
-             else 'Wait until it is in another state, or suspend it.' end);
+        case when code = 'not_stopped' then 'Stop the worker first.'
+             when w.status = 'suspended' then 'Resume the worker, or shut it down.'
+             when w.status = 'stopped' then 'Register the worker again by its name.'
+             else 'Wait until the worker is in another state, or suspend it.' end);
 end
 $$;
 
@@ -2397,7 +2417,7 @@ begin
         where w.queue_id = q.id and w.status <> 'stopped';
     delete from "tocsin".workers w where w.queue_id = q.id;
     get diagnostics worker_count = row_count;
-    -- Explicitly: foreign keys are triggers, and may be off.
+    -- Delete these rows explicitly: foreign keys are triggers, and may be off.
     delete from "tocsin".archive_policies a where a.queue_id = q.id;
     delete from "tocsin".queue_grants g where g.queue_id = q.id;
     delete from "tocsin".queues x where x.id = q.id;
@@ -2419,7 +2439,7 @@ CREATE FUNCTION tocsin._requeue(ids bigint[], leases bigint[], delay interval, c
 declare
     t timestamptz := "tocsin"._clock();
     outcomes float8[];
-    undead bigint[];
+    refused bigint[];
 begin
     with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
@@ -2466,14 +2486,15 @@ begin
     from unnest(ids) with ordinality as g (id, n)
     left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x
                group by x.id) h on h.id = g.id
-    cross join (select count(*) from moved) all_moved  -- a CTE without a reader is not run
+    cross join (select count(*) from moved) all_moved  -- a CTE that is not read is not run
     cross join (select count(*) from rung) all_rung;
-    -- unless the dead letters refused it: see _move_to_dead_letters
+    -- A message that could not become a dead letter is delayed: see
+    -- _move_to_dead_letters.
     if 'Infinity' = any (outcomes) then
-        select array_agg(m.id) into undead from "tocsin".messages m
+        select array_agg(m.id) into refused from "tocsin".messages m
             where m.id = any (ids) and m.state = 'delayed';
-        if undead is not null then
-            select array_agg(case when g.outcome = 'Infinity' and g.id = any (undead) then 60
+        if refused is not null then
+            select array_agg(case when g.outcome = 'Infinity' and g.id = any (refused) then 60
                              else g.outcome end order by g.n) into outcomes
             from unnest(ids, outcomes) with ordinality as g (id, outcome, n);
         end if;
@@ -2513,7 +2534,7 @@ $$;
 CREATE FUNCTION tocsin._ring(q tocsin.queues) RETURNS void
     LANGUAGE sql
     AS $$
-    select case when "tocsin"._must_ring(q.id, q.notify) then
+    select case when "tocsin"._decide_to_ring(q.id, q.notify) then
         case when pg_notification_queue_usage() < 0.9 then pg_notify(q.channel, '') end
     end
 $$;
@@ -2526,10 +2547,10 @@ CREATE FUNCTION tocsin._ring_inserted() RETURNS trigger
 begin
     perform from (select min(n.queue_id) as first, max(n.queue_id) as last from inserted n) i
     where case when i.first = i.last
-        then (select "tocsin"._rung(q) from "tocsin".queues q where q.id = i.first) end is not true;
+        then (select "tocsin"._try_ring(q) from "tocsin".queues q where q.id = i.first) end is not true;
     if found then
         perform from (select distinct n.queue_id from inserted n) i
-        where (select "tocsin"._rung(q) from "tocsin".queues q where q.id = i.queue_id) is not true;
+        where (select "tocsin"._try_ring(q) from "tocsin".queues q where q.id = i.queue_id) is not true;
         if found then
             perform "tocsin"._ring_late(i.queue_id)
                 from (select distinct n.queue_id from inserted n) i;
@@ -2549,10 +2570,10 @@ declare
 begin
     select x.* into q from "tocsin".queues x where x.id = queue_id;
     perform pg_advisory_xact_lock_shared("tocsin"._lock_key('rung', queue_id));
-    -- fails for a deleted queue, whatever the snapshot shows
+    -- finds no row or fails for a deleted queue, whatever the snapshot shows
     perform from "tocsin".queues x where x.id = queue_id for key share;
     if not found then
-        -- the INSERT saw it, this statement does not
+        -- the INSERT saw the queue, this statement does not
         perform "tocsin"._refuse_missing(coalesce(q.name, 'number ' || queue_id));
     end if;
     perform pg_notify(q.channel, '') where pg_notification_queue_usage() < 0.9;
@@ -2576,21 +2597,6 @@ CREATE FUNCTION tocsin._roll_up_count_deltas() RETURNS void
     where y.span is not null
     group by 1, 2, 3
     on conflict (queue_id, span, starts_at) do update set n = c.n + excluded.n
-$$;
-
-
-
-CREATE FUNCTION tocsin._rung(q tocsin.queues) RETURNS boolean
-    LANGUAGE sql
-    AS $$
-    select case
-        when not "tocsin"._must_ring(q.id, q.notify) then true
-        when not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('rung', q.id)) then false
-        when set_config('bell.rung', case when q.notify = 'on_demand' then q.channel
-                        else '' end, true) is null then false
-        when pg_notification_queue_usage() >= 0.9 then true
-        else pg_notify(q.channel, '') is not null
-    end
 $$;
 
 
@@ -2659,7 +2665,7 @@ CREATE FUNCTION tocsin._tell_process(w tocsin.workers, leases_taken boolean DEFA
     AS $$
     select pg_notify("tocsin".process_channel(w.process_id), case when leases_taken
                      then 'leases ' || w.id else '' end)
-    -- ring.sql; the heartbeat tells it, too
+    -- see ring.sql; the next heartbeat tells the process, too
     where w.process_id is not null and pg_notification_queue_usage() < 0.9
 $$;
 
@@ -2753,6 +2759,21 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._try_ring(q tocsin.queues) RETURNS boolean
+    LANGUAGE sql
+    AS $$
+    select case
+        when not "tocsin"._decide_to_ring(q.id, q.notify) then true
+        when not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('rung', q.id)) then false
+        when set_config('bell.rung', case when q.notify = 'on_demand' then q.channel
+                        else '' end, true) is null then false
+        when pg_notification_queue_usage() >= 0.9 then true
+        else pg_notify(q.channel, '') is not null
+    end
+$$;
+
+
+
 CREATE FUNCTION tocsin._wanted_partitions() RETURNS TABLE(queue_id integer, span integer, starts_at timestamp with time zone)
     LANGUAGE sql
     AS $$
@@ -2787,7 +2808,7 @@ declare
     batch bigint[];
     settled bigint[] := '{}';
 begin
-    -- One queue after the other; usually there is one.
+    -- One queue after the other. Usually there is only one.
     loop
         select a.queue_id, k.until, "tocsin"._partition_span_for(a, k.until)
         into queue, until, hours
@@ -2904,7 +2925,7 @@ begin
         if exists (select from "tocsin".processes p
                    where p.id = process_id and not "tocsin"._acts_for(p.role)) then
             perform "tocsin"._refuse_caller(format('act for process %s', process_id),
-                                          'Another role has registered it; administrators may.');
+                                          'Only its own role and administrators may act for it.');
         end if;
     end if;
     return attached;
@@ -2950,13 +2971,14 @@ CREATE FUNCTION tocsin.cancel(message_id bigint DEFAULT NULL::bigint, queue text
 declare
     m "tocsin".messages := "tocsin"._lock_waiting(message_id, queue, key);
 begin
-    -- As if a worker had claimed and handled it: there is one way into the archive.
+    -- Lease the message first, so that "tocsin".archive accepts it like a handled
+    -- message.
     update "tocsin".messages x
     set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled',
         history = m.history
     where x.id = m.id;
     perform "tocsin".archive(array[m.id], array[coalesce(m.lease, 0) + 1]);
-    if m.due < m.vt then  -- it kept its place, and so held up the queue: see order.sql
+    if m.due < m.vt then  -- the message kept its place, and so held up the queue: see order.sql
         perform "tocsin"._ring(m.queue_id);
     end if;
     return m.id;
@@ -2987,10 +3009,10 @@ begin
     if not durable then
         ignored := set_config('synchronous_commit', 'off', true);
     end if;
-    -- First the worker, then its messages: the order in which a suspension locks them.
-    -- It waits for claims under way by this lock, and the status is read after it was
-    -- taken, in a statement of its own: so a claim either sees the suspension or is
-    -- seen by it.
+    -- Lock the worker before its messages, as a suspension does. A suspension waits for
+    -- claims in progress by this lock. The claim reads the worker's status after it has
+    -- taken the lock, in a separate statement. So either the claim sees the suspension,
+    -- or the suspension sees the claim.
     if not pg_try_advisory_xact_lock_shared(worker_lock) then
         perform pg_advisory_xact_lock_shared(worker_lock);
     end if;
@@ -3027,9 +3049,10 @@ begin
                 end if;
             end if;
         end if;
-        -- A nested loop from the worker to its queue to the queue's first messages, so
-        -- these come in their order without a sort; test_claim.py holds it to
-        -- that. One statement, since it is what an idle consumer's handler waits for.
+        -- The plan is a nested loop from the worker to its queue to the queue's first
+        -- messages, so these are in order without a sort; test_claim.py checks the
+        -- plan. It is one statement because the handler of an idle consumer waits for
+        -- it.
         return query
             update "tocsin".messages m
             set state = 'leased', lease = greatest(token, m.lease + 1),
@@ -3057,7 +3080,7 @@ begin
                       m.payload::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
-            q := "tocsin"._check_claim(worker_id, registration);  -- or is it refused?
+            q := "tocsin"._check_claim(worker_id, registration);  -- or raises an error
         end if;
         exit when found_rows > 0 or from_due is null or not or_full_scan;
         from_priority := null;
@@ -3065,10 +3088,10 @@ begin
         from_id := null;
     end loop;
     if from_due is null and found_rows < max_messages then
-        -- What is due and was not taken is locked: for a moment by another claim, or
-        -- for long by a transaction of its holder's that settles it. So the next full
-        -- scan comes after a quarter of the time for which it has been due, a quarter
-        -- of a second at most.
+        -- A message that is due and was not claimed is locked: for a moment by another
+        -- claim, or for long by its holder's transaction that settles it. So the next
+        -- full scan comes after a quarter of the time for which the message has been
+        -- due, a quarter of a second at most.
         next_due := "tocsin"._next_due(q.id, with_ready => false);
         if next_due < 0.01 then
             next_due := greatest(0.01, least(-next_due / 4, 0.25));
@@ -3110,7 +3133,7 @@ begin
     if queue_id is null then
         perform "tocsin"._raise_error('TC002', format('queue "%s" exists already', queue),
                                     jsonb_build_object('queue', queue),
-                              'Use ensure_queue if that is fine.');
+                              'ensure_queue accepts an existing queue.');
     end if;
     return "tocsin"._change_queue(queue_id, vt, max_deliveries, retry_base, retry_factor, retry_max, retry_jitter, max_payload, max_string, max_depth, required_keys, forbidden_keys, retention, dead_letter_retention, notify);
 end
@@ -3161,7 +3184,8 @@ begin
             format('a queue cannot be deleted at the isolation level %s, which hides later '
                    'messages',
                    current_setting('transaction_isolation')),
-            '{"argument": "transaction"}', 'Delete it in a transaction that is read committed.');
+            '{"argument": "transaction"}',
+            'Delete the queue in a transaction that is read committed.');
     end if;
     if force is not true then
         perform "tocsin"._refuse_deletion(q);
@@ -3181,7 +3205,7 @@ begin
                 from "tocsin"._remove_queue(q, force) r;
             return next;
             return;
-        exception  -- which releases all locks of this attempt
+        exception  -- releases all locks of this attempt
             when lock_not_available or deadlock_detected then null;
         end;
         if "tocsin"._clock() > deadline then
@@ -3189,7 +3213,7 @@ begin
                                         format('queue "%s" is in use by transactions that do '
                                                'not end', q.name),
                                   jsonb_build_object('queue', q.name),
-                                  'Nothing was changed; try again when they have ended, in a '
+                                  'Nothing was changed. Try again when they have ended, in a '
                                   'transaction that has done nothing else.');
         end if;
         perform pg_sleep(0.05);
@@ -3243,9 +3267,9 @@ declare
     message_id bigint;
     written pg_lsn;
     flushed pg_lsn;
-    checked boolean;  -- by the queue's rules, if it has any
-    -- in the INSERT (ring.sql); with a key only the INSERT shows whether there is a
-    -- message to ring for
+    checked boolean;  -- whether the payload keeps the queue's rules
+    -- Whether the INSERT itself rings (ring.sql). With a key, only the result of the
+    -- INSERT shows whether there is a new message to ring for.
     rings boolean := key is null;
     ignored text;
 begin
@@ -3258,15 +3282,15 @@ begin
     if rings then
         ignored := set_config('bell.rung_by', '"tocsin".', true);
     end if;
-    -- Not with a key: the next enqueue of the key returns this message's id, and must
-    -- not return it before it is durable.
+    -- Not with a key: the next enqueue with the key returns this message's id, and must
+    -- not return it before the message is durable.
     ring_early := ring_early and key is null;
     if ring_early then
-        -- The commit may be asynchronous only if the sequence's record that covers the
-        -- new id is flushed (ring_early.sql has the argument). Such a record takes 99
-        -- bytes, so fewer than 90 bytes that are not flushed cannot hold one. WAL pages
-        -- are multiples of 1,024 bytes; a flush that ends at one may end within a
-        -- record, and so counts for nothing.
+        -- The commit may be asynchronous only if the sequence's WAL record that covers
+        -- the new id is flushed (ring_early.sql explains why). Such a record takes 99
+        -- bytes, so fewer than 90 bytes that are not flushed cannot contain one. WAL
+        -- pages are multiples of 1,024 bytes. A flush that ends at a page boundary may
+        -- end within a record, so it proves nothing.
         written := pg_current_wal_insert_lsn();
         new_id := nextval('"tocsin".messages_id_seq');
         flushed := pg_current_wal_flush_lsn();
@@ -3288,13 +3312,13 @@ begin
                                  enqueue.max_deliveries)
           and (not x.ruled or checked)
           and (worker_id is null or "tocsin"._is_active(worker_id))
-          and (not rings or "tocsin"._rung(x))
+          and (not rings or "tocsin"._try_ring(x))
         on conflict (queue_id, key) where key is not null do nothing
         returning id into message_id;
         exit when message_id is not null;
-        -- It is refused, or its key is taken, or the queue has rules or is being
-        -- deleted. When none of it is true any more, or the message keeps the rules,
-        -- the INSERT is tried again.
+        -- Nothing was inserted: the message is refused, its key is taken, or the queue
+        -- has rules or is being deleted. When no such reason is left, or the message
+        -- keeps the rules, the INSERT is tried again.
         q := "tocsin"._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
         perform "tocsin"._check_payloads(q, jsonb_build_array(payload), null);
         message_id := "tocsin"._find_key(q.id, key);
@@ -3535,7 +3559,6 @@ CREATE FUNCTION tocsin.heartbeat(process_id bigint, queue_ids integer[], able bo
     AS $$
 #variable_conflict use_column
 declare
-    reap_in float8;
     last_heartbeat timestamptz;
 begin
     update "tocsin".processes p set heartbeat_at = case when able then "tocsin"._clock()
@@ -3544,21 +3567,22 @@ begin
     where p.id = process_id and "tocsin"._acts_for(p.role)
     returning before.heartbeat_at into last_heartbeat;
     if not found then
-        return query select 'dead', null::bigint, null::bigint, null::text, null::float8,
-            null::integer, null::float8;
+        kind := 'dead';
+        return next;
         return;
     end if;
     if last_heartbeat > "tocsin"._clock() + interval '1 s' then
         update "tocsin".maintenance m set clock_was_ahead = true, due_at = "tocsin"._clock();
     end if;
-    reap_in := "tocsin"._reap_dead_processes(process_id, 8);
-    if reap_in is not null then
-        return query select 'heartbeat', null::bigint, null::bigint, null::text, null::float8,
-            null::integer, reap_in;
+    due_in := "tocsin"._reap_dead_processes(process_id, 8);
+    if due_in is not null then
+        kind := 'heartbeat';
+        return next;
+        due_in := null;
     end if;
     if "tocsin"._elect_maintainer(process_id) then
-        return query select 'maintenance', null::bigint, null::bigint, null::text, null::float8,
-            null::integer, null::float8;
+        kind := 'maintenance';
+        return next;
     end if;
     return query
         select 'worker', w.id, w.registration, w.status, extract(epoch from w.grace)::float8,
@@ -3593,12 +3617,12 @@ begin
             begin
                 execute format('create role %I nologin', r.name);
             exception
-                -- another session was faster, perhaps in another database
+                -- another session has created the role, perhaps in another database
                 when duplicate_object or unique_violation then null;
                 when insufficient_privilege then
                     perform "tocsin"._refuse_caller(format('create role "%s"', r.name),
-                        format('That needs CREATEROLE. A database administrator runs: %s. '
-                               'Then install again.', (
+                        format('Creating a role requires CREATEROLE. Have a database '
+                               'administrator run: %s. Then install again.', (
                             select string_agg(format('create role %I nologin', n), '; ' order by o)
                             from unnest(array[producer, consumer, admin]) with ordinality w (n, o)
                             where n is not null
@@ -3668,7 +3692,7 @@ begin
                                     '{"argument": "state"}');
     elsif worker_id is not null and states <> '{leased}' then
         perform "tocsin"._raise_error('TC022',
-                                    'worker_id tells what a worker holds, so only leased messages',
+                                    'worker_id chooses leased messages, so state must be leased or null',
                                     '{"argument": "worker_id"}');
     end if;
     page := array(
@@ -3809,21 +3833,21 @@ begin
     begin
         perform "tocsin"._correct_future_times();
     exception when others then
-        problems := problems || format('times of the future are not corrected: %s', sqlerrm);
+        problems := problems || format('times in the future are not corrected: %s', sqlerrm);
     end;
     begin
         perform "tocsin"._publish_partitions();
     exception when others then
-        problems := problems || format('what the archive keeps is not noted: %s', sqlerrm);
+        problems := problems || format('partitions of the archive are not published: %s', sqlerrm);
     end;
     begin
         select a.added, a.problem into partitions_created, problem from "tocsin"._add_partitions() a;
         if problem is not null then
             problems := problems
-                || format('a partition of the archive cannot be made: %s', problem);
+                || format('a partition of the archive cannot be created: %s', problem);
         end if;
     exception when others then
-        problems := problems || format('partitions of the archive are not made: %s', sqlerrm);
+        problems := problems || format('partitions of the archive are not created: %s', sqlerrm);
     end;
     begin
         archived_deleted := "tocsin"._delete_expired(rows);
@@ -3850,7 +3874,7 @@ begin
     begin
         perform "tocsin"._roll_up_count_deltas();
     exception when others then
-        problems := problems || format('archived messages are not counted together: %s', sqlerrm);
+        problems := problems || format('counts of archived messages are not added up: %s', sqlerrm);
     end;
     begin
         select d.dropped, d.problem into partitions_dropped, problem
@@ -3980,7 +4004,8 @@ begin
         perform "tocsin"._raise_error('TC022', 'older_than must not be negative',
                                     '{"argument": "older_than"}');
     end if;
-    -- A ready message is due. A message that is due and still delayed counts as ready.
+    -- Each ready message is due. A message that is due and still delayed counts as
+    -- ready.
     if dry_run then
         select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count,
             delayed_count
@@ -4085,7 +4110,7 @@ begin
         select count(*) filter (where w.kind = 'consumer' and w.status in ('ready', 'polling')
                                 and beat.age <= max_age),
                coalesce(array_agg(w.id order by w.id) filter (where beat.age > max_age), '{}'),
-               coalesce(array_agg(format('worker %s ("%s") is %s but has given no sign of life '
+               coalesce(array_agg(format('worker %s ("%s") is %s but has sent no heartbeat '
                                          'for %s s', w.id, w.name, w.status,
                                          round(extract(epoch from beat.age)))
                                              order by w.id) filter (where beat.age > max_age),
@@ -4103,7 +4128,7 @@ begin
 
         select c.ready, c.exact into ready, exact from "tocsin"._count_queues(q.id, q.id, t, 10000) c;
         since := case when ready > 0 then "tocsin"._oldest_ready(q.id, t) end;
-        -- A message may have been enqueued for a time before its queue was there.
+        -- The due time of a message may be earlier than the creation of its queue.
         oldest_ready_age := case when since is not null
             then greatest(0, extract(epoch from t - greatest(since, q.created_at))) end;
         if consumers = 0 and q.paused_at is null
@@ -4115,8 +4140,8 @@ begin
                                        '; suspended: ' || suspended)
                         || problems;
         end if;
-        -- For each worker the message that it has held longest, under a lease that has
-        -- not expired.
+        -- For each worker, the message that it has held for longest under a lease that
+        -- has not expired.
         select (array_agg(w.id order by h.since))[1], (array_agg(h.message_id order by h.since))[1],
                case when min(h.since) is not null
                    then greatest(0, extract(epoch from t - min(h.since))) end,
@@ -4156,8 +4181,8 @@ declare
     only_queue integer := case when queue is not null then ("tocsin".find_queue(queue)).id end;
     first_id integer := coalesce(only_queue, 0);
     last_id integer := coalesce(only_queue, 2147483647);
-    -- so few are read here: a function would cost ten times as much for a queue with
-    -- next to nothing in it
+    -- So few messages are read here: a function call would cost several times as much
+    -- for a queue that is almost empty.
     few constant integer := 100;
 begin
     return query
@@ -4235,10 +4260,10 @@ declare
     held jsonb;
     q integer;
     expired bigint;
-    remaining bigint;
+    over boolean := false;
 begin
-    -- The dead first: their end locks workers before messages. Expired leases are
-    -- skipped where they are locked.
+    -- Dead processes come first, because ending them locks workers before messages.
+    -- Locked messages with expired leases are skipped.
     select coalesce(array_agg(w.id), '{}'),
         coalesce(jsonb_object_agg(w.id, "tocsin"._count_held(w)), '{}') into alive, held
     from "tocsin".workers w where w.process_id is not null;
@@ -4252,18 +4277,15 @@ begin
         return;
     end if;
     for q in select x.id from "tocsin".queues x order by x.id loop
-        select count(*) into expired from "tocsin".messages m
-            where m.queue_id = q and m.state = 'leased' and m.vt <= t;
-        while expired > 0 loop
-            perform "tocsin"._make_due_ready(q);
-            select count(*) into remaining from "tocsin".messages m
-                where m.queue_id = q and m.state = 'leased' and m.vt <= t;
-            -- locked: by a claim that does the same, or by a late settlement
-            exit when remaining >= expired;
-            messages := messages + expired - remaining;
-            expired := remaining;
-            more := expired > 0 and "tocsin"._clock() >= stop_at;
+        while exists (select from "tocsin".messages m
+                      where m.queue_id = q and m.state = 'leased' and m.vt <= t) loop
+            more := over;
             exit when more;
+            expired := "tocsin"._make_due_ready(q);
+            -- A claim that does the same, or a late settlement, has locked the rest.
+            exit when expired = 0;
+            messages := messages + expired;
+            over := "tocsin"._clock() >= stop_at;
         end loop;
         exit when more;
     end loop;
@@ -4287,11 +4309,11 @@ begin
             jsonb_build_object('schema', (parse_ident('"tocsin".contract'))[1], 'found',
                                installed.version, 'serves', installed.serves, 'known', contract));
     end if;
-    -- the heartbeats of all processes rely on it
+    -- the heartbeats of all processes rely on a valid interval
     if (every > '0 s' and every <= '1 hour') is not true then
         perform "tocsin"._raise_error('TC022',
-                                    'the heartbeat''s interval must be more than nothing, and '
-                                    'at most an hour', '{"argument": "heartbeat"}');
+                                    'the heartbeat interval must be positive, and at most an '
+                                    'hour', '{"argument": "heartbeat"}');
     end if;
     perform "tocsin"._record_uptime("tocsin"._clock());
     perform "tocsin"._correct_heartbeats("tocsin"._clock());
@@ -4315,8 +4337,8 @@ declare
     w "tocsin".workers;
     retry_after float8;
 begin
-    -- Held until this transaction ends: a deletion of the queue waits for the
-    -- registration, or this waits for the deletion.
+    -- This lock is held until the transaction ends: a deletion of the queue waits for
+    -- the registration, or the registration waits for the deletion.
     perform from "tocsin".queues x where x.id = q.id for key share;
     if not found then
         perform "tocsin"._refuse_missing(queue);
@@ -4351,7 +4373,8 @@ begin
         if found then
             return w;
         end if;
-        -- Its owner may be dead, with no other process alive to find out.
+        -- The owner of the name may be dead, with no other process alive to declare it
+        -- dead.
         retry_after := null;
         select "tocsin"._reap_if_dead(p, t, "tocsin"._record_uptime(t)) into retry_after
         from "tocsin".workers x join "tocsin".processes p on p.id = x.process_id
@@ -4389,11 +4412,9 @@ CREATE FUNCTION tocsin.release_messages(worker_id bigint) RETURNS bigint
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    w "tocsin".workers;
+    w "tocsin".workers := "tocsin"._lock_own_worker(worker_id);
 begin
-    perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
-    w := "tocsin"._check_own("tocsin"._find_worker(worker_id));
-    perform "tocsin"._tell_process(w, leases_taken => true);  -- at the commit
+    perform "tocsin"._tell_process(w, leases_taken => true);  -- sent at the commit
     return "tocsin"._release_held(w, false, '');
 end
 $$;
@@ -4438,11 +4459,7 @@ declare
     held_up bigint[];
     t timestamptz;
 begin
-    if delay not between '0 s' and '1000 years' then
-        perform "tocsin"._raise_error('TC022',
-                                    'delay must not be negative, nor longer than a thousand years',
-                                    '{"argument": "delay"}');
-    end if;
+    perform "tocsin"._check_due(delay, null);
     taken := "tocsin"._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
     t := "tocsin"._later("tocsin"._clock(), coalesce(delay, '0 s'));
     with added as (
@@ -4471,7 +4488,7 @@ begin
             format('dead letter %s cannot be replayed: another unfinished message has its key',
                    array_to_string(held_up, ', ')),
             jsonb_build_object('ids', held_up),
-            'Wait until that one is finished, or archive or purge the dead letter.');
+            'Wait until that message is finished, or archive or purge the dead letter.');
     end if;
     return replayed;
 end
@@ -4497,7 +4514,7 @@ begin
     m := "tocsin"._lock_waiting(message_id, queue, key);
     update "tocsin".messages x set priority = reprioritise.priority where x.id = m.id;
     if m.state <> 'delayed' then
-        -- a consumer may have skipped the row while it was locked, and wait
+        -- a consumer may have skipped the locked row, and may wait now
         perform "tocsin"._ring(m.queue_id);
     end if;
     return m.id;
@@ -4532,7 +4549,7 @@ begin
         due = due_at, vt = due_at,
         history = m.history
     where x.id = m.id;
-    -- the last: it kept its place, and so held up the queue
+    -- the third condition: the message kept its place, and so held up the queue
     if due_at <= t or due_at < m.vt or m.due < m.vt then
         perform "tocsin"._ring(m.queue_id);
     end if;
@@ -4610,8 +4627,8 @@ begin
         end if;
     end loop;
 
-    -- Roles that were dropped since; PostgreSQL knows nothing of what these tables say
-    -- of them.
+    -- Delete the rows of dropped roles. PostgreSQL does not know that these tables
+    -- refer to roles.
     delete from "tocsin".roles r where r.role not in (select x.oid from pg_roles x);
     delete from "tocsin".queue_grants g where g.role not in (select x.oid from pg_roles x);
     perform "tocsin"._apply_privileges(former_roles, before => before);
@@ -4656,11 +4673,9 @@ CREATE FUNCTION tocsin.stop(worker_id bigint) RETURNS bigint
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    w "tocsin".workers;
+    w "tocsin".workers := "tocsin"._lock_own_worker(worker_id);
     released bigint;
 begin
-    perform pg_advisory_xact_lock("tocsin"._lock_key('worker', worker_id));
-    w := "tocsin"._check_own("tocsin"._find_worker(worker_id));
     if w.status = 'stopped' then
         return 0;
     end if;
@@ -4853,15 +4868,15 @@ ALTER TABLE ONLY tocsin.archive REPLICA IDENTITY FULL;
 
 
 
-COMMENT ON COLUMN tocsin.archive.span IS 'How many hours of keep_until its partition takes; 0: it is in archive_rest.';
+COMMENT ON COLUMN tocsin.archive.span IS 'Length of the row''s partition in hours of keep_until; 0: the row is in archive_rest.';
 
 
 
-COMMENT ON COLUMN tocsin.archive.keep_until IS 'When it may go: archived_at and the retention that the queue had then; in the year 9999: never.';
+COMMENT ON COLUMN tocsin.archive.keep_until IS 'When the row may be deleted: archived_at plus the retention that the queue had then. The year 9999 means never.';
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113012 (
+CREATE TABLE tocsin.archive_1h_2026113014 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
     priority integer NOT NULL,
@@ -4880,11 +4895,11 @@ CREATE TABLE tocsin.archive_1h_2026113012 (
     history jsonb
 );
 
-ALTER TABLE ONLY tocsin.archive_1h_2026113012 REPLICA IDENTITY FULL;
+ALTER TABLE ONLY tocsin.archive_1h_2026113014 REPLICA IDENTITY FULL;
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113013 (
+CREATE TABLE tocsin.archive_1h_2026113015 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
     priority integer NOT NULL,
@@ -4903,7 +4918,7 @@ CREATE TABLE tocsin.archive_1h_2026113013 (
     history jsonb
 );
 
-ALTER TABLE ONLY tocsin.archive_1h_2026113013 REPLICA IDENTITY FULL;
+ALTER TABLE ONLY tocsin.archive_1h_2026113015 REPLICA IDENTITY FULL;
 
 
 
@@ -5012,11 +5027,11 @@ ALTER TABLE ONLY tocsin.archive_count_deltas REPLICA IDENTITY FULL;
 
 
 
-COMMENT ON TABLE tocsin.archive_count_deltas IS 'What was added to the archive (or, negative, taken out of it) and is not in archived_counts yet; only inserted into.';
+COMMENT ON TABLE tocsin.archive_count_deltas IS 'Numbers of rows that were added to the archive (negative: deleted from it) and are not in archived_counts yet. A statement that changes the archive only inserts here.';
 
 
 
-COMMENT ON COLUMN tocsin.archive_count_deltas.span IS 'As in the archive; null: the queue keeps nothing.';
+COMMENT ON COLUMN tocsin.archive_count_deltas.span IS 'As in the table archive; null: the queue keeps no archive.';
 
 
 
@@ -5043,7 +5058,7 @@ ALTER TABLE ONLY tocsin.archive_rest REPLICA IDENTITY FULL;
 
 
 
-COMMENT ON TABLE tocsin.archive_rest IS 'Rows that are kept without end, and rows whose partition did not exist in time.';
+COMMENT ON TABLE tocsin.archive_rest IS 'Rows that are kept forever, and rows whose partition did not exist in time.';
 
 
 
@@ -5056,7 +5071,7 @@ CREATE TABLE tocsin.archived_counts (
 
 
 
-COMMENT ON TABLE tocsin.archived_counts IS 'How many messages of a queue are in a partition, apart from archive_count_deltas; only maintenance writes it.';
+COMMENT ON TABLE tocsin.archived_counts IS 'Number of archived messages of each queue in each partition, without those in archive_count_deltas. Only maintenance writes to this table.';
 
 
 
@@ -5071,7 +5086,7 @@ CREATE TABLE tocsin.contract (
 
 
 
-COMMENT ON TABLE tocsin.contract IS 'Which version of the SQL contract is installed: tables, functions, and the rights to them.';
+COMMENT ON TABLE tocsin.contract IS 'The installed version of the SQL contract: tables, functions, and the privileges on them.';
 
 
 
@@ -5092,7 +5107,7 @@ CREATE SEQUENCE tocsin.flush_marker
 
 
 
-COMMENT ON SEQUENCE tocsin.flush_marker IS 'A write to it makes a commit wait for the flush of the log; see sql/functions/queue/ring_early.sql.';
+COMMENT ON SEQUENCE tocsin.flush_marker IS 'A write to this sequence makes a commit wait for the flush of the WAL; see sql/functions/queue/ring_early.sql.';
 
 
 
@@ -5114,7 +5129,7 @@ CREATE TABLE tocsin.maintenance (
 
 
 
-COMMENT ON COLUMN tocsin.maintenance.clock_was_ahead IS 'A time of the future was found, so maintenance corrects all of them.';
+COMMENT ON COLUMN tocsin.maintenance.clock_was_ahead IS 'Whether a timestamp in the future was found. Maintenance then corrects all such timestamps.';
 
 
 
@@ -5137,7 +5152,7 @@ CREATE TABLE tocsin.migrations (
 
 
 
-COMMENT ON TABLE tocsin.migrations IS 'Which files of sql/migrations have been applied.';
+COMMENT ON TABLE tocsin.migrations IS 'The files of sql/migrations that have been applied.';
 
 
 
@@ -5159,7 +5174,7 @@ CREATE TABLE tocsin.queue_grants (
 
 
 
-COMMENT ON TABLE tocsin.queue_grants IS 'Which role may enqueue to which queue, apart from the owner and administrators.';
+COMMENT ON TABLE tocsin.queue_grants IS 'The roles that may enqueue to a queue, in addition to the owner and administrators.';
 
 
 
@@ -5191,7 +5206,7 @@ CREATE TABLE tocsin.roles (
 
 
 
-COMMENT ON TABLE tocsin.roles IS 'The roles that may use Tocsin apart from its owner; see sql/security/access.sql.';
+COMMENT ON TABLE tocsin.roles IS 'The roles that may use Tocsin, in addition to its owner; see sql/security/access.sql.';
 
 
 
@@ -5214,11 +5229,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113012 FOR VALUES FROM (1, '2026-11-30 12:00:00+00') TO (1, '2026-11-30 13:00:00+00');
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113014 FOR VALUES FROM (1, '2026-11-30 14:00:00+00') TO (1, '2026-11-30 15:00:00+00');
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113013 FOR VALUES FROM (1, '2026-11-30 13:00:00+00') TO (1, '2026-11-30 14:00:00+00');
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113015 FOR VALUES FROM (1, '2026-11-30 15:00:00+00') TO (1, '2026-11-30 16:00:00+00');
 
 
 
@@ -5242,7 +5257,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113012 VALUES (1, 2, 0, 1, 1, '2026-11-29 12:19:31.802397+00', '2026-11-29 12:19:31.804716+00', '2026-11-29 12:19:31.807493+00', '2026-11-30 12:19:31.807493+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113014 VALUES (1, 2, 0, 1, 1, '2026-11-29 14:27:16.904879+00', '2026-11-29 14:27:16.90898+00', '2026-11-29 14:27:16.913781+00', '2026-11-30 14:27:16.913781+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
 
 
 
@@ -5255,84 +5270,84 @@ INSERT INTO tocsin.archive_1h_2026113012 VALUES (1, 2, 0, 1, 1, '2026-11-29 12:1
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 12:19:31.814644+00', '2026-11-29 12:19:31.816162+00', '2026-11-29 12:19:31.81684+00', '2985-03-06 12:19:31.81684+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 14:27:16.926872+00', '2026-11-29 14:27:16.929523+00', '2026-11-29 14:27:16.930595+00', '2985-03-06 14:27:16.930595+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 12:19:31.807493+00', '2026-11-29 12:19:31.807493+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 12:19:31.81684+00', '2026-11-29 12:19:31.81684+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 14:27:16.913781+00', '2026-11-29 14:27:16.913781+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 14:27:16.930595+00', '2026-11-29 14:27:16.930595+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 12:19:31.785945+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 12:00:00+00","2026-11-30 14:00:00+00")', '2026-11-29 12:19:31.785961+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 12:19:31.785965+00');
-
-
-
-
-
-
-
-
-
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'cccc34d1a6a35d71d397a0b36e2c7f0e7fc5167de23440ee60aa9a6e9df77cbf');
-
-
-
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 12:19:31.819448+00', '2026-11-29 12:19:31.819981+00', '2026-11-29 12:19:31.824337+00', 1795954771819981, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T12:19:31.821063+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T12:19:31.819981+00:00"}]');
-
-
-
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 12:20:31.598555+00', false);
-
-
-
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 12:19:31.81561+00', '2026-11-29 12:19:33.816162+00', '2026-11-29 12:19:31.81561+00', '2026-11-29 12:19:31.816162+00', NULL, 1795954771816162, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 12:19:32.672361+00', '2026-11-29 12:19:32.672361+00', '2026-11-29 12:19:31.818413+00', '2026-11-29 12:19:31.818912+00', NULL, 1795954771818912, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T12:19:31.821063+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T12:19:31.818912+00:00"}]');
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', '2026-11-29 12:19:31.827232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 12:19:31.828847+00', '2026-11-29 12:19:31.828847+00', '2026-11-29 12:19:31.828847+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 12:19:32.829592+00', '2026-11-29 12:19:32.829592+00', '2026-11-29 12:19:31.829592+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 12:19:32.830159+00', '2026-11-29 12:19:32.830159+00', '2026-11-29 12:19:31.830159+00', NULL, '2026-11-29 12:19:32.330159+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 12:19:31.830738+00', '2985-03-06 12:19:31.830738+00', '2026-11-29 12:19:31.830738+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 12:19:31.83126+00', '2026-11-29 12:19:31.83126+00', '2026-11-29 12:19:31.83126+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
-
-
-
-INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 12:19:31.598555+00');
-
-
-
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 21728, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 12:19:31.789656+00', '2026-11-29 12:19:31.801136+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 14:27:16.876303+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 14:00:00+00","2026-11-30 16:00:00+00")', '2026-11-29 14:27:16.876325+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 14:27:16.87633+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 12:19:31.732693+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 12:19:31.735083+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 12:19:31.832179+00', '2026-11-29 12:19:31.736362+00', 'tocsin.paused');
+
+
+
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'c200ee5756895e6acd9afa2df9b2de5e6f35c993302516d447c45c498c7d964b');
+
+
+
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 14:27:16.934984+00', '2026-11-29 14:27:16.935865+00', '2026-11-29 14:27:16.942701+00', 1795962436935865, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T14:27:16.937637+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T14:27:16.935865+00:00"}]');
+
+
+
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 14:28:16.626019+00', false);
+
+
+
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 14:27:16.928693+00', '2026-11-29 14:27:18.929523+00', '2026-11-29 14:27:16.928693+00', '2026-11-29 14:27:16.929523+00', NULL, 1795962436929523, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 14:27:17.862873+00', '2026-11-29 14:27:17.862873+00', '2026-11-29 14:27:16.933369+00', '2026-11-29 14:27:16.934161+00', NULL, 1795962436934161, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T14:27:16.937637+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T14:27:16.934161+00:00"}]');
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 14:27:16.950161+00', '2026-11-29 14:27:16.950161+00', '2026-11-29 14:27:16.950161+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 14:27:17.951192+00', '2026-11-29 14:27:17.951192+00', '2026-11-29 14:27:16.951192+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 14:27:17.951976+00', '2026-11-29 14:27:17.951976+00', '2026-11-29 14:27:16.951976+00', NULL, '2026-11-29 14:27:17.451976+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 14:27:16.952662+00', '2985-03-06 14:27:16.952662+00', '2026-11-29 14:27:16.952662+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 14:27:16.953252+00', '2026-11-29 14:27:16.953252+00', '2026-11-29 14:27:16.953252+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
+
+
+
+INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 14:27:16.626019+00');
+
+
+
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 4198, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 14:27:16.881843+00', '2026-11-29 14:27:16.902754+00');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 12:19:31.788977+00');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 14:27:16.799087+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 14:27:16.802057+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 14:27:16.954609+00', '2026-11-29 14:27:16.803567+00', 'tocsin.paused');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 21728, '0.1.0', '2026-11-29 12:19:31.790908+00', '2026-11-29 12:19:31.790908+00', '2026-11-29 12:19:31.809868+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 21728, '0.1.0', '2026-11-29 12:19:31.811279+00', '2026-11-29 12:19:31.811279+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 21728, '0.1.0', '2026-11-29 12:19:31.813316+00', '2026-11-29 12:19:31.813316+00', NULL);
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 14:27:16.880878+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 4198, '0.1.0', '2026-11-29 14:27:16.883973+00', '2026-11-29 14:27:16.883973+00', '2026-11-29 14:27:16.917924+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 4198, '0.1.0', '2026-11-29 14:27:16.920735+00', '2026-11-29 14:27:16.920735+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 4198, '0.1.0', '2026-11-29 14:27:16.924365+00', '2026-11-29 14:27:16.924365+00', NULL);
 
 
 
@@ -5443,11 +5458,11 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113012_queue_id_id_idx ON tocsin.archive_1h_2026113012 USING btree (queue_id, id);
+CREATE INDEX archive_1h_2026113014_queue_id_id_idx ON tocsin.archive_1h_2026113014 USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113013_queue_id_id_idx ON tocsin.archive_1h_2026113013 USING btree (queue_id, id);
+CREATE INDEX archive_1h_2026113015_queue_id_id_idx ON tocsin.archive_1h_2026113015 USING btree (queue_id, id);
 
 
 
@@ -5507,11 +5522,11 @@ CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (p
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113012_queue_id_id_idx;
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113014_queue_id_id_idx;
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113013_queue_id_id_idx;
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113015_queue_id_id_idx;
 
 
 
@@ -5702,6 +5717,10 @@ REVOKE ALL ON FUNCTION tocsin._cutoff(older_than interval) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._decide_to_ring(queue_id integer, notify text) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._delete_expired(most integer) FROM PUBLIC;
 
 
@@ -5806,6 +5825,10 @@ REVOKE ALL ON FUNCTION tocsin._lock_key(kind text, number bigint) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._lock_own_worker(worker_id bigint) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._lock_waiting(message_id bigint, queue text, key text) FROM PUBLIC;
 
 
@@ -5831,10 +5854,6 @@ REVOKE ALL ON FUNCTION tocsin._move_to_dead_letters(ids bigint[], reason text, e
 
 
 REVOKE ALL ON FUNCTION tocsin._move_worker(worker_id bigint, allowed text[], target text, grace interval, ended text, registration bigint) FROM PUBLIC;
-
-
-
-REVOKE ALL ON FUNCTION tocsin._must_ring(queue_id integer, notify text) FROM PUBLIC;
 
 
 
@@ -5906,6 +5925,10 @@ REVOKE ALL ON FUNCTION tocsin._refuse_held(w tocsin.workers) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._refuse_large(q tocsin.queues, problem text, actual integer, index bigint) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._refuse_missing(queue text) FROM PUBLIC;
 
 
@@ -5950,10 +5973,6 @@ REVOKE ALL ON FUNCTION tocsin._roll_up_count_deltas() FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin._rung(q tocsin.queues) FROM PUBLIC;
-
-
-
 REVOKE ALL ON FUNCTION tocsin._shared_after_all(key bigint) FROM PUBLIC;
 
 
@@ -5979,6 +5998,10 @@ REVOKE ALL ON FUNCTION tocsin._try_empty_queue(q tocsin.queues, INOUT messages b
 
 
 REVOKE ALL ON FUNCTION tocsin._try_lock_workers(process_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._try_ring(q tocsin.queues) FROM PUBLIC;
 
 
 

@@ -10,8 +10,8 @@
 --
 -- Some changes leave no start time in the row: a reschedule, the extension of a lease,
 -- a replay, and a snooze or a release with a delay if the claim was before that time.
--- The times that such a change has set while the clock was ahead stay. `reschedule` and
--- `release_messages` correct them.
+-- A time that such a change has set while the clock was ahead stays wrong until
+-- `reschedule` or `release_messages` corrects it.
 create or replace function tocsin._correct_future_times() returns void
 language plpgsql
 as $$

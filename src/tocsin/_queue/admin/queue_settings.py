@@ -29,7 +29,10 @@ class QueueSettings(TypedDict, total=False):
     vt: Duration | None
     """Visibility timeout in seconds (30)."""
     max_deliveries: int | None
-    """After this many deliveries, a message that fails becomes a dead letter (5)."""
+    """The number of deliveries after which a failed message becomes a dead letter.
+
+    The default is 5.
+    """
     retry_base: Duration | None
     """Seconds of delay after the first failure (1)."""
     retry_factor: float | None
@@ -108,7 +111,7 @@ def check_share(value: float, name: str) -> float:
 
 
 def check_notify(value: Notify, name: str) -> Notify:
-    """Check when a channel is notified."""
+    """Check the value of `notify`."""
     if value not in get_args(Notify):
         raise ValueError(f"{name} must be one of {', '.join(get_args(Notify))}, not {value!r}")
     return value

@@ -22,7 +22,7 @@ class Queue:
     vt: float
     """Visibility timeout in seconds: how long a lease lasts unless it is extended."""
     max_deliveries: int
-    """After this many deliveries, a message that fails again becomes a dead letter."""
+    """The number of deliveries after which a failed message becomes a dead letter."""
     retry_base: float
     """Seconds of delay after the first failure."""
     retry_factor: float
