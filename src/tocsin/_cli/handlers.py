@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from tocsin._queue.consuming.handler_kind import is_async_handler
 from tocsin._queue.consuming.handlers import check_handler
 
 from .logs import concerning
@@ -58,7 +59,7 @@ def load(name: str) -> Callable[[Any], Any]:
 
 
 def _logging(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
+    if is_async_handler(handler):
 
         @functools.wraps(handler)
         async def call(work: Any) -> object:

@@ -381,7 +381,7 @@ async def test_blocks_may_end_in_any_order_and_the_rest_still_get_signals(
             signal.raise_signal(signal.SIGTERM)
     async with tocsin.drain_on_signals():
         pass
-    signals._receiver()._acted_at = -1e9
+    signals._receiver.get()._acted_at = -1e9
     async with tocsin.drain_on_signals():
         pass
     assert signal.getsignal(signal.SIGTERM) == former

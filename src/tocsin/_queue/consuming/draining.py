@@ -20,6 +20,7 @@ import trio
 
 from tocsin._concurrency.backoff import OutageRetry
 from tocsin._concurrency.cancelling import cancel
+from tocsin._concurrency.run_local import RunLocal
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin.errors import TocsinError
 
@@ -48,7 +49,7 @@ class DrainBlock:
         A block that names no consumers has all of the trio run.
         """
         self.draining = True
-        for consumer in list(self._consumers or _state().consumers):
+        for consumer in list(self._consumers or _state.get().consumers):
             self._close(consumer)
 
     def admit(self, consumer: ConsumerState) -> None:
@@ -63,7 +64,7 @@ class DrainBlock:
 
     def reopen(self) -> None:
         """End the effect of `drain`."""
-        for consumer in list(_state().consumers):
+        for consumer in list(_state.get().consumers):
             consumer.reopen(self)
 
     def _close(self, consumer: ConsumerState) -> None:
@@ -95,25 +96,17 @@ class _State:
     blocks: list[DrainBlock] = attrs.Factory(list)
 
 
-_run_state: trio.lowlevel.RunVar[_State] = trio.lowlevel.RunVar("tocsin.draining")
-
-
-def _state() -> _State:
-    try:
-        return _run_state.get()
-    except LookupError:
-        _run_state.set(state := _State())
-        return state
+_state = RunLocal("tocsin.draining", _State)
 
 
 def current_blocks() -> list[DrainBlock]:
     """Return the list that holds the blocks open in this trio run."""
-    return _state().blocks
+    return _state.get().blocks
 
 
 def add_consumer(consumer: ConsumerState) -> None:
     """Note a consumer of this trio run."""
-    state = _state()
+    state = _state.get()
     state.consumers.add(consumer)
     for block in state.blocks:
         block.admit(consumer)
@@ -121,7 +114,7 @@ def add_consumer(consumer: ConsumerState) -> None:
 
 def remove_consumer(consumer: ConsumerState) -> None:
     """Note that a consumer is at its end."""
-    _state().consumers.discard(consumer)
+    _state.get().consumers.discard(consumer)
 
 
 async def wait_for_others(consumer: ConsumerState) -> None:
@@ -140,7 +133,7 @@ async def wait_for_others(consumer: ConsumerState) -> None:
     with consumer.leaving():
         while busy := [
             c
-            for c in _state().consumers
+            for c in _state.get().consumers
             if c is not consumer and c.closed and not c.is_idle(task) and not _is_inside(c)
         ]:
             await busy[0].wait_idle(task)

@@ -73,7 +73,7 @@ class HandlerPool:
     @trio.lowlevel.enable_ki_protection
     async def _run_task(self) -> None:
         tasks = self._tasks
-        with step_watch().watching(self._options.name, self.start_task) as watched:
+        with step_watch.get().watching(self._options.name, self.start_task) as watched:
             while True:
                 clean = await self._call_handlers(watched)
                 self.start_task()

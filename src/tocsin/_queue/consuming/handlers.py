@@ -16,6 +16,7 @@ from tocsin._queue.message import Message
 from tocsin.telemetry.instruments import Instruments
 
 from .failure import Escaped
+from .handler_kind import is_async_handler
 from .instrumented import instrument
 
 Caller: TypeAlias = Callable[[Any], Awaitable[object]]
@@ -131,7 +132,7 @@ def make_caller(handler: Callable[[Any], object]) -> Caller:
     It calls an async function in the calling task, and any other function in a thread.
     """
     check_handler(handler)
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
+    if is_async_handler(handler):
         return _make_async_caller(cast(Callable[[Any], Awaitable[object]], handler))
 
     # The handler tasks limit the threads. An abandoned thread does not count: otherwise

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from tocsin.telemetry.instruments import Instruments
+
+from .handler_kind import is_async_handler
 
 
 def instrument(
@@ -23,7 +24,7 @@ def instrument(
     def messages_of(work: Any) -> list[Any]:
         return list(work) if batches else [work]
 
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
+    if is_async_handler(handler):
 
         async def call_async(work: Any) -> object:
             with instruments.handling(messages_of(work)):

@@ -20,6 +20,7 @@ from typing import Any
 import trio
 
 from tocsin._concurrency.nursery import open_nursery_bare
+from tocsin._concurrency.run_local import RunLocal
 from tocsin._durations import Duration, to_seconds
 from tocsin.errors import ConnectionLost, StateTransitionError, Suspended
 
@@ -77,7 +78,7 @@ async def drain_on_signals(
     try:
         async with open_nursery_bare() as nursery:
             block = DrainBlock(frozenset(c._state for c in consumers), limit, nursery)
-            with _receiver().sending_to(block):
+            with _receiver.get().sending_to(block):
                 yield
             nursery.cancel_scope.cancel()
     except (Suspended, ConnectionLost, StateTransitionError, BaseExceptionGroup) as error:
@@ -230,12 +231,4 @@ class _Receiver:
         signal.raise_signal(number)
 
 
-_run_receiver: trio.lowlevel.RunVar[_Receiver] = trio.lowlevel.RunVar("tocsin.signals")
-
-
-def _receiver() -> _Receiver:
-    try:
-        return _run_receiver.get()
-    except LookupError:
-        _run_receiver.set(receiver := _Receiver())
-        return receiver
+_receiver = RunLocal("tocsin.signals", _Receiver)

@@ -25,6 +25,8 @@ from time import perf_counter
 import attrs
 import trio
 
+from tocsin._concurrency.run_local import RunLocal
+
 logger = logging.getLogger("tocsin.handler")
 
 LONG_STEP = 0.1
@@ -96,13 +98,5 @@ def _report(handler: str, taken: float) -> None:
     )
 
 
-_run_watch: trio.lowlevel.RunVar[StepWatch] = trio.lowlevel.RunVar("tocsin.step_watch")
-
-
-def step_watch() -> StepWatch:
-    """Return the watch of this trio run."""
-    try:
-        return _run_watch.get()
-    except LookupError:
-        _run_watch.set(watch := StepWatch())
-        return watch
+step_watch = RunLocal("tocsin.step_watch", StepWatch)
+"""The watch of each trio run."""
