@@ -318,7 +318,7 @@ class Store:
             heartbeats=process.heartbeats,
             unanswered_for=None if since == math.inf else trio.current_time() - since,
             failing_for=self._database.failing_for,
-            silenced=sum(watch.dropped for watch in self._watches),
+            closed_unanswered=sum(watch.dropped for watch in self._watches),
         )
 
 

@@ -240,7 +240,7 @@ async def test_a_producer_on_a_silent_connection_raises_and_continues(store_dsn:
                     await connection.execute("select 1")
                     network.silence()
                     await store.produce("q", 6, connection=connection)
-            assert store.statistics().silenced >= 2
+            assert store.statistics().closed_unanswered >= 2
     assert (5,) in await query(store_dsn, "select payload from tocsin.messages")
     assert (6,) not in await query(store_dsn, "select payload from tocsin.messages")
 
@@ -256,7 +256,9 @@ async def test_a_silent_listen_connection_is_replaced_by_another(store_dsn: str)
             async with store.consumer("q") as consumer, running(consumer) as run:
                 await until_idle(store)
                 network.silence(network.accepted)
-                await until(lambda: store.statistics().silenced and store.statistics().listening)
+                await until(
+                    lambda: store.statistics().closed_unanswered and store.statistics().listening
+                )
                 count = 0
                 # the first messages may come before the consumer waits again
                 while not store.statistics().notifications:
@@ -285,7 +287,7 @@ async def test_what_a_frozen_server_claims_late_is_requeued(
                     await connection.execute("select tocsin.enqueue('q', '1')")
                     with frozen(pids):
                         store._process.bell.ring_all()
-                        await until(lambda: store.statistics().silenced)
+                        await until(lambda: store.statistics().closed_unanswered)
                 await run.handled.wait(1)
                 run.cancel()
     assert run.handled.payloads == [1]

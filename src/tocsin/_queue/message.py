@@ -215,22 +215,22 @@ class Message(MessageData):
     async def archive(self, *, connection: AnyConnection | None = None) -> None:
         """Finish the message and keep it in the archive.
 
-        On a connection of the caller's the message is archived when the caller's
+        On the caller's connection the message is archived when the caller's
         transaction commits, together with the caller's own rows. Until then the lease
         is extended as before. After a rollback the message is still this consumer's:
         settle it in another way, or let the handler raise. A handler that returns has
         failed then.
 
         Args:
-            connection: of `Store.transaction`, or a blocking ``psycopg.Connection``,
+            connection: Of `Store.transaction`, or a blocking ``psycopg.Connection``,
                 which is used in a thread. The caller's transaction.
 
         Raises:
-            LeaseLost: the lease is gone.
-            TypeError: the connection cannot be used. Also what the connection raises.
+            LeaseLost: The lease is gone.
+            TypeError: The connection cannot be used. Also what the connection raises.
 
         Cancellation:
-            Atomic: the message is archived or nothing has changed.
+            Atomic.
         """
         self._check("archive", await self._source.settler.archive([self], connection=connection))
 
@@ -238,13 +238,13 @@ class Message(MessageData):
         """Finish the message and keep nothing.
 
         Args:
-            connection: delete in the caller's transaction, as `archive` does.
+            connection: Delete in the caller's transaction, as `archive` does.
 
         Raises:
-            LeaseLost: the lease is gone.
+            LeaseLost: The lease is gone.
 
         Cancellation:
-            Atomic: the message is deleted or nothing has changed.
+            Atomic.
         """
         self._check("delete", await self._source.settler.delete([self], connection=connection))
 
@@ -256,14 +256,14 @@ class Message(MessageData):
         After its last delivery it becomes a dead letter.
 
         Args:
-            delay: seconds until the next delivery.
-            connection: release in the caller's transaction, as `archive` does.
+            delay: Seconds until the next delivery.
+            connection: Release in the caller's transaction, as `archive` does.
 
         Raises:
-            LeaseLost: the lease is gone.
+            LeaseLost: The lease is gone.
 
         Cancellation:
-            Atomic: the message is released or nothing has changed.
+            Atomic.
         """
         self._check(
             "release",
@@ -276,10 +276,10 @@ class Message(MessageData):
         `vt` does not change.
 
         Raises:
-            LeaseLost: the lease is gone.
+            LeaseLost: The lease is gone.
 
         Cancellation:
-            Atomic: the lease is extended or nothing has changed.
+            Atomic.
         """
         self._check("extend", await self._source.settler.extend([self], seconds))
 

@@ -55,8 +55,8 @@ def encode(value: object, index: int | None = None) -> str:
     """Return the JSON text of a value.
 
     Args:
-        value: a JSON value.
-        index: its place in a batch, for the error.
+        value: A JSON value.
+        index: Its place in a batch, for the error.
 
     Raises:
         PayloadInvalid: JSONB cannot hold the value; the error has the path to the part.

@@ -153,7 +153,7 @@ async def test_bad_queue_settings_name_the_argument(
 
 async def test_an_unknown_setting_is_refused_and_the_known_ones_named(store: tocsin.Store) -> None:
     with pytest.raises(
-        TypeError, match=r"'max_retries' is no setting of a queue; there are vt, max_deliveries"
+        TypeError, match=r"'max_retries' is not a setting of a queue; there are vt, max_deliveries"
     ):
         await store.queues.ensure("q", max_retries=3)  # type: ignore[call-arg]
 

@@ -78,7 +78,7 @@ class DeadLetters:
             ConnectionLost: The database did not answer.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         rows = await self._database.fetch(
             "select * from tocsin.get_dead_letter(%s)", [check_id(message_id, "message_id")]
@@ -99,7 +99,7 @@ class DeadLetters:
 
         Deliveries are counted from zero again; key, headers, priority and history are
         kept, an expiry is not. Of two concurrent replays of one letter, one returns its
-        id. Ids that are no dead letters are left out. A letter whose key another
+        id. Ids that are not dead letters are left out. A letter whose key another
         unfinished message has cannot be replayed: without its id, it is skipped.
 
         Args:
@@ -113,7 +113,7 @@ class DeadLetters:
                 range.
 
         Cancellation:
-            All are replayed, or none.
+            Atomic.
         """
         parameters = [*_parameters(letters, which), to_timedelta(delay, "delay", zero=True)]
         (replayed,) = await self._database.fetch_one(
@@ -132,7 +132,7 @@ class DeadLetters:
                 range.
 
         Cancellation:
-            All are moved, or none.
+            Atomic.
         """
         return await self._count(
             "tocsin.archive_dead_letters(%s::bigint[], %s, %s, %s, %s, %s)",
@@ -153,7 +153,7 @@ class DeadLetters:
                 range.
 
         Cancellation:
-            All are deleted, or none.
+            Atomic.
         """
         parameters = [*_parameters(letters, which), dry_run]
         return await self._count(
@@ -187,7 +187,7 @@ class DeadLetters:
             ValueError: An argument is out of its range.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         meant = _parameters(
             (queue,), {"reason": reason, "error": error, "older_than": older_than, "limit": limit}

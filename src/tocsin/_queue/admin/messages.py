@@ -22,7 +22,7 @@ class Messages(WaitingMessages):
             ConnectionLost: The database did not answer.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         rows = await self._database.fetch(
             "select * from tocsin.get_message(%s)", [check_id(message_id, "message_id")]
@@ -57,7 +57,7 @@ class Messages(WaitingMessages):
             ValueError: An argument is out of its range.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         if state is not None and state not in get_args(MessageState):
             raise ValueError(

@@ -27,7 +27,7 @@ class QueueOperations:
             QueueNotFound: The queue does not exist.
 
         Cancellation:
-            The queue is paused or not.
+            Atomic.
         """
         return await self._fetch("pause_queue", name)
 
@@ -38,7 +38,7 @@ class QueueOperations:
             QueueNotFound: The queue does not exist.
 
         Cancellation:
-            The pause has ended or not.
+            Atomic.
         """
         return await self._fetch("resume_queue", name)
 
@@ -67,7 +67,7 @@ class QueueOperations:
             ValueError: No kind is given.
 
         Cancellation:
-            Atomic: all of it has happened or nothing.
+            Atomic.
         """
         age = to_timedelta(older_than, "older_than", zero=True)
         row = await self._call("purge_queue", name, ready, delayed, archived, dead, age, dry_run)
@@ -92,7 +92,7 @@ class QueueOperations:
             QueueNotFound: The queue does not exist.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         if name is not None:
             return QueueMetrics(*await self._call("queue_metrics", name))
@@ -110,25 +110,25 @@ class QueueOperations:
         Raises:
             QueueNotFound: The queue does not exist.
             RoleNotFound: There is no such role.
-            PermissionDenied: This role is no administrator of Tocsin.
+            PermissionDenied: This role is not an administrator of Tocsin.
 
         Cancellation:
-            It is granted or not.
+            Atomic.
         """
         await self._call("grant_queue", name, check_text(role, "role"))
 
     async def revoke(self, name: str, role: str) -> None:
-        """Take back what `grant` gave, for every statement from now on.
+        """Revoke what `grant` gave; it applies to every later statement.
 
         This is idempotent.
 
         Raises:
             QueueNotFound: The queue does not exist.
             RoleNotFound: There is no such role.
-            PermissionDenied: This role is no administrator of Tocsin.
+            PermissionDenied: This role is not an administrator of Tocsin.
 
         Cancellation:
-            It is taken back or not.
+            Atomic.
         """
         await self._call("revoke_queue", name, check_text(role, "role"))
 

@@ -193,7 +193,9 @@ def check_settings(settings: QueueSettings) -> dict[str, object]:
     checked: dict[str, object] = {}
     for name, value in settings.items():
         if name not in SETTINGS:
-            raise TypeError(f"{name!r} is no setting of a queue; there are {', '.join(SETTINGS)}")
+            raise TypeError(
+                f"{name!r} is not a setting of a queue; there are {', '.join(SETTINGS)}"
+            )
         if value is not None:
             checked[name] = SETTINGS[name].check(value, name)
     return checked

@@ -23,7 +23,7 @@ class Queues(QueueOperations):
             ValueError: A setting is out of its range.
 
         Cancellation:
-            The queue is created or not.
+            Atomic.
         """
         return await self._set("create_queue", _check_name(name), settings)
 
@@ -34,7 +34,7 @@ class Queues(QueueOperations):
             ValueError: A setting is out of its range.
 
         Cancellation:
-            Atomic: it has happened or not.
+            Atomic.
         """
         return await self._set("ensure_queue", _check_name(name), settings)
 
@@ -48,7 +48,7 @@ class Queues(QueueOperations):
             ValueError: A setting is out of its range.
 
         Cancellation:
-            Atomic: all are changed, or none.
+            Atomic.
         """
         return await self._set("update_queue", name, settings)
 
@@ -72,7 +72,7 @@ class Queues(QueueOperations):
             QueueNotFound: The queue does not exist.
 
         Cancellation:
-            Atomic: all of it has happened or nothing.
+            Atomic.
         """
         return DeleteResult(*await self._call("delete_queue", name, force, dry_run))
 
@@ -83,7 +83,7 @@ class Queues(QueueOperations):
             QueueNotFound: The queue does not exist.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         return await self._fetch("find_queue", name)
 
@@ -95,7 +95,7 @@ class Queues(QueueOperations):
             ConnectionLost: The database did not answer.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         try:
             await self.get(name)
@@ -111,7 +111,7 @@ class Queues(QueueOperations):
             ConnectionLost: The database did not answer.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         return [
             read_queue(row)
@@ -126,7 +126,7 @@ class Queues(QueueOperations):
             ConnectionLost: The database did not answer.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         (number,) = await self._database.fetch_one("select count(*) from tocsin.list_queues()")
         return int(number)

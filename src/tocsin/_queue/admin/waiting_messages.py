@@ -43,7 +43,7 @@ class WaitingMessages:
             ValueError: The message is not named by its id, or by queue and key.
 
         Cancellation:
-            Atomic: the message is changed or not.
+            Atomic.
         """
         return await self._change(
             "tocsin.cancel(%s, %s, %s)", [], message_id, queue, key, connection
@@ -72,7 +72,7 @@ class WaitingMessages:
             ValueError: Neither ``delay`` nor ``at`` is given, or both are.
 
         Cancellation:
-            Atomic: the message is changed or not.
+            Atomic.
         """
         due_in, due_at = write_due(delay, at)
         if due_in is None and due_at is None:
@@ -105,7 +105,7 @@ class WaitingMessages:
             ValueError: The priority is out of its range.
 
         Cancellation:
-            Atomic: the message is changed or not.
+            Atomic.
         """
         wanted = str(check_priority(priority))
         return await self._change(

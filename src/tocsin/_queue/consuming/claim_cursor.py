@@ -50,16 +50,16 @@ class ClaimCursor:
         return self._position if now < self._scan_at else None
 
     def claimed(self, last: Row) -> None:
-        """Note the last message of a claim."""
+        """Record the last message of a claim."""
         self._position = last[PRIORITY], last[DUE], last[ID]
 
     def scanned(self, began: float, ended: float, next_due_at: float) -> None:
-        """Note a full scan, and the time at which the next message is due."""
+        """Record a full scan, and the time at which the next message is due."""
         self._scan_took = ended - began
         self._scan_at = min(ended + min(SHARE * self._scan_took, SCAN_EVERY), next_due_at)
 
     def resumed_in_vain(self) -> float:
-        """Note a resumed scan that found fewer messages than asked for.
+        """Record a resumed scan that found fewer messages than asked for.
 
         Returns:
             The time of the next claim; minus infinity: now.

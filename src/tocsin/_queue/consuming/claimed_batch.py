@@ -114,8 +114,8 @@ def parse_claim_rows(rows: Rows, *, archived: bool) -> ClaimResult:
     """Find the parts of the rows, without reading them all.
 
     Args:
-        rows: the rows of ``tocsin.claim``.
-        archived: whether something was to be archived.
+        rows: The rows of ``tocsin.claim``.
+        archived: Whether something was to be archived.
     """
     lost: set[int] = set()
     start, stop = 0, len(rows)

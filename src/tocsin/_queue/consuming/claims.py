@@ -78,17 +78,17 @@ class Claimer:
         """Claim messages, and archive those of ``archive``, in one statement.
 
         Args:
-            limit: the most messages to claim.
-            vt: length of the leases in seconds; None: the queue's.
-            archive: messages to archive.
-            full_scan: scan the queue from its start (see ``claim_cursor.py``).
-            auto_extend: a run extends the leases.
-            ordered: claim nothing before earlier messages are finished.
+            limit: The most messages to claim.
+            vt: Length of the leases in seconds; None: the queue's.
+            archive: Messages to archive.
+            full_scan: Scan the queue from its start (see ``claim_cursor.py``).
+            auto_extend: A run extends the leases.
+            ordered: Claim nothing before earlier messages are finished.
 
         Raises:
-            StateTransitionError: the worker may not claim.
-            WorkerStopped: the worker is stopped.
-            ConnectionLost: the database did not answer.
+            StateTransitionError: The worker may not claim.
+            WorkerStopped: The worker is stopped.
+            ConnectionLost: The database did not answer.
 
         Cancellation:
             Nothing stays claimed; what was to be archived is or is not.
@@ -134,7 +134,7 @@ class Claimer:
                 raise
 
     def _move_cursor(self, result: ClaimResult, began: float, full_scan: bool, full: bool) -> float:
-        """Note the end of a claim, and return the time of the next one."""
+        """Record the end of a claim, and return the time of the next one."""
         if result.last is not None:
             self._cursor.claimed(result.last)
         if full_scan or result.ended:
@@ -148,10 +148,10 @@ class Claimer:
         """Have the registry say that this worker polls.
 
         Raises:
-            StateTransitionError: the worker may not poll.
+            StateTransitionError: The worker may not poll.
 
         Cancellation:
-            The registry says so or not.
+            Atomic.
         """
         worker = self._registration
         await self._database.fetch(
@@ -162,14 +162,14 @@ class Claimer:
         """Have the registry say that the run has ended, and release its messages.
 
         Args:
-            interrupted: whether a signal has ended the run, so that the worker is
+            interrupted: Whether a signal has ended the run, so that the worker is
                 suspended, although `tocsin.interrupt` may not have been called yet.
 
         Returns:
             The number of messages released.
 
         Cancellation:
-            Atomic: both or nothing.
+            Atomic.
         """
         worker = self._registration
         try:

@@ -51,7 +51,7 @@ class Completer:
         self._outcome_unknown = False
 
     def add(self, messages: Sequence[Message], raised: Raised | None) -> None:
-        """Note the outcome of a call of the handler."""
+        """Record the outcome of a call of the handler."""
         leases = self._parts.leases
         unsettled = self.unsettled
         if raised is None:

@@ -53,23 +53,23 @@ class Consumer(StreamingConsumer):
         nursery.start(consumer.handle, handler)`` returns when the consumer polls.
 
         Args:
-            handler: takes a `Message`.
-            concurrency: how many messages are handled at a time.
-            vt: length of the leases in seconds; default: the queue's.
-            timeout: seconds that a call of the handler may take.
-            once: also end, with `Suspended` too, when no message is due and no handler
+            handler: Takes a `Message`.
+            concurrency: How many messages are handled at a time.
+            vt: Length of the leases in seconds; default: the queue's.
+            timeout: Seconds that a call of the handler may take.
+            once: Also end, with `Suspended` too, when no message is due and no handler
                 runs any more.
-            ordered: begin no message before the one ahead of it in the queue is
+            ordered: Begin no message before the one ahead of it in the queue is
                 finished. A message that has failed holds up those behind it until it is
                 handled or is a dead letter. With ``once``, the run goes on while a
                 message that is due is held up. All consumers of the queue must run
                 ordered; one of them works at a time. ``concurrency`` must be 1.
 
         Raises:
-            Suspended: the run has ended.
-            StateTransitionError: the worker may not poll.
-            WorkerStopped: the worker is stopped.
-            SystemExit: an async handler has raised it. Its message has failed then.
+            Suspended: The run has ended.
+            StateTransitionError: The worker may not poll.
+            WorkerStopped: The worker is stopped.
+            SystemExit: An async handler has raised it. Its message has failed then.
 
         Cancellation:
             Handlers are cancelled and their messages released, without counting as a
@@ -109,18 +109,18 @@ class Consumer(StreamingConsumer):
         are archived when it returns and fail when it raises.
 
         Args:
-            handler: takes a list of messages.
-            size: the most messages in one call.
-            concurrency: how many calls go on at a time.
-            vt: length of the leases in seconds; default: the queue's.
-            timeout: seconds that a call of the handler may take.
-            once: also end when no message is due and no handler runs any more.
+            handler: Takes a list of messages.
+            size: The most messages in one call.
+            concurrency: How many calls go on at a time.
+            vt: Length of the leases in seconds; default: the queue's.
+            timeout: Seconds that a call of the handler may take.
+            once: Also end when no message is due and no handler runs any more.
 
         Raises:
-            Suspended: the run has ended.
-            StateTransitionError: the worker may not poll.
-            WorkerStopped: the worker is stopped.
-            SystemExit: an async handler has raised it. Its messages have failed then.
+            Suspended: The run has ended.
+            StateTransitionError: The worker may not poll.
+            WorkerStopped: The worker is stopped.
+            SystemExit: An async handler has raised it. Its messages have failed then.
 
         Cancellation:
             As that of `handle`.

@@ -72,7 +72,7 @@ class ConsumerState:
         See `WorkerHandle.interrupt`.
 
         Cancellation:
-            The registry says so or not.
+            Atomic.
         """
         registration = self.parts.registration
         await self.parts.database.fetch(
@@ -113,7 +113,7 @@ class ConsumerState:
         """Wait until `is_idle`.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         leases = self.parts.leases
         while not self.is_idle(but):

@@ -76,15 +76,15 @@ class ConsumerWorker(Registered, WorkerHandle):
         raised.
 
         Args:
-            grace: seconds after which handlers still running are cancelled.
+            grace: Seconds after which handlers still running are cancelled.
 
         Raises:
-            StateTransitionError: the worker is suspended or stopped.
-            WorkerNotFound: the worker does not exist.
-            ConnectionLost: the database did not answer.
+            StateTransitionError: The worker is suspended or stopped.
+            WorkerNotFound: The worker does not exist.
+            ConnectionLost: The database did not answer.
 
         Cancellation:
-            Atomic: the worker is interrupted or nothing has changed.
+            Atomic.
         """
         seconds = None if grace is None else to_seconds(grace, "grace", zero=True)
         try:
@@ -98,17 +98,17 @@ class ConsumerWorker(Registered, WorkerHandle):
         """Take no more messages: see `WorkerHandle.suspend`.
 
         Args:
-            release: release the messages that the worker holds.
-            drain: let the handlers finish, and return when nothing is held any more.
+            release: Release the messages that the worker holds.
+            drain: Let the handlers finish, and return when nothing is held any more.
 
         Raises:
-            PendingMessages: the worker holds messages, and neither was asked for.
-            StateTransitionError: the worker may not be suspended.
-            WorkerNotFound: the worker does not exist.
+            PendingMessages: The worker holds messages, and neither was asked for.
+            StateTransitionError: The worker may not be suspended.
+            WorkerNotFound: The worker does not exist.
 
         Cancellation:
-            Atomic: the worker is suspended or nothing has changed. Cancelled while it
-            waits for the handlers, it is suspended.
+            Atomic. Cancelled while it waits for the handlers, the call has suspended
+            the worker.
         """
         await super().suspend(release=release, drain=drain)
         self._state.on_worker_status("suspended", None)
@@ -119,11 +119,11 @@ class ConsumerWorker(Registered, WorkerHandle):
         """End a suspension.
 
         Raises:
-            StateTransitionError: the worker is not suspended.
-            WorkerNotFound: the worker does not exist.
+            StateTransitionError: The worker is not suspended.
+            WorkerNotFound: The worker does not exist.
 
         Cancellation:
-            Atomic: the suspension has ended or nothing has changed.
+            Atomic.
         """
         await super().resume()
         self._state.on_worker_status("ready", None)
@@ -132,10 +132,10 @@ class ConsumerWorker(Registered, WorkerHandle):
         """Stop for good, whatever the state; return the number of messages released.
 
         Raises:
-            WorkerNotFound: the worker does not exist.
+            WorkerNotFound: The worker does not exist.
 
         Cancellation:
-            Atomic: the worker is stopped or nothing has changed.
+            Atomic.
         """
         released = await super().stop()
         self._state.on_worker_status("stopped", None)

@@ -2,11 +2,10 @@
 
 Several consumers of one program drain at different speeds. The first that is at its end
 would raise `Suspended` into a nursery that has the other ones in it, and their handlers
-would be cancelled in the middle of their messages. So a consumer that a signal ends
-waits for the other consumers that a signal ends: until their runs are over, and until
-the messages that they dequeued by hand are settled or their leases expired. A run
-inside a handler of another run does not wait for that one, and no task waits for
-messages that it dequeued itself.
+would be cancelled in the middle of their messages. After a signal, each consumer waits
+until the runs of the others have ended and their manually dequeued messages are settled
+or expired. A run inside a handler of another run does not wait for that one, and no
+task waits for messages that it dequeued itself.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class DrainBlock:
             self._close(consumer)
 
     def admit(self, consumer: ConsumerState) -> None:
-        """Note a consumer that was opened in the trio run, perhaps after the signal."""
+        """Record a consumer that was opened, perhaps after the signal."""
         if self.draining and not self._consumers:
             self._close(consumer)
 
@@ -105,7 +104,7 @@ def current_blocks() -> list[DrainBlock]:
 
 
 def add_consumer(consumer: ConsumerState) -> None:
-    """Note a consumer of this trio run."""
+    """Record a consumer of this trio run."""
     state = _state.get()
     state.consumers.add(consumer)
     for block in state.blocks:
@@ -113,7 +112,7 @@ def add_consumer(consumer: ConsumerState) -> None:
 
 
 def remove_consumer(consumer: ConsumerState) -> None:
-    """Note that a consumer is at its end."""
+    """Record that a consumer is at its end."""
     _state.get().consumers.discard(consumer)
 
 
@@ -124,7 +123,7 @@ async def wait_for_others(consumer: ConsumerState) -> None:
     its own `Suspended`, and the first one cancels none.
 
     Cancellation:
-        Nothing has changed.
+        Changes nothing.
     """
     if not consumer.closed:
         await trio.lowlevel.checkpoint()

@@ -54,7 +54,7 @@ class Failure:
     def loggable(self) -> BaseException | None:
         """The error for a log record's ``exc_info``.
 
-        None when it is no error, or when it would break the log.
+        None when it is not an error, or when it would break the log.
         """
         return self.error if self.printable and self.trace is not None else None
 
@@ -99,7 +99,7 @@ def describe(error: BaseException) -> str:
 
 
 def find_leaves(error: BaseException) -> list[BaseException]:
-    """Return the errors of a group, or the error itself when it is no group."""
+    """Return the errors of a group, or the error itself when it is not a group."""
     leaves: list[BaseException] = []
     rest = [error]
     while rest:

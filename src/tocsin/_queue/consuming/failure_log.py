@@ -33,10 +33,10 @@ def log_outcomes(
     """Log failures and their outcomes, in one line for each call of the handler.
 
     Args:
-        name: the handler's name.
-        failed: messages with their failures; those of one call stand together.
-        outcomes: as ``tocsin.fail`` returns them, or texts.
-        batches: whether the handler takes a list of messages.
+        name: The handler's name.
+        failed: Messages with their failures; those of one call stand together.
+        outcomes: As ``tocsin.fail`` returns them, or texts.
+        batches: Whether the handler takes a list of messages.
     """
     for _, group in groupby(zip(failed, outcomes, strict=True), key=lambda item: id(item[0][1])):
         members = list(group)

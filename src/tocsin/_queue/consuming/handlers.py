@@ -93,7 +93,7 @@ def check_handler(handler: Callable[[Any], object]) -> None:
     """Refuse an object that cannot be a handler.
 
     Raises:
-        TypeError: it cannot be called, or is a generator function, whose call runs none
+        TypeError: It cannot be called, or is a generator function, whose call runs none
             of its code.
     """
     if not callable(handler):
@@ -110,7 +110,7 @@ def check_that_it_ran(returned: object, name: str) -> None:
     """Check that a handler has not returned code that has yet to run.
 
     Raises:
-        TypeError: it has, so its message has not been handled.
+        TypeError: It has, so its message has not been handled.
     """
     if (
         inspect.isawaitable(returned)

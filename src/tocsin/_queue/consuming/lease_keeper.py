@@ -61,7 +61,7 @@ class LeaseKeeper:
             self._wake_by(terms.since + suspicious_after(terms.vt))
 
     def add(self, batch: ClaimedBatch, messages: Sequence[Message]) -> None:
-        """Note messages of a batch that were decoded."""
+        """Record messages of a batch that were decoded."""
         for lost in self._leases.add(messages, batch):
             self._reporter.lost([lost.message])
             _on_lost(self._leases, lost)
@@ -90,8 +90,8 @@ class LeaseKeeper:
         It goes on until the database has answered.
 
         Args:
-            until: the time, by `lease_time`.
-            on_purpose: a command has taken the leases, so no warning is logged.
+            until: The time, by `lease_time`.
+            on_purpose: A command has taken the leases, so no warning is logged.
 
         Returns:
             The number of leases that are lost.
@@ -182,15 +182,15 @@ async def check_in_transaction(
     """Find out which messages callers' transactions have settled, and forget those.
 
     Args:
-        leases: the leases of the consumer.
-        keeper: extends them.
-        messages: the messages; None: all that a transaction may settle.
+        leases: The leases of the consumer.
+        keeper: Extends them.
+        messages: The messages; None: all that a transaction may settle.
 
     Returns:
         The messages whose transaction was rolled back. Their leases are extended.
 
     Raises:
-        ConnectionLost: the database did not answer.
+        ConnectionLost: The database did not answer.
 
     Cancellation:
         The leases are extended or not.
@@ -210,7 +210,7 @@ async def wait_empty(leases: Leases, keeper: LeaseKeeper) -> None:
     """Wait until nothing is held but expired leases of messages dequeued by hand.
 
     Cancellation:
-        Nothing has changed.
+        Changes nothing.
     """
     while alive := [h for h in leases.all() if h.terms.auto_extend or h.expires > lease_time()]:
         wake_at = min(math.inf if h.terms.auto_extend else h.expires for h in alive)

@@ -90,11 +90,11 @@ class HeldLeases:
     # Claimed messages
 
     def add_batch(self, batch: ClaimedBatch) -> None:
-        """Note that the messages of this batch are held, though not decoded yet."""
+        """Record that the messages of this batch are held, though not decoded yet."""
         self._undecoded.append(batch)
 
     def add(self, messages: Sequence[Message], batch: ClaimedBatch) -> list[Lease]:
-        """Note messages of a batch that were decoded.
+        """Record messages of a batch that were decoded.
 
         Returns:
             The leases that are lost: the event loop was blocked for so long that this
@@ -115,15 +115,15 @@ class HeldLeases:
         return replaced
 
     def start(self, call: CallScope, now: float) -> list[Message]:
-        """Note that a handler relies on the leases of a call's messages from now on.
+        """Record that a handler relies on the leases of a call's messages from now on.
 
         Messages whose lease is gone are taken out of the call. So are messages that are
         new to the call and whose lease is over by this process's clock: the process was
         stopped for a while, and another consumer may have claimed them.
 
         Args:
-            call: the call.
-            now: by `lease_time`.
+            call: The call.
+            now: By `lease_time`.
 
         Returns:
             The messages whose lease is over.
@@ -206,7 +206,7 @@ class HeldLeases:
         """Wait until a lease is forgotten, or `wake_waiters` is called.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         await self._drops.park()
 
@@ -226,7 +226,7 @@ class Leases(HeldLeases):
         """Return the message to settle, which is given as such or by its id.
 
         Raises:
-            LeaseLost: no message of the id is held; the error names the operation.
+            LeaseLost: No message of the id is held; the error names the operation.
         """
         if isinstance(message, Message):
             return message
@@ -264,7 +264,7 @@ class Leases(HeldLeases):
 
     @contextmanager
     def settling(self, messages: Sequence[Message]) -> Iterator[None]:
-        """Note that the statement of the block settles these messages.
+        """Record that the statement of the block settles these messages.
 
         The statement itself says whether a lease was gone.
         """
@@ -286,7 +286,7 @@ class Leases(HeldLeases):
         return list(self._in_transaction.values())
 
     def mark_in_transaction(self, messages: Iterable[Message]) -> list[Message]:
-        """Note that the caller's transaction is to settle these messages.
+        """Record that the caller's transaction is to settle these messages.
 
         Returns:
             The messages that were not marked before.
@@ -300,7 +300,7 @@ class Leases(HeldLeases):
         return new
 
     def unmark_in_transaction(self, messages: Iterable[Message]) -> None:
-        """Note that no transaction is to settle these messages.
+        """Record that no transaction is to settle these messages.
 
         The transaction has found their leases gone, or was rolled back.
         """

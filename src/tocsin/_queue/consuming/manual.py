@@ -26,17 +26,17 @@ class ManualConsumer(SettlingConsumer):
         extend its lease.
 
         Args:
-            limit: the most messages to take.
-            vt: length of the leases in seconds; default: the queue's.
-            wait: seconds to wait for a first message, before none is returned.
+            limit: The most messages to take.
+            vt: Length of the leases in seconds; default: the queue's.
+            wait: Seconds to wait for a first message, before none is returned.
 
         Raises:
-            StateTransitionError: the worker is suspended or interrupted, or becomes so
+            StateTransitionError: The worker is suspended or interrupted, or becomes so
                 while this waits.
-            WorkerStopped: the worker is stopped.
-            ConnectionLost: the database did not answer.
-            Suspended: a signal has arrived, within `drain_on_signals`.
-            ValueError: an argument is out of range.
+            WorkerStopped: The worker is stopped.
+            ConnectionLost: The database did not answer.
+            Suspended: A signal has arrived, within `drain_on_signals`.
+            ValueError: An argument is out of range.
 
         Cancellation:
             No message is taken.

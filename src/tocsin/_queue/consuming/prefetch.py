@@ -55,7 +55,7 @@ class PrefetchBuffer:
         return min(allowed, MOST) - self._waiting
 
     def claim_begins(self, now: float) -> None:
-        """Note that the next claim is sent."""
+        """Record that the next claim is sent."""
         self._claim_began = now
         self.calls_ended = 0
 

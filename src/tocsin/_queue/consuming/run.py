@@ -157,8 +157,8 @@ class Run:
         Called again, the first reason and the shortest grace count.
 
         Args:
-            reason: the reason for `Suspended`.
-            grace: seconds after which handlers are cancelled; None: they are not.
+            reason: The reason for `Suspended`.
+            grace: Seconds after which handlers are cancelled; None: they are not.
         """
         self._end.reason = self._end.reason or reason
         if grace is not None and trio.current_time() + grace < self._end.cancel_at:

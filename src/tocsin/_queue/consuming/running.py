@@ -83,7 +83,7 @@ async def open_run(
     """Make the consumer poll for as long as the block lasts.
 
     Raises:
-        Suspended: at the end of the block, if the run was ended from outside.
+        Suspended: At the end of the block, if the run was ended from outside.
     """
     parts = state.parts
     name = parts.registration.name

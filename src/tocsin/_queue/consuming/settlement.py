@@ -93,7 +93,7 @@ class Settler:
         """Archive messages of a run.
 
         Raises:
-            ConnectionLost: also when another transaction has locked a message
+            ConnectionLost: Also when another transaction has locked a message
                 (`is_lock_timeout`).
         """
         return await self._settle(_ARCHIVE + " from tocsin.limit_lock_wait()", "archived", messages)

@@ -23,13 +23,13 @@ class SettlingConsumer(ConsumerWorker):
         """Finish a message and keep it in the archive: see `Message.archive`.
 
         Args:
-            connection: archive in the caller's transaction.
+            connection: Archive in the caller's transaction.
 
         Raises:
-            LeaseLost: the lease is gone.
+            LeaseLost: The lease is gone.
 
         Cancellation:
-            Atomic: the message is archived or nothing has changed.
+            Atomic.
         """
         await self._parts.leases.find(message, "archive").archive(connection=connection)
 
@@ -41,13 +41,13 @@ class SettlingConsumer(ConsumerWorker):
         The result has a value for each message, in order.
 
         Args:
-            connection: archive in the caller's transaction: see `Message.archive`.
+            connection: Archive in the caller's transaction: see `Message.archive`.
 
         Raises:
-            LeaseLost: an id is not held here.
+            LeaseLost: An id is not held here.
 
         Cancellation:
-            Atomic: all or none.
+            Atomic.
         """
         return await self._parts.settler.archive(
             self._find_all(messages, "archive"), connection=connection
@@ -59,13 +59,13 @@ class SettlingConsumer(ConsumerWorker):
         """Finish a message and keep nothing: see `Message.delete`.
 
         Args:
-            connection: delete in the caller's transaction.
+            connection: Delete in the caller's transaction.
 
         Raises:
-            LeaseLost: the lease is gone.
+            LeaseLost: The lease is gone.
 
         Cancellation:
-            Atomic: the message is deleted or nothing has changed.
+            Atomic.
         """
         await self._parts.leases.find(message, "delete").delete(connection=connection)
 
@@ -75,13 +75,13 @@ class SettlingConsumer(ConsumerWorker):
         """Delete messages in one statement; return what `archive_many` does.
 
         Args:
-            connection: delete in the caller's transaction.
+            connection: Delete in the caller's transaction.
 
         Raises:
-            LeaseLost: an id is not held here.
+            LeaseLost: An id is not held here.
 
         Cancellation:
-            Atomic: all or none.
+            Atomic.
         """
         return await self._parts.settler.delete(
             self._find_all(messages, "delete"), connection=connection
@@ -99,14 +99,14 @@ class SettlingConsumer(ConsumerWorker):
         After its last delivery it becomes a dead letter.
 
         Args:
-            delay: seconds until the next delivery.
-            connection: release in the caller's transaction.
+            delay: Seconds until the next delivery.
+            connection: Release in the caller's transaction.
 
         Raises:
-            LeaseLost: the lease is gone.
+            LeaseLost: The lease is gone.
 
         Cancellation:
-            Atomic: the message is released or nothing has changed.
+            Atomic.
         """
         await self._parts.leases.find(message, "release").release(
             delay=delay, connection=connection
@@ -122,14 +122,14 @@ class SettlingConsumer(ConsumerWorker):
         """Release messages in one statement; return what `archive_many` does.
 
         Args:
-            delay: seconds until the next delivery.
-            connection: release in the caller's transaction.
+            delay: Seconds until the next delivery.
+            connection: Release in the caller's transaction.
 
         Raises:
-            LeaseLost: an id is not held here.
+            LeaseLost: An id is not held here.
 
         Cancellation:
-            Atomic: all or none.
+            Atomic.
         """
         return await self._parts.settler.release(
             self._find_all(messages, "release"), delay=delay, connection=connection
@@ -139,10 +139,10 @@ class SettlingConsumer(ConsumerWorker):
         """Make a lease end ``seconds`` from now, by the server's clock.
 
         Raises:
-            LeaseLost: the lease is gone.
+            LeaseLost: The lease is gone.
 
         Cancellation:
-            Atomic: the lease is extended or nothing has changed.
+            Atomic.
         """
         await self._parts.leases.find(message, "extend").extend(seconds)
 
@@ -152,10 +152,10 @@ class SettlingConsumer(ConsumerWorker):
         It returns what `archive_many` does.
 
         Raises:
-            LeaseLost: an id is not held here.
+            LeaseLost: An id is not held here.
 
         Cancellation:
-            Atomic: all or none.
+            Atomic.
         """
         return await self._parts.settler.extend(self._find_all(messages, "extend"), seconds)
 

@@ -60,15 +60,15 @@ async def drain_on_signals(
     loop around the block must not begin again then.
 
     Args:
-        consumers: default: every consumer of the program.
-        grace: seconds after which handlers still running are cancelled and their
+        consumers: Default: every consumer of the program.
+        grace: Seconds after which handlers still running are cancelled and their
             messages released.
 
     Raises:
-        Suspended: a run has ended; also in the place of `ConnectionLost` or
+        Suspended: A run has ended; also in the place of `ConnectionLost` or
             `StateTransitionError` after a signal.
-        KeyboardInterrupt: a second signal has cancelled the block.
-        RuntimeError: this is not the main thread.
+        KeyboardInterrupt: A second signal has cancelled the block.
+        RuntimeError: This is not the main thread.
 
     Cancellation:
         Ends the block like any other.

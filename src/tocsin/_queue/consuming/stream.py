@@ -31,7 +31,7 @@ logger = logging.getLogger("tocsin.consumer")
 class Stream:
     """An iterator over messages, with one claim for each.
 
-    It is no generator, so nothing is left to the garbage collector.
+    It is not a generator, so nothing is left to the garbage collector.
     """
 
     def __init__(self, parts: ConsumerParts, run: Run, call: CallScope, vt: float | None) -> None:

@@ -31,13 +31,13 @@ class StreamingConsumer(ManualConsumer):
         the interruption's grace is over.
 
         Args:
-            vt: length of the leases in seconds; default: the queue's.
+            vt: Length of the leases in seconds; default: the queue's.
 
         Raises:
-            Suspended: the run has ended.
-            LeaseLost: a lease was lost, for which the block was cancelled.
-            StateTransitionError: the worker may not poll.
-            WorkerStopped: the worker is stopped.
+            Suspended: The run has ended.
+            LeaseLost: A lease was lost, for which the block was cancelled.
+            StateTransitionError: The worker may not poll.
+            WorkerStopped: The worker is stopped.
 
         Cancellation:
             Leaves nothing behind.

@@ -28,7 +28,7 @@ class UnknownLeases:
         """Release them; without an answer from the database, they stay possible.
 
         Cancellation:
-            Atomic: they are released or nothing has changed.
+            Atomic.
         """
         try:
             # Otherwise the server may execute an outstanding claim after this.

@@ -10,7 +10,7 @@ __all__ = ["Reject", "Retry", "Snooze", "Verdict"]
 class Verdict(Exception):
     """The base of the exceptions that a handler raises to decide about its message.
 
-    A verdict is no error: the log has no traceback of it.
+    A verdict is not an error: the log has no traceback of it.
     """
 
 

@@ -61,12 +61,12 @@ class Waiter:
         self._parked.unpark_all()
 
     def begin_claim(self) -> None:
-        """Note that the task begins a claim."""
+        """Record that the task begins a claim."""
         self.wake_pending = self._passed_on = False
         self._claims_under = self._queue.lock
 
     def end_claim(self, again_at: float, *, full: bool) -> None:
-        """Note that the claim has ended.
+        """Record that the claim has ended.
 
         Args:
             again_at: When to claim again (`trio.current_time`).
@@ -82,7 +82,7 @@ class Waiter:
             self._queue.check_lock()
 
     def claim_failed(self) -> None:
-        """Note that the claim had no result."""
+        """Record that the claim had no result."""
         self.wake_pending = True
         self._queue.ring(but=self)
 
@@ -264,7 +264,7 @@ class Bell:
         }
 
     def lock_confirmed(self, queue_id: int) -> None:
-        """Note that every producer sees the lock of this queue."""
+        """Record that every producer sees the lock of this queue."""
         self._queues[queue_id].lock = object()
         self.ring(queue_id)
 
@@ -280,6 +280,6 @@ class Bell:
         return idle
 
     def locks_lost(self) -> None:
-        """Note that no lock is held any more."""
+        """Record that no lock is held any more."""
         for queue in self._queues.values():
             queue.lock = None

@@ -126,7 +126,7 @@ class Schedule:
         return min(self._requested_at, last + self.interval)
 
     def begin(self) -> None:
-        """Note that a heartbeat begins. A request from then on asks for another."""
+        """Record that a heartbeat begins. A request from then on asks for another."""
         self._begun_at = trio.current_time()
         self._requested_at = math.inf
 
@@ -140,7 +140,7 @@ class Schedule:
         """Wait until the next heartbeat is due, which a request may bring forward.
 
         Cancellation:
-            Nothing has changed.
+            Changes nothing.
         """
         with trio.CancelScope(deadline=self.due_at) as self._wait:
             await trio.sleep_forever()

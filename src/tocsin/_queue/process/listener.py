@@ -170,7 +170,7 @@ class Listener:
                 process.
 
         Cancellation:
-            Closes the connection.
+            The connection is closed.
         """
         connection: Connection | None = None
         try:

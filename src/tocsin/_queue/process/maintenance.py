@@ -59,7 +59,7 @@ async def maintain(database: Database) -> MaintenanceResult:
         ConnectionLost: The database is not available.
 
     Cancellation:
-        A part of it is done.
+        Part of it is done.
     """
     done: dict[str, Any] = attrs.asdict(MaintenanceResult(elected=False))
     more = True
@@ -101,7 +101,7 @@ class Maintenance:
         is due again. Only the first failure in a row is a warning.
 
         Cancellation:
-            A part of it is done.
+            Part of it is done.
         """
         while True:
             await self._requested.wait()

@@ -225,7 +225,7 @@ class Membership:
         self._on_change()
 
     def mark_dead(self) -> None:
-        """Note that the database has declared this process dead."""
+        """Record that the database has declared this process dead."""
         if not self.declared_dead:
             self.declared_dead = True
             self._registered_again = trio.Event()
@@ -260,7 +260,7 @@ class Membership:
             self.mark_dead()
 
     def lifeline_failed(self) -> None:
-        """Note that no lifeline can be had at present."""
+        """Record that no lifeline can be had at present."""
         self._lifeline_missing = True
 
     async def detach_if_needed(self) -> None:

@@ -43,7 +43,7 @@ Its first statements may fail each time.
 
 
 class _Wakeup:
-    """The signal that something has to be done before the loop's next deadline."""
+    """A signal to the loop to run before its next deadline."""
 
     def __init__(self) -> None:
         self.pending = False

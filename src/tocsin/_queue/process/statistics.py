@@ -32,7 +32,7 @@ class ProcessStatistics:
     failing_for: float | None
     """Seconds since a statement first failed for want of a connection of the pool.
 
-    None while statements succeed, or when one has succeeded since.
+    None if the most recent statement succeeded.
     """
-    silenced: int
+    closed_unanswered: int
     """Connections closed since the start because they had fallen silent."""

@@ -78,7 +78,7 @@ class WaiterLocks:
         self.confirm_at = trio.current_time() + self._pause if self._unconfirmed else math.inf
 
     def lost(self) -> None:
-        """Note that the connection and its locks are gone."""
+        """Record that the connection and its locks are gone."""
         self._bell.locks_lost()
         self._held.clear()
         self._unconfirmed.clear()

@@ -1,1 +1,1 @@
-"""Enqueueing: from a producer, a store, or a connection of the caller's."""
+"""Enqueueing: from a producer, a store, or the caller's connection."""

@@ -184,7 +184,7 @@ class EnqueueBatcher:
             TocsinError: The message was refused, or the outcome is unknown.
 
         Cancellation:
-            The message is enqueued or not.
+            Atomic.
         """
         await self._database.contract.check()
         parameters = request.parameters(queue)
@@ -239,7 +239,7 @@ class EnqueueBatcher:
             self._end(queue, pending)
 
     def _end(self, queue: str, pending: PendingBatch) -> None:
-        """Note that no statement is under way to this queue.
+        """Record that no statement is under way to this queue.
 
         A call waits only if the store is being closed, and gets an error.
         """

@@ -137,7 +137,7 @@ def build_request(
     """Write a message as PostgreSQL reads it.
 
     Raises:
-        PayloadInvalid: The payload or the headers are no JSON value.
+        PayloadInvalid: The payload or the headers are not JSON values.
         ValueError: An option is out of its range.
         TypeError: An option has a wrong type.
     """
@@ -162,7 +162,7 @@ class Batch:
     two statements are written at once, further ones when their statement is sent.
 
     Raises:
-        PayloadInvalid: A payload is no JSON value; the error has its index.
+        PayloadInvalid: A payload is not a JSON value; the error has its index.
         ValueError: An option is out of its range.
         TypeError: An option has a wrong type, or is none of a batch.
     """

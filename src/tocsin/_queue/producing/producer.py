@@ -51,7 +51,7 @@ class Enqueuer(QueueSender):
         there is at most one unfinished message of that key: a second enqueue returns
         the first one's id. A message that is not delivered ``expires_in`` seconds from
         now becomes a dead letter. ``max_deliveries`` goes before the queue's. On a
-        ``connection`` of the caller's (of `Store.transaction`, or a blocking
+        the caller's ``connection`` (of `Store.transaction`, or a blocking
         ``psycopg.Connection``, which is used in a thread, and must not be used by
         another one during the call), the message is enqueued when the caller's
         transaction commits; see also `tocsin.enqueue`.
@@ -65,7 +65,7 @@ class Enqueuer(QueueSender):
         have a ``key`` or a ``connection``. They get ids in the order of the calls.
 
         Raises:
-            PayloadInvalid: The payload or the headers are no JSON value.
+            PayloadInvalid: The payload or the headers are not JSON values.
             PayloadTooLarge: The payload exceeds the queue's limit.
             QueueNotFound: The queue does not exist.
             PermissionDenied: The queue was not granted.
@@ -77,7 +77,7 @@ class Enqueuer(QueueSender):
             TocsinError: The store was closed during the call.
 
         Cancellation:
-            The message is enqueued or not; with a key, enqueueing it again is safe.
+            Atomic. With a key, enqueueing the message again is safe.
         """
         options: MessageOptions = {
             "delay": delay,
@@ -124,7 +124,7 @@ class Enqueuer(QueueSender):
             ValueError: An option is out of its range.
 
         Cancellation:
-            All are enqueued, or none.
+            Atomic.
         """
         options: BatchOptions = {
             "delay": delay,

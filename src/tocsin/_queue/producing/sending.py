@@ -1,6 +1,6 @@
 """The ways to send messages to a queue.
 
-They are the batcher, a connection of the store's, and one of the caller's.
+They are the batcher, a connection of the store, and the caller's connection.
 """
 
 from __future__ import annotations

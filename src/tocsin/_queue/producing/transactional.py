@@ -68,7 +68,7 @@ def enqueue(
     does: roll back, or enqueue in a savepoint (``with connection.transaction():``).
 
     Raises:
-        PayloadInvalid: The payload is no JSON value; nothing was sent.
+        PayloadInvalid: The payload is not a JSON value; nothing was sent.
         ValueError: An option is out of its range; nothing was sent.
         TypeError: An option has a wrong type; nothing was sent.
         PayloadTooLarge: The payload exceeds the queue's limit.
@@ -128,7 +128,7 @@ async def enqueue_async(
         Exception: What `tocsin.enqueue` raises.
 
     Cancellation:
-        The statement has failed or taken effect within the transaction.
+        Atomic.
     """
     return await send_async(
         _check(connection, psycopg.AsyncConnection),
@@ -155,7 +155,7 @@ async def enqueue_many_async(
         Exception: What `tocsin.enqueue_many` raises.
 
     Cancellation:
-        All are enqueued within the transaction, or none.
+        Atomic.
     """
     return await send_batch_async(
         _check(connection, psycopg.AsyncConnection),
@@ -176,7 +176,7 @@ async def send_async(connection: Async, schema: Schema, queue: str, request: Enq
     """Enqueue one message.
 
     Cancellation:
-        The statement has failed or taken effect.
+        Atomic.
     """
     return int(await call_async(connection, schema, ENQUEUE, request.parameters(queue)))
 
@@ -194,7 +194,7 @@ async def send_batch_async(connection: Async, schema: Schema, batch: Batch) -> l
     """Enqueue a batch.
 
     Cancellation:
-        All are enqueued, or none.
+        Atomic.
     """
     ids: list[int] = []
     with raising_ours(connection, schema):

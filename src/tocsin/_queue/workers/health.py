@@ -21,7 +21,7 @@ class WorkerStats:
     by_status: dict[WorkerStatus, int]
     """How many of them are in each state."""
     by_kind: dict[str, int]
-    """How many of them are of each kind: ``"producer"``, ``"consumer"``."""
+    """The number of workers of each kind (``"producer"``, ``"consumer"``)."""
     held: int
     """How many messages they hold."""
     oldest_heartbeat_age: float | None
@@ -63,7 +63,7 @@ class QueueHealth:
     paused_for: float | None
     """For how many seconds the queue has been paused; None: it is not.
 
-    A pause is no problem by itself, also when messages wait.
+    A pause is not a problem by itself, also when messages wait.
     """
     running_worker_id: int | None = None
     """Id of the worker that has been at one message for longest.

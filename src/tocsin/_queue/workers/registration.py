@@ -107,16 +107,16 @@ class Registration:
         self.current = RegisteredAs(*row)
 
     def on_worker_status(self, status: str, grace: float | None) -> None:
-        """Note the worker's state in the registry.
+        """Record the worker's state in the registry.
 
         ``gone``: the registration has ended.
         """
 
     def on_leases_revoked(self) -> None:
-        """Note that messages may have been taken from this worker."""
+        """Record that messages may have been taken from this worker."""
 
     def end(self) -> None:
-        """Note that the worker's block has been left."""
+        """Record that the worker's block has been left."""
 
 
 class Registered(Worker):

@@ -64,7 +64,7 @@ class Workers:
 
         Raises:
             QueueNotFound: The queue does not exist.
-            ValueError: An argument is no duration.
+            ValueError: An argument is not a duration.
 
         Cancellation:
             Changes nothing.
@@ -124,7 +124,7 @@ class Workers:
 
         Raises:
             QueueNotFound: The queue does not exist.
-            ValueError: ``older_than`` is no duration.
+            ValueError: ``older_than`` is not a duration.
 
         Cancellation:
             Atomic.

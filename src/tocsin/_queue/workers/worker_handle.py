@@ -129,7 +129,7 @@ class Worker:
         return (await self.info()).status
 
     async def heartbeat(self) -> None:
-        """Note a heartbeat of the worker.
+        """Record a heartbeat of the worker.
 
         The heartbeat of its process makes this unnecessary.
 
@@ -150,7 +150,7 @@ class Worker:
 
         Raises:
             WorkerNotFound: The worker does not exist, or has been purged.
-            ValueError: ``max_age`` is no duration.
+            ValueError: ``max_age`` is not a duration.
 
         Cancellation:
             Changes nothing.
@@ -225,7 +225,7 @@ class WorkerHandle(Worker):
         Raises:
             StateTransitionError: The worker is neither ready nor polling.
             WorkerNotFound: The worker does not exist, or has been purged.
-            ValueError: ``grace`` is no duration.
+            ValueError: ``grace`` is not a duration.
 
         Cancellation:
             Atomic.
