@@ -47,6 +47,14 @@ class OutageRetry:
         self._logger.log(level, "%s: %s; trying again until it works", self._what, error)
         return next(self._waits)
 
+    async def pause_after(self, error: Exception) -> None:
+        """Record a failure, and wait until the next attempt.
+
+        Cancellation:
+            The failure is recorded.
+        """
+        await trio.sleep(self.failed(error))
+
     def succeeded(self) -> None:
         """Record a success."""
         if self._since is not None:

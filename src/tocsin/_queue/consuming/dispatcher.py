@@ -303,7 +303,7 @@ class Dispatcher:
                 elif is_lock_timeout(error):
                     situation.lock_timeout = error
                 elif isinstance(error, TRANSIENT) and not refused:
-                    await trio.sleep(self._retries.failed(error))
+                    await self._retries.pause_after(error)
                 else:
                     raise
             else:
@@ -356,7 +356,7 @@ class Dispatcher:
         error = self._situation.lock_timeout
         assert error is not None
         if not await self._completer.locked.take_from(self._completer.unsettled):
-            await trio.sleep(self._retries.failed(error))
+            await self._retries.pause_after(error)
         self._situation.lock_timeout = None
 
     async def _claim(self, state: State, pool: HandlerPool) -> None:

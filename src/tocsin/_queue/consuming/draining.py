@@ -80,7 +80,7 @@ async def _interrupt(consumer: ConsumerState, grace: float | None) -> None:
         try:
             await consumer.interrupt(grace)
         except TRANSIENT as lost:
-            await trio.sleep(retries.failed(lost))
+            await retries.pause_after(lost)
             continue
         except (
             TocsinError

@@ -118,7 +118,7 @@ class LeaseKeeper:
             try:
                 extended = await self.extend([h.message for h in due], vt)
             except TRANSIENT as lost:
-                await trio.sleep(retries.failed(lost))
+                await retries.pause_after(lost)
                 continue
             retries.succeeded()
             for held, still_ours in zip(due, extended, strict=True):

@@ -11,6 +11,7 @@ import trio
 
 from tocsin._concurrency.cancelling import cancel
 from tocsin._concurrency.nursery import open_nursery_bare
+from tocsin._database.cleanup import warning_of_failure
 from tocsin.errors import StateTransitionError, Suspended, TocsinError
 
 from .consumer_state import ConsumerState
@@ -58,22 +59,15 @@ async def _complete(parts: ConsumerParts, *, interrupted: bool) -> int:
     Returns:
         The number of messages released.
     """
-    released = 0
-    problem: object = None
-    with parts.database.grace.scope() as patience:
-        try:
-            released = await parts.claimer.complete_poll(interrupted=interrupted)
-        except (TocsinError, psycopg.Error) as error:
-            problem = error
-    if patience.cancelled_caught:
-        problem = "no answer"
-    if problem is not None:
-        logger.warning(
-            "messages of worker %r will be delivered again when their leases end: %s",
-            parts.registration.name,
-            problem,
-        )
-    return released
+    with warning_of_failure(
+        parts.database.grace,
+        logger,
+        "messages of worker %r will be delivered again when their leases end: %s",
+        parts.registration.name,
+        errors=(TocsinError, psycopg.Error),
+    ):
+        return await parts.claimer.complete_poll(interrupted=interrupted)
+    return 0
 
 
 @asynccontextmanager

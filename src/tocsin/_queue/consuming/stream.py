@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 
 import attrs
 import psycopg
-import trio
 
 from tocsin._concurrency.backoff import OutageRetry
 from tocsin._database.error_mapping import TRANSIENT, is_lock_timeout
@@ -64,7 +63,7 @@ class Stream:
             except StateTransitionError:
                 run.pause()
             except TRANSIENT as lost:
-                await trio.sleep(retries.failed(lost))
+                await retries.pause_after(lost)
             else:
                 retries.succeeded()
                 if messages := claim.batch.take_all():

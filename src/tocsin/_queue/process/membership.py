@@ -18,8 +18,8 @@ from typing import Protocol
 import trio
 
 from tocsin._concurrency.backoff import delays
+from tocsin._database.cleanup import warning_of_failure
 from tocsin._database.client import Connection, Database
-from tocsin._database.error_mapping import TRANSIENT
 from tocsin._database.schema import ours
 from tocsin._version import VERSION
 from tocsin.errors import (
@@ -27,7 +27,6 @@ from tocsin.errors import (
     PermissionDenied,
     QueueNotFound,
     StateTransitionError,
-    TocsinError,
 )
 from tocsin.errors._workers import ProcessDeclaredDead
 
@@ -146,17 +145,13 @@ class ProcessRegistration:
         """Unregister the process within the grace of a cleanup."""
         if self.id is None:
             return
-        problem: object = "no answer"
-        with self._database.grace.scope():
-            try:
-                await self._database.fetch("select tocsin.unregister_process(%s)", [self.id])
-            except (TocsinError, *TRANSIENT) as error:
-                problem = error
-            else:
-                return
-        logger.warning(
-            "process %d could not be unregistered, and will be declared dead: %s", self.id, problem
-        )
+        with warning_of_failure(
+            self._database.grace,
+            logger,
+            "process %d could not be unregistered, and will be declared dead: %s",
+            self.id,
+        ):
+            await self._database.fetch("select tocsin.unregister_process(%s)", [self.id])
 
 
 class Membership:

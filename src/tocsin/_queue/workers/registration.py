@@ -12,11 +12,10 @@ from typing import TypeVar
 import attrs
 
 from tocsin._arguments import check_queue
+from tocsin._database.cleanup import warning_of_failure
 from tocsin._database.client import Database
-from tocsin._database.error_mapping import TRANSIENT
 from tocsin._queue.process.process import Process
 from tocsin._version import VERSION
-from tocsin.errors import TocsinError
 
 from .worker_handle import Worker
 
@@ -160,20 +159,14 @@ class Registered(Worker):
             # heartbeat finds it and ends it.
             self._process.request_heartbeat()
             return
-        problem: object = "no answer"
-        with self._database.grace.scope():
-            try:
-                await self._database.fetch(
-                    "select tocsin.unregister_worker(%s, %s)", [worker_id, token]
-                )
-                problem = None
-            except (TocsinError, *TRANSIENT) as error:
-                problem = error
-        if problem is not None:
-            logger.warning(
-                "worker %r could not be unregistered, and will be declared dead: %s",
-                self.name,
-                problem,
+        with warning_of_failure(
+            self._database.grace,
+            logger,
+            "worker %r could not be unregistered, and will be declared dead: %s",
+            self.name,
+        ):
+            await self._database.fetch(
+                "select tocsin.unregister_worker(%s, %s)", [worker_id, token]
             )
         self._process.unregister(worker_id)
         self._registration.end()
