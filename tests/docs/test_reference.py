@@ -107,7 +107,7 @@ def test_what_awaits_says_what_it_raises_and_what_its_cancellation_leaves(name: 
 @pytest.mark.parametrize("name", LASTING)
 def test_what_takes_durations_says_that_they_are_seconds(name: str) -> None:
     assert len(LASTING) > 20
-    assert "second" in (inspect.getdoc(FUNCTIONS[name]) or "")
+    assert "second" in (inspect.getdoc(FUNCTIONS[name]) or "").lower()
 
 
 def test_every_error_says_what_to_do() -> None:
