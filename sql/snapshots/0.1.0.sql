@@ -5257,7 +5257,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113014 VALUES (1, 2, 0, 1, 1, '2026-11-29 14:27:16.904879+00', '2026-11-29 14:27:16.90898+00', '2026-11-29 14:27:16.913781+00', '2026-11-30 14:27:16.913781+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113014 VALUES (1, 2, 0, 1, 1, '2026-11-29 14:42:09.748973+00', '2026-11-29 14:42:09.75351+00', '2026-11-29 14:42:09.758436+00', '2026-11-30 14:42:09.758436+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
 
 
 
@@ -5270,21 +5270,21 @@ INSERT INTO tocsin.archive_1h_2026113014 VALUES (1, 2, 0, 1, 1, '2026-11-29 14:2
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 14:27:16.926872+00', '2026-11-29 14:27:16.929523+00', '2026-11-29 14:27:16.930595+00', '2985-03-06 14:27:16.930595+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 14:42:09.773444+00', '2026-11-29 14:42:09.776928+00', '2026-11-29 14:42:09.778561+00', '2985-03-06 14:42:09.778561+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 14:27:16.913781+00', '2026-11-29 14:27:16.913781+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 14:27:16.930595+00', '2026-11-29 14:27:16.930595+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 14:42:09.758436+00', '2026-11-29 14:42:09.758436+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 14:42:09.778561+00', '2026-11-29 14:42:09.778561+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 14:27:16.876303+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 14:00:00+00","2026-11-30 16:00:00+00")', '2026-11-29 14:27:16.876325+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 14:27:16.87633+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 14:42:09.712159+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 14:00:00+00","2026-11-30 16:00:00+00")', '2026-11-29 14:42:09.71219+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 14:42:09.712198+00');
 
 
 
@@ -5298,56 +5298,56 @@ INSERT INTO tocsin.contract VALUES (true, 1, 1, 'c200ee5756895e6acd9afa2df9b2de5
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 14:27:16.934984+00', '2026-11-29 14:27:16.935865+00', '2026-11-29 14:27:16.942701+00', 1795962436935865, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T14:27:16.937637+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T14:27:16.935865+00:00"}]');
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 14:42:09.784378+00', '2026-11-29 14:42:09.785785+00', '2026-11-29 14:42:09.794801+00', 1795963329785785, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T14:42:09.788542+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T14:42:09.785785+00:00"}]');
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 14:28:16.626019+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 14:43:09.468463+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 14:27:16.928693+00', '2026-11-29 14:27:18.929523+00', '2026-11-29 14:27:16.928693+00', '2026-11-29 14:27:16.929523+00', NULL, 1795962436929523, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 14:27:17.862873+00', '2026-11-29 14:27:17.862873+00', '2026-11-29 14:27:16.933369+00', '2026-11-29 14:27:16.934161+00', NULL, 1795962436934161, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T14:27:16.937637+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T14:27:16.934161+00:00"}]');
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', '2026-11-29 14:27:16.947794+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 14:27:16.950161+00', '2026-11-29 14:27:16.950161+00', '2026-11-29 14:27:16.950161+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 14:27:17.951192+00', '2026-11-29 14:27:17.951192+00', '2026-11-29 14:27:16.951192+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 14:27:17.951976+00', '2026-11-29 14:27:17.951976+00', '2026-11-29 14:27:16.951976+00', NULL, '2026-11-29 14:27:17.451976+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 14:27:16.952662+00', '2985-03-06 14:27:16.952662+00', '2026-11-29 14:27:16.952662+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 14:27:16.953252+00', '2026-11-29 14:27:16.953252+00', '2026-11-29 14:27:16.953252+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 14:42:09.77562+00', '2026-11-29 14:42:11.776928+00', '2026-11-29 14:42:09.77562+00', '2026-11-29 14:42:09.776928+00', NULL, 1795963329776928, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 14:42:10.805998+00', '2026-11-29 14:42:10.805998+00', '2026-11-29 14:42:09.782051+00', '2026-11-29 14:42:09.783163+00', NULL, 1795963329783163, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T14:42:09.788542+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T14:42:09.783163+00:00"}]');
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 14:42:09.80565+00', '2026-11-29 14:42:09.80565+00', '2026-11-29 14:42:09.80565+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 14:42:10.807183+00', '2026-11-29 14:42:10.807183+00', '2026-11-29 14:42:09.807183+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 14:42:10.80838+00', '2026-11-29 14:42:10.80838+00', '2026-11-29 14:42:09.80838+00', NULL, '2026-11-29 14:42:10.30838+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 14:42:09.809435+00', '2985-03-06 14:42:09.809435+00', '2026-11-29 14:42:09.809435+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 14:42:09.810344+00', '2026-11-29 14:42:09.810344+00', '2026-11-29 14:42:09.810344+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 14:27:16.626019+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 14:42:09.468463+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 4198, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 14:27:16.881843+00', '2026-11-29 14:27:16.902754+00');
-
-
-
-
-
-
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 14:27:16.799087+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 14:27:16.802057+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 14:27:16.954609+00', '2026-11-29 14:27:16.803567+00', 'tocsin.paused');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 23972, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 14:42:09.72073+00', '2026-11-29 14:42:09.746014+00');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 14:27:16.880878+00');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 14:42:09.641564+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 14:42:09.646128+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 14:42:09.81209+00', '2026-11-29 14:42:09.64873+00', 'tocsin.paused');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 4198, '0.1.0', '2026-11-29 14:27:16.883973+00', '2026-11-29 14:27:16.883973+00', '2026-11-29 14:27:16.917924+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 4198, '0.1.0', '2026-11-29 14:27:16.920735+00', '2026-11-29 14:27:16.920735+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 4198, '0.1.0', '2026-11-29 14:27:16.924365+00', '2026-11-29 14:27:16.924365+00', NULL);
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 14:42:09.719283+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 23972, '0.1.0', '2026-11-29 14:42:09.724553+00', '2026-11-29 14:42:09.724553+00', '2026-11-29 14:42:09.76379+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 23972, '0.1.0', '2026-11-29 14:42:09.766738+00', '2026-11-29 14:42:09.766738+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 23972, '0.1.0', '2026-11-29 14:42:09.770852+00', '2026-11-29 14:42:09.770852+00', NULL);
 
 
 
