@@ -140,7 +140,7 @@ SESSIONS = (
 
 
 async def test_twice_with_the_embedded_server(data: Path, tree: Path) -> None:
-    for how in ("made and started", "started"):
+    for how in ("created and started", "started"):
         async with demo(str(tree), "--data", str(data)) as run:
             assert await run.end() == 0, run.output
         assert "\x1b" not in run.output

@@ -274,7 +274,7 @@ def test_outages_are_survived() -> None:
     )
     assert ended.returncode == 0, ended.stderr
     heading, _, row = ended.stdout.splitlines()
-    assert re.fullmatch(r"\| what is done \| what happens \| PostgreSQL [\d.]+ \|", heading)
+    assert re.fullmatch(r"\| change \| effect \| PostgreSQL [\d.]+ \|", heading)
     assert re.fullmatch(r"\| the server is restarted \| .* \| \d+\.\d s(; .*)? \|", row)
 
 

@@ -192,7 +192,7 @@ def test_what_is_wrong_is_refused_before_anything_is_sent(through: Through) -> N
         assert refused.value.index == 1
         with pytest.raises(ValueError, match="delay"):
             await session.enqueue("q", 1, delay=-1)
-        with pytest.raises(tocsin.ConfigError, match="no valid name"):
+        with pytest.raises(tocsin.ConfigError, match="not a valid name"):
             await session.enqueue("q", 1, schema="no such; --")
         with pytest.raises(TypeError, match="delai"):
             await session.enqueue("q", 1, delai=1)
