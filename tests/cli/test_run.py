@@ -203,6 +203,7 @@ def test_an_async_handler_that_its_decorator_hides_fails_and_archives_nothing(
     assert ask(store_dsn, "select payload #>> '{}' from tocsin.dead_letters") == [("a",)]
 
 
+@pytest.mark.slow
 def test_in_order_it_takes_one_at_a_time(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q", "--max-deliveries", "1")
     cli("enqueue", "q", "1", "2")
@@ -232,6 +233,7 @@ def signal_until_it_cancels(process: subprocess.Popen[str], number: signal.Signa
         line = line_with(process, f"{number.name}: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_and_a_second_one_cancels(
     cli: Call, store_dsn: str, folder: Path, number: signal.Signals
@@ -364,6 +366,7 @@ async def test_reload_passes_on_a_signal_that_comes_before_the_process(
     assert code == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_reload_ends_with_a_run_that_ends_well(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q")
     assert run(store_dsn, folder, "q", "service:send", "--once", "--reload").returncode == 0

@@ -122,6 +122,7 @@ def test_what_is_no_number_is_an_option(cli: Call) -> None:
     assert (cli("enqueue", "q", "-x").code, cli("enqueue", "q", "--5").code) == (2, 2)
 
 
+@pytest.mark.slow
 def test_80_columns_show_whole_words(cli: Call, store_dsn: str) -> None:
     name = "a-queue-with-a-rather-long-name"
     cli("queue", "create", name)

@@ -64,6 +64,7 @@ def test_a_key_that_moves_a_cursor_does_not_end_it(cli: Call, store_dsn: str, ke
         assert screen.wait() == 0
 
 
+@pytest.mark.slow
 def test_80_columns_show_every_column_that_they_have(cli: Call, store_dsn: str) -> None:
     name = "a-queue-with-a-rather-long-name"
     cli("queue", "create", name)

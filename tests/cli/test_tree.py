@@ -220,6 +220,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.slow
 def test_every_option_of_every_command_is_used(
     new_role: Callable[..., str],
     call: Call,

@@ -123,6 +123,7 @@ def psql() -> str:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGN_UPS)
 async def test_sign_up(dsn: str, name: str) -> None:
     """Delivered right after commit, and never what was rolled back."""
@@ -146,6 +147,7 @@ def test_each_sign_up_is_tested() -> None:
     assert sorted(p.name for p in EXAMPLES.glob("sign_up_*")) == sorted(SIGN_UPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_graceful_shutdown(dsn: str, number: signal.Signals) -> None:
     async with run_script(str(EXAMPLES / "graceful_shutdown.py"), dsn) as child:
@@ -185,6 +187,7 @@ async def test_embedded_service(dsn: str) -> None:
                 assert await child.process.wait() == 0
 
 
+@pytest.mark.slow
 async def test_health_monitor(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("letters")
     assert (await outcome("health_monitor.py", store_dsn))[1][-1] == "0 at work, 0 stale"

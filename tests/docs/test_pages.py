@@ -124,6 +124,7 @@ def test_the_page_of_the_architecture_names_each_module_of_the_queue() -> None:
     assert modules - set(re.findall(r"`([\w/]+\.py)`", page)) == set()
 
 
+@pytest.mark.slow
 def test_the_bench_commands_of_the_pages_are_understood() -> None:
     commands = [
         shlex.split(line, comments=True)

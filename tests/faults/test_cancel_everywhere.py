@@ -208,6 +208,7 @@ async def test_connecting(store_dsn: str) -> None:
     await cancel_sweep(connect, check)
 
 
+@pytest.mark.slow
 async def test_workers_queues_and_schema(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
@@ -361,6 +362,7 @@ async def test_every_public_coroutine_is_a_checkpoint(store: tocsin.Store) -> No
         assert await consumer.status() == "ready"
 
 
+@pytest.mark.slow
 async def test_a_run_with_messages_claimed_ahead(store: tocsin.Store, store_dsn: str) -> None:
     """What a handler has seen is archived, and nothing else; nothing counts a delivery
     that no handler saw."""

@@ -12,6 +12,7 @@ from tests.support.runs import running
 pytestmark = pytest.mark.fault
 
 
+@pytest.mark.slow
 async def test_killed_worker_is_replaced_long_before_the_visibility_timeout(
     store: tocsin.Store, store_dsn: str
 ) -> None:

@@ -96,6 +96,7 @@ async def test_running_handlers_survive_a_restart_and_settle(
         assert len(run.handled.messages) == 3
 
 
+@pytest.mark.slow
 async def test_producers_raise_during_an_outage_and_continue_after_it(
     mortal: tocsin.Store, own_server: EmbeddedServer
 ) -> None:

@@ -293,6 +293,7 @@ async def test_what_a_frozen_server_claims_late_is_requeued(
     assert run.handled.payloads == [1]
 
 
+@pytest.mark.slow
 async def test_the_primary_vanishes_and_another_host_takes_over(
     store_dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -77,6 +77,7 @@ async def changes_until(
     return seen
 
 
+@pytest.mark.slow
 async def test_an_outage_is_reported_once_for_the_pool_and_once_for_listen(
     own_server: EmbeddedServer,
 ) -> None:

@@ -210,6 +210,7 @@ async def test_a_high_rate_of_enqueueing_is_that_of_a_sample(
     assert (await store.queues.metrics("other")).enqueue_rate in (0, 1 / 60)
 
 
+@pytest.mark.slow
 async def test_beyond_a_hundred_thousand_the_planner_estimates(
     store: tocsin.Store, store_dsn: str
 ) -> None:
@@ -241,6 +242,7 @@ async def test_beyond_a_hundred_thousand_the_planner_estimates(
 Plans = Callable[[str], dict[str, dict[str, Any]]]
 
 
+@pytest.mark.slow
 def test_metrics_read_little(plans: Plans) -> None:
     """No table is scanned, and none is counted beyond the cap: neither messages, nor
     the archive, nor dead letters."""
@@ -274,6 +276,7 @@ def test_metrics_read_little(plans: Plans) -> None:
     assert max(rows for _, relation, rows in read if relation.startswith("archive")) <= 2000
 
 
+@pytest.mark.slow
 def test_metrics_touch_few_pages_of_a_million_archived_messages(plans: Plans) -> None:
     for _ in range(2):
         # makes the partition, and says that it may be used

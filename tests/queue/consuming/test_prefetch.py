@@ -16,6 +16,7 @@ from tests.support.runs import running
 from tocsin._queue.consuming import prefetch
 
 
+@pytest.mark.slow
 async def test_a_consumer_with_nothing_to_do_wakes_for_nothing(store_dsn: str) -> None:
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.ensure("q", vt=3600)

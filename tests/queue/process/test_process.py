@@ -630,6 +630,7 @@ async def test_declared_dead_and_replaced_ends_the_run(store: tocsin.Store, stor
     assert ended.reason == "its registration has ended"
 
 
+@pytest.mark.slow
 async def test_a_killed_process_that_restarts_alone_takes_its_name_over(store_dsn: str) -> None:
     """No other process is there to notice the death; the process that registers the
     name does."""
