@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str]) -> Options:
         action="store_const",
         dest="size",
         const=Size.QUICK,
-        help="fewer samples: less than two minutes in all",
+        help="fewer samples: about three minutes in all",
     )
     parser.add_argument(
         "--smoke", action="store_const", dest="size", const=Size.SMOKE, help=argparse.SUPPRESS

@@ -1723,7 +1723,7 @@ begin
         ended := ended + cardinality(ids);
         over := "tocsin"._clock() >= stop_at;
     end loop;
-    return ended;
+    return case when ended > 0 or not over then ended end;
 end
 $$;
 
@@ -4284,7 +4284,7 @@ begin
             expired := "tocsin"._make_due_ready(q);
             -- A claim that does the same, or a late settlement, has locked the rest.
             exit when expired = 0;
-            messages := messages + expired;
+            messages := messages + coalesce(expired, 0);
             over := "tocsin"._clock() >= stop_at;
         end loop;
         exit when more;
@@ -4876,29 +4876,6 @@ COMMENT ON COLUMN tocsin.archive.keep_until IS 'When the row may be deleted: arc
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113014 (
-    id bigint NOT NULL,
-    queue_id integer NOT NULL,
-    priority integer NOT NULL,
-    read_ct integer NOT NULL,
-    span integer DEFAULT NULL NOT NULL,
-    enqueued_at timestamp with time zone NOT NULL,
-    dequeued_at timestamp with time zone,
-    archived_at timestamp with time zone NOT NULL,
-    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
-    producer_worker_id bigint,
-    consumer_worker_id bigint,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb,
-    last_error text,
-    history jsonb
-);
-
-ALTER TABLE ONLY tocsin.archive_1h_2026113014 REPLICA IDENTITY FULL;
-
-
-
 CREATE TABLE tocsin.archive_1h_2026113015 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
@@ -4919,6 +4896,29 @@ CREATE TABLE tocsin.archive_1h_2026113015 (
 );
 
 ALTER TABLE ONLY tocsin.archive_1h_2026113015 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113016 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113016 REPLICA IDENTITY FULL;
 
 
 
@@ -5229,11 +5229,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113014 FOR VALUES FROM (1, '2026-11-30 14:00:00+00') TO (1, '2026-11-30 15:00:00+00');
-
-
-
 ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113015 FOR VALUES FROM (1, '2026-11-30 15:00:00+00') TO (1, '2026-11-30 16:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113016 FOR VALUES FROM (1, '2026-11-30 16:00:00+00') TO (1, '2026-11-30 17:00:00+00');
 
 
 
@@ -5257,7 +5257,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113014 VALUES (1, 2, 0, 1, 1, '2026-11-29 14:42:09.748973+00', '2026-11-29 14:42:09.75351+00', '2026-11-29 14:42:09.758436+00', '2026-11-30 14:42:09.758436+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113015 VALUES (1, 2, 0, 1, 1, '2026-11-29 15:40:19.11458+00', '2026-11-29 15:40:19.117443+00', '2026-11-29 15:40:19.121132+00', '2026-11-30 15:40:19.121132+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
 
 
 
@@ -5270,84 +5270,84 @@ INSERT INTO tocsin.archive_1h_2026113014 VALUES (1, 2, 0, 1, 1, '2026-11-29 14:4
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 14:42:09.773444+00', '2026-11-29 14:42:09.776928+00', '2026-11-29 14:42:09.778561+00', '2985-03-06 14:42:09.778561+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 15:40:19.129952+00', '2026-11-29 15:40:19.132282+00', '2026-11-29 15:40:19.133329+00', '2985-03-06 15:40:19.133329+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 14:42:09.758436+00', '2026-11-29 14:42:09.758436+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 14:42:09.778561+00', '2026-11-29 14:42:09.778561+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 15:40:19.121132+00', '2026-11-29 15:40:19.121132+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 15:40:19.133329+00', '2026-11-29 15:40:19.133329+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 14:42:09.712159+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 14:00:00+00","2026-11-30 16:00:00+00")', '2026-11-29 14:42:09.71219+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 14:42:09.712198+00');
-
-
-
-
-
-
-
-
-
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'c200ee5756895e6acd9afa2df9b2de5e6f35c993302516d447c45c498c7d964b');
-
-
-
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 14:42:09.784378+00', '2026-11-29 14:42:09.785785+00', '2026-11-29 14:42:09.794801+00', 1795963329785785, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T14:42:09.788542+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T14:42:09.785785+00:00"}]');
-
-
-
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 14:43:09.468463+00', false);
-
-
-
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 14:42:09.77562+00', '2026-11-29 14:42:11.776928+00', '2026-11-29 14:42:09.77562+00', '2026-11-29 14:42:09.776928+00', NULL, 1795963329776928, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 14:42:10.805998+00', '2026-11-29 14:42:10.805998+00', '2026-11-29 14:42:09.782051+00', '2026-11-29 14:42:09.783163+00', NULL, 1795963329783163, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T14:42:09.788542+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T14:42:09.783163+00:00"}]');
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', '2026-11-29 14:42:09.80217+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 14:42:09.80565+00', '2026-11-29 14:42:09.80565+00', '2026-11-29 14:42:09.80565+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 14:42:10.807183+00', '2026-11-29 14:42:10.807183+00', '2026-11-29 14:42:09.807183+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 14:42:10.80838+00', '2026-11-29 14:42:10.80838+00', '2026-11-29 14:42:09.80838+00', NULL, '2026-11-29 14:42:10.30838+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 14:42:09.809435+00', '2985-03-06 14:42:09.809435+00', '2026-11-29 14:42:09.809435+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 14:42:09.810344+00', '2026-11-29 14:42:09.810344+00', '2026-11-29 14:42:09.810344+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
-
-
-
-INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 14:42:09.468463+00');
-
-
-
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 23972, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 14:42:09.72073+00', '2026-11-29 14:42:09.746014+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 15:40:19.094183+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 15:00:00+00","2026-11-30 17:00:00+00")', '2026-11-29 15:40:19.0942+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 15:40:19.094204+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 14:42:09.641564+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 14:42:09.646128+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 14:42:09.81209+00', '2026-11-29 14:42:09.64873+00', 'tocsin.paused');
+
+
+
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '7db5bc81ccff7e91aed763722dfd9fdf6bc9f3cd82471271b0744ac5445d1e2c');
+
+
+
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 15:40:19.137645+00', '2026-11-29 15:40:19.138416+00', '2026-11-29 15:40:19.144506+00', 1795966819138416, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T15:40:19.139973+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T15:40:19.138416+00:00"}]');
+
+
+
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 15:41:18.89267+00', false);
+
+
+
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 15:40:19.131338+00', '2026-11-29 15:40:21.132282+00', '2026-11-29 15:40:19.131338+00', '2026-11-29 15:40:19.132282+00', NULL, 1795966819132282, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 15:40:20.11953+00', '2026-11-29 15:40:20.11953+00', '2026-11-29 15:40:19.135696+00', '2026-11-29 15:40:19.136749+00', NULL, 1795966819136749, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T15:40:19.139973+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T15:40:19.136749+00:00"}]');
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 15:40:19.15039+00', '2026-11-29 15:40:19.15039+00', '2026-11-29 15:40:19.15039+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 15:40:20.151222+00', '2026-11-29 15:40:20.151222+00', '2026-11-29 15:40:19.151222+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 15:40:20.15188+00', '2026-11-29 15:40:20.15188+00', '2026-11-29 15:40:19.15188+00', NULL, '2026-11-29 15:40:19.65188+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 15:40:19.152563+00', '2985-03-06 15:40:19.152563+00', '2026-11-29 15:40:19.152563+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 15:40:19.153136+00', '2026-11-29 15:40:19.153136+00', '2026-11-29 15:40:19.153136+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
+
+
+
+INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 15:40:18.89267+00');
+
+
+
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 18647, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 15:40:19.098514+00', '2026-11-29 15:40:19.113293+00');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 14:42:09.719283+00');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 15:40:19.03916+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 15:40:19.043219+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 15:40:19.154192+00', '2026-11-29 15:40:19.045325+00', 'tocsin.paused');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 23972, '0.1.0', '2026-11-29 14:42:09.724553+00', '2026-11-29 14:42:09.724553+00', '2026-11-29 14:42:09.76379+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 23972, '0.1.0', '2026-11-29 14:42:09.766738+00', '2026-11-29 14:42:09.766738+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 23972, '0.1.0', '2026-11-29 14:42:09.770852+00', '2026-11-29 14:42:09.770852+00', NULL);
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 15:40:19.097747+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 18647, '0.1.0', '2026-11-29 15:40:19.10015+00', '2026-11-29 15:40:19.10015+00', '2026-11-29 15:40:19.124053+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 18647, '0.1.0', '2026-11-29 15:40:19.125737+00', '2026-11-29 15:40:19.125737+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 18647, '0.1.0', '2026-11-29 15:40:19.128192+00', '2026-11-29 15:40:19.128192+00', NULL);
 
 
 
@@ -5458,11 +5458,11 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113014_queue_id_id_idx ON tocsin.archive_1h_2026113014 USING btree (queue_id, id);
-
-
-
 CREATE INDEX archive_1h_2026113015_queue_id_id_idx ON tocsin.archive_1h_2026113015 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113016_queue_id_id_idx ON tocsin.archive_1h_2026113016 USING btree (queue_id, id);
 
 
 
@@ -5522,11 +5522,11 @@ CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (p
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113014_queue_id_id_idx;
-
-
-
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113015_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113016_queue_id_id_idx;
 
 
 

@@ -11,7 +11,7 @@
 -- dead letters when they have no deliveries left. The function works in batches and
 -- begins none after 20 ms, so that a claim stays short after a long outage, and also
 -- succeeds under a short statement_timeout. Returns the number of expired leases that
--- it has ended.
+-- it has ended; null: the time was over before it came to the leases.
 create or replace function tocsin._make_due_ready(queue_id integer) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off
@@ -69,7 +69,7 @@ begin
         ended := ended + cardinality(ids);
         over := tocsin._clock() >= stop_at;
     end loop;
-    return ended;
+    return case when ended > 0 or not over then ended end;
 end
 $$;
 

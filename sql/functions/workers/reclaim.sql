@@ -43,7 +43,7 @@ begin
             expired := tocsin._make_due_ready(q);
             -- A claim that does the same, or a late settlement, has locked the rest.
             exit when expired = 0;
-            messages := messages + expired;
+            messages := messages + coalesce(expired, 0);
             over := tocsin._clock() >= stop_at;
         end loop;
         exit when more;

@@ -565,6 +565,28 @@ async def test_reclaim_ends_with_the_first_death_past_its_time(
     assert await query(store_dsn, reap) == [(None,)]
 
 
+async def test_reclaim_comes_to_the_leases_when_other_messages_take_its_time(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """The clock advances by more than a batch may take with each reading, so that the
+    due message takes all the time of the first call."""
+    await store.queues.ensure("q")
+    async with store.consumer("q") as consumer:
+        await store.produce("q", "leased")
+        await consumer.dequeue(vt=3600)
+        await store.produce("q", "due", delay=3600)
+        await query(store_dsn, "update tocsin.messages set vt = now() - interval '1 minute'")
+        await query(store_dsn, "create sequence public.ticks")
+        await query(
+            store_dsn,
+            "create or replace function tocsin._clock() returns timestamptz language sql volatile"
+            " parallel safe as $$ select pg_catalog.clock_timestamp() + pg_catalog.nextval("
+            "'public.ticks') * interval '30 ms' $$",
+        )
+        assert (await store.reclaim()).messages == 1
+    assert await query(store_dsn, "select state::text from tocsin.messages") == [("ready",)] * 2
+
+
 async def test_reclaim_passes_over_a_message_that_another_transaction_has_locked(
     store: tocsin.Store, store_dsn: str
 ) -> None:
