@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import tempfile
 from collections.abc import Generator
 from typing import Any
 
@@ -19,14 +21,25 @@ pytest_plugins = [
 ]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """The settings of the user are not for the tests; nor is that a shell
     ignores signals for a job in the background."""
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        _share_compiled_code(config)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for setting in attrs.fields(tocsin.Settings):
         os.environ.pop(f"TOCSIN_{setting.name.upper()}", None)
     os.environ.pop("TOCSIN_CONFIG", None)
+
+
+def _share_compiled_code(config: pytest.Config) -> None:
+    """Let the processes that the tests start keep their compiled code in a temporary
+    directory: each would compile all modules again."""
+    folder = tempfile.TemporaryDirectory(prefix="tocsin-test-code-")
+    config.add_cleanup(folder.cleanup)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = folder.name
 
 
 @pytest.hookimpl(optionalhook=True)

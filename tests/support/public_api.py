@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
@@ -40,7 +41,8 @@ def members(cls: type) -> Iterator[tuple[str, type]]:
                     yield name, owner
 
 
-def explained_attributes(cls: type) -> set[str]:
+@cache
+def explained_attributes(cls: type) -> frozenset[str]:
     """The attributes that have a docstring below them, in the class or in its
     ``__init__``."""
     tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
@@ -65,7 +67,7 @@ def explained_attributes(cls: type) -> set[str]:
                 found |= {
                     getattr(t, "id", "") or getattr(t, "attr", "") for t in targets if t is not None
                 }
-    return {name for name in found if not name.startswith("_")}
+    return frozenset(name for name in found if not name.startswith("_"))
 
 
 def functions() -> Iterator[tuple[str, Callable[..., object]]]:
