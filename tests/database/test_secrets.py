@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import tocsin
 from tests.support import PATIENCE, query, servers
 from tests.support.commands import Call
+from tests.support.sweeps import sweep
 
 SECRET = "s3cr3t-hunter2"
 
@@ -70,7 +71,7 @@ def dsns(server: servers.Server, database: str) -> dict[str, str]:
 KINDS = list(dsns(servers.Server("dsn", "host=x", 0, None, None), "x"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@sweep("kind", KINDS, quick=["no listener", "no such role", "bad value"])
 async def test_a_password_is_in_no_error_and_no_log_of_the_library(
     server: servers.Server,
     database_factory: Callable[[], str],
@@ -87,7 +88,7 @@ async def test_a_password_is_in_no_error_and_no_log_of_the_library(
     assert servers.PASSWORD not in said(refused.value) + caplog.text
 
 
-@pytest.mark.parametrize("kind", ["no listener", "no such role", "unbalanced", "bad value"])
+@sweep("kind", ["no listener", "no such role", "unbalanced", "bad value"], quick=2)
 async def test_a_password_is_in_no_error_of_the_listening_connection(
     server: servers.Server, store_dsn: str, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
@@ -144,7 +145,11 @@ async def test_a_live_server_is_not_told_the_password_in_a_statement_nor_a_user_
 
 
 # no environment holds these
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("a NUL", "a surrogate")])
+@sweep(
+    "kind",
+    [k for k in KINDS if k not in ("a NUL", "a surrogate")],
+    quick=["no such role", "bad value"],
+)
 def test_a_password_is_in_nothing_that_the_command_says(
     server: servers.Server,
     dsn: str,

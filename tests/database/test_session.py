@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import tocsin
 from tests.support import query, servers
 from tests.support.everyday_use import TEXT, alter, use_everything
+from tests.support.sweeps import sweep
 from tocsin._database import schema, session
 from tocsin.driver import TrioConnection
 
@@ -49,7 +50,11 @@ def in_utf8(dsn: str) -> str:
     return make_conninfo(dsn, client_encoding="UTF8")
 
 
-@pytest.mark.parametrize("name", [*STRANGE, *LIMITS])
+@sweep(
+    "name",
+    [*STRANGE, *LIMITS],
+    quick=["client_encoding", "datestyle", "search_path", "statement_timeout"],
+)
 async def test_a_setting_of_the_database_changes_nothing(store_dsn: str, name: str) -> None:
     alter(
         store_dsn,
@@ -139,7 +144,7 @@ async def enqueue_on_own(dsn: str, text: str) -> None:
         await store.produce("q", text, connection=connection)
 
 
-@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1252", "SJIS", "UTF8"])
+@sweep("encoding", ["LATIN1", "SQL_ASCII", "WIN1252", "SJIS", "UTF8"], quick=2)
 async def test_on_a_connection_of_the_users_with_another_encoding(
     store_dsn: str, encoding: str
 ) -> None:

@@ -7,10 +7,14 @@ import io
 import re
 import tokenize
 from collections.abc import Callable, Iterator
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 import attrs
 import pytest
+
+from tests.support.sweeps import sweep
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 
@@ -103,6 +107,12 @@ PROSE: dict[str, Callable[[Path], str]] = {
 }
 
 
+@cache
+def prose(path: Path) -> str:
+    """The prose of a file, which several tests read."""
+    return PROSE[path.suffix](path)
+
+
 @attrs.frozen
 class Area:
     """Files that are held to the rule together."""
@@ -115,7 +125,7 @@ class Area:
     def texts(self) -> Iterator[tuple[Path, str]]:
         """The prose of each file."""
         for path in self.files:
-            yield path, PROSE[path.suffix](path)
+            yield path, prose(path)
 
 
 def area(name: str, *patterns: str) -> Area:
@@ -151,10 +161,16 @@ AREAS = [
     area("bench", "bench/**/*.py"),
     area("tests", "tests/**/*.py", "tests/**/*.pml"),
 ]
+every_area = sweep(
+    "each",
+    AREAS,
+    quick=[each for each in AREAS if each.name != "tests"],
+    ids=attrgetter("name"),
+)
 PAGES = [path for each in AREAS for path in each.files if path.suffix == ".md"]
 
 
-@pytest.mark.parametrize("each", AREAS, ids=lambda each: each.name)
+@every_area
 def test_what_acts_has_a_name(each: Area) -> None:
     hits = {str(path): found(VAGUE_AGENTS, text) for path, text in each.texts()}
     total = sum(words(text) for _, text in each.texts())
@@ -163,13 +179,13 @@ def test_what_acts_has_a_name(each: Area) -> None:
     assert rate <= AT_MOST, (rate, {path: hit for path, hit in hits.items() if hit})
 
 
-@pytest.mark.parametrize("each", AREAS, ids=lambda each: each.name)
+@every_area
 def test_no_word_is_used_that_has_been_replaced(each: Area) -> None:
     hits = {str(path): found(RETIRED, text) for path, text in each.texts()}
     assert {path: hit for path, hit in hits.items() if hit} == {}
 
 
-@pytest.mark.parametrize("each", AREAS, ids=lambda each: each.name)
+@every_area
 def test_the_spelling_is_british(each: Area) -> None:
     hits = {str(path): found(AMERICAN, text) for path, text in each.texts()}
     assert {path: hit for path, hit in hits.items() if hit} == {}

@@ -27,6 +27,7 @@ from tests.support import (
     until_query,
 )
 from tests.support.runs import running
+from tests.support.sweeps import sweep
 from tocsin._database.client import REPEATS
 from tocsin.embedded import EmbeddedServer
 
@@ -244,9 +245,7 @@ def settle_everything_fails(code: str) -> str:
 
 # Disk full, no memory, cancelled by an administrator, no lock, deadlock, conflict,
 # read-only, an error within the server.
-@pytest.mark.parametrize(
-    "code", ["53100", "53200", "57014", "55P03", "40P01", "40001", "25006", "XX000"]
-)
+@sweep("code", ["53100", "53200", "57014", "55P03", "40P01", "40001", "25006", "XX000"], quick=2)
 async def test_a_consumer_waits_for_the_end_of_an_outage(
     store: tocsin.Store, store_dsn: str, code: str
 ) -> None:

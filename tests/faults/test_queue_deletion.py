@@ -13,6 +13,7 @@ import trio.testing
 import tocsin
 from tests.support import PATIENCE, open_connection, query, until, until_query
 from tests.support.queues import contents, dequeue_into, open_transaction, until_waiting
+from tests.support.sweeps import sweep
 from tocsin.driver import TrioConnection
 
 pytestmark = pytest.mark.fault
@@ -59,9 +60,10 @@ async def test_a_deletion_waits_for_a_transaction_that_has_enqueued(
 
 
 @pytest.mark.parametrize("committed", [True, False])
-@pytest.mark.parametrize(
+@sweep(
     "call",
     ["enqueue('q', '1')", "enqueue_many('q', '[1]')", """enqueue_each('q', '[{"payload": 1}]')"""],
+    quick=1,
 )
 async def test_an_enqueue_waits_for_a_deletion_under_way(
     contested: tocsin.Store, store_dsn: str, call: str, committed: bool

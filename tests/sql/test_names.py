@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 import tocsin
 from tests.support import ENDS_WITHIN, PATIENCE, connect_blocking
 from tests.support.runs import running
+from tests.support.sweeps import sweep
 
 HOSTILE = [
     "'; drop schema tocsin cascade; --",
@@ -53,7 +54,7 @@ def connection(store_dsn: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@sweep("name", HOSTILE, quick=3)
 async def test_a_hostile_name_is_a_name_like_any_other(
     store: tocsin.Store, store_dsn: str, name: str
 ) -> None:
@@ -110,7 +111,7 @@ async def fail_for_good(store: tocsin.Store, name: str) -> int:
     return message_id
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@sweep("name", HOSTILE, quick=2)
 async def test_a_hostile_name_that_no_queue_has_is_just_not_found(
     store: tocsin.Store, name: str
 ) -> None:
@@ -176,9 +177,7 @@ def test_any_text_is_a_name_a_key_or_a_payload_in_sql(
         assert connection.execute("select last_error from tocsin.messages").fetchone() == (text,)
 
 
-@pytest.mark.parametrize(
-    "name", ['x"; drop schema tocsin cascade; --', "x'", "x.y", "x y", "é", "\0", ""]
-)
+@sweep("name", ['x"; drop schema tocsin cascade; --', "x'", "x.y", "x y", "é", "\0", ""], quick=1)
 def test_a_hostile_name_of_a_schema_is_refused_everywhere(
     connection: psycopg.Connection[Any], name: str
 ) -> None:

@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 import tocsin
 from tests.support import PATIENCE, open_connection, query, until_query
 from tests.support.servers import PASSWORD
+from tests.support.sweeps import sweep
 from tocsin._database import install
 from tocsin._database import schema as schemas
 from tocsin._database.verify import verify
@@ -63,7 +64,7 @@ async def test_ten_install_at_once(dsn: str) -> None:
 
 
 # Names of tables, columns, functions and aliases of Tocsin's own among them.
-@pytest.mark.parametrize(
+@sweep(
     "name",
     [
         "queue2",
@@ -84,6 +85,7 @@ async def test_ten_install_at_once(dsn: str) -> None:
         "contract",
         "leased",
     ],
+    quick=["MixedCase", "select", "messages"],
 )
 async def test_schema_isolation_under_any_valid_name(dsn: str, name: str) -> None:
     async with tocsin.connect(dsn, schema=name) as store:
@@ -110,8 +112,8 @@ async def test_schema_isolation_two_in_one_database_do_not_meet(dsn: str) -> Non
             await a.release(a._parts.leases.messages()[0])
 
 
-@pytest.mark.parametrize(
-    "name", ["", "1a", "a b", 'a"; drop table x; --', "é", "pg_mine", "public", "x" * 64]
+@sweep(
+    "name", ["", "1a", "a b", 'a"; drop table x; --', "é", "pg_mine", "public", "x" * 64], quick=2
 )
 async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
     with pytest.raises(tocsin.ConfigError) as refused:
@@ -120,7 +122,7 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
     assert refused.value.source == "argument schema"
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("damage", "kind", "name"),
     [
         ("drop index tocsin.messages_timed", "index", "messages_timed"),
@@ -163,6 +165,7 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
             "workers.workers_status_check",
         ),
     ],
+    quick=4,
 )
 async def test_verify_names_each_difference(
     store: tocsin.Store, store_dsn: str, damage: str, kind: str, name: str

@@ -11,6 +11,7 @@ import pytest
 
 import tocsin
 from tests.support import move_clock, open_connection
+from tests.support.sweeps import sweep
 from tocsin._database.schema import functions
 from tocsin.driver import TrioConnection
 
@@ -55,7 +56,7 @@ async def off(connection: TrioConnection[Any], times: str, start: str = "tocsin.
 SOON = 600.0  # much longer than a test takes, and much shorter than the hour by which clocks change
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@sweep("length", LENGTHS, quick=1)
 async def test_a_message_is_due_and_expires_after_a_number_of_seconds(
     berlin: TrioConnection[Any], length: str
 ) -> None:
@@ -77,7 +78,7 @@ async def test_a_message_is_due_and_expires_after_a_number_of_seconds(
     assert await off(berlin, "select due from tocsin.messages") < SOON
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@sweep("length", LENGTHS, quick=1)
 async def test_a_lease_lasts_a_number_of_seconds(berlin: TrioConnection[Any], length: str) -> None:
     await berlin.execute(
         "create temp table w as select * from tocsin.register_worker('q', 'consumer', 'w', null,"
@@ -102,7 +103,7 @@ async def test_a_lease_lasts_a_number_of_seconds(berlin: TrioConnection[Any], le
     assert await off(berlin, "select vt from tocsin.messages") < SOON
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@sweep("length", LENGTHS, quick=1)
 async def test_a_retention_lasts_a_number_of_seconds(
     berlin: TrioConnection[Any], length: str
 ) -> None:

@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 import tocsin
 from tests.support import connect_blocking, query, servers
 from tests.support.runs import running
+from tests.support.sweeps import sweep
 from tocsin.embedded import EmbeddedServer
 
 REFUSED = psycopg.errors.InsufficientPrivilege
@@ -854,8 +855,8 @@ def test_a_name_that_no_role_can_have_is_refused(name: str, why: str) -> None:
 # Verifying
 
 
-@pytest.mark.parametrize("with_roles", [False, True])
-@pytest.mark.parametrize(
+@sweep("with_roles", [False, True], quick=1)
+@sweep(
     ("damage", "kind", "name"),
     [
         ("grant select on tocsin.messages to public", "privileges", "messages"),
@@ -873,6 +874,7 @@ def test_a_name_that_no_role_can_have_is_refused(name: str, why: str) -> None:
         ("alter function tocsin.list_queues() reset search_path", "function", "list_queues()"),
         ("alter function tocsin._clock() security definer", "function", "_clock()"),
     ],
+    quick=2,
 )
 async def test_verify_notices_a_changed_privilege_owner_or_attribute(
     dsn: str, new_role: Callable[..., str], with_roles: bool, damage: str, kind: str, name: str
@@ -888,7 +890,7 @@ async def test_verify_notices_a_changed_privilege_owner_or_attribute(
     await query(dsn, f"drop owned by {outsider}")
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("damage", "name"),
     [
         (
@@ -907,6 +909,7 @@ async def test_verify_notices_a_changed_privilege_owner_or_attribute(
         ("grant insert on tocsin.messages to {admin}", "messages"),
         ("revoke select on tocsin.migrations from {consumer}", "migrations"),
     ],
+    quick=2,
 )
 async def test_verify_notices_a_changed_privilege_of_the_roles_and_installing_them_repairs_it(
     cast: Cast, damage: str, name: str

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import tocsin
+from tests.support.sweeps import sweep
 from tocsin.telemetry import EnqueueCall
 
 
@@ -235,9 +236,10 @@ async def test_messages_that_are_taken_by_hand_have_no_handler_call(store_dsn: s
 
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
-@pytest.mark.parametrize(
+@sweep(
     ("verdict", "state"),
     [(tocsin.Reject("no"), "dead"), (tocsin.Retry(60), "delayed"), (tocsin.Snooze(60), "delayed")],
+    quick=1,
     ids=["Reject", "Retry", "Snooze"],
 )
 async def test_an_instrument_sees_what_a_handler_raises(

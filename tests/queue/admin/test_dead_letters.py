@@ -23,6 +23,7 @@ from tests.support import (
 from tests.support.cancel_sweep import cancel_sweep
 from tests.support.dead_letters import kill, make_dead
 from tests.support.runs import running
+from tests.support.sweeps import sweep
 from tocsin._durations import MAX_DURATION
 
 HOSTILE = [
@@ -160,7 +161,7 @@ async def test_a_message_that_cannot_become_a_dead_letter_keeps_its_history(
     assert (message.state, [d.error for d in message.history]) == ("delayed", ["it failed"])
 
 
-@pytest.mark.parametrize("payload", HOSTILE, ids=str)
+@sweep("payload", HOSTILE, quick=1, ids=str)
 async def test_payload_and_headers_come_back_exactly(store: tocsin.Store, payload: object) -> None:
     await store.queues.ensure("q")
     (message_id,) = await make_dead(store, "q", payload, headers=[payload])
@@ -288,9 +289,10 @@ async def test_replay_by_queue_filter_and_count(store: tocsin.Store, store_dsn: 
     assert await query(store_dsn, "select count(*)::int from tocsin.messages") == [(6,)]
 
 
-@pytest.mark.parametrize(
+@sweep(
     "text",
     ["100%", "_", "\\", "\\%", "'", "''; --", '"', "%s", "$1", "ẞ\N{SNOWMAN}", "(", "[a-z]+", ".*"],
+    quick=["100%", "\\%", ".*"],
 )
 async def test_error_is_taken_literally(store: tocsin.Store, text: str) -> None:
     await store.queues.ensure("q")
@@ -473,7 +475,7 @@ async def test_list_goes_by_pages(store: tocsin.Store) -> None:
     assert pages == [ids[:3], ids[3:6], ids[6:], []]
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("call", "raises", "named"),
     [
         (lambda s: s.dead_letters.replay(), ValueError, "queue"),
@@ -501,6 +503,7 @@ async def test_list_goes_by_pages(store: tocsin.Store) -> None:
             "delay",
         ),
     ],
+    quick=2,
 )
 async def test_bad_arguments_name_themselves_and_change_nothing(
     store: tocsin.Store,

@@ -17,6 +17,7 @@ import trio.testing
 import tocsin
 from tests.support import query, until_idle, until_true
 from tests.support.runs import running
+from tests.support.sweeps import sweep
 from tocsin._cli.queue import create, update
 from tocsin._cli.render import to_text, write_duration
 from tocsin._durations import to_timedelta
@@ -123,7 +124,7 @@ async def test_per_queue_settings_changed_live_count_for_a_run_under_way(
     assert await query(store_dsn, "select count(*)::int from tocsin.archive") == [(1,)]
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("settings", "named"),
     [
         ({"vt": 0}, "vt"),
@@ -141,6 +142,7 @@ async def test_per_queue_settings_changed_live_count_for_a_run_under_way(
         ({"name": "ä" * 128}, "name"),
         ({"name": "q\0"}, "name"),
     ],
+    quick=2,
 )
 async def test_bad_queue_settings_name_the_argument(
     store: tocsin.Store, settings: dict[str, object], named: str

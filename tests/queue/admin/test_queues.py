@@ -14,6 +14,7 @@ from tests.support import query, until_idle, until_query
 from tests.support.child import run_script
 from tests.support.queues import dequeue_into, open_transaction, until_waiting
 from tests.support.runs import running
+from tests.support.sweeps import sweep
 
 # Creating, finding, settings
 
@@ -170,7 +171,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@sweep("name", HOSTILE, quick=2)
 async def test_hostile_names_work(store: tocsin.Store, store_dsn: str, name: str) -> None:
     """At every entry point of queues; and they are heard, by a channel of whatever
     name."""
@@ -204,7 +205,7 @@ async def test_hostile_names_work(store: tocsin.Store, store_dsn: str, name: str
     assert [q.name for q in await queues.list()] == ["bystander"]
 
 
-@pytest.mark.parametrize("name", ["", "\0", "q\0r", "\ud800", "x" * 256, "ä" * 128])
+@sweep("name", ["", "\0", "q\0r", "\ud800", "x" * 256, "ä" * 128], quick=2)
 async def test_names_that_cannot_be_are_refused(store: tocsin.Store, name: str) -> None:
     queues = store.queues
     for create in (queues.create, queues.ensure):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import tocsin
 from tests.support import connect_blocking, move_clock, nodes, open_connection, query
+from tests.support.sweeps import sweep
 
 
 @settings(
@@ -192,7 +193,7 @@ def test_claim_reads_the_front_of_one_index_and_sorts_nothing(plans: Any, planne
     assert not [n for n in due if n["Node Type"] in ("Sort", "Seq Scan")]
 
 
-@pytest.mark.parametrize("planned", ["on the empty table", "on the full table"])
+@sweep("planned", ["on the empty table", "on the full table"], quick=1)
 @pytest.mark.parametrize(
     "statement",
     [

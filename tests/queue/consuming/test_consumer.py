@@ -16,6 +16,7 @@ import trio.testing
 import tocsin
 from tests.support import PATIENCE, Handled, move_clock, query, until, until_idle, until_query
 from tests.support.runs import running, running_call
+from tests.support.sweeps import sweep
 from tocsin._queue.consuming import step_watch
 
 # By hand
@@ -450,7 +451,7 @@ def _async(returned: Callable[[object], object]) -> Callable[[object], object]:
     [_plain(_generate), _plain(lambda m: (m for _ in ())), _async(_generate), _async(_work)],
     ids=["async generator", "generator", "async generator from async", "coroutine from async"],
 )
-@pytest.mark.parametrize("timeout", [None, 3600])
+@sweep("timeout", [None, 3600], quick=1)
 async def test_a_handler_that_returns_code_that_has_not_run_has_failed(
     store: tocsin.Store,
     store_dsn: str,
@@ -800,7 +801,7 @@ async def test_what_was_dequeued_by_hand_survives_a_run(store: tocsin.Store) -> 
         await mine.archive()
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("call", "named"),
     [
         (lambda c: c.dequeue(0), "limit"),
@@ -813,6 +814,7 @@ async def test_what_was_dequeued_by_hand_survives_a_run(store: tocsin.Store) -> 
         (lambda c: c.interrupt(grace=-1), "grace"),
         (lambda c: c.is_healthy(-1), "max_age"),
     ],
+    quick=1,
 )
 async def test_bad_numbers_name_the_argument(store: tocsin.Store, call: object, named: str) -> None:
     await store.queues.ensure("q")

@@ -22,6 +22,7 @@ import tocsin
 from tests.support import PATIENCE, query, until
 from tests.support.bad_errors import BadSyntax, Unspeakable
 from tests.support.runs import running, running_call
+from tests.support.sweeps import sweep
 
 
 class Opaque(Exception):
@@ -78,7 +79,7 @@ RAISED: dict[str, Callable[[], BaseException]] = {
 
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
 @pytest.mark.parametrize("batches", [False, True], ids=["handle", "batches"])
-@pytest.mark.parametrize("name", RAISED)
+@sweep("name", RAISED, quick=["generator exit", "hollow"])
 async def test_whatever_a_handler_raises_is_a_failed_delivery(
     store: tocsin.Store, name: str, batches: bool, plain: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -480,9 +481,10 @@ async def test_a_letter_that_is_refused_comes_back_in_a_minute_and_the_log_says_
 # In a stream
 
 
-@pytest.mark.parametrize(
+@sweep(
     "error",
     [ValueError("v"), SystemExit(1), asyncio.CancelledError(), Rude()],
+    quick=2,
     ids=lambda e: type(e).__name__,
 )
 async def test_an_error_in_a_streams_block_fails_what_it_has_not_settled(

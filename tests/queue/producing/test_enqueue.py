@@ -12,6 +12,7 @@ import trio.testing
 
 import tocsin
 from tests.support import connect_blocking, move_clock, open_connection, query
+from tests.support.sweeps import sweep
 
 
 async def test_one_sql_function_for_every_language(store: tocsin.Store, store_dsn: str) -> None:
@@ -236,7 +237,7 @@ async def test_max_deliveries_of_a_message_goes_before_the_queues(
     ]
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("options", "named"),
     [
         ({"delay": -1}, "delay"),
@@ -247,6 +248,7 @@ async def test_max_deliveries_of_a_message_goes_before_the_queues(
         ({"expires_in": 0}, "expires_in"),
         ({"max_deliveries": 0}, "max_deliveries"),
     ],
+    quick=2,
 )
 async def test_bad_options_name_the_argument(
     store: tocsin.Store, options: dict[str, object], named: str
@@ -259,7 +261,7 @@ async def test_bad_options_name_the_argument(
             await producer.enqueue_many([1], **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("arguments", "named"),
     [
         ("delay => '-1 s'", "delay"),
@@ -267,6 +269,7 @@ async def test_bad_options_name_the_argument(
         ("expires_in => '0'", "expires_in"),
         ("max_deliveries => 0", "max_deliveries"),
     ],
+    quick=1,
 )
 async def test_sql_refuses_bad_options_too(
     store: tocsin.Store, store_dsn: str, arguments: str, named: str

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 import tocsin
 from tests.support import connect_blocking, query
 from tests.support.json_values import json_values, same
+from tests.support.sweeps import sweep
 from tocsin._queue.payload import decode, encode
 
 
@@ -35,7 +36,7 @@ def test_payload_of_any_json_value_survives_jsonb(
     assert same(decode(row[0]), value)
 
 
-@pytest.mark.parametrize(
+@sweep(
     "value",
     [
         1e22,
@@ -51,6 +52,7 @@ def test_payload_of_any_json_value_survives_jsonb(
         [[]],
         "\\u0000",
     ],
+    quick=3,
     ids=lambda v: type(v).__name__,
 )
 async def test_payload_comes_back_exactly_through_a_queue(store: tocsin.Store, value: Any) -> None:

@@ -12,6 +12,7 @@ import trio
 import tocsin
 from tests.support import PATIENCE, connect_blocking, open_connection, query, until, until_blocked
 from tests.support.dead_letters import kill, make_dead
+from tests.support.sweeps import sweep
 
 ENQUEUE = "select tocsin.enqueue('q', '1', key => %s)"
 
@@ -109,8 +110,11 @@ async def test_unique_key_is_free_when_its_message_is_finished_and_not_before(
         assert await store.produce("r", 1, key="k") > fourth
 
 
-@pytest.mark.parametrize(
-    "key", ["", " ", "'; --", '"', "\\", "%s", "$1", "\N{SNOWMAN}\U0001f600", "k" * 1024], ids=repr
+@sweep(
+    "key",
+    ["", " ", "'; --", '"', "\\", "%s", "$1", "\N{SNOWMAN}\U0001f600", "k" * 1024],
+    quick=2,
+    ids=repr,
 )
 async def test_unique_key_may_be_any_text(store: tocsin.Store, key: str) -> None:
     await store.queues.ensure("q")
@@ -120,7 +124,7 @@ async def test_unique_key_may_be_any_text(store: tocsin.Store, key: str) -> None
     assert (await store.messages.get(first)).key == key
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("key", "raises"),
     [
         ("k" * 1025, ValueError),
@@ -128,6 +132,7 @@ async def test_unique_key_may_be_any_text(store: tocsin.Store, key: str) -> None
         (5, TypeError),
         (b"k", TypeError),
     ],
+    quick=1,
 )
 async def test_unique_key_that_is_none_is_refused(
     store: tocsin.Store, key: Any, raises: type[Exception]

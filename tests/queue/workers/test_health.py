@@ -11,6 +11,7 @@ import pytest
 
 import tocsin
 from tests.support import move_clock, nodes, query, until
+from tests.support.sweeps import sweep
 
 NO_CONSUMER = "messages wait and no consumer is active"
 
@@ -349,9 +350,7 @@ async def test_health_of_every_queue_or_of_one(store: tocsin.Store) -> None:
         await store.workers.health("b", -1)
 
 
-@pytest.mark.parametrize(
-    "name", ['x"; drop schema tocsin; --', "'", "%s", "ünï☃", "{}", "a\\b", "x" * 255]
-)
+@sweep("name", ['x"; drop schema tocsin; --', "'", "%s", "ünï☃", "{}", "a\\b", "x" * 255], quick=2)
 async def test_queues_and_workers_of_any_name(
     store: tocsin.Store, store_dsn: str, name: str
 ) -> None:
@@ -381,7 +380,7 @@ from generate_series(1, 20000) n
 """
 
 
-@pytest.mark.parametrize("planned", ["on the empty table", "on the full table"])
+@sweep("planned", ["on the empty table", "on the full table"], quick=1)
 @pytest.mark.parametrize(
     "statement",
     [

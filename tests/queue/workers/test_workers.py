@@ -15,6 +15,7 @@ import tocsin
 from tests.support import PATIENCE, move_clock, next_event, query, until, until_blocked
 from tests.support.child import Child, run_script
 from tests.support.runs import running
+from tests.support.sweeps import sweep
 from tocsin import telemetry
 
 STATES = ["ready", "polling", "interrupted", "suspended", "stopped"]
@@ -75,7 +76,7 @@ async def check_refused(
     assert refused.value.reason
 
 
-@pytest.mark.parametrize("whose", ["own", "a handle"])
+@sweep("whose", ["own", "a handle"], quick=1)
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_operation_from_each_state(
@@ -122,7 +123,7 @@ async def test_register_a_name_from_each_state(
             assert await consumer.status() == state
 
 
-@pytest.mark.parametrize("whose", ["own", "a handle"])
+@sweep("whose", ["own", "a handle"], quick=1)
 @pytest.mark.parametrize("state", STATES)
 async def test_stop_from_each_state(
     store: tocsin.Store, store_dsn: str, state: str, whose: str
@@ -154,7 +155,7 @@ async def test_delete_from_each_state(store: tocsin.Store, store_dsn: str, state
             assert await consumer.status() == state
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("before", "interrupted", "after"),
     [
         ("polling", False, "ready"),
@@ -169,6 +170,7 @@ async def test_delete_from_each_state(store: tocsin.Store, store_dsn: str, state
         ("suspended", True, "suspended"),
         ("stopped", True, "stopped"),
     ],
+    quick=7,
 )
 async def test_complete_poll(
     store: tocsin.Store, store_dsn: str, before: str, interrupted: bool, after: str
@@ -219,7 +221,7 @@ async def test_only_active_workers_may_enqueue(
         ]
 
 
-@pytest.mark.parametrize("whose", ["own", "a handle"])
+@sweep("whose", ["own", "a handle"], quick=1)
 @pytest.mark.parametrize("state", STATES)
 async def test_heartbeat_in_every_state_but_stopped(
     store: tocsin.Store, store_dsn: str, state: str, whose: str
@@ -832,7 +834,7 @@ def public(kind: type) -> set[str]:
     return {name for name in dir(kind) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("limit", [0, -1, 2**31, 2**63])
+@sweep("limit", [0, -1, 2**31, 2**63], quick=1)
 async def test_a_count_that_is_none(store: tocsin.Store, limit: int) -> None:
     await store.queues.ensure("q")
     async with store.consumer("q") as consumer:
