@@ -30,7 +30,8 @@ as $$
         enqueue, enqueue_many, enqueue_each, wait_for_flush, cancel, reschedule, reprioritise,
         register_process, unregister_process, process_channel, heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
-        resume, shutdown
+        resume, shutdown,
+        submit, job_outcomes, await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
@@ -38,7 +39,8 @@ as $$
         queue_channel,
         begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
         locked_messages, archive, delete, extend, release, fail, maintain,
-        stop, release_messages
+        stop, release_messages,
+        register_tasks
     }'::name[]), '{consumer, admin}'
     union all
     select unnest('{
@@ -48,7 +50,8 @@ as $$
         list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
-        delete_worker, purge_workers, worker_stats, queue_health, reclaim
+        delete_worker, purge_workers, worker_stats, queue_health, reclaim,
+        list_tasks
     }'::name[]), '{admin}'
     union all
     -- only the owner may call these; they run with the caller's privileges

@@ -5,6 +5,14 @@
 
 from tocsin._database.roles import Roles
 from tocsin._database.verify import SchemaDifference
+from tocsin._jobs.current import CurrentJob, current_job
+from tocsin._jobs.definition import Call, TaskOptions
+from tocsin._jobs.job import Job, JobInfo
+from tocsin._jobs.jobs import Jobs
+from tocsin._jobs.retrying import RetryPolicy, exponential, fixed, linear
+from tocsin._jobs.submitting import SubmitOptions
+from tocsin._jobs.task import Task, task
+from tocsin._jobs.worker import JobWorker
 from tocsin._queue.admin.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters
 from tocsin._queue.admin.message_values import Delivery, MessageInfo, MessageState
 from tocsin._queue.admin.messages import Messages
@@ -36,10 +44,17 @@ from ._connect import connect
 from ._store import Store
 from ._version import VERSION
 from .errors import (
+    ArgumentsInvalid,
     CharacterUnsupported,
     ConfigError,
     ConnectionLost,
     DependentObjects,
+    Fault,
+    JobCancelled,
+    JobError,
+    JobFailed,
+    JobNotFound,
+    JobTimedOut,
     KeyTaken,
     LeaseLost,
     MessageNotFound,
@@ -54,6 +69,7 @@ from .errors import (
     QueueNotEmpty,
     QueueNotFound,
     RateLimited,
+    ResultInvalid,
     RoleNotFound,
     SchemaBusy,
     SchemaMissing,
@@ -61,6 +77,7 @@ from .errors import (
     SchemaOutdated,
     StateTransitionError,
     Suspended,
+    TaskUnknown,
     TocsinError,
     WorkerNotFound,
     WorkerStopped,
@@ -70,11 +87,14 @@ from .settings import Settings
 __version__ = VERSION
 
 __all__ = [
+    "ArgumentsInvalid",
     "BatchOptions",
+    "Call",
     "CharacterUnsupported",
     "ConfigError",
     "ConnectionLost",
     "Consumer",
+    "CurrentJob",
     "DeadLetter",
     "DeadLetterFilter",
     "DeadLetters",
@@ -82,6 +102,16 @@ __all__ = [
     "Delivery",
     "DependentObjects",
     "EnqueueOptions",
+    "Fault",
+    "Job",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "JobInfo",
+    "JobNotFound",
+    "JobTimedOut",
+    "JobWorker",
+    "Jobs",
     "KeyTaken",
     "LeaseLost",
     "MaintenanceResult",
@@ -113,7 +143,9 @@ __all__ = [
     "RateLimited",
     "ReclaimResult",
     "Reject",
+    "ResultInvalid",
     "Retry",
+    "RetryPolicy",
     "RoleNotFound",
     "Roles",
     "SchemaBusy",
@@ -126,7 +158,11 @@ __all__ = [
     "StateTransitionError",
     "Store",
     "StoreStats",
+    "SubmitOptions",
     "Suspended",
+    "Task",
+    "TaskOptions",
+    "TaskUnknown",
     "TocsinError",
     "Verdict",
     "WorkerHandle",
@@ -138,9 +174,14 @@ __all__ = [
     "Workers",
     "__version__",
     "connect",
+    "current_job",
     "drain_on_signals",
     "enqueue",
     "enqueue_async",
     "enqueue_many",
     "enqueue_many_async",
+    "exponential",
+    "fixed",
+    "linear",
+    "task",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Unpack
+from typing import Any, Unpack
 
 import trio
 
@@ -15,6 +15,9 @@ from tocsin._database.client import Connection, Database
 from tocsin._database.roles import Roles
 from tocsin._database.transaction_limit import TransactionLimit
 from tocsin._database.verify import SchemaDifference, verify
+from tocsin._jobs.jobs import Jobs
+from tocsin._jobs.task import Task
+from tocsin._jobs.worker import JobWorker, open_worker
 from tocsin._queue.admin.dead_letters import DeadLetters
 from tocsin._queue.admin.messages import Messages
 from tocsin._queue.admin.queues import Queues
@@ -51,6 +54,8 @@ class Store:
     """Looking at messages, finished or not, and changing those that wait."""
     dead_letters: DeadLetters
     """Looking at dead letters, replaying, archiving and purging them."""
+    jobs: Jobs
+    """Submitting jobs, and asking how they stand."""
     events: Events
     """What this process's part of the store reports of its work."""
 
@@ -73,6 +78,7 @@ class Store:
         self.workers = Workers(database)
         self.messages = Messages(database)
         self.dead_letters = DeadLetters(database)
+        self.jobs = Jobs(database, process, batcher, telemetry)
 
     def __repr__(self) -> str:
         where = f"{self._database.address}, schema {self._database.schema.name!r}"
@@ -224,6 +230,37 @@ class Store:
             )
         )
 
+    def worker(
+        self, tasks: Iterable[Task[..., Any]], *, concurrency: int = 1, name: str | None = None
+    ) -> AbstractAsyncContextManager[JobWorker]:
+        """Register a worker that runs the jobs of these tasks.
+
+        It has a consumer for each queue of the tasks, for as long as the block lasts.
+        However the block ends, the jobs that it holds are released.
+
+        Args:
+            tasks: The tasks. They are registered, so that SQL can submit them.
+            concurrency: How many jobs run at a time, over all queues.
+            name: A name in the registry; one is made up without it.
+
+        Raises:
+            QueueNotFound: The queue of a task does not exist.
+            StateTransitionError: The name is in use.
+            SchemaMissing: Tocsin is not installed.
+            ConnectionLost: The database did not answer.
+            ValueError: There is no task, or two have one name.
+
+        Cancellation:
+            The registrations end, as they do at any end of the block.
+        """
+        return open_worker(
+            self._database,
+            self._process,
+            tasks,
+            concurrency=concurrency,
+            name=_check_worker_name(name),
+        )
+
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id.
 
@@ -312,10 +349,10 @@ class Store:
         since = min(watch.waiting_since for watch in self._watches)
         return ProcessStatistics(
             pool=self._database.pool.statistics(),
-            listening=process.connected,
-            listen_works=process.listen_works,
-            notifications=process.notifications,
-            heartbeats=process.heartbeats,
+            listening=process.listener.connected,
+            listen_works=process.listener.proof.works,
+            notifications=process.listener.notifications,
+            heartbeats=process.heartbeat.sent,
             unanswered_for=None if since == math.inf else trio.current_time() - since,
             failing_for=self._database.failing_for,
             closed_unanswered=sum(watch.dropped for watch in self._watches),

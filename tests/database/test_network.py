@@ -98,7 +98,7 @@ async def test_the_server_notices_a_client_that_vanished(
         tocsin.connect(make_conninfo(store_dsn, host=server.host, port=server.port)) as store,
         store.transaction() as connection,
     ):
-        line = await store._process._listener._connect()
+        line = await store._process.listener._connect()
         for session in (connection, line):
             cursor = await session.execute(
                 "select name, setting from pg_settings where name = any(%s)",

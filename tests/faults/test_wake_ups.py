@@ -23,7 +23,7 @@ async def test_a_blocked_loop_is_no_proof_that_listen_does_not_work(
     await store.queues.ensure("q")
 
     async def block() -> None:
-        await until(lambda: store._process._listener.proof._token)
+        await until(lambda: store._process.listener.proof._token)
         time.sleep(0.5)  # noqa: ASYNC251 - this is what is tested
 
     async with trio.open_nursery() as nursery:

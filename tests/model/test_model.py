@@ -1,5 +1,5 @@
-"""Spin searches the model of the bell's protocol exhaustively, and finds a lost wake-up
-when a part of the protocol is missing."""
+"""Spin searches the models of two protocols exhaustively, that of the bell and that of
+outcomes, and finds a fault when a part of a protocol is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-MODEL = Path(__file__).parent / "bell.pml"
+BELL = Path(__file__).parent / "bell.pml"
+OUTCOMES = Path(__file__).parent / "outcomes.pml"
 MISSING = [command for command in ("spin", "gcc") if shutil.which(command) is None]
 NEEDED = pytest.mark.skipif(
     bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian packages of these names)"
@@ -17,13 +18,13 @@ NEEDED = pytest.mark.skipif(
 pytestmark = [pytest.mark.slow, NEEDED]
 
 
-def search(directory: Path, *without: str) -> str:
-    """Search all states, and return the report of Spin.
+def search(directory: Path, model: Path, *without: str) -> str:
+    """Search all states of a model, and return the report of Spin.
 
     A model with a missing part fails early, so it is compiled fast and searched slowly.
     """
     for command in (
-        ["spin", "-a", *(f"-D{name}" for name in without), str(MODEL)],
+        ["spin", "-a", *(f"-D{name}" for name in without), str(model)],
         [
             "gcc",
             "-w",
@@ -41,8 +42,9 @@ def search(directory: Path, *without: str) -> str:
     ).stdout
 
 
-def test_no_wake_up_is_lost(tmp_path: Path) -> None:
-    found = search(tmp_path)
+@pytest.mark.parametrize("model", [BELL, OUTCOMES], ids=lambda model: model.stem)
+def test_no_state_of_a_model_breaks_its_promise(tmp_path: Path, model: Path) -> None:
+    found = search(tmp_path, model)
     assert "errors: 0" in found
     assert "max search depth too small" not in found
     assert "Search not completed" not in found
@@ -62,4 +64,21 @@ def test_no_wake_up_is_lost(tmp_path: Path) -> None:
     ],
 )
 def test_the_model_fails_without_each_part(tmp_path: Path, missing: str) -> None:
-    assert "assertion violated" in search(tmp_path, missing)
+    assert "assertion violated" in search(tmp_path, BELL, missing)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "NO_UNTOLD",
+        "UNTOLD_LAST",
+        "NO_TEST",
+        "TEST_FIRST",
+        "NO_LAST_LOOK",
+        "UNCOMMITTED_ROW",
+        "LOCKS_BEFORE_ROWS",
+    ],
+)
+def test_the_model_of_outcomes_fails_without_each_part(tmp_path: Path, missing: str) -> None:
+    """A process that waits without end is an invalid end state."""
+    assert "invalid end state (at depth" in search(tmp_path, OUTCOMES, missing)

@@ -20,6 +20,10 @@ RING_EARLY = "ring_early boolean default false, remark text default null"
 IS_ACTIVE = "tocsin._is_active(worker_id bigint, remark text default null)"
 
 
+LATER = f"migrations/{schemas.migrations()[-1].number + 1:04}_later.sql"
+"""A migration behind the last one."""
+
+
 class Folder:
     """A copy of ``sql/`` that a test changes."""
 
@@ -34,7 +38,7 @@ class Folder:
         folder = cls(path)
         folder.replace("enqueue.sql", "ring_early boolean default false", RING_EARLY)
         folder.replace("enqueue.sql", "tocsin._is_active(worker_id bigint)", IS_ACTIVE)
-        folder.add("migrations/0002_remarks.sql", "alter table tocsin.queues add remark text;\n")
+        folder.add(LATER, "alter table tocsin.queues add remark text;\n")
         folder.raise_version(serves=schemas.ours().version)
         return folder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import attrs
 import trio
 import trio.testing
 
@@ -11,7 +10,7 @@ from tocsin._queue.producing.enqueue_request import EnqueueRequest
 
 
 def request(payload: str = "1") -> EnqueueRequest:
-    return EnqueueRequest(payload, (None, None), "0", None, None, None, None, None)
+    return EnqueueRequest(payload, None, None, "0", None, None, None, None, None)
 
 
 async def gather(*items: PendingEnqueue) -> None:
@@ -26,7 +25,7 @@ async def test_what_gathered_goes_together_in_order_and_within_bounds() -> None:
     assert pending.take() == []
     items = [PendingEnqueue(request()) for _ in range(MAX_MESSAGES + 2)]
     large = [PendingEnqueue(request("x" * (MAX_SIZE // 2))) for _ in range(3)]
-    large[0].request = attrs.evolve(request(), headers=large[0].request.payload)
+    large[0].request = request()._replace(headers=large[0].request.payload)
     await gather(*items, *large)
     for item in [*items, *large]:
         pending.add(item)

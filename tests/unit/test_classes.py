@@ -2,7 +2,8 @@
 
 A class has at most 150 lines, and at most 8 attributes: fields of attrs, and what its
 methods assign to ``self``. A value may have more attributes, since it only holds data.
-It is a class under ``@attrs.frozen``, or a ``TypedDict``, without a coroutine.
+It is a class under ``@attrs.frozen``, a ``NamedTuple`` or a ``TypedDict``, without a
+coroutine.
 """
 
 from __future__ import annotations
@@ -54,8 +55,11 @@ def attributes(node: ast.ClassDef) -> set[str]:
 
 def is_value(node: ast.ClassDef) -> bool:
     """Whether the class only holds data."""
-    holds_data = "attrs.frozen" in decorators(node) or "TypedDict" in map(ast.unparse, node.bases)
-    return holds_data and not any(isinstance(part, ast.AsyncFunctionDef) for part in node.body)
+    bases = {ast.unparse(base) for base in node.bases}
+    holds_data = "attrs.frozen" in decorators(node) or bases & {"NamedTuple", "TypedDict"}
+    return bool(holds_data) and not any(
+        isinstance(part, ast.AsyncFunctionDef) for part in node.body
+    )
 
 
 def too_large(source: str) -> list[str]:

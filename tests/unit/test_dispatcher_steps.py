@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import pytest
 
-from tocsin._queue.consuming.dispatcher import State, Step, next_step
+from tocsin._queue.consuming.steps import State, Step, next_step
 
 BUSY: dict[str, Any] = {"calling": True, "prefetched": True}
 ROOM: dict[str, Any] = {"capacity": 1}

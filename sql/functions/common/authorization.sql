@@ -71,6 +71,12 @@ as $$
                            where w.id = worker_id and w.role = tocsin._caller()))
 $$;
 
+-- Whether the caller may see what jobs of the queue have come to: it may submit them, or
+-- run them.
+create or replace function tocsin._may_read_outcomes(queue_id integer) returns boolean
+language sql stable
+as $$ select tocsin._may_consume() or tocsin._may_enqueue(queue_id, null) $$;
+
 create or replace function tocsin._refuse_caller(doing text, hint text) returns void
 language plpgsql
 as $$

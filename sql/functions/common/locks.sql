@@ -12,6 +12,10 @@
 --                          queue waits there, or is about to wait (see ring.sql)
 --   unrung    queue id     shared, by a transaction until it ends: it has inserted
 --                          messages into the queue without ringing (see ring.sql)
+--   awaited   queue id     shared, by a process's LISTEN connection: the process waits for
+--                          outcomes of jobs of the queue (see outcomes.sql)
+--   untold    queue id     shared, by a transaction until it ends: it has finished jobs
+--                          of the queue (see outcomes.sql)
 --   rung      queue id     shared, by a transaction until it ends: it has inserted
 --                          messages into the queue and has rung; exclusive: the queue
 --                          is being deleted

@@ -112,12 +112,13 @@ create or replace function tocsin.claim(
     from_id bigint default null, or_full_scan boolean default true,
     finished_ids bigint[] default null, finished_leases bigint[] default null,
     durable boolean default true,
-    ordered boolean default false
+    ordered boolean default false,
+    finished_results jsonb default null
 ) returns table (
     kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamptz,
     enqueued_at timestamptz, vt_at timestamptz,
     dequeued_at timestamptz, producer_worker_id bigint, headers text, last_error text,
-    max_deliveries integer, key text, payload text,
+    max_deliveries integer, key text, payload text, job text,
     next_due float8
 )
 language plpgsql
@@ -147,7 +148,7 @@ begin
     if finished_ids is not null then
         -- as limit_lock_wait() does: see locks.sql
         ignored := set_config('lock_timeout', '250ms', true);
-        archived := tocsin.archive(finished_ids, finished_leases);
+        archived := tocsin.archive(finished_ids, finished_leases, finished_results);
         if not true = all (archived) then
             kind := 'lost';
             for id in
@@ -205,7 +206,9 @@ begin
             returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt,
                 t, m.producer_worker_id, m.headers::text,
                       m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key,
-                      m.payload::text, null::float8;
+                      m.payload::text, case when m.task is not null then
+                          jsonb_build_object('task', m.task, 'options', m.options)::text end,
+                      null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
             q := tocsin._check_claim(worker_id, registration);  -- or raises an error

@@ -152,12 +152,12 @@ begin
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      dequeued_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                     last_error, history)
+                                     last_error, history, task, options)
         select d.id, d.queue_id, d.priority,
             (case when delay > '0 s' then 'delayed' else 'ready' end)::tocsin.message_state, t, t,
                d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id,
                d.max_deliveries, d.key, d.payload,
-               d.headers, d.error, d.history
+               d.headers, d.error, d.history, d.task, d.options
         from tocsin.dead_letters d
         where d.id = any (taken)
         order by d.id
@@ -205,11 +205,11 @@ begin
         insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at,
                                     archived_at, keep_until,
                                     producer_worker_id, consumer_worker_id, key, payload, headers,
-                                    last_error, history)
+                                    last_error, history, task, options, outcome)
         select d.id, d.queue_id, d.priority, d.read_ct, s.span, d.enqueued_at, d.dequeued_at, t,
             s.until, d.producer_worker_id,
                d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason),
-               d.history
+               d.history, d.task, d.options, case when d.task is not null then 'failed' end
         from removed d join shelved s on s.queue_id = d.queue_id
         where s.span is not null
     )

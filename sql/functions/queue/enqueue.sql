@@ -157,7 +157,8 @@ create or replace function tocsin.enqueue(
     priority integer default 0,
     headers jsonb default null, key text default null, expires_in interval default null,
     max_deliveries integer default null,
-    worker_id bigint default null, ring_early boolean default false
+    worker_id bigint default null, task text default null, options jsonb default null,
+    ring_early boolean default false
 ) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan
@@ -204,12 +205,12 @@ begin
     loop
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      expires_at, producer_worker_id, max_deliveries, key,
-                                     payload, headers)
+                                     payload, headers, task, options)
         select coalesce(new_id, nextval('tocsin.messages_id_seq')), x.id, coalesce(priority, 0),
                case when due_at > t then 'delayed'::tocsin.message_state
                    else 'ready' end, due_at, due_at, t,
                tocsin._later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload,
-               headers
+               headers, task, options
         from tocsin.queues x
         where x.name = queue
             and tocsin._is_valid(payload, x.max_payload, delay, at, expires_in,
@@ -323,19 +324,20 @@ begin
     with given as materialized (
         select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload,
             coalesce(m.at, tocsin._later(t, m.delay), t) as due_at,
-               m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id
+               m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id,
+               m.task, m.options
         from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz,
                                                 priority integer, headers jsonb,
                                                 expires_in interval, max_deliveries integer,
-                                                worker_id bigint)
+                                                worker_id bigint, task text, options jsonb)
     ), added as (
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      expires_at, producer_worker_id, max_deliveries,
-                                     payload, headers)
+                                     payload, headers, task, options)
         select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t
             then 'delayed'::tocsin.message_state else 'ready' end,
                g.due_at, g.due_at, t, tocsin._later(t, g.expires_in), g.worker_id, g.max_deliveries,
-               g.payload, g.headers
+               g.payload, g.headers, g.task, g.options
         from given g
         where tocsin._is_valid(g.payload, q.max_payload, g.delay, g.at, g.expires_in,
                                g.max_deliveries)

@@ -13,8 +13,11 @@
 -- condition on the state says `is not distinct from`. With `=` the planner would use
 -- the index messages_timed, which such a session takes for empty.
 
--- Archives messages. archive.sql explains the partitions and the counts.
-create or replace function tocsin.archive(ids bigint[], leases bigint[]) returns boolean[]
+-- Archives messages. archive.sql explains the partitions and the counts. `results` is a
+-- JSON array with the result of each job, and `outcome` the outcome of the jobs.
+create or replace function tocsin.archive(ids bigint[], leases bigint[],
+                                          results jsonb default null,
+                                          outcome text default 'succeeded') returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 set enable_nestloop = off set enable_mergejoin = off set jit = off
@@ -27,6 +30,7 @@ declare
     hours integer;  -- null: not kept
     seen integer[] := '{}';
     batch bigint[];
+    jobs bigint[];
     settled bigint[] := '{}';
 begin
     -- One queue after the other. Usually there is only one.
@@ -40,25 +44,33 @@ begin
         exit when not found;
         with finished as (
             delete from tocsin.messages m
-                using (select x.id, x.lease from unnest(ids, leases) as x (id, lease)
+                using (select x.id, x.lease, x.n
+                       from unnest(ids, leases) with ordinality as x (id, lease, n)
                        order by x.id) g
             where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
                 from 'leased' and m.queue_id = queue
             returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
                 m.producer_worker_id, m.consumer_worker_id,
-                      m.key, m.payload, m.headers, m.last_error, m.history
+                      m.key, m.payload, m.headers, m.last_error, m.history, m.task, m.options, g.n
         ), stored as (
             insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at,
                                         dequeued_at, archived_at, keep_until,
                                         producer_worker_id, consumer_worker_id, key, payload,
-                                        headers, last_error, history)
+                                        headers, last_error, history, task, options, outcome,
+                                        result)
             select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
                 until,
                    f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
-                   f.last_error, f.history
+                   f.last_error, f.history, f.task, f.options,
+                   case when f.task is not null then outcome end,
+                   case when f.task is not null then results -> (f.n - 1)::integer end
             from finished f where hours is not null
         )
-        select array_agg(f.id) into batch from finished f;
+        select array_agg(f.id), array_agg(f.id) filter (where f.task is not null) into batch, jobs
+        from finished f;
+        if jobs is not null then
+            perform tocsin._announce(queue, jobs);
+        end if;
         if batch is not null then
             insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
                 values (queue, hours, until, t, cardinality(batch));
@@ -158,12 +170,12 @@ $$;
 
 -- Requeues messages whose handler has failed, after the backoff that the queue's
 -- settings give, and keeps the errors. A delay in `delays` (seconds) that is not null
--- replaces the backoff. `verdicts` says for each message what has happened:
--- 'handler_failed' (also null), 'rejected' (a dead letter at once) or 'snoozed' (the
--- delivery does not count). With `keep_place`, a message keeps its place in the queue
--- (see order.sql). Returns for each message, in order, after how many seconds it is
--- delivered again; Infinity: it is a dead letter now; null: its lease was lost, and
--- nothing was changed.
+-- replaces the backoff; Infinity makes the message a dead letter. `verdicts` says for
+-- each message what has happened: 'handler_failed' (also null), 'timed_out', 'rejected'
+-- (a dead letter at once) or 'snoozed' (the delivery does not count). With `keep_place`,
+-- a message keeps its place in the queue (see order.sql). Returns for each message, in
+-- order, after how many seconds it is delivered again; Infinity: it is a dead letter
+-- now; null: its lease was lost, and nothing was changed.
 create or replace function tocsin.fail(
     ids bigint[], leases bigint[], errors text[], tracebacks text[], delays float8[] default null,
     verdicts text[] default null,
@@ -176,8 +188,8 @@ as $$ select tocsin._requeue(ids, leases, null, true, 'handler_failed', errors, 
 -- Requeues messages after a release, a failure, an expired lease or the death of a
 -- worker. A message without deliveries left becomes a dead letter. Without a delay the
 -- message keeps its place in the queue. A delivery that counts is added to the
--- message's history with its outcome: handler_failed, rejected, lease_expired,
--- worker_died or released. Returns the same as `fail`.
+-- message's history with its outcome: handler_failed, timed_out,
+-- rejected, lease_expired, worker_died or released. Returns the same as `fail`.
 create or replace function tocsin._requeue(
     ids bigint[], leases bigint[], delay interval, counted boolean, outcome text,
     errors text[] default null, tracebacks text[] default null,
@@ -195,9 +207,9 @@ declare
 begin
     with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
-               v.outcome = 'rejected' or c.counted
+               v.outcome = 'rejected' or g.delay is not distinct from 'Infinity' or c.counted
                    and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
-               coalesce(make_interval(secs => g.delay), _requeue.delay,
+               coalesce(make_interval(secs => nullif(g.delay, 'Infinity')), _requeue.delay,
                         tocsin._backoff(q, m.read_ct)) as delay,
                case when c.counted then tocsin._describe_delivery(m, t, v.outcome, g.error)
                end as delivery
@@ -321,13 +333,16 @@ begin
     insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at,
                                      died_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                     reason, error, traceback, history)
+                                     reason, error, traceback, history, task, options)
     select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin._clock(),
         d.lease, d.producer_worker_id,
            d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers,
            _move_to_dead_letters.reason, d.error, d.traceback,
-           tocsin._add_delivery(d.history, d.delivery)
+           tocsin._add_delivery(d.history, d.delivery), d.task, d.options
     from died d;
+    perform tocsin._announce(d.queue_id, array_agg(d.id))
+    from tocsin.dead_letters d
+    where d.id = any (ids) and d.task is not null group by d.queue_id;
 exception when integrity_constraint_violation or data_exception or program_limit_exceeded
     or raise_exception then
     if cardinality(ids) > 1 then

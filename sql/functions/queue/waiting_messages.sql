@@ -136,7 +136,7 @@ begin
     set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled',
         history = m.history
     where x.id = m.id;
-    perform tocsin.archive(array[m.id], array[coalesce(m.lease, 0) + 1]);
+    perform tocsin.archive(array[m.id], array[coalesce(m.lease, 0) + 1], outcome => 'cancelled');
     if m.due < m.vt then  -- the message kept its place, and so held up the queue: see order.sql
         perform tocsin._ring(m.queue_id);
     end if;

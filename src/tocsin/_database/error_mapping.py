@@ -17,6 +17,7 @@ from tocsin.errors import (
     ConfigError,
     ConnectionLost,
     DependentObjects,
+    JobNotFound,
     KeyTaken,
     MessageNotFound,
     MessageNotWaiting,
@@ -32,6 +33,7 @@ from tocsin.errors import (
     SchemaNewer,
     SchemaOutdated,
     StateTransitionError,
+    TaskUnknown,
     WorkerNotFound,
     WorkerStopped,
 )
@@ -304,6 +306,10 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
             return RoleNotFound(problem, hint, role=detail["role"])
         case "TC030":
             return PermissionDenied(problem, hint, role=detail["role"])
+        case "TC040":
+            return JobNotFound(detail["job_id"])
+        case "TC041":
+            return TaskUnknown(detail["task"])
     raise AssertionError(f"the schema refused with an unknown code {code}: {problem}")
 
 

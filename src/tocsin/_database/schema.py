@@ -3,7 +3,7 @@
 The SQL files are the contract, and the only copy of it: an installed package carries
 them in its folder ``sql``, a checkout has them at its top. They write ``tocsin.``
 before each name of their own, and nowhere else; for another schema this one spelling is
-replaced (see the head of ``0001_tables.sql``).
+replaced (see the head of ``0001_messages.sql``).
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ Row: TypeAlias = tuple[
     int,
     str | None,
     str,
+    str | None,
     None,
 ]
 """A row of ``tocsin.claim`` with a message; the constants below are its columns."""
@@ -43,6 +44,9 @@ PRIORITY: Final = 3
 DUE: Final = 5
 VT: Final = 7
 DEQUEUED_AT: Final = 8
+PAYLOAD: Final = 14
+JOB: Final = 15
+"""Task and options as JSON; None: a plain message."""
 
 
 def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:
@@ -55,6 +59,14 @@ def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:
         "{" + ",".join([str(row[ID]) for row in rows]) + "}",
         "{" + ",".join([str(row[LEASE]) for row in rows]) + "}",
     )
+
+
+def result_argument(messages: Iterable[Message]) -> str | None:
+    """Return the results of jobs as a JSON array; None where no message is a job."""
+    results = [m.__dict__.get("_result") for m in messages]
+    if not any(results):
+        return None
+    return f"[{','.join([result or 'null' for result in results])}]"
 
 
 class SupportsSettling(Protocol):
@@ -88,6 +100,16 @@ class Source:
     queue_id: int
     worker_id: int
     settler: SupportsSettling = attrs.field(eq=False)
+
+
+@attrs.frozen
+class JobData:
+    """What makes a message a job."""
+
+    task: str
+    """Name of the task whose function a worker calls."""
+    options: dict[str, Any]
+    """What the call has chosen apart from the task's options."""
 
 
 @attrs.frozen(repr=False, slots=False)
@@ -190,7 +212,20 @@ class MessageData:
         Raises:
             PayloadUnreadable: Python cannot hold the value.
         """
-        return decode(self._row[14])
+        return decode(self._row[PAYLOAD])
+
+    @cached_property
+    def job(self) -> JobData | None:
+        """What makes the message a job; None: it is a plain message."""
+        text = self._row[JOB]
+        if text is None:
+            return None
+        data = decode(text)
+        return JobData(data["task"], data["options"] or {})
+
+    def keep_result(self, result: str) -> None:
+        """Have the result of a job, as JSON, stored when the message is archived."""
+        self.__dict__["_result"] = result
 
     @cached_property
     def headers(self) -> Any:

@@ -16,6 +16,17 @@ from ._database import (
     SchemaNewer,
     SchemaOutdated,
 )
+from ._jobs import (
+    ArgumentsInvalid,
+    Fault,
+    JobCancelled,
+    JobError,
+    JobFailed,
+    JobNotFound,
+    JobTimedOut,
+    ResultInvalid,
+    TaskUnknown,
+)
 from ._messages import KeyTaken, LeaseLost, MessageNotFound, MessageNotWaiting, RateLimited
 from ._payloads import CharacterUnsupported, PayloadInvalid, PayloadTooLarge, PayloadUnreadable
 from ._queues import QueueAlreadyExists, QueueBusy, QueueNotEmpty, QueueNotFound
@@ -28,10 +39,17 @@ from ._workers import (
 )
 
 __all__ = [
+    "ArgumentsInvalid",
     "CharacterUnsupported",
     "ConfigError",
     "ConnectionLost",
     "DependentObjects",
+    "Fault",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "JobNotFound",
+    "JobTimedOut",
     "KeyTaken",
     "LeaseLost",
     "MessageNotFound",
@@ -46,6 +64,7 @@ __all__ = [
     "QueueNotEmpty",
     "QueueNotFound",
     "RateLimited",
+    "ResultInvalid",
     "RoleNotFound",
     "SchemaBusy",
     "SchemaMissing",
@@ -53,6 +72,7 @@ __all__ = [
     "SchemaOutdated",
     "StateTransitionError",
     "Suspended",
+    "TaskUnknown",
     "TocsinError",
     "WorkerNotFound",
     "WorkerStopped",

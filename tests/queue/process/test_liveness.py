@@ -150,7 +150,7 @@ async def test_a_request_brings_forward_a_heartbeat_through_the_pool(store_dsn: 
     async with tocsin.connect(store_dsn, heartbeat=3600) as store:
         await store.queues.create("q")
         async with store.consumer("q"):
-            store._process._listener._connect = hang
+            store._process.listener._connect = hang
             await query(
                 store_dsn,
                 "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory'"
@@ -211,7 +211,7 @@ async def test_listen_that_did_not_work_is_proven_again(
     elsewhere = database_factory()  # type: ignore[operator]
     async with tocsin.connect(store_dsn, listen_dsn=elsewhere, heartbeat=3600) as store:
         await store.queues.create("q")
-        listener = store._process._listener
+        listener = store._process.listener
         caplog.set_level(logging.DEBUG, "tocsin")
         async with store.consumer("q") as consumer, running(consumer) as run:
             assert not store.statistics().listen_works

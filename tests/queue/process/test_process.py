@@ -100,13 +100,13 @@ async def test_a_waiting_consumer_is_rung_for_also_when_a_transaction_had_decide
             await until_true(store_dsn, f"{WAITING} = 1 from tocsin.queues")
             await early.execute("commit")
             await run.handled.wait(1)
-            assert store._process._locks._unconfirmed == {consumer.queue_id}
+            assert store._process._waits.locks._unconfirmed == {consumer.queue_id}
             await store.produce("q", "rung")
             await run.handled.wait(2)
             await long.execute("commit")
             await run.handled.wait(3)
             await until_idle(store)
-            assert store._process._locks._unconfirmed == set()
+            assert store._process._waits.locks._unconfirmed == set()
     assert run.handled.payloads == ["early", "rung", "long"]
 
 
@@ -248,7 +248,7 @@ async def test_channels_come_and_go_with_their_consumers(store: tocsin.Store) ->
         await store.queues.ensure(name)
 
     def listens_on() -> list[str]:
-        channels = store._process._listener._channels.items()
+        channels = store._process.listener._channels.items()
         return sorted(channel for channel, queue_id in channels if queue_id)
 
     async def wait_for(*channels: str) -> None:

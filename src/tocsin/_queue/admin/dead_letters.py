@@ -16,6 +16,7 @@ from .message_values import Record
 
 REASONS = (
     "handler_failed",
+    "timed_out",
     "rejected",
     "lease_expired",
     "worker_died",

@@ -11,7 +11,14 @@ import trio
 
 from tocsin._concurrency.lock import Lock
 from tocsin._database.client import Database
-from tocsin._queue.message import DEQUEUED_AT, VT, Message, Source, settle_arguments
+from tocsin._queue.message import (
+    DEQUEUED_AT,
+    VT,
+    Message,
+    Source,
+    result_argument,
+    settle_arguments,
+)
 from tocsin._queue.workers.registration import Registration
 from tocsin.driver import Rows
 from tocsin.errors import ConnectionLost
@@ -23,7 +30,7 @@ from .lease_keeper import LeaseKeeper
 from .leases import Leases
 from .unknown_leases import UnknownLeases
 
-_CLAIM = "select * from tocsin.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+_CLAIM = "select * from tocsin.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
 @attrs.frozen
@@ -104,6 +111,7 @@ class Claimer:
                 *_scan_parameters(position, or_full=self._cursor.scans_are_cheap),
                 *_archive_parameters(archive),
                 _flag(ordered),
+                result_argument(archive),
             ]
             rows = await self._run(parameters, archive)
             result = parse_claim_rows(rows, archived=bool(archive))

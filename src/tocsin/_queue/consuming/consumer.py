@@ -11,9 +11,8 @@ from tocsin._arguments import check_count
 from tocsin._durations import Duration
 from tocsin._queue.message import Message
 
-from .dispatcher import Dispatcher
-from .handlers import HandlerOptions, make_options
-from .running import open_run
+from .dispatcher import dispatch
+from .handlers import make_options
 from .streaming import StreamingConsumer
 
 
@@ -88,7 +87,7 @@ class Consumer(StreamingConsumer):
             once=once,
             ordered=ordered,
         )
-        await self._handle(options, task_status)
+        await dispatch(self._state, options, task_status)
 
     async def handle_batches(
         self,
@@ -137,11 +136,4 @@ class Consumer(StreamingConsumer):
             timeout=timeout,
             once=once,
         )
-        await self._handle(options, task_status)
-
-    async def _handle(
-        self, options: HandlerOptions, task_status: trio.TaskStatus[None]
-    ) -> NoReturn:
-        async with open_run(self._state, task_status) as run:
-            await Dispatcher(self._parts, run, options).run()
-        raise AssertionError("a run that ends raises Suspended")
+        await dispatch(self._state, options, task_status)

@@ -15,7 +15,7 @@ from typing import Literal, cast
 import attrs
 import trio
 
-from .verdicts import Reject, Retry, Snooze, Verdict
+from .verdicts import AttemptFailed, Reject, Retry, Snooze, Verdict
 
 MAX_CHARACTERS = 10_000
 """The most characters that are kept of an error's text, and of its traceback."""
@@ -39,7 +39,7 @@ class Failure:
 
     error: BaseException
     """The error that it raised; of a group with one error, that error."""
-    verdict: Literal["handler_failed", "rejected", "snoozed"]
+    verdict: Literal["handler_failed", "timed_out", "rejected", "snoozed"]
     """The code of what is done with its messages; see ``tocsin.fail``."""
     delay: float | None
     """Seconds until the next delivery; None: by the queue's backoff."""
@@ -74,14 +74,11 @@ def describe_failure(raised: BaseException) -> Failure:
             error, "rejected", None, _storable(_text_of(error) or "rejected"), trace, printable
         )
     text = _storable(describe(error if cause is None else cause))
-    return Failure(
-        error,
-        "handler_failed",
-        verdict.after if isinstance(verdict, Retry) else None,
-        text,
-        trace,
-        printable,
-    )
+    if isinstance(verdict, AttemptFailed):
+        assert cause is not None
+        return Failure(cause, verdict.outcome, verdict.delay, text, trace, printable)
+    delay = verdict.after if isinstance(verdict, Retry) else None
+    return Failure(error, "handler_failed", delay, text, trace, printable)
 
 
 @trio.lowlevel.enable_ki_protection

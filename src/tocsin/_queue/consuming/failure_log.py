@@ -55,6 +55,8 @@ def log_failure(
 ) -> None:
     """Log the failure of one call of the handler of this name, and its outcome."""
     first = messages[0]
+    if first.job is not None:
+        name = first.job.task
     fields: dict[str, object] = {"queue": first.queue}
     if batches:
         what = f"messages {', '.join(str(m.id) for m in messages)}"
@@ -68,7 +70,7 @@ def log_failure(
             logger.warning(
                 "%s rejected %s: %s; %s", name, what, failure.text, outcome, extra=fields
             )
-        case "handler_failed":
+        case "handler_failed" | "timed_out":
             said = "%s failed with %s: %s; %s"
             logger.warning(
                 said, name, what, failure.text, outcome, exc_info=failure.loggable, extra=fields

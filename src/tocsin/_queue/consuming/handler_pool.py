@@ -59,11 +59,24 @@ class HandlerPool:
         self._tasks = _Tasks(nursery, task_name)
 
     @trio.lowlevel.enable_ki_protection
+    def on_free_slot(self) -> None:
+        """Take note that there is a slot: handle a message, or claim one."""
+        self.start_task()
+        self._run.waiter.wake()
+
+    @trio.lowlevel.enable_ki_protection
     def start_task(self) -> None:
         """Have another handler task call handlers, if messages wait for one."""
-        tasks = self._tasks
-        if self._prefetch and tasks.working < self._options.concurrency and self._run.may_claim:
+        tasks, slots = self._tasks, self._options.slots
+        if (
+            self._prefetch
+            and tasks.working < self._options.concurrency
+            and self._run.may_claim
+            and (slots is None or slots.free > 0)
+        ):
             tasks.working += 1
+            if slots is not None:
+                slots.take()
             if tasks.idle:
                 tasks.idle.unpark()
             else:
@@ -88,6 +101,7 @@ class HandlerPool:
             Whether the context of this task is unchanged.
         """
         run, prefetch, leases, completer = self._run, self._prefetch, self._leases, self._completer
+        slots = self._options.slots
         call = CallScope()
         context = copy_context()
         turn_began = perf_counter()
@@ -119,10 +133,12 @@ class HandlerPool:
                         turn_began = perf_counter()
                         now = lease_time()
                         invoke = self._reporter.invoke
-                    if _has_changed(context):
-                        break
+                    if slots is not None or _has_changed(context):
+                        break  # another run may have waited for the slot for longer
         finally:
             self._tasks.working -= 1
+            if slots is not None:
+                slots.release()
         return not _has_changed(context)  # a cancelled call may have changed the context
 
 

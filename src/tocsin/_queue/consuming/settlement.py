@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from tocsin._database.caller_connection import AnyConnection, check_connection, fetch_value
 from tocsin._database.client import Database
 from tocsin._durations import Duration, to_seconds, to_timedelta
-from tocsin._queue.message import Message, settle_arguments
+from tocsin._queue.message import Message, result_argument, settle_arguments
 from tocsin.errors import CharacterUnsupported
 
 from .failure import Failure
@@ -22,7 +22,7 @@ from .lease_keeper import LeaseKeeper
 from .leases import Leases
 from .reporter import Outcome, Reporter
 
-_ARCHIVE = "select tocsin.archive(%s::bigint[], %s::bigint[])"
+_ARCHIVE = "select tocsin.archive(%s::bigint[], %s::bigint[], %s::jsonb)"
 _DELETE = "select tocsin.delete(%s::bigint[], %s::bigint[])"
 _RELEASE = "select tocsin.release(%s::bigint[], %s::bigint[], %s)"
 _RELEASE_UNCOUNTED = (
@@ -60,7 +60,8 @@ class Settler:
         self, messages: Sequence[Message], *, connection: AnyConnection | None = None
     ) -> list[bool]:
         """Archive messages."""
-        return await self._settle(_ARCHIVE, "archived", messages, connection=connection)
+        results = result_argument(messages)
+        return await self._settle(_ARCHIVE, "archived", messages, results, connection=connection)
 
     async def delete(
         self, messages: Sequence[Message], *, connection: AnyConnection | None = None
@@ -96,7 +97,8 @@ class Settler:
             ConnectionLost: Also when another transaction has locked a message
                 (`is_lock_timeout`).
         """
-        return await self._settle(_ARCHIVE + " from tocsin.limit_lock_wait()", "archived", messages)
+        statement = _ARCHIVE + " from tocsin.limit_lock_wait()"
+        return await self._settle(statement, "archived", messages, result_argument(messages))
 
     async def release_uncounted(self, messages: Sequence[Message]) -> int:
         """Release messages without counting the delivery; return how many."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tocsin._durations import Duration, to_seconds
 
-__all__ = ["Reject", "Retry", "Snooze", "Verdict"]
+__all__ = ["AttemptFailed", "Reject", "Retry", "Snooze", "Verdict"]
 
 
 class Verdict(Exception):
@@ -59,3 +61,17 @@ class Reject(Verdict):
 
     def __str__(self) -> str:
         return str(self.reason)
+
+
+class AttemptFailed(Verdict):
+    """Have the message of a job fail as the task's retry policy says.
+
+    It is raised from the error of the attempt.
+    """
+
+    def __init__(self, outcome: Literal["handler_failed", "timed_out"], delay: float) -> None:
+        super().__init__(outcome, delay)
+        self.outcome: Literal["handler_failed", "timed_out"] = outcome
+        """What has happened, as a code."""
+        self.delay = delay
+        """Seconds until the next attempt; infinity: none."""

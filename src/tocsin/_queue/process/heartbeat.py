@@ -24,7 +24,7 @@ from tocsin.telemetry.events import WorkerStateChanged
 
 from .bell import Bell
 from .membership import LocalWorker, Membership, ProcessRegistration
-from .waiter_locks import WaiterLocks
+from .waits import Waits
 
 logger = logging.getLogger("tocsin.process")
 
@@ -155,7 +155,7 @@ class Heartbeat:
         schedule: Schedule,
         membership: Membership,
         bell: Bell,
-        locks: WaiterLocks,
+        waits: Waits,
         maintain: Callable[[], None],
     ) -> None:
         self.sent: int = 0
@@ -164,7 +164,7 @@ class Heartbeat:
         self._database = database
         self._membership = membership
         self._bell = bell
-        self._locks = locks
+        self._waits = waits
         self._maintain = maintain
         self._statuses: dict[tuple[int, int], str] = {}
 
@@ -199,13 +199,14 @@ class Heartbeat:
             workers = {(w.worker_id, w.token): w for w in self._membership.workers.values()}
             rows = await self._database.fetch(
                 _HEARTBEAT,
-                [self._membership.process.id, self._locks.queues_to_report(), able],
+                [self._membership.process.id, self._waits.locks.queues_to_report(), able],
                 on=connection,
             )
         except BaseException:
             self.schedule.request()
             raise
         self.sent += 1
+        self._waits.outcomes.wake_all()
         for row in rows:
             await self._handle(read_event(*row), workers, connection)
         if not self._membership.declared_dead:

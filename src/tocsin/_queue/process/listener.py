@@ -43,12 +43,6 @@ counts as lost.
 PROVE_AGAIN_AFTER = 180.0
 """Seconds after which LISTEN is proven again where it did not work."""
 
-LEASES = "leases "
-"""Beginning of the notification that messages were taken from a worker.
-
-The worker's id follows.
-"""
-
 
 class ListenProof:
     """The proof that notifications arrive on the LISTEN connection."""
@@ -129,15 +123,24 @@ class Listener:
         proof: ListenProof,
         membership: Membership,
         bell: Bell,
-        request_heartbeat: Callable[[], None],
+        on_told: Callable[[str], None],
     ) -> None:
+        """Begin without a connection.
+
+        Args:
+            connect: Opens the connection.
+            proof: Finds out whether notifications arrive.
+            membership: The process and its workers.
+            bell: Rings for the consumers.
+            on_told: Called with each notification of the process's own channel.
+        """
         self.notifications: int = 0
         """How many notifications of messages have come in."""
         self.proof = proof
         self._connect = connect
         self._membership = membership
         self._bell = bell
-        self._request_heartbeat = request_heartbeat
+        self._on_told = on_told
         # Up once it is proven; lost from the report of its loss until one is up again.
         self._state: Literal["down", "up", "lost"] = "down"
         # The queue that a channel rings for; None: the channel of this process.
@@ -148,13 +151,15 @@ class Listener:
         """Whether the connection is up and proven."""
         return self._state == "up"
 
-    @property
-    def wanted(self) -> bool:
-        """Whether there should be a connection.
+    def is_wanted(self, *, needed: bool) -> bool:
+        """Return whether there should be a connection.
 
-        It is kept when its last consumer has left, because the next one needs it.
+        It is kept when its last user has left, because the next one needs it.
+
+        Args:
+            needed: Whether a consumer or another task needs it now.
         """
-        return (self.connected or bool(self._membership.channels)) and self.proof.due
+        return (self.connected or needed) and self.proof.due
 
     @asynccontextmanager
     async def open(
@@ -246,11 +251,5 @@ class Listener:
             if self._bell.events.wants(Rung):
                 self._report_ring(queue_id)
             self._bell.ring(queue_id)
-        elif not payload:  # The state of a worker has changed.
-            self._request_heartbeat()
         elif not self.proof.hear(payload):
-            # Any role that may connect may notify anything, so the payload is only
-            # compared.
-            for worker_id, worker in self._membership.workers.items():
-                if payload == f"{LEASES}{worker_id}":
-                    worker.on_leases_revoked()
+            self._on_told(payload)

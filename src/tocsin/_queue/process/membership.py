@@ -32,6 +32,12 @@ from tocsin.errors._workers import ProcessDeclaredDead
 
 logger = logging.getLogger("tocsin.process")
 
+LEASES = "leases "
+"""Beginning of the notification that messages were taken from a worker.
+
+The worker's id follows.
+"""
+
 SETTLED_AFTER = 10.0
 """Seconds after a registration from which the next one comes without a pause.
 
@@ -161,7 +167,7 @@ class Membership:
         self.process = process
         self.workers: dict[int, LocalWorker] = {}
         """The registered workers of this process, by id."""
-        self.registering = trio.Lock()
+        self.registering: trio.Lock = trio.Lock()
         """The lock that is held while a worker is registered.
 
         The worker's row may be there before `workers` has it.
@@ -214,10 +220,31 @@ class Membership:
         if worker.listens_to is not None:
             await self._may_claim.wait()
 
+    async def ensure_process(self) -> None:
+        """Register the process, unless it is registered.
+
+        Raises:
+            TocsinError: The registration is refused.
+
+        Cancellation:
+            The process may be registered.
+        """
+        async with self.registering:
+            if self.process.id is None:
+                await self.process.begin()
+                self._on_change()
+
     def unregister(self, worker_id: int) -> None:
         """Forget a worker."""
         self.workers.pop(worker_id, None)
         self._on_change()
+
+    def hear(self, payload: str) -> None:
+        """Pass on a notification that messages were taken from a worker."""
+        # Any role that may connect may notify anything, so the payload is compared.
+        for worker_id, worker in self.workers.items():
+            if payload == f"{LEASES}{worker_id}":
+                worker.on_leases_revoked()
 
     def mark_dead(self) -> None:
         """Record that the database has declared this process dead."""

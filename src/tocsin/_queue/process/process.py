@@ -20,7 +20,6 @@ import trio
 from tocsin._concurrency.backoff import OutageRetry
 from tocsin._concurrency.cancelling import cancel
 from tocsin._concurrency.nursery import open_nursery_bare
-from tocsin._concurrency.scheduling import run_woken_tasks
 from tocsin._database.client import Connection, Database
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin.errors._workers import ProcessDeclaredDead
@@ -31,7 +30,10 @@ from .bell import Bell
 from .heartbeat import Heartbeat, Schedule
 from .listener import Listener, ListenProof
 from .membership import LocalWorker, Membership, ProcessRegistration
+from .outcome_waits import OutcomeWaits
 from .waiter_locks import WaiterLocks
+from .waits import Waits
+from .wakeup import Wakeup
 
 logger = logging.getLogger("tocsin.process")
 
@@ -40,32 +42,6 @@ STEADY_AFTER = 1.0
 
 Its first statements may fail each time.
 """
-
-
-class _Wakeup:
-    """A signal to the loop to run before its next deadline."""
-
-    def __init__(self) -> None:
-        self.pending = False
-        self._scope: trio.CancelScope | None = None
-
-    def wake(self) -> None:
-        self.pending = True
-        if self._scope is not None:
-            cancel(self._scope, "the process has something to do")
-
-    async def wait(self, connection: Connection | None, deadline: float) -> None:
-        """Take in notifications until woken or the deadline.
-
-        Without a connection it only waits.
-        """
-        with trio.CancelScope(deadline=deadline) as self._scope:
-            while connection is not None:
-                await connection.wait_for_notifications()
-                # Let the consumer that was woken send its claim first.
-                await run_woken_tasks()
-            await trio.sleep_forever()
-        self._scope = None
 
 
 class Process:
@@ -86,49 +62,39 @@ class Process:
             maintain: Called when this process is to do the maintenance.
             telemetry: Where this process and its consumers report their work.
         """
-        self._wakeup = _Wakeup()
+        self._wakeup = Wakeup()
         self.telemetry: Telemetry = telemetry
         """Where this process and its consumers report their work."""
         self.bell: Bell = Bell(self._wakeup.wake, telemetry.events)
         """The waiters of this process."""
         registration = ProcessRegistration(database, heartbeat_interval)
         self._membership = Membership(registration, self._wakeup.wake)
-        self._locks = WaiterLocks(database, self.bell)
-        self._heartbeat = Heartbeat(
+        self._waits = Waits(
+            WaiterLocks(database, self.bell),
+            OutcomeWaits(database, self._membership, self._wakeup.wake),
+        )
+        self.heartbeat: Heartbeat = Heartbeat(
             database,
             Schedule(registration, heartbeat_interval),
             self._membership,
             self.bell,
-            self._locks,
+            self._waits,
             maintain,
         )
-        self._listener = Listener(
+        """What this process sends to the database at intervals."""
+        self.listener: Listener = Listener(
             connect,
             ListenProof(database, heartbeat_interval),
             self._membership,
             self.bell,
-            self.request_heartbeat,
+            self._on_told,
         )
+        """The LISTEN connection."""
 
     @property
-    def connected(self) -> bool:
-        """Whether the LISTEN connection is up and proven."""
-        return self._listener.connected
-
-    @property
-    def listen_works(self) -> bool:
-        """Whether LISTEN works, as far as this process knows."""
-        return self._listener.proof.works
-
-    @property
-    def notifications(self) -> int:
-        """How many notifications of messages have come in."""
-        return self._listener.notifications
-
-    @property
-    def heartbeats(self) -> int:
-        """How many heartbeats have been sent."""
-        return self._heartbeat.sent
+    def outcomes(self) -> OutcomeWaits:
+        """The tasks of this process that wait for outcomes of jobs."""
+        return self._waits.outcomes
 
     async def register(self, worker: LocalWorker) -> None:
         """Register a worker; see `Membership.register`."""
@@ -140,8 +106,14 @@ class Process:
 
     def request_heartbeat(self) -> None:
         """Have the next heartbeat sent now: it brings the state of the workers."""
-        self._heartbeat.schedule.request()
+        self.heartbeat.schedule.request()
         self._wakeup.wake()
+
+    def _on_told(self, payload: str) -> None:
+        if not payload:  # The state of a worker has changed.
+            self.request_heartbeat()
+        elif not self._waits.outcomes.hear(payload):
+            self._membership.hear(payload)
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -161,7 +133,7 @@ class Process:
                     if self._membership.declared_dead:
                         _report_death(self.telemetry, self._membership.process.id)
                         await self._membership.register_again()
-                    if self._listener.wanted:
+                    if self._wants_connection:
                         async with self._open_connection() as connection:
                             await self._serve(connection, retries)
                     else:
@@ -173,44 +145,52 @@ class Process:
         finally:
             await self._membership.process.end()
 
+    @property
+    def _needs_connection(self) -> bool:
+        return bool(self._membership.channels) or self._waits.outcomes.wanted
+
+    @property
+    def _wants_connection(self) -> bool:
+        return self.listener.is_wanted(needed=self._needs_connection)
+
     @asynccontextmanager
     async def _open_connection(self) -> AsyncIterator[Connection]:
-        async with self._listener.open(self._heartbeats_from_pool) as connection:
+        async with self.listener.open(self._heartbeats_from_pool) as connection:
             try:
                 yield connection
             finally:
-                self._locks.lost()
+                self._waits.lost()
 
     @asynccontextmanager
     async def _heartbeats_from_pool(self) -> AsyncIterator[None]:
         """Send the heartbeat through the pool while there is no connection."""
         async with open_nursery_bare() as nursery:
-            nursery.start_soon(self._heartbeat.run, name="tocsin: heartbeat through the pool")
+            nursery.start_soon(self.heartbeat.run, name="tocsin: heartbeat through the pool")
             yield
             cancel(nursery.cancel_scope, "the LISTEN connection is tried again")
 
     async def _serve(self, connection: Connection | None, retries: OutageRetry) -> None:
         """Do what comes up, with a connection or without, until that has to change."""
         steady_at = math.inf if connection is None else trio.current_time() + STEADY_AFTER
-        while not self._membership.declared_dead and self._listener.wanted == (
+        while not self._membership.declared_dead and self._wants_connection == (
             connection is not None
         ):
             self._wakeup.pending = False
             if connection is not None:
-                await self._listener.update_channels(connection)
-                await self._locks.update(connection)
+                await self.listener.update_channels(connection)
+                await self._waits.update(connection, self._membership.process.channel)
             else:
                 await self._membership.detach_if_needed()
-            if trio.current_time() >= self._heartbeat.schedule.due_at:
-                await self._heartbeat.send(connection)
+            if trio.current_time() >= self.heartbeat.schedule.due_at:
+                await self.heartbeat.send(connection)
             if self._wakeup.pending or self._membership.declared_dead:
                 continue
             if trio.current_time() >= steady_at:
                 retries.succeeded()
                 steady_at = math.inf
-            deadlines = [self._heartbeat.schedule.due_at, self._locks.confirm_at, steady_at]
-            if connection is None and self._membership.channels:
-                deadlines.append(self._listener.proof.again_at)
+            deadlines = [self.heartbeat.schedule.due_at, self._waits.recheck_at, steady_at]
+            if connection is None and self._needs_connection:
+                deadlines.append(self.listener.proof.again_at)
             await self._wakeup.wait(connection, min(deadlines))
 
 

@@ -7,34 +7,24 @@ producers ring for its queue. ``sql/functions/queue/ring.sql`` has the protocol,
 
 from __future__ import annotations
 
-import math
-
-import trio
-
 from tocsin._database.client import Connection, Database
 
 from .bell import Bell
-
-CONFIRM_WITHIN = 0.1
-"""Most seconds between two questions whether unrung transactions have ended.
-
-Such a transaction may not ring, because it has not seen the lock.
-"""
+from .recheck import Recheck
 
 
 class WaiterLocks:
     """The waiter locks that the LISTEN connection holds."""
 
     def __init__(self, database: Database, bell: Bell) -> None:
-        self.confirm_at: float = math.inf
-        """When to ask again about the unconfirmed locks (`trio.current_time`)."""
+        self.recheck: Recheck = Recheck()
+        """When to ask again about the unconfirmed locks."""
         self._database = database
         self._bell = bell
         self._held: set[int] = set()
         # Locks that are held while a transaction that has not seen them may add
         # messages.
         self._unconfirmed: set[int] = set()
-        self._pause = 0.0
 
     def queues_to_report(self) -> list[int]:
         """Return the queues whose next due time the heartbeat asks for.
@@ -58,10 +48,9 @@ class WaiterLocks:
         if missing := self._bell.queues_without_lock() - self._held:
             self._held |= missing
             self._unconfirmed |= missing
-            self._pause = 0.001
+            self.recheck.begin()
             await self._confirm("select tocsin.begin_waiting(%s)", missing, connection)
-        elif self._unconfirmed and trio.current_time() >= self.confirm_at:
-            self._pause = min(2 * self._pause, CONFIRM_WITHIN)
+        elif self._unconfirmed and self.recheck.due:
             await self._confirm(
                 "select tocsin.unrung_transactions(%s)", set(self._unconfirmed), connection
             )
@@ -75,11 +64,11 @@ class WaiterLocks:
             else:
                 self._unconfirmed.discard(queue_id)
                 self._bell.lock_confirmed(queue_id)
-        self.confirm_at = trio.current_time() + self._pause if self._unconfirmed else math.inf
+        self.recheck.asked(again=bool(self._unconfirmed))
 
     def lost(self) -> None:
         """Record that the connection and its locks are gone."""
         self._bell.locks_lost()
         self._held.clear()
         self._unconfirmed.clear()
-        self.confirm_at = math.inf
+        self.recheck.stop()

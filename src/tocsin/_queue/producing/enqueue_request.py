@@ -10,15 +10,13 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import chain, count, islice
-from typing import TypeAlias, TypedDict, Unpack
-
-import attrs
+from typing import NamedTuple, TypeAlias, TypedDict, Unpack
 
 from tocsin._arguments import check_count, check_key, check_priority, check_queue
 from tocsin._durations import Duration, to_timedelta, write_due, write_interval
 from tocsin._queue.payload import encode
 
-ENQUEUE_CALL = "tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
+ENQUEUE_CALL = "tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s, %s, %s::jsonb)"
 """One message; takes `EnqueueRequest.parameters`."""
 ENQUEUE = f"select {ENQUEUE_CALL}"
 ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
@@ -64,8 +62,7 @@ class MessageOptions(BatchOptions, total=False):
     key: str | None
 
 
-@attrs.define
-class EnqueueRequest:
+class EnqueueRequest(NamedTuple):  # made as fast as a class that is not frozen
     """A message to enqueue, as PostgreSQL reads it.
 
     The fields are the arguments of ``tocsin.enqueue`` after the queue.
@@ -73,8 +70,10 @@ class EnqueueRequest:
 
     payload: str
     """JSON."""
-    due: tuple[str | None, str | None]
-    """Interval from now until it is due, or None; time at which it is due, or None."""
+    delay: str | None
+    """Interval from now until it is due."""
+    at: str | None
+    """Time at which it is due."""
     priority: str
     """Integer; smaller ones first."""
     headers: str | None
@@ -87,29 +86,22 @@ class EnqueueRequest:
     """Integer; goes before the queue's."""
     worker_id: str | None
     """Integer; the producer's."""
+    task: str | None = None
+    """Of a job: the name of its task."""
+    options: str | None = None
+    """Of a job: JSON; what the call has chosen apart from the task's options."""
 
     def parameters(self, queue: str) -> Parameters:
         """Return the arguments of ``tocsin.enqueue``."""
-        return [
-            check_queue(queue),
-            self.payload,
-            *self.due,
-            self.priority,
-            self.headers,
-            self.key,
-            self.expires_in,
-            self.max_deliveries,
-            self.worker_id,
-        ]
+        return [check_queue(queue), *self]
 
     def to_json(self) -> str:
         """Return it as a JSON object for ``tocsin.enqueue_each``, without the key."""
         parts = ['{"payload":', self.payload, ',"priority":', self.priority]
-        delay, at = self.due
-        if delay is not None:
-            parts += ',"delay":"', delay, '"'
-        if at is not None:
-            parts += ',"at":"', at, '"'
+        if self.delay is not None:
+            parts += ',"delay":"', self.delay, '"'
+        if self.at is not None:
+            parts += ',"at":"', self.at, '"'
         if self.headers is not None:
             parts += ',"headers":', self.headers
         if self.expires_in is not None:
@@ -118,6 +110,10 @@ class EnqueueRequest:
             parts += ',"max_deliveries":', self.max_deliveries
         if self.worker_id is not None:
             parts += ',"worker_id":', self.worker_id
+        if self.task is not None:
+            parts += ',"task":', encode(self.task)
+        if self.options is not None:
+            parts += ',"options":', self.options
         parts.append("}")
         return "".join(parts)
 
@@ -141,11 +137,12 @@ def build_request(
         ValueError: An option is out of its range.
         TypeError: An option has a wrong type.
     """
-    due = write_due(delay, at)
+    due_in, due_at = write_due(delay, at)
     lasts = to_timedelta(expires_in, "expires_in")
     return EnqueueRequest(
         encode(payload),
-        due,
+        due_in,
+        due_at,
         str(check_priority(priority)),
         None if headers is None else encode(headers),
         check_key(key),
@@ -197,7 +194,8 @@ class Batch:
             yield [
                 self._queue,
                 texts,
-                *m.due,
+                m.delay,
+                m.at,
                 m.priority,
                 m.headers,
                 m.expires_in,

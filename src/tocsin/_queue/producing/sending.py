@@ -50,7 +50,11 @@ class QueueSender:
     async def _enqueue(
         self, payload: object, options: MessageOptions, connection: AnyConnection | None
     ) -> int:
-        request = build_request(payload, worker_id=self._producer_id, **options)
+        return await self._send_request(
+            build_request(payload, worker_id=self._producer_id, **options), connection
+        )
+
+    async def _send_request(self, request: EnqueueRequest, connection: AnyConnection | None) -> int:
         if self._limiter is not None:
             await self._limiter.admit(1)
         if connection is None:

@@ -1,4 +1,4 @@
--- Tocsin: a message queue in PostgreSQL. The tables.
+-- Tocsin: a message queue in PostgreSQL. The tables of queues and messages.
 --
 -- The life of a message =====================
 --
@@ -149,7 +149,9 @@ create table tocsin.messages (
     payload            jsonb       not null,
     headers            jsonb,
     last_error         text,
-    history            jsonb
+    history            jsonb,
+    task               text,
+    options            jsonb
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
         autovacuum_vacuum_cost_delay = 0);
 comment on column tocsin.messages.priority is 'Messages with smaller numbers are claimed first.';
@@ -163,6 +165,11 @@ comment on column tocsin.messages.lease is
 comment on column tocsin.messages.history is
     'The last twenty deliveries that ended without success, as tocsin._requeue writes them; '
     'null: none.';
+
+comment on column tocsin.messages.task is
+    'Of a job: the task whose function a worker calls; null: a plain message.';
+comment on column tocsin.messages.options is
+    'Of a job: what the call has chosen apart from the task''s options, such as timeout (seconds).';
 
 -- A database with the encoding SQL_ASCII accepts any bytes as text. A session with the
 -- client encoding UTF-8 cannot read bytes that are not UTF-8, so each claim of such a
@@ -205,11 +212,19 @@ create table tocsin.archive (
     payload            jsonb       not null,
     headers            jsonb,
     last_error         text,
-    history            jsonb
+    history            jsonb,
+    task               text,
+    options            jsonb,
+    outcome            text,
+    result             jsonb
 ) partition by range (span, keep_until);
 comment on column tocsin.archive.keep_until is
     'When the row may be deleted: archived_at plus the retention that the queue had then. The '
     'year 9999 means never.';
+comment on column tocsin.archive.outcome is
+    'Of a job: succeeded, cancelled, or failed (a dead letter that was archived).';
+comment on column tocsin.archive.result is
+    'Of a job that has succeeded: what its function returned, as JSON.';
 comment on column tocsin.archive.span is
     'Length of the row''s partition in hours of keep_until; 0: the row is in archive_rest.';
 create index archive_queue on tocsin.archive (queue_id, id);
@@ -299,7 +314,9 @@ create table tocsin.dead_letters (
     reason             text        not null,
     error              text,
     traceback          text,
-    history            jsonb
+    history            jsonb,
+    task               text,
+    options            jsonb
 );
 comment on column tocsin.dead_letters.lease is
     'Lease token of the last delivery. Deliveries after a replay get larger tokens.';
@@ -328,72 +345,7 @@ create type tocsin.dead_letter_info as (
 comment on type tocsin.dead_letter_info is
     'A dead letter as dead_letters.sql shows it. JSON values are given as text.';
 
-create table tocsin.processes (
-    id           bigint      generated always as identity primary key,
-    hostname     text        not null,
-    pid          integer     not null,
-    version      text        not null,
-    role         name        not null default current_user,
-    every        interval    not null check (every > '0 s' and every <= '1 hour'),
-    lifeline     bigint,
-    detached     boolean     not null default false,
-    started_at   timestamptz not null,
-    heartbeat_at timestamptz not null
-) with (fillfactor = 50);
-comment on column tocsin.processes.role is
-    'The role that registered the process and may act for it; see '
-    'sql/functions/common/authorization.sql.';
-comment on column tocsin.processes.every is 'Interval between its heartbeats.';
-comment on column tocsin.processes.lifeline is
-    'Number of the advisory lock that the LISTEN connection of the process holds while it is '
-    'open; null: the process has no such connection.';
-comment on column tocsin.processes.detached is
-    'The process works without a lifeline, because its LISTEN connection cannot be opened or '
-    'does not work.';
-
 create sequence tocsin.flush_marker;
 comment on sequence tocsin.flush_marker is
     'A write to this sequence makes a commit wait for the flush of the WAL; see '
     'sql/functions/queue/ring_early.sql.';
-create sequence tocsin.lifelines;
-create sequence tocsin.registrations;
-
-create table tocsin.workers (
-    id           bigint      generated always as identity primary key,
-    queue_id     integer     not null references tocsin.queues,
-    kind         text        not null check (kind in ('producer', 'consumer')),
-    name         text        not null check (name <> ''),
-    status       text        not null check (status in ('ready', 'polling', 'interrupted',
-                                                        'suspended', 'stopped')),
-    grace        interval,
-    status_before_death    text,
-    ended        text        check (ended in ('left', 'stopped', 'shut_down', 'died')),
-    registration bigint      not null,
-    role         name        not null default current_user,
-    process_id   bigint,
-    hostname     text        not null,
-    pid          integer     not null,
-    version      text        not null,
-    started_at   timestamptz not null,
-    heartbeat_at timestamptz not null,
-    shutdown_at  timestamptz,
-    unique (queue_id, kind, name)
-);
-comment on column tocsin.workers.status_before_death is
-    'Status of the worker when its process was declared dead.';
-comment on column tocsin.workers.ended is
-    'How a stopped worker ended: its own process left, stop or shutdown was called, or its '
-    'process died.';
-comment on column tocsin.workers.registration is
-    'Token of the current registration; earlier registrations of the name cannot act for it.';
-comment on column tocsin.workers.role is 'The role that registered the worker and may act for it.';
-comment on column tocsin.workers.grace is
-    'How long the handlers of an interrupted worker may still run; null: until they end.';
-create index workers_process on tocsin.workers (process_id) where process_id is not null;
-
--- The table is unlogged, so crash recovery and the promotion of a standby empty it. Its
--- row says since when this server has been up without interruption.
-create unlogged table tocsin.uptime (
-    only_row boolean primary key default true check (only_row),
-    since    timestamptz not null
-);

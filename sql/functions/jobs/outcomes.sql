@@ -1,0 +1,133 @@
+-- What jobs have come to, and how a process that waits for that is told.
+--
+-- A process that waits for the outcome of a job has a row in `awaited` with its channel.
+-- The transaction that finishes the job notifies that channel. It looks for such rows
+-- only while a process waits for outcomes of the queue: so jobs that no process waits
+-- for cost one lock and its test, and no notification, whose commits would come one
+-- after the other.
+--
+-- A waiting process, with a LISTEN that was committed before:
+--   1. Insert its row, and commit (await_jobs).
+--   2. Take `awaited`, which its session keeps (begin_awaiting).
+--   3. Test whether another session holds `untold`. Held: pause, look, and test again.
+--   4. Look for the outcome in a new transaction. Found none: wait for a notification.
+--
+-- A transaction that finishes jobs, with each statement that does (_announce):
+--   1. Take `untold` until its end.
+--   2. Test `awaited`. Held: look into the table, and notify the channels.
+--
+-- No outcome is missed. Let the process find `untold` free in its step 3. A transaction
+-- that took `untold` before has ended, so step 4 sees its outcome. One that takes it
+-- later tests `awaited` after step 2, and its look into the table sees the row of step 1.
+-- The look locks no row, so a transaction that stays open delays no process: the process
+-- deletes its row itself (leave_jobs).
+--
+-- In a transaction of a stricter isolation level that look does not see new rows. The
+-- process then finds the outcome with its next heartbeat, as it does when PostgreSQL's
+-- queue of notifications is full.
+--
+-- tests/model/outcomes.pml is this protocol as a model that is searched through.
+
+-- Returns how these jobs stand, with the result or the error of those that are
+-- finished. Ids without a job are left out. The states:
+--
+--   waiting    not due yet, or not claimed yet
+--   running    a worker holds it
+--   succeeded  with its result
+--   failed     a dead letter, with why (`reason`), the error and its traceback
+--   cancelled  with the reason as its error
+create or replace function tocsin.job_outcomes(ids bigint[]) returns table (
+    id bigint, task text, state text, attempts integer, result text, reason text, error text,
+    traceback text
+)
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    t timestamptz := tocsin._clock();
+begin
+    return query
+        select m.id, m.task,
+               case when m.state = 'leased' and m.vt > t then 'running' else 'waiting' end,
+               m.read_ct, null::text, null::text, m.last_error, null::text
+        from tocsin.messages m
+        where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id)
+        union all
+        select d.id, d.task, 'failed', d.read_ct, null, d.reason, d.error, d.traceback
+        from tocsin.dead_letters d
+        where d.id = any (ids) and d.task is not null and tocsin._may_read_outcomes(d.queue_id)
+        union all
+        select a.id, a.task, a.outcome, a.read_ct, a.result::text, null, a.last_error, null
+        from tocsin.archive a
+        where a.queue_id in (select q.id from tocsin.queues q) and a.id = any (ids)
+            and a.task is not null and tocsin._may_read_outcomes(a.queue_id);
+end
+$$;
+
+-- Notes that the process with this channel waits for the outcomes of these jobs. Returns
+-- those that are not finished, with their queue.
+create or replace function tocsin.await_jobs(ids bigint[], channel text)
+    returns table (job_id bigint, queue_id integer)
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+begin
+    insert into tocsin.awaited (job_id, channel)
+    select m.id, await_jobs.channel from tocsin.messages m
+    where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id)
+    on conflict do nothing;
+    return query select m.id, m.queue_id from tocsin.messages m
+        where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id);
+end
+$$;
+
+-- Notes that the process with this channel waits for these jobs no longer.
+create or replace function tocsin.leave_jobs(ids bigint[], channel text) returns void
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+begin
+    delete from tocsin.awaited a where a.job_id = any (ids) and a.channel = leave_jobs.channel;
+end
+$$;
+
+-- Takes steps 2 and 3 for these queues, in the session that LISTENs; once for each queue
+-- until end_awaiting. Returns the queues to test again after a pause (untold_outcomes).
+create or replace function tocsin.begin_awaiting(queue_ids integer[]) returns integer[]
+language plpgsql
+as $$
+begin
+    perform pg_advisory_lock_shared(tocsin._lock_key('awaited', q)) from unnest(queue_ids) q;
+    return tocsin.untold_outcomes(queue_ids);
+end
+$$;
+
+-- Returns those of the queues for which an open transaction has finished jobs.
+create or replace function tocsin.untold_outcomes(queue_ids integer[]) returns integer[]
+language sql
+as $$
+    select coalesce(array_agg(q) filter (where tocsin._shared_elsewhere(tocsin._lock_key('untold',
+        q))), '{}') from unnest(queue_ids) q
+$$;
+
+-- Ends the wait for outcomes of these queues, in the session that began it.
+create or replace function tocsin.end_awaiting(queue_ids integer[]) returns void
+language sql
+as $$ select pg_advisory_unlock_shared(tocsin._lock_key('awaited', q)) from unnest(queue_ids) q $$;
+
+-- Tells the processes that wait for the outcomes of these jobs, which the statement has
+-- finished.
+create or replace function tocsin._announce(queue_id integer, ids bigint[]) returns void
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+begin
+    perform pg_advisory_xact_lock_shared(tocsin._lock_key('untold', queue_id));
+    if tocsin._shared_elsewhere(tocsin._lock_key('awaited', queue_id)) then
+        perform pg_notify(a.channel, 'job ' || a.job_id) from tocsin.awaited a
+        where a.job_id = any (ids) and pg_notification_queue_usage() < 0.9;
+    end if;
+end
+$$;

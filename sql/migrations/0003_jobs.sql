@@ -1,0 +1,25 @@
+-- The tables of tasks and of waits for outcomes; sql/functions/jobs uses them.
+
+create table tocsin.tasks (
+    name           text        primary key check (name <> ''),
+    queue_id       integer     not null references tocsin.queues on delete cascade,
+    max_deliveries integer     not null check (max_deliveries > 0),
+    priority       integer     not null,
+    timeout        float8      check (timeout > 0),
+    description    text        not null,
+    registered_at  timestamptz not null
+);
+comment on table tocsin.tasks is
+    'The tasks that workers have registered: where a job goes that SQL submits.';
+comment on column tocsin.tasks.timeout is 'Seconds that an attempt may take; null: any number.';
+create index tasks_queue on tocsin.tasks (queue_id);
+
+-- Unlogged, so a crash empties it: the sessions that wait for an outcome have ended
+-- with it, and register again.
+create unlogged table tocsin.awaited (
+    job_id  bigint not null,
+    channel text   not null,
+    primary key (job_id, channel)
+);
+comment on table tocsin.awaited is
+    'Which channel is to be told of the outcome of which job; see sql/functions/jobs/outcomes.sql.';

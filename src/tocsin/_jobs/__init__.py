@@ -1,0 +1,1 @@
+"""Jobs: messages that a worker answers by calling a function."""

@@ -1,0 +1,90 @@
+"""The job whose function is running."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import attrs
+import trio
+
+from tocsin._queue.message import Message
+
+__all__ = ["CurrentJob", "current_job"]
+
+logger = logging.getLogger("tocsin.job")
+
+
+@attrs.frozen(eq=False)
+class CurrentJob:
+    """The job whose function is running: see `current_job`."""
+
+    message: Message
+    """The job's message: its lease token fences writes to other systems."""
+    task: str
+    """Name of the task."""
+    timeout: float | None
+    """Seconds that this attempt may take; None: any number."""
+    deadline: float
+    """When this attempt is ended (`trio.current_time`); infinity: never."""
+
+    @property
+    def id(self) -> int:
+        """Id of the job."""
+        return self.message.id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is; the first one is 1."""
+        return self.message.read_ct
+
+    @property
+    def max_attempts(self) -> int:
+        """After how many attempts a job that fails becomes a dead letter."""
+        return self.message.max_deliveries
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records have the job's id, task and attempt."""
+        fields = {"job_id": self.id, "task": self.task, "attempt": self.attempt}
+        return logging.LoggerAdapter(logger.getChild(self.task), fields)
+
+    def check_cancelled(self) -> None:
+        """Raise if this attempt is to end; for plain functions, which run in threads.
+
+        A plain function cannot be ended from outside. One that takes long asks here
+        from time to time.
+
+        Raises:
+            trio.Cancelled: The attempt has timed out, the job was cancelled, or the
+                worker ends.
+            RuntimeError: The function does not run in a thread of a worker.
+        """
+        trio.from_thread.check_cancelled()
+
+
+_CURRENT: ContextVar[CurrentJob] = ContextVar("tocsin.current_job")
+
+
+def current_job() -> CurrentJob:
+    """Return the job whose function is running.
+
+    Raises:
+        LookupError: No worker has called the function.
+    """
+    try:
+        return _CURRENT.get()
+    except LookupError:
+        raise LookupError("no job is running here; only a worker runs jobs") from None
+
+
+@contextmanager
+def running(job: CurrentJob) -> Iterator[None]:
+    """Make a job the current one for the length of the block."""
+    token = _CURRENT.set(job)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)

@@ -1,0 +1,145 @@
+"""Run a job: call the task's function with the arguments of a message.
+
+Each attempt ends in one of these ways. The function has returned: its result is
+archived with the message. It has raised, or has taken too long: the task's retry policy
+says when the next attempt is, or that there is none. It has raised `Retry`, `Snooze` or
+`Reject`: they mean what they mean to a handler. A lease was lost or the worker ends: it
+is cancelled, and the attempt does not count.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, Literal, NoReturn
+
+import trio
+
+from tocsin._queue.consuming.failure import Escaped, find_leaves, split
+from tocsin._queue.consuming.handlers import check_that_it_ran, make_caller
+from tocsin._queue.consuming.verdicts import AttemptFailed, Reject, Snooze, Verdict
+from tocsin._queue.message import JobData, Message
+from tocsin.errors import ArgumentsInvalid, ResultInvalid
+
+from .current import CurrentJob, running
+from .task import Task
+
+logger = logging.getLogger("tocsin.job")
+
+UNKNOWN_AGAIN_AFTER: Final = 10.0
+"""Seconds after which a job that this worker does not know may be claimed again."""
+
+
+class TaskRunner:
+    """Runs jobs of these tasks; the handler of a worker's consumers."""
+
+    def __init__(self, tasks: Iterable[Task[..., Any]]) -> None:
+        """Prepare to run jobs.
+
+        Args:
+            tasks: All of different names.
+
+        Raises:
+            ValueError: Two tasks have one name.
+            TypeError: Something is not a task.
+        """
+        self.tasks: dict[str, Task[..., Any]] = {}
+        """The tasks by name."""
+        for task in tasks:
+            if not isinstance(task, Task):
+                raise TypeError(f"a worker runs tasks, not {task!r}; put @tocsin.task before it")
+            if self.tasks.setdefault(task.name, task) is not task:
+                raise ValueError(f"two tasks have the name {task.name!r}; give one another name")
+        self._callers = {name: _make_caller(task) for name, task in self.tasks.items()}
+        self._unknown: set[str | None] = set()
+
+    async def __call__(self, message: Message) -> None:
+        """Run the job of a message.
+
+        Raises:
+            Verdict: The attempt has failed, or decides itself what becomes of the job.
+
+        Cancellation:
+            The function is cancelled.
+        """
+        job = message.job
+        task = None if job is None else self.tasks.get(job.task)
+        if job is None or task is None:
+            self._leave(message, job)
+        try:
+            arguments = task.definition.signature.read_arguments(message.payload)
+        except ArgumentsInvalid as invalid:
+            raise Reject(str(invalid)) from invalid
+        result = await self._run(task, message, job, arguments)
+        try:
+            message.keep_result(task.definition.signature.write_result(result))
+        except ResultInvalid as invalid:
+            raise AttemptFailed("handler_failed", math.inf) from invalid
+
+    def _leave(self, message: Message, job: JobData | None) -> NoReturn:
+        """Leave a message to other workers, and say so once."""
+        name = None if job is None else job.task
+        if name not in self._unknown:
+            self._unknown.add(name)
+            logger.warning(
+                "%s of queue %r is left to other workers: this one runs %s",
+                "a plain message" if name is None else f"task {name!r}",
+                message.queue,
+                ", ".join(sorted(self.tasks)),
+            )
+        raise Snooze(UNKNOWN_AGAIN_AFTER)
+
+    async def _run(
+        self, task: Task[..., Any], message: Message, job: JobData, arguments: dict[str, Any]
+    ) -> object:
+        timeout: float | None = job.options.get("timeout", task.options.timeout)
+        deadline = math.inf if timeout is None else trio.current_time() + timeout
+        current = CurrentJob(message, task.name, timeout, deadline)
+        try:
+            with trio.move_on_at(deadline) as scope, running(current):
+                returned = await self._callers[task.name](arguments)
+                check_that_it_ran(returned, task.name)
+                return returned
+        except Escaped as escaped:
+            raised: BaseException = escaped.error
+        except BaseException as error:
+            if split(error)[1]:  # a cancellation is none of the function's errors
+                raise
+            raised = error
+        if scope.cancelled_caught:
+            late = trio.TooSlowError(f"the attempt has taken longer than {timeout:g} s")
+            raise self._judge(task, message, "timed_out", late) from late
+        leaves = find_leaves(raised)
+        if len(leaves) == 1 and isinstance(leaves[0], Verdict):
+            raise raised
+        raise self._judge(task, message, "handler_failed", raised) from raised
+
+    def _judge(
+        self,
+        task: Task[..., Any],
+        message: Message,
+        outcome: Literal["handler_failed", "timed_out"],
+        error: BaseException,
+    ) -> AttemptFailed:
+        delay = task.options.retry.delay(message.read_ct, error)
+        return AttemptFailed(outcome, math.inf if delay is None else delay)
+
+
+def _make_caller(task: Task[..., Any]) -> Callable[[dict[str, Any]], Awaitable[object]]:
+    """Return how to call a task's function: in the calling task, or in a thread."""
+    function: Any = task.function
+    if task.is_async:
+
+        @functools.wraps(function)
+        async def call_async(arguments: dict[str, Any]) -> object:
+            return await function(**arguments)
+
+        return make_caller(call_async)
+
+    @functools.wraps(function)
+    def call(arguments: dict[str, Any]) -> object:
+        return function(**arguments)
+
+    return make_caller(call)

@@ -1,0 +1,177 @@
+"""A task's parameters and result, and their conversion to JSON and back.
+
+The payload of a job is a JSON object with the arguments by name, so that an argument
+can be read, searched for and edited while the job waits. A job that SQL submits may
+give an array instead, with the arguments by position. Parameters that cannot be named
+(``*args``, positional-only ones) are therefore refused where the task is defined.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, Final
+
+from tocsin.errors import ArgumentsInvalid
+from tocsin.errors._jobs import Fault, ResultInvalid
+from tocsin.errors._payloads import describe_path
+
+from .conversion import Conversion, Unconvertible, write_json
+
+_UNNAMED: Final[Mapping[inspect._ParameterKind, str]] = {
+    inspect.Parameter.POSITIONAL_ONLY: "is positional-only",
+    inspect.Parameter.VAR_POSITIONAL: "takes any number of positional arguments",
+}
+
+
+class Signature:
+    """The parameters and the result of a task's function."""
+
+    def __init__(self, task: str, function: Callable[..., object]) -> None:
+        """Read the signature.
+
+        Args:
+            task: The task's name, for errors.
+            function: The task's function.
+
+        Raises:
+            TypeError: The function has a parameter that cannot be given by name, or of
+                a type without a JSON form.
+        """
+        self._task = task
+        self._function = function
+        self._signature = inspect.signature(function)
+        for parameter in self._signature.parameters.values():
+            if problem := _UNNAMED.get(parameter.kind):
+                raise TypeError(
+                    f"parameter {parameter} of task {task} {problem}; the arguments of a job are"
+                    " kept by name, so each parameter needs one"
+                )
+        # A type without a JSON form is refused where the task is defined, unless the
+        # module defines the type further down.
+        with suppress(NameError):
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Read the annotations.
+
+        Raises:
+            TypeError: A parameter or the result is of a type without a JSON form.
+            NameError: An annotation names what does not exist.
+        """
+        _ = self._conversions
+
+    @cached_property
+    def _conversions(self) -> Mapping[str, Conversion]:
+        """The conversion of each parameter, by name; that of the result: ``return``."""
+        hints = typing.get_type_hints(self._function)
+        found: dict[str, Conversion] = {}
+        for name in [*self._signature.parameters, "return"]:
+            try:
+                found[name] = Conversion(hints.get(name, inspect.Parameter.empty))
+            except TypeError as error:
+                what = "the result" if name == "return" else f"parameter {name}"
+                raise TypeError(f"{what} of task {self._task}: {error}") from None
+        return found
+
+    # Arguments
+
+    def write_arguments(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
+        """Return the JSON text of a call's arguments.
+
+        Raises:
+            ArgumentsInvalid: The function does not take them.
+        """
+        faults: list[Fault] = []
+        forms: dict[str, object] = {}
+        for name, value in self._bind(args, kwargs).items():
+            try:
+                forms[name] = self._conversion(name).to_json(value)
+            except Unconvertible as error:
+                faults += _under(name, error.faults)
+        if faults:
+            raise ArgumentsInvalid(self._task, faults)
+        try:
+            return write_json(forms)
+        except Unconvertible as error:
+            raise ArgumentsInvalid(self._task, error.faults) from None
+
+    def read_arguments(self, payload: object) -> dict[str, Any]:
+        """Return the arguments of a job by name.
+
+        Args:
+            payload: The job's: an object, with the arguments by name, or an array, by
+                position.
+
+        Raises:
+            ArgumentsInvalid: The function does not take them.
+        """
+        if isinstance(payload, dict):
+            forms = self._bind((), payload)
+        elif isinstance(payload, list):
+            forms = self._bind(tuple(payload), {})
+        else:
+            raise ArgumentsInvalid(
+                self._task, [Fault("$", "neither an object nor an array of arguments")]
+            )
+        faults: list[Fault] = []
+        values: dict[str, Any] = {}
+        for name, form in forms.items():
+            try:
+                values[name] = self._conversion(name).from_json(form)
+            except Unconvertible as error:
+                faults += _under(name, error.faults)
+        if faults:
+            raise ArgumentsInvalid(self._task, faults)
+        return values
+
+    def _bind(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, object]:
+        """Return arguments by name, those of ``**kwargs`` among them."""
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ArgumentsInvalid(self._task, [Fault("$", str(error))]) from None
+        arguments = dict(bound.arguments)
+        for parameter in self._signature.parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(parameter.name, {})
+        return arguments
+
+    def _conversion(self, name: str) -> Conversion:
+        if name in self._signature.parameters:
+            return self._conversions[name]
+        *_, rest = self._signature.parameters.values()  # ``**kwargs`` comes last
+        return self._conversions[rest.name]
+
+    # The result
+
+    def write_result(self, value: object) -> str:
+        """Return the JSON text of a result.
+
+        Raises:
+            ResultInvalid: It is not what the return annotation says, or JSON cannot
+                hold it.
+        """
+        try:
+            return write_json(self._conversions["return"].to_json(value))
+        except Unconvertible as error:
+            raise ResultInvalid(self._task, error.faults) from error
+
+    def read_result(self, form: object) -> Any:
+        """Return a result that was stored.
+
+        Raises:
+            ResultInvalid: It is not what the return annotation says.
+        """
+        try:
+            return self._conversions["return"].from_json(form)
+        except Unconvertible as error:
+            raise ResultInvalid(self._task, error.faults) from error
+
+
+def _under(name: str, faults: list[Fault]) -> list[Fault]:
+    """Return faults of an argument as faults of the object of arguments."""
+    return [Fault(describe_path([name]) + fault.path[1:], fault.reason) for fault in faults]

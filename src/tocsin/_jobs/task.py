@@ -1,0 +1,270 @@
+"""Tasks: functions whose calls can be submitted as jobs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+
+import attrs
+
+from tocsin._arguments import check_count, check_priority, check_text
+from tocsin._durations import Duration, to_seconds
+
+from .definition import Call, Definition, TaskOptions
+from .job import Job
+from .jobs import Jobs
+from .retrying import Retrying, exponential, make_policy
+from .signature import Signature
+from .submitting import SubmitOptions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_QUEUE: Final = "default"
+DEFAULT_RETRY: Final = exponential(1.0, cap=3600.0)
+
+
+class Task(Generic[P, R]):
+    """A function whose calls can be submitted as jobs; made by `task`.
+
+    It can still be called.
+    """
+
+    def __init__(
+        self, function: Callable[P, object], name: str | None, options: TaskOptions
+    ) -> None:
+        name = _find_name(function) if name is None else check_text(name, "name")
+        self.definition: Definition[R] = Definition(name, options, Signature(name, function))
+        """The task without its function."""
+        self.function: Callable[P, object] = function
+        """The function as it was written."""
+        self.is_async: bool = inspect.iscoroutinefunction(function)
+        """Whether the function is async; a plain one runs in a thread."""
+        functools.update_wrapper(cast(Callable[..., object], self), function)
+
+    @property
+    def name(self) -> str:
+        """Name of the task in the database."""
+        return self.definition.name
+
+    @property
+    def options(self) -> TaskOptions:
+        """How its jobs are run."""
+        return self.definition.options
+
+    def __repr__(self) -> str:
+        return f"<tocsin.Task {self.name} of queue {self.options.queue!r}>"
+
+    async def submit(self, target: SubmitsJobs, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Submit a job that calls the function with these arguments.
+
+        Args:
+            target: The store.
+            args: Arguments of the function.
+            kwargs: Arguments of the function.
+
+        Raises:
+            ArgumentsInvalid: The function does not take these arguments.
+            TocsinError: What `Jobs.submit` raises.
+
+        Cancellation:
+            The job is submitted or not.
+        """
+        return await target.jobs.submit(self.call(*args, **kwargs))
+
+    def using(self, **options: Unpack[SubmitOptions]) -> Choice[P, R]:
+        """Return the task with options for one call, or several.
+
+        Args:
+            options: Those of `SubmitOptions`.
+
+        Raises:
+            TypeError: There is no such option.
+        """
+        return Choice(self, options)
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """Return a call of the task, to be submitted.
+
+        Raises:
+            ArgumentsInvalid: The function does not take these arguments.
+        """
+        return Call(self.definition, self.definition.signature.write_arguments(args, kwargs))
+
+
+class AsyncTask(Task[P, R]):
+    """A task whose function is async."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Call the function here and now."""
+        return cast(Coroutine[Any, Any, R], self.function(*args, **kwargs))
+
+
+class PlainTask(Task[P, R]):
+    """A task whose function is a plain one."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function here and now."""
+        return cast(R, self.function(*args, **kwargs))
+
+
+@attrs.frozen
+class Choice(Generic[P, R]):
+    """A task with options for its calls; made by `Task.using`."""
+
+    task: Task[P, R]
+    """The task."""
+    options: SubmitOptions
+    """The options."""
+
+    async def submit(self, target: SubmitsJobs, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Submit a job: see `Task.submit`.
+
+        Raises:
+            ArgumentsInvalid: The function does not take these arguments.
+            TocsinError: What `Jobs.submit` raises.
+
+        Cancellation:
+            The job is submitted or not.
+        """
+        return await target.jobs.submit(self.task.call(*args, **kwargs), **self.options)
+
+
+class SubmitsJobs(Protocol):
+    """Where jobs are submitted: a `Store`."""
+
+    @property
+    def jobs(self) -> Jobs:
+        """Its jobs."""
+
+
+class _Decorator(Protocol):
+    """Makes a task of a function."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> PlainTask[P, R]: ...
+
+
+@overload
+def task(function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+@overload
+def task(function: Callable[P, R], /) -> PlainTask[P, R]: ...
+@overload
+def task(
+    *,
+    queue: str = DEFAULT_QUEUE,
+    max_attempts: int = 3,
+    timeout: Duration | None = 300,
+    retry: Retrying = DEFAULT_RETRY,
+    priority: int = 0,
+    description: str | None = None,
+    name: str | None = None,
+) -> _Decorator: ...
+def task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    queue: str = DEFAULT_QUEUE,
+    max_attempts: int = 3,
+    timeout: Duration | None = 300,
+    retry: Retrying = DEFAULT_RETRY,
+    priority: int = 0,
+    description: str | None = None,
+    name: str | None = None,
+) -> Any:
+    """Make a task of a function, which stays callable.
+
+    Args:
+        queue: The queue of its jobs.
+        max_attempts: After how many attempts a job that fails becomes a dead letter.
+        timeout: Seconds that an attempt may take; None: any number.
+        retry: When a job that has failed is tried again: a policy such as
+            `exponential`, a delay, a list of delays, or a function of the attempt and
+            its error. Without, the delay begins with a second and doubles.
+        priority: Smaller numbers are run first.
+        description: What the task does, for people; else the first line of the
+            function's docstring.
+        name: Name of the task in the database; else the function's module and name,
+            by which another process imports it. A function that is defined in another
+            function needs one; it runs only where a worker is given this task.
+
+    Raises:
+        TypeError: The function cannot be a task, or an option has a wrong type.
+        ValueError: An option is out of its range.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Task[..., Any]:
+        _check_function(function, named=name is not None)
+        options = TaskOptions(
+            queue=check_text(queue, "queue"),
+            max_attempts=check_count(max_attempts, "max_attempts"),
+            timeout=None if timeout is None else to_seconds(timeout, "timeout"),
+            retry=make_policy(retry),
+            priority=check_priority(priority),
+            description=_find_description(function)
+            if description is None
+            else check_text(description, "description"),
+        )
+        kind = AsyncTask if inspect.iscoroutinefunction(function) else PlainTask
+        return kind(function, name, options)
+
+    return decorate if function is None else decorate(function)
+
+
+def _check_function(function: object, *, named: bool) -> None:
+    """Refuse what a worker could not call by its name."""
+    if isinstance(function, Task):
+        raise TypeError(f"{function.name} is a task already; leave one @task out")
+    if not isinstance(function, FunctionType):
+        raise TypeError(
+            f"a task is a function that is defined with def or async def, not {function!r}"
+        )
+    where, _, _ = function.__qualname__.rpartition(".")
+    label = f"{function.__module__}.{function.__qualname__}"
+    if function.__name__ == "<lambda>":
+        raise TypeError("a lambda has no name by which a worker finds it; define a function")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"{label} is a generator function: a call runs none of its code; a task must not yield"
+        )
+    if function.__closure__ and not named:
+        names = ", ".join(function.__code__.co_freevars)
+        raise TypeError(
+            f"{label} is a closure over {names}, which a worker does not have; pass them as"
+            " arguments of the job, define the function at the top of its module, or give a name"
+        )
+    if where and not where.endswith("<locals>"):
+        raise TypeError(
+            f"{label} is defined in a class; a job has no instance to call it on. Define a function"
+            " at the top of its module"
+        )
+    if where and not named:
+        raise TypeError(
+            f"{label} is defined in another function, so a worker cannot import it; define it at"
+            " the top of its module, or give a name"
+        )
+
+
+def _find_name(function: Callable[..., object]) -> str:
+    """Return the module and name of a function, as other processes import it."""
+    module = function.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        if spec is not None:
+            module = spec.name.removesuffix(".__main__")
+        elif path is not None:
+            module = Path(path).stem
+    return f"{module}.{function.__qualname__}"
+
+
+def _find_description(function: Callable[..., object]) -> str:
+    text = inspect.getdoc(function)
+    return text.splitlines()[0] if text else ""

@@ -1,0 +1,136 @@
+"""Errors of tasks and of their jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from ._base import TocsinError
+
+__all__ = [
+    "ArgumentsInvalid",
+    "Fault",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "JobNotFound",
+    "JobTimedOut",
+    "ResultInvalid",
+    "TaskUnknown",
+]
+
+
+@attrs.frozen
+class Fault:
+    """One thing that is wrong with a value."""
+
+    path: str
+    """Where in the value, as in ``$.order.items[3].price``; ``$`` is the whole."""
+    reason: str
+    """What is wrong there."""
+
+    def __str__(self) -> str:
+        return f"at {self.path}: {self.reason}"
+
+
+class ArgumentsInvalid(TocsinError, ValueError):
+    """Arguments that the task's function does not take. No job was submitted."""
+
+    def __init__(self, task: str, faults: Sequence[Fault]) -> None:
+        super().__init__(
+            f"task {task} does not take these arguments: {'; '.join(map(str, faults))}"
+        )
+        self.task = task
+        """Name of the task."""
+        self.faults: tuple[Fault, ...] = tuple(faults)
+        """All that is wrong; there is at least one."""
+        self.path: str = self.faults[0].path
+        """Where the first fault is, as in ``$.order.items[3].price``."""
+        self.reason: str = self.faults[0].reason
+        """What is wrong there."""
+
+
+class ResultInvalid(TocsinError, ValueError):
+    """A result that the return annotation does not allow, or that JSON cannot hold."""
+
+    def __init__(self, task: str, faults: Sequence[Fault]) -> None:
+        super().__init__(
+            f"the result of task {task} cannot be kept: {'; '.join(map(str, faults))}",
+            "return JSON values or attrs classes, and annotate what is returned",
+        )
+        self.task = task
+        """Name of the task."""
+        self.faults: tuple[Fault, ...] = tuple(faults)
+        """All that is wrong; there is at least one."""
+        self.path: str = self.faults[0].path
+        """Where the first fault is."""
+        self.reason: str = self.faults[0].reason
+        """What is wrong there."""
+
+
+class JobError(TocsinError):
+    """The base of the errors that say that a job has no result."""
+
+    def __init__(self, job_id: int, problem: str) -> None:
+        super().__init__(problem)
+        self.job_id = job_id
+        """Id of the job."""
+
+
+class JobFailed(JobError):
+    """The job has failed for good, and is a dead letter."""
+
+    def __init__(
+        self, job_id: int, *, task: str, reason: str, attempts: int, error: str, traceback: str
+    ) -> None:
+        super().__init__(
+            job_id, f"job {job_id} of task {task} has failed after {attempts} attempts: {error}"
+        )
+        self.task = task
+        """Name of its task."""
+        self.reason = reason
+        """Why it has failed, as a code: see `DeadLetter.reason`."""
+        self.attempts = attempts
+        """How many attempts there were."""
+        self.error = error
+        """The error of the last attempt that had one, as text."""
+        self.traceback = traceback
+        """The traceback of that error on its worker; empty without one."""
+
+
+class JobTimedOut(JobFailed):
+    """The job has failed for good; its last attempt has taken too long."""
+
+
+class JobCancelled(JobError):
+    """The job was cancelled."""
+
+    def __init__(self, job_id: int, *, task: str, reason: str) -> None:
+        super().__init__(job_id, f"job {job_id} of task {task} was cancelled: {reason}")
+        self.task = task
+        """Name of its task."""
+        self.reason = reason
+        """Why it was cancelled."""
+
+
+class JobNotFound(JobError, LookupError):
+    """There is no such job, or no longer."""
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(
+            job_id,
+            f"there is no job {job_id}; its queue may keep what is finished for a shorter time",
+        )
+
+
+class TaskUnknown(TocsinError, LookupError):
+    """A task that no worker has registered."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"no worker has registered a task {task!r}",
+            "start a worker that runs the task, once, or correct the name",
+        )
+        self.task = task
+        """Name of the task."""

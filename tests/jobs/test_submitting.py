@@ -1,0 +1,219 @@
+"""Submitting jobs: with options, in the caller's transaction, and from SQL."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+
+import tocsin
+from tests.support import PATIENCE, open_connection, query
+from tests.support.jobs import working
+
+from . import tasks
+
+
+async def message(store: tocsin.Store, job: tocsin.Job[Any]) -> tocsin.MessageInfo:
+    return await store.messages.get(job.id)
+
+
+async def test_a_job_is_a_message_with_its_arguments(store: tocsin.Store) -> None:
+    await store.queues.ensure("default")
+    job = await tasks.ship.submit(store, tasks.Order(7))
+    found = await message(store, job)
+    assert found.payload == {"order": {"id": 7, "total": 0.0}}
+    assert (found.queue, found.state, found.max_deliveries) == ("default", "ready", 3)
+    assert repr(job) == f"<tocsin.Job {job.id} of task tests.jobs.tasks.ship>"
+
+
+async def test_a_call_may_choose_its_options(store: tocsin.Store) -> None:
+    for queue in "default", "other":
+        await store.queues.ensure(queue)
+    job = await tasks.double.using(
+        delay=60, priority=-5, headers={"trace": "1"}, max_attempts=7, queue="other"
+    ).submit(store, 1)
+    found = await message(store, job)
+    assert (found.queue, found.state, found.priority) == ("other", "delayed", -5)
+    assert (found.headers, found.max_deliveries) == ({"trace": "1"}, 7)
+    at = datetime.now(UTC) + timedelta(hours=1)
+    assert (await message(store, await tasks.double.using(at=at).submit(store, 1))).due == at
+
+
+async def test_a_key_submits_a_job_once(store: tocsin.Store) -> None:
+    await store.queues.ensure("default")
+    first = await tasks.double.using(key="k").submit(store, 1)
+    second = await tasks.double.using(key="k").submit(store, 2)
+    assert second.id == first.id
+    assert (await message(store, second)).payload == {"number": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"delay": -1}, ValueError, "delay must be at least 0"),
+        ({"max_attempts": 0}, ValueError, "max_attempts must be at least 1"),
+        ({"timeout": 0}, ValueError, "timeout must be greater than 0"),
+        ({"priority": "1"}, TypeError, "priority must be an integer"),
+        ({"retries": 1}, TypeError, "a job has no option retries"),
+    ],
+)
+async def test_options_out_of_their_range_submit_nothing(
+    store: tocsin.Store, store_dsn: str, options: Any, error: type[Exception], said: str
+) -> None:
+    await store.queues.ensure("default")
+    with pytest.raises(error, match=said):
+        await tasks.double.using(**options).submit(store, 1)
+    assert await query(store_dsn, "select * from tocsin.messages") == []
+
+
+async def test_arguments_that_do_not_fit_submit_nothing(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("default")
+    with pytest.raises(tocsin.ArgumentsInvalid, match=r"at \$.number: must be int, not str"):
+        await tasks.double.submit(store, "1")  # type: ignore[arg-type]
+    with pytest.raises(tocsin.ArgumentsInvalid, match="missing a required argument: 'number'"):
+        await tasks.double.submit(store)  # type: ignore[call-arg]
+    assert await query(store_dsn, "select * from tocsin.messages") == []
+
+
+async def test_large_arguments_are_refused(store: tocsin.Store) -> None:
+    await store.queues.ensure("default", max_payload=20)
+    with pytest.raises(tocsin.PayloadTooLarge):
+        await tasks.ship.submit(store, tasks.Order(10**20))
+
+
+async def test_calls_of_a_moment_share_a_statement(store: tocsin.Store) -> None:
+    await store.queues.ensure("default")
+    jobs: list[tocsin.Job[int]] = []
+
+    async def submit(number: int) -> None:
+        jobs.append(await tasks.double.using(timeout=number + 1).submit(store, number))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(50):
+            nursery.start_soon(submit, number)
+    async with working(store, tasks.double):
+        results = {job.id: await job.result(timeout=PATIENCE) for job in jobs}
+    assert sorted(results.values()) == [2 * n for n in range(50)]
+
+
+# In the caller's transaction
+
+
+async def test_a_job_is_submitted_with_the_callers_rows(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("default")
+    await query(store_dsn, "create table orders (id int)")
+    with pytest.raises(ZeroDivisionError):
+        async with store.transaction() as connection:
+            await connection.execute("insert into orders values (1)")
+            await tasks.double.using(connection=connection).submit(store, 1)
+            raise ZeroDivisionError
+    assert await query(store_dsn, "select 1 from tocsin.messages") == []
+    async with store.transaction() as connection:
+        await connection.execute("insert into orders values (2)")
+        job = await tasks.double.using(connection=connection).submit(store, 2)
+        assert await query(store_dsn, "select 1 from tocsin.messages") == []
+    async with working(store, tasks.double):
+        assert await job.result(timeout=PATIENCE) == 4
+
+
+async def test_a_blocking_connection_submits_too(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("default")
+    with psycopg.connect(store_dsn) as connection:
+        job = await tasks.double.using(connection=connection).submit(store, 2)
+        connection.rollback()
+    with pytest.raises(tocsin.JobNotFound):
+        await job.info()
+
+
+# From SQL
+
+
+async def test_sql_submits_a_registered_task(store: tocsin.Store, store_dsn: str) -> None:
+    async with working(store, tasks.double, tasks.elsewhere):
+        ((by_name, by_place, other),) = await query(
+            store_dsn,
+            "select tocsin.submit(%s, '{\"number\": 4}'), tocsin.submit(%s, '[5]', priority => 3),"
+            " tocsin.submit(%s, '[6]', key => 'k', timeout => '1 min', max_attempts => 9)",
+            tasks.double.name,
+            tasks.double.name,
+            tasks.elsewhere.name,
+        )
+        for job_id, definition, result in (
+            (by_name, tasks.double.definition, 8),
+            (by_place, tasks.double.definition, 10),
+            (other, tasks.elsewhere.definition, -6),
+        ):
+            job = tocsin.Job(store._database, store._process, job_id, definition)
+            assert await job.result(timeout=PATIENCE) == result
+
+
+async def test_sql_takes_the_options_of_the_task(store: tocsin.Store, store_dsn: str) -> None:
+    tuned = tocsin.task(
+        name="tuned", queue="other", max_attempts=8, priority=-2, timeout=None, description="Tuned"
+    )(tasks.double.function)
+    await store.queues.ensure("other")
+    async with store.worker([tuned]):
+        ((job_id,),) = await query(store_dsn, "select tocsin.submit('tuned', '[1]')")
+    found = await store.messages.get(job_id)
+    assert (found.queue, found.priority, found.max_deliveries) == ("other", -2, 8)
+    ((name, queue, attempts, priority, timeout, description),) = await query(
+        store_dsn,
+        "select name, queue, max_deliveries, priority, timeout, description"
+        " from tocsin.list_tasks()",
+    )
+    assert (name, queue, attempts, priority) == ("tuned", "other", 8, -2)
+    assert (timeout, description) == (None, "Tuned")
+
+
+async def test_a_task_takes_its_new_options_with_the_next_worker(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("default")
+    for attempts in 3, 5:
+        tuned = tocsin.task(name="tuned", max_attempts=attempts)(tasks.double.function)
+        async with store.worker([tuned]):
+            pass
+    assert await query(store_dsn, "select max_deliveries from tocsin.tasks") == [(5,)]
+
+
+async def test_sql_is_told_of_a_task_that_no_worker_has_registered(store_dsn: str) -> None:
+    async with open_connection(store_dsn) as connection:
+        with pytest.raises(psycopg.Error, match='no worker has registered a task "nothing"') as e:
+            await connection.execute("select tocsin.submit('nothing')")
+    assert e.value.sqlstate == "TC041"
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("'double', '5'", "arguments must be a JSON array or object"),
+        ("'double', '[1]', timeout => '0 s'", "timeout must be positive"),
+        ("'double', '[1]', delay => '-1 s'", "delay must not be negative"),
+        ("'double', '[1]', max_attempts => 0", "max_deliveries must be positive"),
+    ],
+)
+async def test_sql_refuses_options_out_of_their_range(
+    store: tocsin.Store, store_dsn: str, call: str, said: str
+) -> None:
+    await store.queues.ensure("default")
+    async with store.worker([tocsin.task(name="double")(tasks.double.function)]):
+        pass
+    async with open_connection(store_dsn) as connection:
+        with pytest.raises(psycopg.Error, match=said) as refused:
+            await connection.execute(f"select tocsin.submit({call})".encode())
+    assert refused.value.sqlstate == "TC022"
+
+
+async def test_a_queue_is_deleted_with_its_tasks(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("default")
+    async with store.worker([tasks.double]):
+        pass
+    await store.queues.delete("default", force=True)
+    assert await query(store_dsn, "select * from tocsin.tasks") == []
