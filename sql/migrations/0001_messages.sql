@@ -180,7 +180,8 @@ begin
     if getdatabaseencoding() = 'SQL_ASCII' then
         alter table tocsin.messages add constraint messages_utf8 check (
             convert_from(convert_to(payload::text || coalesce(headers::text, '')
-                                    || coalesce(key, ''), 'SQL_ASCII'), 'UTF8') is not null);
+                                    || coalesce(key, '') || coalesce(task, ''),
+                                    'SQL_ASCII'), 'UTF8') is not null);
     end if;
 end
 $$;

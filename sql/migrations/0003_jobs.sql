@@ -17,9 +17,9 @@ create index tasks_queue on tocsin.tasks (queue_id);
 -- Unlogged, so a crash empties it: the sessions that wait for an outcome have ended
 -- with it, and register again.
 create unlogged table tocsin.awaited (
-    job_id  bigint not null,
-    channel text   not null,
-    primary key (job_id, channel)
+    job_id     bigint not null,
+    process_id bigint not null,
+    primary key (job_id, process_id)
 );
 comment on table tocsin.awaited is
-    'Which channel is to be told of the outcome of which job; see sql/functions/jobs/outcomes.sql.';
+    'Which process waits for the outcome of which job; see sql/functions/jobs/outcomes.sql.';

@@ -28,14 +28,15 @@ language sql immutable
 as $$
     select unnest('{
         enqueue, enqueue_many, enqueue_each, wait_for_flush, cancel, reschedule, reprioritise,
-        register_process, unregister_process, process_channel, heartbeat,
+        register_process, unregister_process, attach_process, detach_process, process_channel,
+        heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
         submit, job_outcomes, await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
-        attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting,
+        begin_waiting, unrung_transactions, end_waiting,
         queue_channel,
         begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
         locked_messages, archive, delete, extend, release, fail, maintain,

@@ -1,4 +1,4 @@
--- migrations 64569d96586758bf7c7d4cd896982e20f5a9287be572b55d205f4a93f6157dff
+-- migrations 541e86d35ab3943429aa8ffc75edea2ffc32706dab23070496aac8eca0bf46d0
 
 
 
@@ -89,17 +89,20 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
     AS $$
     select unnest('{
         enqueue, enqueue_many, enqueue_each, wait_for_flush, cancel, reschedule, reprioritise,
-        register_process, unregister_process, process_channel, heartbeat,
+        register_process, unregister_process, attach_process, detach_process, process_channel,
+        heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
-        resume, shutdown
+        resume, shutdown,
+        submit, job_outcomes, await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
-        attach_process, detach_process, begin_waiting, unrung_transactions, end_waiting,
+        begin_waiting, unrung_transactions, end_waiting,
         queue_channel,
         begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
         locked_messages, archive, delete, extend, release, fail, maintain,
-        stop, release_messages
+        stop, release_messages,
+        register_tasks
     }'::name[]), '{consumer, admin}'
     union all
     select unnest('{
@@ -109,7 +112,8 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         list_dead_letters, get_dead_letter, replay, archive_dead_letters, purge_dead_letters,
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
-        delete_worker, purge_workers, worker_stats, queue_health, reclaim
+        delete_worker, purge_workers, worker_stats, queue_health, reclaim,
+        list_tasks
     }'::name[]), '{admin}'
     union all
     -- only the owner may call these; they run with the caller's privileges
@@ -198,6 +202,24 @@ CREATE FUNCTION tocsin._add_queue(queue text) RETURNS integer
             from added a
     )
     select a.id from added a
+$$;
+
+
+
+CREATE FUNCTION tocsin._announce(queue_id integer, ids bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+begin
+    perform pg_advisory_xact_lock_shared("tocsin"._lock_key('untold', queue_id));
+    if "tocsin"._shared_elsewhere("tocsin"._lock_key('awaited', queue_id)) then
+        perform pg_notify("tocsin".process_channel(a.process_id), 'job ' || a.job_id)
+        from "tocsin".awaited a
+        where a.job_id = any (ids) and pg_notification_queue_usage() < 0.9;
+    end if;
+end
 $$;
 
 
@@ -674,6 +696,31 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._check_job(task text, options jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    timeout jsonb := options -> 'timeout';
+begin
+    if task = '' or octet_length(task) > 1024 then
+        perform "tocsin"._raise_error('TC022',
+                                    'the name of a task must have between 1 and 1,024 bytes',
+                                    '{"argument": "task"}');
+    elsif jsonb_typeof(options) <> 'object' or options - 'timeout' <> '{}'
+        or jsonb_typeof(timeout) <> 'number' then
+        perform "tocsin"._raise_error('TC022',
+                                    'options must be an object with a timeout in seconds',
+                                    '{"argument": "options"}');
+    elsif timeout::numeric not between 0.000001 and 31536000000 then
+        perform "tocsin"._raise_error('TC022',
+                                    'timeout must be positive, and at most a thousand years',
+                                    '{"argument": "timeout"}');
+    end if;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._check_own(w tocsin.workers) RETURNS tocsin.workers
     LANGUAGE plpgsql
     AS $$
@@ -1018,7 +1065,9 @@ CREATE TABLE tocsin.messages (
     payload jsonb NOT NULL,
     headers jsonb,
     last_error text,
-    history jsonb
+    history jsonb,
+    task text,
+    options jsonb
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
 
@@ -1045,6 +1094,14 @@ COMMENT ON COLUMN tocsin.messages.lease IS 'Lease token of the current delivery,
 
 
 COMMENT ON COLUMN tocsin.messages.history IS 'The last twenty deliveries that ended without success, as "tocsin"._requeue writes them; null: none.';
+
+
+
+COMMENT ON COLUMN tocsin.messages.task IS 'Of a job: the task whose function a worker calls; null: a plain message.';
+
+
+
+COMMENT ON COLUMN tocsin.messages.options IS 'Of a job: what the call has chosen apart from the task''s options, such as timeout (seconds).';
 
 
 
@@ -1219,6 +1276,7 @@ begin
     -- in progress, and a later registration finds no process.
     delete from "tocsin".processes p where p.id = process_id
         returning p.heartbeat_at into last_heartbeat;
+    delete from "tocsin".awaited a where a.process_id = _end_process.process_id;
     for w in select x.* from "tocsin".workers x where x.process_id = _end_process.process_id
         order by x.id loop
         perform pg_advisory_xact_lock("tocsin"._lock_key('worker', w.id));
@@ -1747,7 +1805,9 @@ CREATE TABLE tocsin.dead_letters (
     reason text NOT NULL,
     error text,
     traceback text,
-    history jsonb
+    history jsonb,
+    task text,
+    options jsonb
 );
 
 
@@ -1793,6 +1853,12 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._may_read_outcomes(queue_id integer) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$ select "tocsin"._may_consume() or "tocsin"._may_enqueue(queue_id, null) $$;
+
+
+
 CREATE FUNCTION tocsin._move_to_dead_letters(ids bigint[], reason text, errors text[] DEFAULT NULL::text[], tracebacks text[] DEFAULT NULL::text[], deliveries jsonb[] DEFAULT NULL::jsonb[]) RETURNS void
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
@@ -1816,13 +1882,16 @@ begin
     insert into "tocsin".dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at,
                                      died_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                     reason, error, traceback, history)
+                                     reason, error, traceback, history, task, options)
     select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, "tocsin"._clock(),
         d.lease, d.producer_worker_id,
            d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers,
            _move_to_dead_letters.reason, d.error, d.traceback,
-           "tocsin"._add_delivery(d.history, d.delivery)
+           "tocsin"._add_delivery(d.history, d.delivery), d.task, d.options
     from died d;
+    perform "tocsin"._announce(d.queue_id, array_agg(d.id))
+    from "tocsin".dead_letters d
+    where d.id = any (ids) and d.task is not null group by d.queue_id;
 exception when integrity_constraint_violation or data_exception or program_limit_exceeded
     or raise_exception then
     if cardinality(ids) > 1 then
@@ -2443,9 +2512,9 @@ declare
 begin
     with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
-               v.outcome = 'rejected' or c.counted
+               v.outcome = 'rejected' or g.delay is not distinct from 'Infinity' or c.counted
                    and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
-               coalesce(make_interval(secs => g.delay), _requeue.delay,
+               coalesce(make_interval(secs => nullif(g.delay, 'Infinity')), _requeue.delay,
                         "tocsin"._backoff(q, m.read_ct)) as delay,
                case when c.counted then "tocsin"._describe_delivery(m, t, v.outcome, g.error)
                end as delivery
@@ -2788,7 +2857,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.archive(ids bigint[], leases bigint[]) RETURNS boolean[]
+CREATE FUNCTION tocsin.archive(ids bigint[], leases bigint[], results jsonb DEFAULT NULL::jsonb, outcome text DEFAULT 'succeeded'::text) RETURNS boolean[]
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -2806,6 +2875,7 @@ declare
     hours integer;  -- null: not kept
     seen integer[] := '{}';
     batch bigint[];
+    jobs bigint[];
     settled bigint[] := '{}';
 begin
     -- One queue after the other. Usually there is only one.
@@ -2819,25 +2889,33 @@ begin
         exit when not found;
         with finished as (
             delete from "tocsin".messages m
-                using (select x.id, x.lease from unnest(ids, leases) as x (id, lease)
+                using (select x.id, x.lease, x.n
+                       from unnest(ids, leases) with ordinality as x (id, lease, n)
                        order by x.id) g
             where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
                 from 'leased' and m.queue_id = queue
             returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
                 m.producer_worker_id, m.consumer_worker_id,
-                      m.key, m.payload, m.headers, m.last_error, m.history
+                      m.key, m.payload, m.headers, m.last_error, m.history, m.task, m.options, g.n
         ), stored as (
             insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at,
                                         dequeued_at, archived_at, keep_until,
                                         producer_worker_id, consumer_worker_id, key, payload,
-                                        headers, last_error, history)
+                                        headers, last_error, history, task, options, outcome,
+                                        result)
             select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
                 until,
                    f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
-                   f.last_error, f.history
+                   f.last_error, f.history, f.task, f.options,
+                   case when f.task is not null then outcome end,
+                   case when f.task is not null then results -> (f.n - 1)::integer end
             from finished f where hours is not null
         )
-        select array_agg(f.id) into batch from finished f;
+        select array_agg(f.id), array_agg(f.id) filter (where f.task is not null) into batch, jobs
+        from finished f;
+        if jobs is not null then
+            perform "tocsin"._announce(queue, jobs);
+        end if;
         if batch is not null then
             insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
                 values (queue, hours, until, t, cardinality(batch));
@@ -2875,11 +2953,11 @@ begin
         insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at, dequeued_at,
                                     archived_at, keep_until,
                                     producer_worker_id, consumer_worker_id, key, payload, headers,
-                                    last_error, history)
+                                    last_error, history, task, options, outcome)
         select d.id, d.queue_id, d.priority, d.read_ct, s.span, d.enqueued_at, d.dequeued_at, t,
             s.until, d.producer_worker_id,
                d.consumer_worker_id, d.key, d.payload, d.headers, coalesce(d.error, d.reason),
-               d.history
+               d.history, d.task, d.options, case when d.task is not null then 'failed' end
         from removed d join shelved s on s.queue_id = d.queue_id
         where s.span is not null
     )
@@ -2934,6 +3012,45 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.await_jobs(ids bigint[], process_id bigint, alone boolean DEFAULT false) RETURNS TABLE(job_id bigint, queue_id integer)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+    if alone then
+        delete from "tocsin".awaited a using "tocsin".processes p
+        where a.process_id = await_jobs.process_id and a.job_id <> all (ids)
+            and p.id = a.process_id and "tocsin"._acts_for(p.role);
+    end if;
+    insert into "tocsin".awaited (job_id, process_id)
+    select m.id, p.id
+    from "tocsin".messages m
+    join "tocsin".processes p on p.id = await_jobs.process_id and "tocsin"._acts_for(p.role)
+    where m.id = any (ids) and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id)
+    on conflict do nothing;
+    return query select m.id, m.queue_id from "tocsin".messages m
+        where m.id = any (ids) and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.begin_awaiting(queue_ids integer[]) RETURNS integer[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform pg_advisory_lock_shared("tocsin"._lock_key('awaited', q)) from unnest(queue_ids) q;
+    return "tocsin".untold_outcomes(queue_ids);
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.begin_poll(worker_id bigint, registration bigint) RETURNS tocsin.workers
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2977,7 +3094,7 @@ begin
     set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled',
         history = m.history
     where x.id = m.id;
-    perform "tocsin".archive(array[m.id], array[coalesce(m.lease, 0) + 1]);
+    perform "tocsin".archive(array[m.id], array[coalesce(m.lease, 0) + 1], outcome => 'cancelled');
     if m.due < m.vt then  -- the message kept its place, and so held up the queue: see order.sql
         perform "tocsin"._ring(m.queue_id);
     end if;
@@ -2987,7 +3104,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval DEFAULT NULL::interval, from_priority integer DEFAULT NULL::integer, from_due timestamp with time zone DEFAULT NULL::timestamp with time zone, from_id bigint DEFAULT NULL::bigint, or_full_scan boolean DEFAULT true, finished_ids bigint[] DEFAULT NULL::bigint[], finished_leases bigint[] DEFAULT NULL::bigint[], durable boolean DEFAULT true, ordered boolean DEFAULT false) RETURNS TABLE(kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamp with time zone, enqueued_at timestamp with time zone, vt_at timestamp with time zone, dequeued_at timestamp with time zone, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text, next_due double precision)
+CREATE FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval DEFAULT NULL::interval, from_priority integer DEFAULT NULL::integer, from_due timestamp with time zone DEFAULT NULL::timestamp with time zone, from_id bigint DEFAULT NULL::bigint, or_full_scan boolean DEFAULT true, finished_ids bigint[] DEFAULT NULL::bigint[], finished_leases bigint[] DEFAULT NULL::bigint[], durable boolean DEFAULT true, ordered boolean DEFAULT false, finished_results jsonb DEFAULT NULL::jsonb) RETURNS TABLE(kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamp with time zone, enqueued_at timestamp with time zone, vt_at timestamp with time zone, dequeued_at timestamp with time zone, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text, job text, next_due double precision)
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -3019,7 +3136,7 @@ begin
     if finished_ids is not null then
         -- as limit_lock_wait() does: see locks.sql
         ignored := set_config('lock_timeout', '250ms', true);
-        archived := "tocsin".archive(finished_ids, finished_leases);
+        archived := "tocsin".archive(finished_ids, finished_leases, finished_results);
         if not true = all (archived) then
             kind := 'lost';
             for id in
@@ -3077,7 +3194,9 @@ begin
             returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt,
                 t, m.producer_worker_id, m.headers::text,
                       m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key,
-                      m.payload::text, null::float8;
+                      m.payload::text, case when m.task is not null then
+                          jsonb_build_object('task', m.task, 'options', m.options)::text end,
+                      null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
             q := "tocsin"._check_claim(worker_id, registration);  -- or raises an error
@@ -3246,6 +3365,13 @@ CREATE FUNCTION tocsin.detach_process(process_id bigint) RETURNS void
 
 
 
+CREATE FUNCTION tocsin.end_awaiting(queue_ids integer[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ select pg_advisory_unlock_shared("tocsin"._lock_key('awaited', q)) from unnest(queue_ids) q $$;
+
+
+
 CREATE FUNCTION tocsin.end_waiting(queue_ids integer[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3253,7 +3379,7 @@ CREATE FUNCTION tocsin.end_waiting(queue_ids integer[]) RETURNS void
 
 
 
-CREATE FUNCTION tocsin.enqueue(queue text, payload jsonb, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, priority integer DEFAULT 0, headers jsonb DEFAULT NULL::jsonb, key text DEFAULT NULL::text, expires_in interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, worker_id bigint DEFAULT NULL::bigint, ring_early boolean DEFAULT false) RETURNS bigint
+CREATE FUNCTION tocsin.enqueue(queue text, payload jsonb, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, priority integer DEFAULT 0, headers jsonb DEFAULT NULL::jsonb, key text DEFAULT NULL::text, expires_in interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, worker_id bigint DEFAULT NULL::bigint, task text DEFAULT NULL::text, options jsonb DEFAULT NULL::jsonb, ring_early boolean DEFAULT false) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3279,6 +3405,9 @@ begin
     if headers is not null then
         perform "tocsin"._check_headers("tocsin".find_queue(queue), headers);
     end if;
+    if task is not null then
+        perform "tocsin"._check_job(task, options);
+    end if;
     if rings then
         ignored := set_config('bell.rung_by', '"tocsin".', true);
     end if;
@@ -3300,12 +3429,12 @@ begin
     loop
         insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      expires_at, producer_worker_id, max_deliveries, key,
-                                     payload, headers)
+                                     payload, headers, task, options)
         select coalesce(new_id, nextval('"tocsin".messages_id_seq')), x.id, coalesce(priority, 0),
                case when due_at > t then 'delayed'::"tocsin".message_state
                    else 'ready' end, due_at, due_at, t,
                "tocsin"._later(t, expires_in), worker_id, enqueue.max_deliveries, key, payload,
-               headers
+               headers, task, options
         from "tocsin".queues x
         where x.name = queue
             and "tocsin"._is_valid(payload, x.max_payload, delay, at, expires_in,
@@ -3368,6 +3497,9 @@ begin
         from (select distinct x.worker_id
               from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
     end if;
+    perform "tocsin"._check_job(m.task, m.options)
+    from jsonb_to_recordset(messages) as m (task text, options jsonb)
+    where m.task is not null;
     if q.ruled then
         select array_agg(p.payload) into unfit
         from jsonb_array_elements(messages) m
@@ -3377,19 +3509,20 @@ begin
     with given as materialized (
         select nextval('"tocsin".messages_id_seq') as id, coalesce(m.payload, 'null') as payload,
             coalesce(m.at, "tocsin"._later(t, m.delay), t) as due_at,
-               m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id
+               m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id,
+               m.task, m.options
         from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz,
                                                 priority integer, headers jsonb,
                                                 expires_in interval, max_deliveries integer,
-                                                worker_id bigint)
+                                                worker_id bigint, task text, options jsonb)
     ), added as (
         insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      expires_at, producer_worker_id, max_deliveries,
-                                     payload, headers)
+                                     payload, headers, task, options)
         select g.id, q.id, coalesce(g.priority, 0), case when g.due_at > t
             then 'delayed'::"tocsin".message_state else 'ready' end,
                g.due_at, g.due_at, t, "tocsin"._later(t, g.expires_in), g.worker_id, g.max_deliveries,
-               g.payload, g.headers
+               g.payload, g.headers, g.task, g.options
         from given g
         where "tocsin"._is_valid(g.payload, q.max_payload, g.delay, g.at, g.expires_in,
                                g.max_deliveries)
@@ -3653,6 +3786,53 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.job_outcomes(ids bigint[]) RETURNS TABLE(id bigint, task text, state text, attempts integer, result text, reason text, error text, traceback text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+begin
+    return query
+        select m.id, m.task,
+               case when m.state = 'leased' and m.vt > t then 'running' else 'waiting' end,
+               m.read_ct, null::text, null::text, m.last_error, null::text
+        from "tocsin".messages m
+        where m.id = any (ids) and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id)
+        union all
+        select d.id, d.task, 'failed', d.read_ct, null, d.reason, d.error, d.traceback
+        from "tocsin".dead_letters d
+        where d.id = any (ids) and d.task is not null and "tocsin"._may_read_outcomes(d.queue_id)
+        union all
+        select a.id, a.task, a.outcome, a.read_ct, a.result::text, null, a.last_error, null
+        from "tocsin".archive a
+        where a.queue_id in (select q.id from "tocsin".queues q) and a.id = any (ids)
+            and a.task is not null and "tocsin"._may_read_outcomes(a.queue_id);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.leave_jobs(ids bigint[], process_id bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    delete from "tocsin".awaited a using "tocsin".processes p
+    where a.job_id = any (ids) and a.process_id = leave_jobs.process_id
+        and p.id = a.process_id and "tocsin"._acts_for(p.role);
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.limit_lock_wait() RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3746,6 +3926,17 @@ CREATE FUNCTION tocsin.list_queues() RETURNS SETOF tocsin.queues
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ select q.* from "tocsin".queues q order by q.name $$;
+
+
+
+CREATE FUNCTION tocsin.list_tasks() RETURNS TABLE(name text, queue text, max_deliveries integer, priority integer, timeout double precision, description text, registered_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select t.name, q.name, t.max_deliveries, t.priority, t.timeout, t.description, t.registered_at
+    from "tocsin".tasks t join "tocsin".queues q on q.id = t.queue_id
+    order by t.name
+$$;
 
 
 
@@ -4326,6 +4517,31 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.register_tasks(tasks jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+    insert into "tocsin".tasks as x (name, queue_id, max_deliveries, priority, timeout, description,
+                                   registered_at)
+    select t.name, ("tocsin".find_queue(t.queue)).id, t.max_deliveries, t.priority, t.timeout,
+           t.description, "tocsin"._clock()
+    from jsonb_to_recordset(tasks) as t (name text, queue text, max_deliveries integer,
+                                         priority integer, timeout float8, description text)
+    order by t.name
+    on conflict (name) do update
+    set queue_id = excluded.queue_id, max_deliveries = excluded.max_deliveries,
+        priority = excluded.priority, timeout = excluded.timeout,
+        description = excluded.description, registered_at = excluded.registered_at
+    where (x.queue_id, x.max_deliveries, x.priority, x.timeout, x.description)
+        is distinct from (excluded.queue_id, excluded.max_deliveries, excluded.priority,
+                          excluded.timeout, excluded.description);
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.register_worker(queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean DEFAULT false) RETURNS tocsin.workers
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4466,12 +4682,12 @@ begin
         insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      dequeued_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                     last_error, history)
+                                     last_error, history, task, options)
         select d.id, d.queue_id, d.priority,
             (case when delay > '0 s' then 'delayed' else 'ready' end)::"tocsin".message_state, t, t,
                d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id,
                d.max_deliveries, d.key, d.payload,
-               d.headers, d.error, d.history
+               d.headers, d.error, d.history, d.task, d.options
         from "tocsin".dead_letters d
         where d.id = any (taken)
         order by d.id
@@ -4714,6 +4930,38 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.submit(task text, arguments jsonb DEFAULT '[]'::jsonb, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, priority integer DEFAULT NULL::integer, headers jsonb DEFAULT NULL::jsonb, key text DEFAULT NULL::text, expires_in interval DEFAULT NULL::interval, max_attempts integer DEFAULT NULL::integer, timeout interval DEFAULT NULL::interval) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t "tocsin".tasks;
+begin
+    if coalesce(jsonb_typeof(arguments), '') not in ('array', 'object') then
+        perform "tocsin"._raise_error('TC022',
+            'arguments must be a JSON array or object, with the arguments by position or name',
+            '{"argument": "arguments"}');
+    end if;
+    select x.* into t from "tocsin".tasks x where x.name = submit.task;
+    if not found then
+        perform "tocsin"._raise_error('TC041',
+            format('no worker has registered a task "%s"', submit.task),
+            jsonb_build_object('task', submit.task),
+            'Start a worker that runs the task, once, or correct the name.');
+    end if;
+    return "tocsin".enqueue(
+        (select q.name from "tocsin".queues q where q.id = t.queue_id), arguments, delay, at,
+        coalesce(submit.priority, t.priority), headers, key, expires_in,
+        coalesce(max_attempts, t.max_deliveries),
+        task => t.name,
+        options => case when submit.timeout is not null
+            then jsonb_build_object('timeout', extract(epoch from submit.timeout)) end);
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.suspend(worker_id bigint, release boolean DEFAULT false, drain boolean DEFAULT false) RETURNS tocsin.workers
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4767,6 +5015,16 @@ CREATE FUNCTION tocsin.unrung_transactions(queue_ids integer[]) RETURNS integer[
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     select coalesce(array_agg(q) filter (where "tocsin"._shared_elsewhere("tocsin"._lock_key('unrung',
+        q))), '{}') from unnest(queue_ids) q
+$$;
+
+
+
+CREATE FUNCTION tocsin.untold_outcomes(queue_ids integer[]) RETURNS integer[]
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select coalesce(array_agg(q) filter (where "tocsin"._shared_elsewhere("tocsin"._lock_key('untold',
         q))), '{}') from unnest(queue_ids) q
 $$;
 
@@ -4860,7 +5118,11 @@ CREATE TABLE tocsin.archive (
     payload jsonb NOT NULL,
     headers jsonb,
     last_error text,
-    history jsonb
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
 )
 PARTITION BY RANGE (span, keep_until);
 
@@ -4876,26 +5138,11 @@ COMMENT ON COLUMN tocsin.archive.keep_until IS 'When the row may be deleted: arc
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113015 (
-    id bigint NOT NULL,
-    queue_id integer NOT NULL,
-    priority integer NOT NULL,
-    read_ct integer NOT NULL,
-    span integer DEFAULT NULL NOT NULL,
-    enqueued_at timestamp with time zone NOT NULL,
-    dequeued_at timestamp with time zone,
-    archived_at timestamp with time zone NOT NULL,
-    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
-    producer_worker_id bigint,
-    consumer_worker_id bigint,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb,
-    last_error text,
-    history jsonb
-);
+COMMENT ON COLUMN tocsin.archive.outcome IS 'Of a job: succeeded, cancelled, or failed (a dead letter that was archived).';
 
-ALTER TABLE ONLY tocsin.archive_1h_2026113015 REPLICA IDENTITY FULL;
+
+
+COMMENT ON COLUMN tocsin.archive.result IS 'Of a job that has succeeded: what its function returned, as JSON.';
 
 
 
@@ -4915,10 +5162,41 @@ CREATE TABLE tocsin.archive_1h_2026113016 (
     payload jsonb NOT NULL,
     headers jsonb,
     last_error text,
-    history jsonb
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
 );
 
 ALTER TABLE ONLY tocsin.archive_1h_2026113016 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113017 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113017 REPLICA IDENTITY FULL;
 
 
 
@@ -4938,7 +5216,11 @@ CREATE TABLE tocsin.archive_24h_2026122900 (
     payload jsonb NOT NULL,
     headers jsonb,
     last_error text,
-    history jsonb
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
 );
 
 ALTER TABLE ONLY tocsin.archive_24h_2026122900 REPLICA IDENTITY FULL;
@@ -4961,7 +5243,11 @@ CREATE TABLE tocsin.archive_24h_2026123000 (
     payload jsonb NOT NULL,
     headers jsonb,
     last_error text,
-    history jsonb
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
 );
 
 ALTER TABLE ONLY tocsin.archive_24h_2026123000 REPLICA IDENTITY FULL;
@@ -4984,7 +5270,11 @@ CREATE TABLE tocsin.archive_8640h_2984032500 (
     payload jsonb NOT NULL,
     headers jsonb,
     last_error text,
-    history jsonb
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
 );
 
 ALTER TABLE ONLY tocsin.archive_8640h_2984032500 REPLICA IDENTITY FULL;
@@ -5007,7 +5297,11 @@ CREATE TABLE tocsin.archive_8640h_2985032000 (
     payload jsonb NOT NULL,
     headers jsonb,
     last_error text,
-    history jsonb
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
 );
 
 ALTER TABLE ONLY tocsin.archive_8640h_2985032000 REPLICA IDENTITY FULL;
@@ -5051,7 +5345,11 @@ CREATE TABLE tocsin.archive_rest (
     payload jsonb NOT NULL,
     headers jsonb,
     last_error text,
-    history jsonb
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
 );
 
 ALTER TABLE ONLY tocsin.archive_rest REPLICA IDENTITY FULL;
@@ -5072,6 +5370,17 @@ CREATE TABLE tocsin.archived_counts (
 
 
 COMMENT ON TABLE tocsin.archived_counts IS 'Number of archived messages of each queue in each partition, without those in archive_count_deltas. Only maintenance writes to this table.';
+
+
+
+CREATE UNLOGGED TABLE tocsin.awaited (
+    job_id bigint NOT NULL,
+    process_id bigint NOT NULL
+);
+
+
+
+COMMENT ON TABLE tocsin.awaited IS 'Which process waits for the outcome of which job; see sql/functions/jobs/outcomes.sql.';
 
 
 
@@ -5210,6 +5519,29 @@ COMMENT ON TABLE tocsin.roles IS 'The roles that may use Tocsin, in addition to 
 
 
 
+CREATE TABLE tocsin.tasks (
+    name text NOT NULL,
+    queue_id integer NOT NULL,
+    max_deliveries integer NOT NULL,
+    priority integer NOT NULL,
+    timeout double precision,
+    description text NOT NULL,
+    registered_at timestamp with time zone NOT NULL,
+    CONSTRAINT tasks_max_deliveries_check CHECK ((max_deliveries > 0)),
+    CONSTRAINT tasks_name_check CHECK ((name <> ''::text)),
+    CONSTRAINT tasks_timeout_check CHECK ((timeout > (0)::double precision))
+);
+
+
+
+COMMENT ON TABLE tocsin.tasks IS 'The tasks that workers have registered: where a job goes that SQL submits.';
+
+
+
+COMMENT ON COLUMN tocsin.tasks.timeout IS 'Seconds that an attempt may take; null: any number.';
+
+
+
 CREATE UNLOGGED TABLE tocsin.uptime (
     only_row boolean DEFAULT true NOT NULL,
     since timestamp with time zone NOT NULL,
@@ -5229,11 +5561,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113015 FOR VALUES FROM (1, '2026-11-30 15:00:00+00') TO (1, '2026-11-30 16:00:00+00');
-
-
-
 ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113016 FOR VALUES FROM (1, '2026-11-30 16:00:00+00') TO (1, '2026-11-30 17:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113017 FOR VALUES FROM (1, '2026-11-30 17:00:00+00') TO (1, '2026-11-30 18:00:00+00');
 
 
 
@@ -5257,7 +5589,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113015 VALUES (1, 2, 0, 1, 1, '2026-11-29 15:40:19.11458+00', '2026-11-29 15:40:19.117443+00', '2026-11-29 15:40:19.121132+00', '2026-11-30 15:40:19.121132+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113016 VALUES (1, 2, 0, 1, 1, '2026-11-29 16:52:34.241345+00', '2026-11-29 16:52:34.246085+00', '2026-11-29 16:52:34.252453+00', '2026-11-30 16:52:34.252453+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -5270,84 +5602,92 @@ INSERT INTO tocsin.archive_1h_2026113015 VALUES (1, 2, 0, 1, 1, '2026-11-29 15:4
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 15:40:19.129952+00', '2026-11-29 15:40:19.132282+00', '2026-11-29 15:40:19.133329+00', '2985-03-06 15:40:19.133329+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 16:52:34.27659+00', '2026-11-29 16:52:34.278982+00', '2026-11-29 16:52:34.280134+00', '2985-03-06 16:52:34.280134+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 15:40:19.121132+00', '2026-11-29 15:40:19.121132+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 15:40:19.133329+00', '2026-11-29 15:40:19.133329+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 16:52:34.252453+00', '2026-11-29 16:52:34.252453+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 16:52:34.280134+00', '2026-11-29 16:52:34.280134+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 15:40:19.094183+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 15:00:00+00","2026-11-30 17:00:00+00")', '2026-11-29 15:40:19.0942+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 15:40:19.094204+00');
-
-
-
-
-
-
-
-
-
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '7db5bc81ccff7e91aed763722dfd9fdf6bc9f3cd82471271b0744ac5445d1e2c');
-
-
-
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 15:40:19.137645+00', '2026-11-29 15:40:19.138416+00', '2026-11-29 15:40:19.144506+00', 1795966819138416, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T15:40:19.139973+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T15:40:19.138416+00:00"}]');
-
-
-
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 15:41:18.89267+00', false);
-
-
-
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 15:40:19.131338+00', '2026-11-29 15:40:21.132282+00', '2026-11-29 15:40:19.131338+00', '2026-11-29 15:40:19.132282+00', NULL, 1795966819132282, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 15:40:20.11953+00', '2026-11-29 15:40:20.11953+00', '2026-11-29 15:40:19.135696+00', '2026-11-29 15:40:19.136749+00', NULL, 1795966819136749, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T15:40:19.139973+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T15:40:19.136749+00:00"}]');
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', '2026-11-29 15:40:19.148608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 15:40:19.15039+00', '2026-11-29 15:40:19.15039+00', '2026-11-29 15:40:19.15039+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 15:40:20.151222+00', '2026-11-29 15:40:20.151222+00', '2026-11-29 15:40:19.151222+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 15:40:20.15188+00', '2026-11-29 15:40:20.15188+00', '2026-11-29 15:40:19.15188+00', NULL, '2026-11-29 15:40:19.65188+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 15:40:19.152563+00', '2985-03-06 15:40:19.152563+00', '2026-11-29 15:40:19.152563+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 15:40:19.153136+00', '2026-11-29 15:40:19.153136+00', '2026-11-29 15:40:19.153136+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL);
-
-
-
-INSERT INTO tocsin.migrations VALUES (1, '0001_tables.sql', '2026-11-29 15:40:18.89267+00');
-
-
-
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 18647, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 15:40:19.098514+00', '2026-11-29 15:40:19.113293+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 16:52:34.199604+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 16:00:00+00","2026-11-30 18:00:00+00")', '2026-11-29 16:52:34.199624+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 16:52:34.199629+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 15:40:19.03916+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 15:40:19.043219+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 15:40:19.154192+00', '2026-11-29 15:40:19.045325+00', 'tocsin.paused');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 15:40:19.097747+00');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'e274776666dac50892fb4416732e9a66417227adb19066aea4cc8cf52713f6ba');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 18647, '0.1.0', '2026-11-29 15:40:19.10015+00', '2026-11-29 15:40:19.10015+00', '2026-11-29 15:40:19.124053+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 18647, '0.1.0', '2026-11-29 15:40:19.125737+00', '2026-11-29 15:40:19.125737+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 18647, '0.1.0', '2026-11-29 15:40:19.128192+00', '2026-11-29 15:40:19.128192+00', NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 16:52:34.284342+00', '2026-11-29 16:52:34.285337+00', '2026-11-29 16:52:34.293298+00', 1795971154285337, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T16:52:34.28726+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T16:52:34.285337+00:00"}]', NULL, NULL);
+
+
+
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 16:53:34.007328+00', false);
+
+
+
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 16:52:34.27818+00', '2026-11-29 16:52:36.278982+00', '2026-11-29 16:52:34.27818+00', '2026-11-29 16:52:34.278982+00', NULL, 1795971154278982, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 16:52:35.112218+00', '2026-11-29 16:52:35.112218+00', '2026-11-29 16:52:34.282707+00', '2026-11-29 16:52:34.283555+00', NULL, 1795971154283555, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T16:52:34.28726+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T16:52:34.283555+00:00"}]', NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 16:52:34.303444+00', '2026-11-29 16:52:34.303444+00', '2026-11-29 16:52:34.303444+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 16:52:35.305159+00', '2026-11-29 16:52:35.305159+00', '2026-11-29 16:52:34.305159+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 16:52:35.30642+00', '2026-11-29 16:52:35.30642+00', '2026-11-29 16:52:34.30642+00', NULL, '2026-11-29 16:52:34.80642+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 16:52:34.307295+00', '2985-03-06 16:52:34.307295+00', '2026-11-29 16:52:34.307295+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 16:52:34.308152+00', '2026-11-29 16:52:34.308152+00', '2026-11-29 16:52:34.308152+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL);
+
+
+
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 16:52:34.007328+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 16:52:34.007328+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 16:52:34.007328+00');
+
+
+
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 19502, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 16:52:34.205074+00', '2026-11-29 16:52:34.2275+00');
+
+
+
+
+
+
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 16:52:34.147749+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 16:52:34.151083+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 16:52:34.309459+00', '2026-11-29 16:52:34.152862+00', 'tocsin.paused');
+
+
+
+
+
+
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 16:52:34.20408+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 19502, '0.1.0', '2026-11-29 16:52:34.207415+00', '2026-11-29 16:52:34.207415+00', '2026-11-29 16:52:34.259314+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 19502, '0.1.0', '2026-11-29 16:52:34.263795+00', '2026-11-29 16:52:34.263795+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 19502, '0.1.0', '2026-11-29 16:52:34.273382+00', '2026-11-29 16:52:34.273382+00', NULL);
 
 
 
@@ -5386,6 +5726,11 @@ ALTER TABLE ONLY tocsin.archive_policies
 
 ALTER TABLE ONLY tocsin.archived_counts
     ADD CONSTRAINT archived_counts_pkey PRIMARY KEY (queue_id, span, starts_at);
+
+
+
+ALTER TABLE ONLY tocsin.awaited
+    ADD CONSTRAINT awaited_pkey PRIMARY KEY (job_id, process_id);
 
 
 
@@ -5439,6 +5784,11 @@ ALTER TABLE ONLY tocsin.roles
 
 
 
+ALTER TABLE ONLY tocsin.tasks
+    ADD CONSTRAINT tasks_pkey PRIMARY KEY (name);
+
+
+
 ALTER TABLE ONLY tocsin.uptime
     ADD CONSTRAINT uptime_pkey PRIMARY KEY (only_row);
 
@@ -5458,11 +5808,11 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113015_queue_id_id_idx ON tocsin.archive_1h_2026113015 USING btree (queue_id, id);
-
-
-
 CREATE INDEX archive_1h_2026113016_queue_id_id_idx ON tocsin.archive_1h_2026113016 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113017_queue_id_id_idx ON tocsin.archive_1h_2026113017 USING btree (queue_id, id);
 
 
 
@@ -5518,15 +5868,19 @@ CREATE INDEX messages_timed ON tocsin.messages USING btree (queue_id, state, vt)
 
 
 
+CREATE INDEX tasks_queue ON tocsin.tasks USING btree (queue_id);
+
+
+
 CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (process_id IS NOT NULL);
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113015_queue_id_id_idx;
-
-
-
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113016_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113017_queue_id_id_idx;
 
 
 
@@ -5568,6 +5922,11 @@ ALTER TABLE ONLY tocsin.queue_grants
 
 
 
+ALTER TABLE ONLY tocsin.tasks
+    ADD CONSTRAINT tasks_queue_id_fkey FOREIGN KEY (queue_id) REFERENCES tocsin.queues(id) ON DELETE CASCADE;
+
+
+
 ALTER TABLE ONLY tocsin.workers
     ADD CONSTRAINT workers_queue_id_fkey FOREIGN KEY (queue_id) REFERENCES tocsin.queues(id);
 
@@ -5594,6 +5953,10 @@ REVOKE ALL ON FUNCTION tocsin._add_partitions(OUT added integer, OUT problem tex
 
 
 REVOKE ALL ON FUNCTION tocsin._add_queue(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._announce(queue_id integer, ids bigint[]) FROM PUBLIC;
 
 
 
@@ -5666,6 +6029,10 @@ REVOKE ALL ON FUNCTION tocsin._check_enqueue_options(queue text, delay interval,
 
 
 REVOKE ALL ON FUNCTION tocsin._check_headers(q tocsin.queues, headers jsonb) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_job(task text, options jsonb) FROM PUBLIC;
 
 
 
@@ -5849,6 +6216,10 @@ REVOKE ALL ON FUNCTION tocsin._may_enqueue(queue_id integer, worker_id bigint) F
 
 
 
+REVOKE ALL ON FUNCTION tocsin._may_read_outcomes(queue_id integer) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._move_to_dead_letters(ids bigint[], reason text, errors text[], tracebacks text[], deliveries jsonb[]) FROM PUBLIC;
 
 
@@ -6009,7 +6380,7 @@ REVOKE ALL ON FUNCTION tocsin._wanted_partitions() FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin.archive(ids bigint[], leases bigint[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.archive(ids bigint[], leases bigint[], results jsonb, outcome text) FROM PUBLIC;
 
 
 
@@ -6025,6 +6396,14 @@ REVOKE ALL ON FUNCTION tocsin.attach_process(process_id bigint) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin.await_jobs(ids bigint[], process_id bigint, alone boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.begin_awaiting(queue_ids integer[]) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.begin_poll(worker_id bigint, registration bigint) FROM PUBLIC;
 
 
@@ -6037,7 +6416,7 @@ REVOKE ALL ON FUNCTION tocsin.cancel(message_id bigint, queue text, key text) FR
 
 
 
-REVOKE ALL ON FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval, from_priority integer, from_due timestamp with time zone, from_id bigint, or_full_scan boolean, finished_ids bigint[], finished_leases bigint[], durable boolean, ordered boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval, from_priority integer, from_due timestamp with time zone, from_id bigint, or_full_scan boolean, finished_ids bigint[], finished_leases bigint[], durable boolean, ordered boolean, finished_results jsonb) FROM PUBLIC;
 
 
 
@@ -6065,11 +6444,15 @@ REVOKE ALL ON FUNCTION tocsin.detach_process(process_id bigint) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin.end_awaiting(queue_ids integer[]) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.end_waiting(queue_ids integer[]) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin.enqueue(queue text, payload jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, key text, expires_in interval, max_deliveries integer, worker_id bigint, ring_early boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.enqueue(queue text, payload jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, key text, expires_in interval, max_deliveries integer, worker_id bigint, task text, options jsonb, ring_early boolean) FROM PUBLIC;
 
 
 
@@ -6121,6 +6504,14 @@ REVOKE ALL ON FUNCTION tocsin.interrupt(worker_id bigint, grace interval, regist
 
 
 
+REVOKE ALL ON FUNCTION tocsin.job_outcomes(ids bigint[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.leave_jobs(ids bigint[], process_id bigint) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.limit_lock_wait() FROM PUBLIC;
 
 
@@ -6134,6 +6525,10 @@ REVOKE ALL ON FUNCTION tocsin.list_messages(queue text, state text, worker_id bi
 
 
 REVOKE ALL ON FUNCTION tocsin.list_queues() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.list_tasks() FROM PUBLIC;
 
 
 
@@ -6197,6 +6592,10 @@ REVOKE ALL ON FUNCTION tocsin.register_process(hostname text, pid integer, versi
 
 
 
+REVOKE ALL ON FUNCTION tocsin.register_tasks(tasks jsonb) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.register_worker(queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean) FROM PUBLIC;
 
 
@@ -6257,6 +6656,10 @@ REVOKE ALL ON FUNCTION tocsin.store_stats() FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin.submit(task text, arguments jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, key text, expires_in interval, max_attempts integer, timeout interval) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.suspend(worker_id bigint, release boolean, drain boolean) FROM PUBLIC;
 
 
@@ -6270,6 +6673,10 @@ REVOKE ALL ON FUNCTION tocsin.unregister_worker(worker_id bigint, registration b
 
 
 REVOKE ALL ON FUNCTION tocsin.unrung_transactions(queue_ids integer[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.untold_outcomes(queue_ids integer[]) FROM PUBLIC;
 
 
 

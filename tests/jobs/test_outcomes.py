@@ -311,6 +311,58 @@ async def test_a_process_declared_dead_waits_on(
 
 
 async def test_a_dead_process_is_told_nothing(store: tocsin.Store, store_dsn: str) -> None:
-    await query(store_dsn, "insert into tocsin.awaited values (1, tocsin.process_channel(77))")
+    await query(store_dsn, "insert into tocsin.awaited values (1, 77)")
     await query(store_dsn, "select tocsin._end_process(77, true)")
     assert await query(store_dsn, "select * from tocsin.awaited") == []
+
+
+async def test_a_process_is_at_rest_after_a_wait(store: tocsin.Store) -> None:
+    async with working(store, tasks.double):
+        for number in range(5):
+            job = await tasks.double.submit(store, number)
+            assert await job.result(timeout=PATIENCE) == 2 * number
+            with trio.fail_after(PATIENCE):  # a loop that spins is never blocked
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert store._process.outcomes.recheck.at == math.inf
+
+
+async def test_an_abandoned_wait_leaves_the_process_at_rest(
+    store: tocsin.Store, store_dsn: str, job: tocsin.Job[int]
+) -> None:
+    async with open_transaction(store_dsn) as transaction:
+        await transaction.execute("select tocsin.cancel(%s)", [job.id])
+        with trio.move_on_after(0.05):
+            await job.result()
+        with trio.fail_after(PATIENCE):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert store._process.outcomes.recheck.at == math.inf
+
+
+async def test_a_wait_that_ends_without_a_connection_leaves_nothing(
+    store: tocsin.Store, store_dsn: str, job: tocsin.Job[int]
+) -> None:
+    other = await tasks.double.submit(store, 1)
+    outcomes = store._process.outcomes
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(job.result)
+        await until(lambda: outcomes.wanted and outcomes.safe)
+        outcomes.lost()
+        nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other.result)
+        await until_true(
+            store_dsn, "array_agg(job_id) = array[%s::bigint] from tocsin.awaited", other.id
+        )
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("payload", ["job ", "job x", "job -1", f"job {'9' * 5000}", "jobs"])
+async def test_any_role_may_notify_and_ends_no_process(
+    store: tocsin.Store, store_dsn: str, job: tocsin.Job[int], payload: str
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(job.result)
+        await until(lambda: store._process.outcomes.wanted and store._process.outcomes.safe)
+        channel = store._process._membership.process.channel
+        await query(store_dsn, "select pg_notify(%s, %s)", channel, payload)
+        await run_once(store)

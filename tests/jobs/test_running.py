@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -481,3 +482,70 @@ async def test_logs_name_the_task(store: tocsin.Store, caplog: pytest.LogCapture
     async with working(store, tasks.fail_until):
         await (await tasks.fail_until.submit(store, 2)).result(timeout=PATIENCE)
     assert any(tasks.fail_until.name in r.message for r in caplog.records)
+
+
+async def test_a_cancelled_worker_of_two_queues_ends(store: tocsin.Store) -> None:
+    began = trio.Event()
+
+    async def stay() -> None:
+        began.set()
+        await trio.sleep_forever()
+
+    here = tocsin.task(name="here")(stay)
+    there = tocsin.task(name="there", queue="other")(stay)
+    for queue in "default", "other":
+        await store.queues.ensure(queue)
+    job = await here.submit(store)
+    async with store.worker([here, there]) as worker, trio.open_nursery() as nursery:
+        nursery.start_soon(worker.run)
+        with trio.fail_after(PATIENCE):
+            await began.wait()
+        nursery.cancel_scope.cancel()
+    assert (await job.info()).attempts == 0
+
+
+@pytest.mark.parametrize("delay", [float("nan"), -1.0, "1s"])
+async def test_an_answer_of_a_policy_that_makes_no_sense_is_replaced(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture, delay: Any
+) -> None:
+    class Policy:
+        def delay(self, attempt: int, error: BaseException) -> float | None:
+            return delay  # type: ignore[no-any-return]
+
+    @tocsin.task(name="fails", retry=Policy(), max_attempts=1)
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise OSError("lost")
+
+    async with working(store, fail):
+        info = await finished(await fail.submit(store))
+    assert (info.state, info.attempts, info.error) == ("failed", 1, "OSError: lost")
+    assert any("the retry policy of task fails" in r.message for r in caplog.records)
+
+
+async def test_a_policy_may_answer_with_a_timedelta(store: tocsin.Store) -> None:
+    class Policy:
+        def delay(self, attempt: int, error: BaseException) -> Any:
+            return timedelta(0)
+
+    @tocsin.task(name="fails", retry=Policy(), max_attempts=2)
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise OSError("lost")
+
+    async with working(store, fail):
+        assert (await finished(await fail.submit(store))).attempts == 2
+
+
+async def test_a_policy_is_asked_of_the_single_error_of_a_group(store: tocsin.Store) -> None:
+    @tocsin.task(name="fails", retry=tocsin.fixed(0, on=OSError), max_attempts=2)
+    async def fail() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raise_lost)
+
+    async def raise_lost() -> None:
+        await trio.lowlevel.checkpoint()
+        raise OSError("lost")
+
+    async with working(store, fail):
+        assert (await finished(await fail.submit(store))).attempts == 2

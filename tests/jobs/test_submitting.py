@@ -195,6 +195,7 @@ async def test_sql_is_told_of_a_task_that_no_worker_has_registered(store_dsn: st
     [
         ("'double', '5'", "arguments must be a JSON array or object"),
         ("'double', '[1]', timeout => '0 s'", "timeout must be positive"),
+        ("'double', null", "arguments must be a JSON array or object"),
         ("'double', '[1]', delay => '-1 s'", "delay must not be negative"),
         ("'double', '[1]', max_attempts => 0", "max_deliveries must be positive"),
     ],
@@ -217,3 +218,28 @@ async def test_a_queue_is_deleted_with_its_tasks(store: tocsin.Store, store_dsn:
         pass
     await store.queues.delete("default", force=True)
     assert await query(store_dsn, "select * from tocsin.tasks") == []
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("", None),
+        ("t" * 2000, None),
+        ("t", "[1]"),
+        ("t", '{"timeout": "x"}'),
+        ("t", '{"timeout": 0}'),
+        ("t", '{"timeout": 1e30}'),
+        ("t", '{"other": 1}'),
+    ],
+)
+async def test_enqueue_takes_no_job_that_no_worker_could_read(
+    store: tocsin.Store, store_dsn: str, task: str, options: str | None
+) -> None:
+    await store.queues.ensure("default")
+    async with open_connection(store_dsn) as connection:
+        with pytest.raises(psycopg.Error) as refused:
+            await connection.execute(
+                "select tocsin.enqueue('default', '[]', task => %s, options => %s::jsonb)",
+                [task, options],
+            )
+    assert refused.value.sqlstate == "TC022"

@@ -1,7 +1,7 @@
 -- What jobs have come to, and how a process that waits for that is told.
 --
--- A process that waits for the outcome of a job has a row in `awaited` with its channel.
--- The transaction that finishes the job notifies that channel. It looks for such rows
+-- A process that waits for the outcome of a job has a row in `awaited`. The transaction
+-- that finishes the job notifies the process's channel. It looks for such rows
 -- only while a process waits for outcomes of the queue: so jobs that no process waits
 -- for cost one lock and its test, and no notification, whose commits would come one
 -- after the other.
@@ -65,17 +65,26 @@ begin
 end
 $$;
 
--- Notes that the process with this channel waits for the outcomes of these jobs. Returns
--- those that are not finished, with their queue.
-create or replace function tocsin.await_jobs(ids bigint[], channel text)
+-- Records that the process waits for the outcomes of these jobs, if the caller may act
+-- for the process. Returns the jobs that are not finished, with their queue. `alone`: the
+-- process waits for no other job; rows that a lost connection has left are deleted.
+create or replace function tocsin.await_jobs(ids bigint[], process_id bigint,
+                                             alone boolean default false)
     returns table (job_id bigint, queue_id integer)
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 begin
-    insert into tocsin.awaited (job_id, channel)
-    select m.id, await_jobs.channel from tocsin.messages m
+    if alone then
+        delete from tocsin.awaited a using tocsin.processes p
+        where a.process_id = await_jobs.process_id and a.job_id <> all (ids)
+            and p.id = a.process_id and tocsin._acts_for(p.role);
+    end if;
+    insert into tocsin.awaited (job_id, process_id)
+    select m.id, p.id
+    from tocsin.messages m
+    join tocsin.processes p on p.id = await_jobs.process_id and tocsin._acts_for(p.role)
     where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id)
     on conflict do nothing;
     return query select m.id, m.queue_id from tocsin.messages m
@@ -83,13 +92,15 @@ begin
 end
 $$;
 
--- Notes that the process with this channel waits for these jobs no longer.
-create or replace function tocsin.leave_jobs(ids bigint[], channel text) returns void
+-- Records that the process no longer waits for these jobs.
+create or replace function tocsin.leave_jobs(ids bigint[], process_id bigint) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 begin
-    delete from tocsin.awaited a where a.job_id = any (ids) and a.channel = leave_jobs.channel;
+    delete from tocsin.awaited a using tocsin.processes p
+    where a.job_id = any (ids) and a.process_id = leave_jobs.process_id
+        and p.id = a.process_id and tocsin._acts_for(p.role);
 end
 $$;
 
@@ -126,7 +137,8 @@ as $$
 begin
     perform pg_advisory_xact_lock_shared(tocsin._lock_key('untold', queue_id));
     if tocsin._shared_elsewhere(tocsin._lock_key('awaited', queue_id)) then
-        perform pg_notify(a.channel, 'job ' || a.job_id) from tocsin.awaited a
+        perform pg_notify(tocsin.process_channel(a.process_id), 'job ' || a.job_id)
+        from tocsin.awaited a
         where a.job_id = any (ids) and pg_notification_queue_usage() < 0.9;
     end if;
 end

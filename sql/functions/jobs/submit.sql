@@ -55,12 +55,10 @@ as $$
 declare
     t tocsin.tasks;
 begin
-    if jsonb_typeof(arguments) not in ('array', 'object') then
+    if coalesce(jsonb_typeof(arguments), '') not in ('array', 'object') then
         perform tocsin._raise_error('TC022',
             'arguments must be a JSON array or object, with the arguments by position or name',
             '{"argument": "arguments"}');
-    elsif timeout <= '0 s' then
-        perform tocsin._raise_error('TC022', 'timeout must be positive', '{"argument": "timeout"}');
     end if;
     select x.* into t from tocsin.tasks x where x.name = submit.task;
     if not found then

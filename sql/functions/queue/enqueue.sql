@@ -49,6 +49,31 @@ begin
 end
 $$;
 
+-- Refuses a task's name and options that no worker could read. `options` is an object
+-- with the timeout of an attempt in seconds.
+create or replace function tocsin._check_job(task text, options jsonb) returns void
+language plpgsql
+as $$
+declare
+    timeout jsonb := options -> 'timeout';
+begin
+    if task = '' or octet_length(task) > 1024 then
+        perform tocsin._raise_error('TC022',
+                                    'the name of a task must have between 1 and 1,024 bytes',
+                                    '{"argument": "task"}');
+    elsif jsonb_typeof(options) <> 'object' or options - 'timeout' <> '{}'
+        or jsonb_typeof(timeout) <> 'number' then
+        perform tocsin._raise_error('TC022',
+                                    'options must be an object with a timeout in seconds',
+                                    '{"argument": "options"}');
+    elsif timeout::numeric not between 0.000001 and 31536000000 then
+        perform tocsin._raise_error('TC022',
+                                    'timeout must be positive, and at most a thousand years',
+                                    '{"argument": "timeout"}');
+    end if;
+end
+$$;
+
 -- Whether the worker is active. The function is in plpgsql so that it is not inlined:
 -- its subquery would be set up for each enqueue, also for one without a worker.
 create or replace function tocsin._is_active(worker_id bigint) returns boolean
@@ -184,6 +209,9 @@ begin
     if headers is not null then
         perform tocsin._check_headers(tocsin.find_queue(queue), headers);
     end if;
+    if task is not null then
+        perform tocsin._check_job(task, options);
+    end if;
     if rings then
         ignored := set_config('bell.rung_by', 'tocsin.', true);
     end if;
@@ -315,6 +343,9 @@ begin
         from (select distinct x.worker_id
               from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
     end if;
+    perform tocsin._check_job(m.task, m.options)
+    from jsonb_to_recordset(messages) as m (task text, options jsonb)
+    where m.task is not null;
     if q.ruled then
         select array_agg(p.payload) into unfit
         from jsonb_array_elements(messages) m

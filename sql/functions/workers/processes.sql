@@ -137,7 +137,7 @@ begin
     -- in progress, and a later registration finds no process.
     delete from tocsin.processes p where p.id = process_id
         returning p.heartbeat_at into last_heartbeat;
-    delete from tocsin.awaited a where a.channel = tocsin.process_channel(process_id);
+    delete from tocsin.awaited a where a.process_id = _end_process.process_id;
     for w in select x.* from tocsin.workers x where x.process_id = _end_process.process_id
         order by x.id loop
         perform pg_advisory_xact_lock(tocsin._lock_key('worker', w.id));

@@ -64,7 +64,7 @@ class Conversion:
             Unconvertible: The value is not of this type.
         """
         if self._trusting:
-            return cast(object, _CONVERTER.unstructure(value))
+            return value  # JSON, or refused when it is written
         try:
             form = _CONVERTER.unstructure(value, self._type)
         except Exception as error:  # a hook meets a value of any other type

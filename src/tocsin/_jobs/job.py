@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import attrs
@@ -12,7 +13,7 @@ from tocsin._database.client import Database
 from tocsin._durations import Duration, to_seconds
 from tocsin._queue.payload import decode
 from tocsin._queue.process.process import Process
-from tocsin.errors import JobCancelled, JobFailed, JobNotFound, JobTimedOut
+from tocsin.errors import ConnectionLost, JobCancelled, JobFailed, JobNotFound, JobTimedOut
 
 from .definition import Definition
 
@@ -138,7 +139,8 @@ class Job(Generic[R]):
             JobNotFound: There is no such job, or no longer: its queue keeps what is
                 finished for a shorter time.
             ResultInvalid: The result is not what the return annotation says.
-            ConnectionLost: The database did not answer.
+            ConnectionLost: The database did not answer to begin with; a later outage
+                does not end the wait.
             trio.TooSlowError: The time is over. The job goes on.
 
         Cancellation:
@@ -151,7 +153,9 @@ class Job(Generic[R]):
                 async with self._process.outcomes.waiting(self.id) as wait:
                     while not info.finished:
                         await wait.woken()
-                        info = await self.info()
+                        # An outage ends no wait: each connection wakes it again.
+                        with suppress(ConnectionLost):
+                            info = await self.info()
         return self.read(info)
 
     async def cancel(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NoReturn
 
 import trio
 
+from tocsin._durations import to_seconds
 from tocsin._queue.consuming.failure import Escaped, find_leaves, split
 from tocsin._queue.consuming.handlers import check_that_it_ran, make_caller
 from tocsin._queue.consuming.verdicts import AttemptFailed, Reject, Snooze, Verdict
@@ -24,7 +25,7 @@ from tocsin._queue.message import JobData, Message
 from tocsin.errors import ArgumentsInvalid, ResultInvalid
 
 from .current import CurrentJob, running
-from .task import Task
+from .task import DEFAULT_RETRY, Task
 
 logger = logging.getLogger("tocsin.job")
 
@@ -123,8 +124,15 @@ class TaskRunner:
         outcome: Literal["handler_failed", "timed_out"],
         error: BaseException,
     ) -> AttemptFailed:
-        delay = task.options.retry.delay(message.read_ct, error)
-        return AttemptFailed(outcome, math.inf if delay is None else delay)
+        leaves = find_leaves(error)
+        cause = leaves[0] if len(leaves) == 1 else error
+        try:
+            delay = task.options.retry.delay(message.read_ct, cause)
+            seconds = math.inf if delay is None else to_seconds(delay, "retry", zero=True)
+        except Exception as broken:
+            logger.warning("the retry policy of task %s has raised: %r", task.name, broken)
+            seconds = DEFAULT_RETRY.delay(message.read_ct, cause) or 0.0
+        return AttemptFailed(outcome, seconds)
 
 
 def _make_caller(task: Task[..., Any]) -> Callable[[dict[str, Any]], Awaitable[object]]:

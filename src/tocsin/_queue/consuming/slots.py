@@ -31,6 +31,6 @@ class Slots:
     def release(self) -> None:
         """Give a slot back, and tell the runs, the one that was told first last."""
         self.free += 1
-        self._on_free.append(self._on_free.pop(0))
+        self._on_free[:] = self._on_free[1:] + self._on_free[:1]
         for on_free in self._on_free[:]:
             on_free()

@@ -22,6 +22,9 @@ from .recheck import Recheck
 ANNOUNCED = "job "
 """Beginning of the notification that a job is finished; the job's id follows."""
 
+MOST_DIGITS = 19
+"""The most digits of an id."""
+
 
 @attrs.define(eq=False)
 class OutcomeWait:
@@ -106,7 +109,7 @@ class OutcomeWaits:
         """Return whether a notification announces a job, and wake its waiting tasks."""
         job_id = payload.removeprefix(ANNOUNCED)
         # Any role that may connect may notify anything.
-        if job_id == payload or not job_id.isdecimal():
+        if job_id == payload or not job_id.isdecimal() or len(job_id) > MOST_DIGITS:
             return False
         self._wake([int(job_id)])
         return True
@@ -115,12 +118,8 @@ class OutcomeWaits:
         """Have every waiting task look for its outcome."""
         self._wake(self._waits)
 
-    async def update(self, connection: Connection, channel: str) -> None:
+    async def update(self, connection: Connection) -> None:
         """Register new waits, confirm those that are due, and end the others.
-
-        Args:
-            connection: The LISTEN connection.
-            channel: The channel of this process, which the connection LISTENs to.
 
         Cancellation:
             The connection may hold more locks than this object knows of, so it is to be
@@ -128,8 +127,8 @@ class OutcomeWaits:
         """
         if new := self._waits.keys() - self._registered:
             rows = await self._database.fetch(
-                "select job_id, queue_id from tocsin.await_jobs(%s::bigint[], %s)",
-                [list(new), channel],
+                "select job_id, queue_id from tocsin.await_jobs(%s::bigint[], %s, %s)",
+                [list(new), self._membership.process.id, not self._registered],
                 on=connection,
             )
             self._registered |= new
@@ -140,10 +139,14 @@ class OutcomeWaits:
             await self._confirm(connection)
         if gone := self._registered - self._waits.keys():
             await self._database.fetch(
-                "select tocsin.leave_jobs(%s::bigint[], %s)", [list(gone), channel], on=connection
+                "select tocsin.leave_jobs(%s::bigint[], %s)",
+                [list(gone), self._membership.process.id],
+                on=connection,
             )
             self._registered -= gone
             self._unsafe = {j: q for j, q in self._unsafe.items() if j not in gone}
+        if not self._unsafe:
+            self.recheck.stop()
         if self._locked and not self._waits:
             await self._database.fetch(
                 "select tocsin.end_awaiting(%s)", [list(self._locked)], on=connection

@@ -178,7 +178,7 @@ class Process:
             self._wakeup.pending = False
             if connection is not None:
                 await self.listener.update_channels(connection)
-                await self._waits.update(connection, self._membership.process.channel)
+                await self._waits.update(connection)
             else:
                 await self._membership.detach_if_needed()
             if trio.current_time() >= self.heartbeat.schedule.due_at:

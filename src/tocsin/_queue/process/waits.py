@@ -24,19 +24,15 @@ class Waits:
         """When to call `update` again at the latest (`trio.current_time`)."""
         return min(self.locks.recheck.at, self.outcomes.recheck.at)
 
-    async def update(self, connection: Connection, channel: str) -> None:
+    async def update(self, connection: Connection) -> None:
         """Bring the locks and registrations up to date.
-
-        Args:
-            connection: The LISTEN connection.
-            channel: The channel of this process, which the connection LISTENs to.
 
         Cancellation:
             The connection may hold more locks than this object knows of, so it is to be
             closed.
         """
         await self.locks.update(connection)
-        await self.outcomes.update(connection, channel)
+        await self.outcomes.update(connection)
 
     def lost(self) -> None:
         """Note that the connection and its locks are gone."""
