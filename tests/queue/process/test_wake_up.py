@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import trio
 import trio.testing
@@ -9,6 +11,7 @@ import trio.testing
 import tocsin
 from tests.support import PATIENCE, Handled, query, since, statements, until_idle
 from tests.support.runs import running
+from tocsin._queue.process import bell
 
 
 @pytest.mark.parametrize("way", ["handle", "handle_batches", "messages", "dequeue"])
@@ -49,9 +52,13 @@ async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> Non
             nursery.cancel_scope.cancel()
 
 
-async def test_delayed_message_on_a_silent_queue(dsn_of_quiet_store: str) -> None:
+async def test_delayed_message_on_a_silent_queue(
+    dsn_of_quiet_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No statement runs in between. That it is handled within 50 ms of its time is what
     the benchmark ``delayed`` measures."""
+    # On a busy machine the claim may take so long that the queue becomes idle.
+    monkeypatch.setattr(bell, "LINGER", math.inf)
     dsn, ran, read = dsn_of_quiet_store, dict[str, int](), trio.Event()
 
     async def read_statements(_: tocsin.Message) -> None:
