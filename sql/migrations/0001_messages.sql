@@ -14,6 +14,9 @@
 --                                                        |     --> dead_letters -- replay --> ready
 --                                                        +---- delete --> nothing is kept
 --
+-- A message that waits for other messages is `held`, in no index that a claim reads, until
+-- tocsin._admit makes it ready or delayed (sql/functions/queue/held.sql).
+--
 -- `messages` holds only unfinished messages, so it stays small. A finished message
 -- moves to `archive` or `dead_letters`. One partial index holds the ready messages;
 -- another holds the delayed and leased ones, whose state changes with time. So a claim
@@ -125,7 +128,7 @@ create table tocsin.queue_grants (
 comment on table tocsin.queue_grants is
     'The roles that may enqueue to a queue, in addition to the owner and administrators.';
 
-create type tocsin.message_state as enum ('ready', 'delayed', 'leased');
+create type tocsin.message_state as enum ('held', 'ready', 'delayed', 'leased');
 
 -- The table has no check constraints. PostgreSQL parses them again for each statement
 -- that writes a row, which slows down each enqueue.
@@ -151,7 +154,8 @@ create table tocsin.messages (
     last_error         text,
     history            jsonb,
     task               text,
-    options            jsonb
+    options            jsonb,
+    waits_for          integer
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
         autovacuum_vacuum_cost_delay = 0);
 comment on column tocsin.messages.priority is 'Messages with smaller numbers are claimed first.';
@@ -170,6 +174,8 @@ comment on column tocsin.messages.task is
     'Of a job: the task whose function a worker calls; null: a plain message.';
 comment on column tocsin.messages.options is
     'Of a job: what the call has chosen apart from the task''s options, such as timeout (seconds).';
+comment on column tocsin.messages.waits_for is
+    'Of a held message: how many unfinished messages it waits for; null: none.';
 
 -- A database with the encoding SQL_ASCII accepts any bytes as text. A session with the
 -- client encoding UTF-8 cannot read bytes that are not UTF-8, so each claim of such a
@@ -189,6 +195,7 @@ $$;
 create index messages_ready on tocsin.messages (queue_id, priority, due, id) where state = 'ready';
 create index messages_timed on tocsin.messages (queue_id, state, vt)
     where state in ('delayed', 'leased');
+create index messages_held on tocsin.messages (queue_id, id) where state = 'held';
 create index messages_expiring on tocsin.messages (queue_id, expires_at)
     where state <> 'leased' and expires_at is not null;
 create unique index messages_key on tocsin.messages (queue_id, key) where key is not null;

@@ -1,4 +1,4 @@
--- migrations 541e86d35ab3943429aa8ffc75edea2ffc32706dab23070496aac8eca0bf46d0
+-- migrations 22fbd590a38a6a2ff3a2d67fa5d3d2e89bf8d5f3219ecdca2251bfd48910670d
 
 
 
@@ -77,6 +77,7 @@ COMMENT ON TYPE tocsin.message_info IS 'A message as messages.sql shows it, from
 
 
 CREATE TYPE tocsin.message_state AS ENUM (
+    'held',
     'ready',
     'delayed',
     'leased'
@@ -202,6 +203,44 @@ CREATE FUNCTION tocsin._add_queue(queue text) RETURNS integer
             from added a
     )
     select a.id from added a
+$$;
+
+
+
+CREATE FUNCTION tocsin._admit(ids bigint[]) RETURNS bigint[]
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    admitted bigint[];
+    queues integer[];
+begin
+    with free as (
+        select m.id from "tocsin".messages m
+        where m.id = any (ids) and m.state is not distinct from 'held'
+            and coalesce(m.waits_for, 0) = 0
+        order by m.id for update
+    ), changed as (
+        update "tocsin".messages m
+        set state = (case when m.due > t then 'delayed' else 'ready' end)::"tocsin".message_state,
+            waits_for = null
+        from free f
+        where m.id = any (ids) and m.id = f.id
+        returning m.id, m.queue_id
+    )
+    select array_agg(c.id order by c.id), array_agg(distinct c.queue_id order by c.queue_id)
+    into admitted, queues
+    from changed c;
+    perform "tocsin"._ring(q) from unnest(queues) q;
+    return coalesce(admitted, '{}');
+end
 $$;
 
 
@@ -831,13 +870,13 @@ begin
     update "tocsin".messages m
     set enqueued_at = least(m.enqueued_at, t),
         dequeued_at = least(m.dequeued_at, t),
-        due = case when m.state <> 'delayed' then least(m.due, t)
+        due = case when m.state not in ('delayed', 'held') then least(m.due, t)
                    when m.due > t and ahead.since > t then "tocsin"._later(m.due, t - ahead.since)
                    else m.due end,  -- a due time in the past is the place in the queue
         vt = case when m.state = 'ready' then least(m.vt, t)
                   when m.state = 'leased' and m.dequeued_at > t
                       then "tocsin"._later(m.vt, t - m.dequeued_at)
-                  when m.state = 'delayed' and ahead.since > t
+                  when m.state in ('delayed', 'held') and ahead.since > t
                       then "tocsin"._later(m.vt, t - ahead.since)
                   else m.vt end,
         expires_at = case when m.enqueued_at > t then "tocsin"._later(m.expires_at, t - m.enqueued_at)
@@ -897,7 +936,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timestamp with time zone, cap integer DEFAULT 100000) RETURNS TABLE(queue_id integer, ready bigint, delayed bigint, leased bigint, dead bigint, exact boolean)
+CREATE FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timestamp with time zone, cap integer DEFAULT 100000) RETURNS TABLE(queue_id integer, ready bigint, delayed bigint, held bigint, leased bigint, dead bigint, exact boolean)
     LANGUAGE plpgsql STABLE
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -909,9 +948,9 @@ CREATE FUNCTION tocsin._count_queues(first_id integer, last_id integer, t timest
 begin
     return query
         select s.id, s.ready + s.due + s.lapsed, greatest(s.delayed - s.due, 0),
-            greatest(s.leased - s.lapsed, 0), s.dead,
+            s.held, greatest(s.leased - s.lapsed, 0), s.dead,
                c.ready <= cap and c.due <= cap and c.lapsed <= cap and c.delayed <= cap
-                   and c.leased <= cap and c.dead <= cap
+                   and c.held <= cap and c.leased <= cap and c.dead <= cap
         from "tocsin".queues q
         cross join lateral (
             select (select count(*)
@@ -930,19 +969,23 @@ begin
                           where m.queue_id = q.id and m.state = 'delayed' limit cap + 1) x),
                    (select count(*)
                     from (select from "tocsin".messages m
+                          where m.queue_id = q.id and m.state = 'held' limit cap + 1) x),
+                   (select count(*)
+                    from (select from "tocsin".messages m
                           where m.queue_id = q.id and m.state = 'leased' limit cap + 1) x),
                    (select count(*)
                     from (select from "tocsin".dead_letters d where d.queue_id = q.id
                           limit cap + 1) x)
             offset 0
-        ) c (ready, due, lapsed, delayed, leased, dead)
+        ) c (ready, due, lapsed, delayed, held, leased, dead)
         cross join lateral (
             select q.id, "tocsin"._beyond(c.ready, cap, '"tocsin".messages', q.id, 'ready'), c.due,
                 c.lapsed,
                    "tocsin"._beyond(c.delayed, cap, '"tocsin".messages', q.id, 'delayed'),
+                   "tocsin"._beyond(c.held, cap, '"tocsin".messages', q.id, 'held'),
                    "tocsin"._beyond(c.leased, cap, '"tocsin".messages', q.id, 'leased'),
                    "tocsin"._beyond(c.dead, cap, '"tocsin".dead_letters', q.id)
-        ) s (id, ready, due, lapsed, delayed, leased, dead)
+        ) s (id, ready, due, lapsed, delayed, held, leased, dead)
         where q.id between first_id and last_id;
 end
 $$;
@@ -958,6 +1001,8 @@ CREATE FUNCTION tocsin._count_unfinished(queue_id integer) RETURNS bigint
             where m.queue_id = _count_unfinished.queue_id and m.state = 'ready')
          + (select count(*) from "tocsin".messages m
             where m.queue_id = _count_unfinished.queue_id and m.state = 'delayed')
+         + (select count(*) from "tocsin".messages m
+            where m.queue_id = _count_unfinished.queue_id and m.state = 'held')
          + (select count(*) from "tocsin".messages m
             where m.queue_id = _count_unfinished.queue_id and m.state = 'leased')
 $$;
@@ -1067,7 +1112,8 @@ CREATE TABLE tocsin.messages (
     last_error text,
     history jsonb,
     task text,
-    options jsonb
+    options jsonb,
+    waits_for integer
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
 
@@ -1105,6 +1151,10 @@ COMMENT ON COLUMN tocsin.messages.options IS 'Of a job: what the call has chosen
 
 
 
+COMMENT ON COLUMN tocsin.messages.waits_for IS 'Of a held message: how many unfinished messages it waits for; null: none.';
+
+
+
 CREATE FUNCTION tocsin._describe_delivery(m tocsin.messages, ended_at timestamp with time zone, outcome text, error text) RETURNS jsonb
     LANGUAGE sql STABLE
     AS $$
@@ -1135,7 +1185,8 @@ begin
             select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at,
                 m.dequeued_at, m.read_ct, m.max_deliveries,
                    m.producer_worker_id, m.consumer_worker_id, m.history,
-                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'delayed'
+                   case when m.state = 'held' then 'held'
+                       when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'delayed'
                        then 'delayed' else 'leased' end as state,
                    m.due, m.vt, m.expires_at,
                    null::timestamptz as archived_at, null::timestamptz as died_at,
@@ -1319,6 +1370,9 @@ begin
               union all
               (select m.enqueued_at from "tocsin".messages m
                where m.queue_id = _enqueue_rate.queue_id and m.state = 'delayed' limit size)
+              union all
+              (select m.enqueued_at from "tocsin".messages m
+               where m.queue_id = _enqueue_rate.queue_id and m.state = 'held' limit size)
               union all
               (select m.enqueued_at from "tocsin".messages m
                where m.queue_id = _enqueue_rate.queue_id and m.state = 'leased' limit size)) s;
@@ -1901,7 +1955,7 @@ exception when integrity_constraint_violation or data_exception or program_limit
         end loop;
     else
         update "tocsin".messages m
-        set state = 'delayed', due = again_at, vt = again_at,
+        set state = case when m.state = 'held' then m.state else 'delayed' end, due = again_at, vt = again_at,
             expires_at = case when m.expires_at < again_at then again_at else m.expires_at end,
             last_error = format('%s, but cannot become a dead letter: %s', reason, sqlerrm),
             history = "tocsin"._add_delivery(m.history, deliveries[1])
@@ -2715,6 +2769,9 @@ begin
                 where m.queue_id > g.above and m.queue_id < g.below and m.state = 'ready'
             union all
             select m.id from "tocsin".messages m
+                where m.queue_id > g.above and m.queue_id < g.below and m.state = 'held'
+            union all
+            select m.id from "tocsin".messages m
                 where m.queue_id > g.above and m.queue_id < g.below
                     and m.state in ('delayed', 'leased')
         ) o
@@ -2787,6 +2844,11 @@ begin
         return;
     end if;
     delete from "tocsin".messages m where m.ctid = any (array(
+        select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'held'
+            for update skip locked));
+    get diagnostics n = row_count;
+    messages := messages + n;
+    delete from "tocsin".messages m where m.ctid = any (array(
         select x.ctid from "tocsin".messages x where x.queue_id = q.id and x.state = 'delayed'
             for update skip locked));
     get diagnostics n = row_count;
@@ -2798,6 +2860,8 @@ begin
     messages := messages + n;
     emptied := not exists (select from "tocsin".messages x
                            where x.queue_id = q.id and x.state = 'leased')
+           and not exists (select from "tocsin".messages x
+                           where x.queue_id = q.id and x.state = 'held')
            and not exists (select from "tocsin".messages x
                            where x.queue_id = q.id and x.state = 'delayed')
            and not exists (select from "tocsin".messages x
@@ -3864,11 +3928,12 @@ declare
     page bigint[];
     states text[] := case when state is not null then array[state]
                           when worker_id is not null then '{leased}'
-                          else '{ready,delayed,leased}' end;
+                          else '{ready,delayed,held,leased}' end;
 begin
-    if not states <@ '{ready,delayed,leased,dead,archived}' then
+    if not states <@ '{ready,delayed,held,leased,dead,archived}' then
         perform "tocsin"._raise_error('TC022',
-                                    'state must be one of ready, delayed, leased, dead, archived',
+                                    'state must be one of ready, delayed, held, leased, dead, '
+                                    'archived',
                                     '{"argument": "state"}');
     elsif worker_id is not null and states <> '{leased}' then
         perform "tocsin"._raise_error('TC022',
@@ -3898,6 +3963,11 @@ begin
             (select m.id from "tocsin".messages m
              where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'delayed'
                  and m.vt - t > '0 s' and m.id > beyond
+             order by m.id limit max_messages)
+            union all
+            (select m.id from "tocsin".messages m
+             where 'held' = any (states) and m.queue_id = q.id and m.state = 'held'
+                 and m.id > beyond
              order by m.id limit max_messages)
             union all
             (select m.id from "tocsin".messages m
@@ -4174,7 +4244,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.purge_queue(queue text, ready boolean DEFAULT false, delayed boolean DEFAULT false, archived boolean DEFAULT false, dead boolean DEFAULT false, older_than interval DEFAULT NULL::interval, dry_run boolean DEFAULT false) RETURNS TABLE(ready_count bigint, delayed_count bigint, archived_count bigint, dead_count bigint)
+CREATE FUNCTION tocsin.purge_queue(queue text, ready boolean DEFAULT false, delayed boolean DEFAULT false, held boolean DEFAULT false, archived boolean DEFAULT false, dead boolean DEFAULT false, older_than interval DEFAULT NULL::interval, dry_run boolean DEFAULT false) RETURNS TABLE(ready_count bigint, delayed_count bigint, held_count bigint, archived_count bigint, dead_count bigint)
     LANGUAGE plpgsql SECURITY DEFINER
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
@@ -4188,8 +4258,8 @@ declare
     -- whether a deleted message kept its place, and so held up the queue: see order.sql
     held_up boolean;
 begin
-    if (ready or delayed or archived or dead) is not true then
-        perform "tocsin"._raise_error('TC022', 'say what to purge: ready, delayed, archived or dead',
+    if (ready or delayed or held or archived or dead) is not true then
+        perform "tocsin"._raise_error('TC022', 'say what to purge: ready, delayed, held, archived or dead',
                                     '{"argument": "ready"}');
     elsif older_than < '0 s' then
         perform "tocsin"._raise_error('TC022', 'older_than must not be negative',
@@ -4198,16 +4268,21 @@ begin
     -- Each ready message is due. A message that is due and still delayed counts as
     -- ready.
     if dry_run then
-        select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count,
-            delayed_count
-        from (select m.vt from "tocsin".messages m
+        select count(*) filter (where not w.held and w.vt <= t),
+               count(*) filter (where not w.held and w.vt > t), count(*) filter (where w.held)
+        into ready_count, delayed_count, held_count
+        from (select m.vt, false as held from "tocsin".messages m
               where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready
                   and m.enqueued_at < before
               union all
-              select m.vt from "tocsin".messages m
+              select m.vt, false from "tocsin".messages m
               where m.queue_id = q.id and m.state = 'delayed' and case when m.vt > t then delayed
                   else purge_queue.ready end
-                and m.enqueued_at < before) w;
+                and m.enqueued_at < before
+              union all
+              select m.vt, true from "tocsin".messages m
+              where m.queue_id = q.id and m.state = 'held' and purge_queue.held
+                  and m.enqueued_at < before) w;
     else
         with waiting as (
             select r.id from (select m.id from "tocsin".messages m
@@ -4220,12 +4295,19 @@ begin
                                 and case when m.vt > t then delayed
                                     else purge_queue.ready end and m.enqueued_at < before
                               for update skip locked) s
+            union all
+            select h.id from (select m.id from "tocsin".messages m
+                              where m.queue_id = q.id and m.state = 'held' and purge_queue.held
+                                  and m.enqueued_at < before
+                              for update skip locked) h
         ), gone as (
             delete from "tocsin".messages m using waiting w where m.id = w.id
-            returning m.due, m.vt
+            returning m.due, m.vt, m.state = 'held' as held
         )
-        select count(*) filter (where g.vt <= t), count(*) filter (where g.vt > t),
-            bool_or(g.due < g.vt) into ready_count, delayed_count, held_up
+        select count(*) filter (where not g.held and g.vt <= t),
+               count(*) filter (where not g.held and g.vt > t), count(*) filter (where g.held),
+               bool_or(g.due < g.vt)
+        into ready_count, delayed_count, held_count, held_up
         from gone g;
         if held_up then
             perform "tocsin"._ring(q.id);
@@ -4358,7 +4440,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.queue_metrics(queue text DEFAULT NULL::text) RETURNS TABLE(queue_name text, paused boolean, ready bigint, delayed bigint, leased bigint, dead bigint, archived bigint, oldest_ready_age double precision, enqueue_rate double precision, settle_rate double precision, consumers bigint, exact boolean)
+CREATE FUNCTION tocsin.queue_metrics(queue text DEFAULT NULL::text) RETURNS TABLE(queue_name text, paused boolean, ready bigint, delayed bigint, held bigint, leased bigint, dead bigint, archived bigint, oldest_ready_age double precision, enqueue_rate double precision, settle_rate double precision, consumers bigint, exact boolean)
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_custom_plan'
     SET enable_seqscan TO 'off'
@@ -4390,7 +4472,7 @@ begin
                 and w.status in ('ready', 'polling')
             group by w.queue_id
         )
-        select q.name, q.paused_at is not null, c.ready, c.delayed, c.leased, c.dead,
+        select q.name, q.paused_at is not null, c.ready, c.delayed, c.held, c.leased, c.dead,
             coalesce(a.n, 0),
                extract(epoch from t - case when c.ready > few then "tocsin"._oldest_ready(q.id, t)
                        when c.ready > 0 then (
@@ -4402,12 +4484,15 @@ begin
                              where m.queue_id = q.id and m.state in ('delayed', 'leased')
                                  and m.vt <= t) x)
                end)::float8,
-               case when c.ready + c.delayed + c.leased > few or s.rate > 0
-                    then "tocsin"._enqueue_rate(q.id, t, c.ready + c.delayed + c.leased)
-                    when c.ready + c.delayed + c.leased > 0 then (
+               case when c.ready + c.delayed + c.held + c.leased > few or s.rate > 0
+                    then "tocsin"._enqueue_rate(q.id, t, c.ready + c.delayed + c.held + c.leased)
+                    when c.ready + c.delayed + c.held + c.leased > 0 then (
                    select count(*) filter (where x.enqueued_at >= t - interval '1 minute')
                    from (select m.enqueued_at from "tocsin".messages m
                          where m.queue_id = q.id and m.state = 'ready'
+                         union all
+                         select m.enqueued_at from "tocsin".messages m
+                             where m.queue_id = q.id and m.state = 'held'
                          union all
                          select m.enqueued_at from "tocsin".messages m
                              where m.queue_id = q.id and m.state in ('delayed', 'leased')) x) / 60.0
@@ -4729,7 +4814,7 @@ begin
     end if;
     m := "tocsin"._lock_waiting(message_id, queue, key);
     update "tocsin".messages x set priority = reprioritise.priority where x.id = m.id;
-    if m.state <> 'delayed' then
+    if m.state not in ('delayed', 'held') then
         -- a consumer may have skipped the locked row, and may wait now
         perform "tocsin"._ring(m.queue_id);
     end if;
@@ -4761,12 +4846,13 @@ begin
     t := "tocsin"._clock();
     due_at := coalesce(at, "tocsin"._later(t, delay));
     update "tocsin".messages x
-    set state = (case when due_at > t then 'delayed' else 'ready' end)::"tocsin".message_state,
+    set state = (case when m.state = 'held' then 'held' when due_at > t then 'delayed'
+                 else 'ready' end)::"tocsin".message_state,
         due = due_at, vt = due_at,
         history = m.history
     where x.id = m.id;
     -- the third condition: the message kept its place, and so held up the queue
-    if due_at <= t or due_at < m.vt or m.due < m.vt then
+    if m.state <> 'held' and (due_at <= t or due_at < m.vt or m.due < m.vt) then
         perform "tocsin"._ring(m.queue_id);
     end if;
     return m.id;
@@ -4905,7 +4991,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.store_stats() RETURNS TABLE(queues bigint, workers jsonb, ready bigint, delayed bigint, leased bigint, dead bigint, archived bigint, processes bigint, version integer, exact boolean)
+CREATE FUNCTION tocsin.store_stats() RETURNS TABLE(queues bigint, workers jsonb, ready bigint, delayed bigint, held bigint, leased bigint, dead bigint, archived bigint, processes bigint, version integer, exact boolean)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -4918,6 +5004,7 @@ begin
                (select coalesce(jsonb_object_agg(s.status, s.n), '{}')
                 from (select w.status, count(*) as n from "tocsin".workers w group by 1) s),
                coalesce(sum(c.ready), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint,
+               coalesce(sum(c.held), 0)::bigint,
                coalesce(sum(c.leased), 0)::bigint,
                coalesce(sum(c.dead), 0)::bigint,
                (select coalesce(sum(a.n), 0)::bigint
@@ -5146,33 +5233,6 @@ COMMENT ON COLUMN tocsin.archive.result IS 'Of a job that has succeeded: what it
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113016 (
-    id bigint NOT NULL,
-    queue_id integer NOT NULL,
-    priority integer NOT NULL,
-    read_ct integer NOT NULL,
-    span integer DEFAULT NULL NOT NULL,
-    enqueued_at timestamp with time zone NOT NULL,
-    dequeued_at timestamp with time zone,
-    archived_at timestamp with time zone NOT NULL,
-    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
-    producer_worker_id bigint,
-    consumer_worker_id bigint,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb,
-    last_error text,
-    history jsonb,
-    task text,
-    options jsonb,
-    outcome text,
-    result jsonb
-);
-
-ALTER TABLE ONLY tocsin.archive_1h_2026113016 REPLICA IDENTITY FULL;
-
-
-
 CREATE TABLE tocsin.archive_1h_2026113017 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
@@ -5197,6 +5257,33 @@ CREATE TABLE tocsin.archive_1h_2026113017 (
 );
 
 ALTER TABLE ONLY tocsin.archive_1h_2026113017 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113018 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113018 REPLICA IDENTITY FULL;
 
 
 
@@ -5561,11 +5648,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113016 FOR VALUES FROM (1, '2026-11-30 16:00:00+00') TO (1, '2026-11-30 17:00:00+00');
-
-
-
 ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113017 FOR VALUES FROM (1, '2026-11-30 17:00:00+00') TO (1, '2026-11-30 18:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113018 FOR VALUES FROM (1, '2026-11-30 18:00:00+00') TO (1, '2026-11-30 19:00:00+00');
 
 
 
@@ -5589,7 +5676,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113016 VALUES (1, 2, 0, 1, 1, '2026-11-29 16:52:34.241345+00', '2026-11-29 16:52:34.246085+00', '2026-11-29 16:52:34.252453+00', '2026-11-30 16:52:34.252453+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:16:39.373621+00', '2026-11-29 17:16:39.395509+00', '2026-11-29 17:16:39.419898+00', '2026-11-30 17:16:39.419898+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -5602,21 +5689,21 @@ INSERT INTO tocsin.archive_1h_2026113016 VALUES (1, 2, 0, 1, 1, '2026-11-29 16:5
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 16:52:34.27659+00', '2026-11-29 16:52:34.278982+00', '2026-11-29 16:52:34.280134+00', '2985-03-06 16:52:34.280134+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:16:39.522698+00', '2026-11-29 17:16:39.566431+00', '2026-11-29 17:16:39.570268+00', '2985-03-06 17:16:39.570268+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 16:52:34.252453+00', '2026-11-29 16:52:34.252453+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 16:52:34.280134+00', '2026-11-29 16:52:34.280134+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:16:39.419898+00', '2026-11-29 17:16:39.419898+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:16:39.570268+00', '2026-11-29 17:16:39.570268+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 16:52:34.199604+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 16:00:00+00","2026-11-30 18:00:00+00")', '2026-11-29 16:52:34.199624+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 16:52:34.199629+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:16:39.181022+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:16:39.181043+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:16:39.181047+00');
 
 
 
@@ -5629,49 +5716,49 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'e274776666dac50892fb4416732e9a66417227adb19066aea4cc8cf52713f6ba');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'abb737ca448d9a429a69a1042d3a487ed05a67504334d106ff0b7df3e0bd8b8a');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 16:52:34.284342+00', '2026-11-29 16:52:34.285337+00', '2026-11-29 16:52:34.293298+00', 1795971154285337, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T16:52:34.28726+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T16:52:34.285337+00:00"}]', NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:16:39.61356+00', '2026-11-29 17:16:39.632306+00', '2026-11-29 17:16:39.685143+00', 1795972599632306, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:16:39.650537+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:16:39.632306+00:00"}]', NULL, NULL);
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 16:53:34.007328+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:17:36.778805+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 16:52:34.27818+00', '2026-11-29 16:52:36.278982+00', '2026-11-29 16:52:34.27818+00', '2026-11-29 16:52:34.278982+00', NULL, 1795971154278982, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 16:52:35.112218+00', '2026-11-29 16:52:35.112218+00', '2026-11-29 16:52:34.282707+00', '2026-11-29 16:52:34.283555+00', NULL, 1795971154283555, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T16:52:34.28726+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T16:52:34.283555+00:00"}]', NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', '2026-11-29 16:52:34.29933+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 16:52:34.303444+00', '2026-11-29 16:52:34.303444+00', '2026-11-29 16:52:34.303444+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 16:52:35.305159+00', '2026-11-29 16:52:35.305159+00', '2026-11-29 16:52:34.305159+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 16:52:35.30642+00', '2026-11-29 16:52:35.30642+00', '2026-11-29 16:52:34.30642+00', NULL, '2026-11-29 16:52:34.80642+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 16:52:34.307295+00', '2985-03-06 16:52:34.307295+00', '2026-11-29 16:52:34.307295+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 16:52:34.308152+00', '2026-11-29 16:52:34.308152+00', '2026-11-29 16:52:34.308152+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:16:39.549412+00', '2026-11-29 17:16:41.566431+00', '2026-11-29 17:16:39.549412+00', '2026-11-29 17:16:39.566431+00', NULL, 1795972599566431, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:16:40.531301+00', '2026-11-29 17:16:40.531301+00', '2026-11-29 17:16:39.602007+00', '2026-11-29 17:16:39.610558+00', NULL, 1795972599610558, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:16:39.650537+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:16:39.610558+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:16:39.790438+00', '2026-11-29 17:16:39.790438+00', '2026-11-29 17:16:39.790438+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:16:40.804105+00', '2026-11-29 17:16:40.804105+00', '2026-11-29 17:16:39.804105+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:16:40.812885+00', '2026-11-29 17:16:40.812885+00', '2026-11-29 17:16:39.812885+00', NULL, '2026-11-29 17:16:40.312885+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:16:39.826655+00', '2985-03-06 17:16:39.826655+00', '2026-11-29 17:16:39.826655+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:16:39.838166+00', '2026-11-29 17:16:39.838166+00', '2026-11-29 17:16:39.838166+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 16:52:34.007328+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 16:52:34.007328+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 16:52:34.007328+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:16:36.778805+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:16:36.778805+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:16:36.778805+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 19502, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 16:52:34.205074+00', '2026-11-29 16:52:34.2275+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 19927, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:16:39.20315+00', '2026-11-29 17:16:39.353473+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 16:52:34.147749+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 16:52:34.151083+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 16:52:34.309459+00', '2026-11-29 16:52:34.152862+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:16:38.558241+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:16:38.593756+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:16:39.860501+00', '2026-11-29 17:16:38.608085+00', 'tocsin.paused');
 
 
 
@@ -5681,13 +5768,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 16:52:34.20408+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:16:39.202089+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 19502, '0.1.0', '2026-11-29 16:52:34.207415+00', '2026-11-29 16:52:34.207415+00', '2026-11-29 16:52:34.259314+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 19502, '0.1.0', '2026-11-29 16:52:34.263795+00', '2026-11-29 16:52:34.263795+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 19502, '0.1.0', '2026-11-29 16:52:34.273382+00', '2026-11-29 16:52:34.273382+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 19927, '0.1.0', '2026-11-29 17:16:39.22654+00', '2026-11-29 17:16:39.22654+00', '2026-11-29 17:16:39.453024+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 19927, '0.1.0', '2026-11-29 17:16:39.476536+00', '2026-11-29 17:16:39.476536+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 19927, '0.1.0', '2026-11-29 17:16:39.499919+00', '2026-11-29 17:16:39.499919+00', NULL);
 
 
 
@@ -5808,11 +5895,11 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113016_queue_id_id_idx ON tocsin.archive_1h_2026113016 USING btree (queue_id, id);
-
-
-
 CREATE INDEX archive_1h_2026113017_queue_id_id_idx ON tocsin.archive_1h_2026113017 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113018_queue_id_id_idx ON tocsin.archive_1h_2026113018 USING btree (queue_id, id);
 
 
 
@@ -5856,6 +5943,10 @@ CREATE INDEX messages_expiring ON tocsin.messages USING btree (queue_id, expires
 
 
 
+CREATE INDEX messages_held ON tocsin.messages USING btree (queue_id, id) WHERE (state = 'held'::tocsin.message_state);
+
+
+
 CREATE UNIQUE INDEX messages_key ON tocsin.messages USING btree (queue_id, key) WHERE (key IS NOT NULL);
 
 
@@ -5876,11 +5967,11 @@ CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (p
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113016_queue_id_id_idx;
-
-
-
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113017_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113018_queue_id_id_idx;
 
 
 
@@ -5953,6 +6044,10 @@ REVOKE ALL ON FUNCTION tocsin._add_partitions(OUT added integer, OUT problem tex
 
 
 REVOKE ALL ON FUNCTION tocsin._add_queue(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._admit(ids bigint[]) FROM PUBLIC;
 
 
 
@@ -6560,7 +6655,7 @@ REVOKE ALL ON FUNCTION tocsin.purge_dead_letters(ids bigint[], queue text, reaso
 
 
 
-REVOKE ALL ON FUNCTION tocsin.purge_queue(queue text, ready boolean, delayed boolean, archived boolean, dead boolean, older_than interval, dry_run boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.purge_queue(queue text, ready boolean, delayed boolean, held boolean, archived boolean, dead boolean, older_than interval, dry_run boolean) FROM PUBLIC;
 
 
 

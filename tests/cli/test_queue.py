@@ -391,7 +391,7 @@ def test_message_get_of_a_dead_letter_shows_its_traceback_and_deliveries(
     ]
 
 
-@pytest.mark.parametrize("state", ["ready", "delayed", "leased", "dead", "archived"])
+@pytest.mark.parametrize("state", ["ready", "delayed", "held", "leased", "dead", "archived"])
 def test_each_message_has_its_state_wherever_it_is_shown(
     cli: Call, store_dsn: str, state: str
 ) -> None:
@@ -400,6 +400,8 @@ def test_each_message_has_its_state_wherever_it_is_shown(
         kill(store_dsn, "1")
     else:
         cli("enqueue", "q", "1", *(["--delay", "1h"] if state == "delayed" else []))
+    if state == "held":
+        ask(store_dsn, "update tocsin.messages set state = 'held'")
     if state in ("leased", "archived"):
         ask(store_dsn, "select tocsin.register_worker('q', 'consumer', 'a', null, 'h', 1, '1')")
         ask(store_dsn, "select tocsin.claim(1, (select registration from tocsin.workers), 1)")
@@ -562,6 +564,8 @@ def fill(cli: Call, dsn: str) -> None:
                 connection.execute("select tocsin.archive(%s, %s)", [[claimed[0]], [claimed[1]]])
     cli("enqueue", "q", '"ready"')
     cli("enqueue", "q", '"delayed"', "--delay", "1h")
+    cli("enqueue", "q", '"held"')
+    ask(dsn, "update tocsin.messages set state = 'held' where payload = '\"held\"'")
 
 
 def payloads(dsn: str) -> set[str]:
@@ -573,10 +577,10 @@ def payloads(dsn: str) -> set[str]:
     return {p for (p,) in found}
 
 
-ALL = {"ready", "delayed", "leased", "archived", "dead"}
+ALL = {"ready", "delayed", "held", "leased", "archived", "dead"}
 
 
-@pytest.mark.parametrize("kind", ["ready", "delayed", "archived", "dead"])
+@pytest.mark.parametrize("kind", ["ready", "delayed", "held", "archived", "dead"])
 def test_purge_by_kind(cli: Call, store_dsn: str, kind: str) -> None:
     cli("queue", "create", "q")
     fill(cli, store_dsn)
@@ -606,13 +610,14 @@ def test_purge_of_everything_leaves_what_is_leased(cli: Call, store_dsn: str) ->
         "q",
         "--ready",
         "--delayed",
+        "--held",
         "--archived",
         "--dead",
         "--yes",
         "--format",
         "json",
     ).json
-    assert purged == {"ready": 1, "delayed": 1, "archived": 1, "dead": 1}
+    assert purged == {"ready": 1, "delayed": 1, "held": 1, "archived": 1, "dead": 1}
     assert payloads(store_dsn) == {"leased"}
 
 
@@ -622,7 +627,7 @@ def test_delete_is_refused_while_there_is_work_unless_forced(cli: Call, store_ds
     code, out, error = cli("queue", "delete", "q", "--yes")
     assert (code, out, one_line(error)) == (1, "", True)
     would = cli("queue", "delete", "q", "--dry-run", "--force", "--format", "json").json
-    assert (would["messages"], would["archived"], would["dead_letters"]) == (3, 1, 1)
+    assert (would["messages"], would["archived"], would["dead_letters"]) == (4, 1, 1)
     assert cli("queue", "delete", "q", "--force").code == 1  # no terminal
     assert payloads(store_dsn) == ALL
     assert "deleted queue 'q' with" in cli("queue", "delete", "q", "--force", "--yes").out
@@ -634,7 +639,7 @@ def test_delete_asks_with_what_would_go(cli: Call, store_dsn: str) -> None:
     cli("queue", "create", "q")
     fill(cli, store_dsn)
     assert ask_at_a_terminal(store_dsn, "queue", "delete", "q", "--force", answer="n").startswith(
-        "Delete queue 'q' with 3 workers, 3 messages, 1 archived, 1 dead letters? [y/N]: tocsin:"
+        "Delete queue 'q' with 3 workers, 4 messages, 1 archived, 1 dead letters? [y/N]: tocsin:"
         " nothing was changed"
     )
     assert payloads(store_dsn) == ALL
@@ -655,12 +660,23 @@ def test_metrics(cli: Call, store_dsn: str) -> None:
     metrics = cli("queue", "metrics", "q", "--format", "json").json
     assert {
         k: metrics[k]
-        for k in ("queue", "paused", "ready", "delayed", "leased", "dead", "archived", "exact")
+        for k in (
+            "queue",
+            "paused",
+            "ready",
+            "delayed",
+            "held",
+            "leased",
+            "dead",
+            "archived",
+            "exact",
+        )
     } == {
         "queue": "q",
         "paused": False,
         "ready": 1,
         "delayed": 1,
+        "held": 1,
         "leased": 1,
         "dead": 1,
         "archived": 1,
@@ -668,8 +684,8 @@ def test_metrics(cli: Call, store_dsn: str) -> None:
     }
     assert [m["queue"] for m in cli("queue", "metrics", "--format", "json").json] == ["other", "q"]
     header, row = cli("queue", "metrics", "q").rows
-    assert header[:6] == ["QUEUE", "READY", "DELAYED", "LEASED", "DEAD", "ARCHIVED"]
-    assert row[:6] == ["q", "1", "1", "1", "1", "1"]
+    assert header[:7] == ["QUEUE", "READY", "DELAYED", "HELD", "LEASED", "DEAD", "ARCHIVED"]
+    assert row[:7] == ["q", "1", "1", "1", "1", "1", "1"]
 
 
 def test_what_to_do_about_a_queue_is_said_in_commands(cli: Call) -> None:

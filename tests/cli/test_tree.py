@@ -203,7 +203,7 @@ INVOCATIONS = """
 0  admin stats EVERYWHERE
 0  admin reclaim EVERYWHERE
 0  admin maintain EVERYWHERE
-0  queue purge q EVERYWHERE --ready --delayed --archived --dead --older-than 1d --dry-run
+0  queue purge q EVERYWHERE --ready --delayed --held --archived --dead --older-than 1d --dry-run
 0  queue purge q --ready --yes
 0  queue delete q EVERYWHERE --dry-run --force
 0  queue delete q --force --yes

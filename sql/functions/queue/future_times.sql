@@ -41,13 +41,13 @@ begin
     update tocsin.messages m
     set enqueued_at = least(m.enqueued_at, t),
         dequeued_at = least(m.dequeued_at, t),
-        due = case when m.state <> 'delayed' then least(m.due, t)
+        due = case when m.state not in ('delayed', 'held') then least(m.due, t)
                    when m.due > t and ahead.since > t then tocsin._later(m.due, t - ahead.since)
                    else m.due end,  -- a due time in the past is the place in the queue
         vt = case when m.state = 'ready' then least(m.vt, t)
                   when m.state = 'leased' and m.dequeued_at > t
                       then tocsin._later(m.vt, t - m.dequeued_at)
-                  when m.state = 'delayed' and ahead.since > t
+                  when m.state in ('delayed', 'held') and ahead.since > t
                       then tocsin._later(m.vt, t - ahead.since)
                   else m.vt end,
         expires_at = case when m.enqueued_at > t then tocsin._later(m.expires_at, t - m.enqueued_at)

@@ -1,5 +1,5 @@
--- Show messages in any state: ready, delayed, leased, dead or archived. The state is
--- the one that a claim would find now, as in metrics.sql. So a message is ready if it
+-- Show messages in any state: ready, delayed, held, leased, dead or archived. The state
+-- is the one that a claim would find now, as in metrics.sql. So a message is ready if it
 -- is `delayed` in the table and due, or if its lease has expired.
 --
 -- Pages are in the order of ids, and each page continues after the last id of the page
@@ -37,11 +37,12 @@ declare
     page bigint[];
     states text[] := case when state is not null then array[state]
                           when worker_id is not null then '{leased}'
-                          else '{ready,delayed,leased}' end;
+                          else '{ready,delayed,held,leased}' end;
 begin
-    if not states <@ '{ready,delayed,leased,dead,archived}' then
+    if not states <@ '{ready,delayed,held,leased,dead,archived}' then
         perform tocsin._raise_error('TC022',
-                                    'state must be one of ready, delayed, leased, dead, archived',
+                                    'state must be one of ready, delayed, held, leased, dead, '
+                                    'archived',
                                     '{"argument": "state"}');
     elsif worker_id is not null and states <> '{leased}' then
         perform tocsin._raise_error('TC022',
@@ -71,6 +72,11 @@ begin
             (select m.id from tocsin.messages m
              where 'delayed' = any (states) and m.queue_id = q.id and m.state = 'delayed'
                  and m.vt - t > '0 s' and m.id > beyond
+             order by m.id limit max_messages)
+            union all
+            (select m.id from tocsin.messages m
+             where 'held' = any (states) and m.queue_id = q.id and m.state = 'held'
+                 and m.id > beyond
              order by m.id limit max_messages)
             union all
             (select m.id from tocsin.messages m
@@ -117,7 +123,8 @@ begin
             select m.id, m.queue_id, m.payload, m.headers, m.priority, m.key, m.enqueued_at,
                 m.dequeued_at, m.read_ct, m.max_deliveries,
                    m.producer_worker_id, m.consumer_worker_id, m.history,
-                   case when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'delayed'
+                   case when m.state = 'held' then 'held'
+                       when m.state = 'ready' or m.vt <= t then 'ready' when m.state = 'delayed'
                        then 'delayed' else 'leased' end as state,
                    m.due, m.vt, m.expires_at,
                    null::timestamptz as archived_at, null::timestamptz as died_at,

@@ -30,11 +30,11 @@ $$;
 -- would find at this time: a delayed message that is due, and a message whose lease has
 -- expired, are ready. An estimate is of all delayed or all leased messages of a queue,
 -- because the planner does not know how many of them are due. One statement counts all
--- queues, because most of them may be empty: an empty queue costs six index lookups.
+-- queues, because most of them may be empty: an empty queue costs seven index lookups.
 create or replace function tocsin._count_queues(first_id integer, last_id integer, t timestamptz,
                                                 cap integer default 100000)
-returns table (queue_id integer, ready bigint, delayed bigint, leased bigint, dead bigint,
-               exact boolean)
+returns table (queue_id integer, ready bigint, delayed bigint, held bigint, leased bigint,
+               dead bigint, exact boolean)
 language plpgsql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 set enable_sort = off set jit = off
@@ -43,9 +43,9 @@ as $$
 begin
     return query
         select s.id, s.ready + s.due + s.lapsed, greatest(s.delayed - s.due, 0),
-            greatest(s.leased - s.lapsed, 0), s.dead,
+            s.held, greatest(s.leased - s.lapsed, 0), s.dead,
                c.ready <= cap and c.due <= cap and c.lapsed <= cap and c.delayed <= cap
-                   and c.leased <= cap and c.dead <= cap
+                   and c.held <= cap and c.leased <= cap and c.dead <= cap
         from tocsin.queues q
         cross join lateral (
             select (select count(*)
@@ -64,19 +64,23 @@ begin
                           where m.queue_id = q.id and m.state = 'delayed' limit cap + 1) x),
                    (select count(*)
                     from (select from tocsin.messages m
+                          where m.queue_id = q.id and m.state = 'held' limit cap + 1) x),
+                   (select count(*)
+                    from (select from tocsin.messages m
                           where m.queue_id = q.id and m.state = 'leased' limit cap + 1) x),
                    (select count(*)
                     from (select from tocsin.dead_letters d where d.queue_id = q.id
                           limit cap + 1) x)
             offset 0
-        ) c (ready, due, lapsed, delayed, leased, dead)
+        ) c (ready, due, lapsed, delayed, held, leased, dead)
         cross join lateral (
             select q.id, tocsin._beyond(c.ready, cap, 'tocsin.messages', q.id, 'ready'), c.due,
                 c.lapsed,
                    tocsin._beyond(c.delayed, cap, 'tocsin.messages', q.id, 'delayed'),
+                   tocsin._beyond(c.held, cap, 'tocsin.messages', q.id, 'held'),
                    tocsin._beyond(c.leased, cap, 'tocsin.messages', q.id, 'leased'),
                    tocsin._beyond(c.dead, cap, 'tocsin.dead_letters', q.id)
-        ) s (id, ready, due, lapsed, delayed, leased, dead)
+        ) s (id, ready, due, lapsed, delayed, held, leased, dead)
         where q.id between first_id and last_id;
 end
 $$;
@@ -160,6 +164,9 @@ begin
                where m.queue_id = _enqueue_rate.queue_id and m.state = 'delayed' limit size)
               union all
               (select m.enqueued_at from tocsin.messages m
+               where m.queue_id = _enqueue_rate.queue_id and m.state = 'held' limit size)
+              union all
+              (select m.enqueued_at from tocsin.messages m
                where m.queue_id = _enqueue_rate.queue_id and m.state = 'leased' limit size)) s;
     else
         select array_agg(s.enqueued_at) filter (where s.queue_id = _enqueue_rate.queue_id),
@@ -187,8 +194,8 @@ $$;
 -- Returns the metrics of one queue, or of all queues by name.
 create or replace function tocsin.queue_metrics(queue text default null)
 returns table (
-    queue_name text, paused boolean, ready bigint, delayed bigint, leased bigint, dead bigint,
-    archived bigint, oldest_ready_age float8,
+    queue_name text, paused boolean, ready bigint, delayed bigint, held bigint, leased bigint,
+    dead bigint, archived bigint, oldest_ready_age float8,
     enqueue_rate float8, settle_rate float8, consumers bigint, exact boolean
 )
 language plpgsql
@@ -219,7 +226,7 @@ begin
                 and w.status in ('ready', 'polling')
             group by w.queue_id
         )
-        select q.name, q.paused_at is not null, c.ready, c.delayed, c.leased, c.dead,
+        select q.name, q.paused_at is not null, c.ready, c.delayed, c.held, c.leased, c.dead,
             coalesce(a.n, 0),
                extract(epoch from t - case when c.ready > few then tocsin._oldest_ready(q.id, t)
                        when c.ready > 0 then (
@@ -231,12 +238,15 @@ begin
                              where m.queue_id = q.id and m.state in ('delayed', 'leased')
                                  and m.vt <= t) x)
                end)::float8,
-               case when c.ready + c.delayed + c.leased > few or s.rate > 0
-                    then tocsin._enqueue_rate(q.id, t, c.ready + c.delayed + c.leased)
-                    when c.ready + c.delayed + c.leased > 0 then (
+               case when c.ready + c.delayed + c.held + c.leased > few or s.rate > 0
+                    then tocsin._enqueue_rate(q.id, t, c.ready + c.delayed + c.held + c.leased)
+                    when c.ready + c.delayed + c.held + c.leased > 0 then (
                    select count(*) filter (where x.enqueued_at >= t - interval '1 minute')
                    from (select m.enqueued_at from tocsin.messages m
                          where m.queue_id = q.id and m.state = 'ready'
+                         union all
+                         select m.enqueued_at from tocsin.messages m
+                             where m.queue_id = q.id and m.state = 'held'
                          union all
                          select m.enqueued_at from tocsin.messages m
                              where m.queue_id = q.id and m.state in ('delayed', 'leased')) x) / 60.0
@@ -256,8 +266,8 @@ $$;
 -- status, as a JSON object.
 create or replace function tocsin.store_stats()
 returns table (
-    queues bigint, workers jsonb, ready bigint, delayed bigint, leased bigint, dead bigint,
-    archived bigint, processes bigint,
+    queues bigint, workers jsonb, ready bigint, delayed bigint, held bigint, leased bigint,
+    dead bigint, archived bigint, processes bigint,
     version integer, exact boolean
 )
 language plpgsql
@@ -271,6 +281,7 @@ begin
                (select coalesce(jsonb_object_agg(s.status, s.n), '{}')
                 from (select w.status, count(*) as n from tocsin.workers w group by 1) s),
                coalesce(sum(c.ready), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint,
+               coalesce(sum(c.held), 0)::bigint,
                coalesce(sum(c.leased), 0)::bigint,
                coalesce(sum(c.dead), 0)::bigint,
                (select coalesce(sum(a.n), 0)::bigint

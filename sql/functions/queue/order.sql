@@ -2,7 +2,8 @@
 -- (see _requeue). An ordered claim claims nothing while such a message waits for its
 -- next delivery, or while any message of the queue is leased. So one message is
 -- delivered at a time, also with several consumers, of which one works while the rest
--- stand by.
+-- stand by. A held message has no place in the queue yet, so it holds up no message:
+-- messages behind its due time may be delivered before it.
 
 -- Returns for how many seconds an ordered claim has to wait at most, or null when it
 -- may claim the queue's first message. That message is then locked.

@@ -56,7 +56,8 @@
 -- moment. The deletion continues until one statement, and so one snapshot, finds no
 -- message in any state. Then it deletes the archive.
 
--- Counts the unfinished messages of a queue: ready, delayed or leased.
+-- Counts the unfinished messages of a queue: ready, delayed, held or
+-- leased.
 create or replace function tocsin._count_unfinished(queue_id integer) returns bigint
 language sql stable
 set enable_seqscan = off set jit = off
@@ -65,6 +66,8 @@ as $$
             where m.queue_id = _count_unfinished.queue_id and m.state = 'ready')
          + (select count(*) from tocsin.messages m
             where m.queue_id = _count_unfinished.queue_id and m.state = 'delayed')
+         + (select count(*) from tocsin.messages m
+            where m.queue_id = _count_unfinished.queue_id and m.state = 'held')
          + (select count(*) from tocsin.messages m
             where m.queue_id = _count_unfinished.queue_id and m.state = 'leased')
 $$;
@@ -158,6 +161,11 @@ begin
         return;
     end if;
     delete from tocsin.messages m where m.ctid = any (array(
+        select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'held'
+            for update skip locked));
+    get diagnostics n = row_count;
+    messages := messages + n;
+    delete from tocsin.messages m where m.ctid = any (array(
         select x.ctid from tocsin.messages x where x.queue_id = q.id and x.state = 'delayed'
             for update skip locked));
     get diagnostics n = row_count;
@@ -169,6 +177,8 @@ begin
     messages := messages + n;
     emptied := not exists (select from tocsin.messages x
                            where x.queue_id = q.id and x.state = 'leased')
+           and not exists (select from tocsin.messages x
+                           where x.queue_id = q.id and x.state = 'held')
            and not exists (select from tocsin.messages x
                            where x.queue_id = q.id and x.state = 'delayed')
            and not exists (select from tocsin.messages x
@@ -305,6 +315,9 @@ begin
         cross join lateral (
             select m.id from tocsin.messages m
                 where m.queue_id > g.above and m.queue_id < g.below and m.state = 'ready'
+            union all
+            select m.id from tocsin.messages m
+                where m.queue_id > g.above and m.queue_id < g.below and m.state = 'held'
             union all
             select m.id from tocsin.messages m
                 where m.queue_id > g.above and m.queue_id < g.below

@@ -2,17 +2,19 @@
 -- letters. The queue, its workers and the messages that they hold stay.
 
 -- Deletes messages of the given kinds, or only counts them (dry_run). `ready` are
--- messages that can be claimed now, `delayed` messages that are due later, `archived`
--- archived messages, and `dead` dead letters. With `older_than`, only messages that
+-- messages that can be claimed now, `delayed` messages that are due later, `held`
+-- messages that wait for other messages, `archived` archived messages, and `dead` dead
+-- letters. With `older_than`, only messages that
 -- were enqueued, were archived or became dead letters longer ago than this are deleted.
 -- A message that a claim has locked is skipped, as if it had been claimed already. A
 -- message whose lease has expired belongs to its worker until a claim makes it ready. A
 -- locked dead letter is skipped (see dead_letters.sql).
 create or replace function tocsin.purge_queue(
     queue text, ready boolean default false, delayed boolean default false,
-    archived boolean default false, dead boolean default false,
+    held boolean default false, archived boolean default false, dead boolean default false,
     older_than interval default null, dry_run boolean default false
-) returns table (ready_count bigint, delayed_count bigint, archived_count bigint, dead_count bigint)
+) returns table (ready_count bigint, delayed_count bigint, held_count bigint, archived_count bigint,
+           dead_count bigint)
 language plpgsql
 set enable_seqscan = off set jit = off
 as $$
@@ -24,8 +26,8 @@ declare
     -- whether a deleted message kept its place, and so held up the queue: see order.sql
     held_up boolean;
 begin
-    if (ready or delayed or archived or dead) is not true then
-        perform tocsin._raise_error('TC022', 'say what to purge: ready, delayed, archived or dead',
+    if (ready or delayed or held or archived or dead) is not true then
+        perform tocsin._raise_error('TC022', 'say what to purge: ready, delayed, held, archived or dead',
                                     '{"argument": "ready"}');
     elsif older_than < '0 s' then
         perform tocsin._raise_error('TC022', 'older_than must not be negative',
@@ -34,16 +36,21 @@ begin
     -- Each ready message is due. A message that is due and still delayed counts as
     -- ready.
     if dry_run then
-        select count(*) filter (where w.vt <= t), count(*) filter (where w.vt > t) into ready_count,
-            delayed_count
-        from (select m.vt from tocsin.messages m
+        select count(*) filter (where not w.held and w.vt <= t),
+               count(*) filter (where not w.held and w.vt > t), count(*) filter (where w.held)
+        into ready_count, delayed_count, held_count
+        from (select m.vt, false as held from tocsin.messages m
               where m.queue_id = q.id and m.state = 'ready' and purge_queue.ready
                   and m.enqueued_at < before
               union all
-              select m.vt from tocsin.messages m
+              select m.vt, false from tocsin.messages m
               where m.queue_id = q.id and m.state = 'delayed' and case when m.vt > t then delayed
                   else purge_queue.ready end
-                and m.enqueued_at < before) w;
+                and m.enqueued_at < before
+              union all
+              select m.vt, true from tocsin.messages m
+              where m.queue_id = q.id and m.state = 'held' and purge_queue.held
+                  and m.enqueued_at < before) w;
     else
         with waiting as (
             select r.id from (select m.id from tocsin.messages m
@@ -56,12 +63,19 @@ begin
                                 and case when m.vt > t then delayed
                                     else purge_queue.ready end and m.enqueued_at < before
                               for update skip locked) s
+            union all
+            select h.id from (select m.id from tocsin.messages m
+                              where m.queue_id = q.id and m.state = 'held' and purge_queue.held
+                                  and m.enqueued_at < before
+                              for update skip locked) h
         ), gone as (
             delete from tocsin.messages m using waiting w where m.id = w.id
-            returning m.due, m.vt
+            returning m.due, m.vt, m.state = 'held' as held
         )
-        select count(*) filter (where g.vt <= t), count(*) filter (where g.vt > t),
-            bool_or(g.due < g.vt) into ready_count, delayed_count, held_up
+        select count(*) filter (where not g.held and g.vt <= t),
+               count(*) filter (where not g.held and g.vt > t), count(*) filter (where g.held),
+               bool_or(g.due < g.vt)
+        into ready_count, delayed_count, held_count, held_up
         from gone g;
         if held_up then
             perform tocsin._ring(q.id);

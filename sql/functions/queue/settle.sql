@@ -310,7 +310,7 @@ $$;
 -- Moves messages to the dead letters. A message that cannot become a dead letter
 -- (because of a constraint, a trigger, or an index for which its payload is too large)
 -- does not stop the other messages. It is delayed for a minute, and then delivered once
--- more if it has not expired.
+-- more if it has not expired. A held message stays held.
 create or replace function tocsin._move_to_dead_letters(
     ids bigint[], reason text, errors text[] default null, tracebacks text[] default null,
     deliveries jsonb[] default null
@@ -352,7 +352,7 @@ exception when integrity_constraint_violation or data_exception or program_limit
         end loop;
     else
         update tocsin.messages m
-        set state = 'delayed', due = again_at, vt = again_at,
+        set state = case when m.state = 'held' then m.state else 'delayed' end, due = again_at, vt = again_at,
             expires_at = case when m.expires_at < again_at then again_at else m.expires_at end,
             last_error = format('%s, but cannot become a dead letter: %s', reason, sqlerrm),
             history = tocsin._add_delivery(m.history, deliveries[1])

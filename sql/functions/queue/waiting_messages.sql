@@ -11,6 +11,8 @@
 -- would make the message a dead letter. A cancellation archives the message instead,
 -- and a reschedule gives it one more delivery.
 --
+-- A held message waits, too. A reschedule changes when it is due, and it stays held.
+--
 -- In a transaction of the caller, the change takes effect at the commit. Until then no
 -- consumer can claim the message.
 --
@@ -168,12 +170,13 @@ begin
     t := tocsin._clock();
     due_at := coalesce(at, tocsin._later(t, delay));
     update tocsin.messages x
-    set state = (case when due_at > t then 'delayed' else 'ready' end)::tocsin.message_state,
+    set state = (case when m.state = 'held' then 'held' when due_at > t then 'delayed'
+                 else 'ready' end)::tocsin.message_state,
         due = due_at, vt = due_at,
         history = m.history
     where x.id = m.id;
     -- the third condition: the message kept its place, and so held up the queue
-    if due_at <= t or due_at < m.vt or m.due < m.vt then
+    if m.state <> 'held' and (due_at <= t or due_at < m.vt or m.due < m.vt) then
         perform tocsin._ring(m.queue_id);
     end if;
     return m.id;
@@ -198,7 +201,7 @@ begin
     end if;
     m := tocsin._lock_waiting(message_id, queue, key);
     update tocsin.messages x set priority = reprioritise.priority where x.id = m.id;
-    if m.state <> 'delayed' then
+    if m.state not in ('delayed', 'held') then
         -- a consumer may have skipped the locked row, and may wait now
         perform tocsin._ring(m.queue_id);
     end if;

@@ -200,6 +200,7 @@ async def resume(store: Store, screen: Screen, queue: str) -> None:
 @queue_argument
 @click.option("--ready", is_flag=True, help="Messages that wait for a consumer.")
 @click.option("--delayed", is_flag=True, help="Messages that are not due yet.")
+@click.option("--held", is_flag=True, help="Messages that wait for other messages.")
 @click.option("--archived", is_flag=True, help="Archived messages.")
 @click.option("--dead", is_flag=True, help="Dead letters.")
 @older_than_option
@@ -216,10 +217,10 @@ async def purge(
     The age of a message begins when it is enqueued, and the age of an archived message
     or a dead letter when it became one.
     """
-    kinds = [kind for kind in ("ready", "delayed", "archived", "dead") if scope[kind]]
+    kinds = [kind for kind in ("ready", "delayed", "held", "archived", "dead") if scope[kind]]
     if not kinds:
         raise click.UsageError(
-            "choose what to purge: --ready, --delayed, --archived, --dead",
+            "choose what to purge: --ready, --delayed, --held, --archived, --dead",
             click.get_current_context(),
         )
     if not dry_run:

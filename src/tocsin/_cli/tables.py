@@ -27,6 +27,7 @@ METRICS: list[Column[QueueMetrics]] = [
     Column("QUEUE", lambda m: m.queue, "name", narrow=True),
     Column("READY", lambda m: m.ready, "number", narrow=lambda m: write_count(m.ready)),
     Column("DELAYED", lambda m: m.delayed, "number", narrow=lambda m: write_count(m.delayed)),
+    Column("HELD", lambda m: m.held, "number"),
     Column("LEASED", lambda m: m.leased, "number", narrow=lambda m: write_count(m.leased)),
     Column("DEAD", lambda m: m.dead, "number", narrow=lambda m: write_count(m.dead)),
     Column("ARCHIVED", lambda m: m.archived, "number"),

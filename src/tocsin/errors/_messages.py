@@ -60,8 +60,8 @@ class MessageNotWaiting(TocsinError):
         self.message_id = message_id
         """The message's id."""
         self.state = state
-        """Its state: ``"leased"``, ``"dead"`` or ``"archived"``; ``"ready"`` or
-        ``"delayed"`` when it changed at the same moment."""
+        """Its state: ``"leased"``, ``"dead"`` or ``"archived"``; ``"ready"``,
+        ``"delayed"`` or ``"held"`` when it changed at the same moment."""
 
 
 class KeyTaken(TocsinError):

@@ -45,7 +45,7 @@ class QueueNotEmpty(TocsinError):
         self.workers = workers
         """How many workers it has that are not stopped."""
         self.messages = messages
-        """How many unfinished messages it has: ready, delayed or leased."""
+        """How many unfinished messages it has: ready, delayed, held or leased."""
 
 
 class QueueBusy(TocsinError):

@@ -18,6 +18,7 @@ EMPTY = tocsin.QueueMetrics(
     paused=False,
     ready=0,
     delayed=0,
+    held=0,
     leased=0,
     dead=0,
     archived=0,
@@ -353,7 +354,9 @@ async def test_metrics_of_many_queues_are_those_of_each(
 async def test_stats_of_the_whole_store(store: tocsin.Store, store_dsn: str) -> None:
     no_workers = dict.fromkeys(tocsin.WorkerStatus, 0)
     version = ours().version
-    assert await store.stats() == tocsin.StoreStats(0, no_workers, 0, 0, 0, 0, 0, 0, version, True)
+    assert await store.stats() == tocsin.StoreStats(
+        0, no_workers, 0, 0, 0, 0, 0, 0, 0, version, True
+    )
     await store.queues.ensure("q")
     await store.queues.ensure("r")
     async with (
@@ -372,6 +375,7 @@ async def test_stats_of_the_whole_store(store: tocsin.Store, store_dsn: str) -> 
             workers=workers,
             ready=2,
             delayed=1,
+            held=0,
             leased=1,
             dead=0,
             archived=2,

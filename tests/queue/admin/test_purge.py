@@ -28,7 +28,7 @@ async def test_purge(store: tocsin.Store, store_dsn: str, scope: str, count: int
         await producer.enqueue("leased", priority=-1)
         (leased,) = await consumer.dequeue(vt=7200)
         before, counts = await everything(store_dsn), await contents(store_dsn)
-        expected = attrs.evolve(tocsin.PurgeResult(0, 0, 0, 0), **{scope: count})
+        expected = attrs.evolve(tocsin.PurgeResult(0, 0, 0, 0, 0), **{scope: count})
         assert await store.queues.purge("q", **scopes, dry_run=True) == expected
         assert await everything(store_dsn) == before
         purged = await store.queues.purge("q", **scopes)
@@ -46,7 +46,7 @@ async def test_purge_of_several_scopes(store: tocsin.Store, store_dsn: str) -> N
     await fill(store)
     assert await store.queues.purge(
         "q", ready=True, delayed=True, archived=True, dead=True
-    ) == tocsin.PurgeResult(2, 3, 4, 1)
+    ) == tocsin.PurgeResult(2, 3, 0, 4, 1)
     assert (await contents(store_dsn))["messages"] == 0
 
 
@@ -59,10 +59,10 @@ async def test_purge_by_age(store: tocsin.Store, store_dsn: str) -> None:
     for dry_run in (True, False):
         assert await store.queues.purge(
             "q", **scopes, older_than=500, dry_run=dry_run
-        ) == tocsin.PurgeResult(2, 3, 4, 1)
+        ) == tocsin.PurgeResult(2, 3, 0, 4, 1)
     assert await store.queues.purge(
         "q", **scopes, older_than=0, dry_run=True
-    ) == tocsin.PurgeResult(2, 3, 4, 1)
+    ) == tocsin.PurgeResult(2, 3, 0, 4, 1)
 
 
 async def test_purge_takes_what_is_due_for_ready(store: tocsin.Store, store_dsn: str) -> None:
@@ -71,10 +71,10 @@ async def test_purge_takes_what_is_due_for_ready(store: tocsin.Store, store_dsn:
     await move_clock(store_dsn, 3700)
     for dry_run in (True, False):
         assert await store.queues.purge("q", delayed=True, dry_run=dry_run) == tocsin.PurgeResult(
-            0, 0, 0, 0
+            0, 0, 0, 0, 0
         )
         assert await store.queues.purge("q", ready=True, dry_run=dry_run) == tocsin.PurgeResult(
-            5, 0, 0, 0
+            5, 0, 0, 0, 0
         )
 
 
@@ -107,7 +107,7 @@ async def test_purge_frees_keys(store: tocsin.Store) -> None:
 async def test_purge_refuses_what_makes_no_sense(store: tocsin.Store, store_dsn: str) -> None:
     await fill(store)
     before = await everything(store_dsn)
-    with pytest.raises(ValueError, match="say what to purge: ready, delayed, archived or dead"):
+    with pytest.raises(ValueError, match="purge: ready, delayed, held, archived or dead"):
         await store.queues.purge("q")
     with pytest.raises(ValueError, match="older_than"):
         await store.queues.purge("q", ready=True, older_than=-1)

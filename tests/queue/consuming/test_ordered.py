@@ -201,5 +201,5 @@ async def test_a_failed_message_that_is_taken_out_of_the_way_holds_up_none(
                         for dry_run in (True, False):
                             assert await store.queues.purge(
                                 "q", delayed=True, dry_run=dry_run
-                            ) == tocsin.PurgeResult(0, 1, 0, 0)
+                            ) == tocsin.PurgeResult(0, 1, 0, 0, 0)
                 await passed.wait()

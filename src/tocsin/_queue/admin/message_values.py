@@ -11,11 +11,11 @@ import attrs
 
 from tocsin._queue.payload import decode
 
-MessageState = Literal["ready", "delayed", "leased", "dead", "archived"]
+MessageState = Literal["ready", "delayed", "held", "leased", "dead", "archived"]
 """The state of a message.
 
-In this order: it can be claimed, it is due later, a consumer holds it, it is a dead
-letter, it is finished and kept.
+In this order: it can be claimed, it is due later, it waits for other messages, a
+consumer holds it, it is a dead letter, it is finished and kept.
 """
 
 

@@ -42,8 +42,8 @@ class Messages(WaitingMessages):
     ) -> list[MessageInfo]:
         """Return messages of a queue, by id.
 
-        It returns those in one ``state``, or all unfinished ones: ready, delayed and
-        leased.
+        It returns those in one ``state``, or all unfinished ones: ready, delayed,
+        held and leased.
 
         Args:
             worker: Return only messages that the consumer of this id holds. They

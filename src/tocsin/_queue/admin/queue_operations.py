@@ -48,6 +48,7 @@ class QueueOperations:
         *,
         ready: bool = False,
         delayed: bool = False,
+        held: bool = False,
         archived: bool = False,
         dead: bool = False,
         older_than: Duration | None = None,
@@ -70,11 +71,8 @@ class QueueOperations:
             Atomic.
         """
         age = to_timedelta(older_than, "older_than", zero=True)
-        row = await self._call("purge_queue", name, ready, delayed, archived, dead, age, dry_run)
-        ready_count, delayed_count, archived_count, dead_count = row
-        return PurgeResult(
-            ready=ready_count, delayed=delayed_count, archived=archived_count, dead=dead_count
-        )
+        kinds = (ready, delayed, held, archived, dead)
+        return PurgeResult(*await self._call("purge_queue", name, *kinds, age, dry_run))
 
     @overload
     async def metrics(self) -> list[QueueMetrics]: ...

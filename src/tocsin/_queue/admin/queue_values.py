@@ -83,6 +83,8 @@ class QueueMetrics:
     """Messages that can be claimed."""
     delayed: int
     """Messages that are due later."""
+    held: int
+    """Messages that wait for other messages, such as a job for those before it."""
     leased: int
     """Messages that are being handled."""
     dead: int
@@ -122,6 +124,8 @@ class PurgeResult:
     """Messages that could be claimed."""
     delayed: int
     """Messages that were due later."""
+    held: int
+    """Messages that waited for other messages."""
     archived: int
     """Messages in the archive."""
     dead: int
@@ -130,7 +134,7 @@ class PurgeResult:
     @property
     def total(self) -> int:
         """The number of all of them."""
-        return self.ready + self.delayed + self.archived + self.dead
+        return self.ready + self.delayed + self.held + self.archived + self.dead
 
 
 @attrs.frozen
@@ -140,7 +144,7 @@ class DeleteResult:
     workers: int
     """Workers, stopped ones too."""
     messages: int
-    """Unfinished messages: ready, delayed or leased."""
+    """Unfinished messages: ready, delayed, held or leased."""
     archived: int
     """Messages in the archive."""
     dead_letters: int

@@ -20,6 +20,8 @@ class StoreStats:
     """Messages that can be claimed."""
     delayed: int
     """Messages that are due later."""
+    held: int
+    """Messages that wait for other messages, such as a job for those before it."""
     leased: int
     """Messages that are being handled."""
     dead: int
