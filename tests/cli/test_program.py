@@ -18,6 +18,7 @@ import tocsin
 from tests.support import ENDS_WITHIN, connect_blocking
 from tests.support.commands import Call, one_line, started
 from tests.support.servers import PASSWORD
+from tests.support.sweeps import sweep
 
 NOWHERE = "postgresql://ada:s3cret@127.0.0.1:1/app"
 
@@ -100,8 +101,10 @@ def test_uninstall_does_not_ask_on_a_pipe(store_dsn: str) -> None:
     assert schemas(store_dsn) == {"tocsin"}
 
 
-@pytest.mark.parametrize(
-    ("answer", "code", "left"), [("y", 0, set()), ("n", 1, {"tocsin"}), ("", 1, {"tocsin"})]
+@sweep(
+    ("answer", "code", "left"),
+    [("y", 0, set()), ("n", 1, {"tocsin"}), ("", 1, {"tocsin"})],
+    quick=2,
 )
 def test_uninstall_asks_at_a_terminal(
     store_dsn: str, answer: str, code: int, left: set[str]

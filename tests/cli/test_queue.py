@@ -8,6 +8,7 @@ import pytest
 
 from tests.support import connect_blocking
 from tests.support.commands import Call, ask_at_a_terminal, one_line
+from tests.support.sweeps import sweep
 
 
 def ask(dsn: str, statement: str) -> list[tuple[Any, ...]]:
@@ -129,7 +130,7 @@ def test_pause_and_resume(cli: Call) -> None:
     assert cli("queue", "resume", "q", "--format", "json").json["paused_at"] is None
 
 
-@pytest.mark.parametrize(
+@sweep(
     "arguments",
     [
         ["get"],
@@ -145,6 +146,7 @@ def test_pause_and_resume(cli: Call) -> None:
         ["archive-dlq"],
         ["purge-dlq", "--yes"],
     ],
+    quick=3,
     ids=lambda a: a[0],
 )
 def test_a_queue_that_does_not_exist(cli: Call, arguments: list[str]) -> None:
@@ -154,10 +156,13 @@ def test_a_queue_that_does_not_exist(cli: Call, arguments: list[str]) -> None:
     assert "queue 'nowhere' does not exist" in error
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("arguments", "reason"),
     [
         (["create", "q", "--vt", "soon"], "soon"),
+        (["update", "q"], "nothing to change"),
+        (["purge", "q", "--yes"], "--ready"),
+        (["get"], "QUEUE"),
         (["create", "q", "--vt", "7x"], "7x"),
         (["create", "q", "--vt", "-1s"], "-1s"),
         (["create", "q", "--vt", "0"], "vt must be greater than 0"),
@@ -169,14 +174,12 @@ def test_a_queue_that_does_not_exist(cli: Call, arguments: list[str]) -> None:
         (["create", "q", "--notify", "never"], "never"),
         (["create", "q", "--required-keys", "[1]"], "each key must be a string"),
         (["create", "q", "--required-keys", "[1"], "not a JSON array"),
-        (["update", "q"], "nothing to change"),
         (["messages", "q", "--state", "gone"], "gone"),
         (["messages", "q", "--state", "dead", "--worker", "1"], "worker"),
-        (["purge", "q", "--yes"], "--ready"),
         (["list", "--format", "xml"], "xml"),
         (["list", "--nonsense"], "--nonsense"),
-        (["get"], "QUEUE"),
     ],
+    quick=4,
 )
 def test_bad_usage_exits_with_2_and_says_what_is_wrong(
     cli: Call, arguments: list[str], reason: str
@@ -301,11 +304,13 @@ def test_standard_input_is_enqueued_as_a_whole_and_an_error_names_its_line(
     assert ask(store_dsn, "select count(*)::int from tocsin.messages") == [(0,)]
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("arguments", "code"),
     [
-        (["q", "{"], 2),
         (["q", "text"], 2),
+        (["q", "1", '"\\u0000"'], 1),
+        (["nowhere"], 1),
+        (["q", "{"], 2),
         (["q", "1", "--headers", "{"], 2),
         (["q", "1", "--at", "tomorrow"], 2),
         (["q", "1", "--at", "2100-01-01T00:00:00"], 2),
@@ -313,10 +318,9 @@ def test_standard_input_is_enqueued_as_a_whole_and_an_error_names_its_line(
         (["q", "1", "2", "--key", "k"], 2),
         (["q", "--key", "k"], 2),
         (["q", "1", "--priority", str(2**31)], 2),
-        (["q", "1", '"\\u0000"'], 1),
         (["nowhere", "1"], 1),
-        (["nowhere"], 1),
     ],
+    quick=3,
 )
 def test_what_cannot_be_enqueued(
     cli: Call, store_dsn: str, arguments: list[str], code: int
@@ -474,9 +478,10 @@ def test_replay_by_id_and_by_filter(cli: Call, store_dsn: str) -> None:
     assert cli("queue", "replay", "q", "--yes").out == "replayed 1 dead letters\n"
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("command", "what", "done"),
     [("replay", "Replay", "replayed"), ("archive-dlq", "Archive", "archived")],
+    quick=1,
 )
 def test_all_dead_letters_are_taken_only_when_that_is_confirmed(
     cli: Call, store_dsn: str, command: str, what: str, done: str

@@ -14,6 +14,7 @@ import trio
 
 from tests.support import ENDS_WITHIN, PATIENCE, connect_blocking
 from tests.support.commands import Call, line_with, one_line, started
+from tests.support.sweeps import sweep
 from tocsin._cli import reload
 
 HANDLERS = """
@@ -76,7 +77,7 @@ def ask(dsn: str, statement: str) -> list[tuple[Any, ...]]:
 ARCHIVED = "select payload #>> '{}' from tocsin.archive order by id"
 
 
-@pytest.mark.parametrize("handler", ["send", "plain", "Mailer.send"])
+@sweep("handler", ["send", "plain", "Mailer.send"], quick=1)
 def test_once_drains_what_is_there_and_ends(
     cli: Call, store_dsn: str, folder: Path, handler: str
 ) -> None:
@@ -105,6 +106,7 @@ def test_once_ends_on_an_empty_queue(cli: Call, store_dsn: str, folder: Path) ->
     assert run(store_dsn, folder, "q", "service:send", "--once").returncode == 0
 
 
+@pytest.mark.slow
 def test_batches(cli: Call, store_dsn: str, folder: Path) -> None:
     cli("queue", "create", "q")
     cli("enqueue", "q", *map(str, range(5)))
@@ -122,7 +124,7 @@ def test_the_log_says_which_message(cli: Call, store_dsn: str, folder: Path) -> 
     assert "sent \\x1b[2J queue=q message_id=2" in ended.stderr
 
 
-@pytest.mark.parametrize("handler", ["send", "plain"])
+@sweep("handler", ["send", "plain"], quick=1)
 def test_the_log_as_json_is_an_object_per_line(
     cli: Call, store_dsn: str, folder: Path, handler: str
 ) -> None:

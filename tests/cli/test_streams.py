@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import ENDS_WITHIN, connect_blocking
 from tests.support.commands import Call
+from tests.support.sweeps import sweep
 from tests.support.terminal import terminal
 
 
@@ -25,13 +26,14 @@ def shell(dsn: str, words: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("words", "code", "says"),
     [
         ("enqueue q <&-", 2, "standard input is closed"),
+        ("queue list > /dev/full", 1, "cannot write to standard output: No space left"),
+        ("worker list <&- >&- 2>&-", 1, ""),
         ("queue purge q --ready <&-", 1, "use --yes"),
         ("queue list >&-", 1, "cannot write to standard output"),
-        ("queue list > /dev/full", 1, "cannot write to standard output: No space left"),
         (
             "queue list --format json > /dev/full",
             1,
@@ -39,8 +41,8 @@ def shell(dsn: str, words: str, **environment: str) -> subprocess.CompletedProce
         ),
         ("--help > /dev/full", 1, "cannot write to standard output: No space left"),
         ("queue list 2>&-", 0, ""),
-        ("worker list <&- >&- 2>&-", 1, ""),
     ],
+    quick=3,
 )
 def test_a_stream_that_cannot_be_used_is_said_in_one_line(
     cli: Call, store_dsn: str, words: str, code: int, says: str
@@ -52,6 +54,7 @@ def test_a_stream_that_cannot_be_used_is_said_in_one_line(
     assert len(ended.stderr.splitlines()) == bool(says)
 
 
+@pytest.mark.slow
 def test_a_pipe_that_is_closed_early_is_not_spoken_of(cli: Call, store_dsn: str) -> None:
     cli("queue", "create", "q")
     cli("enqueue", "q", *map(str, range(100)))
@@ -60,9 +63,10 @@ def test_a_pipe_that_is_closed_early_is_not_spoken_of(cli: Call, store_dsn: str)
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(
+@sweep(
     "environment",
     [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+    quick=1,
 )
 def test_an_encoding_without_a_character_gets_an_escape_sequence(
     cli: Call, store_dsn: str, environment: dict[str, str]

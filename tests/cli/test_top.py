@@ -7,6 +7,7 @@ import pytest
 import tocsin
 from tests.support import connect_blocking
 from tests.support.commands import Call, one_line
+from tests.support.sweeps import sweep
 from tests.support.terminal import terminal
 from tocsin._cli.render import write_count
 from tocsin.embedded import EmbeddedServer
@@ -32,7 +33,7 @@ def test_once_prints_a_frame(cli: Call, store_dsn: str) -> None:
     assert (frame["queues"][0]["ready"], frame["workers"][0]["name"]) == (2, "a")
 
 
-@pytest.mark.parametrize("key", [b"q", b"\x03"])
+@sweep("key", [b"q", b"\x03"], quick=1)
 def test_the_screen_follows_the_queues_until_a_key_ends_it(
     cli: Call, store_dsn: str, key: bytes
 ) -> None:
@@ -48,9 +49,10 @@ def test_the_screen_follows_the_queues_until_a_key_ends_it(
     assert screen.raw.endswith("\x1b[?25h\x1b[?1049l")  # left as it was
 
 
-@pytest.mark.parametrize(
+@sweep(
     "keys",
     [b"\x1b", b"\x1b[A", b"\x1bOB", b"\x1b[1;5q"],
+    quick=1,
     ids=["escape", "up", "down", "some other"],
 )
 def test_a_key_that_moves_a_cursor_does_not_end_it(cli: Call, store_dsn: str, keys: bytes) -> None:
@@ -134,6 +136,7 @@ def test_a_large_number_is_short(number: int, text: str) -> None:
     assert write_count(number) == text
 
 
+@pytest.mark.slow
 def test_without_a_ring_the_screen_follows_by_itself(cli: Call, store_dsn: str) -> None:
     cli("queue", "create", "mails")
     with terminal(store_dsn, "top", "--interval", "50ms") as screen:

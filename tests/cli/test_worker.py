@@ -12,6 +12,7 @@ import trio.testing
 
 from tests.support import ENDS_WITHIN, connect_blocking, move_clock
 from tests.support.commands import Call, line_with, one_line, started
+from tests.support.sweeps import sweep
 
 
 def ask(dsn: str, statement: str) -> list[tuple[Any, ...]]:
@@ -110,7 +111,7 @@ def test_an_id_is_an_argument_or_an_option(cli: Call, store_dsn: str, queue: str
         assert (code, one_line(error)) == (2, True), arguments
 
 
-@pytest.mark.parametrize(
+@sweep(
     "command",
     [
         "get",
@@ -124,6 +125,7 @@ def test_an_id_is_an_argument_or_an_option(cli: Call, store_dsn: str, queue: str
         "delete",
         "heartbeat",
     ],
+    quick=2,
 )
 def test_a_worker_that_does_not_exist(cli: Call, queue: str, command: str) -> None:
     code, out, error = cli("worker", command, "42", *(["--yes"] if command == "delete" else []))

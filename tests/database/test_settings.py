@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import tocsin
 from tests.support import until
 from tests.support.settings_file import write_file
+from tests.support.sweeps import sweep
 from tocsin._durations import parse_duration
 from tocsin.settings import PREFIX, Settings
 
@@ -134,7 +135,7 @@ async def connected(
         yield store
 
 
-@pytest.mark.parametrize("source", ["argument", "variable", "file", "default"])
+@sweep("source", ["argument", "variable", "file", "default"], quick=["argument", "default"])
 @pytest.mark.parametrize("name", NAMES)
 async def test_setting_from_each_source(
     monkeypatch: pytest.MonkeyPatch, dsn: str, name: str, source: str

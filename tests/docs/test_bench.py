@@ -278,6 +278,7 @@ def test_outages_are_survived() -> None:
     assert re.fullmatch(r"\| the server is restarted \| .* \| \d+\.\d s(; .*)? \|", row)
 
 
+@pytest.mark.slow
 def test_an_unknown_scenario_is_refused(server: servers.Server) -> None:
     ended = run(server, "--only", "nonsense")
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -65,6 +65,7 @@ async def test_basic_queue(dsn: str) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_handoff(dsn: str) -> None:
     assert await outcome("handoff.py", dsn) == (
         0,
@@ -77,6 +78,7 @@ async def test_handoff(dsn: str) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_two_consumers(dsn: str) -> None:
     status, lines = await outcome("two_consumers.py", dsn)
     assert (status, lines[-1]) == (0, "40 messages done by 2 consumers")
@@ -164,6 +166,7 @@ async def test_graceful_shutdown(dsn: str, number: signal.Signals) -> None:
     ) == [("ready", 0, 8)]
 
 
+@pytest.mark.slow
 async def test_embedded_service(dsn: str) -> None:
     async with run_script(str(EXAMPLES / "embedded_service.py"), dsn) as child:
         _, _, port = await child.words("listening")

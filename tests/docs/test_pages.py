@@ -20,6 +20,7 @@ import trio
 from tests.support import PATIENCE, pages, query
 from tests.support.child import run_script
 from tests.support.cli_manual import walk
+from tests.support.sweeps import sweep
 from tocsin._cli import tocsin
 from tocsin.settings import Settings
 
@@ -32,7 +33,16 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-LONG = {"operations.md", "recipes.md", "testing.md"}
+LONG = {
+    "driver.md",
+    "moving-from-pgqrs.md",
+    "moving-from-pgqueuer.md",
+    "moving-from-procrastinate.md",
+    "operations.md",
+    "producers.md",
+    "recipes.md",
+    "testing.md",
+}
 """Pages whose blocks take seconds."""
 
 
@@ -269,7 +279,7 @@ def test_the_figures_of_a_page_were_measured(page: Path) -> None:
     assert set(shown) - measured == set()
 
 
-@pytest.mark.parametrize(
+@sweep(
     "text",
     [
         "```python\nassert False\n```",
@@ -288,6 +298,7 @@ def test_the_figures_of_a_page_were_measured(page: Path) -> None:
         "<!-- run by tests/docs/test_pages.py::test_that_is_not_there -->\n```python\n1\n```",
         "<!-- nonsense -->",
     ],
+    quick=3,
 )
 async def test_a_page_that_is_wrong_fails(
     text: str, database_factory: Callable[[], str], tmp_path: Path

@@ -1000,6 +1000,7 @@ async def test_sizes_that_make_no_sense(
             pytest.fail("there is no pool")
 
 
+@pytest.mark.slow
 def test_a_pool_is_generic_in_the_type_of_its_rows() -> None:
     program = """
 from typing import Any, assert_type

@@ -10,6 +10,7 @@ import trio
 
 from tests.driver.helpers import Connection, is_idle, until_alone, until_running, value
 from tests.support.cancel_sweep import cancel_sweep
+from tests.support.sweeps import sweep
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin.driver._prepared import Prepared, Statement
 
@@ -299,7 +300,7 @@ async def test_lost_while_they_run(notes: Connection, observer: Connection, held
     assert await value(observer, "select count(*) from notes") == (held == 4)
 
 
-@pytest.mark.parametrize("together", [False, True])
+@sweep("together", [False, True], quick=1)
 async def test_cancelled_at_every_checkpoint_of_sending_much_the_connection_is_usable(
     notes: Connection, together: bool
 ) -> None:

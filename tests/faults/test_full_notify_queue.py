@@ -89,6 +89,7 @@ async def test_while_the_notification_queue_is_full_heartbeats_bring_the_message
             assert store.statistics().notifications > rings
 
 
+@pytest.mark.slow
 async def test_an_enqueue_that_fails_for_a_full_queue_at_its_commit_is_sent_again(
     small_dsn: str,
 ) -> None:

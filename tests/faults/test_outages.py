@@ -72,7 +72,7 @@ async def test_restart_while_idle(mortal: tocsin.Store, own_server: EmbeddedServ
     ) == [(4, 4)]
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@sweep("mode", ["fast", "immediate"], quick=1)
 async def test_running_handlers_survive_a_restart_and_settle(
     mortal: tocsin.Store, own_server: EmbeddedServer, mode: str
 ) -> None:

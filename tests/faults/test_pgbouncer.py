@@ -357,6 +357,7 @@ async def test_enqueue_on_a_connection_of_the_callers(store_dsn: str, through: T
     ]
 
 
+@pytest.mark.slow
 async def test_settings_of_the_database_change_nothing(store_dsn: str, through: Through) -> None:
     """Behind a pooler no setting of a session is Tocsin's own; but its text is, and its
     results have no style."""

@@ -308,7 +308,7 @@ HAND_OVERS = {
 something that its deletion has, in two steps."""
 
 
-@pytest.mark.parametrize("what", HAND_OVERS)
+@sweep("what", HAND_OVERS, quick=["settles and enqueues", "claims and enqueues"])
 async def test_a_deletion_gives_way_to_a_transaction_that_waits_for_it(
     store: tocsin.Store, store_dsn: str, what: str
 ) -> None:

@@ -23,6 +23,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from tests.support import PATIENCE, connect_blocking
+from tests.support.sweeps import sweep
 
 pytestmark = pytest.mark.fault
 
@@ -318,9 +319,10 @@ def test_no_consumer_waits_while_a_message_is_ready(
         assert schedule.gates > 3 * schedule.committed
 
 
-@pytest.mark.parametrize(
+@sweep(
     "leave_out",
     [NO_UNRUNG_LOCK, NO_SECOND_TEST, NO_UNRUNG_TEST, NO_LAST_CLAIM],
+    quick=1,
     ids=["unrung lock", "second test", "unrung test", "last claim"],
 )
 def test_a_wake_up_is_lost_without_each_step(store_dsn: str, leave_out: str) -> None:

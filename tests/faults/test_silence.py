@@ -32,6 +32,7 @@ from tests.support import (
     until_true,
 )
 from tests.support.runs import running
+from tests.support.sweeps import sweep
 from tocsin._concurrency.grace import GRACE
 from tocsin._database.client import Connection
 from tocsin.embedded import EmbeddedServer
@@ -93,7 +94,7 @@ async def settle_slowly(message: tocsin.Message) -> None:
         await message.extend(30)
 
 
-@pytest.mark.parametrize("then", [None, block, settle_slowly])
+@sweep("then", [None, block, settle_slowly], quick=1)
 async def test_a_cancelled_consumer_of_a_frozen_server_ends_within_one_grace(
     own_server: EmbeddedServer,
     clock: trio.testing.MockClock,

@@ -73,6 +73,7 @@ async def test_an_upgrade_by_the_script_is_one(
     await query(dsn, f"drop owned by {owner}")
 
 
+@pytest.mark.slow
 async def test_an_upgrade_by_the_script_that_waits_too_long_changes_nothing(
     store_dsn: str, tmp_path: Path
 ) -> None:

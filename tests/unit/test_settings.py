@@ -20,6 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import tocsin
 from tests.support.settings_file import write_file
+from tests.support.sweeps import sweep
 from tocsin._database.dsn import describe_address
 from tocsin.driver._connecting import parse_conninfo
 from tocsin.settings import PREFIX, Settings, load
@@ -335,8 +336,8 @@ def test_a_password_that_is_encoded_is_taken_as_it_is() -> None:
     assert describe_address(text) == "host:5433"
 
 
-@pytest.mark.parametrize("words", [("qux", "zork", "blip"), ("77", "88", "99")])
-@pytest.mark.parametrize(
+@sweep("words", [("qux", "zork", "blip"), ("77", "88", "99")], quick=1)
+@sweep(
     "dsn",
     [
         "postgresql://ada:{}@dbhost:5432/app",
@@ -344,6 +345,7 @@ def test_a_password_that_is_encoded_is_taken_as_it_is() -> None:
         "postgresql+psycopg://ada:{}@dbhost",
         "host=dbhost user=ada password={} dbname=app",
     ],
+    quick=1,
 )
 def test_no_piece_of_a_password_that_is_not_encoded_is_shown(
     dsn: str, words: tuple[str, str, str]

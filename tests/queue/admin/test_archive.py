@@ -14,6 +14,7 @@ import trio
 
 import tocsin
 from tests.support import PATIENCE, connect_blocking, move_clock, open_connection, query
+from tests.support.sweeps import sweep
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
@@ -58,7 +59,7 @@ async def check_counts(dsn: str) -> dict[str, int]:
 # Retention
 
 
-@pytest.mark.parametrize("begins", ["now", "as a slot of each length begins"])
+@sweep("begins", ["now", "as a slot of each length begins"], quick=1)
 async def test_retention_drops_the_partitions_of_what_is_kept_no_longer_and_no_other(
     store: tocsin.Store, store_dsn: str, begins: str
 ) -> None:

@@ -350,7 +350,7 @@ async def test_the_tasks_of_a_run_say_which_worker_and_queue_they_are_for(
 
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
 @pytest.mark.parametrize("batches", [False, True], ids=["handle", "batches"])
-@pytest.mark.parametrize("grouped", [False, True], ids=["bare", "grouped"])
+@sweep("grouped", [False, True], quick=1, ids=["bare", "grouped"])
 async def test_a_handler_decides_what_becomes_of_its_message(
     store: tocsin.Store, batches: bool, plain: bool, grouped: bool
 ) -> None:

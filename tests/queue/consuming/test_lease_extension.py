@@ -11,9 +11,10 @@ import trio.testing
 import tocsin
 from tests.support import PATIENCE, move_clock, open_connection, query
 from tests.support.runs import running, running_call
+from tests.support.sweeps import sweep
 
 
-@pytest.mark.parametrize("way", ["async", "thread", "batch", "stream"])
+@sweep("way", ["async", "thread", "batch", "stream"], quick=2)
 async def test_heartbeat_and_lease_extension_while_a_handler_runs(store_dsn: str, way: str) -> None:
     """Both go on for as long as it runs: the worker counts as alive, and its message is
     no other worker's."""

@@ -139,6 +139,7 @@ async def test_a_command_ends_a_wait_for_messages_by_hand(
             await commands[command]()
 
 
+@pytest.mark.slow
 async def test_a_loop_that_begins_again_when_the_connection_is_lost_does_not_forget_a_signal(
     own_server: EmbeddedServer,
 ) -> None:
@@ -155,6 +156,7 @@ async def test_a_loop_that_begins_again_when_the_connection_is_lost_does_not_for
     assert isinstance(caught.value.__cause__, tocsin.ConnectionLost)
 
 
+@pytest.mark.slow
 async def test_without_a_signal_a_lost_connection_is_what_it_is(own_server: EmbeddedServer) -> None:
     async with tocsin.connect(own_server.dsn) as store:
         await store.install()

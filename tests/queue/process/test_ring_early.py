@@ -26,6 +26,7 @@ from tests.support import (
 )
 from tests.support.cancel_sweep import cancel_sweep
 from tests.support.runs import running
+from tests.support.sweeps import sweep
 from tocsin.embedded import EmbeddedServer
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -512,8 +513,10 @@ async def test_not_when_a_wal_record_of_the_sequence_is_not_flushed(
                 session.execute("select tocsin.wait_for_flush()")
 
 
-@pytest.mark.parametrize(
-    "last", ["covered by a record", "the first of a record", "the first after a checkpoint"]
+@sweep(
+    "last",
+    ["covered by a record", "the first of a record", "the first after a checkpoint"],
+    quick=1,
 )
 async def test_a_crash_takes_no_message_whose_id_was_returned_and_no_id_comes_again(
     own_server: EmbeddedServer, last: str

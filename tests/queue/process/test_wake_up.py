@@ -11,10 +11,11 @@ import trio.testing
 import tocsin
 from tests.support import PATIENCE, Handled, query, since, statements, until_idle
 from tests.support.runs import running
+from tests.support.sweeps import sweep
 from tocsin._queue.process import bell
 
 
-@pytest.mark.parametrize("way", ["handle", "handle_batches", "messages", "dequeue"])
+@sweep("way", ["handle", "handle_batches", "messages", "dequeue"], quick=2)
 async def test_wake_up_without_polling(dsn_of_quiet_store: str, way: str) -> None:
     """Whichever way a consumer waits, the process sends no statement while it waits,
     and a message wakes it."""

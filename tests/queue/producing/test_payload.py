@@ -24,6 +24,7 @@ def connection(store_dsn: str) -> Any:
         yield connection
 
 
+@pytest.mark.slow
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

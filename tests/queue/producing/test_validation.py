@@ -255,6 +255,7 @@ async def test_bad_rules_name_the_argument(store: tocsin.Store) -> None:
             await store.queues.create("q", **{name: wrong})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 async def test_deep_and_large_payloads_are_walked(store: tocsin.Store) -> None:
     """The cost is that of the payload's levels, and nothing of it is kept: a copy of
     all levels at once would be 200 MB."""
