@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _share_compiled_code(config: pytest.Config) -> None:
     """Let the processes that the tests start keep their compiled code in a temporary
     directory: each would compile all modules again."""
-    folder = tempfile.TemporaryDirectory(prefix="tocsin-test-code-")
+    folder = tempfile.TemporaryDirectory(prefix="tocsin-test-code-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = folder.name
