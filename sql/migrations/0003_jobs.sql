@@ -23,3 +23,6 @@ create unlogged table tocsin.awaited (
 );
 comment on table tocsin.awaited is
     'Which process waits for the outcome of which job; see sql/functions/jobs/outcomes.sql.';
+comment on column tocsin.awaited.process_id is
+    'A process; a negative number: a session, see sql/functions/jobs/session_waits.sql.';
+create index awaited_sessions on tocsin.awaited (process_id) where process_id < 0;

@@ -32,7 +32,8 @@ as $$
         heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
-        submit, job_outcomes, await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting
+        submit, enqueue_jobs, job_outcomes, await_jobs, leave_jobs, begin_awaiting,
+        untold_outcomes, end_awaiting, await_job, leave_job
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{

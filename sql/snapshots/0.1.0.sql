@@ -1,4 +1,4 @@
--- migrations 22fbd590a38a6a2ff3a2d67fa5d3d2e89bf8d5f3219ecdca2251bfd48910670d
+-- migrations 812de60e50548c32920996e165430ea4d84b84c41812f33c1407c3697bd5b2d3
 
 
 
@@ -94,7 +94,8 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
-        submit, job_outcomes, await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting
+        submit, enqueue_jobs, job_outcomes, await_jobs, leave_jobs, begin_awaiting,
+        untold_outcomes, end_awaiting, await_job, leave_job
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
@@ -754,6 +755,32 @@ begin
         perform "tocsin"._raise_error('TC022',
                                     'timeout must be positive, and at most a thousand years',
                                     '{"argument": "timeout"}');
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_key_holder(message_id bigint, key text, task text) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    holder text;
+begin
+    select m.task into holder from "tocsin".messages m where m.id = message_id;
+    if found and holder is distinct from _check_key_holder.task then
+        perform "tocsin"._raise_error('TC040',
+            format('%s %s, which is not finished, has the key "%s"',
+                   case when holder is null then 'message'
+                       else format('a job of task "%s",', holder) end, message_id,
+                   _check_key_holder.key),
+            jsonb_build_object('key', _check_key_holder.key, 'message_id', message_id,
+                               'task', holder),
+            'Choose keys that begin with the name of the task.');
     end if;
 end
 $$;
@@ -1620,6 +1647,16 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._forget_ended_sessions() RETURNS void
+    LANGUAGE sql
+    AS $$
+    delete from "tocsin".awaited a
+    where a.process_id < 0
+        and pg_try_advisory_xact_lock_shared("tocsin"._lock_key('lifeline', -a.process_id))
+$$;
+
+
+
 CREATE FUNCTION tocsin._holders(queue_id integer, until timestamp with time zone DEFAULT '-infinity'::timestamp with time zone) RETURNS TABLE(worker_id bigint, held bigint, message_id bigint, since timestamp with time zone)
     LANGUAGE plpgsql STABLE
     SET plan_cache_mode TO 'force_generic_plan'
@@ -1638,6 +1675,20 @@ begin
         where m.queue_id = _holders.queue_id and m.state = 'leased' and m.vt > until
         group by m.consumer_worker_id;
 end
+$$;
+
+
+
+CREATE FUNCTION tocsin._holds_lock(key bigint) RETURNS boolean
+    LANGUAGE sql
+    AS $$
+    select exists (select from pg_locks l
+                   where l.locktype = 'advisory' and l.pid = pg_backend_pid()
+                     and l.database = (select d.oid from pg_database d
+                                       where d.datname = current_database())
+                     and l.classid::bigint = (key >> 32) & 4294967295
+                     and l.objid::bigint = key & 4294967295
+                     and l.objsubid = 1 and l.granted)
 $$;
 
 
@@ -3076,6 +3127,30 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.await_job(id bigint) RETURNS TABLE(session_number bigint, queue_id integer)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+    select m.queue_id into await_job.queue_id from "tocsin".messages m
+        where m.id = await_job.id and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id);
+    if not found then
+        return;
+    end if;
+    session_number := nextval('"tocsin".lifelines');
+    perform pg_advisory_lock("tocsin"._lock_key('lifeline', session_number));
+    execute format('listen %I', "tocsin".process_channel(-session_number));
+    insert into "tocsin".awaited (job_id, process_id) values (await_job.id, -session_number);
+    return next;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.await_jobs(ids bigint[], process_id bigint, alone boolean DEFAULT false) RETURNS TABLE(job_id bigint, queue_id integer)
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
@@ -3515,7 +3590,10 @@ begin
         q := "tocsin"._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
         perform "tocsin"._check_payloads(q, jsonb_build_array(payload), null);
         message_id := "tocsin"._find_key(q.id, key);
-        exit when message_id is not null;
+        if message_id is not null then
+            perform "tocsin"._check_key_holder(message_id, key, task);
+            exit;
+        end if;
         if q.ruled and checked is not true then
             checked := true;
             continue;
@@ -3597,6 +3675,50 @@ begin
     )
     select array_agg(a.id order by g.id) into ids from given g left join added a on a.id = g.id;
     return coalesce(ids, '{}');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.enqueue_jobs(jobs jsonb) RETURNS bigint[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    ids bigint[] := array_fill(null::bigint, array[jsonb_array_length(jobs)]);
+    given bigint[];
+    part record;
+begin
+    -- A job with a key may find another one, so it goes alone.
+    for part in
+        select j.job ->> 'queue' as queue, jsonb_agg(j.job order by j.n) as messages,
+               array_agg(j.n::integer order by j.n) as places
+        from jsonb_array_elements(jobs) with ordinality j (job, n)
+        where j.job ->> 'key' is null
+        group by 1 order by 1
+    loop
+        given := "tocsin".enqueue_each(part.queue, part.messages);
+        for i in 1 .. cardinality(given) loop
+            ids[part.places[i]] := given[i];
+        end loop;
+    end loop;
+    -- enqueue_each leaves out what may not be enqueued; "tocsin".enqueue raises the reason.
+    for part in
+        select j.n::integer as place, x.*
+        from jsonb_array_elements(jobs) with ordinality j (job, n)
+        cross join lateral jsonb_to_record(j.job) as x (
+            queue text, payload jsonb, delay interval, at timestamptz, priority integer,
+            headers jsonb, key text, expires_in interval, max_deliveries integer,
+            worker_id bigint, task text, options jsonb)
+        where ids[j.n] is null
+        order by j.n
+    loop
+        ids[part.place] := "tocsin".enqueue(
+            part.queue, coalesce(part.payload, 'null'), part.delay, part.at, part.priority,
+            part.headers, part.key, part.expires_in, part.max_deliveries, part.worker_id,
+            part.task, part.options);
+    end loop;
+    return ids;
 end
 $$;
 
@@ -3881,6 +4003,28 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.leave_job(session_number bigint, queue_id integer, locked boolean) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if not "tocsin"._holds_lock("tocsin"._lock_key('lifeline', session_number)) then
+        return false;
+    end if;
+    delete from "tocsin".awaited a where a.process_id = -session_number;
+    execute format('unlisten %I', "tocsin".process_channel(-session_number));
+    if locked then
+        perform "tocsin".end_awaiting(array[leave_job.queue_id]);
+    end if;
+    return pg_advisory_unlock("tocsin"._lock_key('lifeline', session_number));
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.leave_jobs(ids bigint[], process_id bigint) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
@@ -4131,6 +4275,12 @@ begin
     exception when others then
         problems := problems
             || format('workers that were stopped long ago are not deleted: %s', sqlerrm);
+    end;
+    begin
+        perform "tocsin"._forget_ended_sessions();
+    exception when others then
+        problems := problems
+            || format('waits of ended sessions are not deleted: %s', sqlerrm);
     end;
     begin
         perform "tocsin"._roll_up_count_deltas();
@@ -5471,6 +5621,10 @@ COMMENT ON TABLE tocsin.awaited IS 'Which process waits for the outcome of which
 
 
 
+COMMENT ON COLUMN tocsin.awaited.process_id IS 'A process; a negative number: a session, see sql/functions/jobs/session_waits.sql.';
+
+
+
 CREATE TABLE tocsin.contract (
     only_row boolean DEFAULT true NOT NULL,
     version integer NOT NULL,
@@ -5676,7 +5830,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:16:39.373621+00', '2026-11-29 17:16:39.395509+00', '2026-11-29 17:16:39.419898+00', '2026-11-30 17:16:39.419898+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:30:39.321321+00', '2026-11-29 17:30:39.337129+00', '2026-11-29 17:30:39.350332+00', '2026-11-30 17:30:39.350332+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -5689,21 +5843,21 @@ INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:1
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:16:39.522698+00', '2026-11-29 17:16:39.566431+00', '2026-11-29 17:16:39.570268+00', '2985-03-06 17:16:39.570268+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:30:39.407773+00', '2026-11-29 17:30:39.432353+00', '2026-11-29 17:30:39.433671+00', '2985-03-06 17:30:39.433671+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:16:39.419898+00', '2026-11-29 17:16:39.419898+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:16:39.570268+00', '2026-11-29 17:16:39.570268+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:30:39.350332+00', '2026-11-29 17:30:39.350332+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:30:39.433671+00', '2026-11-29 17:30:39.433671+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:16:39.181022+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:16:39.181043+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:16:39.181047+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:30:39.227518+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:30:39.227551+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:30:39.227567+00');
 
 
 
@@ -5716,49 +5870,49 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'abb737ca448d9a429a69a1042d3a487ed05a67504334d106ff0b7df3e0bd8b8a');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '769352c018169c540185aa36b01c6e0fd6b30f40c110c4df541cf319dae4bb6d');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:16:39.61356+00', '2026-11-29 17:16:39.632306+00', '2026-11-29 17:16:39.685143+00', 1795972599632306, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:16:39.650537+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:16:39.632306+00:00"}]', NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:30:39.455965+00', '2026-11-29 17:30:39.468469+00', '2026-11-29 17:30:39.487471+00', 1795973439468469, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:30:39.470638+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:30:39.468469+00:00"}]', NULL, NULL);
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:17:36.778805+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:31:38.383157+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:16:39.549412+00', '2026-11-29 17:16:41.566431+00', '2026-11-29 17:16:39.549412+00', '2026-11-29 17:16:39.566431+00', NULL, 1795972599566431, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:16:40.531301+00', '2026-11-29 17:16:40.531301+00', '2026-11-29 17:16:39.602007+00', '2026-11-29 17:16:39.610558+00', NULL, 1795972599610558, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:16:39.650537+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:16:39.610558+00:00"}]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', '2026-11-29 17:16:39.76951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:16:39.790438+00', '2026-11-29 17:16:39.790438+00', '2026-11-29 17:16:39.790438+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:16:40.804105+00', '2026-11-29 17:16:40.804105+00', '2026-11-29 17:16:39.804105+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:16:40.812885+00', '2026-11-29 17:16:40.812885+00', '2026-11-29 17:16:39.812885+00', NULL, '2026-11-29 17:16:40.312885+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:16:39.826655+00', '2985-03-06 17:16:39.826655+00', '2026-11-29 17:16:39.826655+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:16:39.838166+00', '2026-11-29 17:16:39.838166+00', '2026-11-29 17:16:39.838166+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:30:39.424321+00', '2026-11-29 17:30:41.432353+00', '2026-11-29 17:30:39.424321+00', '2026-11-29 17:30:39.432353+00', NULL, 1795973439432353, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:30:40.521533+00', '2026-11-29 17:30:40.521533+00', '2026-11-29 17:30:39.448115+00', '2026-11-29 17:30:39.45426+00', NULL, 1795973439454260, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:30:39.470638+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:30:39.45426+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:30:39.516351+00', '2026-11-29 17:30:39.516351+00', '2026-11-29 17:30:39.516351+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:30:40.524317+00', '2026-11-29 17:30:40.524317+00', '2026-11-29 17:30:39.524317+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:30:40.536221+00', '2026-11-29 17:30:40.536221+00', '2026-11-29 17:30:39.536221+00', NULL, '2026-11-29 17:30:40.036221+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:30:39.540166+00', '2985-03-06 17:30:39.540166+00', '2026-11-29 17:30:39.540166+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:30:39.55205+00', '2026-11-29 17:30:39.55205+00', '2026-11-29 17:30:39.55205+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:16:36.778805+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:16:36.778805+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:16:36.778805+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:30:38.383157+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:30:38.383157+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:30:38.383157+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 19927, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:16:39.20315+00', '2026-11-29 17:16:39.353473+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 18504, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:30:39.245876+00', '2026-11-29 17:30:39.30601+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:16:38.558241+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:16:38.593756+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:16:39.860501+00', '2026-11-29 17:16:38.608085+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:30:39.017948+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:30:39.036389+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:30:39.558581+00', '2026-11-29 17:30:39.038821+00', 'tocsin.paused');
 
 
 
@@ -5768,13 +5922,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:16:39.202089+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:30:39.244595+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 19927, '0.1.0', '2026-11-29 17:16:39.22654+00', '2026-11-29 17:16:39.22654+00', '2026-11-29 17:16:39.453024+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 19927, '0.1.0', '2026-11-29 17:16:39.476536+00', '2026-11-29 17:16:39.476536+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 19927, '0.1.0', '2026-11-29 17:16:39.499919+00', '2026-11-29 17:16:39.499919+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 18504, '0.1.0', '2026-11-29 17:30:39.264739+00', '2026-11-29 17:30:39.264739+00', '2026-11-29 17:30:39.372922+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 18504, '0.1.0', '2026-11-29 17:30:39.377956+00', '2026-11-29 17:30:39.377956+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 18504, '0.1.0', '2026-11-29 17:30:39.393107+00', '2026-11-29 17:30:39.393107+00', NULL);
 
 
 
@@ -5928,6 +6082,10 @@ CREATE INDEX archive_rest_ending ON tocsin.archive_rest USING btree (keep_until)
 
 
 CREATE INDEX archive_rest_queue_id_id_idx ON tocsin.archive_rest USING btree (queue_id, id);
+
+
+
+CREATE INDEX awaited_sessions ON tocsin.awaited USING btree (process_id) WHERE (process_id < 0);
 
 
 
@@ -6131,6 +6289,10 @@ REVOKE ALL ON FUNCTION tocsin._check_job(task text, options jsonb) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._check_key_holder(message_id bigint, key text, task text) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._check_own(w tocsin.workers) FROM PUBLIC;
 
 
@@ -6251,7 +6413,15 @@ REVOKE ALL ON FUNCTION tocsin._find_worker(worker_id bigint) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._forget_ended_sessions() FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._holders(queue_id integer, until timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._holds_lock(key bigint) FROM PUBLIC;
 
 
 
@@ -6491,6 +6661,10 @@ REVOKE ALL ON FUNCTION tocsin.attach_process(process_id bigint) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin.await_job(id bigint) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.await_jobs(ids bigint[], process_id bigint, alone boolean) FROM PUBLIC;
 
 
@@ -6555,6 +6729,10 @@ REVOKE ALL ON FUNCTION tocsin.enqueue_each(queue text, messages jsonb) FROM PUBL
 
 
 
+REVOKE ALL ON FUNCTION tocsin.enqueue_jobs(jobs jsonb) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.enqueue_many(queue text, payloads jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, expires_in interval, max_deliveries integer, worker_id bigint, first_index integer) FROM PUBLIC;
 
 
@@ -6600,6 +6778,10 @@ REVOKE ALL ON FUNCTION tocsin.interrupt(worker_id bigint, grace interval, regist
 
 
 REVOKE ALL ON FUNCTION tocsin.job_outcomes(ids bigint[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.leave_job(session_number bigint, queue_id integer, locked boolean) FROM PUBLIC;
 
 
 

@@ -6,11 +6,12 @@
 from tocsin._database.roles import Roles
 from tocsin._database.verify import SchemaDifference
 from tocsin._jobs.current import CurrentJob, current_job
-from tocsin._jobs.definition import Call, TaskOptions
-from tocsin._jobs.job import Job, JobInfo
+from tocsin._jobs.definition import Call, SubmitOptions, TaskOptions
+from tocsin._jobs.job import Job
+from tocsin._jobs.job_info import JobInfo
 from tocsin._jobs.jobs import Jobs
 from tocsin._jobs.retrying import RetryPolicy, exponential, fixed, linear
-from tocsin._jobs.submitting import SubmitOptions
+from tocsin._jobs.session_job import BlockingJob
 from tocsin._jobs.task import Task, task
 from tocsin._jobs.worker import JobWorker
 from tocsin._queue.admin.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters
@@ -55,6 +56,7 @@ from .errors import (
     JobFailed,
     JobNotFound,
     JobTimedOut,
+    KeyConflict,
     KeyTaken,
     LeaseLost,
     MessageNotFound,
@@ -89,6 +91,7 @@ __version__ = VERSION
 __all__ = [
     "ArgumentsInvalid",
     "BatchOptions",
+    "BlockingJob",
     "Call",
     "CharacterUnsupported",
     "ConfigError",
@@ -112,6 +115,7 @@ __all__ = [
     "JobTimedOut",
     "JobWorker",
     "Jobs",
+    "KeyConflict",
     "KeyTaken",
     "LeaseLost",
     "MaintenanceResult",

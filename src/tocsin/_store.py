@@ -301,7 +301,8 @@ class Store:
     async def transaction(self) -> AsyncIterator[Connection]:
         """Check out a connection in a transaction.
 
-        It is for your own statements, and for ``connection=`` of `Producer.enqueue`.
+        It is for your own statements, for ``connection=`` of `Producer.enqueue`, and
+        for `Task.submit`.
         The transaction commits at the end of the block, and rolls back when the block
         raises. What the block sets on the connection and for its session (a role, a
         timeout, a row factory) ends with the block.
@@ -322,7 +323,11 @@ class Store:
             connection.transaction(),
         ):
             await session.apply_users_limits(connection)
-            yield connection
+            connection.checked_out_by = self
+            try:
+                yield connection
+            finally:
+                connection.checked_out_by = None
 
     async def stats(self) -> StoreStats:
         """Count what the database has: queues, workers, messages of all processes.

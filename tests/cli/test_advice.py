@@ -62,6 +62,13 @@ ADVISED: list[tocsin.TocsinError] = [
         for state in ("leased", "dead", "archived", "ready")
     ),
     tocsin.QueueBusy('queue "q" is in use', "Try again.", queue="q"),
+    tocsin.KeyConflict(
+        'message 7 has the key "k"',
+        "Choose keys that begin with the name of the task.",
+        key="k",
+        message_id=7,
+        task=None,
+    ),
     tocsin.KeyTaken("dead letter 7 cannot be replayed", "Wait.", ids=(7, 8)),
     tocsin.PayloadTooLarge(
         "9 bytes", "Raise the queue's max_payload.", actual=9, maximum=8, index=None

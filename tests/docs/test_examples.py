@@ -215,6 +215,19 @@ async def test_health_monitor(store: tocsin.Store, store_dsn: str) -> None:
     assert lines[2] == "2 at work, 1 stale"
 
 
+@pytest.mark.slow
+async def test_web_replies(dsn: str) -> None:
+    async with run_script(str(EXAMPLES / "pricing.py"), dsn) as worker:
+        assert await worker.line() == "working; stop with Ctrl-C"
+        with trio.fail_after(PATIENCE):
+            ended = await trio.run_process(
+                [sys.executable, str(EXAMPLES / "web_replies.py"), dsn], capture_stdout=True
+            )
+        assert ended.stdout.decode().splitlines() == ["200 18.0", "200 3.0", "404 no price"]
+        worker.process.send_signal(signal.SIGINT)
+        assert await worker.line() == "stopped: 2 priced"
+
+
 async def test_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     with servers.directory() as base:
         monkeypatch.setenv("TOCSIN_DATA", str(base / "server"))

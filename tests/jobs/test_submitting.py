@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, open_connection, query
+from tests.support import PATIENCE, open_connection, query, since, statements
 from tests.support.jobs import working
+from tocsin.telemetry import EnqueueCall
 
 from . import tasks
 
@@ -112,12 +115,12 @@ async def test_a_job_is_submitted_with_the_callers_rows(
     with pytest.raises(ZeroDivisionError):
         async with store.transaction() as connection:
             await connection.execute("insert into orders values (1)")
-            await tasks.double.using(connection=connection).submit(store, 1)
+            await tasks.double.submit(connection, 1)
             raise ZeroDivisionError
     assert await query(store_dsn, "select 1 from tocsin.messages") == []
     async with store.transaction() as connection:
         await connection.execute("insert into orders values (2)")
-        job = await tasks.double.using(connection=connection).submit(store, 2)
+        job = await tasks.double.submit(connection, 2)
         assert await query(store_dsn, "select 1 from tocsin.messages") == []
     async with working(store, tasks.double):
         assert await job.result(timeout=PATIENCE) == 4
@@ -126,7 +129,7 @@ async def test_a_job_is_submitted_with_the_callers_rows(
 async def test_a_blocking_connection_submits_too(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("default")
     with psycopg.connect(store_dsn) as connection:
-        job = await tasks.double.using(connection=connection).submit(store, 2)
+        job = await store.jobs.submit(tasks.double.call(2), connection=connection)
         connection.rollback()
     with pytest.raises(tocsin.JobNotFound):
         await job.info()
@@ -243,3 +246,116 @@ async def test_enqueue_takes_no_job_that_no_worker_could_read(
                 [task, options],
             )
     assert refused.value.sqlstate == "TC022"
+
+
+# Many
+
+
+async def test_many_are_submitted_in_one_statement(dsn_of_quiet_store: str) -> None:
+    dsn = dsn_of_quiet_store
+    async with tocsin.connect(dsn, heartbeat=3600) as store:
+        for queue in "default", "other":
+            await store.queues.ensure(queue)
+        before = await statements(dsn)
+        jobs = await store.jobs.submit_many(
+            [
+                tasks.double.call(1),
+                tasks.elsewhere.using(delay=60).call(2),
+                tasks.double.using(timeout=5, priority=-1, headers={"trace": "1"}).call(3),
+                tasks.double.using(key="k").call(4),
+            ]
+        )
+        ran = since(before, await statements(dsn))
+        assert [(text, n) for text, n in ran.items() if "enqueue" in text] == [
+            ('select "tocsin".enqueue_jobs($1::jsonb)', 1)
+        ]
+        found = [await message(store, job) for job in jobs]
+    assert [m.payload for m in found] == [{"number": n} for n in (1, 2, 3, 4)]
+    assert [m.queue for m in found] == ["default", "other", "default", "default"]
+    assert (found[1].state, found[2].priority, found[2].headers) == ("delayed", -1, {"trace": "1"})
+    assert found[3].key == "k"
+
+
+async def test_many_are_submitted_all_or_none(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("default", max_payload=20)
+    with pytest.raises(tocsin.PayloadTooLarge):
+        await store.jobs.submit_many(
+            [tasks.double.call(1), tasks.double.call(10**20), tasks.double.call(2)]
+        )
+    with pytest.raises(tocsin.QueueNotFound, match="other"):
+        await store.jobs.submit_many([tasks.double.call(1), tasks.elsewhere.call(1)])
+    assert await query(store_dsn, "select * from tocsin.messages") == []
+    assert await store.jobs.submit_many([]) == []
+
+
+async def test_any_number_can_be_submitted(store: tocsin.Store) -> None:
+    await store.queues.ensure("default")
+    jobs = await tasks.double.submit_many(store, [tasks.double.call(n) for n in range(4001)])
+    assert len({job.id for job in jobs}) == 4001
+    assert (await message(store, jobs[4000])).payload == {"number": 4000}
+
+
+async def test_many_of_a_task_are_calls_of_this_task(store: tocsin.Store) -> None:
+    with pytest.raises(TypeError, match=r"is no call of task tests\.jobs\.tasks\.double"):
+        await tasks.double.submit_many(store, [tasks.elsewhere.call(1)])
+
+
+async def test_instruments_and_events_see_many(store_dsn: str) -> None:
+    seen: list[EnqueueCall] = []
+
+    class Instrument:
+        def handling(self, messages: object) -> Any:
+            return nullcontext()
+
+        @contextmanager
+        def enqueueing(self, call: EnqueueCall) -> Iterator[None]:
+            call.headers = {"trace": call.queue}
+            yield
+            seen.append(call)
+
+    async with tocsin.connect(store_dsn, instruments=[Instrument()]) as store:
+        for queue in "default", "other":
+            await store.queues.ensure(queue)
+        jobs = await store.jobs.submit_many(
+            [tasks.double.call(1), tasks.elsewhere.call(2), tasks.double.using(headers=7).call(3)]
+        )
+        assert {call.queue: call.ids for call in seen} == {
+            "default": [jobs[0].id, jobs[2].id],
+            "other": [jobs[1].id],
+        }
+        headers = [(await message(store, job)).headers for job in jobs]
+    assert headers == [{"trace": "default"}, {"trace": "other"}, 7]
+
+
+# Keys
+
+
+@pytest.mark.parametrize("holder", ["a message", "another task"])
+async def test_a_key_that_something_else_has_is_refused(store: tocsin.Store, holder: str) -> None:
+    await store.queues.ensure("default")
+    if holder == "a message":
+        held, task = await store.produce("default", 1, key="k"), None
+    else:
+        held, task = (await tasks.halve.using(key="k").submit(store, 1)).id, tasks.halve.name
+    for submit in (
+        lambda: tasks.double.using(key="k").submit(store, 1),
+        lambda: tasks.double.submit_many(store, [tasks.double.using(key="k").call(1)]),
+    ):
+        with pytest.raises(tocsin.KeyConflict, match='has the key "k"') as refused:
+            await submit()
+        error = refused.value
+        assert (error.key, error.message_id, error.task) == ("k", held, task)
+
+
+async def test_a_message_does_not_take_a_job_for_itself(store: tocsin.Store) -> None:
+    await store.queues.ensure("default")
+    await tasks.double.using(key="k").submit(store, 1)
+    with pytest.raises(tocsin.KeyConflict):
+        await store.produce("default", 1, key="k")
+
+
+def test_an_option_that_does_not_exist_is_refused_where_it_is_given() -> None:
+    with pytest.raises(TypeError, match="a job has no option nonsense"):
+        tasks.double.using(nonsense=1)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="delay must be at least 0"):
+        tasks.double.using(delay=-1)

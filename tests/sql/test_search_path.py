@@ -41,6 +41,12 @@ CALLS = {
                            "timeout": 60, "description": ""}]')""",
     "list_tasks": "()",
     "submit": "('t', '[1]', delay => '0 s', priority => 1, key => 'j', timeout => '1 s')",
+    "enqueue_jobs": (
+        """('[{"queue": "q", "task": "t", "payload": [1]},"""
+        """ {"queue": "q", "task": "t", "payload": [1], "key": "j"}]')"""
+    ),
+    "await_job": "(1)",
+    "leave_job": "(1, 1, false)",
     "job_outcomes": "(array[1, 2, 3]::bigint[])",
     "await_jobs": "(array[1, 2, 3]::bigint[], 1)",
     "leave_jobs": "(array[1, 2, 3]::bigint[], 1)",

@@ -20,7 +20,7 @@
 --   TC022 a value out of its range {argument}
 --   TC023 RoleNotFound {role}
 --   TC030 PermissionDenied {role}
---   TC040 JobNotFound {job_id}
+--   TC040 KeyConflict {key, message_id, task}
 --   TC041 TaskUnknown {task}
 create or replace function tocsin._raise_error(code text, message text, detail jsonb,
                                                hint text default '') returns void

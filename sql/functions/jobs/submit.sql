@@ -41,6 +41,31 @@ as $$
     order by t.name
 $$;
 
+-- Raises an error unless the message with the key is a job of this task, or like the new
+-- message no job: the caller would take its outcome for that of the new job.
+create or replace function tocsin._check_key_holder(message_id bigint, key text, task text)
+    returns void
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    holder text;
+begin
+    select m.task into holder from tocsin.messages m where m.id = message_id;
+    if found and holder is distinct from _check_key_holder.task then
+        perform tocsin._raise_error('TC040',
+            format('%s %s, which is not finished, has the key "%s"',
+                   case when holder is null then 'message'
+                       else format('a job of task "%s",', holder) end, message_id,
+                   _check_key_holder.key),
+            jsonb_build_object('key', _check_key_holder.key, 'message_id', message_id,
+                               'task', holder),
+            'Choose keys that begin with the name of the task.');
+    end if;
+end
+$$;
+
 -- Submits a job of a registered task and returns its id. What is not given is as the
 -- task says. `timeout`: how long an attempt may take.
 create or replace function tocsin.submit(
@@ -74,5 +99,49 @@ begin
         task => t.name,
         options => case when submit.timeout is not null
             then jsonb_build_object('timeout', extract(epoch from submit.timeout)) end);
+end
+$$;
+
+-- Submits all jobs of a JSON array, or none if one is refused; returns the ids in the
+-- order of the jobs. A job is an object with its queue and its task, and with the
+-- arguments of tocsin.enqueue that it chooses.
+create or replace function tocsin.enqueue_jobs(jobs jsonb) returns bigint[]
+language plpgsql
+as $$
+declare
+    ids bigint[] := array_fill(null::bigint, array[jsonb_array_length(jobs)]);
+    given bigint[];
+    part record;
+begin
+    -- A job with a key may find another one, so it goes alone.
+    for part in
+        select j.job ->> 'queue' as queue, jsonb_agg(j.job order by j.n) as messages,
+               array_agg(j.n::integer order by j.n) as places
+        from jsonb_array_elements(jobs) with ordinality j (job, n)
+        where j.job ->> 'key' is null
+        group by 1 order by 1
+    loop
+        given := tocsin.enqueue_each(part.queue, part.messages);
+        for i in 1 .. cardinality(given) loop
+            ids[part.places[i]] := given[i];
+        end loop;
+    end loop;
+    -- enqueue_each leaves out what may not be enqueued; tocsin.enqueue raises the reason.
+    for part in
+        select j.n::integer as place, x.*
+        from jsonb_array_elements(jobs) with ordinality j (job, n)
+        cross join lateral jsonb_to_record(j.job) as x (
+            queue text, payload jsonb, delay interval, at timestamptz, priority integer,
+            headers jsonb, key text, expires_in interval, max_deliveries integer,
+            worker_id bigint, task text, options jsonb)
+        where ids[j.n] is null
+        order by j.n
+    loop
+        ids[part.place] := tocsin.enqueue(
+            part.queue, coalesce(part.payload, 'null'), part.delay, part.at, part.priority,
+            part.headers, part.key, part.expires_in, part.max_deliveries, part.worker_id,
+            part.task, part.options);
+    end loop;
+    return ids;
 end
 $$;

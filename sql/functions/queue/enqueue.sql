@@ -255,7 +255,10 @@ begin
         q := tocsin._check_enqueue_options(queue, delay, at, expires_in, max_deliveries, worker_id);
         perform tocsin._check_payloads(q, jsonb_build_array(payload), null);
         message_id := tocsin._find_key(q.id, key);
-        exit when message_id is not null;
+        if message_id is not null then
+            perform tocsin._check_key_holder(message_id, key, task);
+            exit;
+        end if;
         if q.ruled and checked is not true then
             checked := true;
             continue;

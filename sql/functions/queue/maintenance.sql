@@ -85,6 +85,12 @@ begin
             || format('workers that were stopped long ago are not deleted: %s', sqlerrm);
     end;
     begin
+        perform tocsin._forget_ended_sessions();
+    exception when others then
+        problems := problems
+            || format('waits of ended sessions are not deleted: %s', sqlerrm);
+    end;
+    begin
         perform tocsin._roll_up_count_deltas();
     exception when others then
         problems := problems || format('counts of archived messages are not added up: %s', sqlerrm);

@@ -16,6 +16,7 @@ from tocsin.errors import (
     ConfigError,
     ConnectionLost,
     DependentObjects,
+    KeyConflict,
     KeyTaken,
     MessageNotFound,
     MessageNotWaiting,
@@ -87,6 +88,8 @@ def _advise(error: TocsinError) -> str:
             )
         case MessageNotWaiting():
             return _advise_on_message(error)
+        case KeyConflict():
+            return "choose another key, or wait until that message is finished"
         case KeyTaken():
             ids = " ".join(map(str, error.ids))
             return (

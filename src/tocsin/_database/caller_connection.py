@@ -129,6 +129,35 @@ async def fetch_async(connection: Async, statement: str, parameters: Sequence[ob
     return value
 
 
+def call_rows(
+    connection: Blocking, schema: Schema, statement: str, parameters: Sequence[object]
+) -> list[tuple[Any, ...]]:
+    """Run a statement, and return its rows.
+
+    The statement is written for the schema ``tocsin``.
+
+    Raises:
+        TocsinError: The database refuses the statement, or is not available.
+    """
+    with raising_ours(connection, schema):
+        cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+        return cursor.execute(schema.render(statement).encode(), parameters).fetchall()
+
+
+async def call_rows_async(
+    connection: Async, schema: Schema, statement: str, parameters: Sequence[object]
+) -> list[tuple[Any, ...]]:
+    """Run a statement as `call_rows` does, on an async connection.
+
+    Cancellation:
+        Atomic.
+    """
+    with raising_ours(connection, schema):
+        cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
+        await cursor.execute(schema.render(statement).encode(), parameters)
+        return await cursor.fetchall()
+
+
 def _in_any_encoding(
     connection: Blocking | Async, statement: str, parameters: Sequence[object]
 ) -> tuple[bytes, Sequence[object]]:

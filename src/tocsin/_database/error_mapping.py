@@ -17,7 +17,7 @@ from tocsin.errors import (
     ConfigError,
     ConnectionLost,
     DependentObjects,
-    JobNotFound,
+    KeyConflict,
     KeyTaken,
     MessageNotFound,
     MessageNotWaiting,
@@ -307,7 +307,13 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
         case "TC030":
             return PermissionDenied(problem, hint, role=detail["role"])
         case "TC040":
-            return JobNotFound(detail["job_id"])
+            return KeyConflict(
+                problem,
+                hint,
+                key=detail["key"],
+                message_id=detail["message_id"],
+                task=detail["task"],
+            )
         case "TC041":
             return TaskUnknown(detail["task"])
     raise AssertionError(f"the schema refused with an unknown code {code}: {problem}")

@@ -1,10 +1,13 @@
-"""What a task is apart from its function, and a call of it."""
+"""What a task is apart from its function, a call of it, and what a call may choose."""
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from datetime import datetime
+from typing import Generic, TypedDict, TypeVar
 
 import attrs
+
+from tocsin._durations import Duration
 
 from .retrying import RetryPolicy
 from .signature import Signature
@@ -42,6 +45,33 @@ class Definition(Generic[R]):
     """Its parameters and its result."""
 
 
+class SubmitOptions(TypedDict, total=False):
+    """What a call of a task may choose; without a choice it is as the task says."""
+
+    delay: Duration | None
+    """Seconds until the job is due."""
+    at: datetime | None
+    """Time at which the job is due, with its zone."""
+    priority: int | None
+    """Smaller numbers are run first."""
+    headers: object
+    """Any JSON value."""
+    key: str | None
+    """At most one unfinished job of the queue has it; a second submission returns the
+    first job."""
+    expires_in: Duration | None
+    """Seconds after which a job that has not begun becomes a dead letter."""
+    max_attempts: int | None
+    """After how many attempts a job that fails becomes a dead letter."""
+    timeout: Duration | None
+    """Seconds that an attempt may take."""
+    queue: str | None
+    """Name of the queue."""
+    schema: str
+    """Where Tocsin is installed, for a connection as target (``tocsin``); a store knows
+    that."""
+
+
 @attrs.frozen
 class Call(Generic[R]):
     """A call of a task that is to be submitted; made by `Task.call`."""
@@ -50,3 +80,5 @@ class Call(Generic[R]):
     """The task."""
     arguments: str = attrs.field(repr=False)
     """The arguments by name, as JSON."""
+    options: SubmitOptions = attrs.field(factory=SubmitOptions)
+    """What the call has chosen; see `Task.using`."""

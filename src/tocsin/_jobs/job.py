@@ -3,59 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
-import attrs
 import trio
 
-from tocsin._database.client import Database
 from tocsin._durations import Duration, to_seconds
-from tocsin._queue.payload import decode
 from tocsin._queue.process.process import Process
-from tocsin.errors import ConnectionLost, JobCancelled, JobFailed, JobNotFound, JobTimedOut
+from tocsin.errors import ConnectionLost, JobNotFound
 
 from .definition import Definition
+from .job_info import OUTCOMES, JobInfo, read_outcome, read_row
 
 R = TypeVar("R")
 
-JobState: TypeAlias = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
-"""How a job stands."""
 
-_OUTCOMES = (
-    "select id, task, state, attempts, result, reason, error, traceback"
-    " from tocsin.job_outcomes(%s::bigint[])"
-)
+class Rows(Protocol):
+    """Runs statements that are written for the schema ``tocsin``: a database."""
 
-
-@attrs.frozen
-class JobInfo:
-    """How a job stood when it was asked for."""
-
-    id: int
-    """Id of the job."""
-    task: str
-    """Name of its task."""
-    state: JobState
-    """How it stands."""
-    attempts: int
-    """How many attempts have begun."""
-    result: Any
-    """What its function returned, as a JSON value; None unless it has succeeded."""
-    reason: str | None
-    """Why it has failed, as a code: see `DeadLetter.reason`; None unless it has."""
-    error: str | None
-    """The error of the last attempt that had one, or why it was cancelled."""
-    traceback: str | None
-    """The traceback of the last attempt; None unless the job has failed."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether the job has come to an end."""
-        return self.state in ("succeeded", "failed", "cancelled")
+    async def fetch(
+        self, statement: str, parameters: Sequence[object] = ()
+    ) -> Sequence[tuple[Any, ...]]:
+        """Run a statement, and return its rows."""
 
 
-async def find_job(database: Database, job_id: int) -> JobInfo:
+async def find_job(database: Rows, job_id: int) -> JobInfo:
     """Return how a job stands.
 
     Raises:
@@ -65,43 +38,17 @@ async def find_job(database: Database, job_id: int) -> JobInfo:
     Cancellation:
         Nothing has changed.
     """
-    rows = await database.fetch(_OUTCOMES, [[job_id]])
+    rows = await database.fetch(OUTCOMES, [[job_id]])
     if not rows:
         raise JobNotFound(job_id)
-    (found,) = rows
-    id_, task, state, attempts, result, reason, error, traceback = found
-    value = None if result is None else decode(result)
-    return JobInfo(id_, task, state, attempts, value, reason, error, traceback)
-
-
-def read_outcome(info: JobInfo) -> Any:
-    """Return the result of a finished job as a JSON value.
-
-    Raises:
-        JobFailed: It has failed.
-        JobTimedOut: It has failed, and its last attempt has taken too long.
-        JobCancelled: It was cancelled.
-    """
-    if info.state == "cancelled":
-        raise JobCancelled(info.id, task=info.task, reason=info.error or "cancelled")
-    if info.state == "failed":
-        kind = JobTimedOut if info.reason == "timed_out" else JobFailed
-        raise kind(
-            info.id,
-            task=info.task,
-            reason=info.reason or "",
-            attempts=info.attempts,
-            error=info.error or info.reason or "",
-            traceback=info.traceback or "",
-        )
-    return info.result
+    return read_row(rows[0])
 
 
 class Job(Generic[R]):
     """A job that was submitted; made by `Task.submit`."""
 
     def __init__(
-        self, database: Database, process: Process, job_id: int, definition: Definition[R]
+        self, database: Rows, process: Process | None, job_id: int, definition: Definition[R]
     ) -> None:
         self.id: int = job_id
         """Id of the job, which is that of its message."""
@@ -146,6 +93,7 @@ class Job(Generic[R]):
         Cancellation:
             The job goes on.
         """
+        assert self._process is not None
         limit = math.inf if timeout is None else to_seconds(timeout, "timeout", zero=True)
         with trio.fail_after(limit):
             info = await self.info()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, Unpack
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._database.client import Database
@@ -10,11 +12,13 @@ from tocsin._queue.process.process import Process
 from tocsin._queue.producing.batcher import EnqueueBatcher
 from tocsin._queue.producing.enqueue_request import EnqueueRequest
 from tocsin._queue.producing.sending import QueueSender
+from tocsin.telemetry.events import Enqueued
 from tocsin.telemetry.instruments import EnqueueCall, Telemetry
 
-from .definition import Call
-from .job import Job, JobInfo, find_job
-from .submitting import SubmitOptions, build_submission
+from .definition import Call, Definition
+from .job import Job, find_job
+from .job_info import JobInfo
+from .submitting import SubmissionBatch, build_submission, queue_of, refuse_schema
 
 R = TypeVar("R")
 
@@ -25,6 +29,17 @@ class _JobSender(QueueSender):
     async def send(self, request: EnqueueRequest, connection: AnyConnection | None) -> int:
         """Enqueue a job's message, and return its id."""
         return await self._send_request(request, connection)
+
+    async def send_many(
+        self, batch: SubmissionBatch, connection: AnyConnection | None
+    ) -> list[int]:
+        """Enqueue the messages of jobs, to any queues, and return their ids."""
+        return await self._send(batch, connection)
+
+    def note_enqueued(self, ids: list[int], connection: AnyConnection | None) -> None:
+        """Tell the event channel of messages of this queue that were enqueued."""
+        if self._telemetry.events.wants(Enqueued):
+            self._note_enqueued(ids, connection)
 
 
 class Jobs:
@@ -38,37 +53,92 @@ class Jobs:
         self._batcher = batcher
         self._telemetry = telemetry
 
-    async def submit(self, call: Call[R], **options: Unpack[SubmitOptions]) -> Job[R]:
+    async def submit(self, call: Call[R], *, connection: AnyConnection | None = None) -> Job[R]:
         """Submit a call of a task; `Task.submit` is shorter.
 
         Args:
             call: What `Task.call` returned.
-            options: Those of `Task.using`.
+            connection: Submit in the transaction of this connection; see
+                `Producer.enqueue`.
 
         Raises:
             QueueNotFound: The task's queue does not exist.
             PayloadTooLarge: The arguments exceed the queue's limit.
+            KeyConflict: A job of another task, or a plain message, has the key.
             PermissionDenied: The queue was not granted.
             ConnectionLost: The outcome is unknown.
-            ValueError: An option is out of its range.
-            TypeError: An option has a wrong type.
 
         Cancellation:
             The job is submitted or not; with a key, submitting it again is safe.
         """
-        submission = build_submission(call, options)
-        request, connection = submission.request, options.get("connection")
-        sender = _JobSender(self._database, self._batcher, submission.queue, self._telemetry)
+        refuse_schema([call])
+        submission = build_submission(call)
+        sender = self._sender(submission.queue)
         if not self._telemetry.instruments:
-            job_id = await sender.send(request, connection)
+            job_id = await sender.send(submission.request, connection)
         else:
-            enqueueing = EnqueueCall(submission.queue, [call], options.get("headers"), None)
+            headers = call.options.get("headers")
+            enqueueing = EnqueueCall(submission.queue, [call], headers, None)
             with self._telemetry.instruments.enqueueing(enqueueing):
-                options["headers"] = enqueueing.headers
-                request = build_submission(call, options).request
+                request = build_submission(call, enqueueing.headers).request
                 job_id = await sender.send(request, connection)
                 enqueueing.ids = [job_id]
-        return Job(self._database, self._process, job_id, call.definition)
+        return self.handle(call.definition, job_id)
+
+    async def submit_many(
+        self, calls: Iterable[Call[R]], *, connection: AnyConnection | None = None
+    ) -> list[Job[R]]:
+        """Submit all calls or, on any refusal, none; return their jobs in order.
+
+        The calls may be of different tasks, and each has its own options. A few
+        thousand are sent in one statement.
+
+        Args:
+            calls: What `Task.call` returned.
+            connection: Submit in the transaction of this connection; see
+                `Producer.enqueue_many`.
+
+        Raises:
+            TocsinError: What `submit` raises.
+
+        Cancellation:
+            The jobs are submitted or not.
+        """
+        calls = list(calls)
+        refuse_schema(calls)
+        queues = dict[str, list[Call[Any]]]()
+        for call in calls:
+            queues.setdefault(queue_of(call), []).append(call)
+        with ExitStack() as stack:
+            enqueueings = {
+                queue: self._instrument(stack, queue, theirs) for queue, theirs in queues.items()
+            }
+            submissions = [build_submission(c, enqueueings[queue_of(c)].headers) for c in calls]
+            ids = await self._sender("").send_many(SubmissionBatch(submissions), connection)
+            for queue, enqueueing in enqueueings.items():
+                enqueueing.ids = [
+                    job_id
+                    for submission, job_id in zip(submissions, ids, strict=True)
+                    if submission.queue == queue
+                ]
+                self._sender(queue).note_enqueued(list(enqueueing.ids), connection)
+        return [
+            self.handle(call.definition, job_id) for call, job_id in zip(calls, ids, strict=True)
+        ]
+
+    def handle(self, definition: Definition[R], job_id: int) -> Job[R]:
+        """Return the job of a task by its id, without asking the database."""
+        return Job(self._database, self._process, job_id, definition)
+
+    def _instrument(self, stack: ExitStack, queue: str, calls: Sequence[Call[Any]]) -> EnqueueCall:
+        """Run the instruments round a submission to one queue."""
+        enqueueing = EnqueueCall(queue, calls, None, None)
+        if self._telemetry.instruments:
+            stack.enter_context(self._telemetry.instruments.enqueueing(enqueueing))
+        return enqueueing
+
+    def _sender(self, queue: str) -> _JobSender:
+        return _JobSender(self._database, self._batcher, queue, self._telemetry)
 
     async def get(self, job_id: int) -> JobInfo:
         """Return how a job stands.

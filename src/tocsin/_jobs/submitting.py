@@ -1,45 +1,27 @@
-"""Submit jobs: as messages with the name of a task."""
+"""Write jobs as messages with the name of a task."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, TypedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import attrs
 
 from tocsin._arguments import check_count, check_queue
-from tocsin._database.caller_connection import AnyConnection
-from tocsin._durations import Duration, to_seconds
+from tocsin._durations import to_seconds
 from tocsin._queue.payload import encode
-from tocsin._queue.producing.enqueue_request import EnqueueRequest, build_request
+from tocsin._queue.producing.enqueue_request import (
+    CHUNK,
+    CHUNK_SIZE,
+    EnqueueRequest,
+    Parameters,
+    build_request,
+)
 
-from .definition import Call
+from .definition import Call, SubmitOptions
 
-
-class SubmitOptions(TypedDict, total=False):
-    """What a call of a task may choose; without a choice it is as the task says."""
-
-    delay: Duration | None
-    """Seconds until the job is due."""
-    at: datetime | None
-    """Time at which the job is due, with its zone."""
-    priority: int | None
-    """Smaller numbers are run first."""
-    headers: object
-    """Any JSON value."""
-    key: str | None
-    """At most one unfinished job of the queue has it; a second submission returns the
-    first job."""
-    expires_in: Duration | None
-    """Seconds after which a job that has not begun becomes a dead letter."""
-    max_attempts: int | None
-    """After how many attempts a job that fails becomes a dead letter."""
-    timeout: Duration | None
-    """Seconds that an attempt may take."""
-    queue: str | None
-    """Name of the queue."""
-    connection: AnyConnection | None
-    """Submit in the transaction of this connection; see `Producer.enqueue`."""
+ENQUEUE_JOBS: Final = "select tocsin.enqueue_jobs(%s::jsonb)"
+"""Some jobs of a batch; takes what `SubmissionBatch.statements` gives."""
 
 
 @attrs.frozen
@@ -53,9 +35,14 @@ class Submission:
     request: EnqueueRequest
     """The job's message."""
 
+    def to_json(self) -> str:
+        """Return it as a JSON object for ``tocsin.enqueue_jobs``."""
+        key = "" if self.request.key is None else f'"key":{encode(self.request.key)},'
+        return f'{{"queue":{encode(self.queue)},{key}{self.request.to_json()[1:]}'
 
-def build_submission(call: Call[Any], options: SubmitOptions) -> Submission:
-    """Check the options of a call, and return the job that it becomes.
+
+def check_options(options: SubmitOptions) -> SubmitOptions:
+    """Return the options of a call if they are valid.
 
     Raises:
         ValueError: An option is out of its range.
@@ -63,21 +50,93 @@ def build_submission(call: Call[Any], options: SubmitOptions) -> Submission:
     """
     if unknown := options.keys() - SubmitOptions.__annotations__.keys():
         raise TypeError(f"a job has no option {', '.join(sorted(unknown))}")
+    _build_request(options, 0, 1)
+    if (queue := options.get("queue")) is not None:
+        check_queue(queue)
+    return options
+
+
+def queue_of(call: Call[Any]) -> str:
+    """Return the name of the queue of a call's job."""
+    queue = call.options.get("queue")
+    return call.definition.options.queue if queue is None else queue
+
+
+def refuse_schema(calls: Sequence[Call[Any]]) -> None:
+    """Check that no call to a store names a schema.
+
+    Raises:
+        TypeError: One does.
+    """
+    if any("schema" in call.options for call in calls):
+        raise TypeError("the option schema is for a connection as target; a store has its own")
+
+
+def build_submission(call: Call[Any], headers: object = None) -> Submission:
+    """Return the job that a call becomes.
+
+    Args:
+        call: The call, whose options are valid.
+        headers: What the call has unless it chooses its own.
+    """
     task = call.definition
-    priority, queue = options.get("priority"), options.get("queue")
-    max_attempts, timeout = options.get("max_attempts"), options.get("timeout")
-    request = build_request(
+    options = (
+        call.options if headers is None else SubmitOptions(**{"headers": headers, **call.options})
+    )
+    request = _build_request(options, task.options.priority, task.options.max_attempts)
+    return Submission(
+        call,
+        queue_of(call),
+        request._replace(payload=call.arguments, task=task.name),
+    )
+
+
+def _build_request(options: SubmitOptions, priority: int, max_attempts: int) -> EnqueueRequest:
+    """Return the message of a job without its task, and with these defaults."""
+    chosen, attempts = options.get("priority"), options.get("max_attempts")
+    timeout = options.get("timeout")
+    return build_request(
         None,
         delay=options.get("delay"),
         at=options.get("at"),
-        priority=task.options.priority if priority is None else priority,
+        priority=priority if chosen is None else chosen,
         headers=options.get("headers"),
         key=options.get("key"),
         expires_in=options.get("expires_in"),
-        max_deliveries=task.options.max_attempts
-        if max_attempts is None
-        else check_count(max_attempts, "max_attempts"),
+        max_deliveries=max_attempts if attempts is None else check_count(attempts, "max_attempts"),
+    )._replace(
+        options=None if timeout is None else encode({"timeout": to_seconds(timeout, "timeout")})
     )
-    chosen = None if timeout is None else encode({"timeout": to_seconds(timeout, "timeout")})
-    request = request._replace(payload=call.arguments, task=task.name, options=chosen)
-    return Submission(call, task.options.queue if queue is None else check_queue(queue), request)
+
+
+class SubmissionBatch:
+    """Jobs that are submitted all or none, in one statement or more."""
+
+    statement: Final = ENQUEUE_JOBS
+    """What each part is sent with."""
+
+    def __init__(self, submissions: Sequence[Submission]) -> None:
+        self._chunks = list(_chunk(submission.to_json() for submission in submissions))
+
+    @property
+    def one_statement(self) -> bool:
+        """Whether one statement takes it all."""
+        return len(self._chunks) == 1
+
+    def statements(self) -> Iterator[Parameters]:
+        """Yield the argument of ``tocsin.enqueue_jobs`` for each statement."""
+        for texts in self._chunks:
+            yield [f"[{','.join(texts)}]"]
+
+
+def _chunk(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Yield the texts in order, as many at a time as one statement takes."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        if len(chunk) == CHUNK or size >= CHUNK_SIZE:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(text)
+        size += len(text)
+    yield chunk

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
@@ -13,14 +13,24 @@ from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, ca
 import attrs
 
 from tocsin._arguments import check_count, check_priority, check_text
+from tocsin._database.schema import Schema
 from tocsin._durations import Duration, to_seconds
 
-from .definition import Call, Definition, TaskOptions
+from .connections import BlockingTarget
+from .definition import Call, Definition, SubmitOptions, TaskOptions
 from .job import Job
-from .jobs import Jobs
 from .retrying import Retrying, exponential, make_policy
+from .session_job import BlockingJob
 from .signature import Signature
-from .submitting import SubmitOptions
+from .submitting import check_options
+from .targets import (
+    Target,
+    find_job,
+    submit,
+    submit_blocking,
+    submit_many,
+    submit_many_blocking,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,33 +70,117 @@ class Task(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<tocsin.Task {self.name} of queue {self.options.queue!r}>"
 
-    async def submit(self, target: SubmitsJobs, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    async def submit(self, target: Target, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Submit a job that calls the function with these arguments.
 
         Args:
-            target: The store.
+            target: A store, or an async connection in whose transaction the job is
+                submitted: see the guide.
             args: Arguments of the function.
             kwargs: Arguments of the function.
 
         Raises:
             ArgumentsInvalid: The function does not take these arguments.
             TocsinError: What `Jobs.submit` raises.
+            TypeError: The target is neither a store nor an async connection.
 
         Cancellation:
             The job is submitted or not.
         """
-        return await target.jobs.submit(self.call(*args, **kwargs))
+        return await submit(target, self.call(*args, **kwargs))
+
+    async def submit_many(self, target: Target, calls: Iterable[Call[R]], /) -> list[Job[R]]:
+        """Submit all calls of this task or, on any refusal, none.
+
+        Args:
+            target: A store, or an async connection, as for `submit`.
+            calls: What `call` returned, with options of their own (`using`).
+
+        Raises:
+            TocsinError: What `Jobs.submit_many` raises.
+            TypeError: A call is of another task, or the target is of no use.
+
+        Cancellation:
+            The jobs are submitted or not.
+        """
+        return await submit_many(target, self._check_calls(calls))
+
+    def submit_blocking(
+        self, target: BlockingTarget, /, *args: P.args, **kwargs: P.kwargs
+    ) -> BlockingJob[R]:
+        """Submit a job as `submit` does, on a blocking connection, without trio.
+
+        Args:
+            target: A `psycopg.Connection`, or a connection or session of SQLAlchemy
+                with one; the job is submitted in its transaction.
+            args: Arguments of the function.
+            kwargs: Arguments of the function.
+
+        Raises:
+            ArgumentsInvalid: The function does not take these arguments.
+            TocsinError: What `tocsin.enqueue` raises.
+            TypeError: The target has no such connection.
+        """
+        return submit_blocking(target, self.call(*args, **kwargs))
+
+    def submit_many_blocking(
+        self, target: BlockingTarget, calls: Iterable[Call[R]], /
+    ) -> list[BlockingJob[R]]:
+        """Submit all calls of this task or, on any refusal, none, without trio.
+
+        Args:
+            target: As for `submit_blocking`.
+            calls: What `call` returned.
+
+        Raises:
+            TocsinError: What `tocsin.enqueue_many` raises.
+            TypeError: A call is of another task, or the target has no such connection.
+        """
+        return submit_many_blocking(target, self._check_calls(calls))
+
+    def job(self, target: Target, job_id: int, *, schema: str = "tocsin") -> Job[R]:
+        """Return a job of this task by its id, without asking the database.
+
+        Args:
+            target: A store, or an async connection, as for `submit`.
+            job_id: Id of the job.
+            schema: Where Tocsin is installed, for a connection as target.
+        """
+        return find_job(target, self.definition, job_id, schema)
+
+    def job_blocking(
+        self, target: BlockingTarget, job_id: int, *, schema: str = "tocsin"
+    ) -> BlockingJob[R]:
+        """Return a job of this task by its id, without asking the database.
+
+        Args:
+            target: As for `submit_blocking`.
+            job_id: Id of the job.
+            schema: Where Tocsin is installed.
+        """
+        return BlockingJob(target, Schema(schema), job_id, self.definition)
+
+    def _check_calls(self, calls: Iterable[Call[R]]) -> list[Call[R]]:
+        calls = list(calls)
+        for call in calls:
+            if not isinstance(call, Call) or call.definition is not self.definition:
+                raise TypeError(
+                    f"{call!r} is no call of task {self.name}; store.jobs.submit_many takes calls"
+                    " of any tasks"
+                )
+        return calls
 
     def using(self, **options: Unpack[SubmitOptions]) -> Choice[P, R]:
         """Return the task with options for one call, or several.
 
         Args:
-            options: Those of `SubmitOptions`.
+            options: Those of `SubmitOptions`. Any number of calls may share them.
 
         Raises:
-            TypeError: There is no such option.
+            ValueError: An option is out of its range.
+            TypeError: An option has a wrong type, or does not exist.
         """
-        return Choice(self, options)
+        return Choice(self, check_options(options))
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return a call of the task, to be submitted.
@@ -122,7 +216,7 @@ class Choice(Generic[P, R]):
     options: SubmitOptions
     """The options."""
 
-    async def submit(self, target: SubmitsJobs, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    async def submit(self, target: Target, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Submit a job: see `Task.submit`.
 
         Raises:
@@ -132,15 +226,26 @@ class Choice(Generic[P, R]):
         Cancellation:
             The job is submitted or not.
         """
-        return await target.jobs.submit(self.task.call(*args, **kwargs), **self.options)
+        return await submit(target, self.call(*args, **kwargs))
 
+    def submit_blocking(
+        self, target: BlockingTarget, /, *args: P.args, **kwargs: P.kwargs
+    ) -> BlockingJob[R]:
+        """Submit a job: see `Task.submit_blocking`.
 
-class SubmitsJobs(Protocol):
-    """Where jobs are submitted: a `Store`."""
+        Raises:
+            ArgumentsInvalid: The function does not take these arguments.
+            TocsinError: What `tocsin.enqueue` raises.
+        """
+        return submit_blocking(target, self.call(*args, **kwargs))
 
-    @property
-    def jobs(self) -> Jobs:
-        """Its jobs."""
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """Return a call of the task with these options, to be submitted.
+
+        Raises:
+            ArgumentsInvalid: The function does not take these arguments.
+        """
+        return attrs.evolve(self.task.call(*args, **kwargs), options=self.options)
 
 
 class _Decorator(Protocol):

@@ -28,6 +28,9 @@ class TrioConnection(DrivenConnection[Row]):
         self.suspect = False
         """Whether another connection of the same age has fallen silent, so that this
         one is not used for anything new."""
+        self.checked_out_by: object | None = None
+        """What has given the connection to the code that uses it now, such as a store;
+        None: nothing of that kind."""
         self._without_cursor = Prepared(pgconn)
         self._session = SessionState()
 

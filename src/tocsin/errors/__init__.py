@@ -27,7 +27,14 @@ from ._jobs import (
     ResultInvalid,
     TaskUnknown,
 )
-from ._messages import KeyTaken, LeaseLost, MessageNotFound, MessageNotWaiting, RateLimited
+from ._messages import (
+    KeyConflict,
+    KeyTaken,
+    LeaseLost,
+    MessageNotFound,
+    MessageNotWaiting,
+    RateLimited,
+)
 from ._payloads import CharacterUnsupported, PayloadInvalid, PayloadTooLarge, PayloadUnreadable
 from ._queues import QueueAlreadyExists, QueueBusy, QueueNotEmpty, QueueNotFound
 from ._workers import (
@@ -50,6 +57,7 @@ __all__ = [
     "JobFailed",
     "JobNotFound",
     "JobTimedOut",
+    "KeyConflict",
     "KeyTaken",
     "LeaseLost",
     "MessageNotFound",

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from ._base import TocsinError
 
-__all__ = ["KeyTaken", "LeaseLost", "MessageNotFound", "MessageNotWaiting", "RateLimited"]
+__all__ = [
+    "KeyConflict",
+    "KeyTaken",
+    "LeaseLost",
+    "MessageNotFound",
+    "MessageNotWaiting",
+    "RateLimited",
+]
 
 
 class LeaseLost(TocsinError):
@@ -74,6 +81,24 @@ class KeyTaken(TocsinError):
         super().__init__(problem, advice)
         self.ids = ids
         """Ids of the dead letters whose keys are taken."""
+
+
+class KeyConflict(TocsinError):
+    """An unfinished job of another task, or a plain message, has the key of a new job.
+
+    Or a job has the key of a new plain message. Nothing was enqueued.
+    """
+
+    def __init__(
+        self, problem: str, advice: str = "", *, key: str, message_id: int, task: str | None
+    ) -> None:
+        super().__init__(problem, advice)
+        self.key = key
+        """The key."""
+        self.message_id = message_id
+        """Id of the message that has it."""
+        self.task = task
+        """Name of that message's task; None for a plain message."""
 
 
 class RateLimited(TocsinError):

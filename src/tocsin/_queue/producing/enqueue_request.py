@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import chain, count, islice
-from typing import NamedTuple, TypeAlias, TypedDict, Unpack
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypedDict, Unpack
 
 from tocsin._arguments import check_count, check_key, check_priority, check_queue
 from tocsin._durations import Duration, to_timedelta, write_due, write_interval
@@ -21,12 +21,12 @@ ENQUEUE_CALL = "tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s,
 ENQUEUE = f"select {ENQUEUE_CALL}"
 ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
 """A part of a batch; takes what `Batch.statements` gives."""
-_CHUNK = 2000
+CHUNK = 2000
 """Most payloads in one statement of a large batch.
 
 A batch is one transaction, whatever its size.
 """
-_CHUNK_SIZE = 1 << 24
+CHUNK_SIZE = 1 << 24
 """Characters from which on such a statement takes no further payload.
 
 PostgreSQL's JSON arrays end at 256 MB.
@@ -152,6 +152,21 @@ def build_request(
     )
 
 
+class BatchStatements(Protocol):
+    """What is enqueued all or none, in one statement or more."""
+
+    @property
+    def statement(self) -> str:
+        """What each part is sent with; it gives the ids."""
+
+    @property
+    def one_statement(self) -> bool:
+        """Whether one statement takes it all."""
+
+    def statements(self) -> Iterator[Parameters]:
+        """Yield the parameters of each statement; there is at least one."""
+
+
 class Batch:
     """Payloads that are enqueued all or none, with the same options.
 
@@ -163,6 +178,9 @@ class Batch:
         ValueError: An option is out of its range.
         TypeError: An option has a wrong type, or is none of a batch.
     """
+
+    statement: Final = ENQUEUE_MANY
+    """What each part is sent with."""
 
     def __init__(
         self,
@@ -212,7 +230,7 @@ class Batch:
         texts: list[str] = []
         start, size = 0, 0
         for index, payload in enumerate(payloads):
-            if len(texts) == _CHUNK or size >= _CHUNK_SIZE:
+            if len(texts) == CHUNK or size >= CHUNK_SIZE:
                 yield start, f"[{','.join(texts)}]"
                 texts.clear()
                 start, size = index, 0

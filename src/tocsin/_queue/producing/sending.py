@@ -22,6 +22,7 @@ from .batcher import EnqueueBatcher
 from .enqueue_request import (
     Batch,
     BatchOptions,
+    BatchStatements,
     EnqueueRequest,
     MessageOptions,
     build_request,
@@ -106,14 +107,16 @@ class QueueSender:
             check_driven_by_trio(connection), schema, self.queue, request
         )
 
-    async def _send(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
+    async def _send(self, batch: BatchStatements, connection: AnyConnection | None) -> list[int]:
         await self._database.contract.check()
         try:
             return await self._send_batch(batch, connection)
         except SchemaMissing as missing:
             raise await self._database.contract.explain_missing(missing) from missing.__cause__
 
-    async def _send_batch(self, batch: Batch, connection: AnyConnection | None) -> list[int]:
+    async def _send_batch(
+        self, batch: BatchStatements, connection: AnyConnection | None
+    ) -> list[int]:
         schema = self._database.schema
         if isinstance(connection, psycopg.Connection):
             return await run_blocking(

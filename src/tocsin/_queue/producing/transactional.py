@@ -39,9 +39,9 @@ from tocsin._database.schema import Schema
 
 from .enqueue_request import (
     ENQUEUE,
-    ENQUEUE_MANY,
     Batch,
     BatchOptions,
+    BatchStatements,
     EnqueueRequest,
     MessageOptions,
     build_request,
@@ -181,16 +181,16 @@ async def send_async(connection: Async, schema: Schema, queue: str, request: Enq
     return int(await call_async(connection, schema, ENQUEUE, request.parameters(queue)))
 
 
-def send_batch(connection: Blocking, schema: Schema, batch: Batch) -> list[int]:
+def send_batch(connection: Blocking, schema: Schema, batch: BatchStatements) -> list[int]:
     """Enqueue a batch."""
     ids: list[int] = []
     with raising_ours(connection, schema), _as_one(connection, batch):
         for parameters in batch.statements():
-            ids += fetch(connection, schema.render(ENQUEUE_MANY), parameters)
+            ids += fetch(connection, schema.render(batch.statement), parameters)
     return ids
 
 
-async def send_batch_async(connection: Async, schema: Schema, batch: Batch) -> list[int]:
+async def send_batch_async(connection: Async, schema: Schema, batch: BatchStatements) -> list[int]:
     """Enqueue a batch.
 
     Cancellation:
@@ -200,12 +200,12 @@ async def send_batch_async(connection: Async, schema: Schema, batch: Batch) -> l
     with raising_ours(connection, schema):
         async with _as_one_async(connection, batch):
             for parameters in batch.statements():
-                ids += await fetch_async(connection, schema.render(ENQUEUE_MANY), parameters)
+                ids += await fetch_async(connection, schema.render(batch.statement), parameters)
     return ids
 
 
 @contextmanager
-def _as_one(connection: Blocking, batch: Batch) -> Iterator[None]:
+def _as_one(connection: Blocking, batch: BatchStatements) -> Iterator[None]:
     if _commits_by_itself(connection, batch):
         yield
         return
@@ -216,7 +216,7 @@ def _as_one(connection: Blocking, batch: Batch) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _as_one_async(connection: Async, batch: Batch) -> AsyncIterator[None]:
+async def _as_one_async(connection: Async, batch: BatchStatements) -> AsyncIterator[None]:
     if _commits_by_itself(connection, batch):
         yield
         return
@@ -226,7 +226,7 @@ async def _as_one_async(connection: Async, batch: Batch) -> AsyncIterator[None]:
         yield
 
 
-def _commits_by_itself(connection: Blocking | Async, batch: Batch) -> bool:
+def _commits_by_itself(connection: Blocking | Async, batch: BatchStatements) -> bool:
     return (
         batch.one_statement
         and connection.autocommit

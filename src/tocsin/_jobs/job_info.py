@@ -1,0 +1,77 @@
+"""How a job stands, and what it has come to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+import attrs
+
+from tocsin._queue.payload import decode
+from tocsin.errors import JobCancelled, JobFailed, JobTimedOut
+
+JobState: TypeAlias = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
+"""How a job stands."""
+
+OUTCOMES: Final = (
+    "select id, task, state, attempts, result, reason, error, traceback"
+    " from tocsin.job_outcomes(%s::bigint[])"
+)
+"""Asks how jobs stand; a row of the answer is for `read_row`."""
+
+
+@attrs.frozen
+class JobInfo:
+    """How a job stood when it was asked for."""
+
+    id: int
+    """Id of the job."""
+    task: str
+    """Name of its task."""
+    state: JobState
+    """How it stands."""
+    attempts: int
+    """How many attempts have begun."""
+    result: Any
+    """What its function returned, as a JSON value; None unless it has succeeded."""
+    reason: str | None
+    """Why it has failed, as a code: see `DeadLetter.reason`; None unless it has."""
+    error: str | None
+    """The error of the last attempt that had one, or why it was cancelled."""
+    traceback: str | None
+    """The traceback of the last attempt; None unless the job has failed."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has come to an end."""
+        return self.state in ("succeeded", "failed", "cancelled")
+
+
+def read_row(row: Sequence[Any]) -> JobInfo:
+    """Return how a job stands that the database has told of."""
+    id_, task, state, attempts, result, reason, error, traceback = row
+    value = None if result is None else decode(result)
+    return JobInfo(id_, task, state, attempts, value, reason, error, traceback)
+
+
+def read_outcome(info: JobInfo) -> Any:
+    """Return the result of a finished job as a JSON value.
+
+    Raises:
+        JobFailed: It has failed.
+        JobTimedOut: It has failed, and its last attempt has taken too long.
+        JobCancelled: It was cancelled.
+    """
+    if info.state == "cancelled":
+        raise JobCancelled(info.id, task=info.task, reason=info.error or "cancelled")
+    if info.state == "failed":
+        kind = JobTimedOut if info.reason == "timed_out" else JobFailed
+        raise kind(
+            info.id,
+            task=info.task,
+            reason=info.reason or "",
+            attempts=info.attempts,
+            error=info.error or info.reason or "",
+            traceback=info.traceback or "",
+        )
+    return info.result

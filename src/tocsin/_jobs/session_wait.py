@@ -1,0 +1,109 @@
+"""The wait for an outcome on the connection of a program without a store.
+
+``sql/functions/jobs/session_waits.sql`` has the protocol. `SessionWait` says what to do
+next, and its user does that with a blocking or an async connection. So it is there
+once, and knows of no event loop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from tocsin._durations import Duration, to_seconds
+from tocsin.errors import JobNotFound
+
+from .job_info import OUTCOMES, JobInfo, read_row
+
+SHORTEST: Final = 0.001
+"""The first pause, in seconds, before asking again about open transactions."""
+LONGEST: Final = 0.1
+"""The longest such pause."""
+LOOK_AGAIN: Final = 10.0
+"""Seconds after which a wait looks without a notification, as a process does with its
+heartbeat: for the outcomes that the protocol cannot announce."""
+
+
+class Statement(NamedTuple):
+    """To do: run a statement in a transaction of its own; send its rows."""
+
+    text: str
+    parameters: Sequence[object]
+
+
+class Listen(NamedTuple):
+    """To do: wait for a notification, at most for this long."""
+
+    seconds: float
+
+
+Step: TypeAlias = Statement | Listen
+
+
+class SessionWait:
+    """The wait of one session for the outcome of one job."""
+
+    def __init__(self, job_id: int, timeout: Duration | None) -> None:
+        """Begin the time of the wait.
+
+        Args:
+            job_id: Id of the job.
+            timeout: The longest wait in seconds; None: any time.
+        """
+        limit = math.inf if timeout is None else to_seconds(timeout, "timeout", zero=True)
+        self._job_id = job_id
+        self._end = time.monotonic() + limit
+        self._session: tuple[int, int] | None = None
+        self._locked = False
+
+    def steps(self) -> Generator[Step, Any, JobInfo]:
+        """Yield what to do, until the job is finished; return how it stands.
+
+        Raises:
+            JobNotFound: There is no such job.
+            TimeoutError: The time is over.
+        """
+        info = yield from self._look()
+        while self._session is None:
+            if info.finished:
+                return info
+            for number, queue_id in (
+                yield Statement("select * from tocsin.await_job(%s)", [self._job_id])
+            ):
+                self._session = number, queue_id
+            info = yield from self._look()
+        pause, safe = SHORTEST, False
+        while not info.finished:
+            if not safe:
+                safe = not (yield from self._ask(self._session[1]))
+                info = yield from self._look()
+                if info.finished:
+                    break
+            remaining = self._end - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError(f"job {self._job_id} is not finished yet; it goes on")
+            yield Listen(min(remaining, LOOK_AGAIN if safe else pause))
+            pause = min(2 * pause, LONGEST)
+            info = yield from self._look()
+        return info
+
+    def leaving(self) -> Statement | None:
+        """Return what ends the wait on the server; None: there is nothing to end."""
+        if self._session is None:
+            return None
+        return Statement("select tocsin.leave_job(%s, %s, %s)", [*self._session, self._locked])
+
+    def _look(self) -> Generator[Step, Any, JobInfo]:
+        rows = yield Statement(OUTCOMES, [[self._job_id]])
+        if not rows:
+            raise JobNotFound(self._job_id)
+        return read_row(rows[0])
+
+    def _ask(self, queue_id: int) -> Generator[Step, Any, bool]:
+        """Ask whether a transaction is open that has finished jobs of the queue."""
+        function = "untold_outcomes" if self._locked else "begin_awaiting"
+        self._locked = True
+        ((untold,),) = yield Statement(f"select tocsin.{function}(%s::integer[])", [[queue_id]])
+        return bool(untold)
