@@ -28,6 +28,12 @@ select q.id, t, t, t, jsonb_build_object('n', n)
 from tocsin.queues q, clock_timestamp() t, generate_series(1, %s::integer) n
 where q.name = %s
 """
+_JOBS = f"""
+insert into tocsin.messages ({COLUMNS}, task)
+select q.id, t, t, t, jsonb_build_object('n', n), %s
+from tocsin.queues q, clock_timestamp() t, generate_series(1, %s::integer) n
+where q.name = %s
+"""
 _DELAYED = f"""
 insert into tocsin.messages ({COLUMNS}, state)
 select q.id, due, due, t, jsonb_build_object('n', n), 'delayed'
@@ -57,6 +63,16 @@ async def fill(dsn: str, queue: str, ready: int, *, delayed: int = 0, archived: 
     await vacuum(dsn)
 
 
+async def fill_jobs(dsn: str, queue: str, task: str, ready: int) -> None:
+    """Add jobs to a queue; the argument ``n`` of each is a number.
+
+    Cancellation:
+        Some or all jobs have been added.
+    """
+    await execute(dsn, _JOBS.encode(), task, ready, queue)
+    await vacuum(dsn)
+
+
 async def vacuum(dsn: str) -> None:
     """Vacuum and analyze the tables of messages."""
     for table in ("messages", "archive"):
@@ -66,4 +82,10 @@ async def vacuum(dsn: str) -> None:
 async def archived(dsn: str) -> int:
     """Return how many messages have been archived."""
     ((count,),) = await execute(dsn, b"select count(*) from tocsin.archive")
+    return int(count)
+
+
+async def results(dsn: str) -> int:
+    """Return how many results of jobs are stored."""
+    ((count,),) = await execute(dsn, b"select count(result) from tocsin.archive")
     return int(count)

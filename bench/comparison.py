@@ -82,8 +82,7 @@ async def measure(bench: Bench) -> list[Result]:
     for _ in range(rounds if peers else 0):
         rates["tocsin"].append((await drain.drain_with_tocsin(bench, messages)).rate)
         for p in peers:
-            async with _filled(bench, p, messages) as dsn:
-                rates[p.name].append((await _work(dsn, p, messages, seconds, 0)).rate)
+            rates[p.name].append(await peer_rate(bench, p, messages, seconds))
     if not peers:
         return []
     ours = median(rates["tocsin"])
@@ -99,6 +98,12 @@ async def measure(bench: Bench) -> list[Result]:
     ]
     fastest = max(results, key=lambda r: r.floor or 0)
     return [attrs.evolve(fastest, scenario="peers"), *results]
+
+
+async def peer_rate(bench: Bench, peer: Installed, messages: int, seconds: float) -> float:
+    """Return the messages per second of a peer with one process, on a new backlog."""
+    async with _filled(bench, peer, messages) as place:
+        return (await _work(place, peer, messages, seconds, 0)).rate
 
 
 async def measure_grid(bench: Bench) -> list[Result]:

@@ -15,6 +15,7 @@ from . import (
     flat,
     herd,
     idle,
+    jobs,
     kill,
     memory,
     metrics,
@@ -43,6 +44,8 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "commands": commands.measure,
         "delayed": delayed.measure,
         "metrics": metrics.measure,
+        "jobs": jobs.measure,
+        "job_result": jobs.measure_results,
     }
 )
 NOT_BY_DEFAULT = frozenset(("enqueue_concurrent", "herd", "idle"))
