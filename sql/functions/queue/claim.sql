@@ -118,7 +118,8 @@ create or replace function tocsin.claim(
     kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamptz,
     enqueued_at timestamptz, vt_at timestamptz,
     dequeued_at timestamptz, producer_worker_id bigint, headers text, last_error text,
-    max_deliveries integer, key text, payload text, job text,
+    max_deliveries integer, key text, payload text, task text,
+    options text,
     next_due float8
 )
 language plpgsql
@@ -206,9 +207,7 @@ begin
             returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt,
                 t, m.producer_worker_id, m.headers::text,
                       m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key,
-                      m.payload::text, case when m.task is not null then
-                          jsonb_build_object('task', m.task, 'options', m.options)::text end,
-                      null::float8;
+                      m.payload::text, m.task, m.options::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
             q := tocsin._check_claim(worker_id, registration);  -- or raises an error

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 import attrs
@@ -80,11 +78,16 @@ def current_job() -> CurrentJob:
         raise LookupError("no job is running here; only a worker runs jobs") from None
 
 
-@contextmanager
-def running(job: CurrentJob) -> Iterator[None]:
-    """Make a job the current one for the length of the block."""
-    token = _CURRENT.set(job)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)
+class Running:
+    """Makes a job the current one for the length of a block."""
+
+    __slots__ = ("_job", "_token")
+
+    def __init__(self, job: CurrentJob) -> None:
+        self._job = job
+
+    def __enter__(self) -> None:
+        self._token = _CURRENT.set(self._job)
+
+    def __exit__(self, *_: object) -> None:
+        _CURRENT.reset(self._token)

@@ -24,7 +24,7 @@ from tocsin._queue.consuming.verdicts import AttemptFailed, Reject, Snooze, Verd
 from tocsin._queue.message import JobData, Message
 from tocsin.errors import ArgumentsInvalid, ResultInvalid
 
-from .current import CurrentJob, running
+from .current import CurrentJob, Running
 from .task import DEFAULT_RETRY, Task
 
 logger = logging.getLogger("tocsin.job")
@@ -99,7 +99,7 @@ class TaskRunner:
         deadline = math.inf if timeout is None else trio.current_time() + timeout
         current = CurrentJob(message, task.name, timeout, deadline)
         try:
-            with trio.move_on_at(deadline) as scope, running(current):
+            with trio.move_on_at(deadline) as scope, Running(current):
                 returned = await self._callers[task.name](arguments)
                 check_that_it_ran(returned, task.name)
                 return returned

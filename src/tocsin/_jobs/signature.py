@@ -44,6 +44,16 @@ class Signature:
         self._task = task
         self._function = function
         self._signature = inspect.signature(function)
+        self._parameters = frozenset(
+            name
+            for name, parameter in self._signature.parameters.items()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        )
+        self._required = frozenset(
+            name
+            for name in self._parameters
+            if self._signature.parameters[name].default is inspect.Parameter.empty
+        )
         for parameter in self._signature.parameters.values():
             if problem := _UNNAMED.get(parameter.kind):
                 raise TypeError(
@@ -130,6 +140,8 @@ class Signature:
 
     def _bind(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, object]:
         """Return arguments by name, those of ``**kwargs`` among them."""
+        if not args and self._required <= kwargs.keys() <= self._parameters:
+            return dict(kwargs)
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:

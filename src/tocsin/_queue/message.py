@@ -32,6 +32,7 @@ Row: TypeAlias = tuple[
     str | None,
     str,
     str | None,
+    str | None,
     None,
 ]
 """A row of ``tocsin.claim`` with a message; the constants below are its columns."""
@@ -45,8 +46,9 @@ DUE: Final = 5
 VT: Final = 7
 DEQUEUED_AT: Final = 8
 PAYLOAD: Final = 14
-JOB: Final = 15
-"""Task and options as JSON; None: a plain message."""
+TASK: Final = 15
+"""The task of a job; None: a plain message."""
+OPTIONS: Final = 16
 
 
 def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:
@@ -217,11 +219,10 @@ class MessageData:
     @cached_property
     def job(self) -> JobData | None:
         """What makes the message a job; None: it is a plain message."""
-        text = self._row[JOB]
-        if text is None:
+        task, options = self._row[TASK], self._row[OPTIONS]
+        if task is None:
             return None
-        data = decode(text)
-        return JobData(data["task"], data["options"] or {})
+        return JobData(task, {} if options is None else decode(options))
 
     def keep_result(self, result: str) -> None:
         """Have the result of a job, as JSON, stored when the message is archived."""
