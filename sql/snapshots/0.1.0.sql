@@ -3243,7 +3243,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval DEFAULT NULL::interval, from_priority integer DEFAULT NULL::integer, from_due timestamp with time zone DEFAULT NULL::timestamp with time zone, from_id bigint DEFAULT NULL::bigint, or_full_scan boolean DEFAULT true, finished_ids bigint[] DEFAULT NULL::bigint[], finished_leases bigint[] DEFAULT NULL::bigint[], durable boolean DEFAULT true, ordered boolean DEFAULT false, finished_results jsonb DEFAULT NULL::jsonb) RETURNS TABLE(kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamp with time zone, enqueued_at timestamp with time zone, vt_at timestamp with time zone, dequeued_at timestamp with time zone, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text, job text, next_due double precision)
+CREATE FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_messages integer, vt interval DEFAULT NULL::interval, from_priority integer DEFAULT NULL::integer, from_due timestamp with time zone DEFAULT NULL::timestamp with time zone, from_id bigint DEFAULT NULL::bigint, or_full_scan boolean DEFAULT true, finished_ids bigint[] DEFAULT NULL::bigint[], finished_leases bigint[] DEFAULT NULL::bigint[], durable boolean DEFAULT true, ordered boolean DEFAULT false, finished_results jsonb DEFAULT NULL::jsonb) RETURNS TABLE(kind text, id bigint, lease bigint, priority integer, read_ct integer, due timestamp with time zone, enqueued_at timestamp with time zone, vt_at timestamp with time zone, dequeued_at timestamp with time zone, producer_worker_id bigint, headers text, last_error text, max_deliveries integer, key text, payload text, task text, options text, next_due double precision)
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -3333,9 +3333,7 @@ begin
             returning 'message', m.id, m.lease, m.priority, m.read_ct, m.due, m.enqueued_at, m.vt,
                 t, m.producer_worker_id, m.headers::text,
                       m.last_error, coalesce(m.max_deliveries, f.max_deliveries), m.key,
-                      m.payload::text, case when m.task is not null then
-                          jsonb_build_object('task', m.task, 'options', m.options)::text end,
-                      null::float8;
+                      m.payload::text, m.task, m.options::text, null::float8;
         get diagnostics found_rows = row_count;
         if found_rows = 0 and from_due is not null then
             q := "tocsin"._check_claim(worker_id, registration);  -- or raises an error
@@ -5830,7 +5828,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:30:39.321321+00', '2026-11-29 17:30:39.337129+00', '2026-11-29 17:30:39.350332+00', '2026-11-30 17:30:39.350332+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:37:12.952269+00', '2026-11-29 17:37:12.958805+00', '2026-11-29 17:37:12.967934+00', '2026-11-30 17:37:12.967934+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -5843,21 +5841,21 @@ INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:3
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:30:39.407773+00', '2026-11-29 17:30:39.432353+00', '2026-11-29 17:30:39.433671+00', '2985-03-06 17:30:39.433671+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:37:12.996897+00', '2026-11-29 17:37:13.008464+00', '2026-11-29 17:37:13.009628+00', '2985-03-06 17:37:13.009628+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:30:39.350332+00', '2026-11-29 17:30:39.350332+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:30:39.433671+00', '2026-11-29 17:30:39.433671+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:37:12.967934+00', '2026-11-29 17:37:12.967934+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:37:13.009628+00', '2026-11-29 17:37:13.009628+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:30:39.227518+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:30:39.227551+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:30:39.227567+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:37:12.902942+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:37:12.902969+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:37:12.902975+00');
 
 
 
@@ -5870,49 +5868,49 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '769352c018169c540185aa36b01c6e0fd6b30f40c110c4df541cf319dae4bb6d');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '81ccfc1d8779443a53ac0fd8d14e742c6c57f900976d7754dfbaef902d85a796');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:30:39.455965+00', '2026-11-29 17:30:39.468469+00', '2026-11-29 17:30:39.487471+00', 1795973439468469, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:30:39.470638+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:30:39.468469+00:00"}]', NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:37:13.024859+00', '2026-11-29 17:37:13.025912+00', '2026-11-29 17:37:13.036446+00', 1795973833025912, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:37:13.02768+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:37:13.025912+00:00"}]', NULL, NULL);
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:31:38.383157+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:38:12.106803+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:30:39.424321+00', '2026-11-29 17:30:41.432353+00', '2026-11-29 17:30:39.424321+00', '2026-11-29 17:30:39.432353+00', NULL, 1795973439432353, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:30:40.521533+00', '2026-11-29 17:30:40.521533+00', '2026-11-29 17:30:39.448115+00', '2026-11-29 17:30:39.45426+00', NULL, 1795973439454260, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:30:39.470638+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:30:39.45426+00:00"}]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', '2026-11-29 17:30:39.506197+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:30:39.516351+00', '2026-11-29 17:30:39.516351+00', '2026-11-29 17:30:39.516351+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:30:40.524317+00', '2026-11-29 17:30:40.524317+00', '2026-11-29 17:30:39.524317+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:30:40.536221+00', '2026-11-29 17:30:40.536221+00', '2026-11-29 17:30:39.536221+00', NULL, '2026-11-29 17:30:40.036221+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:30:39.540166+00', '2985-03-06 17:30:39.540166+00', '2026-11-29 17:30:39.540166+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:30:39.55205+00', '2026-11-29 17:30:39.55205+00', '2026-11-29 17:30:39.55205+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:37:13.004192+00', '2026-11-29 17:37:15.008464+00', '2026-11-29 17:37:13.004192+00', '2026-11-29 17:37:13.008464+00', NULL, 1795973833008464, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:37:14.017633+00', '2026-11-29 17:37:14.017633+00', '2026-11-29 17:37:13.017769+00', '2026-11-29 17:37:13.023613+00', NULL, 1795973833023613, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:37:13.02768+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:37:13.023613+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:37:13.052923+00', '2026-11-29 17:37:13.052923+00', '2026-11-29 17:37:13.052923+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:37:14.056082+00', '2026-11-29 17:37:14.056082+00', '2026-11-29 17:37:13.056082+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:37:14.056939+00', '2026-11-29 17:37:14.056939+00', '2026-11-29 17:37:13.056939+00', NULL, '2026-11-29 17:37:13.556939+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:37:13.058387+00', '2985-03-06 17:37:13.058387+00', '2026-11-29 17:37:13.058387+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:37:13.063904+00', '2026-11-29 17:37:13.063904+00', '2026-11-29 17:37:13.063904+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:30:38.383157+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:30:38.383157+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:30:38.383157+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:37:12.106803+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:37:12.106803+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:37:12.106803+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 18504, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:30:39.245876+00', '2026-11-29 17:30:39.30601+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 1141, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:37:12.913803+00', '2026-11-29 17:37:12.945313+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:30:39.017948+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:30:39.036389+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:30:39.558581+00', '2026-11-29 17:30:39.038821+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:37:12.774412+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:37:12.779957+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:37:13.067536+00', '2026-11-29 17:37:12.78473+00', 'tocsin.paused');
 
 
 
@@ -5922,13 +5920,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:30:39.244595+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:37:12.912999+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 18504, '0.1.0', '2026-11-29 17:30:39.264739+00', '2026-11-29 17:30:39.264739+00', '2026-11-29 17:30:39.372922+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 18504, '0.1.0', '2026-11-29 17:30:39.377956+00', '2026-11-29 17:30:39.377956+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 18504, '0.1.0', '2026-11-29 17:30:39.393107+00', '2026-11-29 17:30:39.393107+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 1141, '0.1.0', '2026-11-29 17:37:12.917297+00', '2026-11-29 17:37:12.917297+00', '2026-11-29 17:37:12.976981+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 1141, '0.1.0', '2026-11-29 17:37:12.980979+00', '2026-11-29 17:37:12.980979+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 1141, '0.1.0', '2026-11-29 17:37:12.991835+00', '2026-11-29 17:37:12.991835+00', NULL);
 
 
 

@@ -178,6 +178,17 @@ def test_throughput(server: servers.Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_jobs(server: servers.Server, tmp_path: Path) -> None:
+    saved = tmp_path / "results.json"
+    ended = run(server, "--only", "jobs", "--only", "job_result", "--json", saved)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    records = {r["scenario"]: r for r in json.loads(saved.read_text())}
+    check_shape(list(records.values()))
+    assert records.keys() >= {"jobs", "job_result.p50", "job_result.p99"}
+    assert all(r["value"] > 0 for r in records.values())
+
+
+@pytest.mark.slow
 def test_what_goes_back(server: servers.Server, tmp_path: Path) -> None:
     saved = tmp_path / "results.json"
     ended = run(server, "--only", "returning", "--json", saved)
